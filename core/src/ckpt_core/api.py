@@ -1,0 +1,394 @@
+"""The Python API: what the command line does, as functions.
+
+    from ckpt_core import convert, open_checkpoint
+
+    checkpoint = open_checkpoint("run/step-1000")
+    checkpoint.architecture.hidden
+    checkpoint["layers.0.attention.q.weight"].numpy()     # read now, and only this tensor
+
+    convert("run/step-1000", "hf-model", to="hf")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ckpt_core.architecture import Architecture, Axis, facts_of, parameters
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.engine.assembly import Assembly, Source
+from ckpt_core.engine.digest import fingerprint as combine
+from ckpt_core.engine.plan import DEFAULT_MEMORY, Plan, Transfer, make_plan
+from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
+from ckpt_core.engine.transfer import Result, run_transfer
+from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.plugins import ReadRequest, WriteRequest
+from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, require
+from ckpt_core.plugins.request import typed_options
+from ckpt_core.storage.dtypes import DType, decode, dtype_named
+from ckpt_core.storage.remote import localised
+
+_CHUNK_BYTES = 4 << 20
+
+
+class LazyTensor:
+    """A canonical tensor that is still on disk: names, axes and shape now, values when asked for."""
+
+    def __init__(self, assembly: Assembly, source: Source) -> None:
+        self._assembly, self._source = assembly, source
+
+    @property
+    def name(self) -> str:
+        return self._assembly.parameter.name
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The named axes, with sizes."""
+        return self._assembly.parameter.axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._assembly.parameter.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype the values are stored in."""
+        return self._assembly.dtype
+
+    def numpy(self) -> np.ndarray:
+        """All values as float32."""
+        return self[...]
+
+    def __getitem__(self, index: object) -> np.ndarray:
+        """Values as float32; only the bytes of the first axes' slices are read. Indices are ints, slices and `...`."""
+        box, squeeze, strides = _box_of(index, self.shape)
+        values = decode(self._source.read(self._assembly, box), self._assembly.value_dtype)
+        return values[tuple(slice(None, None, step) for step in strides)].reshape(
+            [len(range(0, stop - start, step)) for n, ((start, stop), step) in enumerate(zip(box, strides, strict=True)) if n not in squeeze]
+        )
+
+    def raw(self) -> np.ndarray:
+        """All values as raw elements of `dtype` (bf16 as uint16), without any conversion."""
+        return self._source.read(self._assembly, tuple((0, size) for size in self.shape))
+
+    def __repr__(self) -> str:
+        return f"<{self._assembly.parameter} {self.dtype}>"
+
+
+def _box_of(index: object, shape: tuple[int, ...]) -> tuple[tuple[tuple[int, int], ...], set[int], list[int]]:
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
+    parts += [slice(None)] * (len(shape) - len(parts))
+    if len(parts) > len(shape):
+        raise IndexError(f"{len(parts)} indices for {len(shape)} axes")
+    box, squeeze, strides = [], set(), []
+    for axis, (part, size) in enumerate(zip(parts, shape, strict=True)):
+        if isinstance(part, slice):
+            start, stop, step = part.indices(size)
+            if step < 1:
+                raise IndexError("a step must be positive")
+            box.append((start, max(start, stop)))
+            strides.append(step)
+        else:
+            position = range(size)[part]
+            box.append((position, position + 1))
+            strides.append(1)
+            squeeze.add(axis)
+    return tuple(box), squeeze, strides
+
+
+class OpenCheckpoint(Mapping[str, LazyTensor]):
+    """An opened checkpoint: its architecture, and a lazy mapping of canonical tensors."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._source = Source(checkpoint.files)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.checkpoint.architecture
+
+    @property
+    def format(self) -> str:
+        return self.checkpoint.format
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return LazyTensor(self.checkpoint.tensors[name], self._source)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoint.tensors)
+
+    def __len__(self) -> int:
+        return len(self.checkpoint.tensors)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> OpenCheckpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
+    """The plugin that reads `path`, and why. Raises if none or several recognise it."""
+    if name is not None:
+        return require(name), "asked for with --from"
+    if not os.path.exists(path):
+        raise CkptError("there is no such file or folder", file=path)
+    found = detect(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        facts = "; ".join(f"{plugin.name} ({fact})" for plugin, fact in found)
+        raise UsageError("several formats recognise this path", file=path, found=facts, fix="choose one with --from")
+    broken = [f"{plugin.name} ({plugin.broken})" for plugin in all_plugins() if plugin.broken]
+    raise CkptError(
+        "no installed format recognises this path",
+        file=path,
+        expected=", ".join(format_names()),
+        fix="name the format with --from" + (f"; broken formats: {', '.join(broken)}" if broken else ""),
+    )
+
+
+def config_architecture(path: str | None) -> Architecture | None:
+    """The architecture in a config file, for `--config`."""
+    if path is None:
+        return None
+    for plugin in all_plugins():
+        if plugin.hooks is not None:
+            architecture = plugin.hooks.ckpt_architecture(path=path)
+            if architecture is not None:
+                return architecture
+    raise CkptError("no installed format reads this config", file=path, expected="an HF config.json or our architecture.json")
+
+
+def read_checkpoint(
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    config: str | None = None,
+    options: Mapping[str, str] | None = None,
+    weights: str = "auto",
+) -> Checkpoint:
+    """Read a checkpoint from headers alone. `path` may be `hf://owner/name[@revision]`."""
+    local = localised(os.fspath(path))
+    plugin, fact = find_format(local, format)
+    request = ReadRequest(typed_options(plugin.info, options or {}, "read"), config_architecture(config), weights)
+    checkpoint = plugin.hooks.ckpt_read(path=local, request=request)
+    checkpoint.evidence.insert(0, f"{plugin.name}: {fact}")
+    return checkpoint
+
+
+def open_checkpoint(
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    config: str | None = None,
+    options: Mapping[str, str] | None = None,
+    weights: str = "auto",
+) -> OpenCheckpoint:
+    """Open a checkpoint of any readable format: its architecture, and a lazy mapping of canonical tensors."""
+    return OpenCheckpoint(read_checkpoint(path, format=format, config=config, options=options, weights=weights))
+
+
+def split_options(given: Mapping[str, str], source: Plugin, target: Plugin) -> tuple[dict[str, str], dict[str, str]]:
+    """Give each `-o` option to the side that declares it; `src.` and `dst.` say which where both do."""
+    sides: dict[str, dict[str, str]] = {"src": {}, "dst": {}}
+    known = {
+        "src": {option.name for option in source.info.options if option.side != "write"},
+        "dst": {option.name for option in target.info.options if option.side != "read"},
+    }
+    for name, value in given.items():
+        side, dot, rest = name.partition(".")
+        if dot and side in sides:
+            sides[side][rest] = value
+            continue
+        owners = [side for side in sides if name in known[side]]
+        if len(owners) == 2:
+            raise UsageError(f"both {source.name} (source) and {target.name} (target) have an option {name!r}", fix=f"say src.{name} or dst.{name}")
+        sides[owners[0] if owners else "dst"][name] = value
+    return sides["src"], sides["dst"]
+
+
+def plan_conversion(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    *,
+    to: str,
+    format: str | None = None,
+    config: str | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    dtype: str = "keep",
+    options: Mapping[str, str] | None = None,
+    weights: str = "auto",
+    max_memory: int = DEFAULT_MEMORY,
+    workers: int | None = None,
+) -> Plan:
+    """Everything `convert` would do, without doing it."""
+    for name, ranks in (("tp", tp), ("pp", pp), ("ep", ep)):
+        if ranks is not None and ranks < 1:
+            raise UsageError(f"--{name} must be at least 1", found=ranks)
+    local = localised(os.fspath(src))
+    reader, fact = find_format(local, format)
+    writer = require(to)
+    if not writer.info.writes:
+        raise UsageError(f"format {to} can only be read")
+    for name, ranks in (("tp", tp), ("pp", pp), ("ep", ep)):
+        if ranks not in (None, 1) and name not in writer.info.parallel:
+            raise UsageError(f"format {to} has no --{name}", expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout")
+    source_options, target_options = split_options(options or {}, reader, writer)
+    request = ReadRequest(typed_options(reader.info, source_options, "read"), config_architecture(config), weights)
+    checkpoint = reader.hooks.ckpt_read(path=local, request=request)
+    checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
+    wanted = None if dtype == "keep" else dtype_named(dtype)
+    target: Target = writer.hooks.ckpt_write(
+        checkpoint=checkpoint,
+        request=WriteRequest(
+            typed_options(writer.info, target_options, "write"), wanted, tp, pp, ep, os.path.abspath(os.fspath(dst))
+        ),
+    )
+    asked = {"to": to, "tp": tp, "pp": pp, "ep": ep, "dtype": dtype, "weights": weights, "options": dict(options or {})}
+    return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
+
+
+def convert(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    *,
+    to: str,
+    overwrite: bool = False,
+    executor: Executor | None = None,
+    listener: Listener | None = None,
+    **arguments: object,
+) -> Receipt:
+    """Convert `src` to format `to` at `dst`; further arguments are those of `plan_conversion`.
+
+    Raises `CkptError` (see `ckpt_core.errors`) with nothing left at `dst`. An interrupted call continues
+    where it was when it is repeated.
+    """
+    plan = plan_conversion(src, dst, to=to, **arguments)
+    return run_plan(plan, os.fspath(dst), overwrite=overwrite, executor=executor, listener=listener)
+
+
+def digests(checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None) -> dict[str, Result]:
+    """The digest of every canonical tensor, read once, in bounded memory."""
+    source = Source(checkpoint.files)
+    transfers = [
+        Transfer(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in checkpoint.tensors.values()
+    ]
+    total = sum(transfer.bytes_read for transfer in transfers)
+    done, found = 0, {}
+    try:
+        with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "digest") as pool:
+            for transfer, result in zip(transfers, pool.map(lambda t: run_transfer(t, source, None), transfers), strict=True):
+                found[result.name] = result
+                done += transfer.bytes_read
+                if listener is not None:
+                    listener(Progress(done, total, result.name))
+        source.recheck()
+    finally:
+        source.close()
+    return found
+
+
+def fingerprint(path: str | os.PathLike, *, listener: Listener | None = None, **arguments: object) -> str:
+    """The fingerprint of a checkpoint: equal for equal models, whatever format, layout or storage dtype holds them."""
+    checkpoint = read_checkpoint(path, **arguments)
+    return fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
+
+
+def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
+    known = parameters(checkpoint.architecture)
+    return combine((name, known[name].true_shape, result.digest) for name, result in results.items())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One way in which two checkpoints differ; of tensors also how many elements do, and by how much at most."""
+
+    subject: str
+    left: str
+    right: str
+    elements: int | None = None
+    largest: float | None = None
+
+
+def compare(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = None) -> list[Difference]:
+    """How two checkpoints of any formats differ, as architectures and as tensors; vocabulary padding aside.
+
+    If the vocabularies differ in size, the common rows are compared and the sizes are reported.
+    """
+    found = list(architecture_differences(left.architecture, right.architecture))
+    one, two = with_common_rows(left, right)
+    first, second = digests(one, listener=listener), digests(two, listener=listener)
+    for name in sorted(first.keys() | second.keys()):
+        if name not in first or name not in second:
+            shapes = [str(side.tensors[name].parameter) if name in side.tensors else "absent" for side in (left, right)]
+            found.append(Difference(name, *shapes))
+        elif one.tensors[name].parameter.true_shape != two.tensors[name].parameter.true_shape:
+            found.append(Difference(name, *(str(side.tensors[name].parameter) for side in (one, two))))
+        elif first[name].digest != second[name].digest:
+            found.append(first_difference(one, two, name))
+    return found
+
+
+def with_common_rows(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both checkpoints with the vocabulary rows that they have in common as the true ones."""
+    tokens = [side.architecture.tokens for side in (left, right)]
+    rows = None if None in tokens else min(side.vocabulary for side in tokens)
+    return replace(left, tensors=_with_true_rows(left, rows)), replace(right, tensors=_with_true_rows(right, rows))
+
+
+def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, Assembly]:
+    tokens = side.architecture.tokens
+
+    def common(assembly: Assembly) -> Assembly:
+        parameter = assembly.parameter
+        if rows is None or not parameter.axes or parameter.axes[0].name != "v" or parameter.shape[0] != tokens.padded_vocabulary:
+            return assembly
+        return replace(assembly, parameter=replace(parameter, true_rows=rows))
+
+    return {name: common(assembly) for name, assembly in side.tensors.items()}
+
+
+def architecture_differences(left: Architecture, right: Architecture) -> Iterator[Difference]:
+    """The facts that differ, vocabulary padding aside."""
+    one, two = facts_of(left), facts_of(right)
+    for path in sorted(one.keys() | two.keys()):
+        if path != "tokens.padded_vocabulary" and one.get(path) != two.get(path):
+            yield Difference(path, str(one.get(path, "absent")), str(two.get(path, "absent")))
+
+
+def first_difference(left: Checkpoint, right: Checkpoint, name: str) -> Difference:
+    """Where two tensors of one shape first differ, and by how much at most, read in pieces."""
+    from ckpt_core.engine.assembly import boxes
+
+    sources = [Source(side.files) for side in (left, right)]
+    assemblies = [side.tensors[name] for side in (left, right)]
+    shape = assemblies[0].parameter.true_shape
+    largest, count, first = 0.0, 0, ("", "")
+    for box in boxes(shape, _CHUNK_BYTES // 4):
+        a, b = (decode(source.read(assembly, box), assembly.value_dtype) for source, assembly in zip(sources, assemblies, strict=True))
+        different = a.view(np.uint32) != b.view(np.uint32)
+        if different.any():
+            with np.errstate(invalid="ignore"):
+                largest = float(np.fmax(largest, np.fmax.reduce(np.abs(a - b), axis=None)))
+            if not count:
+                inside = tuple(int(i) for i in np.argwhere(different)[0])
+                where = tuple(start + i for (start, _), i in zip(box, inside, strict=True))
+                axes = " ".join(f"{axis.name}={i}" for axis, i in zip(assemblies[0].parameter.axes, where, strict=True))
+                first = (f"{a[inside]!s} at {axes}", str(b[inside]))
+            count += int(different.sum())
+    for source in sources:
+        source.close()
+    return Difference(name, *first, count, largest)

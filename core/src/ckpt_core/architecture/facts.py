@@ -1,0 +1,225 @@
+"""An architecture as a flat table of facts, and back: the ground that config fields stand on.
+
+Frameworks write flat configs with one value for all layers (`num_attention_heads: 32`) and now and
+then a pattern (`no_rope_layers: [1, 1, 1, 0]`). `Facts` bridges the two views:
+
+    facts["attention.heads"]        32, the value of every layer that has one
+    facts["attention.window"]       4096, though only some layers have a window ...
+    facts["attention.window?"]      ... namely PerLayer((True, False, True, False))
+    facts["layers"]                 how many layers there are
+    facts["kind"]                   "decoder", "encoder" or "encoder-decoder"
+
+A value that differs between layers is a `PerLayer`. In an encoder-decoder the paths of a stack carry
+its name (`encoder.attention.heads`); otherwise they carry none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from enum import StrEnum
+
+from ckpt_core.architecture.schema import Architecture, Layer, Stack
+from ckpt_core.architecture.serial import field_types, optional_of
+from ckpt_core.architecture.validate import validate
+from ckpt_core.errors import CkptError
+
+
+class PerLayer(tuple):
+    """One value per layer of a stack; None where a layer has no such thing."""
+
+    __slots__ = ()
+
+
+class Facts(dict):
+    """A flat view of an architecture; see the module's docstring for the paths."""
+
+    def present(self, path: str) -> object:
+        """Whether the optional thing at `path` exists: True, False, or a PerLayer of both."""
+        if f"{path}?" in self:
+            return self[f"{path}?"]
+        return any(key == path or key.startswith(f"{path}.") for key in self)
+
+
+_KINDS = {"decoder": ("decoder",), "encoder": ("encoder",), "encoder-decoder": ("encoder", "decoder")}
+
+
+def facts_of(architecture: Architecture) -> Facts:
+    """The facts of `architecture`. Things that do not exist have no entry."""
+    facts = Facts()
+    stacks = {name: stack for name in ("encoder", "decoder") if (stack := getattr(architecture, name)) is not None}
+    facts["kind"] = "-".join(stacks)
+    for field in dataclasses.fields(Architecture):
+        if field.name not in ("encoder", "decoder"):
+            _collect(facts, field.name, field_types(Architecture)[field.name], [getattr(architecture, field.name)])
+    for name, stack in stacks.items():
+        prefix = f"{name}." if len(stacks) == 2 else ""
+        facts[f"{prefix}layers"] = len(stack.layers)
+        for field in dataclasses.fields(Stack):
+            if field.name != "layers":
+                _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
+        for field in dataclasses.fields(Layer):
+            column = [getattr(layer, field.name) for layer in stack.layers]
+            _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
+    return facts
+
+
+def _collect(facts: Facts, path: str, annotation: object, column: list) -> None:
+    """Enter one field, given its value in every layer (or once, outside layers)."""
+    annotation, _ = optional_of(annotation)
+    present = [value is not None for value in column]
+    if not any(present):
+        return
+    if not all(present):
+        facts[f"{path}?"] = PerLayer(present)
+    if dataclasses.is_dataclass(annotation):
+        for field in dataclasses.fields(annotation):
+            inner = [None if value is None else getattr(value, field.name) for value in column]
+            _collect_inner(facts, f"{path}.{field.name}", field_types(annotation)[field.name], inner, present)
+        return
+    values = {value for value in column if value is not None}
+    facts[path] = values.pop() if len(values) == 1 else PerLayer(column)
+
+
+def _collect_inner(facts: Facts, path: str, annotation: object, column: list, owner: list[bool]) -> None:
+    """Like `_collect`, but layers without the owner do not count as layers without the field."""
+    kept = [value for value, exists in zip(column, owner, strict=True) if exists]
+    if all(owner) or any(value is None for value in kept):
+        _collect(facts, path, annotation, column)
+        return
+    inner = Facts()
+    _collect(inner, path, annotation, kept)
+    for key, value in inner.items():
+        spread = iter(value) if isinstance(value, PerLayer) else None
+        facts[key] = value if spread is None else PerLayer(next(spread) if exists else None for exists in owner)
+
+
+def architecture_of(facts: Facts, source: str) -> Architecture:
+    """The architecture that `facts` describe, validated; unknown or missing facts are errors naming `source`."""
+    kind = facts.get("kind")
+    if kind not in _KINDS:
+        raise CkptError("no such kind of model", file=source, found=kind, expected=" | ".join(_KINDS))
+    claimed: set[str] = {"kind"}
+    names = _KINDS[kind]
+    values: dict[str, object] = {}
+    for name in names:
+        prefix = f"{name}." if len(names) == 2 else ""
+        values[name] = _build_stack(facts, prefix, claimed, source)
+    for field in dataclasses.fields(Architecture):
+        if field.name not in ("encoder", "decoder"):
+            value = _build(facts, field.name, field_types(Architecture)[field.name], None, claimed, source)
+            if value is not _ABSENT:
+                values[field.name] = value
+    unknown = sorted(set(facts) - claimed)
+    if unknown:
+        raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
+    return validate(_construct(Architecture, values, "", source), source)
+
+
+_ABSENT = object()
+
+
+def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> Stack:
+    count = facts.get(f"{prefix}layers")
+    claimed.add(f"{prefix}layers")
+    if type(count) is not int or not 0 < count <= 100_000:
+        raise CkptError(f"{prefix}layers is not a number of layers", file=source, found=repr(count), expected="1 to 100000")
+    layers: dict[tuple, Layer] = {}
+
+    def layer(index: int) -> Layer:
+        values = {}
+        for field in dataclasses.fields(Layer):
+            value = _build(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], index, claimed, source)
+            if value is not _ABSENT:
+                values[field.name] = value
+        built = _construct(Layer, values, f"{prefix}layers.{index}", source)
+        return layers.setdefault(built, built)  # equal layers share one object
+
+    values: dict[str, object] = {"layers": tuple(layer(index) for index in range(count))}
+    for field in dataclasses.fields(Stack):
+        if field.name != "layers":
+            value = _build(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], None, claimed, source)
+            if value is not _ABSENT:
+                values[field.name] = value
+    return _construct(Stack, values, prefix, source)
+
+
+def _build(facts: Facts, path: str, annotation: object, index: int | None, claimed: set[str], source: str) -> object:
+    """The value at `path` in layer `index`, or `_ABSENT`."""
+    annotation, optional = optional_of(annotation)
+    claimed.add(f"{path}?")
+    presence = facts.get(f"{path}?", True)
+    here = _at(presence, index, path, source)
+    if not dataclasses.is_dataclass(annotation):
+        claimed.add(path)
+        value = _at(facts[path], index, path, source) if path in facts and here else None
+        return _ABSENT if value is None else _typed(annotation, value, path, source)
+    claimed.update(key for key in facts if key.startswith(f"{path}.") and key.removesuffix("?") in _paths(annotation, path))
+    values = {}
+    for field in dataclasses.fields(annotation):
+        value = _build(facts, f"{path}.{field.name}", field_types(annotation)[field.name], index, claimed, source)
+        if value is not _ABSENT:
+            values[field.name] = value
+    if not here or not values:
+        return _ABSENT
+    return _construct(annotation, values, path, source)
+
+
+def _typed(annotation: object, value: object, path: str, source: str) -> object:
+    """A leaf of the annotated type; whole numbers pass for floats, names for enums."""
+    if annotation is float and type(value) is int:
+        return float(value)
+    if isinstance(annotation, type) and (type(value) is annotation or issubclass(annotation, StrEnum)):
+        try:
+            return annotation(value)
+        except ValueError:
+            raise CkptError(f"{path} has no value {value!r}", file=source, expected=" | ".join(annotation)) from None
+    if typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(annotation)[0], item, path, source) for item in value)
+    raise CkptError(f"{path} has a value of the wrong type", file=source, found=repr(value)[:80], expected=getattr(annotation, "__name__", str(annotation)))
+
+
+def _paths(cls: type, path: str) -> set[str]:
+    return set(_walk(cls, path))
+
+
+def _walk(cls: type, path: str) -> Iterator[str]:
+    for field in dataclasses.fields(cls):
+        annotation, _ = optional_of(field_types(cls)[field.name])
+        yield f"{path}.{field.name}"
+        if dataclasses.is_dataclass(annotation):
+            yield from _walk(annotation, f"{path}.{field.name}")
+
+
+def _at(value: object, index: int | None, path: str, source: str) -> object:
+    if not isinstance(value, PerLayer):
+        return value
+    if index is None or index >= len(value):
+        raise CkptError(f"{path} gives {len(value)} values", file=source, expected="one value per layer")
+    return value[index]
+
+
+def _construct(cls: type, values: dict[str, object], path: str, source: str) -> object:
+    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise CkptError(f"{path or 'architecture'} lacks {', '.join(missing)}", file=source)
+    return cls(**values)
+
+
+def default_of(path: str) -> object:
+    """The schema's default of the field at a fact's `path`; `dataclasses.MISSING` if it has none.
+
+    This is what "does not happen" means: a format that can't say a field may still hold its default.
+    """
+    parts = path.split(".")
+    if parts[0] in ("encoder", "decoder"):
+        parts = parts[1:]
+    roots = [Layer, Stack, Architecture]
+    cls = next((root for root in roots if parts[0] in field_types(root)), None)
+    for part in parts[:-1]:
+        cls, _ = optional_of(field_types(cls)[part])
+    field = next((f for f in dataclasses.fields(cls) if f.name == parts[-1]), None) if cls else None
+    if field is None:
+        raise KeyError(path)
+    return field.default

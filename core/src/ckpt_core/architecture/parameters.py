@@ -1,0 +1,232 @@
+"""The canonical parameters of an architecture: the completeness check.
+
+`parameters(architecture)` lists exactly the tensors a model has, with named axes and sizes.
+A reader must deliver each of them, a writer must place each of them, and nothing else exists.
+
+Axis names are the field's own letters:
+
+    v vocabulary   h hidden          g query groups   r query heads per group   d head dim
+    f ffn          x experts         p positions      b distance buckets
+    ql/kl query and key-value latents    dn/dr/dv unrotated, rotated and value dims of latent attention
+    cls class tokens   y/z patch rows and columns   ch channels   k classes
+
+The head dim of rotated projections is refined: d = (c e) + o, where c = 2 halves of e rotated
+pairs, and o what is left unrotated. A layout sentence may name the finer axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ckpt_core.architecture.schema import Architecture, Attention, Classifier, LatentAttention, Layer, Mlp, Norm, Patches, Stack
+from ckpt_core.architecture.validate import rotary_width
+
+Term = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A named axis; `terms` refine it into a sum of products of finer axes, in canonical order."""
+
+    name: str
+    size: int
+    terms: tuple[Term, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A canonical parameter. `true_rows`: how many rows of axis 0 are real when it is a padded vocabulary."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    true_rows: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def true_shape(self) -> tuple[int, ...]:
+        """The shape without padding rows."""
+        return self.shape if self.true_rows is None else (self.true_rows, *self.shape[1:])
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + " ".join(map(str, self.axes))
+
+
+def head_dim_axis(size: int, rotated: int, name: str = "d") -> Axis:
+    """The head dim with its rotary refinement: `rotated` elements in two halves, the rest untouched."""
+    return Axis(name, size, ((("c", 2), ("e", rotated // 2)), (("o", size - rotated),)))
+
+
+def parameters(architecture: Architecture) -> dict[str, Parameter]:
+    """Every parameter of the model by canonical name, in the order of the forward pass."""
+    return {parameter.name: parameter for parameter in _enumerate(architecture)}
+
+
+def _enumerate(architecture: Architecture) -> Iterator[Parameter]:
+    hidden = Axis("h", architecture.hidden)
+    tokens = architecture.tokens
+    vocabulary = Axis("v", tokens.padded_vocabulary) if tokens else None
+    padded = {"true_rows": tokens.vocabulary} if tokens and tokens.vocabulary != tokens.padded_vocabulary else {}
+    if tokens is not None:
+        yield Parameter("embedding.tokens.weight", (vocabulary, hidden), **padded)
+        yield from _norm("embedding.norm", tokens.norm, hidden)
+    if architecture.patches is not None:
+        yield from _patches(architecture.patches, hidden)
+    for prefix, stack in architecture.stacks.items():
+        yield from _stack(prefix, stack, hidden)
+    if architecture.head is not None:
+        if not architecture.head.tied:
+            yield Parameter("head.weight", (vocabulary, hidden), **padded)
+        if architecture.head.bias:
+            yield Parameter("head.bias", (vocabulary,), **padded)
+    if architecture.classifier is not None:
+        yield from _classifier(architecture.classifier, hidden)
+
+
+def _patches(patches: Patches, hidden: Axis) -> Iterator[Parameter]:
+    square = (Axis("ch", patches.channels), Axis("y", patches.patch), Axis("z", patches.patch))
+    yield Parameter("embedding.patches.weight", (hidden, *square))
+    if patches.bias:
+        yield Parameter("embedding.patches.bias", (hidden,))
+    if patches.class_tokens:
+        yield Parameter("embedding.class_tokens.weight", (Axis("cls", patches.class_tokens), hidden))
+
+
+def _classifier(classifier: Classifier, hidden: Axis) -> Iterator[Parameter]:
+    if classifier.hidden:
+        yield Parameter("classifier.dense.weight", (Axis("i", hidden.size), hidden))
+        yield Parameter("classifier.dense.bias", (Axis("i", hidden.size),))
+    yield Parameter("classifier.weight", (Axis("k", classifier.classes), hidden))
+    yield Parameter("classifier.bias", (Axis("k", classifier.classes),))
+
+
+def _stack(prefix: str, stack: Stack, hidden: Axis) -> Iterator[Parameter]:
+    if stack.positions is not None:
+        yield Parameter(f"{prefix}positions.weight", (Axis("p", stack.positions.count), hidden))
+    yield from _norm(f"{prefix}input_norm", stack.input_norm, hidden)
+    if stack.relative_bias is not None:
+        attention = stack.layers[0].attention
+        yield _relative_bias(f"{prefix}relative_bias.weight", stack.relative_bias.buckets, attention)
+    for index, layer in enumerate(stack.layers):
+        yield from _layer(f"{prefix}layers.{index}.", layer, hidden)
+    yield from _norm(f"{prefix}final_norm", stack.final_norm, hidden)
+
+
+def _layer(prefix: str, layer: Layer, hidden: Axis) -> Iterator[Parameter]:
+    if layer.attention is not None:
+        yield from _attention(f"{prefix}attention", layer.attention, hidden)
+    if layer.latent_attention is not None:
+        yield from _latent_attention(f"{prefix}attention", layer.latent_attention, hidden)
+    if layer.layer_scale:
+        yield Parameter(f"{prefix}attention.layer_scale.weight", (hidden,))
+    if layer.cross_attention is not None:
+        yield from _attention(f"{prefix}cross_attention", layer.cross_attention, hidden)
+    yield from _mlp(f"{prefix}mlp", layer.mlp, hidden)
+    if layer.layer_scale:
+        yield Parameter(f"{prefix}mlp.layer_scale.weight", (hidden,))
+
+
+def _attention(name: str, attention: Attention, hidden: Axis) -> Iterator[Parameter]:
+    groups = Axis("g", attention.groups)
+    per_group = Axis("r", attention.heads // attention.groups)
+    rotated = head_dim_axis(attention.head_dim, rotary_width(attention.rotary, attention.head_dim))
+    plain = Axis("d", attention.head_dim)
+    yield from _norm(f"{name}.norm", attention.norm, hidden)
+    for part, axes, bias in (
+        ("q", (groups, per_group, rotated), attention.q_bias),
+        ("k", (groups, rotated), attention.k_bias),
+        ("v", (groups, plain), attention.v_bias),
+    ):
+        yield Parameter(f"{name}.{part}.weight", (*axes, hidden))
+        if bias:
+            yield Parameter(f"{name}.{part}.bias", axes)
+    if attention.qk_norm is not None:
+        for part, whole in (("q", (groups, per_group, rotated)), ("k", (groups, rotated))):
+            yield from _norm(f"{name}.{part}_norm", attention.qk_norm, *(whole if attention.qk_norm_whole else (rotated,)))
+    if attention.relative_bias is not None:
+        yield _relative_bias(f"{name}.relative_bias.weight", attention.relative_bias.buckets, attention)
+    if attention.sinks:
+        yield Parameter(f"{name}.sinks.weight", (groups, per_group))
+    if attention.head_scale:
+        yield Parameter(f"{name}.head_scale.weight", (groups, per_group))
+    yield Parameter(f"{name}.out.weight", (hidden, groups, per_group, plain))
+    if attention.out_bias:
+        yield Parameter(f"{name}.out.bias", (hidden,))
+    yield from _norm(f"{name}.out_norm", attention.out_norm, hidden)
+
+
+def _relative_bias(name: str, buckets: int, attention: Attention) -> Parameter:
+    heads = (Axis("g", attention.groups), Axis("r", attention.heads // attention.groups))
+    return Parameter(name, (Axis("b", buckets), *heads))
+
+
+def _latent_attention(name: str, latent: LatentAttention, hidden: Axis) -> Iterator[Parameter]:
+    groups, nope, value = Axis("g", latent.heads), Axis("dn", latent.nope_dim), Axis("dv", latent.value_dim)
+    rope = head_dim_axis(latent.rope_dim, latent.rope_dim, "dr")
+    query, keys = Axis("ql", latent.q_rank or 0), Axis("kl", latent.kv_rank)
+    yield from _norm(f"{name}.norm", latent.norm, hidden)
+    source = hidden
+    if latent.q_rank is not None:
+        yield Parameter(f"{name}.q_down.weight", (query, hidden))
+        yield from _norm(f"{name}.q_norm", latent.q_norm, query)
+        source = query
+    yield Parameter(f"{name}.q_nope.weight", (groups, nope, source))
+    yield Parameter(f"{name}.q_rope.weight", (groups, rope, source))
+    yield Parameter(f"{name}.kv_down.weight", (keys, hidden))
+    yield Parameter(f"{name}.k_rope.weight", (rope, hidden))
+    yield from _norm(f"{name}.kv_norm", latent.kv_norm, keys)
+    yield Parameter(f"{name}.k_nope.weight", (groups, nope, keys))
+    yield Parameter(f"{name}.v.weight", (groups, value, keys))
+    yield Parameter(f"{name}.out.weight", (hidden, groups, value))
+    if latent.bias:
+        yield Parameter(f"{name}.out.bias", (hidden,))
+    yield from _norm(f"{name}.out_norm", latent.out_norm, hidden)
+
+
+def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:
+    yield from _norm(f"{name}.norm", mlp.norm, hidden)
+    if mlp.ffn is not None:
+        yield from _feed_forward(name, mlp, mlp.ffn, hidden)
+    if mlp.moe is not None:
+        experts = Axis("x", mlp.moe.experts)
+        yield Parameter(f"{name}.router.weight", (experts, hidden))
+        if mlp.moe.router.bias:
+            yield Parameter(f"{name}.router.bias", (experts,))
+        if mlp.moe.router.correction_bias:
+            yield Parameter(f"{name}.router.correction_bias", (experts,))
+        for parameter in _feed_forward(f"{name}.experts", mlp, mlp.moe.ffn, hidden):
+            yield replace(parameter, axes=(experts, *parameter.axes))
+        if mlp.moe.shared is not None:
+            yield from _feed_forward(f"{name}.shared", mlp, mlp.moe.shared.ffn, hidden)
+            if mlp.moe.shared.gate:
+                yield Parameter(f"{name}.shared_gate.weight", (hidden,))
+    yield from _norm(f"{name}.out_norm", mlp.out_norm, hidden)
+
+
+def _feed_forward(name: str, mlp: Mlp, width: int, hidden: Axis) -> Iterator[Parameter]:
+    ffn = Axis("f", width)
+    for part in ("gate", "up") if mlp.gated else ("up",):
+        yield Parameter(f"{name}.{part}.weight", (ffn, hidden))
+        if mlp.up_bias:
+            yield Parameter(f"{name}.{part}.bias", (ffn,))
+    yield Parameter(f"{name}.down.weight", (hidden, ffn))
+    if mlp.down_bias:
+        yield Parameter(f"{name}.down.bias", (hidden,))
+
+
+def _norm(name: str, norm: Norm | None, *axes: Axis) -> Iterator[Parameter]:
+    if norm is not None and norm.weight:
+        yield Parameter(f"{name}.weight", axes)
+    if norm is not None and norm.bias:
+        yield Parameter(f"{name}.bias", axes)

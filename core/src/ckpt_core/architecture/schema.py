@@ -1,0 +1,347 @@
+"""What a model *is*: a frozen, serialisable schema whose fields have executable meaning.
+
+Nothing here names a framework. A field says what is computed ("the scores are
+divided by ...", "the layer sees this many positions back"), never where a
+framework keeps it. Two checkpoints with equal architectures and equal canonical
+tensors compute the same function.
+
+Every optional field defaults to "does not happen": no bias, no window, no cap.
+A format that has no way to say a field can therefore be refused by name
+whenever the field is away from its default (`ckpt_core.architecture.facts`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+SCHEMA_VERSION = 1
+
+
+class Activation(StrEnum):
+    """The exact scalar function of an MLP. The two GELUs differ by up to 5e-4 per element: never mix them."""
+
+    SILU = "silu"
+    GELU_ERF = "gelu_erf"  # x * Phi(x)
+    GELU_TANH = "gelu_tanh"  # tanh approximation, constants 0.7978845608 and 0.044715
+    GELU_QUICK = "gelu_quick"  # x * sigmoid(1.702 x)
+    RELU = "relu"
+    RELU_SQUARED = "relu_squared"
+
+
+class RotaryKind(StrEnum):
+    """How rotary frequencies are stretched; the names are those of transformers' `rope_type`."""
+
+    LINEAR = "linear"
+    DYNAMIC = "dynamic"
+    YARN = "yarn"
+    LONGROPE = "longrope"
+    LLAMA3 = "llama3"
+    PROPORTIONAL = "proportional"
+
+
+class Pooling(StrEnum):
+    """How a classifier sums up a sequence."""
+
+    FIRST = "first"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """A normalisation over the last axis.
+
+    `kind` is `rms` (divide by the root mean square) or `layer` (subtract the mean first).
+    `zero_centred`: the stored weight is gamma - 1, so the factor is 1 + weight (Gemma, layernorm1p).
+    """
+
+    kind: str
+    eps: float
+    weight: bool = True
+    bias: bool = False
+    zero_centred: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryScaling:
+    """A stretching of rotary frequencies. Which fields a kind needs is in `SCALING_FIELDS`.
+
+    `factor` is dimensionless; `original_positions` counts tokens; the `*_factors` of longrope
+    hold one number per rotary frequency.
+    """
+
+    kind: RotaryKind
+    factor: float | None = None
+    original_positions: int | None = None
+    max_positions: int | None = None
+    low_frequency_factor: float | None = None
+    high_frequency_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    short_factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
+
+
+# kind                    required                                                     allowed besides
+# fmt: off
+SCALING_FIELDS: dict[RotaryKind, tuple[frozenset[str], frozenset[str]]] = {
+    RotaryKind.LINEAR:       (frozenset({"factor"}), frozenset()),
+    RotaryKind.DYNAMIC:      (frozenset({"factor", "max_positions"}), frozenset()),
+    RotaryKind.YARN:         (frozenset({"factor", "original_positions"}),
+                              frozenset({"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"})),
+    RotaryKind.LONGROPE:     (frozenset({"original_positions", "short_factors", "long_factors"}),
+                              frozenset({"factor", "attention_factor", "max_positions"})),
+    RotaryKind.LLAMA3:       (frozenset({"factor", "original_positions", "low_frequency_factor", "high_frequency_factor"}),
+                              frozenset()),
+    RotaryKind.PROPORTIONAL: (frozenset(), frozenset({"factor"})),
+}
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """Rotary positions: the first `fraction` of every head is rotated in (j, j + half) pairs.
+
+    The pairing of a framework's *stored* rows (half-split or interleaved) is a matter of
+    layout, not of meaning: canonical tensors are always half-split.
+    """
+
+    theta: float
+    fraction: float = 1.0
+    scaling: RotaryScaling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelativeBias:
+    """A learned bias per head and bucket of distance, added to the scores (T5)."""
+
+    buckets: int
+    max_distance: int
+    bidirectional: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Softmax attention with `groups` key-value heads, each shared by heads / groups query heads.
+
+    `scale` multiplies q.k; None means head_dim ** -0.5. `window` counts the positions a query
+    sees, itself included (None: all). `softcap` c replaces scores s by c * tanh(s / c).
+    `sinks`: a learned logit per head joins the softmax denominator.
+    `relative_bias_scale` multiplies the relative bias of this layer, shared or own.
+    `head_scale`: a learned factor per head on the attention output.
+    `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
+    `qk_norm` is applied to q and k before rotation, per head, or over all heads at once if `qk_norm_whole`.
+    """
+
+    heads: int
+    groups: int
+    head_dim: int
+    norm: Norm | None = None
+    out_norm: Norm | None = None
+    scale: float | None = None
+    q_bias: bool = False
+    k_bias: bool = False
+    v_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Norm | None = None
+    qk_norm_whole: bool = False
+    rotary: Rotary | None = None
+    alibi: bool = False
+    relative_bias: RelativeBias | None = None
+    relative_bias_scale: float = 1.0
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    head_scale: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek): keys and values are expanded from one small latent.
+
+    Each head's q and k have `nope_dim` unrotated and `rope_dim` rotated elements; the rotated
+    key part is shared by all heads. `q_rank` None means q is not compressed.
+    `scale` None means (nope_dim + rope_dim) ** -0.5.
+    """
+
+    heads: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    rotary: Rotary
+    kv_norm: Norm
+    q_rank: int | None = None
+    q_norm: Norm | None = None
+    norm: Norm | None = None
+    out_norm: Norm | None = None
+    scale: float | None = None
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """Chooses `top_k` experts per token.
+
+    `score` is `softmax` or `sigmoid` of the router logits, in fp32. `normalise` divides the chosen
+    scores by their sum (softmax over the chosen logits is the same thing); `scale` then multiplies them.
+    `correction_bias`: a learned offset that takes part in choosing but not in weighting.
+    `groups`/`group_top_k`: only experts of the best groups are eligible; `group_score` says how a
+    group is scored ("max", or "top2" for the sum of its two best).
+    """
+
+    top_k: int
+    score: str = "softmax"
+    normalise: bool = False
+    scale: float = 1.0
+    bias: bool = False
+    correction_bias: bool = False
+    groups: int | None = None
+    group_top_k: int | None = None
+    group_score: str = "max"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedExpert:
+    """An expert every token passes, `gate`d by a sigmoid of a learned projection or not."""
+
+    ffn: int
+    gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moe:
+    """A mixture of `experts` MLPs of width `ffn`."""
+
+    experts: int
+    ffn: int
+    router: Router
+    shared: SharedExpert | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlp:
+    """The feed-forward block: down(act(gate(x)) * up(x)) if `gated`, else down(act(up(x))).
+
+    Exactly one of `ffn` (a dense block of that width) and `moe` is given.
+    `up_bias` covers gate and up.
+    """
+
+    activation: Activation
+    gated: bool
+    ffn: int | None = None
+    moe: Moe | None = None
+    norm: Norm | None = None
+    out_norm: Norm | None = None
+    up_bias: bool = False
+    down_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One block: x += attention(norm(x)); [x += cross_attention(norm(x), encoder)]; x += mlp(norm(x)).
+
+    `parallel`: attention and MLP read the same x and are added together. `shared_norm`: in a
+    parallel layer the MLP reads the output of the attention's norm. `residual_from_norm`: the
+    residual is taken from the norm's output. `layer_scale`: a learned factor per channel on each block's output.
+    """
+
+    mlp: Mlp
+    attention: Attention | None = None
+    latent_attention: LatentAttention | None = None
+    cross_attention: Attention | None = None
+    parallel: bool = False
+    shared_norm: bool = False
+    residual_from_norm: bool = False
+    layer_scale: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """A learned table of `count` absolute positions, added to the embeddings; row p serves position p - `offset`."""
+
+    count: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """A tower of layers. `causal`: a position sees only earlier ones and itself."""
+
+    layers: tuple[Layer, ...]
+    causal: bool
+    positions: Positions | None = None
+    input_norm: Norm | None = None
+    final_norm: Norm | None = None
+    relative_bias: RelativeBias | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The token embedding. `vocabulary` tokens are real; the table holds `padded_vocabulary` rows.
+
+    Rows beyond the vocabulary exist for divisibility only and take no part in fingerprints.
+    `scale` multiplies the embedding; `norm` follows it, before positions are added.
+    """
+
+    vocabulary: int
+    padded_vocabulary: int
+    scale: float = 1.0
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patches:
+    """Images cut into `patch` x `patch` squares, row-major, each projected to the hidden size.
+
+    `class_tokens` learned vectors go before the patches.
+    """
+
+    height: int
+    width: int
+    patch: int
+    channels: int
+    bias: bool = True
+    class_tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Logits over the vocabulary. `tied`: the matrix is the token embedding. `scale` multiplies the logits."""
+
+    tied: bool
+    bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classifier:
+    """Logits over `classes` from the pooled sequence; `hidden` adds dense + tanh before."""
+
+    classes: int
+    hidden: bool = False
+    pooling: Pooling = Pooling.FIRST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A whole model: `hidden` is the width of the residual stream; a stack that is None does not exist."""
+
+    hidden: int
+    tokens: Tokens | None = None
+    patches: Patches | None = None
+    encoder: Stack | None = None
+    decoder: Stack | None = None
+    head: Head | None = None
+    classifier: Classifier | None = None
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """The stacks by canonical prefix: "" for the only one, else "encoder." and "decoder."."""
+        both = {"encoder.": self.encoder, "decoder.": self.decoder}
+        present = {prefix: stack for prefix, stack in both.items() if stack is not None}
+        return present if len(present) == 2 else {"": stack for stack in present.values()}

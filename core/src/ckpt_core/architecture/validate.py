@@ -1,0 +1,110 @@
+"""The sentences an architecture must not contradict, checked in one place, reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ckpt_core.architecture.schema import SCALING_FIELDS, Architecture, Attention, Mlp, Norm, Rotary, Stack
+from ckpt_core.errors import CkptError, Problems
+
+
+def validate(architecture: Architecture, source: str = "architecture") -> Architecture:
+    """Return `architecture`, or raise every contradiction found in it."""
+    problems = Problems(f"{source} contradicts itself")
+    for path, sentence in _contradictions(architecture):
+        problems.add(CkptError(f"{path}: {sentence}", file=source))
+    problems.raise_any()
+    return architecture
+
+
+def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
+    yield from _positive("hidden", architecture.hidden)
+    if architecture.encoder is None and architecture.decoder is None:
+        yield "stacks", "a model needs an encoder or a decoder"
+    if (architecture.tokens is None) == (architecture.patches is None):
+        yield "tokens", "a model reads either tokens or patches"
+    if architecture.tokens is not None:
+        yield from _positive("tokens.vocabulary", architecture.tokens.vocabulary)
+        if architecture.tokens.padded_vocabulary < architecture.tokens.vocabulary:
+            yield "tokens.padded_vocabulary", "fewer rows than tokens"
+    if architecture.head is not None and architecture.tokens is None:
+        yield "head", "a head over the vocabulary needs tokens"
+    for prefix, stack in architecture.stacks.items():
+        yield from _stack(prefix, stack, crossing=architecture.encoder is not None and stack is architecture.decoder)
+
+
+def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str]]:
+    if not stack.layers:
+        yield f"{prefix}layers", "a stack needs at least one layer"
+    for index, layer in enumerate(stack.layers):
+        path = f"{prefix}layers.{index}"
+        if (layer.attention is None) == (layer.latent_attention is None):
+            yield path, "a layer has either attention or latent attention"
+        if layer.cross_attention is not None and not crossing:
+            yield f"{path}.cross_attention", "there is no encoder to attend to"
+        for name, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
+            if attention is not None:
+                yield from _attention(f"{path}.{name}", attention)
+        yield from _mlp(f"{path}.mlp", layer.mlp)
+
+
+def _attention(path: str, attention: Attention) -> Iterator[tuple[str, str]]:
+    for name in ("heads", "groups", "head_dim"):
+        yield from _positive(f"{path}.{name}", getattr(attention, name))
+    if attention.groups > 0 and attention.heads % attention.groups:
+        yield path, f"heads={attention.heads} is not a multiple of groups={attention.groups}"
+    if attention.window is not None:
+        yield from _positive(f"{path}.window", attention.window)
+    if attention.rotary is not None:
+        yield from _rotary(f"{path}.rotary", attention.rotary, attention.head_dim)
+    for name in ("norm", "out_norm", "qk_norm"):
+        yield from _norm(f"{path}.{name}", getattr(attention, name))
+
+
+def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str]]:
+    if not rotary.theta > 0:
+        yield f"{path}.theta", f"{rotary.theta} is not positive"
+    if not 0 < rotary.fraction <= 1 or rotary_width(rotary, head_dim) % 2:
+        yield f"{path}.fraction", f"{rotary.fraction} of head_dim={head_dim} is not an even number of elements"
+    if rotary.scaling is not None:
+        required, optional = SCALING_FIELDS[rotary.scaling.kind]
+        given = {name for name in type(rotary.scaling).__slots__ if getattr(rotary.scaling, name) is not None} - {"kind"}
+        for name in sorted(required - given):
+            yield f"{path}.scaling.{name}", f"is needed by kind={rotary.scaling.kind}"
+        for name in sorted(given - required - optional):
+            yield f"{path}.scaling.{name}", f"has no meaning for kind={rotary.scaling.kind}"
+
+
+def rotary_width(rotary: Rotary | None, head_dim: int) -> int:
+    """How many elements of a head are rotated: the integer part of fraction * head_dim, as every framework takes it."""
+    return 0 if rotary is None else int(head_dim * rotary.fraction)
+
+
+def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
+    if (mlp.ffn is None) == (mlp.moe is None):
+        yield path, "an MLP is either dense (ffn) or a mixture (moe)"
+    if mlp.ffn is not None:
+        yield from _positive(f"{path}.ffn", mlp.ffn)
+    if mlp.moe is not None:
+        for name in ("experts", "ffn"):
+            yield from _positive(f"{path}.moe.{name}", getattr(mlp.moe, name))
+        if not 0 < mlp.moe.router.top_k <= mlp.moe.experts:
+            yield f"{path}.moe.router.top_k", f"{mlp.moe.router.top_k} of {mlp.moe.experts} experts"
+        if mlp.moe.router.score not in ("softmax", "sigmoid"):
+            yield f"{path}.moe.router.score", f"{mlp.moe.router.score!r} is neither softmax nor sigmoid"
+    for name in ("norm", "out_norm"):
+        yield from _norm(f"{path}.{name}", getattr(mlp, name))
+
+
+def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
+    if norm is None:
+        return
+    if norm.kind not in ("rms", "layer"):
+        yield f"{path}.kind", f"{norm.kind!r} is neither rms nor layer"
+    if not norm.eps >= 0:
+        yield f"{path}.eps", f"{norm.eps} is negative"
+
+
+def _positive(path: str, value: int) -> Iterator[tuple[str, str]]:
+    if not value > 0:
+        yield path, f"{value} is not positive"

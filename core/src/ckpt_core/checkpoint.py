@@ -1,0 +1,102 @@
+"""What passes between a reader and a writer: the intermediate representation and its company.
+
+A reader turns a folder into a `Checkpoint`: an architecture, lazy canonical tensors, and everything else a
+model comes with. A writer turns one into a `Target`: files whose every byte is either known already or the
+image of a canonical tensor. The engine moves the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.engine.assembly import Assembly
+from ckpt_core.layout import Native
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.output import OutputFile
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something of the source that the target does not have.
+
+    `kind` is one of `dropped` (an item left behind), `rounded` (values in a narrower dtype), `unsaid`
+    (a setting the target cannot record) or `assumed` (a reading that the files do not prove).
+    """
+
+    kind: str
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject} ({self.reason})"
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": self.kind, "subject": self.subject, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A file that travels with a model as it is: tokenizer, chat template, generation config, licence."""
+
+    path: str
+    size: int
+
+
+@dataclass
+class Checkpoint:
+    """The intermediate representation of one checkpoint.
+
+    `tensors` maps every canonical name to its lazy tensor. `notes` are facts that change no output of the model
+    but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `parallel` is the layout found (`tp`, `pp`, ...).
+    `hints` are the layout choices of the source, by which the same format can be written again bit for bit;
+    `origins` are those of earlier formats it went through, by format, as receipts recorded them.
+    `evidence` says, in words, what decided the reading. `masters`: fp32 master weights exist beside the weights.
+    """
+
+    format: str
+    path: str
+    architecture: Architecture
+    tensors: dict[str, Assembly]
+    files: list[FileState]
+    notes: dict[str, object] = field(default_factory=dict)
+    sidecars: dict[str, Sidecar] = field(default_factory=dict)
+    parallel: dict[str, int] = field(default_factory=dict)
+    hints: dict[str, object] = field(default_factory=dict)
+    origins: dict[str, dict[str, object]] = field(default_factory=dict)
+    evidence: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    masters: bool = False
+
+    def hints_for(self, format: str) -> dict[str, object]:
+        """The layout choices by which this model was once written in `format`; empty if it never was."""
+        return self.hints if format == self.format else self.origins.get(format, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a native tensor goes: its first byte in an output file, and the dtype it is stored in."""
+
+    native: Native
+    dtype: DType
+    file: str
+    offset: int
+
+
+@dataclass
+class Target:
+    """Everything a writer decides. `documents` are config files by path; `single_file`: the destination is one file."""
+
+    format: str
+    architecture: Architecture
+    tensors: Mapping[str, Assembly]
+    files: list[OutputFile]
+    placements: list[Placement]
+    documents: dict[str, bytes] = field(default_factory=dict)
+    sidecars: dict[str, Sidecar] = field(default_factory=dict)
+    parallel: dict[str, int] = field(default_factory=dict)
+    decisions: dict[str, object] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
+    single_file: bool = False

@@ -1,0 +1,188 @@
+"""`ckpt convert`: one checkpoint to another format, or with --dry-run the plan of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from ckpt_core.cli.options import Size, reading
+from ckpt_core.cli.output import Page, emit_json, memory_text, paint, plural, shortened, size_text, table
+from ckpt_core.cli.progress import duration_text, progress
+from ckpt_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_core.engine.plan import Plan
+    from ckpt_core.engine.run import Receipt
+
+
+@click.command(short_help="Convert a checkpoint to another format.")
+@click.argument("src")
+@click.argument("dst")
+@click.option("--to", required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`.")
+@reading
+@click.option("--tp", type=int, metavar="N", help="Tensor-parallel ranks of the target.")
+@click.option("--pp", type=int, metavar="N", help="Pipeline-parallel ranks of the target.")
+@click.option("--ep", type=int, metavar="N", help="Expert-parallel ranks of the target.")
+@click.option(
+    "--dtype", type=click.Choice(["keep", "fp32", "bf16", "fp16"]), default="keep", show_default=True, help="The dtype to store weights in."
+)
+@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file, where the format has several.")
+@click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used, e.g. 256MiB or 2GB.  [default: 256MiB]")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="How many tensors are converted at a time.  [default: up to 4]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "processes", "ray", "dask"]),
+    default="local",
+    show_default=True,
+    help="Where the work is done. Cluster workers must see the same paths.",
+)
+@click.option("--engine-address", metavar="ADDRESS", help="A running Ray or Dask cluster; without it one is started on this machine.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, from headers alone, and write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+def command(
+    src: str,
+    dst: str,
+    *,
+    options: dict[str, str],
+    max_shard_size: int | None,
+    max_memory: int | None,
+    engine: str,
+    engine_address: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+    **asked: object,
+) -> None:
+    """Convert the checkpoint SRC to DST.
+
+    SRC is a folder, a file, or hf://owner/name[@revision]. Nothing appears at DST before it is complete;
+    an interrupted conversion continues when the same command is repeated.
+
+    \b
+    ckpt convert run/step-1000 model --to hf
+    ckpt convert model out --to nanotron --tp 2 --dtype bf16 --dry-run
+    """
+    from ckpt_core.api import plan_conversion
+
+    if max_shard_size is not None:
+        options = with_shard_size(options, str(asked["to"]), max_shard_size)
+    if max_memory is not None:
+        asked["max_memory"] = max_memory
+    path = src if engine == "local" or src.startswith("hf://") else os.path.abspath(src)  # other processes have other working directories
+    plan = plan_conversion(path, dst, options=options, **asked)
+    if dry_run:
+        if as_json:
+            emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.evidence})
+        else:
+            show_plan(plan, src, dst)
+        return
+    started = time.monotonic()
+    receipt = _run(plan, dst, overwrite, engine, engine_address)
+    summary = summary_of(plan, receipt, dst, time.monotonic() - started)
+    if as_json:
+        emit_json(summary)
+    else:
+        show_summary(plan, src, summary)
+
+
+def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str, str]:
+    """The options with `--max-shard-size` among them; `UsageError` if the target has no such option."""
+    from ckpt_core.plugins.discovery import require
+
+    declared = {option.name for option in require(target).info.options if option.side != "read"}
+    if "max_shard_size" not in declared:
+        raise UsageError(f"format {target} has no --max-shard-size", fix=f"see: ckpt formats {target}")
+    if options.keys() & {"max_shard_size", "dst.max_shard_size"}:
+        raise UsageError("the shard size is given twice", fix="use either --max-shard-size or -o max_shard_size=")
+    return {**options, "dst.max_shard_size": str(size)}
+
+
+def _run(plan: Plan, dst: str, overwrite: bool, engine: str, address: str | None) -> Receipt:
+    from ckpt_core.engine.executors import executor_for
+    from ckpt_core.engine.run import check_destination, run_plan
+    from ckpt_core.engine.staging import SUFFIX
+
+    check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
+    try:
+        with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
+            return run_plan(plan, dst, overwrite=overwrite, executor=executor, listener=listener)
+    except (KeyboardInterrupt, OSError) as error:
+        if os.path.isdir(os.path.abspath(dst) + SUFFIX):
+            error.add_note("repeat the same command to continue where this one stopped")
+        raise
+
+
+def show_plan(plan: Plan, src: str, dst: str) -> None:
+    """The plan as text."""
+    page, source, target = Page(), plan.source, plan.target
+    page.say("source", f"{source.format}{parallel_text(source.parallel)}  {src}", f"{size_text(plan.bytes_read)} to read")
+    written = [
+        plural(len(target.files), "data file"),
+        plural(len(target.documents), "document"),
+        plural(len(target.sidecars), "sidecar"),
+    ]
+    page.say("target", f"{target.format}{parallel_text(target.parallel)}  {dst}", f"{size_text(plan.bytes_written)} to write: {', '.join(written)}")
+    page.say("files", *shortened(table((file.path, size_text(file.size)) for file in sorted(target.files, key=lambda file: file.path))))
+    page.say("documents", *sorted(target.documents))
+    page.say("sidecars", *sorted(target.sidecars))
+    page.say("tensors", f"{len(plan.transfers):,}")
+    page.say("memory", f"at most {memory_text(plan.peak_memory)}, {plural(plan.workers, 'worker')}")
+    page.say("decisions", *decision_lines(target.decisions))
+    page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
+    page.say("plan", paint(plan.hash, "dim"))
+
+
+def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[str, object]:
+    """What is worth knowing after a conversion. `receipt` is its path, None if the output is a single file."""
+    from ckpt_core.engine.run import RECEIPT
+
+    path = os.path.join(dst, RECEIPT)
+    return {
+        "destination": dst,
+        "format": plan.target.format,
+        "parallel": plan.target.parallel,
+        "fingerprint": receipt.fingerprint,
+        "receipt": path if os.path.isfile(path) else None,
+        "tensors": len(plan.transfers),
+        "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "decisions": plan.target.decisions,
+        "losses": [loss.to_json() for loss in plan.losses],
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(plan.bytes_written / max(seconds, 1e-9)),
+    }
+
+
+def show_summary(plan: Plan, src: str, summary: dict[str, object]) -> None:
+    """The summary as text."""
+    page = Page()
+    page.say("source", f"{plan.source.format}{parallel_text(plan.source.parallel)}  {src}")
+    page.say("target", f"{plan.target.format}{parallel_text(plan.target.parallel)}  {summary['destination']}")
+    rate = f"{size_text(summary['bytes_per_second'])}/s"
+    page.say(
+        "written",
+        f"{size_text(summary['bytes_written'])} in {plural(summary['files'], 'file')}, {duration_text(summary['seconds'])}, {rate}",
+    )
+    page.say("decisions", *decision_lines(plan.target.decisions))
+    page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
+    page.say("fingerprint", str(summary["fingerprint"]))
+    if summary["receipt"]:
+        page.say("receipt", str(summary["receipt"]))
+
+
+def parallel_text(parallel: dict[str, int]) -> str:
+    """` tp=2 pp=4`, or nothing."""
+    return "".join(f" {name}={ranks}" for name, ranks in parallel.items())
+
+
+def decision_lines(decisions: dict[str, object]) -> list[str]:
+    """One line per decision, and one per item of a decision that is a list; empty decisions are left out."""
+    lines = []
+    for name, value in decisions.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        lines += [f"{name}: {item}" for item in items if item not in (None, "", {})]
+    return lines

@@ -1,0 +1,202 @@
+"""An architecture in words: one short line per part of the model, and nothing of it left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ckpt_core.architecture import Architecture, Facts, PerLayer, facts_of
+from ckpt_core.architecture.facts import default_of
+
+_EVERYWHERE = (("", ""), ("encoder.", "encoder "), ("decoder.", "decoder "))
+
+
+def describe(architecture: Architecture) -> list[tuple[str, str]]:
+    """(label, sentence) pairs. A fact that no sentence tells and that is not at its default comes last, by its path."""
+    words = _Words(facts_of(architecture))
+    kind = words.take("kind")
+    rows = [("model", f"{kind}, hidden {words.take('hidden')}"), ("tokens", _tokens(words)), ("patches", _patches(words))]
+    for prefix, label in _EVERYWHERE:
+        if f"{prefix}layers" in words.left:
+            rows += [(f"{label}{name}", text) for name, text in _stack(words, prefix)]
+    rows += [("head", _head(words)), ("classifier", _classifier(words)), ("also", "; ".join(words.rest()))]
+    return [(label, text) for label, text in rows if text]
+
+
+class _Words:
+    """Facts that are crossed out as they are told."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.left = dict(facts)
+
+    def take(self, path: str) -> object:
+        return self.left.pop(path, None)
+
+    def has(self, path: str) -> bool:
+        return any(key == path or key.startswith(f"{path}.") for key in self.left)
+
+    def tell(self, path: str, template: str, always: bool = False) -> list[str]:
+        """`template` filled with a value, unless it is absent or (without `always`) at its default."""
+        if path not in self.left:
+            return []
+        value, where = self.take(path), self.take(f"{path}?")
+        if not always and not isinstance(value, PerLayer) and value == default_of(path):
+            return []
+        if isinstance(value, PerLayer) and set(value) <= {True, False, None}:
+            return [template.format("") + in_layers(value)]
+        text = template.format("" if value is True else value_text(value))
+        return [text + (in_layers(where) if isinstance(where, PerLayer) else "")]
+
+    def norm(self, path: str, name: str) -> list[str]:
+        """A norm in words: `pre-norm rms eps 1e-05`."""
+        if not self.has(path):
+            return []
+        where = self.take(f"{path}?")
+        parts = [name, *self.tell(f"{path}.kind", "{}", always=True), *self.tell(f"{path}.eps", "eps {}", always=True)]
+        if self.left.get(f"{path}.weight") is False:
+            parts.append("without weight")
+        self.take(f"{path}.weight") if self.left.get(f"{path}.weight") in (True, False) else None
+        parts += self.tell(f"{path}.bias", "with bias{}") + self.tell(f"{path}.zero_centred", "zero-centred{}")
+        return [" ".join(parts) + (in_layers(where) if isinstance(where, PerLayer) else "")]
+
+    def rest(self) -> list[str]:
+        """What was not told."""
+        found = []
+        for path, value in self.left.items():
+            if path.endswith("?"):
+                found.append(f"{path.removesuffix('?')}{in_layers(value)}")
+            elif isinstance(value, PerLayer) or value != default_of(path):
+                found.append(f"{path} {value_text(value)}")
+        return found
+
+
+def value_text(value: object) -> str:
+    """A value, or the values of the layers with how often each occurs."""
+    if isinstance(value, PerLayer):
+        counts = Counter("none" if item is None else value_text(item) for item in value)
+        return ", ".join(f"{text} x{count}" for text, count in counts.items())
+    if isinstance(value, tuple):
+        return f"[{value_text(value[0])} ... {value_text(value[-1])}] ({len(value)})" if len(value) > 4 else str(list(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def in_layers(where: PerLayer) -> str:
+    """Which layers have something: ` in layers 0, 2, 4`, or how many of them."""
+    chosen = [index for index, present in enumerate(where) if present]
+    if len(chosen) <= 6:
+        return f" in layer{'' if len(chosen) == 1 else 's'} {', '.join(map(str, chosen))}"
+    return f" in {len(chosen)} of {len(where)} layers"
+
+
+def _tokens(words: _Words) -> str:
+    if not words.has("tokens"):
+        return ""
+    vocabulary, padded = words.take("tokens.vocabulary"), words.take("tokens.padded_vocabulary")
+    parts = [f"vocabulary {vocabulary:,}" + (f" padded to {padded:,}" if padded != vocabulary else "")]
+    return ", ".join([*parts, *words.tell("tokens.scale", "embedding x {}"), *words.norm("tokens.norm", "then norm")])
+
+
+def _patches(words: _Words) -> str:
+    if not words.has("patches"):
+        return ""
+    height, width, patch, channels = (words.take(f"patches.{name}") for name in ("height", "width", "patch", "channels"))
+    return f"images {height}x{width} of {channels} channels in {patch}x{patch} patches"
+
+
+def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
+    count, causal = words.take(f"{prefix}layers"), words.take(f"{prefix}causal")
+    head = [f"{count}", "causal" if causal else "bidirectional"]
+    head += words.tell(f"{prefix}parallel", "attention and mlp in parallel{}") + words.tell(f"{prefix}shared_norm", "one norm for both{}")
+    head += words.tell(f"{prefix}residual_from_norm", "residual from the norm{}") + words.tell(f"{prefix}layer_scale", "layer scale{}")
+    rows = [("layers", ", ".join(head))]
+    rows += [(label, _attention(words, f"{prefix}{path}")) for path, label in (("attention", "attention"), ("cross_attention", "cross"))]
+    rows.append(("latent", _latent(words, f"{prefix}latent_attention")))
+    rows.append(("positions", _positions(words, prefix)))
+    rows.append(("mlp", _mlp(words, f"{prefix}mlp")))
+    norms = [
+        *words.norm(f"{prefix}input_norm", "input"),
+        *words.norm(f"{prefix}attention.norm", "attention"),
+        *words.norm(f"{prefix}attention.out_norm", "attention output"),
+        *words.norm(f"{prefix}latent_attention.norm", "attention"),
+        *words.norm(f"{prefix}cross_attention.norm", "cross attention"),
+        *words.norm(f"{prefix}mlp.norm", "mlp"),
+        *words.norm(f"{prefix}mlp.out_norm", "mlp output"),
+        *words.norm(f"{prefix}final_norm", "final"),
+    ]
+    rows.append(("norms", ", ".join(norms)))
+    return rows
+
+
+def _attention(words: _Words, path: str) -> str:
+    if not words.has(path):
+        return ""
+    heads, groups, width = (words.take(f"{path}.{name}") for name in ("heads", "groups", "head_dim"))
+    parts = [f"{value_text(heads)} heads of {value_text(width)}"]
+    if groups != heads:
+        parts.append(f"{value_text(groups)} key-value heads")
+    parts += words.tell(f"{path}.scale", "scale {}") + words.norm(f"{path}.qk_norm", "q/k norm")
+    parts += words.tell(f"{path}.qk_norm_whole", "over all heads at once{}")
+    parts += words.tell(f"{path}.window", "window {}") + words.tell(f"{path}.softcap", "softcap {}")
+    parts += words.tell(f"{path}.sinks", "sinks{}") + words.tell(f"{path}.head_scale", "head scale{}")
+    biases = [name for name in ("q", "k", "v", "out") if words.left.get(f"{path}.{name}_bias") is True]
+    for name in biases:
+        words.take(f"{path}.{name}_bias")
+    if biases:
+        parts.append(f"bias on {', '.join(biases)}")
+    return ", ".join(parts)
+
+
+def _latent(words: _Words, path: str) -> str:
+    if not words.has(path):
+        return ""
+    heads, latent, nope, rope, value = (words.take(f"{path}.{name}") for name in ("heads", "kv_rank", "nope_dim", "rope_dim", "value_dim"))
+    parts = [f"{value_text(heads)} heads of {value_text(nope)} + {value_text(rope)} rotated, values of {value_text(value)}"]
+    parts.append(f"key-value latent {value_text(latent)}")
+    parts += words.tell(f"{path}.q_rank", "query latent {}") + words.tell(f"{path}.scale", "scale {}") + words.tell(f"{path}.bias", "bias{}")
+    return ", ".join([*parts, *words.norm(f"{path}.kv_norm", "latent norm"), *words.norm(f"{path}.q_norm", "query latent norm")])
+
+
+def _positions(words: _Words, prefix: str) -> str:
+    parts = words.tell(f"{prefix}positions.count", "{} learned", always=True) + words.tell(f"{prefix}positions.offset", "offset {}")
+    for block in ("attention", "latent_attention"):
+        path = f"{prefix}{block}"
+        where = words.take(f"{path}.rotary?")
+        rotary = words.tell(f"{path}.rotary.theta", "rotary theta {}", always=True) + words.tell(f"{path}.rotary.fraction", "on {} of every head")
+        rotary += words.tell(f"{path}.rotary.scaling.kind", "{} scaling", always=True)
+        scaling = [key for key in words.left if key.startswith(f"{path}.rotary.scaling.") and not key.endswith("?")]
+        rotary += [part for key in scaling for part in words.tell(key, f"{key.rpartition('.')[2].replace('_', ' ')} {{}}")]
+        if rotary and isinstance(where, PerLayer):
+            rotary[0] += in_layers(where)
+        parts += rotary + words.tell(f"{path}.alibi", "alibi{}")
+    for path in (f"{prefix}relative_bias", f"{prefix}attention.relative_bias"):
+        parts += words.tell(f"{path}.buckets", "relative bias in {} buckets", always=True) + words.tell(f"{path}.max_distance", "up to {}", always=True)
+        parts += words.tell(f"{path}.bidirectional", "both ways{}", always=True) if words.left.get(f"{path}.bidirectional") is True else []
+    return ", ".join(parts)
+
+
+def _mlp(words: _Words, path: str) -> str:
+    gated, activation = words.take(f"{path}.gated"), words.take(f"{path}.activation")
+    named = {True: "gated ", False: ""}.get(gated, f"gated ({value_text(gated)}) ")
+    parts = [f"{named}{value_text(activation)}", *words.tell(f"{path}.ffn", "width {}")]
+    if words.has(f"{path}.moe"):
+        where = words.take(f"{path}.moe?")
+        expert = f"{value_text(words.take(f'{path}.moe.experts'))} experts of width {value_text(words.take(f'{path}.moe.ffn'))}"
+        expert += f", {value_text(words.take(f'{path}.moe.router.top_k'))} per token"
+        parts.append(expert + (in_layers(where) if isinstance(where, PerLayer) else ""))
+        parts += words.tell(f"{path}.moe.router.score", "{} router", always=True) + words.tell(f"{path}.moe.router.normalise", "normalised{}")
+        parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}") + words.tell(f"{path}.moe.shared.gate", "gated{}")
+    parts += words.tell(f"{path}.up_bias", "bias on up{}") + words.tell(f"{path}.down_bias", "bias on down{}")
+    return ", ".join(parts)
+
+
+def _head(words: _Words) -> str:
+    if not words.has("head"):
+        return ""
+    tied = "tied to the embedding" if words.take("head.tied") else "a matrix of its own"
+    rest = words.tell("head.bias", "bias{}") + words.tell("head.scale", "logits x {}") + words.tell("head.softcap", "softcap {}")
+    return ", ".join([tied, *rest])
+
+
+def _classifier(words: _Words) -> str:
+    if not words.has("classifier"):
+        return ""
+    return ", ".join([f"{words.take('classifier.classes')} classes", *words.tell("classifier.hidden", "dense and tanh before{}")])

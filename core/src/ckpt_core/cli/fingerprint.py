@@ -1,0 +1,28 @@
+"""`ckpt fingerprint`: one hash that depends on the model alone."""
+
+from __future__ import annotations
+
+import click
+
+from ckpt_core.cli.options import reading
+from ckpt_core.cli.output import emit_json
+from ckpt_core.cli.progress import progress
+
+
+@click.command(short_help="Hash the model in a checkpoint.")
+@click.argument("src")
+@reading
+def command(src: str, *, as_json: bool, **asked: object) -> None:
+    """Print `HEX SRC`: a hash of names, shapes and values.
+
+    Equal models have equal fingerprints, whatever format, parallel layout or dtype they are stored in.
+    """
+    from ckpt_core.api import digests, fingerprint_of, read_checkpoint
+
+    checkpoint = read_checkpoint(src, **asked)
+    with progress("hashing") as listener:
+        value = fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
+    if as_json:
+        emit_json({"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)})
+    else:
+        click.echo(f"{value} {src}")

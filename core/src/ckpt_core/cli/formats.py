@@ -1,0 +1,93 @@
+"""`ckpt formats`: what is installed, what it can do, and what is broken and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckpt_core.cli.output import Page, emit_json, paint, table
+
+if TYPE_CHECKING:
+    from ckpt_core.plugins.discovery import Plugin
+
+
+@click.command(short_help="List the installed formats, or the options of one.")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(name: str | None, *, as_json: bool) -> None:
+    """List the installed formats, or the families and options of one."""
+    from ckpt_core.plugins.discovery import all_plugins, require
+
+    if name is None:
+        plugins = all_plugins()
+        if as_json:
+            emit_json({"formats": [plugin_json(plugin) for plugin in plugins]})
+        else:
+            show_all(plugins)
+        return
+    if as_json:
+        emit_json(plugin_json(require(name)))
+    else:
+        show_one(require(name))
+
+
+def plugin_json(plugin: Plugin) -> dict[str, object]:
+    """Everything about a format as a JSON object."""
+    body: dict[str, object] = {"name": plugin.name, "distribution": plugin.distribution, "broken": plugin.broken}
+    if plugin.info is not None:
+        info = plugin.info
+        body |= {
+            "summary": info.summary,
+            "reads": info.reads,
+            "writes": info.writes,
+            "families": info.families,
+            "parallel": info.parallel,
+            "options": [
+                {
+                    "name": option.name,
+                    "values": list(option.kind) if isinstance(option.kind, tuple) else option.kind.__name__,
+                    "default": option.default,
+                    "side": option.side,
+                    "help": option.help,
+                }
+                for option in info.options
+            ],
+        }
+    return body
+
+
+def show_all(plugins: list[Plugin]) -> None:
+    """One row per format."""
+    if not plugins:
+        click.echo("no format is installed; pip install ckpt-hf, for example")
+        return
+    rows = [("FORMAT", "FROM", "READS", "WRITES", "WHAT")]
+    for plugin in plugins:
+        if plugin.info is None:
+            rows.append((plugin.name, plugin.distribution, "", "", f"broken: {plugin.broken}"))
+        else:
+            can = ["yes" if able else "no" for able in (plugin.info.reads, plugin.info.writes)]
+            rows.append((plugin.name, plugin.distribution, *can, plugin.info.summary))
+    head, *body = table(rows)
+    click.echo(paint(head, "bold"))
+    for line, plugin in zip(body, plugins, strict=True):
+        click.echo(paint(line, "red") if plugin.broken else line)
+
+
+def show_one(plugin: Plugin) -> None:
+    """A format's families, layout flags and options."""
+    from ckpt_core.plugins.request import option_table
+
+    info, page = plugin.info, Page()
+    page.say("format", f"{info.name}: {info.summary}")
+    page.say("from", plugin.distribution)
+    page.say("can", " and ".join(word for word, able in (("read", info.reads), ("write", info.writes)) if able))
+    page.say("families", *(info.families or ["any that its tables hold"]))
+    page.say("parallel", " ".join(f"--{name} N" for name in info.parallel) or "none: one unsharded copy")
+    sides = {"read": "reading", "write": "writing", "both": "both"}
+    rows = [
+        (f"-o {name}=", values, f"[{default}]" if default else "", sides[option.side], text)
+        for option, (name, values, default, text) in zip(info.options, option_table(info.options), strict=True)
+    ]
+    page.say("options", *(table(rows) or ["none"]))

@@ -1,0 +1,104 @@
+"""The program `ckpt`: finds the command, and turns every way to end into words and an exit code.
+
+    0 done or equal    1 refused or failed    2 wrong usage    3 compared and different    130, 143 interrupted
+
+`CKPT_DEBUG=1` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+
+import click
+
+from ckpt_core import __version__
+from ckpt_core.cli.output import emit_json, paint
+from ckpt_core.errors import CkptError
+
+_COMMANDS = ("convert", "inspect", "diff", "fingerprint", "verify", "formats")
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return importlib.import_module(f"ckpt_core.cli.{cmd_name}").command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done or equal, 1 refused or failed, 2 wrong usage, 3 compared and different.",
+)
+@click.version_option(__version__, prog_name="ckpt")
+def cli() -> None:
+    """Convert model checkpoints between training frameworks: exactly, in bounded memory, for any parallel layout."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; `arguments` default to those of the process."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return cli.main(arguments, prog_name="ckpt", standalone_mode=False) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("CKPT_DEBUG") and not isinstance(error, click.ClickException):
+            raise
+        return _report(error, as_json)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(error: BaseException, as_json: bool) -> int:
+    """Say what went wrong, once, on the right stream; returns the exit code."""
+    code, text, body = _explained(error)
+    if as_json:
+        emit_json({"error": body})
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        click.echo(f"{paint('error', 'red', sys.stderr)}: {text}", err=True)
+    return code
+
+
+def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
+    """Exit code, text and JSON form of whatever ended a command."""
+    if isinstance(error, click.Abort) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, click.ClickException):
+        return error.exit_code, error.format_message(), {"problem": error.format_message()}
+    code = 1
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        code = 143 if isinstance(error, Terminated) else 130
+        problem = CkptError("terminated" if code == 143 else "interrupted", fix=_advice(error))
+    elif isinstance(error, CkptError):
+        code, problem = error.exit_code, error
+    elif isinstance(error, OSError):
+        problem = CkptError(error.strerror or str(error), file=error.filename, fix=_advice(error))
+    elif isinstance(error, MemoryError):
+        problem = CkptError("out of memory", fix="use --max-memory with less, or fewer --workers")
+    else:
+        fix = "this is a bug in ckpt or in a plugin: please report it with the output of CKPT_DEBUG=1"
+        problem = CkptError(f"{type(error).__name__}: {error}", fix=fix)
+    return code, str(problem), problem.to_json()
+
+
+def _advice(error: BaseException) -> str | None:
+    return " ".join(getattr(error, "__notes__", ())) or None

@@ -1,0 +1,91 @@
+"""The options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import click
+
+from ckpt_core.errors import UsageError
+
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `256MiB`, `2GB` (10^9), `1.5G` (2^30), `4096`; `ValueError` for anything else.
+
+    >>> parse_size("256MiB"), parse_size("2GB")
+    (268435456, 2000000000)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(text)
+    return int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
+
+
+class Size(click.ParamType):
+    """A number of bytes with a unit."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a size; write 256MiB, 2GB or a number of bytes", param, ctx)
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx, param)
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice", ctx, param)
+        found[name] = text
+    return found
+
+
+def reading(command: Callable) -> Callable:
+    """The options of every command that reads a checkpoint: `format`, `config`, `options`, `weights`, `as_json`."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+        click.option(
+            "--weights",
+            type=click.Choice(["auto", "model", "master"]),
+            default="auto",
+            show_default=True,
+            help="Which weights: the model's own, or the optimizer's fp32 masters.",
+        ),
+        click.option("-o", "options", metavar="KEY=VALUE", multiple=True, callback=_pairs, help="An option of a format; see `ckpt formats NAME`."),
+        click.option("--config", metavar="FILE", help="The architecture (an HF config.json or our architecture.json) of a source that does not say."),
+        click.option("--from", "format", metavar="FORMAT", help="The format of the source, where it is not recognised."),
+    ):
+        command = option(command)
+    return command
+
+
+def for_each_side(options: dict[str, str], names: tuple[str, str], known: tuple[set[str], set[str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Give each option to every side that declares it; `names[i].key` names the side. `UsageError` if no side has it."""
+    sides: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for key, value in options.items():
+        side, dot, rest = key.partition(".")
+        if dot and side in names:
+            sides[names.index(side)][rest] = value
+            continue
+        takers = [number for number in (0, 1) if key in known[number]]
+        if not takers:
+            expected = ", ".join(sorted(known[0] | known[1])) or "no options"
+            raise UsageError(f"neither format has a read option {key!r}", expected=expected)
+        for number in takers:
+            sides[number][key] = value
+    return sides

@@ -1,0 +1,245 @@
+"""The plan: from headers alone, every byte that will be read and written, before anything is.
+
+`make_plan` checks total accounting on the target side (each element of each native tensor is written exactly
+once, each canonical tensor is delivered) and splits the work into transfers, one per canonical tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from ckpt_core import __version__
+from ckpt_core.architecture import parameters, to_json
+from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.engine.assembly import Assembly, Block, flat_tile
+from ckpt_core.errors import CkptError, Problems
+from ckpt_core.layout import Native, ValueMap
+from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.storage.tensor import contiguous_strides
+
+DEFAULT_MEMORY = 256 << 20
+_CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
+_FOOTPRINT = 60 << 20  # interpreter, NumPy and the plan's own tables
+_BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
+_WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One part of a transfer: a block in an output file, and the maps from canonical to stored values."""
+
+    block: Block
+    maps: tuple[ValueMap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One canonical tensor on its way: where it comes from, where it goes, how many elements at a time."""
+
+    assembly: Assembly
+    deliveries: tuple[Delivery, ...]
+    chunk: int
+
+    @property
+    def name(self) -> str:
+        return self.assembly.parameter.name
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(block.tile.elements * block.dtype.size for block in (*self.assembly.blocks, *self.assembly.copies))
+
+
+@dataclass
+class Plan:
+    """A conversion that has not happened yet."""
+
+    source: Checkpoint
+    target: Target
+    transfers: list[Transfer]
+    workers: int
+    memory: int
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(transfer.bytes_read for transfer in self.transfers)
+
+    @property
+    def bytes_written(self) -> int:
+        documents = sum(len(data) for data in self.target.documents.values())
+        return sum(file.size for file in self.target.files) + documents + sum(s.size for s in self.target.sidecars.values())
+
+    @property
+    def peak_memory(self) -> int:
+        """An upper bound of private memory in bytes."""
+        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[: self.workers]
+        return _FOOTPRINT + _BUFFERS * sum(largest)
+
+    @property
+    def losses(self) -> list[Loss]:
+        return [*self.source.losses, *self.target.losses, *_rounding(self.transfers)]
+
+    @property
+    def hash(self) -> str:
+        """Identifies the conversion: the sources' states, the architecture, every placement and document."""
+        digest = blake3()
+        for part in self._identity():
+            digest.update(part.encode() + b"\0")
+        return digest.hexdigest()
+
+    def _identity(self):
+        yield __version__
+        yield json.dumps(to_json(self.target.architecture), sort_keys=True)
+        for state in sorted(self.source.files, key=lambda state: state.path):
+            yield f"{state.path} {state.size} {state.mtime_ns}"
+        for file in self.target.files:
+            yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
+        for transfer in self.transfers:
+            yield transfer.name
+            for delivery in transfer.deliveries:
+                yield f"{delivery.block} {delivery.maps}"
+            yield f"{transfer.assembly.dtype} {transfer.assembly.maps} {transfer.assembly.fill}"
+            for block in transfer.assembly.blocks:
+                yield str(block)
+        for path, data in sorted(self.target.documents.items()):
+            yield f"{path} {blake3(data).hexdigest()}"
+        for path, sidecar in sorted(self.target.sidecars.items()):
+            yield f"{path} {sidecar.path} {sidecar.size}"
+
+    def to_json(self) -> dict[str, object]:
+        """What `--dry-run --json` prints."""
+        return {
+            "source": {"format": self.source.format, "path": self.source.path, "parallel": self.source.parallel},
+            "target": {"format": self.target.format, "parallel": self.target.parallel, "decisions": self.target.decisions},
+            "files": [{"path": file.path, "bytes": file.size} for file in self.target.files],
+            "documents": {path: len(data) for path, data in self.target.documents.items()},
+            "sidecars": sorted(self.target.sidecars),
+            "tensors": len(self.transfers),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "peak_memory": self.peak_memory,
+            "workers": self.workers,
+            "losses": [loss.to_json() for loss in self.losses],
+            "plan": self.hash,
+        }
+
+
+def storage_dtype(native: Native, tensors: Mapping[str, Assembly], wanted: DType | None) -> DType:
+    """The dtype a native tensor is stored in: what its row fixes, else `wanted`, else the widest of its parts."""
+    if native.row.dtype is not None:
+        return dtype_named(native.row.dtype)
+    if wanted is not None:
+        return wanted
+    return max((tensors[piece.parameter].dtype for piece in native.pieces), key=lambda dtype: _WIDER[dtype.name])
+
+
+def make_plan(
+    source: Checkpoint,
+    target: Target,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Plan:
+    """Check the target against its architecture and cut the work into transfers within a memory budget (bytes)."""
+    workers = workers or min(4, os.cpu_count() or 1)
+    expected = parameters(target.architecture)
+    problems = Problems(f"writing {target.format}")
+    _check_tensors(expected, target, problems)
+    _check_files(target, problems)
+    deliveries = _deliveries(target, problems)
+    for name in expected:
+        if name not in deliveries:
+            problems.add(CkptError(f"{name} is written nowhere"))
+    problems.raise_any()
+    budget = max(1 << 20, (memory - _FOOTPRINT) // (workers * _BUFFERS))
+    if memory < _FOOTPRINT + workers * _BUFFERS * (1 << 20):
+        raise CkptError(
+            "the memory budget is too small",
+            found=f"{memory >> 20} MiB for {workers} workers",
+            expected=f"at least {(_FOOTPRINT >> 20) + workers * _BUFFERS} MiB",
+        )
+    transfers = []
+    for name, assembly in target.tensors.items():
+        outgoing = tuple(deliveries[name])
+        transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
+    return Plan(source, target, transfers, workers, memory, options or {})
+
+
+def _check_tensors(expected: Mapping, target: Target, problems: Problems) -> None:
+    for name in expected.keys() - target.tensors.keys():
+        problems.add(CkptError(f"the architecture has {expected[name]}, but no tensor of that name is given"))
+    for name in target.tensors.keys() - expected.keys():
+        problems.add(CkptError(f"tensor {name!r} is given, but the architecture has none"))
+    for name in expected.keys() & target.tensors.keys():
+        shape = target.tensors[name].parameter.shape
+        if shape != expected[name].shape:
+            problems.add(CkptError(f"{name} has shape {shape}", expected=str(expected[name])))
+
+
+def _check_files(target: Target, problems: Problems) -> None:
+    paths = [file.path for file in target.files] + list(target.documents) + list(target.sidecars)
+    for path in paths:
+        parts = path.split("/")
+        if os.path.isabs(path) or ".." in parts or "" in parts or "\\" in path or "\0" in path:
+            problems.add(CkptError(f"an output path leaves the destination: {path!r}"))
+    for path in {path for path in paths if paths.count(path) > 1} if len(set(paths)) != len(paths) else ():
+        problems.add(CkptError(f"two things would be written to {path!r}"))
+
+
+def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]:
+    sizes = {file.path: file.size for file in target.files}
+    found: dict[str, list[Delivery]] = {}
+    extents: dict[str, list[tuple[int, int, str]]] = {}
+    for placed in target.placements:
+        native = placed.native
+        elements = math.prod(native.shape)
+        written = sum(piece.tile.elements for piece in native.pieces) + native.padding
+        if written != elements:
+            problems.add(CkptError(f"native tensor {native.name!r} gets {written} of its {elements} elements", found=native.row.sentence))
+        extents.setdefault(placed.file, []).append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
+        strides = contiguous_strides(native.shape)
+        maps = (native.row.via.inverse(),) if native.row.via else ()
+        for piece in native.pieces:
+            block = Block(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
+            found.setdefault(piece.parameter, []).append(Delivery(block, maps))
+    for path, ranges in extents.items():
+        end, last = 0, "the header"
+        for start, stop, name in sorted(ranges):
+            if start < end or stop > sizes.get(path, -1):
+                problems.add(CkptError(f"{name!r} does not fit beside {last!r} in {path!r}"))
+            end, last = stop, name
+    return found
+
+
+def _chunk_elements(assembly: Assembly, deliveries: tuple[Delivery, ...], budget: int) -> int:
+    """Elements per step: few, so that they stay in the cache, unless an axis is transposed, when many keep the runs long."""
+    last = len(assembly.parameter.shape) - 1
+
+    def transposed(block: Block) -> bool:
+        fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
+        return fastest is not None and fastest.axis != last
+
+    turned = any(transposed(block) for block in (*assembly.blocks, *(delivery.block for delivery in deliveries)))
+    return max(1, (budget if turned else min(budget, _CHUNK)) // max(4, assembly.dtype.size))
+
+
+def _rounding(transfers: list[Transfer]) -> list[Loss]:
+    rounded: dict[tuple[str, str], int] = {}
+    for transfer in transfers:
+        value = transfer.assembly.value_dtype
+        narrower = {d.block.dtype.name for d in transfer.deliveries if not _holds(d.block.dtype, value)}
+        for stored in narrower:
+            rounded[value.name, stored] = rounded.get((value.name, stored), 0) + 1
+    return [Loss("rounded", f"{count} tensors", f"{value} values stored as {stored}") for (value, stored), count in rounded.items()]
+
+
+def _holds(stored: DType, value: DType) -> bool:
+    """Whether every value of one dtype is a value of another."""
+    return stored == value or stored.size > value.size

@@ -1,0 +1,208 @@
+"""Running a plan: transfers on an executor, then documents, receipt and the one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from ckpt_core import __version__
+from ckpt_core.architecture import to_json
+from ckpt_core.engine.assembly import Source
+from ckpt_core.engine.digest import fingerprint
+from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.staging import Staging, sync_file
+from ckpt_core.engine.transfer import Result, Sink, run_transfer
+from ckpt_core.errors import CkptError
+from ckpt_core.storage.files import pread_into, pwrite_all, read_small
+from ckpt_core.storage.output import OutputFile
+
+RECEIPT = "ckpt-receipt.json"
+_PIECE = 4 << 20
+_WHOLE_FILE_DIGEST = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An event: `done` of `total` bytes written."""
+
+    done: int
+    total: int
+    subject: str
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass
+class Receipt:
+    """What happened: enough to check the output later, and to find the way back."""
+
+    body: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.body["fingerprint"])
+
+    def text(self) -> str:
+        return json.dumps(self.body, indent=1) + "\n"
+
+
+def run_plan(
+    plan: Plan, destination: str, *, overwrite: bool = False, executor: Executor | None = None, listener: Listener | None = None
+) -> Receipt:
+    """Carry out `plan` and publish its output at `destination`.
+
+    A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
+    the input removes it, an error of the system (a full disk) keeps it.
+    """
+    check_destination(plan, destination, overwrite)
+    with Staging(destination, plan.hash) as staging:
+        try:
+            staging.create(plan.target.files)
+            _transfer_all(plan, staging, executor, listener)
+            receipt = _finish(plan, staging)
+        except CkptError:
+            staging.discard()
+            raise
+        staging.publish(plan.target.files[0].path if plan.target.single_file else None, overwrite)
+    return receipt
+
+
+def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
+    """Refuse to touch what exists (without `overwrite`), and ever to write over the source."""
+    real = os.path.realpath(destination)
+    for state in plan.source.files:
+        path = os.path.realpath(state.path)
+        if path == real or path.startswith(real + os.sep):
+            raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
+    if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
+        raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
+    if os.path.lexists(destination) and not overwrite and (not os.path.isdir(destination) or os.listdir(destination)):
+        raise CkptError("the destination exists", file=destination, fix="use --overwrite, or another name")
+    parent = os.path.dirname(os.path.abspath(destination))
+    if not os.path.isdir(parent):
+        raise CkptError("the destination's parent folder does not exist", file=parent)
+
+
+def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None) -> None:
+    todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
+    total = sum(file.size for file in plan.target.files)
+    written = sum(result.bytes_written for result in staging.done.values())
+    source, sink = Source(plan.source.files), Sink(staging.out)
+    own = executor is None
+    pool = ThreadPoolExecutor(plan.workers, "transfer") if executor is None else executor
+    waiting = iter(todo)
+    running: dict[Future, Transfer] = {}
+    try:
+        while True:
+            while len(running) < 2 * plan.workers and (transfer := next(waiting, None)) is not None:
+                running[pool.submit(run_transfer, transfer, source, sink)] = transfer
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                transfer = running.pop(future)
+                result = future.result()
+                staging.finish(result)
+                written += result.bytes_written
+                if listener is not None:
+                    listener(Progress(written, total, transfer.name))
+        source.recheck()
+    finally:
+        wait([future for future in running if not future.cancel()])  # what runs uses source and sink
+        if own:
+            pool.shutdown(wait=True, cancel_futures=True)
+        source.close()
+        sink.close()
+
+
+def _finish(plan: Plan, staging: Staging) -> Receipt:
+    for file in plan.target.files:
+        _patch_checksums(staging.path(file.path), file)
+        sync_file(staging.path(file.path))
+    for path, sidecar in plan.target.sidecars.items():
+        os.makedirs(os.path.dirname(staging.path(path)), exist_ok=True)
+        shutil.copyfile(sidecar.path, staging.path(path))
+        sync_file(staging.path(path))
+    for path, data in plan.target.documents.items():
+        _write_document(staging.path(path), data)
+    receipt = make_receipt(plan, staging.done)
+    if not plan.target.single_file:
+        _write_document(staging.path(RECEIPT), receipt.text().encode())
+    return receipt
+
+
+def _write_document(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _patch_checksums(path: str, file: OutputFile) -> None:
+    """Fill in the CRC-32 fields, which only the finished data can tell."""
+    if not file.checksums:
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for checksum in file.checksums:
+            crc, buffer = 0, bytearray(min(_PIECE, checksum.length))
+            for start in range(0, checksum.length, _PIECE):
+                view = memoryview(buffer)[: min(_PIECE, checksum.length - start)]
+                pread_into(descriptor, view, checksum.start + start, path)
+                crc = zlib.crc32(view, crc)
+            for position in checksum.positions:
+                pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
+    finally:
+        os.close(descriptor)
+
+
+def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
+    """The receipt of a finished plan. It holds no time and no host, so the same conversion gives the same receipt."""
+    parameters = {transfer.name: transfer.assembly.parameter for transfer in plan.transfers}
+    tensors = {
+        name: {"shape": list(parameter.true_shape), "digest": results[name].digest}
+        | ({"source_digest": results[name].source_digest} if results[name].source_digest else {})
+        for name, parameter in parameters.items()
+    }
+    sources = []
+    for state in sorted(plan.source.files, key=lambda state: state.path):
+        entry: dict[str, object] = {"path": state.path, "bytes": state.size, "mtime_ns": state.mtime_ns}
+        if state.size <= _WHOLE_FILE_DIGEST:
+            entry["blake3"] = blake3(read_small(state.path)).hexdigest()
+        sources.append(entry)
+    documents = {path: blake3(data).hexdigest() for path, data in plan.target.documents.items()}
+    sidecars = {path: blake3(read_small(sidecar.path, 1 << 32)).hexdigest() for path, sidecar in plan.target.sidecars.items()}
+    return Receipt(
+        {
+            "ckpt": __version__,
+            "plan": plan.hash,
+            "fingerprint": fingerprint((name, parameters[name].true_shape, results[name].digest) for name in parameters),
+            "source": {
+                "format": plan.source.format,
+                "path": plan.source.path,
+                "parallel": plan.source.parallel,
+                "evidence": plan.source.evidence,
+                "files": sources,
+            },
+            "target": {
+                "format": plan.target.format,
+                "parallel": plan.target.parallel,
+                "decisions": plan.target.decisions,
+                "hints": {**plan.source.origins, plan.source.format: plan.source.hints},
+                "files": {file.path: file.size for file in plan.target.files},
+                "documents": documents | sidecars,
+            },
+            "options": dict(plan.options),
+            "losses": [loss.to_json() for loss in plan.losses],
+            "architecture": to_json(plan.target.architecture),
+            "tensors": tensors,
+        }
+    )

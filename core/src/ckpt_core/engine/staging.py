@@ -1,0 +1,150 @@
+"""The staging folder: where a conversion lives until it is whole.
+
+    DST.ckpt-partial/
+        journal.jsonl    first line: the plan; then one line per finished tensor
+        out/             the files, at their final size from the start
+
+The whole of `out/` gets its final name in one rename, so nothing half-written ever has it. A killed run
+leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
+while the machine has not been restarted: a restart can lose written pages that were never synced.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable
+
+from ckpt_core.engine.transfer import Result
+from ckpt_core.errors import CkptError
+from ckpt_core.storage.files import pwrite_all
+from ckpt_core.storage.output import OutputFile
+
+SUFFIX = ".ckpt-partial"
+
+
+def boot_id() -> str:
+    """An identifier that changes when the machine restarts; empty where there is none (nothing is then resumed)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+class Staging:
+    """An unfinished output beside its destination, locked against other runs."""
+
+    def __init__(self, destination: str, plan_hash: str) -> None:
+        self.destination = os.path.abspath(destination)
+        self.folder = self.destination + SUFFIX
+        self.out = os.path.join(self.folder, "out")
+        self._journal_path = os.path.join(self.folder, "journal.jsonl")
+        self._head = {"plan": plan_hash, "boot": boot_id()}
+        self.done: dict[str, Result] = {}
+
+    def __enter__(self) -> Staging:
+        os.makedirs(self.out, exist_ok=True)
+        self._journal = open(self._journal_path, "a+b", buffering=0)  # noqa: SIM115  (closed in __exit__)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._journal.close()
+            raise CkptError("another conversion is writing to this destination", file=self.destination, fix="wait for it") from None
+        self._resume()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+
+    def _resume(self) -> None:
+        self._journal.seek(0)
+        lines = self._journal.read().split(b"\n")
+        records = []
+        for line in lines[:-1]:  # the piece after the last newline is a line cut short by a kill
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        if not records:
+            self._restart()
+            return
+        if records[0].get("plan") != self._head["plan"]:
+            raise CkptError(
+                "an unfinished conversion of something else is in the way",
+                file=self.folder,
+                found=f"plan {records[0].get('plan')}",
+                expected=f"plan {self._head['plan']}",
+                fix="the source or the options changed: repeat the old command, or remove that folder",
+            )
+        if not self._head["boot"] or records[0].get("boot") != self._head["boot"]:
+            self._restart()
+            return
+        whole = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        self._journal.truncate(len(whole))
+        self._journal.seek(0, os.SEEK_END)
+        self.done = {record["name"]: Result(**record) for record in records[1:]}
+
+    def _restart(self) -> None:
+        shutil.rmtree(self.out)
+        os.makedirs(self.out)
+        self._journal.truncate(0)
+        self._append(self._head)
+
+    def _append(self, record: dict) -> None:
+        self._journal.write(json.dumps(record).encode() + b"\n")
+
+    def finish(self, result: Result) -> None:
+        """Note that a tensor is written."""
+        self.done[result.name] = result
+        self._append({name: getattr(result, name) for name in Result.__slots__})
+
+    def create(self, files: Iterable[OutputFile]) -> None:
+        """Make every output file at its final size, with the bytes that are known already. Repeating is harmless."""
+        for file in files:
+            path = self.path(file.path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if os.fstat(descriptor).st_size != file.size:
+                    os.ftruncate(descriptor, file.size)
+                for offset, data in file.literals:
+                    pwrite_all(descriptor, memoryview(data), offset)
+            finally:
+                os.close(descriptor)
+
+    def path(self, relative: str) -> str:
+        """Where an output file is while the conversion runs."""
+        return os.path.join(self.out, relative)
+
+    def publish(self, single_file: str | None, overwrite: bool) -> None:
+        """Give the output its final name, in one rename; then remove the staging folder."""
+        made = self.path(single_file) if single_file else self.out
+        aside = os.path.join(self.folder, "replaced")
+        if overwrite and os.path.lexists(self.destination):
+            os.rename(self.destination, aside)
+        elif single_file and os.path.lexists(self.destination):
+            raise CkptError("the destination exists", file=self.destination, fix="use --overwrite, or another name")
+        os.rename(made, self.destination)
+        sync_folder(os.path.dirname(self.destination))
+        shutil.rmtree(self.folder)
+
+    def discard(self) -> None:
+        """Remove everything that was written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sync_file(path: str) -> None:
+    """Force a file's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Force a folder's names to the disk."""
+    sync_file(path)

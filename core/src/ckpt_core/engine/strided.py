@@ -1,0 +1,84 @@
+"""Moving strided boxes between files and memory in large sequential pieces.
+
+A box is a list of loops (size, stride in elements) over a file; `read_box` fills an array with one axis
+per loop, `write_box` writes one. Loops whose elements are adjacent in the file are merged into runs; runs
+that lie close together are read in one go and picked apart in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ckpt_core.storage.files import pread_into, pwrite_all
+
+# Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
+_NEAR = 16 << 10
+
+
+def _file_order(strides: Sequence[int]) -> list[int]:
+    return sorted(range(len(strides)), key=lambda n: -strides[n])
+
+
+def _run(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """How many inner loops form one contiguous run, and its length in elements; loops are in file order."""
+    length, merged = 1, 0
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != length:
+            break
+        length *= size
+        merged += 1
+    return merged, length
+
+
+def _starts(sizes: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
+    for index in itertools.product(*map(range, sizes)):
+        yield index, sum(i * stride for i, stride in zip(index, strides, strict=True))
+
+
+def read_box(descriptor: int, path: str, offset: int, strides: Sequence[int], out: np.ndarray) -> None:
+    """Fill `out` from a file: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...)."""
+    if out.size == 0:
+        return
+    order = _file_order(strides)
+    ordered = out.transpose(order)
+    sizes, steps = ordered.shape, [strides[n] for n in order]
+    merged, run = _run(sizes, steps)
+    outer_sizes, outer_steps = sizes[: len(sizes) - merged], steps[: len(sizes) - merged]
+    if ordered.flags.c_contiguous and not outer_sizes:
+        pread_into(descriptor, _bytes_of(ordered), offset, path)
+        return
+    reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
+    runs = math.prod(outer_sizes)
+    if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
+        near = np.empty(reach, out.dtype)
+        pread_into(descriptor, _bytes_of(near), offset, path)
+        ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, [step * out.itemsize for step in steps])
+        return
+    buffer = np.empty(run, out.dtype)
+    for index, start in _starts(outer_sizes, outer_steps):
+        target = ordered[index]
+        direct = target.flags.c_contiguous
+        pread_into(descriptor, _bytes_of(target if direct else buffer), offset + start * out.itemsize, path)
+        if not direct:
+            target[...] = buffer.reshape(target.shape)
+
+
+def write_box(descriptor: int, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
+    """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...)."""
+    if values.size == 0:
+        return
+    order = _file_order(strides)
+    ordered = np.ascontiguousarray(values.transpose(order))
+    steps = [strides[n] for n in order]
+    merged, _ = _run(ordered.shape, steps)
+    outer = len(steps) - merged
+    for index, start in _starts(ordered.shape[:outer], steps[:outer]):
+        pwrite_all(descriptor, _bytes_of(ordered[index]), offset + start * values.itemsize)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))

@@ -1,0 +1,100 @@
+"""Carrying out one transfer: read a box, hash it, turn it into stored values, write it.
+
+`run_transfer` is a plain function of plain values, so any `concurrent.futures.Executor` can run it. Writes of
+one transfer never touch the bytes of another; repeating a transfer writes the same bytes again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpt_core.engine.assembly import Box, Source, boxes, tile_view
+from ckpt_core.engine.digest import TensorDigest
+from ckpt_core.engine.plan import Delivery, Transfer
+from ckpt_core.engine.strided import write_box
+from ckpt_core.errors import Refusal
+from ckpt_core.storage.dtypes import FP32, DType, decode, encode
+from ckpt_core.storage.files import OpenFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a transfer leaves for the receipt: the digest of the values as written, and of the source's if they differ."""
+
+    name: str
+    digest: str
+    source_digest: str | None
+    bytes_written: int
+
+
+class Sink:
+    """Open output files below a staging folder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._files = OpenFiles(os.O_RDWR)
+
+    def write(self, delivery: Delivery, box: Box, values: np.ndarray) -> int:
+        """Write what belongs to one delivery out of a box of stored values; returns bytes written."""
+        block, written = delivery.block, 0
+        for tile in block.within(box):
+            part = tile_view(values, tile, box)
+            offset = block.offset + tile.native_base[0] * block.dtype.size
+            with self._files.descriptor(os.path.join(self._folder, block.path)) as descriptor:
+                write_box(descriptor, offset, [link.stride for link in tile.links], part)
+            written += part.size * part.itemsize
+        return written
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Result:
+    """Move one tensor; without a sink only its digest is taken."""
+    assembly = transfer.assembly
+    read, stored = TensorDigest(), TensorDigest()
+    value_dtype = assembly.value_dtype
+    primary = transfer.deliveries[0] if transfer.deliveries else None
+    changes = primary is not None and (primary.block.dtype != value_dtype or bool(primary.maps))
+    rows = assembly.parameter.true_rows
+    written = 0
+    for box in boxes(assembly.parameter.shape, transfer.chunk):
+        values = source.read(assembly, box)
+        read.update(_true(values, box, rows), value_dtype)
+        ready: dict[tuple[DType, tuple], np.ndarray] = {}
+        for delivery in transfer.deliveries:
+            kind = (delivery.block.dtype, delivery.maps)
+            if kind not in ready:
+                ready[kind] = stored_values(values, value_dtype, delivery, assembly.parameter.name)
+            written += sink.write(delivery, box, ready[kind])
+        if changes:
+            back = decode(ready[primary.block.dtype, primary.maps], primary.block.dtype)
+            for value_map in primary.maps:
+                back = value_map.inverse().apply(back)
+            stored.update(_true(np.ascontiguousarray(back, np.float32), box, rows), FP32)
+    if changes:
+        return Result(transfer.name, stored.hexdigest(), read.hexdigest(), written)
+    return Result(transfer.name, read.hexdigest(), None, written)
+
+
+def stored_values(values: np.ndarray, dtype: DType, delivery: Delivery, name: str) -> np.ndarray:
+    """Canonical values (raw, of `dtype`) as raw elements of the delivery's dtype; refuses to overflow fp16."""
+    target = delivery.block.dtype
+    if target == dtype and not delivery.maps:
+        return values
+    floats = decode(values, dtype)
+    for value_map in delivery.maps:
+        floats = value_map.apply(floats)
+    encoded = encode(floats, target)
+    if target.name == "fp16" and np.isinf(encoded).sum() > np.isinf(floats).sum():
+        largest = np.abs(floats[np.isfinite(floats)]).max()
+        raise Refusal(f"{name} does not fit fp16", found=f"a value of {largest:g}", expected="at most 65504", fix="use --dtype bf16 or fp32")
+    return encoded
+
+
+def _true(values: np.ndarray, box: Box, rows: int | None) -> np.ndarray:
+    """A box without the rows that only pad the vocabulary."""
+    return values if rows is None else values[: max(0, rows - box[0][0])]

@@ -1,0 +1,135 @@
+"""Everything that can go wrong, as values that say where, what, and what to do.
+
+A `CkptError` names the file, what was found, what was expected and how to go on.
+`Problems` collects many of them, so that a user sees all that is wrong with a
+checkpoint in one run, not one after the other.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CkptError(Exception):
+    """A checkpoint, option or request that can't be served, explained.
+
+    `problem` is one sentence; the other parts are optional and are printed on
+    lines of their own.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: object = None,
+        found: object = None,
+        expected: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = None if file is None else str(file)
+        self.found = None if found is None else str(found)
+        self.expected = None if expected is None else str(expected)
+        self.fix = fix
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        lines = [self.problem]
+        for label, text in (("file", self.file), ("found", self.found), ("expected", self.expected), ("fix", self.fix)):
+            if text is not None:
+                lines.append(f"  {label}: {text}")
+        return "\n".join(lines)
+
+    def __reduce__(self):  # errors cross process boundaries, keyword arguments included
+        return (_rebuild, (type(self), self.problem, self.__dict__))
+
+    def to_json(self) -> dict[str, object]:
+        """The same parts as a JSON object, for `--json`."""
+        parts = {"problem": self.problem, "file": self.file, "found": self.found, "expected": self.expected, "fix": self.fix}
+        return {key: value for key, value in parts.items() if value is not None}
+
+
+def _rebuild(cls: type[CkptError], problem: str, state: dict) -> CkptError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, problem)
+    error.__dict__.update(state)
+    return error
+
+
+class UsageError(CkptError):
+    """A request that is wrong in itself: an unknown option, a missing argument. Exit code 2."""
+
+    exit_code = 2
+
+
+class FormatError(CkptError):
+    """Bytes that are not what their format says: truncated, overlapping, lying, or hostile."""
+
+
+class Refusal(CkptError):
+    """Something the target can't hold exactly. Refused by name rather than approximated."""
+
+
+class ProblemsFound(CkptError):
+    """Several problems at once; `problems` holds each of them."""
+
+    def __init__(self, subject: str, problems: Iterable[CkptError]) -> None:
+        self.problems = list(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        super().__init__(f"{subject}: {len(self.problems)} {noun}")
+
+    def __str__(self) -> str:
+        return "\n".join([self.problem, *(f"- {problem}".replace("\n", "\n  ") for problem in self.problems)])
+
+    def to_json(self) -> dict[str, object]:
+        return {"problem": self.problem, "problems": [problem.to_json() for problem in self.problems]}
+
+
+class Problems:
+    """A list of problems that is raised at once.
+
+    >>> problems = Problems("reading model")
+    >>> problems.add(CkptError("tensor 'a' is missing"))
+    >>> problems.raise_any()
+    Traceback (most recent call last):
+    ...
+    ckpt_core.errors.CkptError: tensor 'a' is missing
+    """
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.found: list[CkptError] = []
+        self._said: set[str] = set()
+
+    def add(self, problem: CkptError) -> None:
+        """Note a problem; one that says the same as an earlier one is noted once."""
+        for one in problem.problems if isinstance(problem, ProblemsFound) else [problem]:
+            if str(one) not in self._said:
+                self._said.add(str(one))
+                self.found.append(one)
+
+    def raise_any(self) -> None:
+        """Raise what was collected: the problem itself if it is alone, else all of them together."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise ProblemsFound(self.subject, self.found)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, for "did you mean".
+
+    >>> nearest("num_atention_heads", ["num_attention_heads", "hidden_size"])
+    'num_attention_heads'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str | None:
+    """A `fix` sentence that proposes the nearest known name, or `otherwise`."""
+    guess = nearest(name, known)
+    return f"did you mean {guess!r}?" if guess else (otherwise or None)

@@ -1,0 +1,47 @@
+"""The intermediate representation on disk: fp32 safetensors named canonically, and `architecture.json`."""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="ir",
+        summary="the intermediate representation: fp32 safetensors named canonically, with architecture.json",
+        families=("every architecture",),
+        options=(Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_core.ir.files import ARCHITECTURE, INDEX
+
+    return f"{ARCHITECTURE} beside {INDEX}" if all(os.path.isfile(os.path.join(path, name)) for name in (ARCHITECTURE, INDEX)) else None
+
+
+@hookimpl
+def ckpt_architecture(path: str) -> Architecture | None:
+    from ckpt_core.ir.config import architecture_in
+
+    return architecture_in(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_core.ir.files import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_core.ir.files import write
+
+    return write(checkpoint, request)

@@ -1,0 +1,93 @@
+"""The files of the intermediate representation.
+
+    architecture.json  notes.json
+    tensors.index.json                       tensor -> file
+    tensors-00001-of-00002.safetensors ...   fp32, whole tensors, in the order of the forward pass
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from ckpt_core.architecture import dumps, from_json
+from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
+from ckpt_core.engine.assembly import Assembler, Shard
+from ckpt_core.errors import FormatError, Refusal
+from ckpt_core.ir.weights import table
+from ckpt_core.layout import Layout, account
+from ckpt_core.plugins import ReadRequest, WriteRequest
+from ckpt_core.receipt import original_of
+from ckpt_core.sizes import parse_size
+from ckpt_core.storage import safetensors
+from ckpt_core.storage.dtypes import FP32
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.output import OutputFile
+
+ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
+_SIDECARS = "sidecars"
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint in a folder of ours."""
+    architecture_file = os.path.join(path, ARCHITECTURE)
+    architecture = from_json(read_json_object(architecture_file), architecture_file)
+    index = read_json_object(os.path.join(path, INDEX))
+    notes = read_json_object(os.path.join(path, NOTES)) if os.path.isfile(os.path.join(path, NOTES)) else {}
+    layout = Layout([table(architecture)], architecture)
+    natives = layout.natives()
+    assembler = Assembler(layout.parameters, path)
+    tensors, states = {}, [FileState.of(architecture_file)]
+    for name in sorted(set(map(str, index.values()))):
+        if os.path.basename(name) != name or not name.endswith(".safetensors"):
+            raise FormatError("the index names a file outside the folder", file=os.path.join(path, INDEX), found=name)
+        states.append(FileState.of(os.path.join(path, name)))
+        tensors |= safetensors.read_header(os.path.join(path, name)).tensors
+    for problem in account(natives, layout.tables, tensors, path):
+        assembler.problems.add(problem)
+    for name, native in natives.items():
+        if name in tensors:
+            assembler.add(native, [Shard((0,) * len(native.shape), tensors[name])])
+    checkpoint = Checkpoint("ir", path, architecture, assembler.finish(), states, notes=notes, sidecars=_sidecars(path))
+    return original_of(checkpoint, path)
+
+
+def _sidecars(path: str) -> dict[str, Sidecar]:
+    folder, found = os.path.join(path, _SIDECARS), {}
+    for root, _, names in os.walk(folder):
+        for name in sorted(names):
+            file = os.path.join(root, name)
+            found[os.path.relpath(file, folder).replace(os.sep, "/")] = Sidecar(file, os.path.getsize(file))
+    return found
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """A folder of ours: always float32, unless another dtype is asked for."""
+    dtype = request.dtype or FP32
+    if checkpoint.architecture.tokens is None and not checkpoint.tensors:
+        raise Refusal("there is nothing to write")
+    limit = parse_size(str(request.options.get("max_shard_size") or "5GB"))
+    natives = list(Layout([table(checkpoint.architecture)], checkpoint.architecture).natives().values())
+    groups, size = [[]], 0
+    for native in natives:
+        bytes_ = dtype.size * checkpoint.tensors[native.name].parameter.elements
+        if groups[-1] and size + bytes_ > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(native)
+        size += bytes_
+    files, placements, index = [], [], {}
+    for number, group in enumerate(groups, 1):
+        name = f"tensors-{number:05d}-of-{len(groups):05d}.safetensors"
+        plan = safetensors.plan_file({native.name: (dtype, native.shape) for native in group}, {})
+        files.append(OutputFile(name, plan.size, ((0, plan.header),)))
+        placements += [Placement(native, dtype, name, plan.offsets[native.name]) for native in group]
+        index |= {native.name: name for native in group}
+    documents = {
+        INDEX: (json.dumps(index, indent=1) + "\n").encode(),
+        NOTES: (json.dumps(checkpoint.notes, indent=1) + "\n").encode(),
+        ARCHITECTURE: dumps(checkpoint.architecture).encode(),
+    }
+    sidecars = {f"{_SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
+    return Target("ir", checkpoint.architecture, checkpoint.tensors, files, placements, documents, sidecars)

@@ -1,0 +1,250 @@
+"""Tables bound to an architecture: the native tensors of any rank, and where each parameter lies in them."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ckpt_core.architecture import Architecture, Parameter, Stack, parameters
+from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
+from ckpt_core.layout.affine import Link, Tile
+from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, parse
+from ckpt_core.layout.split import Ranks, Share, shares
+from ckpt_core.layout.table import Row, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a canonical parameter inside a native tensor."""
+
+    parameter: str
+    tile: Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """One native tensor of one rank: its name, its shape, and the parameters it holds.
+
+    `layer` is the global index of its layer, None outside layers; `padding` counts elements that hold zeros.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    row: Row
+    layer: int | None = None
+    padding: int = 0
+
+
+@dataclass
+class Layout:
+    """`tables` bound to `architecture`. `sizes` gives sizes to axes that no parameter has (padding)."""
+
+    tables: Sequence[Table]
+    architecture: Architecture
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parameters = parameters(self.architecture)
+
+    def natives(self, ranks: Ranks | None = None) -> dict[str, Native]:
+        """Every native tensor of one rank by name, in table order.
+
+        Raises `Refusal` naming every parameter that no row holds, `SentenceError` where a row does not fit
+        its parameters, `SplitError` where the ranks do not divide an axis.
+        """
+        named: dict[str, Native] = {}
+        problems = Problems("the format's tables do not hold this architecture")
+        claimed: dict[str, int] = dict.fromkeys(self.parameters, 0)
+        for native in self._natives(ranks or {}, problems):
+            if native.name in named:
+                problems.add(CkptError(f"two rows claim the native tensor {native.name!r}"))
+            named[native.name] = native
+            if not native.row.copy:
+                for piece in native.pieces:
+                    claimed[piece.parameter] += 1
+        problems.raise_any()
+        for name, pieces in claimed.items():
+            if not pieces:
+                problems.add(Refusal(f"parameter {self.parameters[name]} has no place in this format"))
+        problems.raise_any()
+        return named
+
+    def _natives(self, ranks: Ranks, problems: Problems) -> Iterator[Native]:
+        for table in self.tables:
+            stack = self._stack_of(table)
+            if stack is None and "{l}" in table.to:
+                continue
+            over_layers = "{l}" in table.to and "{l}" in table.native
+            for layer in range(len(stack.layers)) if over_layers else [None]:
+                subject = stack.layers[layer] if over_layers else self.architecture
+                for row in table.rows:
+                    if row.applies_to(subject):
+                        try:
+                            yield from _BoundRow(self, table, row, stack, layer).natives(ranks)
+                        except CkptError as problem:
+                            problems.add(problem)
+
+    def _stack_of(self, table: Table) -> Stack | None:
+        prefix, found, _ = table.to.partition("layers.{l}")
+        return self.architecture.stacks.get(prefix) if found else None
+
+
+class _BoundRow:
+    """One row applied to one layer (or to all of them, if its tensor stacks layers)."""
+
+    def __init__(self, layout: Layout, table: Table, row: Row, stack: Stack | None, layer: int | None) -> None:
+        self.row, self.sizes, self.table = row, layout.sizes, table
+        self.sentence: Sentence = parse(row.sentence)
+        self.template = join(table.to, row.canonical)
+        self.layer = layer
+        stacked = "{l}" in self.template and layer is None
+        if stacked and "l" not in self.sentence.names():
+            raise SentenceError("neither the native name nor the sentence says which layer", row.sentence)
+        self.layers: list[int | None] = list(range(len(stack.layers))) if stacked else [layer]
+        self.parts = self._parts(layout.parameters)
+
+    def _parts(self, known: Mapping[str, Parameter]) -> dict[str | None, Parameter]:
+        """The parameters this row holds in its (first) layer, by part. Empty if the row does not apply."""
+        first = self.layers[0]
+        if "{part}" not in self.template:
+            name = self.template.format(l=first)
+            return {None: known[name]} if name in known else {}
+        named = {part: self.template.format(l=first, part=part) for part in sorted(self.sentence.part_names())}
+        return {part: known[name] for part, name in named.items() if name in known}
+
+    def natives(self, ranks: Ranks) -> Iterator[Native]:
+        if not self.parts:
+            return
+        for bound in self._bindings(ranks):
+            name = join(self.table.native, self.row.native).format(l=self.layer, **bound)
+            yield self._native(name, bound, ranks)
+
+    def _bindings(self, ranks: Ranks) -> Iterator[dict[str, int]]:
+        """The indices a native name runs over, besides layers: `experts.{x}.up` has one tensor per expert."""
+        names = [name for _, name, _, _ in string.Formatter().parse(self.row.native) if name and name != "l"]
+        if not names:
+            yield {}
+            return
+        (axis,) = names
+        size = self._whole_sizes().get(axis)
+        if size is None:
+            raise SentenceError(f"{self.row.native!r} runs over {axis!r}, which its parameters do not have", self.row.sentence)
+        start, count = shares(dict(self.row.splits), ranks, {axis: size}, self.row.sentence).get(axis, (0, size))
+        for index in range(start, start + count):
+            yield {axis: index}
+
+    def _whole_sizes(self) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for parameter in self.parts.values():
+            for axis in parameter.axes:
+                if sizes.setdefault(axis.name, axis.size) != axis.size:
+                    found = f"{axis.name}={sizes[axis.name]} and {axis}"
+                    raise SentenceError(f"axis {axis.name!r} has two sizes in one tensor: {found}", self.row.sentence)
+        return sizes
+
+    def _native(self, name: str, bound: Mapping[str, int], ranks: Ranks) -> Native:
+        whole = self._whole_sizes()
+        held = shares(dict(self.row.splits), ranks, whole, self.row.sentence)
+        sizes = {**self.sizes, **self._finer_sizes(), **{axis: held.get(axis, (0, size))[1] for axis, size in whole.items()}}
+        if len(self.layers) > 1 or self.layer is None:
+            sizes["l"] = len(self.layers)
+        shape, affines = expand(self.sentence, sizes, lambda word: word in self.parts)
+        pieces: list[Piece] = []
+        padding = 0
+        for affine in affines:
+            count = math.prod(step.size for step in affine.steps)
+            if affine.padding:
+                padding += count
+            elif count:
+                pieces += self._pieces(affine, bound, held)
+        self._check_cover(pieces, bound, held)
+        return Native(name, shape, tuple(pieces), self.row, self.layer, padding)
+
+    def _finer_sizes(self) -> dict[str, int]:
+        return {
+            name: size for parameter in self.parts.values() for axis in parameter.axes for term in axis.terms for name, size in term
+        }
+
+    def _pieces(self, affine: Affine, bound: Mapping[str, int], held: Mapping[str, Share]) -> list[Piece]:
+        """The tiles of one affine part: one, or one per layer if the native tensor stacks layers."""
+        if affine.part not in self.parts:
+            raise SentenceError("a part of the sentence names no parameter", self.row.sentence, expected=", ".join(map(str, self.parts)))
+        parameter = self.parts[affine.part]
+        canonical = [bound.get(axis.name, held.get(axis.name, (0, axis.size))[0]) for axis in parameter.axes]
+        numbers = {axis.name: number for number, axis in enumerate(parameter.axes)}
+        finer = self._finer_places(affine, parameter, canonical)
+        links = []
+        for step in affine.steps:
+            if step.axis == "l" and "l" not in numbers:
+                continue
+            if step.axis in numbers:
+                links.append(Link(step.size, numbers[step.axis], 1, step.dim, step.step))
+            elif step.axis in finer:
+                number, canonical_step = finer[step.axis]
+                links.append(Link(step.size, number, canonical_step, step.dim, step.step))
+            else:
+                axes = " ".join(map(str, parameter.axes))
+                raise SentenceError(f"axis {step.axis!r} does not belong to {parameter.name}", self.row.sentence, expected=axes)
+        tile = Tile(tuple(links), tuple(canonical), affine.base)
+        stacking = next((step for step in affine.steps if step.axis == "l"), None)
+        if stacking is None:
+            return [Piece(parameter.name, tile)]
+        pieces = []
+        for index, layer in enumerate(self.layers):
+            base = list(affine.base)
+            base[stacking.dim] += index * stacking.step
+            pieces.append(Piece(self.template.format(l=layer, part=affine.part), replace(tile, native_base=tuple(base))))
+        return pieces
+
+    def _finer_places(self, affine: Affine, parameter: Parameter, canonical: list[int]) -> dict[str, tuple[int, int]]:
+        """Canonical axis number and step of every finer axis this part names; moves `canonical` to their term."""
+        named = {step.axis for step in affine.steps}
+        places: dict[str, tuple[int, int]] = {}
+        for number, axis in enumerate(parameter.axes):
+            base = 0
+            for term in axis.terms:
+                size = math.prod(count for _, count in term)
+                if named & {name for name, _ in term}:
+                    canonical[number] += base
+                    step = size
+                    for name, count in term:
+                        step //= max(count, 1)
+                        places[name] = (number, step)
+                base += size
+        return places
+
+    def _check_cover(self, pieces: list[Piece], bound: Mapping[str, int], held: Mapping[str, Share]) -> None:
+        """Every element of this rank's share of every parameter must have its place in the sentence."""
+        for part, parameter in self.parts.items():
+            expected = math.prod(1 if axis.name in bound else held.get(axis.name, (0, axis.size))[1] for axis in parameter.axes)
+            for layer in self.layers:
+                name = parameter.name if len(self.layers) == 1 else self.template.format(l=layer, part=part)
+                placed = sum(piece.tile.elements for piece in pieces if piece.parameter == name)
+                if placed != expected:
+                    axes = " ".join(map(str, parameter.axes))
+                    raise SentenceError(
+                        f"the sentence places {placed} of the {expected} elements of {name}",
+                        self.row.sentence,
+                        expected=f"each axis once: {axes}",
+                    )
+
+
+def account(natives: Mapping[str, Native], tables: Iterable[Table], found: Iterable[str], file: str) -> list[CkptError]:
+    """Problems for native tensors that are missing or that no row or drop claims. Copies may be absent."""
+    found = set(found)
+    tables = list(tables)
+    unclaimed = sorted(name for name in found - natives.keys() if not any(table.drops_name(name) for table in tables))
+    missing = sorted(name for name, native in natives.items() if name not in found and not native.row.copy)
+    problems = [CkptError(f"tensor {name!r} is missing", file=file, fix=did_you_mean(name, unclaimed)) for name in missing]
+    problems += [
+        CkptError(f"tensor {name!r} is not part of this architecture", file=file, fix=did_you_mean(name, missing)) for name in unclaimed
+    ]
+    return problems
+
+
+def join(prefix: str, name: str) -> str:
+    """Two dotted names as one; either may be empty."""
+    return f"{prefix}.{name}" if prefix and name else prefix or name

@@ -1,0 +1,348 @@
+"""Config files as tables: each line maps a framework's key to a fact of the architecture, both ways.
+
+    CONFIG = Config("LlamaForCausalLM", [
+        field("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
+        field("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-6),
+        fixed("mlp.gated", True),
+        const("is_decoder", False),
+        note("bos_token_id", "bos", default=1),
+        ignore("use_cache", why="inference only"),
+    ])
+
+Reading claims every key of the file: one that is neither mapped nor ignored is an error. Writing claims every
+fact of the architecture: one that no line says must be at the schema's default ("does not happen"), or the
+architecture is refused by that fact's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_core.architecture import Facts, PerLayer
+from ckpt_core.architecture.facts import default_of
+from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Two functions: from a config's value to a fact's, and back."""
+
+    read: Callable[[object], object]
+    write: Callable[[object], object]
+
+
+def one_of(names: Mapping[object, object]) -> Codec:
+    """A codec for named values; several config names may mean one fact, the first is written.
+
+    >>> one_of({"silu": 1, "swish": 1}).write(1)
+    'silu'
+    """
+    back: dict[object, object] = {}
+    for name, value in names.items():
+        back.setdefault(value, name)
+
+    def read(value: object) -> object:
+        if value not in names:
+            raise CkptError("unknown value", found=repr(value), expected=", ".join(map(repr, names)))
+        return names[value]
+
+    def write(value: object) -> object:
+        if value not in back:
+            raise Refusal("it has no name for this", found=str(value), expected=", ".join(map(str, back)))
+        return back[value]
+
+    return Codec(read, write)
+
+
+@dataclass(frozen=True, slots=True)
+class SameAs:
+    """A default that is another key's value."""
+
+    key: str
+
+
+def same_as(key: str) -> SameAs:
+    return SameAs(key)
+
+
+class Entry:
+    """One line of a config table."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The config keys this line speaks for."""
+        return ()
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The fact paths this line says."""
+        return ()
+
+    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+        """Enter what this line's keys say."""
+
+    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+        """Enter this line's keys; `Refusal` if they cannot say the facts."""
+
+
+@dataclass(frozen=True)
+class Field(Entry):
+    """A key that says one fact, or several that must agree. A null value means the thing does not exist."""
+
+    key: str
+    paths: tuple[str, ...]
+    default: object = REQUIRED
+    codec: Codec | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return self.paths
+
+    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+        value = config.get(self.key)
+        if value is None:
+            if self.default is REQUIRED:
+                raise CkptError(f"key {self.key!r} is missing", fix=did_you_mean(self.key, config))
+            value = config.get(self.default.key) if isinstance(self.default, SameAs) else self.default
+            if value is None:
+                return
+        try:
+            fact = self.codec.read(value) if self.codec else value
+        except CkptError as problem:
+            raise CkptError(f"key {self.key!r}: {problem.problem}", found=problem.found, expected=problem.expected) from None
+        for path in self.paths:
+            facts[path] = fact
+
+    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+        values = {path: facts[path] for path in self.paths if path in facts}
+        kinds = set(values.values())
+        if len(kinds) > 1:
+            raise Refusal(f"{self.key} is one value", found=", ".join(f"{path}={value}" for path, value in values.items()))
+        value = kinds.pop() if kinds else None
+        if isinstance(value, PerLayer):
+            raise Refusal(f"{self.key} is one value for all layers", found=f"{self.paths[0]} = {value}")
+        if value is None and self.default is not None:
+            raise Refusal(f"{self.key} cannot say that there is no {self.paths[0]}")
+        try:
+            config[self.key] = self.codec.write(value) if self.codec and value is not None else value
+        except Refusal as problem:
+            raise Refusal(f"{self.key}: {problem.problem}", found=f"{self.paths[0]} = {problem.found}", expected=problem.expected) from None
+
+
+def field(key: str, *paths: str, default: object = REQUIRED, via: Codec | None = None) -> Field:
+    """`key` says the fact(s) at `paths`; without it `default` holds (or `same_as` another key)."""
+    return Field(key, paths, default, via)
+
+
+@dataclass(frozen=True)
+class Fixed(Entry):
+    """A fact that holds for every model of this kind, and that no key says."""
+
+    path: str
+    value: object
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+        facts[self.path] = self.value
+
+    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+        if facts.get(self.path) != self.value:
+            raise Refusal(f"{self.path} is always {self.value}", found=facts.get(self.path))
+
+
+def fixed(path: str, value: object) -> Fixed:
+    return Fixed(path, value)
+
+
+@dataclass(frozen=True)
+class Const(Entry):
+    """A key that has one value in every model we read, and is written so. Another value is an error."""
+
+    key: str
+    value: object
+    written: bool = True
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+        if self.key in config and config[self.key] != self.value:
+            raise CkptError(f"key {self.key!r} has a value that is not supported", found=repr(config[self.key]), expected=repr(self.value))
+
+    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+        if self.written:
+            config[self.key] = self.value
+
+
+def const(key: str, value: object, *, written: bool = True) -> Const:
+    return Const(key, value, written)
+
+
+@dataclass(frozen=True)
+class Note(Entry):
+    """A key that belongs to the model but changes none of its outputs; carried under a common name.
+
+    It is written where it is known, or has a default that a strict reader of the config needs.
+    """
+
+    key: str
+    name: str
+    default: object = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+        if self.key in config:
+            notes[self.name] = config[self.key]
+
+    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+        if self.name in notes or self.default is not None:
+            config[self.key] = notes.get(self.name, self.default)
+
+
+def note(key: str, name: str, *, default: object = None) -> Note:
+    return Note(key, name, default)
+
+
+@dataclass(frozen=True)
+class Ignore(Entry):
+    """A key that is left behind on purpose."""
+
+    key: str
+    why: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+
+def ignore(*names: str, why: str) -> list[Ignore]:
+    return [Ignore(name, why) for name in names]
+
+
+@dataclass(frozen=True)
+class Custom(Entry):
+    """Several keys and facts that belong together; the functions get what `Entry.read` and `Entry.write` get."""
+
+    own_keys: tuple[str, ...]
+    own_claims: tuple[str, ...]
+    reader: Callable[[Mapping[str, object], Facts, dict[str, object]], None]
+    writer: Callable[[Facts, Mapping[str, object], dict[str, object]], None]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.own_keys
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return self.own_claims
+
+    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+        self.reader(config, facts, notes)
+
+    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+        self.writer(facts, notes, config)
+
+
+def custom(keys: Iterable[str], claims: Iterable[str], *, read: Callable, write: Callable) -> Custom:
+    """The escape hatch. A claim `path.*` covers everything below a path."""
+    return Custom(tuple(keys), tuple(claims), read, write)
+
+
+class Config:
+    """A config table: see the module's docstring. Later entries for a key replace earlier ones."""
+
+    def __init__(self, name: str, entries: Iterable[Entry | Sequence[Entry]]) -> None:
+        self.name = name
+        self.entries: tuple[Entry, ...] = tuple(
+            one for entry in entries for one in (entry if isinstance(entry, list | tuple) else [entry])
+        )
+
+    def replace(self, name: str, *entries: Entry | Sequence[Entry], without: Iterable[str] = ()) -> Config:
+        """A variant: entries that share a key or claim with a new one, or are named in `without`, give way to it."""
+        added = Config(name, entries).entries
+        taken = {key for entry in added for key in (*entry.keys, *entry.claims)} | set(without)
+        kept = [entry for entry in self.entries if not taken & {*entry.keys, *entry.claims}]
+        return Config(name, [*kept, *added])
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key some line speaks for."""
+        return frozenset(key for entry in self.entries for key in entry.keys)
+
+    def read(self, config: Mapping[str, object], file: str) -> tuple[Facts, dict[str, object]]:
+        """The facts and notes of a config; every unknown key and wrong value is raised at once, naming `file`."""
+        facts, notes = Facts(), {}
+        problems = Problems(f"config of {self.name}")
+        for key in config:
+            if key not in self.keys:
+                problems.add(
+                    CkptError(
+                        f"unknown config key {key!r} (value {str(config[key])[:60]})",
+                        file=file,
+                        fix=did_you_mean(key, self.keys, "if it changes no output of the model, name it in -o ignore_keys=..."),
+                    )
+                )
+        for entry in self.entries:
+            try:
+                entry.read(config, facts, notes)
+            except CkptError as problem:
+                problem.file = problem.file or file
+                problems.add(problem)
+        problems.raise_any()
+        return facts, notes
+
+    def write(self, facts: Facts, notes: Mapping[str, object]) -> dict[str, object]:
+        """The config that says `facts`; raises every refusal at once."""
+        config: dict[str, object] = {}
+        problems = Problems(f"{self.name} cannot hold this architecture")
+        for refusal in self._unsaid(facts):
+            problems.add(refusal)
+        for entry in self.entries:
+            try:
+                entry.write(facts, notes, config)
+            except Refusal as problem:
+                problem.problem = f"{self.name}: {problem.problem}"
+                problems.add(problem)
+        problems.raise_any()
+        return config
+
+    def _unsaid(self, facts: Facts) -> Iterable[Refusal]:
+        claims = [claim for entry in self.entries for claim in entry.claims]
+        exact = set(claims)
+        below = tuple(claim[:-1] for claim in claims if claim.endswith(".*"))
+        for path, value in facts.items():
+            if path in exact or (path.startswith(below) and not path.removesuffix("?") + ".*" in exact):
+                continue
+            if path.endswith("?"):
+                yield Refusal(f"{self.name} has {path[:-1]} in every layer or in none", found=_spell(value))
+                continue
+            default = default_of(path)
+            if default is dataclasses.MISSING or value != default:
+                yield Refusal(f"{self.name} has no {path}", found=f"{path} = {value}")
+
+
+def _spell(presence: PerLayer) -> str:
+    return "layers " + ", ".join(str(index) for index, exists in enumerate(presence) if exists)
+
+
+def uniform(facts: Facts, path: str) -> object:
+    """The fact at `path`, for a key that has one value for all layers; None if there is none."""
+    value = facts.get(path)
+    if isinstance(value, PerLayer):
+        raise Refusal("it has one value for all layers", found=f"{path} = {value}")
+    return value

@@ -1,0 +1,95 @@
+"""Finding formats: by entry point, one by one, and only when asked for.
+
+Names are listed without importing anything. A plugin that fails to import is one broken row, never a crash.
+`CKPT_PLUGINS=hf,nanotron` restricts what is seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from importlib import metadata
+
+import pluggy
+
+from ckpt_core.errors import CkptError, UsageError, did_you_mean
+from ckpt_core.plugins import hookspecs
+from ckpt_core.plugins.request import FormatInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A format that may or may not load: `broken` says why not."""
+
+    name: str
+    distribution: str
+    hooks: pluggy.HookRelay | None = None
+    info: FormatInfo | None = None
+    broken: str | None = None
+
+
+@functools.cache
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    allowed = os.environ.get("CKPT_PLUGINS")
+    names = None if allowed is None else {name.strip() for name in allowed.split(",")}
+    found: dict[str, metadata.EntryPoint] = {}
+    for entry in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda entry: (entry.name, entry.value)):
+        if names is None or entry.name in names:
+            found.setdefault(entry.name, entry)
+    return found
+
+
+def format_names() -> list[str]:
+    """The names of all installed formats, loaded or not."""
+    return list(_entry_points())
+
+
+@functools.cache
+def load(name: str) -> Plugin:
+    """Load one format. A failure is in `broken`; an unknown name is a `UsageError`."""
+    entries = _entry_points()
+    if name not in entries:
+        raise UsageError(f"unknown format {name!r}", expected=", ".join(entries), fix=did_you_mean(name, entries))
+    entry = entries[name]
+    distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
+    try:
+        manager = pluggy.PluginManager("ckpt")
+        manager.add_hookspecs(hookspecs)
+        manager.register(entry.load(), name)
+        manager.check_pending()
+        info = manager.hook.ckpt_info()
+        if info is None:
+            raise CkptError("it has no ckpt_info hook")
+        if info.sdk != hookspecs.SDK:
+            raise CkptError(f"it was written for SDK {info.sdk}, this is SDK {hookspecs.SDK}")
+        if info.name != name:
+            raise CkptError(f"it calls itself {info.name!r}, its entry point says {name!r}")
+    except Exception as error:  # whatever a stranger's import raises
+        problem = str(error).splitlines()[0] if str(error) else ""
+        return Plugin(name, distribution, broken=f"{type(error).__name__}: {problem}")
+    return Plugin(name, distribution, manager.hook, info)
+
+
+def require(name: str) -> Plugin:
+    """Load one format, or raise why it cannot be used."""
+    plugin = load(name)
+    if plugin.broken:
+        raise CkptError(f"format {name} is installed but broken", found=f"{plugin.distribution}: {plugin.broken}")
+    return plugin
+
+
+def all_plugins() -> list[Plugin]:
+    """Every installed format, broken ones included."""
+    return [load(name) for name in format_names()]
+
+
+def detect(path: str) -> list[tuple[Plugin, str]]:
+    """The formats that recognise `path`, with the fact that decided it."""
+    found = []
+    for plugin in all_plugins():
+        if plugin.hooks is not None:
+            fact = plugin.hooks.ckpt_detect(path=path)
+            if fact:
+                found.append((plugin, fact))
+    return found

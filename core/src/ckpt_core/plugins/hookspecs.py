@@ -1,0 +1,55 @@
+"""The whole contract between ckpt and a format, on one screen.
+
+A plugin is a module with the functions below, marked `@hookimpl`, and an entry point in the group
+`ckpt.formats` whose *name is the format's name*. Functions take any subset of the arguments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GROUP = "ckpt.formats"
+SDK = 1
+
+hookspec = pluggy.HookspecMarker("ckpt")
+hookimpl = pluggy.HookimplMarker("ckpt")
+
+
+@hookspec(firstresult=True)
+def ckpt_info() -> FormatInfo:
+    """What the format is: one line, its options, its families, the SDK version it was written for."""
+
+
+@hookspec(firstresult=True)
+def ckpt_detect(path: str) -> str | None:
+    """If `path` looks like this format, the fact that says so ("config.json beside *.safetensors"); else None."""
+
+
+@hookspec(firstresult=True)
+def ckpt_architecture(path: str) -> Architecture | None:
+    """The architecture in a config *file* of this format, for `--config`; None if it is not one."""
+
+
+@hookspec(firstresult=True)
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint at `path`, from headers alone. Raises every problem found at once."""
+
+
+@hookspec(firstresult=True)
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The files that would hold `checkpoint` in this format; `Refusal` for what it cannot hold exactly."""
+
+
+@hookspec(firstresult=True)
+def ckpt_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray | None:
+    """Float32 logits [batch, position, vocabulary] of a model for int64 `tokens` [batch, position], if an engine
+    that runs this architecture is installed; else None. Optional: only a format with an engine has it."""

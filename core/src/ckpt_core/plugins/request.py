@@ -1,0 +1,101 @@
+"""What a user asks of a format, typed: options, layouts, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.errors import UsageError, did_you_mean
+from ckpt_core.storage.dtypes import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An `-o name=value` of a format. `kind` is bool, int, float, str or a tuple of choices; `side` is read, write or both."""
+
+    name: str
+    help: str
+    kind: type | tuple[str, ...] = str
+    default: object = None
+    side: str = "both"
+
+    def parse(self, text: str) -> object:
+        """The typed value of `text`; `UsageError` says what would be one."""
+        if isinstance(self.kind, tuple):
+            if text in self.kind:
+                return text
+            raise UsageError(f"option {self.name} has no value {text!r}", expected=" | ".join(self.kind))
+        parser: Callable[[str], object] = _parse_bool if self.kind is bool else self.kind
+        try:
+            return parser(text)
+        except ValueError:
+            raise UsageError(f"option {self.name} has no value {text!r}", expected=self.kind.__name__) from None
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1", "on"):
+        return True
+    if text.lower() in ("false", "no", "0", "off"):
+        return False
+    raise ValueError(text)
+
+
+@dataclass(frozen=True, slots=True)
+class FormatInfo:
+    """What `ckpt formats` shows. `parallel` names the layout flags the writer honours ("tp", "pp", "ep")."""
+
+    name: str
+    summary: str
+    families: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
+    parallel: tuple[str, ...] = ()
+    reads: bool = True
+    writes: bool = True
+    sdk: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """How a source is to be read. `architecture` is what `--config` supplied; `weights` is auto, model or master."""
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    architecture: Architecture | None = None
+    weights: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """How a target is to be written. `dtype` None keeps each tensor's; sizes left None mean one (or the source's).
+
+    `destination` is the final place of the output, for configs that must name it.
+    """
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    dtype: DType | None = None
+    tp: int | None = None
+    pp: int | None = None
+    ep: int | None = None
+    destination: str = ""
+
+
+def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, object]:
+    """All options of one side with their values; an unknown name is a `UsageError`."""
+    known = {option.name: option for option in info.options if option.side in (side, "both")}
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"format {info.name} has no {side} option {name!r}",
+                expected=", ".join(known) or "no options",
+                fix=did_you_mean(name, known, f"see: ckpt formats {info.name}"),
+            )
+    return {name: option.parse(given[name]) if name in given else option.default for name, option in known.items()}
+
+
+def option_table(options: Iterable[Option]) -> list[tuple[str, str, str, str]]:
+    """(name, values, default, help) of each option, for help texts."""
+    rows = []
+    for option in options:
+        values = " | ".join(option.kind) if isinstance(option.kind, tuple) else option.kind.__name__
+        rows.append((option.name, values, "" if option.default is None else str(option.default), option.help))
+    return rows

@@ -1,0 +1,68 @@
+"""What an earlier receipt beside a checkpoint still knows about it.
+
+A format may be unable to say the true vocabulary, or by which layout choices its source can be written again
+bit for bit. The receipt of the conversion says both. It is believed only where it describes exactly the model
+that is there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ckpt_core.architecture import Architecture, from_json, parameters
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.run import RECEIPT
+from ckpt_core.errors import CkptError
+from ckpt_core.storage.jsonfile import read_json_object
+
+
+def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
+    """`checkpoint` with the true vocabulary and the hints of a fitting receipt in `folder`, if there is one."""
+    path = os.path.join(folder, RECEIPT)
+    if not os.path.isfile(path):
+        return checkpoint
+    body = read_json_object(path)
+    target, source = body.get("target"), body.get("source")
+    if not isinstance(target, dict) or not isinstance(source, dict) or target.get("format") != checkpoint.format:
+        return checkpoint
+    try:
+        recorded = from_json(body.get("architecture"), path)
+    except CkptError:
+        return checkpoint
+    if not _same_but_for_vocabulary(recorded, checkpoint.architecture):
+        return checkpoint
+    hints = target.get("hints")
+    if isinstance(hints, dict):
+        checkpoint.origins = {name: value for name, value in hints.items() if isinstance(value, dict)}
+    tokens = checkpoint.architecture.tokens
+    if tokens is not None and tokens.vocabulary > recorded.tokens.vocabulary:
+        checkpoint.evidence.append(f"true vocabulary {recorded.tokens.vocabulary} from {RECEIPT}")
+        return with_vocabulary(checkpoint, recorded.tokens.vocabulary)
+    return checkpoint
+
+
+def _same_but_for_vocabulary(one: Architecture, two: Architecture) -> bool:
+    if (one.tokens is None) != (two.tokens is None):
+        return False
+    if one.tokens is None:
+        return one == two
+    if one.tokens.padded_vocabulary != two.tokens.padded_vocabulary:
+        return False
+    return replace(one, tokens=two.tokens) == two
+
+
+def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
+    """`checkpoint` with its true vocabulary known: rows beyond it are padding."""
+    tokens = checkpoint.architecture.tokens
+    if tokens is None or not 0 < vocabulary <= tokens.padded_vocabulary:
+        raise CkptError(
+            "the vocabulary does not fit the embedding",
+            file=checkpoint.path,
+            found=vocabulary,
+            expected=f"1 to {tokens.padded_vocabulary if tokens else 0}",
+        )
+    checkpoint.architecture = replace(checkpoint.architecture, tokens=replace(tokens, vocabulary=vocabulary))
+    known = parameters(checkpoint.architecture)
+    checkpoint.tensors = {name: replace(assembly, parameter=known[name]) for name, assembly in checkpoint.tensors.items()}
+    return checkpoint

@@ -1,0 +1,145 @@
+"""The element types of checkpoints, and their exact way to float32 and back.
+
+NumPy has no bfloat16 and no float8, and the engine must run without torch, so
+an element type here is a name, a size and two functions on raw NumPy arrays.
+`decode` is exact for every type of 32 bits or fewer; `encode` rounds to nearest
+even, as torch and XLA do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpt_core.errors import FormatError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """An element type: `name` as users say it, `raw` the NumPy type its bytes are handled as."""
+
+    name: str
+    safetensors: str
+    torch: str
+    raw: str
+    floating: bool = True
+
+    @property
+    def size(self) -> int:
+        """Bytes per element."""
+        return np.dtype(self.raw).itemsize
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The NumPy type the raw bytes are handled as (`uint16` for bf16)."""
+        return np.dtype(self.raw)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# name        safetensors  torch              raw bytes as
+# fmt: off
+_TABLE = [
+    DType("fp64",     "F64",     "float64",         "<f8"),
+    DType("fp32",     "F32",     "float32",         "<f4"),
+    DType("fp16",     "F16",     "float16",         "<f2"),
+    DType("bf16",     "BF16",    "bfloat16",        "<u2"),
+    DType("fp8_e4m3", "F8_E4M3", "float8_e4m3fn",   "|u1"),
+    DType("fp8_e5m2", "F8_E5M2", "float8_e5m2",     "|u1"),
+    DType("int64",    "I64",     "int64",           "<i8", floating=False),
+    DType("int32",    "I32",     "int32",           "<i4", floating=False),
+    DType("int16",    "I16",     "int16",           "<i2", floating=False),
+    DType("int8",     "I8",      "int8",            "|i1", floating=False),
+    DType("uint8",    "U8",      "uint8",           "|u1", floating=False),
+    DType("uint16",   "U16",     "uint16",          "<u2", floating=False),
+    DType("uint32",   "U32",     "uint32",          "<u4", floating=False),
+    DType("uint64",   "U64",     "uint64",          "<u8", floating=False),
+    DType("bool",     "BOOL",    "bool",            "|u1", floating=False),
+]
+# fmt: on
+
+BY_NAME = {dtype.name: dtype for dtype in _TABLE}
+BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in _TABLE}
+BY_TORCH = {dtype.torch: dtype for dtype in _TABLE}
+
+FP64, FP32, FP16, BF16 = (BY_NAME[name] for name in ("fp64", "fp32", "fp16", "bf16"))
+
+
+def dtype_named(name: str) -> DType:
+    """The element type called `name` by us, torch or safetensors; `UsageError` if there is none."""
+    for table in (BY_NAME, BY_TORCH, BY_SAFETENSORS):
+        if name in table:
+            return table[name]
+    raise UsageError(f"unknown dtype {name!r}", expected=", ".join(BY_NAME))
+
+
+def _decode_bf16(raw: np.ndarray) -> np.ndarray:
+    return (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+def _encode_bf16(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    # Round to nearest, ties to even: add 0x7fff plus the lowest bit that stays.
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> 16
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    # A NaN whose payload sits in the low half would round to infinity: set the quiet bit instead.
+    return np.where(nan, (bits >> 16) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, has_infinity: bool) -> np.ndarray:
+    codes = np.arange(256)
+    sign = np.where(codes & 0x80, -1.0, 1.0)
+    exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    mantissa = codes & ((1 << mantissa_bits) - 1)
+    fraction = mantissa / (1 << mantissa_bits)
+    values = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent.astype(float) - bias))
+    top = exponent == (1 << exponent_bits) - 1
+    if has_infinity:
+        values = np.where(top, np.where(mantissa == 0, np.inf, np.nan), values)
+    else:  # e4m3fn: only the all-ones code is NaN, there is no infinity
+        values = np.where(top & (mantissa == (1 << mantissa_bits) - 1), np.nan, values)
+    return (sign * values).astype(np.float32)
+
+
+_FLOAT8 = {
+    "fp8_e4m3": _float8_values(4, 3, 7, has_infinity=False),
+    "fp8_e5m2": _float8_values(5, 2, 15, has_infinity=True),
+}
+
+
+def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
+    """Raw elements as float32. Exact for every floating type up to 32 bits; float64 rounds.
+
+    Raises `FormatError` for integer and boolean types: model weights are floating.
+    """
+    if dtype.name == "fp32":
+        return raw
+    if dtype.name == "bf16":
+        return _decode_bf16(raw)
+    if dtype.name in ("fp16", "fp64"):
+        return raw.astype(np.float32)
+    if dtype.name in _FLOAT8:
+        return _FLOAT8[dtype.name][raw]
+    raise FormatError(f"a weight of dtype {dtype} has no floating value", expected="a floating dtype")
+
+
+_ENCODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "fp64": lambda values: values.astype(np.float64),
+    "fp32": lambda values: values.astype(np.float32, copy=False),
+    "fp16": lambda values: values.astype(np.float16),
+    "bf16": _encode_bf16,
+}
+
+
+def encode(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Float32 values as raw elements of `dtype`, rounded to nearest even.
+
+    Raises `UsageError` for types that can't be written (float8, integers).
+    """
+    if dtype.name not in _ENCODERS:
+        raise UsageError(f"cannot write dtype {dtype}", expected=", ".join(_ENCODERS))
+    with np.errstate(over="ignore"):  # an fp16 overflow is counted and reported by the engine
+        return _ENCODERS[dtype.name](values)

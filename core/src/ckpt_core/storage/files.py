@@ -1,0 +1,139 @@
+"""Reading bytes of files that may change, vanish or lie while we read.
+
+Files are read with `pread`, never mapped: a mapped file that is truncated kills the process with
+SIGBUS, a short `pread` is an error message. A file is identified by size and modification time when
+it is first seen; every later open checks both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckpt_core.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a file was when the plan was made."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> FileState:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise FormatError(f"cannot read a file: {error.strerror}", file=path) from error
+        return cls(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+    def check(self, status: os.stat_result) -> None:
+        """Raise `FormatError` if the file is no longer what it was."""
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise FormatError(
+                "the file changed while it was being read",
+                file=self.path,
+                found=f"{status.st_size} bytes, modified at {status.st_mtime_ns}",
+                expected=f"{self.size} bytes, modified at {self.mtime_ns}",
+                fix="let the writer finish, then run again",
+            )
+
+
+def read_range(path: str, start: int, count: int) -> bytes:
+    """`count` bytes of a file from `start`; `FormatError` if it has fewer."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), count, start)
+    except OSError as error:
+        raise FormatError(f"cannot read a file: {error.strerror}", file=path) from error
+    if len(data) != count:
+        raise FormatError("the file is truncated", file=path, found=f"{start + len(data)} bytes", expected=f"at least {start + count}")
+    return data
+
+
+def read_small(path: str | os.PathLike, limit: int = 64 << 20) -> bytes:
+    """A whole file that must be small (a config, an index); `FormatError` above `limit` bytes."""
+    state = FileState.of(path)
+    if state.size > limit:
+        raise FormatError("a metadata file is far too large", file=path, found=f"{state.size} bytes", expected=f"at most {limit}")
+    return read_range(state.path, 0, state.size)
+
+
+class OpenFiles:
+    """At most `limit` open descriptors, for many threads; the least recently used is closed first."""
+
+    def __init__(self, flags: int, limit: int = 128) -> None:
+        self._flags, self._limit = flags, limit
+        self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def descriptor(self, path: str, state: FileState | None = None) -> Iterator[int]:
+        """A descriptor of `path` that stays open inside the block; checked against `state` when it is opened."""
+        with self._lock:
+            entry = self._open.get(path)
+            if entry is None:
+                entry = [self._open_checked(path, state), 0]
+                self._open[path] = entry
+            self._open.move_to_end(path)
+            entry[1] += 1
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1
+                idle = [key for key, (_, users) in self._open.items() if not users]
+                for key in idle[: max(0, len(self._open) - self._limit)]:
+                    os.close(self._open.pop(key)[0])
+
+    def _open_checked(self, path: str, state: FileState | None) -> int:
+        try:
+            descriptor = os.open(path, self._flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise FormatError(f"cannot open a file: {error.strerror}", file=path) from error
+        if state is not None:
+            try:
+                state.check(os.fstat(descriptor))
+            except FormatError:
+                os.close(descriptor)
+                raise
+        return descriptor
+
+    def __getstate__(self) -> tuple[int, int]:
+        """Descriptors stay in their process: a copy in another one opens its own, and closes them with itself."""
+        return self._flags, self._limit
+
+    def __setstate__(self, state: tuple[int, int]) -> None:
+        self.__init__(*state)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close everything; no descriptor may be in use."""
+        with self._lock:
+            for descriptor, _ in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+
+def pread_into(descriptor: int, view: memoryview, offset: int, path: str) -> None:
+    """Fill `view` from `offset`; `FormatError` if the file ends before."""
+    while len(view):
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise FormatError("the file was truncated while it was being read", file=path, found=f"{offset} bytes")
+        view, offset = view[count:], offset + count
+
+
+def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
+    """Write all of `view` at `offset`."""
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count

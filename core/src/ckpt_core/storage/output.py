@@ -1,0 +1,24 @@
+"""Files to be written: their size, the bytes known in advance, and the checksums only the data can tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A CRC-32 of `length` bytes from `start`, to be stored little-endian at each of `positions`."""
+
+    start: int
+    length: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file of a target; `literals` are the bytes known in advance, as (offset, bytes)."""
+
+    path: str
+    size: int
+    literals: tuple[tuple[int, bytes], ...] = ()
+    checksums: tuple[Checksum, ...] = ()

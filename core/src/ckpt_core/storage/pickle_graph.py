@@ -1,0 +1,88 @@
+"""Bounds on the shape of what a pickle made.
+
+Whoever uses the result walks it, so it must be walkable. A nest too deep breaks
+recursion; a "billion laughs" (each list holds the one before it twice) has few
+objects but endless paths. Cycles are kept: they count as one step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from typing import Any
+
+from ckpt_core.storage.opaque import Opaque
+
+# The exact types that the reader makes: a lookup by type is much faster than `isinstance`.
+_CONTAINERS = frozenset((dict, list, tuple, Opaque, OrderedDict, defaultdict, set, frozenset))
+_LEAF = (1, 1)
+# Sizes stop growing here: a chain of doublings would make them numbers of a million digits.
+_SIZE_CAP = 1 << 62
+# Containers of at most so many leaves are measured anew each time: most are, and noting them all takes much memory.
+_SMALL = 8
+
+
+def measure(root: Any, deep: int) -> tuple[int, int]:
+    """(depth, size) of `root` as a walk that goes into everything but its own ancestors would see it.
+
+    `depth` counts containers inside each other, `size` counts every visit of a
+    value, shared ones again each time. One pass over the objects, no recursion;
+    it stops, with a size of 0, where it is more than `deep` containers down.
+    """
+    done: dict[int, tuple[int, int]] = {}
+    entered: set[int] = set()
+    deepest = 0
+    path: list[tuple[Any, Any, list[int]]] = []  # container, iterator over its children, [depth, size]
+
+    def enter(value: Any) -> None:
+        entered.add(id(value))
+        path.append((value, iter(_children(value)), [1, 1]))
+
+    if not _is_container(root):
+        return _LEAF
+    enter(root)
+    while path:
+        value, children, total = path[-1]
+        for child in children:
+            if not _is_container(child):
+                total[1] += 1
+            elif type(child) is not Opaque and len(child) <= _SMALL and _is_flat(child):
+                total[0] = max(total[0], 2)
+                total[1] += 1 + len(child)
+            elif id(child) in done:
+                depth, size = done[id(child)]
+                total[0] = max(total[0], depth + 1)
+                total[1] += size
+            elif id(child) in entered:
+                total[1] += 1
+            else:
+                enter(child)
+                deepest = max(deepest, len(path))
+                if deepest > deep:
+                    return deepest, 0
+                break
+        else:
+            path.pop()
+            total[1] = min(total[1], _SIZE_CAP)
+            done[id(value)] = (total[0], total[1])
+            if path:
+                above = path[-1][2]
+                above[0] = max(above[0], total[0] + 1)
+                above[1] += total[1]
+    depth, size = done[id(root)]
+    return max(depth, deepest), size
+
+
+def _is_container(value: Any) -> bool:
+    return type(value) in _CONTAINERS
+
+
+def _is_flat(value: Any) -> bool:
+    return not any(type(child) in _CONTAINERS for child in _children(value))
+
+
+def _children(value: Any) -> Any:
+    if type(value) is Opaque:
+        return [value.args, value.kwargs, value.state, value.items, value.entries]
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return value

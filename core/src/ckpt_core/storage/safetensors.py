@@ -1,0 +1,123 @@
+"""The safetensors container: 8 bytes of header length, a JSON header, then the tensors.
+
+    u64 little-endian N | N bytes JSON {"name": {"dtype", "shape", "data_offsets": [start, stop]}, "__metadata__": {str: str}} | data
+
+Offsets count from the end of the header; together they must cover the data without gap or overlap.
+Reading is header-only. Writing is planned: the header depends on names, dtypes and shapes alone, so the
+file's bytes can then arrive in any order. Header text and order are those of the safetensors library
+(tensors by descending rank of their dtype, then by name), so equal tensors give equal files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ckpt_core.errors import FormatError
+from ckpt_core.storage.dtypes import BY_SAFETENSORS, DType
+from ckpt_core.storage.files import FileState, read_range
+from ckpt_core.storage.jsonfile import parse_json
+from ckpt_core.storage.tensor import StoredTensor
+
+_MAX_HEADER = 100_000_000  # the library's own limit
+_MAX_DIMENSIONS = 32
+
+# The library orders tensors by its enum of dtypes, largest first (safetensors 0.8, `enum Dtype`).
+_RANK = {
+    code: rank
+    for rank, code in enumerate(
+        ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says about itself."""
+
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """The lazy tensors and the metadata of a file, every offset checked against its real size."""
+    state = FileState.of(path)
+    if state.size < 8:
+        raise FormatError("not a safetensors file: too short", file=path, found=f"{state.size} bytes")
+    length = int.from_bytes(read_range(state.path, 0, 8), "little")
+    if not 2 <= length <= min(_MAX_HEADER, state.size - 8):
+        raise FormatError(
+            "safetensors header does not fit the file", file=path, found=f"{length} bytes in a file of {state.size}", expected="a whole file"
+        )
+    header = parse_json(read_range(state.path, 8, length), state.path)
+    if not isinstance(header, dict):
+        raise FormatError("the safetensors header is not an object", file=path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("safetensors metadata must map strings to strings", file=path)
+    start = 8 + length
+    tensors = {name: _tensor(state, name, entry, start) for name, entry in header.items()}
+    _check_cover(state, tensors, start)
+    return Header(tensors, metadata)
+
+
+def _tensor(state: FileState, name: str, entry: object, start: int) -> StoredTensor:
+    try:
+        code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise FormatError(f"tensor {name!r} lacks dtype, shape or data_offsets", file=state.path, found=str(entry)[:80]) from None
+    if code not in BY_SAFETENSORS:
+        raise FormatError(f"tensor {name!r} has an unknown dtype", file=state.path, found=code, expected=", ".join(BY_SAFETENSORS))
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if len(numbers) > _MAX_DIMENSIONS + 2 or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):
+        raise FormatError(f"tensor {name!r} has an impossible shape or offset", file=state.path, found=str(entry)[:80])
+    dtype = BY_SAFETENSORS[code]
+    if end - begin != math.prod(shape) * dtype.size or start + end > state.size:
+        raise FormatError(
+            f"tensor {name!r} does not fit its bytes",
+            file=state.path,
+            found=f"shape {shape} of {dtype} in bytes {begin}..{end} of a data section of {state.size - start}",
+            expected=f"{math.prod(shape) * dtype.size} bytes inside the file",
+        )
+    return StoredTensor.contiguous(state.path, dtype, tuple(shape), start + begin)
+
+
+def _check_cover(state: FileState, tensors: Mapping[str, StoredTensor], start: int) -> None:
+    position = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].elements)):
+        if tensor.offset != position:
+            raise FormatError(
+                f"tensor {name!r} leaves a gap or overlaps its neighbour", file=state.path, found=tensor.offset, expected=position
+            )
+        position += tensor.elements * tensor.dtype.size
+    if position != state.size:
+        raise FormatError("safetensors data section has a wrong length", file=state.path, found=state.size, expected=position)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsPlan:
+    """A file that is known but for its data: its size, its header bytes, and where each tensor goes."""
+
+    size: int
+    header: bytes
+    offsets: dict[str, int]
+
+
+def plan_file(tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> SafetensorsPlan:
+    """Lay out a file for `tensors` (name -> dtype, shape). `metadata` {} is written, None is left out."""
+    order = sorted(tensors, key=lambda name: (-_RANK[tensors[name][0].safetensors], name.encode()))
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    position, starts = 0, {}
+    for name in order:
+        dtype, shape = tensors[name]
+        starts[name] = position
+        stop = position + math.prod(shape) * dtype.size
+        header[name] = {"dtype": dtype.safetensors, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    prefix = len(text).to_bytes(8, "little") + text
+    return SafetensorsPlan(len(prefix) + position, prefix, {name: len(prefix) + start for name, start in starts.items()})

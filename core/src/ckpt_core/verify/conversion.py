@@ -1,0 +1,122 @@
+"""Is DST the conversion of SRC?
+
+Without a receipt the two must be equal. With one, the conversion that it records is planned again from SRC, so
+that rewrites (a head untied, a scale folded in, zero biases) apply to both sides, and each tensor must be
+
+    equal       the source's values, rewritten, are the values in DST
+    recorded    they are the values that the receipt says were read, and DST holds those that it says were written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ckpt_core.api import Difference, architecture_differences, digests, first_difference, plan_conversion, with_common_rows
+from ckpt_core.architecture import facts_of
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.run import Listener
+from ckpt_core.engine.transfer import Result
+from ckpt_core.errors import CkptError
+from ckpt_core.verify.receipt import Recorded, changed_files, changed_tensors
+
+
+@dataclass
+class Verdict:
+    """What verification found. `broken` is what the receipt contradicts, `differences` what SRC contradicts."""
+
+    equal: int = 0
+    recorded: int = 0
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    explained: list[tuple[Difference, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.broken and not self.differences
+
+
+def verify(
+    source: Checkpoint, target: Checkpoint, recorded: Recorded | None, destination: str, reading: Mapping[str, object], listener: Listener | None
+) -> Verdict:
+    """Check `target`, read back from `destination`, against `source` and the receipt.
+
+    `reading` is how `source` was read: the `path`, `format`, `config`, `options` and `weights` of `read_checkpoint`.
+    """
+    verdict = Verdict()
+    rewritten = source
+    if recorded is not None:
+        verdict.broken += changed_files(recorded, destination)
+        try:
+            rewritten = _planned_again(recorded, destination, reading)
+        except CkptError as problem:
+            verdict.remarks.append(f"the recorded conversion can't be planned from this source: {problem.problem}")
+    _judge_architectures(source, rewritten, target, recorded, verdict)
+    left, right = with_common_rows(rewritten, target)
+    read, written = digests(left, listener=listener), digests(right, listener=listener)
+    if recorded is not None:
+        verdict.broken += changed_tensors(recorded, right, written)
+    _judge_tensors(left, right, read, written, recorded, verdict)
+    return verdict
+
+
+def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, object]) -> Checkpoint:
+    """The source as the recorded conversion turned it before it was stored."""
+    options = {**recorded.options, **{f"src.{key}": value for key, value in dict(reading["options"]).items()}}
+    options = {key: value for key, value in options.items() if f"src.{key}" not in options}
+    plan = plan_conversion(
+        reading["path"],
+        destination,
+        to=recorded.format,
+        format=reading["format"],
+        config=reading["config"],
+        weights=reading["weights"],
+        options=options,
+        **recorded.asked,
+    )
+    return replace(plan.source, architecture=plan.target.architecture, tensors=dict(plan.target.tensors))
+
+
+def _judge_architectures(source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Recorded | None, verdict: Verdict) -> None:
+    meant = facts_of(rewritten.architecture)
+    stored = facts_of(target.architecture)
+    for difference in architecture_differences(source.architecture, target.architecture):
+        path = difference.subject
+        if recorded is not None and recorded.rewrites and meant.get(path) == stored.get(path):
+            verdict.explained.append((difference, "a recorded rewrite: " + "; ".join(recorded.rewrites)))
+        elif recorded is not None and (loss := _loss_about(path, recorded)) is not None:
+            verdict.explained.append((difference, f"a recorded loss: {loss}"))
+        else:
+            verdict.differences.append(difference)
+
+
+def _loss_about(path: str, recorded: Recorded) -> str | None:
+    """The recorded loss that names a fact which the target can't say."""
+    for loss in recorded.losses:
+        if loss.get("kind") == "unsaid" and path in loss.get("subject", "").split():
+            return f"{loss['subject']} ({loss.get('reason', '')})"
+    return None
+
+
+def _judge_tensors(
+    left: Checkpoint, right: Checkpoint, read: Mapping[str, Result], written: Mapping[str, Result], recorded: Recorded | None, verdict: Verdict
+) -> None:
+    for name in sorted(read.keys() | written.keys()):
+        if name not in read or name not in written:
+            verdict.differences.append(Difference(name, *(_presence(side, name) for side in (left, right))))
+        elif left.tensors[name].parameter.true_shape != right.tensors[name].parameter.true_shape:
+            verdict.differences.append(Difference(name, *(_presence(side, name) for side in (left, right))))
+        elif read[name].digest == written[name].digest:
+            verdict.equal += 1
+        elif recorded is not None and (read[name].digest, written[name].digest) == (
+            recorded.source_digests.get(name),
+            recorded.digests.get(name),
+        ):
+            verdict.recorded += 1
+        else:
+            verdict.differences.append(first_difference(left, right, name))
+
+
+def _presence(side: Checkpoint, name: str) -> str:
+    return str(side.tensors[name].parameter) if name in side.tensors else "absent"

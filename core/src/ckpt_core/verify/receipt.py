@@ -1,0 +1,112 @@
+"""Reading a receipt back, and checking an output folder against it.
+
+A receipt may come from anyone, so its fields are checked before they are used, and its paths stay below the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from ckpt_core.architecture import Architecture, from_json
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.run import RECEIPT
+from ckpt_core.engine.transfer import Result
+from ckpt_core.errors import FormatError
+from ckpt_core.storage.files import read_small
+from ckpt_core.storage.jsonfile import read_json_object
+
+_LARGEST_DOCUMENT = 1 << 32
+_ASKED = {"tp": int, "pp": int, "ep": int, "dtype": str}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The parts of a receipt that can be checked later. `source_digests` differ from `digests` where values were changed.
+
+    `asked`, `options` and `weights` are the request that it answers, as `plan_conversion` takes it.
+    """
+
+    file: str
+    format: str
+    fingerprint: str
+    architecture: Architecture
+    digests: dict[str, str]
+    source_digests: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    files: dict[str, int]
+    documents: dict[str, str]
+    rewrites: list[str] = field(default_factory=list)
+    losses: list[dict[str, str]] = field(default_factory=list)
+    asked: dict[str, object] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    weights: str = "auto"
+
+
+def find_receipt(folder: str) -> Recorded | None:
+    """The receipt in an output folder, None if it has none; `FormatError` if it is not one of ours."""
+    path = os.path.join(folder, RECEIPT)
+    if not os.path.isdir(folder) or not os.path.lexists(path):
+        return None
+    body = read_json_object(path)
+    try:
+        tensors, target = body["tensors"], body["target"]
+        rewrites = target["decisions"].get("rewrites", [])
+        return Recorded(
+            path,
+            str(target["format"]),
+            str(body["fingerprint"]),
+            from_json(body["architecture"], path),
+            {name: str(entry["digest"]) for name, entry in tensors.items()},
+            {name: str(entry.get("source_digest", entry["digest"])) for name, entry in tensors.items()},
+            {name: tuple(entry["shape"]) for name, entry in tensors.items()},
+            dict(target["files"]),
+            dict(target["documents"]),
+            [str(rewrite) for rewrite in (rewrites if isinstance(rewrites, list) else [rewrites])],
+            [{key: str(text) for key, text in loss.items()} for loss in body["losses"]],
+            {name: kind(value) for name, kind in _ASKED.items() if (value := body["options"].get(name)) is not None},
+            {str(key): str(value) for key, value in body["options"].get("options", {}).items()},
+            str(body["options"].get("weights", "auto")),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError("not a receipt of ckpt", file=path, found=f"{type(error).__name__}: {error}") from None
+
+
+def changed_files(recorded: Recorded, folder: str) -> list[tuple[str, str]]:
+    """(path, what is wrong) of every file of the output that is not as it was written; data files by size alone."""
+    found = []
+    for path, size in sorted(recorded.files.items()):
+        actual = _size(folder, path)
+        if actual != size:
+            found.append((path, "missing" if actual is None else f"{actual} bytes instead of {size}"))
+    for path, digest in sorted(recorded.documents.items()):
+        if _size(folder, path) is None:
+            found.append((path, "missing"))
+        elif blake3(read_small(os.path.join(folder, path), _LARGEST_DOCUMENT)).hexdigest() != digest:
+            found.append((path, "changed"))
+    return found
+
+
+def _size(folder: str, path: str) -> int | None:
+    full = os.path.normpath(os.path.join(folder, path))
+    if os.path.isabs(path) or ".." in path.split("/"):
+        raise FormatError("the receipt names a file outside its folder", file=os.path.join(folder, RECEIPT), found=path)
+    return os.path.getsize(full) if os.path.isfile(full) else None
+
+
+def changed_tensors(recorded: Recorded, checkpoint: Checkpoint, results: Mapping[str, Result]) -> list[tuple[str, str]]:
+    """(canonical name, what is wrong) of every tensor that is not as it was written; `results` are those of `checkpoint`."""
+    found = []
+    for name in sorted(recorded.digests.keys() | results.keys()):
+        if name not in results:
+            found.append((name, "missing"))
+        elif name not in recorded.digests:
+            found.append((name, "not in the receipt"))
+        elif (shape := checkpoint.tensors[name].parameter.true_shape) != recorded.shapes[name]:
+            found.append((name, f"shape {shape} instead of {recorded.shapes[name]}"))
+        elif results[name].digest != recorded.digests[name]:
+            found.append((name, "values changed since the conversion"))
+    return found

@@ -1,0 +1,78 @@
+"""Hugging Face transformers checkpoints: read and write, config and weights.
+
+`load_model(path)` gives a transformers model straight from any readable checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+__all__ = ["load_model"]
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    from ckpt_hf.config import FAMILIES
+
+    return FormatInfo(
+        name="hf",
+        summary="Hugging Face transformers: config.json with safetensors or .bin weights, single or sharded",
+        families=tuple(family.class_name for family in FAMILIES),
+        options=(
+            Option("container", "file format of the weights", ("safetensors", "bin"), "safetensors", side="write"),
+            Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),
+            Option("hf_class", "the transformers class to write; refused by name where it is not exact", str, side="write"),
+            Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
+        ),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_hf.files import CONFIG, container_of
+
+    if os.path.isfile(path) and path.endswith((".safetensors", ".bin")):
+        return "a weight file"
+    container = container_of(path) if os.path.isdir(path) else None
+    if container is None or not os.path.isfile(os.path.join(path, CONFIG)):
+        return None
+    return f"{CONFIG} beside {container.stem}*{container.suffix}"
+
+
+@hookimpl
+def ckpt_architecture(path: str) -> Architecture | None:
+    from ckpt_hf.read import architecture_in
+
+    return architecture_in(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_hf.read import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_hf.write import write
+
+    return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_logits(checkpoint: Checkpoint, tokens):
+    from ckpt_hf.model import logits
+
+    return logits(checkpoint, tokens)
+
+
+def load_model(path: str | os.PathLike, **arguments: object):
+    """A transformers model of any readable checkpoint, with no HF folder written; see `ckpt_hf.model.load_model`."""
+    from ckpt_hf.model import load_model as load
+
+    return load(path, **arguments)

@@ -1,0 +1,173 @@
+"""The files of an HF folder: weights in one file or shards with an index, config, and what travels along.
+
+    config.json
+    model.safetensors                      or  model-00001-of-00003.safetensors ... + model.safetensors.index.json
+    pytorch_model.bin                      or  pytorch_model-00001-of-00003.bin ... + pytorch_model.bin.index.json
+    tokenizer.json, chat_template.jinja, generation_config.json, README.md, ...      carried as they are
+
+Where safetensors and .bin lie side by side, safetensors is what transformers loads, and so do we.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ckpt_core.checkpoint import Placement, Sidecar
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.layout import Native
+from ckpt_core.storage import safetensors
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.torchfile import plan_state_dict, read_state_dict
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One of the two ways transformers keeps weights."""
+
+    suffix: str
+    stem: str
+
+    @property
+    def single(self) -> str:
+        return f"{self.stem}{self.suffix}"
+
+    @property
+    def index(self) -> str:
+        return f"{self.single}.index.json"
+
+    def shard(self, number: int, count: int) -> str:
+        return self.single if count == 1 else f"{self.stem}-{number:05d}-of-{count:05d}{self.suffix}"
+
+
+SAFETENSORS = Container(".safetensors", "model")
+BIN = Container(".bin", "pytorch_model")
+
+# Weights of other frameworks or of other formats; never carried along, whatever folder they lie in.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", ".index.json")
+_SIDE_FOLDERS = ("additional_chat_templates",)
+
+
+def container_of(folder: str) -> Container | None:
+    """How the weights in a folder are kept; None if there are none."""
+    for container in (SAFETENSORS, BIN):
+        if any(os.path.isfile(os.path.join(folder, name)) for name in (container.single, container.index)):
+            return container
+    return None
+
+
+def weight_files(folder: str, container: Container) -> list[str]:
+    """The paths of all weight files, by the index if there is one."""
+    single, index = os.path.join(folder, container.single), os.path.join(folder, container.index)
+    if os.path.isfile(single):
+        return [single]
+    names = sorted(set(_weight_map(index).values()))
+    return [os.path.join(folder, name) for name in names]
+
+
+def _weight_map(index: str) -> dict[str, str]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError("the index has no weight_map from tensor to file", file=index)
+    for name in weight_map.values():
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise FormatError("the index names a file outside the folder", file=index, found=name)
+    return weight_map
+
+
+def read_tensors(folder: str, container: Container) -> tuple[dict[str, StoredTensor], list[FileState]]:
+    """Every stored tensor by name, checked against the index, and the states of the files read."""
+    problems = Problems(f"reading {folder}")
+    tensors: dict[str, StoredTensor] = {}
+    states = []
+    for path in weight_files(folder, container):
+        states.append(FileState.of(path))
+        for name, stored in read_weights(path).items():
+            if name in tensors:
+                problems.add(FormatError(f"tensor {name!r} is in two files", file=path, found=tensors[name].file))
+            tensors[name] = stored
+    index = os.path.join(folder, container.index)
+    if not os.path.isfile(os.path.join(folder, container.single)):
+        weight_map = _weight_map(index)
+        for name, file in weight_map.items():
+            if name not in tensors:
+                problems.add(FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file)))
+        for name in tensors.keys() - weight_map.keys():
+            problems.add(FormatError(f"tensor {name!r} is not in the index", file=tensors[name].file))
+    problems.raise_any()
+    return tensors, states
+
+
+def read_weights(path: str) -> dict[str, StoredTensor]:
+    """The stored tensors of one weight file."""
+    if path.endswith(SAFETENSORS.suffix):
+        return safetensors.read_header(path).tensors
+    return read_state_dict(path)
+
+
+def sidecars(folder: str) -> dict[str, Sidecar]:
+    """Every file that travels along: all small files beside the weights, and the folders of chat templates."""
+    found: dict[str, Sidecar] = {}
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name in _SIDE_FOLDERS and os.path.isdir(path):
+            for inner in sorted(os.listdir(path)):
+                _add_sidecar(found, f"{name}/{inner}", os.path.join(path, inner))
+        elif name != CONFIG and not name.startswith(".") and not name.startswith("ckpt-receipt"):
+            _add_sidecar(found, name, path)
+    return found
+
+
+def _add_sidecar(found: dict[str, Sidecar], name: str, path: str) -> None:
+    if os.path.isfile(path) and not name.endswith(_WEIGHTS):
+        found[name] = Sidecar(path, os.path.getsize(path))
+
+
+def plan_files(
+    natives: Iterable[tuple[Native, DType]], container: Container, limit: int
+) -> tuple[list[OutputFile], list[Placement], dict[str, bytes]]:
+    """Shards of at most `limit` bytes of tensors each (a larger tensor gets its own), and the index if there are several."""
+    shards: list[dict[str, tuple[Native, DType]]] = [{}]
+    sizes = [0]
+    for native, dtype in natives:
+        size = _bytes(native, dtype)
+        if sizes[-1] + size > limit and shards[-1]:
+            shards.append({})
+            sizes.append(0)
+        shards[-1][native.name] = (native, dtype)
+        sizes[-1] += size
+    files, placements, weight_map = [], [], {}
+    for number, shard in enumerate(shards, 1):
+        path = container.shard(number, len(shards))
+        specs = {name: (dtype, native.shape) for name, (native, dtype) in shard.items()}
+        file, offsets = _plan_one(path, container, specs)
+        files.append(file)
+        placements += [Placement(native, dtype, path, offsets[name]) for name, (native, dtype) in shard.items()]
+        weight_map |= dict.fromkeys(shard, path)
+    documents = {}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
+        documents[container.index] = (json.dumps(index, indent=2) + "\n").encode()
+    return files, placements, documents
+
+
+def _bytes(native: Native, dtype: DType) -> int:
+    size = dtype.size
+    for count in native.shape:
+        size *= count
+    return size
+
+
+def _plan_one(path: str, container: Container, specs: Mapping[str, tuple[DType, tuple[int, ...]]]) -> tuple[OutputFile, dict[str, int]]:
+    if container is BIN:
+        return plan_state_dict(path, specs)
+    plan = safetensors.plan_file(specs, {"format": "pt"})
+    return OutputFile(path, plan.size, ((0, plan.header),)), plan.offsets

@@ -1,0 +1,112 @@
+"""Transformers models straight from any readable checkpoint, with no HF folder written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_hf.write import choose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(path: str | os.PathLike, *, dtype: str = "keep", **arguments: object) -> PreTrainedModel:
+    """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
+
+    `dtype` is `keep` or a dtype name; further arguments are those of `ckpt_core.open_checkpoint`. The tensors
+    are handed to transformers as it would load them from disk. Raises `Refusal` where no class is exact.
+    """
+    from ckpt_core.api import read_checkpoint
+
+    return build(read_checkpoint(path, **arguments), dtype)
+
+
+def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
+    """The transformers model of an opened checkpoint."""
+    try:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        raise CkptError("transformers models need torch and transformers", fix='pip install "ckpt-hf[models]"') from None
+    from ckpt_core.storage.dtypes import dtype_named
+
+    state, config, kept = state_dict(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:  # holds config.json alone: AutoConfig reads files
+        with open(os.path.join(folder, "config.json"), "w") as file:
+            json.dump(config, file)
+        settings = AutoConfig.from_pretrained(folder)
+    wanted = getattr(torch, kept if dtype == "keep" else dtype_named(dtype).torch)
+    model = AutoModelForCausalLM.from_pretrained(None, config=settings, state_dict=state, dtype=wanted)
+    return model.eval()
+
+
+def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, object], str]:
+    """The HF state dict of a checkpoint as torch tensors, its config, and its commonest dtype by torch's name."""
+    import torch
+    from ckpt_core.engine.assembly import Source, tile_view
+    from ckpt_core.engine.plan import Delivery, storage_dtype
+    from ckpt_core.engine.transfer import stored_values
+    from ckpt_core.engine.assembly import Block, flat_tile
+    from ckpt_core.layout import Layout
+    from ckpt_core.storage.tensor import contiguous_strides
+
+    fit = choose(checkpoint)
+    model = fit.model
+    natives = [native for native in Layout(fit.family.tables[0], model.architecture).natives().values() if not native.row.copy]
+    source = Source(checkpoint.files)
+    state: dict[str, torch.Tensor] = {}
+    names: list[str] = []
+    try:
+        for native in natives:
+            dtype = storage_dtype(native, model.tensors, None)
+            flat = np.empty(int(np.prod(native.shape)), dtype.numpy)
+            for piece in native.pieces:
+                assembly = model.tensors[piece.parameter]
+                box = tuple((0, size) for size in assembly.parameter.shape)
+                block = Block("", dtype, 0, flat_tile(piece.tile, contiguous_strides(native.shape)))
+                values = stored_values(source.read(assembly, box), assembly.value_dtype, Delivery(block), piece.parameter)
+                for tile in block.within(box):
+                    view = np.lib.stride_tricks.as_strided(
+                        flat[tile.native_base[0] :],
+                        [link.size for link in tile.links],
+                        [link.stride * dtype.size for link in tile.links],
+                    )
+                    view[...] = tile_view(values, tile, box)
+            tensor = torch.from_numpy(flat.view(np.int16) if dtype.name == "bf16" else flat)
+            state[native.name] = (tensor.view(torch.bfloat16) if dtype.name == "bf16" else tensor).reshape(native.shape)
+            names.append(dtype.torch)
+    finally:
+        source.close()
+    config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
+    return state, config, max(set(names), key=names.count)
+
+
+def logits(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray | None:
+    """Float32 logits by transformers; None if it is not installed or has no class that is exact.
+
+    An HF folder is loaded by transformers itself, from disk, so that its config is judged too.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        return None
+    try:
+        if checkpoint.format == "hf":
+            model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+        else:
+            model = build(checkpoint, "fp32")
+    except Refusal:
+        return None
+    with torch.no_grad():
+        return model(torch.from_numpy(np.asarray(tokens, dtype=np.int64))).logits.float().numpy()
+
+

@@ -1,0 +1,108 @@
+"""Reading an HF folder into a checkpoint."""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_core.architecture import Architecture, architecture_of, facts_of
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.assembly import Assembler, Shard
+from ckpt_core.errors import CkptError, FormatError, did_you_mean
+from ckpt_core.layout import Layout, Table, account
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import original_of
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_hf.config import BY_TYPE, Family
+from ckpt_hf.files import CONFIG, container_of, read_tensors, read_weights, sidecars
+
+
+def family_of(config: dict[str, object], file: str) -> Family:
+    """The family a config names; unknown ones are an error that lists the known."""
+    kind = config.get("model_type")
+    if kind not in BY_TYPE:
+        raise CkptError(
+            "this model_type is not supported",
+            file=file,
+            found=repr(kind),
+            expected=", ".join(BY_TYPE),
+            fix=did_you_mean(str(kind), BY_TYPE),
+        )
+    return BY_TYPE[kind]
+
+
+def architecture_in(path: str) -> Architecture | None:
+    """The architecture in an HF config file, for `--config`; None if the file is not one."""
+    if not path.endswith(".json"):
+        return None
+    config = read_json_object(path)
+    if "model_type" not in config:
+        return None
+    facts, _ = family_of(config, path).config.read(config, path)
+    return architecture_of(facts, path)
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint in an HF folder, or in one weight file with its config beside it or given by `--config`."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    config_file = os.path.join(folder, CONFIG)
+    if not os.path.isfile(config_file):
+        raise CkptError("there is no config.json", file=folder, fix="give the folder of the model, with its config.json")
+    config = read_json_object(config_file)
+    for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
+        config.pop(key.strip(), None)
+    family = family_of(config, config_file)
+    facts, notes = family.config.read(config, config_file)
+    architecture = architecture_of(facts, config_file)
+    if request.architecture is not None and request.architecture != architecture:
+        _disagree(request.architecture, architecture, config_file)
+    tensors, states = _tensors(path, folder)
+    tables = _matching(family, tensors, architecture)
+    layout = Layout(tables, architecture)
+    natives = layout.natives()
+    assembler = Assembler(layout.parameters, folder)
+    for problem in account(natives, tables, tensors, folder):
+        assembler.problems.add(problem)
+    for name, native in natives.items():
+        if name in tensors:
+            assembler.add(native, [Shard((0,) * len(tensors[name].shape), tensors[name])])
+    checkpoint = Checkpoint(
+        "hf",
+        path,
+        architecture,
+        assembler.finish(),
+        [*states, FileState.of(config_file)],
+        notes=notes,
+        sidecars=sidecars(folder),
+        parallel={},
+        hints={"model_type": family.model_type},
+        evidence=[f"{family.class_name} by model_type={family.model_type!r}"],
+    )
+    return original_of(checkpoint, folder)
+
+
+def _tensors(path: str, folder: str) -> tuple[dict[str, StoredTensor], list[FileState]]:
+    if os.path.isfile(path):
+        return read_weights(path), [FileState.of(path)]
+    container = container_of(folder)
+    if container is None:
+        raise FormatError("there are no weights here", file=folder, expected="model.safetensors or pytorch_model.bin, or their index")
+    return read_tensors(folder, container)
+
+
+def _matching(family: Family, tensors: dict[str, StoredTensor], architecture: Architecture) -> tuple[Table, ...]:
+    """The family's tables that fit the names found: experts are saved one by one, or fused by a bare state dict."""
+    if len(family.tables) == 1:
+        return family.tables[0]
+    return max(family.tables, key=lambda tables: len(Layout(tables, architecture).natives().keys() & tensors.keys()))
+
+
+def _disagree(given: Architecture, found: Architecture, file: str) -> None:
+    one, two = facts_of(given), facts_of(found)
+    different = [path for path in sorted(one.keys() | two.keys()) if one.get(path) != two.get(path)]
+    raise CkptError(
+        "--config and the checkpoint describe different models",
+        file=file,
+        found="; ".join(f"{path}: {two.get(path)} here, {one.get(path)} in --config" for path in different[:5]),
+    )

@@ -1,0 +1,76 @@
+"""Which tensor of a transformers model holds which parameter, family by family.
+
+Names are those on disk, which transformers keeps stable while its in-memory modules change (version 5 fuses
+experts in memory, and still saves them one by one). Weights are `[out, in]`; rotary pairs are half-split, the
+canonical order, so no sentence here permutes a head.
+"""
+
+from __future__ import annotations
+
+from ckpt_core.layout import Table, drop, row
+
+# fmt: off
+MODEL = Table(rows=[
+    row("model.embed_tokens.weight", "v h", "embedding.tokens.weight"),
+    row("model.norm.weight",         "h",   "final_norm.weight"),
+    row("lm_head.weight",            "v h", "head.weight"),
+    # A tied head is left out by save_pretrained, but many files carry the copy.
+    row("lm_head.weight",            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    drop("model.rotary_emb.inv_freq",       why="computed from theta"),
+])
+
+LAYER = Table("model.layers.{l}", to="layers.{l}", rows=[
+    row("input_layernorm.weight",          "h",         "attention.norm.weight"),
+    row("self_attn.q_proj.weight",         "(g r d) h", "attention.q.weight"),
+    row("self_attn.q_proj.bias",           "(g r d)",   "attention.q.bias"),
+    row("self_attn.k_proj.weight",         "(g d) h",   "attention.k.weight"),
+    row("self_attn.k_proj.bias",           "(g d)",     "attention.k.bias"),
+    row("self_attn.v_proj.weight",         "(g d) h",   "attention.v.weight"),
+    row("self_attn.v_proj.bias",           "(g d)",     "attention.v.bias"),
+    row("self_attn.o_proj.weight",         "h (g r d)", "attention.out.weight"),
+    row("self_attn.o_proj.bias",           "h",         "attention.out.bias"),
+    row("post_attention_layernorm.weight", "h",         "mlp.norm.weight"),
+    row("mlp.gate_proj.weight",            "f h",       "mlp.gate.weight"),
+    row("mlp.gate_proj.bias",              "f",         "mlp.gate.bias"),
+    row("mlp.up_proj.weight",              "f h",       "mlp.up.weight"),
+    row("mlp.up_proj.bias",                "f",         "mlp.up.bias"),
+    row("mlp.down_proj.weight",            "h f",       "mlp.down.weight"),
+    row("mlp.down_proj.bias",              "h",         "mlp.down.bias"),
+    # transformers before 4.31 saved this buffer
+    drop("self_attn.rotary_emb.inv_freq",  why="computed from theta"),
+])
+
+LLAMA = (MODEL, LAYER)
+
+QWEN2_MOE = (MODEL, LAYER.extend(
+    row("mlp.gate.weight",                    "x h", "mlp.router.weight"),
+    row("mlp.experts.{x}.gate_proj.weight",   "f h", "mlp.experts.gate.weight"),
+    row("mlp.experts.{x}.up_proj.weight",     "f h", "mlp.experts.up.weight"),
+    row("mlp.experts.{x}.down_proj.weight",   "h f", "mlp.experts.down.weight"),
+    row("mlp.shared_expert.gate_proj.weight", "f h", "mlp.shared.gate.weight"),
+    row("mlp.shared_expert.up_proj.weight",   "f h", "mlp.shared.up.weight"),
+    row("mlp.shared_expert.down_proj.weight", "h f", "mlp.shared.down.weight"),
+    row("mlp.shared_expert_gate.weight",      "1 h", "mlp.shared_gate.weight"),
+))
+
+# What transformers 5 holds in memory, and what a bare state dict of it therefore looks like.
+QWEN2_MOE_FUSED = (MODEL, QWEN2_MOE[1].without(
+    "mlp.experts.{x}.gate_proj.weight", "mlp.experts.{x}.up_proj.weight", "mlp.experts.{x}.down_proj.weight",
+).extend(
+    row("mlp.experts.gate_up_proj", "x ((gate + up) f) h", "mlp.experts.{part}.weight"),
+    row("mlp.experts.down_proj",    "x h f",               "mlp.experts.down.weight"),
+))
+
+STARCODER2 = (MODEL.extend(
+    row("model.norm.bias", "h", "final_norm.bias"),
+), LAYER.without(
+    "mlp.gate_proj.weight", "mlp.gate_proj.bias", "mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias",
+).extend(
+    row("input_layernorm.bias",          "h",   "attention.norm.bias"),
+    row("post_attention_layernorm.bias", "h",   "mlp.norm.bias"),
+    row("mlp.c_fc.weight",               "f h", "mlp.up.weight"),
+    row("mlp.c_fc.bias",                 "f",   "mlp.up.bias"),
+    row("mlp.c_proj.weight",             "h f", "mlp.down.weight"),
+    row("mlp.c_proj.bias",               "h",   "mlp.down.bias"),
+))
+# fmt: on

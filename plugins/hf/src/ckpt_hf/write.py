@@ -1,0 +1,117 @@
+"""Writing a checkpoint as an HF folder: the class is chosen by what it can hold exactly, never by a name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ckpt_core.architecture import facts_of, parameters
+from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.errors import CkptError, ProblemsFound, Refusal, UsageError
+from ckpt_core.layout import Layout
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.sizes import parse_size
+from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
+from ckpt_hf.config import FAMILIES, Family
+from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A family that holds a model exactly: the model as it is written there, and the config that says so."""
+
+    family: Family
+    model: Model
+    config: dict[str, object]
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold."""
+    fit = choose(checkpoint, str(request.options.get("hf_class") or ""))
+    model = fit.model
+    layout = Layout(fit.family.tables[0], model.architecture)
+    natives = [
+        (native, storage_dtype(native, model.tensors, request.dtype)) for native in layout.natives().values() if not native.row.copy
+    ]
+    container = BIN if request.options.get("container") == "bin" else SAFETENSORS
+    files, placements, documents = plan_files(natives, container, parse_size(str(request.options.get("max_shard_size") or "5GB")))
+    documents[CONFIG] = _config_text(fit, [dtype.torch for _, dtype in natives])
+    sidecars = {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in documents}
+    return Target(
+        "hf",
+        model.architecture,
+        model.tensors,
+        files,
+        placements,
+        documents,
+        sidecars,
+        decisions={"hf_class": fit.family.class_name, "rewrites": list(model.rewrites)},
+        losses=list(_losses(checkpoint)),
+    )
+
+
+def choose(checkpoint: Checkpoint, wanted: str = "") -> Fit:
+    """The class to write: `wanted`, else the one the source came from if it fits, else the first that fits."""
+    families = list(FAMILIES)
+    if wanted:
+        families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
+        if not families:
+            raise UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(family.class_name for family in FAMILIES))
+    original = checkpoint.hints_for("hf").get("model_type")
+    families.sort(key=lambda family: family.model_type != original)
+    tokens = checkpoint.architecture.tokens
+    model = Model(checkpoint.architecture, checkpoint.tensors)
+    if tokens is not None:
+        model = vocabulary_rows(model, tokens.vocabulary)
+    refusals: list[tuple[int, Family, CkptError]] = []
+    for variant in _variants(model):
+        for family in families:
+            try:
+                return Fit(family, variant, _config(family, variant, checkpoint.notes))
+            except (Refusal, ProblemsFound) as problem:
+                refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
+    _, family, problem = min(refusals, key=lambda refusal: refusal[0])
+    if len(families) == 1:
+        raise problem
+    raise Refusal(
+        f"no transformers class holds this architecture exactly; the nearest is {family.class_name}",
+        found=str(problem),
+        fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
+    )
+
+
+def _variants(model: Model) -> Iterator[Model]:
+    """The model, and what it becomes by rewrites that change no output."""
+    folded = folded_attention_scale(model)
+    yield folded
+    # SmolLM3 has attention biases on all four projections or on none.
+    biased = map_layers(
+        folded.architecture,
+        lambda layer: replace(layer, attention=replace(layer.attention, out_bias=layer.attention.q_bias)) if layer.attention else layer,
+    )
+    if biased != folded.architecture and parameters(biased).keys() >= folded.tensors.keys():
+        yield zero_biases(folded, biased, next(iter(folded.tensors.values())).dtype)
+
+
+def _config(family: Family, model: Model, notes: dict[str, object]) -> dict[str, object]:
+    reason = family.constraint(model.architecture)
+    if reason is not None:
+        raise Refusal(f"{family.class_name}: {reason}")
+    return family.config.write(facts_of(model.architecture), notes)
+
+
+def _config_text(fit: Fit, dtypes: list[str]) -> bytes:
+    dtype = max(set(dtypes), key=dtypes.count)
+    config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
+    # transformers 4 reads torch_dtype, transformers 5 dtype
+    config |= {"torch_dtype": dtype, "dtype": dtype}
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
+    if checkpoint.architecture.tokens is not None:
+        tokens = checkpoint.architecture.tokens
+        if tokens.padded_vocabulary > tokens.vocabulary:
+            yield Loss("dropped", f"{tokens.padded_vocabulary - tokens.vocabulary} vocabulary rows", "padding beyond the true vocabulary")

@@ -1,0 +1,45 @@
+"""Nanotron checkpoints: every released version read, any tensor and pipeline parallel layout written."""
+
+from __future__ import annotations
+
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    from ckpt_nanotron.config import MODELS, RELEASES
+
+    return FormatInfo(
+        name="nanotron",
+        summary="Nanotron: one safetensors file per parameter and rank, with model_config.json and config.yaml",
+        families=tuple(model.config.name.removeprefix("nanotron's ") for model in MODELS),
+        options=(
+            Option("target", "the nanotron release that will load it", tuple(RELEASES), None, side="write"),
+            Option("rope_interleaved", "store rotary pairs side by side (main only; 0.4 always does)", bool, None, side="write"),
+            Option("make_vocab_size_divisible_by", "pad the vocabulary to a multiple of this, times tp", int, 1, side="write"),
+            Option("vocab", "the true vocabulary: a number, or tokenizer to count the tokens of tokenizer.json", str, None, side="read"),
+        ),
+        parallel=("tp", "pp"),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_nanotron.files import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_nanotron.read import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_nanotron.write import write
+
+    return write(checkpoint, request)

@@ -1,0 +1,412 @@
+"""What the keys of a nanotron `model_config.json` mean, and which of them each release knows.
+
+The file is the dataclass of the model config with every default, so its set of keys tells which code wrote it.
+Nanotron reads it strictly: a key that its class does not know fails the run, so a target is an exact key list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Table, const, custom, field, fixed, ignore, note, one_of, same_as, uniform
+from ckpt_nanotron import weights
+
+ACTIVATION = one_of(
+    {
+        "silu": Activation.SILU,
+        "gelu": Activation.GELU_ERF,
+        "gelu_pytorch_tanh": Activation.GELU_TANH,
+        "gelu_new": Activation.GELU_TANH,
+        "relu": Activation.RELU,
+        "relu2": Activation.RELU_SQUARED,
+    }
+)
+_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+
+
+def _read_head_dim(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        facts["attention.head_dim"] = hidden // heads
+
+
+def _write_head_dim(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    # There is no head_dim key in any version: it is hidden_size / num_attention_heads.
+    head_dim, heads = uniform(facts, "attention.head_dim"), uniform(facts, "attention.heads")
+    if head_dim * heads != facts["hidden"]:
+        raise Refusal("head_dim is always hidden_size / num_attention_heads", found=f"attention.head_dim = {head_dim}")
+
+
+HEAD_DIM = custom([], ["attention.head_dim"], read=_read_head_dim, write=_write_head_dim)
+
+
+def _read_rotary(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    facts["attention.rotary.theta"] = config.get("rope_theta", 10000.0)
+    facts["attention.rotary.fraction"] = 1.0
+    factor = config.get("rope_seq_len_interpolation_factor")
+    if factor is not None:
+        facts["attention.rotary.scaling.kind"] = RotaryKind.LINEAR
+        facts["attention.rotary.scaling.factor"] = factor
+
+
+def _write_rotary(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    theta = uniform(facts, "attention.rotary.theta")
+    if theta is None:
+        raise Refusal("it always rotates", found="no rotary positions")
+    config["rope_theta"] = theta
+    config["rope_interleaved"] = bool(notes.get("interleaved", False))
+    config["rope_scaling"] = None
+    kind = uniform(facts, "attention.rotary.scaling.kind")
+    if uniform(facts, "attention.rotary.fraction") != 1.0:
+        raise Refusal("it rotates whole heads", found=f"attention.rotary.fraction = {facts['attention.rotary.fraction']}")
+    if kind is not None and kind is not RotaryKind.LINEAR:
+        # The key exists in every version, and no forward pass reads it (huggingface/nanotron#255).
+        raise Refusal("rope_scaling is stored but never applied by nanotron", found=f"attention.rotary.scaling.kind = {kind}")
+    config["rope_seq_len_interpolation_factor"] = uniform(facts, "attention.rotary.scaling.factor")
+
+
+_ROTARY_KEYS = ["rope_theta", "rope_interleaved", "rope_scaling", "rope_seq_len_interpolation_factor"]
+ROTARY = custom(_ROTARY_KEYS, ["attention.rotary.*"], read=_read_rotary, write=_write_rotary)
+
+# fmt: off
+LLAMA = Config("nanotron's LlamaConfig", [
+    fixed("kind", "decoder"),
+    fixed("causal", True),
+    note("bos_token_id", "bos", default=1),
+    note("eos_token_id", "eos", default=2),
+    note("pad_token_id", "pad"),
+    field("hidden_act", "mlp.activation", via=ACTIVATION),
+    field("hidden_size", "hidden"),
+    note("initializer_range", "initializer_range", default=0.02),
+    field("intermediate_size", "mlp.ffn"),
+    const("is_llama_config", True),
+    note("max_position_embeddings", "max_positions", default=2048),
+    field("num_attention_heads", "attention.heads"),
+    field("num_hidden_layers", "layers"),
+    field("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
+    note("pretraining_tp", "pretraining_tp", default=1),
+    field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
+    *(fixed(f"{norm}.kind", "rms") for norm in _NORMS),
+    fixed("mlp.gated", True),
+    HEAD_DIM,
+    ROTARY,
+    field("tie_word_embeddings", "head.tied", default=False),
+    note("use_cache", "use_cache", default=True),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    # models/llama.py builds qkv_proj without bias whatever this says (main, 2025)
+    note("attention_bias", "nanotron.attention_bias", default=False),
+    note("_attn_implementation", "nanotron.attn_implementation", default="flash_attention_2"),
+    note("z_loss_enabled", "nanotron.z_loss_enabled", default=False),
+    note("z_loss_coefficient", "nanotron.z_loss_coefficient", default=0.0001),
+])
+
+QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
+    const("is_qwen2_config", True),
+    field("attention_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=False),
+    custom(["no_rope_layer", "sliding_window_size"], ["attention.rotary?", "attention.window", "attention.window?"],
+           read=lambda config, facts, notes: _read_layer_pattern(config, facts),
+           write=lambda facts, notes, config: _write_layer_pattern(facts, config)),
+    note("flex_attention_mask", "nanotron.flex_attention_mask"),
+    note("_fused_rotary_emb", "nanotron.fused_rotary_emb", default=True),
+    note("_fused_rms_norm", "nanotron.fused_rms_norm", default=True),
+    # the other path is commented out in the released forward
+    note("_use_qkv_packed", "nanotron.use_qkv_packed", default=True),
+    note("_use_doc_masking", "nanotron.use_doc_masking", default=False),
+    note("log_attn_probs", "nanotron.log_attn_probs", default=False),
+    note("ring_attn_heads_k_stride", "nanotron.ring_attn_heads_k_stride"),
+    custom(["moe_config", "intermediate_size", "num_hidden_layers"],
+           ["layers", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.experts", "mlp.moe.ffn", "mlp.moe.router.top_k",
+            "mlp.moe.router.score", "mlp.moe.router.normalise", "mlp.moe.shared.ffn", "mlp.moe.shared.gate"],
+           read=lambda config, facts, notes: _read_moe(config, facts, notes),
+           write=lambda facts, notes, config: _write_moe(facts, notes, config)),
+    without=["is_llama_config"],
+)
+
+STARCODER2 = Config("nanotron's Starcoder2Config", [
+    fixed("kind", "decoder"),
+    fixed("causal", True),
+    field("activation_function", "mlp.activation", via=ACTIVATION),
+    note("attention_softmax_in_fp32", "nanotron.attention_softmax_in_fp32", default=True),
+    note("attn_pdrop", "nanotron.attn_pdrop", default=0.1),
+    note("bos_token_id", "bos", default=49152),
+    note("embd_pdrop", "nanotron.embd_pdrop", default=0.1),
+    note("eos_token_id", "eos", default=49152),
+    custom(["global_attn_layers", "sliding_window_size"], ["attention.window", "attention.window?"],
+           read=lambda config, facts, notes: _read_global_layers(config, facts),
+           write=lambda facts, notes, config: _write_global_layers(facts, config)),
+    custom(["grouped_query", "multi_query", "num_kv_heads"], ["attention.groups"],
+           read=lambda config, facts, notes: _read_groups(config, facts),
+           write=lambda facts, notes, config: _write_groups(facts, config)),
+    field("hidden_size", "hidden"),
+    note("initializer_range", "initializer_range", default=0.02),
+    field("intermediate_size", "mlp.ffn"),
+    const("is_starcoder2_config", True),
+    field("layer_norm_epsilon", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
+    *(fixed(f"{norm}.kind", "layer") for norm in _NORMS),
+    *(fixed(f"{norm}.bias", True) for norm in _NORMS),
+    *(fixed(f"attention.{part}_bias", True) for part in ("q", "k", "v", "out")),
+    fixed("mlp.up_bias", True),
+    fixed("mlp.down_bias", True),
+    fixed("mlp.gated", False),
+    # Starcoder2ForTraining always ties the head to the embedding.
+    fixed("head.tied", True),
+    note("max_position_embeddings", "max_positions", default=4096),
+    field("num_attention_heads", "attention.heads"),
+    field("num_hidden_layers", "layers"),
+    note("resid_pdrop", "nanotron.resid_pdrop", default=0.1),
+    HEAD_DIM,
+    custom(["rope_theta"], ["attention.rotary.*"],
+           read=lambda config, facts, notes: facts.update({"attention.rotary.theta": config.get("rope_theta", 10000),
+                                                           "attention.rotary.fraction": 1.0}),
+           write=lambda facts, notes, config: _write_whole_theta(facts, config)),
+    note("scale_attention_softmax_in_fp32", "nanotron.scale_attention_softmax_in_fp32", default=True),
+    const("scale_attn_weights", True),
+    const("use_position_embeddings", False),
+    const("use_rotary_embeddings", True),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+])
+# fmt: on
+
+
+def _count(config: Mapping[str, object]) -> int:
+    count = config.get("num_hidden_layers")
+    if type(count) is not int or not 0 < count <= 100_000:
+        raise CkptError("key 'num_hidden_layers' is not a number of layers", found=repr(count))
+    return count
+
+
+def _read_layer_pattern(config: Mapping[str, object], facts: Facts) -> None:
+    every, window = config.get("no_rope_layer"), config.get("sliding_window_size")
+    rotated = PerLayer(every is None or (index + 1) % every != 0 for index in range(_count(config)))
+    if not all(rotated):
+        facts["attention.rotary?"] = rotated
+    if window is not None:
+        facts["attention.window"] = window
+        if not all(rotated):  # the window is dropped on layers without rope (models/qwen.py, main)
+            facts["attention.window?"] = rotated
+
+
+def _write_layer_pattern(facts: Facts, config: dict[str, object]) -> None:
+    count = facts["layers"]
+    rotated = facts.present("attention.rotary")
+    config["no_rope_layer"] = None
+    if isinstance(rotated, PerLayer):
+        every = rotated.index(False) + 1
+        if rotated != PerLayer((index + 1) % every != 0 for index in range(count)):
+            raise Refusal("no_rope_layer is 'every n-th layer'", found=f"no rope in layers {[i for i, r in enumerate(rotated) if not r]}")
+        config["no_rope_layer"] = every
+    elif rotated is False:
+        raise Refusal("no layer of it would rotate", found="no rotary positions")
+    windowed = facts.present("attention.window")
+    config["sliding_window_size"] = uniform(facts, "attention.window")
+    if windowed is not False and windowed != rotated:
+        raise Refusal("the window holds on exactly the layers with rope", found=f"attention.window in layers: {windowed}")
+
+
+_MOE_KEYS = {
+    "num_experts": "mlp.moe.experts",
+    "top_k": "mlp.moe.router.top_k",
+    "moe_intermediate_size": "mlp.moe.ffn",
+    "shared_expert_intermediate_size": "mlp.moe.shared.ffn",
+}
+_MOE_NOTES = {"router_aux_loss_coef": 0.01, "token_dispatcher_type": "alltoall"}
+
+
+def _read_moe(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    count, moe = _count(config), config.get("moe_config")
+    facts["layers"] = count
+    facts["mlp.ffn"] = config.get("intermediate_size")
+    if moe is None:
+        return
+    unknown = sorted(set(moe) - set(_MOE_KEYS) - set(_MOE_NOTES) - {"layers", "enable_shared_expert"})
+    if unknown:
+        raise CkptError(f"unknown config key 'moe_config.{unknown[0]}'")
+    for key, path in _MOE_KEYS.items():
+        if moe.get(key) is None:
+            raise CkptError(f"key 'moe_config.{key}' is missing")
+        facts[path] = moe[key]
+    if not moe.get("enable_shared_expert", False):
+        del facts["mlp.moe.shared.ffn"]
+        notes["nanotron.shared_expert_intermediate_size"] = moe["shared_expert_intermediate_size"]
+    else:
+        facts["mlp.moe.shared.gate"] = True
+    # softmax over all experts, then top-k, never renormalised (main, nn/moe.py)
+    facts["mlp.moe.router.score"], facts["mlp.moe.router.normalise"] = "softmax", False
+    layers = moe.get("layers", [-1])
+    sparse = PerLayer(index in layers or -1 in layers for index in range(count))
+    if all(sparse):
+        notes["nanotron.intermediate_size"] = facts.pop("mlp.ffn")
+    else:
+        facts["mlp.moe?"] = sparse
+        facts["mlp.ffn?"] = PerLayer(not moe_layer for moe_layer in sparse)
+    notes |= {f"nanotron.{key}": moe[key] for key in _MOE_NOTES if key in moe}
+
+
+def _write_moe(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    sparse = facts.present("mlp.moe")
+    config["num_hidden_layers"] = facts["layers"]
+    config["moe_config"] = None
+    config["intermediate_size"] = uniform(facts, "mlp.ffn")
+    if sparse is False:
+        return
+    if config["intermediate_size"] is None:
+        config["intermediate_size"] = notes.get("nanotron.intermediate_size", uniform(facts, "mlp.moe.ffn"))
+    if facts.get("mlp.moe.router.score") != "softmax" or facts.get("mlp.moe.router.normalise"):
+        raise Refusal("its router is a softmax that is never renormalised", found=f"normalise={facts.get('mlp.moe.router.normalise')}")
+    shared = facts.get("mlp.moe.shared.ffn")
+    if shared is not None and not facts.get("mlp.moe.shared.gate"):
+        raise Refusal("its shared expert is always gated", found="mlp.moe.shared.gate = False")
+    config["moe_config"] = {
+        "num_experts": uniform(facts, "mlp.moe.experts"),
+        "top_k": uniform(facts, "mlp.moe.router.top_k"),
+        "moe_intermediate_size": uniform(facts, "mlp.moe.ffn"),
+        "shared_expert_intermediate_size": shared or notes.get("nanotron.shared_expert_intermediate_size", uniform(facts, "mlp.moe.ffn")),
+        "router_aux_loss_coef": notes.get("nanotron.router_aux_loss_coef", _MOE_NOTES["router_aux_loss_coef"]),
+        "layers": list(range(facts["layers"])) if sparse is True else [index for index, moe in enumerate(sparse) if moe],
+        "enable_shared_expert": shared is not None,
+        "token_dispatcher_type": notes.get("nanotron.token_dispatcher_type", _MOE_NOTES["token_dispatcher_type"]),
+    }
+
+
+def _read_global_layers(config: Mapping[str, object], facts: Facts) -> None:
+    window, everywhere = config.get("sliding_window_size"), config.get("global_attn_layers") or []
+    if window is not None:
+        facts["attention.window"] = window
+        if everywhere:
+            facts["attention.window?"] = PerLayer(index not in everywhere for index in range(_count(config)))
+
+
+def _write_global_layers(facts: Facts, config: dict[str, object]) -> None:
+    present = facts.present("attention.window")
+    config["sliding_window_size"] = uniform(facts, "attention.window")
+    config["global_attn_layers"] = [index for index, slides in enumerate(present) if not slides] if isinstance(present, PerLayer) else []
+
+
+def _read_groups(config: Mapping[str, object], facts: Facts) -> None:
+    if config.get("grouped_query", False):
+        facts["attention.groups"] = config.get("num_kv_heads")
+    else:  # neither flag means multi-query (Starcoder2Config.__post_init__)
+        facts["attention.groups"] = 1
+
+
+def _write_groups(facts: Facts, config: dict[str, object]) -> None:
+    groups = uniform(facts, "attention.groups")
+    config |= {"grouped_query": groups > 1, "multi_query": groups == 1, "num_kv_heads": groups if groups > 1 else None}
+
+
+def _write_whole_theta(facts: Facts, config: dict[str, object]) -> None:
+    theta = uniform(facts, "attention.rotary.theta")
+    if theta is None or uniform(facts, "attention.rotary.fraction") != 1.0 or facts.get("attention.rotary.scaling.kind") is not None:
+        raise Refusal("it has plain rotary positions over whole heads, in every layer")
+    if theta != int(theta):
+        raise Refusal("rope_theta is a whole number", found=f"attention.rotary.theta = {theta}")
+    config["rope_theta"] = int(theta)
+
+
+# fmt: off
+_LLAMA_0 = ("bos_token_id eos_token_id hidden_act hidden_size initializer_range intermediate_size is_llama_config "
+            "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
+            "rms_norm_eps rope_scaling tie_word_embeddings use_cache vocab_size").split()
+_LLAMA_MAIN = ("bos_token_id eos_token_id hidden_act hidden_size initializer_range intermediate_size is_llama_config "
+               "max_position_embeddings num_attention_heads num_hidden_layers attention_bias num_key_value_heads pad_token_id "
+               "pretraining_tp rms_norm_eps rope_scaling rope_theta rope_interleaved tie_word_embeddings use_cache vocab_size "
+               "_attn_implementation z_loss_enabled z_loss_coefficient").split()
+_QWEN2_MAIN = ("bos_token_id eos_token_id hidden_act hidden_size initializer_range intermediate_size is_qwen2_config "
+               "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
+               "rms_norm_eps rope_scaling rope_theta rope_interleaved rope_seq_len_interpolation_factor tie_word_embeddings use_cache "
+               "vocab_size _attn_implementation flex_attention_mask attention_bias sliding_window_size z_loss_enabled "
+               "z_loss_coefficient no_rope_layer _fused_rotary_emb _fused_rms_norm _use_qkv_packed _use_doc_masking log_attn_probs "
+               "ring_attn_heads_k_stride moe_config").split()
+_STARCODER2_0 = ("activation_function attention_softmax_in_fp32 attn_pdrop bos_token_id embd_pdrop eos_token_id global_attn_layers "
+                 "grouped_query hidden_size initializer_range intermediate_size is_starcoder2_config layer_norm_epsilon "
+                 "max_position_embeddings multi_query num_attention_heads num_hidden_layers num_kv_heads resid_pdrop rope_theta "
+                 "scale_attention_softmax_in_fp32 scale_attn_weights sliding_window_size use_position_embeddings "
+                 "use_rotary_embeddings vocab_size").split()
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Model:
+    """A nanotron model class: the key that marks its config, its table, and the tensor tables it may use."""
+
+    kind: str
+    marker: str
+    config: Config
+    layer_cost: Callable[[Architecture], int]
+
+    def tables(self, architecture: Architecture, interleaved: bool) -> Sequence[Table]:
+        """The tensor tables of one model."""
+        if self.kind == "starcoder2":
+            return weights.STARCODER_MULTI if architecture.decoder.layers[0].attention.groups == 1 else weights.STARCODER_GROUPED
+        return weights.INTERLEAVED if interleaved else weights.HALF
+
+
+def _cost(architecture: Architecture, matrices: int) -> int:
+    """What nanotron's pipeline balance thinks a layer costs (get_block_compute_costs); MoE layers count as dense."""
+    attention = architecture.decoder.layers[0].attention
+    widths = [layer.mlp.ffn or layer.mlp.moe.ffn for layer in architecture.decoder.layers]
+    return 4 * attention.heads * attention.head_dim * architecture.hidden + matrices * widths[-1] * architecture.hidden
+
+
+MODELS = [
+    Model("llama", "is_llama_config", LLAMA, lambda architecture: _cost(architecture, 3)),
+    Model("qwen2", "is_qwen2_config", QWEN2, lambda architecture: _cost(architecture, 3)),
+    Model("starcoder2", "is_starcoder2_config", STARCODER2, lambda architecture: _cost(architecture, 2)),
+]
+
+
+def model_of(config: Mapping[str, object], file: str) -> Model:
+    """The model class a config belongs to, by its marker key."""
+    marked = [model for model in MODELS if config.get(model.marker)]
+    if len(marked) != 1:
+        raise CkptError(
+            "the config does not say which nanotron model it is",
+            file=file,
+            found=", ".join(model.marker for model in marked) or "no marker key",
+            expected="one of " + ", ".join(model.marker for model in MODELS),
+        )
+    return marked[0]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A nanotron release to write for: its checkpoint version, and the exact config keys of each model it has.
+
+    `interleaved` None: the flag rope_interleaved decides; True: pairs are always interleaved. `neutral`: what its code
+    computes with where it has no key.
+    """
+
+    name: str
+    checkpoint_version: str
+    keys: Mapping[str, Sequence[str]]
+    interleaved: bool | None
+    neutral: Mapping[str, object]
+
+
+# Until db9e8745 (2024-05-18) Llama's rope had base 10000 and interleaved pairs, and no key for either.
+# fmt: off
+RELEASES = {
+    "0.4": Release("0.4", "1.2", {"llama": _LLAMA_0, "starcoder2": _STARCODER2_0}, True,
+                   {"rope_theta": 10000.0, "rope_seq_len_interpolation_factor": None}),
+    "main": Release("main", "1.5", {"llama": _LLAMA_MAIN, "qwen2": _QWEN2_MAIN, "starcoder2": _STARCODER2_0}, None,
+                    {"rope_seq_len_interpolation_factor": None}),
+}
+# fmt: on
+
+
+def config_for(release: Release, model: Model, facts: Facts, notes: Mapping[str, object]) -> dict[str, object]:
+    """The exact `model_config.json` of a release; refuses what its keys cannot say."""
+    if model.kind not in release.keys:
+        raise Refusal(f"nanotron {release.name} has no {model.config.name}")
+    config = model.config.write(facts, notes)
+    for key, value in config.items():
+        if key not in release.keys[model.kind] and key in release.neutral and value != release.neutral[key]:
+            raise Refusal(
+                f"{model.config.name} of nanotron {release.name} has no {key}",
+                found=f"{key} = {value}",
+                expected=f"{release.neutral[key]}, which its code always computes with",
+            )
+    return {key: config.get(key) for key in release.keys[model.kind]}

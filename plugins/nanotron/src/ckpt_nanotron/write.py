@@ -1,0 +1,163 @@
+"""Writing a nanotron checkpoint for a named release, from which a run can start."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ckpt_core.architecture import Architecture, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.errors import Problems, ProblemsFound, Refusal
+from ckpt_core.layout import Layout, Native
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model as Rewritten
+from ckpt_core.rewrite import folded_attention_scale, vocabulary_rows
+from ckpt_core.storage import safetensors
+from ckpt_core.storage.output import OutputFile
+from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, config_for
+from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
+from ckpt_nanotron.training import metadata_json, training_yaml
+
+_STEP = "0"
+_DEFAULTS = {"bos": 1, "eos": 2}
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The folder of a fresh nanotron run at step 0. Raises `Refusal` naming what the release cannot express."""
+    hints = checkpoint.hints_for("nanotron")
+    release = RELEASES[str(request.options.get("target") or hints.get("target") or "main")]
+    tp, pp = request.tp or 1, request.pp or 1
+    multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
+    model = _vocabulary(folded_attention_scale(Rewritten(checkpoint.architecture, checkpoint.tensors)), multiple)
+    interleaved = _interleaved(release, request, hints)
+    notes, losses = _notes(checkpoint)
+    kind, config = _choose(release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or ""))
+    _check_ranks(model.architecture, tp, pp)
+    layout = Layout(kind.tables(model.architecture, interleaved), model.architecture)
+    whole = layout.natives()
+    placement = pipeline_stages(kind, model.architecture, pp)
+    files, placements, dtypes = [], [], []
+    for rank in range(tp):
+        for name, native in layout.natives({"tp": (rank, tp)}).items():
+            sharded = "tp" in dict(native.row.splits)
+            if rank and not sharded:
+                continue
+            dtype = storage_dtype(native, model.tensors, request.dtype)
+            dtypes.append(dtype)
+            path = f"{_STEP}/" + file_name(native, (rank, tp), (stage_of(native, placement), pp), sharded)
+            metadata = slices_metadata(native, whole[name], rank, release.checkpoint_version) if sharded else {}
+            plan = safetensors.plan_file({"data": (dtype, native.shape)}, metadata)
+            files.append(OutputFile(path, plan.size, ((0, plan.header),)))
+            placements.append(Placement(native, dtype, path, plan.offsets["data"]))
+    dtype = max(dtypes, key=dtypes.count)
+    step_folder = f"{request.destination}/{_STEP}" if request.destination else _STEP
+    documents = {
+        LATEST: _STEP.encode(),
+        f"{_STEP}/{CONFIG}": json.dumps(config).encode(),
+        f"{_STEP}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"])),
+        f"{_STEP}/{TRAINING_CONFIG}": training_yaml(release, config, step_folder, tp, pp, dtype, multiple // tp, bool(checkpoint.sidecars)),
+    }
+    sidecars = {f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
+    return Target(
+        "nanotron",
+        model.architecture,
+        model.tensors,
+        files,
+        placements,
+        documents,
+        sidecars,
+        parallel={"tp": tp, "pp": pp},
+        decisions={
+            "target": release.name,
+            "model": kind.config.name,
+            "rope_interleaved": interleaved,
+            "checkpoint_version": release.checkpoint_version,
+            "rewrites": list(model.rewrites),
+        },
+        losses=losses,
+    )
+
+
+def _vocabulary(model: Rewritten, multiple: int) -> Rewritten:
+    """Rows that every tensor parallel rank gets alike: nanotron stores the padded size as its vocab_size."""
+    tokens = model.architecture.tokens
+    if tokens is None:
+        raise Refusal("nanotron models read tokens", found="no token embedding")
+    return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+
+
+def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, object]) -> bool:
+    asked = request.options.get("rope_interleaved")
+    if release.interleaved is not None:
+        if asked is not None and asked != release.interleaved:
+            raise Refusal(f"nanotron {release.name} always interleaves rotary pairs", found=f"rope_interleaved={asked}")
+        return release.interleaved
+    return bool(hints.get("interleaved", False)) if asked is None else bool(asked)
+
+
+def _choose(release: Release, architecture: Architecture, notes: Mapping[str, object], original: str) -> tuple[Model, dict[str, object]]:
+    """The model class that holds the architecture exactly: the source's own if it fits, else the first that does."""
+    refusals = []
+    # nanotron has one vocabulary size, and it is the padded one
+    stored = replace(architecture, tokens=replace(architecture.tokens, vocabulary=architecture.tokens.padded_vocabulary))
+    for model in sorted(MODELS, key=lambda model: model.kind != original):
+        try:
+            return model, config_for(release, model, facts_of(stored), notes)
+        except (Refusal, ProblemsFound) as problem:
+            refusals.append((len(getattr(problem, "problems", [problem])), model.config.name, problem))
+    _, name, problem = min(refusals, key=lambda refusal: refusal[0])
+    raise Refusal(f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}", found=str(problem))
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[dict[str, object], list[Loss]]:
+    """Notes as nanotron's strict types take them: one integer for each special token."""
+    notes, losses = dict(checkpoint.notes), []
+    for name in ("bos", "eos", "pad"):
+        value = notes.get(name)
+        if isinstance(value, list) and value:
+            notes[name] = value[0]
+            losses.append(Loss("unsaid", f"{name} tokens {value[1:]}", f"nanotron has one {name}_token_id; {value[0]} is written"))
+        elif value is None and name in _DEFAULTS:
+            notes.pop(name, None)
+            losses.append(Loss("unsaid", f"no {name} token", f"nanotron's config needs one; its default {_DEFAULTS[name]} is written"))
+    return notes, losses
+
+
+def _check_ranks(architecture: Architecture, tp: int, pp: int) -> None:
+    problems = Problems(f"tp={tp} pp={pp}")
+    attention = architecture.decoder.layers[0].attention
+    for axis, size in (("query heads", attention.heads), ("key-value heads", attention.groups)):
+        if size % tp and not (axis == "key-value heads" and attention.groups == 1 and attention.q_bias):
+            problems.add(Refusal(f"nanotron has no copies of heads: tp={tp} must divide the {size} {axis}"))
+    if pp > len(architecture.decoder.layers):
+        problems.add(Refusal(f"pp={pp} is more than the {len(architecture.decoder.layers)} layers"))
+    problems.raise_any()
+
+
+def pipeline_stages(model: Model, architecture: Architecture, pp: int) -> dict[str, int]:
+    """The stage of every block, balanced by cost as nanotron does (models/base.py, build_model).
+
+    A block goes to the current stage; if the cost so far, itself included, exceeds the stage's share, the next
+    block goes to the next one. Embedding and norms cost nothing.
+    """
+    layers = len(architecture.decoder.layers)
+    blocks = ["embedding", *(f"layer {index}" for index in range(layers)), "final_norm", "head"]
+    head = architecture.tokens.padded_vocabulary * architecture.hidden
+    costs = [0, *([model.layer_cost(architecture)] * layers), 0, head]
+    total, stage, stages = sum(costs), 0, {}
+    for block, cost in zip(blocks, itertools.accumulate(costs), strict=True):
+        stages[block] = stage
+        if cost > total * ((stage + 1) / pp) and stage + 1 < pp:
+            stage += 1
+    return stages
+
+
+def stage_of(native: Native, stages: Mapping[str, int]) -> int:
+    """The pipeline stage that holds a parameter; a tied head lies with the embedding."""
+    if native.layer is not None:
+        return stages[f"layer {native.layer}"]
+    return stages["head"] if ".lm_head." in native.name else stages["embedding"]

@@ -1,0 +1,154 @@
+"""Let the real, released nanotron 0.4 load a checkpoint on CPU and write the logits it computes.
+
+    python nanotron_judge.py CHECKPOINT_STEP_DIR INPUT_IDS.safetensors OUT.safetensors [--tp N --pp M]
+
+``INPUT_IDS.safetensors`` holds ``input_ids`` [batch, sequence] (int64); ``OUT.safetensors`` receives ``logits``
+[batch, sequence, vocabulary] (fp32). The model is nanotron's own class, built from ``model_config.json`` in the
+requested tensor/pipeline-parallel topology (one process per rank, gloo over loopback), filled by nanotron's own
+``load_weights`` and run through nanotron's own forward. ``nanotron_stubs`` lists what had to be replaced to do that
+without a GPU.
+"""
+
+import argparse
+import json
+import os
+import sys
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nanotron_stubs
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+# Far above what a small model needs: it only ends a run whose ranks wait for each other.
+TIMEOUT = timedelta(minutes=5)
+LOOPBACK = "127.0.0.1"
+
+
+def main() -> None:
+    """Check the arguments, start one process per rank and wait for all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_STEP_DIR")
+    parser.add_argument("inputs", type=Path, metavar="INPUT_IDS.safetensors")
+    parser.add_argument("output", type=Path, metavar="OUT.safetensors")
+    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size to load into (default: 1)")
+    parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size to load into (default: 1)")
+    arguments = parser.parse_args()
+
+    installed = version("nanotron")
+    if installed != nanotron_stubs.NANOTRON_VERSION:
+        parser.error(f"the stand-ins are written for nanotron {nanotron_stubs.NANOTRON_VERSION}, found {installed}")
+    if not (arguments.checkpoint / "model_config.json").is_file():
+        parser.error(f"{arguments.checkpoint} has no model_config.json: give the folder of one step")
+
+    # A stale result must not pass for this run's.
+    arguments.output.unlink(missing_ok=True)
+    # The parent keeps the rendezvous on a port the system picked, so no rank can lose a race for a free one.
+    world_size = arguments.tp * arguments.pp
+    store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(
+        judge,
+        args=(store.port, arguments.checkpoint, arguments.inputs, arguments.output, arguments.tp, arguments.pp),
+        nprocs=world_size,
+    )
+    if not arguments.output.is_file():
+        sys.exit("no rank produced logits")
+
+
+def judge(rank: int, port: int, checkpoint: Path, inputs: Path, output: Path, tp: int, pp: int) -> None:
+    """Run one rank: build, load, forward; the first tensor-parallel rank of the last stage writes the result."""
+    world_size = tp * pp
+    # nanotron's ParallelContext reads its place in the world from the environment.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    # gloo would otherwise look up the machine's host name, which need not resolve.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
+    # nanotron only ever initialises NCCL itself, but uses a default group that already exists.
+    store = dist.TCPStore(LOOPBACK, port, is_master=False, timeout=TIMEOUT)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    nanotron_stubs.install()
+
+    from nanotron.parallel import ParallelContext
+
+    context = ParallelContext(tensor_parallel_size=tp, pipeline_parallel_size=pp, data_parallel_size=1)
+    model = build(json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8")), context)
+    load(model, context, checkpoint)
+    logits = forward(model, context, load_file(inputs)["input_ids"])
+    if logits is not None and dist.get_rank(context.tp_pg) == 0:
+        save_file({"logits": logits}, output)
+    context.destroy()
+
+
+def build(config: dict[str, Any], context: Any) -> Any:
+    """Build the model in fp32 the way nanotron's trainer does, tied parameters included."""
+    from nanotron.config import LlamaConfig, ParallelismArgs, Starcoder2Config
+    from nanotron.models import build_model
+    from nanotron.random import RandomStates, get_current_random_state
+    from nanotron.trainer import CONFIG_TO_MODEL_CLASS, mark_tied_parameters
+
+    # nanotron writes one of two markers into the file; a key its class does not know is a TypeError, as in nanotron.
+    config_class = Starcoder2Config if "is_starcoder2_config" in config else LlamaConfig
+    model_config = config_class(**config)
+    parallel_config = ParallelismArgs(
+        dp=1, pp=context.pipeline_parallel_size, tp=context.tensor_parallel_size, tp_mode="ALL_REDUCE"
+    )
+    model = build_model(
+        lambda: CONFIG_TO_MODEL_CLASS[config_class.__name__](
+            config=model_config,
+            parallel_context=context,
+            parallel_config=parallel_config,
+            # Starcoder2 wants the state of its dropout layers; in evaluation they draw nothing.
+            random_states=RandomStates({"tp_synced": get_current_random_state()}),
+        ),
+        parallel_context=context,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    mark_tied_parameters(model, parallel_context=context, parallel_config=parallel_config)
+    return model.eval()
+
+
+def load(model: Any, context: Any, checkpoint: Path) -> None:
+    """Fill the model with nanotron's ``load_weights`` and refuse what it leaves unfilled.
+
+    When the topology changes, nanotron merges the shards it finds into uninitialised memory without checking that they
+    cover the tensor. Both the parameters and that memory are set to NaN beforehand, so a hole cannot pass by luck.
+    """
+    from nanotron.serialize import load_weights
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+        # In deterministic mode torch.empty() returns NaN.
+        torch.use_deterministic_algorithms(True)
+        load_weights(model=model, parallel_context=context, root_folder=checkpoint)
+        torch.use_deterministic_algorithms(False)
+    holes = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
+    if holes:
+        raise ValueError(f"{checkpoint} leaves these parameters unfilled, or holds NaN for them: {', '.join(holes)}")
+
+
+@torch.inference_mode()
+def forward(model: Any, context: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """Return the logits [batch, sequence, vocabulary] on the pipeline stage that computes them, None elsewhere."""
+    from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer
+
+    inputs: dict[str, torch.Tensor | TensorPointer]
+    inputs = {"input_ids": input_ids, "input_mask": torch.ones_like(input_ids, dtype=torch.bool)}
+    if dist.get_rank(context.pp_pg) != model.input_pp_rank:
+        # Only the first stage holds the batch; the others are told where it is.
+        inputs = {name: TensorPointer(group_rank=model.input_pp_rank) for name in inputs}
+    sharded = model.model(**inputs)
+    if isinstance(sharded, TensorPointer):
+        return None
+    # nanotron leaves the logits as [sequence, batch, vocabulary / tp] on every rank.
+    shards = [torch.empty_like(sharded) for _ in range(context.tensor_parallel_size)]
+    dist.all_gather(shards, sharded.contiguous(), group=context.tp_pg)
+    return torch.cat(shards, dim=-1).transpose(0, 1).contiguous()
+
+
+if __name__ == "__main__":
+    main()
