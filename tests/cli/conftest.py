@@ -13,7 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckpt_core.architecture import Activation, Architecture, Attention, Head, Layer, Mlp, Norm, Rotary, Stack, Tokens, dumps, parameters
+from ckpt_core.architecture import (
+    Activation,
+    Architecture,
+    Attention,
+    Head,
+    Layer,
+    Mlp,
+    Norm,
+    Rotary,
+    Stack,
+    Tokens,
+    dumps,
+    parameters,
+)
 from ckpt_core.cli.main import main
 from ckpt_core.plugins import discovery
 from ckpt_core.storage.dtypes import FP32
@@ -73,7 +86,13 @@ def process(installed: Path) -> Callable[[str], subprocess.CompletedProcess[str]
 
     def run(code: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(map(str, (installed, HERE, CORE)))
-        return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     return run
 
@@ -97,10 +116,16 @@ def tiny() -> Architecture:
 def make(tmp_path: Path) -> Callable[..., Path]:
     """Write a toy checkpoint; `change` may edit its tensors first."""
 
-    def write(name: str, change: Callable[[dict[str, np.ndarray]], None] | None = None, architecture: Architecture | None = None) -> Path:
+    def write(
+        name: str,
+        change: Callable[[dict[str, np.ndarray]], None] | None = None,
+        architecture: Architecture | None = None,
+    ) -> Path:
         folder, architecture = tmp_path / name, architecture or tiny()
         random = np.random.default_rng(7)
-        tensors = {name: random.standard_normal(p.shape).astype(np.float32) for name, p in parameters(architecture).items()}
+        tensors = {
+            name: random.standard_normal(p.shape).astype(np.float32) for name, p in parameters(architecture).items()
+        }
         if change is not None:
             change(tensors)
         plan = plan_file({name: (FP32, values.shape) for name, values in tensors.items()})

@@ -1,4 +1,4 @@
-"""A format for tests: `architecture.json` beside `toy.safetensors`, which holds the canonical tensors under their own names."""
+"""A format for tests: `architecture.json` beside `toy.safetensors`, which holds the canonical tensors as they are."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def ckpt_read(path, request):
         assembler.add(native, [Shard((0,) * len(tensor.shape), tensor)])
     tokenizer = os.path.join(path, "tokenizer.json")
     sidecars = {"tokenizer.json": Sidecar(tokenizer, os.path.getsize(tokenizer))} if os.path.exists(tokenizer) else {}
-    return Checkpoint("toy", path, architecture, assembler.finish(), [FileState.of(file)], {"eos": 2}, sidecars, {"tp": 1})
+    return Checkpoint(
+        "toy", path, architecture, assembler.finish(), [FileState.of(file)], {"eos": 2}, sidecars, {"tp": 1}
+    )
 
 
 @hookimpl
@@ -74,7 +76,10 @@ def ckpt_write(checkpoint, request):
         raise OSError(28, "No space left on device", "/full")
     model = Model(checkpoint.architecture, checkpoint.tensors)
     model = untied_head(model) if request.options["untie"] else model
-    placed = {native.name: (request.dtype or model.tensors[native.name].dtype, native) for native in natives(model.architecture)}
+    placed = {
+        native.name: (request.dtype or model.tensors[native.name].dtype, native)
+        for native in natives(model.architecture)
+    }
     plan = plan_file({name: (dtype, native.shape) for name, (dtype, native) in placed.items()})
     placements = [Placement(native, dtype, FILE, plan.offsets[name]) for name, (dtype, native) in placed.items()]
     return Target(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from ckpt_core.cli.progress import duration_text, progress
 from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint, Target
     from ckpt_core.engine.plan import Plan
     from ckpt_core.engine.run import Receipt
 
@@ -27,11 +28,30 @@ if TYPE_CHECKING:
 @click.option("--pp", type=int, metavar="N", help="Pipeline-parallel ranks of the target.")
 @click.option("--ep", type=int, metavar="N", help="Expert-parallel ranks of the target.")
 @click.option(
-    "--dtype", type=click.Choice(["keep", "fp32", "bf16", "fp16"]), default="keep", show_default=True, help="The dtype to store weights in."
+    "--dtype",
+    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+    default="keep",
+    show_default=True,
+    help="The dtype to store weights in.",
 )
-@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file, where the format has several.")
-@click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used, e.g. 256MiB or 2GB.  [default: 256MiB]")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="How many tensors are converted at a time.  [default: up to 4]")
+@click.option(
+    "--max-shard-size",
+    type=Size(),
+    metavar="SIZE",
+    help="The largest size of one output file, where the format has several.",
+)
+@click.option(
+    "--max-memory",
+    type=Size(),
+    metavar="SIZE",
+    help="How much memory may be used, e.g. 256MiB or 2GB.  [default: 256MiB]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many tensors are converted at a time.  [default: up to 4]",
+)
 @click.option(
     "--engine",
     type=click.Choice(["local", "processes", "ray", "dask"]),
@@ -39,7 +59,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where the work is done. Cluster workers must see the same paths.",
 )
-@click.option("--engine-address", metavar="ADDRESS", help="A running Ray or Dask cluster; without it one is started on this machine.")
+@click.option(
+    "--engine-address",
+    metavar="ADDRESS",
+    help="A running Ray or Dask cluster; without it one is started on this machine.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done, from headers alone, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 def command(
@@ -54,7 +78,7 @@ def command(
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
-    **asked: object,
+    **asked: Any,
 ) -> None:
     """Convert the checkpoint SRC to DST.
 
@@ -71,8 +95,8 @@ def command(
         options = with_shard_size(options, str(asked["to"]), max_shard_size)
     if max_memory is not None:
         asked["max_memory"] = max_memory
-    path = src if engine == "local" or src.startswith("hf://") else os.path.abspath(src)  # other processes have other working directories
-    plan = plan_conversion(path, dst, options=options, **asked)
+    here = engine == "local" or src.startswith("hf://")  # other processes have other working directories
+    plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
     if dry_run:
         if as_json:
             emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.evidence})
@@ -118,14 +142,15 @@ def _run(plan: Plan, dst: str, overwrite: bool, engine: str, address: str | None
 def show_plan(plan: Plan, src: str, dst: str) -> None:
     """The plan as text."""
     page, source, target = Page(), plan.source, plan.target
-    page.say("source", f"{source.format}{parallel_text(source.parallel)}  {src}", f"{size_text(plan.bytes_read)} to read")
+    page.say("source", side_text(source, src), f"{size_text(plan.bytes_read)} to read")
     written = [
         plural(len(target.files), "data file"),
         plural(len(target.documents), "document"),
         plural(len(target.sidecars), "sidecar"),
     ]
-    page.say("target", f"{target.format}{parallel_text(target.parallel)}  {dst}", f"{size_text(plan.bytes_written)} to write: {', '.join(written)}")
-    page.say("files", *shortened(table((file.path, size_text(file.size)) for file in sorted(target.files, key=lambda file: file.path))))
+    page.say("target", side_text(target, dst), f"{size_text(plan.bytes_written)} to write: {', '.join(written)}")
+    sizes = sorted((file.path, file.size) for file in target.files)
+    page.say("files", *shortened(table((size_text(size), path) for path, size in sizes)))
     page.say("documents", *sorted(target.documents))
     page.say("sidecars", *sorted(target.sidecars))
     page.say("tensors", f"{len(plan.transfers):,}")
@@ -135,7 +160,7 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("plan", paint(plan.hash, "dim"))
 
 
-def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[str, object]:
+def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[str, Any]:
     """What is worth knowing after a conversion. `receipt` is its path, None if the output is a single file."""
     from ckpt_core.engine.run import RECEIPT
 
@@ -157,21 +182,24 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
     }
 
 
-def show_summary(plan: Plan, src: str, summary: dict[str, object]) -> None:
+def show_summary(plan: Plan, src: str, summary: dict[str, Any]) -> None:
     """The summary as text."""
     page = Page()
-    page.say("source", f"{plan.source.format}{parallel_text(plan.source.parallel)}  {src}")
-    page.say("target", f"{plan.target.format}{parallel_text(plan.target.parallel)}  {summary['destination']}")
-    rate = f"{size_text(summary['bytes_per_second'])}/s"
-    page.say(
-        "written",
-        f"{size_text(summary['bytes_written'])} in {plural(summary['files'], 'file')}, {duration_text(summary['seconds'])}, {rate}",
-    )
+    page.say("source", side_text(plan.source, src))
+    page.say("target", side_text(plan.target, str(summary["destination"])))
+    size, files = size_text(summary["bytes_written"]), plural(summary["files"], "file")
+    pace = f"{duration_text(summary['seconds'])}, {size_text(summary['bytes_per_second'])}/s"
+    page.say("written", f"{size} in {files}, {pace}")
     page.say("decisions", *decision_lines(plan.target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("fingerprint", str(summary["fingerprint"]))
     if summary["receipt"]:
         page.say("receipt", str(summary["receipt"]))
+
+
+def side_text(side: Checkpoint | Target, path: str) -> str:
+    """Format, parallel layout and path of a source or a target."""
+    return f"{side.format}{parallel_text(side.parallel)}  {path}"
 
 
 def parallel_text(parallel: dict[str, int]) -> str:

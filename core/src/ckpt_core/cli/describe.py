@@ -14,7 +14,11 @@ def describe(architecture: Architecture) -> list[tuple[str, str]]:
     """(label, sentence) pairs. A fact that no sentence tells and that is not at its default comes last, by its path."""
     words = _Words(facts_of(architecture))
     kind = words.take("kind")
-    rows = [("model", f"{kind}, hidden {words.take('hidden')}"), ("tokens", _tokens(words)), ("patches", _patches(words))]
+    rows = [
+        ("model", f"{kind}, hidden {words.take('hidden')}"),
+        ("tokens", _tokens(words)),
+        ("patches", _patches(words)),
+    ]
     for prefix, label in _EVERYWHERE:
         if f"{prefix}layers" in words.left:
             rows += [(f"{label}{name}", text) for name, text in _stack(words, prefix)]
@@ -54,7 +58,8 @@ class _Words:
         parts = [name, *self.tell(f"{path}.kind", "{}", always=True), *self.tell(f"{path}.eps", "eps {}", always=True)]
         if self.left.get(f"{path}.weight") is False:
             parts.append("without weight")
-        self.take(f"{path}.weight") if self.left.get(f"{path}.weight") in (True, False) else None
+        if not isinstance(self.left.get(f"{path}.weight"), PerLayer):
+            self.take(f"{path}.weight")
         parts += self.tell(f"{path}.bias", "with bias{}") + self.tell(f"{path}.zero_centred", "zero-centred{}")
         return [" ".join(parts) + (in_layers(where) if isinstance(where, PerLayer) else "")]
 
@@ -75,7 +80,11 @@ def value_text(value: object) -> str:
         counts = Counter("none" if item is None else value_text(item) for item in value)
         return ", ".join(f"{text} x{count}" for text, count in counts.items())
     if isinstance(value, tuple):
-        return f"[{value_text(value[0])} ... {value_text(value[-1])}] ({len(value)})" if len(value) > 4 else str(list(value))
+        return (
+            f"[{value_text(value[0])} ... {value_text(value[-1])}] ({len(value)})"
+            if len(value) > 4
+            else str(list(value))
+        )
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -98,17 +107,25 @@ def _tokens(words: _Words) -> str:
 def _patches(words: _Words) -> str:
     if not words.has("patches"):
         return ""
-    height, width, patch, channels = (words.take(f"patches.{name}") for name in ("height", "width", "patch", "channels"))
+    height, width, patch, channels = (
+        words.take(f"patches.{name}") for name in ("height", "width", "patch", "channels")
+    )
     return f"images {height}x{width} of {channels} channels in {patch}x{patch} patches"
 
 
 def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
     count, causal = words.take(f"{prefix}layers"), words.take(f"{prefix}causal")
     head = [f"{count}", "causal" if causal else "bidirectional"]
-    head += words.tell(f"{prefix}parallel", "attention and mlp in parallel{}") + words.tell(f"{prefix}shared_norm", "one norm for both{}")
-    head += words.tell(f"{prefix}residual_from_norm", "residual from the norm{}") + words.tell(f"{prefix}layer_scale", "layer scale{}")
+    head += words.tell(f"{prefix}parallel", "attention and mlp in parallel{}") + words.tell(
+        f"{prefix}shared_norm", "one norm for both{}"
+    )
+    head += words.tell(f"{prefix}residual_from_norm", "residual from the norm{}")
+    head += words.tell(f"{prefix}layer_scale", "layer scale{}")
     rows = [("layers", ", ".join(head))]
-    rows += [(label, _attention(words, f"{prefix}{path}")) for path, label in (("attention", "attention"), ("cross_attention", "cross"))]
+    rows += [
+        (label, _attention(words, f"{prefix}{path}"))
+        for path, label in (("attention", "attention"), ("cross_attention", "cross"))
+    ]
     rows.append(("latent", _latent(words, f"{prefix}latent_attention")))
     rows.append(("positions", _positions(words, prefix)))
     rows.append(("mlp", _mlp(words, f"{prefix}mlp")))
@@ -133,10 +150,13 @@ def _attention(words: _Words, path: str) -> str:
     parts = [f"{value_text(heads)} heads of {value_text(width)}"]
     if groups != heads:
         parts.append(f"{value_text(groups)} key-value heads")
-    parts += words.tell(f"{path}.scale", "scale {}") + words.norm(f"{path}.qk_norm", "q/k norm")
+    parts += words.tell(f"{path}.scale", "scale {}")
+    parts += words.norm(f"{path}.qk_norm", "q/k norm")
     parts += words.tell(f"{path}.qk_norm_whole", "over all heads at once{}")
-    parts += words.tell(f"{path}.window", "window {}") + words.tell(f"{path}.softcap", "softcap {}")
-    parts += words.tell(f"{path}.sinks", "sinks{}") + words.tell(f"{path}.head_scale", "head scale{}")
+    parts += words.tell(f"{path}.window", "window {}")
+    parts += words.tell(f"{path}.softcap", "softcap {}")
+    parts += words.tell(f"{path}.sinks", "sinks{}")
+    parts += words.tell(f"{path}.head_scale", "head scale{}")
     biases = [name for name in ("q", "k", "v", "out") if words.left.get(f"{path}.{name}_bias") is True]
     for name in biases:
         words.take(f"{path}.{name}_bias")
@@ -148,43 +168,62 @@ def _attention(words: _Words, path: str) -> str:
 def _latent(words: _Words, path: str) -> str:
     if not words.has(path):
         return ""
-    heads, latent, nope, rope, value = (words.take(f"{path}.{name}") for name in ("heads", "kv_rank", "nope_dim", "rope_dim", "value_dim"))
-    parts = [f"{value_text(heads)} heads of {value_text(nope)} + {value_text(rope)} rotated, values of {value_text(value)}"]
+    heads, latent, nope, rope, value = (
+        words.take(f"{path}.{name}") for name in ("heads", "kv_rank", "nope_dim", "rope_dim", "value_dim")
+    )
+    parts = [
+        f"{value_text(heads)} heads of {value_text(nope)} + {value_text(rope)} rotated, values of {value_text(value)}"
+    ]
     parts.append(f"key-value latent {value_text(latent)}")
-    parts += words.tell(f"{path}.q_rank", "query latent {}") + words.tell(f"{path}.scale", "scale {}") + words.tell(f"{path}.bias", "bias{}")
-    return ", ".join([*parts, *words.norm(f"{path}.kv_norm", "latent norm"), *words.norm(f"{path}.q_norm", "query latent norm")])
+    parts += words.tell(f"{path}.q_rank", "query latent {}")
+    parts += words.tell(f"{path}.scale", "scale {}")
+    parts += words.tell(f"{path}.bias", "bias{}")
+    return ", ".join(
+        [*parts, *words.norm(f"{path}.kv_norm", "latent norm"), *words.norm(f"{path}.q_norm", "query latent norm")]
+    )
 
 
 def _positions(words: _Words, prefix: str) -> str:
-    parts = words.tell(f"{prefix}positions.count", "{} learned", always=True) + words.tell(f"{prefix}positions.offset", "offset {}")
+    parts = words.tell(f"{prefix}positions.count", "{} learned", always=True)
+    parts += words.tell(f"{prefix}positions.offset", "offset {}")
     for block in ("attention", "latent_attention"):
         path = f"{prefix}{block}"
         where = words.take(f"{path}.rotary?")
-        rotary = words.tell(f"{path}.rotary.theta", "rotary theta {}", always=True) + words.tell(f"{path}.rotary.fraction", "on {} of every head")
+        rotary = words.tell(f"{path}.rotary.theta", "rotary theta {}", always=True)
+        rotary += words.tell(f"{path}.rotary.fraction", "on {} of every head")
         rotary += words.tell(f"{path}.rotary.scaling.kind", "{} scaling", always=True)
         scaling = [key for key in words.left if key.startswith(f"{path}.rotary.scaling.") and not key.endswith("?")]
-        rotary += [part for key in scaling for part in words.tell(key, f"{key.rpartition('.')[2].replace('_', ' ')} {{}}")]
+        rotary += [
+            part for key in scaling for part in words.tell(key, f"{key.rpartition('.')[2].replace('_', ' ')} {{}}")
+        ]
         if rotary and isinstance(where, PerLayer):
             rotary[0] += in_layers(where)
         parts += rotary + words.tell(f"{path}.alibi", "alibi{}")
     for path in (f"{prefix}relative_bias", f"{prefix}attention.relative_bias"):
-        parts += words.tell(f"{path}.buckets", "relative bias in {} buckets", always=True) + words.tell(f"{path}.max_distance", "up to {}", always=True)
-        parts += words.tell(f"{path}.bidirectional", "both ways{}", always=True) if words.left.get(f"{path}.bidirectional") is True else []
+        parts += words.tell(f"{path}.buckets", "relative bias in {} buckets", always=True)
+        parts += words.tell(f"{path}.max_distance", "up to {}", always=True)
+        if words.left.get(f"{path}.bidirectional") is True:
+            parts += words.tell(f"{path}.bidirectional", "both ways{}", always=True)
     return ", ".join(parts)
 
 
 def _mlp(words: _Words, path: str) -> str:
     gated, activation = words.take(f"{path}.gated"), words.take(f"{path}.activation")
-    named = {True: "gated ", False: ""}.get(gated, f"gated ({value_text(gated)}) ")
+    named = f"gated ({value_text(gated)}) " if isinstance(gated, PerLayer) else "gated " * bool(gated)
     parts = [f"{named}{value_text(activation)}", *words.tell(f"{path}.ffn", "width {}")]
     if words.has(f"{path}.moe"):
         where = words.take(f"{path}.moe?")
-        expert = f"{value_text(words.take(f'{path}.moe.experts'))} experts of width {value_text(words.take(f'{path}.moe.ffn'))}"
-        expert += f", {value_text(words.take(f'{path}.moe.router.top_k'))} per token"
+        count, width, chosen = (
+            value_text(words.take(f"{path}.moe.{name}")) for name in ("experts", "ffn", "router.top_k")
+        )
+        expert = f"{count} experts of width {width}, {chosen} per token"
         parts.append(expert + (in_layers(where) if isinstance(where, PerLayer) else ""))
-        parts += words.tell(f"{path}.moe.router.score", "{} router", always=True) + words.tell(f"{path}.moe.router.normalise", "normalised{}")
-        parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}") + words.tell(f"{path}.moe.shared.gate", "gated{}")
-    parts += words.tell(f"{path}.up_bias", "bias on up{}") + words.tell(f"{path}.down_bias", "bias on down{}")
+        parts += words.tell(f"{path}.moe.router.score", "{} router", always=True)
+        parts += words.tell(f"{path}.moe.router.normalise", "normalised{}")
+        parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}")
+        parts += words.tell(f"{path}.moe.shared.gate", "gated{}")
+    parts += words.tell(f"{path}.up_bias", "bias on up{}")
+    parts += words.tell(f"{path}.down_bias", "bias on down{}")
     return ", ".join(parts)
 
 
@@ -192,11 +231,15 @@ def _head(words: _Words) -> str:
     if not words.has("head"):
         return ""
     tied = "tied to the embedding" if words.take("head.tied") else "a matrix of its own"
-    rest = words.tell("head.bias", "bias{}") + words.tell("head.scale", "logits x {}") + words.tell("head.softcap", "softcap {}")
+    rest = words.tell("head.bias", "bias{}")
+    rest += words.tell("head.scale", "logits x {}")
+    rest += words.tell("head.softcap", "softcap {}")
     return ", ".join([tied, *rest])
 
 
 def _classifier(words: _Words) -> str:
     if not words.has("classifier"):
         return ""
-    return ", ".join([f"{words.take('classifier.classes')} classes", *words.tell("classifier.hidden", "dense and tanh before{}")])
+    return ", ".join(
+        [f"{words.take('classifier.classes')} classes", *words.tell("classifier.hidden", "dense and tanh before{}")]
+    )

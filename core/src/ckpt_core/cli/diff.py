@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 @reading
 @click.option("--from-b", "format_b", metavar="FORMAT", help="The format of B, where it is not recognised.")
 def command(
-    a: str, b: str, *, format: str | None, format_b: str | None, config: str | None, options: dict[str, str], weights: str, as_json: bool
+    a: str,
+    b: str,
+    *,
+    format: str | None,
+    format_b: str | None,
+    config: str | None,
+    options: dict[str, str],
+    weights: str,
+    as_json: bool,
 ) -> int:
     """Compare the checkpoints A and B as architectures and canonical tensors; exit 0 if equal, 3 if not.
 
@@ -63,7 +71,7 @@ def options_of_two(
 
 def difference_json(difference: Difference) -> dict[str, object]:
     """One difference as a JSON object."""
-    body = {"subject": difference.subject, "left": difference.left, "right": difference.right}
+    body: dict[str, object] = {"subject": difference.subject, "left": difference.left, "right": difference.right}
     if difference.elements is not None:
         body |= {"elements": difference.elements, "largest": difference.largest}
     return body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ckpt_core.cli.options import reading
@@ -12,7 +14,7 @@ from ckpt_core.cli.progress import progress
 @click.command(short_help="Hash the model in a checkpoint.")
 @click.argument("src")
 @reading
-def command(src: str, *, as_json: bool, **asked: object) -> None:
+def command(src: str, *, as_json: bool, **asked: Any) -> None:
     """Print `HEX SRC`: a hash of names, shapes and values.
 
     Equal models have equal fingerprints, whatever format, parallel layout or dtype they are stored in.

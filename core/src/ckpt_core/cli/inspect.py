@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,7 @@ _GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "he
 @click.command(short_help="Say what a checkpoint is and what it can become.")
 @click.argument("src")
 @reading
-def command(src: str, *, as_json: bool, **asked: object) -> None:
+def command(src: str, *, as_json: bool, **asked: Any) -> None:
     """Say what SRC is: format, layout, architecture, parameters, dtypes, and which formats can hold it.
 
     Only headers are read, so this takes no time for a model of any size.
@@ -102,7 +102,9 @@ def parameter_counts(checkpoint: Checkpoint) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for parameter in parameters(checkpoint.architecture).values():
         rows = parameter.true_rows
-        counts[group_of(parameter.name)] += parameter.elements if rows is None else parameter.elements // parameter.shape[0] * rows
+        counts[group_of(parameter.name)] += (
+            parameter.elements if rows is None else parameter.elements // parameter.shape[0] * rows
+        )
     return {group: counts[group] for group in _GROUPS if counts[group]}
 
 
@@ -130,7 +132,9 @@ def checkpoint_json(checkpoint: Checkpoint, src: str, futures: list[Future]) -> 
         "architecture": to_json(checkpoint.architecture),
         "facts": dict(facts_of(checkpoint.architecture)),
         "parameters": {"total": sum(counts.values()), **counts},
-        "dtypes": {name: {"tensors": tensors, "bytes": size} for name, (tensors, size) in stored_bytes(checkpoint).items()},
+        "dtypes": {
+            name: {"tensors": tensors, "bytes": size} for name, (tensors, size) in stored_bytes(checkpoint).items()
+        },
         "tensors": {
             name: {"axes": {axis.name: axis.size for axis in assembly.parameter.axes}, "dtype": assembly.dtype.name}
             for name, assembly in checkpoint.tensors.items()
@@ -140,7 +144,12 @@ def checkpoint_json(checkpoint: Checkpoint, src: str, futures: list[Future]) -> 
         "losses": [loss.to_json() for loss in checkpoint.losses],
         "files": [{"path": state.path, "bytes": state.size} for state in checkpoint.files],
         "can_become": [
-            {"format": one.format, "possible": one.possible, "refusals": one.refusals, "losses": [loss.to_json() for loss in one.losses]}
+            {
+                "format": one.format,
+                "possible": one.possible,
+                "refusals": one.refusals,
+                "losses": [loss.to_json() for loss in one.losses],
+            }
             for one in futures
         ],
     }
@@ -154,15 +163,23 @@ def show_checkpoint(checkpoint: Checkpoint, src: str, futures: list[Future]) -> 
     page.say("path", src)
     page.say("format", f"{checkpoint.format}{parallel_text(checkpoint.parallel)}")
     page.say("because", *checkpoint.evidence)
-    page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(sum(state.size for state in checkpoint.files))}")
+    page.say(
+        "files", f"{plural(len(checkpoint.files), 'file')}, {size_text(sum(state.size for state in checkpoint.files))}"
+    )
     for label, text in describe(checkpoint.architecture):
         page.say(label, text)
     counts = parameter_counts(checkpoint)
-    page.say("parameters", count_text(sum(counts.values())), *table((group, count_text(count)) for group, count in counts.items()))
+    page.say(
+        "parameters",
+        count_text(sum(counts.values())),
+        *table((group, count_text(count)) for group, count in counts.items()),
+    )
     stored = stored_bytes(checkpoint).items()
-    page.say("stored as", *(f"{name}: {plural(tensors, 'tensor')}, {size_text(size)}" for name, (tensors, size) in stored))
+    page.say(
+        "stored as", *(f"{name}: {plural(tensors, 'tensor')}, {size_text(size)}" for name, (tensors, size) in stored)
+    )
     page.say("masters", "fp32 master weights exist; --weights master reads them" if checkpoint.masters else "none")
-    page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items()))
+    page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
     page.say("sidecars", *sorted(checkpoint.sidecars))
     page.say("losses", *map(str, checkpoint.losses))
     page.say("can become", *(line for one in futures for line in _future_lines(one)))

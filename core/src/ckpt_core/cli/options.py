@@ -66,16 +66,31 @@ def reading(command: Callable) -> Callable:
             show_default=True,
             help="Which weights: the model's own, or the optimizer's fp32 masters.",
         ),
-        click.option("-o", "options", metavar="KEY=VALUE", multiple=True, callback=_pairs, help="An option of a format; see `ckpt formats NAME`."),
-        click.option("--config", metavar="FILE", help="The architecture (an HF config.json or our architecture.json) of a source that does not say."),
-        click.option("--from", "format", metavar="FORMAT", help="The format of the source, where it is not recognised."),
+        click.option(
+            "-o",
+            "options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_pairs,
+            help="An option of a format; see `ckpt formats NAME`.",
+        ),
+        click.option(
+            "--config",
+            metavar="FILE",
+            help="The architecture (an HF config.json or our architecture.json) of a source that does not say.",
+        ),
+        click.option(
+            "--from", "format", metavar="FORMAT", help="The format of the source, where it is not recognised."
+        ),
     ):
         command = option(command)
     return command
 
 
-def for_each_side(options: dict[str, str], names: tuple[str, str], known: tuple[set[str], set[str]]) -> tuple[dict[str, str], dict[str, str]]:
-    """Give each option to every side that declares it; `names[i].key` names the side. `UsageError` if no side has it."""
+def for_each_side(
+    options: dict[str, str], names: tuple[str, str], known: tuple[set[str], set[str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Give each option to every side that declares it; `names[i].key` names one. `UsageError` if neither has it."""
     sides: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for key, value in options.items():
         side, dot, rest = key.partition(".")

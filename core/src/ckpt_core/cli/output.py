@@ -83,11 +83,11 @@ def shortened(lines: Sequence[str], head: int = 6, tail: int = 2) -> list[str]:
     return [*lines[:head], f"... {len(lines) - head - tail:,} more ...", *lines[-tail:]]
 
 
-def table(rows: Iterable[Sequence[str]], indent: str = "", gap: str = "  ") -> list[str]:
-    """Rows in aligned columns, the last one ragged."""
+def table(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
+    """Rows of equally many cells in aligned columns."""
     rows = [list(row) for row in rows]
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(max(map(len, rows), default=0))]
-    return [(indent + gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 class Page:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,9 @@ import click
 from ckpt_core.cli.output import size_text
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
     from ckpt_core.engine.run import Listener, Progress
 
 INTERVAL = 5.0
@@ -34,7 +38,7 @@ def progress(verb: str, clock: Callable[[], float] = time.monotonic) -> Iterator
     yield PlainListener(verb, clock)
 
 
-def _bar(module):  # noqa: ANN001, ANN202  (rich is optional)
+def _bar(module: ModuleType) -> RichProgress:
     from rich.console import Console
 
     return module.Progress(
@@ -52,9 +56,10 @@ def _bar(module):  # noqa: ANN001, ANN202  (rich is optional)
 class _BarListener:
     """Feeds a rich bar; a new pass over the data (a second checkpoint) starts a new one."""
 
-    def __init__(self, bar, verb: str) -> None:  # noqa: ANN001
+    def __init__(self, bar: RichProgress, verb: str) -> None:
         self._bar, self._verb = bar, verb
-        self._task, self._done = None, 0
+        self._task: TaskID | None = None
+        self._done = 0
 
     def __call__(self, event: Progress) -> None:
         if self._task is None or event.done < self._done:
@@ -82,14 +87,17 @@ class PlainListener:
         self._done = event.done
         if now - self._printed >= INTERVAL:
             self._printed = now
-            click.echo(f"{self._verb} {100 * event.done // max(1, event.total)}%{self._pace(event, now)}", err=True)
+            click.echo(
+                f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True
+            )
 
-    def _pace(self, event: Progress, now: float) -> str:
-        began, first = self._start
-        if event.done == first or now <= began:
-            return ""
-        rate = (event.done - first) / (now - began)
-        return f"  {size_text(rate)}/s  {duration_text((event.total - event.done) / rate)} left"
+
+def _pace(event: Progress, now: float, began: float, first: int) -> str:
+    """Speed and time left, if anything was done since `first` bytes at `began`."""
+    if event.done == first or now <= began:
+        return ""
+    rate = (event.done - first) / (now - began)
+    return f"  {size_text(rate)}/s  {duration_text((event.total - event.done) / rate)} left"
 
 
 def duration_text(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,9 +22,19 @@ if TYPE_CHECKING:
 @click.argument("dst")
 @reading
 @click.option("--to", metavar="FORMAT", help="The format of DST, where neither its receipt nor its files say.")
-@click.option("--logits", is_flag=True, help="Run both models on random tokens too; needs an engine for the architecture.")
-@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="The largest difference of a logit that passes.")
-@click.option("--tokens", type=click.IntRange(1, 1 << 20), default=48, show_default=True, help="Positions to run, in each of two rows.")
+@click.option(
+    "--logits", is_flag=True, help="Run both models on random tokens too; needs an engine for the architecture."
+)
+@click.option(
+    "--tolerance", type=float, default=1e-4, show_default=True, help="The largest difference of a logit that passes."
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 1 << 20),
+    default=48,
+    show_default=True,
+    help="Positions to run, in each of two rows.",
+)
 def command(
     src: str,
     dst: str,
@@ -54,7 +64,13 @@ def command(
     if recorded and weights == "auto":
         weights = recorded.weights
     source_options, target_options = options_of_two((src, dst), (format, to), options, ("src", "dst"))
-    how = {"path": src, "format": format, "config": config, "options": source_options, "weights": weights}
+    how: dict[str, Any] = {
+        "path": src,
+        "format": format,
+        "config": config,
+        "options": source_options,
+        "weights": weights,
+    }
     source = read_checkpoint(**how)
     target = read_checkpoint(dst, format=to, config=None if recorded else config, options=target_options)
     with progress("verifying") as listener:
@@ -66,14 +82,18 @@ def command(
         report = compare_logits(source, target, tokens)
     passed = verdict.passed and (report is None or report.within(tolerance))
     if as_json:
-        emit_json({"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)})
+        emit_json(
+            {"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)}
+        )
     else:
         show_verdict(verdict, recorded, report, tolerance)
         click.echo(paint("verified", "green") if passed else paint("different", "red"))
     return 0 if passed else 3
 
 
-def verdict_json(verdict: Verdict, recorded: Recorded | None, report: LogitsReport | None, tolerance: float) -> dict[str, object]:
+def verdict_json(
+    verdict: Verdict, recorded: Recorded | None, report: LogitsReport | None, tolerance: float
+) -> dict[str, object]:
     """The verdict as a JSON object."""
     return {
         "receipt": recorded.file if recorded else None,
@@ -101,15 +121,24 @@ def show_verdict(verdict: Verdict, recorded: Recorded | None, report: LogitsRepo
     if recorded is None:
         page.say("receipt", "none: compared as they are")
     else:
-        good = f"{plural(len(recorded.digests), 'tensor')} and {plural(len(recorded.documents), 'document')} as they were written"
+        tensors, documents = plural(len(recorded.digests), "tensor"), plural(len(recorded.documents), "document")
+        good = f"{tensors} and {documents} as they were written"
         page.say("receipt", recorded.file, *([good] if not verdict.broken else []))
     page.say("changed", *(f"{subject}: {problem}" for subject, problem in verdict.broken))
-    page.say("tensors", f"{verdict.equal:,} equal" + (f", {verdict.recorded:,} changed as the receipt records" if verdict.recorded else ""))
+    page.say(
+        "tensors",
+        f"{verdict.equal:,} equal"
+        + (f", {verdict.recorded:,} changed as the receipt records" if verdict.recorded else ""),
+    )
     page.say("rewrites", *(recorded.rewrites if recorded else []))
     page.say("explained", *(f"{one.subject}: {one.left} -> {one.right}, {why}" for one, why in verdict.explained))
     page.say("remark", *verdict.remarks)
     if report is not None:
         agreement = f"{100 * report.agreement:.4g}% of the most likely tokens agree"
         apart = f"{report.largest:.3g} apart at most (tolerance {tolerance:g}), {report.mean:.3g} on average"
-        page.say("logits", f"{apart}, {agreement}", f"{report.positions} positions, run by {' and '.join(dict.fromkeys(report.engines))}")
+        page.say(
+            "logits",
+            f"{apart}, {agreement}",
+            f"{report.positions} positions, run by {' and '.join(dict.fromkeys(report.engines))}",
+        )
     show_differences(verdict.differences, ("source", "target"))

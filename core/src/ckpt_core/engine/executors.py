@@ -42,7 +42,9 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
     except ImportError:
         raise _missing("dask", "distributed") from None
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None} if address is None else {}
-    with _connected("dask", address), Client(address, **local) as client:
+    with _connected("dask", address):
+        client = Client(address, **local)
+    with client:
         yield client.get_executor(pure=False)
 
 
@@ -97,8 +99,12 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
     except (OSError, ConnectionError, TimeoutError, ValueError) as error:
         if address is None:
             raise
-        raise CkptError(f"the {engine} cluster does not answer", found=str(error).splitlines()[0], expected=address) from error
+        raise CkptError(
+            f"the {engine} cluster does not answer", found=str(error).splitlines()[0], expected=address
+        ) from error
 
 
 def _missing(engine: str, package: str) -> CkptError:
-    return CkptError(f"--engine {engine} needs the package {package}", fix=f"pip install {package}, or use --engine local")
+    return CkptError(
+        f"--engine {engine} needs the package {package}", fix=f"pip install {package}, or use --engine local"
+    )

@@ -11,8 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ckpt_core.api import Difference, architecture_differences, digests, first_difference, plan_conversion, with_common_rows
+from ckpt_core.api import (
+    Difference,
+    architecture_differences,
+    digests,
+    first_difference,
+    plan_conversion,
+    with_common_rows,
+)
 from ckpt_core.architecture import facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
@@ -38,7 +46,12 @@ class Verdict:
 
 
 def verify(
-    source: Checkpoint, target: Checkpoint, recorded: Recorded | None, destination: str, reading: Mapping[str, object], listener: Listener | None
+    source: Checkpoint,
+    target: Checkpoint,
+    recorded: Recorded | None,
+    destination: str,
+    reading: Mapping[str, Any],
+    listener: Listener | None,
 ) -> Verdict:
     """Check `target`, read back from `destination`, against `source` and the receipt.
 
@@ -61,7 +74,7 @@ def verify(
     return verdict
 
 
-def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, object]) -> Checkpoint:
+def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, Any]) -> Checkpoint:
     """The source as the recorded conversion turned it before it was stored."""
     options = {**recorded.options, **{f"src.{key}": value for key, value in dict(reading["options"]).items()}}
     options = {key: value for key, value in options.items() if f"src.{key}" not in options}
@@ -78,7 +91,9 @@ def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, o
     return replace(plan.source, architecture=plan.target.architecture, tensors=dict(plan.target.tensors))
 
 
-def _judge_architectures(source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Recorded | None, verdict: Verdict) -> None:
+def _judge_architectures(
+    source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Recorded | None, verdict: Verdict
+) -> None:
     meant = facts_of(rewritten.architecture)
     stored = facts_of(target.architecture)
     for difference in architecture_differences(source.architecture, target.architecture):
@@ -100,13 +115,16 @@ def _loss_about(path: str, recorded: Recorded) -> str | None:
 
 
 def _judge_tensors(
-    left: Checkpoint, right: Checkpoint, read: Mapping[str, Result], written: Mapping[str, Result], recorded: Recorded | None, verdict: Verdict
+    left: Checkpoint,
+    right: Checkpoint,
+    read: Mapping[str, Result],
+    written: Mapping[str, Result],
+    recorded: Recorded | None,
+    verdict: Verdict,
 ) -> None:
     for name in sorted(read.keys() | written.keys()):
-        if name not in read or name not in written:
-            verdict.differences.append(Difference(name, *(_presence(side, name) for side in (left, right))))
-        elif left.tensors[name].parameter.true_shape != right.tensors[name].parameter.true_shape:
-            verdict.differences.append(Difference(name, *(_presence(side, name) for side in (left, right))))
+        if _true_shape(left, name) != _true_shape(right, name):
+            verdict.differences.append(Difference(name, _presence(left, name), _presence(right, name)))
         elif read[name].digest == written[name].digest:
             verdict.equal += 1
         elif recorded is not None and (read[name].digest, written[name].digest) == (
@@ -116,6 +134,10 @@ def _judge_tensors(
             verdict.recorded += 1
         else:
             verdict.differences.append(first_difference(left, right, name))
+
+
+def _true_shape(side: Checkpoint, name: str) -> tuple[int, ...] | None:
+    return side.tensors[name].parameter.true_shape if name in side.tensors else None
 
 
 def _presence(side: Checkpoint, name: str) -> str:

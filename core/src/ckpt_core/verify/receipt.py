@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from blake3 import blake3
 
@@ -25,8 +26,9 @@ _ASKED = {"tp": int, "pp": int, "ep": int, "dtype": str}
 
 @dataclass(frozen=True)
 class Recorded:
-    """The parts of a receipt that can be checked later. `source_digests` differ from `digests` where values were changed.
+    """The parts of a receipt that can be checked later.
 
+    `source_digests` differ from `digests` where values were changed on the way.
     `asked`, `options` and `weights` are the request that it answers, as `plan_conversion` takes it.
     """
 
@@ -41,7 +43,7 @@ class Recorded:
     documents: dict[str, str]
     rewrites: list[str] = field(default_factory=list)
     losses: list[dict[str, str]] = field(default_factory=list)
-    asked: dict[str, object] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     weights: str = "auto"
 
@@ -51,7 +53,7 @@ def find_receipt(folder: str) -> Recorded | None:
     path = os.path.join(folder, RECEIPT)
     if not os.path.isdir(folder) or not os.path.lexists(path):
         return None
-    body = read_json_object(path)
+    body: dict[str, Any] = read_json_object(path)
     try:
         tensors, target = body["tensors"], body["target"]
         rewrites = target["decisions"].get("rewrites", [])
@@ -98,7 +100,7 @@ def _size(folder: str, path: str) -> int | None:
 
 
 def changed_tensors(recorded: Recorded, checkpoint: Checkpoint, results: Mapping[str, Result]) -> list[tuple[str, str]]:
-    """(canonical name, what is wrong) of every tensor that is not as it was written; `results` are those of `checkpoint`."""
+    """(canonical name, what is wrong) of every tensor of `checkpoint` that is not as it was written."""
     found = []
     for name in sorted(recorded.digests.keys() | results.keys()):
         if name not in results:

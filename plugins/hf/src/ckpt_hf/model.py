@@ -33,7 +33,7 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
     """The transformers model of an opened checkpoint."""
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        import transformers
     except ImportError:
         raise CkptError("transformers models need torch and transformers", fix='pip install "ckpt-hf[models]"') from None
     from ckpt_core.storage.dtypes import dtype_named
@@ -42,9 +42,10 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
     with tempfile.TemporaryDirectory() as folder:  # holds config.json alone: AutoConfig reads files
         with open(os.path.join(folder, "config.json"), "w") as file:
             json.dump(config, file)
-        settings = AutoConfig.from_pretrained(folder)
+        settings = transformers.AutoConfig.from_pretrained(folder)
     wanted = getattr(torch, kept if dtype == "keep" else dtype_named(dtype).torch)
-    model = AutoModelForCausalLM.from_pretrained(None, config=settings, state_dict=state, dtype=wanted)
+    kind = getattr(transformers, config["architectures"][0])  # the Auto classes of version 5 insist on a path
+    model = kind.from_pretrained(None, config=settings, state_dict=state, dtype=wanted)
     return model.eval()
 
 

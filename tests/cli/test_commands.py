@@ -1,0 +1,267 @@
+"""Every command, as a user sees it: exit codes, text, and one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+
+@pytest.fixture
+def converted(ckpt, model, tmp_path):
+    """`model` with its head untied and in bf16."""
+    folder = tmp_path / "out"
+    assert ckpt("convert", model, folder, "--to", "toy", "-o", "untie=true", "--dtype", "bf16").code == 0
+    return folder
+
+
+class TestConvert:
+    def test_summary(self, ckpt, model, tmp_path):
+        ran = ckpt("convert", model, tmp_path / "out", "--to", "toy")
+        assert ran.code == 0
+        for word in ("fingerprint", "ckpt-receipt.json", "dropped: nothing much", "B/s"):
+            assert word in ran.out
+        assert sorted(os.listdir(tmp_path / "out")) == [
+            "architecture.json",
+            "ckpt-receipt.json",
+            "tokenizer.json",
+            "toy.safetensors",
+        ]
+
+    def test_json_summary(self, ckpt, model, tmp_path):
+        body = ckpt("convert", model, tmp_path / "out", "--to", "toy", "--json").json
+        assert body["fingerprint"] == ckpt("fingerprint", model).out.split()[0]
+        assert body["files"] == 3 and body["bytes_written"] > 20_000 and body["losses"][0]["kind"] == "dropped"
+
+    def test_dry_run_writes_nothing(self, ckpt, model, tmp_path):
+        before = sorted(os.listdir(tmp_path))
+        ran = ckpt(
+            "convert", model, tmp_path / "out", "--to", "toy", "--dry-run", "-o", "untie=true", "--dtype", "bf16"
+        )
+        assert ran.code == 0 and sorted(os.listdir(tmp_path)) == before
+        for word in (
+            "toy.safetensors",
+            "architecture.json",
+            "tokenizer.json",
+            "head untied",
+            "rounded: 21 tensors",
+            "MiB",
+        ):
+            assert word in ran.out
+
+    def test_json_plan_is_complete(self, ckpt, model, tmp_path):
+        plan = ckpt("convert", model, tmp_path / "out", "--to", "toy", "--dry-run", "--json").json
+        assert plan["files"] == [
+            {"path": "toy.safetensors", "bytes": plan["bytes_written"] - plan["documents"]["architecture.json"] - 2}
+        ]
+        assert plan["sidecars"] == ["tokenizer.json"] and plan["tensors"] == 20 and plan["destination"].endswith("out")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--to", "toi"], "did you mean 'toy'?"),
+            (["--to", "toy", "--pp", "2"], "has no --pp"),
+            (["--to", "toy", "-o", "sugar=1"], "no write option 'sugar'"),
+            (["--to", "toy", "-o", "sugar"], "not KEY=VALUE"),
+            (["--to", "toy", "-o", "untie=1", "-o", "untie=0"], "given twice"),
+            (["--to", "toy", "-o", "crash=1"], "src.crash or dst.crash"),
+            (["--to", "toy", "--max-memory", "much"], "not a size"),
+            (["--to", "toy", "--max-shard-size", "1MB", "-o", "max_shard_size=7"], "given twice"),
+            (["--to", "toy", "--engine-address", "here"], "has no address"),
+            (["--to", "toy", "--dtype", "int4"], "int4"),
+            ([], "--to"),
+        ],
+    )
+    def test_usage_errors(self, ckpt, model, tmp_path, arguments, words):
+        ran = ckpt("convert", model, tmp_path / "out", *arguments)
+        assert (ran.code, ran.out) == (2, "") and words in ran.err and "Traceback" not in ran.err
+        body = ckpt("convert", model, tmp_path / "out", *arguments, "--json")
+        assert body.code == 2 and body.json["error"]["problem"] and body.err == ""
+        assert not (tmp_path / "out").exists()
+
+    def test_refusal(self, ckpt, model, tmp_path):
+        ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "refuse=yes")
+        assert ran.code == 1 and "toy holds nothing today" in ran.err and "fix: ask tomorrow" in ran.err
+        assert ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "refuse=yes", "--json").json == {
+            "error": {"problem": "toy holds nothing today", "fix": "ask tomorrow"}
+        }
+
+    def test_existing_destination(self, ckpt, model, converted):
+        assert "use --overwrite" in ckpt("convert", model, converted, "--to", "toy").err
+        assert ckpt("convert", model, converted, "--to", "toy", "--overwrite").code == 0
+
+    def test_shard_size_reaches_the_target(self, ckpt, model, tmp_path):
+        assert ckpt("convert", model, tmp_path / "out", "--to", "toy", "--max-shard-size", "2GB").code == 0
+        receipt = json.loads((tmp_path / "out" / "ckpt-receipt.json").read_text())
+        assert receipt["options"]["options"] == {"dst.max_shard_size": "2000000000"}
+
+    def test_processes(self, ckpt, model, converted, tmp_path, installed, monkeypatch):
+        from conftest import CORE, HERE
+
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (installed, HERE, CORE))))
+        again = ["--to", "toy", "-o", "untie=true", "--dtype", "bf16", "--engine", "processes", "--workers", "1"]
+        assert ckpt("convert", model, tmp_path / "again", *again).code == 0
+        assert (tmp_path / "again" / "toy.safetensors").read_bytes() == (converted / "toy.safetensors").read_bytes()
+
+
+class TestInspect:
+    def test_text(self, ckpt, model):
+        ran = ckpt("inspect", model)
+        assert ran.code == 0
+        for words in (
+            "toy.safetensors beside architecture.json",
+            "vocabulary 13 padded to 16",
+            "6 heads of 4, 2 key-value heads, window 5 in layer 1",
+            "tied to the embedding",
+            "eos: 2",
+            "toy: yes",
+            "4,944",
+        ):
+            assert words in ran.out
+
+    def test_json(self, ckpt, model):
+        body = ckpt("inspect", model, "--json").json
+        assert (
+            body["parameters"]["total"]
+            == 4944
+            == sum(count for name, count in body["parameters"].items() if name != "total")
+        )
+        assert body["dtypes"] == {"fp32": {"tensors": 20, "bytes": 20064}}
+        assert [(one["format"], one["possible"]) for one in body["can_become"]] == [("toy", True)]
+
+    def test_unknown_path(self, ckpt, tmp_path):
+        ran = ckpt("inspect", tmp_path / "nowhere")
+        assert ran.code == 1 and "no such file or folder" in ran.err
+
+    def test_unrecognised_path_names_broken_formats(self, ckpt, tmp_path):
+        assert "broken formats: sick" in ckpt("inspect", tmp_path).err
+
+
+class TestFingerprint:
+    def test_one_line(self, ckpt, model):
+        value, path = ckpt("fingerprint", model).out.split()
+        assert len(value) == 64 and path == str(model)
+        assert ckpt("fingerprint", model, "--json").json["fingerprint"] == value
+
+
+class TestDiff:
+    def test_equal(self, ckpt, model, make):
+        ran = ckpt("diff", model, make("twin"))
+        assert (ran.code, ran.out) == (0, "equal: architecture and 20 tensors\n")
+
+    def test_different(self, ckpt, model, make):
+        def change(tensors):
+            tensors["layers.0.mlp.up.weight"][3, 2:4] += 1
+
+        other = make("other", change)
+        ran = ckpt("diff", model, other)
+        assert (
+            ran.code == 3 and "layers.0.mlp.up.weight  2 elements, by 1 at most" in ran.out and "at f=3 h=2" in ran.out
+        )
+        body = ckpt("diff", model, other, "--json")
+        assert body.code == 3 and not body.json["equal"] and body.json["differences"][0]["elements"] == 2
+
+    def test_nan_is_one_json_document(self, ckpt, model, make):
+        def change(tensors):
+            tensors["final_norm.weight"][:] = float("nan")
+
+        body = ckpt("diff", model, make("nan", change), "--json").json
+        assert body["differences"][0]["subject"] == "final_norm.weight"
+
+    def test_options_go_to_the_side_that_is_named(self, ckpt, model):
+        assert ckpt("diff", model, model, "-o", "flavour=sour").code == 0
+        assert ckpt("diff", model, model, "-o", "b.flavour=bitter").code == 2
+        ran = ckpt("diff", model, model, "-o", "untie=true")
+        assert ran.code == 2 and "neither format has a read option 'untie'" in ran.err
+
+
+class TestVerify:
+    def test_recorded_changes_are_explained(self, ckpt, model, converted):
+        ran = ckpt("verify", model, converted)
+        assert (
+            ran.code == 0
+            and "21 changed as the receipt records" in ran.out
+            and "a recorded rewrite: head untied" in ran.out
+        )
+        body = ckpt("verify", model, converted, "--json").json
+        assert body["passed"] and body["tensors"] == {"equal": 0, "as_recorded": 21} and body["differences"] == []
+
+    def test_changed_tensor(self, ckpt, model, converted):
+        data = bytearray((converted / "toy.safetensors").read_bytes())
+        data[-1] ^= 1
+        (converted / "toy.safetensors").write_bytes(data)
+        body = ckpt("verify", model, converted, "--json")
+        assert body.code == 3
+        (changed,), (different,) = body.json["changed_since_conversion"], body.json["differences"]
+        assert (
+            changed["problem"] == "values changed since the conversion" and changed["subject"] == different["subject"]
+        )
+
+    def test_changed_documents(self, ckpt, model, converted):
+        (converted / "tokenizer.json").write_text("{ }")
+        ran = ckpt("verify", model, converted)
+        assert ran.code == 3 and "tokenizer.json: changed" in ran.out
+        (converted / "tokenizer.json").unlink()
+        assert "tokenizer.json: missing" in ckpt("verify", model, converted).out
+
+    def test_another_source(self, ckpt, make, converted):
+        def change(tensors):
+            tensors["layers.1.attention.q.weight"][0] += 1
+
+        ran = ckpt("verify", make("other", change), converted)
+        assert ran.code == 3 and "layers.1.attention.q.weight" in ran.out
+
+    def test_without_receipt(self, ckpt, model, make):
+        ran = ckpt("verify", model, make("twin"))
+        assert ran.code == 0 and "20 equal" in ran.out
+
+    def test_hostile_receipts(self, ckpt, model, converted):
+        path = converted / "ckpt-receipt.json"
+        body = json.loads(path.read_text())
+        body["target"]["documents"] = {"../../secret": "0"}
+        path.write_text(json.dumps(body))
+        assert "outside its folder" in ckpt("verify", model, converted).err
+        path.write_text('{"tensors": 3}')
+        ran = ckpt("verify", model, converted)
+        assert ran.code == 1 and "not a receipt of ckpt" in ran.err
+
+    def test_logits_need_an_engine(self, ckpt, model, make):
+        ran = ckpt("verify", model, make("twin"), "--logits")
+        assert ran.code == 1 and "no installed engine runs this model" in ran.err
+
+    def test_logits(self, ckpt, model, converted, monkeypatch):
+        monkeypatch.setenv("TOY_ENGINE", "1")
+        ran = ckpt("verify", model, converted, "--logits")
+        assert ran.code == 3 and "96 positions" in ran.out
+        logits = ckpt("verify", model, converted, "--logits", "--tolerance", "0.1", "--json").json["logits"]
+        assert 0 < logits["mean"] < logits["largest"] < 0.1 and logits["positions"] == 96
+
+
+class TestFormats:
+    def test_table_has_a_broken_row(self, ckpt):
+        ran = ckpt("formats")
+        assert ran.code == 0
+        sick, toy = ran.out.splitlines()[1:]
+        assert sick.split()[0] == "sick" and "broken: ModuleNotFoundError" in sick
+        assert toy.split() == ["toy", "ckpt-toy", "1.2", "yes", "yes", "a", "format", "for", "tests"]
+
+    def test_one(self, ckpt):
+        ran = ckpt("formats", "toy")
+        for words in ("sweet | sour", "[sweet]", "reading", "--tp N", "tiny"):
+            assert words in ran.out
+
+    def test_json(self, ckpt):
+        sick, toy = ckpt("formats", "--json").json["formats"]
+        assert sick["broken"].startswith("ModuleNotFoundError") and toy["options"][0]["name"] == "untie"
+
+    def test_broken_and_unknown(self, ckpt):
+        assert ckpt("formats", "sick").code == 1
+        assert ckpt("formats", "nothing", "--json").code == 2
+
+
+def test_config(ckpt, model, tmp_path):
+    assert ckpt("fingerprint", model, "--config", model / "architecture.json").code == 0
+    (tmp_path / "config.json").write_text("[]")
+    ran = ckpt("fingerprint", model, "--config", tmp_path / "config.json")
+    assert ran.code == 1 and "config.json" in ran.err

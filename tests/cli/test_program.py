@@ -1,0 +1,196 @@
+"""The program around the commands: what it imports, how it ends, what it says meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+
+import pytest
+
+from ckpt_core.architecture import (
+    Activation,
+    Architecture,
+    Attention,
+    Layer,
+    Mlp,
+    Moe,
+    Norm,
+    Rotary,
+    Router,
+    SharedExpert,
+    Stack,
+    Tokens,
+)
+from ckpt_core.cli import convert
+from ckpt_core.cli.describe import describe
+from ckpt_core.cli.options import parse_size
+from ckpt_core.cli.output import count_text, paint, shortened, size_text
+from ckpt_core.cli.progress import PlainListener, duration_text
+from ckpt_core.engine.run import Progress
+
+HEAVY = "{'torch', 'numpy', 'blake3', 'toy', 'rich', 'pluggy'}"
+
+
+class TestImports:
+    @pytest.mark.parametrize(
+        "arguments", [["--help"], ["--version"], ["convert", "--help"], ["formats", "--help"], ["verify", "--help"]]
+    )
+    def test_help_is_light(self, process, arguments):
+        ran = process(
+            f"import sys; from ckpt_core.cli.main import main; print(main({arguments}), {HEAVY} & set(sys.modules))"
+        )
+        assert ran.stdout.splitlines()[-1] == "0 set()", ran
+
+    def test_every_command_has_help(self, ckpt):
+        listed = ckpt("--help").out.split("Commands:")[1].split("Exit codes")[0]
+        for name in ("convert", "inspect", "diff", "fingerprint", "verify", "formats"):
+            assert f"\n  {name} " in listed and ckpt(name, "--help").code == 0
+
+    def test_formats_does_not_import_torch(self, process):
+        ran = process(
+            "import sys; from ckpt_core.cli.main import main; print(main(['formats']), 'torch' in sys.modules)"
+        )
+        assert ran.stdout.splitlines()[-1] == "0 False", ran
+
+    def test_module(self, process):
+        ran = process(
+            "import runpy, sys\n"
+            "sys.argv = ['ckpt', 'formats', 'nonsense']\n"
+            "runpy.run_module('ckpt_core', run_name='__main__')"
+        )
+        assert ran.returncode == 2 and "unknown format" in ran.stderr
+
+
+class TestEndings:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_an_interrupted_conversion_continues(self, ckpt, model, tmp_path, monkeypatch, number, code):
+        @contextlib.contextmanager
+        def impatient(verb):
+            yield lambda event: signal.raise_signal(number)
+
+        command = ("convert", model, tmp_path / "out", "--to", "toy")
+        with monkeypatch.context() as patch:
+            patch.setattr(convert, "progress", impatient)
+            stopped = ckpt(*command)
+            as_json = ckpt(*command, "--json")
+        assert stopped.code == code and "repeat the same command" in stopped.err and "Traceback" not in stopped.err
+        assert as_json.code == code and "repeat" in as_json.json["error"]["fix"]
+        assert not (tmp_path / "out").exists()
+        assert ckpt(*command).code == 0
+        assert ckpt("verify", model, tmp_path / "out").code == 0
+
+    def test_full_disk_is_one_clear_error(self, ckpt, model, tmp_path):
+        ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "dst.crash=true")
+        assert ran.code == 1 and ran.err == "error: No space left on device\n  file: /full\n"
+
+    def test_a_bug_has_no_traceback(self, ckpt, model, monkeypatch):
+        ran = ckpt("inspect", model, "-o", "crash=true")
+        assert (
+            ran.code == 1 and ran.err.startswith("error: ZeroDivisionError: on purpose") and "Traceback" not in ran.err
+        )
+        monkeypatch.setenv("CKPT_DEBUG", "1")
+        with pytest.raises(ZeroDivisionError):
+            ckpt("inspect", model, "-o", "crash=true")
+
+    @pytest.mark.parametrize(
+        "arguments", [["convrt"], ["inspect"], ["inspect", "--weigths", "model", "x"], ["fingerprint", "a", "b"]]
+    )
+    def test_wrong_usage(self, ckpt, arguments):
+        ran = ckpt(*arguments)
+        assert ran.code == 2 and "Usage: ckpt" in ran.err and ran.out == ""
+        assert "problem" in ckpt(*arguments, "--json").json["error"]
+
+    @pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
+    def test_engines_that_are_not_installed(self, ckpt, model, tmp_path, monkeypatch, engine, package):
+        monkeypatch.setitem(sys.modules, package, None)
+        ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "--engine", engine)
+        assert ran.code == 1 and f"pip install {package}" in ran.err
+
+
+class TestProgress:
+    def test_plain_lines(self, capsys):
+        times = iter([0.0, 1.0, 3.0, 6.0, 7.0, 12.0])
+        listen = PlainListener("converting", lambda: next(times))
+        for done in (10, 30, 60, 70, 120):
+            listen(Progress(done * 10**9, 200 * 10**9, "x"))
+        assert capsys.readouterr().err.splitlines() == [
+            "converting 30%  10 GB/s  14 s left",
+            "converting 60%  10 GB/s  8.0 s left",
+        ]
+
+    def test_a_second_pass_starts_anew(self, capsys):
+        times = iter([0.0, 1.0, 10.0, 11.0, 20.0])
+        listen = PlainListener("comparing", lambda: next(times))
+        for done in (50, 100, 10, 55):
+            listen(Progress(done, 100, "x"))
+        assert capsys.readouterr().err.splitlines()[-1] == "comparing 55%  5 B/s  9.0 s left"
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("256MiB", 256 << 20),
+            ("2GB", 2 * 10**9),
+            ("1.5 GiB", 3 << 29),
+            ("4096", 4096),
+            ("64m", 64 << 20),
+            ("1TB", 10**12),
+        ],
+    )
+    def test_sizes(self, text, size):
+        assert parse_size(text) == size
+
+    @pytest.mark.parametrize("text", ["", "GB", "-1", "1XB", "1e9", "1 2"])
+    def test_no_sizes(self, text):
+        with pytest.raises(ValueError):
+            parse_size(text)
+
+    def test_numbers(self):
+        assert [size_text(n) for n in (0, 999, 1000, 123_456_789)] == ["0 B", "999 B", "1 kB", "123 MB"]
+        assert count_text(1_235_814_400) == "1,235,814,400 (1.24 B)"
+        assert [duration_text(s) for s in (0.42, 42, 600, 5000)] == ["0.4 s", "42 s", "10 min", "1 h 23 min"]
+        assert shortened([str(n) for n in range(100)]) == ["0", "1", "2", "3", "4", "5", "... 92 more ...", "98", "99"]
+
+    def test_no_color(self, monkeypatch):
+        class Terminal:
+            def isatty(self):
+                return True
+
+        assert paint("x", "red", Terminal()) == "\x1b[31mx\x1b[0m"
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert paint("x", "red", Terminal()) == "x"
+
+    def test_nothing_of_an_architecture_is_left_out(self):
+        norm = Norm(kind="layer", eps=1e-6, bias=True, zero_centred=True)
+        attention = Attention(
+            heads=8, groups=8, head_dim=16, norm=norm, rotary=Rotary(theta=5e5, fraction=0.5), softcap=50.0, q_bias=True
+        )
+        router = Router(top_k=2, score="sigmoid", scale=2.5, correction_bias=True)
+        moe = Mlp(
+            activation=Activation.GELU_TANH,
+            gated=False,
+            moe=Moe(experts=4, ffn=32, router=router, shared=SharedExpert(ffn=64)),
+        )
+        dense = Mlp(activation=Activation.GELU_TANH, gated=False, ffn=128, down_bias=True)
+        layers = (
+            Layer(attention=attention, mlp=dense, parallel=True),
+            *[Layer(attention=attention, mlp=moe, parallel=True)] * 9,
+        )
+        architecture = Architecture(
+            hidden=128,
+            tokens=Tokens(vocabulary=1000, padded_vocabulary=1000, scale=11.3),
+            decoder=Stack(layers=layers, causal=True),
+        )
+        rows = dict(describe(architecture))
+        assert rows["tokens"] == "vocabulary 1,000, embedding x 11.3"
+        assert rows["layers"] == "10, causal, attention and mlp in parallel"
+        assert rows["attention"] == "8 heads of 16, softcap 50, bias on q"
+        assert rows["norms"] == "attention layer eps 1e-06 with bias zero-centred"
+        assert rows["positions"] == "rotary theta 500000, on 0.5 of every head"
+        assert (
+            "width 128 in layer 0" in rows["mlp"]
+            and "4 experts of width 32, 2 per token in 9 of 10 layers" in rows["mlp"]
+        )
+        assert "mlp.moe.router.scale 2.5" in rows["also"] and "mlp.moe.router.correction_bias" in rows["also"]
