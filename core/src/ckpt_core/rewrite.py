@@ -48,7 +48,7 @@ def vocabulary_rows(model: Model, rows: int) -> Model:
         name: resized(assembly, wanted[name]) if wanted[name].shape != assembly.parameter.shape else replace(assembly, parameter=wanted[name])
         for name, assembly in model.tensors.items()
     }
-    return model.rewritten(architecture, tensors, f"vocabulary padded to {rows} rows (was {tokens.padded_vocabulary})")
+    return model.rewritten(architecture, tensors, f"vocabulary table of {rows} rows (was {tokens.padded_vocabulary})")
 
 
 def untied_head(model: Model) -> Model:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ckpt_core.architecture import Parameter
+from ckpt_core.engine.scratch import scratch
 from ckpt_core.engine.strided import read_box
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Tile, ValueMap
@@ -85,14 +86,19 @@ class Source:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles(os.O_RDONLY)
 
-    def read(self, assembly: Assembly, box: Box) -> np.ndarray:
-        """The canonical values of `box` as raw elements of `assembly.value_dtype`, C-contiguous."""
+    def read(self, assembly: Assembly, box: Box, *, transient: bool = False) -> np.ndarray:
+        """The canonical values of `box` as raw elements of `assembly.value_dtype`, C-contiguous.
+
+        `transient`: they may lie in this thread's buffer, where its next read replaces them.
+        """
         shape = tuple(stop - start for start, stop in box)
         if assembly.fill is not None:
             return np.full(shape, assembly.fill, np.float32)
         covered = sum(tile.elements for block in assembly.blocks for tile in block.within(box))
         size = int(np.prod(shape, dtype=np.int64))
-        raw = (np.empty if covered == size else np.zeros)(shape, assembly.dtype.numpy)
+        raw = scratch("raw", shape, assembly.dtype.numpy) if transient else np.empty(shape, assembly.dtype.numpy)
+        if covered != size:
+            raw[...] = 0
         for block in assembly.blocks:
             for tile in block.within(box):
                 self._fill(block, tile, tile_view(raw, tile, box))

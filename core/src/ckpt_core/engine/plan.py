@@ -54,6 +54,14 @@ class Transfer:
     def bytes_read(self) -> int:
         return sum(block.tile.elements * block.dtype.size for block in (*self.assembly.blocks, *self.assembly.copies))
 
+    @property
+    def files(self) -> dict[str, int]:
+        """The bytes this transfer writes to each output file."""
+        found: dict[str, int] = {}
+        for block in (delivery.block for delivery in self.deliveries):
+            found[block.path] = found.get(block.path, 0) + block.tile.elements * block.dtype.size
+        return found
+
 
 @dataclass
 class Plan:

@@ -19,6 +19,7 @@ from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.plan import Plan, Transfer
 from ckpt_core.engine.staging import Staging, sync_file
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
+from ckpt_core.engine.writeback import Writeback
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.files import pread_into, pwrite_all, read_small
 from ckpt_core.storage.output import OutputFile
@@ -98,6 +99,7 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
     source, sink = Source(plan.source.files), Sink(staging.out)
     own = executor is None
     pool = ThreadPoolExecutor(plan.workers, "transfer") if executor is None else executor
+    writeback = Writeback(todo, lambda path: sync_file(staging.path(path)))
     waiting = iter(todo)
     running: dict[Future, Transfer] = {}
     try:
@@ -110,11 +112,14 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
                 transfer = running.pop(future)
                 result = future.result()
                 staging.finish(result)
+                writeback.written(transfer)
                 written += result.bytes_written
                 if listener is not None:
                     listener(Progress(written, total, transfer.name))
         source.recheck()
+        writeback.finish()
     finally:
+        writeback.abandon()
         wait([future for future in running if not future.cancel()])  # what runs uses source and sink
         if own:
             pool.shutdown(wait=True, cancel_futures=True)

