@@ -156,12 +156,14 @@ def _build(facts: Facts, path: str, annotation: object, index: int | None, claim
         value = _at(facts[path], index, path, source) if path in facts and here else None
         return _ABSENT if value is None else _typed(annotation, value, path, source)
     claimed.update(key for key in facts if key.startswith(f"{path}.") and key.removesuffix("?") in _paths(annotation, path))
+    if not here:
+        return _ABSENT
     values = {}
     for field in dataclasses.fields(annotation):
         value = _build(facts, f"{path}.{field.name}", field_types(annotation)[field.name], index, claimed, source)
         if value is not _ABSENT:
             values[field.name] = value
-    if not here or not values:
+    if not values:
         return _ABSENT
     return _construct(annotation, values, path, source)
 

@@ -92,7 +92,7 @@ def _decode(annotation: object, value: object, path: str, source: str) -> object
             return _decode_layers(value, path, source)
         return tuple(_decode(element, item, f"{path}[{index}]", source) for index, item in enumerate(value))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        if value not in {member.value for member in annotation}:
+        if value not in [member.value for member in annotation]:
             raise _wrong(path, value, " | ".join(member.value for member in annotation), source)
         return annotation(value)
     if annotation is float and type(value) is int:

@@ -46,7 +46,7 @@ def one_of(names: Mapping[object, object]) -> Codec:
         back.setdefault(value, name)
 
     def read(value: object) -> object:
-        if value not in names:
+        if isinstance(value, list | dict) or value not in names:
             raise CkptError("unknown value", found=repr(value), expected=", ".join(map(repr, names)))
         return names[value]
 
@@ -252,7 +252,12 @@ class Custom(Entry):
         return self.own_claims
 
     def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
-        self.reader(config, facts, notes)
+        try:
+            self.reader(config, facts, notes)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a value no reader expects
+            given = ", ".join(f"{key} = {str(config[key])[:60]}" for key in self.own_keys if key in config)
+            names = ", ".join(map(repr, self.own_keys)) or "those it is computed from"
+            raise CkptError(f"a wrong value among the keys {names}", found=given or None, expected=f"other values ({error})") from error
 
     def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
         self.writer(facts, notes, config)

@@ -35,14 +35,18 @@ _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 
 # fmt: off
 GENERIC = [
-    ignore("architectures", "model_type", "_name_or_path", "auto_map", "transformers_version", "_commit_hash", why="names, not meaning"),
+    ignore("architectures", "model_type", "_name_or_path", "_model_name_or_path", "model_name", "auto_map", "transformers_version",
+           "_commit_hash", "transformers.js_config", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config",
+           why="names, not meaning"),
+    # nanotron's own converters leave this key in HF configs; HF rotates halves whatever it says
+    const("rope_interleaved", False, written=False),
     ignore("torch_dtype", "dtype", why="every tensor knows its own dtype"),
     ignore("use_cache", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16",
            "_attn_implementation_autoset", "_attn_implementation", "attn_implementation", "attn_implementation_internal",
-           "chunk_size_feed_forward", "use_flash_attn", "output_router_logits", "_experts_implementation",
+           "chunk_size_feed_forward", "use_flash_attn", "output_router_logits", "_experts_implementation", "gradient_checkpointing", "_flash_attn_2_enabled",
            why="how to run it, not what it computes"),
     ignore("task_specific_params", "prefix", "problem_type", "id2label", "label2id", "num_labels", "finetuning_task", "tokenizer_class",
-           "is_encoder_decoder", "decoder_start_token_id", "sep_token_id", "forced_bos_token_id", "forced_eos_token_id", "pruned_heads",
+           "decoder_start_token_id", "sep_token_id", "unk_token_id", "cls_token_id", "mask_token_id", "forced_bos_token_id", "forced_eos_token_id", "pruned_heads",
            "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "exponential_decay_length_penalty", "cross_attention_hidden_size",
            "tf_legacy_loss", "remove_invalid_values", "encoder_no_repeat_ngram_size", "_diversity_penalty", why="generation or task defaults"),
     ignore("min_length", "max_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature",
@@ -52,6 +56,7 @@ GENERIC = [
            "router_aux_loss_coef", "router_jitter_noise", why="training only"),
     ignore("pretraining_tp", why="splits matrix products; the sum is the same"),
     const("is_decoder", False, written=False),
+    const("is_encoder_decoder", False, written=False),
     const("add_cross_attention", False, written=False),
     const("tie_encoder_decoder", False, written=False),
     const("quantization_config", None, written=False),

@@ -21,7 +21,7 @@ from ckpt_hf.files import CONFIG, container_of, read_tensors, read_weights, side
 def family_of(config: dict[str, object], file: str) -> Family:
     """The family a config names; unknown ones are an error that lists the known."""
     kind = config.get("model_type")
-    if kind not in BY_TYPE:
+    if not isinstance(kind, str) or kind not in BY_TYPE:
         raise CkptError(
             "this model_type is not supported",
             file=file,

@@ -255,7 +255,8 @@ def _write_moe(facts: Facts, notes: Mapping[str, object], config: dict[str, obje
     if config["intermediate_size"] is None:
         config["intermediate_size"] = notes.get("nanotron.intermediate_size", uniform(facts, "mlp.moe.ffn"))
     if facts.get("mlp.moe.router.score") != "softmax" or facts.get("mlp.moe.router.normalise"):
-        raise Refusal("its router is a softmax that is never renormalised", found=f"normalise={facts.get('mlp.moe.router.normalise')}")
+        found = ", ".join(f"{path} = {facts.get(path)}" for path in ("mlp.moe.router.score", "mlp.moe.router.normalise"))
+        raise Refusal("its router is a softmax that is never renormalised", found=found)
     shared = facts.get("mlp.moe.shared.ffn")
     if shared is not None and not facts.get("mlp.moe.shared.gate"):
         raise Refusal("its shared expert is always gated", found="mlp.moe.shared.gate = False")
