@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from ckpt_core.architecture import Architecture, from_json, parameters
+from ckpt_core.architecture import Architecture, facts_of, from_json, parameters
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import RECEIPT
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, Problems
 from ckpt_core.storage.jsonfile import read_json_object
 
 
@@ -50,6 +50,19 @@ def _same_but_for_vocabulary(one: Architecture, two: Architecture) -> bool:
     if one.tokens.padded_vocabulary != two.tokens.padded_vocabulary:
         return False
     return replace(one, tokens=two.tokens) == two
+
+
+def check_agreement(given: Architecture, found: Architecture, file: str) -> None:
+    """Raise every fact in which `--config` (`given`) and a checkpoint that describes itself (`found`) differ.
+
+    The true vocabulary may be smaller in `given`: many formats can only say the padded one.
+    """
+    one, two = facts_of(given), facts_of(found)
+    problems = Problems("--config and the checkpoint describe different models")
+    for path in sorted(one.keys() | two.keys()):
+        if one.get(path) != two.get(path) and not (path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]):
+            problems.add(CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file))
+    problems.raise_any()
 
 
 def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:

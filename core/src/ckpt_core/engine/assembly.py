@@ -183,7 +183,7 @@ class Assembler:
     def add(self, native: Native, shards: Sequence[Shard], replica: bool = False) -> None:
         """Enter a native tensor; its `shards` must tile it exactly. `replica`: it only repeats values entered before."""
         if not tiles_exactly(native.shape, shards):
-            self.problems.add(_shape_problem(native, shards))
+            self.problems.add(self._shape_problem(native, shards))
             return
         for piece in native.pieces:
             target = self._copies if replica or native.row.copy else self._blocks
@@ -198,6 +198,23 @@ class Assembler:
                 for tile in tiles:
                     stored = shard.stored
                     into.append(Block(stored.file, stored.dtype, stored.offset, flat_tile(tile, stored.strides, shard.origin)))
+
+    def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
+        if len(shards) == 1 and not any(shards[0].origin):
+            found = f"shape {shards[0].stored.shape}"
+        else:
+            found = "; ".join(f"{shard.stored.shape} at {shard.origin}" for shard in shards[:4]) or "nothing"
+        return FormatError(
+            f"tensor {native.name!r} does not have the shape of this architecture",
+            file=shards[0].stored.file if shards else self.file,
+            found=found,
+            expected=self.expected_shape(native),
+        )
+
+    def expected_shape(self, native: Native) -> str:
+        """The shape of a native tensor with the sentence and the axis sizes it follows from."""
+        axes = {str(axis): None for piece in native.pieces for axis in self.parameters[piece.parameter].axes}
+        return f"shape {native.shape}: {native.row.sentence} with {' '.join(axes)}"
 
     def finish(self) -> dict[str, Assembly]:
         """The canonical tensors; raises every problem found, missing and doubled elements by name among them."""
@@ -219,19 +236,6 @@ class Assembler:
                 found[name] = Assembly(parameter, blocks[0].dtype, blocks, tuple(self._copies.get(name, ())), self._maps[name])
         self.problems.raise_any()
         return found
-
-
-def _shape_problem(native: Native, shards: Sequence[Shard]) -> FormatError:
-    if len(shards) == 1 and not any(shards[0].origin):
-        found = f"shape {shards[0].stored.shape}"
-    else:
-        found = "; ".join(f"{shard.stored.shape} at {shard.origin}" for shard in shards[:4]) or "nothing"
-    return FormatError(
-        f"tensor {native.name!r} does not have the shape of this architecture",
-        file=shards[0].stored.file if shards else None,
-        found=found,
-        expected=f"shape {native.shape}, laid out as {native.row.sentence}",
-    )
 
 
 def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:

@@ -13,11 +13,11 @@ import os
 from ckpt_core.architecture import dumps, from_json
 from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
 from ckpt_core.engine.assembly import Assembler, Shard
-from ckpt_core.errors import FormatError, Refusal
+from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
 from ckpt_core.layout import Layout, account
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.receipt import original_of
+from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.dtypes import FP32
@@ -31,8 +31,12 @@ _SIDECARS = "sidecars"
 
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint in a folder of ours."""
+    if request.weights == "master":
+        raise CkptError("the intermediate representation has no fp32 masters", file=path, fix="use --weights model")
     architecture_file = os.path.join(path, ARCHITECTURE)
     architecture = from_json(read_json_object(architecture_file), architecture_file)
+    if request.architecture is not None:
+        check_agreement(request.architecture, architecture, architecture_file)
     index = read_json_object(os.path.join(path, INDEX))
     notes = read_json_object(os.path.join(path, NOTES)) if os.path.isfile(os.path.join(path, NOTES)) else {}
     layout = Layout([table(architecture)], architecture)

@@ -45,6 +45,7 @@ class Workshop:
     format: str
     quirks: Quirks
     folder: Path
+    tried: set[str] = field(default_factory=set)
     _sources: dict[tuple, str] = field(default_factory=dict)
     _count: int = 0
 
@@ -259,6 +260,9 @@ class FormatConformance:
         folder, path, body = self._config(workshop, config, model)
         crashes = []
         for said, wrong in _wrong_configs(body):
+            if said in workshop.tried:
+                continue  # with another model
+            workshop.tried.add(said)
             path.write_text(json.dumps(wrong))
             try:
                 _no_crash(lambda: self._read(folder), said)

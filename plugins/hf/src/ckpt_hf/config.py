@@ -116,8 +116,8 @@ QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
            write=lambda facts, notes, config: _write_qkv_bias(facts, config)),
     custom(["intermediate_size", "decoder_sparse_step", "mlp_only_layers", "num_hidden_layers"],
            ["mlp.ffn", "mlp.ffn?", "mlp.moe?", "layers"],
-           read=lambda config, facts, notes: _read_sparse_layers(config, facts),
-           write=lambda facts, notes, config: _write_sparse_layers(facts, config)),
+           read=lambda config, facts, notes: _read_sparse_layers(config, facts, notes),
+           write=lambda facts, notes, config: _write_sparse_layers(facts, notes, config)),
     custom(["use_sliding_window", "sliding_window", "max_window_layers", "layer_types"], ["attention.window", "attention.window?"],
            read=lambda config, facts, notes: _read_windows(config, facts, _every_other),
            write=lambda facts, notes, config: _write_windows(facts, config)),
@@ -243,22 +243,24 @@ def _write_qkv_bias(facts: Facts, config: dict[str, object]) -> None:
     config["qkv_bias"] = biases.pop()
 
 
-def _read_sparse_layers(config: Mapping[str, object], facts: Facts) -> None:
+def _read_sparse_layers(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
     count, step = _layers(config), config.get("decoder_sparse_step", 1)
     dense = set(config.get("mlp_only_layers") or [])
     sparse = PerLayer(index not in dense and config.get("num_experts", 0) > 0 and (index + 1) % step == 0 for index in range(count))
     facts["layers"] = count
-    if not all(sparse):
+    if all(sparse):
+        notes["unused_ffn"] = config.get("intermediate_size")
+    else:
         facts["mlp.moe?"] = sparse
         facts["mlp.ffn"] = config.get("intermediate_size")
         facts["mlp.ffn?"] = PerLayer(not moe for moe in sparse)
 
 
-def _write_sparse_layers(facts: Facts, config: dict[str, object]) -> None:
+def _write_sparse_layers(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
     sparse = facts.present("mlp.moe")
     if sparse is False:
         raise Refusal("every layer of it is dense", found="mlp.moe absent")
-    width = uniform(facts, "mlp.ffn") or uniform(facts, "mlp.moe.ffn")
+    width = uniform(facts, "mlp.ffn") or notes.get("unused_ffn") or uniform(facts, "mlp.moe.ffn")
     config["num_hidden_layers"] = facts["layers"]
     config["intermediate_size"] = width
     config["decoder_sparse_step"] = 1

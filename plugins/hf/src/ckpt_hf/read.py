@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.architecture import Architecture, architecture_of, facts_of
+from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.assembly import Assembler, Shard
 from ckpt_core.errors import CkptError, FormatError, did_you_mean
 from ckpt_core.layout import Layout, Table, account
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import original_of
+from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.tensor import StoredTensor
@@ -45,6 +45,8 @@ def architecture_in(path: str) -> Architecture | None:
 
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint in an HF folder, or in one weight file with its config beside it or given by `--config`."""
+    if request.weights == "master":
+        raise CkptError("an HF folder has no fp32 masters", file=path, fix="use --weights model")
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):
@@ -55,8 +57,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     family = family_of(config, config_file)
     facts, notes = family.config.read(config, config_file)
     architecture = architecture_of(facts, config_file)
-    if request.architecture is not None and request.architecture != architecture:
-        _disagree(request.architecture, architecture, config_file)
+    if request.architecture is not None:
+        check_agreement(request.architecture, architecture, config_file)
     tensors, states = _tensors(path, folder)
     tables = _matching(family, tensors, architecture)
     layout = Layout(tables, architecture)
@@ -96,13 +98,3 @@ def _matching(family: Family, tensors: dict[str, StoredTensor], architecture: Ar
     if len(family.tables) == 1:
         return family.tables[0]
     return max(family.tables, key=lambda tables: len(Layout(tables, architecture).natives().keys() & tensors.keys()))
-
-
-def _disagree(given: Architecture, found: Architecture, file: str) -> None:
-    one, two = facts_of(given), facts_of(found)
-    different = [path for path in sorted(one.keys() | two.keys()) if one.get(path) != two.get(path)]
-    raise CkptError(
-        "--config and the checkpoint describe different models",
-        file=file,
-        found="; ".join(f"{path}: {two.get(path)} here, {one.get(path)} in --config" for path in different[:5]),
-    )

@@ -238,7 +238,7 @@ def _read_moe(config: Mapping[str, object], facts: Facts, notes: dict[str, objec
     layers = moe.get("layers", [-1])
     sparse = PerLayer(index in layers or -1 in layers for index in range(count))
     if all(sparse):
-        notes["nanotron.intermediate_size"] = facts.pop("mlp.ffn")
+        notes["unused_ffn"] = facts.pop("mlp.ffn")
     else:
         facts["mlp.moe?"] = sparse
         facts["mlp.ffn?"] = PerLayer(not moe_layer for moe_layer in sparse)
@@ -253,7 +253,7 @@ def _write_moe(facts: Facts, notes: Mapping[str, object], config: dict[str, obje
     if sparse is False:
         return
     if config["intermediate_size"] is None:
-        config["intermediate_size"] = notes.get("nanotron.intermediate_size", uniform(facts, "mlp.moe.ffn"))
+        config["intermediate_size"] = notes.get("unused_ffn") or uniform(facts, "mlp.moe.ffn")
     if facts.get("mlp.moe.router.score") != "softmax" or facts.get("mlp.moe.router.normalise"):
         found = ", ".join(f"{path} = {facts.get(path)}" for path in ("mlp.moe.router.score", "mlp.moe.router.normalise"))
         raise Refusal("its router is a softmax that is never renormalised", found=found)

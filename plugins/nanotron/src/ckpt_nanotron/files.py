@@ -62,7 +62,7 @@ class Files:
 
 def find_step(path: str) -> str:
     """The STEP folder at `path`: itself, or the one that latest.txt names."""
-    if os.path.isdir(os.path.join(path, "model")) and os.path.isfile(os.path.join(path, CONFIG)):
+    if _is_step(path):
         return path
     latest = os.path.join(path, LATEST)
     if os.path.isfile(latest):
@@ -81,9 +81,14 @@ def looks_like(path: str) -> str | None:
     if not os.path.isdir(path):
         return None
     for folder in (path, *(os.path.join(path, name) for name in os.listdir(path) if name.isdigit())):
-        if os.path.isdir(os.path.join(folder, "model", "model")) and os.path.isfile(os.path.join(folder, CONFIG)):
-            return f"{CONFIG} beside model/model"
+        if _is_step(folder):
+            return "one safetensors file per parameter below model/model"
     return None
+
+
+def _is_step(folder: str) -> bool:
+    """Every model of nanotron has a decoder; its parameters lie below this folder in all versions."""
+    return os.path.isdir(os.path.join(folder, "model", "model", "decoder"))
 
 
 def read_files(step: str) -> Files:

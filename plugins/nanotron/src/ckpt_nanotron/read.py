@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from ckpt_core.architecture import architecture_of, facts_of
+from ckpt_core.architecture import Architecture, Facts, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
 from ckpt_core.engine.assembly import Assembler
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Layout, account
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import original_of, with_vocabulary
+from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.jsonfile import parse_yaml, read_json_object
-from ckpt_nanotron.config import model_of
+from ckpt_nanotron.config import MODELS, Model, model_of
 from ckpt_nanotron.files import CONFIG, METADATA, TRAINING_CONFIG, Files, find_step, masters, optimizer_files, read_files
 
 _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
@@ -24,82 +25,139 @@ _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at a step folder, or at the run folder that holds it."""
     step = find_step(path)
-    config_file = os.path.join(step, CONFIG)
-    config = read_json_object(config_file)
-    training = _training_config(step)
-    model = model_of(config, config_file)
-    evidence = [f"{model.config.name} by {model.marker}"]
-    losses: list[Loss] = []
     files = read_files(step)
-    facts, notes = model.config.read(config, config_file)
-    interleaved = _rotary_order(config, model.kind, evidence)
-    _scale(training, facts, evidence)
-    if model.kind != "starcoder2":
-        _rope_scaling(config, losses)
-        _tied_head(config, files, facts, evidence, losses)
-    architecture = architecture_of(facts, config_file)
-    if request.architecture is not None and request.architecture != architecture:
-        _disagree(request, architecture, config_file)
-    layout = Layout(model.tables(architecture, interleaved), architecture)
+    described = _described(step, files, request)
+    architecture, interleaved = described.architecture, described.interleaved
+    layout = Layout(described.model.tables(architecture, interleaved), architecture)
     natives = layout.natives()
-    has_masters = bool(optimizer_files(step)) and _records_masters(step)
-    states = [*files.states, FileState.of(config_file)]
+    states = [*files.states, *described.states]
     parameters = files.parameters
     if request.weights == "master":
         parameters, more = masters(step, files)
         states += more
-        evidence.append("weights: fp32 masters of optimizer/ (gradient_accumulator)")
+        described.evidence.append("weights: fp32 masters of optimizer/ (gradient_accumulator)")
     assembler = Assembler(layout.parameters, step)
     for problem in account(natives, layout.tables, parameters, os.path.join(step, "model")):
         assembler.problems.add(problem)
     for name, native in natives.items():
-        if name in parameters:
-            if parameters[name].shape != native.shape:
-                assembler.problems.add(
-                    CkptError(
-                        f"tensor {name!r} does not have the shape of this architecture",
-                        file=os.path.join(step, "model"),
-                        found=f"shape {parameters[name].shape}",
-                        expected=f"shape {native.shape}, laid out as {native.row.sentence}",
-                    )
+        if name in parameters and parameters[name].shape == native.shape:
+            assembler.add(native, parameters[name].shards)
+        elif name in parameters:
+            assembler.problems.add(
+                CkptError(
+                    f"tensor {name!r} does not have the shape of this architecture",
+                    file=os.path.join(step, "model"),
+                    found=f"shape {parameters[name].shape}",
+                    expected=assembler.expected_shape(native),
                 )
-            else:
-                assembler.add(native, parameters[name].shards)
+            )
     checkpoint = Checkpoint(
         "nanotron",
         path,
         architecture,
         assembler.finish(),
         states,
-        notes=notes,
+        notes=described.notes,
         sidecars=_sidecars(step),
         parallel={"tp": files.tp, "pp": files.pp},
-        hints=_hints(model.kind, interleaved, config, files),
-        evidence=evidence,
-        losses=losses,
-        masters=has_masters,
+        hints={"model": described.model.kind, "interleaved": interleaved, "target": described.release, "tp": files.tp, "pp": files.pp},
+        evidence=described.evidence,
+        losses=described.losses,
+        masters=bool(optimizer_files(step)) and _records_masters(step),
     )
     checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
-    vocabulary = request.options.get("vocab")
-    if vocabulary:
-        checkpoint = with_vocabulary(checkpoint, _vocabulary(str(vocabulary), step))
-    return checkpoint
+    vocabulary = request.options.get("vocab") or (request.architecture and request.architecture.tokens.vocabulary)
+    return with_vocabulary(checkpoint, _vocabulary(str(vocabulary), step)) if vocabulary else checkpoint
 
 
-def _training_config(step: str) -> Mapping[str, object]:
-    path = os.path.join(step, TRAINING_CONFIG)
-    value = parse_yaml(read_small(path), path) if os.path.isfile(path) else {}
-    return value if isinstance(value, dict) else {}
+@dataclass
+class Described:
+    """What the configs (or `--config`) say about a checkpoint, and what that rests on."""
+
+    model: Model
+    architecture: Architecture
+    interleaved: bool
+    release: str
+    notes: dict[str, object] = field(default_factory=dict)
+    states: list[FileState] = field(default_factory=list)
+    evidence: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
 
 
-def _rotary_order(config: Mapping[str, object], kind: str, evidence: list[str]) -> bool:
+def _described(step: str, files: Files, request: ReadRequest) -> Described:
+    training_file = os.path.join(step, TRAINING_CONFIG)
+    training = _section(parse_yaml(read_small(training_file), training_file) if os.path.isfile(training_file) else {}, "model")
+    config_file = os.path.join(step, CONFIG)
+    config = read_json_object(config_file) if os.path.isfile(config_file) else None
+    twin = _section(training, "model_config")
+    if config is None and not twin:
+        return _described_by_user(step, files, request)
+    if config is None:
+        config, config_file = twin, training_file
+    elif twin:
+        _check_twins(config, twin, config_file)
+    model = model_of(config, config_file)
+    facts, notes = model.config.read(config, config_file)
+    newer = "rope_interleaved" in config or model.kind == "qwen2"
+    found = Described(model, None, False, "main" if newer else "0.4", notes, [FileState.of(config_file)])
+    found.evidence.append(f"{model.config.name} by {model.marker}")
+    if model.kind == "starcoder2":
+        found.release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
+    else:
+        found.interleaved = _rotary_order(config, request, found.evidence)
+        _rope_scaling(config, found.losses)
+        _tied_head(config, files, facts, found)
+    _scale(training, facts, found.evidence)
+    found.architecture = architecture_of(facts, config_file)
+    if request.architecture is not None:
+        check_agreement(request.architecture, found.architecture, config_file)
+    return found
+
+
+def _described_by_user(step: str, files: Files, request: ReadRequest) -> Described:
+    """A folder of weights alone: the architecture from `--config`, the rotary order from the user."""
+    architecture = request.architecture
+    if architecture is None or architecture.tokens is None:
+        raise CkptError("the folder holds no config", file=step, expected=f"{CONFIG} or {TRAINING_CONFIG}", fix="give one with --config")
+    model = next(model for model in MODELS if model.kind == ("starcoder2" if "model.token_embeddings" in " ".join(files.parameters) else "qwen2"))
+    interleaved = request.options.get("rope_interleaved")
+    if interleaved is None and model.kind != "starcoder2":
+        raise CkptError(
+            "nothing says whether rotary pairs are interleaved",
+            file=step,
+            expected="-o rope_interleaved=true for weights trained before September 2024, false for weights trained since",
+        )
+    name = "model.token_position_embeddings.pp_block.token_embedding.weight"
+    rows = files.parameters[name].shape[0] if name in files.parameters else architecture.tokens.padded_vocabulary
+    padded = replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
+    release = "0.4" if interleaved else "main"
+    return Described(model, padded, bool(interleaved), release, evidence=["architecture: given with --config"])
+
+
+def _section(value: object, key: str) -> Mapping[str, object]:
+    inner = value.get(key) if isinstance(value, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _check_twins(config: Mapping[str, object], twin: Mapping[str, object], file: str) -> None:
+    """The model config is stored twice; two stories mean that someone edited one of them."""
+    problems = Problems(f"{CONFIG} and {TRAINING_CONFIG} describe different models")
+    for key in sorted(config.keys() & twin.keys()):
+        if config[key] != twin[key]:
+            problems.add(CkptError(f"{key} is {config[key]} in {CONFIG}, {twin[key]} in {TRAINING_CONFIG}", file=file))
+    problems.raise_any()
+
+
+def _rotary_order(config: Mapping[str, object], request: ReadRequest, evidence: list[str]) -> bool:
     """Whether rotary pairs are interleaved: by the key where there is one, else by the age of the code that wrote it.
 
     Code before September 2024 had no such key and always interleaved. Newer nanotron reads such a config with its
     new default (False), and silently computes another model.
     """
-    if kind == "starcoder2":
-        return False
+    asked = request.options.get("rope_interleaved")
+    if asked is not None:
+        evidence.append(f"rotary pairs: rope_interleaved={asked} by option")
+        return bool(asked)
     if "rope_interleaved" in config:
         evidence.append(f"rotary pairs: rope_interleaved={config['rope_interleaved']}")
         return bool(config["rope_interleaved"])
@@ -107,11 +165,9 @@ def _rotary_order(config: Mapping[str, object], kind: str, evidence: list[str]) 
     return True
 
 
-def _scale(training: Mapping[str, object], facts: dict, evidence: list[str]) -> None:
+def _scale(training: Mapping[str, object], facts: Facts, evidence: list[str]) -> None:
     """Spectral muP divides scores by head_dim, not by its root; only the training config says so."""
-    model = training.get("model")
-    init = model.get("init_method") if isinstance(model, dict) else None
-    if isinstance(init, dict) and init.get("use_mup"):
+    if _section(training, "init_method").get("use_mup"):
         facts["attention.scale"] = 1.0 / facts["attention.head_dim"]
         evidence.append("attention scale: 1/head_dim by model.init_method.use_mup in config.yaml")
 
@@ -123,12 +179,12 @@ def _rope_scaling(config: Mapping[str, object], losses: list[Loss]) -> None:
         )
 
 
-def _tied_head(config: Mapping[str, object], files: Files, facts: dict, evidence: list[str], losses: list[Loss]) -> None:
+def _tied_head(config: Mapping[str, object], files: Files, facts: Facts, found: Described) -> None:
     """Release 0.1 had the key tie_word_embeddings but never tied: a head that is stored is the head that was trained."""
     if config.get("tie_word_embeddings") and "model.lm_head.pp_block.weight" in files.parameters:
         facts["head.tied"] = False
-        evidence.append("head: untied, since lm_head is stored")
-        losses.append(Loss("assumed", "tie_word_embeddings=true", "lm_head is stored beside it, as release 0.1 does, which never tied"))
+        found.evidence.append("head: untied, since lm_head is stored")
+        found.losses.append(Loss("assumed", "tie_word_embeddings=true", "lm_head is stored beside it, as release 0.1 does, which never tied"))
 
 
 def _records_masters(step: str) -> bool:
@@ -148,12 +204,6 @@ def _sidecars(step: str) -> dict[str, Sidecar]:
     return found
 
 
-def _hints(kind: str, interleaved: bool, config: Mapping[str, object], files: Files) -> dict[str, object]:
-    newer = "rope_interleaved" in config or "is_qwen2_config" in config
-    target = "main" if newer or (kind == "starcoder2" and files.version not in ("1.2", "1.3", "1.4")) else "0.4"
-    return {"model": kind, "interleaved": interleaved, "target": target, "tp": files.tp, "pp": files.pp}
-
-
 def _vocabulary(text: str, step: str) -> int:
     if text != "tokenizer":
         if not text.isdigit():
@@ -168,12 +218,3 @@ def _vocabulary(text: str, step: str) -> int:
     if not ids:
         raise CkptError("the tokenizer does not list its tokens", file=path, fix="give the number: -o vocab=...")
     return max(ids) + 1
-
-
-def _disagree(request: ReadRequest, architecture: object, file: str) -> None:
-    one, two = facts_of(request.architecture), facts_of(architecture)
-    problems = Problems("--config and the checkpoint describe different models")
-    for path in sorted(one.keys() | two.keys()):
-        if one.get(path) != two.get(path):
-            problems.add(CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file))
-    problems.raise_any()

@@ -36,6 +36,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     interleaved = _interleaved(release, request, hints)
     notes, losses = _notes(checkpoint)
     kind, config = _choose(release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or ""))
+    if notes.get("pad") is not None and "pad_token_id" not in config:
+        losses.append(Loss("unsaid", f"pad token {notes['pad']}", f"{kind.config.name} has no pad_token_id"))
     _check_ranks(model.architecture, tp, pp)
     layout = Layout(kind.tables(model.architecture, interleaved), model.architecture)
     whole = layout.natives()
