@@ -163,7 +163,7 @@ def config_architecture(path: str | None) -> Architecture | None:
     if path is None:
         return None
     for plugin in all_plugins():
-        if plugin.hooks is not None:
+        if plugin.broken is None:
             architecture = plugin.hooks.ckpt_architecture(path=path)
             if architecture is not None:
                 return architecture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.engine.assembly import Assembly
@@ -61,16 +62,16 @@ class Checkpoint:
     architecture: Architecture
     tensors: dict[str, Assembly]
     files: list[FileState]
-    notes: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     sidecars: dict[str, Sidecar] = field(default_factory=dict)
     parallel: dict[str, int] = field(default_factory=dict)
-    hints: dict[str, object] = field(default_factory=dict)
-    origins: dict[str, dict[str, object]] = field(default_factory=dict)
+    hints: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     masters: bool = False
 
-    def hints_for(self, format: str) -> dict[str, object]:
+    def hints_for(self, format: str) -> dict[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
         return self.hints if format == self.format else self.origins.get(format, {})
 
@@ -97,6 +98,6 @@ class Target:
     documents: dict[str, bytes] = field(default_factory=dict)
     sidecars: dict[str, Sidecar] = field(default_factory=dict)
     parallel: dict[str, int] = field(default_factory=dict)
-    decisions: dict[str, object] = field(default_factory=dict)
+    decisions: dict[str, Any] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     single_file: bool = False

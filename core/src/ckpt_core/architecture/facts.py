@@ -19,6 +19,7 @@ import dataclasses
 import typing
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 from ckpt_core.architecture.schema import Architecture, Layer, Stack
 from ckpt_core.architecture.serial import field_types, optional_of
@@ -32,7 +33,7 @@ class PerLayer(tuple):
     __slots__ = ()
 
 
-class Facts(dict):
+class Facts(dict[str, Any]):
     """A flat view of an architecture; see the module's docstring for the paths."""
 
     def present(self, path: str) -> object:
@@ -147,7 +148,7 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
 
 def _build(facts: Facts, path: str, annotation: object, index: int | None, claimed: set[str], source: str) -> object:
     """The value at `path` in layer `index`, or `_ABSENT`."""
-    annotation, optional = optional_of(annotation)
+    annotation, _ = optional_of(annotation)
     claimed.add(f"{path}?")
     presence = facts.get(f"{path}?", True)
     here = _at(presence, index, path, source)

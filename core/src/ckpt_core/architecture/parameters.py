@@ -20,7 +20,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ckpt_core.architecture.schema import Architecture, Attention, Classifier, LatentAttention, Layer, Mlp, Norm, Patches, Stack
+from ckpt_core.architecture.schema import (
+    Architecture,
+    Attention,
+    Classifier,
+    LatentAttention,
+    Layer,
+    Mlp,
+    Norm,
+    Patches,
+    Stack,
+)
 from ckpt_core.architecture.validate import rotary_width
 
 Term = tuple[tuple[str, int], ...]

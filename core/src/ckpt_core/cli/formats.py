@@ -35,7 +35,7 @@ def command(name: str | None, *, as_json: bool) -> None:
 def plugin_json(plugin: Plugin) -> dict[str, object]:
     """Everything about a format as a JSON object."""
     body: dict[str, object] = {"name": plugin.name, "distribution": plugin.distribution, "broken": plugin.broken}
-    if plugin.info is not None:
+    if plugin.broken is None:
         info = plugin.info
         body |= {
             "summary": info.summary,
@@ -64,7 +64,7 @@ def show_all(plugins: list[Plugin]) -> None:
         return
     rows = [("FORMAT", "FROM", "READS", "WRITES", "WHAT")]
     for plugin in plugins:
-        if plugin.info is None:
+        if plugin.broken is not None:
             rows.append((plugin.name, plugin.distribution, "", "", f"broken: {plugin.broken}"))
         else:
             can = ["yes" if able else "no" for able in (plugin.info.reads, plugin.info.writes)]

@@ -56,7 +56,7 @@ def possible_targets(checkpoint: Checkpoint) -> list[Future]:
     """Every installed format that writes, asked for a plan of this checkpoint with its default options."""
     from ckpt_core.plugins.discovery import all_plugins
 
-    return [_future(checkpoint, plugin) for plugin in all_plugins() if plugin.info is not None and plugin.info.writes]
+    return [_future(checkpoint, plugin) for plugin in all_plugins() if plugin.broken is None and plugin.info.writes]
 
 
 def _future(checkpoint: Checkpoint, plugin: Plugin) -> Future:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -101,7 +101,7 @@ class Plan:
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()
 
-    def _identity(self):
+    def _identity(self) -> Iterator[str]:
         yield __version__
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
@@ -162,9 +162,10 @@ def make_plan(
     _check_tensors(expected, target, problems)
     _check_files(target, problems)
     deliveries = _deliveries(target, problems)
-    for name in expected:
-        if name not in deliveries:
-            problems.add(CkptError(f"{name} is written nowhere"))
+    for name, parameter in expected.items():
+        delivered = sum(delivery.block.tile.elements for delivery in deliveries.get(name, ()))
+        if delivered < parameter.elements or delivered % parameter.elements:
+            problems.add(CkptError(f"{delivered} elements of {parameter} are written", expected="all of them, in whole copies"))
     problems.raise_any()
     budget = max(1 << 20, (memory - _FOOTPRINT) // (workers * _BUFFERS))
     if memory < _FOOTPRINT + workers * _BUFFERS * (1 << 20):

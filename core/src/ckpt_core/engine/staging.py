@@ -47,7 +47,7 @@ class Staging:
 
     def __enter__(self) -> Staging:
         os.makedirs(self.out, exist_ok=True)
-        self._journal = open(self._journal_path, "a+b", buffering=0)  # noqa: SIM115  (closed in __exit__)
+        self._journal = open(self._journal_path, "a+b", buffering=0)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

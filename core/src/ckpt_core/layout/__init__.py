@@ -2,13 +2,27 @@
 
 from ckpt_core.layout.affine import Link, Tile
 from ckpt_core.layout.bind import Layout, Native, Piece, account
-from ckpt_core.layout.fields import Codec, Config, Custom, const, custom, field, fixed, ignore, note, one_of, same_as, uniform
+from ckpt_core.layout.fields import (
+    Codec,
+    Config,
+    Custom,
+    Field,
+    const,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    one_of,
+    same_as,
+    uniform,
+)
 from ckpt_core.layout.maps import Add, NegExp, Scale, ValueMap, neg_exp, plus_one, scale
 from ckpt_core.layout.sentence import Sentence, SentenceError, parse
 from ckpt_core.layout.split import Ranks, SplitError
 from ckpt_core.layout.table import Drop, Row, Table, drop, row
 
 __all__ = [
-    "Add", "Codec", "Config", "Custom", "Drop", "Layout", "Link", "Native", "NegExp", "Piece", "Ranks", "Row", "Scale", "Sentence", "SentenceError", "SplitError",
+    "Add", "Codec", "Config", "Custom", "Drop", "Field", "Layout", "Link", "Native", "NegExp", "Piece", "Ranks", "Row", "Scale", "Sentence", "SentenceError", "SplitError",
     "Table", "Tile", "ValueMap", "account", "const", "custom", "drop", "field", "fixed", "ignore", "neg_exp", "note", "one_of", "parse", "plus_one", "row", "same_as", "scale", "uniform",
 ]  # fmt: skip

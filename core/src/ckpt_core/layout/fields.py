@@ -19,12 +19,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 
 REQUIRED = object()
+AS_LEFT_OUT = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,10 @@ class Entry:
         """The fact paths this line says."""
         return ()
 
-    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         """Enter what this line's keys say."""
 
-    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         """Enter this line's keys; `Refusal` if they cannot say the facts."""
 
 
@@ -97,6 +99,7 @@ class Field(Entry):
     paths: tuple[str, ...]
     default: object = REQUIRED
     codec: Codec | None = None
+    null: object = AS_LEFT_OUT
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -106,12 +109,13 @@ class Field(Entry):
     def claims(self) -> tuple[str, ...]:
         return self.paths
 
-    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         value = config.get(self.key)
         if value is None:
-            if self.default is REQUIRED:
+            default = self._of_null if self.key in config else self.default
+            if default is REQUIRED:
                 raise CkptError(f"key {self.key!r} is missing", fix=did_you_mean(self.key, config))
-            value = config.get(self.default.key) if isinstance(self.default, SameAs) else self.default
+            value = config.get(default.key) if isinstance(default, SameAs) else default
             if value is None:
                 return
         try:
@@ -121,7 +125,11 @@ class Field(Entry):
         for path in self.paths:
             facts[path] = fact
 
-    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    @property
+    def _of_null(self) -> object:
+        return self.default if self.null is AS_LEFT_OUT else self.null
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         values = {path: facts[path] for path in self.paths if path in facts}
         kinds = set(values.values())
         if len(kinds) > 1:
@@ -129,7 +137,7 @@ class Field(Entry):
         value = kinds.pop() if kinds else None
         if isinstance(value, PerLayer):
             raise Refusal(f"{self.key} is one value for all layers", found=f"{self.paths[0]} = {value}")
-        if value is None and self.default is not None:
+        if value is None and self._of_null is not None:
             raise Refusal(f"{self.key} cannot say that there is no {self.paths[0]}")
         try:
             config[self.key] = self.codec.write(value) if self.codec and value is not None else value
@@ -137,9 +145,12 @@ class Field(Entry):
             raise Refusal(f"{self.key}: {problem.problem}", found=f"{self.paths[0]} = {problem.found}", expected=problem.expected) from None
 
 
-def field(key: str, *paths: str, default: object = REQUIRED, via: Codec | None = None) -> Field:
-    """`key` says the fact(s) at `paths`; without it `default` holds (or `same_as` another key)."""
-    return Field(key, paths, default, via)
+def field(key: str, *paths: str, default: object = REQUIRED, null: object = AS_LEFT_OUT, via: Codec | None = None) -> Field:
+    """`key` says the fact(s) at `paths`; without it `default` holds (or `same_as` another key).
+
+    A null value means what a missing key means, unless `null` says otherwise.
+    """
+    return Field(key, paths, default, via, null)
 
 
 @dataclass(frozen=True)
@@ -153,10 +164,10 @@ class Fixed(Entry):
     def claims(self) -> tuple[str, ...]:
         return (self.path,)
 
-    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         facts[self.path] = self.value
 
-    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if facts.get(self.path) != self.value:
             raise Refusal(f"{self.path} is always {self.value}", found=facts.get(self.path))
 
@@ -177,11 +188,11 @@ class Const(Entry):
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         if self.key in config and config[self.key] != self.value:
             raise CkptError(f"key {self.key!r} has a value that is not supported", found=repr(config[self.key]), expected=repr(self.value))
 
-    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if self.written:
             config[self.key] = self.value
 
@@ -205,11 +216,11 @@ class Note(Entry):
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         if self.key in config:
             notes[self.name] = config[self.key]
 
-    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if self.name in notes or self.default is not None:
             config[self.key] = notes.get(self.name, self.default)
 
@@ -240,8 +251,8 @@ class Custom(Entry):
 
     own_keys: tuple[str, ...]
     own_claims: tuple[str, ...]
-    reader: Callable[[Mapping[str, object], Facts, dict[str, object]], None]
-    writer: Callable[[Facts, Mapping[str, object], dict[str, object]], None]
+    reader: Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]
+    writer: Callable[[Facts, Mapping[str, Any], dict[str, Any]], None]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -251,7 +262,7 @@ class Custom(Entry):
     def claims(self) -> tuple[str, ...]:
         return self.own_claims
 
-    def read(self, config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         try:
             self.reader(config, facts, notes)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a value no reader expects
@@ -259,7 +270,7 @@ class Custom(Entry):
             names = ", ".join(map(repr, self.own_keys)) or "those it is computed from"
             raise CkptError(f"a wrong value among the keys {names}", found=given or None, expected=f"other values ({error})") from error
 
-    def write(self, facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         self.writer(facts, notes, config)
 
 
@@ -289,7 +300,7 @@ class Config:
         """Every key some line speaks for."""
         return frozenset(key for entry in self.entries for key in entry.keys)
 
-    def read(self, config: Mapping[str, object], file: str) -> tuple[Facts, dict[str, object]]:
+    def read(self, config: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
         """The facts and notes of a config; every unknown key and wrong value is raised at once, naming `file`."""
         facts, notes = Facts(), {}
         problems = Problems(f"config of {self.name}")
@@ -311,9 +322,9 @@ class Config:
         problems.raise_any()
         return facts, notes
 
-    def write(self, facts: Facts, notes: Mapping[str, object]) -> dict[str, object]:
+    def write(self, facts: Facts, notes: Mapping[str, Any]) -> dict[str, Any]:
         """The config that says `facts`; raises every refusal at once."""
-        config: dict[str, object] = {}
+        config: dict[str, Any] = {}
         problems = Problems(f"{self.name} cannot hold this architecture")
         for refusal in self._unsaid(facts):
             problems.add(refusal)
@@ -331,7 +342,7 @@ class Config:
         exact = set(claims)
         below = tuple(claim[:-1] for claim in claims if claim.endswith(".*"))
         for path, value in facts.items():
-            if path in exact or (path.startswith(below) and not path.removesuffix("?") + ".*" in exact):
+            if path in exact or (path.startswith(below) and path.removesuffix("?") + ".*" not in exact):
                 continue
             if path.endswith("?"):
                 yield Refusal(f"{self.name} has {path[:-1]} in every layer or in none", found=_spell(value))

@@ -20,13 +20,27 @@ from ckpt_core.plugins.request import FormatInfo
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A format that may or may not load: `broken` says why not."""
+    """A format that may or may not load: `broken` says why not. Hooks and info of a broken one raise that."""
 
     name: str
     distribution: str
-    hooks: pluggy.HookRelay | None = None
-    info: FormatInfo | None = None
     broken: str | None = None
+    _loaded: tuple[pluggy.HookRelay, FormatInfo] | None = None
+
+    @property
+    def hooks(self) -> pluggy.HookRelay:
+        """The plugin's hooks."""
+        return self._working()[0]
+
+    @property
+    def info(self) -> FormatInfo:
+        """What the plugin says about its format."""
+        return self._working()[1]
+
+    def _working(self) -> tuple[pluggy.HookRelay, FormatInfo]:
+        if self._loaded is None:
+            raise CkptError(f"format {self.name} is installed but broken", found=f"{self.distribution}: {self.broken}")
+        return self._loaded
 
 
 @functools.cache
@@ -68,14 +82,13 @@ def load(name: str) -> Plugin:
     except Exception as error:  # whatever a stranger's import raises
         problem = str(error).splitlines()[0] if str(error) else ""
         return Plugin(name, distribution, broken=f"{type(error).__name__}: {problem}")
-    return Plugin(name, distribution, manager.hook, info)
+    return Plugin(name, distribution, _loaded=(manager.hook, info))
 
 
 def require(name: str) -> Plugin:
     """Load one format, or raise why it cannot be used."""
     plugin = load(name)
-    if plugin.broken:
-        raise CkptError(f"format {name} is installed but broken", found=f"{plugin.distribution}: {plugin.broken}")
+    plugin._working()
     return plugin
 
 
@@ -88,7 +101,7 @@ def detect(path: str) -> list[tuple[Plugin, str]]:
     """The formats that recognise `path`, with the fact that decided it."""
     found = []
     for plugin in all_plugins():
-        if plugin.hooks is not None:
+        if plugin.broken is None:
             fact = plugin.hooks.ckpt_detect(path=path)
             if fact:
                 found.append((plugin, fact))

@@ -50,7 +50,7 @@ def compare_logits(left: Checkpoint, right: Checkpoint, positions: int) -> Logit
 
 def _logits(checkpoint: Checkpoint, tokens: np.ndarray) -> tuple[np.ndarray, str]:
     for plugin in all_plugins():
-        if plugin.hooks is not None:
+        if plugin.broken is None:
             values = plugin.hooks.ckpt_logits(checkpoint=checkpoint, tokens=tokens)
             if values is not None:
                 return values, plugin.name

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind
 from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Table, const, custom, field, fixed, ignore, note, one_of, same_as, uniform
+from ckpt_core.layout import Config, Table, const, custom, field, fixed, note, one_of, same_as, uniform
 from ckpt_nanotron import weights
 
 ACTIVATION = one_of(
@@ -27,13 +28,16 @@ ACTIVATION = one_of(
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 
 
-def _read_head_dim(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+def _read_head_dim(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+    for key, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
+        if value is not None and (type(value) is not int or value <= 0):
+            raise CkptError(f"key {key!r} is not a positive whole number", found=repr(value)[:60])
+    if hidden is not None and heads is not None:
         facts["attention.head_dim"] = hidden // heads
 
 
-def _write_head_dim(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+def _write_head_dim(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     # There is no head_dim key in any version: it is hidden_size / num_attention_heads.
     head_dim, heads = uniform(facts, "attention.head_dim"), uniform(facts, "attention.heads")
     if head_dim * heads != facts["hidden"]:
@@ -43,7 +47,7 @@ def _write_head_dim(facts: Facts, notes: Mapping[str, object], config: dict[str,
 HEAD_DIM = custom([], ["attention.head_dim"], read=_read_head_dim, write=_write_head_dim)
 
 
-def _read_rotary(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+def _read_rotary(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     facts["attention.rotary.theta"] = config.get("rope_theta", 10000.0)
     facts["attention.rotary.fraction"] = 1.0
     factor = config.get("rope_seq_len_interpolation_factor")
@@ -52,7 +56,7 @@ def _read_rotary(config: Mapping[str, object], facts: Facts, notes: dict[str, ob
         facts["attention.rotary.scaling.factor"] = factor
 
 
-def _write_rotary(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+def _write_rotary(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     theta = uniform(facts, "attention.rotary.theta")
     if theta is None:
         raise Refusal("it always rotates", found="no rotary positions")
@@ -171,14 +175,14 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
 # fmt: on
 
 
-def _count(config: Mapping[str, object]) -> int:
+def _count(config: Mapping[str, Any]) -> int:
     count = config.get("num_hidden_layers")
     if type(count) is not int or not 0 < count <= 100_000:
         raise CkptError("key 'num_hidden_layers' is not a number of layers", found=repr(count))
     return count
 
 
-def _read_layer_pattern(config: Mapping[str, object], facts: Facts) -> None:
+def _read_layer_pattern(config: Mapping[str, Any], facts: Facts) -> None:
     every, window = config.get("no_rope_layer"), config.get("sliding_window_size")
     rotated = PerLayer(every is None or (index + 1) % every != 0 for index in range(_count(config)))
     if not all(rotated):
@@ -189,7 +193,7 @@ def _read_layer_pattern(config: Mapping[str, object], facts: Facts) -> None:
             facts["attention.window?"] = rotated
 
 
-def _write_layer_pattern(facts: Facts, config: dict[str, object]) -> None:
+def _write_layer_pattern(facts: Facts, config: dict[str, Any]) -> None:
     count = facts["layers"]
     rotated = facts.present("attention.rotary")
     config["no_rope_layer"] = None
@@ -215,7 +219,7 @@ _MOE_KEYS = {
 _MOE_NOTES = {"router_aux_loss_coef": 0.01, "token_dispatcher_type": "alltoall"}
 
 
-def _read_moe(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
+def _read_moe(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     count, moe = _count(config), config.get("moe_config")
     facts["layers"] = count
     facts["mlp.ffn"] = config.get("intermediate_size")
@@ -245,7 +249,7 @@ def _read_moe(config: Mapping[str, object], facts: Facts, notes: dict[str, objec
     notes |= {f"nanotron.{key}": moe[key] for key in _MOE_NOTES if key in moe}
 
 
-def _write_moe(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+def _write_moe(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     sparse = facts.present("mlp.moe")
     config["num_hidden_layers"] = facts["layers"]
     config["moe_config"] = None
@@ -272,7 +276,7 @@ def _write_moe(facts: Facts, notes: Mapping[str, object], config: dict[str, obje
     }
 
 
-def _read_global_layers(config: Mapping[str, object], facts: Facts) -> None:
+def _read_global_layers(config: Mapping[str, Any], facts: Facts) -> None:
     window, everywhere = config.get("sliding_window_size"), config.get("global_attn_layers") or []
     if window is not None:
         facts["attention.window"] = window
@@ -280,25 +284,25 @@ def _read_global_layers(config: Mapping[str, object], facts: Facts) -> None:
             facts["attention.window?"] = PerLayer(index not in everywhere for index in range(_count(config)))
 
 
-def _write_global_layers(facts: Facts, config: dict[str, object]) -> None:
+def _write_global_layers(facts: Facts, config: dict[str, Any]) -> None:
     present = facts.present("attention.window")
     config["sliding_window_size"] = uniform(facts, "attention.window")
     config["global_attn_layers"] = [index for index, slides in enumerate(present) if not slides] if isinstance(present, PerLayer) else []
 
 
-def _read_groups(config: Mapping[str, object], facts: Facts) -> None:
+def _read_groups(config: Mapping[str, Any], facts: Facts) -> None:
     if config.get("grouped_query", False):
         facts["attention.groups"] = config.get("num_kv_heads")
     else:  # neither flag means multi-query (Starcoder2Config.__post_init__)
         facts["attention.groups"] = 1
 
 
-def _write_groups(facts: Facts, config: dict[str, object]) -> None:
+def _write_groups(facts: Facts, config: dict[str, Any]) -> None:
     groups = uniform(facts, "attention.groups")
     config |= {"grouped_query": groups > 1, "multi_query": groups == 1, "num_kv_heads": groups if groups > 1 else None}
 
 
-def _write_whole_theta(facts: Facts, config: dict[str, object]) -> None:
+def _write_whole_theta(facts: Facts, config: dict[str, Any]) -> None:
     theta = uniform(facts, "attention.rotary.theta")
     if theta is None or uniform(facts, "attention.rotary.fraction") != 1.0 or facts.get("attention.rotary.scaling.kind") is not None:
         raise Refusal("it has plain rotary positions over whole heads, in every layer")
@@ -359,7 +363,7 @@ MODELS = [
 ]
 
 
-def model_of(config: Mapping[str, object], file: str) -> Model:
+def model_of(config: Mapping[str, Any], file: str) -> Model:
     """The model class a config belongs to, by its marker key."""
     marked = [model for model in MODELS if config.get(model.marker)]
     if len(marked) != 1:
@@ -384,7 +388,7 @@ class Release:
     checkpoint_version: str
     keys: Mapping[str, Sequence[str]]
     interleaved: bool | None
-    neutral: Mapping[str, object]
+    neutral: Mapping[str, Any]
 
 
 # Until db9e8745 (2024-05-18) Llama's rope had base 10000 and interleaved pairs, and no key for either.
@@ -398,7 +402,7 @@ RELEASES = {
 # fmt: on
 
 
-def config_for(release: Release, model: Model, facts: Facts, notes: Mapping[str, object]) -> dict[str, object]:
+def config_for(release: Release, model: Model, facts: Facts, notes: Mapping[str, Any]) -> dict[str, Any]:
     """The exact `model_config.json` of a release; refuses what its keys cannot say."""
     if model.kind not in release.keys:
         raise Refusal(f"nanotron {release.name} has no {model.config.name}")

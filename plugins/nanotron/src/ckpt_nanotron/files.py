@@ -12,6 +12,7 @@ for every contiguous chunk. Reading follows these, and never the names.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -332,6 +333,6 @@ def _chunks(native: Native, dim: int) -> list[tuple[int, int]] | None:
         span = extents.setdefault(piece.parameter, [low, high])
         span[0], span[1] = min(span[0], low), max(span[1], high)
     spans = sorted((low, high) for low, high in extents.values())
-    if len(spans) < 2 or any(one[1] > two[0] for one, two in zip(spans, spans[1:], strict=False)):
+    if len(spans) < 2 or any(one[1] > two[0] for one, two in itertools.pairwise(spans)):
         return None
     return [(low, high - low) for low, high in spans]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ckpt_core.architecture import Architecture, Facts, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
@@ -17,7 +18,16 @@ from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.jsonfile import parse_yaml, read_json_object
 from ckpt_nanotron.config import MODELS, Model, model_of
-from ckpt_nanotron.files import CONFIG, METADATA, TRAINING_CONFIG, Files, find_step, masters, optimizer_files, read_files
+from ckpt_nanotron.files import (
+    CONFIG,
+    METADATA,
+    TRAINING_CONFIG,
+    Files,
+    find_step,
+    masters,
+    optimizer_files,
+    read_files,
+)
 
 _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
 
@@ -78,7 +88,7 @@ class Described:
     architecture: Architecture
     interleaved: bool
     release: str
-    notes: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     states: list[FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
@@ -134,12 +144,12 @@ def _described_by_user(step: str, files: Files, request: ReadRequest) -> Describ
     return Described(model, padded, bool(interleaved), release, evidence=["architecture: given with --config"])
 
 
-def _section(value: object, key: str) -> Mapping[str, object]:
+def _section(value: object, key: str) -> Mapping[str, Any]:
     inner = value.get(key) if isinstance(value, Mapping) else None
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _check_twins(config: Mapping[str, object], twin: Mapping[str, object], file: str) -> None:
+def _check_twins(config: Mapping[str, Any], twin: Mapping[str, Any], file: str) -> None:
     """The model config is stored twice; two stories mean that someone edited one of them."""
     problems = Problems(f"{CONFIG} and {TRAINING_CONFIG} describe different models")
     for key in sorted(config.keys() & twin.keys()):
@@ -148,7 +158,7 @@ def _check_twins(config: Mapping[str, object], twin: Mapping[str, object], file:
     problems.raise_any()
 
 
-def _rotary_order(config: Mapping[str, object], request: ReadRequest, evidence: list[str]) -> bool:
+def _rotary_order(config: Mapping[str, Any], request: ReadRequest, evidence: list[str]) -> bool:
     """Whether rotary pairs are interleaved: by the key where there is one, else by the age of the code that wrote it.
 
     Code before September 2024 had no such key and always interleaved. Newer nanotron reads such a config with its
@@ -165,21 +175,21 @@ def _rotary_order(config: Mapping[str, object], request: ReadRequest, evidence: 
     return True
 
 
-def _scale(training: Mapping[str, object], facts: Facts, evidence: list[str]) -> None:
+def _scale(training: Mapping[str, Any], facts: Facts, evidence: list[str]) -> None:
     """Spectral muP divides scores by head_dim, not by its root; only the training config says so."""
     if _section(training, "init_method").get("use_mup"):
         facts["attention.scale"] = 1.0 / facts["attention.head_dim"]
         evidence.append("attention scale: 1/head_dim by model.init_method.use_mup in config.yaml")
 
 
-def _rope_scaling(config: Mapping[str, object], losses: list[Loss]) -> None:
+def _rope_scaling(config: Mapping[str, Any], losses: list[Loss]) -> None:
     if config.get("rope_scaling") is not None:
         losses.append(
             Loss("assumed", f"rope_scaling={json.dumps(config['rope_scaling'])}", "nanotron stores it and computes plain rotary positions")
         )
 
 
-def _tied_head(config: Mapping[str, object], files: Files, facts: Facts, found: Described) -> None:
+def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, found: Described) -> None:
     """Release 0.1 had the key tie_word_embeddings but never tied: a head that is stored is the head that was trained."""
     if config.get("tie_word_embeddings") and "model.lm_head.pp_block.weight" in files.parameters:
         facts["head.tied"] = False

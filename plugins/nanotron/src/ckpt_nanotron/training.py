@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.dtypes import DType
@@ -19,8 +20,8 @@ _STAGE = "Stable Training Stage"
 
 def metadata_json(release: Release, tp: int, sequence_length: int) -> bytes:
     """`checkpoint_metadata.json` of a checkpoint at step 0, with the fields its version knows."""
-    metas: dict[str, object] = {"consumed_train_samples": 0, "last_train_step": 0}
-    body: dict[str, object] = {"dp": 1, "metas": metas, "tp": tp, "version": release.checkpoint_version}
+    metas: dict[str, Any] = {"consumed_train_samples": 0, "last_train_step": 0}
+    body: dict[str, Any] = {"dp": 1, "metas": metas, "tp": tp, "version": release.checkpoint_version}
     if release.checkpoint_version >= "1.3":
         stage = {"name": _STAGE, "start_training_step": 1, "consumed_train_samples": 0}
         metas["data_stages"] = [stage]
@@ -35,7 +36,7 @@ def metadata_json(release: Release, tp: int, sequence_length: int) -> bytes:
 
 def training_yaml(
     release: Release,
-    model_config: Mapping[str, object],
+    model_config: Mapping[str, Any],
     step_folder: str,
     tp: int,
     pp: int,
@@ -49,14 +50,14 @@ def training_yaml(
     newer = release.name != "0.4"
     length = model_config["max_position_embeddings"]
     data = {"dataset": None, "num_loading_workers": 1, "seed": 42}
-    checkpoints: dict[str, object] = {
+    checkpoints: dict[str, Any] = {
         "checkpoint_interval": 1000,
         "checkpoints_path": "checkpoints",
         "checkpoints_path_is_shared_file_system": False,
         "resume_checkpoint_path": None,
         "save_initial_state": False,
     }
-    parallelism: dict[str, object] = {
+    parallelism: dict[str, Any] = {
         "dp": 1,
         "expert_parallel_size": 1,
         "pp": pp,
@@ -66,7 +67,7 @@ def training_yaml(
         "tp_mode": "ALL_REDUCE",
     }
     adam = {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_eps": 1e-8, "torch_adam_is_fused": True}
-    optimizer: dict[str, object] = {
+    optimizer: dict[str, Any] = {
         "accumulate_grad_in_fp32": dtype.torch != "float32",
         "clip_grad": 1.0,
         "learning_rate_scheduler": {
@@ -81,7 +82,7 @@ def training_yaml(
         "weight_decay": 0.01,
         "zero_stage": 0,
     }
-    body: dict[str, object] = {"checkpoints": checkpoints}
+    body: dict[str, Any] = {"checkpoints": checkpoints}
     if newer:
         checkpoints |= {"load_lr_scheduler": False, "load_optimizer": False, "save_final_state": False}
         parallelism |= {"context_parallel_size": 1, "recompute_layer": False, "tp_recompute_allgather": True}

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ckpt_core.architecture import Architecture, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
@@ -92,7 +93,7 @@ def _vocabulary(model: Rewritten, multiple: int) -> Rewritten:
     return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
 
 
-def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, object]) -> bool:
+def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, Any]) -> bool:
     asked = request.options.get("rope_interleaved")
     if release.interleaved is not None:
         if asked is not None and asked != release.interleaved:
@@ -101,7 +102,7 @@ def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, ob
     return bool(hints.get("interleaved", False)) if asked is None else bool(asked)
 
 
-def _choose(release: Release, architecture: Architecture, notes: Mapping[str, object], original: str) -> tuple[Model, dict[str, object]]:
+def _choose(release: Release, architecture: Architecture, notes: Mapping[str, Any], original: str) -> tuple[Model, dict[str, Any]]:
     """The model class that holds the architecture exactly: the source's own if it fits, else the first that does."""
     refusals = []
     # nanotron has one vocabulary size, and it is the padded one
@@ -115,7 +116,7 @@ def _choose(release: Release, architecture: Architecture, notes: Mapping[str, ob
     raise Refusal(f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}", found=str(problem))
 
 
-def _notes(checkpoint: Checkpoint) -> tuple[dict[str, object], list[Loss]]:
+def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Loss]]:
     """Notes as nanotron's strict types take them: one integer for each special token."""
     notes, losses = dict(checkpoint.notes), []
     for name in ("bos", "eos", "pad"):
