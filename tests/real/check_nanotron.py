@@ -93,3 +93,19 @@ def test_the_judge_sees_a_wrong_rotary_order(model: Path, tmp_path: Path, monkey
     logits = judged(tmp_path / "run" / "0", model, 1, 1)
     expected = load_file(model / "expected.safetensors")["logits"]
     assert (logits[..., : expected.shape[-1]] - expected).abs().max() > 0.1
+
+
+def test_nanotron_accepts_the_training_config(model: Path, tmp_path: Path) -> None:
+    """dacite refuses unknown keys at every level; a union of config classes silently falls back to a dict."""
+    convert(model / "hf", tmp_path / "run", to="nanotron", tp=2, options={"target": "0.4"})
+    script = (
+        "import sys, nanotron_stubs; nanotron_stubs.install()\n"
+        "from nanotron.config import get_config_from_file\n"
+        "config = get_config_from_file(sys.argv[1])\n"
+        "print(type(config.model.model_config).__name__, config.model.init_method.path, config.parallelism.tp)"
+    )
+    step = tmp_path / "run" / "0"
+    done = subprocess.run([sys.executable, "-c", script, str(step / "config.yaml")], capture_output=True, text=True, cwd=JUDGE.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = "Starcoder2Config" if model.name.startswith("starcoder2") else "LlamaConfig"
+    assert done.stdout.split() == [expected, str(step), "2"]

@@ -114,4 +114,4 @@ def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
     if checkpoint.architecture.tokens is not None:
         tokens = checkpoint.architecture.tokens
         if tokens.padded_vocabulary > tokens.vocabulary:
-            yield Loss("dropped", f"{tokens.padded_vocabulary - tokens.vocabulary} vocabulary rows", "padding beyond the true vocabulary")
+            yield Loss("dropped", f"{tokens.padded_vocabulary - tokens.vocabulary} rows of the vocabulary", "padding beyond the true vocabulary")
