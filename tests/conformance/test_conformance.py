@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckpt_core.testing import Entry, FormatConformance, Quirks, SafetensorsEntries, example, example_architectures
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(os.environ.get("CKPT_GOLDENS") or Path(__file__).parents[1] / "golden")
 
 
 class OneFilePerShard(SafetensorsEntries):
@@ -39,7 +39,10 @@ class TestIr(FormatConformance):
 class TestHf(FormatConformance):
     format = "hf"
     quirks = Quirks(
-        models={name: example(name) for name in ("llama", "llama-padded", "llama-tied", "qwen", "moe", "moe-mixed", "smollm3", "starcoder2")},
+        models={
+            name: example(name)
+            for name in ("llama", "llama-padded", "llama-tied", "qwen", "moe", "moe-mixed", "smollm3", "starcoder2")
+        },
         configs=("config.json",),
         expresses=("head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.scaling=llama3"),
     )
@@ -49,7 +52,10 @@ class TestNanotron(FormatConformance):
     format = "nanotron"
     # nanotron has no head_dim: hidden = heads * head_dim
     quirks = Quirks(
-        models={name: example(name, hidden=216) for name in ("llama", "llama-padded", "llama-tied", "qwen", "moe", "smollm3", "starcoder2")},
+        models={
+            name: example(name, hidden=216)
+            for name in ("llama", "llama-padded", "llama-tied", "qwen", "moe", "smollm3", "starcoder2")
+        },
         tp=(1, 2, 4),
         pp=(1, 3),
         configs=("0/model_config.json",),

@@ -17,6 +17,7 @@ from ckpt_core.architecture import (
     Activation,
     Architecture,
     Attention,
+    Axis,
     Head,
     LatentAttention,
     Layer,
@@ -31,6 +32,7 @@ from ckpt_core.architecture import (
     Tokens,
     parameters,
 )
+from ckpt_core.errors import CkptError
 from ckpt_core.layout import Layout, SplitError, Table, row
 from ckpt_core.layout.split import shares
 
@@ -189,8 +191,6 @@ def expected_natives(case: Case, layout: Layout, tp: tuple[int, int], ep: tuple[
 
 
 def stacked(parameter: Parameter) -> Parameter:
-    from ckpt_core.architecture import Axis
-
     return replace(parameter, axes=(Axis("l", 2), *parameter.axes))
 
 
@@ -263,16 +263,12 @@ REFUSED: dict[str, tuple[Callable[[], Layout], str]] = {
 
 @pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
 def test_a_row_that_does_not_fit_is_refused(make: Callable[[], Layout], says: str) -> None:
-    from ckpt_core.errors import CkptError
-
     with pytest.raises(CkptError) as caught:
         make().natives()
     assert says in str(caught.value)
 
 
 def test_a_parameter_without_a_row_is_refused_by_name() -> None:
-    from ckpt_core.errors import CkptError
-
     table = Table("layers.{l}", to="layers.{l}", rows=[row("up", "f h", "mlp.up.weight")])
     with pytest.raises(CkptError) as caught:
         Layout([table], model()).natives()
@@ -281,9 +277,7 @@ def test_a_parameter_without_a_row_is_refused_by_name() -> None:
 
 
 def test_two_rows_for_one_tensor_are_refused() -> None:
-    from ckpt_core.errors import CkptError
-
     layout = layout_of(Case(model(), "up", "f h", "mlp.up.weight"))
     layout.tables = [*layout.tables, *layout.tables]
-    with pytest.raises(CkptError, match="two rows claim the native tensor 'layers.0.up'"):
+    with pytest.raises(CkptError, match=r"two rows claim the native tensor 'layers\.0\.up'"):
         layout.natives()

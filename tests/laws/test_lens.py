@@ -95,6 +95,19 @@ def test_a_bare_state_dict_is_read(models: dict, family: str, tmp_path: Path) ->
     assert_same_ir(tmp_path, source)
 
 
+def test_views_of_larger_tensors_are_read(models: dict, tmp_path: Path) -> None:
+    """torch.save keeps strides: elements then lie one by one in the file, near together or far apart."""
+    source = models["llama", "fp32"]
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    views = {}
+    for number, (name, tensor) in enumerate(weights(source).items()):
+        inner = (2, 20, 600)[number % 3]
+        room = torch.full((*tensor.shape, inner), torch.nan)
+        views[name] = room[..., 0].copy_(tensor)
+    torch.save(views, tmp_path / "pytorch_model.bin")
+    assert_same_ir(tmp_path, source)
+
+
 # --- Nanotron ----------------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.packing import numbered, pack, read_back, written
 
-from ckpt_core.architecture import Axis, Parameter
+from ckpt_core.architecture import Architecture, Axis, Parameter
 from ckpt_core.architecture.parameters import head_dim_axis
 from ckpt_core.layout import Layout, SentenceError, Table, parse, row
 from ckpt_core.layout.sentence import expand
@@ -84,12 +84,7 @@ def bound(problem: Problem) -> Layout:
     return layout
 
 
-class _Empty:
-    stacks: dict = {}
-    hidden, tokens, patches, encoder, decoder, head, classifier = 1, None, None, None, None, None, None
-
-
-EMPTY = _Empty()
+EMPTY = Architecture(hidden=1)
 
 
 @settings(max_examples=300)

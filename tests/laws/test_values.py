@@ -193,7 +193,7 @@ MAPS = [(plus_one, 0.25, 1.25), (scale(0.125), 3.0, 0.375), (scale(3.0), -2.0, -
 
 
 @pytest.mark.parametrize(("value_map", "stored", "canonical"), MAPS, ids=lambda value: str(value))
-def test_a_map_and_its_inverse(value_map, stored: float, canonical: float) -> None:  # noqa: ANN001
+def test_a_map_and_its_inverse(value_map, stored: float, canonical: float) -> None:
     values = np.array([stored], np.float32)
     mapped = value_map.apply(values)
     assert mapped.dtype == np.float32

@@ -69,4 +69,9 @@ def auto_config(folder: Path) -> dict[str, object]:
         inert.add("head_dim")  # some classes know the key and others only what it would be
     if held.get("layer_types") is not None:
         inert.add("max_window_layers")  # only a rule for the layer types
+    if held.get("use_sliding_window") is False:
+        inert.add("sliding_window")
+    if "decoder_sparse_step" in held:  # three ways to say which layers have experts
+        dense, step = held.pop("mlp_only_layers"), held.pop("decoder_sparse_step")
+        held["sparse_layers"] = [n for n in range(held["num_hidden_layers"]) if n not in dense and (n + 1) % step == 0]
     return {key: value for key, value in held.items() if key not in inert}

@@ -42,6 +42,7 @@ class Staging:
         self.folder = self.destination + SUFFIX
         self.out = os.path.join(self.folder, "out")
         self._journal_path = os.path.join(self.folder, "journal.jsonl")
+        self._aside = os.path.join(self.folder, "replaced")
         self._head = {"plan": plan_hash, "boot": boot_id()}
         self.done: dict[str, Result] = {}
 
@@ -50,6 +51,8 @@ class Staging:
         self._journal = open(self._journal_path, "a+b", buffering=0)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._journal.fileno()), os.stat(self._journal_path)):
+                raise OSError  # the other one finished, and removed its journal, between our opening and our locking it
         except OSError:
             self._journal.close()
             raise CkptError("another conversion is writing to this destination", file=self.destination, fix="wait for it") from None
@@ -102,7 +105,14 @@ class Staging:
         self._append({name: getattr(result, name) for name in Result.__slots__})
 
     def create(self, files: Iterable[OutputFile]) -> None:
-        """Make every output file at its final size, with the bytes that are known already. Repeating is harmless."""
+        """Make every output file at its final size, with the bytes that are known already. Repeating is harmless.
+
+        If a file that the journal thinks written is not there (it was published already, or removed), all starts over.
+        """
+        files = list(files)
+        if self.done and not all(os.path.isfile(path := self.path(file.path)) and os.path.getsize(path) == file.size for file in files):
+            self._restart()
+            self.done = {}
         for file in files:
             path = self.path(file.path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -122,9 +132,9 @@ class Staging:
     def publish(self, single_file: str | None, overwrite: bool) -> None:
         """Give the output its final name, in one rename; then remove the staging folder."""
         made = self.path(single_file) if single_file else self.out
-        aside = os.path.join(self.folder, "replaced")
         if overwrite and os.path.lexists(self.destination):
-            os.rename(self.destination, aside)
+            _remove(self._aside)  # what a killed run replaced before it published what is replaced now
+            os.rename(self.destination, self._aside)
         elif single_file and os.path.lexists(self.destination):
             raise CkptError("the destination exists", file=self.destination, fix="use --overwrite, or another name")
         os.rename(made, self.destination)
@@ -132,8 +142,18 @@ class Staging:
         shutil.rmtree(self.folder)
 
     def discard(self) -> None:
-        """Remove everything that was written."""
+        """Remove everything that was written; put back what a killed run moved aside and did not replace."""
+        if os.path.lexists(self._aside) and not os.path.lexists(self.destination):
+            os.rename(self._aside, self.destination)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(path: str) -> None:
+    """Remove a file or a folder, if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def sync_file(path: str) -> None:

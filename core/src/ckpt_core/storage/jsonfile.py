@@ -58,7 +58,7 @@ def read_json_object(path: str | os.PathLike) -> dict[str, object]:
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where `1e-5` is a string; training configs mean the number (YAML 1.2)."""
 
-    def compose_node(self, parent, index):  # noqa: ANN001, ANN201  (signature of PyYAML)
+    def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             self._aliases = getattr(self, "_aliases", 0) + 1
             if self._aliases > 1000:
@@ -81,7 +81,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(data: bytes, file: str) -> object:
     """The value of a YAML text, with plain tags only."""
     try:
-        return yaml.load(data.decode("utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader subclass)
+        return yaml.load(data.decode("utf-8"), Loader=_Loader)
     except RecursionError:
         raise FormatError("YAML nested too deeply", file=file) from None
     except (yaml.YAMLError, ValueError) as error:

@@ -57,7 +57,10 @@ class SafetensorsEntries:
             for name in sorted(names):
                 file = os.path.join(root, name)
                 if name.endswith(self._suffix):
-                    found += [Entry(file, key, self.name_of(file, key, folder)) for key in safetensors.read_header(file).tensors]
+                    found += [
+                        Entry(file, key, self.name_of(file, key, folder))
+                        for key in safetensors.read_header(file).tensors
+                    ]
         return found
 
     def remove(self, entry: Entry) -> None:

@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ckpt_core.architecture import Activation, Architecture, Facts, Parameter, PerLayer, architecture_of, dumps, parameters
+from ckpt_core.architecture import (
+    Activation,
+    Architecture,
+    Facts,
+    Parameter,
+    PerLayer,
+    architecture_of,
+    dumps,
+    parameters,
+)
 from ckpt_core.ir.files import ARCHITECTURE, INDEX, NOTES
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.dtypes import DType, dtype_named, encode
@@ -48,7 +57,10 @@ _LLAMA: dict[str, object] = {
 }
 
 _LAYER_NORMS = {**_norms("layer", 1e-5, *_PRE_NORMS), **{f"{name}.bias": True for name in _PRE_NORMS}}
-_BIASES = {f"attention.{part}_bias": True for part in ("q", "k", "v", "out")} | {"mlp.up_bias": True, "mlp.down_bias": True}
+_BIASES = {f"attention.{part}_bias": True for part in ("q", "k", "v", "out")} | {
+    "mlp.up_bias": True,
+    "mlp.down_bias": True,
+}
 _PLAIN_GELU = {"mlp.gated": False, "mlp.activation": Activation.GELU_TANH}
 
 _GPT2: dict[str, object] = {
@@ -104,7 +116,7 @@ _T5_STACK: dict[str, object] = {
 }
 
 _T5: dict[str, object] = {
-    **{path: ABSENT for path in ("attention", "mlp", "final_norm", "layers", "causal")},
+    **dict.fromkeys(("attention", "mlp", "final_norm", "layers", "causal"), ABSENT),
     "kind": "encoder-decoder",
     **{f"encoder.{path}": value for path, value in _T5_STACK.items()},
     **{f"decoder.{path}": value for path, value in _T5_STACK.items()},
@@ -239,7 +251,9 @@ def write_ir(
         INDEX: json.dumps(dict.fromkeys(known, name)),
         NOTES: json.dumps(dict(notes or {})),
     }
-    files = {path: text.encode() for path, text in documents.items()} | {f"sidecars/{p}": data for p, data in (sidecars or {}).items()}
+    files = {path: text.encode() for path, text in documents.items()} | {
+        f"sidecars/{p}": data for p, data in (sidecars or {}).items()
+    }
     for path, data in files.items():
         target = os.path.join(folder, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -73,9 +73,9 @@ class Quirks:
 class Golden:
     """A checkpoint that the framework itself wrote.
 
-        NAME/checkpoint/             the files
-        NAME/expected.safetensors    input_ids [batch, position] and the framework's own logits in float32
-        NAME/case.json               "tp", "pp": its layout; "refused": words of the error where it must be refused
+    NAME/checkpoint/             the files
+    NAME/expected.safetensors    input_ids [batch, position] and the framework's own logits in float32
+    NAME/case.json               "tp", "pp": its layout; "refused": words of the error where it must be refused
     """
 
     folder: Path
@@ -99,4 +99,4 @@ class Golden:
     @property
     def layout(self) -> Layout:
         """The layout it was saved in, as `case.json` says."""
-        return Layout(*(int(self.case.get(name) or 1) for name in ("tp", "pp", "ep")))
+        return Layout(*(int(str(self.case.get(name) or 1)) for name in ("tp", "pp", "ep")))

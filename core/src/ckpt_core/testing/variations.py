@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind, architecture_of, facts_of
-from ckpt_core.architecture.facts import default_of
+from ckpt_core.architecture import (
+    Activation,
+    Architecture,
+    Facts,
+    Layer,
+    PerLayer,
+    RotaryKind,
+    Stack,
+    architecture_of,
+    facts_of,
+)
+from ckpt_core.architecture.serial import field_types, optional_of
 from ckpt_core.errors import CkptError
 from ckpt_core.testing.examples import ABSENT, changed
 
@@ -59,9 +72,15 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
     eps = {f"{norm}.eps" for norm in ("attention.norm", "mlp.norm", "final_norm")} & facts.keys()
     return {
         "layers": {"layers": count + 1},
+        # most frameworks have no head dim apart from hidden / heads
+        "hidden": {"hidden": 2 * facts["hidden"], "attention.head_dim": 2 * facts.get("attention.head_dim", 1)},
+        "attention.heads": {"attention.heads": 2 * facts.get("attention.heads", 1), "hidden": 2 * facts["hidden"]},
         "causal": {"causal": not facts.get("causal")},
         "kind": {"kind": "encoder" if facts["kind"] == "decoder" else "decoder"},
-        "tokens.vocabulary": {"tokens.vocabulary": facts.get("tokens.vocabulary", 9) + 8, "tokens.padded_vocabulary": facts.get("tokens.padded_vocabulary", 9) + 8},
+        "tokens.vocabulary": {
+            "tokens.vocabulary": facts.get("tokens.vocabulary", 9) + 8,
+            "tokens.padded_vocabulary": facts.get("tokens.padded_vocabulary", 9) + 8,
+        },
         "tokens.padded_vocabulary": {"tokens.padded_vocabulary": facts.get("tokens.padded_vocabulary", 9) + 8},
         "tokens.scale": {"tokens.scale": 11.5},
         "tokens.norm": _norm("tokens.norm"),
@@ -69,7 +88,11 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "positions.offset": {"positions.offset": 2, "positions.count": 40},
         "input_norm": _norm("input_norm"),
         "final_norm": {"final_norm": ABSENT},
-        "relative_bias": {"relative_bias.buckets": 26, "relative_bias.max_distance": 64, "relative_bias.bidirectional": False},
+        "relative_bias": {
+            "relative_bias.buckets": 26,
+            "relative_bias.max_distance": 64,
+            "relative_bias.bidirectional": False,
+        },
         "head": {"head": ABSENT},
         "head.tied": {"head.tied": not facts.get("head.tied")},
         "head.bias": {"head.bias": True},
@@ -89,27 +112,52 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "attention.groups": {"attention.groups": 2 * facts.get("attention.groups", 1)},
         "attention.head_dim": {"attention.head_dim": facts.get("attention.head_dim", 2) + 4},
         "attention.scale": {"attention.scale": 0.0625},
-        **{f"attention.{part}_bias": {f"attention.{part}_bias": not facts.get(f"attention.{part}_bias")} for part in ("q", "k", "v", "out")},
+        **{
+            f"attention.{part}_bias": {f"attention.{part}_bias": not facts.get(f"attention.{part}_bias")}
+            for part in ("q", "k", "v", "out")
+        },
         "attention.qkv_bias": {f"attention.{part}_bias": not facts.get("attention.q_bias") for part in ("q", "k", "v")},
-        "attention.bias": {f"attention.{part}_bias": not facts.get("attention.q_bias") for part in ("q", "k", "v", "out")},
+        "attention.bias": {
+            f"attention.{part}_bias": not facts.get("attention.q_bias") for part in ("q", "k", "v", "out")
+        },
         "attention.qk_norm": _norm("attention.qk_norm"),
         "attention.qk_norm_whole": {"attention.qk_norm_whole": True, **_norm("attention.qk_norm")},
         "attention.rotary": {"attention.rotary": ABSENT},
         "attention.rotary?": {"attention.rotary?": _each_layer(count, True)},
-        "attention.rotary? every third": {"attention.rotary?": PerLayer((index + 1) % 3 != 0 for index in range(count))},
+        "attention.rotary? every third": {
+            "attention.rotary?": PerLayer((index + 1) % 3 != 0 for index in range(count))
+        },
         "attention.rotary.theta": {"attention.rotary.theta": 54321.0},
         "attention.rotary.fraction": {"attention.rotary.fraction": 0.56},
         "attention.rotary.scaling=linear": _scaling(RotaryKind.LINEAR, factor=2.5),
         "attention.rotary.scaling=dynamic": _scaling(RotaryKind.DYNAMIC, factor=2.5, max_positions=64),
         "attention.rotary.scaling=yarn": _YARN,
-        "attention.rotary.scaling=yarn, all": _YARN | _scaling(RotaryKind.YARN, attention_factor=1.2, beta_fast=30.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.8, truncate=False),
-        "attention.rotary.scaling=llama3": _scaling(RotaryKind.LLAMA3, factor=8.0, original_positions=32, low_frequency_factor=1.5, high_frequency_factor=4.5),
+        "attention.rotary.scaling=yarn, all": _YARN
+        | _scaling(
+            RotaryKind.YARN,
+            attention_factor=1.2,
+            beta_fast=30.0,
+            beta_slow=2.0,
+            mscale=0.7,
+            mscale_all_dim=0.8,
+            truncate=False,
+        ),
+        "attention.rotary.scaling=llama3": _scaling(
+            RotaryKind.LLAMA3, factor=8.0, original_positions=32, low_frequency_factor=1.5, high_frequency_factor=4.5
+        ),
         "attention.rotary.scaling=longrope": _scaling(
-            RotaryKind.LONGROPE, original_positions=32, short_factors=(1.25,) * pairs, long_factors=(2.5,) * pairs, factor=4.0
+            RotaryKind.LONGROPE,
+            original_positions=32,
+            short_factors=(1.25,) * pairs,
+            long_factors=(2.5,) * pairs,
+            factor=4.0,
         ),
         "attention.rotary.scaling=proportional": _scaling(RotaryKind.PROPORTIONAL, factor=2.0),
         "attention.alibi": {"attention.alibi": True, "attention.rotary": ABSENT},
-        "attention.relative_bias": {f"attention.relative_bias.{name}": value for name, value in (("buckets", 26), ("max_distance", 64), ("bidirectional", False))},
+        "attention.relative_bias": {
+            f"attention.relative_bias.{name}": value
+            for name, value in (("buckets", 26), ("max_distance", 64), ("bidirectional", False))
+        },
         "attention.relative_bias_scale": {"attention.relative_bias_scale": 0.5},
         "attention.window": {"attention.window": 16},
         "attention.window?": {"attention.window": 16, "attention.window?": _each_layer(count, False)},
@@ -125,16 +173,35 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "mlp.bias": {"mlp.up_bias": not facts.get("mlp.up_bias"), "mlp.down_bias": not facts.get("mlp.down_bias")},
         "mlp.out_norm": _norm("mlp.out_norm"),
         "mlp.moe": {"mlp.moe": None, **_MOE},
-        "mlp.moe?": {"mlp.moe?": _each_layer(count, True), "mlp.ffn?": _each_layer(count, False), **_MOE, "mlp.ffn": 56},
+        "mlp.moe?": {
+            "mlp.moe?": _each_layer(count, True),
+            "mlp.ffn?": _each_layer(count, False),
+            **_MOE,
+            "mlp.ffn": 56,
+        },
+        "mlp.moe.experts": {**moe, "mlp.moe.experts": 14},
+        "mlp.moe.ffn": {**moe, "mlp.moe.ffn": 44},
         "mlp.moe.router.normalise": {"mlp.moe.router.normalise": not facts.get("mlp.moe.router.normalise"), **moe},
         "mlp.moe.router.score": {"mlp.moe.router.score": "sigmoid", **moe},
         "mlp.moe.router.scale": {"mlp.moe.router.scale": 2.5, **moe},
         "mlp.moe.router.bias": {"mlp.moe.router.bias": True, **moe},
         "mlp.moe.router.correction_bias": {"mlp.moe.router.correction_bias": True, **moe},
-        "mlp.moe.router.groups": {"mlp.moe.router.groups": 5, "mlp.moe.router.group_top_k": 2, "mlp.moe.router.group_score": "top2", **moe},
-        "mlp.moe.router.top_k": {"mlp.moe.router.top_k": 4, **{path: value for path, value in moe.items() if not path.endswith("top_k")}},
+        "mlp.moe.router.groups": {
+            "mlp.moe.router.groups": 5,
+            "mlp.moe.router.group_top_k": 2,
+            "mlp.moe.router.group_score": "top2",
+            **moe,
+        },
+        "mlp.moe.router.top_k": {
+            "mlp.moe.router.top_k": 4,
+            **{path: value for path, value in moe.items() if not path.endswith("top_k")},
+        },
         "mlp.moe.shared": {"mlp.moe.shared.ffn": 32, **moe},
-        "mlp.moe.shared.gate": {"mlp.moe.shared.gate": not facts.get("mlp.moe.shared.gate"), "mlp.moe.shared.ffn": 28, **moe},
+        "mlp.moe.shared.gate": {
+            "mlp.moe.shared.gate": not facts.get("mlp.moe.shared.gate"),
+            "mlp.moe.shared.ffn": 28,
+            **moe,
+        },
         "parallel": {"parallel": True},
         "shared_norm": {"shared_norm": True, "parallel": True, "mlp.norm": ABSENT},
         "residual_from_norm": {"residual_from_norm": True},
@@ -157,7 +224,19 @@ def variations(base: Architecture) -> dict[str, Variation]:
     return found
 
 
-def off_default(variation: Variation) -> dict[str, object]:
-    """The facts of a variation that are away from the schema's defaults, for error messages."""
-    facts = facts_of(variation.architecture)
-    return {path: facts[path] for path in variation.paths if path in facts and not path.endswith("?") and facts[path] != default_of(path)}
+def names_a_fact(message: str) -> bool:
+    """Whether an error message names any fact of the schema by its path."""
+    return not _all_paths().isdisjoint(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))
+
+
+@functools.cache
+def _all_paths() -> frozenset[str]:
+    return frozenset(path for root in (Architecture, Stack, Layer) for path in _paths_below(root, ""))
+
+
+def _paths_below(cls: type, prefix: str) -> Iterator[str]:
+    for name, annotation in field_types(cls).items():
+        inner, _ = optional_of(annotation)
+        yield f"{prefix}{name}"
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner) and inner is not Stack:
+            yield from _paths_below(inner, f"{prefix}{name}.")

@@ -100,6 +100,8 @@ def read_tensors(folder: str, container: Container) -> tuple[dict[str, StoredTen
         for name, file in weight_map.items():
             if name not in tensors:
                 problems.add(FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file)))
+            elif os.path.basename(tensors[name].file) != file:
+                problems.add(FormatError(f"tensor {name!r} is not where the index says", file=index, found=tensors[name].file, expected=file))
         for name in tensors.keys() - weight_map.keys():
             problems.add(FormatError(f"tensor {name!r} is not in the index", file=tensors[name].file))
     problems.raise_any()

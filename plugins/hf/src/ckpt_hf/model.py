@@ -52,16 +52,16 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
 def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, object], str]:
     """The HF state dict of a checkpoint as torch tensors, its config, and its commonest dtype by torch's name."""
     import torch
-    from ckpt_core.engine.assembly import Source, tile_view
+
+    from ckpt_core.engine.assembly import Block, Source, flat_tile, tile_view
     from ckpt_core.engine.plan import Delivery, storage_dtype
     from ckpt_core.engine.transfer import stored_values
-    from ckpt_core.engine.assembly import Block, flat_tile
     from ckpt_core.layout import Layout
     from ckpt_core.storage.tensor import contiguous_strides
 
     fit = choose(checkpoint)
     model = fit.model
-    natives = [native for native in Layout(fit.family.tables[0], model.architecture).natives().values() if not native.row.copy]
+    natives = [native for native in Layout(fit.tables, model.architecture).natives().values() if not native.row.copy]
     source = Source(checkpoint.files)
     state: dict[str, torch.Tensor] = {}
     names: list[str] = []

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.engine.assembly import Assembler, Shard
 from ckpt_core.errors import CkptError, FormatError, did_you_mean
-from ckpt_core.layout import Layout, Table, account
+from ckpt_core.layout import Layout, account
+from ckpt_core.layout.table import matches
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_hf.config import BY_TYPE, Family
+from ckpt_hf.common import Family, Tables
+from ckpt_hf.config import BY_TYPE
 from ckpt_hf.files import CONFIG, container_of, read_tensors, read_weights, sidecars
 
 
@@ -60,11 +63,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
     tensors, states = _tensors(path, folder)
-    tables = _matching(family, tensors, architecture)
+    arrangement = family.arranged_by(config)
+    tables = _matching(family.tables_for(arrangement), tensors, architecture)
+    leftovers = family.leftovers(architecture)
     layout = Layout(tables, architecture)
     natives = layout.natives()
     assembler = Assembler(layout.parameters, folder)
-    for problem in account(natives, tables, tensors, folder):
+    for problem in account(natives, [*tables, leftovers], tensors, folder):
         assembler.problems.add(problem)
     for name, native in natives.items():
         if name in tensors:
@@ -78,8 +83,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=notes,
         sidecars=sidecars(folder),
         parallel={},
-        hints={"model_type": family.model_type},
+        hints={"model_type": family.model_type, "arrangement": arrangement},
         evidence=[f"{family.class_name} by model_type={family.model_type!r}"],
+        losses=[
+            Loss("dropped", dropped.native, dropped.why)
+            for dropped in leftovers.drops
+            if any(matches(dropped.native, name) for name in tensors.keys() - natives.keys())
+        ],
     )
     return original_of(checkpoint, folder)
 
@@ -93,8 +103,8 @@ def _tensors(path: str, folder: str) -> tuple[dict[str, StoredTensor], list[File
     return read_tensors(folder, container)
 
 
-def _matching(family: Family, tensors: dict[str, StoredTensor], architecture: Architecture) -> tuple[Table, ...]:
-    """The family's tables that fit the names found: experts are saved one by one, or fused by a bare state dict."""
-    if len(family.tables) == 1:
-        return family.tables[0]
-    return max(family.tables, key=lambda tables: len(Layout(tables, architecture).natives().keys() & tensors.keys()))
+def _matching(spellings: Sequence[Tables], tensors: dict[str, StoredTensor], architecture: Architecture) -> Tables:
+    """The tables that fit the names found: experts are saved one by one, or fused by a bare state dict."""
+    if len(spellings) == 1:
+        return spellings[0]
+    return max(spellings, key=lambda tables: len(Layout(tables, architecture).natives().keys() & tensors.keys()))

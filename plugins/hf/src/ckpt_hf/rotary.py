@@ -8,6 +8,7 @@ silently takes theta = 10000, so both forms are written; where a file has both, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ckpt_core.architecture import Facts, RotaryKind
 from ckpt_core.architecture.schema import SCALING_FIELDS
@@ -35,71 +36,89 @@ _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _DEFAULT_ORIGINAL = {RotaryKind.LLAMA3, RotaryKind.YARN, RotaryKind.LONGROPE}
 
 
-def rotary_keys(path: str = "attention.rotary", *, default_theta: float = 10000.0, always: bool = True) -> Custom:
-    """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates."""
+def rotary_keys(
+    path: str = "attention.rotary",
+    *,
+    default_theta: float = 10000.0,
+    always: bool = True,
+    partial: float | None = None,
+    theta_key: str = "rope_theta",
+    fraction_key: str = "partial_rotary_factor",
+) -> Custom:
+    """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
-    def read(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
-        four, five = _version4(config, default_theta), _version5(config, default_theta)
-        if four is not None and five is not None and four != five:
+    `partial`: the fraction of a head that the class rotates where no key says it. Most classes have no such key and
+    rotate whole heads whatever it says; they get None.
+    """
+    outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
+    known = dict.fromkeys([*outside, *outside.values()])
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        flat = {common: _agreed(config, common, key) for common, key in outside.items()}
+        given = {key: value for key, value in flat.items() if value is not None}
+        scaling, parameters = (_object(config.get(key), key) for key in ("rope_scaling", "rope_parameters"))
+        four = {**(scaling or {}), **given} if scaling is not None or given else None
+        five = {**given, **parameters} if parameters is not None else None
+        readings = [_facts(one, config, default_theta, partial) for one in (four, five) if one is not None]
+        if len(readings) == 2 and readings[0] != readings[1]:
             raise CkptError(
-                "rope_parameters and rope_theta/rope_scaling disagree",
-                found=f"transformers 5 reads {five}, transformers 4 reads {four}",
+                f"rope_parameters and {theta_key}/rope_scaling disagree",
+                found=f"transformers 5 reads {readings[1]}, transformers 4 reads {readings[0]}",
                 fix="delete the wrong one from config.json",
             )
-        for name, value in (five or four or {"theta": default_theta, "fraction": 1.0}).items():
+        for name, value in (readings or [_facts({}, config, default_theta, partial)])[0].items():
             facts[f"{path}.{name}"] = value
 
-    def write(facts: Facts, notes: Mapping[str, object], config: dict[str, object]) -> None:
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         theta = uniform(facts, f"{path}.theta")
         if theta is None and always:
-            raise Refusal("it always rotates", found="no rotary positions")
+            raise Refusal("it always rotates", found=f"no {path}: no rotary positions")
         if theta is None:
             return
         fraction, kind = uniform(facts, f"{path}.fraction"), uniform(facts, f"{path}.scaling.kind")
-        scaling: dict[str, object] = {} if kind is None else {"rope_type": str(kind)}
+        if partial is None and fraction != 1.0:
+            raise Refusal("it always rotates whole heads", found=f"{path}.fraction = {fraction}")
+        if kind is RotaryKind.PROPORTIONAL and fraction != 1.0:
+            raise Refusal("transformers then rotates whole heads", found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}")
+        scaling: dict[str, Any] = {} if kind is None else {"rope_type": str(kind)}
         for name, key in _NAMES.items():
             value = uniform(facts, f"{path}.scaling.{name}")
             if value is not None:
                 scaling[key] = list(value) if isinstance(value, tuple) else value
-        config["rope_theta"] = theta
+        config[theta_key] = theta
         config["rope_scaling"] = scaling or None
         config["rope_parameters"] = {"rope_type": "default", **scaling, "rope_theta": theta}
-        if fraction != 1.0:
-            config["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"] = fraction
+        if partial is not None:
+            config[fraction_key] = config["rope_parameters"]["partial_rotary_factor"] = fraction
 
-    keys = ["rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"]
-    return custom(keys, [f"{path}.*"], read=read, write=write)
-
-
-def _version4(config: Mapping[str, object], default_theta: float) -> dict[str, object] | None:
-    theta, scaling = config.get("rope_theta"), config.get("rope_scaling")
-    if theta is None and scaling is None:
-        return None
-    given = {"rope_theta": theta, "partial_rotary_factor": config.get("partial_rotary_factor")}
-    return _facts({**(_object(scaling, "rope_scaling") or {}), **{k: v for k, v in given.items() if v is not None}}, config, default_theta)
+    return custom([*known, "rope_scaling", "rope_parameters"], [f"{path}.*"], read=read, write=write)
 
 
-def _version5(config: Mapping[str, object], default_theta: float) -> dict[str, object] | None:
-    given = _object(config.get("rope_parameters"), "rope_parameters")
-    if given is None:
-        return None
-    outside = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    return _facts({**outside, **given}, config, default_theta)
+def _agreed(config: Mapping[str, Any], common: str, own: str) -> object:
+    """The value of a key that a class calls by a name of its own; transformers 4 saved both."""
+    values = {key: config[key] for key in dict.fromkeys((own, common)) if config.get(key) is not None}
+    if len(values) == 2 and len({float(_number(value, key)) for key, value in values.items()}) > 1:
+        raise CkptError(f"keys {own!r} and {common!r} disagree", found=str(values))
+    return next(iter(values.values()), None)
 
 
-def _object(value: object, key: str) -> dict[str, object] | None:
+def _object(value: object, key: str) -> dict[str, Any] | None:
     if value is None or isinstance(value, dict):
         return value
     raise CkptError(f"key {key!r} is not an object", found=repr(value)[:60])
 
 
-def _facts(given: Mapping[str, object], config: Mapping[str, object], default_theta: float) -> dict[str, object]:
+def _facts(given: Mapping[str, Any], config: Mapping[str, Any], default_theta: float, partial: float | None) -> dict[str, Any]:
     """The facts below `rotary` that one flat set of rotary parameters says."""
     kind = given.get("rope_type", given.get("type", "default"))
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "theta": _number(given.get("rope_theta", default_theta), "rope_theta"),
-        "fraction": _number(given.get("partial_rotary_factor", 1.0), "partial_rotary_factor"),
+        "fraction": _number(given.get("partial_rotary_factor", 1.0 if partial is None else partial), "partial_rotary_factor"),
     }
+    if partial is None and facts["fraction"] != 1.0:
+        raise CkptError(
+            "this class rotates whole heads, and ignores partial_rotary_factor", found=facts["fraction"], fix="delete the key from config.json"
+        )
     if kind != "default" and kind not in set(RotaryKind):
         raise CkptError("unknown rope_type", found=kind, expected=", ".join(["default", *RotaryKind]))
     known = {key for name, key in _NAMES.items() if kind != "default" and name in frozenset().union(*SCALING_FIELDS[RotaryKind(kind)])}
@@ -108,15 +127,21 @@ def _facts(given: Mapping[str, object], config: Mapping[str, object], default_th
             raise CkptError(f"unknown rotary parameter {key!r} for rope_type={kind}", fix=did_you_mean(key, known))
     if kind == "default":
         return facts
+    if RotaryKind(kind) is RotaryKind.PROPORTIONAL and facts["fraction"] != 1.0:
+        raise CkptError("partial_rotary_factor is not supported for rope_type=proportional", found=facts["fraction"])
     facts["scaling.kind"] = RotaryKind(kind)
     for name, key in _NAMES.items():
         value = given.get(key)
         if value is not None:
             facts[f"scaling.{name}"] = _scaling_value(name, value, key)
-    if RotaryKind(kind) in _DEFAULT_ORIGINAL and "scaling.original_positions" not in facts and config.get("max_position_embeddings"):
-        facts["scaling.original_positions"] = config.get("original_max_position_embeddings", config["max_position_embeddings"])
+    positions = config.get("max_position_embeddings")
+    if RotaryKind(kind) in _DEFAULT_ORIGINAL and "scaling.original_positions" not in facts and positions:
+        facts["scaling.original_positions"] = config.get("original_max_position_embeddings", positions)
     if RotaryKind(kind) is RotaryKind.DYNAMIC:
-        facts["scaling.max_positions"] = config.get("max_position_embeddings")
+        facts["scaling.max_positions"] = positions
+    if RotaryKind(kind) is RotaryKind.LONGROPE and "scaling.factor" not in facts and positions:
+        # transformers stretches by the ratio of the two lengths where no factor is given
+        facts["scaling.factor"] = _number(positions, "max_position_embeddings") / int(facts["scaling.original_positions"])
     return facts
 
 

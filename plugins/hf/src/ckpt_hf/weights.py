@@ -1,8 +1,8 @@
-"""Which tensor of a transformers model holds which parameter, family by family.
+"""The tables that families share: which tensor of a transformers model holds which parameter.
 
 Names are those on disk, which transformers keeps stable while its in-memory modules change (version 5 fuses
 experts in memory, and still saves them one by one). Weights are `[out, in]`; rotary pairs are half-split, the
-canonical order, so no sentence here permutes a head.
+canonical order, except where a sentence says (e c).
 """
 
 from __future__ import annotations
@@ -42,35 +42,26 @@ LAYER = Table("model.layers.{l}", to="layers.{l}", rows=[
 
 LLAMA = (MODEL, LAYER)
 
-QWEN2_MOE = (MODEL, LAYER.extend(
-    row("mlp.gate.weight",                    "x h", "mlp.router.weight"),
-    row("mlp.experts.{x}.gate_proj.weight",   "f h", "mlp.experts.gate.weight"),
-    row("mlp.experts.{x}.up_proj.weight",     "f h", "mlp.experts.up.weight"),
-    row("mlp.experts.{x}.down_proj.weight",   "h f", "mlp.experts.down.weight"),
-    row("mlp.shared_expert.gate_proj.weight", "f h", "mlp.shared.gate.weight"),
-    row("mlp.shared_expert.up_proj.weight",   "f h", "mlp.shared.up.weight"),
-    row("mlp.shared_expert.down_proj.weight", "h f", "mlp.shared.down.weight"),
-    row("mlp.shared_expert_gate.weight",      "1 h", "mlp.shared_gate.weight"),
-))
+# The MLP rows of a layer, for families that name them otherwise.
+MLP = tuple(f"mlp.{part}_proj.{kind}" for part in ("gate", "up", "down") for kind in ("weight", "bias"))
+
+LAYER_NORM_BIASES = (
+    row("input_layernorm.bias",          "h", "attention.norm.bias"),
+    row("post_attention_layernorm.bias", "h", "mlp.norm.bias"),
+)
+MODEL_WITH_BIAS = MODEL.extend(row("model.norm.bias", "h", "final_norm.bias"))
+
+EXPERTS = (
+    row("mlp.gate.weight",                  "x h", "mlp.router.weight"),
+    row("mlp.experts.{x}.gate_proj.weight", "f h", "mlp.experts.gate.weight"),
+    row("mlp.experts.{x}.up_proj.weight",   "f h", "mlp.experts.up.weight"),
+    row("mlp.experts.{x}.down_proj.weight", "h f", "mlp.experts.down.weight"),
+)
 
 # What transformers 5 holds in memory, and what a bare state dict of it therefore looks like.
-QWEN2_MOE_FUSED = (MODEL, QWEN2_MOE[1].without(
-    "mlp.experts.{x}.gate_proj.weight", "mlp.experts.{x}.up_proj.weight", "mlp.experts.{x}.down_proj.weight",
-).extend(
+FUSED_EXPERTS = (
+    row("mlp.gate.weight",          "x h",                 "mlp.router.weight"),
     row("mlp.experts.gate_up_proj", "x ((gate + up) f) h", "mlp.experts.{part}.weight"),
     row("mlp.experts.down_proj",    "x h f",               "mlp.experts.down.weight"),
-))
-
-STARCODER2 = (MODEL.extend(
-    row("model.norm.bias", "h", "final_norm.bias"),
-), LAYER.without(
-    "mlp.gate_proj.weight", "mlp.gate_proj.bias", "mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias",
-).extend(
-    row("input_layernorm.bias",          "h",   "attention.norm.bias"),
-    row("post_attention_layernorm.bias", "h",   "mlp.norm.bias"),
-    row("mlp.c_fc.weight",               "f h", "mlp.up.weight"),
-    row("mlp.c_fc.bias",                 "f",   "mlp.up.bias"),
-    row("mlp.c_proj.weight",             "h f", "mlp.down.weight"),
-    row("mlp.c_proj.bias",               "h",   "mlp.down.bias"),
-))
+)
 # fmt: on

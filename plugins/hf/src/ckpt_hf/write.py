@@ -12,26 +12,28 @@ from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal, UsageError
 from ckpt_core.layout import Layout
 from ckpt_core.plugins import WriteRequest
-from ckpt_core.sizes import parse_size
 from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
-from ckpt_hf.config import FAMILIES, Family
+from ckpt_core.sizes import parse_size
+from ckpt_hf.common import Family, Tables
+from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A family that holds a model exactly: the model as it is written there, and the config that says so."""
+    """A family that holds a model exactly: the model as it is written there, the config that says so, and its tensors."""
 
     family: Family
     model: Model
     config: dict[str, object]
+    tables: Tables
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold."""
     fit = choose(checkpoint, str(request.options.get("hf_class") or ""))
     model = fit.model
-    layout = Layout(fit.family.tables[0], model.architecture)
+    layout = Layout(fit.tables, model.architecture)
     natives = [
         (native, storage_dtype(native, model.tensors, request.dtype)) for native in layout.natives().values() if not native.row.copy
     ]
@@ -59,8 +61,8 @@ def choose(checkpoint: Checkpoint, wanted: str = "") -> Fit:
         families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
         if not families:
             raise UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(family.class_name for family in FAMILIES))
-    original = checkpoint.hints_for("hf").get("model_type")
-    families.sort(key=lambda family: family.model_type != original)
+    hints = checkpoint.hints_for("hf")
+    families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     tokens = checkpoint.architecture.tokens
     model = Model(checkpoint.architecture, checkpoint.tensors)
     if tokens is not None:
@@ -69,23 +71,28 @@ def choose(checkpoint: Checkpoint, wanted: str = "") -> Fit:
     for variant in _variants(model):
         for family in families:
             try:
-                return Fit(family, variant, _config(family, variant, checkpoint.notes))
+                config = _config(family, variant, checkpoint.notes)
             except (Refusal, ProblemsFound) as problem:
                 refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
-    _, family, problem = min(refusals, key=lambda refusal: refusal[0])
+                continue
+            arrangement = family.arranged_by(hints.get("arrangement") or {})
+            return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0])
+    _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])
     if len(families) == 1:
-        raise problem
+        raise lack
     raise Refusal(
-        f"no transformers class holds this architecture exactly; the nearest is {family.class_name}",
-        found=str(problem),
+        f"no transformers class holds this architecture exactly; the nearest is {nearest.class_name}",
+        found=str(lack),
         fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
     )
 
 
 def _variants(model: Model) -> Iterator[Model]:
     """The model, and what it becomes by rewrites that change no output."""
+    yield model
     folded = folded_attention_scale(model)
-    yield folded
+    if folded is not model:
+        yield folded
     # SmolLM3 has attention biases on all four projections or on none.
     biased = map_layers(
         folded.architecture,

@@ -144,9 +144,10 @@ def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tu
         if set(header.tensors) - {"_no_weight_decay"} != {"data"}:
             raise FormatError("a nanotron file holds one tensor called data", file=path, found=", ".join(sorted(header.tensors)))
     path, match, header = headers[0]
-    if match["tp"] is None:
+    whole = [p for p, m, _ in headers if m["tp"] is None]
+    if whole:
         if len(headers) > 1:
-            raise FormatError(f"{name} is stored whole and in shards", file=path, fix="remove the stale files")
+            raise FormatError(f"{name} is stored whole and in shards", file=whole[0], fix="remove the stale files")
         data = header.tensors["data"]
         return Stored(data.shape, [Shard((0,) * len(data.shape), data)], [(0, 0)]), ""
     numbers = {(int(m["tps"]), int(m["pps"]), int(m["pp"])) for _, m, _ in headers}
@@ -186,6 +187,8 @@ def parse_shape(text: str, path: str) -> tuple[int, ...]:
 def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: str) -> list[Shard]:
     """The parts of a stored shard and where they begin in the whole, from `local_global_slices_pairs`."""
     shards = []
+    if not text:
+        raise FormatError("a shard without local_global_slices_pairs", file=path, expected="where its parts lie in the whole parameter")
     for pair in text.split(";"):
         local_text, mark, global_text = pair.partition("#")
         local = [_slice(part, path) for part in local_text.split("|")]

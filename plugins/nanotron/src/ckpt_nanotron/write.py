@@ -107,7 +107,7 @@ def _choose(release: Release, architecture: Architecture, notes: Mapping[str, An
     refusals = []
     # nanotron has one vocabulary size, and it is the padded one
     stored = replace(architecture, tokens=replace(architecture.tokens, vocabulary=architecture.tokens.padded_vocabulary))
-    for model in sorted(MODELS, key=lambda model: model.kind != original):
+    for model in sorted((model for model in MODELS if model.kind in release.keys), key=lambda model: model.kind != original):
         try:
             return model, config_for(release, model, facts_of(stored), notes)
         except (Refusal, ProblemsFound) as problem:

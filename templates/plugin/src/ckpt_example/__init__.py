@@ -11,7 +11,9 @@ from ckpt_core.plugins import FormatInfo, ReadRequest, WriteRequest, hookimpl
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
-    return FormatInfo("example", "the Example framework: a safetensors file per rank", families=("ExampleModel",), parallel=("tp",))
+    return FormatInfo(
+        "example", "the Example framework: a safetensors file per rank", families=("ExampleModel",), parallel=("tp",)
+    )
 
 
 @hookimpl

@@ -1,0 +1,62 @@
+"""Console blocks of the documentation, run for real.
+
+A block of language `console` holds commands after `$ ` and what they print. All blocks of a page run in one
+temporary folder, in which `tests` is the repository's, and see the formats of `FORMATS`, whatever else is installed. What differs from run to run (times, hashes of plans) is
+compared by its form alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FORMATS = "hf,ir,nanotron"
+_BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+_VARIABLE = [
+    (re.compile(r"[\d.]+ s, [\d.]+ [kMG]?B/s"), "0.1 s, 1 MB/s"),
+    (re.compile(r"^(plan +)[0-9a-f]{64}$", re.MULTILINE), r"\g<1>" + "0" * 64),
+]
+
+
+def normalised(text: str) -> str:
+    """A page with everything that differs from run to run made equal."""
+    for pattern, form in _VARIABLE:
+        text = pattern.sub(form, text)
+    return text
+
+
+def executed(page: str) -> str:
+    """A page with the output of each of its commands as it is now."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(ROOT / "tests", os.path.join(folder, "tests"))
+        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder)}```", page)
+
+
+def _run_all(block: str, folder: str) -> str:
+    lines: list[str] = []
+    for line in block.splitlines():
+        if lines and lines[-1].endswith("\\") and (lines[-1].startswith("$ ") or lines[-1].startswith("    ")):
+            lines.append(line)  # a command goes on
+        elif line.startswith("$ "):
+            lines.append(line)
+    printed, command = [], ""
+    for line in lines:
+        printed.append(line)
+        command += line.removeprefix("$ ") if not command else "\n" + line
+        if not line.endswith("\\"):
+            printed += _run(command, folder).splitlines()
+            command = ""
+    return "\n".join(printed) + "\n"
+
+
+def _run(command: str, folder: str) -> str:
+    """What a command prints: stdout, and where it fails stderr too."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "CKPT_PLUGINS": FORMATS, "COLUMNS": "120", "NO_COLOR": "1"}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    return done.stdout + (done.stderr if done.returncode else "")

@@ -1,0 +1,383 @@
+"""Writes the generated sections of the documentation: `python docs/generate.py`.
+
+`--check` only compares; `--console` also runs the commands in console blocks and writes what they print.
+A section stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `SECTIONS`, with an
+argument after a space (`file templates/plugin/README.md`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import console
+
+from ckpt_core import architecture as schema
+from ckpt_core.architecture import Architecture, parameters
+from ckpt_core.architecture.schema import Pooling
+from ckpt_core.architecture.serial import field_types
+from ckpt_core.cli.main import cli
+from ckpt_core.layout import Config, Drop, Row, Table
+from ckpt_core.layout import fields as config_lines
+from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.request import option_table
+from ckpt_core.testing import example, example_architectures, variations
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs"
+IN_REPOSITORY = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+FIRST_PARTY = [name for name in IN_REPOSITORY if name in format_names()]
+MISSING = sorted({*IN_REPOSITORY} - {*FIRST_PARTY})
+_SECTION = re.compile(r"(<!-- generated: (?P<name>[\w-]+)(?: (?P<argument>[^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown"}
+
+
+def rendered(text: str) -> str:
+    """A page with its generated sections as they should be."""
+
+    def fill(match: re.Match[str]) -> str:
+        arguments = [match["argument"]] if match["argument"] else []
+        return f"{match[1]}\n{SECTIONS[match['name']](*arguments).strip()}\n\n{match[4]}"
+
+    return _SECTION.sub(fill, text)
+
+
+def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [list(titles), *([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def code(text: object) -> str:
+    """Text as code; nothing for nothing."""
+    return f"`{text}`" if str(text) else ""
+
+
+# Formats
+
+
+def formats() -> str:
+    """One line per format."""
+    rows = []
+    for name in ["ir", *FIRST_PARTY]:
+        info, distribution = require(name).info, require(name).distribution.partition(" ")[0]
+        parallel = " ".join(f"`--{size}`" for size in info.parallel)
+        directions = ", ".join(word for word, can in (("read", info.reads), ("write", info.writes)) if can)
+        rows.append((code(name), code(distribution), directions, parallel, info.summary))
+    return table(("format", "distribution", "can", "layouts", "what it is"), rows)
+
+
+def format_details() -> str:
+    """Options, families, config keys and rows of every first-party plugin."""
+    return "\n\n".join(_format_page(name) for name in ["ir", *FIRST_PARTY])
+
+
+def _format_page(name: str) -> str:
+    info = require(name).info
+    parts = [f"## {name}", f"Families: {', '.join(code(family) for family in info.families)}."]
+    options = [
+        (code(n), code(values), code(default), help_) for n, values, default, help_ in option_table(info.options)
+    ]
+    if options:
+        sides = {
+            option.name: {"read": "reading", "write": "writing"}.get(option.side, "both") for option in info.options
+        }
+        parts += ["### Options of " + name, table(("`-o`", "values", "default", "side", "what it does"),
+                  [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
+    modules = list(_modules("ckpt_core.ir" if name == "ir" else f"ckpt_{name}"))
+    parts += _configs(modules, name)
+    parts += _tables(modules, name)
+    return "\n\n".join(parts)
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    """The modules of a plugin that hold tables: weights first, since other modules vary those."""
+    root = importlib.import_module(package)
+    names = sorted(found.name for found in pkgutil.walk_packages(root.__path__, f"{package}."))
+    for name in sorted(names, key=lambda name: not name.endswith(".weights")):
+        yield importlib.import_module(name)
+
+
+def _inside(value: object, label: str) -> Iterator[tuple[str, Config | Table]]:
+    """The config and tensor tables in a value, with the name that a reader knows them by."""
+    if isinstance(value, Config | Table):
+        yield label, value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _inside(item, label)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        config = getattr(value, "config", None)
+        for field in dataclasses.fields(value):
+            yield from _inside(getattr(value, field.name), config.name if isinstance(config, Config) else label)
+
+
+def _found(modules: Iterable[ModuleType]) -> Iterator[tuple[str, Config | Table]]:
+    for module in modules:
+        for variable, value in vars(module).items():
+            if not variable.startswith("_"):
+                yield from _inside(value, variable)
+
+
+def _configs(modules: list[ModuleType], name: str) -> list[str]:
+    """The config tables of a plugin; each after the first shows where it differs from the one it was made from."""
+    found = list({id(value): value for _, value in _found(modules) if isinstance(value, Config)}.values())
+    parts = [f"### Config keys of {name}"] if found else []
+    for index, config in enumerate(found):
+        base = max(found[:index], key=lambda other: _shared(config, other), default=None)
+        if base is None or _shared(config, base) < len(base.entries) // 3:
+            parts += [f"**{config.name}**", _config_table(config.entries)]
+            continue
+        known = {id(entry) for entry in base.entries}
+        mine = {key for entry in config.entries for key in entry.keys}
+        gone = sorted({key for entry in base.entries for key in entry.keys} - mine)
+        said = [entry for entry in config.entries if id(entry) not in known]
+        parts += [f"**{config.name}**: as {base.name}{_without(gone)}{', and' if said else ''}"]
+        parts += [_config_table(said)] if said else []
+    return parts
+
+
+def _without(names: Iterable[str]) -> str:
+    listed = ", ".join(map(code, names))
+    return f", without {listed}" if listed else ""
+
+
+def _shared(one: Config, two: Config) -> int:
+    return len({id(entry) for entry in one.entries} & {id(entry) for entry in two.entries})
+
+
+def _config_table(entries: Iterable[config_lines.Entry]) -> str:
+    ignored: dict[str, list[str]] = {}
+    rows = []
+    for entry in entries:
+        if isinstance(entry, config_lines.Ignore):
+            ignored.setdefault(entry.why, []).append(code(entry.key))
+        else:
+            rows.append(_config_row(entry))
+    return table(("key", "says"), [*rows, *((", ".join(keys), f"ignored: {why}") for why, keys in ignored.items())])
+
+
+def _config_row(entry: config_lines.Entry) -> tuple[str, str]:
+    keys, claims = ", ".join(map(code, entry.keys)), ", ".join(map(code, entry.claims))
+    match entry:
+        case config_lines.Field(default=default):
+            if isinstance(default, config_lines.SameAs):
+                return keys, f"{claims}; by default that of `{default.key}`"
+            return keys, claims if default is config_lines.REQUIRED else f"{claims}; by default `{default}`"
+        case config_lines.Fixed(value=value):
+            return "", f"{claims} is always `{value}`"
+        case config_lines.Const(value=value, written=written):
+            return keys, f"always `{value}`" + ("" if written else ", or absent")
+        case config_lines.Note(name=name):
+            return keys, f"note `{name}`"
+    return keys, claims
+
+
+def _tables(modules: list[ModuleType], name: str) -> list[str]:
+    """The tensor tables of a plugin; a variant shows where it differs from the table it was made from."""
+    found: dict[Table, str] = {}
+    for label, one in _found(modules):
+        if isinstance(one, Table):
+            found.setdefault(one, label)
+    parts = [f"### Tensors of {name}"] if found else []
+    shown: list[Table] = []
+    for one, label in found.items():
+        below = f", below `{one.native}`" * bool(one.native) + f", for `{one.to}`" * bool(one.to)
+        like = [other for other in shown if (other.native, other.to) == (one.native, one.to)]
+        base = max(like, key=lambda other: len({*other.rows} & {*one.rows}), default=None)
+        shown.append(one)
+        if base is None or 2 * len({*base.rows} & {*one.rows}) < len(base.rows):
+            parts += [f"`{label}`{below}:", _row_table(one.rows, one.drops)]
+            continue
+        mine = {r.native for r in one.rows}
+        rows, drops = [r for r in one.rows if r not in base.rows], [d for d in one.drops if d not in base.drops]
+        gone = _without(r.native for r in base.rows if r.native not in mine)
+        parts += [f"`{label}`{below}: as `{found[base]}`{gone}{', and' if rows or drops else ''}"]
+        parts += [_row_table(rows, drops)] if rows or drops else []
+    return parts
+
+
+def _row_table(rows: Iterable[Row], drops: Iterable[Drop]) -> str:
+    cells = [(code(r.native), code(r.sentence), code(r.canonical), _row_rest(r)) for r in rows]
+    cells += [(code(dropped.native), "", "", f"dropped: {dropped.why}") for dropped in drops]
+    return table(("native", "layout of one rank", "canonical", ""), cells)
+
+
+def _row_rest(row: Row) -> str:
+    said = [f"{dimension}=`{axes}`" for dimension, axes in row.splits]
+    said += [f"when `{row.when}`"] * bool(row.when) + [f"via `{row.via}`"] * (row.via is not None)
+    said += [f"always {row.dtype}"] * (row.dtype is not None) + ["a copy, may be absent"] * row.copy
+    return ", ".join(said)
+
+
+# The intermediate representation
+
+
+def canonical_parameters() -> str:
+    """Every canonical parameter that any architecture can have, in the order of the forward pass."""
+    axes: dict[tuple[str, str], dict[str, None]] = {}
+    before: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    for architecture in _many_architectures():
+        previous = None
+        for name, parameter in parameters(architecture).items():
+            key = _group(name, architecture), re.sub(r"^(?:encoder|decoder)\.|(?<=layers\.)\d+", _placeholder, name)
+            axes.setdefault(key, {})[" ".join(axis.name for axis in parameter.axes)] = None
+            if previous is not None and previous != key and previous[0] == key[0]:
+                before.setdefault(key, {})[previous] = None
+            previous = key
+    order = {key: place for place, key in enumerate(_ordered(axes, before))}
+    parts = []
+    for group in _GROUPS:
+        rows = [
+            (code(key[1]), " or ".join(map(code, axes[key])))
+            for key in sorted(axes, key=order.__getitem__)
+            if key[0] == group
+        ]
+        parts += [f"{group}:", table(("parameter", "axes"), rows)]
+    return "\n\n".join(parts)
+
+
+_GROUPS = ("Before the layers", "Attention", "Latent attention", "MLP", "After the layers")
+
+
+def _placeholder(match: re.Match[str]) -> str:
+    return "{l}" if match[0].isdigit() else ""
+
+
+def _group(name: str, architecture: Architecture) -> str:
+    latent = any(layer.latent_attention for stack in architecture.stacks.values() for layer in stack.layers)
+    for part, group in ((".cross_attention.", ""), (".attention.", "Attention"), (".mlp.", "MLP")):
+        if part in name:
+            return "Latent attention" if latent and group == "Attention" else group
+    return (
+        "After the layers"
+        if re.match(r"(encoder\.|decoder\.)?(final_norm|head|classifier)", name)
+        else "Before the layers"
+    )
+
+
+def _ordered(keys: Iterable[tuple[str, str]], before: dict) -> list[tuple[str, str]]:
+    """Keys so that each comes after all that precede it in some model, and right after one of those if it can."""
+    left, done = list(keys), []
+    while left:
+        ready = [key for key in left if all(other in done for other in before.get(key, ()))] or left
+        next_one = next((key for key in ready if done and done[-1] in before.get(key, ())), ready[0])
+        left.remove(next_one)
+        done.append(next_one)
+    return done
+
+
+def _many_architectures() -> Iterator[Architecture]:
+    examples = example_architectures()
+    for base in ("gpt2", "llama", "moe", "t5", "vit"):
+        yield examples[base]
+    norms = {f"latent_attention__{name}__bias": True for name in ("norm", "q_norm", "kv_norm")}
+    yield example(
+        "latent",
+        **norms,
+        latent_attention__out_norm__kind="rms",
+        latent_attention__out_norm__eps=1e-6,
+        latent_attention__bias=True,
+    )
+    yield from examples.values()
+    for base in ("llama", "gpt2"):
+        yield from (variation.architecture for variation in variations(examples[base]).values())
+
+
+def architecture_fields() -> str:
+    """Every class of the schema with its fields."""
+    parts = []
+    classes = [
+        value
+        for value in vars(schema).values()
+        if dataclasses.is_dataclass(value) and value.__module__.endswith(".schema")
+    ]
+    for cls in sorted(classes, key=lambda cls: -inspect.getsourcelines(cls)[1]):
+        rows = []
+        for field in dataclasses.fields(cls):
+            default = "required" if field.default is dataclasses.MISSING else code(_value(field.default))
+            rows.append((code(field.name), code(_type_name(field_types(cls)[field.name])), default))
+        parts += [f"### {cls.__name__}", inspect.getdoc(cls), table(("field", "type", "default"), rows)]
+    for cls in (schema.Activation, schema.RotaryKind, Pooling):
+        parts += [
+            f"### {cls.__name__}",
+            inspect.getdoc(cls),
+            "Values: " + ", ".join(code(member.value) for member in cls) + ".",
+        ]
+    return "\n\n".join(parts)
+
+
+def _value(value: object) -> str:
+    return repr(value.value if isinstance(value, enum.Enum) else value)
+
+
+def _type_name(annotation: object) -> str:
+    text = str(annotation) if not isinstance(annotation, type) or typing.get_args(annotation) else annotation.__name__
+    return re.sub(r"ckpt_core\.architecture\.schema\.", "", text)
+
+
+# The command line, and included files
+
+
+def command_line() -> str:
+    """The help texts of the program and its commands."""
+    parts = []
+    group = click.Context(cli, info_name="ckpt", terminal_width=100)
+    for context in [
+        group,
+        *(
+            click.Context(cli.get_command(group, name), group, name, terminal_width=100)
+            for name in cli.list_commands(group)
+        ),
+    ]:
+        parts += [f"## {context.command_path}", f"```text\n{context.get_help()}\n```"]
+    return "\n\n".join(parts)
+
+
+def file(path: str) -> str:
+    """A file of the repository as a code block."""
+    text = (ROOT / path).read_text().rstrip()
+    fence = "`" * (4 if "```" in text else 3)
+    return f"`{path.removeprefix('templates/plugin/')}`\n\n{fence}{_LANGUAGES.get(os.path.splitext(path)[1], 'text')}\n{text}\n{fence}"
+
+
+SECTIONS: dict[str, Callable[..., str]] = {
+    "formats": formats,
+    "format-details": format_details,
+    "canonical-parameters": canonical_parameters,
+    "architecture-fields": architecture_fields,
+    "command-line": command_line,
+    "file": file,
+}
+
+
+def main(arguments: list[str]) -> int:
+    stale = []
+    for page in sorted(PAGES.rglob("*.md")):
+        text = page.read_text()
+        new = rendered(text)
+        if "--console" in arguments and console.normalised(run := console.executed(new)) != console.normalised(new):
+            new = run
+        if new != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in arguments:
+                page.write_text(new)
+    if MISSING:
+        print(f"left out, since they are not installed: {', '.join(MISSING)}", file=sys.stderr)
+    print("\n".join(stale) or "every generated section is fresh")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""One module per group of families: config tables and tensor tables side by side."""

@@ -1,0 +1,143 @@
+"""GPT-2: learned positions, one fused projection for q, k and v, and weights stored `[in, out]` (Conv1D)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckpt_core.architecture import Facts, PerLayer
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Table, custom, drop, field, fixed, ignore, row, uniform
+from ckpt_hf.common import (
+    ATTENTION_BIASES,
+    GENERIC,
+    MLP_BIASES,
+    NORMS,
+    Family,
+    Tables,
+    activation,
+    derived_head_dim,
+    layer_count,
+    norms,
+    positive,
+)
+
+
+def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    count = positive(config, "n_positions", 1024)
+    if config.get("max_position_embeddings", count) != count:  # transformers takes it for the same key
+        raise CkptError("keys 'n_positions' and 'max_position_embeddings' disagree", found=f"{count} and {config['max_position_embeddings']}")
+    facts["positions.count"] = notes["max_positions"] = count
+
+
+def _write_positions(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    if "positions.count" not in facts:
+        raise Refusal("n_positions cannot say that there is no positions.count")
+    config["n_positions"] = facts["positions.count"]
+    # the same key to transformers, and a source may have noted another length
+    config.pop("max_position_embeddings", None)
+
+
+def _read_ffn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if config.get("n_inner") is not None or config.get("n_embd") is not None:
+        facts["mlp.ffn"] = config.get("n_inner") or 4 * positive(config, "n_embd")
+
+
+def _write_ffn(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    config["n_inner"] = uniform(facts, "mlp.ffn")
+    if config["n_inner"] is None:
+        raise Refusal("n_inner cannot say that there is no mlp.ffn")
+
+
+_SCALINGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+
+
+def _scales(width: int, layers: int, by_width: bool, by_layer: bool) -> list[float]:
+    return [(width**-0.5 if by_width else 1.0) / (index + 1 if by_layer else 1) for index in range(layers)]
+
+
+def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    by_width, by_layer = config.get(_SCALINGS[0], True), config.get(_SCALINGS[1], False)
+    if by_width and not by_layer:
+        return
+    width = positive(config, "n_embd") // positive(config, "n_head")
+    scales = _scales(width, layer_count(config, "n_layer"), by_width, by_layer)
+    facts["attention.scale"] = PerLayer(scales) if by_layer else scales[0]
+
+
+def _write_scale(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    width: Any = uniform(facts, "attention.head_dim")
+    layers = facts["layers"]
+    if width is None:
+        return  # another kind of attention, which other lines refuse
+    found = [scale or width**-0.5 for scale in _each(facts, layers)]
+    for by_width, by_layer in ((True, False), (False, False), (True, True), (False, True)):
+        wanted = _scales(width, layers, by_width, by_layer)
+        if all(math.isclose(one, other, rel_tol=1e-12) for one, other in zip(found, wanted, strict=True)):
+            config.update(zip(_SCALINGS, (by_width, by_layer), strict=True))
+            return
+    raise Refusal("it scales scores by head_dim ** -0.5 and by the number of the layer only", found=f"attention.scale = {found}")
+
+
+def _each(facts: Facts, layers: int) -> Iterator[float | None]:
+    scale, present = facts.get("attention.scale"), facts.get("attention.scale?", PerLayer([True] * layers))
+    for index in range(layers):
+        yield (scale[index] if isinstance(scale, PerLayer) else scale) if present[index] else None
+
+
+# fmt: off
+GPT2 = Config("GPT2LMHeadModel", [
+    *GENERIC,
+    fixed("kind", "decoder"),
+    fixed("causal", True),
+    field("n_embd", "hidden"),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    field("n_layer", "layers"),
+    field("n_head", "attention.heads", "attention.groups"),
+    derived_head_dim("n_embd", "n_head"),
+    custom(["n_positions"], ["positions.count"], read=_read_positions, write=_write_positions),
+    custom(["n_inner"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
+    field("activation_function", "mlp.activation", default="gelu_new", via=activation("gelu_new")),
+    fixed("mlp.gated", False),
+    field("layer_norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    norms("layer", *NORMS, bias=True),
+    *(fixed(bias, True) for bias in (*ATTENTION_BIASES, *MLP_BIASES)),
+    custom(_SCALINGS, ["attention.scale", "attention.scale?"], read=_read_scale, write=_write_scale),
+    field("tie_word_embeddings", "head.tied", default=True),
+    ignore("n_ctx", why="an old name of n_positions, saved beside it"),
+    ignore("reorder_and_upcast_attn", why="an order of operations, not another function"),
+    ignore("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+           why="heads of other classes"),
+])
+
+
+def _tables(prefix: str) -> Tables:
+    """The tensors of a GPT2LMHeadModel; those of a bare GPT2Model, the first files of the hub among them, have no prefix."""
+    return Table(rows=[
+        row(f"{prefix}wte.weight",  "v h", "embedding.tokens.weight"),
+        row(f"{prefix}wpe.weight",  "p h", "positions.weight"),
+        row(f"{prefix}ln_f.weight", "h",   "final_norm.weight"),
+        row(f"{prefix}ln_f.bias",   "h",   "final_norm.bias"),
+        row("lm_head.weight",       "v h", "head.weight"),
+        row("lm_head.weight",       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    ]), Table(f"{prefix}h.{{l}}", to="layers.{l}", rows=[
+        row("ln_1.weight",        "h",                     "attention.norm.weight"),
+        row("ln_1.bias",          "h",                     "attention.norm.bias"),
+        row("attn.c_attn.weight", "h ((q[g r] + k[g] + v[g]) d)", "attention.{part}.weight"),
+        row("attn.c_attn.bias",   "((q[g r] + k[g] + v[g]) d)",   "attention.{part}.bias"),
+        row("attn.c_proj.weight", "(g r d) h",             "attention.out.weight"),
+        row("attn.c_proj.bias",   "h",                     "attention.out.bias"),
+        row("ln_2.weight",        "h",                     "mlp.norm.weight"),
+        row("ln_2.bias",          "h",                     "mlp.norm.bias"),
+        row("mlp.c_fc.weight",    "h f",                   "mlp.up.weight"),
+        row("mlp.c_fc.bias",      "f",                     "mlp.up.bias"),
+        row("mlp.c_proj.weight",  "f h",                   "mlp.down.weight"),
+        row("mlp.c_proj.bias",    "h",                     "mlp.down.bias"),
+        drop("attn.bias",         why="the causal mask"),
+        drop("attn.masked_bias",  why="the value of masked scores"),
+    ])
+# fmt: on
+
+
+FAMILIES = [Family("gpt2", GPT2, [_tables("transformer."), _tables("")])]

@@ -1,0 +1,71 @@
+"""GPT-NeoX and Pythia: fused q, k, v per head, parallel blocks with two norms, partly rotated heads, biases."""
+
+from __future__ import annotations
+
+from ckpt_core.layout import Config, Table, drop, field, fixed, ignore, row
+from ckpt_hf.common import (
+    ATTENTION_BIASES,
+    GENERIC,
+    MLP_BIASES,
+    NORMS,
+    Family,
+    Tables,
+    activation,
+    derived_head_dim,
+    norms,
+)
+from ckpt_hf.rotary import rotary_keys
+
+# fmt: off
+GPT_NEOX = Config("GPTNeoXForCausalLM", [
+    *GENERIC,
+    fixed("kind", "decoder"),
+    fixed("causal", True),
+    field("hidden_size", "hidden"),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    field("num_hidden_layers", "layers"),
+    field("num_attention_heads", "attention.heads", "attention.groups"),
+    derived_head_dim("hidden_size", "num_attention_heads"),
+    field("intermediate_size", "mlp.ffn"),
+    field("hidden_act", "mlp.activation", default="gelu", via=activation("gelu")),
+    fixed("mlp.gated", False),
+    field("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    norms("layer", *NORMS, bias=True),
+    field("attention_bias", *ATTENTION_BIASES, default=True),
+    *(fixed(bias, True) for bias in MLP_BIASES),
+    field("use_parallel_residual", "parallel", default=True),
+    rotary_keys(partial=0.25, theta_key="rotary_emb_base", fraction_key="rotary_pct"),
+    field("tie_word_embeddings", "head.tied", default=False),
+    ignore("classifier_dropout", why="a head of other classes"),
+])
+
+
+def _tables(head: str) -> Tables:
+    return Table(rows=[
+        row("gpt_neox.embed_in.weight",         "v h", "embedding.tokens.weight"),
+        row("gpt_neox.final_layer_norm.weight", "h",   "final_norm.weight"),
+        row("gpt_neox.final_layer_norm.bias",   "h",   "final_norm.bias"),
+        row(head,                               "v h", "head.weight"),
+        row(head,                               "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    ]), Table("gpt_neox.layers.{l}", to="layers.{l}", rows=[
+        row("input_layernorm.weight",           "h",                         "attention.norm.weight"),
+        row("input_layernorm.bias",             "h",                         "attention.norm.bias"),
+        row("attention.query_key_value.weight", "(g (q[r] + k + v) d) h",    "attention.{part}.weight"),
+        row("attention.query_key_value.bias",   "(g (q[r] + k + v) d)",      "attention.{part}.bias"),
+        row("attention.dense.weight",           "h (g r d)",                 "attention.out.weight"),
+        row("attention.dense.bias",             "h",                         "attention.out.bias"),
+        row("post_attention_layernorm.weight",  "h",                         "mlp.norm.weight"),
+        row("post_attention_layernorm.bias",    "h",                         "mlp.norm.bias"),
+        row("mlp.dense_h_to_4h.weight",         "f h",                       "mlp.up.weight"),
+        row("mlp.dense_h_to_4h.bias",           "f",                         "mlp.up.bias"),
+        row("mlp.dense_4h_to_h.weight",         "h f",                       "mlp.down.weight"),
+        row("mlp.dense_4h_to_h.bias",           "h",                         "mlp.down.bias"),
+        drop("attention.bias",                  why="the causal mask"),
+        drop("attention.masked_bias",           why="the value of masked scores"),
+        drop("attention.rotary_emb.inv_freq",   why="computed from theta"),
+    ])
+# fmt: on
+
+
+# Both versions save embed_out; version 5 calls it lm_head in memory.
+FAMILIES = [Family("gpt_neox", GPT_NEOX, [_tables("embed_out.weight"), _tables("lm_head.weight")])]

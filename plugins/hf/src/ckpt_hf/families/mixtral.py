@@ -1,0 +1,34 @@
+"""Mixtral: Mistral with a mixture in every layer."""
+
+from __future__ import annotations
+
+from ckpt_core.layout import field, fixed, row
+from ckpt_hf.common import Family, groups
+from ckpt_hf.families.llama import MISTRAL
+from ckpt_hf.rotary import rotary_keys
+from ckpt_hf.weights import FUSED_EXPERTS, LAYER, MLP, MODEL
+
+# fmt: off
+MIXTRAL = MISTRAL.replace("MixtralForCausalLM",
+    groups(8),
+    field("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
+    field("sliding_window", "attention.window", default=None),
+    rotary_keys(default_theta=1000000.0),
+    field("num_local_experts", "mlp.moe.experts", default=8),
+    field("intermediate_size", "mlp.moe.ffn"),
+    field("num_experts_per_tok", "mlp.moe.router.top_k", default=2),
+    fixed("mlp.moe.router.score", "softmax"),
+    fixed("mlp.moe.router.normalise", True),
+    without=["mlp.ffn"],
+)
+
+# Versions 4 and 5 both save and load these names.
+WEIGHTS = (MODEL, LAYER.without(*MLP).extend(
+    row("block_sparse_moe.gate.weight",            "x h", "mlp.router.weight"),
+    row("block_sparse_moe.experts.{x}.w1.weight",  "f h", "mlp.experts.gate.weight"),
+    row("block_sparse_moe.experts.{x}.w2.weight",  "h f", "mlp.experts.down.weight"),
+    row("block_sparse_moe.experts.{x}.w3.weight",  "f h", "mlp.experts.up.weight"),
+))
+# fmt: on
+
+FAMILIES = [Family("mixtral", MIXTRAL, [WEIGHTS, (MODEL, LAYER.without(*MLP).extend(*FUSED_EXPERTS))])]

@@ -1,0 +1,28 @@
+"""OLMo 2: norms on the outputs of the blocks instead of their inputs, and on the whole width of q and k."""
+
+from __future__ import annotations
+
+from ckpt_core.layout import field, fixed, row
+from ckpt_hf.common import Family, norms
+from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.weights import LAYER, MODEL
+
+_NORMS = ("attention.out_norm", "mlp.out_norm", "attention.qk_norm", "final_norm")
+
+# fmt: off
+OLMO2 = LLAMA.replace("Olmo2ForCausalLM",
+    field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
+    norms("rms", *_NORMS),
+    fixed("attention.qk_norm_whole", True),
+    without=["mlp_bias", "attention.norm.kind", "mlp.norm.kind"],
+)
+
+WEIGHTS = (MODEL, LAYER.without("input_layernorm.weight", "post_attention_layernorm.weight").extend(
+    row("self_attn.q_norm.weight",           "(g r d)", "attention.q_norm.weight"),
+    row("self_attn.k_norm.weight",           "(g d)",   "attention.k_norm.weight"),
+    row("post_attention_layernorm.weight",   "h",       "attention.out_norm.weight"),
+    row("post_feedforward_layernorm.weight", "h",       "mlp.out_norm.weight"),
+))
+# fmt: on
+
+FAMILIES = [Family("olmo2", OLMO2, [WEIGHTS])]

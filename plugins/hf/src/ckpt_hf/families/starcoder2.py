@@ -1,0 +1,32 @@
+"""StarCoder2: LayerNorm, biases everywhere, an ungated MLP."""
+
+from __future__ import annotations
+
+from ckpt_core.layout import field, fixed, row
+from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, groups, norms
+from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS
+
+# fmt: off
+STARCODER2 = LLAMA.replace("Starcoder2ForCausalLM",
+    groups(2),
+    field("hidden_act", "mlp.activation", default="gelu_pytorch_tanh", via=ACTIVATION),
+    field("norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    norms("layer", *NORMS, bias=True),
+    fixed("mlp.gated", False),
+    field("use_bias", *ATTENTION_BIASES, *MLP_BIASES, default=True),
+    field("tie_word_embeddings", "head.tied", default=True),
+    field("sliding_window", "attention.window", default=None),
+    without=["rms_norm_eps", "attention_bias", "mlp_bias"],
+)
+
+WEIGHTS = (MODEL_WITH_BIAS, LAYER.without(*MLP).extend(
+    *LAYER_NORM_BIASES,
+    row("mlp.c_fc.weight",   "f h", "mlp.up.weight"),
+    row("mlp.c_fc.bias",     "f",   "mlp.up.bias"),
+    row("mlp.c_proj.weight", "h f", "mlp.down.weight"),
+    row("mlp.c_proj.bias",   "h",   "mlp.down.bias"),
+))
+# fmt: on
+
+FAMILIES = [Family("starcoder2", STARCODER2, [WEIGHTS])]

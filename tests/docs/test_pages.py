@@ -1,0 +1,117 @@
+"""Every page: its links resolve, its generated sections are fresh, its code runs, its commands print what it shows."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import console
+import generate
+import pytest
+import yaml
+
+from ckpt_core.plugins import hookspecs
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+EXECUTED = [DOCS / name for name in ("layout-sentence.md", "intermediate-representation.md")]
+CONSOLE = [page for page in PAGES if "```console" in page.read_text()]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def outside_code(text: str) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^(```+)[^`].*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs makes them."""
+    headings = re.findall(r"^#+ (.*)$", outside_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", outside_code(page.read_text())):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / path).resolve()
+        assert file.is_file(), f"{name_of(page)} links to {target}, which does not exist"
+        assert not anchor or anchor in anchors(file), f"{name_of(page)} links to {target}, which has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_generated_sections_are_fresh(page: Path) -> None:
+    if generate.MISSING and "generated: format" in page.read_text():
+        pytest.skip(f"install every plugin to check this page: {', '.join(generate.MISSING)}")
+    assert generate.rendered(page.read_text()) == page.read_text(), "stale: run python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", EXECUTED, ids=name_of)
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All Python blocks of a page, in order and in one namespace; those with prompts print what is shown."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    text, namespace = page.read_text(), {}
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE, verbose=False)
+    for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        line = text[: match.start(1)].count("\n")
+        if ">>>" not in match[1]:
+            exec(compile("\n" * line + match[1], name_of(page), "exec"), namespace)
+            continue
+        test = doctest.DocTestParser().get_doctest(match[1], namespace, name_of(page), str(page), line)
+        said: list[str] = []
+        runner.run(test, out=said.append, clear_globs=False)
+        assert not said, "".join(said)
+        namespace.update(test.globs)
+
+
+@pytest.mark.parametrize("page", CONSOLE, ids=name_of)
+def test_commands_print_what_is_shown(page: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("ckpt_hf")
+    text = page.read_text()
+    assert console.normalised(console.executed(text)) == console.normalised(text), (
+        "stale: run python docs/generate.py --console"
+    )
+
+
+def test_python_blocks_parse() -> None:
+    for page in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+            if ">>>" not in block:
+                compile(block, name_of(page), "exec")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/-]+\.md", yaml.dump(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
+    assert {str(page.relative_to(DOCS)) for page in PAGES} == listed
+
+
+def test_every_hook_is_documented_with_its_signature() -> None:
+    text = (DOCS / "plugin-author.md").read_text()
+    hooks = {name: value for name, value in vars(hookspecs).items() if name.startswith("ckpt_")}
+    assert hooks
+    for name, hook in hooks.items():
+        signature = inspect.signature(hook)
+        arguments = ", ".join(
+            f"{parameter.name}: {parameter.annotation}" for parameter in signature.parameters.values()
+        )
+        assert f"def {name}({arguments}) -> {signature.return_annotation}: ...\n" in text, (
+            f"plugin-author.md lacks the signature of {name}"
+        )
+    assert set(re.findall(r"^def (ckpt_\w+)", text, re.MULTILINE)) >= hooks.keys()
+
+
+def test_every_quirk_is_documented() -> None:
+    from ckpt_core.testing import Quirks
+
+    text = (DOCS / "plugin-author.md").read_text()
+    missing = [name for name in Quirks.__dataclass_fields__ if f"`{name}`" not in text]
+    assert not missing, f"plugin-author.md does not explain Quirks: {missing}"

@@ -1,0 +1,135 @@
+"""The template of a plugin: installed as a package, it passes the kit, converts, and the kit catches it when it is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "templates" / "plugin"
+
+DISCOVERABLE = """\
+Metadata-Version: 2.1
+Name: ckpt-example
+Version: 0.1.0
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder that holds the template as an installed distribution."""
+    folder = tmp_path / "site"
+    shutil.copytree(
+        TEMPLATE / "src" / "ckpt_example", folder / "ckpt_example", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    info = folder / "ckpt_example-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(DISCOVERABLE)
+    (info / "entry_points.txt").write_text("[ckpt.formats]\nexample = ckpt_example\n")
+    return folder
+
+
+def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A Python command that sees the plugin."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, *command], env=environment, cwd=site.parent, capture_output=True, text=True)
+
+
+def conformance(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    tests = site.parent / "tests"
+    shutil.copytree(TEMPLATE / "tests", tests, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return run(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests), *arguments)
+
+
+def test_the_entry_point_is_the_one_it_declares() -> None:
+    text = (TEMPLATE / "pyproject.toml").read_text()
+    assert '[project.entry-points."ckpt.formats"]\nexample = "ckpt_example"\n' in text
+
+
+def test_it_passes_the_kit(site: Path) -> None:
+    done = conformance(site)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+
+
+def test_it_converts_from_and_to_hf(site: Path) -> None:
+    pytest.importorskip("ckpt_hf")
+    script = """
+from ckpt_core import convert, fingerprint
+from ckpt_core.testing import example, write_ir
+write_ir("ir", example("llama-padded"))
+convert("ir", "hf", to="hf")
+convert("hf", "example", to="example", tp=4)
+convert("example", "back", to="hf")
+assert fingerprint("hf") == fingerprint("example") == fingerprint("back")
+for name in ("model.safetensors", "config.json"):
+    assert open(f"hf/{name}", "rb").read() == open(f"back/{name}", "rb").read(), name
+"""
+    done = run(site, "-c", script)
+    assert done.returncode == 0, done.stderr
+    listed = run(site, "-m", "ckpt_core", "formats")
+    assert "ckpt-example 0.1.0" in listed.stdout
+
+
+# What an author may get wrong, and the law that notices.
+MISTAKES = {
+    "a tensor that nobody accounts for": (
+        "files.py",
+        "for problem in account(natives, TABLES, stored, file):",
+        "for problem in []:",
+        "test_a_tensor_too_many_is_named",
+    ),
+    "a fact that nobody writes": (
+        "config.py",
+        'field("rope_base", "attention.rotary.theta", default=10000.0),',
+        'ignore("rope_base", why="wrong"), fixed("attention.rotary.theta", 10000.0),',
+        "test_a_fact_is_expressed_or_refused_by_name and theta",
+    ),
+    "a fact that is written and not read": (
+        "config.py",
+        'field("tied", "head.tied", default=False),',
+        'field("tied", "head.tied", default=False), ignore("softcap", why="wrong"), fixed("attention.sinks", False),'
+        ' custom([], ["attention.softcap"], read=lambda *_: None, write=lambda *_: None),',
+        "test_a_fact_is_expressed_or_refused_by_name and softcap",
+    ),
+    "a rank that is taken for a copy": (
+        "files.py",
+        "replica=rank > 0 and not natives[name].row.splits",
+        "replica=rank > 0",
+        "test_what_is_written_reads_back",
+    ),
+    "a file that is named without its rank": (
+        "files.py",
+        'file = f"rank-{rank}.safetensors"\n        natives',
+        'file = f"rank-{rank % 2}.safetensors"\n        natives',
+        "test_every_layout_leads_to_every_other",
+    ),
+    "a framework that is imported": (
+        "__init__.py",
+        "import os\n",
+        "import os\nimport torch\n",
+        "test_it_imports_no_framework",
+    ),
+    "a detection that is too eager": (
+        "__init__.py",
+        "found = all(",
+        "found = os.path.isdir(path) or all(",
+        "test_it_detects_its_own_and_nothing_else",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_kit_notices(site: Path, mistake: str) -> None:
+    file, right, wrong, law = MISTAKES[mistake]
+    path = site / "ckpt_example" / file
+    text = path.read_text()
+    assert text.count(right) == 1, f"{file} no longer has {right!r}"
+    path.write_text(text.replace(right, wrong).replace("import Config, const,", "import Config, const, custom,"))
+    done = conformance(site, "-x", "-k", law)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]

@@ -1,0 +1,245 @@
+"""Killed at any moment, a conversion continues: byte-identical files and the same receipt, never half of anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import tiny
+from support.folders import contents
+
+from ckpt_core import convert
+from ckpt_core.engine import run
+from ckpt_core.errors import CkptError
+
+VICTIM = Path(__file__).with_name("victim.py")
+ARGUMENTS = {"to": "nanotron", "tp": 2}
+TENSORS = 12  # of a Llama of one layer: embedding, head, final norm, and nine in the layer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "hf"
+    tiny.build(folder, "llama", num_hidden_layers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A destination, and what an undisturbed conversion puts there (configs name the destination, so it is always the same)."""
+    destination = tmp_path_factory.mktemp("place") / "run"
+    convert(model, destination, **ARGUMENTS)
+    expected = contents(destination)
+    shutil.rmtree(destination)
+    return destination, expected
+
+
+def kill(source: Path, destination: Path, moment: str, number: int, **arguments: object) -> None:
+    asked = {"source": str(source), "destination": str(destination), "moment": moment, "number": number, "arguments": {**ARGUMENTS, **arguments}}
+    done = subprocess.run([sys.executable, str(VICTIM), json.dumps(asked)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def staging_of(destination: Path) -> Path:
+    return destination.with_name(destination.name + ".ckpt-partial")
+
+
+def journal(destination: Path) -> list[str]:
+    return (staging_of(destination) / "journal.jsonl").read_text().splitlines(keepends=True)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors that this process moves."""
+    moved: list[str] = []
+    original = run.run_transfer
+
+    def noted(transfer, source, sink):
+        moved.append(transfer.name)
+        return original(transfer, source, sink)
+
+    monkeypatch.setattr(run, "run_transfer", noted)
+    return moved
+
+
+MOMENTS = [
+    ("while files are made", 1, 0),
+    *(("before finishing", number, number - 1) for number in range(1, TENSORS + 1)),
+    *(("after finishing", number, number) for number in range(1, TENSORS + 1)),
+    *(("in a line", number, max(0, number - 2)) for number in (1, 2, 7, TENSORS + 1)),
+    *(("before a document", number, TENSORS) for number in range(1, 6)),
+    ("after a document", 5, TENSORS),
+    ("before publishing", 1, TENSORS),
+    ("before a rename", 1, TENSORS),
+]
+
+
+@pytest.mark.parametrize(("moment", "number", "done"), MOMENTS, ids=[f"{moment} {number}" for moment, number, _ in MOMENTS])
+def test_a_killed_run_continues(model: Path, place: tuple, work: list[str], moment: str, number: int, done: int) -> None:
+    destination, expected = place
+    kill(model, destination, moment, number)
+    assert not destination.exists()
+    assert staging_of(destination).is_dir()
+    try:
+        convert(model, destination, **ARGUMENTS)
+        assert contents(destination) == expected
+        assert not staging_of(destination).exists()
+        assert len(work) == TENSORS - done, "finished tensors are not moved again, unfinished ones are"
+    finally:
+        shutil.rmtree(destination, ignore_errors=True)
+        shutil.rmtree(staging_of(destination), ignore_errors=True)
+
+
+AFTER_PUBLISHING = [("after a rename", 1), ("while cleaning up", 2)]  # the first tidies the new staging folder
+
+
+@pytest.mark.parametrize(("moment", "number"), AFTER_PUBLISHING)
+@pytest.mark.parametrize("then", ["--overwrite", "deleted"])
+def test_a_run_killed_after_its_last_rename_is_whole_and_can_be_repeated(
+    model: Path, place: tuple, moment: str, number: int, then: str
+) -> None:
+    """What the journal calls done has left the staging folder: it must not be believed."""
+    destination, expected = place
+    kill(model, destination, moment, number)
+    try:
+        assert contents(destination) == expected
+        if then == "deleted":
+            shutil.rmtree(destination)
+        convert(model, destination, **ARGUMENTS, overwrite=then == "--overwrite")
+        assert contents(destination) == expected
+        assert not staging_of(destination).exists()
+    finally:
+        shutil.rmtree(destination, ignore_errors=True)
+        shutil.rmtree(staging_of(destination), ignore_errors=True)
+
+
+@pytest.mark.parametrize("moment", ["before a rename", "after a rename"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_killed_while_it_replaces_loses_neither_old_nor_new(model: Path, place: tuple, moment: str, number: int) -> None:
+    destination, expected = place
+    destination.mkdir()
+    (destination / "old.txt").write_text("old")
+    kill(model, destination, moment, number, overwrite=True)
+    try:
+        everything = contents(destination.parent)
+        old = [path for path in everything if path.endswith("old.txt")]
+        assert old, "the old output is gone"
+        convert(model, destination, **ARGUMENTS, overwrite=True)
+        assert contents(destination) == expected
+        assert not staging_of(destination).exists()
+    finally:
+        shutil.rmtree(destination, ignore_errors=True)
+        shutil.rmtree(staging_of(destination), ignore_errors=True)
+
+
+def test_a_repetition_that_is_refused_puts_the_old_output_back(model: Path, tmp_path: Path) -> None:
+    """Killed between the two renames of a replacement, then repeated with a source that turns out to be bad."""
+    source, destination = tmp_path / "hf", tmp_path / "run"
+    shutil.copytree(model, source)
+    destination.mkdir()
+    (destination / "old.txt").write_text("old")
+    kill(source, destination, "after a rename", 1, overwrite=True)
+    assert not destination.exists()
+    state = (source / "model.safetensors").stat()
+    with open(source / "model.safetensors", "r+b") as file:
+        file.truncate(state.st_size - 8)
+    with pytest.raises(CkptError):
+        convert(source, destination, **ARGUMENTS, overwrite=True)
+    assert "old.txt" in str(contents(tmp_path)), "the old output is gone"
+
+
+def test_a_file_missing_from_the_staging_folder_is_written_again(model: Path, place: tuple) -> None:
+    """A staging folder that was tidied by hand, or half removed, is no output."""
+    destination, expected = place
+    kill(model, destination, "after finishing", TENSORS)
+    victims = sorted((staging_of(destination) / "out").rglob("*.safetensors"))
+    victims[3].unlink()
+    os.truncate(victims[5], 10)
+    convert(model, destination, **ARGUMENTS)
+    assert contents(destination) == expected
+    shutil.rmtree(destination)
+
+
+def test_a_journal_of_another_boot_is_not_trusted(model: Path, place: tuple, work: list[str]) -> None:
+    """Pages that were never synced may be lost by a crash of the machine."""
+    destination, expected = place
+    kill(model, destination, "after finishing", 5)
+    lines = journal(destination)
+    head = json.loads(lines[0]) | {"boot": "another"}
+    (staging_of(destination) / "journal.jsonl").write_text(json.dumps(head) + "\n" + "".join(lines[1:]))
+    convert(model, destination, **ARGUMENTS)
+    assert contents(destination) == expected
+    assert len(work) == TENSORS
+    shutil.rmtree(destination)
+
+
+CHANGES = {
+    "another layout": {"tp": 4},
+    "another dtype": {"dtype": "bf16"},
+    "another option": {"options": {"rope_interleaved": "true"}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_plan_does_not_continue(model: Path, change: dict, tmp_path: Path) -> None:
+    destination = tmp_path / "run"
+    kill(model, destination, "after finishing", 4)
+    before = contents(tmp_path)
+    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way") as caught:
+        convert(model, destination, **{**ARGUMENTS, **change})
+    assert caught.value.file == str(staging_of(destination))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_source_that_changed_does_not_continue(model: Path, name: str, tmp_path: Path) -> None:
+    source, destination = tmp_path / "hf", tmp_path / "run"
+    shutil.copytree(model, source)
+    kill(source, destination, "after finishing", 4)
+    os.utime(source / name, ns=(1, 1))
+    before = contents(tmp_path)
+    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way"):
+        convert(source, destination, **ARGUMENTS)
+    assert contents(tmp_path) == before
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(model: Path, tmp_path: Path) -> None:
+    source, destination = tmp_path / "hf", tmp_path / "run"
+    shutil.copytree(model, source)
+
+    def touch(event: object) -> None:
+        os.utime(source / "model.safetensors", ns=(1, 1))
+
+    with pytest.raises(CkptError, match="the file changed while it was being read") as caught:
+        convert(source, destination, **ARGUMENTS, listener=touch)
+    assert caught.value.file == str(source / "model.safetensors")
+    assert not destination.exists()
+    assert not staging_of(destination).exists()
+
+
+def test_a_full_disk_keeps_what_is_done(model: Path, place: tuple, work: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    destination, expected = place
+    original, calls = run.run_transfer, 0
+
+    def full(transfer, source, sink):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise OSError(28, "No space left on device")
+        return original(transfer, source, sink)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(run, "run_transfer", full)
+        convert(model, destination, **ARGUMENTS, workers=1)
+    assert not destination.exists()
+    del work[:]
+    convert(model, destination, **ARGUMENTS, workers=1)
+    assert contents(destination) == expected
+    assert len(work) < TENSORS
+    shutil.rmtree(destination)
