@@ -27,7 +27,7 @@ def install(session: nox.Session, *requirements: str) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
     install(session, *GROUPS["test"])
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs)
 
 
 @nox.session
@@ -37,7 +37,7 @@ def demo(session: nox.Session) -> None:
     out = ROOT / "build" / "demo"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    source, hf, other = str(DEMO), str(out / "hf"), str(out / "nanotron-tp1")
+    source, hf, other = (str(path.relative_to(ROOT)) for path in (DEMO, out / "hf", out / "nanotron-tp1"))
     steps = [
         ["inspect", source],
         ["convert", source, hf, "--to", "hf"],
@@ -49,9 +49,8 @@ def demo(session: nox.Session) -> None:
         ["verify", source, hf, "--logits"],
     ]
     for step in steps:
-        session.log("ckpt " + " ".join(step))
         session.run("ckpt", *step)
-    session.run("python", "benchmarks/show_logits.py", hf, str(DEMO.parent / "expected.safetensors"))
+    session.run("python", "benchmarks/show_logits.py", hf, f"{Path(source).parent}/expected.safetensors")
 
 
 @nox.session

@@ -36,7 +36,12 @@ def site(tmp_path: Path) -> Path:
 
 def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A Python command that sees the plugin."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CKPT_PLUGINS": "example,hf,ir",
+    }
     return subprocess.run([sys.executable, *command], env=environment, cwd=site.parent, capture_output=True, text=True)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ckpt_hf import load_model
 from safetensors.torch import load_file
 from support import nanotron
 from support.folders import assert_same_bits
@@ -18,6 +17,7 @@ from support.models import load, logits_of, weights
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import parameters
+from ckpt_hf import load_model
 
 TOLERANCE = 1e-4  # of fp32 logits; the frameworks' own two forwards differ by up to 2e-5
 WRONG = 0.1  # what a mistake in the layout does to logits, at the least
@@ -205,7 +205,7 @@ def test_masters_are_finer_than_the_weights(golden: Golden, tmp_path: Path) -> N
 # --- would these tests notice? -----------------------------------------------------------------------------------------
 
 
-def concatenated(text: str, data, shape, path):  # noqa: ANN001, ANN201  (stands in for parse_slices)
+def concatenated(text: str, data, shape, path):
     """Shards one after the other, as `torch.cat` would have them."""
     from ckpt_core.engine.assembly import Shard
 

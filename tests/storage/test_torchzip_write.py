@@ -219,7 +219,7 @@ def test_checksums_of_pieces_out_of_order():
         {"a": TensorSpec(FP32, (-1,))},
         {"a": TensorSpec(FP32, (1 << 62, 4))},
     ],
-    ids=repr,
+    ids=["set", "numpy", "object", "negative", "overflow"],
 )
 def test_what_can_not_be_written_is_named(value):
     with pytest.raises(FormatError) as caught:

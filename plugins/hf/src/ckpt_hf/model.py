@@ -98,8 +98,10 @@ def logits(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray | None:
     try:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         return None
+    disable_progress_bar()  # progress on stderr is ours to show
     try:
         if checkpoint.format == "hf":
             model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
