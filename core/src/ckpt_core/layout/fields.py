@@ -300,6 +300,11 @@ class Config:
         """Every key some line speaks for."""
         return frozenset(key for entry in self.entries for key in entry.keys)
 
+    def unsaid(self, notes: Mapping[str, Any]) -> list[str]:
+        """The notes private to a framework (`nanotron.z_loss_enabled`) that this config has no key for."""
+        said = {entry.name for entry in self.entries if isinstance(entry, Note)}
+        return sorted(name for name, value in notes.items() if "." in name and value is not None and name not in said)
+
     def read(self, config: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
         """The facts and notes of a config; every unknown key and wrong value is raised at once, naming `file`."""
         facts, notes = Facts(), {}

@@ -50,7 +50,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         documents,
         sidecars,
         decisions={"hf_class": fit.family.class_name, "rewrites": list(model.rewrites)},
-        losses=list(_losses(checkpoint)),
+        losses=list(_losses(checkpoint, fit)),
     )
 
 
@@ -117,7 +117,10 @@ def _config_text(fit: Fit, dtypes: list[str]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
+def _losses(checkpoint: Checkpoint, fit: Fit) -> Iterator[Loss]:
+    unsaid = fit.family.config.unsaid(checkpoint.notes)
+    if unsaid:
+        yield Loss("unsaid", ", ".join(unsaid), "settings of a training framework, which config.json has no key for")
     if checkpoint.architecture.tokens is not None:
         tokens = checkpoint.architecture.tokens
         if tokens.padded_vocabulary > tokens.vocabulary:

@@ -6,7 +6,7 @@ Nanotron reads it strictly: a key that its class does not know fails the run, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,14 +91,14 @@ LLAMA = Config("nanotron's LlamaConfig", [
     field("num_attention_heads", "attention.heads"),
     field("num_hidden_layers", "layers"),
     field("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
-    note("pretraining_tp", "pretraining_tp", default=1),
+    note("pretraining_tp", "nanotron.pretraining_tp", default=1),
     field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
     *(fixed(f"{norm}.kind", "rms") for norm in _NORMS),
     fixed("mlp.gated", True),
     HEAD_DIM,
     ROTARY,
     field("tie_word_embeddings", "head.tied", default=False),
-    note("use_cache", "use_cache", default=True),
+    note("use_cache", "nanotron.use_cache", default=True),
     field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     # models/llama.py builds qkv_proj without bias whatever this says (main, 2025)
     note("attention_bias", "nanotron.attention_bias", default=False),
@@ -335,12 +335,12 @@ _STARCODER2_0 = ("activation_function attention_softmax_in_fp32 attn_pdrop bos_t
 
 @dataclass(frozen=True)
 class Model:
-    """A nanotron model class: the key that marks its config, its table, and the tensor tables it may use."""
+    """A nanotron model class: the key that marks its config, its table, and how many matrices its MLP counts as."""
 
     kind: str
     marker: str
     config: Config
-    layer_cost: Callable[[Architecture], int]
+    mlp_matrices: int
 
     def tables(self, architecture: Architecture, interleaved: bool) -> Sequence[Table]:
         """The tensor tables of one model."""
@@ -349,17 +349,10 @@ class Model:
         return weights.INTERLEAVED if interleaved else weights.HALF
 
 
-def _cost(architecture: Architecture, matrices: int) -> int:
-    """What nanotron's pipeline balance thinks a layer costs (get_block_compute_costs); MoE layers count as dense."""
-    attention = architecture.decoder.layers[0].attention
-    widths = [layer.mlp.ffn or layer.mlp.moe.ffn for layer in architecture.decoder.layers]
-    return 4 * attention.heads * attention.head_dim * architecture.hidden + matrices * widths[-1] * architecture.hidden
-
-
 MODELS = [
-    Model("llama", "is_llama_config", LLAMA, lambda architecture: _cost(architecture, 3)),
-    Model("qwen2", "is_qwen2_config", QWEN2, lambda architecture: _cost(architecture, 3)),
-    Model("starcoder2", "is_starcoder2_config", STARCODER2, lambda architecture: _cost(architecture, 2)),
+    Model("llama", "is_llama_config", LLAMA, 3),
+    Model("qwen2", "is_qwen2_config", QWEN2, 3),
+    Model("starcoder2", "is_starcoder2_config", STARCODER2, 2),
 ]
 
 

@@ -39,10 +39,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     kind, config = _choose(release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or ""))
     if notes.get("pad") is not None and "pad_token_id" not in config:
         losses.append(Loss("unsaid", f"pad token {notes['pad']}", f"{kind.config.name} has no pad_token_id"))
+    unsaid = kind.config.unsaid(checkpoint.notes)
+    if unsaid:
+        losses.append(Loss("unsaid", ", ".join(unsaid), "settings of another framework, which model_config.json has no key for"))
     _check_ranks(model.architecture, tp, pp)
     layout = Layout(kind.tables(model.architecture, interleaved), model.architecture)
     whole = layout.natives()
-    placement = pipeline_stages(kind, model.architecture, pp)
+    placement = pipeline_stages(kind, config, pp)
     files, placements, dtypes = [], [], []
     for rank in range(tp):
         for name, native in layout.natives({"tp": (rank, tp)}).items():
@@ -141,16 +144,17 @@ def _check_ranks(architecture: Architecture, tp: int, pp: int) -> None:
     problems.raise_any()
 
 
-def pipeline_stages(model: Model, architecture: Architecture, pp: int) -> dict[str, int]:
+def pipeline_stages(model: Model, config: Mapping[str, Any], pp: int) -> dict[str, int]:
     """The stage of every block, balanced by cost as nanotron does (models/base.py, build_model).
 
     A block goes to the current stage; if the cost so far, itself included, exceeds the stage's share, the next
-    block goes to the next one. Embedding and norms cost nothing.
+    block goes to the next one. Embedding and norms cost nothing, and a layer of experts counts as a dense one
+    (get_block_compute_costs).
     """
-    layers = len(architecture.decoder.layers)
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    layer = 4 * hidden * hidden + model.mlp_matrices * config["intermediate_size"] * hidden
     blocks = ["embedding", *(f"layer {index}" for index in range(layers)), "final_norm", "head"]
-    head = architecture.tokens.padded_vocabulary * architecture.hidden
-    costs = [0, *([model.layer_cost(architecture)] * layers), 0, head]
+    costs = [0, *([layer] * layers), 0, config["vocab_size"] * hidden]
     total, stage, stages = sum(costs), 0, {}
     for block, cost in zip(blocks, itertools.accumulate(costs), strict=True):
         stages[block] = stage
