@@ -88,7 +88,9 @@ def smollm2(session: nox.Session) -> None:
     for name in ("source", "nanotron", "back"):
         shutil.rmtree(out / name, ignore_errors=True)
     session.run("python", str(ROOT / "tests/real/smollm2.py"), str(out / "source"))
-    session.run("ckpt", "convert", str(out / "source"), str(out / "nanotron"), "--to", "nanotron", "--tp", "3", "--pp", "2")
+    session.run(
+        "ckpt", "convert", str(out / "source"), str(out / "nanotron"), "--to", "nanotron", "--tp", "3", "--pp", "2"
+    )
     session.run("ckpt", "convert", str(out / "nanotron"), str(out / "back"), "--to", "hf")
     session.run("ckpt", "verify", str(out / "source"), str(out / "back"))
     session.run("python", str(ROOT / "tests/real/smollm2.py"), "--compare", str(out / "source"), str(out / "back"))

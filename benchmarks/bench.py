@@ -77,9 +77,17 @@ def commands(source: Path, out: Path) -> dict[str, tuple[list[str], Path, Path |
             out / "nanotron",
             None,
         ),
-        "ckpt: nanotron tp2 to hf": ([*ckpt, str(out / "nanotron"), str(out / "hf"), "--to", "hf"], out / "hf", out / "nanotron"),
+        "ckpt: nanotron tp2 to hf": (
+            [*ckpt, str(out / "nanotron"), str(out / "hf"), "--to", "hf"],
+            out / "hf",
+            out / "nanotron",
+        ),
         "naive: safetensors load + save": ([*peer, "naive", str(source), str(out / "naive")], out / "naive", None),
-        "transformers load + save": ([*peer, "transformers", str(source), str(out / "transformers")], out / "transformers", None),
+        "transformers load + save": (
+            [*peer, "transformers", str(source), str(out / "transformers")],
+            out / "transformers",
+            None,
+        ),
     }
 
 
@@ -96,18 +104,29 @@ def run(size: float, rounds: int, work: Path, say: Callable[[str], None]) -> lis
                 sample = measure(command)
                 if counts:
                     samples.setdefault(name, []).append(sample)
-                    say(f"  {name:32} wall {sample[0]:7.2f} s   CPU {sample[1]:7.2f} s   private {sample[2] / 1e6:7.1f} MB")
+                    say(
+                        f"  {name:32} wall {sample[0]:7.2f} s   CPU {sample[1]:7.2f} s   private {sample[2] / 1e6:7.1f} MB"
+                    )
     for path in work.iterdir():
         shutil.rmtree(path)
     return [
-        Measured(name, total / 1e9, statistics.median(s[0] for s in all_), statistics.median(s[1] for s in all_), max(s[2] for s in all_))
+        Measured(
+            name,
+            total / 1e9,
+            statistics.median(s[0] for s in all_),
+            statistics.median(s[1] for s in all_),
+            max(s[2] for s in all_),
+        )
         for name, all_ in samples.items()
     ]
 
 
 def table(results: list[Measured]) -> str:
     """The Markdown table: seconds, ratios to cp, memory."""
-    lines = ["| weights | command | wall s | x cp | CPU s | x cp | peak private MB |", "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| weights | command | wall s | x cp | CPU s | x cp | peak private MB |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for result in results:
         base = next(other for other in results if other.size == result.size and other.name == "cp -r")
         lines.append(

@@ -20,7 +20,9 @@ def main(folder: str, recorded: str) -> int:
     for position in range(3):
         ours = " ".join(f"{value:9.5f}" for value in logits[0, position, :5])
         framework = " ".join(f"{value:9.5f}" for value in theirs[0, position, :5])
-        print(f"position {position}   transformers on the converted model {ours}\n             nanotron on the original           {framework}")
+        print(
+            f"position {position}   transformers on the converted model {ours}\n             nanotron on the original           {framework}"
+        )
     print(f"largest difference over {tuple(logits.shape)} logits: {difference:.2e}")
     return int(difference > 1e-4)
 

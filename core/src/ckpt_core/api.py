@@ -1,12 +1,12 @@
 """The Python API: what the command line does, as functions.
 
-    from ckpt_core import convert, open_checkpoint
+from ckpt_core import convert, open_checkpoint
 
-    checkpoint = open_checkpoint("run/step-1000")
-    checkpoint.architecture.hidden
-    checkpoint["layers.0.attention.q.weight"].numpy()     # read now, and only this tensor
+checkpoint = open_checkpoint("run/step-1000")
+checkpoint.architecture.hidden
+checkpoint["layers.0.attention.q.weight"].numpy()     # read now, and only this tensor
 
-    convert("run/step-1000", "hf-model", to="hf")
+convert("run/step-1000", "hf-model", to="hf")
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class LazyTensor:
         box, squeeze, strides = _box_of(index, self.shape)
         values = decode(self._source.read(self._assembly, box), self._assembly.value_dtype)
         return values[tuple(slice(None, None, step) for step in strides)].reshape(
-            [len(range(0, stop - start, step)) for n, ((start, stop), step) in enumerate(zip(box, strides, strict=True)) if n not in squeeze]
+            [
+                len(range(0, stop - start, step))
+                for n, ((start, stop), step) in enumerate(zip(box, strides, strict=True))
+                if n not in squeeze
+            ]
         )
 
     def raw(self) -> np.ndarray:
@@ -167,7 +171,9 @@ def config_architecture(path: str | None) -> Architecture | None:
             architecture = plugin.hooks.ckpt_architecture(path=path)
             if architecture is not None:
                 return architecture
-    raise CkptError("no installed format reads this config", file=path, expected="an HF config.json or our architecture.json")
+    raise CkptError(
+        "no installed format reads this config", file=path, expected="an HF config.json or our architecture.json"
+    )
 
 
 def read_checkpoint(
@@ -213,7 +219,10 @@ def split_options(given: Mapping[str, str], source: Plugin, target: Plugin) -> t
             continue
         owners = [side for side in sides if name in known[side]]
         if len(owners) == 2:
-            raise UsageError(f"both {source.name} (source) and {target.name} (target) have an option {name!r}", fix=f"say src.{name} or dst.{name}")
+            raise UsageError(
+                f"both {source.name} (source) and {target.name} (target) have an option {name!r}",
+                fix=f"say src.{name} or dst.{name}",
+            )
         sides[owners[0] if owners else "dst"][name] = value
     return sides["src"], sides["dst"]
 
@@ -245,7 +254,10 @@ def plan_conversion(
         raise UsageError(f"format {to} can only be read")
     for name, ranks in (("tp", tp), ("pp", pp), ("ep", ep)):
         if ranks not in (None, 1) and name not in writer.info.parallel:
-            raise UsageError(f"format {to} has no --{name}", expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout")
+            raise UsageError(
+                f"format {to} has no --{name}",
+                expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout",
+            )
     source_options, target_options = split_options(options or {}, reader, writer)
     request = ReadRequest(typed_options(reader.info, source_options, "read"), config_architecture(config), weights)
     checkpoint = reader.hooks.ckpt_read(path=local, request=request)
@@ -280,7 +292,9 @@ def convert(
     return run_plan(plan, os.fspath(dst), overwrite=overwrite, executor=executor, listener=listener)
 
 
-def digests(checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None) -> dict[str, Result]:
+def digests(
+    checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
+) -> dict[str, Result]:
     """The digest of every canonical tensor, read once, in bounded memory."""
     source = Source(checkpoint.files)
     transfers = [
@@ -290,7 +304,9 @@ def digests(checkpoint: Checkpoint, *, workers: int | None = None, listener: Lis
     done, found = 0, {}
     try:
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "digest") as pool:
-            for transfer, result in zip(transfers, pool.map(lambda t: run_transfer(t, source, None), transfers), strict=True):
+            for transfer, result in zip(
+                transfers, pool.map(lambda t: run_transfer(t, source, None), transfers), strict=True
+            ):
                 found[result.name] = result
                 done += transfer.bytes_read
                 if listener is not None:
@@ -354,7 +370,12 @@ def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, Assembly]:
 
     def common(assembly: Assembly) -> Assembly:
         parameter = assembly.parameter
-        if rows is None or not parameter.axes or parameter.axes[0].name != "v" or parameter.shape[0] != tokens.padded_vocabulary:
+        if (
+            rows is None
+            or not parameter.axes
+            or parameter.axes[0].name != "v"
+            or parameter.shape[0] != tokens.padded_vocabulary
+        ):
             return assembly
         return replace(assembly, parameter=replace(parameter, true_rows=rows))
 
@@ -378,7 +399,10 @@ def first_difference(left: Checkpoint, right: Checkpoint, name: str) -> Differen
     shape = assemblies[0].parameter.true_shape
     largest, count, first = 0.0, 0, ("", "")
     for box in boxes(shape, _CHUNK_BYTES // 4):
-        a, b = (decode(source.read(assembly, box), assembly.value_dtype) for source, assembly in zip(sources, assemblies, strict=True))
+        a, b = (
+            decode(source.read(assembly, box), assembly.value_dtype)
+            for source, assembly in zip(sources, assemblies, strict=True)
+        )
         different = a.view(np.uint32) != b.view(np.uint32)
         if different.any():
             with np.errstate(invalid="ignore"):

@@ -48,7 +48,13 @@ class CkptError(Exception):
 
     def to_json(self) -> dict[str, object]:
         """The same parts as a JSON object, for `--json`."""
-        parts = {"problem": self.problem, "file": self.file, "found": self.found, "expected": self.expected, "fix": self.fix}
+        parts = {
+            "problem": self.problem,
+            "file": self.file,
+            "found": self.found,
+            "expected": self.expected,
+            "fix": self.fix,
+        }
         return {key: value for key, value in parts.items() if value is not None}
 
 

@@ -60,8 +60,12 @@ def check_agreement(given: Architecture, found: Architecture, file: str) -> None
     one, two = facts_of(given), facts_of(found)
     problems = Problems("--config and the checkpoint describe different models")
     for path in sorted(one.keys() | two.keys()):
-        if one.get(path) != two.get(path) and not (path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]):
-            problems.add(CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file))
+        if one.get(path) != two.get(path) and not (
+            path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]
+        ):
+            problems.add(
+                CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file)
+            )
     problems.raise_any()
 
 
@@ -77,5 +81,7 @@ def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
         )
     checkpoint.architecture = replace(checkpoint.architecture, tokens=replace(tokens, vocabulary=vocabulary))
     known = parameters(checkpoint.architecture)
-    checkpoint.tensors = {name: replace(assembly, parameter=known[name]) for name, assembly in checkpoint.tensors.items()}
+    checkpoint.tensors = {
+        name: replace(assembly, parameter=known[name]) for name, assembly in checkpoint.tensors.items()
+    }
     return checkpoint

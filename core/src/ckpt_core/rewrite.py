@@ -45,7 +45,9 @@ def vocabulary_rows(model: Model, rows: int) -> Model:
     architecture = replace(model.architecture, tokens=replace(tokens, padded_vocabulary=rows))
     wanted = parameters(architecture)
     tensors = {
-        name: resized(assembly, wanted[name]) if wanted[name].shape != assembly.parameter.shape else replace(assembly, parameter=wanted[name])
+        name: resized(assembly, wanted[name])
+        if wanted[name].shape != assembly.parameter.shape
+        else replace(assembly, parameter=wanted[name])
         for name, assembly in model.tensors.items()
     }
     return model.rewritten(architecture, tensors, f"vocabulary table of {rows} rows (was {tokens.padded_vocabulary})")
@@ -78,7 +80,9 @@ def folded_attention_scale(model: Model) -> Model:
 
     def usual(layer: Layer) -> Layer:
         changed = {
-            name: replace(getattr(layer, name), scale=None) for name in ("attention", "cross_attention") if getattr(layer, name) is not None
+            name: replace(getattr(layer, name), scale=None)
+            for name in ("attention", "cross_attention")
+            if getattr(layer, name) is not None
         }
         return replace(layer, **changed)
 
@@ -89,7 +93,9 @@ def folded_attention_scale(model: Model) -> Model:
         for name, assembly in model.tensors.items()
     }
     described = ", ".join(sorted({f"{factor:.9g}" for factor in factors.values()}))
-    return model.rewritten(map_layers(model.architecture, usual), tensors, f"attention scale folded into q (factor {described})")
+    return model.rewritten(
+        map_layers(model.architecture, usual), tensors, f"attention scale folded into q (factor {described})"
+    )
 
 
 def zero_biases(model: Model, architecture: Architecture, dtype: DType) -> Model:
@@ -97,6 +103,7 @@ def zero_biases(model: Model, architecture: Architecture, dtype: DType) -> Model
     wanted = parameters(architecture)
     added = [name for name in wanted if name not in model.tensors]
     tensors = {
-        name: model.tensors[name] if name in model.tensors else Assembly(wanted[name], dtype, (), fill=0.0) for name in wanted
+        name: model.tensors[name] if name in model.tensors else Assembly(wanted[name], dtype, (), fill=0.0)
+        for name in wanted
     }
     return model.rewritten(architecture, tensors, f"zero biases added ({len(added)} tensors)")

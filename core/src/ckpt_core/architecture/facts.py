@@ -125,7 +125,9 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
     count = facts.get(f"{prefix}layers")
     claimed.add(f"{prefix}layers")
     if type(count) is not int or not 0 < count <= 100_000:
-        raise CkptError(f"{prefix}layers is not a number of layers", file=source, found=repr(count), expected="1 to 100000")
+        raise CkptError(
+            f"{prefix}layers is not a number of layers", file=source, found=repr(count), expected="1 to 100000"
+        )
     layers: dict[tuple, Layer] = {}
 
     def layer(index: int) -> Layer:
@@ -156,7 +158,9 @@ def _build(facts: Facts, path: str, annotation: object, index: int | None, claim
         claimed.add(path)
         value = _at(facts[path], index, path, source) if path in facts and here else None
         return _ABSENT if value is None else _typed(annotation, value, path, source)
-    claimed.update(key for key in facts if key.startswith(f"{path}.") and key.removesuffix("?") in _paths(annotation, path))
+    claimed.update(
+        key for key in facts if key.startswith(f"{path}.") and key.removesuffix("?") in _paths(annotation, path)
+    )
     if not here:
         return _ABSENT
     values = {}
@@ -180,7 +184,12 @@ def _typed(annotation: object, value: object, path: str, source: str) -> object:
             raise CkptError(f"{path} has no value {value!r}", file=source, expected=" | ".join(annotation)) from None
     if typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(typing.get_args(annotation)[0], item, path, source) for item in value)
-    raise CkptError(f"{path} has a value of the wrong type", file=source, found=repr(value)[:80], expected=getattr(annotation, "__name__", str(annotation)))
+    raise CkptError(
+        f"{path} has a value of the wrong type",
+        file=source,
+        found=repr(value)[:80],
+        expected=getattr(annotation, "__name__", str(annotation)),
+    )
 
 
 def _paths(cls: type, path: str) -> set[str]:

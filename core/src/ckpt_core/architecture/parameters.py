@@ -163,7 +163,9 @@ def _attention(name: str, attention: Attention, hidden: Axis) -> Iterator[Parame
             yield Parameter(f"{name}.{part}.bias", axes)
     if attention.qk_norm is not None:
         for part, whole in (("q", (groups, per_group, rotated)), ("k", (groups, rotated))):
-            yield from _norm(f"{name}.{part}_norm", attention.qk_norm, *(whole if attention.qk_norm_whole else (rotated,)))
+            yield from _norm(
+                f"{name}.{part}_norm", attention.qk_norm, *(whole if attention.qk_norm_whole else (rotated,))
+            )
     if attention.relative_bias is not None:
         yield _relative_bias(f"{name}.relative_bias.weight", attention.relative_bias.buckets, attention)
     if attention.sinks:

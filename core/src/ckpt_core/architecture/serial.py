@@ -46,7 +46,9 @@ def dumps(architecture: Architecture) -> str:
 def _encode(value: object) -> object:
     if dataclasses.is_dataclass(value):
         return {
-            field.name: _encode_layers(getattr(value, field.name)) if field.name == "layers" else _encode(getattr(value, field.name))
+            field.name: _encode_layers(getattr(value, field.name))
+            if field.name == "layers"
+            else _encode(getattr(value, field.name))
             for field in dataclasses.fields(value)
             if field.default is dataclasses.MISSING or getattr(value, field.name) != field.default
         }
@@ -73,7 +75,11 @@ def from_json(value: object, source: str = "architecture.json") -> Architecture:
     version = body.pop("schema", None)
     if version != SCHEMA_VERSION:
         raise CkptError(
-            "unknown architecture schema", file=source, found=version, expected=SCHEMA_VERSION, fix="use the ckpt version that wrote it"
+            "unknown architecture schema",
+            file=source,
+            found=version,
+            expected=SCHEMA_VERSION,
+            fix="use the ckpt version that wrote it",
         )
     return validate(_decode(Architecture, body, "", source), source)
 
@@ -134,4 +140,6 @@ def _join(path: str, name: str) -> str:
 
 
 def _wrong(path: str, value: object, expected: str, source: str) -> CkptError:
-    return CkptError(f"field {path!r} has the wrong type or value", file=source, found=repr(value)[:80], expected=expected)
+    return CkptError(
+        f"field {path!r} has the wrong type or value", file=source, found=repr(value)[:80], expected=expected
+    )

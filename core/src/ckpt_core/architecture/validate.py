@@ -68,7 +68,9 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
         yield f"{path}.fraction", f"{rotary.fraction} of head_dim={head_dim} is not an even number of elements"
     if rotary.scaling is not None:
         required, optional = SCALING_FIELDS[rotary.scaling.kind]
-        given = {name for name in type(rotary.scaling).__slots__ if getattr(rotary.scaling, name) is not None} - {"kind"}
+        given = {name for name in type(rotary.scaling).__slots__ if getattr(rotary.scaling, name) is not None} - {
+            "kind"
+        }
         for name in sorted(required - given):
             yield f"{path}.scaling.{name}", f"is needed by kind={rotary.scaling.kind}"
         for name in sorted(given - required - optional):

@@ -120,7 +120,9 @@ class Source:
     def _compare(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
         copy = np.empty(view.shape, block.dtype.numpy)
         self._fill(block, tile, copy)
-        if block.dtype != assembly.dtype or not np.array_equal(copy.view(np.uint8), np.ascontiguousarray(view).view(np.uint8)):
+        if block.dtype != assembly.dtype or not np.array_equal(
+            copy.view(np.uint8), np.ascontiguousarray(view).view(np.uint8)
+        ):
             raise FormatError(
                 f"two copies of {assembly.parameter.name} differ",
                 file=block.path,
@@ -197,7 +199,9 @@ class Assembler:
                     tiles = [part for tile in tiles for part in tile.cut_native(dim, start, start + size)]
                 for tile in tiles:
                     stored = shard.stored
-                    into.append(Block(stored.file, stored.dtype, stored.offset, flat_tile(tile, stored.strides, shard.origin)))
+                    into.append(
+                        Block(stored.file, stored.dtype, stored.offset, flat_tile(tile, stored.strides, shard.origin))
+                    )
 
     def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
         if len(shards) == 1 and not any(shards[0].origin):
@@ -225,15 +229,25 @@ class Assembler:
             dtypes = {block.dtype for block in blocks}
             if elements != parameter.elements and not self.problems.found:
                 self.problems.add(
-                    FormatError(f"{name} has {elements} elements in the files", file=self.file, expected=f"{parameter.elements} ({parameter})")
+                    FormatError(
+                        f"{name} has {elements} elements in the files",
+                        file=self.file,
+                        expected=f"{parameter.elements} ({parameter})",
+                    )
                 )
             elif len(dtypes) > 1:
                 kinds = ", ".join(sorted(dtype.name for dtype in dtypes))
                 self.problems.add(FormatError(f"the shards of {name} have different dtypes: {kinds}", file=self.file))
             elif blocks and not blocks[0].dtype.floating:
-                self.problems.add(FormatError(f"{name} is stored as {blocks[0].dtype}", file=blocks[0].path, expected="a floating dtype"))
+                self.problems.add(
+                    FormatError(
+                        f"{name} is stored as {blocks[0].dtype}", file=blocks[0].path, expected="a floating dtype"
+                    )
+                )
             elif blocks:
-                found[name] = Assembly(parameter, blocks[0].dtype, blocks, tuple(self._copies.get(name, ())), self._maps[name])
+                found[name] = Assembly(
+                    parameter, blocks[0].dtype, blocks, tuple(self._copies.get(name, ())), self._maps[name]
+                )
         self.problems.raise_any()
         return found
 

@@ -81,12 +81,18 @@ class Plan:
     @property
     def bytes_written(self) -> int:
         documents = sum(len(data) for data in self.target.documents.values())
-        return sum(file.size for file in self.target.files) + documents + sum(s.size for s in self.target.sidecars.values())
+        return (
+            sum(file.size for file in self.target.files)
+            + documents
+            + sum(s.size for s in self.target.sidecars.values())
+        )
 
     @property
     def peak_memory(self) -> int:
         """An upper bound of private memory in bytes."""
-        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[: self.workers]
+        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[
+            : self.workers
+        ]
         return _FOOTPRINT + _BUFFERS * sum(largest)
 
     @property
@@ -124,7 +130,11 @@ class Plan:
         """What `--dry-run --json` prints."""
         return {
             "source": {"format": self.source.format, "path": self.source.path, "parallel": self.source.parallel},
-            "target": {"format": self.target.format, "parallel": self.target.parallel, "decisions": self.target.decisions},
+            "target": {
+                "format": self.target.format,
+                "parallel": self.target.parallel,
+                "decisions": self.target.decisions,
+            },
             "files": [{"path": file.path, "bytes": file.size} for file in self.target.files],
             "documents": {path: len(data) for path, data in self.target.documents.items()},
             "sidecars": sorted(self.target.sidecars),
@@ -165,7 +175,9 @@ def make_plan(
     for name, parameter in expected.items():
         delivered = sum(delivery.block.tile.elements for delivery in deliveries.get(name, ()))
         if delivered < parameter.elements or delivered % parameter.elements:
-            problems.add(CkptError(f"{delivered} elements of {parameter} are written", expected="all of them, in whole copies"))
+            problems.add(
+                CkptError(f"{delivered} elements of {parameter} are written", expected="all of them, in whole copies")
+            )
     problems.raise_any()
     budget = max(1 << 20, (memory - _FOOTPRINT) // (workers * _BUFFERS))
     if memory < _FOOTPRINT + workers * _BUFFERS * (1 << 20):
@@ -211,8 +223,15 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]
         elements = math.prod(native.shape)
         written = sum(piece.tile.elements for piece in native.pieces) + native.padding
         if written != elements:
-            problems.add(CkptError(f"native tensor {native.name!r} gets {written} of its {elements} elements", found=native.row.sentence))
-        extents.setdefault(placed.file, []).append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
+            problems.add(
+                CkptError(
+                    f"native tensor {native.name!r} gets {written} of its {elements} elements",
+                    found=native.row.sentence,
+                )
+            )
+        extents.setdefault(placed.file, []).append(
+            (placed.offset, placed.offset + elements * placed.dtype.size, native.name)
+        )
         strides = contiguous_strides(native.shape)
         maps = (native.row.via.inverse(),) if native.row.via else ()
         for piece in native.pieces:
@@ -246,7 +265,10 @@ def _rounding(transfers: list[Transfer]) -> list[Loss]:
         narrower = {d.block.dtype.name for d in transfer.deliveries if not _holds(d.block.dtype, value)}
         for stored in narrower:
             rounded[value.name, stored] = rounded.get((value.name, stored), 0) + 1
-    return [Loss("rounded", f"{count} tensors", f"{value} values stored as {stored}") for (value, stored), count in rounded.items()]
+    return [
+        Loss("rounded", f"{count} tensors", f"{value} values stored as {stored}")
+        for (value, stored), count in rounded.items()
+    ]
 
 
 def _holds(stored: DType, value: DType) -> bool:

@@ -56,7 +56,12 @@ class Receipt:
 
 
 def run_plan(
-    plan: Plan, destination: str, *, overwrite: bool = False, executor: Executor | None = None, listener: Listener | None = None
+    plan: Plan,
+    destination: str,
+    *,
+    overwrite: bool = False,
+    executor: Executor | None = None,
+    listener: Listener | None = None,
 ) -> Receipt:
     """Carry out `plan` and publish its output at `destination`.
 
@@ -184,12 +189,16 @@ def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
             entry["blake3"] = blake3(read_small(state.path)).hexdigest()
         sources.append(entry)
     documents = {path: blake3(data).hexdigest() for path, data in plan.target.documents.items()}
-    sidecars = {path: blake3(read_small(sidecar.path, 1 << 32)).hexdigest() for path, sidecar in plan.target.sidecars.items()}
+    sidecars = {
+        path: blake3(read_small(sidecar.path, 1 << 32)).hexdigest() for path, sidecar in plan.target.sidecars.items()
+    }
     return Receipt(
         {
             "ckpt": __version__,
             "plan": plan.hash,
-            "fingerprint": fingerprint((name, parameters[name].true_shape, results[name].digest) for name in parameters),
+            "fingerprint": fingerprint(
+                (name, parameters[name].true_shape, results[name].digest) for name in parameters
+            ),
             "source": {
                 "format": plan.source.format,
                 "path": plan.source.path,

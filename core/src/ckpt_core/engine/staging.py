@@ -55,7 +55,9 @@ class Staging:
                 raise OSError  # the other one finished, and removed its journal, between our opening and our locking it
         except OSError:
             self._journal.close()
-            raise CkptError("another conversion is writing to this destination", file=self.destination, fix="wait for it") from None
+            raise CkptError(
+                "another conversion is writing to this destination", file=self.destination, fix="wait for it"
+            ) from None
         self._resume()
         return self
 
@@ -110,7 +112,9 @@ class Staging:
         If a file that the journal thinks written is not there (it was published already, or removed), all starts over.
         """
         files = list(files)
-        if self.done and not all(os.path.isfile(path := self.path(file.path)) and os.path.getsize(path) == file.size for file in files):
+        if self.done and not all(
+            os.path.isfile(path := self.path(file.path)) and os.path.getsize(path) == file.size for file in files
+        ):
             self._restart()
             self.done = {}
         for file in files:

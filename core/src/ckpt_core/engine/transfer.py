@@ -99,7 +99,12 @@ def stored_values(values: np.ndarray, dtype: DType, delivery: Delivery, name: st
     encoded = encode(floats, target)
     if target.name == "fp16" and np.isinf(encoded).sum() > np.isinf(floats).sum():
         largest = np.abs(floats[np.isfinite(floats)]).max()
-        raise Refusal(f"{name} does not fit fp16", found=f"a value of {largest:g}", expected="at most 65504", fix="use --dtype bf16 or fp32")
+        raise Refusal(
+            f"{name} does not fit fp16",
+            found=f"a value of {largest:g}",
+            expected="at most 65504",
+            fix="use --dtype bf16 or fp32",
+        )
     return encoded
 
 

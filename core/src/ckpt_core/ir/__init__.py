@@ -23,7 +23,11 @@ def ckpt_info() -> FormatInfo:
 def ckpt_detect(path: str) -> str | None:
     from ckpt_core.ir.files import ARCHITECTURE, INDEX
 
-    return f"{ARCHITECTURE} beside {INDEX}" if all(os.path.isfile(os.path.join(path, name)) for name in (ARCHITECTURE, INDEX)) else None
+    return (
+        f"{ARCHITECTURE} beside {INDEX}"
+        if all(os.path.isfile(os.path.join(path, name)) for name in (ARCHITECTURE, INDEX))
+        else None
+    )
 
 
 @hookimpl

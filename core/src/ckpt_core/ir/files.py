@@ -1,8 +1,8 @@
 """The files of the intermediate representation.
 
-    architecture.json  notes.json
-    tensors.index.json                       tensor -> file
-    tensors-00001-of-00002.safetensors ...   fp32, whole tensors, in the order of the forward pass
+architecture.json  notes.json
+tensors.index.json                       tensor -> file
+tensors-00001-of-00002.safetensors ...   fp32, whole tensors, in the order of the forward pass
 """
 
 from __future__ import annotations

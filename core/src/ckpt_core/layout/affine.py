@@ -43,7 +43,9 @@ class Tile:
     def cut_canonical(self, axis: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose canonical index on `axis` lies in [start, stop)."""
         loops = [(n, link.step, link.size) for n, link in enumerate(self.links) if link.axis == axis]
-        return [self._narrowed(choice) for choice in _cut(_outermost_first(loops), self.canonical_base[axis], start, stop)]
+        return [
+            self._narrowed(choice) for choice in _cut(_outermost_first(loops), self.canonical_base[axis], start, stop)
+        ]
 
     def cut_native(self, dim: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose native index in `dim` lies in [start, stop)."""

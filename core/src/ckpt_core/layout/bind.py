@@ -131,7 +131,9 @@ class _BoundRow:
         (axis,) = names
         size = self._whole_sizes().get(axis)
         if size is None:
-            raise SentenceError(f"{self.row.native!r} runs over {axis!r}, which its parameters do not have", self.row.sentence)
+            raise SentenceError(
+                f"{self.row.native!r} runs over {axis!r}, which its parameters do not have", self.row.sentence
+            )
         start, count = shares(dict(self.row.splits), ranks, {axis: size}, self.row.sentence).get(axis, (0, size))
         for index in range(start, start + count):
             yield {axis: index}
@@ -148,7 +150,11 @@ class _BoundRow:
     def _native(self, name: str, bound: Mapping[str, int], ranks: Ranks) -> Native:
         whole = self._whole_sizes()
         held = shares(dict(self.row.splits), ranks, whole, self.row.sentence)
-        sizes = {**self.sizes, **self._finer_sizes(), **{axis: held.get(axis, (0, size))[1] for axis, size in whole.items()}}
+        sizes = {
+            **self.sizes,
+            **self._finer_sizes(),
+            **{axis: held.get(axis, (0, size))[1] for axis, size in whole.items()},
+        }
         if len(self.layers) > 1 or self.layer is None:
             sizes["l"] = len(self.layers)
         shape, affines = expand(self.sentence, sizes, lambda word: word in self.parts)
@@ -165,13 +171,19 @@ class _BoundRow:
 
     def _finer_sizes(self) -> dict[str, int]:
         return {
-            name: size for parameter in self.parts.values() for axis in parameter.axes for term in axis.terms for name, size in term
+            name: size
+            for parameter in self.parts.values()
+            for axis in parameter.axes
+            for term in axis.terms
+            for name, size in term
         }
 
     def _pieces(self, affine: Affine, bound: Mapping[str, int], held: Mapping[str, Share]) -> list[Piece]:
         """The tiles of one affine part: one, or one per layer if the native tensor stacks layers."""
         if affine.part not in self.parts:
-            raise SentenceError("a part of the sentence names no parameter", self.row.sentence, expected=", ".join(map(str, self.parts)))
+            raise SentenceError(
+                "a part of the sentence names no parameter", self.row.sentence, expected=", ".join(map(str, self.parts))
+            )
         parameter = self.parts[affine.part]
         canonical = [bound.get(axis.name, held.get(axis.name, (0, axis.size))[0]) for axis in parameter.axes]
         numbers = {axis.name: number for number, axis in enumerate(parameter.axes)}
@@ -187,7 +199,9 @@ class _BoundRow:
                 links.append(Link(step.size, number, canonical_step, step.dim, step.step))
             else:
                 axes = " ".join(map(str, parameter.axes))
-                raise SentenceError(f"axis {step.axis!r} does not belong to {parameter.name}", self.row.sentence, expected=axes)
+                raise SentenceError(
+                    f"axis {step.axis!r} does not belong to {parameter.name}", self.row.sentence, expected=axes
+                )
         tile = Tile(tuple(links), tuple(canonical), affine.base)
         stacking = next((step for step in affine.steps if step.axis == "l"), None)
         if stacking is None:
@@ -196,7 +210,9 @@ class _BoundRow:
         for index, layer in enumerate(self.layers):
             base = list(affine.base)
             base[stacking.dim] += index * stacking.step
-            pieces.append(Piece(self.template.format(l=layer, part=affine.part), replace(tile, native_base=tuple(base))))
+            pieces.append(
+                Piece(self.template.format(l=layer, part=affine.part), replace(tile, native_base=tuple(base)))
+            )
         return pieces
 
     def _finer_places(self, affine: Affine, parameter: Parameter, canonical: list[int]) -> dict[str, tuple[int, int]]:
@@ -219,7 +235,9 @@ class _BoundRow:
     def _check_cover(self, pieces: list[Piece], bound: Mapping[str, int], held: Mapping[str, Share]) -> None:
         """Every element of this rank's share of every parameter must have its place in the sentence."""
         for part, parameter in self.parts.items():
-            expected = math.prod(1 if axis.name in bound else held.get(axis.name, (0, axis.size))[1] for axis in parameter.axes)
+            expected = math.prod(
+                1 if axis.name in bound else held.get(axis.name, (0, axis.size))[1] for axis in parameter.axes
+            )
             for layer in self.layers:
                 name = parameter.name if len(self.layers) == 1 else self.template.format(l=layer, part=part)
                 placed = sum(piece.tile.elements for piece in pieces if piece.parameter == name)
@@ -238,9 +256,12 @@ def account(natives: Mapping[str, Native], tables: Iterable[Table], found: Itera
     tables = list(tables)
     unclaimed = sorted(name for name in found - natives.keys() if not any(table.drops_name(name) for table in tables))
     missing = sorted(name for name, native in natives.items() if name not in found and not native.row.copy)
-    problems = [CkptError(f"tensor {name!r} is missing", file=file, fix=did_you_mean(name, unclaimed)) for name in missing]
+    problems = [
+        CkptError(f"tensor {name!r} is missing", file=file, fix=did_you_mean(name, unclaimed)) for name in missing
+    ]
     problems += [
-        CkptError(f"tensor {name!r} is not part of this architecture", file=file, fix=did_you_mean(name, missing)) for name in unclaimed
+        CkptError(f"tensor {name!r} is not part of this architecture", file=file, fix=did_you_mean(name, missing))
+        for name in unclaimed
     ]
     return problems
 

@@ -121,7 +121,9 @@ class Field(Entry):
         try:
             fact = self.codec.read(value) if self.codec else value
         except CkptError as problem:
-            raise CkptError(f"key {self.key!r}: {problem.problem}", found=problem.found, expected=problem.expected) from None
+            raise CkptError(
+                f"key {self.key!r}: {problem.problem}", found=problem.found, expected=problem.expected
+            ) from None
         for path in self.paths:
             facts[path] = fact
 
@@ -133,7 +135,9 @@ class Field(Entry):
         values = {path: facts[path] for path in self.paths if path in facts}
         kinds = set(values.values())
         if len(kinds) > 1:
-            raise Refusal(f"{self.key} is one value", found=", ".join(f"{path}={value}" for path, value in values.items()))
+            raise Refusal(
+                f"{self.key} is one value", found=", ".join(f"{path}={value}" for path, value in values.items())
+            )
         value = kinds.pop() if kinds else None
         if isinstance(value, PerLayer):
             raise Refusal(f"{self.key} is one value for all layers", found=f"{self.paths[0]} = {value}")
@@ -142,10 +146,14 @@ class Field(Entry):
         try:
             config[self.key] = self.codec.write(value) if self.codec and value is not None else value
         except Refusal as problem:
-            raise Refusal(f"{self.key}: {problem.problem}", found=f"{self.paths[0]} = {problem.found}", expected=problem.expected) from None
+            raise Refusal(
+                f"{self.key}: {problem.problem}", found=f"{self.paths[0]} = {problem.found}", expected=problem.expected
+            ) from None
 
 
-def field(key: str, *paths: str, default: object = REQUIRED, null: object = AS_LEFT_OUT, via: Codec | None = None) -> Field:
+def field(
+    key: str, *paths: str, default: object = REQUIRED, null: object = AS_LEFT_OUT, via: Codec | None = None
+) -> Field:
     """`key` says the fact(s) at `paths`; without it `default` holds (or `same_as` another key).
 
     A null value means what a missing key means, unless `null` says otherwise.
@@ -190,7 +198,11 @@ class Const(Entry):
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         if self.key in config and config[self.key] != self.value:
-            raise CkptError(f"key {self.key!r} has a value that is not supported", found=repr(config[self.key]), expected=repr(self.value))
+            raise CkptError(
+                f"key {self.key!r} has a value that is not supported",
+                found=repr(config[self.key]),
+                expected=repr(self.value),
+            )
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if self.written:
@@ -265,10 +277,18 @@ class Custom(Entry):
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         try:
             self.reader(config, facts, notes)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a value no reader expects
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # a value no reader expects
             given = ", ".join(f"{key} = {str(config[key])[:60]}" for key in self.own_keys if key in config)
             names = ", ".join(map(repr, self.own_keys)) or "those it is computed from"
-            raise CkptError(f"a wrong value among the keys {names}", found=given or None, expected=f"other values ({error})") from error
+            raise CkptError(
+                f"a wrong value among the keys {names}", found=given or None, expected=f"other values ({error})"
+            ) from error
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         self.writer(facts, notes, config)
@@ -315,7 +335,9 @@ class Config:
                     CkptError(
                         f"unknown config key {key!r} (value {str(config[key])[:60]})",
                         file=file,
-                        fix=did_you_mean(key, self.keys, "if it changes no output of the model, name it in -o ignore_keys=..."),
+                        fix=did_you_mean(
+                            key, self.keys, "if it changes no output of the model, name it in -o ignore_keys=..."
+                        ),
                     )
                 )
         for entry in self.entries:

@@ -88,7 +88,6 @@ class Sentence:
         """The names in each native dimension."""
         return tuple(frozenset(_names(node)) for node in self.dims)
 
-
     def part_names(self) -> frozenset[str]:
         """The names that stand where a part may stand: with axes of their own, or as a bare term of a sum.
 
@@ -250,7 +249,9 @@ def expand(
                 return size, [_Piece(name, piece.steps, piece.offset, piece.padding) for piece in pieces]
             case Name(name=name, column=column, own=own):
                 if own is not None:
-                    raise SentenceError(f"{name!r} is an axis here, and only a part has axes of its own", sentence.text, column)
+                    raise SentenceError(
+                        f"{name!r} is an axis here, and only a part has axes of its own", sentence.text, column
+                    )
                 size = axis_size(name, column)
                 return size, [_Piece(None, (Step(name, size, dim, 1),), 0)]
             case Product(factors=factors):
@@ -282,14 +283,21 @@ def expand(
         if outer.part is not None and inner.part is not None:
             raise SentenceError(f"parts {outer.part!r} and {inner.part!r} meet in one place", sentence.text)
         return _Piece(
-            outer.part or inner.part, outer.steps + inner.steps, outer.offset + inner.offset, outer.padding or inner.padding
+            outer.part or inner.part,
+            outer.steps + inner.steps,
+            outer.offset + inner.offset,
+            outer.padding or inner.padding,
         )
 
     shape, combined = [], [((), _Piece(None, (), 0))]
     for dim, node in enumerate(sentence.dims):
         size, pieces = size_and_pieces(node, dim)
         shape.append(size)
-        combined = [((*base, piece.offset), join(rest, _Piece(piece.part, piece.steps, 0, piece.padding))) for base, rest in combined for piece in pieces]
+        combined = [
+            ((*base, piece.offset), join(rest, _Piece(piece.part, piece.steps, 0, piece.padding)))
+            for base, rest in combined
+            for piece in pieces
+        ]
     affines = []
     for base, piece in combined:
         names = [step.axis for step in piece.steps if not piece.padding]

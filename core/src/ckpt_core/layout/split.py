@@ -26,7 +26,9 @@ class SplitError(Refusal):
         divisors = [n for n in range(1, size + 1) if size % n == 0]
         shown = ", ".join(map(str, divisors if len(divisors) < 12 else [*divisors[:10], "..."]))
         super().__init__(
-            f"{dimension}={count} does not divide axis {axis}={size}", found=sentence, expected=f"{dimension} among {shown}"
+            f"{dimension}={count} does not divide axis {axis}={size}",
+            found=sentence,
+            expected=f"{dimension} among {shown}",
         )
 
 

@@ -95,7 +95,9 @@ def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, has_infini
     exponent = (codes >> mantissa_bits) & ((1 << exponent_bits) - 1)
     mantissa = codes & ((1 << mantissa_bits) - 1)
     fraction = mantissa / (1 << mantissa_bits)
-    values = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent.astype(float) - bias))
+    values = np.where(
+        exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent.astype(float) - bias)
+    )
     top = exponent == (1 << exponent_bits) - 1
     if has_infinity:
         values = np.where(top, np.where(mantissa == 0, np.inf, np.nan), values)

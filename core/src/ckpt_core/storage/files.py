@@ -53,7 +53,9 @@ def read_range(path: str, start: int, count: int) -> bytes:
     except OSError as error:
         raise FormatError(f"cannot read a file: {error.strerror}", file=path) from error
     if len(data) != count:
-        raise FormatError("the file is truncated", file=path, found=f"{start + len(data)} bytes", expected=f"at least {start + count}")
+        raise FormatError(
+            "the file is truncated", file=path, found=f"{start + len(data)} bytes", expected=f"at least {start + count}"
+        )
     return data
 
 
@@ -61,7 +63,9 @@ def read_small(path: str | os.PathLike, limit: int = 64 << 20) -> bytes:
     """A whole file that must be small (a config, an index); `FormatError` above `limit` bytes."""
     state = FileState.of(path)
     if state.size > limit:
-        raise FormatError("a metadata file is far too large", file=path, found=f"{state.size} bytes", expected=f"at most {limit}")
+        raise FormatError(
+            "a metadata file is far too large", file=path, found=f"{state.size} bytes", expected=f"at most {limit}"
+        )
     return read_range(state.path, 0, state.size)
 
 

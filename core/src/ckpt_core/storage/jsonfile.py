@@ -73,7 +73,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|\.inf|\.nan)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|\.inf|\.nan)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -96,7 +98,11 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     text = repr(value)
     if math.isfinite(value) and "e" in text and "." not in text:
         text = text.replace("e", ".0e", 1)
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text) if math.isfinite(value) else dumper.represent_float(value)
+    return (
+        dumper.represent_scalar("tag:yaml.org,2002:float", text)
+        if math.isfinite(value)
+        else dumper.represent_float(value)
+    )
 
 
 _Dumper.add_representer(float, _represent_float)

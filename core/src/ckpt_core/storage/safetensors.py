@@ -29,7 +29,23 @@ _MAX_DIMENSIONS = 32
 _RANK = {
     code: rank
     for rank, code in enumerate(
-        ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]
+        [
+            "BOOL",
+            "U8",
+            "I8",
+            "F8_E5M2",
+            "F8_E4M3",
+            "I16",
+            "U16",
+            "F16",
+            "BF16",
+            "I32",
+            "U32",
+            "F32",
+            "F64",
+            "I64",
+            "U64",
+        ]
     )
 }
 
@@ -50,7 +66,10 @@ def read_header(path: str | os.PathLike) -> Header:
     length = int.from_bytes(read_range(state.path, 0, 8), "little")
     if not 2 <= length <= min(_MAX_HEADER, state.size - 8):
         raise FormatError(
-            "safetensors header does not fit the file", file=path, found=f"{length} bytes in a file of {state.size}", expected="a whole file"
+            "safetensors header does not fit the file",
+            file=path,
+            found=f"{length} bytes in a file of {state.size}",
+            expected="a whole file",
         )
     header = parse_json(read_range(state.path, 8, length), state.path)
     if not isinstance(header, dict):
@@ -68,9 +87,13 @@ def _tensor(state: FileState, name: str, entry: object, start: int) -> StoredTen
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise FormatError(f"tensor {name!r} lacks dtype, shape or data_offsets", file=state.path, found=str(entry)[:80]) from None
+        raise FormatError(
+            f"tensor {name!r} lacks dtype, shape or data_offsets", file=state.path, found=str(entry)[:80]
+        ) from None
     if code not in BY_SAFETENSORS:
-        raise FormatError(f"tensor {name!r} has an unknown dtype", file=state.path, found=code, expected=", ".join(BY_SAFETENSORS))
+        raise FormatError(
+            f"tensor {name!r} has an unknown dtype", file=state.path, found=code, expected=", ".join(BY_SAFETENSORS)
+        )
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if len(numbers) > _MAX_DIMENSIONS + 2 or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):
         raise FormatError(f"tensor {name!r} has an impossible shape or offset", file=state.path, found=str(entry)[:80])
@@ -90,11 +113,16 @@ def _check_cover(state: FileState, tensors: Mapping[str, StoredTensor], start: i
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].elements)):
         if tensor.offset != position:
             raise FormatError(
-                f"tensor {name!r} leaves a gap or overlaps its neighbour", file=state.path, found=tensor.offset, expected=position
+                f"tensor {name!r} leaves a gap or overlaps its neighbour",
+                file=state.path,
+                found=tensor.offset,
+                expected=position,
             )
         position += tensor.elements * tensor.dtype.size
     if position != state.size:
-        raise FormatError("safetensors data section has a wrong length", file=state.path, found=state.size, expected=position)
+        raise FormatError(
+            "safetensors data section has a wrong length", file=state.path, found=state.size, expected=position
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +134,9 @@ class SafetensorsPlan:
     offsets: dict[str, int]
 
 
-def plan_file(tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> SafetensorsPlan:
+def plan_file(
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> SafetensorsPlan:
     """Lay out a file for `tensors` (name -> dtype, shape). `metadata` {} is written, None is left out."""
     order = sorted(tensors, key=lambda name: (-_RANK[tensors[name][0].safetensors], name.encode()))
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
@@ -120,4 +150,6 @@ def plan_file(tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Ma
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     prefix = len(text).to_bytes(8, "little") + text
-    return SafetensorsPlan(len(prefix) + position, prefix, {name: len(prefix) + start for name, start in starts.items()})
+    return SafetensorsPlan(
+        len(prefix) + position, prefix, {name: len(prefix) + start for name, start in starts.items()}
+    )

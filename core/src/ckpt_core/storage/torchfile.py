@@ -24,7 +24,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     return dict(value)
 
 
-def plan_state_dict(path: str, tensors: Mapping[str, tuple[DType, tuple[int, ...]]]) -> tuple[OutputFile, dict[str, int]]:
+def plan_state_dict(
+    path: str, tensors: Mapping[str, tuple[DType, tuple[int, ...]]]
+) -> tuple[OutputFile, dict[str, int]]:
     """A file at `path` that `torch.load` reads as a dict of `tensors`, and where the data of each begins."""
     value = {name: TensorSpec(dtype, shape) for name, (dtype, shape) in tensors.items()}
     plan = plan_torch_file(value, os.path.basename(path))

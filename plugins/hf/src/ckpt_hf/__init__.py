@@ -25,7 +25,9 @@ def ckpt_info() -> FormatInfo:
         options=(
             Option("container", "file format of the weights", ("safetensors", "bin"), "safetensors", side="write"),
             Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),
-            Option("hf_class", "the transformers class to write; refused by name where it is not exact", str, side="write"),
+            Option(
+                "hf_class", "the transformers class to write; refused by name where it is not exact", str, side="write"
+            ),
             Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
         ),
     )

@@ -177,7 +177,10 @@ def derived_head_dim(hidden: str, heads: str) -> Custom:
         width: Any = uniform(facts, "attention.head_dim")
         count = uniform(facts, "attention.heads")
         if width is None or count is None or width * count != facts["hidden"]:
-            raise Refusal(f"a head has {hidden} / {heads} elements", found=f"attention.head_dim = {width} with {count} heads of {facts['hidden']}")
+            raise Refusal(
+                f"a head has {hidden} / {heads} elements",
+                found=f"attention.head_dim = {width} with {count} heads of {facts['hidden']}",
+            )
 
     return custom([], ["attention.head_dim"], read=read, write=write)
 
@@ -192,7 +195,10 @@ def scaled_embedding() -> Custom:
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         # frameworks round the root to their own precision
         if not math.isclose(facts["tokens.scale"], facts["hidden"] ** 0.5, rel_tol=1e-6):
-            raise Refusal("the embedding is scaled by the square root of hidden_size", found=f"tokens.scale = {facts['tokens.scale']}")
+            raise Refusal(
+                "the embedding is scaled by the square root of hidden_size",
+                found=f"tokens.scale = {facts['tokens.scale']}",
+            )
 
     return custom([], ["tokens.scale"], read=read, write=write)
 
@@ -221,7 +227,9 @@ def windows(slides: Rule, *, default: int | None = None, by_count: bool = False)
         if type(used) is not bool:
             raise CkptError("key 'use_sliding_window' is neither true nor false", found=repr(used)[:60])
         if used and window is not None:
-            enter_windows(facts, window, present or PerLayer(slides(index, config) for index in range(layer_count(config))))
+            enter_windows(
+                facts, window, present or PerLayer(slides(index, config) for index in range(layer_count(config)))
+            )
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         present = windowed_layers(facts)
@@ -253,7 +261,10 @@ def alternating_windows(default: int) -> Custom:
         present = _given_windows(config) or PerLayer(index % 2 == 0 for index in range(layer_count(config)))
         window = config.get("sliding_window", default)
         if window is None and any(present):
-            raise CkptError("key 'sliding_window' is null, and transformers then builds no mask", fix="say in layer_types that no layer slides")
+            raise CkptError(
+                "key 'sliding_window' is null, and transformers then builds no mask",
+                fix="say in layer_types that no layer slides",
+            )
         enter_windows(facts, window, present)
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:

@@ -52,7 +52,21 @@ SAFETENSORS = Container(".safetensors", "model")
 BIN = Container(".bin", "pytorch_model")
 
 # Weights of other frameworks or of other formats; never carried along, whatever folder they lie in.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", ".index.json")
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ot",
+    ".tflite",
+    ".npz",
+    ".index.json",
+)
 _SIDE_FOLDERS = ("additional_chat_templates",)
 
 
@@ -101,7 +115,14 @@ def read_tensors(folder: str, container: Container) -> tuple[dict[str, StoredTen
             if name not in tensors:
                 problems.add(FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file)))
             elif os.path.basename(tensors[name].file) != file:
-                problems.add(FormatError(f"tensor {name!r} is not where the index says", file=index, found=tensors[name].file, expected=file))
+                problems.add(
+                    FormatError(
+                        f"tensor {name!r} is not where the index says",
+                        file=index,
+                        found=tensors[name].file,
+                        expected=file,
+                    )
+                )
         for name in tensors.keys() - weight_map.keys():
             problems.add(FormatError(f"tensor {name!r} is not in the index", file=tensors[name].file))
     problems.raise_any()
@@ -168,7 +189,9 @@ def _bytes(native: Native, dtype: DType) -> int:
     return size
 
 
-def _plan_one(path: str, container: Container, specs: Mapping[str, tuple[DType, tuple[int, ...]]]) -> tuple[OutputFile, dict[str, int]]:
+def _plan_one(
+    path: str, container: Container, specs: Mapping[str, tuple[DType, tuple[int, ...]]]
+) -> tuple[OutputFile, dict[str, int]]:
     if container is BIN:
         return plan_state_dict(path, specs)
     plan = safetensors.plan_file(specs, {"format": "pt"})

@@ -35,7 +35,9 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
         import torch
         import transformers
     except ImportError:
-        raise CkptError("transformers models need torch and transformers", fix='pip install "ckpt-hf[models]"') from None
+        raise CkptError(
+            "transformers models need torch and transformers", fix='pip install "ckpt-hf[models]"'
+        ) from None
     from ckpt_core.storage.dtypes import dtype_named
 
     state, config, kept = state_dict(checkpoint)
@@ -73,7 +75,9 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
                 assembly = model.tensors[piece.parameter]
                 box = tuple((0, size) for size in assembly.parameter.shape)
                 block = Block("", dtype, 0, flat_tile(piece.tile, contiguous_strides(native.shape)))
-                values = stored_values(source.read(assembly, box), assembly.value_dtype, Delivery(block), piece.parameter)
+                values = stored_values(
+                    source.read(assembly, box), assembly.value_dtype, Delivery(block), piece.parameter
+                )
                 for tile in block.within(box):
                     view = np.lib.stride_tricks.as_strided(
                         flat[tile.native_base[0] :],
@@ -111,5 +115,3 @@ def logits(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray | None:
         return None
     with torch.no_grad():
         return model(torch.from_numpy(np.asarray(tokens, dtype=np.int64))).logits.float().numpy()
-
-

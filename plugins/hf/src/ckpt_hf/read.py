@@ -53,7 +53,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):
-        raise CkptError("there is no config.json", file=folder, fix="give the folder of the model, with its config.json")
+        raise CkptError(
+            "there is no config.json", file=folder, fix="give the folder of the model, with its config.json"
+        )
     config = read_json_object(config_file)
     for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
         config.pop(key.strip(), None)
@@ -99,7 +101,9 @@ def _tensors(path: str, folder: str) -> tuple[dict[str, StoredTensor], list[File
         return read_weights(path), [FileState.of(path)]
     container = container_of(folder)
     if container is None:
-        raise FormatError("there are no weights here", file=folder, expected="model.safetensors or pytorch_model.bin, or their index")
+        raise FormatError(
+            "there are no weights here", file=folder, expected="model.safetensors or pytorch_model.bin, or their index"
+        )
     return read_tensors(folder, container)
 
 

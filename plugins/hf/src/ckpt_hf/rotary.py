@@ -79,7 +79,10 @@ def rotary_keys(
         if partial is None and fraction != 1.0:
             raise Refusal("it always rotates whole heads", found=f"{path}.fraction = {fraction}")
         if kind is RotaryKind.PROPORTIONAL and fraction != 1.0:
-            raise Refusal("transformers then rotates whole heads", found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}")
+            raise Refusal(
+                "transformers then rotates whole heads",
+                found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}",
+            )
         scaling: dict[str, Any] = {} if kind is None else {"rope_type": str(kind)}
         for name, key in _NAMES.items():
             value = uniform(facts, f"{path}.scaling.{name}")
@@ -108,20 +111,30 @@ def _object(value: object, key: str) -> dict[str, Any] | None:
     raise CkptError(f"key {key!r} is not an object", found=repr(value)[:60])
 
 
-def _facts(given: Mapping[str, Any], config: Mapping[str, Any], default_theta: float, partial: float | None) -> dict[str, Any]:
+def _facts(
+    given: Mapping[str, Any], config: Mapping[str, Any], default_theta: float, partial: float | None
+) -> dict[str, Any]:
     """The facts below `rotary` that one flat set of rotary parameters says."""
     kind = given.get("rope_type", given.get("type", "default"))
     facts: dict[str, Any] = {
         "theta": _number(given.get("rope_theta", default_theta), "rope_theta"),
-        "fraction": _number(given.get("partial_rotary_factor", 1.0 if partial is None else partial), "partial_rotary_factor"),
+        "fraction": _number(
+            given.get("partial_rotary_factor", 1.0 if partial is None else partial), "partial_rotary_factor"
+        ),
     }
     if partial is None and facts["fraction"] != 1.0:
         raise CkptError(
-            "this class rotates whole heads, and ignores partial_rotary_factor", found=facts["fraction"], fix="delete the key from config.json"
+            "this class rotates whole heads, and ignores partial_rotary_factor",
+            found=facts["fraction"],
+            fix="delete the key from config.json",
         )
     if kind != "default" and kind not in set(RotaryKind):
         raise CkptError("unknown rope_type", found=kind, expected=", ".join(["default", *RotaryKind]))
-    known = {key for name, key in _NAMES.items() if kind != "default" and name in frozenset().union(*SCALING_FIELDS[RotaryKind(kind)])}
+    known = {
+        key
+        for name, key in _NAMES.items()
+        if kind != "default" and name in frozenset().union(*SCALING_FIELDS[RotaryKind(kind)])
+    }
     for key in given:
         if key not in known | _COMMON:
             raise CkptError(f"unknown rotary parameter {key!r} for rope_type={kind}", fix=did_you_mean(key, known))
@@ -141,7 +154,9 @@ def _facts(given: Mapping[str, Any], config: Mapping[str, Any], default_theta: f
         facts["scaling.max_positions"] = positions
     if RotaryKind(kind) is RotaryKind.LONGROPE and "scaling.factor" not in facts and positions:
         # transformers stretches by the ratio of the two lengths where no factor is given
-        facts["scaling.factor"] = _number(positions, "max_position_embeddings") / int(facts["scaling.original_positions"])
+        facts["scaling.factor"] = _number(positions, "max_position_embeddings") / int(
+            facts["scaling.original_positions"]
+        )
     return facts
 
 

@@ -35,10 +35,14 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = fit.model
     layout = Layout(fit.tables, model.architecture)
     natives = [
-        (native, storage_dtype(native, model.tensors, request.dtype)) for native in layout.natives().values() if not native.row.copy
+        (native, storage_dtype(native, model.tensors, request.dtype))
+        for native in layout.natives().values()
+        if not native.row.copy
     ]
     container = BIN if request.options.get("container") == "bin" else SAFETENSORS
-    files, placements, documents = plan_files(natives, container, parse_size(str(request.options.get("max_shard_size") or "5GB")))
+    files, placements, documents = plan_files(
+        natives, container, parse_size(str(request.options.get("max_shard_size") or "5GB"))
+    )
     documents[CONFIG] = _config_text(fit, [dtype.torch for _, dtype in natives])
     sidecars = {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in documents}
     return Target(
@@ -60,7 +64,9 @@ def choose(checkpoint: Checkpoint, wanted: str = "") -> Fit:
     if wanted:
         families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
         if not families:
-            raise UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(family.class_name for family in FAMILIES))
+            raise UsageError(
+                f"unknown hf_class {wanted!r}", expected=", ".join(family.class_name for family in FAMILIES)
+            )
     hints = checkpoint.hints_for("hf")
     families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     tokens = checkpoint.architecture.tokens
@@ -96,7 +102,11 @@ def _variants(model: Model) -> Iterator[Model]:
     # SmolLM3 has attention biases on all four projections or on none.
     biased = map_layers(
         folded.architecture,
-        lambda layer: replace(layer, attention=replace(layer.attention, out_bias=layer.attention.q_bias)) if layer.attention else layer,
+        lambda layer: (
+            replace(layer, attention=replace(layer.attention, out_bias=layer.attention.q_bias))
+            if layer.attention
+            else layer
+        ),
     )
     if biased != folded.architecture and parameters(biased).keys() >= folded.tensors.keys():
         yield zero_biases(folded, biased, next(iter(folded.tensors.values())).dtype)
@@ -124,4 +134,8 @@ def _losses(checkpoint: Checkpoint, fit: Fit) -> Iterator[Loss]:
     if checkpoint.architecture.tokens is not None:
         tokens = checkpoint.architecture.tokens
         if tokens.padded_vocabulary > tokens.vocabulary:
-            yield Loss("dropped", f"{tokens.padded_vocabulary - tokens.vocabulary} rows of the vocabulary", "padding beyond the true vocabulary")
+            yield Loss(
+                "dropped",
+                f"{tokens.padded_vocabulary - tokens.vocabulary} rows of the vocabulary",
+                "padding beyond the true vocabulary",
+            )

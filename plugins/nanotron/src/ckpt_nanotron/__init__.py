@@ -16,9 +16,25 @@ def ckpt_info() -> FormatInfo:
         families=tuple(model.config.name.removeprefix("nanotron's ") for model in MODELS),
         options=(
             Option("target", "the nanotron release that will load it", tuple(RELEASES), None, side="write"),
-            Option("rope_interleaved", "whether rotary pairs lie side by side: overrides the files (read), chooses the order (write)", bool),
-            Option("make_vocab_size_divisible_by", "pad the vocabulary to a multiple of this, times tp", int, 1, side="write"),
-            Option("vocab", "the true vocabulary: a number, or tokenizer to count the tokens of tokenizer.json", str, None, side="read"),
+            Option(
+                "rope_interleaved",
+                "whether rotary pairs lie side by side: overrides the files (read), chooses the order (write)",
+                bool,
+            ),
+            Option(
+                "make_vocab_size_divisible_by",
+                "pad the vocabulary to a multiple of this, times tp",
+                int,
+                1,
+                side="write",
+            ),
+            Option(
+                "vocab",
+                "the true vocabulary: a number, or tokenizer to count the tokens of tokenizer.json",
+                str,
+                None,
+                side="read",
+            ),
         ),
         parallel=("tp", "pp"),
     )

@@ -65,10 +65,14 @@ def _write_rotary(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
     config["rope_scaling"] = None
     kind = uniform(facts, "attention.rotary.scaling.kind")
     if uniform(facts, "attention.rotary.fraction") != 1.0:
-        raise Refusal("it rotates whole heads", found=f"attention.rotary.fraction = {facts['attention.rotary.fraction']}")
+        raise Refusal(
+            "it rotates whole heads", found=f"attention.rotary.fraction = {facts['attention.rotary.fraction']}"
+        )
     if kind is not None and kind is not RotaryKind.LINEAR:
         # The key exists in every version, and no forward pass reads it (huggingface/nanotron#255).
-        raise Refusal("rope_scaling is stored but never applied by nanotron", found=f"attention.rotary.scaling.kind = {kind}")
+        raise Refusal(
+            "rope_scaling is stored but never applied by nanotron", found=f"attention.rotary.scaling.kind = {kind}"
+        )
     config["rope_seq_len_interpolation_factor"] = uniform(facts, "attention.rotary.scaling.factor")
 
 
@@ -200,14 +204,19 @@ def _write_layer_pattern(facts: Facts, config: dict[str, Any]) -> None:
     if isinstance(rotated, PerLayer):
         every = rotated.index(False) + 1
         if rotated != PerLayer((index + 1) % every != 0 for index in range(count)):
-            raise Refusal("no_rope_layer is 'every n-th layer'", found=f"no rope in layers {[i for i, r in enumerate(rotated) if not r]}")
+            raise Refusal(
+                "no_rope_layer is 'every n-th layer'",
+                found=f"no rope in layers {[i for i, r in enumerate(rotated) if not r]}",
+            )
         config["no_rope_layer"] = every
     elif rotated is False:
         raise Refusal("no layer of it would rotate", found="no rotary positions")
     windowed = facts.present("attention.window")
     config["sliding_window_size"] = uniform(facts, "attention.window")
     if windowed is not False and windowed != rotated:
-        raise Refusal("the window holds on exactly the layers with rope", found=f"attention.window in layers: {windowed}")
+        raise Refusal(
+            "the window holds on exactly the layers with rope", found=f"attention.window in layers: {windowed}"
+        )
 
 
 _MOE_KEYS = {
@@ -259,7 +268,9 @@ def _write_moe(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -
     if config["intermediate_size"] is None:
         config["intermediate_size"] = notes.get("unused_ffn") or uniform(facts, "mlp.moe.ffn")
     if facts.get("mlp.moe.router.score") != "softmax" or facts.get("mlp.moe.router.normalise"):
-        found = ", ".join(f"{path} = {facts.get(path)}" for path in ("mlp.moe.router.score", "mlp.moe.router.normalise"))
+        found = ", ".join(
+            f"{path} = {facts.get(path)}" for path in ("mlp.moe.router.score", "mlp.moe.router.normalise")
+        )
         raise Refusal("its router is a softmax that is never renormalised", found=found)
     shared = facts.get("mlp.moe.shared.ffn")
     if shared is not None and not facts.get("mlp.moe.shared.gate"):
@@ -268,9 +279,12 @@ def _write_moe(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -
         "num_experts": uniform(facts, "mlp.moe.experts"),
         "top_k": uniform(facts, "mlp.moe.router.top_k"),
         "moe_intermediate_size": uniform(facts, "mlp.moe.ffn"),
-        "shared_expert_intermediate_size": shared or notes.get("nanotron.shared_expert_intermediate_size", uniform(facts, "mlp.moe.ffn")),
+        "shared_expert_intermediate_size": shared
+        or notes.get("nanotron.shared_expert_intermediate_size", uniform(facts, "mlp.moe.ffn")),
         "router_aux_loss_coef": notes.get("nanotron.router_aux_loss_coef", _MOE_NOTES["router_aux_loss_coef"]),
-        "layers": list(range(facts["layers"])) if sparse is True else [index for index, moe in enumerate(sparse) if moe],
+        "layers": list(range(facts["layers"]))
+        if sparse is True
+        else [index for index, moe in enumerate(sparse) if moe],
         "enable_shared_expert": shared is not None,
         "token_dispatcher_type": notes.get("nanotron.token_dispatcher_type", _MOE_NOTES["token_dispatcher_type"]),
     }
@@ -287,7 +301,9 @@ def _read_global_layers(config: Mapping[str, Any], facts: Facts) -> None:
 def _write_global_layers(facts: Facts, config: dict[str, Any]) -> None:
     present = facts.present("attention.window")
     config["sliding_window_size"] = uniform(facts, "attention.window")
-    config["global_attn_layers"] = [index for index, slides in enumerate(present) if not slides] if isinstance(present, PerLayer) else []
+    config["global_attn_layers"] = (
+        [index for index, slides in enumerate(present) if not slides] if isinstance(present, PerLayer) else []
+    )
 
 
 def _read_groups(config: Mapping[str, Any], facts: Facts) -> None:
@@ -304,7 +320,11 @@ def _write_groups(facts: Facts, config: dict[str, Any]) -> None:
 
 def _write_whole_theta(facts: Facts, config: dict[str, Any]) -> None:
     theta = uniform(facts, "attention.rotary.theta")
-    if theta is None or uniform(facts, "attention.rotary.fraction") != 1.0 or facts.get("attention.rotary.scaling.kind") is not None:
+    if (
+        theta is None
+        or uniform(facts, "attention.rotary.fraction") != 1.0
+        or facts.get("attention.rotary.scaling.kind") is not None
+    ):
         raise Refusal("it has plain rotary positions over whole heads, in every layer")
     if theta != int(theta):
         raise Refusal("rope_theta is a whole number", found=f"attention.rotary.theta = {theta}")
@@ -345,7 +365,11 @@ class Model:
     def tables(self, architecture: Architecture, interleaved: bool) -> Sequence[Table]:
         """The tensor tables of one model."""
         if self.kind == "starcoder2":
-            return weights.STARCODER_MULTI if architecture.decoder.layers[0].attention.groups == 1 else weights.STARCODER_GROUPED
+            return (
+                weights.STARCODER_MULTI
+                if architecture.decoder.layers[0].attention.groups == 1
+                else weights.STARCODER_GROUPED
+            )
         return weights.INTERLEAVED if interleaved else weights.HALF
 
 

@@ -36,7 +36,9 @@ _FILE = re.compile(
     r"model_(?:model_)?(?P<leaf>.+?)(?:\.safetensors)?"
     r"(?:_pp-rank-(?P<pp>\d+)-of-(?P<pps>\d+)_tp-rank-(?P<tp>\d+)-of-(?P<tps>\d+)(?:_exp-rank-(?P<ep>\d+)-of-(?P<eps>\d+))?)?\.safetensors"
 )
-_OPTIMIZER = re.compile(r"optimizer_pp-(\d+)-of-(\d+)(?:_dp-(\d+)-of-(\d+))?_tp-(\d+)-of-(\d+)(?:_exp-(\d+)-of-(\d+))?\.pt")
+_OPTIMIZER = re.compile(
+    r"optimizer_pp-(\d+)-of-(\d+)(?:_dp-(\d+)-of-(\d+))?_tp-(\d+)-of-(\d+)(?:_exp-(\d+)-of-(\d+))?\.pt"
+)
 _NUMBER = r"(?:\d{1,15}|np\.int64\(\d{1,15}\))"
 
 
@@ -73,7 +75,12 @@ def find_step(path: str) -> str:
         return os.path.join(path, step)
     steps = sorted((name for name in os.listdir(path) if name.isdigit()), key=int)
     if len(steps) != 1:
-        raise FormatError("no latest.txt says which step to read", file=path, found=", ".join(steps) or "no step folders", fix="give the step folder")
+        raise FormatError(
+            "no latest.txt says which step to read",
+            file=path,
+            found=", ".join(steps) or "no step folders",
+            fix="give the step folder",
+        )
     return os.path.join(path, steps[0])
 
 
@@ -113,7 +120,14 @@ def read_files(step: str) -> Files:
             versions.add(version)
     if len(sizes) > 1:
         layouts = ", ".join(f"tp={tp} pp={pp}" for tp, pp in sorted(sizes))
-        problems.add(FormatError("files of several parallel layouts lie in one folder", file=root, found=layouts, fix="remove the stale files"))
+        problems.add(
+            FormatError(
+                "files of several parallel layouts lie in one folder",
+                file=root,
+                found=layouts,
+                fix="remove the stale files",
+            )
+        )
     if not found:
         problems.add(FormatError("there are no parameters here", file=root))
     problems.raise_any()
@@ -130,9 +144,19 @@ def _walk(root: str, problems: Problems) -> Iterator[tuple[str, str, re.Match[st
             match = _FILE.fullmatch(name)
             path = os.path.join(folder, name)
             if match is None:
-                problems.add(FormatError("a file that no nanotron release writes", file=path, expected="model_PARAMETER....safetensors"))
+                problems.add(
+                    FormatError(
+                        "a file that no nanotron release writes", file=path, expected="model_PARAMETER....safetensors"
+                    )
+                )
             elif match["eps"] not in (None, "1"):
-                problems.add(FormatError("experts sharded over expert parallel ranks are not supported", file=path, found=f"ep={match['eps']}"))
+                problems.add(
+                    FormatError(
+                        "experts sharded over expert parallel ranks are not supported",
+                        file=path,
+                        found=f"ep={match['eps']}",
+                    )
+                )
             else:
                 yield f"{prefix}.{match['leaf']}", path, match
 
@@ -142,7 +166,9 @@ def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tu
     for path, _, header in headers:
         # 0.4's Mamba code adds a scalar mark beside the data
         if set(header.tensors) - {"_no_weight_decay"} != {"data"}:
-            raise FormatError("a nanotron file holds one tensor called data", file=path, found=", ".join(sorted(header.tensors)))
+            raise FormatError(
+                "a nanotron file holds one tensor called data", file=path, found=", ".join(sorted(header.tensors))
+            )
     path, match, header = headers[0]
     whole = [p for p, m, _ in headers if m["tp"] is None]
     if whole:
@@ -161,7 +187,9 @@ def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tu
     shapes = {parse_shape(h.metadata.get("unsharded_shape", ""), p) for p, _, h in headers}
     versions = {h.metadata.get("version", "") for _, _, h in headers}
     if len(shapes) > 1:
-        raise FormatError(f"the shards of {name} disagree about its shape", file=os.path.dirname(path), found=str(sorted(shapes)))
+        raise FormatError(
+            f"the shards of {name} disagree about its shape", file=os.path.dirname(path), found=str(sorted(shapes))
+        )
     stored = Stored(shapes.pop(), sharded=True)
     for shard_path, shard_match, shard_header in headers:
         pairs = shard_header.metadata.get("local_global_slices_pairs", "")
@@ -188,7 +216,11 @@ def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: st
     """The parts of a stored shard and where they begin in the whole, from `local_global_slices_pairs`."""
     shards = []
     if not text:
-        raise FormatError("a shard without local_global_slices_pairs", file=path, expected="where its parts lie in the whole parameter")
+        raise FormatError(
+            "a shard without local_global_slices_pairs",
+            file=path,
+            expected="where its parts lie in the whole parameter",
+        )
     for pair in text.split(";"):
         local_text, mark, global_text = pair.partition("#")
         local = [_slice(part, path) for part in local_text.split("|")]
@@ -201,17 +233,27 @@ def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: st
             raise FormatError("a local and a global slice differ in size", file=path, found=pair)
         start = sum(low * stride for (low, _), stride in zip(here, data.strides, strict=True))
         part = StoredTensor(
-            data.file, data.dtype, tuple(stop - low for low, stop in here), data.offset + start * data.dtype.size, data.strides
+            data.file,
+            data.dtype,
+            tuple(stop - low for low, stop in here),
+            data.offset + start * data.dtype.size,
+            data.strides,
         )
         shards.append(Shard(tuple(low for low, _ in there), part))
     if sum(shard.stored.elements for shard in shards) != data.elements:
-        raise FormatError("local_global_slices_pairs leaves out a part of the tensor", file=path, found=repr(text)[:120])
+        raise FormatError(
+            "local_global_slices_pairs leaves out a part of the tensor", file=path, found=repr(text)[:120]
+        )
     return shards
 
 
 def _slice(text: str, path: str) -> tuple[int | None, int | None]:
     parts = text.split(",")
-    if len(parts) != 3 or parts[2] not in ("None", "1") or any(not re.fullmatch(r"None|\d{1,15}", part) for part in parts[:2]):
+    if (
+        len(parts) != 3
+        or parts[2] not in ("None", "1")
+        or any(not re.fullmatch(r"None|\d{1,15}", part) for part in parts[:2])
+    ):
         raise FormatError("a slice is not start,stop,step", file=path, found=repr(text)[:60])
     start, stop = (None if part == "None" else int(part) for part in parts[:2])
     return start, stop
@@ -244,7 +286,9 @@ def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[FileState]
         state = read_torch_file(path)
         held = state.get("gradient_accumulator") if isinstance(state, dict) else None
         if not isinstance(held, dict):
-            raise FormatError("the optimizer holds no fp32 masters (gradient_accumulator)", file=path, fix="use --weights model")
+            raise FormatError(
+                "the optimizer holds no fp32 masters (gradient_accumulator)", file=path, fix="use --weights model"
+            )
         by_rank[rank] = held
         states.append(FileState.of(path))
     if not by_rank:
@@ -260,7 +304,9 @@ def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[FileState]
     return found, states
 
 
-def _master_of(name: str, stored: Stored, by_rank: Mapping[tuple[int, int], Mapping[str, StoredTensor]], step: str) -> Stored:
+def _master_of(
+    name: str, stored: Stored, by_rank: Mapping[tuple[int, int], Mapping[str, StoredTensor]], step: str
+) -> Stored:
     if not stored.sharded:
         holders = [held[name] for _, held in sorted(by_rank.items()) if name in held]
         if not holders:
@@ -275,10 +321,16 @@ def _master_of(name: str, stored: Stored, by_rank: Mapping[tuple[int, int], Mapp
         weight = next(s for s, r in zip(stored.shards, stored.ranks, strict=True) if r == rank)
         start = (shard.stored.offset - weight.stored.offset) // shard.stored.dtype.size
         part = StoredTensor(
-            master.file, master.dtype, shard.stored.shape, master.offset + start * master.dtype.size, shard.stored.strides
+            master.file,
+            master.dtype,
+            shard.stored.shape,
+            master.offset + start * master.dtype.size,
+            shard.stored.strides,
         )
         if master.strides != shard.stored.strides:
-            raise FormatError(f"the master of {name} has another shape than its weight", file=master.file, found=master.shape)
+            raise FormatError(
+                f"the master of {name} has another shape than its weight", file=master.file, found=master.shape
+            )
         shards.append(Shard(shard.origin, part))
     return Stored(stored.shape, shards, stored.ranks, sharded=True)
 
@@ -311,7 +363,11 @@ def slices_metadata(local: Native, whole: Native, rank: int, version: str) -> di
             local_part = _along(dim, here, here + part, len(local.shape))
             pairs.append(f"{local_part}#{_along(dim, there, there + part, len(local.shape))}")
             here += part
-    return {"version": version, "unsharded_shape": str(tuple(whole.shape)), "local_global_slices_pairs": ";".join(pairs)}
+    return {
+        "version": version,
+        "unsharded_shape": str(tuple(whole.shape)),
+        "local_global_slices_pairs": ";".join(pairs),
+    }
 
 
 def _along(dim: int, start: int, stop: int, dims: int) -> str:

@@ -70,7 +70,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=described.notes,
         sidecars=_sidecars(step),
         parallel={"tp": files.tp, "pp": files.pp},
-        hints={"model": described.model.kind, "interleaved": interleaved, "target": described.release, "tp": files.tp, "pp": files.pp},
+        hints={
+            "model": described.model.kind,
+            "interleaved": interleaved,
+            "target": described.release,
+            "tp": files.tp,
+            "pp": files.pp,
+        },
         evidence=described.evidence,
         losses=described.losses,
         masters=bool(optimizer_files(step)) and _records_masters(step),
@@ -96,7 +102,9 @@ class Described:
 
 def _described(step: str, files: Files, request: ReadRequest) -> Described:
     training_file = os.path.join(step, TRAINING_CONFIG)
-    training = _section(parse_yaml(read_small(training_file), training_file) if os.path.isfile(training_file) else {}, "model")
+    training = _section(
+        parse_yaml(read_small(training_file), training_file) if os.path.isfile(training_file) else {}, "model"
+    )
     config_file = os.path.join(step, CONFIG)
     config = read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")
@@ -128,8 +136,17 @@ def _described_by_user(step: str, files: Files, request: ReadRequest) -> Describ
     """A folder of weights alone: the architecture from `--config`, the rotary order from the user."""
     architecture = request.architecture
     if architecture is None or architecture.tokens is None:
-        raise CkptError("the folder holds no config", file=step, expected=f"{CONFIG} or {TRAINING_CONFIG}", fix="give one with --config")
-    model = next(model for model in MODELS if model.kind == ("starcoder2" if "model.token_embeddings" in " ".join(files.parameters) else "qwen2"))
+        raise CkptError(
+            "the folder holds no config",
+            file=step,
+            expected=f"{CONFIG} or {TRAINING_CONFIG}",
+            fix="give one with --config",
+        )
+    model = next(
+        model
+        for model in MODELS
+        if model.kind == ("starcoder2" if "model.token_embeddings" in " ".join(files.parameters) else "qwen2")
+    )
     interleaved = request.options.get("rope_interleaved")
     if interleaved is None and model.kind != "starcoder2":
         raise CkptError(
@@ -185,7 +202,11 @@ def _scale(training: Mapping[str, Any], facts: Facts, evidence: list[str]) -> No
 def _rope_scaling(config: Mapping[str, Any], losses: list[Loss]) -> None:
     if config.get("rope_scaling") is not None:
         losses.append(
-            Loss("assumed", f"rope_scaling={json.dumps(config['rope_scaling'])}", "nanotron stores it and computes plain rotary positions")
+            Loss(
+                "assumed",
+                f"rope_scaling={json.dumps(config['rope_scaling'])}",
+                "nanotron stores it and computes plain rotary positions",
+            )
         )
 
 
@@ -194,7 +215,13 @@ def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, found: Des
     if config.get("tie_word_embeddings") and "model.lm_head.pp_block.weight" in files.parameters:
         facts["head.tied"] = False
         found.evidence.append("head: untied, since lm_head is stored")
-        found.losses.append(Loss("assumed", "tie_word_embeddings=true", "lm_head is stored beside it, as release 0.1 does, which never tied"))
+        found.losses.append(
+            Loss(
+                "assumed",
+                "tie_word_embeddings=true",
+                "lm_head is stored beside it, as release 0.1 does, which never tied",
+            )
+        )
 
 
 def _records_masters(step: str) -> bool:
@@ -210,7 +237,9 @@ def _sidecars(step: str) -> dict[str, Sidecar]:
             found[name] = Sidecar(path, os.path.getsize(path))
         elif os.path.isdir(path) and name == "additional_chat_templates":
             for inner in sorted(os.listdir(path)):
-                found[f"{name}/{inner}"] = Sidecar(os.path.join(path, inner), os.path.getsize(os.path.join(path, inner)))
+                found[f"{name}/{inner}"] = Sidecar(
+                    os.path.join(path, inner), os.path.getsize(os.path.join(path, inner))
+                )
     return found
 
 
@@ -221,9 +250,15 @@ def _vocabulary(text: str, step: str) -> int:
         return int(text)
     path = os.path.join(step, "tokenizer.json")
     if not os.path.isfile(path):
-        raise CkptError("there is no tokenizer.json to take the vocabulary from", file=step, fix="give the number: -o vocab=...")
+        raise CkptError(
+            "there is no tokenizer.json to take the vocabulary from", file=step, fix="give the number: -o vocab=..."
+        )
     body = read_json_object(path)
-    ids = list((body.get("model") or {}).get("vocab", {}).values()) if isinstance((body.get("model") or {}).get("vocab"), dict) else []
+    ids = (
+        list((body.get("model") or {}).get("vocab", {}).values())
+        if isinstance((body.get("model") or {}).get("vocab"), dict)
+        else []
+    )
     ids += [token["id"] for token in body.get("added_tokens", [])]
     if not ids:
         raise CkptError("the tokenizer does not list its tokens", file=path, fix="give the number: -o vocab=...")

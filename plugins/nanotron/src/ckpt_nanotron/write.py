@@ -36,12 +36,16 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = _vocabulary(folded_attention_scale(Rewritten(checkpoint.architecture, checkpoint.tensors)), multiple)
     interleaved = _interleaved(release, request, hints)
     notes, losses = _notes(checkpoint)
-    kind, config = _choose(release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or ""))
+    kind, config = _choose(
+        release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or "")
+    )
     if notes.get("pad") is not None and "pad_token_id" not in config:
         losses.append(Loss("unsaid", f"pad token {notes['pad']}", f"{kind.config.name} has no pad_token_id"))
     unsaid = kind.config.unsaid(checkpoint.notes)
     if unsaid:
-        losses.append(Loss("unsaid", ", ".join(unsaid), "settings of another framework, which model_config.json has no key for"))
+        losses.append(
+            Loss("unsaid", ", ".join(unsaid), "settings of another framework, which model_config.json has no key for")
+        )
     _check_ranks(model.architecture, tp, pp)
     layout = Layout(kind.tables(model.architecture, interleaved), model.architecture)
     whole = layout.natives()
@@ -65,7 +69,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         LATEST: _STEP.encode(),
         f"{_STEP}/{CONFIG}": json.dumps(config).encode(),
         f"{_STEP}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"])),
-        f"{_STEP}/{TRAINING_CONFIG}": training_yaml(release, config, step_folder, tp, pp, dtype, multiple // tp, bool(checkpoint.sidecars)),
+        f"{_STEP}/{TRAINING_CONFIG}": training_yaml(
+            release, config, step_folder, tp, pp, dtype, multiple // tp, bool(checkpoint.sidecars)
+        ),
     }
     sidecars = {f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
     return Target(
@@ -105,18 +111,27 @@ def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, An
     return bool(hints.get("interleaved", False)) if asked is None else bool(asked)
 
 
-def _choose(release: Release, architecture: Architecture, notes: Mapping[str, Any], original: str) -> tuple[Model, dict[str, Any]]:
+def _choose(
+    release: Release, architecture: Architecture, notes: Mapping[str, Any], original: str
+) -> tuple[Model, dict[str, Any]]:
     """The model class that holds the architecture exactly: the source's own if it fits, else the first that does."""
     refusals = []
     # nanotron has one vocabulary size, and it is the padded one
-    stored = replace(architecture, tokens=replace(architecture.tokens, vocabulary=architecture.tokens.padded_vocabulary))
-    for model in sorted((model for model in MODELS if model.kind in release.keys), key=lambda model: model.kind != original):
+    stored = replace(
+        architecture, tokens=replace(architecture.tokens, vocabulary=architecture.tokens.padded_vocabulary)
+    )
+    for model in sorted(
+        (model for model in MODELS if model.kind in release.keys), key=lambda model: model.kind != original
+    ):
         try:
             return model, config_for(release, model, facts_of(stored), notes)
         except (Refusal, ProblemsFound) as problem:
             refusals.append((len(getattr(problem, "problems", [problem])), model.config.name, problem))
     _, name, problem = min(refusals, key=lambda refusal: refusal[0])
-    raise Refusal(f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}", found=str(problem))
+    raise Refusal(
+        f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}",
+        found=str(problem),
+    )
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Loss]]:
@@ -126,10 +141,18 @@ def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Loss]]:
         value = notes.get(name)
         if isinstance(value, list) and value:
             notes[name] = value[0]
-            losses.append(Loss("unsaid", f"{name} tokens {value[1:]}", f"nanotron has one {name}_token_id; {value[0]} is written"))
+            losses.append(
+                Loss("unsaid", f"{name} tokens {value[1:]}", f"nanotron has one {name}_token_id; {value[0]} is written")
+            )
         elif value is None and name in _DEFAULTS:
             notes.pop(name, None)
-            losses.append(Loss("unsaid", f"no {name} token", f"nanotron's config needs one; its default {_DEFAULTS[name]} is written"))
+            losses.append(
+                Loss(
+                    "unsaid",
+                    f"no {name} token",
+                    f"nanotron's config needs one; its default {_DEFAULTS[name]} is written",
+                )
+            )
     return notes, losses
 
 

@@ -57,7 +57,9 @@ def _read_query(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
 def _write_query(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     rank = config["q_lora_rank"] = uniform(facts, f"{_LATENT}.q_rank")
     norm = f"{_LATENT}.q_norm"
-    usual = {"kind": "rms", "eps": _EPS, "weight": True, "bias": False, "zero_centred": False} if rank is not None else {}
+    usual = (
+        {"kind": "rms", "eps": _EPS, "weight": True, "bias": False, "zero_centred": False} if rank is not None else {}
+    )
     found = {path.rpartition(".")[2]: value for path, value in facts.items() if path.startswith(f"{norm}.")}
     for name in usual | found:
         if found.get(name) != usual.get(name):
@@ -88,7 +90,11 @@ def _write_scale(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any])
     found: Any
     found, wanted = uniform(facts, f"{_LATENT}.scale") or usual, _scale(facts) or usual
     if not math.isclose(found, wanted, rel_tol=1e-9):
-        raise Refusal("the scale of scores follows from its rotary positions", found=f"{_LATENT}.scale = {found}", expected=str(wanted))
+        raise Refusal(
+            "the scale of scores follows from its rotary positions",
+            found=f"{_LATENT}.scale = {found}",
+            expected=str(wanted),
+        )
 
 
 def _read_layers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -96,7 +102,10 @@ def _read_layers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
     if type(dense) is not int or dense < 0:
         raise CkptError("key 'first_k_dense_replace' is not a number of layers", found=repr(dense)[:60])
     if dense >= layer_count(config):
-        raise CkptError("key 'first_k_dense_replace' leaves no layer with experts", found=f"{dense} of {config['num_hidden_layers']} layers")
+        raise CkptError(
+            "key 'first_k_dense_replace' leaves no layer with experts",
+            found=f"{dense} of {config['num_hidden_layers']} layers",
+        )
     sparse = PerLayer(index >= dense for index in range(layer_count(config)))
     enter_sparse_layers(facts, notes, config.get("intermediate_size"), sparse)
 
@@ -111,14 +120,19 @@ def _write_layers(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
 
 def _read_shared(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any], default: int) -> None:
     if config.get("moe_intermediate_size") is not None:
-        facts["mlp.moe.shared.ffn"] = positive(config, "n_shared_experts", default) * positive(config, "moe_intermediate_size")
+        facts["mlp.moe.shared.ffn"] = positive(config, "n_shared_experts", default) * positive(
+            config, "moe_intermediate_size"
+        )
 
 
 def _write_shared(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     shared: Any = uniform(facts, "mlp.moe.shared.ffn")
     width: Any = uniform(facts, "mlp.moe.ffn")
     if not shared or not width or shared % width:
-        raise Refusal("its shared expert is as wide as some of the others", found=f"mlp.moe.shared.ffn = {shared} with mlp.moe.ffn = {width}")
+        raise Refusal(
+            "its shared expert is as wide as some of the others",
+            found=f"mlp.moe.shared.ffn = {shared} with mlp.moe.ffn = {width}",
+        )
     config["n_shared_experts"] = shared // width
 
 
@@ -147,7 +161,11 @@ def _enter_groups(config: Mapping[str, Any], facts: Facts, score: str, count: in
 def _read_groups_v2(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     method = config.get("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
-        raise CkptError("key 'topk_method' has a value that is not supported", found=repr(method)[:60], expected="greedy, group_limited_greedy")
+        raise CkptError(
+            "key 'topk_method' has a value that is not supported",
+            found=repr(method)[:60],
+            expected="greedy, group_limited_greedy",
+        )
     if method != "greedy":  # which looks at no group, whatever n_group says
         _enter_groups(config, facts, "max", positive(config, "n_group"), positive(config, "topk_group"))
 
@@ -263,7 +281,13 @@ def _spellings(rope: str) -> list[Tables]:
 
 def _predictors(architecture: Architecture) -> Table:
     count = len(architecture.decoder.layers) if architecture.decoder else 0
-    return Table(rows=[drop(f"model.layers.{count}.*", why="the layer that predicts a further token; transformers does not load it")])
+    return Table(
+        rows=[
+            drop(
+                f"model.layers.{count}.*", why="the layer that predicts a further token; transformers does not load it"
+            )
+        ]
+    )
 
 
 INTERLEAVED, HALVES = "e c", "c e"

@@ -1,9 +1,9 @@
 """Falcon: three ways to share keys and values that are one arrangement of the fused projection, and three of norms.
 
-                     q, k, v of the fused projection      blocks and norms
-    multi_query      all heads of q, one k, one v         parallel, one norm (7B); in sequence (RW)
-    neither          q, k, v head by head                 the same
-    new decoder      q..., k, v group by group            parallel, two norms (40B) or one (11B)
+                 q, k, v of the fused projection      blocks and norms
+multi_query      all heads of q, one k, one v         parallel, one norm (7B); in sequence (RW)
+neither          q, k, v head by head                 the same
+new decoder      q..., k, v group by group            parallel, two norms (40B) or one (11B)
 """
 
 from __future__ import annotations
@@ -28,17 +28,29 @@ def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _read_decoder(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    new, single, parallel = _flag(config, "new_decoder_architecture", False), _flag(config, "multi_query", True), _flag(config, "parallel_attn", True)
+    new, single, parallel = (
+        _flag(config, "new_decoder_architecture", False),
+        _flag(config, "multi_query", True),
+        _flag(config, "parallel_attn", True),
+    )
     heads, count = positive(config, "num_attention_heads"), config.get("num_ln_in_parallel_attn")
     if count not in (None, 1, 2):
         raise CkptError("key 'num_ln_in_parallel_attn' is neither 1 nor 2", found=repr(count)[:60])
     if new and not parallel:
-        raise CkptError("key 'parallel_attn' is false, with new_decoder_architecture", fix="transformers cannot run it: check the config")
+        raise CkptError(
+            "key 'parallel_attn' is false, with new_decoder_architecture",
+            fix="transformers cannot run it: check the config",
+        )
     if not new and parallel and count == 2:
-        raise CkptError("key 'num_ln_in_parallel_attn' is 2, without new_decoder_architecture", fix="transformers cannot run it: check the config")
+        raise CkptError(
+            "key 'num_ln_in_parallel_attn' is 2, without new_decoder_architecture",
+            fix="transformers cannot run it: check the config",
+        )
     given = config.get("num_kv_heads")
     # transformers reads num_kv_heads for the new decoder alone
-    facts["attention.groups"] = (heads if given is None else positive(config, "num_kv_heads")) if new else 1 if single else heads
+    facts["attention.groups"] = (
+        (heads if given is None else positive(config, "num_kv_heads")) if new else 1 if single else heads
+    )
     facts["parallel"], facts["shared_norm"] = parallel, parallel and (count == 1 if new else True)
     _enter_norms(facts, config.get("layer_norm_epsilon", 1e-5))
 
@@ -56,7 +68,10 @@ def _write_decoder(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any
         raise Refusal("only parallel blocks share a norm", found=f"shared_norm = {shared} with parallel = {parallel}")
     eps = {uniform(facts, f"{norm}.eps") for norm in _NORMS} - {None}
     if len(eps) != 1:
-        raise Refusal("layer_norm_epsilon is one value", found=", ".join(f"{norm}.eps={facts.get(f'{norm}.eps')}" for norm in _NORMS))
+        raise Refusal(
+            "layer_norm_epsilon is one value",
+            found=", ".join(f"{norm}.eps={facts.get(f'{norm}.eps')}" for norm in _NORMS),
+        )
     wanted = Facts(facts)
     for norm in _NORMS:
         for key in [key for key in wanted if key.startswith(f"{norm}.")]:
@@ -70,7 +85,10 @@ def _write_decoder(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any
                 raise Refusal(f"{path} is {right}", found=found)
     new = parallel and (not shared or groups not in (1, heads))
     if not parallel and groups not in (1, heads):
-        raise Refusal("blocks in sequence have as many groups as heads, or one", found=f"attention.groups = {groups} with parallel = False")
+        raise Refusal(
+            "blocks in sequence have as many groups as heads, or one",
+            found=f"attention.groups = {groups} with parallel = False",
+        )
     config["layer_norm_epsilon"] = next(iter(eps))
     config["new_decoder_architecture"] = new
     config["num_kv_heads"] = groups
@@ -80,7 +98,11 @@ def _write_decoder(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any
 
 
 def _read_ffn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    facts["mlp.ffn"] = 4 * positive(config, "hidden_size") if config.get("ffn_hidden_size") is None else positive(config, "ffn_hidden_size")
+    facts["mlp.ffn"] = (
+        4 * positive(config, "hidden_size")
+        if config.get("ffn_hidden_size") is None
+        else positive(config, "ffn_hidden_size")
+    )
 
 
 def _write_ffn(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:

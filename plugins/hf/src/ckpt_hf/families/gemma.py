@@ -33,7 +33,9 @@ def _read_activation(config: Mapping[str, Any], facts: Facts, notes: dict[str, A
     keys = [key for key in ("hidden_act", "hidden_activation") if config.get(key) is not None]
     said = {key: _activation(config[key], key) for key in keys}
     if len(set(said.values())) > 1:
-        raise CkptError("keys 'hidden_act' and 'hidden_activation' disagree", found=str({key: config[key] for key in keys}))
+        raise CkptError(
+            "keys 'hidden_act' and 'hidden_activation' disagree", found=str({key: config[key] for key in keys})
+        )
     facts["mlp.activation"] = next(iter(said.values()), Activation.GELU_TANH)
 
 
@@ -50,7 +52,11 @@ def _write_activation(facts: Facts, notes: Mapping[str, Any], config: dict[str, 
 
 def _bidirectional(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     if config.get("use_bidirectional_attention"):
-        raise CkptError("key 'use_bidirectional_attention' has a value that is not supported", found="True", expected="false or null")
+        raise CkptError(
+            "key 'use_bidirectional_attention' has a value that is not supported",
+            found="True",
+            expected="false or null",
+        )
 
 
 def _scalar_of(scale: object) -> int:

@@ -27,7 +27,10 @@ from ckpt_hf.common import (
 def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     count = positive(config, "n_positions", 1024)
     if config.get("max_position_embeddings", count) != count:  # transformers takes it for the same key
-        raise CkptError("keys 'n_positions' and 'max_position_embeddings' disagree", found=f"{count} and {config['max_position_embeddings']}")
+        raise CkptError(
+            "keys 'n_positions' and 'max_position_embeddings' disagree",
+            found=f"{count} and {config['max_position_embeddings']}",
+        )
     facts["positions.count"] = notes["max_positions"] = count
 
 
@@ -77,7 +80,9 @@ def _write_scale(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any])
         if all(math.isclose(one, other, rel_tol=1e-12) for one, other in zip(found, wanted, strict=True)):
             config.update(zip(_SCALINGS, (by_width, by_layer), strict=True))
             return
-    raise Refusal("it scales scores by head_dim ** -0.5 and by the number of the layer only", found=f"attention.scale = {found}")
+    raise Refusal(
+        "it scales scores by head_dim ** -0.5 and by the number of the layer only", found=f"attention.scale = {found}"
+    )
 
 
 def _each(facts: Facts, layers: int) -> Iterator[float | None]:

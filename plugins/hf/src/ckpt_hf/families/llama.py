@@ -32,7 +32,9 @@ def _rope_layers(config: Mapping[str, Any]) -> list[bool]:
     if given is None:
         return [(index + 1) % interval != 0 for index in range(count)]
     if not isinstance(given, list) or len(given) < count or any(flag not in (0, 1) for flag in given):
-        raise CkptError("key 'no_rope_layers' is not a 0 or 1 per layer", found=str(given)[:80], expected=f"a list of {count}")
+        raise CkptError(
+            "key 'no_rope_layers' is not a 0 or 1 per layer", found=str(given)[:80], expected=f"a list of {count}"
+        )
     return [bool(flag) for flag in given[:count]]
 
 

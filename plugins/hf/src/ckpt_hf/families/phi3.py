@@ -24,7 +24,11 @@ def _rotary() -> Custom:
     """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        changed = {key: _usual(config[key], config, key) for key in ("rope_scaling", "rope_parameters") if config.get(key) is not None}
+        changed = {
+            key: _usual(config[key], config, key)
+            for key in ("rope_scaling", "rope_parameters")
+            if config.get(key) is not None
+        }
         _ROTARY.read({**config, **changed}, facts, notes)
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
@@ -35,12 +39,17 @@ def _rotary() -> Custom:
         if kind is not RotaryKind.LONGROPE:
             raise Refusal("it has longrope only", found=f"attention.rotary.scaling.kind = {kind}")
         if facts.get("attention.rotary.scaling.attention_factor") is not None:
-            raise Refusal("transformers 4 accepts no attention_factor for it", found="attention.rotary.scaling.attention_factor")
+            raise Refusal(
+                "transformers 4 accepts no attention_factor for it", found="attention.rotary.scaling.attention_factor"
+            )
         original = facts["attention.rotary.scaling.original_positions"]
         factor = facts.get("attention.rotary.scaling.factor")
         positions = factor and round(factor * original)
         if not positions or positions / original != factor:
-            raise Refusal("its factor is a ratio of two lengths", found=f"attention.rotary.scaling.factor = {factor} of {original}")
+            raise Refusal(
+                "its factor is a ratio of two lengths",
+                found=f"attention.rotary.scaling.factor = {factor} of {original}",
+            )
         lists = {key: config["rope_parameters"][key] for key in ("short_factor", "long_factor")}
         kept = {key: config["rope_parameters"][key] for key in ("rope_theta", "partial_rotary_factor")}
         config["rope_scaling"] = {"type": "longrope", **lists}
@@ -57,19 +66,28 @@ def _usual(parameters: object, config: Mapping[str, Any], key: str) -> object:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     kind = "longrope" if kind in ("su", "yarn") else kind  # what early files called it
     if kind not in ("default", "longrope"):
-        raise CkptError(f"key {key!r}: Phi-3 has no such rope_type", found=repr(kind)[:60], expected="default, longrope")
+        raise CkptError(
+            f"key {key!r}: Phi-3 has no such rope_type", found=repr(kind)[:60], expected="default, longrope"
+        )
     usual = {name: value for name, value in parameters.items() if name != "type"} | {"rope_type": kind}
     if kind == "longrope":
         original = config.get(_ORIGINAL, 4096)
         if usual.setdefault(_ORIGINAL, original) != original:
-            raise CkptError(f"key {_ORIGINAL!r} disagrees with {key}, and overrules it", found=f"{original} and {usual[_ORIGINAL]}")
+            raise CkptError(
+                f"key {_ORIGINAL!r} disagrees with {key}, and overrules it", found=f"{original} and {usual[_ORIGINAL]}"
+            )
     return usual
 
 
 def _usual_heads(architecture: Architecture) -> str | None:
     """transformers 5 counts the factors of longrope by hidden_size / num_attention_heads, even with head_dim given."""
     attention = architecture.decoder.layers[0].attention if architecture.decoder else None
-    if attention and attention.rotary and attention.rotary.scaling and attention.head_dim != architecture.hidden // attention.heads:
+    if (
+        attention
+        and attention.rotary
+        and attention.rotary.scaling
+        and attention.head_dim != architecture.hidden // attention.heads
+    ):
         return f"transformers counts longrope factors by hidden_size / num_attention_heads, not by attention.head_dim={attention.head_dim}"
     return None
 
