@@ -12,7 +12,7 @@ nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
 
 ROOT = Path(__file__).parent
-PACKAGES = ["core", "plugins/hf", "plugins/nanotron"]
+PACKAGES = ["core", "plugins/hf", "plugins/megatron", "plugins/nanotron"]
 DEMO = ROOT / "tests/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class LazyTensor:
         """All values as float32."""
         return self[...]
 
-    def __getitem__(self, index: object) -> np.ndarray:
+    def __getitem__(self, index: Any) -> np.ndarray:
         """Values as float32; only the bytes of the first axes' slices are read. Indices are ints, slices and `...`."""
         box, squeeze, strides = _box_of(index, self.shape)
         values = decode(self._source.read(self._assembly, box), self._assembly.value_dtype)
@@ -83,7 +84,7 @@ class LazyTensor:
         return f"<{self._assembly.parameter} {self.dtype}>"
 
 
-def _box_of(index: object, shape: tuple[int, ...]) -> tuple[tuple[tuple[int, int], ...], set[int], list[int]]:
+def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[tuple[tuple[int, int], ...], set[int], list[int]]:
     parts = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
@@ -281,7 +282,7 @@ def convert(
     overwrite: bool = False,
     executor: Executor | None = None,
     listener: Listener | None = None,
-    **arguments: object,
+    **arguments: Any,
 ) -> Receipt:
     """Convert `src` to format `to` at `dst`; further arguments are those of `plan_conversion`.
 
@@ -317,7 +318,7 @@ def digests(
     return found
 
 
-def fingerprint(path: str | os.PathLike, *, listener: Listener | None = None, **arguments: object) -> str:
+def fingerprint(path: str | os.PathLike, *, listener: Listener | None = None, **arguments: Any) -> str:
     """The fingerprint of a checkpoint: equal for equal models, whatever format, layout or storage dtype holds them."""
     checkpoint = read_checkpoint(path, **arguments)
     return fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
@@ -349,10 +350,12 @@ def compare(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = 
     first, second = digests(one, listener=listener), digests(two, listener=listener)
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second:
-            shapes = [str(side.tensors[name].parameter) if name in side.tensors else "absent" for side in (left, right)]
-            found.append(Difference(name, *shapes))
+            here, there = (
+                str(side.tensors[name].parameter) if name in side.tensors else "absent" for side in (left, right)
+            )
+            found.append(Difference(name, here, there))
         elif one.tensors[name].parameter.true_shape != two.tensors[name].parameter.true_shape:
-            found.append(Difference(name, *(str(side.tensors[name].parameter) for side in (one, two))))
+            found.append(Difference(name, str(one.tensors[name].parameter), str(two.tensors[name].parameter)))
         elif first[name].digest != second[name].digest:
             found.append(first_difference(one, two, name))
     return found
@@ -360,8 +363,8 @@ def compare(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = 
 
 def with_common_rows(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Both checkpoints with the vocabulary rows that they have in common as the true ones."""
-    tokens = [side.architecture.tokens for side in (left, right)]
-    rows = None if None in tokens else min(side.vocabulary for side in tokens)
+    one, two = left.architecture.tokens, right.architecture.tokens
+    rows = None if one is None or two is None else min(one.vocabulary, two.vocabulary)
     return replace(left, tensors=_with_true_rows(left, rows)), replace(right, tensors=_with_true_rows(right, rows))
 
 
@@ -372,6 +375,7 @@ def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, Assembly]:
         parameter = assembly.parameter
         if (
             rows is None
+            or tokens is None
             or not parameter.axes
             or parameter.axes[0].name != "v"
             or parameter.shape[0] != tokens.padded_vocabulary

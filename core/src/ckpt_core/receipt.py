@@ -35,17 +35,15 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
     hints = target.get("hints")
     if isinstance(hints, dict):
         checkpoint.origins = {name: value for name, value in hints.items() if isinstance(value, dict)}
-    tokens = checkpoint.architecture.tokens
-    if tokens is not None and tokens.vocabulary > recorded.tokens.vocabulary:
-        checkpoint.evidence.append(f"true vocabulary {recorded.tokens.vocabulary} from {RECEIPT}")
-        return with_vocabulary(checkpoint, recorded.tokens.vocabulary)
+    tokens, known = checkpoint.architecture.tokens, recorded.tokens
+    if tokens is not None and known is not None and tokens.vocabulary > known.vocabulary:
+        checkpoint.evidence.append(f"true vocabulary {known.vocabulary} from {RECEIPT}")
+        return with_vocabulary(checkpoint, known.vocabulary)
     return checkpoint
 
 
 def _same_but_for_vocabulary(one: Architecture, two: Architecture) -> bool:
-    if (one.tokens is None) != (two.tokens is None):
-        return False
-    if one.tokens is None:
+    if one.tokens is None or two.tokens is None:
         return one == two
     if one.tokens.padded_vocabulary != two.tokens.padded_vocabulary:
         return False

@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Any
 
 from ckpt_core.architecture.schema import Architecture, Layer, Stack
-from ckpt_core.architecture.serial import field_types, optional_of
+from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
 from ckpt_core.architecture.validate import validate
 from ckpt_core.errors import CkptError
 
@@ -36,7 +36,7 @@ class PerLayer(tuple):
 class Facts(dict[str, Any]):
     """A flat view of an architecture; see the module's docstring for the paths."""
 
-    def present(self, path: str) -> object:
+    def present(self, path: str) -> bool | PerLayer:
         """Whether the optional thing at `path` exists: True, False, or a PerLayer of both."""
         if f"{path}?" in self:
             return self[f"{path}?"]
@@ -66,7 +66,7 @@ def facts_of(architecture: Architecture) -> Facts:
     return facts
 
 
-def _collect(facts: Facts, path: str, annotation: object, column: list) -> None:
+def _collect(facts: Facts, path: str, annotation: Any, column: list) -> None:
     """Enter one field, given its value in every layer (or once, outside layers)."""
     annotation, _ = optional_of(annotation)
     present = [value is not None for value in column]
@@ -74,7 +74,7 @@ def _collect(facts: Facts, path: str, annotation: object, column: list) -> None:
         return
     if not all(present):
         facts[f"{path}?"] = PerLayer(present)
-    if dataclasses.is_dataclass(annotation):
+    if is_schema_class(annotation):
         for field in dataclasses.fields(annotation):
             inner = [None if value is None else getattr(value, field.name) for value in column]
             _collect_inner(facts, f"{path}.{field.name}", field_types(annotation)[field.name], inner, present)
@@ -128,7 +128,7 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
         raise CkptError(
             f"{prefix}layers is not a number of layers", file=source, found=repr(count), expected="1 to 100000"
         )
-    layers: dict[tuple, Layer] = {}
+    layers: dict[Layer, Layer] = {}
 
     def layer(index: int) -> Layer:
         values = {}
@@ -154,7 +154,7 @@ def _build(facts: Facts, path: str, annotation: object, index: int | None, claim
     claimed.add(f"{path}?")
     presence = facts.get(f"{path}?", True)
     here = _at(presence, index, path, source)
-    if not dataclasses.is_dataclass(annotation):
+    if not is_schema_class(annotation):
         claimed.add(path)
         value = _at(facts[path], index, path, source) if path in facts and here else None
         return _ABSENT if value is None else _typed(annotation, value, path, source)
@@ -173,11 +173,13 @@ def _build(facts: Facts, path: str, annotation: object, index: int | None, claim
     return _construct(annotation, values, path, source)
 
 
-def _typed(annotation: object, value: object, path: str, source: str) -> object:
+def _typed(annotation: Any, value: Any, path: str, source: str) -> object:
     """A leaf of the annotated type; whole numbers pass for floats, names for enums."""
     if annotation is float and type(value) is int:
         return float(value)
-    if isinstance(annotation, type) and (type(value) is annotation or issubclass(annotation, StrEnum)):
+    if type(value) is annotation:
+        return value
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         try:
             return annotation(value)
         except ValueError:
@@ -200,7 +202,7 @@ def _walk(cls: type, path: str) -> Iterator[str]:
     for field in dataclasses.fields(cls):
         annotation, _ = optional_of(field_types(cls)[field.name])
         yield f"{path}.{field.name}"
-        if dataclasses.is_dataclass(annotation):
+        if is_schema_class(annotation):
             yield from _walk(annotation, f"{path}.{field.name}")
 
 
@@ -212,7 +214,7 @@ def _at(value: object, index: int | None, path: str, source: str) -> object:
     return value[index]
 
 
-def _construct(cls: type, values: dict[str, object], path: str, source: str) -> object:
+def _construct(cls: type, values: dict[str, Any], path: str, source: str) -> Any:
     missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise CkptError(f"{path or 'architecture'} lacks {', '.join(missing)}", file=source)
@@ -228,7 +230,7 @@ def default_of(path: str) -> object:
     if parts[0] in ("encoder", "decoder"):
         parts = parts[1:]
     roots = [Layer, Stack, Architecture]
-    cls = next((root for root in roots if parts[0] in field_types(root)), None)
+    cls: Any = next((root for root in roots if parts[0] in field_types(root)), None)
     for part in parts[:-1]:
         cls, _ = optional_of(field_types(cls)[part])
     field = next((f for f in dataclasses.fields(cls) if f.name == parts[-1]), None) if cls else None

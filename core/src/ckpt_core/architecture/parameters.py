@@ -30,8 +30,10 @@ from ckpt_core.architecture.schema import (
     Norm,
     Patches,
     Stack,
+    Tokens,
 )
 from ckpt_core.architecture.validate import rotary_width
+from ckpt_core.errors import CkptError
 
 Term = tuple[tuple[str, int], ...]
 
@@ -86,22 +88,26 @@ def parameters(architecture: Architecture) -> dict[str, Parameter]:
 def _enumerate(architecture: Architecture) -> Iterator[Parameter]:
     hidden = Axis("h", architecture.hidden)
     tokens = architecture.tokens
-    vocabulary = Axis("v", tokens.padded_vocabulary) if tokens else None
-    padded = {"true_rows": tokens.vocabulary} if tokens and tokens.vocabulary != tokens.padded_vocabulary else {}
     if tokens is not None:
-        yield Parameter("embedding.tokens.weight", (vocabulary, hidden), **padded)
+        yield _per_token("embedding.tokens.weight", tokens, hidden)
         yield from _norm("embedding.norm", tokens.norm, hidden)
     if architecture.patches is not None:
         yield from _patches(architecture.patches, hidden)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, hidden)
-    if architecture.head is not None:
+    if architecture.head is not None and tokens is not None:  # validate: no head without tokens
         if not architecture.head.tied:
-            yield Parameter("head.weight", (vocabulary, hidden), **padded)
+            yield _per_token("head.weight", tokens, hidden)
         if architecture.head.bias:
-            yield Parameter("head.bias", (vocabulary,), **padded)
+            yield _per_token("head.bias", tokens)
     if architecture.classifier is not None:
         yield from _classifier(architecture.classifier, hidden)
+
+
+def _per_token(name: str, tokens: Tokens, *axes: Axis) -> Parameter:
+    """A parameter with a row for every token; rows beyond the vocabulary are padding."""
+    true_rows = tokens.vocabulary if tokens.vocabulary != tokens.padded_vocabulary else None
+    return Parameter(name, (Axis("v", tokens.padded_vocabulary), *axes), true_rows)
 
 
 def _patches(patches: Patches, hidden: Axis) -> Iterator[Parameter]:
@@ -178,7 +184,9 @@ def _attention(name: str, attention: Attention, hidden: Axis) -> Iterator[Parame
     yield from _norm(f"{name}.out_norm", attention.out_norm, hidden)
 
 
-def _relative_bias(name: str, buckets: int, attention: Attention) -> Parameter:
+def _relative_bias(name: str, buckets: int, attention: Attention | None) -> Parameter:
+    if attention is None:
+        raise CkptError(f"{name} has one value per head, and its layer has no plain attention")
     heads = (Axis("g", attention.groups), Axis("r", attention.heads // attention.groups))
     return Parameter(name, (Axis("b", buckets), *heads))
 

@@ -13,6 +13,7 @@ import functools
 import json
 import types
 import typing
+from typing import Any, TypeGuard
 
 from ckpt_core.architecture.schema import SCHEMA_VERSION, Architecture, Layer
 from ckpt_core.architecture.validate import validate
@@ -20,17 +21,22 @@ from ckpt_core.errors import CkptError, did_you_mean
 
 
 @functools.cache
-def field_types(cls: type) -> dict[str, object]:
+def field_types(cls: type) -> dict[str, Any]:
     """The resolved annotations of a schema class."""
     return typing.get_type_hints(cls)
 
 
-def optional_of(annotation: object) -> tuple[object, bool]:
+def optional_of(annotation: Any) -> tuple[Any, bool]:
     """`X | None` as (X, True); anything else as (itself, False)."""
     if isinstance(annotation, types.UnionType) and type(None) in annotation.__args__:
         (inner,) = (argument for argument in annotation.__args__ if argument is not type(None))
         return inner, True
     return annotation, False
+
+
+def is_schema_class(annotation: object) -> TypeGuard[type]:
+    """Whether an annotation is a class of the schema, with fields of its own."""
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
 def to_json(architecture: Architecture) -> dict[str, object]:
@@ -43,7 +49,7 @@ def dumps(architecture: Architecture) -> str:
     return json.dumps(to_json(architecture), indent=2) + "\n"
 
 
-def _encode(value: object) -> object:
+def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {
             field.name: _encode_layers(getattr(value, field.name))
@@ -84,11 +90,11 @@ def from_json(value: object, source: str = "architecture.json") -> Architecture:
     return validate(_decode(Architecture, body, "", source), source)
 
 
-def _decode(annotation: object, value: object, path: str, source: str) -> object:
+def _decode(annotation: Any, value: Any, path: str, source: str) -> Any:
     annotation, optional = optional_of(annotation)
     if value is None and optional:
         return None
-    if dataclasses.is_dataclass(annotation):
+    if is_schema_class(annotation):
         return _decode_object(annotation, value, path, source)
     if typing.get_origin(annotation) is tuple:
         if not isinstance(value, list):
@@ -108,7 +114,7 @@ def _decode(annotation: object, value: object, path: str, source: str) -> object
     return value
 
 
-def _decode_object(cls: type, value: object, path: str, source: str) -> object:
+def _decode_object(cls: type, value: object, path: str, source: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(path, value, f"an object ({cls.__name__})", source)
     hints = field_types(cls)

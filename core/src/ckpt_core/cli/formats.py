@@ -62,7 +62,7 @@ def show_all(plugins: list[Plugin]) -> None:
     if not plugins:
         click.echo("no format is installed; pip install ckpt-hf, for example")
         return
-    rows = [("FORMAT", "FROM", "READS", "WRITES", "WHAT")]
+    rows: list[tuple[str, ...]] = [("FORMAT", "FROM", "READS", "WRITES", "WHAT")]
     for plugin in plugins:
         if plugin.broken is not None:
             rows.append((plugin.name, plugin.distribution, "", "", f"broken: {plugin.broken}"))

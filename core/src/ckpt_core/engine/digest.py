@@ -25,7 +25,8 @@ class TensorDigest:
     """The digest of one canonical tensor, fed chunk by chunk in canonical order."""
 
     def __init__(self) -> None:
-        self._high, self._low = blake3(), None
+        self._high = blake3()
+        self._low: blake3 | None = None
         self._zero_bytes = 0
 
     def update(self, raw: np.ndarray, dtype: DType) -> None:
@@ -60,7 +61,7 @@ class TensorDigest:
 
 
 def _view(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from types import EllipsisType
 
 import numpy as np
 
@@ -61,7 +62,8 @@ def read_box(descriptor: int, path: str, offset: int, strides: Sequence[int], ou
         return
     buffer = scratch("run", (run,), out.dtype)
     for index, start in _starts(outer_sizes, outer_steps):
-        target = ordered[(*index, ...)]  # the ellipsis keeps a view even of a single element
+        place: tuple[int | EllipsisType, ...] = (*index, ...)  # the ellipsis keeps a view even of a single element
+        target = ordered[place]
         direct = target.flags.c_contiguous
         pread_into(descriptor, _bytes_of(target if direct else buffer), offset + start * out.itemsize, path)
         if not direct:
@@ -86,4 +88,4 @@ def write_box(descriptor: int, offset: int, strides: Sequence[int], values: np.n
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data

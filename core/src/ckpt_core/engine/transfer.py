@@ -66,7 +66,7 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     read, stored = TensorDigest(), TensorDigest()
     value_dtype = assembly.value_dtype
     primary = transfer.deliveries[0] if transfer.deliveries else None
-    changes = primary is not None and (primary.block.dtype != value_dtype or bool(primary.maps))
+    changed = primary if primary is not None and (primary.block.dtype != value_dtype or primary.maps) else None
     rows = assembly.parameter.true_rows
     written = 0
     for box in boxes(assembly.parameter.shape, transfer.chunk):
@@ -77,13 +77,14 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
             kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
                 ready[kind] = stored_values(values, value_dtype, delivery, assembly.parameter.name)
-            written += sink.write(delivery, box, ready[kind])
-        if changes:
-            back = decode(ready[primary.block.dtype, primary.maps], primary.block.dtype)
-            for value_map in primary.maps:
+            if sink is not None:
+                written += sink.write(delivery, box, ready[kind])
+        if changed is not None:
+            back = decode(ready[changed.block.dtype, changed.maps], changed.block.dtype)
+            for value_map in changed.maps:
                 back = value_map.inverse().apply(back)
             stored.update(_true(np.ascontiguousarray(back, np.float32), box, rows), FP32)
-    if changes:
+    if changed is not None:
         return Result(transfer.name, stored.hexdigest(), read.hexdigest(), written)
     return Result(transfer.name, read.hexdigest(), None, written)
 

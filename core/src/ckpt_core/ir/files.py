@@ -15,7 +15,7 @@ from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
 from ckpt_core.engine.assembly import Assembler, Shard
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
-from ckpt_core.layout import Layout, account
+from ckpt_core.layout import Layout, Native, account
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.sizes import parse_size
@@ -24,6 +24,7 @@ from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.tensor import StoredTensor
 
 ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"
@@ -42,7 +43,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     layout = Layout([table(architecture)], architecture)
     natives = layout.natives()
     assembler = Assembler(layout.parameters, path)
-    tensors, states = {}, [FileState.of(architecture_file)]
+    tensors: dict[str, StoredTensor] = {}
+    states = [FileState.of(architecture_file)]
     for name in sorted(set(map(str, index.values()))):
         if os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise FormatError("the index names a file outside the folder", file=os.path.join(path, INDEX), found=name)
@@ -73,7 +75,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         raise Refusal("there is nothing to write")
     limit = parse_size(str(request.options.get("max_shard_size") or "5GB"))
     natives = list(Layout([table(checkpoint.architecture)], checkpoint.architecture).natives().values())
-    groups, size = [[]], 0
+    groups: list[list[Native]] = [[]]
+    size = 0
     for native in natives:
         bytes_ = dtype.size * checkpoint.tensors[native.name].parameter.elements
         if groups[-1] and size + bytes_ > limit:
@@ -81,7 +84,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             size = 0
         groups[-1].append(native)
         size += bytes_
-    files, placements, index = [], [], {}
+    files: list[OutputFile] = []
+    placements: list[Placement] = []
+    index: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = f"tensors-{number:05d}-of-{len(groups):05d}.safetensors"
         plan = safetensors.plan_file({native.name: (dtype, native.shape) for native in group}, {})

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.architecture import Architecture, Parameter, Stack, parameters
+from ckpt_core.architecture import Architecture, Layer, Parameter, Stack, parameters
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 from ckpt_core.layout.affine import Link, Tile
 from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, parse
@@ -77,9 +77,10 @@ class Layout:
             stack = self._stack_of(table)
             if stack is None and "{l}" in table.to:
                 continue
-            over_layers = "{l}" in table.to and "{l}" in table.native
-            for layer in range(len(stack.layers)) if over_layers else [None]:
-                subject = stack.layers[layer] if over_layers else self.architecture
+            subjects: Iterable[tuple[int | None, Layer | Architecture]] = [(None, self.architecture)]
+            if stack is not None and "{l}" in table.native:
+                subjects = enumerate(stack.layers)
+            for layer, subject in subjects:
                 for row in table.rows:
                     if row.applies_to(subject):
                         try:
@@ -100,10 +101,11 @@ class _BoundRow:
         self.sentence: Sentence = parse(row.sentence)
         self.template = join(table.to, row.canonical)
         self.layer = layer
-        stacked = "{l}" in self.template and layer is None
-        if stacked and "l" not in self.sentence.names():
-            raise SentenceError("neither the native name nor the sentence says which layer", row.sentence)
-        self.layers: list[int | None] = list(range(len(stack.layers))) if stacked else [layer]
+        self.layers: list[int | None] = [layer]
+        if "{l}" in self.template and layer is None:
+            if stack is None or "l" not in self.sentence.names():
+                raise SentenceError("neither the native name nor the sentence says which layer", row.sentence)
+            self.layers = [*range(len(stack.layers))]
         self.parts = self._parts(layout.parameters)
 
     def _parts(self, known: Mapping[str, Parameter]) -> dict[str | None, Parameter]:

@@ -305,7 +305,7 @@ class Config:
     def __init__(self, name: str, entries: Iterable[Entry | Sequence[Entry]]) -> None:
         self.name = name
         self.entries: tuple[Entry, ...] = tuple(
-            one for entry in entries for one in (entry if isinstance(entry, list | tuple) else [entry])
+            one for entry in entries for one in ([entry] if isinstance(entry, Entry) else entry)
         )
 
     def replace(self, name: str, *entries: Entry | Sequence[Entry], without: Iterable[str] = ()) -> Config:
@@ -327,7 +327,8 @@ class Config:
 
     def read(self, config: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
         """The facts and notes of a config; every unknown key and wrong value is raised at once, naming `file`."""
-        facts, notes = Facts(), {}
+        facts = Facts()
+        notes: dict[str, Any] = {}
         problems = Problems(f"config of {self.name}")
         for key in config:
             if key not in self.keys:
@@ -383,7 +384,7 @@ def _spell(presence: PerLayer) -> str:
     return "layers " + ", ".join(str(index) for index, exists in enumerate(presence) if exists)
 
 
-def uniform(facts: Facts, path: str) -> object:
+def uniform(facts: Facts, path: str) -> Any:
     """The fact at `path`, for a key that has one value for all layers; None if there is none."""
     value = facts.get(path)
     if isinstance(value, PerLayer):

@@ -19,6 +19,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_core.errors import CkptError
 
@@ -28,7 +29,7 @@ _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<mark>[()\[\]+01
 class SentenceError(CkptError):
     """A sentence that does not parse or does not fit its axes; shows the column with a caret."""
 
-    def __init__(self, problem: str, sentence: str, column: int | None = None, **parts: object) -> None:
+    def __init__(self, problem: str, sentence: str, column: int | None = None, **parts: Any) -> None:
         picture = sentence if column is None else f"{sentence}\n         {' ' * column}^"
         super().__init__(problem, found=picture, **parts)
 
@@ -136,8 +137,9 @@ def parse(text: str) -> Sentence:
         if match is None:
             column = position + len(text[position:]) - len(text[position:].lstrip())
             raise SentenceError("a character that no sentence has", text, column)
+        group = "name" if match["name"] else "mark"
         kind = "name" if match["name"] else match["mark"]
-        tokens.append((kind, match[match.lastgroup], match.start(match.lastgroup)))
+        tokens.append((kind, match[group], match.start(group)))
         position = match.end()
     cursor = 0
 
@@ -289,7 +291,8 @@ def expand(
             outer.padding or inner.padding,
         )
 
-    shape, combined = [], [((), _Piece(None, (), 0))]
+    shape: list[int] = []
+    combined: list[tuple[tuple[int, ...], _Piece]] = [((), _Piece(None, (), 0))]
     for dim, node in enumerate(sentence.dims):
         size, pieces = size_and_pieces(node, dim)
         shape.append(size)

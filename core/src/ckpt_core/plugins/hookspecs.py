@@ -23,9 +23,11 @@ SDK = 1
 hookspec = pluggy.HookspecMarker("ckpt")
 hookimpl = pluggy.HookimplMarker("ckpt")
 
+# The bodies are empty: pluggy reads a specification's signature and never calls it.
+
 
 @hookspec(firstresult=True)
-def ckpt_info() -> FormatInfo:
+def ckpt_info() -> FormatInfo:  # type: ignore[empty-body]
     """What the format is: one line, its options, its families, the SDK version it was written for."""
 
 
@@ -40,12 +42,12 @@ def ckpt_architecture(path: str) -> Architecture | None:
 
 
 @hookspec(firstresult=True)
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:  # type: ignore[empty-body]
     """The checkpoint at `path`, from headers alone. Raises every problem found at once."""
 
 
 @hookspec(firstresult=True)
-def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:  # type: ignore[empty-body]
     """The files that would hold `checkpoint` in this format; `Refusal` for what it cannot hold exactly."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.errors import UsageError, did_you_mean
@@ -59,7 +60,7 @@ class FormatInfo:
 class ReadRequest:
     """How a source is to be read. `architecture` is what `--config` supplied; `weights` is auto, model or master."""
 
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     architecture: Architecture | None = None
     weights: str = "auto"
 
@@ -71,7 +72,7 @@ class WriteRequest:
     `destination` is the final place of the output, for configs that must name it.
     """
 
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     dtype: DType | None = None
     tp: int | None = None
     pp: int | None = None
@@ -79,7 +80,7 @@ class WriteRequest:
     destination: str = ""
 
 
-def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, object]:
+def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, Any]:
     """All options of one side with their values; an unknown name is a `UsageError`."""
     known = {option.name: option for option in info.options if option.side in (side, "both")}
     for name in given:

@@ -114,7 +114,7 @@ class OpenFiles:
         return self._flags, self._limit
 
     def __setstate__(self, state: tuple[int, int]) -> None:
-        self.__init__(*state)
+        OpenFiles.__init__(self, *state)
 
     def __del__(self) -> None:
         self.close()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from typing import Any
 
 import yaml
 
@@ -47,7 +48,7 @@ def read_json(path: str | os.PathLike) -> object:
     return parse_json(read_small(path), os.fspath(path))
 
 
-def read_json_object(path: str | os.PathLike) -> dict[str, object]:
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a JSON file; anything else is a `FormatError`."""
     value = read_json(path)
     if not isinstance(value, dict):

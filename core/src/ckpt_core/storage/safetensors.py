@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BY_SAFETENSORS, DType
@@ -83,7 +84,7 @@ def read_header(path: str | os.PathLike) -> Header:
     return Header(tensors, metadata)
 
 
-def _tensor(state: FileState, name: str, entry: object, start: int) -> StoredTensor:
+def _tensor(state: FileState, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):

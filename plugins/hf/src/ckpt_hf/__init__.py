@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Target
@@ -73,7 +74,7 @@ def ckpt_logits(checkpoint: Checkpoint, tokens):
     return logits(checkpoint, tokens)
 
 
-def load_model(path: str | os.PathLike, **arguments: object):
+def load_model(path: str | os.PathLike, **arguments: Any):
     """A transformers model of any readable checkpoint, with no HF folder written; see `ckpt_hf.model.load_model`."""
     from ckpt_hf.model import load_model as load
 

@@ -167,7 +167,9 @@ def plan_files(
             sizes.append(0)
         shards[-1][native.name] = (native, dtype)
         sizes[-1] += size
-    files, placements, weight_map = [], [], {}
+    files: list[OutputFile] = []
+    placements: list[Placement] = []
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         path = container.shard(number, len(shards))
         specs = {name: (dtype, native.shape) for name, (native, dtype) in shard.items()}

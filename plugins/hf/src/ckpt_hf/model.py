@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(path: str | os.PathLike, *, dtype: str = "keep", **arguments: object) -> PreTrainedModel:
+def load_model(path: str | os.PathLike, *, dtype: str = "keep", **arguments: Any) -> PreTrainedModel:
     """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
 
     `dtype` is `keep` or a dtype name; further arguments are those of `ckpt_core.open_checkpoint`. The tensors
@@ -51,7 +51,7 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
     return model.eval()
 
 
-def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, object], str]:
+def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, Any], str]:
     """The HF state dict of a checkpoint as torch tensors, its config, and its commonest dtype by torch's name."""
     import torch
 

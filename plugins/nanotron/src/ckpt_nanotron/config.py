@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind
+from ckpt_core.architecture import Activation, Architecture, Attention, Facts, PerLayer, RotaryKind, Stack
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Config, Table, const, custom, field, fixed, note, one_of, same_as, uniform
 from ckpt_nanotron import weights
@@ -353,6 +353,21 @@ _STARCODER2_0 = ("activation_function attention_softmax_in_fp32 attn_pdrop bos_t
 # fmt: on
 
 
+def decoder_of(architecture: Architecture) -> Stack:
+    """The one stack of a nanotron model."""
+    if architecture.decoder is None:
+        raise Refusal("nanotron models are decoders", found="no decoder")
+    return architecture.decoder
+
+
+def attention_of(stack: Stack) -> Attention:
+    """The attention of a stack whose layers all have the same heads."""
+    attention = stack.layers[0].attention
+    if attention is None:
+        raise Refusal("nanotron models have plain attention", found="latent attention")
+    return attention
+
+
 @dataclass(frozen=True)
 class Model:
     """A nanotron model class: the key that marks its config, its table, and how many matrices its MLP counts as."""
@@ -365,11 +380,8 @@ class Model:
     def tables(self, architecture: Architecture, interleaved: bool) -> Sequence[Table]:
         """The tensor tables of one model."""
         if self.kind == "starcoder2":
-            return (
-                weights.STARCODER_MULTI
-                if architecture.decoder.layers[0].attention.groups == 1
-                else weights.STARCODER_GROUPED
-            )
+            multi = attention_of(decoder_of(architecture)).groups == 1
+            return weights.STARCODER_MULTI if multi else weights.STARCODER_GROUPED
         return weights.INTERLEAVED if interleaved else weights.HALF
 
 

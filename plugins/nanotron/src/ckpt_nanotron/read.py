@@ -82,7 +82,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         masters=bool(optimizer_files(step)) and _records_masters(step),
     )
     checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
-    vocabulary = request.options.get("vocab") or (request.architecture and request.architecture.tokens.vocabulary)
+    given = request.architecture.tokens if request.architecture else None
+    vocabulary = request.options.get("vocab") or (given.vocabulary if given else None)
     return with_vocabulary(checkpoint, _vocabulary(str(vocabulary), step)) if vocabulary else checkpoint
 
 
@@ -106,7 +107,7 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
         parse_yaml(read_small(training_file), training_file) if os.path.isfile(training_file) else {}, "model"
     )
     config_file = os.path.join(step, CONFIG)
-    config = read_json_object(config_file) if os.path.isfile(config_file) else None
+    config: Mapping[str, Any] | None = read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")
     if config is None and not twin:
         return _described_by_user(step, files, request)
@@ -117,19 +118,20 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
     model = model_of(config, config_file)
     facts, notes = model.config.read(config, config_file)
     newer = "rope_interleaved" in config or model.kind == "qwen2"
-    found = Described(model, None, False, "main" if newer else "0.4", notes, [FileState.of(config_file)])
-    found.evidence.append(f"{model.config.name} by {model.marker}")
+    release, interleaved = "main" if newer else "0.4", False
+    states, evidence = [FileState.of(config_file)], [f"{model.config.name} by {model.marker}"]
+    losses: list[Loss] = []
     if model.kind == "starcoder2":
-        found.release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
+        release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
     else:
-        found.interleaved = _rotary_order(config, request, found.evidence)
-        _rope_scaling(config, found.losses)
-        _tied_head(config, files, facts, found)
-    _scale(training, facts, found.evidence)
-    found.architecture = architecture_of(facts, config_file)
+        interleaved = _rotary_order(config, request, evidence)
+        _rope_scaling(config, losses)
+        _tied_head(config, files, facts, evidence, losses)
+    _scale(training, facts, evidence)
+    architecture = architecture_of(facts, config_file)
     if request.architecture is not None:
-        check_agreement(request.architecture, found.architecture, config_file)
-    return found
+        check_agreement(request.architecture, architecture, config_file)
+    return Described(model, architecture, interleaved, release, notes, states, evidence, losses)
 
 
 def _described_by_user(step: str, files: Files, request: ReadRequest) -> Described:
@@ -210,12 +212,12 @@ def _rope_scaling(config: Mapping[str, Any], losses: list[Loss]) -> None:
         )
 
 
-def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, found: Described) -> None:
+def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, evidence: list[str], losses: list[Loss]) -> None:
     """Release 0.1 had the key tie_word_embeddings but never tied: a head that is stored is the head that was trained."""
     if config.get("tie_word_embeddings") and "model.lm_head.pp_block.weight" in files.parameters:
         facts["head.tied"] = False
-        found.evidence.append("head: untied, since lm_head is stored")
-        found.losses.append(
+        evidence.append("head: untied, since lm_head is stored")
+        losses.append(
             Loss(
                 "assumed",
                 "tie_word_embeddings=true",

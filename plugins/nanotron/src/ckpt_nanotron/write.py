@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, facts_of
+from ckpt_core.architecture import Architecture, Tokens, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.errors import Problems, ProblemsFound, Refusal
@@ -19,7 +19,7 @@ from ckpt_core.rewrite import Model as Rewritten
 from ckpt_core.rewrite import folded_attention_scale, vocabulary_rows
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.output import OutputFile
-from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, config_for
+from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
 from ckpt_nanotron.training import metadata_json, training_yaml
 
@@ -94,12 +94,15 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
+def _tokens(architecture: Architecture) -> Tokens:
+    if architecture.tokens is None:
+        raise Refusal("nanotron models read tokens", found="no token embedding")
+    return architecture.tokens
+
+
 def _vocabulary(model: Rewritten, multiple: int) -> Rewritten:
     """Rows that every tensor parallel rank gets alike: nanotron stores the padded size as its vocab_size."""
-    tokens = model.architecture.tokens
-    if tokens is None:
-        raise Refusal("nanotron models read tokens", found="no token embedding")
-    return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+    return vocabulary_rows(model, math.ceil(_tokens(model.architecture).vocabulary / multiple) * multiple)
 
 
 def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, Any]) -> bool:
@@ -117,9 +120,8 @@ def _choose(
     """The model class that holds the architecture exactly: the source's own if it fits, else the first that does."""
     refusals = []
     # nanotron has one vocabulary size, and it is the padded one
-    stored = replace(
-        architecture, tokens=replace(architecture.tokens, vocabulary=architecture.tokens.padded_vocabulary)
-    )
+    tokens = _tokens(architecture)
+    stored = replace(architecture, tokens=replace(tokens, vocabulary=tokens.padded_vocabulary))
     for model in sorted(
         (model for model in MODELS if model.kind in release.keys), key=lambda model: model.kind != original
     ):
@@ -127,10 +129,10 @@ def _choose(
             return model, config_for(release, model, facts_of(stored), notes)
         except (Refusal, ProblemsFound) as problem:
             refusals.append((len(getattr(problem, "problems", [problem])), model.config.name, problem))
-    _, name, problem = min(refusals, key=lambda refusal: refusal[0])
+    _, name, nearest = min(refusals, key=lambda refusal: refusal[0])
     raise Refusal(
         f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}",
-        found=str(problem),
+        found=str(nearest),
     )
 
 
@@ -158,12 +160,13 @@ def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Loss]]:
 
 def _check_ranks(architecture: Architecture, tp: int, pp: int) -> None:
     problems = Problems(f"tp={tp} pp={pp}")
-    attention = architecture.decoder.layers[0].attention
+    decoder = decoder_of(architecture)
+    attention = attention_of(decoder)
     for axis, size in (("query heads", attention.heads), ("key-value heads", attention.groups)):
         if size % tp and not (axis == "key-value heads" and attention.groups == 1 and attention.q_bias):
             problems.add(Refusal(f"nanotron has no copies of heads: tp={tp} must divide the {size} {axis}"))
-    if pp > len(architecture.decoder.layers):
-        problems.add(Refusal(f"pp={pp} is more than the {len(architecture.decoder.layers)} layers"))
+    if pp > len(decoder.layers):
+        problems.add(Refusal(f"pp={pp} is more than the {len(decoder.layers)} layers"))
     problems.raise_any()
 
 

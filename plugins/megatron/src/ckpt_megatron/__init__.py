@@ -1,0 +1,48 @@
+"""Megatron-LM and Megatron-Core checkpoints: every version read, any parallel layout written."""
+
+from __future__ import annotations
+
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="megatron",
+        summary="Megatron-LM and Megatron-Core: iter_* or release folders of mp_rank files (torch) or DCP (torch_dist)",
+        families=("GPTModel", "GPTModel with latent attention (MLA)", "GPTModel with experts (MoE)"),
+        options=(
+            Option("container", "how the tensors are kept", ("torch_dist", "torch"), None, side="write"),
+            Option("names", "tensor names: of TransformerEngine modules, of local ones, or of the models before Core", ("te", "local", "legacy"), None, side="write"),
+            Option("experts", "expert modules in torch files: one by one, or grouped", ("sequential", "grouped"), None, side="write"),
+            Option("vpp", "virtual pipeline stages per pipeline rank", int, None, side="write"),
+            Option("decoder_first_pipeline_num_layers", "layers of the first pipeline stage, where it differs", int, None, side="write"),
+            Option("decoder_last_pipeline_num_layers", "layers of the last pipeline stage, where it differs", int, None, side="write"),
+            Option("make_vocab_size_divisible_by", "pad the vocabulary to a multiple of this, times tp", int, None, side="write"),
+            Option("iteration", "write iter_NNNNNNN for this iteration; without it, a release folder", int, None, side="write"),
+            Option("vocab", "the true vocabulary, where the args do not say it", int, None, side="read"),
+        ),
+        parallel=("tp", "pp", "ep"),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_megatron.files import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_megatron.read import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_megatron.write import write
+
+    return write(checkpoint, request)

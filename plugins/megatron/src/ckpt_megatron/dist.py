@@ -1,0 +1,156 @@
+"""Reading torch_dist: one tensor for all layers, and for all experts, in chunks.
+
+    decoder.layers.self_attention.linear_qkv.weight           [layers, (heads + 2 groups) * head_dim, hidden]
+    decoder.layers.mlp.experts.experts.linear_fc1.weight      [layers, experts, 2 * ffn, hidden]
+    decoder.layers.3.mlp.linear_fc1.weight                    [2 * ffn, hidden] where layers differ (moe_layer_freq)
+
+Every chunk is cut into its layers and experts, which are then the tensors that the tables know. No rank has its
+own arrangement here: a gated linear_fc1 is [gate; up] of all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ckpt_core.engine.assembly import Shard
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.storage.dcp import ChunkedTensor, DistributedCheckpoint, read_distributed
+from ckpt_core.storage.opaque import brief
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_megatron.files import COMMON, DIST_METADATA, Found, Share, read_args
+from ckpt_megatron.masters import DIST_MASTER
+from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
+
+_STACKED = re.compile(r"^decoder\.layers\.(?!\d)")
+_COMMON_STATE = "common_state/shard_0_1"  # since core 0.19, instead of common.pt
+_GATE_UP = {"_w": 0, "_v": 1}  # singleton_local_shards stores the two halves of linear_fc1 by themselves
+
+
+def read_dist(folder: str, weights: str) -> Found:
+    """A torch_dist folder, from headers alone. `weights` is auto, model or master."""
+    checkpoint = read_distributed(folder)
+    common, common_file = _common(folder, checkpoint)
+    args = read_args(common.get("args"), common_file)
+    share = Share({}, False)
+    extra = [path for path in (os.path.join(folder, DIST_METADATA), os.path.join(folder, COMMON)) if os.path.isfile(path)]
+    found = Found(folder, "torch_dist", args, common_file, [share], [*checkpoint.files, *extra], _parallel(args), iteration=common.get("iteration"))
+    model = {unwrapped(name): tensor for name, tensor in checkpoint.tensors.items() if not _belongs_to_optimizer(name)}
+    masters = {unwrapped(match[1]): tensor for name, tensor in checkpoint.tensors.items() if (match := DIST_MASTER.fullmatch(name))}
+    found.masters = bool(masters)
+    if weights == "master":
+        model = _with_masters(model, masters, folder)
+    problems = Problems(f"reading {folder}")
+    stacks: dict[str, int] = {}
+    for stored_as, tensor in model.items():
+        try:
+            for name, shards in _split(stored_as, tensor, stacks):
+                if name.startswith("mtp."):
+                    found.dropped.add("mtp.*")
+                    continue
+                if name in share.tensors:
+                    share.tensors[name][0] += shards
+                else:
+                    share.add(name, shards, stored_as)
+        except FormatError as problem:
+            problems.add(problem)
+    sizes = set(stacks.values())
+    if len(sizes) > 1:
+        problems.add(FormatError("tensors of all layers disagree on how many there are", file=folder, found=", ".join(f"{n}: {s}" for n, s in stacks.items())))
+    problems.raise_any()
+    numbers = [index for name in share.tensors if (index := layer_of(name)) is not None]
+    found.layers = max(numbers, default=-1) + 1
+    found.fused_names = (args or {}).get("transformer_impl", "transformer_engine") != "local"
+    return found
+
+
+def _belongs_to_optimizer(name: str) -> bool:
+    return name.startswith("optimizer.") or re.match(r"chained_\d+\.optimizer\.", name) is not None
+
+
+def _common(folder: str, checkpoint: DistributedCheckpoint) -> tuple[dict, str]:
+    """The part without tensors. Where both forms exist, Megatron reads common.pt."""
+    path = os.path.join(folder, COMMON)
+    if os.path.isfile(path):
+        value = read_torch_file(path)
+    elif _COMMON_STATE in checkpoint.objects:
+        path = checkpoint.objects[_COMMON_STATE].file
+        value = checkpoint.objects[_COMMON_STATE].read()
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    else:
+        return {}, folder
+    if not isinstance(value, dict):
+        raise FormatError("the common state is no dict", file=path, found=brief(value))
+    return value, path
+
+
+def _parallel(args: dict[str, object] | None) -> dict[str, int]:
+    keys = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "ep": "expert_model_parallel_size", "vpp": "virtual_pipeline_model_parallel_size"}
+    return {name: size for name, key in keys.items() if isinstance(size := (args or {}).get(key), int)}
+
+
+def _with_masters(model: dict[str, ChunkedTensor], masters: dict[str, ChunkedTensor], folder: str) -> dict[str, ChunkedTensor]:
+    if not masters:
+        raise FormatError("there are no fp32 masters (optimizer.state.param)", file=folder, fix="use --weights model")
+    problems = Problems("reading fp32 masters")
+    found = {}
+    for name, tensor in model.items():
+        master = masters.get(name)
+        if master is None and tensor.dtype.name in ("bf16", "fp16"):
+            problems.add(FormatError(f"there is no fp32 master of {name}", file=folder, fix="use --weights model"))
+        elif master is not None and master.shape != tensor.shape:
+            problems.add(
+                FormatError(
+                    f"the fp32 master of {name} is flattened",
+                    file=folder,
+                    found=master.shape,
+                    expected=tensor.shape,
+                    fix="use --weights model, or save with --dist-ckpt-optim-fully-reshardable",
+                )
+            )
+        found[name] = master or tensor
+    problems.raise_any()
+    return found
+
+
+def _split(stored_as: str, tensor: ChunkedTensor, stacks: dict[str, int]) -> Iterator[tuple[str, list[Shard]]]:
+    """The tensors of the tables that a stored one holds, and the shards of each."""
+    shards = [Shard(origin, stored) for origin, stored in tensor.stored()]
+    parts = [(stored_as, shards)]
+    if _STACKED.match(stored_as):
+        stacks[stored_as] = tensor.shape[0] if tensor.shape else 0
+        parts = [(_STACKED.sub(f"decoder.layers.{layer}.", stored_as), inner) for layer, inner in _along_first(shards)]
+    for name, inner in parts:
+        if DIST_EXPERTS not in name:
+            yield from _halves(plain(name), inner, tensor)
+        elif re.search(r"\.experts\.experts\.\d+\.", name):  # singleton_local_shards
+            yield from _halves(name.replace(DIST_EXPERTS, ".mlp.experts.local_experts."), inner, tensor)
+        else:
+            for expert, shard in _along_first(inner):
+                yield name.replace(DIST_EXPERTS, f".mlp.experts.local_experts.{expert}."), shard
+
+
+def _halves(name: str, shards: list[Shard], tensor: ChunkedTensor) -> Iterator[tuple[str, list[Shard]]]:
+    half = _GATE_UP.get(name[-2:]) if name[-9:-2] == ".weight" else None
+    if half is None:
+        yield name, shards
+        return
+    rows = tensor.shape[-2]
+    yield name[:-2], [replace(shard, origin=(shard.origin[0] + half * rows, *shard.origin[1:])) for shard in shards]
+
+
+def _along_first(shards: Sequence[Shard]) -> Iterator[tuple[int, list[Shard]]]:
+    """The shards of each index of the first dimension, which they lose."""
+    by_index: dict[int, list[Shard]] = {}
+    for shard in shards:
+        stored = shard.stored
+        if not stored.shape:
+            raise FormatError("a tensor of all layers has no dimension", file=stored.file)
+        for number in range(stored.shape[0]):
+            offset = stored.offset + number * stored.strides[0] * stored.dtype.size
+            inner = StoredTensor(stored.file, stored.dtype, stored.shape[1:], offset, stored.strides[1:])
+            by_index.setdefault(shard.origin[0] + number, []).append(Shard(shard.origin[1:], inner))
+    yield from sorted(by_index.items(), key=lambda item: item[0])

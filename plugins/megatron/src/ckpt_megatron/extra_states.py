@@ -1,0 +1,59 @@
+"""`_extra_state` entries: fp8 scales of TransformerEngine modules, and nothing (None) without fp8.
+
+A torch_dist loader of default strictness asks for one object per module and layer, local modules included, and
+fails without it. More than it asks for does not disturb it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ckpt_core.architecture import Layer
+
+_LINEAR = re.compile(r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2))\.weight\d*$")
+_NORM = re.compile(r"^(.*layernorm)\.weight$")
+_EXPERT = re.compile(r"\.mlp\.experts\.")
+_CORE_ATTENTION = "self_attention.core_attention"
+
+
+def _modules(names: Iterable[str], te: bool) -> list[str]:
+    """The modules with an extra state among those that hold `names`, in their order."""
+    found: dict[str, None] = {}
+    for name in names:
+        match = _LINEAR.match(name) or (_NORM.match(name) if te else None)
+        if match:
+            found[match[1]] = None
+            if te and match[1].endswith("self_attention.linear_proj"):
+                found[match[1].removesuffix("self_attention.linear_proj") + _CORE_ATTENTION] = None
+    return list(found)
+
+
+def extra_states(names: Sequence[str], style: str) -> list[str]:
+    """The keys of a rank's torch file. GroupedMLP of the local spec has no linear modules, and so none."""
+    found = [f"{module}._extra_state" for module in _modules(names, style == "te")]
+    return [*found, *(["output_layer._extra_state"] if "output_layer.weight" in names else [])]
+
+
+def stacked_extra_states(names: Sequence[str], layers: Sequence[Layer], style: str, homogeneous: bool) -> list[str]:
+    """The keys of a torch_dist checkpoint: `<module>._extra_state/shard_<index>_<size>`, one per layer and expert."""
+    found = []
+    for module in _modules(dict.fromkeys(names), style == "te"):
+        axes: list[int] = []
+        if homogeneous and module.startswith("decoder.layers."):
+            axes.append(len(layers))
+        if _EXPERT.search(module):
+            axes.append(max(layer.mlp.moe.experts for layer in layers if layer.mlp.moe))
+        found += [f"{module}._extra_state/shard_{place}" for place in _places(axes)]
+    return found
+
+
+def _places(axes: Sequence[int]) -> list[str]:
+    """`0.1_2.4` for index (0, 1) of size (2, 4); `0_1` where there is one module."""
+    if not axes:
+        return ["0_1"]
+    indices: list[tuple[int, ...]] = [()]
+    for size in axes:
+        indices = [(*index, number) for index in indices for number in range(size)]
+    size = ".".join(map(str, axes))
+    return [f"{'.'.join(map(str, index))}_{size}" for index in indices]

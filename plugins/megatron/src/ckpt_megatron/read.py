@@ -1,0 +1,211 @@
+"""Reading a Megatron checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ckpt_core.architecture import Architecture, architecture_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
+from ckpt_core.engine.assembly import Assembler, Shard
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.layout import Layout, Native, account
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
+from ckpt_megatron.config import read_args
+from ckpt_megatron.dist import read_dist
+from ckpt_megatron.files import Found, Share, container_of, find_folder, read_torch
+from ckpt_megatron.weights import in_blocks, is_expert, tables
+
+SIDECARS = "tokenizer"
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
+    folder = find_folder(path)
+    found = read_dist(folder, request.weights) if container_of(folder) == "torch_dist" else read_torch(folder, request.weights)
+    described = _described(found, request)
+    architecture = described.architecture
+    if found.layers != len(architecture.decoder.layers):
+        raise CkptError(
+            "the files hold another number of layers than the model has",
+            file=folder,
+            found=found.layers,
+            expected=len(architecture.decoder.layers),
+            fix="files of a pipeline stage are missing, or stale",
+        )
+    tensors = _assembled(found, architecture, described.order)
+    if request.weights == "master":
+        described.evidence.append("weights: fp32 masters of the optimizer")
+    root = path if folder != path else os.path.dirname(os.path.abspath(folder))
+    checkpoint = Checkpoint(
+        "megatron",
+        path,
+        architecture,
+        tensors,
+        found.states,
+        notes=described.notes,
+        sidecars=_sidecars(root),
+        parallel=found.parallel,
+        hints=_hints(found),
+        evidence=described.evidence,
+        losses=[Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend") for name in sorted(found.dropped)],
+        masters=found.masters,
+    )
+    checkpoint = original_of(checkpoint, root)
+    vocabulary = request.options.get("vocab") or (request.architecture and request.architecture.tokens.vocabulary)
+    return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
+
+
+@dataclass
+class _Described:
+    """What the args (or `--config`) say about a checkpoint, and what that rests on."""
+
+    architecture: Architecture
+    order: str
+    notes: dict[str, object] = field(default_factory=dict)
+    evidence: list[str] = field(default_factory=list)
+
+
+def _described(found: Found, request: ReadRequest) -> _Described:
+    order = _order(found)
+    if found.args is None:
+        architecture = _given(found, request)
+        described = _Described(architecture, order, evidence=["architecture: given with --config, as no args are stored"])
+    else:
+        args = dict(found.args)
+        if args.get("padded_vocab_size") is None:
+            args["padded_vocab_size"] = _rows(found, _EMBEDDING)
+        if found.legacy:  # the flag is younger than the models it brings back
+            args["use_legacy_models"] = True
+        facts, notes = read_args(args, found.args_file)
+        # Since core 0.14 a router has a bias where linear layers have one; before it had none.
+        if any(name.endswith(".mlp.router.bias") for name in found.names):
+            facts["mlp.moe.router.bias"] = True
+        if notes.pop("interleaved", False):
+            order = "interleaved"
+        described = _Described(architecture_of(facts, found.args_file), order, notes)
+        described.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")
+        if request.architecture is not None:
+            check_agreement(request.architecture, described.architecture, found.args_file)
+    kind = "legacy" if found.legacy else "TransformerEngine" if found.fused_names else "local"
+    described.evidence.append(f"container {found.container}, {kind} layer names")
+    if found.legacy:
+        described.evidence.append(f"q, k and v in the order of checkpoint_version {found.version:g}")
+    return described
+
+
+def _order(found: Found) -> str:
+    """The order of q, k and v. Megatron reorders only tensors of legacy names, so no others are of an old version."""
+    if found.legacy is None or found.version >= 2:
+        return "2.0"
+    return "1.0" if found.version >= 1 else "0"
+
+
+def _given(found: Found, request: ReadRequest) -> Architecture:
+    architecture = request.architecture
+    if architecture is None or architecture.tokens is None:
+        raise CkptError("the checkpoint holds no args, so nothing says what the model is", file=found.folder, fix="give a config with --config")
+    rows = _rows(found, _EMBEDDING)
+    return replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
+
+
+def _rows(found: Found, name: str) -> int:
+    """The rows of a tensor that tensor parallel ranks divide, over all of them."""
+    total = 0
+    for share in found.shares:
+        if name in share.tensors:
+            total += max(shard.origin[0] + shard.stored.shape[0] for shard in share.tensors[name][0])
+    if not total:
+        raise FormatError(f"tensor {name!r} is missing", file=found.folder)
+    return total
+
+
+def _assembled(found: Found, architecture: Architecture, order: str) -> dict:
+    """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
+    fused_down = any(name.endswith("linear_qkv_down_proj.weight") for name in found.names)
+    tp = found.parallel.get("tp", 1) if found.container == "torch" else 1
+    layout = Layout(tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture)
+    assembler = Assembler(layout.parameters, found.folder)
+    seen: set[tuple] = set()
+    blocks: dict[str, Native] = {}
+    for share in found.shares:
+        natives = {
+            name: native
+            for name, native in layout.natives(share.ranks).items()
+            if found.container == "torch_dist" or is_expert(native) == share.expert
+        }
+        for problem in account(natives, layout.tables, share.tensors, _where(found, share)):
+            assembler.problems.add(problem)
+        for name, native in natives.items():
+            if in_blocks(native):
+                blocks.setdefault(name, native)
+                continue
+            splits = dict(native.row.splits)
+            place = (name, *(rank for dimension, (rank, _) in share.ranks.items() if dimension in splits))
+            for shards in share.tensors.get(name, []):
+                assembler.add(native, shards, replica=place in seen)
+                seen.add(place)
+    for name, native in blocks.items():
+        _add_blocks(assembler, native, [share.tensors[name] for share in found.shares if name in share.tensors])
+    _check_experts(found, assembler, architecture)
+    return assembler.finish()
+
+
+def _add_blocks(assembler: Assembler, whole: Native, ranks: list[list[list[Shard]]]) -> None:
+    """A tensor that every rank holds whole, or of which each holds a block of rows: its shape tells which."""
+    if all(_height(copies[0]) == whole.shape[0] for copies in ranks):
+        for number, copies in enumerate(ranks):
+            for again, shards in enumerate(copies):
+                assembler.add(whole, shards, replica=bool(number or again))
+        return
+    for again in range(min((len(copies) for copies in ranks), default=0)):
+        joined, start = [], 0
+        for copies in ranks:
+            joined += [replace(shard, origin=(start + shard.origin[0], *shard.origin[1:])) for shard in copies[again]]
+            start += _height(copies[again])
+        assembler.add(whole, joined, replica=bool(again))
+
+
+def _height(shards: list[Shard]) -> int:
+    return max(shard.origin[0] + shard.stored.shape[0] for shard in shards)
+
+
+def _check_experts(found: Found, assembler: Assembler, architecture: Architecture) -> None:
+    """Every pair of expert ranks must have been found: Megatron writes not all files where etp is less than tp."""
+    if found.container != "torch" or not any(layer.mlp.moe for layer in architecture.decoder.layers):
+        return
+    etp, ep = found.parallel.get("etp", found.parallel["tp"]), found.parallel["ep"]
+    held = {(share.ranks["tp"][0], share.ranks["ep"][0]) for share in found.shares if share.expert}
+    for t in range(etp):
+        for e in range(ep):
+            if (t, e) not in held:
+                assembler.problems.add(FormatError(f"no file holds the experts of tensor rank {t}, expert rank {e}", file=found.folder))
+
+
+def _where(found: Found, share: Share) -> str:
+    ranks = " ".join(f"{dimension}={rank}" for dimension, (rank, count) in share.ranks.items() if count > 1)
+    return f"{found.folder} ({ranks})" if ranks else found.folder
+
+
+def _hints(found: Found) -> dict[str, object]:
+    """The choices by which the same files can be written again."""
+    args: Mapping[str, object] = found.args or {}
+    hints: dict[str, object] = {"container": found.container, "names": "te" if found.fused_names else "local"}
+    if found.legacy is not None:
+        hints |= {"names": "legacy", "checkpoint_version": found.version, "spelling": dataclasses.asdict(found.legacy)}
+    if args.get("num_experts") is not None:
+        hints["experts"] = "grouped" if found.grouped or args.get("moe_grouped_gemm") else "sequential"
+    for key in ("make_vocab_size_divisible_by", "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"):
+        if isinstance(args.get(key), int):
+            hints[key] = args[key]
+    return hints
+
+
+def _sidecars(root: str) -> dict[str, Sidecar]:
+    folder = os.path.join(root, SIDECARS)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return {name: Sidecar(path, os.path.getsize(path)) for name in names if os.path.isfile(path := os.path.join(folder, name))}
