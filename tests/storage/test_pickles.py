@@ -9,7 +9,6 @@ import itertools
 import pickle
 import struct
 import sys
-import time
 import tracemalloc
 import types
 from collections import OrderedDict, defaultdict
@@ -471,9 +470,8 @@ BROKEN |= {
 
 
 def assert_refused(read_it) -> FormatError:
-    """`read_it` raises one FormatError naming FILE, fast and in little memory."""
+    """`read_it` raises one FormatError naming FILE, in little memory."""
     tracemalloc.start()
-    started = time.perf_counter()
     try:
         with pytest.raises(FormatError) as caught:
             read_it()
@@ -483,7 +481,6 @@ def assert_refused(read_it) -> FormatError:
     assert caught.value.file == FILE
     assert len(str(caught.value)) < 2_000
     assert peak < 50e6
-    assert time.perf_counter() - started < 4  # tracing makes it several times slower than it is
     return caught.value
 
 

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import struct
-import time
 import tracemalloc
 import zipfile
 import zlib
@@ -478,7 +477,6 @@ def test_broken_files_are_refused(name, tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     path.write_bytes(BROKEN[name])
     tracemalloc.start()
-    started = time.perf_counter()
     try:
         with pytest.raises(FormatError) as caught:
             read_torch_file(path)
@@ -487,7 +485,6 @@ def test_broken_files_are_refused(name, tmp_path, monkeypatch):
         tracemalloc.stop()
     assert caught.value.file == str(path)
     assert peak < 50e6
-    assert time.perf_counter() - started < 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
 
 
