@@ -26,9 +26,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tied model as torch files of two by two ranks, and as torch_dist."""
     folder = tmp_path_factory.mktemp("originals")
     tiny.build(folder / "hf", "llama", num_hidden_layers=4, tie_word_embeddings=True)
-    convert(
-        folder / "hf", folder / "torch", to="megatron", tp=2, pp=2, options={"container": "torch", "names": "local"}
-    )
+    convert(folder / "hf", folder / "torch", to="megatron", tp=2, pp=2, options={"container": "torch", "names": "local"})
     convert(folder / "hf", folder / "torch_dist", to="megatron", options={"container": "torch_dist"})
     return {container: folder / container for container in ("torch", "torch_dist")}
 
@@ -122,8 +120,11 @@ def test_swapped_stages_are_refused(originals: dict[str, Path], tmp_path: Path) 
 
 
 def test_swapped_tensor_ranks_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:
-    """Both files have the same shapes; the rank that is saved among the args tells them apart."""
+    """Both files have the same shapes; the rank that Megatron saves among the args tells them apart."""
     run = copied(originals["torch"], tmp_path)
+    for number, (tp, pp) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        changed(run, on_args(rank=number, world_size=4), tp, pp)
+    convert(run, tmp_path / "fine", to="ir")
     swap(run / RANK.format(0, 1), run / RANK.format(1, 1))
     refused(run, tmp_path, problem="written by another rank than its folder says")
 
@@ -135,9 +136,7 @@ def swap(one: Path, two: Path) -> None:
     aside.rename(two)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"), [("nine", "names no iteration"), ("7", "is not there"), ("../up", "names no iteration")]
-)
+@pytest.mark.parametrize(("content", "problem"), [("nine", "names no iteration"), ("7", "is not there"), ("../up", "names no iteration")])
 def test_a_wrong_tracker_is_refused(content: str, problem: str, originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     (run / "latest_checkpointed_iteration.txt").write_text(content)

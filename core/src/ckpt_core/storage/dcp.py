@@ -9,13 +9,12 @@ the first byte and the number of bytes. All of that is checked here; nothing of 
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.byterange import ByteRange
@@ -102,12 +101,7 @@ def read_distributed(folder: str | os.PathLike[str]) -> DistributedCheckpoint:
     fields = _fields(_unpickled(path), _METADATA_CLASSES, path)
     described, located = fields.get("state_dict_metadata"), fields.get("storage_data")
     if not isinstance(described, dict) or not isinstance(located, dict):
-        raise FormatError(
-            "the metadata lists no tensors",
-            file=path,
-            found=", ".join(fields),
-            expected="state_dict_metadata, storage_data",
-        )
+        raise FormatError("the metadata lists no tensors", file=path, found=", ".join(fields), expected="state_dict_metadata, storage_data")
     blobs = _blobs(located, folder, path)
     problems = Problems(f"reading {path}")
     tensors: dict[str, ChunkedTensor] = {}
@@ -138,9 +132,7 @@ def _unpickled(path: str) -> Any:
 
 def _fields(value: object, classes: Sequence[str], path: str) -> dict[str, Any]:
     if not isinstance(value, Opaque) or value.qualname not in classes:
-        raise FormatError(
-            "the metadata is of another kind", file=path, found=brief(value), expected=" or ".join(classes)
-        )
+        raise FormatError("the metadata is of another kind", file=path, found=brief(value), expected=" or ".join(classes))
     return value.fields()
 
 
@@ -152,14 +144,11 @@ def _blobs(located: Mapping[object, object], folder: str, path: str) -> dict[str
     for index, info in located.items():
         try:
             key = _fields(index, [f"{_MODULE}metadata.MetadataIndex"], path)
-            name, given = key.get("fqn"), key.get("offset")
-            origin = _shape(given)
-            if not isinstance(name, str) or (given is not None and origin is None):
-                raise FormatError(
-                    "an index of the metadata is impossible", file=path, found=f"{brief(name)} at {brief(given)}"
-                )
+            name, origin = key.get("fqn"), key.get("offset")
+            if not isinstance(name, str) or not (origin is None or _is_shape(origin)):
+                raise FormatError("an index of the metadata is impossible", file=path, found=f"{brief(name)} at {brief(origin)}")
             blob = _blob(_fields(info, [f"{_MODULE}filesystem._StorageInfo"], path), name, folder, path, sizes)
-            if found.setdefault(name, {}).setdefault(origin, blob) is not blob:
+            if found.setdefault(name, {}).setdefault(None if origin is None else tuple(origin), blob) is not blob:
                 raise FormatError(f"{name!r} has two chunks at {origin}", file=path)
         except FormatError as problem:
             problems.add(problem)
@@ -172,12 +161,8 @@ def _blob(info: Mapping[str, Any], name: str, folder: str, path: str, sizes: dic
     relative, offset, length = info.get("relative_path"), info.get("offset"), info.get("length")
     if info.get("transform_descriptors"):
         raise FormatError(f"{name!r} is stored compressed or encrypted", file=path, expected="plain torch files")
-    if not isinstance(relative, str) or not _is_count(offset) or not _is_count(length):
-        raise FormatError(
-            f"the place of {name!r} is impossible",
-            file=path,
-            found=f"{brief(relative)}, bytes {brief(offset)}, {brief(length)}",
-        )
+    if not isinstance(relative, str) or not all(type(number) is int and 0 <= number < _MAX_SIZE for number in (offset, length)):
+        raise FormatError(f"the place of {name!r} is impossible", file=path, found=f"{brief(relative)}, bytes {brief(offset)}, {brief(length)}")
     if relative not in sizes:
         sizes[relative] = _size_inside(relative, folder, path)
     if offset + length > sizes[relative]:
@@ -226,46 +211,30 @@ def _only(blobs: Mapping[tuple[int, ...] | None, Blob], name: str, path: str) ->
 
 def _tensor(name: str, entry: Opaque, blobs: Mapping[tuple[int, ...] | None, Blob], path: str) -> ChunkedTensor:
     fields = _fields(entry, [f"{_MODULE}metadata.TensorStorageMetadata"], path)
-    dtype, shape, chunks = _dtype(fields.get("properties")), _shape(fields.get("size")), fields.get("chunks")
-    if dtype is None or shape is None or not isinstance(chunks, list):
-        raise FormatError(
-            f"the description of {name!r} is impossible",
-            file=path,
-            found=f"{brief(fields.get('properties'))} {brief(fields.get('size'))} {brief(chunks)}",
-        )
+    dtype, shape, chunks = _dtype(fields.get("properties")), fields.get("size"), fields.get("chunks")
+    if dtype is None or not _is_shape(shape) or not isinstance(chunks, list):
+        raise FormatError(f"the description of {name!r} is impossible", file=path, found=f"{brief(dtype)} {brief(shape)} {brief(chunks)}")
     found = []
     for chunk in chunks:
         box = _fields(chunk, [f"{_MODULE}metadata.ChunkStorageMetadata"], path)
-        origin, size = _shape(box.get("offsets")), _shape(box.get("sizes"))
-        if origin is None or size is None or not len(origin) == len(size) == len(shape):
-            raise FormatError(
-                f"a chunk of {name!r} is impossible",
-                file=path,
-                found=f"{brief(box.get('sizes'))} at {brief(box.get('offsets'))}",
-            )
-        if origin not in blobs:
+        origin, size = box.get("offsets"), box.get("sizes")
+        if not _is_shape(origin) or not _is_shape(size) or not len(origin) == len(size) == len(shape):
+            raise FormatError(f"a chunk of {name!r} is impossible", file=path, found=f"{brief(size)} at {brief(origin)}")
+        if tuple(origin) not in blobs:
             raise FormatError(f"the chunk of {name!r} at {origin} lies nowhere", file=path)
-        found.append(Chunk(origin, size, blobs[origin]))
-    if len(found) != len(blobs) or not tiles(shape, [(chunk.origin, chunk.shape) for chunk in found]):
+        found.append(Chunk(tuple(origin), tuple(size), blobs[tuple(origin)]))
+    if len(found) != len(blobs) or not tiles(tuple(shape), [(chunk.origin, chunk.shape) for chunk in found]):
         raise FormatError(
             f"the chunks of {name!r} do not tile it",
             file=path,
-            found="; ".join(f"{chunk.shape} at {chunk.origin}" for chunk in found[:4])
-            + (" ..." if len(found) > 4 else ""),
-            expected=f"every element of {shape} once",
+            found="; ".join(f"{chunk.shape} at {chunk.origin}" for chunk in found[:4]) + (" ..." if len(found) > 4 else ""),
+            expected=f"every element of {tuple(shape)} once",
         )
-    return ChunkedTensor(name, dtype, shape, tuple(found))
+    return ChunkedTensor(name, dtype, tuple(shape), tuple(found))
 
 
-def _shape(value: object) -> tuple[int, ...] | None:
-    """`value` as a tuple of sizes or indices; None if it is none."""
-    if not isinstance(value, tuple | list) or len(value) > 64:
-        return None
-    return tuple(value) if all(map(_is_count, value)) else None
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < _MAX_SIZE
+def _is_shape(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) <= 64 and all(type(size) is int and 0 <= size < _MAX_SIZE for size in value)
 
 
 def _dtype(properties: object) -> DType | None:
@@ -287,9 +256,7 @@ def tiles(shape: Sequence[int], boxes: Sequence[Span]) -> bool:
         return not any(math.prod(size) for _, size in boxes)
     if sum(math.prod(size) for _, size in boxes) != math.prod(shape):
         return False
-    if any(
-        start + size > whole for origin, sizes in boxes for start, size, whole in zip(origin, sizes, shape, strict=True)
-    ):
+    if any(start + size > whole for origin, sizes in boxes for start, size, whole in zip(origin, sizes, shape, strict=True)):
         return False
     return _apart([box for box in boxes if math.prod(box[1])], 0)
 
@@ -304,7 +271,7 @@ def _apart(boxes: Sequence[Span], dim: int) -> bool:
     for box in boxes:
         slabs.setdefault((box[0][dim], box[1][dim]), []).append(box)
     ordered = sorted(slabs)
-    if all(start + size <= following for (start, size), (following, _) in itertools.pairwise(ordered)):
+    if all(start + size <= following for (start, size), (following, _) in zip(ordered, ordered[1:], strict=False)):
         return all(_apart(slab, dim + 1) for slab in slabs.values())
     return not any(_meet(one, two, dim) for number, one in enumerate(boxes) for two in boxes[number + 1 :])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind
 from ckpt_core.errors import CkptError, Refusal
@@ -17,27 +16,16 @@ from ckpt_core.layout import Config, Custom, custom, field, fixed, note, uniform
 
 _LLAMA3 = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_positions": 8192}
 # MLATransformerConfig: what holds where the args of a version have no such key
-_YARN = {
-    "rotary_scaling_factor": 40.0,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 0.0,
-}
+_YARN = {"rotary_scaling_factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 _POSITIONS = 2048
 
 
 def neutral(key: str, *values: object) -> Custom:
     """A key under which Megatron computes something else unless it has one of `values`; the first is written."""
 
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, object]) -> None:
+    def read(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
         if config.get(key) not in (None, *values):
-            raise CkptError(
-                f"args.{key} asks for something that is not supported",
-                found=repr(config[key])[:80],
-                expected=repr(values[0]),
-            )
+            raise CkptError(f"args.{key} asks for something that is not supported", found=repr(config[key])[:80], expected=repr(values[0]))
 
     return custom([key], [], read=read, write=lambda facts, notes, config: config.update({key: values[0]}))
 
@@ -45,11 +33,9 @@ def neutral(key: str, *values: object) -> Custom:
 # --- attention -----------------------------------------------------------------------------------------------------
 
 
-def _read_groups(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_groups(config: Mapping[str, object], facts: Facts) -> None:
     # num_query_groups is 1 by default, and read only with --group-query-attention.
-    facts["attention.groups"] = (
-        config["num_query_groups"] if config.get("group_query_attention") else config["num_attention_heads"]
-    )
+    facts["attention.groups"] = config["num_query_groups"] if config.get("group_query_attention") else config["num_attention_heads"]
 
 
 def _write_groups(facts: Facts, config: dict[str, object]) -> None:
@@ -57,12 +43,12 @@ def _write_groups(facts: Facts, config: dict[str, object]) -> None:
     config |= {"group_query_attention": groups != heads, "num_query_groups": groups if groups != heads else 1}
 
 
-def _read_head_dim(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_head_dim(config: Mapping[str, object], facts: Facts) -> None:
     given = config.get("kv_channels")
     facts["attention.head_dim"] = config["hidden_size"] // config["num_attention_heads"] if given is None else given
 
 
-def _read_biases(config: Mapping[str, Any], facts: Facts, latent: bool) -> None:
+def _read_biases(config: Mapping[str, object], facts: Facts, latent: bool) -> None:
     add = config.get("add_bias_linear")
     if add is None:  # until core 0.4 the flag was the opposite
         add = not config.get("disable_bias_linear", False)
@@ -82,20 +68,17 @@ def _write_biases(facts: Facts, config: dict[str, object], latent: bool) -> None
     if len(linear) > 1 or len(inputs) > 1 or (linear == {True} and inputs == {False}):
         raise Refusal(
             "add_bias_linear is one flag for all linear layers, and add_qkv_bias one for q, k and v",
-            found=", ".join(
-                f"{name} = {facts[name]}"
-                for name in [*names, *(() if latent else [f"attention.{part}_bias" for part in "qkv"])]
-            ),
+            found=", ".join(f"{name} = {facts[name]}" for name in [*names, *(() if latent else [f"attention.{part}_bias" for part in "qkv"])]),
         )
     add = linear == {True}
     config |= {"add_bias_linear": add, "disable_bias_linear": not add, "add_qkv_bias": True in inputs and not add}
 
 
-def _read_residual(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_residual(config: Mapping[str, object], facts: Facts) -> None:
     facts["residual_from_norm"] = bool(config.get("apply_residual_connection_post_layernorm", False))
 
 
-def _window_layers(config: Mapping[str, Any], count: int) -> list[bool]:
+def _window_layers(config: Mapping[str, object], count: int) -> list[bool]:
     """is_layer_window_attention (transformer/utils.py): every layer, but each n-th, or those a list names."""
     skip = config.get("window_attn_skip_freq")
     if skip is None:
@@ -105,7 +88,7 @@ def _window_layers(config: Mapping[str, Any], count: int) -> list[bool]:
     return [bool(windowed) for windowed in _per_layer(skip, count, "window_attn_skip_freq")]
 
 
-def _read_window(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_window(config: Mapping[str, object], facts: Facts) -> None:
     size = config.get("window_size")
     if not size or size[0] < 0:
         return
@@ -123,12 +106,10 @@ def _write_window(facts: Facts, config: dict[str, object]) -> None:
     config["window_attn_skip_freq"] = [int(here) for here in present] if isinstance(present, PerLayer) else None
 
 
-def _read_softmax(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_softmax(config: Mapping[str, object], facts: Facts) -> None:
     kind = config.get("softmax_type") or "vanilla"
     if kind not in ("vanilla", "learnable"):
-        raise CkptError(
-            "key 'softmax_type' has a value that is not supported", found=repr(kind), expected="vanilla or learnable"
-        )
+        raise CkptError("key 'softmax_type' has a value that is not supported", found=repr(kind), expected="vanilla or learnable")
     facts["attention.sinks"] = kind == "learnable"
     if config.get("softmax_scale") is not None:
         facts["attention.scale"] = config["softmax_scale"]
@@ -143,7 +124,7 @@ def _write_softmax(facts: Facts, config: dict[str, object]) -> None:
 # --- the MLP -------------------------------------------------------------------------------------------------------
 
 
-def _read_activation(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_activation(config: Mapping[str, object], facts: Facts) -> None:
     facts["mlp.gated"] = bool(config.get("swiglu") or config.get("quick_geglu"))
     legacy = config.get("use_legacy_models", False)
     if config.get("swiglu"):
@@ -173,25 +154,15 @@ def _write_activation(facts: Facts, config: dict[str, object]) -> None:
     kind = (uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated"))
     if kind not in _ACTIVATIONS:
         found = f"mlp.activation = {kind[0]}, mlp.gated = {kind[1]}"
-        raise Refusal(
-            "no argument gives this activation",
-            found=found,
-            expected=", ".join(" ".join(given) or "gelu (erf)" for given in _ACTIVATIONS.values()),
-        )
+        raise Refusal("no argument gives this activation", found=found, expected=", ".join(" ".join(given) or "gelu (erf)" for given in _ACTIVATIONS.values()))
     if kind[0] is Activation.GELU_TANH and not facts.get("mlp.up_bias"):
         # validate_args turns bias_gelu_fusion off where there is no bias, and leaves the erf form
         raise Refusal("the tanh form of GELU exists only fused with a bias", found="mlp.up_bias = False")
-    flags = {
-        "swiglu": False,
-        "quick_geglu": False,
-        "squared_relu": False,
-        "openai_gelu": False,
-        "bias_gelu_fusion": False,
-    }
+    flags = {"swiglu": False, "quick_geglu": False, "squared_relu": False, "openai_gelu": False, "bias_gelu_fusion": False}
     config |= flags | _ACTIVATIONS[kind]
 
 
-def _count(config: Mapping[str, Any]) -> int:
+def _count(config: Mapping[str, object]) -> int:
     count = config.get("num_layers")
     if type(count) is not int or not 0 < count <= 100_000:
         raise CkptError("key 'num_layers' is not a number of layers", found=repr(count))
@@ -200,20 +171,18 @@ def _count(config: Mapping[str, Any]) -> int:
 
 def _per_layer(values: object, count: int, key: str) -> list:
     if not isinstance(values, list | tuple) or len(values) != count:
-        raise CkptError(
-            f"key {key!r} does not give one value per layer", found=repr(values)[:80], expected=f"{count} values"
-        )
+        raise CkptError(f"key {key!r} does not give one value per layer", found=repr(values)[:80], expected=f"{count} values")
     return list(values)
 
 
-def _sparse(config: Mapping[str, Any], count: int) -> list[bool]:
+def _sparse(config: Mapping[str, object], count: int) -> list[bool]:
     frequency = config.get("moe_layer_freq", 1)
     if isinstance(frequency, int):
         return [index % frequency == 0 for index in range(count)]
     return [bool(moe) for moe in _per_layer(frequency, count, "moe_layer_freq")]
 
 
-def _read_mlp(config: Mapping[str, Any], facts: Facts, notes: dict[str, object]) -> None:
+def _read_mlp(config: Mapping[str, object], facts: Facts, notes: dict[str, object]) -> None:
     count = facts["layers"] = _count(config)
     width = config.get("ffn_hidden_size")
     if width is None:  # validate_args
@@ -242,7 +211,7 @@ def _read_mlp(config: Mapping[str, Any], facts: Facts, notes: dict[str, object])
     _read_router(config, facts)
 
 
-def _read_router(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_router(config: Mapping[str, object], facts: Facts) -> None:
     """topk_routing_with_score_function (moe/moe_utils.py)."""
     router = "mlp.moe.router"
     top_k, score = config.get("moe_router_topk", 2), config.get("moe_router_score_function") or "softmax"
@@ -264,8 +233,7 @@ def _group_score(top_k: int, chosen: int, on_logits: bool) -> str:
     if kind is None or (kind == "top2" and on_logits):
         raise CkptError(
             "groups of experts are scored in a way that is not supported",
-            found=f"moe_router_topk = {top_k}, moe_router_group_topk = {chosen}"
-            + (", before the softmax" if on_logits else ""),
+            found=f"moe_router_topk = {top_k}, moe_router_group_topk = {chosen}" + (", before the softmax" if on_logits else ""),
             expected="a quotient of 1 or 2",
         )
     return kind
@@ -295,14 +263,10 @@ def _write_mlp(facts: Facts, notes: Mapping[str, object], config: dict[str, obje
 
 def _write_router(facts: Facts, config: dict[str, object]) -> None:
     top_k, score, normalise = (uniform(facts, f"mlp.moe.router.{name}") for name in ("top_k", "score", "normalise"))
-    biased, groups, chosen = (
-        uniform(facts, f"mlp.moe.router.{name}") for name in ("correction_bias", "groups", "group_top_k")
-    )
+    biased, groups, chosen = (uniform(facts, f"mlp.moe.router.{name}") for name in ("correction_bias", "groups", "group_top_k"))
     scale = uniform(facts, "mlp.moe.router.scale")
     if score == "sigmoid" and normalise != (top_k > 1):
-        raise Refusal(
-            "the chosen sigmoid scores are always divided by their sum", found=f"mlp.moe.router.normalise = {normalise}"
-        )
+        raise Refusal("the chosen sigmoid scores are always divided by their sum", found=f"mlp.moe.router.normalise = {normalise}")
     if biased and score != "sigmoid":
         raise Refusal("only a sigmoid router has expert_bias", found=f"mlp.moe.router.score = {score}")
     if uniform(facts, "mlp.moe.router.bias") and not uniform(facts, "mlp.up_bias"):
@@ -315,15 +279,8 @@ def _write_router(facts: Facts, config: dict[str, object]) -> None:
                 "a group of experts is scored by the sum of its best topk / group_topk experts",
                 found=f"mlp.moe.router.group_score = {wanted}, top_k = {top_k}, group_top_k = {chosen}",
             )
-    config |= {
-        "moe_router_topk": top_k,
-        "moe_router_score_function": score,
-        "moe_router_pre_softmax": score == "softmax" and not normalise,
-    }
-    config |= {
-        "moe_router_topk_scaling_factor": None if scale == 1.0 else scale,
-        "moe_router_enable_expert_bias": bool(biased),
-    }
+    config |= {"moe_router_topk": top_k, "moe_router_score_function": score, "moe_router_pre_softmax": score == "softmax" and not normalise}
+    config |= {"moe_router_topk_scaling_factor": None if scale == 1.0 else scale, "moe_router_enable_expert_bias": bool(biased)}
     config |= {"moe_router_num_groups": groups, "moe_router_group_topk": chosen}
 
 
@@ -339,18 +296,13 @@ def _block_norms(latent: bool) -> list[str]:
 def _inner_norms(facts: Mapping[str, object], latent: bool) -> list[str]:
     if not latent:
         return ["attention.qk_norm"]
-    return [
-        "latent_attention.kv_norm",
-        *(["latent_attention.q_norm"] if facts.get("latent_attention.q_rank") is not None else []),
-    ]
+    return ["latent_attention.kv_norm", *(["latent_attention.q_norm"] if facts.get("latent_attention.q_rank") is not None else [])]
 
 
-def _read_norms(config: Mapping[str, Any], facts: Facts, latent: bool) -> None:
+def _read_norms(config: Mapping[str, object], facts: Facts, latent: bool) -> None:
     kind = _KINDS.get(str(config.get("normalization") or "LayerNorm"))
     if kind is None:
-        raise CkptError(
-            "key 'normalization' has an unknown value", found=repr(config["normalization"]), expected=", ".join(_KINDS)
-        )
+        raise CkptError("key 'normalization' has an unknown value", found=repr(config["normalization"]), expected=", ".join(_KINDS))
     # layernorm_epsilon until 23.04 and again since core 0.16; norm_epsilon between. The other name may linger.
     eps = config.get("layernorm_epsilon", config.get("norm_epsilon"))
     centred = config.get("layernorm_zero_centered_gamma") or config.get("apply_layernorm_1p") or False
@@ -358,10 +310,7 @@ def _read_norms(config: Mapping[str, Any], facts: Facts, latent: bool) -> None:
     if config.get("qk_layernorm"):
         names += _inner_norms(facts, latent)
     elif latent:
-        raise CkptError(
-            "latent attention without --qk-layernorm has no norms on its latents; that is not supported",
-            found="qk_layernorm = False",
-        )
+        raise CkptError("latent attention without --qk-layernorm has no norms on its latents; that is not supported", found="qk_layernorm = False")
     for name in names:
         facts[f"{name}.kind"], facts[f"{name}.eps"] = kind, 1e-5 if eps is None else eps
         facts[f"{name}.bias"], facts[f"{name}.zero_centred"] = kind == "layer", bool(centred)
@@ -371,14 +320,8 @@ def _write_norms(facts: Facts, config: dict[str, object], latent: bool) -> None:
     inner = _inner_norms(facts, latent)
     present = latent or facts.present("attention.qk_norm")
     names = [*_block_norms(latent), *(inner if present else [])]
-    kinds = {
-        tuple(facts.get(f"{name}.{part}") for part in ("kind", "eps", "weight", "bias", "zero_centred"))
-        for name in names
-    }
-    found = "; ".join(
-        f"{name}: " + " ".join(str(facts.get(f"{name}.{part}")) for part in ("kind", "eps", "weight", "bias"))
-        for name in names
-    )
+    kinds = {tuple(facts.get(f"{name}.{part}") for part in ("kind", "eps", "weight", "bias", "zero_centred")) for name in names}
+    found = "; ".join(f"{name}: " + " ".join(str(facts.get(f"{name}.{part}")) for part in ("kind", "eps", "weight", "bias")) for name in names)
     if len(kinds) > 1 or any(isinstance(value, PerLayer) for value in next(iter(kinds))):
         raise Refusal("all norms of a model are of one kind", found=found)
     ((kind, eps, weight, bias, centred),) = kinds
@@ -394,7 +337,7 @@ def _write_norms(facts: Facts, config: dict[str, object], latent: bool) -> None:
 # --- positions -----------------------------------------------------------------------------------------------------
 
 
-def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, object], attention: str) -> None:
+def _read_positions(config: Mapping[str, object], facts: Facts, notes: dict[str, object], attention: str) -> None:
     kind = config.get("position_embedding_type") or "learned_absolute"
     if config.get("use_rotary_position_embeddings"):
         kind = "rope"
@@ -408,14 +351,10 @@ def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, ob
             facts["positions.count"] = config["max_position_embeddings"]
         _read_rotary(config, facts, attention)
     elif kind != "none":
-        raise CkptError(
-            "key 'position_embedding_type' has a value that is not supported",
-            found=repr(kind),
-            expected="learned_absolute, rope or none",
-        )
+        raise CkptError("key 'position_embedding_type' has a value that is not supported", found=repr(kind), expected="learned_absolute, rope or none")
 
 
-def _read_rotary(config: Mapping[str, Any], facts: Facts, attention: str) -> None:
+def _read_rotary(config: Mapping[str, object], facts: Facts, attention: str) -> None:
     rotary = f"{attention}.rotary"
     facts[f"{rotary}.theta"] = _first(config.get("rotary_base"), 10000.0)
     facts[f"{rotary}.fraction"] = _first(config.get("rotary_percent"), 1.0)
@@ -429,30 +368,23 @@ def _read_rotary(config: Mapping[str, Any], facts: Facts, attention: str) -> Non
         scaling = {"kind": RotaryKind.LLAMA3, "factor": _first(config.get("rope_scaling_factor"), 8.0), **_LLAMA3}
     if interpolation not in (None, 1, 1.0):
         if scaling:
-            raise CkptError(
-                "positions are both interpolated and scaled",
-                found=f"rotary_seq_len_interpolation_factor = {interpolation}",
-            )
+            raise CkptError("positions are both interpolated and scaled", found=f"rotary_seq_len_interpolation_factor = {interpolation}")
         scaling = {"kind": RotaryKind.LINEAR, "factor": interpolation}
     for name, value in scaling.items():
         facts[f"{rotary}.scaling.{name}"] = value
     unrotated = config.get("no_rope_freq")
     if unrotated:
         count = _count(config)
-        without = (
-            [(index + 1) % unrotated == 0 for index in range(count)]
-            if isinstance(unrotated, int)
-            else _per_layer(unrotated, count, "no_rope_freq")
-        )
+        without = [(index + 1) % unrotated == 0 for index in range(count)] if isinstance(unrotated, int) else _per_layer(unrotated, count, "no_rope_freq")
         if any(without):
             facts[f"{rotary}?"] = PerLayer(not here for here in without)
 
 
-def _first(value: Any, default: Any) -> Any:
+def _first(value: object, default: object) -> object:
     return default if value is None else value
 
 
-def _read_yarn(config: Mapping[str, Any], facts: Facts) -> dict[str, object]:
+def _read_yarn(config: Mapping[str, object], facts: Facts) -> dict[str, object]:
     value = {key: _first(config.get(key), default) for key, default in _YARN.items()}
     factor = value["rotary_scaling_factor"]
     if factor == 1.0:
@@ -478,20 +410,13 @@ def _write_positions(facts: Facts, notes: Mapping[str, object], config: dict[str
     learned, rotary = facts.get("positions.count"), f"{attention}.rotary"
     theta = uniform(facts, f"{rotary}.theta")
     if learned is not None and theta is not None:
-        raise Refusal(
-            "positions are either learned or rotary", found=f"positions.count = {learned}, {rotary}.theta = {theta}"
-        )
+        raise Refusal("positions are either learned or rotary", found=f"positions.count = {learned}, {rotary}.theta = {theta}")
     kind = "learned_absolute" if learned is not None else "none" if theta is None else "rope"
     # check_checkpoint_args compares add_position_embedding with the command line, where it is True unless turned off
     config |= {"position_embedding_type": kind, "use_rotary_position_embeddings": False, "add_position_embedding": True}
     config["max_position_embeddings"] = learned or notes.get("max_positions") or _POSITIONS
     config["seq_length"] = config["max_position_embeddings"]
-    config |= {
-        "rotary_base": 10000,
-        "rotary_percent": 1.0,
-        "rotary_interleaved": False,
-        "rotary_seq_len_interpolation_factor": None,
-    }
+    config |= {"rotary_base": 10000, "rotary_percent": 1.0, "rotary_interleaved": False, "rotary_seq_len_interpolation_factor": None}
     config |= {"use_rope_scaling": False, "rope_scaling_factor": 8.0, "rope_type": "rope", "no_rope_freq": None}
     if theta is None:
         return
@@ -518,25 +443,17 @@ def _write_scaling(facts: Facts, config: dict[str, object], attention: str) -> N
     elif kind is RotaryKind.LINEAR:
         config["rotary_seq_len_interpolation_factor"] = given["factor"]
     elif kind is not None:
-        raise Refusal(
-            "it has no such scaling of rotary positions",
-            found=f"{prefix}.kind = {kind}",
-            expected="linear, llama3, or yarn with latent attention",
-        )
+        raise Refusal("it has no such scaling of rotary positions", found=f"{prefix}.kind = {kind}", expected="linear, llama3, or yarn with latent attention")
     if scale is not None:
         raise Refusal("no argument sets the scale of latent attention", found=f"latent_attention.scale = {scale}")
 
 
-def _write_yarn(facts: Facts, given: Mapping[str, Any], config: dict[str, object]) -> object:
+def _write_yarn(facts: Facts, given: Mapping[str, object], config: dict[str, object]) -> object:
     """Enter yarn; returns the attention scale that it does not imply, if the model has one."""
     if given.get("attention_factor") is not None or given.get("truncate") is False:
         raise Refusal("yarn has no attention_factor and rounds its range", found=str(dict(given)))
     mscale, all_dim, factor = given.get("mscale"), given.get("mscale_all_dim") or 0.0, given["factor"]
-    config |= {
-        "rope_type": "yarn",
-        "rotary_scaling_factor": factor,
-        "original_max_position_embeddings": given["original_positions"],
-    }
+    config |= {"rope_type": "yarn", "rotary_scaling_factor": factor, "original_max_position_embeddings": given["original_positions"]}
     config |= {"beta_fast": given.get("beta_fast") or 32.0, "beta_slow": given.get("beta_slow") or 1.0}
     config |= {"mscale": 1.0 if mscale is None else mscale, "mscale_all_dim": all_dim}
     if not all_dim and mscale not in (None, 1.0):
@@ -551,11 +468,9 @@ def _write_yarn(facts: Facts, given: Mapping[str, Any], config: dict[str, object
 # --- vocabulary ----------------------------------------------------------------------------------------------------
 
 
-def _read_vocabulary(config: Mapping[str, Any], facts: Facts) -> None:
+def _read_vocabulary(config: Mapping[str, object], facts: Facts) -> None:
     padded = config["padded_vocab_size"]
-    known = [
-        size for key in ("orig_vocab_size", "vocab_size") if type(size := config.get(key)) is int and 0 < size <= padded
-    ]
+    known = [size for key in ("orig_vocab_size", "vocab_size") if type(size := config.get(key)) is int and 0 < size <= padded]
     facts["tokens.padded_vocabulary"], facts["tokens.vocabulary"] = padded, max(known, default=padded)
 
 

@@ -36,25 +36,10 @@ def read_dist(folder: str, weights: str) -> Found:
     common, common_file = _common(folder, checkpoint)
     args = read_args(common.get("args"), common_file)
     share = Share({}, False)
-    extra = [
-        path for path in (os.path.join(folder, DIST_METADATA), os.path.join(folder, COMMON)) if os.path.isfile(path)
-    ]
-    found = Found(
-        folder,
-        "torch_dist",
-        args,
-        common_file,
-        [share],
-        [*checkpoint.files, *extra],
-        _parallel(args),
-        iteration=common.get("iteration"),
-    )
+    extra = [path for path in (os.path.join(folder, DIST_METADATA), os.path.join(folder, COMMON)) if os.path.isfile(path)]
+    found = Found(folder, "torch_dist", args, common_file, [share], [*checkpoint.files, *extra], _parallel(args), iteration=common.get("iteration"))
     model = {unwrapped(name): tensor for name, tensor in checkpoint.tensors.items() if not _belongs_to_optimizer(name)}
-    masters = {
-        unwrapped(match[1]): tensor
-        for name, tensor in checkpoint.tensors.items()
-        if (match := DIST_MASTER.fullmatch(name))
-    }
+    masters = {unwrapped(match[1]): tensor for name, tensor in checkpoint.tensors.items() if (match := DIST_MASTER.fullmatch(name))}
     found.masters = bool(masters)
     if weights == "master":
         model = _with_masters(model, masters, folder)
@@ -74,13 +59,7 @@ def read_dist(folder: str, weights: str) -> Found:
             problems.add(problem)
     sizes = set(stacks.values())
     if len(sizes) > 1:
-        problems.add(
-            FormatError(
-                "tensors of all layers disagree on how many there are",
-                file=folder,
-                found=", ".join(f"{n}: {s}" for n, s in stacks.items()),
-            )
-        )
+        problems.add(FormatError("tensors of all layers disagree on how many there are", file=folder, found=", ".join(f"{n}: {s}" for n, s in stacks.items())))
     problems.raise_any()
     numbers = [index for name in share.tensors if (index := layer_of(name)) is not None]
     found.layers = max(numbers, default=-1) + 1
@@ -109,18 +88,11 @@ def _common(folder: str, checkpoint: DistributedCheckpoint) -> tuple[dict, str]:
 
 
 def _parallel(args: dict[str, object] | None) -> dict[str, int]:
-    keys = {
-        "tp": "tensor_model_parallel_size",
-        "pp": "pipeline_model_parallel_size",
-        "ep": "expert_model_parallel_size",
-        "vpp": "virtual_pipeline_model_parallel_size",
-    }
+    keys = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "ep": "expert_model_parallel_size", "vpp": "virtual_pipeline_model_parallel_size"}
     return {name: size for name, key in keys.items() if isinstance(size := (args or {}).get(key), int)}
 
 
-def _with_masters(
-    model: dict[str, ChunkedTensor], masters: dict[str, ChunkedTensor], folder: str
-) -> dict[str, ChunkedTensor]:
+def _with_masters(model: dict[str, ChunkedTensor], masters: dict[str, ChunkedTensor], folder: str) -> dict[str, ChunkedTensor]:
     if not masters:
         raise FormatError("there are no fp32 masters (optimizer.state.param)", file=folder, fix="use --weights model")
     problems = Problems("reading fp32 masters")

@@ -31,10 +31,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 DIST_METADATA = "metadata.json"
 COMMON = "common.pt"
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
-_MODEL_FILES = (
-    "model_optim_rng.pt",
-    "model_rng.pt",
-)  # the second from mid-2022 to mid-2023, with a distributed optimizer
+_MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")  # the second from mid-2022 to mid-2023, with a distributed optimizer
 _OPTIMIZER_FILES = ("distrib_optim.pt", "optim.pt")
 _ITERATION = re.compile(r"iter_\d{7,}|release")
 
@@ -102,28 +99,14 @@ def find_folder(path: str) -> str:
     if os.path.isfile(tracker):
         word = read_small(tracker, 64).decode("ascii", "replace").strip()
         if word != "release" and not (word.isdigit() and word.isascii()):
-            raise FormatError(
-                f"{TRACKER} names no iteration",
-                file=tracker,
-                found=repr(word),
-                expected="a number, or the word release",
-            )
+            raise FormatError(f"{TRACKER} names no iteration", file=tracker, found=repr(word), expected="a number, or the word release")
         folder = os.path.join(path, word if word == "release" else f"iter_{int(word):07d}")
         if not os.path.isdir(folder):
-            raise FormatError(
-                "the iteration that the tracker names is not there", file=tracker, found=os.path.basename(folder)
-            )
+            raise FormatError("the iteration that the tracker names is not there", file=tracker, found=os.path.basename(folder))
         return folder
-    found = sorted(
-        name for name in os.listdir(path) if _ITERATION.fullmatch(name) and _is_iteration(os.path.join(path, name))
-    )
+    found = sorted(name for name in os.listdir(path) if _ITERATION.fullmatch(name) and _is_iteration(os.path.join(path, name)))
     if len(found) != 1:
-        raise FormatError(
-            f"no {TRACKER} says which iteration to read",
-            file=path,
-            found=", ".join(found) or "none",
-            fix="give the folder of the iteration",
-        )
+        raise FormatError(f"no {TRACKER} says which iteration to read", file=path, found=", ".join(found) or "none", fix="give the folder of the iteration")
     return os.path.join(path, found[0])
 
 
@@ -152,11 +135,7 @@ def _kind(folder: str) -> str | None:
     metadata = os.path.join(folder, DIST_METADATA)
     if os.path.isfile(metadata) and os.path.isfile(os.path.join(folder, ".metadata")):
         try:
-            return (
-                "torch_dist"
-                if json.loads(read_small(metadata, 1 << 20)).get("sharded_backend") == "torch_dist"
-                else None
-            )
+            return "torch_dist" if json.loads(read_small(metadata, 1 << 20)).get("sharded_backend") == "torch_dist" else None
         except (ValueError, AttributeError, CkptError):
             return None
     if any(True for _ in _rank_folders(folder)):
@@ -168,11 +147,7 @@ def container_of(folder: str) -> str:
     """`torch` or `torch_dist`; raises where it is neither."""
     kind = _kind(folder)
     if kind is None:
-        raise FormatError(
-            "there are no weights here",
-            file=folder,
-            expected="mp_rank_* folders, or metadata.json (torch_dist) and .metadata",
-        )
+        raise FormatError("there are no weights here", file=folder, expected="mp_rank_* folders, or metadata.json (torch_dist) and .metadata")
     return kind
 
 
@@ -236,21 +211,14 @@ def read_torch(folder: str, weights: str) -> Found:
                 if name.startswith("mtp."):
                     found.dropped.add("mtp.*")
                     continue
-                name = renumbered(
-                    name,
-                    None if layer is None else start + layer,
-                    None if expert is None else rank.ep * per_rank + expert,
-                )
+                name = renumbered(name, None if layer is None else start + layer, None if expert is None else rank.ep * per_rank + expert)
                 grouped = re.search(r"\.mlp\.experts\.weight([12])$", name)
                 if grouped:
                     found.grouped = True
                     tensor = _viewed(tensor, name, args, ep)
                 share, pair = dense[rank.tp], None
                 if ".mlp.experts." in name:
-                    share, pair = (
-                        experts.setdefault(place, Share({"tp": (place[0], etp), "ep": (place[1], ep)}, True)),
-                        place,
-                    )
+                    share, pair = experts.setdefault(place, Share({"tp": (place[0], etp), "ep": (place[1], ep)}, True)), place
                 share.add(name, [Shard((0,) * len(tensor.shape), tensor)], raw)
                 held_by.setdefault((rank.tp, pair, rank.pp), {}).setdefault(name, set()).add(rank.path)
     found.shares = [*dense.values(), *(experts[place] for place in sorted(experts))]
@@ -258,9 +226,7 @@ def read_torch(folder: str, weights: str) -> Found:
         everywhere = set().union(*files.values())
         for name, paths in files.items():
             for path in sorted(everywhere - paths):
-                problems.add(
-                    FormatError(f"tensor {name!r} is missing", file=path, expected=f"as in {sorted(paths)[0]}")
-                )
+                problems.add(FormatError(f"tensor {name!r} is missing", file=path, expected=f"as in {sorted(paths)[0]}"))
     problems.raise_any()
     return found
 
@@ -277,12 +243,7 @@ class _RankFile:
         self.tp, self.pp, self.ep = numbers[0], 0, 0
         chunks = [key for key in ("model", *(f"model{n}" for n in range(1000))) if key in content]
         if not chunks:
-            raise FormatError(
-                "the file holds no model",
-                file=path,
-                found=", ".join(map(brief, content)),
-                expected="model, or model0, model1 ...",
-            )
+            raise FormatError("the file holds no model", file=path, found=", ".join(map(brief, content)), expected="model, or model0, model1 ...")
         self.chunks = [_tensors(content[key], path) for key in chunks]
         self.has_masters = masters.present(content)
         if weights == "master":
@@ -324,11 +285,7 @@ def _place(ranks: list[_RankFile], args: Mapping[str, object] | None) -> None:
     """Give every file its pipeline and expert rank, which folder names alone do not tell apart."""
     fields = {len(rank.numbers) for rank in ranks}
     if len(fields) > 1:
-        raise FormatError(
-            "folders of several parallel layouts lie side by side",
-            file=os.path.dirname(os.path.dirname(ranks[0].path)),
-            fix="remove the stale ones",
-        )
+        raise FormatError("folders of several parallel layouts lie side by side", file=os.path.dirname(os.path.dirname(ranks[0].path)), fix="remove the stale ones")
     count = fields.pop()
     if count == 3:
         for rank in ranks:
@@ -351,39 +308,26 @@ def _second_is_expert(ranks: list[_RankFile], args: Mapping[str, object] | None)
 
 def _expert_ranks(args: Mapping[str, object] | None, tp: int, ep: int) -> int:
     """How many ranks divide the width of an expert: all tensor parallel ones, unless the args say otherwise."""
-    known = args or {}
-    given = known.get("expert_tensor_parallel_size") if known.get("num_experts") is not None else None
-    etp = given if isinstance(given, int) else tp
+    given = args.get("expert_tensor_parallel_size") if args is not None else None
+    etp = given if isinstance(given, int) and args.get("num_experts") is not None else tp
     if etp < 1 or tp % etp:
-        raise FormatError(
-            "more expert tensor parallel than tensor parallel ranks are not supported", found=f"etp={etp} tp={tp}"
-        )
+        raise FormatError("more expert tensor parallel than tensor parallel ranks are not supported", found=f"etp={etp} tp={tp}")
     return etp
 
 
-def _check_ranks(
-    ranks: list[_RankFile], args: Mapping[str, object] | None, tp: int, pp: int, ep: int, problems: Problems
-) -> None:
+def _check_ranks(ranks: list[_RankFile], args: Mapping[str, object] | None, tp: int, pp: int, ep: int, problems: Problems) -> None:
     folder = os.path.dirname(os.path.dirname(ranks[0].path))
     if args is not None:
         tensor = "tensor_model_parallel_size" if "tensor_model_parallel_size" in args else "model_parallel_size"
         for key, found in ((tensor, tp), ("pipeline_model_parallel_size", pp), ("expert_model_parallel_size", ep)):
             said = args.get(key)
             if isinstance(said, int) and said != found:
-                problems.add(
-                    FormatError(
-                        f"args.{key} is {said}, but the folders are of {found} ranks",
-                        file=folder,
-                        fix="files are missing, or stale",
-                    )
-                )
+                problems.add(FormatError(f"args.{key} is {said}, but the folders are of {found} ranks", file=folder, fix="files are missing, or stale"))
     held = {(rank.tp, rank.pp) for rank in ranks}
     for t in range(tp):
         for p in range(pp):
             if (t, p) not in held:
-                problems.add(
-                    FormatError(f"there is no file of tensor parallel rank {t}, pipeline rank {p}", file=folder)
-                )
+                problems.add(FormatError(f"there is no file of tensor parallel rank {t}, pipeline rank {p}", file=folder))
     for e in range(ep):
         if not any(rank.ep == e for rank in ranks):
             problems.add(FormatError(f"there is no file of expert parallel rank {e}", file=folder))
@@ -400,13 +344,7 @@ def _check_same_model(rank: _RankFile, first: _RankFile, problems: Problems) -> 
     one, two = (read_args(file.content.get("args"), file.path) or {} for file in (first, rank))
     for key in sorted(one.keys() & two.keys() & (GPT.keys | MLA.keys)):
         if one[key] != two[key]:
-            problems.add(
-                FormatError(
-                    f"args.{key} is {brief(two[key])}",
-                    file=rank.path,
-                    expected=f"{brief(one[key])}, as in {first.path}",
-                )
-            )
+            problems.add(FormatError(f"args.{key} is {brief(two[key])}", file=rank.path, expected=f"{brief(one[key])}, as in {first.path}"))
 
 
 def _check_ends(rank: _RankFile, pp: int, problems: Problems) -> None:
@@ -415,21 +353,9 @@ def _check_ends(rank: _RankFile, pp: int, problems: Problems) -> None:
         names = {plain(name) for name in tensors}
         predicts = any(name.startswith("mtp.") for name in names)  # multi-token prediction embeds once more
         if ("embedding.word_embeddings.weight" in names) != ((chunk, rank.pp) == (0, 0)) and not predicts:
-            problems.add(
-                FormatError(
-                    "the embedding is not in the first pipeline stage alone",
-                    file=rank.path,
-                    found=f"stage {rank.pp}, chunk {chunk}",
-                )
-            )
+            problems.add(FormatError("the embedding is not in the first pipeline stage alone", file=rank.path, found=f"stage {rank.pp}, chunk {chunk}"))
         if ("decoder.final_layernorm.weight" in names) != ((chunk, rank.pp) == (len(rank.chunks) - 1, pp - 1)):
-            problems.add(
-                FormatError(
-                    "the final norm is not in the last pipeline stage alone",
-                    file=rank.path,
-                    found=f"stage {rank.pp}, chunk {chunk}",
-                )
-            )
+            problems.add(FormatError("the final norm is not in the last pipeline stage alone", file=rank.path, found=f"stage {rank.pp}, chunk {chunk}"))
 
 
 def _check_saved_ranks(ranks: list[_RankFile], tp: int, pp: int, ep: int, problems: Problems) -> None:
@@ -438,19 +364,19 @@ def _check_saved_ranks(ranks: list[_RankFile], tp: int, pp: int, ep: int, proble
     Converters write the same rank into all files, which tells nothing. The order of ranks is tp, (cp, ep,) dp, pp
     (parallel_state.py).
     """
-    saved: dict[str, tuple[int, int]] = {}
+    saved = {}
     for rank in ranks:
         args = read_args(rank.content.get("args"), rank.path) or {}
-        number, world = args.get("rank"), args.get("world_size")
-        if not isinstance(number, int) or not isinstance(world, int) or world % pp or args.get("use_tp_pp_dp_mapping"):
+        saved[rank.path] = args.get("rank")
+        if args.get("use_tp_pp_dp_mapping") or not isinstance(args.get("world_size"), int) or args["world_size"] % pp:
             return
-        saved[rank.path] = number, world // pp
-    if len(set(saved.values())) != len(ranks):
+    if len(set(saved.values())) != len(ranks) or not all(isinstance(number, int) for number in saved.values()):
         return
-    etp = _expert_ranks(read_args(ranks[0].content.get("args"), ranks[0].path), tp, ep)
     for rank in ranks:
-        number, per_stage = saved[rank.path]
-        expected = (number % tp, number // per_stage, number % per_stage // etp % ep)
+        args = read_args(rank.content["args"], rank.path)
+        number, etp = saved[rank.path], _expert_ranks(args, tp, ep)
+        stage = number // (args["world_size"] // pp)
+        expected = (number % tp, stage, (number % (args["world_size"] // pp)) // etp % ep if ep > 1 else 0)
         if expected != (rank.tp, rank.pp, rank.ep):
             problems.add(
                 FormatError(
@@ -469,18 +395,10 @@ def _layers_per_stage(ranks: list[_RankFile], vpp: int, pp: int, problems: Probl
         for chunk, tensors in enumerate(rank.chunks):
             indices = {index for name in tensors if (index := layer_of(plain(name))) is not None}
             if indices != set(range(len(indices))):
-                problems.add(
-                    FormatError(
-                        "the layers of a stage are not numbered from 0 on", file=rank.path, found=str(sorted(indices))
-                    )
-                )
+                problems.add(FormatError("the layers of a stage are not numbered from 0 on", file=rank.path, found=str(sorted(indices))))
             known, other = counts.setdefault((chunk, rank.pp), (len(indices), rank.path))
             if known != len(indices):
-                problems.add(
-                    FormatError(
-                        f"the stage has {len(indices)} layers", file=rank.path, expected=f"{known}, as in {other}"
-                    )
-                )
+                problems.add(FormatError(f"the stage has {len(indices)} layers", file=rank.path, expected=f"{known}, as in {other}"))
     return [counts[chunk, stage][0] for chunk in range(vpp) for stage in range(pp) if (chunk, stage) in counts]
 
 
@@ -488,11 +406,7 @@ def _viewed(tensor: StoredTensor, name: str, args: Mapping[str, object] | None, 
     """GroupedMLP's two-dimensional weights as what they are used as (moe/experts.py, `weight1.view(x, h, -1)`)."""
     experts = args.get("num_experts") if args is not None else None
     if not isinstance(experts, int) or experts % ep:
-        raise FormatError(
-            f"nothing says how many experts {name!r} holds",
-            file=tensor.file,
-            fix="the checkpoint has no args; they can't be done without here",
-        )
+        raise FormatError(f"nothing says how many experts {name!r} holds", file=tensor.file, fix="the checkpoint has no args; they can't be done without here")
     local = experts // ep
     rows, columns = tensor.shape if len(tensor.shape) == 2 else (0, 0)
     shape = (local, rows, columns // local) if name.endswith("weight1") else (local, rows // local, columns)

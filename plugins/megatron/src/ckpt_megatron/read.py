@@ -26,11 +26,7 @@ _EMBEDDING = "embedding.word_embeddings.weight"
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
     folder = find_folder(path)
-    found = (
-        read_dist(folder, request.weights)
-        if container_of(folder) == "torch_dist"
-        else read_torch(folder, request.weights)
-    )
+    found = read_dist(folder, request.weights) if container_of(folder) == "torch_dist" else read_torch(folder, request.weights)
     described = _described(found, request)
     architecture = described.architecture
     if found.layers != len(architecture.decoder.layers):
@@ -56,10 +52,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         parallel=found.parallel,
         hints=_hints(found),
         evidence=described.evidence,
-        losses=[
-            Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
-            for name in sorted(found.dropped)
-        ],
+        losses=[Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend") for name in sorted(found.dropped)],
         masters=found.masters,
     )
     checkpoint = original_of(checkpoint, root)
@@ -81,9 +74,7 @@ def _described(found: Found, request: ReadRequest) -> _Described:
     order = _order(found)
     if found.args is None:
         architecture = _given(found, request)
-        described = _Described(
-            architecture, order, evidence=["architecture: given with --config, as no args are stored"]
-        )
+        described = _Described(architecture, order, evidence=["architecture: given with --config, as no args are stored"])
     else:
         args = dict(found.args)
         if args.get("padded_vocab_size") is None:
@@ -117,11 +108,7 @@ def _order(found: Found) -> str:
 def _given(found: Found, request: ReadRequest) -> Architecture:
     architecture = request.architecture
     if architecture is None or architecture.tokens is None:
-        raise CkptError(
-            "the checkpoint holds no args, so nothing says what the model is",
-            file=found.folder,
-            fix="give a config with --config",
-        )
+        raise CkptError("the checkpoint holds no args, so nothing says what the model is", file=found.folder, fix="give a config with --config")
     rows = _rows(found, _EMBEDDING)
     return replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
 
@@ -141,9 +128,7 @@ def _assembled(found: Found, architecture: Architecture, order: str) -> dict:
     """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
     fused_down = any(name.endswith("linear_qkv_down_proj.weight") for name in found.names)
     tp = found.parallel.get("tp", 1) if found.container == "torch" else 1
-    layout = Layout(
-        tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture
-    )
+    layout = Layout(tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture)
     assembler = Assembler(layout.parameters, found.folder)
     seen: set[tuple] = set()
     blocks: dict[str, Native] = {}
@@ -198,9 +183,7 @@ def _check_experts(found: Found, assembler: Assembler, architecture: Architectur
     for t in range(etp):
         for e in range(ep):
             if (t, e) not in held:
-                assembler.problems.add(
-                    FormatError(f"no file holds the experts of tensor rank {t}, expert rank {e}", file=found.folder)
-                )
+                assembler.problems.add(FormatError(f"no file holds the experts of tensor rank {t}, expert rank {e}", file=found.folder))
 
 
 def _where(found: Found, share: Share) -> str:
@@ -216,11 +199,7 @@ def _hints(found: Found) -> dict[str, object]:
         hints |= {"names": "legacy", "checkpoint_version": found.version, "spelling": dataclasses.asdict(found.legacy)}
     if args.get("num_experts") is not None:
         hints["experts"] = "grouped" if found.grouped or args.get("moe_grouped_gemm") else "sequential"
-    for key in (
-        "make_vocab_size_divisible_by",
-        "decoder_first_pipeline_num_layers",
-        "decoder_last_pipeline_num_layers",
-    ):
+    for key in ("make_vocab_size_divisible_by", "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"):
         if isinstance(args.get(key), int):
             hints[key] = args[key]
     return hints
@@ -229,8 +208,4 @@ def _hints(found: Found) -> dict[str, object]:
 def _sidecars(root: str) -> dict[str, Sidecar]:
     folder = os.path.join(root, SIDECARS)
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return {
-        name: Sidecar(path, os.path.getsize(path))
-        for name in names
-        if os.path.isfile(path := os.path.join(folder, name))
-    }
+    return {name: Sidecar(path, os.path.getsize(path)) for name in names if os.path.isfile(path := os.path.join(folder, name))}

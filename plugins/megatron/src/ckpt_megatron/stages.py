@@ -9,9 +9,7 @@ from ckpt_core.errors import Refusal
 FIRST, LAST = "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"
 
 
-def stages(
-    layers: int, pp: int, vpp: int, options: Mapping[str, object], hints: Mapping[str, object]
-) -> tuple[dict[tuple[int, int], range], dict[str, object]]:
+def stages(layers: int, pp: int, vpp: int, options: Mapping[str, object], hints: Mapping[str, object]) -> tuple[dict[tuple[int, int], range], dict[str, object]]:
     """The layers of each (pipeline rank, virtual stage), and the args that say so.
 
     Stages are even, but the first and the last may differ (`FIRST`, `LAST`). Virtual stages are counted through all
@@ -19,9 +17,9 @@ def stages(
     """
     if vpp > 1 and pp == 1:
         raise Refusal("virtual stages need more than one pipeline stage", found=f"vpp={vpp} pp=1")
-    first, last = _ends(options)
+    first, last = options.get(FIRST), options.get(LAST)
     if first is None and last is None and layers % pp:
-        first, last = _ends(hints)
+        first, last = hints.get(FIRST), hints.get(LAST)
     counts = _counts(layers, pp, first, last)
     if counts is None or any(count % vpp or count < 0 for count in counts):
         raise Refusal(
@@ -34,27 +32,16 @@ def stages(
         for rank, count in enumerate(counts):
             held[rank, chunk] = range(start, start + count // vpp)
             start += count // vpp
-    args: dict[str, object] = {
-        FIRST: first,
-        LAST: last,
-        "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None,
-    }
-    args["num_layers_per_virtual_pipeline_stage"] = (
-        counts[0] // vpp if vpp > 1 and first is None and last is None else None
-    )
+    args: dict[str, object] = {FIRST: first, LAST: last, "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None}
+    args["num_layers_per_virtual_pipeline_stage"] = counts[0] // vpp if vpp > 1 and first is None and last is None else None
     args["num_virtual_stages_per_pipeline_rank"] = vpp if vpp > 1 and (first is not None or last is not None) else None
     return held, args
 
 
-def _ends(given: Mapping[str, object]) -> tuple[int | None, int | None]:
-    first, last = given.get(FIRST), given.get(LAST)
-    return first if isinstance(first, int) else None, last if isinstance(last, int) else None
-
-
-def _counts(layers: int, pp: int, first: int | None, last: int | None) -> list[int] | None:
+def _counts(layers: int, pp: int, first: object, last: object) -> list[int] | None:
     """The number of layers of each pipeline rank, or None if they can't be shared out so."""
     ends = [end for end in (first, last) if end is not None]
-    middle, left = pp - len(ends), layers - sum(ends)
+    middle, left = pp - len(ends), layers - sum(map(int, ends))
     if middle < 0 or left < 0 or (left if middle == 0 else left % middle):
         return None
     even = [left // middle] * middle if middle else []

@@ -149,8 +149,7 @@ def tables(
         raise Refusal("Megatron's GPTModel is a decoder", found="an encoder")
     layers = architecture.decoder.layers
     latent, gated = layers[0].latent_attention, layers[0].mlp.gated
-    groups = layers[0].attention.groups if layers[0].attention is not None else tp
-    attention: Sequence[Row] = LATENT if latent is not None else _attention(order, divided=groups % tp == 0)
+    attention: Sequence[Row] = LATENT if latent is not None else _attention(order, divided=layers[0].attention.groups % tp == 0)
     if latent is not None and fused_down:
         attention = [FUSED_DOWN, *(line for line in attention if line.native not in ROW_BLOCKS)]
     if grouped:

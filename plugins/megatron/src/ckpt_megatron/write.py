@@ -116,9 +116,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 def _legacy(layout: _Layout, options: Mapping[str, object], hints: Mapping[str, object]) -> _Layout:
     """The layout of a model from before Megatron-Core: torch files, in the source's own spelling and order if it has one."""
     if options.get("container") == "torch_dist":
-        raise Refusal(
-            "the models before Megatron-Core have torch files alone", found="-o container=torch_dist -o names=legacy"
-        )
+        raise Refusal("the models before Megatron-Core have torch files alone", found="-o container=torch_dist -o names=legacy")
     spelling, version = hints.get("spelling"), hints.get("checkpoint_version")
     return replace(
         layout,
@@ -135,10 +133,7 @@ def _fitted(model: Model, multiple: int) -> Model:
     """The model as Megatron has it: usual attention scale, biases on all linear layers or none, padded vocabulary."""
     tokens, kind = model.architecture.tokens, facts_of(model.architecture)["kind"]
     if tokens is None or kind != "decoder":
-        raise Refusal(
-            "Megatron's GPTModel is a decoder that reads tokens",
-            found=f"kind = {kind}" + ("" if tokens else ", no tokens"),
-        )
+        raise Refusal("Megatron's GPTModel is a decoder that reads tokens", found=f"kind = {kind}" + ("" if tokens else ", no tokens"))
     model = _with_biases(folded_attention_scale(model))
     return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
 
@@ -152,20 +147,11 @@ def _with_biases(model: Model) -> Model:
 
     def linear(layer: Layer) -> list[bool]:
         attention = layer.attention
-        return [
-            attention.out_bias if attention else bool(layer.latent_attention and layer.latent_attention.bias),
-            layer.mlp.up_bias,
-            layer.mlp.down_bias,
-        ]
+        return [attention.out_bias if attention else bool(layer.latent_attention and layer.latent_attention.bias), layer.mlp.up_bias, layer.mlp.down_bias]
 
     layers = model.architecture.decoder.layers
-    every = any(any(linear(layer)) for layer in layers) or any(
-        layer.mlp.activation is Activation.GELU_TANH and not layer.mlp.gated for layer in layers
-    )
-    inputs = every or any(
-        layer.attention and (layer.attention.q_bias or layer.attention.k_bias or layer.attention.v_bias)
-        for layer in layers
-    )
+    every = any(any(linear(layer)) for layer in layers) or any(layer.mlp.activation is Activation.GELU_TANH and not layer.mlp.gated for layer in layers)
+    inputs = every or any(layer.attention and (layer.attention.q_bias or layer.attention.k_bias or layer.attention.v_bias) for layer in layers)
 
     def norm(old):
         return old if old is None or old.kind != "layer" else replace(old, bias=True)
@@ -201,16 +187,9 @@ def _check_ranks(architecture: Architecture, layout: _Layout) -> None:
     if layout.names == "legacy":
         attention = layer.attention
         if attention is None or attention.qk_norm or attention.sinks or moe:
-            problems.add(
-                Refusal(
-                    "the models before Megatron-Core have no latent attention, query norms, sinks or experts",
-                    fix="use -o names=te",
-                )
-            )
+            problems.add(Refusal("the models before Megatron-Core have no latent attention, query norms, sinks or experts", fix="use -o names=te"))
         elif layout.version < 2 and attention.groups != attention.heads:
-            problems.add(
-                Refusal(f"checkpoint_version {layout.version:g} has no groups of heads", fix="use -o names=te")
-            )
+            problems.add(Refusal(f"checkpoint_version {layout.version:g} has no groups of heads", fix="use -o names=te"))
         problems.raise_any()
     if layout.ep > 1 and not moe:
         problems.add(Refusal("expert parallel ranks need experts", found=f"ep={layout.ep}"))
@@ -283,10 +262,7 @@ def _write_torch(written: _Written, placed: Mapping[tuple[int, int], range], com
     bound = Layout(tables(architecture, order=order, grouped=grouped, tp=layout.tp), architecture)
     for t in range(layout.tp):
         for e in range(layout.ep):
-            natives = [
-                _block(native, t, layout)
-                for native in bound.natives({"tp": (t, layout.tp), "ep": (e, layout.ep)}).values()
-            ]
+            natives = [_block(native, t, layout) for native in bound.natives({"tp": (t, layout.tp), "ep": (e, layout.ep)}).values()]
             for p in range(layout.pp):
                 held = {chunk: list(_stage(written, natives, placed, p, chunk, e)) for chunk in range(layout.vpp)}
                 _write_rank(written, (t, p, e), held, common)
@@ -300,12 +276,7 @@ def _block(native: Native, rank: int, layout: _Layout) -> Native:
 
 
 def _stage(
-    written: _Written,
-    natives: list[Native],
-    placed: Mapping[tuple[int, int], range],
-    stage: int,
-    chunk: int,
-    expert_rank: int,
+    written: _Written, natives: list[Native], placed: Mapping[tuple[int, int], range], stage: int, chunk: int, expert_rank: int
 ) -> Iterator[tuple[str, tuple[int, ...], Native]]:
     """The stored name, the stored shape and the tensor of everything in one (virtual) stage, in the order of the modules."""
     layout = written.layout
@@ -318,17 +289,9 @@ def _stage(
         # One stage holds both ends of the model: its tied head is the embedding itself.
         return last and not (native.row.copy and layout.pp == 1)
 
-    first = [
-        native
-        for native in natives
-        if native.layer is None and native.name.startswith("embedding.") and outside(native)
-    ]
+    first = [native for native in natives if native.layer is None and native.name.startswith("embedding.") and outside(native)]
     inside = [native for native in natives if native.layer in here] if here else []
-    ends = [
-        native
-        for native in natives
-        if native.layer is None and not native.name.startswith("embedding.") and outside(native)
-    ]
+    ends = [native for native in natives if native.layer is None and not native.name.startswith("embedding.") and outside(native)]
     for native in [*first, *sorted(inside, key=lambda native: native.layer), *ends]:
         local = None if native.layer is None else native.layer - here.start
         expert = naming.expert_of(native.name)
@@ -363,13 +326,9 @@ def _write_rank(
     t, p, e = rank
     folder = f"mp_rank_{t:02d}" + (f"_{p:03d}" if layout.pp > 1 else "") + (f"_{e:03d}" if layout.ep > 1 else "")
     path = f"{layout.folder}/{folder}/{_MODEL_FILE}"
-    world = {"rank": (p * layout.ep + e) * layout.tp + t, "world_size": layout.tp * layout.pp * layout.ep}
-    args = common["args"]
-    body = {**common, "args": Opaque(args.module, args.name, args=(), state={**args.state, **world})}
+    body: dict[str, object] = dict(common)
     for chunk, tensors in held.items():
-        state: dict[str, object] = {
-            name: TensorSpec(written.dtype_of(native), shape) for name, shape, native in tensors
-        }
+        state: dict[str, object] = {name: TensorSpec(written.dtype_of(native), shape) for name, shape, native in tensors}
         state |= dict.fromkeys(extra_states(list(state), layout.names))
         body[_model_key(chunk, layout)] = _nested(state, layout.spelling) if layout.names == "legacy" else state
     file, offsets = plan_nest(path, body)
@@ -377,9 +336,7 @@ def _write_rank(
     by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items()}
     for chunk, tensors in held.items():
         for name, _, native in tensors:
-            written.placements.append(
-                Placement(native, written.dtype_of(native), path, by_name[_model_key(chunk, layout), name])
-            )
+            written.placements.append(Placement(native, written.dtype_of(native), path, by_name[_model_key(chunk, layout), name]))
 
 
 def _nested(state: Mapping[str, object], spelling: naming.LegacySpelling) -> dict[str, object]:
@@ -387,11 +344,7 @@ def _nested(state: Mapping[str, object], spelling: naming.LegacySpelling) -> dic
     nest: dict = {}
     for name, value in state.items():
         flat, inside = f"language_model.{spelling.container}.", nest
-        *path, leaf = (
-            ["language_model", spelling.container, name.removeprefix(flat)]
-            if name.startswith(flat)
-            else name.split(".")
-        )
+        *path, leaf = ["language_model", spelling.container, name.removeprefix(flat)] if name.startswith(flat) else name.split(".")
         for step in path:
             inside = inside.setdefault(step, {})
         inside[leaf] = value
@@ -404,9 +357,7 @@ def _model_key(chunk: int, layout: _Layout) -> str:
 
 def _write_dist(written: _Written, common: dict[str, object], homogeneous: bool) -> None:
     layout, architecture = written.layout, written.model.architecture
-    natives = [
-        native for native in Layout(tables(architecture), architecture).natives().values() if not native.row.copy
-    ]
+    natives = [native for native in Layout(tables(architecture), architecture).natives().values() if not native.row.copy]
     natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
     total = sum(math.prod(native.shape) * written.dtype_of(native).size for native in natives)
     size = max(1, math.ceil(total / max(_DIST_FILES, math.ceil(total / _DIST_FILE_BYTES))))
@@ -416,9 +367,7 @@ def _write_dist(written: _Written, common: dict[str, object], homogeneous: bool)
         key, origin, whole = _dist_place(written, native, homogeneous)
         shape = (*([1] * len(origin)), *native.shape)
         file = f"__{done // size}_0.distcp"
-        chunks.append(
-            ChunkSpec(key, dtype, (*whole, *native.shape), (*origin, *([0] * len(native.shape))), shape, file)
-        )
+        chunks.append(ChunkSpec(key, dtype, (*whole, *native.shape), (*origin, *([0] * len(native.shape))), shape, file))
         done += math.prod(native.shape) * dtype.size
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
     nothing = torch_bytes([None], "archive")
@@ -430,12 +379,7 @@ def _write_dist(written: _Written, common: dict[str, object], homogeneous: bool)
     # common.pt is read by every version; exactly these four fields are accepted by all (core 0.18 and before)
     content = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     body = {**common, "num_floating_point_operations_so_far": 0, "content_metadata": content}
-    backend = {
-        "sharded_backend": "torch_dist",
-        "sharded_backend_version": 1,
-        "common_backend": "torch",
-        "common_backend_version": 1,
-    }
+    backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
     written.documents[f"{layout.folder}/{COMMON}"] = torch_bytes(body, COMMON)
     written.documents[f"{layout.folder}/{METADATA}"] = plan.metadata
     written.documents[f"{layout.folder}/{DIST_METADATA}"] = json.dumps(backend).encode()
