@@ -67,10 +67,15 @@ def rank_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def dist_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     """The tensors of `.metadata` whose keys begin with `prefix` (without one, those of the model), chunk by chunk."""
     metadata = _Unpickler((folder / ".metadata").open("rb")).load()
-    blobs = {(index.fqn, tuple(index.offset) if index.offset is not None else None): info for index, info in metadata.storage_data.items()}
+    blobs = {
+        (index.fqn, tuple(index.offset) if index.offset is not None else None): info
+        for index, info in metadata.storage_data.items()
+    }
     found = {}
     for name, entry in metadata.state_dict_metadata.items():
-        if not hasattr(entry, "chunks") or not (name.startswith(prefix) if prefix else not name.startswith("optimizer.")):
+        if not hasattr(entry, "chunks") or not (
+            name.startswith(prefix) if prefix else not name.startswith("optimizer.")
+        ):
             continue
         whole = torch.empty(entry.size, dtype=entry.properties.dtype)
         for chunk in entry.chunks:
@@ -100,8 +105,15 @@ def own_layout(golden: Golden) -> dict[str, object]:
 def layouts(golden: Golden) -> list[dict[str, object]]:
     """Layouts that the model's sizes allow: all combinations of tp, pp and ep, in both containers and both kinds of names."""
     args = args_of(golden)
-    heads, groups = args["num_attention_heads"], args.get("num_query_groups") if args.get("group_query_attention") else 0
-    widths = [args.get("ffn_hidden_size") or 4 * args["hidden_size"], args.get("moe_ffn_hidden_size"), args.get("moe_shared_expert_intermediate_size")]
+    heads, groups = (
+        args["num_attention_heads"],
+        args.get("num_query_groups") if args.get("group_query_attention") else 0,
+    )
+    widths = [
+        args.get("ffn_hidden_size") or 4 * args["hidden_size"],
+        args.get("moe_ffn_hidden_size"),
+        args.get("moe_shared_expert_intermediate_size"),
+    ]
     common = math.gcd(heads, groups or heads, *(width for width in widths if width))
     found: list[dict[str, object]] = []
     for tp in (n for n in range(1, common + 1) if common % n == 0):

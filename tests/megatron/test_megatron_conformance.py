@@ -46,7 +46,11 @@ class RankFiles:
             stage = stages.index(path.parent.name.split("_")[3]) if stages else 0
             for key in _loaded(path)["model"]:
                 if not key.endswith("_extra_state"):
-                    name = re.sub(r"^(decoder\.layers\.)(\d+)", lambda match, first=stage: f"{match[1]}{int(match[2]) + first}", plain(key))
+                    name = re.sub(
+                        r"^(decoder\.layers\.)(\d+)",
+                        lambda match, first=stage: f"{match[1]}{int(match[2]) + first}",
+                        plain(key),
+                    )
                     found.append(Entry(str(path), key, name))
         return found
 
@@ -87,7 +91,9 @@ class DistributedFiles:
             if isinstance(entry, TensorStorageMetadata):
                 name = plain(re.sub(r"^decoder\.layers\.(?!\d)", "decoder.layers.0.", key))
                 file = next(info.relative_path for index, info in metadata.storage_data.items() if index.fqn == key)
-                found.append(Entry(str(path.parent / file), key, name.replace(".experts.experts.", ".experts.local_experts.0.")))
+                found.append(
+                    Entry(str(path.parent / file), key, name.replace(".experts.experts.", ".experts.local_experts.0."))
+                )
         return found
 
     def _change(self, entry: Entry, key: str, tensor: torch.Tensor | None) -> None:
@@ -101,7 +107,10 @@ class DistributedFiles:
             data = io.BytesIO()
             torch.save(tensor, data)
             info = dataclasses.replace(
-                next(iter(metadata.storage_data.values())), relative_path=os.path.basename(entry.file), offset=os.path.getsize(entry.file), length=len(data.getvalue())
+                next(iter(metadata.storage_data.values())),
+                relative_path=os.path.basename(entry.file),
+                offset=os.path.getsize(entry.file),
+                length=len(data.getvalue()),
             )
             with open(entry.file, "ab") as file:
                 file.write(data.getvalue())
@@ -132,7 +141,9 @@ class DistributedFiles:
         self._change(entry, entry.key, self._tensor(entry).view(torch.int32))
 
 
-DENSE = {name: example(name) for name in ("llama", "llama-padded", "llama-tied", "qwen", "gpt2", "starcoder2", "smollm3")} | {"latent": latent()}
+DENSE = {
+    name: example(name) for name in ("llama", "llama-padded", "llama-tied", "qwen", "gpt2", "starcoder2", "smollm3")
+} | {"latent": latent()}
 SPARSE = {"moe": example("moe"), "moe-mixed": example("moe-mixed"), "latent-moe": latent_with_experts()}
 EXPRESSES = (
     "head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.fraction", "attention.rotary.scaling=linear",
@@ -150,7 +161,11 @@ class Megatron(FormatConformance):
     __test__ = False
 
     def test_a_fact_is_expressed_or_refused_by_name(self, workshop, variation) -> None:
-        if variation.fact.endswith("bias") and variation.fact.startswith(("attention.", "mlp.")) and "relative" not in variation.fact:
+        if (
+            variation.fact.endswith("bias")
+            and variation.fact.startswith(("attention.", "mlp."))
+            and "relative" not in variation.fact
+        ):
             pytest.skip("biases that others go with are written as zeros: see test_biases_are_all_or_none")
         super().test_a_fact_is_expressed_or_refused_by_name(workshop, variation)
 
@@ -159,7 +174,13 @@ class TestTorch(Megatron):
     __test__ = True
     format = "megatron"
     quirks = Quirks(
-        models=DENSE, tp=(1, 2), pp=(1, 3), write_options={**TORCH, "names": "local"}, expresses=EXPRESSES, entries=RankFiles(), frameworks=FRAMEWORKS
+        models=DENSE,
+        tp=(1, 2),
+        pp=(1, 3),
+        write_options={**TORCH, "names": "local"},
+        expresses=EXPRESSES,
+        entries=RankFiles(),
+        frameworks=FRAMEWORKS,
     )
     test_it_loads_and_describes_itself = None  # it asks for expert ranks, which only models with experts have
 
@@ -168,7 +189,13 @@ class TestTorchDist(Megatron):
     __test__ = True
     format = "megatron"
     quirks = Quirks(
-        models=DENSE, tp=(1, 2), pp=(1, 3), write_options={**DIST, "names": "te"}, expresses=EXPRESSES, entries=DistributedFiles(), frameworks=FRAMEWORKS
+        models=DENSE,
+        tp=(1, 2),
+        pp=(1, 3),
+        write_options={**DIST, "names": "te"},
+        expresses=EXPRESSES,
+        entries=DistributedFiles(),
+        frameworks=FRAMEWORKS,
     )
     test_it_loads_and_describes_itself = None
 
@@ -177,7 +204,13 @@ class TestTorchExperts(Megatron):
     __test__ = True
     format = "megatron"
     quirks = Quirks(
-        models=SPARSE, tp=(1, 2), pp=(1, 3), ep=(1, 2), write_options={**TORCH, "names": "te"}, entries=RankFiles(), frameworks=FRAMEWORKS
+        models=SPARSE,
+        tp=(1, 2),
+        pp=(1, 3),
+        ep=(1, 2),
+        write_options={**TORCH, "names": "te"},
+        entries=RankFiles(),
+        frameworks=FRAMEWORKS,
     )
 
 
@@ -199,5 +232,11 @@ class TestTorchDistExperts(Megatron):
     __test__ = True
     format = "megatron"
     quirks = Quirks(
-        models=SPARSE, tp=(1, 2), pp=(1, 3), ep=(1, 2), write_options={**DIST, "names": "local"}, entries=DistributedFiles(), frameworks=FRAMEWORKS
+        models=SPARSE,
+        tp=(1, 2),
+        pp=(1, 3),
+        ep=(1, 2),
+        write_options={**DIST, "names": "local"},
+        entries=DistributedFiles(),
+        frameworks=FRAMEWORKS,
     )

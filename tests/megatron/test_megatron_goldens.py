@@ -67,7 +67,9 @@ def test_ir_holds_every_parameter_in_fp32(golden: Golden, tmp_path: Path) -> Non
 def test_the_parallel_layout_is_found(golden: Golden) -> None:
     with open_checkpoint(golden.checkpoint) as source:
         found = source.checkpoint.parallel
-        assert {name: found.get(name, 1) for name in ("tp", "pp", "ep")} == {name: golden.case[name] for name in ("tp", "pp", "ep")}
+        assert {name: found.get(name, 1) for name in ("tp", "pp", "ep")} == {
+            name: golden.case[name] for name in ("tp", "pp", "ep")
+        }
         assert source.checkpoint.masters == has_optimizer(golden)
 
 
@@ -87,7 +89,9 @@ def test_through_hf_every_tensor_but_the_padding_is_the_original(golden: Golden,
     assert fingerprint(tmp_path / "run") == fingerprint(golden.checkpoint)
     written, original = megatron.tensors(tmp_path / "run"), megatron.tensors(golden.checkpoint)
     tables = [name for name in original if "word_embeddings" in name or "output_layer" in name]
-    assert_same_bits(*({name: tensor for name, tensor in side.items() if name not in tables} for side in (written, original)))
+    assert_same_bits(
+        *({name: tensor for name, tensor in side.items() if name not in tables} for side in (written, original))
+    )
 
 
 @each("megatron")
@@ -101,9 +105,15 @@ def test_every_layout_has_the_same_fingerprint(golden: Golden, tmp_path: Path) -
 @each("megatron", lambda golden: not is_legacy(golden))
 def test_torch_to_torch_dist_and_back_is_the_original(golden: Golden, tmp_path: Path) -> None:
     layout = megatron.own_layout(golden)
-    for container, source in (("torch", golden.checkpoint), ("torch_dist", tmp_path / "torch"), ("torch", tmp_path / "torch_dist")):
+    for container, source in (
+        ("torch", golden.checkpoint),
+        ("torch_dist", tmp_path / "torch"),
+        ("torch", tmp_path / "torch_dist"),
+    ):
         destination = tmp_path / (container if source != tmp_path / "torch_dist" else "again")
-        convert(source, destination, to="megatron", **layout | {"options": {**layout["options"], "container": container}})
+        convert(
+            source, destination, to="megatron", **layout | {"options": {**layout["options"], "container": container}}
+        )
         assert fingerprint(destination) == fingerprint(golden.checkpoint)
     assert_same_bits(megatron.tensors(tmp_path / "torch"), megatron.tensors(tmp_path / "again"))
 
@@ -125,12 +135,16 @@ def test_masters_are_those_of_the_optimizer(golden: Golden, tmp_path: Path) -> N
     written, stored = megatron.tensors(tmp_path / "run"), megatron.tensors(golden.checkpoint)
     assert {tensor.dtype for tensor in written.values()} == {torch.float32}
     assert_same_bits({name: tensor.to(torch.bfloat16) for name, tensor in written.items()}, stored)
-    assert any(not torch.equal(written[name], stored[name].float()) for name in stored), "they can't be told from the weights"
+    assert any(not torch.equal(written[name], stored[name].float()) for name in stored), (
+        "they can't be told from the weights"
+    )
     folder = megatron.iteration_of(golden.checkpoint)
     if is_torch(golden):
         groups = megatron.load(folder / "mp_rank_00/model_optim_rng.pt")["optimizer"]["fp32_from_fp16_params"]
         masters = sorted(tensor.double().sum().item() for group in groups for tensor in group)
-        assert masters == sorted(tensor.double().sum().item() for name, tensor in written.items() if name.startswith("mp_rank_00/"))
+        assert masters == sorted(
+            tensor.double().sum().item() for name, tensor in written.items() if name.startswith("mp_rank_00/")
+        )
     else:
         assert_same_bits(written, megatron.dist_tensors(folder, "optimizer.state.param."))
 
@@ -149,7 +163,9 @@ def test_notices_gate_and_up_put_one_after_the_other(golden: Golden, monkeypatch
     from ckpt_core.layout import row
     from ckpt_megatron import weights as tables
 
-    monkeypatch.setattr(tables, "GATED", [row("mlp.linear_fc1.weight", "(f (gate + up)) h", "mlp.{part}.weight", tp="f")])
+    monkeypatch.setattr(
+        tables, "GATED", [row("mlp.linear_fc1.weight", "(f (gate + up)) h", "mlp.{part}.weight", tp="f")]
+    )
     assert off(golden) > WRONG
 
 
@@ -173,7 +189,9 @@ def test_notices_grouped_experts_cut_by_columns(golden: Golden, monkeypatch: pyt
         local = args["num_experts"] // ep
         rows, width = tensor.shape
         if name.endswith("weight1"):
-            return StoredTensor(tensor.file, tensor.dtype, (local, rows, width // local), tensor.offset, (width // local, width, 1))
+            return StoredTensor(
+                tensor.file, tensor.dtype, (local, rows, width // local), tensor.offset, (width // local, width, 1)
+            )
         return StoredTensor.contiguous(tensor.file, tensor.dtype, (local, rows // local, width), tensor.offset)
 
     monkeypatch.setattr(files, "_viewed", columns)

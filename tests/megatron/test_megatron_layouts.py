@@ -19,7 +19,14 @@ from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 
 OLD = ("llama", "mistral", "qwen2", "qwen2_moe", "starcoder2")
-HELD = [*OLD, *(name for name in CASES if name.startswith(("mixtral", "qwen3", "nemotron", "deepseek", "falcon_in", "gpt_neox_in")) or name == "gpt2")]
+HELD = [
+    *OLD,
+    *(
+        name
+        for name in CASES
+        if name.startswith(("mixtral", "qwen3", "nemotron", "deepseek", "falcon_in", "gpt_neox_in")) or name == "gpt2"
+    ),
+]
 REFUSED = {
     "gemma": "tokens.scale|activation", "gemma2": "softcap", "olmo2": "attention.norm|out_norm", "falcon": "parallel", "falcon_new": "parallel",
     "gpt_neox": "parallel", "phi3_longrope": "longrope",
@@ -83,10 +90,18 @@ def test_more_ranks_than_groups_cut_rows(tmp_path: Path) -> None:
     """With fewer groups than ranks, Megatron cuts linear_qkv into equal blocks of rows, through a group if need be."""
     tiny.build(tmp_path / "hf", "llama", num_key_value_heads=2)
     for tp in (1, 4):
-        convert(tmp_path / "hf", tmp_path / f"tp{tp}", to="megatron", tp=tp, options={"container": "torch", "make_vocab_size_divisible_by": "16"})
+        convert(
+            tmp_path / "hf",
+            tmp_path / f"tp{tp}",
+            to="megatron",
+            tp=tp,
+            options={"container": "torch", "make_vocab_size_divisible_by": "16"},
+        )
     whole, blocks = megatron.tensors(tmp_path / "tp1"), megatron.tensors(tmp_path / "tp4")
     name = "model.decoder.layers.1.self_attention.linear_qkv.weight"
-    assert torch.equal(torch.cat([blocks[f"mp_rank_{rank:02d}/{name}"] for rank in range(4)]), whole[f"mp_rank_00/{name}"])
+    assert torch.equal(
+        torch.cat([blocks[f"mp_rank_{rank:02d}/{name}"] for rank in range(4)]), whole[f"mp_rank_00/{name}"]
+    )
     assert fingerprint(tmp_path / "tp4") == fingerprint(tmp_path / "hf")
     with pytest.raises(CkptError, match="neither divides the 2 query groups"):
         convert(tmp_path / "hf", tmp_path / "tp3", to="megatron", tp=3)
@@ -94,7 +109,13 @@ def test_more_ranks_than_groups_cut_rows(tmp_path: Path) -> None:
 
 def test_virtual_stages_take_turns(tmp_path: Path) -> None:
     tiny.build(tmp_path / "hf", "llama", num_hidden_layers=8)
-    convert(tmp_path / "hf", tmp_path / "run", to="megatron", pp=2, options={"container": "torch", "names": "local", "vpp": "2"})
+    convert(
+        tmp_path / "hf",
+        tmp_path / "run",
+        to="megatron",
+        pp=2,
+        options={"container": "torch", "names": "local", "vpp": "2"},
+    )
     convert(tmp_path / "hf", tmp_path / "flat", to="megatron", options={"container": "torch", "names": "local"})
     run, flat = megatron.tensors(tmp_path / "run"), megatron.tensors(tmp_path / "flat")
     for stage, chunk, first in ((0, 0, 0), (1, 0, 2), (0, 1, 4), (1, 1, 6)):
@@ -111,7 +132,9 @@ def test_virtual_stages_take_turns(tmp_path: Path) -> None:
     (3, {"vpp": "2"}, "pp=3 vpp=2 does not divide"),
     (1, {"names": "legacy", "container": "torch_dist"}, "torch files alone"),
 ])  # fmt: skip
-def test_impossible_layouts_are_refused(pp: int, options: dict[str, str], problem: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_impossible_layouts_are_refused(
+    pp: int, options: dict[str, str], problem: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(CkptError, match=problem):
         convert(models["llama"], tmp_path / "run", to="megatron", pp=pp, options=options)
     assert_nothing_at(tmp_path / "run")
@@ -124,13 +147,21 @@ def test_a_tied_head_is_copied_to_the_last_stage_alone(tmp_path: Path) -> None:
     assert not [name for name in megatron.tensors(tmp_path / "1") if "output_layer" in name]
     held = megatron.tensors(tmp_path / "3")
     assert [name for name in held if "output_layer" in name] == ["mp_rank_00_002/model.output_layer.weight"]
-    assert torch.equal(held["mp_rank_00_002/model.output_layer.weight"], held["mp_rank_00_000/model.embedding.word_embeddings.weight"])
+    assert torch.equal(
+        held["mp_rank_00_002/model.output_layer.weight"], held["mp_rank_00_000/model.embedding.word_embeddings.weight"]
+    )
 
 
 def test_the_vocabulary_is_padded_for_the_ranks(models: dict[str, Path], tmp_path: Path) -> None:
     for tp, multiple, rows in ((1, "16", 64), (2, "16", 64), (4, "32", 128)):
         run = tmp_path / f"{tp}-{multiple}"
-        convert(models["llama"], run, to="megatron", tp=tp, options={"container": "torch_dist", "make_vocab_size_divisible_by": multiple})
+        convert(
+            models["llama"],
+            run,
+            to="megatron",
+            tp=tp,
+            options={"container": "torch_dist", "make_vocab_size_divisible_by": multiple},
+        )
         held = megatron.tensors(run)["embedding.word_embeddings.weight"]
         assert held.shape[0] == rows
         assert not held[61:].any()
@@ -145,7 +176,14 @@ def test_torch_files_load_with_weights_only(models: dict[str, Path], tmp_path: P
     assert content["checkpoint_version"] == 3.0
     assert content["iteration"] == 0
     assert content["args"].params_dtype is torch.bfloat16
-    for name in ("num_layers", "hidden_size", "num_attention_heads", "add_position_embedding", "max_position_embeddings", "tokenizer_type"):
+    for name in (
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "add_position_embedding",
+        "max_position_embeddings",
+        "tokenizer_type",
+    ):
         assert hasattr(content["args"], name), "check_checkpoint_args compares it"
     assert (tmp_path / "run/latest_checkpointed_iteration.txt").read_text() == "release"
 
@@ -159,7 +197,9 @@ def test_torch_loads_what_we_write_as_torch_dist(models: dict[str, Path], tmp_pa
     reader = dcp.FileSystemReader(str(folder))
     metadata = reader.read_metadata()
     state = {
-        name: torch.zeros(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.state_dict_metadata.items() if hasattr(entry, "chunks")
+        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if hasattr(entry, "chunks")
     }
     dcp.load(state, storage_reader=reader, no_dist=True)
     assert_same_bits(state, megatron.dist_tensors(folder))

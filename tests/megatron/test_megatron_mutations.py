@@ -26,7 +26,9 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tied model as torch files of two by two ranks, and as torch_dist."""
     folder = tmp_path_factory.mktemp("originals")
     tiny.build(folder / "hf", "llama", num_hidden_layers=4, tie_word_embeddings=True)
-    convert(folder / "hf", folder / "torch", to="megatron", tp=2, pp=2, options={"container": "torch", "names": "local"})
+    convert(
+        folder / "hf", folder / "torch", to="megatron", tp=2, pp=2, options={"container": "torch", "names": "local"}
+    )
     convert(folder / "hf", folder / "torch_dist", to="megatron", options={"container": "torch_dist"})
     return {container: folder / container for container in ("torch", "torch_dist")}
 
@@ -136,7 +138,9 @@ def swap(one: Path, two: Path) -> None:
     aside.rename(two)
 
 
-@pytest.mark.parametrize(("content", "problem"), [("nine", "names no iteration"), ("7", "is not there"), ("../up", "names no iteration")])
+@pytest.mark.parametrize(
+    ("content", "problem"), [("nine", "names no iteration"), ("7", "is not there"), ("../up", "names no iteration")]
+)
 def test_a_wrong_tracker_is_refused(content: str, problem: str, originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     (run / "latest_checkpointed_iteration.txt").write_text(content)

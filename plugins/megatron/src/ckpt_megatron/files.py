@@ -119,7 +119,9 @@ def looks_like(path: str) -> str | None:
     except (CkptError, OSError):
         return None
     # Megatron-Bridge and NeMo 2 keep the same tensors under configs of their own.
-    if os.path.isfile(os.path.join(folder, "run_config.yaml")) or os.path.isdir(os.path.join(path, "context")):
+    if os.path.isfile(os.path.join(folder, "run_config.yaml")):
+        return None
+    if any(os.path.isdir(os.path.join(outer, "context")) for outer in (path, os.path.dirname(os.path.abspath(folder)))):
         return None
     name = os.path.relpath(folder, os.path.dirname(folder))
     kind = _kind(folder)
