@@ -226,16 +226,34 @@ class TestVerify:
         ran = ckpt("verify", model, converted)
         assert ran.code == 1 and "not a receipt of ckpt" in ran.err
 
-    def test_logits_need_an_engine(self, ckpt, model, make):
-        ran = ckpt("verify", model, make("twin"), "--logits")
-        assert ran.code == 1 and "no installed engine runs this model" in ran.err
-
-    def test_logits(self, ckpt, model, converted, monkeypatch):
-        monkeypatch.setenv("TOY_ENGINE", "1")
+    def test_logits(self, ckpt, model, converted):
         ran = ckpt("verify", model, converted, "--logits")
-        assert ran.code == 3 and "96 positions" in ran.out
-        logits = ckpt("verify", model, converted, "--logits", "--tolerance", "0.1", "--json").json["logits"]
-        assert 0 < logits["mean"] < logits["largest"] < 0.1 and logits["positions"] == 96
+        assert ran.code == 0 and "0 apart at most" in ran.out and "96 positions" in ran.out
+
+    def test_logits_name_the_block_where_models_part(self, ckpt, model, make, tmp_path):
+        def nudge(tensors):
+            tensors["layers.1.mlp.down.weight"] += 0.5
+
+        other = make("other", nudge)
+        logits = ckpt("verify", model, other, "--logits", "--json").json["logits"]
+        assert logits["first_apart"] == "layers.1.mlp" and 0 < logits["mean"] < logits["largest"]
+        assert [step["name"] for step in logits["steps"][:3]] == ["embedding", "layers.0.attention", "layers.0.mlp"]
+        assert ckpt("verify", model, other, "--logits", "--plot", tmp_path / "apart.png").code == 3
+        assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_an_engine_of_its_own_judges_the_config(self, ckpt, model, converted, monkeypatch):
+        monkeypatch.setenv("TOY_ENGINE", "1")  # it computes something else than the architecture says
+        ran = ckpt("verify", model, converted, "--logits", "--json")
+        assert ran.code == 3 and ran.json["logits"]["largest"] == 0
+        (judged,) = ran.json["logits"]["judges"].values()
+        assert judged["largest"] > 0.1
+        ran = ckpt("verify", model, converted, "--logits", "--max-memory", "1kB")
+        assert ran.code == 0 and "was not asked" in ran.out
+
+    def test_a_prompt(self, ckpt, model, converted):
+        assert "3 positions" in ckpt("verify", model, converted, "--prompt", "1,2,3").out
+        assert "token that the model lacks" in ckpt("verify", model, converted, "--prompt", "1,2000000").err
+        assert "--prompt takes token ids" in ckpt("verify", model, converted, "--prompt", "hello").err
 
 
 class TestFormats:

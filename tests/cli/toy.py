@@ -97,7 +97,7 @@ def ckpt_write(checkpoint, request):
 
 
 @hookimpl
-def ckpt_logits(checkpoint, tokens):
+def ckpt_logits(checkpoint, inputs):
     """Not a model at all, but logits: each embedding against all others."""
     if not os.environ.get("TOY_ENGINE"):
         return None
@@ -105,4 +105,4 @@ def ckpt_logits(checkpoint, tokens):
     assembly = checkpoint.tensors["embedding.tokens.weight"]
     table = decode(source.read(assembly, tuple((0, size) for size in assembly.parameter.shape)), assembly.value_dtype)
     source.close()
-    return np.asarray(table[tokens] @ table.T, np.float32)
+    return np.asarray(table[inputs["tokens"]] @ table.T, np.float32)

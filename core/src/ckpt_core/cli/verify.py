@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
-from ckpt_core.cli.options import reading
+from ckpt_core.cli.options import Size, reading
 from ckpt_core.cli.output import Page, emit_json, paint, plural
 from ckpt_core.cli.progress import progress
+from ckpt_core.errors import CkptError, UsageError
 
 if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint
     from ckpt_core.verify.conversion import Verdict
-    from ckpt_core.verify.logits import LogitsReport
+    from ckpt_core.verify.logits import Apart, LogitsReport
     from ckpt_core.verify.receipt import Recorded
 
 
@@ -23,17 +25,31 @@ if TYPE_CHECKING:
 @reading
 @click.option("--to", metavar="FORMAT", help="The format of DST, where neither its receipt nor its files say.")
 @click.option(
-    "--logits", is_flag=True, help="Run both models on random tokens too; needs an engine for the architecture."
+    "--logits", is_flag=True, help="Run both models too, by the reference forward, and compare them block by block."
 )
 @click.option(
-    "--tolerance", type=float, default=1e-4, show_default=True, help="The largest difference of a logit that passes."
+    "--tolerance",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="The largest difference of logits that passes, in units of the largest logit if that is above 1.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(1, 1 << 20),
     default=48,
     show_default=True,
-    help="Positions to run, in each of two rows.",
+    help="Random positions to run, in each of two rows.",
+)
+@click.option("--prompt", metavar="IDS", help="Token ids to run instead, separated by commas.")
+@click.option("--plot", metavar="FILE", help="Draw the difference after every block; needs matplotlib.")
+@click.option(
+    "--max-memory",
+    type=Size(),
+    metavar="SIZE",
+    default="2GB",
+    show_default=True,
+    help="How much memory weights may take. A framework that judges by itself needs the whole model in float32.",
 )
 def command(
     src: str,
@@ -47,6 +63,9 @@ def command(
     logits: bool,
     tolerance: float,
     tokens: int,
+    prompt: str | None,
+    plot: str | None,
+    max_memory: int,
     as_json: bool,
 ) -> int:
     """Check that DST is the conversion of SRC; exit 0 if it is, 3 if not.
@@ -76,10 +95,12 @@ def command(
     with progress("verifying") as listener:
         verdict = verify(source, target, recorded, dst, how, listener)
     report = None
-    if logits:
-        from ckpt_core.verify.logits import compare_logits
+    if logits or prompt or plot:
+        report = _run_both(source, target, tokens, prompt, max_memory)
+    if report is not None and plot:
+        from ckpt_core.verify.plot import draw
 
-        report = compare_logits(source, target, tokens)
+        draw(report, tolerance, plot)
     passed = verdict.passed and (report is None or report.within(tolerance))
     if as_json:
         emit_json(
@@ -102,16 +123,47 @@ def verdict_json(
         "differences": [difference_json(one) for one in verdict.differences],
         "explained": [{**difference_json(one), "by": why} for one, why in verdict.explained],
         "remarks": verdict.remarks,
-        "logits": None
-        if report is None
-        else {
-            "positions": report.positions,
-            "largest": report.largest,
-            "mean": report.mean,
-            "top1_agreement": report.agreement,
-            "tolerance": tolerance,
-            "engines": report.engines,
-        },
+        "logits": None if report is None else _report_json(report, tolerance),
+    }
+
+
+def _run_both(source: Checkpoint, target: Checkpoint, tokens: int, prompt: str | None, max_memory: int) -> LogitsReport:
+    try:
+        from ckpt_core.reference import given_inputs, random_inputs
+        from ckpt_core.verify.logits import compare_logits
+    except ImportError:
+        raise CkptError("running a model needs torch", fix='pip install "ckpt-core[torch]"') from None
+    both = source.architecture, target.architecture
+    inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
+    with progress("running") as listener:
+        return compare_logits(source, target, inputs, max_memory, listener)
+
+
+def _token_ids(prompt: str) -> list[int]:
+    try:
+        return [int(part) for part in prompt.split(",")]
+    except ValueError:
+        raise UsageError("--prompt takes token ids", found=prompt[:60], expected="1,529,306") from None
+
+
+def _report_json(report: LogitsReport, tolerance: float) -> dict[str, object]:
+    return {
+        "positions": report.positions,
+        "tolerance": tolerance,
+        **_apart_json(report.logits),
+        "first_apart": report.first_apart(tolerance),
+        "steps": [{"name": step.name, "largest": step.largest, "mean": step.mean} for step in report.steps],
+        "judges": {path: _apart_json(one) for path, one in report.judges.items()},
+        "remarks": report.remarks,
+    }
+
+
+def _apart_json(one: Apart) -> dict[str, object]:
+    return {
+        "largest": one.largest,
+        "relative": one.relative,
+        "mean": one.mean,
+        "top1_agreement": one.agreement,
     }
 
 
@@ -134,11 +186,22 @@ def show_verdict(verdict: Verdict, recorded: Recorded | None, report: LogitsRepo
     page.say("explained", *(f"{one.subject}: {one.left} -> {one.right}, {why}" for one, why in verdict.explained))
     page.say("remark", *verdict.remarks)
     if report is not None:
-        agreement = f"{100 * report.agreement:.4g}% of the most likely tokens agree"
-        apart = f"{report.largest:.3g} apart at most (tolerance {tolerance:g}), {report.mean:.3g} on average"
         page.say(
-            "logits",
-            f"{apart}, {agreement}",
-            f"{report.positions} positions, run by {' and '.join(dict.fromkeys(report.engines))}",
+            "logits", _apart_text(report.logits, tolerance), f"{report.positions} positions, by the reference forward"
         )
+        first = report.first_apart(tolerance)
+        page.say("apart from", *([f"{first} on"] if first else []))
+        page.say(
+            "judge",
+            *(
+                f"{path} loaded by its own framework: {_apart_text(one, tolerance)}"
+                for path, one in report.judges.items()
+            ),
+        )
+        page.say("remark", *report.remarks)
     show_differences(verdict.differences, ("source", "target"))
+
+
+def _apart_text(one: Apart, tolerance: float) -> str:
+    agreement = f"{100 * one.agreement:.4g}% of the most likely tokens agree"
+    return f"{one.largest:.3g} apart at most (tolerance {tolerance * one.scale:.3g}), {one.mean:.3g} on average, {agreement}"

@@ -1,61 +1,147 @@
-"""Running two checkpoints on the same tokens, through whatever engine is installed, and comparing their logits."""
+"""Running two checkpoints on the same input and comparing them block by block.
+
+Both are run by the reference forward (`ckpt_core.reference`), which needs no framework and holds one block of weights at
+a time; the first block after which they differ is where the error is. What a reference cannot see is a config that the
+*framework* reads differently: so where the format of a side has an engine (transformers, for hf), that engine loads the
+side by itself, and is compared with the reference. It holds the whole model, so it runs only where that is allowed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from ckpt_core.api import OpenCheckpoint
+from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.run import Listener, Progress
 from ckpt_core.errors import CkptError
-from ckpt_core.plugins.discovery import all_plugins
+from ckpt_core.plugins.discovery import require
+from ckpt_core.reference import Inputs, Step, forward
 
-_BATCH = 2
-_SEED = 20240229
+LOGITS = "logits"
 
 
-@dataclass(frozen=True)
-class LogitsReport:
-    """How two models differ on `positions` random tokens; `agreement` is the share of equal most likely tokens."""
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far two results are apart: `largest` and `mean` of |a - b|; `scale` is the largest |b|, at least 1.
 
-    positions: int
+    `agreement` is the share of positions whose most likely token is the same (1.0 for what are not logits).
+    """
+
+    name: str
     largest: float
     mean: float
-    agreement: float
-    engines: tuple[str, str]
+    scale: float
+    agreement: float = 1.0
+
+    @property
+    def relative(self) -> float:
+        """`largest` in units of `scale`: the rounding of float32 grows with the numbers that are added up."""
+        return self.largest / self.scale
 
     def within(self, tolerance: float) -> bool:
-        """Whether no logit differs by more; NaN is never within."""
-        return self.largest <= tolerance
+        """Whether nothing differs by more than `tolerance` units of `scale`; NaN is never within."""
+        return self.relative <= tolerance
 
 
-def compare_logits(left: Checkpoint, right: Checkpoint, positions: int) -> LogitsReport:
-    """Logits of both on a seeded batch of two rows of `positions` tokens below both vocabularies.
+@dataclass
+class LogitsReport:
+    """Both models after every block (`steps`, logits last), and each engine against the reference (`judges`)."""
 
-    Raises `CkptError` if a model has no vocabulary, or no installed engine runs it.
+    positions: int
+    steps: list[Apart] = field(default_factory=list)
+    judges: dict[str, Apart] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def logits(self) -> Apart:
+        return self.steps[-1]
+
+    def first_apart(self, tolerance: float) -> str | None:
+        """The block after which the two models first differ."""
+        return next((step.name for step in self.steps if not step.within(tolerance)), None)
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the logits of both, and of every judge, are equal up to `tolerance`."""
+        return all(one.within(tolerance) for one in (self.logits, *self.judges.values()))
+
+
+def compare_logits(
+    left: Checkpoint, right: Checkpoint, inputs: Inputs, memory: int, listener: Listener | None = None
+) -> LogitsReport:
+    """Run both on `inputs` within about `memory` bytes of weights; engines run only models that fit in it whole.
+
+    Raises `CkptError` if the two are not the same kind of model, so that there is nothing to compare.
     """
-    sizes = [side.architecture.tokens.vocabulary for side in (left, right) if side.architecture.tokens is not None]
-    if len(sizes) < 2:
-        raise CkptError("a model that reads no tokens has no logits to compare")
-    vocabulary = min(sizes)
-    tokens = np.random.default_rng(_SEED).integers(0, vocabulary, (_BATCH, positions), dtype=np.int64)
-    (one, first), (two, second) = (_logits(side, tokens) for side in (left, right))
-    one, two = (values[..., :vocabulary].astype(np.float32) for values in (one, two))
-    if one.shape != two.shape:
-        raise CkptError("the engines return logits of different shapes", found=f"{one.shape} and {two.shape}")
-    apart = np.abs(one - two)
-    agreement = float((one.argmax(-1) == two.argmax(-1)).mean())
-    return LogitsReport(_BATCH * positions, float(apart.max()), float(apart.mean()), agreement, (first, second))
+    tokens = inputs.tokens if inputs.tokens is not None else inputs.pixels
+    assert tokens is not None
+    report = LogitsReport(tokens.shape[0] * tokens.shape[1] if inputs.pixels is None else tokens.shape[0])
+    total = _steps(left.architecture)
+    last: tuple[Step, Step] | None = None
+    with OpenCheckpoint(left) as one, OpenCheckpoint(right) as two:
+        block = max(1 << 20, memory // 8)
+        pairs = itertools.zip_longest(forward(one, inputs, block), forward(two, inputs, block))
+        for number, (first, second) in enumerate(pairs, 1):
+            if first is None or second is None or first.name != second.name:
+                raise CkptError(
+                    "the two models are built differently, so their blocks can't be compared",
+                    found=f"{first.name if first else 'nothing'} and {second.name if second else 'nothing'}",
+                )
+            last = first, second
+            if not first.name.endswith("final_norm"):  # a factor may move between it and the head
+                report.steps.append(_apart(first.name, first.values, second.values, inputs))
+            if listener is not None:
+                listener(Progress(number, total, first.name))
+    assert last is not None
+    for side, step in ((left, last[0]), (right, last[1])):
+        _judge(side, step.values, inputs, memory, report)
+    return report
 
 
-def _logits(checkpoint: Checkpoint, tokens: np.ndarray) -> tuple[np.ndarray, str]:
-    for plugin in all_plugins():
-        if plugin.broken is None:
-            values = plugin.hooks.ckpt_logits(checkpoint=checkpoint, tokens=tokens)
-            if values is not None:
-                return values, plugin.name
-    raise CkptError(
-        "no installed engine runs this model, so its logits can't be compared",
-        file=checkpoint.path,
-        fix='install one (for example: pip install "ckpt-hf[models]"), or leave out --logits',
-    )
+def _steps(architecture: Architecture) -> int:
+    """About how many steps a forward has; only for progress."""
+    return 2 + sum(len(stack.layers) * 2 + 1 for stack in architecture.stacks.values())
+
+
+def _apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart:
+    columns = min(a.shape[-1], b.shape[-1])  # vocabularies may be padded
+    if a.shape[:-1] != b.shape[:-1]:
+        raise CkptError(
+            f"the results after {name} have different shapes", found=f"{tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    a, b = a[..., :columns], b[..., :columns]
+    mask = inputs.mask if a.dim() == 3 and not name.startswith("encoder.") else None
+    if mask is not None:
+        a, b = a[mask.bool()], b[mask.bool()]
+    apart = (a - b).abs()
+    agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean()) if name == LOGITS else 1.0
+    largest = float(apart.max()) if bool(torch.isfinite(apart).all()) else math.nan
+    return Apart(name, largest, float(apart.mean()), max(1.0, float(b.abs().max())), agreement)
+
+
+def _judge(side: Checkpoint, values: torch.Tensor, inputs: Inputs, memory: int, report: LogitsReport) -> None:
+    """Let the engine of the side's own format, if it has one, load the checkpoint by itself."""
+    plugin = require(side.format)
+    if plugin.hooks.ckpt_logits.get_hookimpls() == [] or side.path in report.judges:
+        return
+    size = sum(parameter.elements * 4 for parameter in parameters(side.architecture).values())
+    if size > memory:
+        report.remarks.append(
+            f"the engine of {side.format} was not asked: it would hold all {size / 1e9:.3g} GB (allow it with --max-memory)"
+        )
+        return
+    result = plugin.hooks.ckpt_logits(checkpoint=side, inputs=arrays(inputs))
+    if result is not None:
+        report.judges[side.path] = _apart(LOGITS, torch.from_numpy(np.array(result, np.float32)), values, inputs)
+
+
+def arrays(inputs: Inputs) -> Mapping[str, np.ndarray]:
+    """The inputs that are given, by name, as numpy arrays."""
+    given = {name: getattr(inputs, name) for name in Inputs.__slots__}
+    return {name: tensor.numpy() for name, tensor in given.items() if tensor is not None}

@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from ckpt_core.architecture import Architecture, from_json
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.run import RECEIPT
+from ckpt_core.engine.staging import receipt_path
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.files import read_small
@@ -48,10 +48,10 @@ class Recorded:
     weights: str = "auto"
 
 
-def find_receipt(folder: str) -> Recorded | None:
-    """The receipt in an output folder, None if it has none; `FormatError` if it is not one of ours."""
-    path = os.path.join(folder, RECEIPT)
-    if not os.path.isdir(folder) or not os.path.lexists(path):
+def find_receipt(output: str) -> Recorded | None:
+    """The receipt of an output folder or file, None if it has none; `FormatError` if it is not one of ours."""
+    path = receipt_path(output)
+    if not os.path.lexists(path):
         return None
     body: dict[str, Any] = read_json_object(path)
     try:
@@ -77,25 +77,25 @@ def find_receipt(folder: str) -> Recorded | None:
         raise FormatError("not a receipt of ckpt", file=path, found=f"{type(error).__name__}: {error}") from None
 
 
-def changed_files(recorded: Recorded, folder: str) -> list[tuple[str, str]]:
+def changed_files(recorded: Recorded, output: str) -> list[tuple[str, str]]:
     """(path, what is wrong) of every file of the output that is not as it was written; data files by size alone."""
     found = []
     for path, size in sorted(recorded.files.items()):
-        actual = _size(folder, path)
+        actual = _size(output, path)
         if actual != size:
             found.append((path, "missing" if actual is None else f"{actual} bytes instead of {size}"))
     for path, digest in sorted(recorded.documents.items()):
-        if _size(folder, path) is None:
+        if _size(output, path) is None:
             found.append((path, "missing"))
-        elif blake3(read_small(os.path.join(folder, path), _LARGEST_DOCUMENT)).hexdigest() != digest:
+        elif blake3(read_small(os.path.join(output, path), _LARGEST_DOCUMENT)).hexdigest() != digest:
             found.append((path, "changed"))
     return found
 
 
-def _size(folder: str, path: str) -> int | None:
-    full = os.path.normpath(os.path.join(folder, path))
+def _size(output: str, path: str) -> int | None:
     if os.path.isabs(path) or ".." in path.split("/"):
-        raise FormatError("the receipt names a file outside its folder", file=os.path.join(folder, RECEIPT), found=path)
+        raise FormatError("the receipt names a file outside its folder", file=receipt_path(output), found=path)
+    full = os.path.join(output, path) if os.path.isdir(output) else output  # a single file may have been renamed
     return os.path.getsize(full) if os.path.isfile(full) else None
 
 

@@ -1,0 +1,128 @@
+"""Attention: scores, what is added to them, the softmax, and the way out. Activations are [batch, position, h]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ckpt_core.architecture import Attention, LatentAttention, RelativeBias
+from ckpt_core.reference.rotary import rotate
+from ckpt_core.reference.weights import Weights
+
+
+def attend(
+    weights: Weights,
+    name: str,
+    attention: Attention,
+    x: torch.Tensor,
+    memory: torch.Tensor,
+    allowed: torch.Tensor,
+    shared_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Queries from `x`, keys and values from `memory` (the same for self attention), both normed already.
+
+    `allowed` [batch or 1, query, key] is what may be seen; `shared_bias` [g, r, query, key] that of the whole stack.
+    """
+    groups, per_group, width = attention.groups, attention.heads // attention.groups, attention.head_dim
+    q = weights.linear(x, f"{name}.q").unflatten(-1, (groups, per_group, width))
+    k = weights.linear(memory, f"{name}.k").unflatten(-1, (groups, 1, width))
+    v = weights.linear(memory, f"{name}.v").unflatten(-1, (groups, 1, width))
+    if attention.qk_norm is not None:
+        if attention.qk_norm_whole:
+            q, k = (weights.norm(part, f"{name}.{letter}_norm", attention.qk_norm, axes=axes) for part, letter, axes in ((q, "q", 3), (k.squeeze(3), "k", 2)))  # fmt: skip
+            k = k.unsqueeze(3)
+        else:
+            q, k = (weights.norm(part, f"{name}.{letter}_norm", attention.qk_norm) for part, letter in ((q, "q"), (k, "k")))  # fmt: skip
+    q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # [batch, g, r or 1, position, d]
+    if attention.rotary is not None:
+        q, k = rotate(q, attention.rotary, q.shape[-2]), rotate(k, attention.rotary, k.shape[-2])
+    scale = width**-0.5 if attention.scale is None else attention.scale
+    scores = q @ k.transpose(-1, -2) * scale
+    if attention.softcap is not None:
+        scores = attention.softcap * torch.tanh(scores / attention.softcap)
+    if attention.relative_bias is not None:
+        shared_bias = relative_bias(
+            weights, f"{name}.relative_bias.weight", attention.relative_bias, *scores.shape[-2:]
+        )
+    if shared_bias is not None:
+        scores = scores + attention.relative_bias_scale * shared_bias
+    if attention.alibi:
+        slopes = alibi_slopes(attention.heads).reshape(groups, per_group, 1, 1)
+        scores = scores + slopes * torch.arange(scores.shape[-1], dtype=torch.float32)
+    if attention.window is not None:
+        allowed = allowed & _within(attention.window, *scores.shape[-2:])
+    sinks = weights.vector(f"{name}.sinks.weight") if attention.sinks else None
+    mixed = _softmax(scores, allowed, sinks) @ v
+    if attention.head_scale:
+        mixed = mixed * weights.vector(f"{name}.head_scale.weight").reshape(groups, per_group, 1, 1)
+    return weights.linear(mixed.permute(0, 3, 1, 2, 4), f"{name}.out", contracted=3)
+
+
+def attend_latent(
+    weights: Weights, name: str, latent: LatentAttention, x: torch.Tensor, allowed: torch.Tensor
+) -> torch.Tensor:
+    """Self attention through low-rank queries and one key-value latent per position (DeepSeek-V2, 2024)."""
+    source = x
+    if latent.q_rank is not None:
+        source = weights.norm(weights.linear(x, f"{name}.q_down"), f"{name}.q_norm", latent.q_norm)
+    keys = weights.norm(weights.linear(x, f"{name}.kv_down"), f"{name}.kv_norm", latent.kv_norm)
+
+    def heads(y: torch.Tensor, part: str, width: int) -> torch.Tensor:
+        return weights.linear(y, f"{name}.{part}").unflatten(-1, (latent.heads, width)).transpose(1, 2)
+
+    q_nope, q_rope = heads(source, "q_nope", latent.nope_dim), heads(source, "q_rope", latent.rope_dim)
+    k_nope, v = heads(keys, "k_nope", latent.nope_dim), heads(keys, "v", latent.value_dim)
+    k_rope = weights.linear(x, f"{name}.k_rope").unsqueeze(1)
+    q_rope, k_rope = (rotate(part, latent.rotary, x.shape[1]) for part in (q_rope, k_rope))
+    scale = (latent.nope_dim + latent.rope_dim) ** -0.5 if latent.scale is None else latent.scale
+    scores = (q_nope @ k_nope.transpose(-1, -2) + q_rope @ k_rope.transpose(-1, -2)) * scale
+    mixed = _softmax(scores.unsqueeze(2), allowed).squeeze(2) @ v
+    return weights.linear(mixed.transpose(1, 2), f"{name}.out", contracted=2)
+
+
+def _softmax(scores: torch.Tensor, allowed: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax over the keys that `allowed` lets through; `sinks` [g, r] join the denominator. Scores are [b, g, r, q, k]."""
+    scores = scores.masked_fill(~allowed[:, None, None], -math.inf)
+    if sinks is None:
+        return torch.softmax(scores, -1).nan_to_num(0.0)  # a query that may see nothing
+    column = sinks[..., None, None].expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
+
+
+def _within(window: int, queries: int, keys: int) -> torch.Tensor:
+    """Positions less than `window` back."""
+    distance = torch.arange(queries)[:, None] - torch.arange(keys)[None]
+    return (distance < window)[None]
+
+
+def relative_bias(weights: Weights, name: str, bias: RelativeBias, queries: int, keys: int) -> torch.Tensor:
+    """The bias [g, r, query, key] of a table [b, g, r]."""
+    distance = torch.arange(keys)[None] - torch.arange(queries)[:, None]
+    return weights.vector(name)[_buckets(bias, distance)].permute(2, 3, 0, 1)
+
+
+def _buckets(bias: RelativeBias, distance: torch.Tensor) -> torch.Tensor:
+    """T5's buckets: one per distance up to half of them, then logarithmically wider ones (Raffel et al. 2020)."""
+    count, first = bias.buckets, torch.zeros_like(distance)
+    if bias.bidirectional:
+        count //= 2
+        first = (distance > 0).long() * count
+        distance = distance.abs()
+    else:
+        distance = -distance.clamp(max=0)
+    exact = count // 2
+    far = exact + (
+        torch.log(distance.clamp(min=1).float() / exact) / math.log(bias.max_distance / exact) * (count - exact)
+    ).long().clamp(max=count - exact - 1)
+    return first + torch.where(distance < exact, distance, far)
+
+
+def alibi_slopes(heads: int) -> torch.Tensor:
+    """The slope per head (Press et al. 2022): powers of 2**(-8/n); for other counts every second one of twice as many follows."""
+    n = 2 ** math.floor(math.log2(heads))
+    power: Callable[[int, int], float] = lambda index, of: 2.0 ** (-8.0 * index / of)  # noqa: E731
+    slopes = [power(index, n) for index in range(1, n + 1)]
+    slopes += [power(2 * index + 1, 2 * n) for index in range(heads - n)]
+    return torch.tensor(slopes)

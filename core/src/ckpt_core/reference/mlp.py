@@ -1,0 +1,65 @@
+"""The feed-forward block, dense or a mixture of experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from ckpt_core.architecture import Activation, Mlp, Router
+from ckpt_core.reference.weights import Weights
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    Activation.SILU: functional.silu,
+    Activation.GELU_ERF: functional.gelu,
+    Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
+    Activation.GELU_QUICK: lambda x: x * torch.sigmoid(1.702 * x),
+    Activation.RELU: functional.relu,
+    Activation.RELU_SQUARED: lambda x: functional.relu(x).square(),
+}
+
+
+def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    """The block's output for `x` [batch, position, h], normed already."""
+    if mlp.moe is None:
+        return _dense(weights, name, mlp, x)
+    flat = x.flatten(0, -2)
+    chosen, shares = route(weights, name, mlp.moe.router, flat)
+    y = torch.zeros_like(flat)
+    for expert in torch.unique(chosen).tolist():  # an expert that no token chose is not read
+        token, slot = (chosen == expert).nonzero(as_tuple=True)
+        y[token] += shares[token, slot, None] * _dense(weights, f"{name}.experts", mlp, flat[token], expert)
+    if mlp.moe.shared is not None:
+        shared = _dense(weights, f"{name}.shared", mlp, flat)
+        if mlp.moe.shared.gate:
+            shared = shared * torch.sigmoid(weights.linear(flat, f"{name}.shared_gate"))
+        y = y + shared
+    return y.reshape(x.shape)
+
+
+def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+    act = ACTIVATIONS[mlp.activation]
+    up = weights.linear(x, f"{name}.up", expert)
+    inner = act(weights.linear(x, f"{name}.gate", expert)) * up if mlp.gated else act(up)
+    return weights.linear(inner, f"{name}.down", expert)
+
+
+def route(weights: Weights, name: str, router: Router, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts chosen for each row of `x`, and their shares: both [row, top_k]."""
+    logits = weights.linear(x, f"{name}.router")
+    scores = torch.softmax(logits, -1) if router.score == "softmax" else torch.sigmoid(logits)
+    ranking = scores
+    if router.correction_bias:
+        ranking = ranking + weights.vector(f"{name}.router.correction_bias")
+    if router.groups is not None and router.group_top_k is not None:
+        grouped = ranking.unflatten(-1, (router.groups, -1))
+        best = grouped.topk(2, -1).values.sum(-1) if router.group_score == "top2" else grouped.amax(-1)
+        eligible = torch.zeros_like(best, dtype=torch.bool).scatter(-1, best.topk(router.group_top_k, -1).indices, True)
+        ranking = grouped.masked_fill(~eligible[..., None], -math.inf).flatten(-2)
+    chosen = ranking.topk(router.top_k, -1).indices
+    shares = scores.gather(-1, chosen)
+    if router.normalise:
+        shares = shares / shares.sum(-1, keepdim=True)
+    return chosen, shares * router.scale

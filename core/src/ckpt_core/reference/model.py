@@ -1,0 +1,177 @@
+"""A whole model, one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ckpt_core.api import OpenCheckpoint
+from ckpt_core.architecture import Architecture, Attention, Layer, Stack
+from ckpt_core.errors import CkptError
+from ckpt_core.reference.attention import attend, attend_latent, relative_bias
+from ckpt_core.reference.mlp import feed_forward
+from ckpt_core.reference.weights import DEFAULT_BLOCK, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model reads.
+
+    `tokens` [batch, position] of the decoder, or of an encoder alone; `source` [batch, position] the tokens of an
+    encoder before a decoder; `pixels` [batch, channel, y, x]. The masks are True (or 1) where a token is real.
+    """
+
+    tokens: torch.Tensor | None = None
+    source: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    source_mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The residual stream [batch, position, h] after a part of the model, or, last, its `logits`."""
+
+    name: str
+    values: torch.Tensor
+
+
+@torch.no_grad()
+def forward(model: OpenCheckpoint, inputs: Inputs, block: int = DEFAULT_BLOCK) -> Iterator[Step]:
+    """Run a model, yielding after every block; the last step holds the logits (or, of a model without a head, its output).
+
+    `block` bounds the bytes of weights held at a time. Raises `CkptError` where the inputs are not those of the model.
+    """
+    architecture, weights = model.architecture, Weights(model, block)
+    memory, memory_mask = None, inputs.source_mask
+    x = torch.empty(0)
+    for prefix, stack in architecture.stacks.items():
+        crossed = prefix == "encoder."
+        x = _embedded(weights, architecture, inputs, crossed)
+        yield Step(f"{prefix}embedding", x)
+        mask = inputs.source_mask if crossed else inputs.mask
+        for step in _stack(weights, prefix, stack, x, mask, memory, memory_mask):
+            yield step
+            x = step.values
+        memory = x
+    yield Step("logits", _logits(weights, architecture, x))
+
+
+def _embedded(weights: Weights, architecture: Architecture, inputs: Inputs, source: bool) -> torch.Tensor:
+    if architecture.patches is not None:
+        if inputs.pixels is None:
+            raise CkptError("this model reads images", fix="give pixels")
+        patch = architecture.patches.patch
+        squares = functional.unfold(inputs.pixels.float(), patch, stride=patch).transpose(1, 2)
+        x = weights.linear(squares.unflatten(-1, (-1, patch, patch)), "embedding.patches", contracted=3)
+        if not architecture.patches.class_tokens:
+            return x
+        return torch.cat([weights.vector("embedding.class_tokens.weight").expand(len(x), -1, -1), x], 1)
+    tokens = inputs.source if source else inputs.tokens
+    if tokens is None or architecture.tokens is None:
+        raise CkptError("this model reads tokens", fix="give source tokens" if source else "give tokens")
+    x = weights.rows("embedding.tokens.weight", tokens) * architecture.tokens.scale
+    return weights.norm(x, "embedding.norm", architecture.tokens.norm)
+
+
+def _stack(
+    weights: Weights,
+    prefix: str,
+    stack: Stack,
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    memory: torch.Tensor | None,
+    memory_mask: torch.Tensor | None,
+) -> Iterator[Step]:
+    count = x.shape[1]
+    if stack.positions is not None:
+        offset = stack.positions.offset
+        x = x + weights.vector(f"{prefix}positions.weight")[offset : offset + count]
+    x = weights.norm(x, f"{prefix}input_norm", stack.input_norm)
+    allowed = torch.ones(1, count, count, dtype=torch.bool)
+    allowed = allowed.tril() if stack.causal else allowed
+    allowed = allowed if mask is None else allowed & mask.bool()[:, None]
+    context = _Context(allowed, memory, memory_mask)
+    if stack.relative_bias is not None:
+        table = f"{prefix}relative_bias.weight"
+        context.bias = relative_bias(weights, table, stack.relative_bias, count, count)
+    if stack.cross_relative_bias is not None and memory is not None:
+        table = f"{prefix}cross_relative_bias.weight"
+        context.cross_bias = relative_bias(weights, table, stack.cross_relative_bias, count, memory.shape[1])
+    for index, layer in enumerate(stack.layers):
+        name = f"{prefix}layers.{index}"
+        for part, values in _layer(weights, name, layer, x, context):
+            yield Step(f"{name}.{part}", values)
+        x = values
+    yield Step(f"{prefix}final_norm", weights.norm(x, f"{prefix}final_norm", stack.final_norm))
+
+
+@dataclass(slots=True)
+class _Context:
+    """What all layers of a stack share: what a position may see, and the biases that depend on distance alone."""
+
+    allowed: torch.Tensor
+    memory: torch.Tensor | None
+    memory_mask: torch.Tensor | None
+    bias: torch.Tensor | None = None
+    cross_bias: torch.Tensor | None = None
+
+
+def _layer(
+    weights: Weights, name: str, layer: Layer, x: torch.Tensor, context: _Context
+) -> Iterator[tuple[str, torch.Tensor]]:
+    block = layer.attention or layer.latent_attention
+    assert block is not None  # validate()
+    normed = weights.norm(x, f"{name}.attention.norm", block.norm)
+    if layer.latent_attention is not None:
+        y = attend_latent(weights, f"{name}.attention", layer.latent_attention, normed, context.allowed)
+    elif layer.attention is not None:
+        y = attend(weights, f"{name}.attention", layer.attention, normed, normed, context.allowed, context.bias)
+    y = weights.norm(y, f"{name}.attention.out_norm", block.out_norm)
+    y = y * weights.vector(f"{name}.attention.layer_scale.weight") if layer.layer_scale else y
+    residual = normed if layer.residual_from_norm else x
+    if layer.parallel:
+        inner = normed if layer.shared_norm else weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
+        yield "attention and mlp", residual + y + _fed(weights, name, layer, inner)
+        return
+    x = residual + y
+    yield "attention", x
+    if layer.cross_attention is not None:
+        x = x + _crossed(weights, f"{name}.cross_attention", layer.cross_attention, x, context)
+        yield "cross_attention", x
+    normed = weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
+    yield "mlp", (normed if layer.residual_from_norm else x) + _fed(weights, name, layer, normed)
+
+
+def _crossed(weights: Weights, name: str, attention: Attention, x: torch.Tensor, context: _Context) -> torch.Tensor:
+    memory = context.memory
+    assert memory is not None  # validate()
+    seen = torch.ones(memory.shape[:2]) if context.memory_mask is None else context.memory_mask
+    allowed = seen.bool()[:, None].expand(-1, x.shape[1], -1)
+    normed = weights.norm(x, f"{name}.norm", attention.norm)
+    y = attend(weights, name, attention, normed, memory, allowed, context.cross_bias)
+    return weights.norm(y, f"{name}.out_norm", attention.out_norm)
+
+
+def _fed(weights: Weights, name: str, layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    y = feed_forward(weights, f"{name}.mlp", layer.mlp, x)
+    y = weights.norm(y, f"{name}.mlp.out_norm", layer.mlp.out_norm)
+    return y * weights.vector(f"{name}.mlp.layer_scale.weight") if layer.layer_scale else y
+
+
+def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
+    classifier, head = architecture.classifier, architecture.head
+    if classifier is not None:
+        pooled = x[:, 0]
+        if classifier.hidden:
+            pooled = torch.tanh(weights.linear(pooled, "classifier.dense"))
+        return weights.linear(pooled, "classifier")
+    if head is None:
+        return x
+    logits = weights.product(x, "embedding.tokens.weight" if head.tied else "head.weight") * head.scale
+    if head.bias:
+        logits = logits + weights.vector("head.bias")
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)

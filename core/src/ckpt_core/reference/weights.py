@@ -1,0 +1,79 @@
+"""The weights of a model, read in blocks of rows while they are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from ckpt_core.api import LazyTensor
+from ckpt_core.architecture import Norm
+
+DEFAULT_BLOCK = 64 << 20
+
+
+class Weights:
+    """Canonical tensors as float32, of which no more than about `block` bytes are held at a time.
+
+    A single row (one output of a projection) is never cut.
+    """
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], block: int = DEFAULT_BLOCK) -> None:
+        self._tensors = tensors
+        self._elements = block // 4
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def vector(self, name: str, expert: int | None = None) -> torch.Tensor:
+        """A small tensor, whole: a norm, a bias, a table of positions."""
+        tensor = self._tensors[name]
+        return torch.from_numpy(np.ascontiguousarray(tensor[...] if expert is None else tensor[expert]))
+
+    def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of an embedding, [*indices.shape, h]; each row that occurs is read once."""
+        tensor = self._tensors[name]
+        needed, places = torch.unique(indices, return_inverse=True)
+        table = torch.empty(len(needed), *tensor.shape[1:])
+        for place, row in enumerate(needed.tolist()):
+            table[place] = torch.from_numpy(tensor[row])
+        return table[places]
+
+    def linear(self, x: torch.Tensor, name: str, expert: int | None = None, contracted: int = 1) -> torch.Tensor:
+        """x W^T + b for `NAME.weight` and, where it exists, `NAME.bias`; see `product`."""
+        y, bias = self.product(x, f"{name}.weight", expert, contracted), f"{name}.bias"
+        return y + self.vector(bias, expert).reshape(-1) if bias in self._tensors else y
+
+    def product(self, x: torch.Tensor, name: str, expert: int | None = None, contracted: int = 1) -> torch.Tensor:
+        """x W^T.
+
+        The last `contracted` axes of the weight meet as many last axes of `x`; its other axes, flattened, are the last
+        axis of the result. `expert` picks one of the weights that are stacked along the first axis.
+        """
+        tensor = self._tensors[name]
+        shape = tensor.shape if expert is None else tensor.shape[1:]
+        inner = math.prod(shape[len(shape) - contracted :])
+        flat = x.reshape(*x.shape[: x.dim() - contracted], inner)
+        blocks = self._blocks(tensor, shape, expert)
+        return torch.cat([flat @ block.reshape(-1, inner).T for block in blocks], dim=-1)
+
+    def _blocks(self, tensor: LazyTensor, shape: tuple[int, ...], expert: int | None) -> Iterator[torch.Tensor]:
+        step = max(1, self._elements // max(1, math.prod(shape[1:])))
+        for start in range(0, shape[0], step):
+            part = slice(start, start + step)
+            yield torch.from_numpy(np.ascontiguousarray(tensor[part] if expert is None else tensor[expert, part]))
+
+    def norm(self, x: torch.Tensor, name: str, norm: Norm | None, axes: int = 1) -> torch.Tensor:
+        """A normalisation over the last `axes` axes of `x`; None leaves it alone."""
+        if norm is None:
+            return x
+        over = tuple(range(-axes, 0))
+        if norm.kind == "layer":
+            x = x - x.mean(over, keepdim=True)
+        x = x * torch.rsqrt(x.square().mean(over, keepdim=True) + norm.eps)
+        if norm.weight:
+            weight = self.vector(f"{name}.weight")
+            x = x * (1 + weight if norm.zero_centred else weight)
+        return x + self.vector(f"{name}.bias") if norm.bias else x
