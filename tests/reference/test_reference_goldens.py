@@ -1,0 +1,28 @@
+"""The reference forward computes what the frameworks computed, also where no other class could hold the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.forwards import ROUNDED_FREQUENCIES, TOLERANCE, off_by, opened, recorded
+from support.goldens import Golden, goldens, root
+
+
+def every_golden() -> list[Golden]:
+    """All cases with recorded logits, of whatever framework."""
+    frameworks = {json.loads(path.read_text())["framework"] for path in root().rglob("case.json")}
+    found = [golden for name in sorted(frameworks) for golden in goldens(name)]
+    return [golden for golden in found if (golden.folder / "expected.safetensors").is_file()]
+
+
+def test_the_whole_set_is_here_if_it_is_named() -> None:
+    assert len(every_golden()) >= (90 if os.environ.get("CKPT_GOLDENS") else 20)
+
+
+@pytest.mark.parametrize("golden", every_golden(), ids=str)
+def test_it_computes_what_the_framework_computed(golden: Golden, tmp_path: Path) -> None:
+    with opened(golden, tmp_path) as model:
+        assert off_by(model, *recorded(golden)) <= ROUNDED_FREQUENCIES.get(golden.folder.name, TOLERANCE)
