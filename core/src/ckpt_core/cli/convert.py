@@ -161,16 +161,15 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
 
 
 def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[str, Any]:
-    """What is worth knowing after a conversion. `receipt` is its path, None if the output is a single file."""
-    from ckpt_core.engine.run import RECEIPT
+    """What is worth knowing after a conversion. `receipt` is its path."""
+    from ckpt_core.engine.staging import receipt_path
 
-    path = os.path.join(dst, RECEIPT)
     return {
         "destination": dst,
         "format": plan.target.format,
         "parallel": plan.target.parallel,
         "fingerprint": receipt.fingerprint,
-        "receipt": path if os.path.isfile(path) else None,
+        "receipt": receipt_path(dst),
         "tensors": len(plan.transfers),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
         "bytes_read": plan.bytes_read,
@@ -193,8 +192,7 @@ def show_summary(plan: Plan, src: str, summary: dict[str, Any]) -> None:
     page.say("decisions", *decision_lines(plan.target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("fingerprint", str(summary["fingerprint"]))
-    if summary["receipt"]:
-        page.say("receipt", str(summary["receipt"]))
+    page.say("receipt", str(summary["receipt"]))
 
 
 def side_text(side: Checkpoint | Target, path: str) -> str:

@@ -110,7 +110,9 @@ def _patches(words: _Words) -> str:
     height, width, patch, channels = (
         words.take(f"patches.{name}") for name in ("height", "width", "patch", "channels")
     )
-    return f"images {height}x{width} of {channels} channels in {patch}x{patch} patches"
+    said = f"images {height}x{width} of {channels} channels in {patch}x{patch} patches"
+    tokens = words.take("patches.class_tokens")
+    return f"{said}, after {tokens} class token{'' if tokens == 1 else 's'}"
 
 
 def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
@@ -199,11 +201,14 @@ def _positions(words: _Words, prefix: str) -> str:
         if rotary and isinstance(where, PerLayer):
             rotary[0] += in_layers(where)
         parts += rotary + words.tell(f"{path}.alibi", "alibi{}")
-    for path in (f"{prefix}relative_bias", f"{prefix}attention.relative_bias"):
-        parts += words.tell(f"{path}.buckets", "relative bias in {} buckets", always=True)
+    for path in (f"{prefix}relative_bias", f"{prefix}attention.relative_bias", f"{prefix}cross_relative_bias"):
+        across = " across" * path.endswith("cross_relative_bias")
+        parts += words.tell(f"{path}.buckets", f"relative bias{across} in {{}} buckets", always=True)
         parts += words.tell(f"{path}.max_distance", "up to {}", always=True)
-        if words.left.get(f"{path}.bidirectional") is True:
-            parts += words.tell(f"{path}.bidirectional", "both ways{}", always=True)
+        if isinstance(words.left.get(f"{path}.bidirectional"), bool):
+            parts.append("both ways" if words.take(f"{path}.bidirectional") else "backwards")
+    for block in ("attention", "cross_attention"):
+        parts += words.tell(f"{prefix}{block}.relative_bias_scale", "times {}")
     return ", ".join(parts)
 
 
@@ -240,6 +245,10 @@ def _head(words: _Words) -> str:
 def _classifier(words: _Words) -> str:
     if not words.has("classifier"):
         return ""
+    if not words.has("classifier.classes"):
+        return ", ".join(
+            ["none, the pooled sequence is the output", *words.tell("classifier.hidden", "dense and tanh{}")]
+        )
     return ", ".join(
         [f"{words.take('classifier.classes')} classes", *words.tell("classifier.hidden", "dense and tanh before{}")]
     )

@@ -18,7 +18,7 @@ from ckpt_core import __version__
 from ckpt_core.cli.output import emit_json, paint
 from ckpt_core.errors import CkptError
 
-_COMMANDS = ("convert", "inspect", "diff", "fingerprint", "verify", "formats")
+_COMMANDS = ("convert", "inspect", "diff", "fingerprint", "verify", "selftest", "formats")
 
 
 class LazyGroup(click.Group):

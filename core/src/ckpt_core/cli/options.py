@@ -43,7 +43,7 @@ class Size(click.ParamType):
             self.fail(f"{value!r} is not a size; write 256MiB, 2GB or a number of bytes", param, ctx)
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -71,7 +71,7 @@ def reading(command: Callable) -> Callable:
             "options",
             metavar="KEY=VALUE",
             multiple=True,
-            callback=_pairs,
+            callback=pairs,
             help="An option of a format; see `ckpt formats NAME`.",
         ),
         click.option(

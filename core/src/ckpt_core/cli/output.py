@@ -100,4 +100,4 @@ class Page:
         """Print `lines` under `label`; nothing if there are none."""
         for number, line in enumerate(lines):
             left = label if number == 0 else ""
-            click.echo((paint(left.ljust(self._width), "bold") + line).rstrip())
+            click.echo((paint(f"{left} ".ljust(self._width), "bold") + line).rstrip())

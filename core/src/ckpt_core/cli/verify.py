@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpt_core.verify.conversion import Verdict
     from ckpt_core.verify.logits import Apart, LogitsReport
     from ckpt_core.verify.receipt import Recorded
+    from ckpt_core.verify.row_parallel import RowParallelReport
 
 
 @click.command(short_help="Check that a conversion is what it should be.")
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
     help="Random positions to run, in each of two rows.",
 )
 @click.option("--prompt", metavar="IDS", help="Token ids to run instead, separated by commas.")
+@click.option(
+    "--row-parallel",
+    type=click.IntRange(2),
+    metavar="RANKS",
+    help="Run DST also with sums of partial products, as so many tensor parallel ranks compute it, and say how far that goes.",
+)
 @click.option("--plot", metavar="FILE", help="Draw the difference after every block; needs matplotlib.")
 @click.option(
     "--max-memory",
@@ -64,6 +71,7 @@ def command(
     tolerance: float,
     tokens: int,
     prompt: str | None,
+    row_parallel: int | None,
     plot: str | None,
     max_memory: int,
     as_json: bool,
@@ -97,6 +105,7 @@ def command(
     report = None
     if logits or prompt or plot:
         report = _run_both(source, target, tokens, prompt, max_memory)
+    summed = _run_summed(target, tokens, prompt, row_parallel, max_memory) if row_parallel else None
     if report is not None and plot:
         from ckpt_core.verify.plot import draw
 
@@ -105,9 +114,12 @@ def command(
     if as_json:
         emit_json(
             {"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)}
+            | ({"row_parallel": _summed_json(summed)} if summed else {})
         )
     else:
         show_verdict(verdict, recorded, report, tolerance)
+        if summed is not None:
+            show_row_parallel(summed)
         click.echo(paint("verified", "green") if passed else paint("different", "red"))
     return 0 if passed else 3
 
@@ -137,6 +149,17 @@ def _run_both(source: Checkpoint, target: Checkpoint, tokens: int, prompt: str |
     inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
     with progress("running") as listener:
         return compare_logits(source, target, inputs, max_memory, listener)
+
+
+def _run_summed(target: Checkpoint, tokens: int, prompt: str | None, ranks: int, max_memory: int) -> RowParallelReport:
+    try:
+        from ckpt_core.reference import given_inputs, random_inputs
+        from ckpt_core.verify.row_parallel import compare_row_parallel
+    except ImportError:
+        raise CkptError("running a model needs torch", fix='pip install "ckpt-core[torch]"') from None
+    both = target.architecture, target.architecture
+    inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
+    return compare_row_parallel(target, inputs, ranks, max_memory)
 
 
 def _token_ids(prompt: str) -> list[int]:
@@ -200,6 +223,24 @@ def show_verdict(verdict: Verdict, recorded: Recorded | None, report: LogitsRepo
         )
         page.say("remark", *report.remarks)
     show_differences(verdict.differences, ("source", "target"))
+
+
+def show_row_parallel(report: RowParallelReport) -> None:
+    """What summing partial products changes, as text. It is no difference between SRC and DST."""
+    page = Page()
+    page.say(
+        "row-parallel",
+        f"logits of sums over {report.ranks} ranks against single products, of the same weights:",
+        *(
+            f"{dtype} {one.largest:.3g} apart at most, {one.mean:.3g} on average, of logits up to {one.scale:.3g}; "
+            f"{100 * one.agreement:.4g}% of the most likely tokens agree"
+            for dtype, one in report.by_dtype.items()
+        ),
+    )
+
+
+def _summed_json(report: RowParallelReport) -> dict[str, object]:
+    return {"ranks": report.ranks} | {dtype: _apart_json(one) for dtype, one in report.by_dtype.items()}
 
 
 def _apart_text(one: Apart, tolerance: float) -> str:

@@ -1,0 +1,66 @@
+"""`ckpt selftest`: does a format find every element where it put it, for these sizes and this layout?"""
+
+from __future__ import annotations
+
+import click
+
+from ckpt_core.cli.options import pairs
+from ckpt_core.cli.output import Page, emit_json, paint, plural
+from ckpt_core.errors import UsageError
+
+
+@click.command(short_help="Trace every element through a format, for your own sizes and layout.")
+@click.argument("format")
+@click.option("--config", metavar="FILE", help="The model: an HF config.json or our architecture.json.")
+@click.option("--like", metavar="SRC", help="The model: that of a checkpoint.")
+@click.option("--tp", type=click.IntRange(min=1), metavar="N", help="Tensor parallel ranks.")
+@click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline parallel stages.")
+@click.option("--ep", type=click.IntRange(min=1), metavar="N", help="Expert parallel ranks.")
+@click.option("--dtype", default="bf16", show_default=True, help="The dtype of the model's tensors.")
+@click.option("-o", "options", metavar="KEY=VALUE", multiple=True, callback=pairs, help="An option of the format.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(
+    format: str,
+    *,
+    config: str | None,
+    like: str | None,
+    tp: int | None,
+    pp: int | None,
+    ep: int | None,
+    dtype: str,
+    options: dict[str, str],
+    as_json: bool,
+) -> int:
+    """Write a model of these sizes in FORMAT, without data, read it back, and compare where every element lies.
+
+    Takes seconds whatever the size: files are made of headers and holes. Exit 0 if every element is found where it was
+    put, 3 if not, with the first one that is not by tensor, axis and index.
+    """
+    from ckpt_core.api import config_architecture, read_checkpoint
+    from ckpt_core.storage.dtypes import dtype_named
+    from ckpt_core.verify.tracer import sizes, trace
+
+    if (config is None) == (like is None):
+        raise UsageError("which model?", expected="--config FILE or --like SRC")
+    architecture = read_checkpoint(like).architecture if like else config_architecture(config)
+    assert architecture is not None  # a config that says nothing raises
+    seen = trace(format, architecture, dtype_named(dtype), options=options, tp=tp, pp=pp, ep=ep)
+    if as_json:
+        emit_json(
+            {
+                "passed": seen.passed,
+                "tensors": seen.tensors,
+                "elements": seen.elements,
+                "files": seen.files,
+                "compared": seen.compared,
+                "misplaced": [{name: getattr(one, name) for name in one.__slots__} for one in seen.misplaced],
+            }
+        )
+        return 0 if seen.passed else 3
+    page = Page()
+    page.say("model", ", ".join(sizes(architecture)))
+    page.say("files", f"{seen.files:,}, of headers and holes")
+    page.say("compared", f"{seen.compared:,} places in {plural(seen.tensors, 'tensor')}")
+    page.say("misplaced", *(str(one) for one in seen.misplaced[:20]))
+    click.echo(paint("every element is found where it was put", "green") if seen.passed else paint("misplaced", "red"))
+    return 0 if seen.passed else 3
