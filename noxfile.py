@@ -79,6 +79,14 @@ def real_nanotron(session: nox.Session) -> None:
 
 
 @nox.session
+def real_megatron(session: nox.Session) -> None:
+    """The released Megatron-Core (PyPI 0.16.1, on CPU) loads what we write; its logits equal those of transformers."""
+    session.install("-r", "tests/real/requirements-megatron.txt")
+    install(session, "transformers>=4.45", "safetensors", "pytest")
+    session.run("pytest", "--noconftest", "tests/real/check_megatron.py", *session.posargs)
+
+
+@nox.session
 def smollm2(session: nox.Session) -> None:
     """A real trained model, HF -> Nanotron TP3 PP2 -> HF: every tensor bit-identical, the same text generated."""
     session.install("-r", "tests/real/requirements-smollm2.txt")

@@ -77,6 +77,7 @@ CASES = {
     "deepseek_v3_halves": Case(
         "deepseek_v3", {**_LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False}, {"rope_interleave": True}
     ),
+    "bloom": Case("bloom", {"vocab_size": 61, "hidden_size": 96, "n_layer": 2, "n_head": 12}, {"apply_residual_connection_post_layernorm": True}),
     "falcon": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56}, {"activation": "relu"}),
     "falcon_per_head": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56, "multi_query": False, "bias": True}, {"layer_norm_epsilon": 0.5}),
     "falcon_in_sequence": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56, "parallel_attn": False}, {"layer_norm_epsilon": 0.5}),

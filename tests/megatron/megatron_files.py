@@ -89,8 +89,9 @@ def dist_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 
 def args_of(golden: Golden) -> dict:
     """The args that the case was made with, as ckpt reads them."""
-    from ckpt_megatron.dist import read_dist
-    from ckpt_megatron.files import container_of, read_torch
+    from ckpt_megatron.files import container_of
+    from ckpt_megatron.read_dist import read_dist
+    from ckpt_megatron.read_torch import read_torch
 
     folder = str(iteration_of(golden.checkpoint))
     return (read_dist if container_of(folder) == "torch_dist" else read_torch)(folder, "auto").args
@@ -103,28 +104,22 @@ def own_layout(golden: Golden) -> dict[str, object]:
 
 
 def layouts(golden: Golden) -> list[dict[str, object]]:
-    """Layouts that the model's sizes allow: all combinations of tp, pp and ep, in both containers and both kinds of names."""
+    """One rank, as many tensor ranks as there can be, and as many stages (virtual ones too), in different containers."""
     args = args_of(golden)
-    heads, groups = (
-        args["num_attention_heads"],
-        args.get("num_query_groups") if args.get("group_query_attention") else 0,
-    )
+    heads, layers, experts = args["num_attention_heads"], args["num_layers"], args.get("num_experts")
+    groups = args.get("num_query_groups") if args.get("group_query_attention") else heads
     widths = [
         args.get("ffn_hidden_size") or 4 * args["hidden_size"],
         args.get("moe_ffn_hidden_size"),
         args.get("moe_shared_expert_intermediate_size"),
     ]
-    common = math.gcd(heads, groups or heads, *(width for width in widths if width))
-    found: list[dict[str, object]] = []
-    for tp in (n for n in range(1, common + 1) if common % n == 0):
-        for pp in (n for n in range(1, args["num_layers"] + 1) if args["num_layers"] % n == 0):
-            for ep in (1, 2) if args.get("num_experts") else (1,):
-                number = len(found)
-                container, names = ("torch", "torch_dist")[number % 2], ("te", "local")[number // 2 % 2]
-                options = {"container": container, "names": names}
-                if args.get("num_experts"):
-                    options["experts"] = ("sequential", "grouped")[number // 3 % 2]
-                if container == "torch" and pp > 1 and args["num_layers"] % (2 * pp) == 0:
-                    options["vpp"] = "2"
-                found.append({"tp": tp, "pp": pp, "ep": ep, "options": options})
-    return found
+    tp = math.gcd(heads, groups, *(width for width in widths if width))
+    pp = max(n for n in range(1, layers + 1) if layers % n == 0 and (n < layers or layers < 4))
+    virtual = {"vpp": "2"} if pp > 1 and layers % (2 * pp) == 0 else {}
+    one, other = ({"experts": kind} if experts else {} for kind in ("sequential", "grouped"))
+    return [
+        {"options": {"container": "torch", "names": "local", **other}},
+        {"tp": tp, "ep": 2 if experts else 1, "options": {"container": "torch", "names": "te", **one}},
+        {"tp": 2, "pp": pp, "options": {"container": "torch", "names": "te", **other, **virtual}},
+        {"options": {"container": "torch_dist", "names": "local"}},
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import megatron_files as megatron
@@ -13,6 +14,7 @@ from support.models import load, logits_of, weights
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import parameters
+from ckpt_core.errors import CkptError
 from ckpt_hf import load_model
 
 TOLERANCE = 1e-4  # of fp32 logits; the two frameworks' own forwards differ by up to 1e-5
@@ -183,10 +185,9 @@ def test_notices_another_order_of_q_k_v(golden: Golden, monkeypatch: pytest.Monk
 @each("megatron", lambda golden: "groupedmlp" in golden.folder.name and is_torch(golden))
 def test_notices_grouped_experts_cut_by_columns(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     from ckpt_core.storage.tensor import StoredTensor
-    from ckpt_megatron import files
+    from ckpt_megatron import read_torch
 
-    def columns(tensor, name, args, ep):
-        local = args["num_experts"] // ep
+    def columns(tensor, name, local):
         rows, width = tensor.shape
         if name.endswith("weight1"):
             return StoredTensor(
@@ -194,5 +195,27 @@ def test_notices_grouped_experts_cut_by_columns(golden: Golden, monkeypatch: pyt
             )
         return StoredTensor.contiguous(tensor.file, tensor.dtype, (local, rows // local, width), tensor.offset)
 
-    monkeypatch.setattr(files, "_viewed", columns)
+    monkeypatch.setattr(read_torch, "_viewed", columns)
     assert off(golden) > WRONG
+
+
+# --- damaged -------------------------------------------------------------------------------------------------------
+
+
+def rank_files(run: Path) -> list[Path]:
+    return sorted(run.rglob("model_optim_rng.pt")) or sorted(run.rglob("*.distcp"))
+
+
+@each("megatron", lambda golden: len(rank_files(golden.checkpoint)) > 1)
+def test_swapped_and_missing_files_are_refused(golden: Golden, tmp_path: Path) -> None:
+    """Files of tensor and expert parallel ranks have the same shapes; the args tell which rank saved each."""
+    shutil.copytree(golden.checkpoint, tmp_path / "run")
+    one, *_, two = rank_files(tmp_path / "run")
+    aside = tmp_path / "aside"
+    for old, new in ((one, aside), (two, one), (aside, two)):
+        old.rename(new)
+    with pytest.raises(CkptError, match=r"written by another rank|first pipeline stage|outside the file that holds it"):
+        open_checkpoint(tmp_path / "run")
+    one.unlink()
+    with pytest.raises(CkptError, match=r"is missing|no file of|ranks|but the files are of"):
+        open_checkpoint(tmp_path / "run")

@@ -10,7 +10,7 @@ import megatron_files as megatron
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from families.cases import CASES, build, tokens
+from families.cases import CASES, build
 from support import tiny
 from support.folders import assert_nothing_at, assert_same_bits
 from support.models import load, logits_of
@@ -18,60 +18,13 @@ from support.models import load, logits_of
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 
-OLD = ("llama", "mistral", "qwen2", "qwen2_moe", "starcoder2")
-HELD = [
-    *OLD,
-    *(
-        name
-        for name in CASES
-        if name.startswith(("mixtral", "qwen3", "nemotron", "deepseek", "falcon_in", "gpt_neox_in")) or name == "gpt2"
-    ),
-]
-REFUSED = {
-    "gemma": "tokens.scale|activation", "gemma2": "softcap", "olmo2": "attention.norm|out_norm", "falcon": "parallel", "falcon_new": "parallel",
-    "gpt_neox": "parallel", "phi3_longrope": "longrope",
-}  # fmt: skip
-# What of these Megatron cannot hold: groups of experts scored by the best one where topk / group_topk is two.
-UNLIKE = {"deepseek_v2": "group_score"}
-LAYOUTS = [
-    {"tp": 1, "pp": 1, "options": {}},
-    {"tp": 2, "pp": 1, "options": {"container": "torch", "names": "te"}},
-    {"tp": 2, "pp": 2, "options": {"container": "torch", "names": "local", "decoder_first_pipeline_num_layers": "1"}},
-    {"tp": 2, "pp": 1, "options": {"container": "torch_dist", "names": "local"}},
-]
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for family in HELD:
-        folders[family] = tmp_path_factory.mktemp(family) / "hf"
-        if family in OLD:
-            tiny.build(folders[family], family)
-        else:
-            build(CASES[family], folders[family])
+    folders = {family: tmp_path_factory.mktemp(family) / "hf" for family in ("llama", "qwen2_moe")}
+    for family, folder in folders.items():
+        tiny.build(folder, family)
     return folders
-
-
-@pytest.mark.parametrize("family", [family for family in HELD if family not in UNLIKE])
-def test_a_family_goes_to_every_layout_and_back(family: str, models: dict[str, Path], tmp_path: Path) -> None:
-    ids = tiny.tokens() if family in OLD else tokens()
-    expected = logits_of(load(models[family]), ids)
-    for number, layout in enumerate(LAYOUTS):
-        run = tmp_path / f"run{number}"
-        receipt = convert(models[family], run, to="megatron", **layout)
-        if not any("zero biases" in rewrite for rewrite in receipt.body["target"]["decisions"]["rewrites"]):
-            assert fingerprint(run) == fingerprint(models[family])
-        convert(run, tmp_path / f"hf{number}", to="hf")
-        assert (logits_of(load(tmp_path / f"hf{number}"), ids) - expected).abs().max() <= 1e-5, layout
-
-
-@pytest.mark.parametrize("family", [*REFUSED, *UNLIKE])
-def test_what_megatron_cannot_hold_is_refused_by_name(family: str, tmp_path: Path) -> None:
-    build(CASES[family], tmp_path / "hf")
-    with pytest.raises(CkptError, match={**REFUSED, **UNLIKE}[family]):
-        convert(tmp_path / "hf", tmp_path / "run", to="megatron")
-    assert_nothing_at(tmp_path / "run")
 
 
 def test_biases_are_all_or_none(tmp_path: Path) -> None:
@@ -228,6 +181,14 @@ def test_without_args_the_config_says_what_the_model_is(models: dict[str, Path],
         with pytest.raises(CkptError, match="--config"):
             fingerprint(run)
         assert fingerprint(run, config=str(models["llama"] / "config.json")) == fingerprint(models["llama"])
+
+
+def test_without_args_the_router_says_how_many_experts_are_grouped(tmp_path: Path) -> None:
+    build(CASES["mixtral"], tmp_path / "hf", num_local_experts=8)
+    options = {"container": "torch", "names": "local", "experts": "grouped"}
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron", ep=2, options=options)
+    without_args(tmp_path / "run")
+    assert fingerprint(tmp_path / "run", config=str(tmp_path / "hf/config.json")) == fingerprint(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("pp", [1, 2])

@@ -85,6 +85,7 @@ CHANGES: dict[str, tuple[Callable[[dict], object], int, int, str]] = {
     "a layer": (lambda c: [c["model"].pop(name) for name in list(c["model"]) if ".layers.0." in name], 0, 0, "not numbered from 0"),
     "fewer layers": (on_args(num_layers=3), ALL, ALL, "another number of layers"),
     "other ranks": (on_args(tensor_model_parallel_size=4), ALL, ALL, "args.tensor_model_parallel_size is 4"),
+    "other virtual stages": (on_args(virtual_pipeline_model_parallel_size=2), ALL, ALL, "virtual_pipeline_model_parallel_size is 2"),
     "another model": (on_args(qk_l2_norm=True), ALL, ALL, "args.qk_l2_norm"),
     "a strange norm": (on_args(normalization="GroupNorm"), ALL, ALL, "GroupNorm"),
     "a strange position": (on_args(position_embedding_type="alibi"), ALL, ALL, "alibi"),
@@ -122,13 +123,37 @@ def test_swapped_stages_are_refused(originals: dict[str, Path], tmp_path: Path) 
 
 
 def test_swapped_tensor_ranks_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:
-    """Both files have the same shapes; the rank that Megatron saves among the args tells them apart."""
+    """Both files have the same shapes; the rank that Megatron saves among the args, and we too, tells them apart."""
     run = copied(originals["torch"], tmp_path)
-    for number, (tp, pp) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
-        changed(run, on_args(rank=number, world_size=4), tp, pp)
-    convert(run, tmp_path / "fine", to="ir")
     swap(run / RANK.format(0, 1), run / RANK.format(1, 1))
     refused(run, tmp_path, problem="written by another rank than its folder says")
+
+
+def test_converters_save_the_same_rank_in_all_files(originals: dict[str, Path], tmp_path: Path) -> None:
+    run = copied(originals["torch"], tmp_path)
+    for rank in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        changed(run, on_args(rank=0, world_size=1), *rank)
+    convert(run, tmp_path / "ir", to="ir")
+
+
+def test_a_file_of_another_iteration_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
+    run = copied(originals["torch"], tmp_path)
+    changed(run, lambda content: content.update(iteration=7), 1, 1)
+    refused(run, tmp_path, problem="iteration is 7")
+
+
+def test_a_folder_of_another_iteration_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
+    for container in ("torch", "torch_dist"):
+        run = copied(originals[container], tmp_path / container)
+        (run / "release").rename(run / "iter_0000009")
+        (run / "latest_checkpointed_iteration.txt").write_text("9")
+        refused(run, tmp_path, problem="of another iteration than the folder")
+
+
+def test_a_rank_without_bounds_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
+    run = copied(originals["torch"], tmp_path)
+    (run / "release/mp_rank_01_001").rename(run / "release/mp_rank_99999999999_001")
+    refused(run, tmp_path, problem="fewer files than ranks")
 
 
 def swap(one: Path, two: Path) -> None:
@@ -204,10 +229,10 @@ METADATA_CHANGES: dict[str, tuple[Callable, str]] = {
     "negative": (lambda m: _set(m, offset=-1), "is impossible"),
     "somewhere else": (lambda m: _set(m, offset=info_of(m, "decoder.final_layernorm.weight").offset), "share bytes|no torch file|zip"),
     "a smaller shape": (lambda m: setattr(entry(m), "size", torch.Size([4, 96, 55])), "do not tile"),
-    "a missing chunk": (lambda m: entry(m).chunks.pop(), "do not tile|are located|lies nowhere"),
+    "a missing chunk": (lambda m: entry(m).chunks.pop(), "do not tile|places"),
     "a larger chunk": (lambda m: setattr(entry(m).chunks[0], "sizes", torch.Size([1, 96, 57])), "do not tile"),
     "overlapping chunks": (lambda m: setattr(entry(m).chunks[1], "offsets", entry(m).chunks[0].offsets), "do not tile"),
-    "another dtype": (lambda m: setattr(entry(m).properties, "dtype", torch.bfloat16), "is not what .metadata says"),
+    "another dtype": (lambda m: setattr(entry(m).properties, "dtype", torch.bfloat16), "is not what the checkpoint's metadata says"),
     "another kind": (lambda m: m.state_dict_metadata.update({"decoder.layers.mlp.linear_fc2.weight": 3}), "no tensor and no object"),
     "a harmful class": (lambda m: setattr(m, "planner_data", Harmful()), "system"),
 }  # fmt: skip
@@ -246,7 +271,7 @@ def test_swapped_files_are_refused(originals: dict[str, Path], tmp_path: Path) -
     refused(run, tmp_path, problem="lies outside the file that holds it")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"sharded_backend": "zarr"}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"sharded_backend": "tensorstore"}', b"[]"])
 def test_other_backends_are_refused(content: bytes, originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch_dist"], tmp_path)
     (run / "release/metadata.json").write_bytes(content)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import megatron_files as megatron
 import pytest
 import torch
 from families.cases import CASES, build
@@ -15,7 +18,7 @@ from test_megatron_conformance import DistributedFiles
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import Activation, Architecture, PerLayer, RotaryKind, architecture_of
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.dcp import tiles
+from ckpt_core.storage.chunked import tiles
 from ckpt_megatron.config import read_args
 
 ARGS = {
@@ -181,14 +184,58 @@ def test_routers() -> None:
     assert first(MOE).mlp.moe.ffn == 72
 
 
+YARN_40 = (0.1 * 3.6888794541139363 + 1) ** 2 / 20**0.5  # mscale 1, a factor of 40
+
+
 def test_latent_attention_has_yarn_by_default() -> None:
-    plain = first({**LATENT, "rope_type": "rope"}).latent_attention
+    plain = first({**LATENT, "rope_type": "rope", "rotary_scaling_factor": 1.0}).latent_attention
     assert plain.rotary.scaling is None
+    assert plain.scale is None
     assert first({**LATENT, "rotary_scaling_factor": 1.0}).latent_attention == plain
     yarn = first({**LATENT, "rotary_scaling_factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}).latent_attention
     assert yarn.rotary.scaling.kind is RotaryKind.YARN
     assert yarn.rotary.scaling.original_positions == 4096
-    assert yarn.scale == pytest.approx((0.1 * 3.6888794541139363 + 1) ** 2 / 20**0.5)
+    assert yarn.scale == pytest.approx(YARN_40)
+
+
+def test_the_scale_of_latent_scores_follows_the_version() -> None:
+    """mscale until core 0.13, whose args lack rope_type; mscale_all_dim since, and without yarn too."""
+    stretched = {**LATENT, "rotary_scaling_factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+    assert first(stretched).latent_attention.scale == pytest.approx(YARN_40)
+    recent = {"rope_type": "yarn", "layernorm_epsilon": 1e-5}
+    assert first({**stretched, **recent}).latent_attention.scale is None
+    unrotated = {**stretched, "rope_type": "rope", "layernorm_epsilon": 1e-5, "mscale_all_dim": 1.0}
+    assert first(unrotated).latent_attention.scale == pytest.approx(YARN_40)
+    assert first(unrotated).latent_attention.rotary.scaling is None
+    with pytest.raises(CkptError, match="nothing tells the version"):
+        first({**stretched, "rope_type": "yarn", "norm_epsilon": 1e-5})
+
+
+def test_one_mscale_alone_is_a_factor_of_the_rotation() -> None:
+    """HF counts mscale and mscale_all_dim only together; Megatron each by itself."""
+    args = {**LATENT, "rope_type": "yarn", "layernorm_epsilon": 1e-5, "rotary_scaling_factor": 40.0}
+    scaling = first({**args, "mscale": 0.5, "mscale_all_dim": 0.0}).latent_attention.rotary.scaling
+    assert scaling.attention_factor == pytest.approx(0.05 * 3.6888794541139363 + 1)
+    assert (
+        first({**args, "mscale": 1.0, "mscale_all_dim": 0.0}).latent_attention.rotary.scaling.attention_factor is None
+    )
+
+
+def test_latent_attention_looks_at_no_other_rotary_args() -> None:
+    plain = {**LATENT, "rope_type": "rope", "rotary_scaling_factor": 1.0}
+    others = {"use_rope_scaling": True, "rotary_seq_len_interpolation_factor": 4.0, "no_rope_freq": 2}
+    assert first({**plain, **others}) == first(plain)
+    assert first({**ARGS, "use_rope_scaling": True}).attention.rotary.scaling.kind is RotaryKind.LLAMA3
+
+
+def test_no_position_embedding() -> None:
+    learned = {**ARGS, "position_embedding_type": "learned_absolute"}
+    assert architecture(learned).decoder.positions.count == 64
+    assert architecture({**learned, "add_position_embedding": False}).decoder.positions is None
+    assert (
+        architecture({**ARGS, "position_embedding_type": None, "add_position_embedding": True}).decoder.positions.count
+        == 64
+    )
 
 
 def test_the_true_vocabulary() -> None:
@@ -208,6 +255,10 @@ def test_the_true_vocabulary() -> None:
         {"hybrid_override_pattern": "M*M-"},
         {"activation_func_clamp_value": 7.0},
         {"moe_latent_size": 12},
+        {"moe_expert_capacity_factor": 1.25},
+        {"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"]},
+        {"moe_router_force_load_balancing": True},
+        {"heterogeneous_block_specs": True},
         {"window_size": (4, 4)},
         {"num_layers": None},
         {"moe_layer_freq": [1, 0], "num_experts": 4},
@@ -217,6 +268,54 @@ def test_what_is_not_supported_is_named(args: dict[str, object]) -> None:
     (key, *_) = args
     with pytest.raises(CkptError, match=key):
         architecture({**ARGS, **args})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "swiglu", "quick_geglu", "squared_relu", "bias_gelu_fusion", "openai_gelu", "use_legacy_models", "add_bias_linear", "disable_bias_linear",
+        "add_qkv_bias", "group_query_attention", "qk_layernorm", "untie_embeddings_and_output_weights", "rotary_interleaved", "use_rope_scaling",
+        "use_rotary_position_embeddings", "apply_residual_connection_post_layernorm", "moe_router_pre_softmax", "moe_router_enable_expert_bias",
+    ],
+)  # fmt: skip
+def test_a_switch_is_on_or_off(key: str) -> None:
+    """A string "False" would be true."""
+    args = {**MOE, "swiglu": False} | ({"use_legacy_models": True} if key == "openai_gelu" else {})
+    for value in ("False", 2, [1]):
+        with pytest.raises(CkptError, match=key):
+            architecture({**args, key: value})
+    with contextlib.suppress(CkptError):
+        architecture({**args, key: None})
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ({"layernorm_epsilon": 1e-5, "norm_epsilon": 1e-6}, "two names of one arg"),
+        ({"layernorm_zero_centered_gamma": True, "apply_layernorm_1p": False}, "two names of one arg"),
+        ({"swiglu": True, "squared_relu": True}, "more than one activation"),
+        ({"moe_layer_freq": -1}, "moe_layer_freq"),
+        ({"moe_layer_freq": [0, 1, 2, 1]}, "neither 0 nor 1"),
+        ({"no_rope_freq": True}, "no_rope_freq"),
+        ({"window_size": (7, 0), "window_attn_skip_freq": 0}, "window_attn_skip_freq"),
+        ({"moe_router_group_topk": 1}, "moe_router_num_groups"),
+        ({"rotary_base": -1}, "rotary_base"),
+        ({"rotary_percent": "1"}, "rotary_percent"),
+        ({"rotary_seq_len_interpolation_factor": 0}, "rotary_seq_len_interpolation_factor"),
+        ({"moe_router_load_balancing_type": "quantile"}, "moe_router_load_balancing_type"),
+    ],
+)
+def test_args_that_contradict_or_make_no_sense(args: dict[str, object], problem: str) -> None:
+    architecture(MOE)
+    with pytest.raises(CkptError, match=problem):
+        architecture({**MOE, **args})
+
+
+def test_latent_attention_rotates_wholly() -> None:
+    with pytest.raises(CkptError, match="rotary_percent"):
+        architecture({**LATENT, "rope_type": "rope", "rotary_percent": 0.5})
+    with pytest.raises(CkptError, match="rope_type"):
+        architecture({**LATENT, "rope_type": "dynamic"})
 
 
 def test_per_layer_facts_are_per_layer() -> None:
@@ -279,6 +378,37 @@ def test_predicting_layers_are_left_behind(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "run") as source:
         assert [loss.subject for loss in source.checkpoint.losses] == ["mtp.*"]
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+
+
+def test_predicting_layers_may_have_a_stage_of_their_own(tmp_path: Path) -> None:
+    """The final norm then is with the last decoder layer, and the head with the layers that predict."""
+    tiny.build(tmp_path / "hf", "llama", num_hidden_layers=4)
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron", pp=2, options={"container": "torch"})
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    rewritten(tmp_path / "run", lambda content: content["args"].__dict__.update(pipeline_model_parallel_size=3, rank=0))
+    folder = tmp_path / "run/release"
+    last = torch.load(folder / "mp_rank_00_001/model_optim_rng.pt", weights_only=False)
+    first = torch.load(folder / "mp_rank_00_000/model_optim_rng.pt", weights_only=False)
+    embedding = {name: value for name, value in first["model"].items() if name.startswith("embedding.")}
+    head = {name: last["model"].pop(name) for name in list(last["model"]) if name.startswith("output_layer.")}
+    torch.save(last, folder / "mp_rank_00_001/model_optim_rng.pt")
+    last["model"] = embedding | head | {"mtp.layers.0.eh_proj.weight": torch.zeros(3)}
+    (folder / "mp_rank_00_002").mkdir()
+    torch.save(last, folder / "mp_rank_00_002/model_optim_rng.pt")
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+
+
+def test_masters_in_flat_buffers_are_refused(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "hf", "llama")
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron", options={"container": "torch_dist"})
+    files = DistributedFiles()
+    entry = files.find(str(tmp_path / "run"))[0]
+    buffer = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.dtype_(torch.bfloat16, torch.float32).bucket_idx_0.param"
+    files._change(entry, buffer, torch.zeros(640))
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+    with pytest.raises(CkptError, match="flat buffers of one parallel layout"):
+        fingerprint(tmp_path / "run", weights="master")
 
 
 def test_wrapped_models_have_a_prefix(tmp_path: Path) -> None:
@@ -345,6 +475,31 @@ def test_a_subclass_of_metadata_is_read(tmp_path: Path) -> None:
     assert pickle.loads(data) and data.count(old) == 1
     path.write_bytes(data.replace(old, b"cmegatron.core.dist_checkpointing.strategies.torch\nMCoreMetadata\n"))
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_zarr_is_read(dtype: str, tmp_path: Path) -> None:
+    """The backend until core 0.15: an array per key, cut by layer, with bfloat16 under tensorstore's name."""
+    tiny.build(tmp_path / "hf", "qwen2_moe")
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron", dtype=dtype, options={"container": "torch_dist"})
+    folder = tmp_path / "run/release"
+    for key, tensor in megatron.dist_tensors(folder).items():
+        chunk = [1, *tensor.shape[1:]] if key.startswith("decoder.layers.") else list(tensor.shape)
+        array = {"shape": list(tensor.shape), "chunks": chunk, "dtype": {"fp32": "<f4", "bf16": "bfloat16"}[dtype]}
+        array |= {"zarr_format": 2, "compressor": None, "fill_value": None, "filters": None, "order": "C"}
+        (folder / key).mkdir()
+        (folder / key / ".zarray").write_text(json.dumps(array))
+        for index, part in enumerate(tensor.split(chunk[0])):
+            name = ".".join(map(str, [index, *([0] * (tensor.dim() - 1))]))
+            (folder / key / name).write_bytes(part.contiguous().view(torch.uint8).numpy().tobytes())
+    for path in [*folder.glob("*.distcp"), folder / ".metadata", tmp_path / "run/ckpt-receipt.json"]:
+        path.unlink()
+    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "sharded_backend_version": 1}))
+    convert(tmp_path / "hf", tmp_path / "half", to="hf", dtype=dtype)
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "half")
+    (folder / "decoder.final_layernorm.weight/0").unlink()
+    with pytest.raises(CkptError, match="final_layernorm"):
+        fingerprint(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
-"""The real Megatron-Core as a judge: it loads a checkpoint folder in any TP/PP topology and computes logits.
+"""The real Megatron-Core as a judge: it loads a checkpoint folder in any TP/PP/EP topology and computes logits.
 
-    python megatron_judge.py ROOT EXPECTED OUT --tp 2 --pp 1
+    python megatron_judge.py ROOT IDS OUT --tp 2 --pp 2
 
-EXPECTED holds `input_ids`; OUT gets the `logits`, unless there are several stages, whose loading alone is judged. A
-key or shape that the model does not have, or misses, is an error, in torch files as in torch_dist (at the strictness
-that is Megatron's default). CPU, gloo, local layer spec: TransformerEngine needs a GPU. Patched are only calls of
-CUDA: the current device, moves to it, and the states of its random generators.
+IDS holds `input_ids`, OUT gets the `logits`. A key or shape that the model does not have, or misses, is an error, in
+torch files as in torch_dist (at the strictness that is Megatron's default). CPU, gloo, local layer spec:
+TransformerEngine needs a GPU. Patched are only calls of CUDA: the current device, moves to it, and its random states.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ SAME = (
 ).split()
 
 
-def model_of(args: argparse.Namespace, tp: int, pp: int, stage: int):
+def model_of(args: argparse.Namespace, asked: argparse.Namespace, stage: int):
     """GPTModel as Megatron's own `core_transformer_config_from_args` and `model_provider` would build it."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -50,10 +49,13 @@ def model_of(args: argparse.Namespace, tp: int, pp: int, stage: int):
         num_query_groups=args.num_query_groups if args.group_query_attention else args.num_attention_heads,
         gated_linear_unit=args.swiglu,
         activation_func=functional.silu if args.swiglu else functional.gelu,
+        bias_activation_fusion=args.bias_gelu_fusion,
         num_moe_experts=args.num_experts,
         moe_grouped_gemm=args.moe_grouped_gemm,
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
+        tensor_model_parallel_size=asked.tp,
+        pipeline_model_parallel_size=asked.pp,
+        expert_model_parallel_size=asked.ep,
+        sequence_parallel=False,
         pipeline_dtype=torch.float32,
     )
     spec = get_gpt_layer_local_spec(
@@ -71,35 +73,50 @@ def model_of(args: argparse.Namespace, tp: int, pp: int, stage: int):
         rope_scaling=args.use_rope_scaling,
         rope_scaling_factor=args.rope_scaling_factor,
         pre_process=stage == 0,
-        post_process=stage == pp - 1,
+        post_process=stage == asked.pp - 1,
         parallel_output=False,
     ).eval()
 
 
-def loaded(folder: Path, rank: int, tp: int, pp: int):
-    """The model of one rank with the weights in `folder`."""
+def loaded(folder: Path, asked: argparse.Namespace, tp: int, pp: int, ep: int):
+    """The model of one rank, at (tp, pp, ep) in the topology, with the weights in `folder`."""
     from megatron.core import dist_checkpointing
 
-    stage = rank // tp
     if (folder / ".metadata").exists():
         args = dist_checkpointing.load_common_state_dict(str(folder))["args"]
-        model = model_of(args, tp, pp, stage)
+        model = model_of(args, asked, pp)
         strict = dist_checkpointing.validation.StrictHandling.ASSUME_OK_UNEXPECTED
         state = dist_checkpointing.load(model.sharded_state_dict(), str(folder), strict=strict)
         known = model.state_dict()
         state = {name: value for name, value in state.items() if name in known}
     else:
-        name = f"mp_rank_{rank % tp:02d}" + (f"_{stage:03d}" if pp > 1 else "")
-        content = torch.load(folder / name / "model_optim_rng.pt", weights_only=True)
-        model = model_of(content["args"], tp, pp, stage)
+        stage, experts = f"_{pp:03d}" if asked.pp > 1 else "", f"_{ep:03d}" if asked.ep > 1 else ""
+        content = torch.load(folder / f"mp_rank_{tp:02d}{stage}{experts}" / "model_optim_rng.pt", weights_only=True)
+        model = model_of(content["args"], asked, pp)
         state = content["model"]
     model.load_state_dict(state, strict=True)
     return model
 
 
-def judge(rank: int, root: str, expected: str, out: str, tp: int, pp: int) -> None:
+def forward(model, tokens: torch.Tensor, asked: argparse.Namespace, rank: int) -> torch.Tensor:
+    """What the last stage computes; the others send their hidden states [sequence, batch, hidden] on to it."""
+    batch, length = tokens.shape
+    ranks = asked.tp * asked.ep  # of one stage
+    if rank >= ranks:
+        hidden = torch.empty(length, batch, model.config.hidden_size)
+        torch.distributed.recv(hidden, rank - ranks)
+        model.set_input_tensor(hidden)
+    mask = torch.ones(1, 1, length, length).triu(1).bool()
+    output = model(tokens, torch.arange(length)[None].expand_as(tokens), mask)
+    if rank + ranks < ranks * asked.pp:
+        torch.distributed.send(output.contiguous(), rank + ranks)
+    return output
+
+
+def judge(rank: int, asked: argparse.Namespace) -> None:
     """One rank."""
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=tp * pp)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=asked.tp * asked.pp * asked.ep)
     torch.cuda.current_device = lambda: "cpu"
     torch.Tensor.cuda = lambda self, *_, **__: self
     torch.serialization.add_safe_globals([argparse.Namespace])
@@ -109,33 +126,32 @@ def judge(rank: int, root: str, expected: str, out: str, tp: int, pp: int) -> No
 
     random.CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
     moe_utils.te_general_gemm = None  # 0.16.1 asks for the name even without TransformerEngine
-    parallel_state.initialize_model_parallel(tp, pp)
-    tracker = Path(root, "latest_checkpointed_iteration.txt").read_text()
-    folder = Path(root, "release" if tracker == "release" else f"iter_{int(tracker):07d}")
-    model = loaded(folder, rank, tp, pp)
-    if pp > 1:
-        return
-    tokens = load_file(expected)["input_ids"]
-    length = tokens.shape[1]
-    mask = torch.ones(1, 1, length, length).triu(1).bool()
+    parallel_state.initialize_model_parallel(asked.tp, asked.pp, expert_model_parallel_size=asked.ep)
+    place = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_expert_model_parallel_rank(),
+    )
+    tracker = Path(asked.root, "latest_checkpointed_iteration.txt").read_text()
+    folder = Path(asked.root, "release" if tracker == "release" else f"iter_{int(tracker):07d}")
+    model = loaded(folder, asked, *place)
     with torch.no_grad():
-        logits = model(tokens, torch.arange(length)[None].expand_as(tokens), mask)
-    if rank == 0:
-        save_file({"logits": logits.float().contiguous()}, out)
+        logits = forward(model, load_file(asked.ids)["input_ids"], asked, rank)
+    if place == (0, asked.pp - 1, 0):
+        save_file({"logits": logits.float().contiguous()}, asked.out)
+    torch.distributed.barrier()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root")
-    parser.add_argument("expected")
-    parser.add_argument("out")
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--pp", type=int, default=1)
-    asked = parser.parse_args()
+    for name in ("root", "ids", "out"):
+        parser.add_argument(name)
+    for name in ("tp", "pp", "ep"):
+        parser.add_argument(f"--{name}", type=int, default=1)
+    arguments = parser.parse_args()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(free.getsockname()[1])
-    torch.multiprocessing.spawn(
-        judge, (asked.root, asked.expected, asked.out, asked.tp, asked.pp), nprocs=asked.tp * asked.pp
-    )
+    world = arguments.tp * arguments.pp * arguments.ep
+    torch.multiprocessing.spawn(judge, (arguments,), nprocs=world)

@@ -65,7 +65,7 @@ def auto_config(folder: Path) -> dict[str, object]:
     """What transformers makes of a folder's config, without names, versions and what has no effect."""
     held = AutoConfig.from_pretrained(folder).to_dict()
     inert = {"transformers_version", "_name_or_path", "dtype", "architectures"}
-    if held.get("head_dim") == held["hidden_size"] / held["num_attention_heads"]:
+    if "head_dim" in held and held["head_dim"] == held["hidden_size"] / held["num_attention_heads"]:
         inert.add("head_dim")  # some classes know the key and others only what it would be
     if held.get("layer_types") is not None:
         inert.add("max_window_layers")  # only a rule for the layer types

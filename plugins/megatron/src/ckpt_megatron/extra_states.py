@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_core.architecture import Layer
 
-_LINEAR = re.compile(r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2))\.weight\d*$")
+_LINEAR = re.compile(
+    r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2))\.weight\d*$"
+)
 _NORM = re.compile(r"^(.*layernorm)\.weight$")
 _EXPERT = re.compile(r"\.mlp\.experts\.")
 _CORE_ATTENTION = "self_attention.core_attention"
@@ -55,5 +57,5 @@ def _places(axes: Sequence[int]) -> list[str]:
     indices: list[tuple[int, ...]] = [()]
     for size in axes:
         indices = [(*index, number) for index in indices for number in range(size)]
-    size = ".".join(map(str, axes))
-    return [f"{'.'.join(map(str, index))}_{size}" for index in indices]
+    whole = ".".join(map(str, axes))
+    return [f"{'.'.join(map(str, index))}_{whole}" for index in indices]

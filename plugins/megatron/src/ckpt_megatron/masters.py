@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.tensor import StoredTensor
@@ -19,21 +20,25 @@ _BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
 _KEY = "fp32_from_fp16_params"
 # optimizer.state.param (DistributedOptimizer), optimizer.state.fp32_param (Float16Optimizer); chained ones may have a prefix
 DIST_MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
+# buckets of gradients, each rank's parameters one after the other
+DIST_BUFFER = re.compile(r"(?:chained_\d+\.)?optimizer\.distributed\.")
 
 
-def _optimizers(content: Mapping[object, object]) -> Iterator[Mapping[object, object]]:
+def _optimizers(content: Mapping[object, Any]) -> Iterator[Mapping[object, Any]]:
     optimizer = content.get("optimizer")
     for one in optimizer if isinstance(optimizer, list) else [optimizer]:
         if isinstance(one, dict) and isinstance(one.get(_KEY), list):
             yield one
 
 
-def present(content: Mapping[object, object]) -> bool:
+def present(content: Mapping[object, Any]) -> bool:
     """Whether a rank file holds masters."""
     return any(True for _ in _optimizers(content))
 
 
-def replaced(chunks: Sequence[Mapping[str, StoredTensor]], content: Mapping[object, object], path: str, elsewhere: str | None) -> list[dict[str, StoredTensor]]:
+def replaced(
+    chunks: Sequence[Mapping[str, StoredTensor]], content: Mapping[object, Any], path: str, elsewhere: str | None
+) -> list[dict[str, StoredTensor]]:
     """The tensors of a rank's virtual stages with each half-precision parameter replaced by its master."""
     groups = [group for optimizer in _optimizers(content) for group in optimizer[_KEY] if group]
     if not groups and elsewhere:
@@ -56,7 +61,9 @@ def replaced(chunks: Sequence[Mapping[str, StoredTensor]], content: Mapping[obje
         if not all(isinstance(master, StoredTensor) for master in group):
             raise FormatError(f"optimizer.{_KEY}[{number}] does not hold tensors alone", file=path)
         shapes = [master.shape for master in group]
-        fitting = [kind for kind, places in kinds.items() if [chunks[chunk][name].shape for chunk, name in places] == shapes]
+        fitting = [
+            kind for kind, places in kinds.items() if [chunks[chunk][name].shape for chunk, name in places] == shapes
+        ]
         if len(fitting) != 1:
             raise FormatError(
                 "the order of the fp32 masters can't be established",
@@ -69,5 +76,7 @@ def replaced(chunks: Sequence[Mapping[str, StoredTensor]], content: Mapping[obje
             found[chunk][name] = master
     if kinds:
         names = [name for places in kinds.values() for _, name in places]
-        raise FormatError("some parameters have no fp32 master", file=path, found=", ".join(names[:4]), fix="use --weights model")
+        raise FormatError(
+            "some parameters have no fp32 master", file=path, found=", ".join(names[:4]), fix="use --weights model"
+        )
     return found

@@ -113,7 +113,9 @@ def te(name: str, *, latent: bool, moe: bool, grouped: bool) -> str:
             continue
         name = name.replace(f".{separate}", f".{fused}")
     if grouped:
-        name = re.sub(r"\.mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.(weight|bias)$", r".mlp.experts.\2.\3\1", name)
+        name = re.sub(
+            r"\.mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.(weight|bias)$", r".mlp.experts.\2.\3\1", name
+        )
     return name
 
 

@@ -14,30 +14,30 @@ from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, Native, account
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
-from ckpt_megatron.config import read_args
-from ckpt_megatron.dist import read_dist
-from ckpt_megatron.files import Found, Share, container_of, find_folder, read_torch
+from ckpt_core.storage.dcp import read_distributed
+from ckpt_core.storage.zarr import read_zarr
+from ckpt_megatron.config import decoder_of, read_args
+from ckpt_megatron.files import SIDECARS, container_of, find_folder
+from ckpt_megatron.found import Found, Share, height
+from ckpt_megatron.read_dist import read_dist
+from ckpt_megatron.read_torch import read_torch
 from ckpt_megatron.weights import in_blocks, is_expert, tables
 
-SIDECARS = "tokenizer"
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
     folder = find_folder(path)
-    found = read_dist(folder, request.weights) if container_of(folder) == "torch_dist" else read_torch(folder, request.weights)
+    container = container_of(folder)
+    if container == "torch":
+        found = read_torch(folder, request.weights)
+    else:
+        found = read_dist(folder, request.weights, read_zarr if container == "zarr" else read_distributed)
+    _check_iteration(found)
     described = _described(found, request)
     architecture = described.architecture
-    if found.layers != len(architecture.decoder.layers):
-        raise CkptError(
-            "the files hold another number of layers than the model has",
-            file=folder,
-            found=found.layers,
-            expected=len(architecture.decoder.layers),
-            fix="files of a pipeline stage are missing, or stale",
-        )
-    tensors = _assembled(found, architecture, described.order)
+    tensors = assembled(found, architecture, described.order)
     if request.weights == "master":
         described.evidence.append("weights: fp32 masters of the optimizer")
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
@@ -52,12 +52,28 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         parallel=found.parallel,
         hints=_hints(found),
         evidence=described.evidence,
-        losses=[Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend") for name in sorted(found.dropped)],
+        losses=[
+            Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
+            for name in sorted(found.dropped)
+        ],
         masters=found.masters,
     )
     checkpoint = original_of(checkpoint, root)
-    vocabulary = request.options.get("vocab") or (request.architecture and request.architecture.tokens.vocabulary)
+    given = request.architecture.tokens if request.architecture is not None else None
+    vocabulary = request.options.get("vocab") or (given.vocabulary if given is not None else None)
     return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
+
+
+def _check_iteration(found: Found) -> None:
+    """A folder of iteration N holds files of iteration N; those of a release may be of any."""
+    name = os.path.basename(os.path.abspath(found.folder))
+    if name.startswith("iter_") and type(found.iteration) is int and int(name.removeprefix("iter_")) != found.iteration:
+        raise FormatError(
+            "the files are of another iteration than the folder",
+            file=found.folder,
+            found=found.iteration,
+            fix=f"name the folder iter_{found.iteration:07d} if it was renamed",
+        )
 
 
 @dataclass
@@ -74,11 +90,13 @@ def _described(found: Found, request: ReadRequest) -> _Described:
     order = _order(found)
     if found.args is None:
         architecture = _given(found, request)
-        described = _Described(architecture, order, evidence=["architecture: given with --config, as no args are stored"])
+        described = _Described(
+            architecture, order, evidence=["architecture: given with --config, as no args are stored"]
+        )
     else:
         args = dict(found.args)
         if args.get("padded_vocab_size") is None:
-            args["padded_vocab_size"] = _rows(found, _EMBEDDING)
+            args["padded_vocab_size"] = found.rows(_EMBEDDING)
         if found.legacy:  # the flag is younger than the models it brings back
             args["use_legacy_models"] = True
         facts, notes = read_args(args, found.args_file)
@@ -108,27 +126,30 @@ def _order(found: Found) -> str:
 def _given(found: Found, request: ReadRequest) -> Architecture:
     architecture = request.architecture
     if architecture is None or architecture.tokens is None:
-        raise CkptError("the checkpoint holds no args, so nothing says what the model is", file=found.folder, fix="give a config with --config")
-    rows = _rows(found, _EMBEDDING)
+        raise CkptError(
+            "the checkpoint holds no args, so nothing says what the model is",
+            file=found.folder,
+            fix="give a config with --config",
+        )
+    rows = found.rows(_EMBEDDING)
     return replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
 
 
-def _rows(found: Found, name: str) -> int:
-    """The rows of a tensor that tensor parallel ranks divide, over all of them."""
-    total = 0
-    for share in found.shares:
-        if name in share.tensors:
-            total += max(shard.origin[0] + shard.stored.shape[0] for shard in share.tensors[name][0])
-    if not total:
-        raise FormatError(f"tensor {name!r} is missing", file=found.folder)
-    return total
-
-
-def _assembled(found: Found, architecture: Architecture, order: str) -> dict:
+def assembled(found: Found, architecture: Architecture, order: str) -> dict:
     """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
+    if found.layers != len(decoder_of(architecture).layers):
+        raise CkptError(
+            "the files hold another number of layers than the model has",
+            file=found.folder,
+            found=found.layers,
+            expected=len(decoder_of(architecture).layers),
+            fix="files of a pipeline stage are missing, or stale",
+        )
     fused_down = any(name.endswith("linear_qkv_down_proj.weight") for name in found.names)
     tp = found.parallel.get("tp", 1) if found.container == "torch" else 1
-    layout = Layout(tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture)
+    layout = Layout(
+        tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture
+    )
     assembler = Assembler(layout.parameters, found.folder)
     seen: set[tuple] = set()
     blocks: dict[str, Native] = {}
@@ -157,7 +178,7 @@ def _assembled(found: Found, architecture: Architecture, order: str) -> dict:
 
 def _add_blocks(assembler: Assembler, whole: Native, ranks: list[list[list[Shard]]]) -> None:
     """A tensor that every rank holds whole, or of which each holds a block of rows: its shape tells which."""
-    if all(_height(copies[0]) == whole.shape[0] for copies in ranks):
+    if all(height(copies[0]) == whole.shape[0] for copies in ranks):
         for number, copies in enumerate(ranks):
             for again, shards in enumerate(copies):
                 assembler.add(whole, shards, replica=bool(number or again))
@@ -166,24 +187,22 @@ def _add_blocks(assembler: Assembler, whole: Native, ranks: list[list[list[Shard
         joined, start = [], 0
         for copies in ranks:
             joined += [replace(shard, origin=(start + shard.origin[0], *shard.origin[1:])) for shard in copies[again]]
-            start += _height(copies[again])
+            start += height(copies[again])
         assembler.add(whole, joined, replica=bool(again))
-
-
-def _height(shards: list[Shard]) -> int:
-    return max(shard.origin[0] + shard.stored.shape[0] for shard in shards)
 
 
 def _check_experts(found: Found, assembler: Assembler, architecture: Architecture) -> None:
     """Every pair of expert ranks must have been found: Megatron writes not all files where etp is less than tp."""
-    if found.container != "torch" or not any(layer.mlp.moe for layer in architecture.decoder.layers):
+    if found.container != "torch" or not any(layer.mlp.moe for layer in decoder_of(architecture).layers):
         return
     etp, ep = found.parallel.get("etp", found.parallel["tp"]), found.parallel["ep"]
     held = {(share.ranks["tp"][0], share.ranks["ep"][0]) for share in found.shares if share.expert}
     for t in range(etp):
         for e in range(ep):
             if (t, e) not in held:
-                assembler.problems.add(FormatError(f"no file holds the experts of tensor rank {t}, expert rank {e}", file=found.folder))
+                assembler.problems.add(
+                    FormatError(f"no file holds the experts of tensor rank {t}, expert rank {e}", file=found.folder)
+                )
 
 
 def _where(found: Found, share: Share) -> str:
@@ -199,7 +218,11 @@ def _hints(found: Found) -> dict[str, object]:
         hints |= {"names": "legacy", "checkpoint_version": found.version, "spelling": dataclasses.asdict(found.legacy)}
     if args.get("num_experts") is not None:
         hints["experts"] = "grouped" if found.grouped or args.get("moe_grouped_gemm") else "sequential"
-    for key in ("make_vocab_size_divisible_by", "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"):
+    for key in (
+        "make_vocab_size_divisible_by",
+        "decoder_first_pipeline_num_layers",
+        "decoder_last_pipeline_num_layers",
+    ):
         if isinstance(args.get(key), int):
             hints[key] = args[key]
     return hints
@@ -208,4 +231,8 @@ def _hints(found: Found) -> dict[str, object]:
 def _sidecars(root: str) -> dict[str, Sidecar]:
     folder = os.path.join(root, SIDECARS)
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return {name: Sidecar(path, os.path.getsize(path)) for name in names if os.path.isfile(path := os.path.join(folder, name))}
+    return {
+        name: Sidecar(path, os.path.getsize(path))
+        for name in names
+        if os.path.isfile(path := os.path.join(folder, name))
+    }

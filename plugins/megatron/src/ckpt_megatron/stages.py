@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ckpt_core.errors import Refusal
 
 FIRST, LAST = "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"
 
 
-def stages(layers: int, pp: int, vpp: int, options: Mapping[str, object], hints: Mapping[str, object]) -> tuple[dict[tuple[int, int], range], dict[str, object]]:
+def stages(
+    layers: int, pp: int, vpp: int, options: Mapping[str, Any], hints: Mapping[str, Any]
+) -> tuple[dict[tuple[int, int], range], dict[str, Any]]:
     """The layers of each (pipeline rank, virtual stage), and the args that say so.
 
     Stages are even, but the first and the last may differ (`FIRST`, `LAST`). Virtual stages are counted through all
@@ -32,16 +35,18 @@ def stages(layers: int, pp: int, vpp: int, options: Mapping[str, object], hints:
         for rank, count in enumerate(counts):
             held[rank, chunk] = range(start, start + count // vpp)
             start += count // vpp
-    args: dict[str, object] = {FIRST: first, LAST: last, "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None}
-    args["num_layers_per_virtual_pipeline_stage"] = counts[0] // vpp if vpp > 1 and first is None and last is None else None
+    args: dict[str, Any] = {FIRST: first, LAST: last, "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None}
+    args["num_layers_per_virtual_pipeline_stage"] = (
+        counts[0] // vpp if vpp > 1 and first is None and last is None else None
+    )
     args["num_virtual_stages_per_pipeline_rank"] = vpp if vpp > 1 and (first is not None or last is not None) else None
     return held, args
 
 
-def _counts(layers: int, pp: int, first: object, last: object) -> list[int] | None:
+def _counts(layers: int, pp: int, first: int | None, last: int | None) -> list[int] | None:
     """The number of layers of each pipeline rank, or None if they can't be shared out so."""
     ends = [end for end in (first, last) if end is not None]
-    middle, left = pp - len(ends), layers - sum(map(int, ends))
+    middle, left = pp - len(ends), layers - sum(ends)
     if middle < 0 or left < 0 or (left if middle == 0 else left % middle):
         return None
     even = [left // middle] * middle if middle else []

@@ -7,15 +7,15 @@ other versions and specs call them is in `names`. A sentence describes the tenso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.errors import Refusal
-from ckpt_core.layout import Native, Piece, Row, Table, Tile, drop, row
+from ckpt_core.layout import Drop, Native, Piece, Row, Table, Tile, drop, row
+from ckpt_megatron.config import decoder_of
 
 # fmt: off
-MODEL = [
+MODEL: list[Row | Drop] = [
     row("embedding.word_embeddings.weight",     "v h", "embedding.tokens.weight", tp="v"),
     row("embedding.position_embeddings.weight", "p h", "positions.weight"),
     row("decoder.final_layernorm.weight",       "h",   "final_norm.weight"),
@@ -145,24 +145,23 @@ def tables(
     architecture: Architecture, *, order: str = "2.0", grouped: bool = False, fused_down: bool = False, tp: int = 1
 ) -> tuple[Table, Table]:
     """The tables of one model: the order of q, k, v (see `QKV_ORDERS`), the kind of experts, the number of ranks."""
-    if architecture.decoder is None or architecture.encoder is not None:
-        raise Refusal("Megatron's GPTModel is a decoder", found="an encoder")
-    layers = architecture.decoder.layers
-    latent, gated = layers[0].latent_attention, layers[0].mlp.gated
-    attention: Sequence[Row] = LATENT if latent is not None else _attention(order, divided=layers[0].attention.groups % tp == 0)
-    if latent is not None and fused_down:
+    layers = decoder_of(architecture).layers
+    usual, gated = layers[0].attention, layers[0].mlp.gated
+    attention: list[Row] = LATENT if usual is None else _attention(order, divided=usual.groups % tp == 0)
+    if usual is None and fused_down:
         attention = [FUSED_DOWN, *(line for line in attention if line.native not in ROW_BLOCKS)]
+    experts: list[Row]
     if grouped:
         experts = EXPERTS_GROUPED_GATED if gated else EXPERTS_GROUPED_PLAIN
     else:
         experts = EXPERTS_GATED if gated else EXPERTS_PLAIN
-    dense = [*(GATED if gated else PLAIN), *DOWN, *ROUTER, *(SHARED_GATED if gated else SHARED_PLAIN)]
+    dense: list[Row] = [*(GATED if gated else PLAIN), *DOWN, *ROUTER, *(SHARED_GATED if gated else SHARED_PLAIN)]
     return Table(rows=MODEL), Table("decoder.layers.{l}", to="layers.{l}", rows=[*NORMS, *attention, *dense, *experts])
 
 
 def _attention(order: str, divided: bool) -> list[Row]:
     """`divided` False: there are more ranks than groups, and linear_qkv is cut into blocks of rows (see `in_blocks`)."""
-    rows = []
+    rows: list[Row] = []
     for line in ATTENTION:
         if line.native in QKV:
             inside = QKV_ORDERS[order]

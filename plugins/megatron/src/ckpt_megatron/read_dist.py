@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_core.engine.assembly import Shard
@@ -21,33 +21,55 @@ from ckpt_core.storage.dcp import ChunkedTensor, DistributedCheckpoint, read_dis
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_megatron.files import COMMON, DIST_METADATA, Found, Share, read_args
-from ckpt_megatron.masters import DIST_MASTER
+from ckpt_megatron.files import COMMON, DIST_METADATA
+from ckpt_megatron.flattened import FlattenedTensor, unflattened
+from ckpt_megatron.found import Found, Share, stored_args
+from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
 
 _STACKED = re.compile(r"^decoder\.layers\.(?!\d)")
 _COMMON_STATE = "common_state/shard_0_1"  # since core 0.19, instead of common.pt
+_Stored = ChunkedTensor | FlattenedTensor
 _GATE_UP = {"_w": 0, "_v": 1}  # singleton_local_shards stores the two halves of linear_fc1 by themselves
 
 
-def read_dist(folder: str, weights: str) -> Found:
-    """A torch_dist folder, from headers alone. `weights` is auto, model or master."""
-    checkpoint = read_distributed(folder)
+def read_dist(folder: str, weights: str, read: Callable[[str], DistributedCheckpoint] = read_distributed) -> Found:
+    """A torch_dist folder, from headers alone. `weights` is auto, model or master.
+
+    `read`: how the tensors are kept, under the same keys.
+    """
+    checkpoint = read(folder)
     common, common_file = _common(folder, checkpoint)
-    args = read_args(common.get("args"), common_file)
+    args = stored_args(common.get("args"), common_file)
     share = Share({}, False)
-    extra = [path for path in (os.path.join(folder, DIST_METADATA), os.path.join(folder, COMMON)) if os.path.isfile(path)]
-    found = Found(folder, "torch_dist", args, common_file, [share], [*checkpoint.files, *extra], _parallel(args), iteration=common.get("iteration"))
+    extra = [
+        path for path in (os.path.join(folder, DIST_METADATA), os.path.join(folder, COMMON)) if os.path.isfile(path)
+    ]
+    found = Found(
+        folder,
+        "torch_dist",
+        args,
+        common_file,
+        [share],
+        [*checkpoint.files, *extra],
+        _parallel(args),
+        iteration=common.get("iteration"),
+    )
     model = {unwrapped(name): tensor for name, tensor in checkpoint.tensors.items() if not _belongs_to_optimizer(name)}
-    masters = {unwrapped(match[1]): tensor for name, tensor in checkpoint.tensors.items() if (match := DIST_MASTER.fullmatch(name))}
+    masters = {
+        unwrapped(match[1]): tensor
+        for name, tensor in checkpoint.tensors.items()
+        if (match := DIST_MASTER.fullmatch(name))
+    }
     found.masters = bool(masters)
-    if weights == "master":
-        model = _with_masters(model, masters, folder)
+    if weights == "master" and not masters:
+        _refuse_masters(checkpoint)
+    held: Mapping[str, _Stored] = _with_masters(model, masters, folder) if weights == "master" else model
     problems = Problems(f"reading {folder}")
     stacks: dict[str, int] = {}
-    for stored_as, tensor in model.items():
+    for stored_as, tensor in held.items():
         try:
-            for name, shards in _split(stored_as, tensor, stacks):
+            for name, shards in split(stored_as, tensor, stacks):
                 if name.startswith("mtp."):
                     found.dropped.add("mtp.*")
                     continue
@@ -59,7 +81,13 @@ def read_dist(folder: str, weights: str) -> Found:
             problems.add(problem)
     sizes = set(stacks.values())
     if len(sizes) > 1:
-        problems.add(FormatError("tensors of all layers disagree on how many there are", file=folder, found=", ".join(f"{n}: {s}" for n, s in stacks.items())))
+        problems.add(
+            FormatError(
+                "tensors of all layers disagree on how many there are",
+                file=folder,
+                found=", ".join(f"{n}: {s}" for n, s in stacks.items()),
+            )
+        )
     problems.raise_any()
     numbers = [index for name in share.tensors if (index := layer_of(name)) is not None]
     found.layers = max(numbers, default=-1) + 1
@@ -88,26 +116,44 @@ def _common(folder: str, checkpoint: DistributedCheckpoint) -> tuple[dict, str]:
 
 
 def _parallel(args: dict[str, object] | None) -> dict[str, int]:
-    keys = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "ep": "expert_model_parallel_size", "vpp": "virtual_pipeline_model_parallel_size"}
+    keys = {
+        "tp": "tensor_model_parallel_size",
+        "pp": "pipeline_model_parallel_size",
+        "ep": "expert_model_parallel_size",
+        "vpp": "virtual_pipeline_model_parallel_size",
+    }
     return {name: size for name, key in keys.items() if isinstance(size := (args or {}).get(key), int)}
 
 
-def _with_masters(model: dict[str, ChunkedTensor], masters: dict[str, ChunkedTensor], folder: str) -> dict[str, ChunkedTensor]:
-    if not masters:
-        raise FormatError("there are no fp32 masters (optimizer.state.param)", file=folder, fix="use --weights model")
+def _refuse_masters(checkpoint: DistributedCheckpoint) -> None:
+    if any(DIST_BUFFER.match(name) for name in [*checkpoint.tensors, *checkpoint.objects]):
+        raise FormatError(
+            "the fp32 masters lie in flat buffers of one parallel layout (dp_reshardable, dp_zero_gather_scatter)",
+            file=checkpoint.folder,
+            fix="use --weights model, or save with --dist-ckpt-optim-fully-reshardable",
+        )
+    raise FormatError(
+        "there are no fp32 masters (optimizer.state.param)", file=checkpoint.folder, fix="use --weights model"
+    )
+
+
+def _with_masters(
+    model: Mapping[str, ChunkedTensor], masters: Mapping[str, ChunkedTensor], folder: str
+) -> dict[str, _Stored]:
     problems = Problems("reading fp32 masters")
-    found = {}
+    found: dict[str, _Stored] = {}
     for name, tensor in model.items():
-        master = masters.get(name)
-        if master is None and tensor.dtype.name in ("bf16", "fp16"):
+        flat = masters.get(name)
+        if flat is None and tensor.dtype.name in ("bf16", "fp16"):
             problems.add(FormatError(f"there is no fp32 master of {name}", file=folder, fix="use --weights model"))
-        elif master is not None and master.shape != tensor.shape:
+        master = flat if flat is None or flat.shape == tensor.shape else unflattened(flat, tensor.shape)
+        if flat is not None and master is None:
             problems.add(
                 FormatError(
-                    f"the fp32 master of {name} is flattened",
+                    f"the fp32 master of {name} is flattened in a way that is not known",
                     file=folder,
-                    found=master.shape,
-                    expected=tensor.shape,
+                    found=flat.shape,
+                    expected=f"{tensor.shape}, or the number of shards along each axis and the elements of one",
                     fix="use --weights model, or save with --dist-ckpt-optim-fully-reshardable",
                 )
             )
@@ -116,7 +162,9 @@ def _with_masters(model: dict[str, ChunkedTensor], masters: dict[str, ChunkedTen
     return found
 
 
-def _split(stored_as: str, tensor: ChunkedTensor, stacks: dict[str, int]) -> Iterator[tuple[str, list[Shard]]]:
+def split(
+    stored_as: str, tensor: ChunkedTensor | FlattenedTensor, stacks: dict[str, int]
+) -> Iterator[tuple[str, list[Shard]]]:
     """The tensors of the tables that a stored one holds, and the shards of each."""
     shards = [Shard(origin, stored) for origin, stored in tensor.stored()]
     parts = [(stored_as, shards)]
@@ -133,7 +181,7 @@ def _split(stored_as: str, tensor: ChunkedTensor, stacks: dict[str, int]) -> Ite
                 yield name.replace(DIST_EXPERTS, f".mlp.experts.local_experts.{expert}."), shard
 
 
-def _halves(name: str, shards: list[Shard], tensor: ChunkedTensor) -> Iterator[tuple[str, list[Shard]]]:
+def _halves(name: str, shards: list[Shard], tensor: _Stored) -> Iterator[tuple[str, list[Shard]]]:
     half = _GATE_UP.get(name[-2:]) if name[-9:-2] == ".weight" else None
     if half is None:
         yield name, shards

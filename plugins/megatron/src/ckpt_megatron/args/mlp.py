@@ -1,0 +1,116 @@
+"""The activation and the width of the MLP, and which layers have experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Activation, Facts, PerLayer
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Custom, custom, uniform
+from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
+from ckpt_megatron.args.values import Args, chosen_layers, flag, layer_count
+
+_ACTIVATIONS: dict[tuple[Activation, bool], dict[str, bool]] = {
+    (Activation.SILU, True): {"swiglu": True},
+    (Activation.GELU_QUICK, True): {"quick_geglu": True},
+    (Activation.RELU_SQUARED, False): {"squared_relu": True},
+    (Activation.GELU_TANH, False): {"bias_gelu_fusion": True},
+    (Activation.GELU_ERF, False): {},
+}
+_FLAGS = ("swiglu", "quick_geglu", "squared_relu", "openai_gelu", "bias_gelu_fusion")
+_WIDTHS = (
+    "num_layers",
+    "ffn_hidden_size",
+    "num_experts",
+    "moe_layer_freq",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_shared_expert_gate",
+)
+
+
+def activation() -> Custom:
+    """One flag for each activation; erf GELU without any."""
+    keys = [*_FLAGS, "use_legacy_models"]
+    return custom(keys, ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation)
+
+
+def _read_activation(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+    flags = [key for key in ("swiglu", "quick_geglu", "squared_relu") if flag(args, key)]
+    if len(flags) > 1:
+        raise CkptError("more than one activation is asked for", found=", ".join(flags), expected="one")
+    gelu = Activation.GELU_ERF
+    # The fused kernel (the default since 2020) computes the tanh form, the function it replaces the erf form.
+    # --openai-gelu is read by the legacy model alone; GPTModel of Megatron-Core never looks at it.
+    if flag(args, "bias_gelu_fusion") or (flag(args, "use_legacy_models") and flag(args, "openai_gelu")):
+        gelu = Activation.GELU_TANH
+    named = {"swiglu": Activation.SILU, "quick_geglu": Activation.GELU_QUICK, "squared_relu": Activation.RELU_SQUARED}
+    facts["mlp.activation"] = named[flags[0]] if flags else gelu
+    facts["mlp.gated"] = flags in (["swiglu"], ["quick_geglu"])
+
+
+def _write_activation(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+    kind = (uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated"))
+    if kind not in _ACTIVATIONS:
+        raise Refusal(
+            "no argument gives this activation",
+            found=f"mlp.activation = {kind[0]}, mlp.gated = {kind[1]}",
+            expected=", ".join(" ".join(flags) or "gelu (erf)" for flags in _ACTIVATIONS.values()),
+        )
+    if kind[0] is Activation.GELU_TANH and not facts.get("mlp.up_bias"):
+        # validate_args turns bias_gelu_fusion off where there is no bias, and leaves the erf form
+        raise Refusal("the tanh form of GELU exists only fused with a bias", found="mlp.up_bias = False")
+    args |= dict.fromkeys(_FLAGS, False) | _ACTIVATIONS[kind]
+
+
+def widths() -> Custom:
+    """The number of layers, the widths of their MLPs, and experts with their router in all layers or some."""
+    claims = ["layers", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.*", "mlp.moe.shared?"]
+    return custom([*_WIDTHS, *ROUTER_KEYS], claims, read=_read_widths, write=_write_widths)
+
+
+def _read_widths(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+    count = facts["layers"] = layer_count(args)
+    width = args.get("ffn_hidden_size")
+    if width is None:  # validate_args
+        width = int(4 * args["hidden_size"] * 2 / 3 / 64) * 64 if flag(args, "swiglu") else 4 * args["hidden_size"]
+    experts = args.get("num_experts")
+    if isinstance(experts, list | tuple):  # core 0.4 and before: one number, or one per virtual stage
+        (experts,) = set(experts)
+    sparse = [experts is not None] * count
+    if experts is not None:  # every n-th, the first included
+        sparse = chosen_layers(args, "moe_layer_freq", lambda index, n: index % n == 0) or sparse
+    if not any(sparse):
+        facts["mlp.ffn"] = width
+        return
+    if all(sparse):
+        notes["unused_ffn"] = width
+    else:
+        facts["mlp.ffn"] = width
+        facts["mlp.moe?"], facts["mlp.ffn?"] = PerLayer(sparse), PerLayer(not moe for moe in sparse)
+    facts["mlp.moe.experts"] = experts
+    facts["mlp.moe.ffn"] = args.get("moe_ffn_hidden_size") or width
+    shared = args.get("moe_shared_expert_intermediate_size")
+    if shared is not None:
+        facts["mlp.moe.shared.ffn"] = shared
+        facts["mlp.moe.shared.gate"] = flag(args, "moe_shared_expert_gate")
+    read_router(args, facts)
+
+
+def _write_widths(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+    sparse, width = facts.present("mlp.moe"), uniform(facts, "mlp.ffn")
+    args["num_layers"] = facts["layers"]
+    args |= {"num_experts": None, "moe_layer_freq": 1, "moe_ffn_hidden_size": None, "ffn_hidden_size": width}
+    args |= {"moe_shared_expert_intermediate_size": None, "moe_shared_expert_gate": False}
+    if sparse is False:
+        args |= router_of_dense()
+        return
+    args["num_experts"], args["moe_ffn_hidden_size"] = uniform(facts, "mlp.moe.experts"), uniform(facts, "mlp.moe.ffn")
+    args["ffn_hidden_size"] = width if width is not None else notes.get("unused_ffn") or args["moe_ffn_hidden_size"]
+    if isinstance(sparse, PerLayer):
+        args["moe_layer_freq"] = [int(moe) for moe in sparse]
+    if facts.present("mlp.moe.shared"):
+        args["moe_shared_expert_intermediate_size"] = uniform(facts, "mlp.moe.shared.ffn")
+        args["moe_shared_expert_gate"] = uniform(facts, "mlp.moe.shared.gate")
+    write_router(facts, args)

@@ -1,0 +1,109 @@
+"""The router of experts: topk_routing_with_score_function (moe/moe_utils.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Facts
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Custom, custom, uniform
+from ckpt_megatron.args.values import Args, flag, given, positive
+
+_DENSE = {
+    "moe_router_topk": 2,
+    "moe_router_score_function": "softmax",
+    "moe_router_pre_softmax": False,
+    "moe_router_topk_scaling_factor": None,
+    "moe_router_enable_expert_bias": False,
+    "moe_router_num_groups": None,
+    "moe_router_group_topk": None,
+}
+ROUTER_KEYS = tuple(_DENSE)
+_LOSSES = (None, "none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # in training alone; "sinkhorn" always routes
+_ROUTER = "mlp.moe.router"
+# A group is scored by the sum of its best topk / group_topk experts, where HF takes the best one or the best two.
+_GROUP_SCORES = {1: "max", 2: "top2"}
+
+
+def read_router(args: Args, facts: Facts) -> None:
+    """Enter the facts of the router of a model with experts."""
+    top_k, score = args.get("moe_router_topk", 2), args.get("moe_router_score_function") or "softmax"
+    before = flag(args, "moe_router_pre_softmax")
+    facts[f"{_ROUTER}.top_k"], facts[f"{_ROUTER}.score"] = top_k, score
+    # The softmax is over the chosen logits unless it comes before the choice; chosen sigmoids are divided by their sum.
+    facts[f"{_ROUTER}.normalise"] = (not before) if score == "softmax" else top_k > 1
+    facts[f"{_ROUTER}.scale"] = args.get("moe_router_topk_scaling_factor") or 1.0
+    facts[f"{_ROUTER}.correction_bias"] = flag(args, "moe_router_enable_expert_bias")
+    if args.get("moe_router_group_topk"):  # it alone decides whether groups count
+        groups, chosen = positive(args, "moe_router_num_groups", 0), positive(args, "moe_router_group_topk", 0)
+        facts[f"{_ROUTER}.groups"], facts[f"{_ROUTER}.group_top_k"] = groups, chosen
+        facts[f"{_ROUTER}.group_score"] = _group_score(top_k, chosen, score == "softmax" and not before)
+
+
+def _group_score(top_k: int, chosen: int, on_logits: bool) -> str:
+    kind = _GROUP_SCORES.get(top_k // chosen)
+    if kind is None or (kind == "top2" and on_logits):
+        raise CkptError(
+            "groups of experts are scored in a way that is not supported",
+            found=f"moe_router_topk = {top_k}, moe_router_group_topk = {chosen}"
+            + (", before the softmax" if on_logits else ""),
+            expected="a quotient of 1 or 2",
+        )
+    return kind
+
+
+def router_of_dense() -> dict[str, Any]:
+    """The args of a router in a model that has none."""
+    return dict(_DENSE)
+
+
+def write_router(facts: Facts, args: dict[str, Any]) -> None:
+    """Enter the args of the router of a model with experts."""
+    said = {name: uniform(facts, f"{_ROUTER}.{name}") for name in ("top_k", "score", "normalise", "scale", "bias")}
+    top_k, score, normalise = said["top_k"], said["score"], said["normalise"]
+    biased = uniform(facts, f"{_ROUTER}.correction_bias")
+    groups, chosen = uniform(facts, f"{_ROUTER}.groups"), uniform(facts, f"{_ROUTER}.group_top_k")
+    if score == "sigmoid" and normalise != (top_k > 1):
+        raise Refusal(
+            "chosen sigmoid scores are always divided by their sum", found=f"{_ROUTER}.normalise = {normalise}"
+        )
+    if biased and score != "sigmoid":
+        raise Refusal("only a sigmoid router has expert_bias", found=f"{_ROUTER}.score = {score}")
+    if said["bias"] and not uniform(facts, "mlp.up_bias"):
+        raise Refusal("the router has a bias only with add_bias_linear", found=f"{_ROUTER}.bias = True")
+    if groups is not None:
+        wanted = uniform(facts, f"{_ROUTER}.group_score")
+        on_logits = wanted == "top2" and score == "softmax" and normalise
+        if _GROUP_SCORES.get(top_k // chosen) != wanted or on_logits:
+            raise Refusal(
+                "a group of experts is scored by the sum of its best topk / group_topk experts",
+                found=f"{_ROUTER}.group_score = {wanted}, top_k = {top_k}, group_top_k = {chosen}",
+            )
+    args |= {
+        "moe_router_topk": top_k,
+        "moe_router_score_function": score,
+        "moe_router_pre_softmax": score == "softmax" and not normalise,
+        "moe_router_topk_scaling_factor": None if said["scale"] == 1.0 else said["scale"],
+        "moe_router_enable_expert_bias": bool(biased),
+        "moe_router_num_groups": groups,
+        "moe_router_group_topk": chosen,
+    }
+
+
+def undisturbed() -> Custom:
+    """Every token reaches the experts that score best, however many others do: no capacity, no Sinkhorn routing."""
+    capacity, balancing = "moe_expert_capacity_factor", "moe_router_load_balancing_type"
+
+    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+        if given(args, capacity, -1) >= 0:  # TransformerConfig takes a negative one for none
+            raise CkptError(f"args.{capacity} drops tokens, which is not supported", found=args[capacity])
+        kinds = args.get(balancing)
+        for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
+            if kind not in _LOSSES:
+                raise CkptError(f"args.{balancing} routes in a way that is not supported", found=repr(kind)[:80])
+
+    def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+        args[capacity] = None
+
+    return custom([capacity, balancing], [], read=read, write=write)

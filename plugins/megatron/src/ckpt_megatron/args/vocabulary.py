@@ -1,0 +1,44 @@
+"""The vocabulary, true and padded, and the head over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Facts
+from ckpt_core.errors import Refusal
+from ckpt_core.layout import Custom, custom
+from ckpt_megatron.args.values import Args, flag
+
+_SIZES = ("orig_vocab_size", "vocab_size")
+
+
+def vocabulary() -> Custom:
+    """padded_vocab_size rows are stored; how many are real, the args say only if a tokenizer did not."""
+
+    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+        padded = args["padded_vocab_size"]
+        known = [size for key in _SIZES if type(size := args.get(key)) is int and 0 < size <= padded]
+        facts["tokens.padded_vocabulary"], facts["tokens.vocabulary"] = padded, max(known, default=padded)
+
+    def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+        args["padded_vocab_size"] = facts["tokens.padded_vocabulary"]
+        args |= dict.fromkeys(_SIZES, facts["tokens.vocabulary"])
+
+    claims = ["tokens.vocabulary", "tokens.padded_vocabulary"]
+    return custom(["padded_vocab_size", *_SIZES], claims, read=read, write=write)
+
+
+def head() -> Custom:
+    """Tied to the embedding unless --untie-embeddings-and-output-weights."""
+    key = "untie_embeddings_and_output_weights"
+
+    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+        facts["head.tied"] = not flag(args, key)
+
+    def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+        if "head.tied" not in facts:
+            raise Refusal("it has a head over the vocabulary", found="no head")
+        args[key] = not facts["head.tied"]
+
+    return custom([key], ["head.tied"], read=read, write=write)

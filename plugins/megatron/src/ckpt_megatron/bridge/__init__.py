@@ -1,0 +1,55 @@
+"""Megatron-Bridge checkpoints: torch_dist folders with a `run_config.yaml` that says what the model is."""
+
+from __future__ import annotations
+
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="megatron-bridge",
+        summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
+        families=("GPTModelProvider", "Llama31ModelProvider", "GemmaModelProvider", "MLAModelProvider"),
+        options=(
+            Option("ignore_keys", "model fields to leave out, separated by commas", str, "", side="read"),
+            Option(
+                "bridge_version", "the Bridge to write for, where classes differ", ("0.2", "0.4"), None, side="write"
+            ),
+            Option(
+                "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"
+            ),
+            Option(
+                "should_pad_vocab",
+                "pad the vocabulary to a multiple of make_vocab_size_divisible_by times tp",
+                bool,
+                None,
+                side="write",
+            ),
+            Option("make_vocab_size_divisible_by", "see should_pad_vocab", int, None, side="write"),
+            Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
+        ),
+        parallel=("tp", "pp", "ep"),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_megatron.bridge.files import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_megatron.bridge.read import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_megatron.bridge.write import write
+
+    return write(checkpoint, request)

@@ -1,0 +1,125 @@
+"""What run_config.yaml says about the model, and the provider classes that a model is written as."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Facts, RotaryKind
+from ckpt_core.errors import FormatError, Refusal
+from ckpt_core.layout import Config, ignore, uniform
+from ckpt_core.storage.jsonfile import parse_yaml
+from ckpt_core.storage.opaque import brief
+from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
+from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
+from ckpt_megatron.transformer_config.targets import plain
+
+PACKAGE = "megatron.bridge.models"
+_FUNCTIONS = "megatron.core.activations"
+_ORIGIN = ignore("hf_model_id", why="the name of the model it was imported from")
+GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS).replace("Megatron-Bridge's GPTModelProvider", _ORIGIN)
+MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", _ORIGIN)
+GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
+
+GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
+_GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
+_MLA_CLASS = f"{PACKAGE}.mla_provider.MLAModelProvider"  # since 0.4
+_DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3
+_LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3
+
+# Classes that build a GPTModel and do nothing to it but what their fields say, under the names of 0.2 to 0.6.
+# Those of Gemma scale the embedding, too.
+_PLAIN = re.compile(
+    r"(GPT|MLA|(Code)?Llama[23]?|Llama3[123]|Llama31Nemotron(70B|Nano8B)|Mistral(Small3)?|Qwen(2|25|3|3MoE)|Nemotron[34]?"
+    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma)(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
+)
+
+
+def model_section(data: bytes, file: str) -> tuple[str, dict[str, Any]]:
+    """The provider class of run_config.yaml and all its fields."""
+    body = plain(parse_yaml(data, file))
+    model = body.get("model") if isinstance(body, dict) else None
+    if not isinstance(model, dict):
+        raise FormatError("the run config describes no model", file=file, found=brief(model), expected="model:")
+    fields = {key: value for key, value in model.items() if key not in ("_target_", "_builder_")}
+    inner = fields.pop("transformer", None)  # since 0.6, with _builder_: TransformerConfig as a field of its own
+    if isinstance(inner, dict):
+        fields = {key: value for key, value in inner.items() if key != "_target_"} | fields
+    target = model.get("_target_", model.get("_builder_"))
+    if not isinstance(target, str):
+        raise FormatError(
+            "the model of the run config has no class", file=file, found=brief(target), expected="_target_"
+        )
+    return target, fields
+
+
+def short(target: str) -> str:
+    """The last part of a dotted name."""
+    return target.rpartition(".")[2]
+
+
+def is_plain(target: str) -> bool:
+    """Whether all that a provider class does is in its fields.
+
+    >>> is_plain("megatron.bridge.models.qwen.qwen_provider.Qwen3MoEModelProvider30B_A3B")
+    True
+    >>> is_plain("megatron.bridge.models.gemma.gemma2_provider.Gemma2ModelProvider")
+    False
+    """
+    return target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
+
+
+def scales_embedding(target: str) -> bool:
+    return short(target).removeprefix("Code").startswith("GemmaModelProvider")
+
+
+def table_of(target: str, fields: Mapping[str, Any]) -> Config:
+    """The table for what a provider class does with its fields."""
+    if fields.get("multi_latent_attention"):
+        return MLA
+    return GEMMA if scales_embedding(target) else GPT
+
+
+def written_fields(
+    facts: Facts, notes: Mapping[str, Any], version: str, hint: str | None
+) -> tuple[str, dict[str, Any]]:
+    """The provider class, that of the source (`hint`) if it can, and every field that says what the model is."""
+    target = _class_for(facts, version, hint)
+    table = table_of(target, {"multi_latent_attention": facts.present("latent_attention") is not False})
+    fields = table.write(facts, {**notes, "interleaved": False})
+    if facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3:
+        of_class = short(target).startswith(("Llama31", "Llama32"))
+        unwanted = ("rope_scaling", "rope_scaling_factor") if of_class else tuple(LLAMA31_FIELDS)
+        if not of_class and "rope_scaling" not in fields:
+            raise Refusal(
+                "since Bridge 0.4 all numbers of Llama 3.1's scaling but the factor are built in",
+                found=", ".join(f"{key} = {fields[key]}" for key in LLAMA31_FIELDS),
+                expected="low_freq_factor = 1.0, high_freq_factor = 4.0, old_context_len = 8192",
+                fix="-o bridge_version=0.2 writes a class that has them as fields",
+            )
+        fields = {key: value for key, value in fields.items() if key not in unwanted}
+    if facts.present("latent_attention") is not False:
+        fields.pop("max_position_embeddings", None)
+    return target, fields
+
+
+def _class_for(facts: Facts, version: str, hint: str | None) -> str:
+    scaled = facts.get("tokens.scale", 1.0) != 1.0
+    llama31 = facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3
+    if scaled:
+        return hint if hint is not None and scales_embedding(hint) else _GEMMA_CLASS
+    if facts.present("latent_attention") is not False:
+        if version != "0.2":
+            return _MLA_CLASS
+        sigmoid = uniform(facts, "mlp.moe.router.score") == "sigmoid"
+        return f"{_DEEPSEEK}.DeepSeekV{3 if sigmoid else 2}ModelProvider"
+    if llama31 and version == "0.2":
+        return hint if hint is not None and short(hint).startswith(("Llama31", "Llama32")) else _LLAMA31_CLASS
+    fits = (
+        hint is not None
+        and is_plain(hint)
+        and not scales_embedding(hint)
+        and not short(hint).startswith(("Llama31", "Llama32", "MLA"))
+    )
+    return hint if hint is not None and fits else GPT_CLASS

@@ -1,0 +1,123 @@
+"""Reading a Megatron-Bridge checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Facts
+from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import original_of
+from ckpt_core.storage.files import FileState, read_small
+from ckpt_core.storage.tree import open_tree
+from ckpt_megatron.bridge.config import is_plain, model_section, short, table_of
+from ckpt_megatron.bridge.files import RUN_CONFIG, TOKENIZER, find_folder
+from ckpt_megatron.files import DIST_METADATA, container_of
+from ckpt_megatron.found import Found
+from ckpt_megatron.layout import DIVISIBLE
+from ckpt_megatron.read import assembled
+from ckpt_megatron.read_dist import read_dist
+from ckpt_megatron.transformer_config.reading import (
+    EMBEDDING,
+    RANKS,
+    described,
+    dropped,
+    ignored,
+    layout_hints,
+    parallel,
+    refuse_adapters,
+)
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
+    folder = find_folder(path)
+    file = os.path.join(folder, RUN_CONFIG)
+    target, fields = model_section(read_small(file), file)
+    losses = [*_losses_of_class(target, file), *ignored(fields, request)]
+    facts, notes = table_of(target, fields).read(fields, file)
+    if not os.path.isfile(os.path.join(folder, DIST_METADATA)) or container_of(folder) != "torch_dist":
+        raise FormatError(
+            "the weights are not of torch_dist", file=folder, fix="save them with checkpoint.ckpt_format: torch_dist"
+        )
+    found = read_dist(folder, request.weights)
+    refuse_adapters(
+        found, "merge them into checkpoint.pretrained_checkpoint with Megatron-Bridge, and convert the result"
+    )
+    facts["tokens.padded_vocabulary"], facts["tokens.vocabulary"] = (
+        found.rows(EMBEDDING),
+        _vocabulary(fields, found, file),
+    )
+    architecture, order = described(facts, notes, found, request, file)
+    tensors = assembled(found, architecture, order)
+    evidence = [f"architecture: the {len(fields)} fields of {short(target)} in {RUN_CONFIG}"]
+    if request.weights == "master":
+        evidence.append("weights: fp32 masters of the optimizer")
+    root = path if folder != path else os.path.dirname(os.path.abspath(folder))
+    checkpoint = Checkpoint(
+        "megatron-bridge",
+        path,
+        architecture,
+        tensors,
+        [*found.states, FileState.of(file)],
+        notes=notes,
+        sidecars=_sidecars(folder),
+        parallel=parallel(fields),
+        hints=_hints(target, fields, facts, found),
+        evidence=evidence,
+        losses=[*losses, *dropped(found)],
+        masters=found.masters,
+    )
+    return original_of(checkpoint, root)
+
+
+def _losses_of_class(target: str, file: str) -> list[Loss]:
+    """Refuse the classes of Bridge that do more than their fields say; a class of someone else is taken by its fields."""
+    if is_plain(target):
+        return []
+    if target.startswith("megatron."):
+        raise CkptError(
+            f"models of {short(target)} are not supported", file=file, found=target, expected="a plain GPTModel"
+        )
+    return [Loss("assumed", target, "no class of Megatron-Bridge's; taken for what its fields say")]
+
+
+def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
+    """vocab_size, which is that without padding; how many rows there are follows from it."""
+    rows, size = found.rows(EMBEDDING), fields.get("vocab_size")
+    if type(size) is not int or size < 1:
+        raise CkptError(
+            "key 'vocab_size' is no number of tokens", file=file, found=repr(size)[:60], expected=f"at most {rows}"
+        )
+    expected = size
+    if fields.get("should_pad_vocab"):
+        multiple = fields.get(DIVISIBLE) or 128
+        ranks = fields.get(RANKS["tp"]) or 1
+        expected = -(-size // (multiple * ranks)) * multiple * ranks
+    if rows != expected:
+        raise CkptError(
+            "the embedding has another number of rows than the vocabulary",
+            file=found.folder,
+            found=f"{rows} rows",
+            expected=f"{expected}: vocab_size = {size}, should_pad_vocab = {fields.get('should_pad_vocab', False)}",
+        )
+    return size
+
+
+def _sidecars(folder: str) -> dict[str, Sidecar]:
+    tree = open_tree(folder).below(TOKENIZER)
+    extents = {name: tree[name] for name in sorted(tree.files)}
+    return {name: Sidecar(extent.file, extent.size, extent.offset) for name, extent in extents.items()}
+
+
+def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: Found) -> dict[str, Any]:
+    """The choices by which the same checkpoint can be written again."""
+    hints = layout_hints(fields, facts, found) | {
+        "class": target,
+        "should_pad_vocab": bool(fields.get("should_pad_vocab")),
+        "bridge_version": "0.4" if "rope_scaling" in fields else "0.2",  # a field of all providers since then
+    }
+    return hints | ({"iteration": found.iteration} if isinstance(found.iteration, int) else {})

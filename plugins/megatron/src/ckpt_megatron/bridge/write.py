@@ -1,0 +1,131 @@
+"""Writing a Megatron-Bridge checkpoint of weights alone: what `load_megatron_model` and a training run load."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from typing import Any
+
+from ckpt_core.architecture import facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model
+from ckpt_core.storage.dtypes import BY_NAME
+from ckpt_core.storage.jsonfile import dump_yaml
+from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_megatron.bridge.config import written_fields
+from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
+from ckpt_megatron.files import TRACKER
+from ckpt_megatron.fitted import fitted
+from ckpt_megatron.layout import DIVISIBLE, FileLayout
+from ckpt_megatron.transformer_config.targets import named
+from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
+from ckpt_megatron.write_dist import CONTENT, write_dist
+from ckpt_megatron.written import Written
+
+_TRAINING = "megatron.bridge.training"
+_NEWEST = "0.4"  # classes did not change since
+_SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
+_DONE = ("do_train", "do_valid", "do_test")
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The folder. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
+    hints, options = checkpoint.hints_for("megatron-bridge"), request.options
+    layout = replace(FileLayout.of(request, hints), container="torch_dist")
+    if layout.iteration is None:
+        layout = replace(layout, iteration=hints.get("iteration", 0))
+    said = options.get("should_pad_vocab")
+    said = hints.get("should_pad_vocab") if said is None else said
+    tokens = checkpoint.architecture.tokens
+    # without padding, tensor parallel ranks must divide the vocabulary itself
+    pads = bool(tokens is not None and tokens.vocabulary % layout.tp) if said is None else bool(said)
+    model = fitted(
+        Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp if pads else 1, by_fields=True
+    )
+    facts = facts_of(model.architecture)
+    version = str(options.get("bridge_version") or hints.get("bridge_version") or _NEWEST)
+    target, fields = written_fields(facts, checkpoint.notes, version, hints.get("class"))
+    check_layout(model, facts, layout)
+    numbered = number_layers(fields, facts, hints)
+    fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
+    fields |= running(layout, model, request.dtype)
+    written = Written(layout, model, request.dtype)
+    common = {"checkpoint_version": 3.0, "iteration": layout.iteration, "content_metadata": CONTENT}
+    write_dist(written, common, homogeneous=not numbered)
+    tokenizer = f"{request.destination}/{layout.folder}/{TOKENIZER}" if checkpoint.sidecars else None
+    written.documents[f"{layout.folder}/{RUN_CONFIG}"] = dump_yaml(_run_config(target, fields, tokenizer)).encode()
+    state = _train_state(layout.iteration or 0)
+    written.documents |= {
+        f"{layout.folder}/{TRAIN_STATE}": state,
+        LATEST: state,
+        TRACKER: str(layout.iteration).encode(),
+    }
+    return Target(
+        "megatron-bridge",
+        model.architecture,
+        model.tensors,
+        written.files,
+        written.placements,
+        written.documents,
+        {f"{layout.folder}/{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
+        parallel=layout.parallel,
+        decisions={
+            "class": target,
+            "bridge_version": version,
+            "names": layout.names,
+            "should_pad_vocab": pads,
+            DIVISIBLE: layout.multiple,
+            "rewrites": list(model.rewrites),
+        },
+        losses=_assumed(fields, version, said=bool(options.get("bridge_version") or hints.get("bridge_version"))),
+    )
+
+
+def _assumed(fields: dict[str, Any], version: str, said: bool) -> list[Loss]:
+    """A field that older versions pass over without an error, where nobody said for which version to write."""
+    if said or not fields.get("rope_scaling"):
+        return []
+    return [
+        Loss(
+            "assumed",
+            f"Megatron-Bridge {version} or later",
+            "0.2 and 0.3 do not know rope_scaling (-o bridge_version=0.2)",
+        )
+    ]
+
+
+def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:
+    """The sections that a loader asks for. A training run has its own of the others."""
+    model = {key: named(value) if key in FUNCTIONS else value for key, value in sorted(fields.items())}
+    found: dict[str, Any] = {
+        "_target_": f"{_TRAINING}.config.ConfigContainer",
+        "checkpoint": {
+            "_target_": f"{_TRAINING}.config.CheckpointConfig",
+            "ckpt_format": "torch_dist",
+            "fully_parallel_save": True,
+            "save_optim": False,
+            "save_rng": False,
+        },
+        "model": {"_target_": target, **model},
+    }
+    if tokenizer is not None:
+        found["tokenizer"] = {
+            "_target_": f"{_TRAINING}.tokenizers.config.TokenizerConfig",
+            "tokenizer_model": tokenizer,
+            "tokenizer_type": "HuggingFaceTokenizer",
+        }
+    return found
+
+
+def _train_state(step: int) -> bytes:
+    """A dict of tensors of one element: how far the run got."""
+    values = {"step": step, **dict.fromkeys(_SAMPLES, 0)}
+    body: dict[str, TensorSpec] = {name: TensorSpec(BY_NAME["int32"], ()) for name in values}
+    data = {(name,): struct.pack("<i", value) for name, value in values.items()}
+    body["floating_point_operations_so_far"] = TensorSpec(BY_NAME["fp32"], ())
+    data["floating_point_operations_so_far",] = struct.pack("<f", 0.0)
+    for name in _DONE:
+        body[name], data[name,] = TensorSpec(BY_NAME["bool"], ()), b"\0"
+    return torch_bytes(body, TRAIN_STATE, data)

@@ -1,0 +1,118 @@
+"""A model as Megatron's GPTModel has it, and the ranks that can share it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ckpt_core.architecture import Activation, Architecture, Layer, Norm, facts_of
+from ckpt_core.errors import Problems, Refusal
+from ckpt_core.layout import Layout
+from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
+from ckpt_megatron.config import decoder_of
+from ckpt_megatron.layout import FileLayout
+from ckpt_megatron.weights import tables
+
+
+def fitted(model: Model, multiple: int, *, by_fields: bool = False) -> Model:
+    """Biases on all linear layers or none, a vocabulary padded to a `multiple` of rows, and the usual attention scale.
+
+    `by_fields`: a config class describes the model, which has a field for the scale and every kind of GELU.
+    """
+    tokens, kind = model.architecture.tokens, facts_of(model.architecture)["kind"]
+    if tokens is None or kind != "decoder":
+        raise Refusal(
+            "Megatron's GPTModel is a decoder that reads tokens",
+            found=f"kind = {kind}" + ("" if tokens else ", no tokens"),
+        )
+    if not by_fields or not _one_scale(model.architecture):
+        model = folded_attention_scale(model)
+    model = with_biases(model, fused_gelu=not by_fields)
+    return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+
+
+def _one_scale(architecture: Architecture) -> bool:
+    """Whether one number is the attention scale of all layers."""
+    return len({layer.attention.scale for layer in decoder_of(architecture).layers if layer.attention}) < 2
+
+
+def with_biases(model: Model, fused_gelu: bool) -> Model:
+    """Zero biases where Megatron has them only all together: a zero bias changes nothing.
+
+    --add-bias-linear gives one to every linear layer, --add-qkv-bias to q, k and v, and a LayerNorm always has one.
+    `fused_gelu`: GELU's tanh form is only reached through a bias.
+    """
+    layers = decoder_of(model.architecture).layers
+    tanh = any(layer.mlp.activation is Activation.GELU_TANH and not layer.mlp.gated for layer in layers)
+    every = (fused_gelu and tanh) or any(_has_linear_bias(layer) for layer in layers)
+    inputs = every or any(_has_input_bias(layer) for layer in layers)
+
+    def biased(layer: Layer) -> Layer:
+        mlp = replace(layer.mlp, norm=_with_norm_bias(layer.mlp.norm))
+        if every and not (mlp.moe and mlp.moe.shared):  # shared experts have no biases
+            mlp = replace(mlp, up_bias=True, down_bias=True)
+        if layer.attention is None:
+            return replace(layer, mlp=mlp)
+        norm, qk_norm = _with_norm_bias(layer.attention.norm), _with_norm_bias(layer.attention.qk_norm)
+        attention = replace(layer.attention, norm=norm, qk_norm=qk_norm)
+        if inputs:
+            out = every or attention.out_bias
+            attention = replace(attention, q_bias=True, k_bias=True, v_bias=True, out_bias=out)
+        return replace(layer, mlp=mlp, attention=attention)
+
+    wanted = map_layers(model.architecture, biased)
+    decoder = decoder_of(wanted)
+    wanted = replace(wanted, decoder=replace(decoder, final_norm=_with_norm_bias(decoder.final_norm)))
+    if wanted == model.architecture:
+        return model
+    return zero_biases(model, wanted, model.tensors["embedding.tokens.weight"].dtype)
+
+
+def _has_linear_bias(layer: Layer) -> bool:
+    if layer.attention is not None:
+        out = layer.attention.out_bias
+    else:
+        out = layer.latent_attention is not None and layer.latent_attention.bias
+    return out or layer.mlp.up_bias or layer.mlp.down_bias
+
+
+def _has_input_bias(layer: Layer) -> bool:
+    attention = layer.attention
+    return attention is not None and (attention.q_bias or attention.k_bias or attention.v_bias)
+
+
+def _with_norm_bias(norm: Norm | None) -> Norm | None:
+    return norm if norm is None or norm.kind != "layer" else replace(norm, bias=True)
+
+
+def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
+    """`Refusal`s for what the ranks or the kind of files of `layout` cannot hold."""
+    problems = Problems(f"tp={layout.tp} pp={layout.pp} ep={layout.ep}")
+    layers = decoder_of(architecture).layers
+    attention, moe = layers[0].attention, any(layer.mlp.moe for layer in layers)
+    if attention is not None:
+        heads, groups = attention.heads, attention.groups
+        if heads % layout.tp:
+            problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads"))
+        if groups % layout.tp and layout.tp % groups:
+            problems.add(Refusal(f"tp={layout.tp} neither divides the {groups} query groups nor is a multiple of them"))
+    if layout.names == "legacy":
+        if attention is None or attention.qk_norm or attention.sinks or moe:
+            problems.add(
+                Refusal(
+                    "the models before Megatron-Core have no latent attention, query norms, sinks or experts",
+                    fix="use -o names=te",
+                )
+            )
+        elif layout.version < 2 and attention.groups != attention.heads:
+            problems.add(
+                Refusal(f"checkpoint_version {layout.version:g} has no groups of heads", fix="use -o names=te")
+            )
+        problems.raise_any()
+    if layout.ep > 1 and not moe:
+        problems.add(Refusal("expert parallel ranks need experts", found=f"ep={layout.ep}"))
+    if layout.grouped and layout.names == "local" and moe and layers[-1].mlp.up_bias:
+        problems.add(Refusal("grouped experts of the local spec have no biases"))
+    problems.raise_any()
+    # raises where an axis is not divided
+    Layout(tables(architecture, tp=layout.tp), architecture).natives({"tp": (0, layout.tp), "ep": (0, layout.ep)})

@@ -1,0 +1,85 @@
+"""What was found in a checkpoint folder, whichever container it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_core.engine.assembly import Shard
+from ckpt_core.errors import FormatError
+from ckpt_core.layout import Ranks
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.opaque import Opaque, brief
+from ckpt_megatron.names import LegacySpelling
+
+
+@dataclass
+class Share:
+    """The tensors that one tensor parallel rank (or, for experts, one pair of ranks) holds, over all stages.
+
+    `ranks` says which. Every name has all copies that were found, each as the shards that tile it.
+    """
+
+    ranks: Ranks
+    expert: bool
+    tensors: dict[str, list[list[Shard]]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, shards: list[Shard], stored_as: str) -> None:
+        self.tensors.setdefault(name, []).append(shards)
+        self.names[name] = stored_as
+
+
+@dataclass
+class Found:
+    """What lies in a checkpoint folder. `args` is None where none are stored; `version` the checkpoint_version."""
+
+    folder: str
+    container: str
+    args: dict[str, Any] | None
+    args_file: str
+    shares: list[Share]
+    files: list[str]
+    parallel: dict[str, int]
+    version: float = 3.0
+    legacy: LegacySpelling | None = None
+    fused_names: bool = False
+    grouped: bool = False
+    stages: list[int] = field(default_factory=list)
+    layers: int = 0
+    masters: bool = False
+    iteration: object = None
+    dropped: set[str] = field(default_factory=set)
+
+    @property
+    def states(self) -> list[FileState]:
+        return [FileState.of(path) for path in self.files]
+
+    @property
+    def names(self) -> set[str]:
+        """Every name of the tables that was found."""
+        return {name for share in self.shares for name in share.tensors}
+
+    def rows(self, name: str) -> int:
+        """The rows of a tensor that tensor parallel ranks divide, over all of them."""
+        held = [share.tensors[name][0] for share in self.shares if name in share.tensors]
+        if not held:
+            raise FormatError(f"tensor {name!r} is missing", file=self.folder)
+        return sum(height(shards) for shards in held)
+
+
+def height(shards: list[Shard]) -> int:
+    """The rows that the shards of one tensor reach."""
+    for shard in shards:
+        if not shard.stored.shape:
+            raise FormatError("a tensor that ranks divide has no dimension", file=shard.stored.file)
+    return max(shard.origin[0] + shard.stored.shape[0] for shard in shards)
+
+
+def stored_args(value: object, file: str) -> dict[str, Any] | None:
+    """The attributes of a stored Namespace."""
+    if value is None:
+        return None
+    if not isinstance(value, Opaque) or not isinstance(value.state, dict):
+        raise FormatError("args is no Namespace", file=file, found=brief(value))
+    return {str(key): item for key, item in value.state.items()}

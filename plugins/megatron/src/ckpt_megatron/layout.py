@@ -1,0 +1,120 @@
+"""What was decided about the files that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.errors import Refusal
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.opaque import Opaque
+from ckpt_megatron.names import LegacySpelling
+
+DIVISIBLE = "make_vocab_size_divisible_by"
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The container, the names and the ranks of a checkpoint; `multiple` is `DIVISIBLE`.
+
+    `within` is the folder of the files where it is not that of an iteration.
+    """
+
+    container: str
+    names: str
+    grouped: bool
+    tp: int
+    pp: int
+    ep: int
+    vpp: int
+    multiple: int
+    iteration: int | None
+    version: float = 3.0
+    spelling: LegacySpelling = LegacySpelling()
+    within: str | None = None
+
+    @classmethod
+    def of(cls, request: WriteRequest, hints: Mapping[str, Any]) -> FileLayout:
+        """What the options ask for, else what a source of this format had (`hints`), else what most people use."""
+        options = request.options
+        names = str(options.get("names") or hints.get("names") or "te")
+        usual = "grouped" if names == "te" else "sequential"
+        container = str(options.get("container") or hints.get("container") or "torch_dist")
+        version, spelling = 3.0, LegacySpelling()
+        if names == "legacy":
+            if options.get("container") == "torch_dist":
+                raise Refusal(
+                    "the models before Megatron-Core have torch files alone",
+                    found="-o container=torch_dist -o names=legacy",
+                )
+            container = "torch"
+            version = float(hints.get("checkpoint_version", 3.0))
+            spelling = LegacySpelling(**hints.get("spelling", {}))
+        return cls(
+            container,
+            names,
+            (options.get("experts") or hints.get("experts") or usual) == "grouped",
+            request.tp or 1,
+            request.pp or 1,
+            request.ep or 1,
+            int(options.get("vpp") or 1),
+            int(options.get(DIVISIBLE) or hints.get(DIVISIBLE) or 128),
+            options.get("iteration"),
+            version,
+            spelling,
+        )
+
+    @property
+    def folder(self) -> str:
+        if self.within is not None:
+            return self.within
+        return "release" if self.iteration is None else f"iter_{self.iteration:07d}"
+
+    @property
+    def parallel(self) -> dict[str, int]:
+        return {"tp": self.tp, "pp": self.pp, "ep": self.ep} | ({"vpp": self.vpp} if self.vpp > 1 else {})
+
+    @property
+    def qkv_order(self) -> str:
+        """The order of q, k and v (see `weights.QKV_ORDERS`)."""
+        return "2.0" if self.version >= 2 else "1.0" if self.version >= 1 else "0"
+
+    def args(self, dtype: DType, tokenizer: str | None) -> dict[str, object]:
+        """The args that do not describe the model, but that a loader asks for."""
+        return {
+            "tensor_model_parallel_size": self.tp,
+            **({"model_parallel_size": self.tp} if self.version < 3 else {}),
+            "pipeline_model_parallel_size": self.pp,
+            "expert_model_parallel_size": self.ep,
+            "expert_tensor_parallel_size": self.tp,
+            "context_parallel_size": 1,
+            "sequence_parallel": False,
+            "transformer_impl": "transformer_engine" if self.names == "te" else "local",
+            "moe_grouped_gemm": self.grouped,
+            "use_legacy_models": self.names == "legacy",
+            DIVISIBLE: self.multiple,
+            "params_dtype": dtype,
+            "bf16": dtype.name == "bf16",
+            "fp16": dtype.name == "fp16",
+            "ckpt_format": self.container,
+            "use_dist_ckpt": self.container == "torch_dist",
+            "tokenizer_type": "HuggingFaceTokenizer" if tokenizer else None,
+            "tokenizer_model": tokenizer,
+            "vocab_file": None,
+            "attention_dropout": 0.0,
+            "hidden_dropout": 0.0,
+            "apply_query_key_layer_scaling": False,
+            "data_parallel_random_init": False,
+            "spec": None,
+            "iteration": self.iteration or 0,
+            "consumed_train_samples": 0,
+            "skipped_train_samples": 0,
+            "consumed_valid_samples": 0,
+        }
+
+
+def namespace(args: Mapping[str, object]) -> Opaque:
+    """What args are stored as."""
+    return Opaque("argparse", "Namespace", args=(), state=dict(args))

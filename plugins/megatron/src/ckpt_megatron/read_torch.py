@@ -1,0 +1,112 @@
+"""Reading the torch container: one file per rank.
+
+Layers are numbered from 0 within each (virtual) stage, and experts within each rank; here they get their global
+numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from ckpt_core.engine.assembly import Shard
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_megatron.files import rank_files
+from ckpt_megatron.found import Found, Share
+from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
+from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
+
+_GROUPED = re.compile(r"\.mlp\.experts\.weight[12]$")
+
+
+def read_torch(folder: str, weights: str) -> Found:
+    """The rank files of a folder, from headers alone. `weights` is auto, model or master."""
+    ranks = [RankFile(path, numbers, weights) for path, numbers in rank_files(folder)]
+    grid, first = Grid.of(ranks), ranks[0]
+    found = Found(folder, "torch", first.args, first.path, [], [rank.path for rank in ranks], grid.sizes)
+    problems = Problems(f"reading {folder}")
+    check_ranks(ranks, grid, problems)
+    version = first.content.get("checkpoint_version", 0)
+    found.version = float(version) if isinstance(version, int | float) else 3.0
+    found.iteration = first.content.get("iteration")
+    found.masters = all(rank.has_masters for rank in ranks)
+    found.stages = layers_per_stage(ranks, grid, problems)
+    found.layers = sum(found.stages)
+    problems.raise_any()
+    stored_names = [name for rank in ranks for tensors in rank.chunks for name in tensors]
+    if any(name.startswith("language_model.") for name in stored_names):
+        found.legacy = LegacySpelling.of(stored_names)
+    found.fused_names = any(map(is_fused, stored_names))
+    found.grouped = any(map(_GROUPED.search, stored_names))
+    found.shares = _shares(ranks, grid, found, problems)
+    problems.raise_any()
+    return found
+
+
+def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: Problems) -> list[Share]:
+    """Every tensor under its global name, with those of the same ranks."""
+    dense = {t: Share({"tp": (t, grid.tp)}, False) for t in range(grid.tp)}
+    experts: dict[tuple[int, int], Share] = {}
+    held_by: dict[tuple[int, tuple | None, int], dict[str, set[str]]] = {}
+    for rank in ranks:
+        # The expert grid is laid over the same ranks (parallel_state.py); with etp dividing tp it is this one.
+        place = (rank.tp % grid.etp, rank.ep)
+        for raw, name, tensor in _numbered(rank, grid, found.stages):
+            if name.startswith("mtp."):
+                found.dropped.add("mtp.*")
+                continue
+            if _GROUPED.search(name):
+                tensor = _viewed(tensor, name, _local_experts(rank, grid))
+            share, pair = dense[rank.tp], None
+            if ".mlp.experts." in name:
+                expert_ranks = {"tp": (place[0], grid.etp), "ep": (place[1], grid.ep)}
+                share, pair = experts.setdefault(place, Share(expert_ranks, True)), place
+            share.add(name, [Shard((0,) * len(tensor.shape), tensor)], raw)
+            held_by.setdefault((rank.tp, pair, rank.pp), {}).setdefault(name, set()).add(rank.path)
+    for files in held_by.values():
+        everywhere = set().union(*files.values())
+        for name, paths in files.items():
+            for path in sorted(everywhere - paths):
+                problems.add(
+                    FormatError(f"tensor {name!r} is missing", file=path, expected=f"as in {sorted(paths)[0]}")
+                )
+    return [*dense.values(), *(experts[place] for place in sorted(experts))]
+
+
+def _numbered(rank: RankFile, grid: Grid, stages: Sequence[int]) -> Iterator[tuple[str, str, StoredTensor]]:
+    """The stored name, the name with global layer and expert numbers, and the tensor."""
+    for chunk, tensors in enumerate(rank.chunks):
+        start = sum(stages[: chunk * grid.pp + rank.pp])
+        local = {expert for name in tensors if (expert := expert_of(plain(name))) is not None}
+        for raw, tensor in tensors.items():
+            name = plain(raw)
+            layer, expert = layer_of(name), expert_of(name)
+            if layer is not None:
+                layer += start
+            if expert is not None:
+                expert += rank.ep * (max(local) + 1)
+            yield raw, renumbered(name, layer, expert), tensor
+
+
+def _local_experts(rank: RankFile, grid: Grid) -> int:
+    """How many experts a rank has; the router, which every rank has whole, has a row for each of all."""
+    rows = {
+        tensor.shape[0]
+        for tensors in rank.chunks
+        for name, tensor in tensors.items()
+        if name.endswith(".mlp.router.weight") and tensor.shape
+    }
+    if len(rows) != 1 or not (experts := rows.pop()) or experts % grid.ep:
+        raise FormatError("the routers do not say how many experts there are", file=rank.path, found=f"ep={grid.ep}")
+    return experts // grid.ep
+
+
+def _viewed(tensor: StoredTensor, name: str, local: int) -> StoredTensor:
+    """GroupedMLP's two-dimensional weights as what they are used as (moe/experts.py, `weight1.view(x, h, -1)`)."""
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (0, 0)
+    shape = (local, rows, columns // local) if name.endswith("weight1") else (local, rows // local, columns)
+    viewed = StoredTensor.contiguous(tensor.file, tensor.dtype, shape, tensor.offset)
+    if viewed.elements != tensor.elements or tensor.strides != (columns, 1):
+        raise FormatError(f"{name!r} is no view of {local} experts", file=tensor.file, found=f"shape {tensor.shape}")
+    return viewed

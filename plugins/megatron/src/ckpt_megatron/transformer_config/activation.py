@@ -1,0 +1,69 @@
+"""activation_func, a function by name, and the kernels that replace it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Activation, Facts
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Custom, custom, uniform
+
+_GELU = "torch.nn.functional.gelu"
+_FUNCTIONS: dict[str, Activation] = {
+    "torch.nn.functional.silu": Activation.SILU,
+    _GELU: Activation.GELU_ERF,
+    "torch.nn.functional.relu": Activation.RELU,
+    "nemo.collections.llm.fn.activation.openai_gelu": Activation.GELU_TANH,
+    "nemo.collections.llm.fn.activation.quick_gelu": Activation.GELU_QUICK,
+    "nemo.collections.llm.fn.activation.squared_relu": Activation.RELU_SQUARED,
+    "megatron.core.activations.fast_gelu": Activation.GELU_TANH,
+    "megatron.core.activations.quick_gelu": Activation.GELU_QUICK,
+    "megatron.core.activations.squared_relu": Activation.RELU_SQUARED,
+    "megatron.core.fusions.fused_bias_geglu.quick_gelu": Activation.GELU_QUICK,
+}
+# TransformerEngine's own GELU is the tanh form, so what these do to the erf form is another function.
+_ENGINE = ("use_te_activation_func", "use_transformer_engine_op_fuser")
+
+
+def activation(package: str) -> Custom:
+    """The activation; `package` is where functions that torch does not have are looked up when writing."""
+    names = {kind: name for name, kind in _FUNCTIONS.items() if name.startswith((f"{package}.", "torch."))}
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        kind, gated = uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated")
+        if kind not in names:
+            raise Refusal("it has no such activation", found=f"mlp.activation = {kind}", expected=", ".join(names))
+        config |= {"activation_func": names[kind], "gated_linear_unit": gated}
+        if kind is not Activation.SILU or not gated:  # of which alone it is a kernel, and not another function
+            config["bias_activation_fusion"] = False
+
+    keys = ["activation_func", "gated_linear_unit", "bias_activation_fusion", *_ENGINE]
+    return custom(keys, ["mlp.activation", "mlp.gated"], read=_read, write=write)
+
+
+def _read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    kind = _function(config.get("activation_func"))
+    if kind is Activation.GELU_ERF:
+        # The fused kernels of GELU, gated or not, compute the tanh form (fused_bias_gelu.py, fused_bias_geglu.py).
+        if config.get("bias_activation_fusion"):
+            kind = Activation.GELU_TANH
+        for key in _ENGINE:
+            if config.get(key):
+                raise CkptError(f"key {key!r} replaces GELU by another form of it", found="True", expected="False")
+    facts["mlp.activation"], facts["mlp.gated"] = kind, bool(config.get("gated_linear_unit", False))
+
+
+def _function(name: object) -> Activation:
+    if name is None:
+        return Activation.GELU_ERF  # the default of TransformerConfig
+    if isinstance(name, dict) and name.get("_partial_") and name.get("_target_") == _GELU:
+        form = {"tanh": Activation.GELU_TANH, "none": Activation.GELU_ERF}.get(str(name.get("approximate")))
+        if form is not None:
+            return form
+    if not isinstance(name, str) or name not in _FUNCTIONS:
+        found = repr(name)[:80]
+        raise CkptError(
+            "key 'activation_func' is a function we do not know", found=found, expected=", ".join(_FUNCTIONS)
+        )
+    return _FUNCTIONS[name]

@@ -1,0 +1,119 @@
+"""Positions: learned or rotary, as many as seq_length, and how rotary ones are scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Facts, RotaryKind
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Custom, custom, uniform
+from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
+from ckpt_megatron.args.rotary import read_rotary, write_rotary
+
+# The classes of Llama 3.1 (NeMo 2, Bridge until 0.3) scale by these fields, and no other class has them.
+LLAMA31_FIELDS = {
+    "scale_factor": "factor",
+    "low_freq_factor": "low_frequency_factor",
+    "high_freq_factor": "high_frequency_factor",
+    "old_context_len": "original_positions",
+}
+# rope_scaling of GPTModel (Bridge since 0.4): all but the factor are constants of rotary_pos_embedding.py
+_BUILT_IN = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_positions": 8192}
+_ARGUMENTS = {"rope_scaling": "use_rope_scaling", "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor"}
+_ROTARY = "attention.rotary"
+_POSITIONS = 2048
+_KEYS = (
+    "position_embedding_type",
+    "seq_length",
+    "rotary_base",
+    "rotary_percent",
+    "seq_len_interpolation_factor",
+    "rope_scaling",
+    "rope_scaling_factor",
+    "no_rope_freq",
+    "rope_type",
+    "max_position_embeddings",
+)
+
+
+def positions(attention: str) -> Custom:
+    """Positions of a model whose attention facts lie under `attention`.
+
+    A Llama 3.1 scaling is written in both ways: by the fields of the class, and by rope_scaling where that can say it.
+    The writer of a format keeps those of the class that it names.
+    """
+    latent = attention == "latent_attention"
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        kind = config.get("position_embedding_type") or "learned_absolute"
+        if config.get("seq_length") is not None:
+            notes["max_positions"] = config["seq_length"]
+        if kind == "learned_absolute":
+            facts["positions.count"] = config["seq_length"]
+        elif kind not in ("rope", "none"):
+            raise CkptError(
+                "key 'position_embedding_type' has a value that is not supported",
+                found=repr(kind),
+                expected="learned_absolute, rope or none",
+            )
+        if latent:
+            read_latent_rotary(_latent_arguments(config), facts)
+        elif kind == "rope":
+            _read_rotary(config, facts)
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        learned, theta = facts.get("positions.count"), uniform(facts, f"{attention}.rotary.theta")
+        if learned is not None and theta is not None:
+            raise Refusal(
+                "positions are either learned or rotary",
+                found=f"positions.count = {learned}, {attention}.rotary.theta = {theta}",
+            )
+        config["position_embedding_type"] = "learned_absolute" if learned else "none" if theta is None else "rope"
+        config["seq_length"] = learned or notes.get("max_positions") or _POSITIONS
+        if theta is None:
+            return
+        config["rotary_base"] = theta
+        if latent:
+            write_latent_rotary(facts, config)
+            config["max_position_embeddings"] = config.get("original_max_position_embeddings")
+        else:
+            _write_rotary(facts, config)
+
+    claims = ["positions.count", f"{attention}.rotary.*", f"{attention}.rotary?"]
+    claims += ["latent_attention.scale"] if latent else []
+    return custom([*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS], claims, read=read, write=write)
+
+
+def _latent_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as arguments of latent attention. Until core 0.13 one of them had another name."""
+    said = {"rope_type": "yarn", **config}
+    if config.get("original_max_position_embeddings") is None:
+        said["original_max_position_embeddings"] = config.get("max_position_embeddings")
+        said.pop("layernorm_epsilon", None)  # which would tell that core is 0.16 or later
+    return said
+
+
+def _read_rotary(config: Mapping[str, Any], facts: Facts) -> None:
+    read_rotary({_ARGUMENTS.get(key, key): value for key, value in config.items()}, facts)
+    if config.get("old_context_len") is None:
+        return
+    if f"{_ROTARY}.scaling.kind" in facts:
+        found = f"old_context_len = {config['old_context_len']}, and {facts[f'{_ROTARY}.scaling.kind']}"
+        raise CkptError("positions are scaled twice", found=found)
+    facts[f"{_ROTARY}.scaling.kind"] = RotaryKind.LLAMA3
+    facts.update({f"{_ROTARY}.scaling.{name}": config[key] for key, name in LLAMA31_FIELDS.items()})
+
+
+def _write_rotary(facts: Facts, config: dict[str, Any]) -> None:
+    prefix = f"{_ROTARY}.scaling."
+    scaling = {name.removeprefix(prefix): uniform(facts, name) for name in facts if name.startswith(prefix)}
+    if scaling.get("kind") is RotaryKind.LLAMA3:
+        config |= {key: scaling[name] for key, name in LLAMA31_FIELDS.items()}
+        if all(scaling[name] == value for name, value in _BUILT_IN.items()):
+            config |= {"rope_scaling": True, "rope_scaling_factor": scaling["factor"]}
+        facts = Facts({path: value for path, value in facts.items() if not path.startswith(prefix)})
+    args: dict[str, Any] = {"rotary_seq_len_interpolation_factor": None}
+    write_rotary(facts, args)
+    fields = {argument: key for key, argument in _ARGUMENTS.items()}
+    config |= {fields.get(key, key): value for key, value in args.items()}

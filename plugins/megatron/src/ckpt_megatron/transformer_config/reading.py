@@ -1,0 +1,81 @@
+"""What a checkpoint that a config class describes is read with, in NeMo 2 as in Megatron-Bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Architecture, Facts, architecture_of
+from ckpt_core.checkpoint import Loss
+from ckpt_core.errors import FormatError
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import check_agreement
+from ckpt_megatron.found import Found
+from ckpt_megatron.layout import DIVISIBLE
+
+EMBEDDING = "embedding.word_embeddings.weight"
+RANKS = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "ep": "expert_model_parallel_size",
+    "vpp": "virtual_pipeline_model_parallel_size",
+}
+
+
+def refuse_adapters(found: Found, fix: str) -> None:
+    """Refuse the weights of a LoRA training, which are no whole model."""
+    adapters = sorted(name for name in found.names if ".adapter." in name or ".to_wrap." in name)
+    if adapters:
+        raise FormatError("the weights are those of a LoRA training", file=found.folder, found=adapters[0], fix=fix)
+
+
+def described(
+    facts: Facts, notes: dict[str, Any], found: Found, request: ReadRequest, file: str
+) -> tuple[Architecture, str]:
+    """The architecture, and the order of q, k and v (see `weights.QKV_ORDERS`)."""
+    # Since core 0.14 a router has a bias where linear layers have one; before it had none.
+    if any(name.endswith(".mlp.router.bias") for name in found.names):
+        facts["mlp.moe.router.bias"] = True
+    architecture = architecture_of(facts, file)
+    if request.architecture is not None:
+        check_agreement(request.architecture, architecture, file)
+    return architecture, "interleaved" if notes.pop("interleaved", False) else "2.0"
+
+
+def parallel(fields: Mapping[str, Any]) -> dict[str, int]:
+    """The ranks that wrote the checkpoint."""
+    sizes = {name: fields.get(key) for name, key in RANKS.items()}
+    return {name: size for name, size in sizes.items() if type(size) is int and (size > 1 or name != "vpp")}
+
+
+def layout_hints(fields: Mapping[str, Any], facts: Facts, found: Found) -> dict[str, Any]:
+    """The choices by which the same tensors can be written again."""
+    numbered = isinstance(fields.get("moe_layer_freq"), list)
+    hints: dict[str, Any] = {"names": _names(facts, found), "layers": "numbered" if numbered else "stacked"}
+    if isinstance(fields.get(DIVISIBLE), int):
+        hints[DIVISIBLE] = fields[DIVISIBLE]
+    return hints
+
+
+def _names(facts: Facts, found: Found) -> str:
+    """Whose modules gave the tensors their names. Only before experts and in latent attention do the keys differ."""
+    stored = set(found.shares[0].names.values())
+    if facts.present("mlp.moe") is not False:
+        return "te" if any(".pre_mlp_layernorm." in name for name in stored) else "local"
+    if facts.present("latent_attention") is not False:
+        return "local" if any(".kv_layernorm." in name for name in stored) else "te"
+    return "te"
+
+
+def dropped(found: Found) -> list[Loss]:
+    """What was left behind of the weights."""
+    reason = "multi-token prediction layers, on which the model's own outputs do not depend"
+    return [Loss("dropped", name, reason) for name in sorted(found.dropped)]
+
+
+def ignored(fields: dict[str, Any], request: ReadRequest) -> list[Loss]:
+    """Take the fields out that the user wants left out."""
+    keys = [key for key in str(request.options.get("ignore_keys") or "").split(",") if key in fields]
+    for key in keys:
+        del fields[key]
+    return [Loss("dropped", key, "left out with -o ignore_keys") for key in keys]

@@ -1,0 +1,87 @@
+"""Writing torch_dist, which any parallel layout loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+
+from ckpt_core.checkpoint import Placement
+from ckpt_core.layout import Layout, Native
+from ckpt_core.storage.dcp import METADATA
+from ckpt_core.storage.dcp_write import ChunkSpec, plan_distributed
+from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_megatron.extra_states import stacked_extra_states
+from ckpt_megatron.files import COMMON, DIST_METADATA
+from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
+from ckpt_megatron.weights import tables
+from ckpt_megatron.written import Written
+
+_FILES, _FILE_BYTES = 4, 4 << 30  # several files, so that several threads write
+_EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
+# Exactly these four fields are accepted by all versions (core 0.18 and before).
+_BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+# How the keys are arranged, for a loader since core 0.13
+CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+
+
+def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool, prefix: str = "") -> None:
+    """Plan the files. `homogeneous`: all layers are of one kind, and lie together in one tensor. `prefix`: that of a
+    module around the model, with which every key begins. `common` is what common.pt holds.
+    """
+    layout, architecture = written.layout, written.architecture
+    natives = [
+        native for native in Layout(tables(architecture), architecture).natives().values() if not native.row.copy
+    ]
+    natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
+    total = sum(math.prod(native.shape) * written.dtype_of(native).size for native in natives)
+    size = max(1, math.ceil(total / max(_FILES, math.ceil(total / _FILE_BYTES))))
+    chunks, done = [], 0
+    for native in natives:
+        dtype = written.dtype_of(native)
+        key, origin, whole = _place(written, native, homogeneous)
+        shape = (*([1] * len(origin)), *native.shape)
+        file = f"__{done // size}_0.distcp"
+        offsets = (*origin, *([0] * len(native.shape)))
+        chunks.append(ChunkSpec(f"{prefix}{key}", dtype, (*whole, *native.shape), offsets, shape, file))
+        done += math.prod(native.shape) * dtype.size
+    # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
+    nothing = torch_bytes([None], "archive")
+    keys = [chunk.tensor.removeprefix(prefix) for chunk in chunks]
+    objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, written.layers, layout.names, homogeneous)]
+    plan = plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
+    written.files += plan.files
+    for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
+        written.placements.append(Placement(native, chunk.dtype, f"{layout.folder}/{chunk.file}", offset))
+    written.documents[f"{layout.folder}/{COMMON}"] = torch_bytes(dict(common), COMMON)  # read by every version
+    written.documents[f"{layout.folder}/{METADATA}"] = plan.metadata
+    written.documents[f"{layout.folder}/{DIST_METADATA}"] = json.dumps(_BACKEND).encode()
+
+
+def _place(written: Written, native: Native, homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """The key of a tensor, and its place and the sizes along the axes that only the key's tensor has: layers, experts."""
+    name = native.name
+    origin: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
+    if native.layer is None:
+        return name, origin, whole
+    experts = written.experts(native.layer)
+    if written.layout.names == "te":
+        name = te(name, latent=written.latent, moe=bool(experts), grouped=False)
+    else:
+        name = dist_local(name, latent=written.latent)
+    if homogeneous:
+        name = name.replace(f"decoder.layers.{native.layer}.", "decoder.layers.", 1)
+        origin, whole = (native.layer,), (len(written.layers),)
+    expert = _EXPERT.search(name)
+    if expert is not None:
+        name = _EXPERT.sub(DIST_EXPERTS, name)
+        origin, whole = (*origin, int(expert[1])), (*whole, experts)
+    return name, origin, whole

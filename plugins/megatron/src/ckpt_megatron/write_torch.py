@@ -1,0 +1,145 @@
+"""Writing the torch container: one file per rank of one parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ckpt_core.checkpoint import Placement
+from ckpt_core.layout import Layout, Native
+from ckpt_core.storage.torchnest import plan_nest
+from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_megatron.extra_states import extra_states
+from ckpt_megatron.files import MODEL_FILE
+from ckpt_megatron.layout import FileLayout, namespace
+from ckpt_megatron.names import LegacySpelling, expert_of, renumbered, te
+from ckpt_megatron.weights import in_blocks, row_block, tables
+from ckpt_megatron.written import Written
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor as a rank file keeps it."""
+
+    name: str
+    shape: tuple[int, ...]
+    native: Native
+
+
+def write_torch(
+    written: Written,
+    placed: Mapping[tuple[int, int], range],
+    args: Mapping[str, object],
+    common: Mapping[str, object],
+) -> None:
+    """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage)."""
+    layout, architecture = written.layout, written.architecture
+    grouped = layout.grouped and layout.names == "local"
+    bound = Layout(tables(architecture, order=layout.qkv_order, grouped=grouped, tp=layout.tp), architecture)
+    for t in range(layout.tp):
+        for e in range(layout.ep):
+            ranks = {"tp": (t, layout.tp), "ep": (e, layout.ep)}
+            natives = [_block(native, t, layout) for native in bound.natives(ranks).values()]
+            for p in range(layout.pp):
+                chunks = [list(_stage(written, natives, placed, (p, c), e)) for c in range(layout.vpp)]
+                _write_rank(written, (t, p, e), chunks, args, common)
+
+
+def _block(native: Native, rank: int, layout: FileLayout) -> Native:
+    """The rank's rows of a tensor that is cut into blocks; the down projections of TransformerEngine (0.14) are whole."""
+    if in_blocks(native) and (layout.names == "local" or not native.name.endswith("_down_proj.weight")):
+        return row_block(native, rank, layout.tp)
+    return native
+
+
+def _stage(
+    written: Written,
+    natives: list[Native],
+    placed: Mapping[tuple[int, int], range],
+    stage: tuple[int, int],
+    expert_rank: int,
+) -> Iterator[_Kept]:
+    """Everything in one (pipeline rank, virtual stage), in the order of the modules."""
+    layout, here = written.layout, placed[stage]
+    last = stage == (layout.pp - 1, layout.vpp - 1)
+    outside = [native for native in natives if native.layer is None]
+    first = [native for native in outside if native.name.startswith("embedding.") and stage == (0, 0)]
+    inside = [native for layer in here for native in natives if native.layer == layer]
+    # Where one stage holds both ends of the model, its tied head is the embedding itself.
+    ends = [native for native in outside if not native.name.startswith("embedding.") and last]
+    ends = [native for native in ends if not (native.row.copy and layout.pp == 1)]
+    for native in [*first, *inside, *ends]:
+        yield _Kept(_name(written, native, here.start, expert_rank), _stored_shape(native), native)
+
+
+def _name(written: Written, native: Native, first_layer: int, expert_rank: int) -> str:
+    """The name in a rank file, where layers and experts are numbered from 0."""
+    layout, experts = written.layout, written.experts(native.layer)
+    layer, expert = native.layer, expert_of(native.name)
+    if layer is not None:
+        layer -= first_layer
+    if expert is not None:
+        expert -= expert_rank * (experts // layout.ep)
+    name = renumbered(native.name, layer, expert)
+    if layout.names == "te":
+        return te(name, latent=written.latent, moe=bool(experts), grouped=layout.grouped)
+    if layout.names == "legacy":
+        return layout.spelling.name(name, tied=native.row.copy)
+    return name
+
+
+def _stored_shape(native: Native) -> tuple[int, ...]:
+    """GroupedMLP keeps its three-dimensional weights as [h, x * 2f] and [x * f, h], without moving an element."""
+    if native.row.native.endswith("experts.weight1"):
+        experts, hidden, width = native.shape
+        return hidden, experts * width
+    if native.row.native.endswith("experts.weight2"):
+        experts, width, hidden = native.shape
+        return experts * width, hidden
+    return native.shape
+
+
+def _write_rank(
+    written: Written,
+    rank: tuple[int, int, int],
+    chunks: list[list[_Kept]],
+    args: Mapping[str, object],
+    common: Mapping[str, object],
+) -> None:
+    layout = written.layout
+    t, p, e = rank
+    folder = f"mp_rank_{t:02d}" + (f"_{p:03d}" if layout.pp > 1 else "") + (f"_{e:03d}" if layout.ep > 1 else "")
+    path = f"{layout.folder}/{folder}/{MODEL_FILE}"
+    # The rank that Megatron would have saved this file from, which tells files apart that were swapped.
+    saved_by = {"rank": (p * layout.ep + e) * layout.tp + t, "world_size": layout.tp * layout.pp * layout.ep}
+    body: dict[str, object] = {"args": namespace({**args, **saved_by}), **common}
+    keys = ["model"] if layout.vpp == 1 else [f"model{chunk}" for chunk in range(layout.vpp)]
+    for key, tensors in zip(keys, chunks, strict=True):
+        state: dict[str, object] = {
+            kept.name: TensorSpec(written.dtype_of(kept.native), kept.shape) for kept in tensors
+        }
+        state |= dict.fromkeys(extra_states(list(state), layout.names))
+        body[key] = _nested(state, layout.spelling) if layout.names == "legacy" else state
+    file, offsets = plan_nest(path, body)
+    written.files.append(file)
+    by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items()}
+    for key, tensors in zip(keys, chunks, strict=True):
+        written.placements += [
+            Placement(kept.native, written.dtype_of(kept.native), path, by_name[key, kept.name]) for kept in tensors
+        ]
+
+
+def _nested(state: Mapping[str, object], spelling: LegacySpelling) -> dict[str, object]:
+    """The nest of dicts of a legacy model, in which all layers lie flat in one."""
+    nest: dict = {}
+    flat = f"language_model.{spelling.container}."
+    for name, value in state.items():
+        if name.startswith(flat):
+            path = ["language_model", spelling.container, name.removeprefix(flat)]
+        else:
+            path = name.split(".")
+        inside = nest
+        for step in path[:-1]:
+            inside = inside.setdefault(step, {})
+        inside[path[-1]] = value
+    return nest
