@@ -1,0 +1,128 @@
+"""NeMo 1 checkpoints: `.nemo` archives and Lightning's `.ckpt` files, any parallel layout written."""
+
+from __future__ import annotations
+
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="nemo",
+        summary="NeMo 1: .nemo archives (tar, tar.gz or unpacked) and .ckpt files of Lightning, per rank or distributed",
+        families=(
+            "MegatronGPTModel",
+            "MegatronGPTModel with mcore_gpt",
+            "MegatronT5Model",
+            "MegatronVitClassificationModel",
+        ),
+        options=(
+            Option(
+                "container",
+                "an archive, the same as a folder, or a .ckpt without optimizer",
+                ("nemo", "folder", "ckpt"),
+                None,
+                side="write",
+            ),
+            Option(
+                "names",
+                "tensor names: of Megatron-Core (mcore), or of the code before it",
+                ("mcore", "legacy"),
+                None,
+                side="write",
+            ),
+            Option(
+                "backend",
+                "weights by rank, or distributed for any number of ranks",
+                ("ranks", "zarr", "torch_dist"),
+                None,
+                side="write",
+            ),
+            Option(
+                "layout",
+                "q, k, v of a T5 head by head (native), or in blocks as NVIDIA's script has them",
+                ("native", "script"),
+                None,
+                side="write",
+            ),
+            Option(
+                "patch_layer",
+                "how a ViT cuts images: a linear layer (NeMo 1.23), or a convolution without bias (NeMo 2)",
+                ("linear_encoder", "conv1"),
+                None,
+                side="write",
+            ),
+            Option(
+                "image_size",
+                "write a ViT for images of another size (224, 224x192), its positions interpolated",
+                str,
+                None,
+                side="write",
+            ),
+            Option("split", "the first pipeline stage of a T5's decoder", int, None, side="write"),
+            Option("vpp", "virtual pipeline stages per pipeline rank", int, None, side="write"),
+            Option(
+                "make_vocab_size_divisible_by",
+                "pad the vocabulary to a multiple of this, times tp",
+                int,
+                None,
+                side="write",
+            ),
+            Option(
+                "tokenizer_name",
+                "a Hugging Face tokenizer for the config to name: repository or folder",
+                str,
+                None,
+                side="write",
+            ),
+            Option(
+                "hparams",
+                "a hparams.yaml or model_config.yaml, where the checkpoint holds no config",
+                str,
+                None,
+                side="read",
+            ),
+            Option(
+                "tokenizer",
+                "the tokenizer's file, where the config names one of another machine",
+                str,
+                None,
+                side="read",
+            ),
+            Option("vocab", "the true vocabulary, where no tokenizer says it", int, None, side="read"),
+            Option(
+                "nemo_version",
+                "the NeMo that trained the model, where the config does not say it",
+                str,
+                None,
+                side="read",
+            ),
+            Option("megatron_legacy", "the order of q, k and v, where no config says it", bool, None, side="read"),
+            Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
+        ),
+        parallel=("tp", "pp", "ep"),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_nemo.container.opening import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_nemo.container.opening import open_saved
+    from ckpt_nemo.kinds import kind_of
+
+    saved = open_saved(path, request.options.get("hparams"))
+    return kind_of(saved).code.read(saved, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_nemo.kinds import kind_for
+
+    return kind_for(checkpoint).code.write(checkpoint, request)

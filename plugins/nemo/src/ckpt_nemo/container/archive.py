@@ -1,0 +1,106 @@
+"""`.nemo`: a config, weights and tokenizer files in a tar (gzip-compressed before NeMo 1.7), or in a folder.
+
+model_config.yaml                                the model section of the training config
+model_weights.ckpt                               a state dict: one rank
+mp_rank_TT/model_weights.ckpt                    several tensor parallel ranks, one pipeline stage
+tp_rank_TT_pp_rank_PPP/model_weights.ckpt        several pipeline stages
+model_weights/metadata.json ...                  a distributed checkpoint of Megatron-Core: all ranks together
+<32 hex digits>_tokenizer.model                  artifacts, which the config calls nemo:<name>
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any
+
+from ckpt_core.checkpoint import Sidecar
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import parse_yaml
+from ckpt_core.storage.tree import Extent, Tree
+from ckpt_nemo.container.distributed import distributed_weights
+from ckpt_nemo.container.omegaconf import resolved
+from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
+
+CONFIG = "model_config.yaml"
+WEIGHTS = "model_weights"
+RANK_FILE = f"{WEIGHTS}.ckpt"
+
+
+def open_archive(path: str, tree: Tree, container: str) -> Saved:
+    """The checkpoint in `tree`, which holds `CONFIG`."""
+    config = read_config(tree.read(CONFIG), tree.place(CONFIG))
+    saved = Saved(path, tree.path, container, "ranks", config, tree.place(CONFIG))
+    saved.artifacts = {name: _sidecar(tree[name]) for name in _at_root(tree) if name not in (CONFIG, RANK_FILE)}
+    folders = ["", *(f"{folder}/" for folder in tree.folders)]
+    held = [f"{folder}{RANK_FILE}" for folder in folders if f"{folder}{RANK_FILE}" in tree]
+    folder = tree.below(WEIGHTS)
+    if "metadata.json" in folder:
+        if held:
+            raise FormatError(
+                "the weights are there twice", file=tree.path, found=f"{held[0]} and {WEIGHTS}/", expected="one of them"
+            )
+        distributed_weights(folder, saved)
+    else:
+        saved.ranks = _ranks(tree, held)
+    saved.states = tree.states if container == "nemo" else [*saved.states, *_states(tree, [CONFIG, *held])]
+    problems = Problems(f"reading {tree.path}")
+    saved.check_ranks(problems)
+    problems.raise_any()
+    return saved
+
+
+def read_config(data: bytes, file: str) -> dict[str, Any]:
+    """The model section in a YAML file: its top level, or what stands under `model` or (in hparams.yaml) `cfg`."""
+    value = parse_yaml(data, file)
+    if not isinstance(value, dict):
+        raise FormatError("the config holds no keys", file=file, found=type(value).__name__)
+    section = next((key for key in ("model", "cfg") if isinstance(value.get(key), dict)), None)
+    if section == "model":
+        return resolved(value[section], value, (section,))
+    return resolved(value[section] if section else value)
+
+
+def _at_root(tree: Tree) -> list[str]:
+    """The files at the root: config, tokenizer files, weights of one rank."""
+    names = os.listdir(tree.path) if os.path.isdir(tree.path) else [name for name in tree.files if "/" not in name]
+    return sorted(name for name in names if not name.startswith(".") and name in tree)
+
+
+def _sidecar(extent: Extent) -> Sidecar:
+    return Sidecar(extent.file, extent.size, extent.offset)
+
+
+def _states(tree: Tree, names: list[str]) -> list[FileState]:
+    return [FileState.of(tree[name].file) for name in names]
+
+
+def _ranks(tree: Tree, held: list[str]) -> list[Rank]:
+    if not held:
+        raise FormatError(
+            "there are no weights",
+            file=tree.path,
+            expected=f"{RANK_FILE}, rank folders with one, or {WEIGHTS}/metadata.json",
+        )
+    found = []
+    forms = set()
+    for name in held:
+        folder = posixpath.dirname(name)
+        place = rank_of(folder) if folder else (0, 0)
+        if place is None:
+            raise FormatError(
+                "weights lie in a folder of no rank",
+                file=tree.place(name),
+                expected="mp_rank_TT or tp_rank_TT_pp_rank_PPP",
+            )
+        forms.add(folder[:2])
+        found.append(Rank(*place, tree.place(name), [state_dict(tree.read_torch(name), tree.place(name))]))
+    if len(forms) > 1:
+        raise FormatError(
+            "weights of several parallel layouts lie side by side",
+            file=tree.path,
+            found=", ".join(held[:4]),
+            fix="remove the stale ones",
+        )
+    return found

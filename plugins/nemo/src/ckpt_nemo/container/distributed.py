@@ -1,0 +1,52 @@
+"""Megatron-Core's distributed checkpoints: all ranks' tensors by name, each in chunks.
+
+metadata.json       {"sharded_backend": "zarr" (before NeMo 2.0) or "torch_dist", ...}
+common.pt           what is no tensor of the model; {} in a .nemo
+KEY/.zarray KEY/0.0 zarr: a folder per tensor
+.metadata *.distcp  torch_dist
+"""
+
+from __future__ import annotations
+
+import re
+
+from ckpt_core.errors import FormatError
+from ckpt_core.storage.dcp import read_distributed
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import parse_json
+from ckpt_core.storage.opaque import brief
+from ckpt_core.storage.tree import Tree
+from ckpt_core.storage.zarr import read_zarr
+from ckpt_nemo.container.saved import Saved, unwrapped
+
+METADATA = "metadata.json"
+COMMON = "common.pt"
+_MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
+_OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optimizer\.")
+_READERS = {"zarr": read_zarr, "torch_dist": read_distributed}
+
+
+def distributed_weights(tree: Tree, saved: Saved) -> None:
+    """Enter the tensors of a distributed checkpoint into `saved`."""
+    value = parse_json(tree.read(METADATA, 1 << 20), tree.place(METADATA))
+    backend = value.get("sharded_backend") if isinstance(value, dict) else None
+    if backend not in _READERS:
+        raise FormatError(
+            "weights of an unknown kind",
+            file=tree.place(METADATA),
+            found=brief(backend),
+            expected=" or ".join(_READERS),
+        )
+    checkpoint = _READERS[backend](tree)
+    saved.backend = backend
+    for stored_as, tensor in checkpoint.tensors.items():
+        master = _MASTER.fullmatch(stored_as)
+        saved.optimizer |= _OPTIMIZER.match(stored_as) is not None
+        if master is None and _OPTIMIZER.match(stored_as):
+            continue
+        name, into = unwrapped(master[1] if master else stored_as), saved.masters if master else saved.tensors
+        if name in into:
+            raise FormatError(f"the tensor {name!r} is stored twice, under different prefixes", file=tree.path)
+        into[name] = tensor
+    extra = [tree[name].file for name in (METADATA, COMMON) if name in tree]
+    saved.states += [FileState.of(path) for path in sorted({*checkpoint.files, *extra})]

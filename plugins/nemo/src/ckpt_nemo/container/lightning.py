@@ -1,0 +1,242 @@
+"""`.ckpt`: what PyTorch Lightning saves during training. The rank folder stands before the file's name.
+
+    RUN/hparams.yaml                                    cfg: the model section, with paths of the training machine
+    RUN/checkpoints/NAME.ckpt                           one rank
+    RUN/checkpoints/mp_rank_TT/NAME.ckpt                several tensor parallel ranks, one pipeline stage
+    RUN/checkpoints/tp_rank_TT_pp_rank_PPP/NAME.ckpt    several pipeline stages
+    RUN/checkpoints/NAME/common.pt metadata.json ...    a distributed checkpoint of Megatron-Core
+
+Files of other names are other training steps; only NAME-last repeats one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.checkpoint import Sidecar
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.storage.files import FileState, read_small
+from ckpt_core.storage.opaque import Opaque, brief
+from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.storage.tree import open_tree
+from ckpt_nemo.container.archive import read_config
+from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
+from ckpt_nemo.container.omegaconf import plain, resolved, root_of
+from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
+
+SUFFIX = ".ckpt"
+FOLDER = "checkpoints"
+HPARAMS = "hparams.yaml"
+VERSION = "pytorch-lightning_version"
+_LAST = "-last"
+_SHARD = re.compile(r"_fsdp_shard_\d+$")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One checkpoint of a run: the file of each rank, or the folder of a distributed one. `base` holds all of them."""
+
+    base: str
+    name: str
+    ranks: Mapping[tuple[int, int], str]
+    folder: str | None = None
+
+    @property
+    def place(self) -> str:
+        return os.path.join(self.base, self.name)
+
+
+def find_step(path: str) -> Step | None:
+    """The checkpoint at a file, a distributed folder, a folder of checkpoints or a run; None if there is none.
+
+    Raises where there are several.
+    """
+    if os.path.isfile(path):
+        return _step_of_file(path) if path.endswith(SUFFIX) else None
+    if _is_distributed(path):
+        return Step(os.path.dirname(os.path.abspath(path)), os.path.basename(os.path.abspath(path)), {}, path)
+    for base in (os.path.join(path, FOLDER), path):
+        steps = _steps_in(base)
+        if steps:
+            return _only(steps, base)
+    return None
+
+
+def _is_distributed(folder: str) -> bool:
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (METADATA, COMMON))
+
+
+def _step_of_file(path: str) -> Step:
+    folder, name = os.path.split(os.path.abspath(path))
+    if rank_of(os.path.basename(folder)) is None:
+        return Step(folder, name, {(0, 0): path})
+    base = os.path.dirname(folder)
+    return next(step for step in _steps_in(base) if step.name == name)
+
+
+def _steps_in(base: str) -> list[Step]:
+    """Every checkpoint directly in a folder, by name."""
+    if not os.path.isdir(base):
+        return []
+    files: dict[str, dict[tuple[int, int], str]] = {}
+    folders: dict[str, str] = {}
+    forms: dict[str, set[str]] = {}
+    for entry in sorted(os.listdir(base)):
+        path, place = os.path.join(base, entry), rank_of(entry)
+        if os.path.isfile(path) and entry.endswith(SUFFIX):
+            files.setdefault(entry, {})[0, 0] = path
+            forms.setdefault(entry, set()).add("file")
+        elif place is not None and os.path.isdir(path):
+            for name in sorted(os.listdir(path)):
+                if name.endswith(SUFFIX):
+                    files.setdefault(name, {})[place] = os.path.join(path, name)
+                    forms.setdefault(name, set()).add(entry[:2])
+        elif os.path.isdir(path) and _SHARD.search(entry):
+            raise FormatError(
+                "weights sharded by FSDP are not supported", file=path, fix="save with fsdp_sharded_checkpoint: false"
+            )
+        elif os.path.isdir(path) and _is_distributed(path):
+            folders[entry] = path
+    for name, found in forms.items():
+        if len(found) > 1:
+            raise FormatError(
+                "ranks of several parallel layouts lie side by side",
+                file=os.path.join(base, name),
+                fix="remove the stale folders",
+            )
+    steps = [Step(base, name, ranks) for name, ranks in files.items()]
+    return [*steps, *(Step(base, name, {}, folder) for name, folder in folders.items())]
+
+
+def _only(steps: list[Step], base: str) -> Step:
+    """The only step; a copy called -last of the only other one does not count."""
+    stems = {step.name.removesuffix(SUFFIX): step for step in steps}
+    chosen = [step for stem, step in stems.items() if not (stem.endswith(_LAST) and stem.removesuffix(_LAST) in stems)]
+    if len(chosen) > 1:
+        names = ", ".join(step.name for step in chosen[:5])
+        raise FormatError(
+            "several checkpoints lie here", file=base, found=names, fix="give the file (of any rank) or folder of one"
+        )
+    return chosen[0]
+
+
+def looks_like_lightning(step: Step) -> bool:
+    """Whether the files of a step are Lightning's."""
+    content = _common(step)
+    return VERSION in content
+
+
+def _common(step: Step) -> Mapping[Any, Any]:
+    path = os.path.join(step.folder, COMMON) if step.folder else step.ranks[min(step.ranks)]
+    return _content(path)
+
+
+def _content(path: str) -> Mapping[Any, Any]:
+    content = read_torch_file(path)
+    if not isinstance(content, dict):
+        raise FormatError("the file holds no dict", file=path, found=brief(content))
+    return content
+
+
+def open_lightning(path: str, step: Step) -> Saved:
+    """The checkpoint of one training step."""
+    _check_finished(step)
+    problems = Problems(f"reading {step.place}")
+    if step.folder is not None:
+        content = _common(step)
+        file = os.path.join(step.folder, COMMON)
+        config, config_file = _config(content, file, step)
+        saved = Saved(path, step.folder, "ckpt", "", config, config_file)
+        distributed_weights(open_tree(step.folder), saved)
+    else:
+        places = sorted(step.ranks)
+        contents = {place: _content(step.ranks[place]) for place in places}
+        first = step.ranks[places[0]]
+        config, config_file = _config(contents[places[0]], first, step)
+        saved = Saved(path, step.place, "ckpt", "ranks", config, config_file)
+        for place in places:
+            _check_same(contents[place], config, step.ranks[place], first, problems)
+            saved.ranks.append(_rank(place, contents[place], step.ranks[place]))
+        saved.states = [FileState.of(file) for file in step.ranks.values()]
+    saved.root = os.path.dirname(step.base) if os.path.basename(step.base) == FOLDER else step.base
+    saved.optimizer |= any(rank.optimizer for rank in saved.ranks)
+    if config_file.endswith(HPARAMS):
+        saved.states.append(FileState.of(config_file))
+    saved.artifacts = _beside(step)
+    saved.check_ranks(problems)
+    problems.raise_any()
+    return saved
+
+
+def _check_finished(step: Step) -> None:
+    marker = os.path.join(step.base, f"{step.name.removesuffix(SUFFIX)}-unfinished")  # since NeMo 2.0
+    if os.path.exists(marker):
+        raise FormatError(
+            "the checkpoint was not saved to its end",
+            file=step.place,
+            found=os.path.basename(marker),
+            fix="use an earlier one",
+        )
+
+
+def _rank(place: tuple[int, int], content: Mapping[Any, Any], file: str) -> Rank:
+    """Virtual pipeline stages are `model0`, `model1`, ...; `state_dict` is empty beside them."""
+    stages = [content[f"model{number}"] for number in range(len(content)) if f"model{number}" in content]
+    chunks = [state_dict(stage, file) for stage in stages or [content.get("state_dict")]]
+    states = content.get("optimizer_states")
+    return Rank(*place, file, chunks, states[0] if isinstance(states, list) and len(states) == 1 else None)
+
+
+def _config(content: Mapping[Any, Any], file: str, step: Step) -> tuple[dict[str, Any], str]:
+    """The config inside the checkpoint, else the one in hparams.yaml, else none."""
+    own = _own_config(content, file)
+    if own is not None:
+        return own, file
+    for folder in (step.base, os.path.dirname(step.base)):
+        path = os.path.join(folder, HPARAMS)
+        if os.path.isfile(path):
+            return read_config(read_small(path), path), path
+    return {}, file
+
+
+def _own_config(content: Mapping[Any, Any], file: str) -> dict[str, Any] | None:
+    parameters = content.get("hyper_parameters")
+    value = parameters.get("cfg") if isinstance(parameters, Mapping) else None
+    if value is None:
+        return None
+    config = plain(value, file)
+    if not isinstance(config, dict):
+        raise FormatError("hyper_parameters.cfg holds no keys", file=file, found=brief(config))
+    root, keys = root_of(value, file) if isinstance(value, Opaque) else (None, ())
+    return resolved(config, root, keys)
+
+
+def _check_same(
+    content: Mapping[Any, Any], config: Mapping[str, Any], file: str, first: str, problems: Problems
+) -> None:
+    """Every rank's file has the config; two stories mean that the files are of two runs."""
+    own = _own_config(content, file) or {}
+    for key in sorted(own.keys() & config.keys()):
+        if own[key] != config[key]:
+            problems.add(
+                FormatError(f"{key} is {brief(own[key])}", file=file, expected=f"{brief(config[key])}, as in {first}")
+            )
+
+
+def _beside(step: Step) -> dict[str, Sidecar]:
+    """Files that a tokenizer may consist of, in the folder of the checkpoints and the one above."""
+    found: dict[str, Sidecar] = {}
+    for folder in _unique((step.base, os.path.dirname(step.base))):
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if os.path.isfile(path) and not os.path.islink(path) and name.endswith((".model", ".json", ".txt")):
+                found.setdefault(name, Sidecar(path, os.path.getsize(path)))
+    return found
+
+
+def _unique(folders: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(folders))

@@ -1,0 +1,163 @@
+"""What any NeMo 1 checkpoint comes down to: a config, and the tensors of each rank or of all of them together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_core.checkpoint import Sidecar
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.storage.dcp import ChunkedTensor
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.opaque import brief
+from ckpt_core.storage.tensor import StoredTensor
+
+# `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
+_WRAPPERS = ("model.", "module.", "_orig_mod.")
+_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})|tp_rank_(\d{2,})_pp_rank_(\d{3,})")
+
+
+def unwrapped(name: str) -> str:
+    """A stored name without what wraps the network.
+
+    >>> unwrapped("model.module.language_model.output_layer.weight")
+    'language_model.output_layer.weight'
+    """
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def rank_of(folder: str) -> tuple[int, int] | None:
+    """The tensor and pipeline parallel rank that a folder's name says.
+
+    >>> rank_of("mp_rank_03"), rank_of("tp_rank_01_pp_rank_002"), rank_of("model_weights")
+    ((3, 0), (1, 2), None)
+    """
+    match = _RANK_FOLDER.fullmatch(folder)
+    if match is None:
+        return None
+    return (int(match[1]), 0) if match[1] else (int(match[2]), int(match[3]))
+
+
+def rank_folder(tp: int, pp: int, ranks: tuple[int, int]) -> str:
+    """The folder of one of `ranks` (tp, pp), with a slash; a single rank has none.
+
+    >>> rank_folder(1, 0, (2, 1)), rank_folder(0, 2, (1, 3)), rank_folder(0, 0, (1, 1))
+    ('mp_rank_01/', 'tp_rank_00_pp_rank_002/', '')
+    """
+    if ranks == (1, 1):
+        return ""
+    return f"mp_rank_{tp:02d}/" if ranks[1] == 1 else f"tp_rank_{tp:02d}_pp_rank_{pp:03d}/"
+
+
+@dataclass
+class Rank:
+    """One model parallel rank: its tensors by unwrapped name, a dict for each of its virtual pipeline stages.
+
+    `optimizer` is the state of the optimizer that Lightning stored, `file` what errors name.
+    """
+
+    tp: int
+    pp: int
+    file: str
+    chunks: list[dict[str, StoredTensor]]
+    optimizer: Any = None
+
+
+@dataclass
+class Saved:
+    """A checkpoint as it lies on disk, from headers alone.
+
+    `container` is `nemo`, `folder` or `ckpt`; `backend` is `ranks`, or the one of Megatron-Core's distributed
+    checkpoints that holds `tensors`: `zarr` or `torch_dist`. `config` is the model section, empty where none is
+    stored. `place` is the file or folder that errors name, `path` what the user gave, and `root` where the receipt of
+    an earlier conversion would be. `optimizer`: its states lie beside the weights.
+    """
+
+    path: str
+    place: str
+    container: str
+    backend: str
+    config: dict[str, Any]
+    config_file: str
+    ranks: list[Rank] = field(default_factory=list)
+    tensors: dict[str, ChunkedTensor] = field(default_factory=dict)
+    masters: dict[str, ChunkedTensor] = field(default_factory=dict)
+    states: list[FileState] = field(default_factory=list)
+    artifacts: dict[str, Sidecar] = field(default_factory=dict)
+    root: str = ""
+    optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        self.root = self.root or self.place
+
+    @property
+    def target(self) -> str:
+        """The class that the config names, without its modules."""
+        return str(self.config.get("target") or "").rpartition(".")[2]
+
+    @property
+    def names(self) -> list[str]:
+        """Every unwrapped name, in the order of the files."""
+        own = [name for rank in self.ranks for chunk in rank.chunks for name in chunk]
+        return list(dict.fromkeys([*own, *self.tensors]))
+
+    @property
+    def parallel(self) -> tuple[int, int]:
+        """The number of tensor and of pipeline parallel ranks: of the files, else what the config says."""
+        if self.ranks:
+            return max(rank.tp for rank in self.ranks) + 1, max(rank.pp for rank in self.ranks) + 1
+        return _size(self.config, "tensor_model_parallel_size"), _size(self.config, "pipeline_model_parallel_size")
+
+    def check_ranks(self, problems: Problems) -> None:
+        """Note ranks that are missing, and sizes that the config contradicts (stale files of another layout)."""
+        if not self.ranks:
+            return
+        held = {(rank.tp, rank.pp) for rank in self.ranks}
+        tp, pp = self.parallel
+        for key, found in (("tensor_model_parallel_size", tp), ("pipeline_model_parallel_size", pp)):
+            said = self.config.get(key)
+            if isinstance(said, int) and said != found:
+                problems.add(
+                    FormatError(
+                        f"{key} is {said} in the config, but there are files of {found} ranks",
+                        file=self.place,
+                        fix="files are missing, or left over from another parallel layout",
+                    )
+                )
+        for t in range(tp):
+            for p in range(pp):
+                if (t, p) not in held:
+                    problems.add(
+                        FormatError(f"there is no file of tensor parallel rank {t}, pipeline rank {p}", file=self.place)
+                    )
+        if len({len(rank.chunks) for rank in self.ranks}) > 1:
+            problems.add(FormatError("the ranks have different numbers of virtual pipeline stages", file=self.place))
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if type(value) is int and 0 < value < 1 << 20 else 1
+
+
+def state_dict(value: object, file: str) -> dict[str, StoredTensor]:
+    """The tensors of a stored state dict by unwrapped name; extra states (None, or bytes of fp8 scales) are left out."""
+    if not isinstance(value, Mapping):
+        raise FormatError("there is no state dict", file=file, found=brief(value))
+    problems = Problems(f"reading {file}")
+    found: dict[str, StoredTensor] = {}
+    for stored_as, tensor in value.items():
+        name = unwrapped(str(stored_as))
+        if name.endswith("_extra_state"):
+            continue
+        if not isinstance(tensor, StoredTensor):
+            problems.add(FormatError(f"the entry {stored_as!r} is no tensor", file=file, found=brief(tensor)))
+        elif name in found:
+            problems.add(FormatError(f"the tensor {name!r} is stored twice, under different prefixes", file=file))
+        else:
+            found[name] = tensor
+    problems.raise_any()
+    return found

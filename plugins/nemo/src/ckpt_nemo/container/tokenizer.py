@@ -1,0 +1,208 @@
+"""Tokenizer files: artifacts of the archive that the config's `tokenizer` section refers to.
+
+    library: sentencepiece   model: nemo:<32 hex digits>_tokenizer.model
+    library: megatron        type: GPT2BPETokenizer   vocab_file, merge_file: nemo:...
+    library: huggingface     type: a name on the hub, or a folder: nothing is embedded
+
+A path of the training machine stands in the config of a `.ckpt`; there the file of that name beside the checkpoint
+is taken, or the one given with `-o tokenizer=FILE`. No path that a stranger's config names is ever followed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blake3 import blake3
+
+from ckpt_core.checkpoint import Loss, Sidecar
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.storage.jsonfile import parse_json
+from ckpt_core.storage.tree import Extent
+
+SECTION = "tokenizer"
+DIVISIBLE = "make_vocab_size_divisible_by"
+_DIGITS = re.compile(r"^[0-9a-f]{32}_")
+_LIMIT = 256 << 20
+# key of the section -> the name under which other formats know the file
+_FILES = {"model": "tokenizer.model", "vocab_file": "vocab.json", "merge_file": "merges.txt"}
+
+
+@dataclass
+class Tokenizer:
+    """The tokenizer of a checkpoint: its section of the config, its files by their usual names, and its size if known."""
+
+    section: dict[str, Any]
+    files: dict[str, Sidecar] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    count: int | None = None
+    losses: list[Loss] = field(default_factory=list)
+
+
+def find_tokenizer(config: Mapping[str, Any], artifacts: Mapping[str, Sidecar], given: str | None) -> Tokenizer:
+    """The tokenizer that `config` names among `artifacts`; `given` is a file in place of the one it names."""
+    section = config.get(SECTION)
+    found = Tokenizer(dict(section) if isinstance(section, Mapping) else {})
+    for key, usual in _FILES.items():
+        named = found.section.get(key)
+        if given is not None and key == (
+            "model" if found.section.get("library") in (None, "sentencepiece") else "vocab_file"
+        ):
+            found.files[usual], found.names[key] = Sidecar(given, _size(given)), os.path.basename(given)
+        elif isinstance(named, str) and named:
+            _enter(found, key, named, artifacts)
+    model, vocabulary = found.files.get("tokenizer.model"), found.files.get("vocab.json")
+    if model is not None:
+        found.count = sentencepiece_count(content(model), model.path)
+    elif vocabulary is not None:
+        found.count = _entries(content(vocabulary), vocabulary.path)
+    return found
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise CkptError(f"cannot read the tokenizer: {error.strerror}", file=path) from error
+
+
+def _enter(found: Tokenizer, key: str, named: str, artifacts: Mapping[str, Sidecar]) -> None:
+    base = named.removeprefix("nemo:").rpartition("/")[2]
+    stored = (
+        base if base in artifacts else next((name for name in sorted(artifacts) if _DIGITS.sub("", name) == base), None)
+    )
+    if stored is not None:
+        found.files[_FILES[key]], found.names[key] = artifacts[stored], _DIGITS.sub("", stored)
+    elif named.startswith("nemo:"):
+        raise FormatError(
+            f"the archive lacks the tokenizer file {base!r}", expected=f"it is named under {SECTION}.{key}"
+        )
+    else:
+        why = "the config names a file of the training machine: give it with -o tokenizer=FILE"
+        found.losses.append(Loss("dropped", f"{SECTION}.{key} {named}", why))
+
+
+def content(file: Sidecar) -> bytes:
+    """The bytes of a tokenizer file."""
+    if file.size > _LIMIT:
+        raise FormatError(
+            "a tokenizer file is far too large",
+            file=file.path,
+            found=f"{file.size} bytes",
+            expected=f"at most {_LIMIT}",
+        )
+    return Extent(file.path, file.offset, file.size).read()
+
+
+def sentencepiece_count(data: bytes, file: str) -> int:
+    """The number of pieces of a SentencePiece model: the repeated field 1 of a protocol buffer."""
+    at = count = 0
+    while at < len(data):
+        tag, at = _varint(data, at, file)
+        kind = tag & 7
+        if kind == 2:
+            size, at = _varint(data, at, file)
+            at += size
+            count += tag >> 3 == 1
+        elif kind == 0:
+            _, at = _varint(data, at, file)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise FormatError("this is no SentencePiece model", file=file, found=f"a field of kind {kind}")
+    if at != len(data) or not count:
+        raise FormatError("this is no SentencePiece model", file=file, found=f"{count} pieces in {len(data)} bytes")
+    return count
+
+
+def _varint(data: bytes, at: int, file: str) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise FormatError("this is no SentencePiece model", file=file, found="a number that does not end")
+
+
+def _entries(data: bytes, file: str) -> int | None:
+    value = parse_json(data, file)
+    return len(value) if isinstance(value, dict) else None
+
+
+def multiple_in(config: Mapping[str, Any]) -> int:
+    """make_vocab_size_divisible_by, checked."""
+    value = config.get(DIVISIBLE)
+    if value is None:
+        return 128
+    if type(value) is not int or not 0 < value <= 1 << 20:
+        raise CkptError(f"key {DIVISIBLE!r} is not a number of rows", found=repr(value)[:80])
+    return value
+
+
+def padded(vocabulary: int, multiple: int, tp: int) -> int:
+    """The rows that NeMo gives its embedding.
+
+    >>> padded(101, 8, 2)
+    112
+    """
+    return math.ceil(vocabulary / (multiple * tp)) * multiple * tp
+
+
+@dataclass
+class Artifacts:
+    """What a written checkpoint has of a tokenizer: the section of the config, and the files by their stored names."""
+
+    section: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)
+    count: int | None = None
+    losses: list[Loss] = field(default_factory=list)
+
+
+def artifacts_of(
+    sidecars: Mapping[str, Sidecar], before: Mapping[str, Any], names: Mapping[str, str], name: str | None
+) -> Artifacts:
+    """The artifacts among `sidecars`. `before` is the section that the source had, `names` its files' names there;
+    `name` that of a Hugging Face tokenizer."""
+    empty = {"library": None, "type": None, **dict.fromkeys(_FILES), "delimiter": None, "sentencepiece_legacy": False}
+    made = Artifacts({**empty, **{key: value for key, value in before.items() if key not in _FILES}})
+    held = {key: sidecars[usual] for key, usual in _FILES.items() if usual in sidecars}
+    if name is not None:
+        made.section |= {"library": "huggingface", "type": name}
+        return made
+    if "model" in held and _is_sentencepiece(held["model"]):
+        made.count = sentencepiece_count(content(held["model"]), held["model"].path)
+        chosen = {"model": held["model"]}
+        made.section |= {"library": "sentencepiece"}
+    elif "vocab_file" in held and "merge_file" in held:
+        made.count = _entries(content(held["vocab_file"]), held["vocab_file"].path)
+        chosen = {key: held[key] for key in ("vocab_file", "merge_file")}
+        made.section |= {"library": "megatron", "type": made.section["type"] or "GPT2BPETokenizer"}
+    else:
+        if made.section["library"] is None:
+            made.section["library"] = "huggingface"
+            why = "NeMo embeds no Hugging Face tokenizer: name one (repository or folder) with -o tokenizer_name=..."
+            made.losses.append(Loss("unsaid", "tokenizer", why))
+        return made
+    for key, sidecar in chosen.items():
+        data = content(sidecar)
+        # NeMo puts a random number before the name; a hash serves as well, and is the same every time.
+        stored = f"{blake3(data).hexdigest(length=16)}_{names.get(key) or _FILES[key]}"
+        made.files[stored], made.section[key] = data, f"nemo:{stored}"
+    return made
+
+
+def _is_sentencepiece(file: Sidecar) -> bool:
+    """Tokenizers of other kinds (tiktoken's) are called tokenizer.model too."""
+    try:
+        sentencepiece_count(content(file), file.path)
+    except FormatError:
+        return False
+    return True

@@ -1,0 +1,279 @@
+"""Reading a GPT model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ckpt_core.architecture import Architecture, architecture_of
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.engine.assembly import Assembler, Assembly
+from ckpt_core.errors import CkptError, Problems
+from ckpt_core.layout import Layout, Ranks, account
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
+from ckpt_megatron.names import te
+from ckpt_nemo.container.lightning import SUFFIX
+from ckpt_nemo.container.omegaconf import unresolved
+from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in, padded
+from ckpt_nemo.gpt.config import LEGACY, MCORE
+from ckpt_nemo.gpt.files import Found, bias_blocks, is_gated_bias, tensors_of
+from ckpt_nemo.gpt.rotary import check_frequencies
+from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.weights import legacy, tables
+
+_IGNORED = frozenset(entry.key for entry in TRAINING)
+
+
+def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
+    """The checkpoint of a GPT model that was opened as `saved`."""
+    found = tensors_of(saved, request.weights)
+    described = _described(saved, found, request)
+    architecture = described.architecture
+    layers = len(architecture.decoder.layers) if architecture.decoder else 0
+    if found.layers != layers:
+        fix = "files of a pipeline stage are missing, or stale"
+        raise CkptError(
+            "the files hold another number of layers than the config says",
+            file=saved.place,
+            found=found.layers,
+            expected=layers,
+            fix=fix,
+        )
+    if found.tied_copy and not (architecture.head and architecture.head.tied):
+        raise CkptError(
+            "the last stage holds a copy of the embedding, but the head is not tied to it",
+            file=saved.place,
+            found="model.word_embeddings.weight",
+            expected="share_embeddings_and_output_weights = True",
+        )
+    tensors = _assembled(saved, found, described)
+    losses = [*described.losses, *check_frequencies(found.rotary, architecture, saved.states)]
+    if saved.optimizer:
+        losses.append(
+            Loss(
+                "dropped",
+                "optimizer states",
+                "weights alone are read: training starts anew from them, it does not resume",
+            )
+        )
+    tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
+    if request.weights == "master":
+        described.evidence.append("weights: fp32 masters of the optimizer")
+    tp, pp = saved.parallel
+    checkpoint = Checkpoint(
+        "nemo",
+        saved.path,
+        architecture,
+        tensors,
+        saved.states,
+        notes=described.notes,
+        sidecars=tokenizer.files,
+        parallel={"tp": tp, "pp": pp} | ({"vpp": found.vpp} if found.vpp > 1 else {}),
+        hints=_hints(saved, found, described, tokenizer),
+        evidence=described.evidence,
+        losses=[*losses, *tokenizer.losses],
+        masters=found.masters,
+    )
+    checkpoint = original_of(checkpoint, saved.root)
+    return _with_true_vocabulary(checkpoint, saved, tokenizer, request)
+
+
+@dataclass
+class _Described:
+    """What the config (or `--config`) says, and what that rests on. The flags are those of `weights.tables`."""
+
+    architecture: Architecture
+    config: dict[str, Any]
+    blocks: bool = False
+    interleaved: bool = False
+    separate: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+    evidence: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+
+
+def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
+    table = LEGACY if found.legacy else MCORE
+    if not saved.config:
+        return _described_by_user(saved, found, request)
+    config = {key: value for key, value in saved.config.items() if key not in _left_out(request)}
+    version = request.options.get("nemo_version")
+    if version is not None:
+        config["nemo_version"] = version
+    _check_resolved(config, saved.config_file)
+    facts, notes = table.read(config, saved.config_file)
+    facts["tokens.padded_vocabulary"] = facts["tokens.vocabulary"] = found.rows(saved.place)
+    described = _Described(architecture_of(facts, saved.config_file), config)
+    described.interleaved = bool(notes.pop("interleaved", False))
+    described.blocks = bool(found.legacy and config.get("megatron_legacy"))
+    described.separate = any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
+    described.notes = notes
+    described.evidence += _evidence(saved, found, described)
+    if request.architecture is not None:
+        check_agreement(request.architecture, described.architecture, saved.config_file)
+    return described
+
+
+def _left_out(request: ReadRequest) -> set[str]:
+    return set(filter(None, str(request.options.get("ignore_keys") or "").split(",")))
+
+
+def _check_resolved(config: Mapping[str, Any], file: str) -> None:
+    problems = Problems(f"reading {file}")
+    for key, value in config.items():
+        if key not in _IGNORED and unresolved(value):
+            problems.add(
+                CkptError(f"key {key!r} refers to a value that is not stored", file=file, found=str(value)[:80])
+            )
+    problems.raise_any()
+
+
+def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str]:
+    said = described.config.get("mcore_gpt", False)
+    kind = "before Megatron-Core" if found.legacy else "of Megatron-Core"
+    yield f"names {kind}" + ("" if bool(said) != found.legacy else f" (though mcore_gpt is {said})")
+    yield f"weights: {saved.backend}" + (f", {len(saved.ranks)} files" if saved.ranks else "")
+    if found.legacy:
+        order = "[3, heads, head_dim] on each rank (megatron_legacy)" if described.blocks else "[heads, 3, head_dim]"
+        yield f"q, k and v in the order {order}"
+    if found.bias_ranks > 1:
+        yield f"gate and up biases of {found.bias_ranks} ranks one after the other, as Megatron-Core stored them before 0.8"
+
+
+def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Described:
+    """A checkpoint without config: the architecture from `--config`, the order of q, k, v from the user."""
+    architecture = request.architecture
+    if architecture is None or architecture.tokens is None:
+        raise CkptError(
+            "the checkpoint holds no config",
+            file=saved.place,
+            expected="hyper_parameters or hparams.yaml",
+            fix="give one with --config",
+        )
+    blocks = request.options.get("megatron_legacy")
+    if found.legacy and blocks is None:
+        raise CkptError(
+            "nothing says in which order q, k and v are",
+            file=saved.place,
+            fix="say whether the model was trained with megatron_legacy: -o megatron_legacy=true or false (the default of NeMo)",
+        )
+    rows = found.rows(saved.place)
+    tokens = replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows)
+    described = _Described(replace(architecture, tokens=tokens), {}, blocks=bool(blocks))
+    described.separate = any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
+    described.evidence = [
+        "architecture: given with --config, as no config is stored",
+        *_evidence(saved, found, described),
+    ]
+    return described
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------
+
+
+def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, Assembly]:
+    """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
+    architecture = described.architecture
+    bound = tables(
+        architecture, blocks=described.blocks, interleaved=described.interleaved, separate=described.separate
+    )
+    layout = Layout(bound, architecture)
+    assembler = Assembler(layout.parameters, saved.place)
+    spelled = _Spelling(found, architecture)
+    seen: set[tuple] = set()
+    for share in found.shares:
+        natives = layout.natives(share.ranks)
+        names = {
+            name: spelled.of(name, copy=name in natives and natives[name].row.copy)
+            for name in natives.keys() | share.tensors.keys()
+        }
+        where = saved.place + _ranks(share.ranks)
+        renamed = {names[name]: native for name, native in natives.items()}
+        for problem in account(renamed, layout.tables, [names[name] for name in share.tensors], where):
+            assembler.problems.add(problem)
+        for name, native in natives.items():
+            splits = dict(native.row.splits)
+            place = (name, *(rank for dimension, (rank, _) in share.ranks.items() if dimension in splits))
+            for shards in share.tensors.get(name, []):
+                if found.bias_ranks > 1 and is_gated_bias(name):
+                    for rank, block in enumerate(bias_blocks(shards, found.bias_ranks)):
+                        assembler.add(layout.natives({"tp": (rank, found.bias_ranks)})[name], block)
+                else:
+                    assembler.add(replace(native, name=names[name]), shards, replica=place in seen)
+                seen.add(place)
+    return assembler.finish()
+
+
+class _Spelling:
+    """Names of the tables as the files have them, so that errors speak of what is there; layers have global numbers."""
+
+    def __init__(self, found: Found, architecture: Architecture) -> None:
+        self._found = found
+        layers = architecture.decoder.layers if architecture.decoder else ()
+        self._moe = any(layer.mlp.moe for layer in layers)
+
+    def of(self, name: str, copy: bool) -> str:
+        if self._found.legacy:
+            return f"model.{legacy(name, copy)}"
+        return "model." + (te(name, latent=False, moe=self._moe, grouped=False) if self._found.fused_names else name)
+
+
+def _ranks(ranks: Ranks) -> str:
+    several = " ".join(f"{dimension}={rank}" for dimension, (rank, count) in ranks.items() if count > 1)
+    return f" ({several})" if several else ""
+
+
+# --- what goes along -----------------------------------------------------------------------------------------------
+
+
+def _hints(saved: Saved, found: Found, described: _Described, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The choices by which the same files can be written again, the config among them."""
+    tp, pp = saved.parallel
+    hints: dict[str, Any] = {
+        "names": "legacy" if found.legacy else "mcore",
+        "backend": saved.backend,
+        "megatron_legacy": described.blocks,
+        "tp": tp,
+        "pp": pp,
+        "config": described.config,
+        "tokenizer": tokenizer.names,
+    }
+    if described.separate:
+        hints["separate_gate"] = True
+    if not found.legacy and not found.fused_names and saved.backend == "ranks":
+        hints["local_names"] = True
+    if saved.container == "ckpt":
+        hints["step"] = os.path.basename(saved.place).removesuffix(SUFFIX)
+    return hints
+
+
+def _with_true_vocabulary(
+    checkpoint: Checkpoint, saved: Saved, tokenizer: Tokenizer, request: ReadRequest
+) -> Checkpoint:
+    """The vocabulary that the user gives, else that of the tokenizer, where the embedding has the rows it leads to."""
+    given = request.architecture.tokens if request.architecture else None
+    asked = request.options.get("vocab") or (given.vocabulary if given else None)
+    tokens = checkpoint.architecture.tokens
+    if asked:
+        return with_vocabulary(checkpoint, int(asked))
+    if tokens is None or tokens.vocabulary < tokens.padded_vocabulary:  # a receipt knew it
+        return checkpoint
+    count, rows = tokenizer.count, tokens.padded_vocabulary
+    if saved.config.get("override_vocab_size") == rows:
+        checkpoint.evidence.append(f"vocabulary {rows}: override_vocab_size")
+        return checkpoint
+    if count is None:
+        checkpoint.losses.append(
+            Loss("assumed", f"a vocabulary of {rows}", "no tokenizer says how many of the rows are padding: -o vocab=N")
+        )
+        return checkpoint
+    if rows == padded(count, multiple_in(saved.config), saved.parallel[0]):
+        checkpoint.evidence.append(f"true vocabulary {count}: the tokenizer's")
+        return with_vocabulary(checkpoint, count)
+    why = f"the tokenizer's {count} tokens do not lead to {rows} rows: tokens were added, or it is another one"
+    checkpoint.losses.append(Loss("assumed", f"a vocabulary of {rows}", why))
+    return checkpoint

@@ -1,0 +1,87 @@
+"""`rotary_pos_emb.inv_freq`: the frequencies that the code before Megatron-Core stores on every stage.
+
+With megatron_amp_O2 they were rounded to the model's dtype, and used so. No other format holds such frequencies:
+the exact ones are taken instead, which differ by up to one part in 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ckpt_core.architecture import Architecture, Axis, Parameter
+from ckpt_core.checkpoint import Loss
+from ckpt_core.engine.assembly import Assembly, Block, Source
+from ckpt_core.errors import FormatError
+from ckpt_core.layout import Link, Tile
+from ckpt_core.storage.dtypes import FP32, DType, decode, encode
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.tensor import StoredTensor
+
+_TOLERANCES = {"fp32": 1e-5, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 1e-5}
+_SMALLEST_FP16 = 2.0**-24
+
+
+def frequencies(architecture: Architecture) -> np.ndarray | None:
+    """base ** (-2 i / d) in float32, d being the rotated part of the head dim; None without rotary positions."""
+    attention = architecture.decoder.layers[0].attention if architecture.decoder else None
+    if attention is None or attention.rotary is None:
+        return None
+    width = int(attention.head_dim * attention.rotary.fraction)
+    exponents = np.arange(0, width, 2).astype(np.float32) / np.float32(width)
+    # A power in float64, rounded once: what float32 libraries differ by is no part of the format.
+    return np.float32(1.0) / (np.float64(attention.rotary.theta) ** exponents).astype(np.float32)
+
+
+def stored_bytes(architecture: Architecture, dtype: DType) -> tuple[DType, int, bytes]:
+    """The dtype, the number and the bytes of the frequencies of a model whose tensors are of `dtype`."""
+    values = frequencies(architecture)
+    assert values is not None
+    return dtype, len(values), encode(values, dtype).tobytes()
+
+
+def check_frequencies(
+    stored: Sequence[StoredTensor], architecture: Architecture, states: Sequence[FileState]
+) -> list[Loss]:
+    """Compare every stored copy with the base of the config; a rounded one is a loss."""
+    expected = frequencies(architecture)
+    rounded: set[str] = set()
+    source = Source(states)
+    try:
+        for tensor in stored:
+            if expected is None or tensor.shape != expected.shape or not tensor.dtype.floating:
+                found = f"shape {tensor.shape} of {tensor.dtype}"
+                raise FormatError(
+                    "rotary frequencies do not fit the config",
+                    file=tensor.file,
+                    found=found,
+                    expected=f"shape {None if expected is None else expected.shape}",
+                )
+            values = _values(tensor, source)
+            tolerance = _TOLERANCES.get(tensor.dtype.name, 1e-5) * expected + (
+                _SMALLEST_FP16 if tensor.dtype.name == "fp16" else 0
+            )
+            if not (np.abs(values - expected) <= tolerance).all():
+                raise FormatError(
+                    "the stored rotary frequencies are not those of the config's rotary_base",
+                    file=tensor.file,
+                    found=", ".join(f"{value:.6g}" for value in values[:4]),
+                    expected=", ".join(f"{value:.6g}" for value in expected[:4]),
+                )
+            if tensor.dtype != FP32 and tensor.dtype.name != "fp64":
+                rounded.add(tensor.dtype.name)
+    finally:
+        source.close()
+    why = "the model was trained with frequencies rounded to {}; the exact ones are taken, as everywhere else"
+    return [Loss("assumed", "rotary_pos_emb.inv_freq", why.format(name)) for name in sorted(rounded)]
+
+
+def _values(tensor: StoredTensor, source: Source) -> np.ndarray:
+    (count,) = tensor.shape
+    tile = Tile((Link(count, 0, 1, 0, tensor.strides[0]),), (0,), (0,))
+    parameter = Parameter("rotary_pos_emb.inv_freq", (Axis("e", count),))
+    raw = source.read(
+        Assembly(parameter, tensor.dtype, (Block(tensor.file, tensor.dtype, tensor.offset, tile),)), ((0, count),)
+    )
+    return decode(raw, tensor.dtype)

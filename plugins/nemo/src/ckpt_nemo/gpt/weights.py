@@ -1,0 +1,92 @@
+"""Which tensor of a GPT model holds what: Megatron's tables, and what NeMo's own code adds to them.
+
+legacy   model.language_model.encoder.layers.N.self_attention.query_key_value.weight
+mcore    model.decoder.layers.N.self_attention.linear_qkv.weight
+TE       model.language_model.encoder.layers.N.self_attention.layernorm_qkv.weight   (transformer_engine alone)
+"""
+
+from __future__ import annotations
+
+import re
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.layout import Table, drop, row
+from ckpt_megatron import names
+from ckpt_megatron import weights as megatron
+from ckpt_megatron.names import LegacySpelling
+
+TIED_COPY = "word_embeddings.weight"  # on the last of several pipeline stages
+ROTARY = "language_model.rotary_pos_emb.inv_freq"  # on every stage
+
+# fmt: off
+# geglu, reglu, swiglu without `fast-`: two linear layers instead of one twice as wide.
+SEPARATE_GATE = [
+    row("mlp.linear_fc1.weight",       "f h", "mlp.gate.weight", tp="f"),
+    row("mlp.linear_fc1.bias",         "f",   "mlp.gate.bias",   tp="f"),
+    row("mlp.dense_h_to_4h_2.weight",  "f h", "mlp.up.weight",   tp="f"),
+    row("mlp.dense_h_to_4h_2.bias",    "f",   "mlp.up.bias",     tp="f"),
+]
+
+# TransformerEngine's whole layer, which the code before Megatron-Core could use in place of its own.
+_TE_LAYER = [
+    (".self_attention.layernorm_qkv.layer_norm_", ".input_layernorm."),
+    (".self_attention.layernorm_qkv.",            ".self_attention.linear_qkv."),
+    (".self_attention.proj.",                     ".self_attention.linear_proj."),
+    (".layernorm_mlp.layer_norm_",                ".pre_mlp_layernorm."),
+    (".layernorm_mlp.fc1_",                       ".mlp.linear_fc1."),
+    (".layernorm_mlp.fc2_",                       ".mlp.linear_fc2."),
+]
+# fmt: on
+
+_LEGACY = LegacySpelling(norm="layernorm")
+
+
+def tables(
+    architecture: Architecture, *, blocks: bool = False, interleaved: bool = False, separate: bool = False
+) -> tuple[Table, Table]:
+    """The tables of one model.
+
+    `blocks` (megatron_legacy): each rank's q, k, v are [3, heads, head_dim] instead of [heads, 3, head_dim].
+    `interleaved` (rotary_interleaved): rotated pairs lie side by side. `separate`: see `SEPARATE_GATE`.
+    """
+    order = "interleaved" if interleaved else "0" if blocks else "2.0"
+    model, layer = megatron.tables(architecture, order=order)
+    if separate:
+        gated = {line.native for line in megatron.GATED}
+        layer = Table(
+            layer.native, layer.to, [*(line for line in layer.rows if line.native not in gated), *SEPARATE_GATE]
+        )
+    return model.extend(drop("rotary_pos_emb.inv_freq", why="computed from the base")), layer
+
+
+def plain(name: str) -> str:
+    """The name that the tables use for an unwrapped one; layers keep their numbers.
+
+    >>> plain("language_model.encoder.layers.3.post_attention_layernorm.weight")
+    'decoder.layers.3.pre_mlp_layernorm.weight'
+    >>> plain("word_embeddings.weight")
+    'output_layer.weight'
+    """
+    if name == TIED_COPY:
+        return "output_layer.weight"
+    name = names.plain(name)
+    for te, own in _TE_LAYER:
+        name = name.replace(te, own)
+    return name
+
+
+def is_legacy(stored: list[str]) -> bool:
+    """Whether unwrapped names are those of the code before Megatron-Core."""
+    return any(name.startswith("language_model.") for name in stored)
+
+
+def legacy(name: str, tied_copy: bool) -> str:
+    """The name before Megatron-Core of a tensor of the tables."""
+    if tied_copy:
+        return TIED_COPY
+    return _LEGACY.name(name, tied=False)
+
+
+def stacked(name: str) -> str:
+    """A name without the layer's number, as distributed checkpoints have it."""
+    return re.sub(r"^decoder\.layers\.\d+\.", "decoder.layers.", name)

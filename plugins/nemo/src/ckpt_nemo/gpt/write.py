@@ -1,0 +1,177 @@
+"""Writing a GPT model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Architecture, architecture_of, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model
+from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded
+from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
+from ckpt_nemo.gpt.config import LEGACY, MCORE
+from ckpt_nemo.gpt.fitted import fitted
+from ckpt_nemo.gpt.layout import FileLayout
+from ckpt_nemo.gpt.template import TARGET, TEMPLATE
+from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.write_distributed import add_distributed
+from ckpt_nemo.gpt.write_ranks import add_ranks
+
+_TRAINING = frozenset(entry.key for entry in TRAINING)
+
+
+def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The files of a GPT model's weights. Raises `Refusal` naming what NeMo's GPT cannot hold."""
+    hints = checkpoint.hints_for("nemo")
+    container = container_for(request.options.get("container"), request.destination)
+    names = str(request.options.get("names") or hints.get("names") or _names_for(checkpoint, request))
+    layout = FileLayout.of(names, request, hints)
+    model = fitted(Model(checkpoint.architecture, checkpoint.tensors), layout, hints)
+    layout.check(model.architecture)
+    layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)
+    interleaved = names == "mcore" and bool((hints.get("config") or {}).get("rotary_interleaved"))
+    said = _said(checkpoint, model, layout, interleaved)
+    layout = layout.loading(said)
+    artifacts = artifacts_of(
+        checkpoint.sidecars, _section(hints), hints.get("tokenizer") or {}, request.options.get("tokenizer_name")
+    )
+    config = _config(checkpoint, model, layout, artifacts, request, said)
+    losses = list(artifacts.losses)
+    if (layout.vpp > 1 or layout.ep > 1) and not config["megatron_amp_O2"]:
+        why = "NeMo trains virtual stages and expert parallel ranks with megatron_amp_O2 alone: write them with --dtype bf16"
+        losses.append(Loss("unsaid", f"weights in {config['precision']} bits", why))
+    form = Form(container, str(hints.get("step") or STEP), config)
+    members = Members()
+    if layout.backend == "ranks":
+        add_ranks(members, layout, model, request.dtype, form, interleaved)
+    else:
+        add_distributed(members, layout, model, request.dtype, form, interleaved)
+    target = Target(
+        "nemo",
+        model.architecture,
+        model.tensors,
+        [],
+        [],
+        parallel=layout.parallel,
+        decisions={
+            "model": _table(layout).name,
+            "container": container,
+            "names": names,
+            "backend": layout.backend,
+            DIVISIBLE: layout.multiple,
+            "nemo_version": layout.version,
+            "rewrites": list(model.rewrites),
+        },
+        losses=losses,
+    )
+    return packed(members, config, artifacts.files, form, target)
+
+
+def _names_for(checkpoint: Checkpoint, request: WriteRequest) -> str:
+    """Names that every version loads, those before Megatron-Core, where their code can compute the model."""
+    try:
+        layout = FileLayout.of("legacy", request, {})
+        model = fitted(Model(checkpoint.architecture, checkpoint.tensors), layout, {})
+        LEGACY.write(facts_of(model.architecture), checkpoint.notes)
+    except Refusal:
+        return "mcore"
+    except CkptError:  # several refusals at once
+        return "mcore"
+    return "legacy"
+
+
+def _section(hints: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = (hints.get("config") or {}).get(SECTION)
+    return section if isinstance(section, Mapping) else {}
+
+
+# --- the config ----------------------------------------------------------------------------------------------------
+
+
+def _table(layout: FileLayout) -> Config:
+    return LEGACY if layout.names == "legacy" else MCORE
+
+
+def _said(checkpoint: Checkpoint, model: Model, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
+    """The keys that describe the model; `Refusal`s for what none says."""
+    notes = checkpoint.notes | ({"interleaved": True} if interleaved else {})
+    said = _table(layout).write(facts_of(model.architecture), notes)
+    if layout.separate:
+        said["activation"] = str(said["activation"]).removeprefix("fast-")
+    return said
+
+
+def _config(
+    checkpoint: Checkpoint,
+    model: Model,
+    layout: FileLayout,
+    artifacts: Artifacts,
+    request: WriteRequest,
+    said: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config of the source where it says this very model, else a new one; with the layout of these files."""
+    table = _table(layout)
+    before: dict[str, Any] = checkpoint.hints_for("nemo").get("config") or {}
+    if _says(table, before, model.architecture):
+        config = dict(before)
+    else:
+        kept = {key: value for key, value in before.items() if key in _TRAINING}
+        config = {**TEMPLATE, **kept, **said}
+        config["data"] = (
+            {**config["data"], "seq_length": config["encoder_seq_length"]}
+            if isinstance(config["data"], dict)
+            else config["data"]
+        )
+    kinds = [request.dtype or assembly.dtype for assembly in model.tensors.values()]
+    kind = max(kinds, key=kinds.count).name
+    config |= {
+        "mcore_gpt": layout.names == "mcore",
+        "transformer_engine": layout.names == "mcore" and layout.fused,
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
+        DIVISIBLE: layout.multiple,
+        SECTION: artifacts.section,
+        "megatron_amp_O2": kind in ("bf16", "fp16"),
+        "precision": {"bf16": "bf16", "fp16": 16}.get(kind, config.get("precision", 32)),
+        "target": TARGET,
+        "nemo_version": layout.version,
+    }
+    _set(config, "megatron_legacy", layout.blocks, False)
+    _set(config, "expert_model_parallel_size", layout.ep, 1)
+    _set(config, "override_vocab_size", _override(model, layout, artifacts, before), None)
+    return config
+
+
+def _says(table: Config, config: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Whether a config describes a model, the vocabulary aside."""
+    if not config or architecture.tokens is None:
+        return False
+    try:
+        facts, _ = table.read(config, "the config of the source")
+        facts["tokens.vocabulary"] = architecture.tokens.vocabulary
+        facts["tokens.padded_vocabulary"] = architecture.tokens.padded_vocabulary
+        return architecture_of(facts, "the config of the source") == architecture
+    except CkptError:
+        return False
+
+
+def _set(config: dict[str, Any], key: str, value: object, usual: object) -> None:
+    """Write a key that ordinary configs do not have only where it says something."""
+    config.pop(key, None)
+    if value != usual:
+        config[key] = value
+
+
+def _override(model: Model, layout: FileLayout, artifacts: Artifacts, before: Mapping[str, Any]) -> int | None:
+    """The number of rows, where the tokenizer does not lead NeMo to it."""
+    tokens = model.architecture.tokens
+    rows = tokens.padded_vocabulary if tokens else 0
+    if artifacts.count is not None:
+        return None if padded(artifacts.count, layout.multiple, layout.tp) == rows else rows
+    as_before = before.get("tensor_model_parallel_size") == layout.tp
+    return before.get("override_vocab_size") if as_before else rows

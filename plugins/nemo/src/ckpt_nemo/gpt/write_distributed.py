@@ -1,0 +1,148 @@
+"""Weights of all ranks together: a tensor for all layers, and for all experts, in chunks.
+
+zarr keeps the chunks as the ranks that saved them had them; torch_dist may have any.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_core.architecture import Layer
+from ckpt_core.checkpoint import Placement
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.layout import Layout, Native
+from ckpt_core.rewrite import Model
+from ckpt_core.storage.dcp import METADATA as DCP_METADATA
+from ckpt_core.storage.dcp_write import ChunkSpec, plan_distributed
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_megatron.extra_states import stacked_extra_states
+from ckpt_megatron.names import DIST_EXPERTS, te
+from ckpt_megatron.weights import row_block
+from ckpt_nemo.container.distributed import COMMON, METADATA
+from ckpt_nemo.container.writing import Form, Members, distributed_folder
+from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr
+from ckpt_nemo.gpt.layout import FileLayout
+from ckpt_nemo.gpt.weights import tables
+
+_PREFIX = "model."
+_EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
+_GATED = re.compile(r"\.linear_fc1\.(weight|bias)$")
+_FILES, _FILE_BYTES = 4, 4 << 30  # several files, so that several threads write
+_BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A native tensor, or a half of one, inside the tensor `key` of `whole` shape: its first index, per dimension."""
+
+    key: str
+    native: Native
+    dtype: DType
+    whole: tuple[int, ...]
+    origin: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*([1] * (len(self.whole) - len(self.native.shape))), *self.native.shape)
+
+
+def add_distributed(
+    members: Members, layout: FileLayout, model: Model, dtype: DType | None, form: Form, interleaved: bool
+) -> None:
+    """Enter the files of a distributed checkpoint."""
+    layers = model.architecture.decoder.layers if model.architecture.decoder else ()
+    homogeneous = len({layer.mlp.moe is not None for layer in layers}) == 1
+    ranks = layout.tp if layout.backend == "zarr" else 1
+    parts = list(_parts(layout, model, dtype, interleaved, ranks, homogeneous))
+    style = "local" if layout.backend == "zarr" else "te"
+    keys = [part.key.removeprefix(_PREFIX) for part in parts]
+    # Without these a loader of default strictness fails with "Missing key ... _extra_state".
+    objects = [f"{_PREFIX}{name}" for name in stacked_extra_states(keys, layers, style, homogeneous)]
+    common = form.training | {"state_dict": {}} if form.container == "ckpt" else {}
+    folder = distributed_folder(form)
+    if layout.backend == "zarr":
+        chunks = [ZarrChunk(part.key, part.native, part.dtype, part.whole, _index(part), part.shape) for part in parts]
+        add_zarr(members, folder, chunks, objects, common)
+    else:
+        _add_torch_dist(members, folder, parts, objects, common)
+
+
+def _index(part: _Part) -> tuple[int, ...]:
+    return tuple(start // size for start, size in zip(part.origin, part.shape, strict=True))
+
+
+def _parts(
+    layout: FileLayout, model: Model, dtype: DType | None, interleaved: bool, ranks: int, homogeneous: bool
+) -> Iterator[_Part]:
+    """Every tensor as `ranks` tensor parallel ranks have it, layer by layer; a gated linear_fc1 in its two halves."""
+    architecture = model.architecture
+    layers = architecture.decoder.layers if architecture.decoder else ()
+    bound = Layout(tables(architecture, interleaved=interleaved), architecture)
+    wholes = bound.natives()
+    by_rank = [bound.natives({"tp": (rank, ranks)}) for rank in range(ranks)]
+    ordered = sorted(wholes.values(), key=lambda native: -1 if native.layer is None else native.layer)
+    for whole in ordered:
+        if whole.row.copy:
+            continue
+        key, place, sizes = _place(whole, layers, homogeneous)
+        kind = storage_dtype(whole, model.tensors, dtype)
+        gated = _GATED.search(whole.name) is not None and layers[whole.layer or 0].mlp.gated
+        joined = gated and whole.name.endswith(".bias") and layout.joined_bias
+        for rank in range(ranks if dict(whole.row.splits).get("tp") else 1):
+            native = by_rank[rank][whole.name]
+            halves = [row_block(native, 0, 2), row_block(native, 1, 2)] if gated and not joined else [native]
+            for half, part in enumerate(halves):
+                number = half * ranks + rank
+                starts = [
+                    number * size if size != full else 0 for size, full in zip(part.shape, whole.shape, strict=True)
+                ]
+                yield _Part(key, part, kind, (*sizes, *whole.shape), (*place, *starts))
+
+
+def _place(native: Native, layers: Sequence[Layer], homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """The key of a tensor, and its place and the sizes along the axes that only the key's tensor has: layers, experts."""
+    if native.layer is None:
+        return f"{_PREFIX}{native.name}", (), ()
+    moe = layers[native.layer].mlp.moe
+    name = te(native.name, latent=False, moe=moe is not None, grouped=False)
+    place: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    if homogeneous:
+        name = name.replace(f"decoder.layers.{native.layer}.", "decoder.layers.", 1)
+        place, sizes = (native.layer,), (len(layers),)
+    expert = _EXPERT.search(name)
+    if expert is not None and moe is not None:
+        name = _EXPERT.sub(DIST_EXPERTS, name)
+        place, sizes = (*place, int(expert[1])), (*sizes, moe.experts)
+    return f"{_PREFIX}{name}", place, sizes
+
+
+def _add_torch_dist(
+    members: Members, folder: str, parts: Sequence[_Part], objects: Sequence[str], common: Mapping[str, object]
+) -> None:
+    total = sum(math.prod(part.shape) * part.dtype.size for part in parts)
+    size = max(1, math.ceil(total / max(_FILES, math.ceil(total / _FILE_BYTES))))
+    chunks, done = [], 0
+    for part in parts:
+        chunks.append(
+            ChunkSpec(part.key, part.dtype, part.whole, part.origin, part.shape, f"__{done // size}_0.distcp")
+        )
+        done += math.prod(part.shape) * part.dtype.size
+    nothing = torch_bytes([None], "archive")
+    plan = plan_distributed(folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
+    members.files |= {file.path: file for file in plan.files}
+    for part, chunk, offset in zip(parts, chunks, plan.offsets, strict=True):
+        members.placements.append(Placement(part.native, part.dtype, f"{folder}/{chunk.file}", offset))
+    members.files[f"{folder}/{COMMON}"] = torch_bytes(dict(common), COMMON)
+    members.files[f"{folder}/{DCP_METADATA}"] = plan.metadata
+    members.files[f"{folder}/{METADATA}"] = json.dumps(_BACKEND).encode()

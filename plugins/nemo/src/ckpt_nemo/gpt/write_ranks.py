@@ -1,0 +1,81 @@
+"""Weights by rank: a state dict for each, with layers numbered from 0 within each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ckpt_core.architecture import Architecture, Layer
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.layout import Layout, Native
+from ckpt_core.rewrite import Model
+from ckpt_core.storage.dtypes import FP32, DType
+from ckpt_megatron.names import renumbered, te
+from ckpt_nemo.container.writing import Constant, Form, Members, State, add_rank
+from ckpt_nemo.gpt.layout import FileLayout
+from ckpt_nemo.gpt.rotary import frequencies, stored_bytes
+from ckpt_nemo.gpt.weights import ROTARY, legacy, tables
+
+
+def add_ranks(
+    members: Members, layout: FileLayout, model: Model, dtype: DType | None, form: Form, interleaved: bool
+) -> None:
+    """Enter the file of every rank."""
+    architecture = model.architecture
+    bound = Layout(
+        tables(architecture, blocks=layout.blocks, interleaved=interleaved, separate=layout.separate), architecture
+    )
+    stages = layout.stages(len(_layers(architecture)))
+    for t in range(layout.tp):
+        natives = list(bound.natives({"tp": (t, layout.tp)}).values())
+        for p in range(layout.pp):
+            chunks = [
+                _state(natives, layout, model, dtype, stages[p, chunk], (p, chunk)) for chunk in range(layout.vpp)
+            ]
+            add_rank(members, (t, p), (layout.tp, layout.pp), chunks, form)
+
+
+def _layers(architecture: Architecture) -> tuple[Layer, ...]:
+    return architecture.decoder.layers if architecture.decoder else ()
+
+
+def _state(
+    natives: list[Native], layout: FileLayout, model: Model, dtype: DType | None, here: range, place: tuple[int, int]
+) -> State:
+    """The state dict of one (virtual) stage at `place`, in the order of the modules. A chunk of several has no `model.`."""
+    prefix = "model." if layout.vpp == 1 else ""
+    found: dict[str, tuple[Native, DType] | Constant] = {}
+    rotary = layout.names == "legacy" and frequencies(model.architecture) is not None
+    for native in _stage(natives, layout, here, place):
+        if native is None:
+            if rotary:
+                found[f"{prefix}{ROTARY}"] = _rotary(model, dtype)
+            continue
+        name = renumbered(native.name, None if native.layer is None else native.layer - here.start, None)
+        if layout.names == "legacy":
+            name = legacy(name, native.row.copy)
+        elif layout.fused:
+            moe = native.layer is not None and _layers(model.architecture)[native.layer].mlp.moe is not None
+            name = te(name, latent=False, moe=moe, grouped=False)
+        found[f"{prefix}{name}"] = native, storage_dtype(native, model.tensors, dtype)
+    return found
+
+
+def _stage(natives: list[Native], layout: FileLayout, here: range, place: tuple[int, int]) -> Iterator[Native | None]:
+    """The tensors of a stage; None where the rotary frequencies go, of which every stage before Megatron-Core has a copy."""
+    first, last = place == (0, 0), place == (layout.pp - 1, layout.vpp - 1)
+    outside = [native for native in natives if native.layer is None]
+    if first:
+        yield from (native for native in outside if native.name.startswith("embedding."))
+    yield None
+    yield from sorted((native for native in natives if native.layer in here), key=lambda native: native.layer or 0)
+    if last:
+        # One stage holds both ends of the model: its tied head is the embedding itself.
+        ends = (native for native in outside if not native.name.startswith("embedding."))
+        yield from (native for native in ends if not (native.row.copy and layout.pp == 1))
+
+
+def _rotary(model: Model, dtype: DType | None) -> Constant:
+    """In the model's dtype: with O2 the whole module is cast, without it everything is float32."""
+    kind = dtype or model.tensors["embedding.tokens.weight"].dtype
+    kind, count, data = stored_bytes(model.architecture, kind if kind.size < FP32.size else FP32)
+    return Constant(kind, (count,), data)

@@ -1,0 +1,71 @@
+"""Which kind of model a NeMo 1 checkpoint holds: by the class in its config, else by the names of its tensors."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.errors import FormatError, Refusal
+from ckpt_nemo.container.saved import Saved
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: the classes of NeMo that are it, what its tensors' names begin with, and the module for it."""
+
+    module: str
+    targets: frozenset[str]
+    prefixes: tuple[str, ...]
+
+    @property
+    def code(self) -> ModuleType:
+        """The module with `read` and `write`."""
+        return importlib.import_module(f"ckpt_nemo.{self.module}")
+
+
+# fmt: off
+KINDS = (
+    Kind("gpt", frozenset({"MegatronGPTModel", "MegatronGPTSFTModel"}),
+         ("language_model.", "decoder.layers.", "embedding.word_embeddings.")),
+    Kind("t5", frozenset({"MegatronT5Model", "MegatronT5FinetuneModel", "MegatronT0Model", "MegatronT5GLUEModel", "MegatronT5LMAdaptModel",
+                          "MegatronT5SFTModel", "MegatronUL2Model", "MegatronBARTModel"}),
+         ("enc_dec_model.",)),
+    Kind("vit", frozenset({"MegatronVitClassificationModel"}), ("backbone.",)),
+)
+# fmt: on
+
+
+def kind_of(saved: Saved) -> Kind:
+    """The kind of a checkpoint; a `FormatError` naming the class where it is not supported."""
+    for kind in KINDS:
+        if saved.target in kind.targets:
+            return kind
+    names = saved.names
+    if not saved.target:
+        for kind in KINDS:
+            if any(name.startswith(kind.prefixes) for name in names):
+                return kind
+    raise FormatError(
+        "a NeMo model of a kind that is not supported",
+        file=saved.place,
+        found=saved.target or f"tensors such as {', '.join(names[:3])}",
+        expected=", ".join(sorted(target for kind in KINDS for target in kind.targets)),
+    )
+
+
+def kind_for(checkpoint: Checkpoint) -> Kind:
+    """The kind of model that holds an architecture."""
+    architecture = checkpoint.architecture
+    stacks = {name for name in ("encoder", "decoder") if getattr(architecture, name) is not None}
+    modules = {frozenset({"decoder"}): "gpt", frozenset({"encoder", "decoder"}): "t5"}
+    module = "vit" if stacks == {"encoder"} and architecture.patches is not None else modules.get(frozenset(stacks))
+    for kind in KINDS:
+        if kind.module == module:
+            return kind
+    raise Refusal(
+        "no kind of NeMo model is this",
+        found="kind = encoder, which reads tokens",
+        expected="a decoder, both, or an encoder of images",
+    )

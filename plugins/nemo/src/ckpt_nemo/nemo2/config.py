@@ -1,0 +1,108 @@
+"""What the fields of NeMo 2's config classes mean, and the classes that a model is written as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.architecture import Facts, RotaryKind
+from ckpt_core.errors import Refusal
+from ckpt_core.layout import Config, uniform
+from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
+from ckpt_nemo.nemo2.classes import PACKAGE, is_known, lineage, scales_embedding
+
+_FUNCTIONS = "nemo.collections.llm.fn.activation"
+GPT = usual("NeMo 2's GPTConfig", _FUNCTIONS)
+MLA = latent("NeMo 2's GPTConfig with latent attention", _FUNCTIONS)
+GEMMA = GPT.replace("NeMo 2's GemmaConfig", scaled_embedding())
+
+# Fields that the Megatron-Core of NeMo 2.4 (0.13) does not have: what it does without them, and the fact they would say
+_LATER: dict[str, tuple[object, str]] = {
+    "softmax_type": ("vanilla", "attention.sinks"),
+    "window_attn_skip_freq": (None, "attention.window?"),
+    "moe_shared_expert_gate": (False, "mlp.moe.shared.gate"),
+}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The config class and the model class of a checkpoint, by their full names."""
+
+    config: str
+    model: str
+
+
+def _pair(module: str, config: str, model: str) -> Classes:
+    return Classes(f"{PACKAGE}.{module}.{config}", f"{PACKAGE}.{module}.{model}")
+
+
+def table_of(classes: Classes, config: Mapping[str, Any]) -> Config:
+    """The table for what a class does with its fields."""
+    if config.get("multi_latent_attention"):
+        return MLA
+    return GEMMA if scales_embedding(classes.config, classes.model) else GPT
+
+
+def classes_for(facts: Facts, hint: Mapping[str, Any]) -> Classes:
+    """The classes of a family that do what a model does; those of the source (`hint`) if they do.
+
+    All fields are given, so a class counts for what it does besides having them.
+    """
+    families = [*([Classes(hint["config"], hint["model"])] if hint else []), _family_of(facts)]
+    return next(classes for classes in families if _does(classes, facts))
+
+
+def _does(classes: Classes, facts: Facts) -> bool:
+    names = lineage(classes.config)
+    llama31 = facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3
+    return (
+        is_known(classes.config)
+        and ("Llama31Config" in names) == llama31
+        and ("MLATransformerConfig" in names) == facts.present("latent_attention")
+        and scales_embedding(classes.config, classes.model) == (facts.get("tokens.scale", 1.0) != 1.0)
+    )
+
+
+def _family_of(facts: Facts) -> Classes:
+    def has(path: str) -> bool:
+        return facts.present(path) is not False
+
+    rms = uniform(facts, "final_norm.kind") == "rms"
+    if facts.get("tokens.scale", 1.0) != 1.0:
+        return _pair("gemma", "GemmaConfig", "GemmaModel")
+    if has("latent_attention"):
+        sigmoid = uniform(facts, "mlp.moe.router.score") == "sigmoid"
+        return _pair("deepseek", "DeepSeekV3Config" if sigmoid else "DeepSeekV2Config", "DeepSeekModel")
+    if facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3:
+        return _pair("llama", "Llama31Config", "LlamaModel")
+    if not has("attention.rotary"):
+        return _pair("base", "GPTConfig", "GPTModel")
+    if has("attention.qk_norm"):
+        return _pair("qwen3", "Qwen3MoEConfig" if has("mlp.moe") else "Qwen3Config", "Qwen3Model")
+    if has("mlp.moe"):
+        return _pair("mixtral", "MixtralConfig", "MixtralModel")
+    if not rms:
+        squared = uniform(facts, "mlp.activation") == "relu_squared"
+        names = ("nemotron", "NemotronConfig", "NemotronModel")
+        return _pair(*(names if squared else ("starcoder2", "Starcoder2Config", "Starcoder2Model")))
+    if uniform(facts, "attention.q_bias"):
+        return _pair("qwen2", "Qwen2Config", "Qwen2Model")
+    if has("attention.window"):
+        return _pair("mistral", "MistralConfig7B", "MistralModel")
+    return _pair("llama", "LlamaConfig", "LlamaModel")
+
+
+def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
+    """Every field that says what the model is, none of which is left to a default."""
+    latent_attention = facts.present("latent_attention") is not False
+    table = table_of(classes, {"multi_latent_attention": latent_attention})
+    fields = table.write(facts, {**notes, "interleaved": False})
+    # rope_scaling is a field of GPTModel's later than NeMo 2; here the class is what scales
+    fields = {key: value for key, value in fields.items() if key not in ("rope_scaling", "rope_scaling_factor")}
+    fields.pop("original_max_position_embeddings", None)  # until core 0.13 called max_position_embeddings
+    for key, (usual_value, path) in _LATER.items():
+        value = fields.pop(key, usual_value)
+        if value != usual_value:
+            raise Refusal(f"NeMo 2.4 has no field {key!r}, and so no {path}", found=f"{key} = {value}")
+    return fields

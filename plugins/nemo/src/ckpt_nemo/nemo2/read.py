@@ -1,0 +1,126 @@
+"""Reading a NeMo 2 checkpoint: what its context describes, out of its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import original_of, with_vocabulary
+from ckpt_core.storage.chunked import DistributedCheckpoint
+from ckpt_core.storage.dcp import read_distributed
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.opaque import brief
+from ckpt_core.storage.tree import open_tree
+from ckpt_core.storage.zarr import read_zarr
+from ckpt_megatron.files import DIST_METADATA
+from ckpt_megatron.found import Found
+from ckpt_megatron.read import assembled
+from ckpt_megatron.read_dist import read_dist
+from ckpt_megatron.transformer_config.reading import (
+    EMBEDDING,
+    described,
+    dropped,
+    layout_hints,
+    parallel,
+    refuse_adapters,
+)
+from ckpt_nemo.nemo2.context import Described, read_context
+from ckpt_nemo.nemo2.files import GRAPH, MODEL, find
+from ckpt_nemo.nemo2.tokenizer import Tokenizer, read_tokenizer
+
+# save_ckpt_format="zarr" is the older of the two
+_READERS: dict[str, Callable[[str], DistributedCheckpoint]] = {"torch_dist": read_distributed, "zarr": read_zarr}
+_MERGE = "merge the adapters into their base with NeMo (llm.peft.merge_lora), and convert the result"
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint at its folder, at one of the two folders in it, or at a folder that holds no other."""
+    place = find(path)
+    reader = _reader(place.weights)
+    context = open_tree(place.context)
+    model = read_context(context, request.options)
+    tokenizer = read_tokenizer(model.tokenizer, context)
+    found = read_dist(place.weights, request.weights, reader)
+    refuse_adapters(found, _MERGE)
+    given = request.architecture.tokens if request.architecture is not None else None
+    vocabulary = request.options.get("vocab") or (given.vocabulary if given is not None else None)
+    _enter_vocabulary(model, tokenizer, found, said_by_user=bool(vocabulary))
+    architecture, order = described(model.facts, model.notes, found, request, model.file)
+    tensors = assembled(found, architecture, order)
+    if request.weights == "master":
+        model.evidence.append("weights: fp32 masters of the optimizer")
+    files = [FileState.of(context[name].file) for name in (GRAPH, MODEL) if name in context]
+    checkpoint = Checkpoint(
+        "nemo2",
+        path,
+        architecture,
+        tensors,
+        [*found.states, *files, *(FileState.of(sidecar.path) for sidecar in tokenizer.files.values())],
+        notes=model.notes,
+        sidecars=tokenizer.files,
+        parallel=parallel(model.fields),
+        hints=_hints(model, tokenizer, found),
+        evidence=model.evidence,
+        losses=[*model.losses, *dropped(found)],
+        masters=found.masters,
+    )
+    checkpoint = original_of(checkpoint, place.root)
+    return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
+
+
+def _reader(weights: str) -> Callable[[str], DistributedCheckpoint]:
+    """What reads the weights: they say how they are kept."""
+    file = os.path.join(weights, DIST_METADATA)
+    backend = read_json_object(file).get("sharded_backend")
+    if not isinstance(backend, str) or backend not in _READERS:
+        raise FormatError("weights of an unknown kind", file=file, found=brief(backend), expected=" or ".join(_READERS))
+    return _READERS[backend]
+
+
+def _enter_vocabulary(model: Described, tokenizer: Tokenizer, found: Found, said_by_user: bool) -> None:
+    """The rows of the embedding, and how many are real: all that vocab_size says, else as many as tokens there are."""
+    rows, said = found.rows(EMBEDDING), model.fields.get("vocab_size")
+    facts, evidence = model.facts, model.evidence
+    facts["tokens.padded_vocabulary"] = rows
+    if said is not None:
+        if said != rows:
+            raise CkptError(
+                "the embedding has another number of rows than the vocabulary",
+                file=found.folder,
+                found=f"{rows} rows",
+                expected=f"vocab_size = {said!r}",
+            )
+        facts["tokens.vocabulary"] = rows
+        evidence.append(f"vocabulary: vocab_size = {rows}, of which nothing is padding")
+    elif said_by_user:
+        facts["tokens.vocabulary"] = rows
+    elif tokenizer.size is None:
+        facts["tokens.vocabulary"] = rows
+        reason = "no file of the tokenizer says how many of the rows are padding (-o vocab=N does)"
+        model.losses.append(Loss("assumed", f"a vocabulary of all {rows} rows", reason))
+    elif tokenizer.size > rows:
+        raise CkptError(
+            "the tokenizer has more tokens than the embedding has rows",
+            file=found.folder,
+            found=f"{tokenizer.size} tokens, {rows} rows",
+            fix="the tokenizer in context/ is that of another model; -o vocab=N says the true size",
+        )
+    else:
+        facts["tokens.vocabulary"] = tokenizer.size
+        evidence.append(
+            f"vocabulary: the {tokenizer.size} tokens of the tokenizer; {rows - tokenizer.size} rows are padding"
+        )
+
+
+def _hints(model: Described, tokenizer: Tokenizer, found: Found) -> dict[str, Any]:
+    """The choices by which the same checkpoint can be written again."""
+    hints = layout_hints(model.fields, model.facts, found) | {
+        "classes": {"config": model.classes.config, "model": model.classes.model},
+        "vocab_size": model.fields.get("vocab_size"),
+    }
+    return hints | ({"tokenizer": tokenizer.hint} if tokenizer.hint is not None else {})

@@ -1,0 +1,104 @@
+"""Writing a NeMo 2 checkpoint of weights alone: what `ModelConnector.nemo_load` and `RestoreConfig` load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt_core.architecture import facts_of
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model
+from ckpt_core.storage.jsonfile import dump_yaml
+from ckpt_megatron.fitted import fitted
+from ckpt_megatron.layout import DIVISIBLE, FileLayout
+from ckpt_megatron.transformer_config.targets import named
+from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
+from ckpt_megatron.write_dist import write_dist
+from ckpt_megatron.written import Written
+from ckpt_nemo.nemo2.config import Classes, classes_for, written_fields
+from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
+from ckpt_nemo.nemo2.graph import Call, Named, write_graph
+from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
+
+_PREFIX = "module."
+_ROOT = "nemo.lightning.io.pl.TrainerContext"
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The folder. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
+    hints = checkpoint.hints_for("nemo2")
+    layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
+    fixed = _fixed_rows(checkpoint, hints, layout)
+    multiple = fixed or layout.multiple * layout.tp
+    model = fitted(Model(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True)
+    facts = facts_of(model.architecture)
+    tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
+    classes = classes_for(facts, hints.get("classes") or {})
+    fields = written_fields(facts, checkpoint.notes, classes)
+    check_layout(model, facts, layout)
+    numbered = number_layers(fields, facts, hints)
+    rows = facts["tokens.padded_vocabulary"]
+    # of more rows than there are tokens, a reader would take the last for padding
+    implied = fixed is None and tokenizer.size == facts["tokens.vocabulary"] and _rows_of(tokenizer, layout) == rows
+    fields |= {DIVISIBLE: layout.multiple, "vocab_size": None if implied else rows}
+    fields |= running(layout, model, request.dtype)
+    written = Written(layout, model, request.dtype)
+    write_dist(written, {}, homogeneous=not numbered, prefix=_PREFIX)
+    graph = write_graph(_graph(classes, fields, tokenizer))
+    written.documents[f"{CONTEXT}/{GRAPH}"] = (json.dumps(graph, indent=2) + "\n").encode()
+    written.documents[f"{CONTEXT}/{MODEL}"] = dump_yaml(_dump(classes, fields, tokenizer)).encode()
+    return Target(
+        "nemo2",
+        model.architecture,
+        model.tensors,
+        written.files,
+        written.placements,
+        written.documents,
+        {f"{CONTEXT}/{name}": sidecar for name, sidecar in tokenizer.files.items()},
+        parallel=layout.parallel,
+        decisions={
+            "config": classes.config,
+            "model": classes.model,
+            "names": layout.names,
+            DIVISIBLE: layout.multiple,
+            "rewrites": list(model.rewrites),
+        },
+        losses=tokenizer.losses,
+    )
+
+
+def _fixed_rows(checkpoint: Checkpoint, hints: Mapping[str, Any], layout: FileLayout) -> int | None:
+    """The rows of an embedding whose size the source's config fixed, if as many fit this model and its ranks."""
+    rows, tokens = hints.get("vocab_size"), checkpoint.architecture.tokens
+    fits = isinstance(rows, int) and tokens is not None and tokens.vocabulary <= rows and rows % layout.tp == 0
+    return rows if fits else None
+
+
+def _rows_of(tokenizer: WrittenTokenizer, layout: FileLayout) -> int | None:
+    """The rows that NeMo gives an embedding for a tokenizer, where no vocab_size says how many."""
+    if tokenizer.call is None or tokenizer.size is None:
+        return None
+    multiple = layout.multiple * layout.tp
+    return -(-tokenizer.size // multiple) * multiple
+
+
+def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> Call:
+    given = {key: Named(value) if key in FUNCTIONS else value for key, value in fields.items()}
+    model = Call(classes.model, {"config": Call(classes.config, given), "tokenizer": tokenizer.call})
+    return Call(_ROOT, {"model": model})
+
+
+def _dump(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> dict[str, Any]:
+    """model.yaml, which NeMo does not read, but people and other tools do."""
+    said = {key: named(value) if key in FUNCTIONS else value for key, value in sorted(fields.items())}
+    call = tokenizer.call
+    return {
+        "_target_": classes.model,
+        "config": {"_target_": classes.config, **said},
+        "model_transform": None,
+        "optim": None,
+        "tokenizer": {"_target_": call.target, **call.arguments} if call is not None else None,
+    }

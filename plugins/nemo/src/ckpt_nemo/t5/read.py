@@ -1,0 +1,214 @@
+"""Reading a T5 or UL2 model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ckpt_core.architecture import Architecture, architecture_of
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.engine.assembly import Assembler, Assembly, Shard
+from ckpt_core.errors import CkptError, FormatError, Refusal
+from ckpt_core.layout import Layout, Native, account
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import check_agreement, original_of
+from ckpt_core.rewrite import values_of
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_megatron import masters
+from ckpt_nemo.container.saved import Rank, Saved
+from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
+from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
+from ckpt_nemo.t5.files import SPLIT, Stages
+from ckpt_nemo.t5.tokens import special_tokens
+from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TOKENS, Blocks, tables
+from ckpt_nemo.t5.words import differences, sayings
+
+Tensors = dict[str, StoredTensor]
+
+
+def read(saved: Saved, request: ReadRequest) -> Checkpoint:
+    """The checkpoint of an encoder-decoder model that was opened as `saved`."""
+    if saved.backend != "ranks":
+        raise FormatError("a T5 of NeMo 1 lies in files of ranks", file=saved.place, found=f"a distributed checkpoint ({saved.backend})")
+    if not saved.config:
+        raise FormatError("no config is stored with the weights", file=saved.place, expected="hyper_parameters, or hparams.yaml beside the run")
+    config = sections(_without(saved.config, request))
+    ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
+    facts, notes = T5.read(config, saved.config_file)
+    rows = _rows(saved, ranks)
+    facts |= {"tokens.vocabulary": rows, "tokens.padded_vocabulary": rows}
+    architecture = architecture_of(facts, saved.config_file)
+    if request.architecture is not None:
+        check_agreement(request.architecture, architecture, saved.config_file)
+    blocks = _blocks(saved, config, request)
+    stages = _stages(saved, config, architecture)
+    tensors = _assembled(saved, ranks, architecture, blocks, stages)
+    tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
+    tokenizer_losses = _name_tokens(tokenizer, saved.config, notes)
+    tp, pp = saved.parallel
+    checkpoint = Checkpoint(
+        "nemo",
+        saved.path,
+        architecture,
+        tensors,
+        saved.states,
+        notes=notes,
+        sidecars=tokenizer.files,
+        parallel={"tp": tp, "pp": pp},
+        hints=_hints(saved, blocks, stages, tokenizer, tensors),
+        evidence=[*differences(config, blocks, architecture)],
+        losses=[*tokenizer.losses, *tokenizer_losses],
+        masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+    )
+    checkpoint.sayings = sayings(config, architecture, _largest(tensors, saved))
+    if request.weights == "master":
+        checkpoint.evidence.append("weights: fp32 masters of the optimizer")
+    return original_of(checkpoint, saved.root)
+
+
+def _without(config: Mapping[str, Any], request: ReadRequest) -> dict[str, Any]:
+    """The config without the keys that the user asks to ignore; `encoder.key` names one of a section."""
+    kept = {key: dict(value) if isinstance(value, Mapping) and key in SECTIONS else value for key, value in config.items()}
+    for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
+        section, dot, rest = key.strip().partition(".")
+        (kept.get(section, {}) if dot else kept).pop(rest if dot else section, None)
+    return kept
+
+
+# --- the tensors of a rank -------------------------------------------------------------------------------------------
+
+
+def _tensors(rank: Rank, config: Mapping[str, Any], request: ReadRequest) -> Tensors:
+    """The tensors of a rank by name, masters in their place where those are asked for."""
+    if len(rank.chunks) != 1:
+        raise FormatError("an encoder-decoder has no virtual pipeline stages", file=rank.file, found=f"{len(rank.chunks)} of them")
+    # Float16Module stands inside the outer enc_dec_model
+    found = {name.replace(f"{ROOT}.module.", f"{ROOT}.", 1): tensor for name, tensor in rank.chunks[0].items()}
+    if request.weights != "master":
+        return found
+    if TOKENS in found and config.get("share_token_embeddings") is not False:
+        # one module under two names, which the optimizer knows once
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{ROOT}.decoder_embedding.")}
+    return masters.replaced([found], {"optimizer": rank.optimizer}, rank.file, None)[0]
+
+
+def _rows(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> int:
+    """The rows of the embedding, over all ranks."""
+    held = [tensors[TOKENS].shape for (_, stage), tensors in ranks.items() if stage == 0 and TOKENS in tensors]
+    if not held or any(len(shape) != 2 for shape in held):
+        raise FormatError(f"tensor {TOKENS!r} is missing, or is no matrix", file=saved.place, found=", ".join(map(str, held)) or None)
+    return sum(shape[0] for shape in held)
+
+
+def _assembled(
+    saved: Saved, ranks: Mapping[tuple[int, int], Tensors], architecture: Architecture, blocks: Blocks, stages: Stages
+) -> dict[str, Assembly]:
+    """The canonical tensors, put together from those of all ranks; what several ranks hold is compared."""
+    layout = Layout(tables(blocks, own_columns=True), architecture)
+    assembler = Assembler(layout.parameters, saved.place)
+    tp, _ = saved.parallel
+    files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
+    for (t, stage), tensors in sorted(ranks.items()):
+        expected: dict[str, Native] = {}
+        for name, native in layout.natives({"tp": (t, tp)}).items():
+            local = stages.name(name, stage)
+            if local is None:
+                continue
+            expected[local] = native
+            if local in tensors:
+                whole = not native.row.splits
+                replica = (whole and t > 0) or stages.repeats(name, stage)
+                assembler.add(replace(native, name=local), [_shard(local, tensors[local], native, t)], replica=replica)
+        for problem in account(expected, [], tensors, files[t, stage]):
+            assembler.problems.add(problem)
+    return assembler.finish()
+
+
+def _shard(name: str, stored: StoredTensor, native: Native, t: int) -> Shard:
+    """A stored tensor; of a table of relative biases, the columns of the rank's own heads."""
+    shape = stored.shape
+    if name in RELATIVE_TABLES and len(shape) == 2 and shape[1] != native.shape[1] and not shape[1] % native.shape[1]:
+        offset = stored.offset + t * native.shape[1] * stored.strides[1] * stored.dtype.size
+        stored = StoredTensor(stored.file, stored.dtype, (shape[0], native.shape[1]), offset, stored.strides)
+    return Shard((0,) * len(shape), stored)
+
+
+# --- what the config leaves to the reader ------------------------------------------------------------------------------
+
+
+def _blocks(saved: Saved, config: Mapping[str, Any], request: ReadRequest) -> Blocks:
+    """Where fused rows are blocks; for the cross attention that is true from NeMo 1.13 on alone."""
+    legacy = {section: flag(config, f"{section}.megatron_legacy", False) for section in SECTIONS}
+    cross = legacy["decoder"] and _since_1_13(saved, config, request)
+    return Blocks(legacy["encoder"], legacy["decoder"], cross)
+
+
+def _since_1_13(saved: Saved, config: Mapping[str, Any], request: ReadRequest) -> bool:
+    """Whether the model was trained since that release: as the user says, by a key that came with it, by the version.
+
+    The version comes last: the base YAML of NVIDIA's script (r1.16) says 1.11.0rc0, and models that it makes keep that.
+    """
+    given = request.options.get("nemo_version")
+    if not given and "decoder.normalize_attention_scores" in config:
+        return True
+    numbers = str(given or config.get("nemo_version") or "").split(".")
+    if len(numbers) > 1 and numbers[0].isdigit() and numbers[1].isdigit():
+        return (int(numbers[0]), int(numbers[1])) >= (1, 13)
+    raise CkptError(
+        "decoder.megatron_legacy is true, and nothing says which NeMo trained the model: before 1.13 it did not concern the cross attention",
+        file=saved.config_file,
+        fix="say it with -o nemo_version=1.12 (or a later one)",
+    )
+
+
+def _stages(saved: Saved, config: Mapping[str, Any], architecture: Architecture) -> Stages:
+    _, pp = saved.parallel
+    split = config.get(SPLIT)
+    layers = {stack: len(getattr(architecture, stack).layers) for stack in SECTIONS}
+    try:
+        return Stages(pp, split if type(split) is int else 0, layers)
+    except Refusal as problem:
+        problem.file = saved.config_file
+        raise
+
+
+def _name_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], notes: dict[str, Any]) -> list[Loss]:
+    """Note which tokens begin, end and pad a sequence: NeMo's decoder starts with the first of them, not with padding."""
+    file = tokenizer.files.get("tokenizer.model")
+    if file is None:
+        why = "the tokenizer is not stored with the weights: NeMo starts the decoder with its bos_id, transformers needs to be told"
+        return [Loss("unsaid", "decoder_start_token_id, eos_token_id, pad_token_id", why)]
+    data = config.get("data")
+    ul2 = isinstance(data, Mapping) and data.get("dataset_type") == "ul2"
+    tokens = special_tokens(content(file), tokenizer.section, ul2, file.path)
+    # a model that came from transformers was trained there with padding before the target
+    padded = str(config.get("library") or "").startswith("huggingface")
+    padded |= isinstance(data, Mapping) and data.get("decoder_starts_with_pad") is True
+    notes |= {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.pad if padded else tokens.bos}
+    return []
+
+
+def _hints(saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, Assembly]) -> dict[str, Any]:
+    """The choices by which the same files can be written again, the config among them."""
+    tp, pp = saved.parallel
+    dtypes = {assembly.dtype.name for assembly in tensors.values()}
+    return {
+        "kind": "t5",
+        "container": saved.container,
+        "tp": tp,
+        "pp": pp,
+        SPLIT: stages.split,
+        "blocks": {"encoder": blocks.encoder, "decoder": blocks.decoder, "cross": blocks.cross},
+        "config": dict(saved.config),
+        **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
+        "tokenizer": tokenizer.names,
+    }
+
+
+def _largest(tensors: Mapping[str, Assembly], saved: Saved) -> dict[str, float]:
+    """The largest absolute value of the small tensors that no HF class may have: what leaving one out would change."""
+    names = [name for name in ("head.bias", "decoder.cross_relative_bias.weight") if name in tensors]
+    return {name: float(np.abs(values_of(tensors[name], saved.states)).max()) for name in names}

@@ -1,0 +1,226 @@
+"""Writing a T5 or UL2 model for any number of tensor and pipeline parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.architecture import architecture_of, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Layout, Native
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model, vocabulary_rows
+from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
+from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padded
+from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
+from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
+from ckpt_nemo.t5.files import SPLIT, Stages
+from ckpt_nemo.t5.fitted import fitted
+from ckpt_nemo.t5.template import SENTINELS_OF_T5, TARGET, TEMPLATE, VERSION
+from ckpt_nemo.t5.tokens import special_tokens
+from ckpt_nemo.t5.weights import LAYERS, ROOT, Blocks, tables
+
+DIVISIBLE = "make_vocab_size_divisible_by"
+_NATIVE, _SCRIPT = "native", "script"
+_SOURCE = "the config of the source"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What was decided about the files."""
+
+    tp: int
+    stages: Stages
+    blocks: Blocks
+    multiple: int
+    dtype: DType | None
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The files of an encoder-decoder's weights. Raises `Refusal` naming what NeMo's T5 cannot hold."""
+    hints = checkpoint.hints_for("nemo")
+    hints = hints if hints.get("kind") == "t5" else {}
+    before: Mapping[str, Any] = hints.get("config") or {}
+    container = container_for(request.options.get("container"), request.destination)
+    tp, pp = request.tp or 1, request.pp or 1
+    model, said = fitted(Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files), checkpoint.notes, before, pp)
+    files = _Files(tp, _stages(model, request, hints, pp), _blocks(request, hints), _multiple(request, before), _dtype(request, hints))
+    tokens = model.architecture.tokens
+    if tokens is None:
+        raise Refusal("NeMo's T5 reads tokens", found="a model without")
+    rows = padded(tokens.vocabulary, files.multiple, tp)
+    model = vocabulary_rows(model, rows)
+    artifacts = _artifacts(checkpoint, before, hints, request)
+    config = _config(model, said, before, files, artifacts, rows)
+    form = Form(container, str(hints.get("step") or STEP), config)
+    members = Members()
+    for t in range(tp):
+        natives = Layout(tables(files.blocks), model.architecture).natives({"tp": (t, tp)})
+        for stage in range(pp):
+            add_rank(members, (t, stage), (tp, pp), [_state(natives, model, files, stage)], form)
+    target = Target(
+        "nemo",
+        model.architecture,
+        model.tensors,
+        [],
+        [],
+        parallel={"tp": tp, "pp": pp},
+        decisions={
+            "model": T5.name,
+            "container": container,
+            "layout": _SCRIPT if files.blocks.decoder else _NATIVE,
+            DIVISIBLE: config[DIVISIBLE],
+            **({SPLIT: files.stages.split} if pp > 1 else {}),
+            "rewrites": list(model.rewrites),
+        },
+        losses=[*artifacts.losses, *_unshared(config)],
+    )
+    return packed(members, config, artifacts.files, form, target)
+
+
+# --- what is decided -------------------------------------------------------------------------------------------------
+
+
+def _stages(model: Model, request: WriteRequest, hints: Mapping[str, Any], pp: int) -> Stages:
+    layers = {stack: len(getattr(model.architecture, stack).layers) for stack in SECTIONS}
+    asked = request.options.get("split")
+    if asked is not None or pp == 1:
+        return Stages(pp, int(asked or 0) if pp > 1 else 0, layers)
+    # as it was, else as even as the layers allow
+    splits = sorted(range(1, pp), key=lambda split: (pp != hints.get("pp") or split != hints.get(SPLIT), abs(2 * split - pp)))
+    for split in splits:
+        if layers["encoder"] % split == 0 and layers["decoder"] % (pp - split) == 0:
+            return Stages(pp, split, layers)
+    raise Refusal(
+        f"pp={pp} divides the layers of no stack evenly",
+        found=f"{layers['encoder']} encoder and {layers['decoder']} decoder layers",
+        expected="stages of equal size in each stack",
+    )
+
+
+def _blocks(request: WriteRequest, hints: Mapping[str, Any]) -> Blocks:
+    """The layout that is asked for, else that of the source, else the one that NVIDIA's script writes."""
+    layout = request.options.get("layout")
+    if layout is not None:
+        return Blocks(*[layout == _SCRIPT] * 3)
+    held = hints.get("blocks") or {"encoder": True, "decoder": True}
+    return Blocks(bool(held.get("encoder")), bool(held.get("decoder")), bool(held.get("decoder")))
+
+
+def _multiple(request: WriteRequest, before: Mapping[str, Any]) -> int:
+    multiple = int(request.options.get(DIVISIBLE) or before.get(DIVISIBLE) or 128)
+    if multiple < 1:
+        raise Refusal(f"{DIVISIBLE} is no size", found=multiple)
+    return multiple
+
+
+def _dtype(request: WriteRequest, hints: Mapping[str, Any]) -> DType | None:
+    """The dtype that is asked for, else the one the model had in NeMo: what was folded in float32 goes back to it."""
+    if request.dtype is not None or not isinstance(hints.get("dtype"), str):
+        return request.dtype
+    return dtype_named(hints["dtype"])
+
+
+def _artifacts(checkpoint: Checkpoint, before: Mapping[str, Any], hints: Mapping[str, Any], request: WriteRequest) -> Artifacts:
+    """The tokenizer: as it was in NeMo; else the SentencePiece model of a T5, with T5's sentinels."""
+    sidecars: dict[str, Sidecar] = dict(checkpoint.sidecars)
+    if "spiece.model" in sidecars:
+        sidecars["tokenizer.model"] = sidecars["spiece.model"]
+    section = before.get(TOKENIZER)
+    known = section if isinstance(section, Mapping) else SENTINELS_OF_T5
+    made = artifacts_of(sidecars, known, hints.get("tokenizer") or {}, request.options.get("tokenizer_name"))
+    model = sidecars.get("tokenizer.model")
+    if model is not None and made.count is not None:
+        data = before.get("data")
+        ul2 = isinstance(data, Mapping) and data.get("dataset_type") == "ul2"
+        made.count = special_tokens(content(model), made.section, ul2, model.path).count
+    return made
+
+
+# --- the config ------------------------------------------------------------------------------------------------------
+
+
+def _config(
+    model: Model, said: Mapping[str, Any], before: Mapping[str, Any], files: _Files, artifacts: Artifacts, rows: int
+) -> dict[str, Any]:
+    """The config of the source where it says this very model, else a new one; with the layout of these files."""
+    if _says(before, model):
+        config = nested({}, before)
+    else:
+        config = nested(said, before if _has_sections(before) else TEMPLATE)
+        if not before and "encoder.positions.count" in facts_of(model.architecture):
+            # one embedding for both stacks would be one table of positions for both
+            config["share_token_embeddings"] = False
+    kinds = [files.dtype or assembly.dtype for assembly in model.tensors.values()]
+    kind = max(kinds, key=kinds.count).name
+    config |= {
+        "tensor_model_parallel_size": files.tp,
+        "pipeline_model_parallel_size": files.stages.pp,
+        SPLIT: files.stages.split,
+        DIVISIBLE: _leading_to(rows, files, artifacts.count),
+        TOKENIZER: artifacts.section,
+        "megatron_amp_O2": kind in ("bf16", "fp16"),
+        "precision": {"bf16": "bf16", "fp16": 16}.get(kind, config.get("precision", 32)),
+        "target": config.get("target") or TARGET,
+        "nemo_version": VERSION,
+    }
+    for section, blocks in (("encoder", files.blocks.encoder), ("decoder", files.blocks.decoder)):
+        (config[section] if _has_sections(config) else config)["megatron_legacy"] = blocks
+    if files.stages.pp > 1 and config.get("share_token_embeddings") is False:
+        raise Refusal("pipeline stages need share_token_embeddings, and this model has positions in each stack", found=f"pp={files.stages.pp}", fix="use --pp 1")
+    return config
+
+
+def _has_sections(config: Mapping[str, Any]) -> bool:
+    return all(isinstance(config.get(section), Mapping) for section in SECTIONS)
+
+
+def _says(before: Mapping[str, Any], model: Model) -> bool:
+    """Whether a config describes a model, the vocabulary aside."""
+    if not before:
+        return False
+    try:
+        found, _ = T5.read(sections(before), _SOURCE)
+        found |= {path: value for path, value in facts_of(model.architecture).items() if path.startswith("tokens.")}
+        return architecture_of(found, _SOURCE) == model.architecture
+    except CkptError:
+        return False
+
+
+def _leading_to(rows: int, files: _Files, tokens: int | None) -> int:
+    """The multiple by which NeMo comes from its tokenizer to `rows`: it refuses an embedding of any other size."""
+    if tokens is None or padded(tokens, files.multiple, files.tp) == rows:
+        return files.multiple
+    if tokens > rows:
+        raise Refusal("the tokenizer has more tokens than the embedding has rows", found=f"{tokens} tokens, {rows} rows")
+    return rows // files.tp
+
+
+def _unshared(config: Mapping[str, Any]) -> list[Loss]:
+    if config.get("share_token_embeddings") is not False:
+        return []
+    why = "the stacks have positions of their own, which NeMo has only with embeddings of their own: written equal, trained apart"
+    return [Loss("assumed", "share_token_embeddings: false", why)]
+
+
+# --- the state dict of a rank ------------------------------------------------------------------------------------------
+
+
+def _state(natives: Mapping[str, Native], model: Model, files: _Files, stage: int) -> State:
+    """The state dict of a stage, in the order of the modules."""
+    found = {}
+    for name in sorted(natives, key=_order):
+        local = files.stages.name(name, stage)
+        if local is not None:
+            found[local] = natives[name], storage_dtype(natives[name], model.tensors, files.dtype)
+    return found
+
+
+def _order(name: str) -> int:
+    """Embeddings and tables, the encoder and its norm, the decoder and its norm, the head."""
+    ends = [f"{LAYERS['encoder']}.", f"{ROOT}.{ROOT}.encoder.", f"{LAYERS['decoder']}.", f"{ROOT}.{ROOT}.decoder.", f"{ROOT}.tokens_head."]
+    return next((number for number, start in enumerate(ends, 1) if name.startswith(start)), 6 if name == f"{ROOT}.word_embeddings.weight" else 0)

@@ -1,0 +1,350 @@
+"""What `model_config.yaml` says about a vision transformer. Defaults are those of vit_backbone.py (1.23 to 2.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Activation, Facts
+from ckpt_core.architecture.schema import Pooling
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Custom, custom, field, fixed, ignore, note, uniform
+from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS, Names
+
+Values = Mapping[str, Any]
+
+CLASS_TOKENS = 8
+POSITIONS = "position_embedding_type"
+LEGACY = "megatron_legacy"
+ACTIVATION = "activation"
+
+# normalization: kind, bias, whether the stored weight is gamma - 1
+_KINDS = {
+    "layernorm": ("layer", True, False),
+    "layernorm1p": ("layer", True, True),
+    "rmsnorm": ("rms", False, False),
+}
+_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+_PLAIN = {"gelu": Activation.GELU_ERF, "squared-relu": Activation.RELU_SQUARED, "approx-gelu": Activation.GELU_QUICK}
+_GATED = {"geglu": Activation.GELU_ERF, "swiglu": Activation.SILU, "reglu": Activation.RELU}
+_FAST = "fast-"
+_TRAINING = [entry for entry in TRAINING if entry.key not in {LEGACY}]
+
+
+def given(config: Values, key: str, default: Any) -> Any:
+    """The value of a key; left out or null it is `default`."""
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _flag(config: Values, key: str, default: bool = False) -> bool:
+    value = given(config, key, default)
+    if type(value) is not bool:
+        raise CkptError(f"key {key!r} is neither true nor false", found=repr(value)[:60])
+    return value
+
+
+def _whole(config: Values, key: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if type(value) is not int or not 0 < value < 1 << 40:
+        raise CkptError(f"key {key!r} is not a positive whole number", found=repr(value)[:60])
+    return value
+
+
+def names_of(config: Values, patches: str) -> Names:
+    """The names and arrangement that a config asks for."""
+    activation = str(given(config, ACTIVATION, "gelu"))
+    return Names(patches, given(config, POSITIONS, ABSOLUTE), _flag(config, LEGACY), activation in _GATED)
+
+
+# --- images ------------------------------------------------------------------------------------------------------------
+
+
+def _images() -> Custom:
+    """Images in patches: a class token or more, a position for each of them and for each patch."""
+    keys = ("img_h", "img_w", "patch_dim", "num_channels")
+    fields = ("height", "width", "patch", "channels")
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        height, width, patch, channels = (_whole(config, key) for key in keys)
+        tokens = _whole(config, "class_token_length", CLASS_TOKENS)
+        if height % patch or width % patch:
+            raise CkptError(
+                "images are not made of whole patches", found=f"img_h = {height}, img_w = {width}, patch_dim = {patch}"
+            )
+        facts |= {
+            f"patches.{name}": value for name, value in zip(fields, (height, width, patch, channels), strict=True)
+        }
+        facts |= {"patches.class_tokens": tokens, "positions.count": tokens + (height // patch) * (width // patch)}
+
+    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
+        height, width, patch, channels = (facts[f"patches.{name}"] for name in fields)
+        tokens, count = facts["patches.class_tokens"], facts.get("positions.count")
+        patches = (height // patch) * (width // patch)
+        if height % patch or width % patch:
+            raise Refusal(
+                "images are made of whole patches",
+                found=f"patches.height = {height}, patches.width = {width}, patches.patch = {patch}",
+            )
+        if tokens < 1:
+            raise Refusal("there is a class token at least", found=f"patches.class_tokens = {tokens}")
+        if count != tokens + patches:
+            raise Refusal(
+                "there is a learned position for each class token and patch",
+                found=f"positions.count = {count}",
+                expected=tokens + patches,
+            )
+        # vit_backbone.py asserts the first when it loads or runs a model, and by the second it would take the class tokens for patches
+        if math.isqrt(patches) ** 2 != patches:
+            raise Refusal(
+                "NeMo loads a square number of patches alone",
+                found=f"patches.height = {height}, patches.width = {width}: {patches} patches of {patch}",
+            )
+        if math.isqrt(count) ** 2 == count:
+            raise Refusal(
+                "NeMo would take class tokens for patches, as all positions together are a square number",
+                found=f"patches.class_tokens = {tokens} before {patches} patches",
+            )
+        config |= dict(zip(keys, (height, width, patch, channels), strict=True))
+        config |= {"class_token_length": tokens, "encoder_seq_length": patches, "max_position_embeddings": patches}
+
+    claims = [*(f"patches.{name}" for name in (*fields, "class_tokens")), "positions.count"]
+    return custom([*keys, "class_token_length"], claims, read=read, write=write)
+
+
+def _patch_bias() -> Custom:
+    """No key says it: the linear layer has a bias, the convolution has none."""
+
+    def nothing(*_: object) -> None: ...
+
+    return custom([], ["patches.bias"], read=nothing, write=nothing)
+
+
+def _position_kind() -> Custom:
+    """Both kinds are tables of positions; they have different names."""
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        kind = given(config, POSITIONS, ABSOLUTE)
+        if kind not in (ABSOLUTE, PARAMETERS):
+            raise CkptError(
+                f"key {POSITIONS!r} has an unknown value", found=repr(kind)[:60], expected=f"{ABSOLUTE} or {PARAMETERS}"
+            )
+
+    return custom([POSITIONS], [], read=read, write=lambda facts, notes, config: None)
+
+
+# --- layers ------------------------------------------------------------------------------------------------------------
+
+
+def _head_dim() -> Custom:
+    """`kv_channels`, the elements of a head; null means hidden size / heads."""
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+        if config.get("kv_channels") is None and hidden % heads:
+            raise CkptError(
+                f"hidden_size={hidden} is not a multiple of num_attention_heads={heads}, and kv_channels is null"
+            )
+        facts["attention.head_dim"] = (
+            hidden // heads if config.get("kv_channels") is None else _whole(config, "kv_channels")
+        )
+
+    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
+        width, heads = uniform(facts, "attention.head_dim"), uniform(facts, "attention.heads")
+        config["kv_channels"] = None if width * heads == facts["hidden"] else width
+
+    return custom(["kv_channels"], ["attention.head_dim"], read=read, write=write)
+
+
+def _norms() -> Custom:
+    """`normalization` of the layers and the end; a norm before the layers is always an ordinary LayerNorm."""
+    keys = ["normalization", "layernorm_epsilon", "preprocess_layernorm"]
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        name = str(given(config, "normalization", "layernorm")).lower()
+        if name not in _KINDS:
+            raise CkptError(
+                "key 'normalization' has an unknown value", found=repr(name)[:60], expected=", ".join(_KINDS)
+            )
+        eps = given(config, "layernorm_epsilon", 1e-5)
+        if isinstance(eps, bool) or not isinstance(eps, int | float):
+            raise CkptError("key 'layernorm_epsilon' is not a number", found=repr(eps)[:60])
+        kinds = dict.fromkeys(_NORMS, _KINDS[name])
+        if _flag(config, "preprocess_layernorm"):
+            kinds["input_norm"] = _KINDS["layernorm"]
+        for norm, (kind, bias, centred) in kinds.items():
+            facts |= {
+                f"{norm}.kind": kind,
+                f"{norm}.bias": bias,
+                f"{norm}.zero_centred": centred,
+                f"{norm}.eps": float(eps),
+            }
+
+    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
+        kind = _one_kind(facts, _NORMS)
+        before = facts.present("input_norm")
+        eps = {uniform(facts, f"{norm}.eps") for norm in (*_NORMS, *(["input_norm"] if before else []))}
+        if before and _one_kind(facts, ("input_norm",)) != "layernorm":
+            raise Refusal(
+                "the norm before the layers is a LayerNorm", found=f"input_norm.kind = {facts['input_norm.kind']}"
+            )
+        if len(eps) > 1:
+            raise Refusal(
+                "layernorm_epsilon is one value",
+                found=", ".join(f"{norm}.eps = {facts.get(f'{norm}.eps')}" for norm in (*_NORMS, "input_norm")),
+            )
+        config |= {"normalization": kind, "layernorm_epsilon": eps.pop()}
+        if before:
+            config["preprocess_layernorm"] = True
+
+    return custom(keys, [f"{norm}.*" for norm in (*_NORMS, "input_norm")], read=read, write=write)
+
+
+def _one_kind(facts: Facts, norms: tuple[str, ...]) -> str:
+    said = {
+        norm: tuple(uniform(facts, f"{norm}.{part}") for part in ("kind", "bias", "zero_centred", "weight"))
+        for norm in norms
+    }
+    for name, kind in _KINDS.items():
+        if set(said.values()) == {(*kind, True)}:
+            return name
+    found = "; ".join(
+        f"{norm}.kind = {kind}, bias = {bias}, zero_centred = {centred}"
+        for norm, (kind, bias, centred, _) in said.items()
+    )
+    raise Refusal("normalization has no name for such norms", found=found, expected=", ".join(_KINDS))
+
+
+def _activation() -> Custom:
+    """The function of the MLP (ParallelMLP): the fused kernel and openai_gelu are the tanh form of GELU, else gelu is the erf form.
+
+    VitBackbone leaves bias_activation_fusion off unless the config says otherwise, and never reads bias_gelu_fusion.
+    """
+    keys = [ACTIVATION, "openai_gelu", "bias_activation_fusion", "onnx_safe"]
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        name = str(given(config, ACTIVATION, "gelu"))
+        plain = name.removeprefix(_FAST)
+        known = _PLAIN.get(name) or _GATED.get(plain)
+        if known is None:
+            expected = ", ".join([*_PLAIN, *_GATED, *(_FAST + gated for gated in _GATED)])
+            raise CkptError("key 'activation' has an unknown value", found=repr(name)[:60], expected=expected)
+        gelu, fused = plain in ("gelu", "geglu"), _flag(config, "bias_activation_fusion")
+        if fused and not gelu:
+            raise CkptError(
+                f"with bias_activation_fusion no {name} is applied",
+                found=f"activation: {name}, bias_activation_fusion: true",
+                expected="false",
+            )
+        if _flag(config, "openai_gelu") or fused:
+            known = Activation.GELU_TANH
+        elif _flag(config, "onnx_safe") and not gelu:
+            raise CkptError(
+                f"onnx_safe: true puts an approximate GELU in place of {name}",
+                found=f"activation: {name}",
+                expected="false",
+            )
+        facts["mlp.gated"], facts["mlp.activation"] = plain in _GATED, known
+
+    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
+        kind, gated = uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated")
+        tanh = kind is Activation.GELU_TANH
+        plain = Activation.GELU_ERF if tanh else kind
+        name = next((name for name, known in (_GATED if gated else _PLAIN).items() if known is plain), None)
+        if name is None:
+            raise Refusal("no value of 'activation' says this", found=f"mlp.activation = {kind}, mlp.gated = {gated}")
+        config |= {
+            ACTIVATION: _FAST + name if gated else name,
+            "bias_activation_fusion": tanh,
+            "openai_gelu": False,
+            "onnx_safe": False,
+        }
+
+    return custom(keys, ["mlp.activation", "mlp.gated"], read=read, write=write)
+
+
+def _head() -> Custom:
+    """`finetune`: one linear layer; without it dense, tanh and linear, on the first class token."""
+    claims = ["classifier.classes", "classifier.hidden", "classifier.pooling"]
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        facts["classifier.classes"] = _whole(config, "num_classes")
+        facts["classifier.hidden"] = not _flag(config, "finetune")
+        facts["classifier.pooling"] = Pooling.FIRST
+
+    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
+        if facts.get("classifier.classes") is None:
+            raise Refusal("a head with classes ends every model", found="classifier.classes absent")
+        config["num_classes"] = facts["classifier.classes"]
+        config["finetune"] = not facts["classifier.hidden"]
+
+    return custom(["num_classes", "finetune"], claims, read=read, write=write)
+
+
+def _unfused_name() -> Custom:
+    """The older name of bias_activation_fusion, which no VitBackbone of 1.23 or later reads."""
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        if config.get("bias_gelu_fusion") and "bias_activation_fusion" not in config:
+            raise CkptError(
+                "key 'bias_gelu_fusion' is true, by which NeMo before 1.23 computed the tanh form of GELU, and later ones ignore it",
+                found="bias_gelu_fusion: true, no bias_activation_fusion",
+                fix="say which: set bias_activation_fusion, or leave the key out with -o ignore_keys=bias_gelu_fusion (the erf form)",
+            )
+
+    return custom(["bias_gelu_fusion"], [], read=read, write=lambda facts, notes, config: None)
+
+
+_BIASES = (
+    "attention.q_bias",
+    "attention.k_bias",
+    "attention.v_bias",
+    "attention.out_bias",
+    "mlp.up_bias",
+    "mlp.down_bias",
+)
+
+# fmt: off
+VIT = Config("MegatronVitClassificationModel", [
+    *_TRAINING,
+    fixed("kind", "encoder"),
+    fixed("causal", False),
+    _images(),
+    _patch_bias(),
+    _position_kind(),
+    field("num_layers", "layers"),
+    field("hidden_size", "hidden"),
+    field("ffn_hidden_size", "mlp.ffn"),
+    field("num_attention_heads", "attention.heads", "attention.groups"),
+    _head_dim(),
+    *(fixed(bias, True) for bias in _BIASES),
+    _norms(),
+    _activation(),
+    _unfused_name(),
+    field("layerscale", "layer_scale", default=False),
+    _head(),
+    note("labels", "labels"),
+    ignore(LEGACY, why="the order of q, k and v in fused tensors: read with them"),
+    ignore("encoder_seq_length", "max_position_embeddings", why="VitBackbone counts the patches itself"),
+    ignore("vision_pretraining_type", "classes_fraction", "data_per_class_fraction", "drop_path_rate", "drop_patch_rate",
+           "restore_from_pretrained", why="training"),
+])
+# fmt: on
+
+
+def sayings(config: Values) -> dict[str, str]:
+    """What the config says about facts that a class of transformers may lack, and what can be done about them."""
+    tokens = given(config, "class_token_length", CLASS_TOKENS)
+    said = "" if "class_token_length" in config else " (the default, as the key is not there)"
+    found = {
+        "patches.class_tokens": f"class_token_length: {tokens}{said}. All of them take part in attention: a model with fewer computes something else",
+        "layer_scale": "layerscale: true. -o fold_layer_scale=true multiplies it into the weights: the same outputs, but trained on it is another model",
+        "input_norm": "preprocess_layernorm: true. A norm follows the positions",
+    }
+    if not given(config, "finetune", False):
+        found["classifier.hidden"] = (
+            "finetune: false. The head is dense, tanh and linear: -o headless=true leaves the last one out, and gives a ViTModel with the others as pooler"
+        )
+    return found

@@ -1,0 +1,194 @@
+"""Reading a vision transformer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt_core.architecture import Activation, Architecture, architecture_of
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.engine.assembly import Assembler, Assembly, Shard
+from ckpt_core.errors import CkptError, FormatError, Refusal
+from ckpt_core.image_processor import PROCESSOR
+from ckpt_core.layout import Layout, Native, account
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.receipt import check_agreement, original_of
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_megatron import masters
+from ckpt_nemo.container.lightning import SUFFIX
+from ckpt_nemo.container.omegaconf import unresolved
+from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.vit.config import VIT, names_of, sayings
+from ckpt_nemo.vit.files import Stages
+from ckpt_nemo.vit.image_processor import of_nemo
+from ckpt_nemo.vit.weights import LINEAR, Names, patch_layer, tables
+
+Tensors = dict[str, StoredTensor]
+_TRAINING = frozenset(entry.key for entry in TRAINING)
+
+
+def read(saved: Saved, request: ReadRequest) -> Checkpoint:
+    """The checkpoint of a vision transformer that was opened as `saved`."""
+    if saved.backend != "ranks":
+        raise FormatError(
+            "a ViT of NeMo lies in files of ranks",
+            file=saved.place,
+            found=f"a distributed checkpoint ({saved.backend})",
+        )
+    if not saved.config:
+        raise FormatError(
+            "no config is stored with the weights",
+            file=saved.place,
+            expected="hyper_parameters, or hparams.yaml beside the run",
+        )
+    config = _without(saved, request)
+    layer = patch_layer(saved.names, saved.place)
+    facts, notes = VIT.read(config, saved.config_file)
+    facts["patches.bias"] = layer == LINEAR
+    architecture = architecture_of(facts, saved.config_file)
+    if request.architecture is not None:
+        check_agreement(request.architecture, architecture, saved.config_file)
+    names = names_of(config, layer)
+    _check_positions(saved, architecture)
+    ranks = {(rank.tp, rank.pp): _tensors(saved, rank, request) for rank in saved.ranks}
+    tensors = _assembled(saved, ranks, architecture, names)
+    sidecars = {PROCESSOR: saved.artifacts[PROCESSOR]} if PROCESSOR in saved.artifacts else {}
+    if not sidecars and architecture.patches is not None:
+        notes["image_processor"] = of_nemo(architecture.patches)
+    tp, pp = saved.parallel
+    checkpoint = Checkpoint(
+        "nemo",
+        saved.path,
+        architecture,
+        tensors,
+        saved.states,
+        notes=notes,
+        sidecars=sidecars,
+        parallel={"tp": tp, "pp": pp},
+        hints=_hints(saved, names),
+        evidence=list(_evidence(config, architecture, names, request)),
+        masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+    )
+    checkpoint.sayings = sayings(config)
+    if saved.optimizer:
+        why = "weights alone are read: training starts anew from them, it does not resume"
+        checkpoint.losses.append(Loss("dropped", "optimizer states", why))
+    return original_of(checkpoint, saved.root)
+
+
+def _without(saved: Saved, request: ReadRequest) -> dict[str, Any]:
+    """The config without the keys that the user asks to ignore; what else refers to nothing that is stored is an error."""
+    left_out = set(filter(None, str(request.options.get("ignore_keys") or "").split(",")))
+    config = {key: value for key, value in saved.config.items() if key not in left_out}
+    for key, value in config.items():
+        if key not in _TRAINING and unresolved(value):
+            raise CkptError(
+                f"key {key!r} refers to a value that is not stored", file=saved.config_file, found=str(value)[:80]
+            )
+    return config
+
+
+def _tensors(saved: Saved, rank: Any, request: ReadRequest) -> Tensors:
+    """The tensors of a rank by name, masters in their place where those are asked for."""
+    if len(rank.chunks) != 1:
+        raise FormatError(
+            "virtual pipeline stages of a ViT are not supported", file=rank.file, found=f"{len(rank.chunks)} of them"
+        )
+    if request.weights != "master":
+        return rank.chunks[0]
+    return masters.replaced(rank.chunks, {"optimizer": rank.optimizer}, rank.file, None)[0]
+
+
+def _check_positions(saved: Saved, architecture: Architecture) -> None:
+    """A table for images of another size: NeMo would interpolate it while loading (bilinear, in half precision)."""
+    positions = architecture.encoder.positions if architecture.encoder else None
+    for rank in saved.ranks:
+        for name, tensor in rank.chunks[0].items():
+            if (
+                positions
+                and name.startswith("backbone.position_embeddings")
+                and len(tensor.shape) == 2
+                and tensor.shape[0] != positions.count
+            ):
+                raise FormatError(
+                    f"tensor {name!r} has positions for images of another size than the config's",
+                    file=rank.file,
+                    found=f"{tensor.shape[0]} rows",
+                    expected=f"{positions.count}, by img_h, img_w, patch_dim and class_token_length",
+                    fix="set img_h and img_w to the size it was trained for; -o image_size=... interpolates positions, stated in the receipt",
+                )
+
+
+def _assembled(
+    saved: Saved, ranks: Mapping[tuple[int, int], Tensors], architecture: Architecture, names: Names
+) -> dict[str, Assembly]:
+    """The canonical tensors, put together from those of all ranks; what several ranks hold is compared."""
+    layout = Layout(tables(names), architecture)
+    assembler = Assembler(layout.parameters, saved.place)
+    tp, pp = saved.parallel
+    stages = _stages(saved, architecture, pp)
+    files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
+    for (t, stage), tensors in sorted(ranks.items()):
+        expected: dict[str, Native] = {}
+        for name, native in layout.natives({"tp": (t, tp)}).items():
+            local = stages.name(name, stage)
+            if local is None:
+                continue
+            expected[local] = native
+            if local in tensors:
+                stored = tensors[local]
+                replica = t > 0 and not native.row.splits
+                assembler.add(replace(native, name=local), [Shard((0,) * len(stored.shape), stored)], replica=replica)
+        for problem in account(expected, [], tensors, files[t, stage]):
+            assembler.problems.add(problem)
+    return assembler.finish()
+
+
+def _stages(saved: Saved, architecture: Architecture, pp: int) -> Stages:
+    layers = len(architecture.encoder.layers) if architecture.encoder else 0
+    try:
+        return Stages(pp, layers)
+    except Refusal as problem:
+        problem.file = saved.config_file
+        raise
+
+
+def _evidence(
+    config: Mapping[str, Any], architecture: Architecture, names: Names, request: ReadRequest
+) -> Iterator[str]:
+    """What the reading rests on, where defaults or names decide it."""
+    patches, encoder = architecture.patches, architecture.encoder
+    if patches is None or encoder is None:
+        return
+    age = "NeMo 1: pixel by pixel, all channels of each" if names.patches == LINEAR else "NeMo 2: no bias"
+    yield f"patches: backbone.{names.patches} ({age})"
+    said = "" if "class_token_length" in config else ", the default, as class_token_length is not said"
+    yield f"class tokens: {patches.class_tokens}{said}"
+    function = encoder.layers[0].mlp.activation
+    if function in (Activation.GELU_ERF, Activation.GELU_TANH):
+        form = "tanh" if function is Activation.GELU_TANH else "erf"
+        keys = ("openai_gelu", "bias_activation_fusion")
+        yield f"the {form} form of GELU: " + ", ".join(f"{key} {str(bool(config.get(key))).lower()}" for key in keys)
+    if names.blocks:
+        yield "q, k and v in the order [3, heads, head_dim] on each rank (megatron_legacy)"
+    if request.weights == "master":
+        yield "weights: fp32 masters of the optimizer"
+
+
+def _hints(saved: Saved, names: Names) -> dict[str, Any]:
+    """The choices by which the same files can be written again, the config among them."""
+    tp, pp = saved.parallel
+    hints = {
+        "kind": "vit",
+        "container": saved.container,
+        "tp": tp,
+        "pp": pp,
+        "patch_layer": names.patches,
+        "config": dict(saved.config),
+    }
+    if saved.container == "ckpt":
+        hints["step"] = os.path.basename(saved.place).removesuffix(SUFFIX)
+    return hints

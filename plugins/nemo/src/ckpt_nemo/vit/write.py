@@ -1,0 +1,145 @@
+"""Writing a vision transformer for any number of tensor and pipeline parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.architecture import Architecture, architecture_of, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.errors import CkptError
+from ckpt_core.image_processor import PROCESSOR, processor_file, processor_settings
+from ckpt_core.layout import Layout, Native
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model
+from ckpt_core.storage.dtypes import DType
+from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
+from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.vit.config import POSITIONS, VIT, names_of
+from ckpt_nemo.vit.files import Stages, order
+from ckpt_nemo.vit.fitted import fitted
+from ckpt_nemo.vit.image_processor import differences
+from ckpt_nemo.vit.template import TARGET, TEMPLATE, VERSIONS
+from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, Names, tables
+
+_SOURCE = "the config of the source"
+_TRAINING = frozenset(entry.key for entry in TRAINING)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What was decided about the files."""
+
+    tp: int
+    pp: int
+    names: Names
+    dtype: DType | None
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The files of a vision transformer's weights. Raises `Refusal` naming what NeMo's ViT cannot hold."""
+    hints = checkpoint.hints_for("nemo")
+    hints = hints if hints.get("kind") == "vit" else {}
+    before: Mapping[str, Any] = hints.get("config") or {}
+    container = container_for(request.options.get("container"), request.destination)
+    layer = _patch_layer(checkpoint.architecture, request, hints)
+    model = fitted(
+        Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
+        layer,
+        request.options.get("image_size"),
+    )
+    said = VIT.write(facts_of(model.architecture), checkpoint.notes)
+    kept = before if _says(before, model.architecture) else _adapted(before, said)
+    files = _Files(request.tp or 1, request.pp or 1, names_of(kept, layer), request.dtype)
+    config = _config(kept, model, files, hints)
+    form = Form(container, str(hints.get("step") or STEP), config)
+    stages = Stages(files.pp, len(model.architecture.encoder.layers) if model.architecture.encoder else 0)
+    members = Members()
+    for t in range(files.tp):
+        natives = Layout(tables(files.names), model.architecture).natives({"tp": (t, files.tp)})
+        for stage in range(files.pp):
+            add_rank(members, (t, stage), (files.tp, files.pp), [_state(natives, model, files, stages, stage)], form)
+    processor = processor_file(checkpoint, model.architecture) if PROCESSOR in checkpoint.sidecars else None
+    target = Target(
+        "nemo",
+        model.architecture,
+        model.tensors,
+        [],
+        [],
+        parallel={"tp": files.tp, "pp": files.pp},
+        decisions={"model": VIT.name, "container": container, "patch_layer": layer, "rewrites": list(model.rewrites)},
+        losses=list(_losses(checkpoint, model.architecture)),
+    )
+    return packed(members, config, {} if processor is None else {PROCESSOR: processor}, form, target)
+
+
+def _patch_layer(architecture: Architecture, request: WriteRequest, hints: Mapping[str, Any]) -> str:
+    """The layer that is asked for, else that of the source, else the one that holds the model without any change."""
+    asked = request.options.get("patch_layer") or hints.get("patch_layer")
+    if asked is not None:
+        return str(asked)
+    return CONVOLUTION if architecture.patches is not None and not architecture.patches.bias else LINEAR
+
+
+# --- the config --------------------------------------------------------------------------------------------------------
+
+
+def _adapted(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """A new config for another model than that of `before`: its training settings, and what is `said`."""
+    kept = {key: value for key, value in before.items() if key in _TRAINING and not key.startswith("megatron_legacy")}
+    return {**TEMPLATE, **kept, **said, **({POSITIONS: before[POSITIONS]} if POSITIONS in before else {})}
+
+
+def _config(kept: Mapping[str, Any], model: Model, files: _Files, hints: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = [files.dtype or assembly.dtype for assembly in model.tensors.values()]
+    kind = max(kinds, key=kinds.count).name
+    same_layer = hints.get("patch_layer") == files.names.patches
+    return {
+        **kept,
+        "tensor_model_parallel_size": files.tp,
+        "pipeline_model_parallel_size": files.pp,
+        "virtual_pipeline_model_parallel_size": None,
+        "megatron_amp_O2": kind in ("bf16", "fp16"),
+        "precision": {"bf16": "bf16", "fp16": 16}.get(kind, kept.get("precision", 32)),
+        "target": kept.get("target") or TARGET,
+        "nemo_version": kept.get("nemo_version")
+        if same_layer and "nemo_version" in kept
+        else VERSIONS[files.names.patches],
+    }
+
+
+def _says(before: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Whether a config describes a model; of the bias of patches it says nothing."""
+    if not before or architecture.patches is None:
+        return False
+    try:
+        facts, _ = VIT.read(before, _SOURCE)
+        facts["patches.bias"] = architecture.patches.bias
+        return architecture_of(facts, _SOURCE) == architecture
+    except CkptError:
+        return False
+
+
+def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Loss]:
+    settings = processor_settings(checkpoint)
+    if settings is None or architecture.patches is None:
+        return
+    otherwise = differences({key: value for key, value in settings.items() if key != "size"}, architecture.patches)
+    if otherwise:
+        why = f"NeMo prepares images in code, by the mean and standard deviation of ImageNet; {PROCESSOR} says {', '.join(otherwise)}"
+        yield Loss("unsaid", "the image processor", why)
+
+
+# --- the state dict of a rank ------------------------------------------------------------------------------------------
+
+
+def _state(natives: Mapping[str, Native], model: Model, files: _Files, stages: Stages, stage: int) -> State:
+    """The state dict of a stage, in the order of the modules."""
+    found = {}
+    for name in sorted(natives, key=order):
+        local = stages.name(name, stage)
+        if local is not None:
+            found[f"model.{local}"] = natives[name], storage_dtype(natives[name], model.tensors, files.dtype)
+    return found
