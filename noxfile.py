@@ -64,6 +64,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Mutated files through every reader, then whole checkpoints; `nox -s fuzz -- 30` for 30 minutes each."""
+    install(session)
+    minutes = session.posargs or ["10"]
+    session.run("python", "tests/malice/fuzz.py", "--minutes", *minutes)
+    session.run("python", "tests/malice/fuzz.py", "--minutes", *minutes, "--checkpoints")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios measured side by side in one run; writes docs/performance.md's table."""
     install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "accelerate")

@@ -1,7 +1,8 @@
 """Console blocks of the documentation, run for real.
 
 A block of language `console` holds commands after `$ ` and what they print. All blocks of a page run in one
-temporary folder, in which `tests` is the repository's, and see the formats of `FORMATS`, whatever else is installed. What differs from run to run (times, hashes of plans) is
+temporary folder, in which `tests` is the repository's, and see the formats of `FORMATS`, or those that the page names
+(`<!-- formats: hf,ir -->`), whatever else is installed. What differs from run to run (times, hashes of plans) is
 compared by its form alone.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FORMATS = "hf,ir,nanotron"
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+_NAMED = re.compile(r"<!-- formats: (\S+) -->")
 _VARIABLE = [
     (re.compile(r"[\d.]+ s, [\d.]+ [kMG]?B/s"), "0.1 s, 1 MB/s"),
     (re.compile(r"^(plan +)[0-9a-f]{64}$", re.MULTILINE), r"\g<1>" + "0" * 64),
@@ -32,12 +34,14 @@ def normalised(text: str) -> str:
 
 def executed(page: str) -> str:
     """A page with the output of each of its commands as it is now."""
+    named = _NAMED.search(page)
+    formats = named[1] if named else FORMATS
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(ROOT / "tests", os.path.join(folder, "tests"))
-        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder)}```", page)
+        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder, formats)}```", page)
 
 
-def _run_all(block: str, folder: str) -> str:
+def _run_all(block: str, folder: str, formats: str) -> str:
     lines: list[str] = []
     for line in block.splitlines():
         if lines and lines[-1].endswith("\\") and (lines[-1].startswith("$ ") or lines[-1].startswith("    ")):
@@ -49,14 +53,14 @@ def _run_all(block: str, folder: str) -> str:
         printed.append(line)
         command += line.removeprefix("$ ") if not command else "\n" + line
         if not line.endswith("\\"):
-            printed += _run(command, folder).splitlines()
+            printed += _run(command, folder, formats).splitlines()
             command = ""
     return "\n".join(printed) + "\n"
 
 
-def _run(command: str, folder: str) -> str:
+def _run(command: str, folder: str, formats: str) -> str:
     """What a command prints: stdout, and where it fails stderr too."""
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "CKPT_PLUGINS": FORMATS, "COLUMNS": "120", "NO_COLOR": "1"}
+    environment = {**os.environ, "PATH": path, "CKPT_PLUGINS": formats, "COLUMNS": "120", "NO_COLOR": "1"}
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
     return done.stdout + (done.stderr if done.returncode else "")

@@ -130,10 +130,11 @@ def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
         )  # fmt: skip
     layers = tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5)))
     shared = relative if layers[0].attention else st.none()
+    crossed = relative if layers[0].cross_attention else st.none()
     return draw(
         st.builds(
             Stack, layers=st.just(layers), causal=flags, positions=maybe(st.builds(Positions, count=sizes, offset=sizes)), input_norm=maybe(norms),
-            final_norm=maybe(norms), relative_bias=maybe(shared),
+            final_norm=maybe(norms), relative_bias=maybe(shared), cross_relative_bias=maybe(crossed),
         )
     )  # fmt: skip
 
@@ -151,7 +152,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         encoder=draw(stacks(crossing=False)) if kind != "decoder" else None,
         decoder=draw(stacks(crossing=kind == "encoder-decoder")) if "decoder" in kind else None,
         head=None if vision else draw(maybe(heads)),
-        classifier=draw(maybe(st.builds(Classifier, classes=sizes, hidden=flags))),
+        classifier=draw(maybe(st.builds(Classifier, classes=maybe(sizes), hidden=flags))),
     )
 
 
@@ -212,7 +213,10 @@ def full() -> Architecture:
         hidden=16,
         tokens=Tokens(vocabulary=13, padded_vocabulary=16, norm=norm),
         encoder=Stack(layers=(Layer(attention=attention, mlp=dense),), causal=False, positions=Positions(count=8)),
-        decoder=Stack(layers=decoder, causal=True, final_norm=norm, relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=False)),
+        decoder=Stack(
+            layers=decoder, causal=True, final_norm=norm, relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=False),
+            cross_relative_bias=RelativeBias(buckets=5, max_distance=7, bidirectional=True),
+        ),
         head=Head(tied=True, softcap=30.0),
         classifier=Classifier(classes=3),
     )
@@ -301,7 +305,7 @@ REQUIRED = [
     ("decoder", "layers", 1, "mlp", "moe", "ffn"), ("decoder", "layers", 1, "mlp", "moe", "router"),
     ("decoder", "layers", 1, "mlp", "moe", "router", "top_k"), ("decoder", "layers", 1, "mlp", "moe", "shared", "ffn"),
     ("decoder", "layers", 1, "latent_attention", "kv_rank"), ("decoder", "layers", 1, "latent_attention", "kv_norm"),
-    ("decoder", "relative_bias", "buckets"), ("encoder", "positions", "count"), ("classifier", "classes"),
+    ("decoder", "relative_bias", "buckets"), ("encoder", "positions", "count"),
 ]  # fmt: skip
 
 

@@ -231,6 +231,24 @@ def test_key_copies_lie_where_the_split_says(tp: str, key_of_rank: list[int]) ->
         np.testing.assert_array_equal(held, tensor["layers.0.attention.k.weight"][group])
 
 
+def test_the_parts_of_a_tensor_are_dealt_out_as_each_says() -> None:
+    """Queries in the order of ranks beside keys and values that come round again."""
+    case = Case(model(per_group=2), "qkv", "(q[g r d] + k[g d] + v[g d]) h", ATTENTION, tp="q: g r; k v: r g")
+    layout = layout_of(case)
+    tensors = numbered(layout.parameters)
+    q, k, v = (tensors[f"layers.0.attention.{part}.weight"] for part in "qkv")
+    for rank in range(8):
+        held = written(layout.natives({"tp": (rank, 8)})["layers.0.qkv"], tensors)
+        expected = [q[rank // 2, rank % 2], k[rank % 4], v[rank % 4]]
+        np.testing.assert_array_equal(held, np.concatenate(expected))
+
+
+def test_parts_that_hold_unequally_much_of_an_axis_are_refused() -> None:
+    case = Case(model(per_group=2), "qkv", "(q[g r d] + k[g d] + v[g d]) h", ATTENTION, tp="q: r; k v: g")
+    with pytest.raises(CkptError, match="hold different shares: 2 and 4 of g=4"):
+        layout_of(case).natives({"tp": (0, 2)})
+
+
 NOT_A_DIVISOR = [
     # axes, sizes, tp: axis named, its size, divisors shown
     ("g", {"g": 4}, 3, "tp=3 does not divide axis g=4", "tp among 1, 2, 4"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ckpt_core.engine.strided import read_box, write_box
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.dtypes import FP32
+from ckpt_core.storage.files import pread_into
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 
 
@@ -147,7 +149,7 @@ def test_read_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> Non
     with tempfile.TemporaryFile() as file:
         file.write(b"head" + values.tobytes())
         file.flush()
-        read_box(file.fileno(), "file", 4 + offset * item, strides, out)
+        read_box(partial(pread_into, file.fileno(), path="file"), 4 + offset * item, strides, out)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -176,7 +178,7 @@ def test_reading_past_the_end_is_an_error_that_names_the_file() -> None:
         file.write(bytes(10))
         file.flush()
         with pytest.raises(FormatError, match="truncated") as caught:
-            read_box(file.fileno(), "shard-2.bin", 4, [1], np.empty(4, "<f4"))
+            read_box(partial(pread_into, file.fileno(), path="shard-2.bin"), 4, [1], np.empty(4, "<f4"))
     assert caught.value.file == "shard-2.bin"
 
 

@@ -70,8 +70,7 @@ def xser(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         pytest.skip("TORCH_XLA_WHEEL names no wheel")
     read = zipfile.ZipFile(wheel).read
     stub(monkeypatch, "torch_xla")
-    utils = ("for_each_instance", "for_each_instance_rewrite", "_for_each_instance", "_for_each_instance_rewrite")
-    stub(monkeypatch, "torch_xla.utils.utils", "import copy\n" + without_imports(read("torch_xla/utils/utils.py").decode(), *utils))
+    stub(monkeypatch, "torch_xla.utils.utils", read("torch_xla/utils/utils.py").decode())
     arena = without_imports(read("torch_xla/core/xla_model.py").decode(), "ToXlaTensorArena")
     header = "from typing import *\nimport torch\nimport torch_xla.utils.utils as xu\n"
     stub(monkeypatch, "torch_xla.core.xla_model", header + arena)
@@ -98,7 +97,9 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         pytest.skip("NXD_SOURCE names no clone of neuronx-distributed")
     package = Path(clone) / "src/neuronx_distributed"
     stub(monkeypatch, "torch_xla.utils.serialization", save=lambda data, path: torch.save(data, path))
-    partition = without_imports((package / "pipeline/partition.py").read_text(), "create_partitions", "stage_to_pipeline_parallel_rank")
+    partition = without_imports(
+        (package / "pipeline/partition.py").read_text(), "create_partitions", "stage_to_pipeline_parallel_rank"
+    )
     stub(monkeypatch, "neuronx_distributed.pipeline.partition", partition)
     stub(monkeypatch, "neuronx_distributed.trainer.checkpoint", _xser_load_data=None)
     storage = {"BaseCheckpointStorage": object, "create_checkpoint_storage": None}
@@ -111,7 +112,9 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 def configurations(heads: int, groups: int) -> Iterator[dict]:
     every = itertools.product(("hf", "megatron"), ("trn1", "trn2"), (1, 2, 4, 8), ((1, 1), (2, 1), (2, 2)), (1, 2, 4))
     for style, hardware, tp, (pp, vpp), copies in every:
-        kinds = ("split", "linear", "fused", "coalesced") if style == "hf" else ("split" if heads == groups else "linear",)
+        kinds = (
+            ("split", "linear", "fused", "coalesced") if style == "hf" else ("split" if heads == groups else "linear",)
+        )
         for qkv in kinds:
             yield {"style": style, "hardware": hardware, "tp": tp, "pp": pp, "vpp": vpp, "copies": copies, "qkv": qkv}
 
@@ -146,7 +149,11 @@ def test_aws_converter_writes_the_same(heads: int, groups: int, converter: types
     compared = 0
     for number, case in enumerate(configurations(heads, groups)):
         ours, aws, back = (tmp_path / f"{name}{number}" for name in ("ours", "aws", "back"))
-        options = {"model_style": case["style"], "hw_backend": case["hardware"], "kv_size_multiplier": str(case["copies"])}
+        options = {
+            "model_style": case["style"],
+            "hw_backend": case["hardware"],
+            "kv_size_multiplier": str(case["copies"]),
+        }
         options |= {"virtual_pp": str(case["vpp"]), "layout": "aws-converter", "qkv": case["qkv"]}
         try:
             convert(source, ours, to="nxdt", tp=case["tp"], pp=case["pp"], options=options)

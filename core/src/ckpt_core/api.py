@@ -12,10 +12,10 @@ convert("run/step-1000", "hf-model", to="hf")
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from ckpt_core.storage.dtypes import DType, decode, dtype_named
 from ckpt_core.storage.remote import localised
 
 _CHUNK_BYTES = 4 << 20
+
+T = TypeVar("T")
 
 
 class LazyTensor:
@@ -177,6 +179,21 @@ def config_architecture(path: str | None) -> Architecture | None:
     )
 
 
+def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
+    """What a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
+    try:
+        return plugin.hooks.ckpt_read(path=path, request=request)
+    except (CkptError, OSError):
+        raise
+    except Exception as error:
+        raise CkptError(
+            f"the reader of {plugin.name} fails on this checkpoint",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
+        ) from error
+
+
 def read_checkpoint(
     path: str | os.PathLike,
     *,
@@ -188,8 +205,8 @@ def read_checkpoint(
     """Read a checkpoint from headers alone. `path` may be `hf://owner/name[@revision]`."""
     local = localised(os.fspath(path))
     plugin, fact = find_format(local, format)
-    request = ReadRequest(typed_options(plugin.info, options or {}, "read"), config_architecture(config), weights)
-    checkpoint = plugin.hooks.ckpt_read(path=local, request=request)
+    request = ReadRequest(typed_options(plugin.info, options or {}, "read"), config_architecture(config), weights, config)
+    checkpoint = _read(plugin, local, request)
     checkpoint.evidence.insert(0, f"{plugin.name}: {fact}")
     return checkpoint
 
@@ -260,8 +277,8 @@ def plan_conversion(
                 expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout",
             )
     source_options, target_options = split_options(options or {}, reader, writer)
-    request = ReadRequest(typed_options(reader.info, source_options, "read"), config_architecture(config), weights)
-    checkpoint = reader.hooks.ckpt_read(path=local, request=request)
+    request = ReadRequest(typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config)
+    checkpoint = _read(reader, local, request)
     checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
     wanted = None if dtype == "keep" else dtype_named(dtype)
     target: Target = writer.hooks.ckpt_write(
@@ -297,6 +314,19 @@ def digests(
     checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
 ) -> dict[str, Result]:
     """The digest of every canonical tensor, read once, in bounded memory."""
+    return over_tensors(
+        checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
+    )
+
+
+def over_tensors(
+    checkpoint: Checkpoint,
+    work: Callable[[Transfer, Source], T],
+    *,
+    workers: int | None = None,
+    listener: Listener | None = None,
+) -> dict[str, T]:
+    """What `work` finds in each canonical tensor, by name; several are read at a time, each by one thread."""
     source = Source(checkpoint.files)
     transfers = [
         Transfer(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in checkpoint.tensors.values()
@@ -304,14 +334,14 @@ def digests(
     total = sum(transfer.bytes_read for transfer in transfers)
     done, found = 0, {}
     try:
-        with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "digest") as pool:
+        with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "read") as pool:
             for transfer, result in zip(
-                transfers, pool.map(lambda t: run_transfer(t, source, None), transfers), strict=True
+                transfers, pool.map(lambda transfer: work(transfer, source), transfers), strict=True
             ):
-                found[result.name] = result
+                found[transfer.name] = result
                 done += transfer.bytes_read
                 if listener is not None:
-                    listener(Progress(done, total, result.name))
+                    listener(Progress(done, total, transfer.name))
         source.recheck()
     finally:
         source.close()

@@ -7,16 +7,18 @@ image of a canonical tensor. The engine moves the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.engine.assembly import Assembly
-from ckpt_core.layout import Native
+from ckpt_core.errors import CkptError
+from ckpt_core.layout import Native, Table
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.tree import Extent
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,18 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """A file that travels with a model as it is: tokenizer, chat template, generation config, licence."""
+    """A file that travels with a model as it is: tokenizer, chat template, generation config, licence.
+
+    It is `size` bytes from byte `offset` of the file at `path` on: all of it, or a member of an archive.
+    """
 
     path: str
     size: int
+    offset: int = 0
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.path, self.offset, self.size)
 
 
 @dataclass
@@ -55,6 +65,7 @@ class Checkpoint:
     `hints` are the layout choices of the source, by which the same format can be written again bit for bit;
     `origins` are those of earlier formats it went through, by format, as receipts recorded them.
     `evidence` says, in words, what decided the reading. `masters`: fp32 master weights exist beside the weights.
+    `sayings` are what the source's own config says about facts, by their path: refusals quote them.
     """
 
     format: str
@@ -70,10 +81,37 @@ class Checkpoint:
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     masters: bool = False
+    sayings: dict[str, str] = field(default_factory=dict)
+
+    def quoted(self, refusal: CkptError) -> list[str]:
+        """What the source says about the facts that a refusal names."""
+        text = str(refusal)
+        return [saying for fact, saying in self.sayings.items() if fact in text]
 
     def hints_for(self, format: str) -> dict[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
         return self.hints if format == self.format else self.origins.get(format, {})
+
+
+@dataclass
+class NamedModel:
+    """A model under one format's names, for another format that keeps it: DeepSpeed keeps models of transformers.
+
+    `tables` say which of that format's tensors holds what; what they drop may lie beside the model. `class_name` is
+    what that format calls this kind of model. `hints` are its layout choices, as in a `Checkpoint` of it. To write, the
+    model is given as it must be stored (`tensors`, rewritten where that is exact, with the `rewrites` and `losses`),
+    and `documents` are the config files that describe it, by path.
+    """
+
+    class_name: str
+    architecture: Architecture
+    tables: Sequence[Table]
+    notes: dict[str, Any] = field(default_factory=dict)
+    hints: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Assembly] = field(default_factory=dict)
+    documents: dict[str, bytes] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
+    losses: list[Loss] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

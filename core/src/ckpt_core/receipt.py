@@ -8,18 +8,55 @@ that is there.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ckpt_core.architecture import Architecture, facts_of, from_json, parameters
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.run import RECEIPT
+from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.storage.jsonfile import read_json_object
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a receipt says of the files beside it: the architecture, and the decisions they were written by."""
+
+    architecture: Architecture
+    decisions: Mapping[str, Any]
+
+
+def receipt_of(folder: str, format: str) -> Recorded | None:
+    """The receipt in `folder`, if it is of a checkpoint of `format` and all data files still have the recorded sizes.
+
+    For what decides how files are read and that they cannot say; a reader checks all else as if there were none.
+    """
+    path = receipt_path(folder)
+    if not os.path.isfile(path):
+        return None
+    body = read_json_object(path)
+    target = body.get("target")
+    if not isinstance(target, dict) or target.get("format") != format:
+        return None
+    files, decisions = target.get("files"), target.get("decisions")
+    if not isinstance(files, dict) or not isinstance(decisions, dict):
+        return None
+    for name, size in files.items():
+        file = os.path.join(folder, name)
+        if not os.path.isfile(file) or os.path.getsize(file) != size:
+            return None
+    try:
+        return Recorded(from_json(body.get("architecture"), path), decisions)
+    except CkptError:
+        return None
+
+
 def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
-    """`checkpoint` with the true vocabulary and the hints of a fitting receipt in `folder`, if there is one."""
-    path = os.path.join(folder, RECEIPT)
+    """`checkpoint` with the true vocabulary and the hints of a fitting receipt, if there is one: in `folder`, or, where
+    that is a single file, beside it.
+    """
+    path = receipt_path(folder)
     if not os.path.isfile(path):
         return checkpoint
     body = read_json_object(path)

@@ -123,17 +123,21 @@ def _classifier(classifier: Classifier, hidden: Axis) -> Iterator[Parameter]:
     if classifier.hidden:
         yield Parameter("classifier.dense.weight", (Axis("i", hidden.size), hidden))
         yield Parameter("classifier.dense.bias", (Axis("i", hidden.size),))
-    yield Parameter("classifier.weight", (Axis("k", classifier.classes), hidden))
-    yield Parameter("classifier.bias", (Axis("k", classifier.classes),))
+    if classifier.classes is not None:
+        yield Parameter("classifier.weight", (Axis("k", classifier.classes), hidden))
+        yield Parameter("classifier.bias", (Axis("k", classifier.classes),))
 
 
 def _stack(prefix: str, stack: Stack, hidden: Axis) -> Iterator[Parameter]:
     if stack.positions is not None:
         yield Parameter(f"{prefix}positions.weight", (Axis("p", stack.positions.count), hidden))
     yield from _norm(f"{prefix}input_norm", stack.input_norm, hidden)
-    if stack.relative_bias is not None:
-        attention = stack.layers[0].attention
-        yield _relative_bias(f"{prefix}relative_bias.weight", stack.relative_bias.buckets, attention)
+    for name, table, attention in (
+        ("relative_bias", stack.relative_bias, stack.layers[0].attention),
+        ("cross_relative_bias", stack.cross_relative_bias, stack.layers[0].cross_attention),
+    ):
+        if table is not None:
+            yield _relative_bias(f"{prefix}{name}.weight", table.buckets, attention)
     for index, layer in enumerate(stack.layers):
         yield from _layer(f"{prefix}layers.{index}.", layer, hidden)
     yield from _norm(f"{prefix}final_norm", stack.final_norm, hidden)

@@ -269,7 +269,10 @@ class Positions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """A tower of layers. `causal`: a position sees only earlier ones and itself."""
+    """A tower of layers. `causal`: a position sees only earlier ones and itself.
+
+    `relative_bias` is one table for the attention of every layer, `cross_relative_bias` one for every cross attention.
+    """
 
     layers: tuple[Layer, ...]
     causal: bool
@@ -277,6 +280,7 @@ class Stack:
     input_norm: Norm | None = None
     final_norm: Norm | None = None
     relative_bias: RelativeBias | None = None
+    cross_relative_bias: RelativeBias | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,9 +324,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classifier:
-    """Logits over `classes` from the pooled sequence; `hidden` adds dense + tanh before."""
+    """Logits over `classes` from the pooled sequence; `hidden` adds dense + tanh before.
 
-    classes: int
+    `classes` None: there are no logits, and what is pooled is the output (ViTModel with its pooler).
+    """
+
+    classes: int | None = None
     hidden: bool = False
     pooling: Pooling = Pooling.FIRST
 

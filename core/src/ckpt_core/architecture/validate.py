@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 
 from ckpt_core.architecture.schema import SCALING_FIELDS, Architecture, Attention, Mlp, Norm, Rotary, Stack
@@ -18,6 +20,7 @@ def validate(architecture: Architecture, source: str = "architecture") -> Archit
 
 
 def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
+    yield from _not_finite("", architecture)
     yield from _positive("hidden", architecture.hidden)
     if architecture.encoder is None and architecture.decoder is None:
         yield "stacks", "a model needs an encoder or a decoder"
@@ -29,6 +32,8 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
             yield "tokens.padded_vocabulary", "fewer rows than tokens"
     if architecture.head is not None and architecture.tokens is None:
         yield "head", "a head over the vocabulary needs tokens"
+    if architecture.classifier is not None and architecture.classifier.classes is not None:
+        yield from _positive("classifier.classes", architecture.classifier.classes)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, crossing=architecture.encoder is not None and stack is architecture.decoder)
 
@@ -75,6 +80,10 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
             yield f"{path}.scaling.{name}", f"is needed by kind={rotary.scaling.kind}"
         for name in sorted(given - required - optional):
             yield f"{path}.scaling.{name}", f"has no meaning for kind={rotary.scaling.kind}"
+        for name in ("short_factors", "long_factors"):
+            factors, pairs = getattr(rotary.scaling, name), rotary_width(rotary, head_dim) // 2
+            if factors is not None and len(factors) != pairs:
+                yield f"{path}.scaling.{name}", f"{len(factors)} factors for {pairs} rotated pairs"
 
 
 def rotary_width(rotary: Rotary | None, head_dim: int) -> int:
@@ -105,6 +114,17 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
         yield f"{path}.kind", f"{norm.kind!r} is neither rms nor layer"
     if not norm.eps >= 0:
         yield f"{path}.eps", f"{norm.eps} is negative"
+
+
+def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, f"{value} is no number"
+    elif dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            yield from _not_finite(f"{path}.{each.name}".lstrip("."), getattr(value, each.name))
+    elif isinstance(value, tuple):
+        for index, inner in enumerate(value):
+            yield from _not_finite(f"{path}.{index}", inner)
 
 
 def _positive(path: str, value: int) -> Iterator[tuple[str, str]]:

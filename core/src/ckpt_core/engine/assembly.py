@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +13,13 @@ import numpy as np
 
 from ckpt_core.architecture import Parameter
 from ckpt_core.engine.scratch import scratch
-from ckpt_core.engine.strided import read_box
+from ckpt_core.engine.strided import ReadInto, read_box
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Link, Native, Tile, ValueMap
-from ckpt_core.storage.dtypes import FP32, DType, decode
-from ckpt_core.storage.files import FileState, OpenFiles
+from ckpt_core.layout import Link, Native, Scale, Tile, ValueMap
+from ckpt_core.storage.chunked import tiles
+from ckpt_core.storage.dtypes import FP32, DType, decode, encode
+from ckpt_core.storage.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.inflate import Inflated, inflated
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 
 Box = tuple[tuple[int, int], ...]
@@ -55,12 +60,36 @@ def flat_tile(tile: Tile, strides: Sequence[int], origin: Sequence[int] | None =
 
 
 @dataclass(frozen=True, slots=True)
+class Factor:
+    """A tensor that another one is multiplied by, element by element; `axes` are its axes' numbers in the other."""
+
+    assembly: Assembly
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedRows:
+    """Rows of a tensor that are added up: row i of the sum gets `weights[i][k]` times row `rows[i][k]`, for every k.
+
+    A tensor with one axis less than the sum is a single row.
+    """
+
+    assembly: Assembly
+    rows: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Assembly:
     """One canonical tensor and the blocks it is put together from.
 
     `blocks` cover the parameter exactly once; what they leave out (vocabulary padding that no file
     holds) reads as zeros. `copies` are duplicates, compared while the tensor is read.
-    `maps` turn stored into canonical values, in order. `fill` makes a tensor of one constant, without blocks.
+    `rounded` holds the tensor in a narrower dtype: what is read, rounded, must be what these blocks hold.
+    `averaged` are the blocks of further ranks that hold the whole tensor too, and differ: the value is the float32
+    mean over `blocks` and all of them, and `dtype` is float32.
+    `maps` turn stored into canonical values, in order, and `factors` multiply those.
+    `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
     """
 
     parameter: Parameter
@@ -68,15 +97,32 @@ class Assembly:
     blocks: tuple[Block, ...]
     copies: tuple[Block, ...] = ()
     maps: tuple[ValueMap, ...] = ()
+    factors: tuple[Factor, ...] = ()
     fill: float | None = None
+    rounded: tuple[Block, ...] = ()
+    averaged: tuple[tuple[Block, ...], ...] = ()
+    added: tuple[WeightedRows, ...] = ()
 
     @property
     def value_dtype(self) -> DType:
         """The dtype that holds the canonical values exactly: the stored one, or float32 after a map."""
-        return FP32 if self.maps or self.fill is not None else self.dtype
+        return FP32 if self.maps or self.factors or self.added or self.fill is not None else self.dtype
+
+    @property
+    def computed(self) -> bool:
+        """Whether values are products that the stored dtype may have no element for; a power of two only shifts."""
+        return bool(self.factors or self.added) or any(
+            isinstance(step, Scale) and abs(math.frexp(step.factor)[0]) != 0.5 for step in self.maps
+        )
+
+    @property
+    def all_blocks(self) -> tuple[Block, ...]:
+        """Everything that is read to put the tensor together, and to check it."""
+        own = (*self.blocks, *self.copies, *self.rounded, *(block for rank in self.averaged for block in rank))
+        return (*own, *(block for term in self.added for block in term.assembly.all_blocks))
 
     def paths(self) -> set[str]:
-        return {block.path for block in (*self.blocks, *self.copies)}
+        return {block.path for block in self.all_blocks}
 
 
 class Source:
@@ -85,6 +131,7 @@ class Source:
     def __init__(self, states: Iterable[FileState]) -> None:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles(os.O_RDONLY)
+        self._inflated: dict[str, Inflated | None] = {}
 
     def read(self, assembly: Assembly, box: Box, *, transient: bool = False) -> np.ndarray:
         """The canonical values of `box` as raw elements of `assembly.value_dtype`, C-contiguous.
@@ -94,28 +141,87 @@ class Source:
         shape = tuple(stop - start for start, stop in box)
         if assembly.fill is not None:
             return np.full(shape, assembly.fill, np.float32)
-        covered = sum(tile.elements for block in assembly.blocks for tile in block.within(box))
-        size = int(np.prod(shape, dtype=np.int64))
+        if assembly.added:
+            return self._mapped(assembly, box, self._sum(assembly.added, box))
         raw = scratch("raw", shape, assembly.dtype.numpy) if transient else np.empty(shape, assembly.dtype.numpy)
-        if covered != size:
-            raw[...] = 0
-        for block in assembly.blocks:
-            for tile in block.within(box):
-                self._fill(block, tile, tile_view(raw, tile, box))
+        if assembly.averaged:
+            self._average(assembly, box, raw)
+        else:
+            self._gather(assembly.blocks, box, raw)
         for block in assembly.copies:
             for tile in block.within(box):
                 self._compare(assembly, block, tile, tile_view(raw, tile, box))
-        if not assembly.maps:
+        for block in assembly.rounded:
+            for tile in block.within(box):
+                self._compare_rounded(assembly, block, tile, tile_view(raw, tile, box))
+        if not assembly.maps and not assembly.factors:
             return raw
-        values = decode(raw, assembly.dtype)
+        return self._mapped(assembly, box, decode(raw, assembly.dtype))
+
+    def _mapped(self, assembly: Assembly, box: Box, values: np.ndarray) -> np.ndarray:
         for value_map in assembly.maps:
             values = value_map.apply(values)
+        for factor in assembly.factors:
+            values = values * self._factor(factor, box)
         return np.ascontiguousarray(values, dtype=np.float32)
+
+    def _factor(self, factor: Factor, box: Box) -> np.ndarray:
+        """The float32 values of a factor inside a box of the other tensor, with an axis of one wherever it has none."""
+        inside = tuple(box[axis] for axis in factor.axes)
+        values = decode(self.read(factor.assembly, inside), factor.assembly.value_dtype)
+        return values.reshape([stop - start if axis in factor.axes else 1 for axis, (start, stop) in enumerate(box)])
+
+    def _sum(self, terms: Sequence[WeightedRows], box: Box) -> np.ndarray:
+        """The float32 rows of `box` of a sum; of each tensor no more is read than the rows between the first and the last that count."""
+        (start, stop), *inner = box
+        total = np.zeros([stop - start, *(high - low for low, high in inner)], np.float32)
+        for term in terms:
+            rows, weights = np.array(term.rows[start:stop]), np.array(term.weights[start:stop], np.float32)
+            if not rows.size:
+                continue
+            first, last = int(rows.min()), int(rows.max()) + 1
+            single = len(term.assembly.parameter.axes) < len(box)
+            held = self.read(term.assembly, tuple(inner) if single else ((first, last), *inner))
+            values = decode(held, term.assembly.value_dtype)
+            values = values[None] if single else values
+            for number in range(rows.shape[1]):
+                share = weights[:, number].reshape(-1, *[1] * len(inner))
+                total += share * values[rows[:, number] - first]
+        return total
+
+    def _gather(self, blocks: Sequence[Block], box: Box, raw: np.ndarray) -> None:
+        """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
+        if sum(tile.elements for block in blocks for tile in block.within(box)) != raw.size:
+            raw[...] = 0
+        for block in blocks:
+            for tile in block.within(box):
+                self._fill(block, tile, tile_view(raw, tile, box))
+
+    def _average(self, assembly: Assembly, box: Box, mean: np.ndarray) -> None:
+        ranks = (assembly.blocks, *assembly.averaged)
+        mean[...] = 0
+        for blocks in ranks:
+            stored = np.empty(mean.shape, blocks[0].dtype.numpy)
+            self._gather(blocks, box, stored)
+            mean += decode(stored, blocks[0].dtype)
+        mean /= np.float32(len(ranks))
 
     def _fill(self, block: Block, tile: Tile, view: np.ndarray) -> None:
         offset = block.offset + tile.native_base[0] * block.dtype.size
-        with self._files.descriptor(block.path, self._states.get(block.path)) as descriptor:
-            read_box(descriptor, block.path, offset, [link.stride for link in tile.links], view)
+        with self._reading(block.path) as read:
+            read_box(read, offset, [link.stride for link in tile.links], view)
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[ReadInto]:
+        """How to read a file: its own bytes, or, of a tar in gzip, the inflated ones."""
+        state = self._states.get(path)
+        if path not in self._inflated:
+            self._inflated[path] = inflated(path, state)
+        if (contents := self._inflated[path]) is not None:
+            yield contents.read_into
+            return
+        with self._files.descriptor(path, state) as descriptor:
+            yield functools.partial(pread_into, descriptor, path=path)
 
     def _compare(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
         copy = np.empty(view.shape, block.dtype.numpy)
@@ -128,6 +234,18 @@ class Source:
                 file=block.path,
                 expected=f"the values in {assembly.blocks[0].path}",
                 fix="the checkpoint says they are one tensor (a tied head, a replicated parameter): find out which copy is right",
+            )
+
+    def _compare_rounded(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
+        copy = np.empty(view.shape, block.dtype.numpy)
+        self._fill(block, tile, copy)
+        rounded = encode(decode(np.ascontiguousarray(view), assembly.dtype), block.dtype)
+        if not np.array_equal(rounded.view(np.uint8), copy.view(np.uint8)):
+            raise FormatError(
+                f"{assembly.parameter.name} in {assembly.dtype} does not round to its copy in {block.dtype}",
+                file=assembly.blocks[0].path,
+                expected=f"the values in {block.path}, before they were rounded",
+                fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
             )
 
     def recheck(self) -> None:
@@ -176,6 +294,8 @@ class Assembler:
     file: str
     _blocks: dict[str, list[Block]] = field(default_factory=dict)
     _copies: dict[str, list[Block]] = field(default_factory=dict)
+    _rounded: dict[str, list[Block]] = field(default_factory=dict)
+    _averaged: dict[str, list[tuple[Block, ...]]] = field(default_factory=dict)
     _maps: dict[str, tuple[ValueMap, ...]] = field(default_factory=dict)
     problems: Problems = field(init=False)
 
@@ -184,24 +304,42 @@ class Assembler:
 
     def add(self, native: Native, shards: Sequence[Shard], replica: bool = False) -> None:
         """Enter a native tensor; its `shards` must tile it exactly. `replica`: it only repeats values entered before."""
+        into = self._copies if replica or native.row.copy else self._blocks
+        for parameter, blocks in self._pieces(native, shards):
+            into.setdefault(parameter, []).extend(blocks)
+
+    def add_rounded(self, native: Native, shards: Sequence[Shard]) -> None:
+        """Enter a native tensor to whose values those entered with `add` must round."""
+        for parameter, blocks in self._pieces(native, shards):
+            self._rounded.setdefault(parameter, []).extend(blocks)
+
+    def add_averaged(self, native: Native, ranks: Sequence[Sequence[Shard]]) -> None:
+        """Enter a native tensor that several ranks hold whole and not alike: its value is their float32 mean."""
+        self.add(native, ranks[0])
+        for shards in ranks[1:]:
+            for parameter, blocks in self._pieces(native, shards):
+                self._averaged.setdefault(parameter, []).append(tuple(blocks))
+
+    def _pieces(self, native: Native, shards: Sequence[Shard]) -> Iterator[tuple[str, list[Block]]]:
+        """The parameters in a native tensor, each with its blocks."""
         if not tiles_exactly(native.shape, shards):
             self.problems.add(self._shape_problem(native, shards))
             return
         for piece in native.pieces:
-            target = self._copies if replica or native.row.copy else self._blocks
-            into = target.setdefault(piece.parameter, [])
             maps = (native.row.via,) if native.row.via else ()
             if self._maps.setdefault(piece.parameter, maps) != maps:
                 self.problems.add(CkptError(f"{piece.parameter} is stored under two value maps", file=self.file))
+            blocks = []
             for shard in shards:
                 tiles = [piece.tile]
                 for dim, (start, size) in enumerate(zip(shard.origin, shard.stored.shape, strict=True)):
                     tiles = [part for tile in tiles for part in tile.cut_native(dim, start, start + size)]
                 for tile in tiles:
                     stored = shard.stored
-                    into.append(
+                    blocks.append(
                         Block(stored.file, stored.dtype, stored.offset, flat_tile(tile, stored.strides, shard.origin))
                     )
+            yield piece.parameter, blocks
 
     def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
         if len(shards) == 1 and not any(shards[0].origin):
@@ -245,8 +383,15 @@ class Assembler:
                     )
                 )
             elif blocks:
+                averaged = tuple(self._averaged.get(name, ()))
                 found[name] = Assembly(
-                    parameter, blocks[0].dtype, blocks, tuple(self._copies.get(name, ())), self._maps[name]
+                    parameter,
+                    FP32 if averaged else blocks[0].dtype,
+                    blocks,
+                    tuple(self._copies.get(name, ())),
+                    self._maps[name],
+                    rounded=tuple(self._rounded.get(name, ())),
+                    averaged=averaged,
                 )
         self.problems.raise_any()
         return found
@@ -254,31 +399,11 @@ class Assembler:
 
 def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     """Whether shards cover a shape without gap or overlap."""
-    total = 0
-    for shard in shards:
-        if len(shard.origin) != len(shape) or len(shard.stored.shape) != len(shape):
-            return False
-        for start, size, whole in zip(shard.origin, shard.stored.shape, shape, strict=True):
-            if start < 0 or start + size > whole:
-                return False
-        total += shard.stored.elements
-    if total != int(np.prod(shape, dtype=object)):
+    boxes = [(tuple(shard.origin), tuple(shard.stored.shape)) for shard in shards]
+    ranks = {len(extent) for box in boxes for extent in box}
+    if not ranks <= {len(shape)} or any(start < 0 for origin, _ in boxes for start in origin):
         return False
-    ordered = sorted(shards, key=lambda shard: shard.origin)
-    for number, shard in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if other.origin and other.origin[0] >= shard.origin[0] + shard.stored.shape[0]:
-                break
-            if _overlap(shard, other):
-                return False
-    return True
-
-
-def _overlap(one: Shard, two: Shard) -> bool:
-    return all(
-        a < b + other and b < a + size
-        for a, size, b, other in zip(one.origin, one.stored.shape, two.origin, two.stored.shape, strict=True)
-    )
+    return tiles(shape, boxes)
 
 
 def resized(assembly: Assembly, parameter: Parameter) -> Assembly:
@@ -288,4 +413,11 @@ def resized(assembly: Assembly, parameter: Parameter) -> Assembly:
     def cut(blocks: Iterable[Block]) -> tuple[Block, ...]:
         return tuple(replace(block, tile=tile) for block in blocks for tile in block.tile.cut_canonical(0, 0, rows))
 
-    return replace(assembly, parameter=parameter, blocks=cut(assembly.blocks), copies=cut(assembly.copies))
+    return replace(
+        assembly,
+        parameter=parameter,
+        blocks=cut(assembly.blocks),
+        copies=cut(assembly.copies),
+        rounded=cut(assembly.rounded),
+        averaged=tuple(map(cut, assembly.averaged)),
+    )

@@ -32,10 +32,14 @@ _WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2":
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One part of a transfer: a block in an output file, and the maps from canonical to stored values."""
+    """One part of a transfer: a block in an output file, and the maps from canonical to stored values.
+
+    `copy`: it only repeats what another delivery writes, all of it or some.
+    """
 
     block: Block
     maps: tuple[ValueMap, ...] = ()
+    copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Transfer:
 
     @property
     def bytes_read(self) -> int:
-        return sum(block.tile.elements * block.dtype.size for block in (*self.assembly.blocks, *self.assembly.copies))
+        return sum(block.tile.elements * block.dtype.size for block in self.assembly.all_blocks)
 
     @property
     def files(self) -> dict[str, int]:
@@ -118,13 +122,14 @@ class Plan:
             yield transfer.name
             for delivery in transfer.deliveries:
                 yield f"{delivery.block} {delivery.maps}"
-            yield f"{transfer.assembly.dtype} {transfer.assembly.maps} {transfer.assembly.fill}"
-            for block in transfer.assembly.blocks:
+            assembly = transfer.assembly
+            yield f"{assembly.dtype} {assembly.maps} {assembly.factors} {assembly.fill} {assembly.added}"
+            for block in assembly.all_blocks:
                 yield str(block)
         for path, data in sorted(self.target.documents.items()):
             yield f"{path} {blake3(data).hexdigest()}"
         for path, sidecar in sorted(self.target.sidecars.items()):
-            yield f"{path} {sidecar.path} {sidecar.size}"
+            yield f"{path} {sidecar.path} {sidecar.offset} {sidecar.size}"
 
     def to_json(self) -> dict[str, object]:
         """What `--dry-run --json` prints."""
@@ -149,12 +154,17 @@ class Plan:
 
 
 def storage_dtype(native: Native, tensors: Mapping[str, Assembly], wanted: DType | None) -> DType:
-    """The dtype a native tensor is stored in: what its row fixes, else `wanted`, else the widest of its parts."""
+    """The dtype a native tensor is stored in: what its row fixes, else `wanted`, else the widest of its parts.
+
+    A part whose values were computed (an attention scale folded into it) is at least float32, so that nothing is rounded.
+    """
     if native.row.dtype is not None:
         return dtype_named(native.row.dtype)
     if wanted is not None:
         return wanted
-    return max((tensors[piece.parameter].dtype for piece in native.pieces), key=lambda dtype: _WIDER[dtype.name])
+    parts = [tensors[piece.parameter] for piece in native.pieces]
+    dtypes = [part.dtype for part in parts] + [part.value_dtype for part in parts if part.computed]
+    return max(dtypes, key=lambda dtype: _WIDER[dtype.name])
 
 
 def make_plan(
@@ -173,7 +183,7 @@ def make_plan(
     _check_files(target, problems)
     deliveries = _deliveries(target, problems)
     for name, parameter in expected.items():
-        delivered = sum(delivery.block.tile.elements for delivery in deliveries.get(name, ()))
+        delivered = sum(delivery.block.tile.elements for delivery in deliveries.get(name, ()) if not delivery.copy)
         if delivered < parameter.elements or delivered % parameter.elements:
             problems.add(
                 CkptError(f"{delivered} elements of {parameter} are written", expected="all of them, in whole copies")
@@ -206,6 +216,8 @@ def _check_tensors(expected: Mapping, target: Target, problems: Problems) -> Non
 
 def _check_files(target: Target, problems: Problems) -> None:
     paths = [file.path for file in target.files] + list(target.documents) + list(target.sidecars)
+    if target.single_file and len(paths) != 1:
+        problems.add(CkptError("the destination is a single file", found=", ".join(sorted(paths)[:4]), expected="one"))
     for path in paths:
         parts = path.split("/")
         if os.path.isabs(path) or ".." in parts or "" in parts or "\\" in path or "\0" in path:
@@ -236,7 +248,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]
         maps = (native.row.via.inverse(),) if native.row.via else ()
         for piece in native.pieces:
             block = Block(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
-            found.setdefault(piece.parameter, []).append(Delivery(block, maps))
+            found.setdefault(piece.parameter, []).append(Delivery(block, maps, native.row.copy))
     for path, ranges in extents.items():
         end, last = 0, "the header"
         for start, stop, name in sorted(ranges):
@@ -262,6 +274,9 @@ def _rounding(transfers: list[Transfer]) -> list[Loss]:
     rounded: dict[tuple[str, str], int] = {}
     for transfer in transfers:
         value = transfer.assembly.value_dtype
+        exact = sum(d.block.tile.elements for d in transfer.deliveries if _holds(d.block.dtype, value))
+        if exact >= transfer.assembly.parameter.elements:
+            continue  # what is narrower lies beside the values themselves
         narrower = {d.block.dtype.name for d in transfer.deliveries if not _holds(d.block.dtype, value)}
         for stored in narrower:
             rounded[value.name, stored] = rounded.get((value.name, stored), 0) + 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -14,17 +13,17 @@ from blake3 import blake3
 
 from ckpt_core import __version__
 from ckpt_core.architecture import to_json
+from ckpt_core.checkpoint import Sidecar
 from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.plan import Plan, Transfer
-from ckpt_core.engine.staging import Staging, sync_file
+from ckpt_core.engine.staging import RECEIPT, Staging, receipt_beside, recorded_plan, sync_file
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
 from ckpt_core.engine.writeback import Writeback
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.files import pread_into, pwrite_all, read_small
 from ckpt_core.storage.output import OutputFile
 
-RECEIPT = "ckpt-receipt.json"
 _PIECE = 4 << 20
 _WHOLE_FILE_DIGEST = 1 << 20
 
@@ -90,11 +89,19 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
             raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
     if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
         raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
-    if os.path.lexists(destination) and not overwrite and (not os.path.isdir(destination) or os.listdir(destination)):
+    replaceable = overwrite or (not plan.target.single_file and _is_empty_folder(destination))
+    if os.path.lexists(destination) and not replaceable:
         raise CkptError("the destination exists", file=destination, fix="use --overwrite, or another name")
+    beside = receipt_beside(destination)
+    if plan.target.single_file and not overwrite and os.path.lexists(beside) and recorded_plan(beside) != plan.hash:
+        raise CkptError("the receipt of something else is there", file=beside, fix="use --overwrite, or another name")
     parent = os.path.dirname(os.path.abspath(destination))
     if not os.path.isdir(parent):
         raise CkptError("the destination's parent folder does not exist", file=parent)
+
+
+def _is_empty_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.listdir(path)
 
 
 def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None) -> None:
@@ -137,21 +144,18 @@ def _finish(plan: Plan, staging: Staging) -> Receipt:
         _patch_checksums(staging.path(file.path), file)
         sync_file(staging.path(file.path))
     for path, sidecar in plan.target.sidecars.items():
-        os.makedirs(os.path.dirname(staging.path(path)), exist_ok=True)
-        shutil.copyfile(sidecar.path, staging.path(path))
-        sync_file(staging.path(path))
+        _write_document(staging.path(path), sidecar.extent.pieces())
     for path, data in plan.target.documents.items():
-        _write_document(staging.path(path), data)
+        _write_document(staging.path(path), [data])
     receipt = make_receipt(plan, staging.done)
-    if not plan.target.single_file:
-        _write_document(staging.path(RECEIPT), receipt.text().encode())
+    _write_document(staging.path(RECEIPT), [receipt.text().encode()])
     return receipt
 
 
-def _write_document(path: str, data: bytes) -> None:
+def _write_document(path: str, pieces: Iterable[bytes]) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 
@@ -174,6 +178,13 @@ def _patch_checksums(path: str, file: OutputFile) -> None:
         os.close(descriptor)
 
 
+def _digest(sidecar: Sidecar) -> str:
+    digest = blake3()
+    for piece in sidecar.extent.pieces():
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
     """The receipt of a finished plan. It holds no time and no host, so the same conversion gives the same receipt."""
     parameters = {transfer.name: transfer.assembly.parameter for transfer in plan.transfers}
@@ -189,9 +200,7 @@ def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
             entry["blake3"] = blake3(read_small(state.path)).hexdigest()
         sources.append(entry)
     documents = {path: blake3(data).hexdigest() for path, data in plan.target.documents.items()}
-    sidecars = {
-        path: blake3(read_small(sidecar.path, 1 << 32)).hexdigest() for path, sidecar in plan.target.sidecars.items()
-    }
+    sidecars = {path: _digest(sidecar) for path, sidecar in plan.target.sidecars.items()}
     return Receipt(
         {
             "ckpt": __version__,

@@ -4,7 +4,8 @@
         journal.jsonl    first line: the plan; then one line per finished tensor
         out/             the files, at their final size from the start
 
-The whole of `out/` gets its final name in one rename, so nothing half-written ever has it. A killed run
+The whole of `out/` gets its final name in one rename, so nothing half-written ever has it; where the output is a
+single file, its receipt gets its name beside it just before. A killed run
 leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
 while the machine has not been restarted: a restart can lose written pages that were never synced.
 """
@@ -18,11 +19,23 @@ import shutil
 from collections.abc import Iterable
 
 from ckpt_core.engine.transfer import Result
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.storage.files import pwrite_all
+from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.output import OutputFile
 
 SUFFIX = ".ckpt-partial"
+RECEIPT = "ckpt-receipt.json"
+
+
+def receipt_path(output: str) -> str:
+    """Where the receipt of an output is: in a folder, or beside a file (`model.nemo.ckpt-receipt.json`)."""
+    return os.path.join(output, RECEIPT) if os.path.isdir(output) else receipt_beside(output)
+
+
+def receipt_beside(output: str) -> str:
+    """Where the receipt of a single file is, or will be."""
+    return f"{output.rstrip(os.sep)}.{RECEIPT}"
 
 
 def boot_id() -> str:
@@ -42,7 +55,11 @@ class Staging:
         self.folder = self.destination + SUFFIX
         self.out = os.path.join(self.folder, "out")
         self._journal_path = os.path.join(self.folder, "journal.jsonl")
-        self._aside = os.path.join(self.folder, "replaced")
+        self._receipt = receipt_beside(self.destination)
+        self._aside = {
+            self.destination: os.path.join(self.folder, "replaced"),
+            self._receipt: os.path.join(self.folder, "receipt"),
+        }
         self._head = {"plan": plan_hash, "boot": boot_id()}
         self.done: dict[str, Result] = {}
 
@@ -134,22 +151,42 @@ class Staging:
         return os.path.join(self.out, relative)
 
     def publish(self, single_file: str | None, overwrite: bool) -> None:
-        """Give the output its final name, in one rename; then remove the staging folder."""
-        made = self.path(single_file) if single_file else self.out
-        if overwrite and os.path.lexists(self.destination):
-            _remove(self._aside)  # what a killed run replaced before it published what is replaced now
-            os.rename(self.destination, self._aside)
+        """Give the output its final name, in one rename; then remove the staging folder.
+
+        A single file's receipt gets its own name before: what has a final name is whole, and has its receipt.
+        """
+        made = {self.out: self.destination}
+        if single_file:
+            made = {self.path(RECEIPT): self._receipt, self.path(single_file): self.destination}
+        if overwrite:
+            for old, aside in self._aside.items():
+                if os.path.lexists(old):
+                    _remove(aside)  # what a killed run replaced before it published what is replaced now
+                    os.rename(old, aside)
         elif single_file and os.path.lexists(self.destination):
             raise CkptError("the destination exists", file=self.destination, fix="use --overwrite, or another name")
-        os.rename(made, self.destination)
+        for staged, final in made.items():
+            os.rename(staged, final)
         sync_folder(os.path.dirname(self.destination))
         shutil.rmtree(self.folder)
 
     def discard(self) -> None:
         """Remove everything that was written; put back what a killed run moved aside and did not replace."""
-        if os.path.lexists(self._aside) and not os.path.lexists(self.destination):
-            os.rename(self._aside, self.destination)
+        if not os.path.lexists(self.destination):
+            if recorded_plan(self._receipt) == self._head["plan"]:  # published by a run that was killed just then
+                os.unlink(self._receipt)
+            for old, aside in self._aside.items():
+                if os.path.lexists(aside) and not os.path.lexists(old):
+                    os.rename(aside, old)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def recorded_plan(receipt: str) -> str | None:
+    """The plan that a receipt is about; None if it is no receipt, or not there."""
+    try:
+        return str(read_json_object(receipt).get("plan"))
+    except FormatError:
+        return None
 
 
 def _remove(path: str) -> None:

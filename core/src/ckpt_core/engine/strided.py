@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
 
 import numpy as np
 
 from ckpt_core.engine.scratch import scratch
-from ckpt_core.storage.files import pread_into, pwrite_all
+from ckpt_core.storage.files import pwrite_all
 
 # Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
 _NEAR = 16 << 10
+
+ReadInto = Callable[[memoryview, int], None]
+"""Fills a view with the bytes of a file from an offset on."""
 
 
 def _file_order(strides: Sequence[int]) -> list[int]:
@@ -41,7 +44,7 @@ def _starts(sizes: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[tupl
         yield index, sum(i * stride for i, stride in zip(index, strides, strict=True))
 
 
-def read_box(descriptor: int, path: str, offset: int, strides: Sequence[int], out: np.ndarray) -> None:
+def read_box(read: ReadInto, offset: int, strides: Sequence[int], out: np.ndarray) -> None:
     """Fill `out` from a file: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...)."""
     if out.size == 0:
         return
@@ -51,13 +54,13 @@ def read_box(descriptor: int, path: str, offset: int, strides: Sequence[int], ou
     merged, run = _run(sizes, steps)
     outer_sizes, outer_steps = sizes[: len(sizes) - merged], steps[: len(sizes) - merged]
     if ordered.flags.c_contiguous and not outer_sizes:
-        pread_into(descriptor, _bytes_of(ordered), offset, path)
+        read(_bytes_of(ordered), offset)
         return
     reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
     runs = math.prod(outer_sizes)
     if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
         near = scratch("near", (reach,), out.dtype)
-        pread_into(descriptor, _bytes_of(near), offset, path)
+        read(_bytes_of(near), offset)
         ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, [step * out.itemsize for step in steps])
         return
     buffer = scratch("run", (run,), out.dtype)
@@ -65,7 +68,7 @@ def read_box(descriptor: int, path: str, offset: int, strides: Sequence[int], ou
         place: tuple[int | EllipsisType, ...] = (*index, ...)  # the ellipsis keeps a view even of a single element
         target = ordered[place]
         direct = target.flags.c_contiguous
-        pread_into(descriptor, _bytes_of(target if direct else buffer), offset + start * out.itemsize, path)
+        read(_bytes_of(target if direct else buffer), offset + start * out.itemsize)
         if not direct:
             target[...] = buffer.reshape(target.shape)
 

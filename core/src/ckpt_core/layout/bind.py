@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -93,6 +94,14 @@ class Layout:
         return self.architecture.stacks.get(prefix) if found else None
 
 
+@functools.lru_cache(1 << 10)
+def _expanded(
+    sentence: Sentence, sizes: tuple[tuple[str, int], ...], parts: frozenset[str | None]
+) -> tuple[tuple[int, ...], tuple[Affine, ...]]:
+    """`expand`, once for all layers and ranks that are alike."""
+    return expand(sentence, dict(sizes), parts.__contains__)
+
+
 class _BoundRow:
     """One row applied to one layer (or to all of them, if its tensor stacks layers)."""
 
@@ -151,15 +160,12 @@ class _BoundRow:
 
     def _native(self, name: str, bound: Mapping[str, int], ranks: Ranks) -> Native:
         whole = self._whole_sizes()
-        held = shares(dict(self.row.splits), ranks, whole, self.row.sentence)
-        sizes = {
-            **self.sizes,
-            **self._finer_sizes(),
-            **{axis: held.get(axis, (0, size))[1] for axis, size in whole.items()},
-        }
+        splits = dict(self.row.splits)
+        held = {part: shares(splits, ranks, whole, self.row.sentence, part) for part in self.parts}
+        sizes = {**self.sizes, **self._finer_sizes(), **self._held_sizes(whole, held)}
         if len(self.layers) > 1 or self.layer is None:
             sizes["l"] = len(self.layers)
-        shape, affines = expand(self.sentence, sizes, lambda word: word in self.parts)
+        shape, affines = _expanded(self.sentence, tuple(sizes.items()), frozenset(self.parts))
         pieces: list[Piece] = []
         padding = 0
         for affine in affines:
@@ -171,6 +177,17 @@ class _BoundRow:
         self._check_cover(pieces, bound, held)
         return Native(name, shape, tuple(pieces), self.row, self.layer, padding)
 
+    def _held_sizes(self, whole: Mapping[str, int], held: Mapping[str | None, Mapping[str, Share]]) -> dict[str, int]:
+        """The size of every axis on this rank: parts may hold different indices of one axis, but equally many."""
+        sizes: dict[str, int] = {}
+        for part, parameter in self.parts.items():
+            for axis in parameter.axes:
+                _, size = held[part].get(axis.name, (0, whole[axis.name]))
+                if sizes.setdefault(axis.name, size) != size:
+                    found = f"{sizes[axis.name]} and {size} of {axis}"
+                    raise SentenceError(f"the parts of one tensor hold different shares: {found}", self.row.sentence)
+        return sizes
+
     def _finer_sizes(self) -> dict[str, int]:
         return {
             name: size
@@ -180,13 +197,15 @@ class _BoundRow:
             for name, size in term
         }
 
-    def _pieces(self, affine: Affine, bound: Mapping[str, int], held: Mapping[str, Share]) -> list[Piece]:
+    def _pieces(
+        self, affine: Affine, bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, Share]]
+    ) -> list[Piece]:
         """The tiles of one affine part: one, or one per layer if the native tensor stacks layers."""
         if affine.part not in self.parts:
             raise SentenceError(
                 "a part of the sentence names no parameter", self.row.sentence, expected=", ".join(map(str, self.parts))
             )
-        parameter = self.parts[affine.part]
+        parameter, held = self.parts[affine.part], by_part[affine.part]
         canonical = [bound.get(axis.name, held.get(axis.name, (0, axis.size))[0]) for axis in parameter.axes]
         numbers = {axis.name: number for number, axis in enumerate(parameter.axes)}
         finer = self._finer_places(affine, parameter, canonical)
@@ -234,9 +253,12 @@ class _BoundRow:
                 base += size
         return places
 
-    def _check_cover(self, pieces: list[Piece], bound: Mapping[str, int], held: Mapping[str, Share]) -> None:
+    def _check_cover(
+        self, pieces: list[Piece], bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, Share]]
+    ) -> None:
         """Every element of this rank's share of every parameter must have its place in the sentence."""
         for part, parameter in self.parts.items():
+            held = by_part[part]
             expected = math.prod(
                 1 if axis.name in bound else held.get(axis.name, (0, axis.size))[1] for axis in parameter.axes
             )

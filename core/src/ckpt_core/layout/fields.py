@@ -25,6 +25,7 @@ from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 
+_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 REQUIRED = object()
 AS_LEFT_OUT = object()
 
@@ -277,13 +278,7 @@ class Custom(Entry):
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         try:
             self.reader(config, facts, notes)
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # a value no reader expects
+        except _UNEXPECTED as error:  # a value no reader expects
             given = ", ".join(f"{key} = {str(config[key])[:60]}" for key in self.own_keys if key in config)
             names = ", ".join(map(repr, self.own_keys)) or "those it is computed from"
             raise CkptError(
@@ -291,7 +286,11 @@ class Custom(Entry):
             ) from error
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        self.writer(facts, notes, config)
+        try:
+            self.writer(facts, notes, config)
+        except _UNEXPECTED as error:  # another kind of model, without the facts that this kind always has
+            names = ", ".join(map(repr, self.own_keys)) or " and ".join(self.own_claims)
+            raise Refusal(f"it cannot say {names} of this model", found=f"no {error}") from error
 
 
 def custom(keys: Iterable[str], claims: Iterable[str], *, read: Callable, write: Callable) -> Custom:

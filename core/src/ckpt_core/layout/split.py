@@ -4,6 +4,8 @@ A split is a list of axes that ranks count through row-major: with `tp="g r"`, r
 pieces of r + index in r. Groups are cut first: when there are more ranks than groups, the query heads
 of a group are divided too, and a part that has no `r` (the key) is replicated, on neighbouring ranks for
 "g r" and on ranks a stride apart for "r g". Replication is thereby part of the split.
+
+Where the parts of one tensor are dealt out in different orders, a split says so part by part: "q: g r; k v: r g".
 """
 
 from __future__ import annotations
@@ -32,8 +34,25 @@ class SplitError(Refusal):
         )
 
 
-def shares(splits: Mapping[str, str], ranks: Ranks, sizes: Mapping[str, int], sentence: str) -> dict[str, Share]:
-    """The share of every divided axis that one rank holds; `SplitError` where the ranks do not divide it.
+def axes_of(spec: str, part: str | None) -> list[str]:
+    """The axes through which ranks count for one part of a tensor.
+
+    >>> axes_of("g r", "k"), axes_of("q: g r; k v: r g", "k")
+    (['g', 'r'], ['r', 'g'])
+    """
+    if ":" not in spec:
+        return spec.split()
+    for clause in spec.split(";"):
+        parts, _, axes = clause.partition(":")
+        if part in parts.split():
+            return axes.split()
+    return []
+
+
+def shares(
+    splits: Mapping[str, str], ranks: Ranks, sizes: Mapping[str, int], sentence: str, part: str | None = None
+) -> dict[str, Share]:
+    """The share of every divided axis that one rank holds (of one part); `SplitError` where the ranks do not divide it.
 
     >>> shares({"tp": "g r"}, {"tp": (5, 8)}, {"g": 4, "r": 6}, "(g r d) h")
     {'r': (3, 3), 'g': (2, 1)}
@@ -41,7 +60,7 @@ def shares(splits: Mapping[str, str], ranks: Ranks, sizes: Mapping[str, int], se
     found: dict[str, Share] = {}
     for dimension, spec in splits.items():
         rank, count = ranks.get(dimension, (0, 1))
-        axes = spec.split()
+        axes = axes_of(spec, part)
         if not any(axis in sizes for axis in axes):
             continue
         pieces = _pieces(axes, count, sizes, dimension, sentence)

@@ -63,7 +63,8 @@ def row(
     """A native tensor, the layout of one rank's tensor, and the canonical parameter(s) it holds.
 
     `tp`, `ep`: the axes that tensor (expert) parallel ranks divide before the sentence applies. With several
-    axes ("g r") ranks count through them row-major, and a part without one of them is replicated over it.
+    axes ("g r") ranks count through them row-major, and a part without one of them is replicated over it; where
+    parts are dealt out differently, each has its own ("q: g r; k v: r g").
     `via`: canonical value from stored value. `dtype`: the framework stores this one dtype whatever the model's.
     `copy`: a duplicate of a parameter another row owns; it is checked on reading and may be absent.
     """

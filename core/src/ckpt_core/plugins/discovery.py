@@ -98,11 +98,26 @@ def all_plugins() -> list[Plugin]:
 
 
 def detect(path: str) -> list[tuple[Plugin, str]]:
-    """The formats that recognise `path`, with the fact that decided it."""
-    found = []
+    """The formats that recognise `path`, with the fact that decided it.
+
+    A plugin that fails instead of answering does not hide what the others say; if none of them knows the path either,
+    its failure is the error.
+    """
+    found, failure = [], None
     for plugin in all_plugins():
         if plugin.broken is None:
-            fact = plugin.hooks.ckpt_detect(path=path)
+            try:
+                fact = plugin.hooks.ckpt_detect(path=path)
+            except Exception as error:  # whatever a stranger's code raises
+                failure = CkptError(
+                    f"format {plugin.name} fails to look at this path",
+                    file=path,
+                    found=f"{plugin.distribution}: {type(error).__name__}: {error}",
+                    fix="name the format with --from, and report this to the plugin's authors",
+                )
+                continue
             if fact:
                 found.append((plugin, fact))
+    if failure is not None and not found:
+        raise failure
     return found

@@ -6,12 +6,13 @@ A plugin is a module with the functions below, marked `@hookimpl`, and an entry 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import pluggy
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
 
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:  # type
 
 
 @hookspec(firstresult=True)
-def ckpt_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray | None:
-    """Float32 logits [batch, position, vocabulary] of a model for int64 `tokens` [batch, position], if an engine
-    that runs this architecture is installed; else None. Optional: only a format with an engine has it."""
+def ckpt_named(path: str, names: Collection[str]) -> NamedModel | None:
+    """The model of this format whose config *file* is `path` and whose tensors, kept by another format, are called
+    `names`; None if the file is no config of this format. Optional: for formats whose models others keep."""
+
+
+@hookspec(firstresult=True)
+def ckpt_name(checkpoint: Checkpoint) -> NamedModel:  # type: ignore[empty-body]
+    """`checkpoint` as a model of this format, to be kept by another one; `Refusal` for what this one cannot hold
+    exactly. Optional, as `ckpt_named`."""
+
+
+@hookspec(firstresult=True)
+def ckpt_logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Float32 logits of a checkpoint of this format, loaded by the framework itself; None if it is not installed.
+
+    `inputs`: int64 `tokens` [batch, position]; of a model with encoder and decoder also `source`; of one that reads images
+    `pixels` [batch, channel, y, x]; `mask` and `source_mask` where some tokens are padding. Optional.
+    """

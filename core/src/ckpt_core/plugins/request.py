@@ -58,11 +58,13 @@ class FormatInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """How a source is to be read. `architecture` is what `--config` supplied; `weights` is auto, model or master."""
+    """How a source is to be read. `architecture` is what `--config` supplied, `config` the path of that file; `weights`
+    is auto, model or master."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     architecture: Architecture | None = None
     weights: str = "auto"
+    config: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

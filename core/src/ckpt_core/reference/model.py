@@ -13,7 +13,7 @@ from ckpt_core.architecture import Architecture, Attention, Layer, Stack
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.mlp import feed_forward
-from ckpt_core.reference.weights import DEFAULT_BLOCK, Weights
+from ckpt_core.reference.weights import DEFAULT_BLOCK, Arithmetic, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,14 @@ class Step:
 
 
 @torch.no_grad()
-def forward(model: OpenCheckpoint, inputs: Inputs, block: int = DEFAULT_BLOCK) -> Iterator[Step]:
+def forward(
+    model: OpenCheckpoint, inputs: Inputs, block: int = DEFAULT_BLOCK, arithmetic: Arithmetic = Arithmetic()
+) -> Iterator[Step]:
     """Run a model, yielding after every block; the last step holds the logits (or, of a model without a head, its output).
 
     `block` bounds the bytes of weights held at a time. Raises `CkptError` where the inputs are not those of the model.
     """
-    architecture, weights = model.architecture, Weights(model, block)
+    architecture, weights = model.architecture, Weights(model, block, arithmetic)
     memory, memory_mask = None, inputs.source_mask
     x = torch.empty(0)
     for prefix, stack in architecture.stacks.items():
@@ -168,7 +170,7 @@ def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor) -> to
         pooled = x[:, 0]
         if classifier.hidden:
             pooled = torch.tanh(weights.linear(pooled, "classifier.dense"))
-        return weights.linear(pooled, "classifier")
+        return pooled if classifier.classes is None else weights.linear(pooled, "classifier")
     if head is None:
         return x
     logits = weights.product(x, "embedding.tokens.weight" if head.tied else "head.weight") * head.scale

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +14,32 @@ from ckpt_core.api import LazyTensor
 from ckpt_core.architecture import Norm
 
 DEFAULT_BLOCK = 64 << 20
+ROW_PARALLEL = (
+    ".out.weight",
+    ".down.weight",
+)  # the products of which tensor parallel ranks compute parts that are summed
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How products are formed: in float32, or `rounded` to a narrower dtype like the kernels of a training run.
+
+    `ranks`: the products that tensor parallel ranks share are sums of so many partial products, as they compute them.
+    """
+
+    ranks: int = 1
+    rounded: torch.dtype | None = None
+
+    def product(self, x: torch.Tensor, weight: torch.Tensor, row_parallel: bool) -> torch.Tensor:
+        """x W^T."""
+        ranks = self.ranks if row_parallel else 1
+        parts = zip(x.tensor_split(ranks, -1), weight.tensor_split(ranks, -1), strict=True)
+        return functools.reduce(
+            lambda total, part: self._stored(total + part), (self._stored(a @ b.T) for a, b in parts)
+        )
+
+    def _stored(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self.rounded is None else values.to(self.rounded).float()
 
 
 class Weights:
@@ -20,9 +48,12 @@ class Weights:
     A single row (one output of a projection) is never cut.
     """
 
-    def __init__(self, tensors: Mapping[str, LazyTensor], block: int = DEFAULT_BLOCK) -> None:
+    def __init__(
+        self, tensors: Mapping[str, LazyTensor], block: int = DEFAULT_BLOCK, arithmetic: Arithmetic = Arithmetic()
+    ) -> None:
         self._tensors = tensors
         self._elements = block // 4
+        self._arithmetic = arithmetic
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -57,7 +88,10 @@ class Weights:
         inner = math.prod(shape[len(shape) - contracted :])
         flat = x.reshape(*x.shape[: x.dim() - contracted], inner)
         blocks = self._blocks(tensor, shape, expert)
-        return torch.cat([flat @ block.reshape(-1, inner).T for block in blocks], dim=-1)
+        row_parallel = name.endswith(ROW_PARALLEL)
+        return torch.cat(
+            [self._arithmetic.product(flat, block.reshape(-1, inner), row_parallel) for block in blocks], dim=-1
+        )
 
     def _blocks(self, tensor: LazyTensor, shape: tuple[int, ...], expert: int | None) -> Iterator[torch.Tensor]:
         step = max(1, self._elements // max(1, math.prod(shape[1:])))

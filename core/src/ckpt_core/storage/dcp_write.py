@@ -42,7 +42,9 @@ class DistributedPlan:
     metadata: bytes
 
 
-def plan_distributed(folder: str, chunks: Sequence[ChunkSpec], objects: Mapping[str, tuple[str, bytes]]) -> DistributedPlan:
+def plan_distributed(
+    folder: str, chunks: Sequence[ChunkSpec], objects: Mapping[str, tuple[str, bytes]]
+) -> DistributedPlan:
     """Lay out `chunks` in files of `folder`, then `objects`: by name, the file and the bytes of a torch file."""
     files: dict[str, _File] = {}
     described: dict[str, object] = {}
@@ -51,22 +53,32 @@ def plan_distributed(folder: str, chunks: Sequence[ChunkSpec], objects: Mapping[
     offsets = []
     for chunk in chunks:
         file = files.setdefault(chunk.file, _File(chunk.file))
-        start, length, data = file.add_tensor(TensorSpec(chunk.dtype, chunk.shape))
-        offsets.append(data)
+        start, length, first = file.add_tensor(TensorSpec(chunk.dtype, chunk.shape))
+        offsets.append(first)
         known = boxes.setdefault(chunk.tensor, [])
         if not known:
             described[chunk.tensor] = _object(
-                "metadata.TensorStorageMetadata", {"properties": _properties(chunk.dtype), "size": _size(chunk.whole), "chunks": known}
+                "metadata.TensorStorageMetadata",
+                {"properties": _properties(chunk.dtype), "size": _size(chunk.whole), "chunks": known},
             )
         index = {"fqn": chunk.tensor, "offset": _size(chunk.origin), "index": len(known)}
-        known.append(_object("metadata.ChunkStorageMetadata", {"offsets": _size(chunk.origin), "sizes": _size(chunk.shape)}))
+        known.append(
+            _object("metadata.ChunkStorageMetadata", {"offsets": _size(chunk.origin), "sizes": _size(chunk.shape)})
+        )
         located[_object("metadata.MetadataIndex", index)] = _place(chunk.file, start, length)
     for name, (target, data) in objects.items():
         file = files.setdefault(target, _File(target))
         start = file.add_bytes(data)
         described[name] = _object("metadata.BytesStorageMetadata", None)
-        located[_object("metadata.MetadataIndex", {"fqn": name, "offset": None, "index": None})] = _place(target, start, len(data))
-    body = {"state_dict_metadata": described, "planner_data": None, "storage_data": located, "storage_meta": None}
+        located[_object("metadata.MetadataIndex", {"fqn": name, "offset": None, "index": None})] = _place(
+            target, start, len(data)
+        )
+    body: dict[str, object] = {
+        "state_dict_metadata": described,
+        "planner_data": None,
+        "storage_data": located,
+        "storage_meta": None,
+    }
     metadata = write_pickle(_object("metadata.Metadata", body), METADATA)
     return DistributedPlan([file.finished(folder) for file in files.values()], offsets, metadata)
 
@@ -85,7 +97,9 @@ class _File:
         plan = plan_torch_file(tensor, _NAME)
         (slot,) = plan.slots
         self._literals += [(start + offset, data) for offset, data in plan.literals]
-        self._checksums.append(Checksum(start + slot.offset, slot.size, tuple(start + position for position in slot.crc_at)))
+        self._checksums.append(
+            Checksum(start + slot.offset, slot.size, tuple(start + position for position in slot.crc_at))
+        )
         self._at = start + plan.size
         return start, plan.size, start + slot.offset
 

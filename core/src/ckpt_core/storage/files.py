@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_core.errors import FormatError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +38,9 @@ class FileState:
     def of(cls, path: str | os.PathLike) -> FileState:
         try:
             status = os.stat(path)
-        except OSError as error:
-            raise FormatError(f"cannot read a file: {error.strerror}", file=path) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        _check_regular(status, path)
         return cls(os.fspath(path), status.st_size, status.st_mtime_ns)
 
     def check(self, status: os.stat_result) -> None:
@@ -45,13 +55,43 @@ class FileState:
             )
 
 
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file; `FormatError` for what can't be opened, and for a pipe or a device.
+
+    Opening a pipe would wait for a writer for ever, so it is opened without waiting and then looked at.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _unreadable(path, error) from error
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except FormatError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise FormatError("not a regular file", file=path, found=kind)
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> FormatError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return FormatError("the file can't be read", file=path, found=reason)
+
+
 def read_range(path: str, start: int, count: int) -> bytes:
     """`count` bytes of a file from `start`; `FormatError` if it has fewer."""
+    descriptor = open_regular(path)
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), count, start)
+        data = os.pread(descriptor, count, start)
     except OSError as error:
-        raise FormatError(f"cannot read a file: {error.strerror}", file=path) from error
+        raise _unreadable(path, error) from error
+    finally:
+        os.close(descriptor)
     if len(data) != count:
         raise FormatError(
             "the file is truncated", file=path, found=f"{start + len(data)} bytes", expected=f"at least {start + count}"
@@ -97,10 +137,7 @@ class OpenFiles:
                     os.close(self._open.pop(key)[0])
 
     def _open_checked(self, path: str, state: FileState | None) -> int:
-        try:
-            descriptor = os.open(path, self._flags | os.O_CLOEXEC)
-        except OSError as error:
-            raise FormatError(f"cannot open a file: {error.strerror}", file=path) from error
+        descriptor = open_regular(path, self._flags)
         if state is not None:
             try:
                 state.check(os.fstat(descriptor))

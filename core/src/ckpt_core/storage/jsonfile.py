@@ -14,10 +14,18 @@ from ckpt_core.errors import FormatError
 from ckpt_core.storage.files import read_small
 
 _DEPTH = 64
+_MOST_JSON_VALUES = 4_000_000  # the tokenizer.json of a vocabulary of 256k has two million and a half
+_MOST_YAML_BYTES = 2 << 20
+_MOST_YAML_VALUES = 1_000_000
 
 
 def parse_json(data: bytes, file: str) -> object:
-    """The value of a JSON text; `FormatError` for bad syntax, a key given twice, NaN, or absurd nesting."""
+    """The value of a JSON text; `FormatError` for bad syntax, a key given twice, NaN, or absurd nesting or size."""
+    values = sum(map(data.count, (b",", b"[", b"{")))  # at least as many as there are, so that none is made in vain
+    if values > _MOST_JSON_VALUES:
+        raise FormatError(
+            "the JSON text holds too much", file=file, found=f"{values} values", expected=f"at most {_MOST_JSON_VALUES}"
+        )
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -28,7 +36,7 @@ def parse_json(data: bytes, file: str) -> object:
         return found
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer, parse_constant=_constant)
     except FormatError:
         raise
     except RecursionError:
@@ -41,6 +49,10 @@ def _integer(digits: str) -> int:
     if len(digits) > 40:
         raise ValueError("an integer of more than 40 digits")
     return int(digits)
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def read_json(path: str | os.PathLike) -> object:
@@ -57,21 +69,53 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where `1e-5` is a string; training configs mean the number (YAML 1.2)."""
+    """PyYAML follows YAML 1.1, where `1e-5` is a string; training configs mean the number (YAML 1.2).
 
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            self._aliases = getattr(self, "_aliases", 0) + 1
-            if self._aliases > 1000:
-                raise yaml.YAMLError("more than 1000 aliases")
-        self._depth = getattr(self, "_depth", 0) + 1
-        if self._depth > _DEPTH:
+    An alias may stand for very much: each node is (depth, size) with all that it stands for.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._open = 0
+        self._measured: dict[int, tuple[int, int]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._open += 1
+        if self._open > _DEPTH:
             raise yaml.YAMLError(f"nested deeper than {_DEPTH} levels")
+        is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        self._depth -= 1
+        if is_alias and id(node) not in self._measured:
+            raise yaml.YAMLError("an alias stands for what it is in")
+        if not is_alias:
+            self._measured[id(node)] = self._measure(node)
+        self._open -= 1
         return node
 
+    def _measure(self, node: yaml.Node | None) -> tuple[int, int]:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+            seen: set[tuple[str, str]] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(f"key {key.value!r} is given twice")
+                seen.add((key.tag, key.value))
+        depths, sizes = zip((0, 0), *(self._measured[id(part)] for part in inner), strict=True)
+        depth, size = 1 + max(depths), 1 + sum(sizes)
+        if depth > _DEPTH or size > _MOST_YAML_VALUES:
+            raise yaml.YAMLError(f"its aliases unfold to more than {_DEPTH} levels or {_MOST_YAML_VALUES} values")
+        return depth, size
 
+
+def _refuse_tag(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    raise yaml.YAMLError(f"the tag {node.tag} is no plain data")
+
+
+for _kind in ("set", "omap", "pairs", "binary"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _refuse_tag)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -82,13 +126,26 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(data: bytes, file: str) -> object:
-    """The value of a YAML text, with plain tags only."""
+    """The value of a YAML text, with plain tags only; `FormatError` for a key given twice, and absurd nesting or size."""
+    if len(data) > _MOST_YAML_BYTES:
+        raise FormatError(
+            "the YAML text is too long", file=file, found=f"{len(data)} bytes", expected=f"at most {_MOST_YAML_BYTES}"
+        )
     try:
         return yaml.load(data.decode("utf-8"), Loader=_Loader)
     except RecursionError:
         raise FormatError("YAML nested too deeply", file=file) from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        # All but the first two come from PyYAML's own constructors: `!!bool maybe`, `!!timestamp x`.
         raise FormatError(f"not valid YAML: {' '.join(str(error).split())}", file=file) from None
+
+
+def read_yaml_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The mapping in a YAML file, empty if the file is; anything else is a `FormatError`."""
+    value = parse_yaml(read_small(path), os.fspath(path))
+    if value is not None and not isinstance(value, dict):
+        raise FormatError("the YAML text is not a mapping", file=path, found=type(value).__name__)
+    return value or {}
 
 
 class _Dumper(yaml.SafeDumper):

@@ -2,12 +2,14 @@
 
 Whoever uses the result walks it, so it must be walkable. A nest too deep breaks
 recursion; a "billion laughs" (each list holds the one before it twice) has few
-objects but endless paths. Cycles are kept: they count as one step.
+objects but endless paths. Objects may hold themselves, as OmegaConf's do: that
+counts as one step. Lists and dicts that do are of endless size.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from ckpt_core.storage.opaque import Opaque
@@ -53,7 +55,7 @@ def measure(root: Any, deep: int) -> tuple[int, int]:
                 total[0] = max(total[0], depth + 1)
                 total[1] += size
             elif id(child) in entered:
-                total[1] += 1
+                total[1] += 1 if _through_an_object(path, child) else _SIZE_CAP
             else:
                 enter(child)
                 deepest = max(deepest, len(path))
@@ -70,6 +72,16 @@ def measure(root: Any, deep: int) -> tuple[int, int]:
                 above[1] += total[1]
     depth, size = done[id(root)]
     return max(depth, deepest), size
+
+
+def _through_an_object(path: Sequence[tuple[Any, Any, list[int]]], child: Any) -> bool:
+    """Whether the way from `child` down to the end of `path` goes through the object of a class."""
+    for value, _, _ in reversed(path):
+        if type(value) is Opaque:
+            return True
+        if value is child:
+            return False
+    return False
 
 
 def _is_container(value: Any) -> bool:

@@ -29,5 +29,7 @@ class Limits:
     """Containers inside each other in the result."""
     walk: int = 500_000_000
     """Values that a walk of the result visits, shared ones again each time."""
+    walk_per_byte: int = 100
+    """Such values for each byte of the pickle, beyond the first million."""
     made: int = 16 << 20
     """Bytes that makers may create beyond four times the bytes read so far."""

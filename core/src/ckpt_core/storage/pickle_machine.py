@@ -47,10 +47,15 @@ class Machine:
         self._objects = 0
         self._globals: dict[tuple[str, str], Any] = {}
 
+    @property
+    def bytes_read(self) -> int:
+        """How much of the pickle was read."""
+        return self.data.position - self._start
+
     def charge(self, size: int) -> None:
         """See `Reading.charge`."""
         self._made += size
-        if self._made > self.limits.made + 4 * (self.data.position - self._start):
+        if self._made > self.limits.made + 4 * self.bytes_read:
             self.fail("a small pickle makes very large values", found=f"{self._made} bytes")
 
     def count(self, weight: int) -> None:
@@ -62,7 +67,7 @@ class Machine:
     def fail(self, problem: str, found: object = None, expected: object = None, fix: str | None = None) -> NoReturn:
         """See `Reading.fail`."""
         raise FormatError(
-            f"{problem} (byte {self.data.position - self._start} of the pickle)",
+            f"{problem} (byte {self.bytes_read} of the pickle)",
             file=self.file,
             found=found,
             expected=expected,

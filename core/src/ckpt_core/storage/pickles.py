@@ -170,6 +170,7 @@ def _walkable(value: Any, machine: Machine, limits: Limits) -> Any:
     depth, size = measure(value, limits.depth)
     if depth > limits.depth:
         machine.fail("the pickle nests too deep", expected=f"at most {limits.depth} levels")
-    if size > limits.walk:
-        machine.fail("the pickle unfolds to too many values", found=f"{size:.3g}", expected=f"at most {limits.walk}")
+    most = min(limits.walk, 1_000_000 + limits.walk_per_byte * machine.bytes_read)
+    if size > most:
+        machine.fail("the pickle unfolds to too many values", found=f"{size:.3g}", expected=f"at most {most}")
     return value

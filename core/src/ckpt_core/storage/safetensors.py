@@ -91,9 +91,12 @@ def _tensor(state: FileState, name: str, entry: Any, start: int) -> StoredTensor
         raise FormatError(
             f"tensor {name!r} lacks dtype, shape or data_offsets", file=state.path, found=str(entry)[:80]
         ) from None
-    if code not in BY_SAFETENSORS:
+    if not isinstance(code, str) or code not in BY_SAFETENSORS:
         raise FormatError(
-            f"tensor {name!r} has an unknown dtype", file=state.path, found=code, expected=", ".join(BY_SAFETENSORS)
+            f"tensor {name!r} has an unknown dtype",
+            file=state.path,
+            found=str(code)[:80],
+            expected=", ".join(BY_SAFETENSORS),
         )
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if len(numbers) > _MAX_DIMENSIONS + 2 or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.output import Checksum, OutputFile
 from ckpt_core.storage.pickle_writer import Path
-from ckpt_core.storage.torchzip_write import plan_torch_file
+from ckpt_core.storage.torchzip_write import patch_crc, plan_torch_file
 
 
 def plan_nest(path: str, value: Any) -> tuple[OutputFile, dict[Path, int]]:
@@ -22,9 +24,16 @@ def plan_nest(path: str, value: Any) -> tuple[OutputFile, dict[Path, int]]:
     return OutputFile(path, plan.size, tuple(plan.literals), checksums), offsets
 
 
-def torch_bytes(value: Any, name: str) -> bytes:
-    """The whole of a torch file without tensors."""
-    plan = plan_torch_file(value, name)
-    if plan.slots:
-        raise CkptError("a value with tensors is not known before its data is", file=name)
-    return b"".join(data for _, data in plan.literals)
+def torch_bytes(value: Any, name: str, data: Mapping[Path, bytes] | None = None) -> bytes:
+    """The whole of a torch file that is known: `data` has the bytes of each tensor by its path inside `value`."""
+    plan, known = plan_torch_file(value, name), data or {}
+    literals = list(plan.literals)
+    for slot in plan.slots:
+        held = next((known[path] for path in slot.paths if path in known), None)
+        if held is None or len(held) != slot.size:
+            raise CkptError("a value with tensors is not known before its data is", file=name)
+        literals += [(slot.offset, held), *patch_crc(slot, zlib.crc32(held))]
+    body = bytearray(plan.size)
+    for offset, part in literals:
+        body[offset : offset + len(part)] = part
+    return bytes(body)

@@ -14,12 +14,12 @@ Older files are a row of pickles with the storages behind them; see `torch_legac
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage import crc32
 from ckpt_core.storage.byterange import ByteRange
+from ckpt_core.storage.inflate import open_stored
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.pickles import Limits, read_pickle
 from ckpt_core.storage.torch_legacy import read_legacy, starts_with_magic
@@ -40,12 +40,13 @@ def read_torch_file(
     """The object that `torch.save` wrote to `path`, with a `StoredTensor` for each tensor.
 
     `base_offset` and `length` (bytes) pick a torch file inside another file, such as
-    a member of a tar; the offsets of the tensors count from the start of `path`.
+    a member of a tar; the offsets of the tensors count from the start of `path`, or, of a tar inside gzip,
+    in its inflated bytes.
     Only headers and the pickle are read. Raises `FormatError` naming `path`.
     """
-    file = str(path)
+    file = os.fspath(path)
     try:
-        with Path(path).open("rb") as stream:
+        with open_stored(file) as stream:
             size = stream.seek(0, os.SEEK_END)
             end = size if length is None else base_offset + length
             if not 0 <= base_offset <= end <= size:

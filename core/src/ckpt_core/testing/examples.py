@@ -152,7 +152,7 @@ _CHANGES: dict[str, dict[str, object]] = {
     "gpt2": _GPT2,
     "bloom": {
         **_GPT2,
-        "positions": ABSENT,
+        "positions.count": ABSENT,
         "attention.alibi": True,
         "tokens.norm.kind": "layer",
         "tokens.norm.eps": 1e-5,
@@ -179,6 +179,7 @@ _CHANGES: dict[str, dict[str, object]] = {
     "latent": _LATENT,
     "t5": _T5,
     "vit": _VIT,
+    "vit-pooled": {**_VIT, "classifier.classes": ABSENT},
 }
 
 

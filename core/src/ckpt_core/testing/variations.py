@@ -67,7 +67,7 @@ _YARN = _scaling(RotaryKind.YARN, factor=4.0, original_positions=32)
 def _table(facts: Facts) -> dict[str, dict[str, object]]:
     """The changes by name; the first path of each is what varies."""
     count = facts["layers"]
-    pairs = facts.get("attention.head_dim", 2) // 2
+    pairs = int(facts.get("attention.head_dim", 2) * facts.get("attention.rotary.fraction", 1.0)) // 2
     moe = {} if "mlp.moe.experts" in facts else _MOE
     eps = {f"{norm}.eps" for norm in ("attention.norm", "mlp.norm", "final_norm")} & facts.keys()
     return {
@@ -98,7 +98,13 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "head.bias": {"head.bias": True},
         "head.scale": {"head.scale": 0.5},
         "head.softcap": {"head.softcap": 30.0},
+        "patches.bias": {"patches.bias": not facts.get("patches.bias")},
+        "patches.class_tokens": {
+            "patches.class_tokens": facts.get("patches.class_tokens", 1) + 2,
+            "positions.count": facts.get("positions.count", 1) + 2,
+        },
         "classifier": {"classifier.classes": 17},
+        "classifier.hidden": {"classifier.hidden": not facts.get("classifier.hidden")},
         "eps": {"attention.norm.eps": 3e-4} | dict.fromkeys(eps, 3e-4),
         "attention.norm.eps": {"attention.norm.eps": 3e-4},
         "mlp.norm.eps": {"mlp.norm.eps": 3e-4},

@@ -95,7 +95,7 @@ def compare_logits(
                 )
             last = first, second
             if not first.name.endswith("final_norm"):  # a factor may move between it and the head
-                report.steps.append(_apart(first.name, first.values, second.values, inputs))
+                report.steps.append(apart(first.name, first.values, second.values, inputs))
             if listener is not None:
                 listener(Progress(number, total, first.name))
     assert last is not None
@@ -109,7 +109,8 @@ def _steps(architecture: Architecture) -> int:
     return 2 + sum(len(stack.layers) * 2 + 1 for stack in architecture.stacks.values())
 
 
-def _apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart:
+def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart:
+    """How far two results of one step are apart, padding aside."""
     columns = min(a.shape[-1], b.shape[-1])  # vocabularies may be padded
     if a.shape[:-1] != b.shape[:-1]:
         raise CkptError(
@@ -119,10 +120,10 @@ def _apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart
     mask = inputs.mask if a.dim() == 3 and not name.startswith("encoder.") else None
     if mask is not None:
         a, b = a[mask.bool()], b[mask.bool()]
-    apart = (a - b).abs()
+    difference = (a - b).abs()
     agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean()) if name == LOGITS else 1.0
-    largest = float(apart.max()) if bool(torch.isfinite(apart).all()) else math.nan
-    return Apart(name, largest, float(apart.mean()), max(1.0, float(b.abs().max())), agreement)
+    largest = float(difference.max()) if bool(torch.isfinite(difference).all()) else math.nan
+    return Apart(name, largest, float(difference.mean()), max(1.0, float(b.abs().max())), agreement)
 
 
 def _judge(side: Checkpoint, values: torch.Tensor, inputs: Inputs, memory: int, report: LogitsReport) -> None:
@@ -138,7 +139,7 @@ def _judge(side: Checkpoint, values: torch.Tensor, inputs: Inputs, memory: int, 
         return
     result = plugin.hooks.ckpt_logits(checkpoint=side, inputs=arrays(inputs))
     if result is not None:
-        report.judges[side.path] = _apart(LOGITS, torch.from_numpy(np.array(result, np.float32)), values, inputs)
+        report.judges[side.path] = apart(LOGITS, torch.from_numpy(np.array(result, np.float32)), values, inputs)
 
 
 def arrays(inputs: Inputs) -> Mapping[str, np.ndarray]:

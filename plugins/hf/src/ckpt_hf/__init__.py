@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
 
 __all__ = ["load_model"]
@@ -28,6 +29,21 @@ def ckpt_info() -> FormatInfo:
             Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),
             Option(
                 "hf_class", "the transformers class to write; refused by name where it is not exact", str, side="write"
+            ),
+            Option(
+                "image_size",
+                "write a ViT for images of another size (224, 224x192), its positions interpolated",
+                str,
+                None,
+                side="write",
+            ),
+            Option("fold_layer_scale", "multiply the layer scale of a ViT into its weights", bool, False, side="write"),
+            Option(
+                "headless",
+                "leave out the classes of a ViT: ViTModel, with what is before them as pooler",
+                bool,
+                False,
+                side="write",
             ),
             Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
         ),
@@ -68,10 +84,24 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 
 @hookimpl
-def ckpt_logits(checkpoint: Checkpoint, tokens):
+def ckpt_named(path: str, names: Collection[str]) -> NamedModel | None:
+    from ckpt_hf.named import named
+
+    return named(path, names)
+
+
+@hookimpl
+def ckpt_name(checkpoint: Checkpoint) -> NamedModel:
+    from ckpt_hf.named import name
+
+    return name(checkpoint)
+
+
+@hookimpl
+def ckpt_logits(checkpoint: Checkpoint, inputs):
     from ckpt_hf.model import logits
 
-    return logits(checkpoint, tokens)
+    return logits(checkpoint, inputs)
 
 
 def load_model(path: str | os.PathLike, **arguments: Any):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as member
 from typing import Any
 
 from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer
+from ckpt_core.checkpoint import Loss
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import (
     Codec,
@@ -26,6 +27,7 @@ from ckpt_core.layout import (
     same_as,
     uniform,
 )
+from ckpt_core.rewrite import Model
 
 Tables = tuple[Table, ...]
 
@@ -97,6 +99,9 @@ class Family:
     Several tables are several spellings of one model: that of files, that of a bare state dict. `arrangement` names a
     config key that changes how tensors are arranged and not what they compute; `arranged` has the tables for its values
     other than the usual one. `leftovers` drops what such files hold besides the model.
+    `rewrite` folds into the weights what the class cannot say, `as_stored` is the config as the names of the tensors
+    beside it say it, and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
+    duplicates of a parameter in the files, as it does not tie them itself.
     """
 
     model_type: str
@@ -106,6 +111,10 @@ class Family:
     arrangement: str = ""
     arranged: Mapping[object, Sequence[Tables]] = member(default_factory=dict)
     leftovers: Callable[[Architecture], Table] = lambda architecture: Table()
+    rewrite: Callable[[Model], Model] | None = None
+    as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
+    losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
+    loads_copies: Callable[[Architecture], bool] = lambda architecture: False
 
     @property
     def class_name(self) -> str:
@@ -129,6 +138,12 @@ def norms(kind: str, *paths: str, **facts: object) -> list[Any]:
 def groups(default: int) -> Field:
     """Null means as many as heads, in every class; left out means a number of the class's own."""
     return field("num_key_value_heads", "attention.groups", default=default, null=same_as("num_attention_heads"))
+
+
+def transformers_version(config: Mapping[str, Any]) -> int | None:
+    """The major version of transformers that wrote a config; None if it does not say."""
+    major = str(config.get("transformers_version", "")).partition(".")[0]
+    return int(major) if major.isdigit() else None
 
 
 def positive(config: Mapping[str, Any], key: str, default: object = None) -> int:

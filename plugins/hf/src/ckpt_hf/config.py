@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ckpt_hf.common import Family
 from ckpt_hf.families import (
+    blenderbot,
+    bloom,
     deepseek,
     falcon,
     gemma,
@@ -20,6 +22,8 @@ from ckpt_hf.families import (
     phi3,
     qwen,
     starcoder2,
+    t5,
+    vit,
 )
 
 # The order is that of preference where several classes can hold a model exactly.
@@ -36,5 +40,10 @@ FAMILIES: list[Family] = [
     *deepseek.FAMILIES,
     *falcon.FAMILIES,
     *gpt_neox.FAMILIES,
+    *t5.FAMILIES,
+    *blenderbot.FAMILIES,
+    *bloom.FAMILIES,
+    *vit.FAMILIES,
 ]
-BY_TYPE = {family.model_type: family for family in FAMILIES}
+# Of classes that share a type, the first is meant by a config that names none.
+BY_TYPE = {family.model_type: family for family in reversed(FAMILIES)}

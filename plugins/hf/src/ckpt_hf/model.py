@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.errors import CkptError
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
@@ -58,12 +58,11 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     from ckpt_core.engine.assembly import Block, Source, flat_tile, tile_view
     from ckpt_core.engine.plan import Delivery, storage_dtype
     from ckpt_core.engine.transfer import stored_values
-    from ckpt_core.layout import Layout
     from ckpt_core.storage.tensor import contiguous_strides
 
     fit = choose(checkpoint)
     model = fit.model
-    natives = [native for native in Layout(fit.tables, model.architecture).natives().values() if not native.row.copy]
+    natives = fit.natives()
     source = Source(checkpoint.files)
     state: dict[str, torch.Tensor] = {}
     names: list[str] = []
@@ -94,24 +93,39 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     return state, config, max(set(names), key=names.count)
 
 
-def logits(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray | None:
-    """Float32 logits by transformers; None if it is not installed or has no class that is exact.
+def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Float32 logits by transformers, which loads the folder from disk itself, so that its config is judged too.
 
-    An HF folder is loaded by transformers itself, from disk, so that its config is judged too.
+    None if transformers is not installed. See the hook `ckpt_logits` for `inputs`.
     """
     try:
         import torch
-        from transformers import AutoModelForCausalLM
+        import transformers
         from transformers.utils.logging import disable_progress_bar
     except ImportError:
         return None
     disable_progress_bar()  # progress on stderr is ours to show
-    try:
-        if checkpoint.format == "hf":
-            model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
-        else:
-            model = build(checkpoint, "fp32")
-    except Refusal:
-        return None
+    name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
+    model = getattr(transformers, name).from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    given = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
+    arguments = {_ARGUMENTS["source" in given][name]: tensor for name, tensor in given.items()}
     with torch.no_grad():
-        return model(torch.from_numpy(np.asarray(tokens, dtype=np.int64))).logits.float().numpy()
+        outputs = model(**arguments)
+    # a bare ViTModel ends in its pooler, or in its last layer
+    final = next(value for name in _OUTPUTS if (value := getattr(outputs, name, None)) is not None)
+    return final.float().numpy()
+
+
+_OUTPUTS = ("logits", "pooler_output", "last_hidden_state")
+
+
+# What transformers calls the inputs of a model with one stack, and of one with an encoder and a decoder.
+_ARGUMENTS = (
+    {"tokens": "input_ids", "mask": "attention_mask", "pixels": "pixel_values"},
+    {
+        "tokens": "decoder_input_ids",
+        "mask": "decoder_attention_mask",
+        "source": "input_ids",
+        "source_mask": "attention_mask",
+    },
+)

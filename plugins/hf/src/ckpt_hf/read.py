@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss
@@ -17,12 +17,12 @@ from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_hf.common import Family, Tables
-from ckpt_hf.config import BY_TYPE
+from ckpt_hf.config import BY_TYPE, FAMILIES
 from ckpt_hf.files import CONFIG, container_of, read_tensors, read_weights, sidecars
 
 
 def family_of(config: dict[str, object], file: str) -> Family:
-    """The family a config names; unknown ones are an error that lists the known."""
+    """The family a config names, by its type and, where classes share one, its class; unknown ones are an error that lists the known."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in BY_TYPE:
         raise CkptError(
@@ -32,7 +32,9 @@ def family_of(config: dict[str, object], file: str) -> Family:
             expected=", ".join(BY_TYPE),
             fix=did_you_mean(str(kind), BY_TYPE),
         )
-    return BY_TYPE[kind]
+    named = config.get("architectures")
+    classes = [family for family in FAMILIES if family.model_type == kind]
+    return next((one for one in classes if isinstance(named, list) and one.class_name in named), BY_TYPE[kind])
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -53,20 +55,18 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):
-        raise CkptError(
-            "there is no config.json", file=folder, fix="give the folder of the model, with its config.json"
-        )
+        raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
     config = read_json_object(config_file)
     for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
         config.pop(key.strip(), None)
     family = family_of(config, config_file)
-    facts, notes = family.config.read(config, config_file)
+    tensors, states = _tensors(path, folder)
+    facts, notes = family.config.read(family.as_stored(config, tensors.keys()), config_file)
     architecture = architecture_of(facts, config_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
-    tensors, states = _tensors(path, folder)
     arrangement = family.arranged_by(config)
-    tables = _matching(family.tables_for(arrangement), tensors, architecture)
+    tables = matching(family.tables_for(arrangement), tensors, architecture)
     leftovers = family.leftovers(architecture)
     layout = Layout(tables, architecture)
     natives = layout.natives()
@@ -107,8 +107,8 @@ def _tensors(path: str, folder: str) -> tuple[dict[str, StoredTensor], list[File
     return read_tensors(folder, container)
 
 
-def _matching(spellings: Sequence[Tables], tensors: dict[str, StoredTensor], architecture: Architecture) -> Tables:
+def matching(spellings: Sequence[Tables], names: Collection[str], architecture: Architecture) -> Tables:
     """The tables that fit the names found: experts are saved one by one, or fused by a bare state dict."""
     if len(spellings) == 1:
         return spellings[0]
-    return max(spellings, key=lambda tables: len(Layout(tables, architecture).natives().keys() & tensors.keys()))
+    return max(spellings, key=lambda tables: len(Layout(tables, architecture).natives().keys() & set(names)))

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ckpt_core.architecture import facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal, UsageError
-from ckpt_core.layout import Layout
+from ckpt_core.image_processor import PROCESSOR, processor_file
+from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
+from ckpt_core.rewrite import (
+    Model,
+    folded_attention_scale,
+    folded_layer_scale,
+    map_layers,
+    resized_images,
+    uncentred_norms,
+    vocabulary_rows,
+    without_classes,
+    zero_biases,
+)
 from ckpt_core.sizes import parse_size
 from ckpt_hf.common import Family, Tables
 from ckpt_hf.config import FAMILIES
@@ -28,22 +40,26 @@ class Fit:
     config: dict[str, object]
     tables: Tables
 
+    def natives(self) -> list[Native]:
+        """The tensors of its files."""
+        copies = self.family.loads_copies(self.model.architecture)
+        bound = Layout(self.tables, self.model.architecture).natives().values()
+        return [native for native in bound if copies or not native.row.copy]
+
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold."""
-    fit = choose(checkpoint, str(request.options.get("hf_class") or ""))
+    fit = choose(checkpoint, str(request.options.get("hf_class") or ""), list(_asked(request.options)))
     model = fit.model
-    layout = Layout(fit.tables, model.architecture)
-    natives = [
-        (native, storage_dtype(native, model.tensors, request.dtype))
-        for native in layout.natives().values()
-        if not native.row.copy
-    ]
+    natives = [(native, storage_dtype(native, model.tensors, request.dtype)) for native in fit.natives()]
     container = BIN if request.options.get("container") == "bin" else SAFETENSORS
     files, placements, documents = plan_files(
         natives, container, parse_size(str(request.options.get("max_shard_size") or "5GB"))
     )
-    documents[CONFIG] = _config_text(fit, [dtype.torch for _, dtype in natives])
+    documents[CONFIG] = config_text(fit, [dtype.torch for _, dtype in natives])
+    processor = processor_file(checkpoint, model.architecture)
+    if processor is not None:
+        documents[PROCESSOR] = processor
     sidecars = {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in documents}
     return Target(
         "hf",
@@ -54,12 +70,26 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         documents,
         sidecars,
         decisions={"hf_class": fit.family.class_name, "rewrites": list(model.rewrites)},
-        losses=list(_losses(checkpoint, fit)),
+        losses=list(losses_of(checkpoint, fit)),
     )
 
 
-def choose(checkpoint: Checkpoint, wanted: str = "") -> Fit:
-    """The class to write: `wanted`, else the one the source came from if it fits, else the first that fits."""
+def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[Model], Model]]:
+    """The changes of the model that options ask for."""
+    size = options.get("image_size")
+    if size is not None:
+        yield lambda model: resized_images(model, size)
+    if options.get("fold_layer_scale"):
+        yield folded_layer_scale
+    if options.get("headless"):
+        yield without_classes
+
+
+def choose(checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[Model], Model]] = ()) -> Fit:
+    """The class to write: `wanted`, else the one the source came from if it fits, else the first that fits.
+
+    `asked` are changes of the model that the user asked for.
+    """
     families = list(FAMILIES)
     if wanted:
         families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
@@ -70,27 +100,41 @@ def choose(checkpoint: Checkpoint, wanted: str = "") -> Fit:
     hints = checkpoint.hints_for("hf")
     families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     tokens = checkpoint.architecture.tokens
-    model = Model(checkpoint.architecture, checkpoint.tensors)
+    model = Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
     if tokens is not None:
         model = vocabulary_rows(model, tokens.vocabulary)
+    for change in asked:
+        model = change(model)
     refusals: list[tuple[int, Family, CkptError]] = []
-    for variant in _variants(model):
-        for family in families:
-            try:
-                config = _config(family, variant, checkpoint.notes)
-            except (Refusal, ProblemsFound) as problem:
-                refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
-                continue
-            arrangement = family.arranged_by(hints.get("arrangement") or {})
-            return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0])
+    for family, variant in _candidates(model, families):
+        try:
+            config = _config(family, variant, checkpoint.notes)
+        except (Refusal, ProblemsFound) as problem:
+            refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
+            continue
+        arrangement = family.arranged_by(hints.get("arrangement") or {})
+        return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0])
     _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])
-    if len(families) == 1:
+    quoted = checkpoint.quoted(lack)
+    if len(families) == 1 and not quoted:
         raise lack
+    if len(families) == 1:
+        raise Refusal(f"{nearest.class_name} does not hold this model exactly", found="\n".join([str(lack), *quoted]))
     raise Refusal(
         f"no transformers class holds this architecture exactly; the nearest is {nearest.class_name}",
-        found=str(lack),
+        found="\n".join([str(lack), *quoted]),
         fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
     )
+
+
+def _candidates(model: Model, families: list[Family]) -> Iterator[tuple[Family, Model]]:
+    """Every class with the model as it is, then with what suits any class, then with what the class itself asks for."""
+    for variant in _variants(model):
+        for family in families:
+            yield family, variant
+    for family in families:
+        if family.rewrite is not None and (rewritten := family.rewrite(model)) is not model:
+            yield family, rewritten
 
 
 def _variants(model: Model) -> Iterator[Model]:
@@ -110,6 +154,9 @@ def _variants(model: Model) -> Iterator[Model]:
     )
     if biased != folded.architecture and parameters(biased).keys() >= folded.tensors.keys():
         yield zero_biases(folded, biased, next(iter(folded.tensors.values())).dtype)
+    uncentred = uncentred_norms(folded)
+    if uncentred is not folded:
+        yield uncentred
 
 
 def _config(family: Family, model: Model, notes: dict[str, object]) -> dict[str, object]:
@@ -119,7 +166,8 @@ def _config(family: Family, model: Model, notes: dict[str, object]) -> dict[str,
     return family.config.write(facts_of(model.architecture), notes)
 
 
-def _config_text(fit: Fit, dtypes: list[str]) -> bytes:
+def config_text(fit: Fit, dtypes: list[str]) -> bytes:
+    """`config.json` for tensors of these dtypes (torch's names); the commonest is that of the model."""
     dtype = max(set(dtypes), key=dtypes.count)
     config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
     # transformers 4 reads torch_dtype, transformers 5 dtype
@@ -127,7 +175,12 @@ def _config_text(fit: Fit, dtypes: list[str]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _losses(checkpoint: Checkpoint, fit: Fit) -> Iterator[Loss]:
+def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[Loss]:
+    """What the source has and the HF model has not."""
+    yield from fit.family.losses(fit.model.architecture)
+    left_out = sorted(checkpoint.tensors.keys() & {"classifier.weight", "classifier.bias"} - fit.model.tensors.keys())
+    if left_out:
+        yield Loss("dropped", ", ".join(left_out), "the model is written without its classes, as -o headless=true asks")
     unsaid = fit.family.config.unsaid(checkpoint.notes)
     if unsaid:
         yield Loss("unsaid", ", ".join(unsaid), "settings of a training framework, which config.json has no key for")

@@ -15,8 +15,8 @@ from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Layout, account
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
-from ckpt_core.storage.files import FileState, read_small
-from ckpt_core.storage.jsonfile import parse_yaml, read_json_object
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.jsonfile import read_json_object, read_yaml_object
 from ckpt_nanotron.config import MODELS, Model, model_of
 from ckpt_nanotron.files import (
     CONFIG,
@@ -103,9 +103,7 @@ class Described:
 
 def _described(step: str, files: Files, request: ReadRequest) -> Described:
     training_file = os.path.join(step, TRAINING_CONFIG)
-    training = _section(
-        parse_yaml(read_small(training_file), training_file) if os.path.isfile(training_file) else {}, "model"
-    )
+    training = _section(read_yaml_object(training_file) if os.path.isfile(training_file) else {}, "model")
     config_file = os.path.join(step, CONFIG)
     config: Mapping[str, Any] | None = read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")

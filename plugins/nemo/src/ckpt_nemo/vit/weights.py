@@ -49,13 +49,15 @@ def tables(names: Names) -> tuple[Table, Table]:
     # fmt: off
     patches = {
         # the linear layer sees a patch pixel by pixel: all channels of the first, then of its right neighbour
-        LINEAR:      row(f"backbone.{LINEAR}.weight",      "h (y z ch)", "embedding.patches.weight"),
-        CONVOLUTION: row(f"backbone.{CONVOLUTION}.weight", "h ch y z",   "embedding.patches.weight"),
+        LINEAR: [
+            row(f"backbone.{LINEAR}.weight",             "h (y z ch)", "embedding.patches.weight"),
+            row(f"backbone.{LINEAR}.bias",               "h",       "embedding.patches.bias"),
+        ],
+        CONVOLUTION: [row(f"backbone.{CONVOLUTION}.weight", "h ch y z", "embedding.patches.weight")],
     }
     model = Table(rows=[
         row("backbone.cls_token",                        "1 cls h", "embedding.class_tokens.weight"),
-        patches[names.patches],
-        row(f"backbone.{names.patches}.bias",            "h",       "embedding.patches.bias"),
+        *patches[names.patches],
         row(position,                                    "p h",     "positions.weight"),
         row("backbone.preprocess_layernorm.weight",      "h",       "input_norm.weight"),
         row("backbone.preprocess_layernorm.bias",        "h",       "input_norm.bias"),

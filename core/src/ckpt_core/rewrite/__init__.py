@@ -1,0 +1,30 @@
+"""Exact rewrites: the same function, said with another architecture.
+
+A target that cannot say a fact may still hold the model if the fact can be folded into the weights, exactly.
+Each rewrite takes a `Model` and returns one; what it did is recorded, so that a reader of the receipt can
+undo it. What no rewrite expresses is refused by the target's tables.
+"""
+
+from ckpt_core.rewrite.attention import (
+    folded_attention_scale,
+    folded_head_scale,
+    own_relative_bias,
+    shared_relative_bias,
+)
+from ckpt_core.rewrite.biases import gated_relu, plain_relu, without_zero_biases, zero_biases
+from ckpt_core.rewrite.head import folded_logit_scale, normed_logit_scale, tied_head, untied_head, vocabulary_rows
+from ckpt_core.rewrite.model import Model, map_attentions, map_layers, values_of
+from ckpt_core.rewrite.norms import uncentred_norms
+from ckpt_core.rewrite.patches import (
+    folded_layer_scale,
+    folded_patch_bias,
+    resized_images,
+    without_classes,
+)
+
+__all__ = [
+    "Model", "folded_attention_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
+    "gated_relu", "map_attentions", "map_layers", "normed_logit_scale", "own_relative_bias", "plain_relu", "resized_images",
+    "shared_relative_bias", "tied_head", "uncentred_norms", "untied_head", "values_of", "vocabulary_rows",
+    "without_classes", "without_zero_biases", "zero_biases",
+]  # fmt: skip

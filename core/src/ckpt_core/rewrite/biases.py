@@ -1,0 +1,115 @@
+"""Biases that are zero, and a ReLU that is said with a gate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ckpt_core.architecture import Activation, Architecture, Attention, Layer, Mlp, Stack, parameters
+from ckpt_core.engine.assembly import Assembly
+from ckpt_core.rewrite.model import Model, holds_only, map_attentions, map_layers, map_stacks
+from ckpt_core.storage.dtypes import DType
+
+
+def zero_biases(model: Model, architecture: Architecture, dtype: DType) -> Model:
+    """The model under an `architecture` that differs by biases alone; biases the model lacks become zeros."""
+    wanted = parameters(architecture)
+    added = [name for name in wanted if name not in model.tensors]
+    tensors = {
+        name: model.tensors[name] if name in model.tensors else Assembly(wanted[name], dtype, (), fill=0.0)
+        for name in wanted
+    }
+    return model.rewritten(architecture, tensors, f"zero biases added ({len(added)} tensors)")
+
+
+def without_zero_biases(model: Model) -> Model:
+    """The model without the biases of projections and of the head whose every value is zero. Reads the biases."""
+    names = [name for name in model.tensors if name.endswith(".bias") and "norm" not in name]
+    zero = {name for name in names if holds_only(model.tensors[name], model.files, 0.0)}
+    if not zero:
+        return model
+
+    def kept(flag: bool, *parts: str) -> bool:
+        return flag and not all(part in zero for part in parts if part in model.tensors)
+
+    def attention(path: str, old: Attention | None) -> Attention | None:
+        if old is None:
+            return None
+        q, k, v, out = (kept(getattr(old, f"{part}_bias"), f"{path}.{part}.bias") for part in ("q", "k", "v", "out"))
+        return replace(old, q_bias=q, k_bias=k, v_bias=v, out_bias=out)
+
+    def layer(path: str, old: Layer) -> Layer:
+        up = kept(old.mlp.up_bias, f"{path}.mlp.up.bias", f"{path}.mlp.gate.bias")
+        return replace(
+            old,
+            attention=attention(f"{path}.attention", old.attention),
+            cross_attention=attention(f"{path}.cross_attention", old.cross_attention),
+            mlp=replace(old.mlp, up_bias=up, down_bias=kept(old.mlp.down_bias, f"{path}.mlp.down.bias")),
+        )
+
+    def stack(prefix: str, old: Stack) -> Stack:
+        return replace(old, layers=tuple(layer(f"{prefix}layers.{n}", one) for n, one in enumerate(old.layers)))
+
+    architecture, head = map_stacks(model.architecture, stack), model.architecture.head
+    if head is not None:
+        architecture = replace(architecture, head=replace(head, bias=kept(head.bias, "head.bias")))
+    tensors = {name: model.tensors[name] for name in parameters(architecture)}
+    left = len(model.tensors) - len(tensors)
+    return model.rewritten(architecture, tensors, f"biases of zeros left out ({left} tensors)")
+
+
+def gated_relu(model: Model) -> Model:
+    """A plain ReLU as a gated one whose second factor is one: its weight is zero and its bias one. Biases are added everywhere.
+
+    relu(x W) = relu(x W) (x 0 + 1), for a format whose only ReLU is a gated one.
+    """
+
+    def is_plain(layer: Layer) -> bool:
+        mlp = layer.mlp
+        return not mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None
+
+    stacks = model.architecture.stacks
+    if not all(is_plain(layer) for stack in stacks.values() for layer in stack.layers):
+        return model
+
+    def gated(layer: Layer) -> Layer:
+        layer = map_attentions(layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True))
+        return replace(layer, mlp=replace(layer.mlp, gated=True, up_bias=True, down_bias=True))
+
+    architecture = map_layers(model.architecture, gated)
+    tensors: dict[str, Assembly] = {}
+    for name, parameter in parameters(architecture).items():
+        part, source = name.rpartition(".mlp.")[2], name
+        if part.startswith("gate."):  # what was the only factor is the one that the activation is applied to
+            source = name.replace(".mlp.gate.", ".mlp.up.")
+        if part.startswith("up.") or source not in model.tensors:
+            dtype = next(iter(model.tensors.values())).dtype
+            tensors[name] = Assembly(parameter, dtype, (), fill=float(part == "up.bias"))
+        else:
+            tensors[name] = replace(model.tensors[source], parameter=parameter)
+    return model.rewritten(architecture, tensors, "relu written with a gate that is one everywhere")
+
+
+def plain_relu(model: Model) -> Model:
+    """The way back from `gated_relu`, for a model whose second factors are still one. Reads them."""
+
+    def is_gated(mlp: Mlp) -> bool:
+        return mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None and mlp.up_bias
+
+    paths = [
+        f"{prefix}layers.{index}.mlp"
+        for prefix, stack in model.architecture.stacks.items()
+        for index, layer in enumerate(stack.layers)
+        if is_gated(layer.mlp)
+    ]
+    if len(paths) != sum(len(stack.layers) for stack in model.architecture.stacks.values()) or not all(
+        holds_only(model.tensors[f"{path}.up.bias"], model.files, 1.0)
+        and holds_only(model.tensors[f"{path}.up.weight"], model.files, 0.0)
+        for path in paths
+    ):
+        return model
+    architecture = map_layers(model.architecture, lambda layer: replace(layer, mlp=replace(layer.mlp, gated=False)))
+    tensors = {
+        name: replace(model.tensors[name.replace(".mlp.up.", ".mlp.gate.")], parameter=parameter)
+        for name, parameter in parameters(architecture).items()
+    }
+    return model.rewritten(architecture, tensors, "relu without its gate, which is one everywhere")

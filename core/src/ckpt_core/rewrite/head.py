@@ -1,0 +1,80 @@
+"""The token tables: how many rows they have, whether they are one, and what scales the logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ckpt_core.architecture import parameters
+from ckpt_core.engine.assembly import resized
+from ckpt_core.rewrite.model import Model, scaled
+
+
+def vocabulary_rows(model: Model, rows: int) -> Model:
+    """The token tables with `rows` rows: padding cut off, or zeros added. `rows` is at least the true vocabulary."""
+    tokens = model.architecture.tokens
+    if tokens is None or tokens.padded_vocabulary == rows:
+        return model
+    architecture = replace(model.architecture, tokens=replace(tokens, padded_vocabulary=rows))
+    wanted = parameters(architecture)
+    tensors = {
+        name: resized(assembly, wanted[name])
+        if wanted[name].shape != assembly.parameter.shape
+        else replace(assembly, parameter=wanted[name])
+        for name, assembly in model.tensors.items()
+    }
+    return model.rewritten(architecture, tensors, f"vocabulary table of {rows} rows (was {tokens.padded_vocabulary})")
+
+
+def untied_head(model: Model) -> Model:
+    """A tied head written out: the head's matrix is a second copy of the embedding's."""
+    head = model.architecture.head
+    if head is None or not head.tied:
+        return model
+    architecture = replace(model.architecture, head=replace(head, tied=False))
+    copy = replace(model.tensors["embedding.tokens.weight"], parameter=parameters(architecture)["head.weight"])
+    return model.rewritten(architecture, {**model.tensors, "head.weight": copy}, "head untied: a copy of the embedding")
+
+
+def tied_head(model: Model) -> Model:
+    """A head that is a copy of the embedding as a tied one; while the embedding is read, the two are compared."""
+    head, tokens = model.architecture.head, "embedding.tokens.weight"
+    if head is None or head.tied or model.tensors["head.weight"].maps != model.tensors[tokens].maps:
+        return model
+    tensors = dict(model.tensors)
+    copy = tensors.pop("head.weight")
+    tensors[tokens] = replace(tensors[tokens], copies=(*tensors[tokens].copies, *copy.blocks))
+    return model.rewritten(
+        replace(model.architecture, head=replace(head, tied=True)),
+        tensors,
+        "head tied to the embedding, whose copy it is",
+    )
+
+
+def folded_logit_scale(model: Model) -> Model:
+    """Logits that nothing scales: the factor is multiplied into a head of its own, which a tied one becomes."""
+    head = model.architecture.head
+    if head is None or head.scale == 1:
+        return model
+    model = untied_head(model)
+    tensors = {
+        name: scaled(assembly, head.scale) if name.startswith("head.") else assembly
+        for name, assembly in model.tensors.items()
+    }
+    architecture = replace(model.architecture, head=replace(head, tied=False, scale=1.0))
+    return model.rewritten(architecture, tensors, f"logit scale folded into the head (factor {head.scale:.9g})")
+
+
+def normed_logit_scale(model: Model, wanted: float) -> Model:
+    """Logits scaled by `wanted`: what differs is multiplied into the last norm, and the head stays as it is."""
+    head, stack = model.architecture.head, model.architecture.decoder
+    norm = stack.final_norm if stack else None
+    if head is None or norm is None or not norm.weight or norm.zero_centred or head.bias or head.scale == wanted:
+        return model
+    prefix = next(prefix for prefix, known in model.architecture.stacks.items() if known is stack)
+    factor = head.scale / wanted
+    tensors = {
+        name: scaled(assembly, factor) if name.startswith(f"{prefix}final_norm.") else assembly
+        for name, assembly in model.tensors.items()
+    }
+    architecture = replace(model.architecture, head=replace(head, scale=wanted))
+    return model.rewritten(architecture, tensors, f"logit scale folded into the final norm (factor {factor:.9g})")

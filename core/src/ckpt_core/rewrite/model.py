@@ -1,0 +1,92 @@
+"""What a rewrite takes and gives, and the steps that rewrites share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ckpt_core.architecture import Architecture, Attention, Layer, Stack
+from ckpt_core.engine.assembly import Assembly, Source, boxes
+from ckpt_core.layout import scale
+from ckpt_core.storage.dtypes import decode
+from ckpt_core.storage.files import FileState
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture with its tensors, and the rewrites that led to it.
+
+    `files` are those the tensors are read from, for a rewrite that depends on values.
+    """
+
+    architecture: Architecture
+    tensors: dict[str, Assembly]
+    rewrites: tuple[str, ...] = ()
+    files: Sequence[FileState] = ()
+
+    def rewritten(self, architecture: Architecture, tensors: dict[str, Assembly], what: str) -> Model:
+        return Model(architecture, tensors, (*self.rewrites, what), self.files)
+
+
+def map_stacks(architecture: Architecture, change: Callable[[str, Stack], Stack]) -> Architecture:
+    """The architecture with `change` applied to the canonical prefix of every stack and the stack."""
+    prefixes = {id(stack): prefix for prefix, stack in architecture.stacks.items()}
+
+    def changed(old: Stack | None) -> Stack | None:
+        return None if old is None else change(prefixes[id(old)], old)
+
+    return replace(architecture, encoder=changed(architecture.encoder), decoder=changed(architecture.decoder))
+
+
+def map_layers(architecture: Architecture, change: Callable[[Layer], Layer]) -> Architecture:
+    """The architecture with `change` applied to every layer of every stack."""
+    return map_stacks(architecture, lambda _, stack: replace(stack, layers=tuple(map(change, stack.layers))))
+
+
+def map_attentions(layer: Layer, change: Callable[[Attention], Attention]) -> Layer:
+    """The layer with `change` applied to its attention and its cross attention, those that exist."""
+    attention, crossing = layer.attention, layer.cross_attention
+    return replace(
+        layer,
+        attention=None if attention is None else change(attention),
+        cross_attention=None if crossing is None else change(crossing),
+    )
+
+
+def attentions(architecture: Architecture) -> Iterator[tuple[str, Attention]]:
+    """Every attention and cross attention by the canonical prefix of its parameters."""
+    for prefix, stack in architecture.stacks.items():
+        for index, layer in enumerate(stack.layers):
+            for name in ("attention", "cross_attention"):
+                attention: Attention | None = getattr(layer, name)
+                if attention is not None:
+                    yield f"{prefix}layers.{index}.{name}", attention
+
+
+def scaled(assembly: Assembly, factor: float) -> Assembly:
+    """The tensor times a number, in float32."""
+    return assembly if factor == 1 else replace(assembly, maps=(*assembly.maps, scale(factor)))
+
+
+def values_of(assembly: Assembly, files: Iterable[FileState]) -> np.ndarray:
+    """All float32 values of a tensor, for one that is small and decides what a rewrite does."""
+    source = Source(files)
+    try:
+        whole = tuple((0, size) for size in assembly.parameter.shape)
+        return decode(source.read(assembly, whole), assembly.value_dtype)
+    finally:
+        source.close()
+
+
+def holds_only(assembly: Assembly, files: Iterable[FileState], value: float) -> bool:
+    """Whether every value of a tensor is `value`; read in pieces, and no further than the first that is not."""
+    source = Source(files)
+    try:
+        pieces = (source.read(assembly, box) for box in boxes(assembly.parameter.shape, _CHUNK))
+        return all(bool((decode(piece, assembly.value_dtype) == value).all()) for piece in pieces)
+    finally:
+        source.close()

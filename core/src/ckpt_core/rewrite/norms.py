@@ -1,0 +1,49 @@
+"""Norms that are stored less one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from ckpt_core.architecture import Norm
+from ckpt_core.layout import plus_one
+from ckpt_core.rewrite.model import Model
+
+
+def uncentred_norms(model: Model) -> Model:
+    """Norms whose weight is the factor itself: one is added, in float32, where it was stored less one (layernorm1p).
+
+    Only where that is so for all norms; exact up to one rounding per element.
+    """
+    norms = [norm for norm in _norms(model.architecture) if norm.weight]
+    if not norms or not all(norm.zero_centred for norm in norms):
+        return model
+    tensors = {
+        name: replace(assembly, maps=(*assembly.maps, plus_one)) if name.endswith("norm.weight") else assembly
+        for name, assembly in model.tensors.items()
+    }
+    architecture = _with_norms(model.architecture, lambda norm: replace(norm, zero_centred=False))
+    return model.rewritten(architecture, tensors, "one added to the weights of norms, which were stored less one")
+
+
+def _norms(value: object) -> Iterator[Norm]:
+    if isinstance(value, Norm):
+        yield value
+    elif isinstance(value, tuple):
+        for one in dict.fromkeys(value):
+            yield from _norms(one)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _norms(getattr(value, field.name))
+
+
+def _with_norms(value: Any, change: Callable[[Norm], Norm]) -> Any:
+    """A part of an architecture with `change` applied to every norm in it."""
+    if isinstance(value, Norm):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_with_norms(one, change) for one in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{field.name: _with_norms(getattr(value, field.name), change) for field in fields(value)})

@@ -1,0 +1,257 @@
+"""A checkpoint's files by name, wherever they are kept: in a folder, in a tar, or in a tar inside gzip.
+
+    tree = open_tree("model.nemo")
+    tree.read("model_config.yaml")
+    extent = tree["mp_rank_00/model_weights.ckpt"]
+    read_torch_file(extent.file, extent.offset, extent.size)
+
+Names are relative, with forward slashes, and without `./`. What a folder holds is looked up when it is asked for;
+an archive is listed whole, from its headers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.errors import FormatError
+from ckpt_core.storage.files import FileState, open_regular
+from ckpt_core.storage.inflate import is_tar_in_gzip, open_stored
+from ckpt_core.storage.pickle_limits import Limits
+from ckpt_core.storage.tar import BLOCK, is_tar, list_tar
+from ckpt_core.storage.torchzip import read_torch_file
+
+_MAX_FILES = 1_000_000
+_MAX_DEPTH = 64
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`size` bytes from byte `offset` of the file at `file` on: a whole file, or a member of an archive.
+
+    Of a tar inside gzip, `offset` counts the inflated bytes.
+    """
+
+    file: str
+    offset: int
+    size: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its bytes, some at a time."""
+        with open_stored(self.file) as stream:
+            stream.seek(self.offset)
+            left = self.size
+            while left:
+                data = stream.read(min(left, _PIECE))
+                if not data:
+                    raise FormatError("the file was truncated while it was being read", file=self.file)
+                left -= len(data)
+                yield data
+
+    def read(self) -> bytes:
+        """All of it."""
+        return b"".join(self.pieces())
+
+
+class Tree(ABC):
+    """The files below `path`; `tree[name]` is where one lies."""
+
+    path: str
+    files: Mapping[str, Extent]
+
+    @property
+    def states(self) -> list[FileState]:
+        """The files on disk behind it: the archive, or every file of the folder."""
+        return [FileState.of(path) for path in sorted({extent.file for extent in self.files.values()})]
+
+    @property
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """The names of the folders directly in it, sorted."""
+
+    @abstractmethod
+    def below(self, prefix: str) -> Tree:
+        """The tree of one folder in it; an empty one if there is no such folder."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def __getitem__(self, name: str) -> Extent:
+        """Where the file called `name` lies; `FormatError` if there is none."""
+        try:
+            return self.files[name]
+        except KeyError:
+            raise FormatError("a file of the checkpoint is missing", file=self.place(name)) from None
+
+    def place(self, name: str) -> str:
+        """The file called `name` as errors name it: a path that goes through the archive as if it were a folder."""
+        return f"{self.path}/{name}" if name else self.path
+
+    def read(self, name: str, limit: int = 64 << 20) -> bytes:
+        """A whole file that must be small (a config, an index); `FormatError` above `limit` bytes."""
+        extent = self[name]
+        if extent.size > limit:
+            raise FormatError(
+                "a metadata file is far too large",
+                file=self.place(name),
+                found=f"{extent.size} bytes",
+                expected=f"at most {limit}",
+            )
+        return extent.read()
+
+    def read_torch(self, name: str, limits: Limits = Limits()) -> Any:
+        """The object in a torch file, with a `StoredTensor` for each tensor; errors name the file, not the archive."""
+        extent = self[name]
+        try:
+            return read_torch_file(extent.file, extent.offset, extent.size, limits=limits)
+        except FormatError as problem:
+            problem.file = self.place(name)
+            raise
+
+
+class _Folder(Tree):
+    def __init__(self, path: str, root: str) -> None:
+        self.path, self._root = path, root
+        self.files = _FolderFiles(path, root)
+
+    @property
+    def folders(self) -> list[str]:
+        return [entry.name for entry in _entries(self.path) if os.path.isdir(entry.path)]
+
+    def below(self, prefix: str) -> Tree:
+        return _Folder(self.place(prefix), self._root)
+
+
+class _Archive(Tree):
+    def __init__(self, path: str, files: Mapping[str, Extent], folders: Collection[str]) -> None:
+        self.path, self.files, self._folders = path, files, folders
+
+    @property
+    def folders(self) -> list[str]:
+        return sorted(self._inner)
+
+    def below(self, prefix: str) -> Tree:
+        first, _, rest = prefix.partition("/")
+        files, folders = self._inner.get(first, ({}, set()))
+        inner = _Archive(self.place(first), files, folders)
+        return inner.below(rest) if rest else inner
+
+    @functools.cached_property
+    def _inner(self) -> dict[str, tuple[dict[str, Extent], set[str]]]:
+        """What is in each folder directly in it: an archive may have very many."""
+        found: dict[str, tuple[dict[str, Extent], set[str]]] = {}
+        for folder in self._folders:
+            first, slash, rest = folder.partition("/")
+            inner = found.setdefault(first, ({}, set()))
+            if slash:
+                inner[1].add(rest)
+        for name, extent in self.files.items():
+            first, slash, rest = name.partition("/")
+            if slash:
+                found[first][0][rest] = extent
+        return found
+
+
+def open_tree(path: str | os.PathLike[str]) -> Tree:
+    """The files of a folder, or of a tar or tar.gz (told by content); a `FormatError` for anything else."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return _Folder(path, _root_of(path))
+    if not is_archive(path):
+        raise FormatError("this is no folder and no tar archive", file=path, expected="a folder, a tar or a tar.gz")
+    with open_stored(path) as stream:
+        listing = list_tar(stream, path, stream.seek(0, os.SEEK_END))
+    files = {name: Extent(path, member.offset, member.size) for name, member in listing.files.items()}
+    return _Archive(path, files, listing.folders)
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a tar or a tar.gz does; False for what is no file. Only the head is read."""
+    try:
+        descriptor = open_regular(path)
+        try:
+            head = os.pread(descriptor, BLOCK, 0)
+        finally:
+            os.close(descriptor)
+        return is_tar(head) or is_tar_in_gzip(path)
+    except (FormatError, OSError):
+        return False
+
+
+class _FolderFiles(Mapping[str, Extent]):
+    """The files below a folder, looked up when they are asked for. Iterating walks it; linked folders are not entered.
+
+    A link may lead to a file below `root`, the folder that was opened: a checkpoint from a stranger could otherwise
+    carry any file of this machine into what is written.
+    """
+
+    def __init__(self, folder: str, root: str) -> None:
+        self._folder, self._root = folder, root
+        self._real: dict[str, str] = {}  # of the folders that were seen
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _is_relative(name) and os.path.isfile(os.path.join(self._folder, name))
+
+    def __getitem__(self, name: str) -> Extent:
+        full = os.path.join(self._folder, name)
+        if not _is_relative(name) or not os.path.lexists(full):
+            raise KeyError(name)
+        state = FileState.of(full)
+        real = self._real_path(full)
+        if not real.startswith(self._root + os.sep):
+            raise FormatError("a file of the checkpoint is a link that leaves its folder", file=full, found=real)
+        return Extent(full, 0, state.size)
+
+    def _real_path(self, full: str) -> str:
+        if os.path.islink(full):
+            return os.path.realpath(full)
+        folder, name = os.path.split(full)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        return os.path.join(self._real[folder], name)
+
+    def __iter__(self) -> Iterator[str]:
+        pending, count = [("", 0)], 0
+        while pending:
+            folder, depth = pending.pop()
+            for entry in _entries(os.path.join(self._folder, folder)):
+                count += 1
+                if count > _MAX_FILES or depth > _MAX_DEPTH:
+                    raise FormatError(
+                        "the folder holds too much to be a checkpoint", file=self._folder, found=entry.path
+                    )
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((f"{name}/", depth + 1))
+                elif os.path.isfile(entry.path):  # unlike the entry's own method, False for a link to itself
+                    yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _is_relative(name: str) -> bool:
+    """Whether a name stays below the folder that it counts from."""
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name and "\\" not in name
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FormatError(f"cannot read a folder: {error.strerror}", file=folder) from error
+
+
+def _root_of(folder: str) -> str:
+    """Where links in a folder may lead. In the cache of the Hugging Face hub every file is a link to a blob."""
+    real = os.path.realpath(folder)
+    repository, snapshots, _ = real.rpartition("/snapshots/")
+    return repository if snapshots and os.path.isdir(os.path.join(repository, "blobs")) else real
