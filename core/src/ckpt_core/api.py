@@ -332,7 +332,8 @@ def over_tensors(
         Transfer(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in checkpoint.tensors.values()
     ]
     total = sum(transfer.bytes_read for transfer in transfers)
-    done, found = 0, {}
+    done = 0
+    found: dict[str, T] = {}
     try:
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "read") as pool:
             for transfer, result in zip(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,133 +9,74 @@ import click
 from ckpt_core.cli.convert import parallel_text
 from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, size_text, table
-from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.cli.progress import progress
+from ckpt_core.cli.survey import Future, Survey, not_finite_text, possible_targets
 
 if TYPE_CHECKING:
-    from ckpt_core.checkpoint import Checkpoint, Loss
-    from ckpt_core.plugins.discovery import Plugin
-
-_GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "other")
+    from ckpt_core.verify.statistics import Statistics
 
 
 @click.command(short_help="Say what a checkpoint is and what it can become.")
 @click.argument("src")
 @reading
-def command(src: str, *, as_json: bool, **asked: Any) -> None:
+@click.option("--stats", is_flag=True, help="Read every tensor: norm, mean, min, max, zeros, NaNs and infinities.")
+@click.option("--html", metavar="FILE", help="Write it all to a page too, to be opened in a browser; FILE is replaced.")
+def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: Any) -> None:
     """Say what SRC is: format, layout, architecture, parameters, dtypes, and which formats can hold it.
 
-    Only headers are read, so this takes no time for a model of any size.
+    Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
     """
     from ckpt_core.api import read_checkpoint
 
     checkpoint = read_checkpoint(src, **asked)
-    futures = possible_targets(checkpoint)
+    if html is not None:
+        from ckpt_core.cli.report_file import check_report_file
+
+        check_report_file(html, src, checkpoint)  # before everything is read for nothing
+    statistics = None
+    if stats:
+        from ckpt_core.verify.statistics import statistics as statistics_of
+
+        with progress("reading") as listener:
+            statistics = statistics_of(checkpoint, listener=listener)
+    survey = Survey(checkpoint, src, possible_targets(checkpoint), statistics)
+    if html is not None:
+        from ckpt_core.cli.page import page_of
+        from ckpt_core.cli.report_file import write_report_file
+
+        write_report_file(html, page_of(survey))
     if as_json:
-        emit_json(checkpoint_json(checkpoint, src, futures))
+        emit_json(survey_json(survey) | ({"page": html} if html is not None else {}))
     else:
-        show_checkpoint(checkpoint, src, futures)
+        show(survey)
+        if html is not None:
+            Page().say("page", html)
 
 
-@dataclass(frozen=True)
-class Future:
-    """Whether a format can hold a checkpoint as it is: `refusals` if not, `losses` if so."""
-
-    format: str
-    refusals: list[str]
-    losses: list[Loss]
-
-    @property
-    def possible(self) -> bool:
-        return not self.refusals
-
-
-def possible_targets(checkpoint: Checkpoint) -> list[Future]:
-    """Every installed format that writes, asked for a plan of this checkpoint with its default options."""
-    from ckpt_core.plugins.discovery import all_plugins
-
-    return [_future(checkpoint, plugin) for plugin in all_plugins() if plugin.broken is None and plugin.info.writes]
-
-
-def _future(checkpoint: Checkpoint, plugin: Plugin) -> Future:
-    from ckpt_core.engine.plan import make_plan
-    from ckpt_core.plugins.request import WriteRequest, typed_options
-
-    request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
-    try:
-        plan = make_plan(checkpoint, plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request))
-    except ProblemsFound as problems:
-        return Future(plugin.name, [_one_line(problem) for problem in problems.problems], [])
-    except CkptError as problem:
-        return Future(plugin.name, [_one_line(problem)], [])
-    except Exception as error:  # a stranger's plugin; the others still answer
-        return Future(plugin.name, [f"the plugin failed: {type(error).__name__}: {error}"], [])
-    return Future(plugin.name, [], plan.losses)
-
-
-def _one_line(problem: CkptError) -> str:
-    return problem.problem + (f" ({problem.fix})" if problem.fix else "")
-
-
-def group_of(name: str) -> str:
-    """The group that a canonical parameter is counted in.
-
-    >>> group_of("layers.0.attention.q_norm.weight"), group_of("encoder.layers.3.mlp.experts.up.weight")
-    ('norms', 'experts')
-    """
-    parts = name.split(".")
-    if any(part.endswith("norm") for part in parts):
-        return "norms"
-    if "experts" in parts:
-        return "experts"
-    if any(part.endswith("attention") for part in parts):
-        return "attention"
-    return next((part for part in parts if part in _GROUPS), "other")
-
-
-def parameter_counts(checkpoint: Checkpoint) -> dict[str, int]:
-    """Elements per group, without vocabulary padding; a tied head is part of the embedding."""
-    from ckpt_core.architecture import parameters
-
-    counts: Counter[str] = Counter()
-    for parameter in parameters(checkpoint.architecture).values():
-        rows = parameter.true_rows
-        counts[group_of(parameter.name)] += (
-            parameter.elements if rows is None else parameter.elements // parameter.shape[0] * rows
-        )
-    return {group: counts[group] for group in _GROUPS if counts[group]}
-
-
-def stored_bytes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """Per stored dtype: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
-    found: dict[str, tuple[int, int]] = {}
-    for assembly in checkpoint.tensors.values():
-        size = sum(block.tile.elements * block.dtype.size for block in assembly.blocks)
-        tensors, total = found.get(assembly.dtype.name, (0, 0))
-        found[assembly.dtype.name] = tensors + 1, total + size
-    return found
-
-
-def checkpoint_json(checkpoint: Checkpoint, src: str, futures: list[Future]) -> dict[str, object]:
+def survey_json(survey: Survey) -> dict[str, object]:
     """Everything that `inspect` knows."""
     from ckpt_core.architecture import facts_of, to_json
 
-    counts = parameter_counts(checkpoint)
+    checkpoint, statistics = survey.checkpoint, survey.statistics
     return {
-        "path": src,
+        "path": survey.src,
         "format": checkpoint.format,
         "evidence": checkpoint.evidence,
         "parallel": checkpoint.parallel,
         "masters": checkpoint.masters,
         "architecture": to_json(checkpoint.architecture),
         "facts": dict(facts_of(checkpoint.architecture)),
-        "parameters": {"total": sum(counts.values()), **counts},
-        "dtypes": {
-            name: {"tensors": tensors, "bytes": size} for name, (tensors, size) in stored_bytes(checkpoint).items()
-        },
+        "parameters": {"total": sum(survey.counts.values()), **survey.counts},
+        "dtypes": {name: {"tensors": tensors, "bytes": size} for name, (tensors, size) in survey.stored.items()},
         "tensors": {
-            name: {"axes": {axis.name: axis.size for axis in assembly.parameter.axes}, "dtype": assembly.dtype.name}
+            name: {
+                "axes": {axis.name: axis.size for axis in assembly.parameter.axes},
+                "dtype": assembly.dtype.name,
+                **({} if statistics is None else {"statistics": statistics[name].to_json()}),
+            }
             for name, assembly in checkpoint.tensors.items()
         },
+        **({} if statistics is None else {"not_finite": list(survey.not_finite)}),
         "notes": checkpoint.notes,
         "sidecars": {path: sidecar.size for path, sidecar in sorted(checkpoint.sidecars.items())},
         "losses": [loss.to_json() for loss in checkpoint.losses],
@@ -150,42 +88,62 @@ def checkpoint_json(checkpoint: Checkpoint, src: str, futures: list[Future]) -> 
                 "refusals": one.refusals,
                 "losses": [loss.to_json() for loss in one.losses],
             }
-            for one in futures
+            for one in survey.futures
         ],
     }
 
 
-def show_checkpoint(checkpoint: Checkpoint, src: str, futures: list[Future]) -> None:
+def show(survey: Survey) -> None:
     """What `inspect` knows, as text."""
     from ckpt_core.cli.describe import describe
 
-    page = Page()
-    page.say("path", src)
+    checkpoint, page = survey.checkpoint, Page()
+    page.say("path", survey.src)
     page.say("format", f"{checkpoint.format}{parallel_text(checkpoint.parallel)}")
     page.say("because", *checkpoint.evidence)
-    page.say(
-        "files", f"{plural(len(checkpoint.files), 'file')}, {size_text(sum(state.size for state in checkpoint.files))}"
-    )
+    page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}")
     for label, text in describe(checkpoint.architecture):
         page.say(label, text)
-    counts = parameter_counts(checkpoint)
     page.say(
         "parameters",
-        count_text(sum(counts.values())),
-        *table((group, count_text(count)) for group, count in counts.items()),
+        count_text(sum(survey.counts.values())),
+        *table((group, count_text(count)) for group, count in survey.counts.items()),
     )
-    stored = stored_bytes(checkpoint).items()
     page.say(
-        "stored as", *(f"{name}: {plural(tensors, 'tensor')}, {size_text(size)}" for name, (tensors, size) in stored)
+        "stored as",
+        *(f"{name}: {plural(tensors, 'tensor')}, {size_text(size)}" for name, (tensors, size) in survey.stored.items()),
     )
     page.say("masters", "fp32 master weights exist; --weights master reads them" if checkpoint.masters else "none")
     page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
     page.say("sidecars", *sorted(checkpoint.sidecars))
     page.say("losses", *map(str, checkpoint.losses))
-    page.say("can become", *(line for one in futures for line in _future_lines(one)))
+    page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
+    if survey.statistics is not None:
+        page.say("values", *statistics_lines(survey.statistics))
+        bad = [paint(f"{name}: {not_finite_text(found)}", "red") for name, found in survey.not_finite.items()]
+        page.say("not finite", *(bad or ["nothing: no NaN and no infinity in any tensor"]))
 
 
 def _future_lines(one: Future) -> list[str]:
     if one.possible:
         return [f"{one.format}: {paint('yes', 'green')}", *(f"  {loss}" for loss in one.losses)]
     return [f"{one.format}: {paint('no', 'red')}", *(f"  {refusal}" for refusal in shortened(one.refusals))]
+
+
+def statistics_lines(statistics: dict[str, Statistics]) -> list[str]:
+    """A table of the statistics of all tensors, one a line under their names."""
+    rows = [["tensor", "norm", "mean", "min", "max", "zeros", "NaN", "inf"]]
+    for name, found in statistics.items():
+        numbers = (found.norm, found.mean, found.low, found.high)
+        counts = (found.zeros, found.nans, found.infinities)
+        rows.append([name, *map(number_text, numbers), *(f"{count:,}" for count in counts)])
+    return table(rows)
+
+
+def number_text(value: float | None) -> str:
+    """Five digits of a number; `-` for none.
+
+    >>> number_text(0.0123456789), number_text(None)
+    ('0.012346', '-')
+    """
+    return "-" if value is None else f"{value:.5g}"
