@@ -1,4 +1,4 @@
-"""Synthetic Llama folders of a given size: real shapes, random bf16 weights, no framework needed."""
+"""Synthetic Llama folders of a given size: real shapes, random bf16 weights, no framework needed; and files of holes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from ckpt_core.checkpoint import Target
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.dtypes import BF16
 
@@ -92,3 +93,20 @@ def write_llama(folder: str, gigabytes: float, *, data: bool = True) -> int:
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(config, file, indent=2)
     return total
+
+
+def write_holes(target: Target, folder: str) -> None:
+    """What `target` would be, with all its headers and documents, but with holes for the weights."""
+    for file in target.files:
+        path = os.path.join(folder, file.path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.truncate(file.size)
+            for offset, data in file.literals:
+                stream.seek(offset)
+                stream.write(data)
+    for name, data in target.documents.items():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(data)

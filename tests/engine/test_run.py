@@ -120,6 +120,27 @@ def test_small_pieces_give_the_same_bytes(model: Path, arguments: dict, tmp_path
     assert pieces == whole
 
 
+def test_a_link_out_of_the_checkpoint_is_not_followed(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("not a part of any model")
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").unlink()
+    (tmp_path / "model/tokenizer.json").symlink_to(tmp_path / "private")
+    with pytest.raises(CkptError, match="tokenizer.json is a link that leads out of the checkpoint"):
+        convert(tmp_path / "model", tmp_path / "out", to="nanotron")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_links_of_the_hubs_cache_are(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository/blobs").mkdir(parents=True)
+    (tmp_path / "repository/snapshots").mkdir()
+    (tmp_path / "repository/blobs/0123").write_text("{}")
+    snapshot = shutil.copytree(model, tmp_path / "repository/snapshots/abcdef")
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/0123")
+    convert(snapshot, tmp_path / "out", to="hf")
+    assert (tmp_path / "out/tokenizer.json").read_text() == "{}"
+
+
 def test_sidecars_travel_through_every_format(model: Path, tmp_path: Path) -> None:
     names = ["tokenizer.json", "generation_config.json", "additional_chat_templates/tools.jinja"]
     convert(model, tmp_path / "ir", to="ir")

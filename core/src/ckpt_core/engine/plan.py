@@ -181,6 +181,7 @@ def make_plan(
     problems = Problems(f"writing {target.format}")
     _check_tensors(expected, target, problems)
     _check_files(target, problems)
+    _check_links(source, target, problems)
     deliveries = _deliveries(target, problems)
     for name, parameter in expected.items():
         delivered = sum(delivery.block.tile.elements for delivery in deliveries.get(name, ()) if not delivery.copy)
@@ -224,6 +225,27 @@ def _check_files(target: Target, problems: Problems) -> None:
             problems.add(CkptError(f"an output path leaves the destination: {path!r}"))
     for path in {path for path in paths if paths.count(path) > 1} if len(set(paths)) != len(paths) else ():
         problems.add(CkptError(f"two things would be written to {path!r}"))
+
+
+def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None:
+    """A stranger's folder may hold a tokenizer.json that is a link to a private file: links must stay at home.
+
+    The hub's cache is all links, from snapshots/REVISION/ to blobs/ beside it; there, home is the whole repository.
+    """
+    home = os.path.realpath(source.path)
+    if os.path.basename(os.path.dirname(home)) == "snapshots":
+        home = os.path.dirname(os.path.dirname(home))
+    for path, sidecar in target.sidecars.items():
+        real = os.path.realpath(sidecar.path)
+        if os.path.islink(sidecar.path) and os.path.commonpath([home, real]) != home:
+            problems.add(
+                CkptError(
+                    f"{path} is a link that leads out of the checkpoint",
+                    file=sidecar.path,
+                    found=real,
+                    fix="copy the file there if it belongs to the model, or remove the link",
+                )
+            )
 
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]:

@@ -56,7 +56,9 @@ def sections(config: Values) -> dict[str, Any]:
 
 def nested(flat: Values, base: Values) -> dict[str, Any]:
     """Flat keys entered into a config with sections; everything else in `base` stays."""
-    config = {key: dict(value) if key in SECTIONS and isinstance(value, Mapping) else value for key, value in base.items()}
+    config = {
+        key: dict(value) if key in SECTIONS and isinstance(value, Mapping) else value for key, value in base.items()
+    }
     for key, value in flat.items():
         section, dot, rest = key.partition(".")
         if dot:
@@ -75,10 +77,18 @@ def _hidden() -> Custom:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         found = [whole(config, key) for key in keys]
         if found[0] != found[1]:
-            raise CkptError("the stacks have different widths, which NeMo refuses too", found=f"{keys[0]} = {found[0]}, {keys[1]} = {found[1]}")
+            raise CkptError(
+                "the stacks have different widths, which NeMo refuses too",
+                found=f"{keys[0]} = {found[0]}, {keys[1]} = {found[1]}",
+            )
         facts["hidden"] = found[0]
 
-    return custom(keys, ["hidden"], read=read, write=lambda facts, notes, config: config.update(dict.fromkeys(keys, facts["hidden"])))
+    return custom(
+        keys,
+        ["hidden"],
+        read=read,
+        write=lambda facts, notes, config: config.update(dict.fromkeys(keys, facts["hidden"])),
+    )
 
 
 def _tokens() -> Custom:
@@ -92,9 +102,13 @@ def refused(key: str, value: object, why: str, *, written: bool = True) -> Custo
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         if config.get(key) not in (None, value):
-            raise CkptError(f"{key}: {config[key]!r} is not supported: {why}", found=f"{key}: {config[key]!r}", expected=repr(value))
+            raise CkptError(
+                f"{key}: {config[key]!r} is not supported: {why}", found=f"{key}: {config[key]!r}", expected=repr(value)
+            )
 
-    return custom([key], [], read=read, write=lambda facts, notes, config: config.update({key: value} if written else {}))
+    return custom(
+        [key], [], read=read, write=lambda facts, notes, config: config.update({key: value} if written else {})
+    )
 
 
 # --- one stack -------------------------------------------------------------------------------------------------------
@@ -107,7 +121,9 @@ def _width(section: str) -> Custom:
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         if config.get(key) is None and whole(config, hidden) % whole(config, heads):
-            raise CkptError(f"{hidden}={config[hidden]} is not a multiple of {heads}={config[heads]}, and {key} is null")
+            raise CkptError(
+                f"{hidden}={config[hidden]} is not a multiple of {heads}={config[heads]}, and {key} is null"
+            )
         width = whole(config, key) if config.get(key) is not None else whole(config, hidden) // whole(config, heads)
         facts.update(dict.fromkeys(paths, width))
 
@@ -140,7 +156,10 @@ def _norms(section: str) -> Custom:
             facts.update({f"{norm}.{name}": value for name, value in {**_KINDS[kind], "eps": float(eps)}.items()})
 
     def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-        said = {name: _one_value(facts, [f"{norm}.{name}" for norm in norms], kind_key) for name in ("kind", "bias", "zero_centred")}
+        said = {
+            name: _one_value(facts, [f"{norm}.{name}" for norm in norms], kind_key)
+            for name in ("kind", "bias", "zero_centred")
+        }
         kind = next((kind for kind, values in _KINDS.items() if values == said), None)
         if kind is None or not all(facts.get(f"{norm}.weight") is True for norm in norms):
             raise Refusal(f"{kind_key} has no name for such norms", found=str(said), expected=", ".join(_KINDS))
@@ -164,23 +183,36 @@ def _positions(section: str) -> Custom:
     crossing = "decoder.cross_relative_bias"
 
     def table(config: Values, both_ways: bool) -> dict[str, object]:
-        return {"buckets": whole(config, buckets, 32), "max_distance": whole(config, distance, 128), "bidirectional": both_ways}
+        return {
+            "buckets": whole(config, buckets, 32),
+            "max_distance": whole(config, distance, 128),
+            "bidirectional": both_ways,
+        }
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         said = config.get(kind, "learned_absolute")
         if said == "learned_absolute":
             facts[f"{section}.positions.count"] = whole(config, "max_position_embeddings")
         elif said == "relative":
-            facts.update({f"{section}.relative_bias.{name}": value for name, value in table(config, section == "encoder").items()})
+            facts.update(
+                {
+                    f"{section}.relative_bias.{name}": value
+                    for name, value in table(config, section == "encoder").items()
+                }
+            )
             if section == "decoder" and not flag(config, self_only, True):
                 facts.update({f"{crossing}.{name}": value for name, value in table(config, True).items()})
         else:
-            raise CkptError(f"{kind}: {said!r} is not supported", found=f"{kind}: {said!r}", expected="relative, learned_absolute")
+            raise CkptError(
+                f"{kind}: {said!r} is not supported", found=f"{kind}: {said!r}", expected="relative, learned_absolute"
+            )
 
     def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
         relative, learned = facts.present(f"{section}.relative_bias"), facts.present(f"{section}.positions")
         if relative is learned or not isinstance(relative, bool):
-            raise Refusal(f"{kind} is relative or learned_absolute", found=f"{section} with {'both' if relative else 'neither'}")
+            raise Refusal(
+                f"{kind} is relative or learned_absolute", found=f"{section} with {'both' if relative else 'neither'}"
+            )
         config[kind] = "relative" if relative else "learned_absolute"
         config[self_only] = section == "encoder" or not facts.present(crossing)
         if learned:
@@ -191,10 +223,20 @@ def _positions(section: str) -> Custom:
         if found[:2] != found[-2:]:
             raise Refusal(f"{buckets} and {distance} are those of both tables", found=str(found))
         config[buckets], config[distance] = found[:2]
-        if facts[f"{section}.relative_bias.bidirectional"] is not (section == "encoder") or facts.get(f"{crossing}.bidirectional", True) is not True:
-            raise Refusal("distances count both ways in the encoder and across, and backwards in the decoder", found=f"{section}.relative_bias.bidirectional = {facts[f'{section}.relative_bias.bidirectional']}")
+        if (
+            facts[f"{section}.relative_bias.bidirectional"] is not (section == "encoder")
+            or facts.get(f"{crossing}.bidirectional", True) is not True
+        ):
+            raise Refusal(
+                "distances count both ways in the encoder and across, and backwards in the decoder",
+                found=f"{section}.relative_bias.bidirectional = {facts[f'{section}.relative_bias.bidirectional']}",
+            )
 
-    claims = [f"{section}.relative_bias.*", f"{section}.positions.count", *([f"{crossing}.*"] if section == "decoder" else [])]
+    claims = [
+        f"{section}.relative_bias.*",
+        f"{section}.positions.count",
+        *([f"{crossing}.*"] if section == "decoder" else []),
+    ]
     return custom([kind, buckets, distance, self_only], claims, read=read, write=write)
 
 
@@ -204,7 +246,14 @@ def _same_count(one: object, two: object) -> None:
 
 
 def _tables_of(facts: Facts, section: str) -> list[str]:
-    return [f"{section}.relative_bias", *(["decoder.cross_relative_bias"] if section == "decoder" and facts.present("decoder.cross_relative_bias") else [])]
+    return [
+        f"{section}.relative_bias",
+        *(
+            ["decoder.cross_relative_bias"]
+            if section == "decoder" and facts.present("decoder.cross_relative_bias")
+            else []
+        ),
+    ]
 
 
 def _scores(section: str) -> Custom:
@@ -230,12 +279,26 @@ def _scores(section: str) -> Custom:
                 facts[f"{block}.relative_bias_scale"] = per_layer
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        biased = [block for block, table in zip(blocks, ("relative_bias", "cross_relative_bias"), strict=False) if facts.present(f"{section}.{table}")]
-        entered(facts, whole(config, f"{section}.num_layers"), biased, flag(config, normalise, True), flag(config, by_layer, True))
+        biased = [
+            block
+            for block, table in zip(blocks, ("relative_bias", "cross_relative_bias"), strict=False)
+            if facts.present(f"{section}.{table}")
+        ]
+        entered(
+            facts,
+            whole(config, f"{section}.num_layers"),
+            biased,
+            flag(config, normalise, True),
+            flag(config, by_layer, True),
+        )
 
     def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
         layers = facts[f"{section}.layers"]
-        biased = [block for block, table in zip(blocks, ("relative_bias", "cross_relative_bias"), strict=False) if facts.present(f"{section}.{table}")]
+        biased = [
+            block
+            for block, table in zip(blocks, ("relative_bias", "cross_relative_bias"), strict=False)
+            if facts.present(f"{section}.{table}")
+        ]
         for normalises, numbers in ((True, False), (False, False), (True, True), (False, True)):
             wanted = Facts()
             entered(wanted, layers, biased, normalises, numbers)
@@ -254,7 +317,10 @@ def _spread(facts: Facts, path: str, layers: int) -> list[object]:
     default = None if path.endswith(".scale") else 1.0
     value = facts.get(path, default)
     present = facts.get(f"{path}?", PerLayer([True] * layers))
-    return [(value[index] if isinstance(value, PerLayer) else value) if present[index] else default for index in range(layers)]
+    return [
+        (value[index] if isinstance(value, PerLayer) else value) if present[index] else default
+        for index in range(layers)
+    ]
 
 
 def _activation(section: str) -> Custom:
@@ -273,18 +339,25 @@ def _activation(section: str) -> Custom:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         name = config.get(key, "gelu")
         if name not in (*_GELU, *_OTHERS):
-            raise CkptError(f"key {key!r} has an unknown value", found=repr(name)[:60], expected=", ".join((*_GELU, *_OTHERS)))
+            raise CkptError(
+                f"key {key!r} has an unknown value", found=repr(name)[:60], expected=", ".join((*_GELU, *_OTHERS))
+            )
         biased = flag(config, bias, True)
         fused = flag(config, old_fusion if old_fusion in config and fusion not in config else fusion, biased)
         if fused and (name in _OTHERS or not biased) and (fusion in config or old_fusion in config):
-            raise CkptError(f"{fusion} needs biases and a GELU: NeMo does not build such a model", found=f"{key}: {name}, {bias}: {biased}")
+            raise CkptError(
+                f"{fusion} needs biases and a GELU: NeMo does not build such a model",
+                found=f"{key}: {name}, {bias}: {biased}",
+            )
         facts[gated] = name != "gelu"
         if flag(config, openai, False) or (fused and name in _GELU):
             facts[function] = Activation.GELU_TANH
         elif name in _GELU:
             facts[function] = Activation.GELU_ERF
         elif flag(config, onnx, False):
-            raise CkptError(f"{onnx}: true puts an approximate GELU in place of {name}", found=f"{key}: {name}", expected="false")
+            raise CkptError(
+                f"{onnx}: true puts an approximate GELU in place of {name}", found=f"{key}: {name}", expected="false"
+            )
         else:
             facts[function] = _OTHERS[name]
 
@@ -295,7 +368,11 @@ def _activation(section: str) -> Custom:
         if name is None and is_gated:
             name = next((name for name, other in _OTHERS.items() if other == kind), None)
         if name is None:
-            raise Refusal(f"{key} has no name for this", found=f"{function} = {kind}, {gated} = {is_gated}", expected=", ".join((*_GELU, *_OTHERS)))
+            raise Refusal(
+                f"{key} has no name for this",
+                found=f"{function} = {kind}, {gated} = {is_gated}",
+                expected=", ".join((*_GELU, *_OTHERS)),
+            )
         config |= {key: name, openai: tanh, fusion: False, onnx: False}
 
     return custom([key, openai, fusion, old_fusion, onnx], [gated, function], read=read, write=write)
@@ -303,11 +380,16 @@ def _activation(section: str) -> Custom:
 
 def _stack(section: str) -> list[Entry | list[Any]]:
     blocks, mlp = BLOCKS[section], f"{section}.mlp"
-    biases = [f"{block}.{part}_bias" for block in blocks for part in ("q", "k", "v", "out")] + [f"{mlp}.up_bias", f"{mlp}.down_bias"]
+    biases = [f"{block}.{part}_bias" for block in blocks for part in ("q", "k", "v", "out")] + [
+        f"{mlp}.up_bias",
+        f"{mlp}.down_bias",
+    ]
     own: list[Any] = [
         fixed(f"{section}.causal", section == "decoder"),
         field(f"{section}.num_layers", f"{section}.layers"),
-        field(f"{section}.num_attention_heads", *(f"{block}.{name}" for block in blocks for name in ("heads", "groups"))),
+        field(
+            f"{section}.num_attention_heads", *(f"{block}.{name}" for block in blocks for name in ("heads", "groups"))
+        ),
         _width(section),
         field(f"{section}.ffn_hidden_size", f"{mlp}.ffn"),
         field(f"{section}.bias", *biases, default=True),
@@ -316,18 +398,33 @@ def _stack(section: str) -> list[Entry | list[Any]]:
         _positions(section),
         _scores(section),
         _activation(section),
-        refused(f"{section}.arch", "transformer", why="a perceiver attends from latent vectors, which no other format has"),
-        refused(f"{section}.transformer_block_type", "pre_ln", why="normformer has further norms, post_ln no norm at the end"),
+        refused(
+            f"{section}.arch", "transformer", why="a perceiver attends from latent vectors, which no other format has"
+        ),
+        refused(
+            f"{section}.transformer_block_type",
+            "pre_ln",
+            why="normformer has further norms, post_ln no norm at the end",
+        ),
         refused(f"{section}.num_moe_experts", 1, why="its experts are weighted by a sigmoid of the router (SwitchMLP)"),
-        refused(f"{section}.window_size", None, why="windows came with NeMo 1.21, for models with flash attention", written=False),
+        refused(
+            f"{section}.window_size",
+            None,
+            why="windows came with NeMo 1.21, for models with flash attention",
+            written=False,
+        ),
         refused(f"{section}.rotary_percentage", 1.0, why="rotary positions are not supported", written=False),
     ]
     own += ignore(f"{section}.megatron_legacy", why="how q, k and v lie in the fused tensors: read with them")
     own += ignore(
-        *(f"{section}.{name}" for name in ("hidden_steps", "num_self_attention_per_cross_attention")), why="a perceiver's"
+        *(f"{section}.{name}" for name in ("hidden_steps", "num_self_attention_per_cross_attention")),
+        why="a perceiver's",
     )
     own += ignore(
-        *(f"{section}.{name}" for name in ("moe_frequency", "moe_dropout", "use_flash_attention", "normalize_attention_scores_in_fp32")),
+        *(
+            f"{section}.{name}"
+            for name in ("moe_frequency", "moe_dropout", "use_flash_attention", "normalize_attention_scores_in_fp32")
+        ),
         why="how to train, or without effect in such a model",
     )
     return own

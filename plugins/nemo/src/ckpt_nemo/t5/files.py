@@ -27,10 +27,18 @@ class Stages:
 
     def __post_init__(self) -> None:
         if self.pp > 1 and not 0 < self.split < self.pp:
-            raise Refusal(f"{SPLIT} leaves a stack without a stage", found=f"{SPLIT}={self.split} of pp={self.pp}", expected=f"1 to {self.pp - 1}")
+            raise Refusal(
+                f"{SPLIT} leaves a stack without a stage",
+                found=f"{SPLIT}={self.split} of pp={self.pp}",
+                expected=f"1 to {self.pp - 1}",
+            )
         for stack, count in self.layers.items():
             if count % len(self.of(stack)):
-                raise Refusal(f"the {len(self.of(stack))} stages do not divide the {count} layers of the {stack}", found=f"pp={self.pp} {SPLIT}={self.split}", fix="another --pp or split")
+                raise Refusal(
+                    f"the {len(self.of(stack))} stages do not divide the {count} layers of the {stack}",
+                    found=f"pp={self.pp} {SPLIT}={self.split}",
+                    fix="another --pp or split",
+                )
 
     def of(self, stack: str) -> range:
         """The stages of a stack."""

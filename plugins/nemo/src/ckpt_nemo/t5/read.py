@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
 from ckpt_core.engine.assembly import Assembler, Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.layout import Layout, Native, account
@@ -32,9 +32,17 @@ Tensors = dict[str, StoredTensor]
 def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     """The checkpoint of an encoder-decoder model that was opened as `saved`."""
     if saved.backend != "ranks":
-        raise FormatError("a T5 of NeMo 1 lies in files of ranks", file=saved.place, found=f"a distributed checkpoint ({saved.backend})")
+        raise FormatError(
+            "a T5 of NeMo 1 lies in files of ranks",
+            file=saved.place,
+            found=f"a distributed checkpoint ({saved.backend})",
+        )
     if not saved.config:
-        raise FormatError("no config is stored with the weights", file=saved.place, expected="hyper_parameters, or hparams.yaml beside the run")
+        raise FormatError(
+            "no config is stored with the weights",
+            file=saved.place,
+            expected="hyper_parameters, or hparams.yaml beside the run",
+        )
     config = sections(_without(saved.config, request))
     ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
     facts, notes = T5.read(config, saved.config_file)
@@ -56,7 +64,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         tensors,
         saved.states,
         notes=notes,
-        sidecars=tokenizer.files,
+        sidecars=_sidecars(tokenizer),
         parallel={"tp": tp, "pp": pp},
         hints=_hints(saved, blocks, stages, tokenizer, tensors),
         evidence=[*differences(config, blocks, architecture)],
@@ -71,7 +79,9 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
 
 def _without(config: Mapping[str, Any], request: ReadRequest) -> dict[str, Any]:
     """The config without the keys that the user asks to ignore; `encoder.key` names one of a section."""
-    kept = {key: dict(value) if isinstance(value, Mapping) and key in SECTIONS else value for key, value in config.items()}
+    kept = {
+        key: dict(value) if isinstance(value, Mapping) and key in SECTIONS else value for key, value in config.items()
+    }
     for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
         section, dot, rest = key.strip().partition(".")
         (kept.get(section, {}) if dot else kept).pop(rest if dot else section, None)
@@ -84,7 +94,9 @@ def _without(config: Mapping[str, Any], request: ReadRequest) -> dict[str, Any]:
 def _tensors(rank: Rank, config: Mapping[str, Any], request: ReadRequest) -> Tensors:
     """The tensors of a rank by name, masters in their place where those are asked for."""
     if len(rank.chunks) != 1:
-        raise FormatError("an encoder-decoder has no virtual pipeline stages", file=rank.file, found=f"{len(rank.chunks)} of them")
+        raise FormatError(
+            "an encoder-decoder has no virtual pipeline stages", file=rank.file, found=f"{len(rank.chunks)} of them"
+        )
     # Float16Module stands inside the outer enc_dec_model
     found = {name.replace(f"{ROOT}.module.", f"{ROOT}.", 1): tensor for name, tensor in rank.chunks[0].items()}
     if request.weights != "master":
@@ -99,7 +111,9 @@ def _rows(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> int:
     """The rows of the embedding, over all ranks."""
     held = [tensors[TOKENS].shape for (_, stage), tensors in ranks.items() if stage == 0 and TOKENS in tensors]
     if not held or any(len(shape) != 2 for shape in held):
-        raise FormatError(f"tensor {TOKENS!r} is missing, or is no matrix", file=saved.place, found=", ".join(map(str, held)) or None)
+        raise FormatError(
+            f"tensor {TOKENS!r} is missing, or is no matrix", file=saved.place, found=", ".join(map(str, held)) or None
+        )
     return sum(shape[0] for shape in held)
 
 
@@ -187,11 +201,27 @@ def _name_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], notes: dict[st
     # a model that came from transformers was trained there with padding before the target
     padded = str(config.get("library") or "").startswith("huggingface")
     padded |= isinstance(data, Mapping) and data.get("decoder_starts_with_pad") is True
-    notes |= {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad, "decoder_start": tokens.pad if padded else tokens.bos}
+    notes |= {
+        "bos": tokens.bos,
+        "eos": tokens.eos,
+        "pad": tokens.pad,
+        "decoder_start": tokens.pad if padded else tokens.bos,
+    }
     return []
 
 
-def _hints(saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, Assembly]) -> dict[str, Any]:
+def _sidecars(tokenizer: Tokenizer) -> dict[str, Sidecar]:
+    """The tokenizer's files; under the name that transformers' T5 looks for, where its sentinels are those of a T5."""
+    section, files = tokenizer.section, dict(tokenizer.files)
+    as_t5 = section.get("add_sentinel_tokens_first") and section.get("add_sentinel_tokens_in_reverse_order")
+    if as_t5 and "tokenizer.model" in files:
+        files["spiece.model"] = files.pop("tokenizer.model")
+    return files
+
+
+def _hints(
+    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, Assembly]
+) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
     dtypes = {assembly.dtype.name for assembly in tensors.values()}

@@ -55,14 +55,19 @@ def special_tokens(model: bytes, section: Mapping[str, Any], ul2: bool, file: st
     if type(count) is not int or not 0 <= count <= _MAX_SENTINELS:
         raise FormatError("tokenizer.num_sentinel_tokens is no number of tokens", file=file, found=repr(count)[:60])
     numbers = range(count)
-    sentinels = [f"<extra_id_{n}>" for n in (reversed(numbers) if section.get("add_sentinel_tokens_in_reverse_order") else numbers)]
+    sentinels = [
+        f"<extra_id_{n}>"
+        for n in (reversed(numbers) if section.get("add_sentinel_tokens_in_reverse_order") else numbers)
+    ]
     sentinels += _UL2 if ul2 else ()
     first = bool(section.get("add_sentinel_tokens_first"))
     for token in sentinels if first else ():
         vocabulary.add(token)
     for token in ("<cls>", "<sep>", "<mask>"):
         vocabulary.add(token)
-    pad, bos, eos = (vocabulary.own(field, f"<{name}>") for field, name in ((_PAD, "pad"), (_BOS, "bos"), (_EOS, "eos")))
+    pad, bos, eos = (
+        vocabulary.own(field, f"<{name}>") for field, name in ((_PAD, "pad"), (_BOS, "bos"), (_EOS, "eos"))
+    )
     for token in sentinels if not first else ():
         vocabulary.add(token)
     return Tokens(vocabulary.count, bos, eos, pad)
@@ -78,7 +83,9 @@ def _parsed(model: bytes, file: str) -> tuple[list[str], dict[int, int]]:
             pieces.append(text.decode("utf-8", "replace") if isinstance(text, bytes) else "")
         elif field == 2 and isinstance(value, bytes):
             # a negative id is a number of 64 bits
-            found = {number: inner for number, inner in _fields(value, file) if number in ids and isinstance(inner, int)}
+            found = {
+                number: inner for number, inner in _fields(value, file) if number in ids and isinstance(inner, int)
+            }
             ids |= {number: inner - (1 << 64) if inner >> 63 else inner for number, inner in found.items()}
     return pieces, ids
 

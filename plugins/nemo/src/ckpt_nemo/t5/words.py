@@ -33,7 +33,11 @@ def _each(config: Values, key: str, default: bool, say: Any, architecture: Archi
     for section in SECTIONS:
         value = flag(config, f"{section}.{key}", default)
         said[section] = f"{key} {str(value).lower()}, {say(getattr(architecture, section), value)}"
-    return said["encoder"] if said["encoder"] == said["decoder"] else "; ".join(f"{section}: {text}" for section, text in said.items())
+    return (
+        said["encoder"]
+        if said["encoder"] == said["decoder"]
+        else "; ".join(f"{section}: {text}" for section, text in said.items())
+    )
 
 
 def _attention(stack: Stack) -> Attention:
@@ -56,7 +60,9 @@ def _rows(blocks: Blocks) -> str:
         False: "q, k and v lie head by head, and are taken apart",
     }
     if len(set(held.values())) == 1:
-        return f"megatron_legacy {str(blocks.encoder).lower()}, {said[blocks.encoder]}, those of the cross attention too"
+        return (
+            f"megatron_legacy {str(blocks.encoder).lower()}, {said[blocks.encoder]}, those of the cross attention too"
+        )
     return "megatron_legacy differs; " + "; ".join(f"{name}: {said[flag]}" for name, flag in held.items())
 
 
@@ -78,18 +84,30 @@ def _activations(config: Values, architecture: Architecture) -> str:
     said = {}
     for section in SECTIONS:
         function = getattr(architecture, section).layers[0].mlp.activation
-        named = ", ".join(f"{key} {str(config[f'{section}.{key}']).lower()}" for key in ("activation", "openai_gelu", "bias_activation_fusion") if f"{section}.{key}" in config)
+        named = ", ".join(
+            f"{key} {str(config[f'{section}.{key}']).lower()}"
+            for key in ("activation", "openai_gelu", "bias_activation_fusion")
+            if f"{section}.{key}" in config
+        )
         text = f"{named}: {_TOLD.get(function, function.value)}"
         if function == Activation.GELU_TANH and config.get(f"{section}.activation") in ("swiglu", "reglu"):
             text += "; openai_gelu overrides the name: if this model came from a gated-silu one by NVIDIA's script and was never trained since, it is not that model any more"
         said[section] = text
-    return said["encoder"] if said["encoder"] == said["decoder"] else "; ".join(f"{section}: {text}" for section, text in said.items())
+    return (
+        said["encoder"]
+        if said["encoder"] == said["decoder"]
+        else "; ".join(f"{section}: {text}" for section, text in said.items())
+    )
 
 
 def _head(architecture: Architecture) -> str:
     head = architecture.head
     assert head is not None  # a T5 has one
-    tied = "tied to the embedding and not scaled; a tied head of transformers' T5 is scaled by d_model**-0.5" if head.tied else "a matrix of its own, as in T5 1.1"
+    tied = (
+        "tied to the embedding and not scaled; a tied head of transformers' T5 is scaled by d_model**-0.5"
+        if head.tied
+        else "a matrix of its own, as in T5 1.1"
+    )
     return tied + ("; and a bias, which only Blenderbot has" if head.bias else "")
 
 
@@ -101,20 +119,67 @@ def sayings(config: Values, architecture: Architecture, largest: Mapping[str, fl
         found[fact] = f"{key}: {str(config.get(key, default)).lower()}. {why}"
 
     if "head.bias" in largest:
-        say("head.bias", "tokens_head_bias", True, f"tokens_head.bias is trained: without it logits move by up to {largest['head.bias']:.3g}")
+        say(
+            "head.bias",
+            "tokens_head_bias",
+            True,
+            f"tokens_head.bias is trained: without it logits move by up to {largest['head.bias']:.3g}",
+        )
     for section in SECTIONS:
         stack = getattr(architecture, section)
         if stack.cross_relative_bias is not None:
             why = f"every cross attention adds a learned bias: without it scores move by up to {largest['decoder.cross_relative_bias.weight']:.3g}"
             say(f"{section}.cross_relative_bias", f"{section}.relative_position_bias_self_attention_only", True, why)
         if stack.positions is not None:
-            say(f"{section}.positions", f"{section}.position_embedding_type", "learned_absolute", "T5 has no table of positions: without it the model does not know the order of tokens")
+            say(
+                f"{section}.positions",
+                f"{section}.position_embedding_type",
+                "learned_absolute",
+                "T5 has no table of positions: without it the model does not know the order of tokens",
+            )
         elif stack.relative_bias is not None:
-            say(f"{section}.attention.relative_bias_scale", f"{section}.apply_query_key_layer_scaling", True, "layer L adds L times the relative bias: with one bias for all layers the scores of later layers are off by (L - 1) times it")
-            say(f"{section}.relative_bias", f"{section}.position_embedding_type", "learned_absolute", "one table of relative biases serves the whole stack")
-        say(f"{section}.final_norm.kind", f"{section}.normalization", "layernorm", "T5 has RMS norms alone, Blenderbot LayerNorm alone")
-        say(f"{section}.final_norm.eps", f"{section}.layernorm_epsilon", 1e-5, "a class with one epsilon needs both stacks to have the same")
-        say(f"{section}.attention.q_bias", f"{section}.bias", True, "T5 has no biases: without them every projection is shifted")
-        say(f"{section}.mlp.activation", f"{section}.activation", "gelu", "openai_gelu and bias_activation_fusion decide the function with it")
+            say(
+                f"{section}.attention.relative_bias_scale",
+                f"{section}.apply_query_key_layer_scaling",
+                True,
+                "layer L adds L times the relative bias: with one bias for all layers the scores of later layers are off by (L - 1) times it",
+            )
+            say(
+                f"{section}.relative_bias",
+                f"{section}.position_embedding_type",
+                "learned_absolute",
+                "one table of relative biases serves the whole stack",
+            )
+        say(
+            f"{section}.final_norm.kind",
+            f"{section}.normalization",
+            "layernorm",
+            "T5 has RMS norms alone, Blenderbot LayerNorm alone",
+        )
+        say(
+            f"{section}.final_norm.eps",
+            f"{section}.layernorm_epsilon",
+            1e-5,
+            "a class with one epsilon needs both stacks to have the same",
+        )
+        say(
+            f"{section}.attention.q_bias",
+            f"{section}.bias",
+            True,
+            "T5 has no biases: without them every projection is shifted",
+        )
+        say(
+            f"{section}.mlp.activation",
+            f"{section}.activation",
+            "gelu",
+            "openai_gelu and bias_activation_fusion decide the function with it",
+        )
         say(f"{section}.attention.head_dim", f"{section}.kv_channels", None, "the width of a head")
+        say(
+            f"{section}.attention.heads",
+            f"{section}.num_attention_heads",
+            None,
+            "a class with one number of heads needs it in both stacks",
+        )
+        say(f"{section}.mlp.ffn", f"{section}.ffn_hidden_size", None, "a class with one width needs it in both stacks")
     return found

@@ -47,14 +47,23 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     before: Mapping[str, Any] = hints.get("config") or {}
     container = container_for(request.options.get("container"), request.destination)
     tp, pp = request.tp or 1, request.pp or 1
-    model, said = fitted(Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files), checkpoint.notes, before, pp)
-    files = _Files(tp, _stages(model, request, hints, pp), _blocks(request, hints), _multiple(request, before), _dtype(request, hints))
+    model, said = fitted(
+        Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files), checkpoint.notes, before, pp
+    )
+    files = _Files(
+        tp,
+        _stages(model, request, hints, pp),
+        _blocks(request, hints),
+        _multiple(request, before),
+        _dtype(request, hints),
+    )
     tokens = model.architecture.tokens
     if tokens is None:
         raise Refusal("NeMo's T5 reads tokens", found="a model without")
-    rows = padded(tokens.vocabulary, files.multiple, tp)
-    model = vocabulary_rows(model, rows)
     artifacts = _artifacts(checkpoint, before, hints, request)
+    # NeMo adds special tokens to those of the tokenizer's model, and wants a row for each
+    rows = padded(max(tokens.vocabulary, artifacts.count or 0), files.multiple, tp)
+    model = vocabulary_rows(model, rows)
     config = _config(model, said, before, files, artifacts, rows)
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
@@ -91,7 +100,9 @@ def _stages(model: Model, request: WriteRequest, hints: Mapping[str, Any], pp: i
     if asked is not None or pp == 1:
         return Stages(pp, int(asked or 0) if pp > 1 else 0, layers)
     # as it was, else as even as the layers allow
-    splits = sorted(range(1, pp), key=lambda split: (pp != hints.get("pp") or split != hints.get(SPLIT), abs(2 * split - pp)))
+    splits = sorted(
+        range(1, pp), key=lambda split: (pp != hints.get("pp") or split != hints.get(SPLIT), abs(2 * split - pp))
+    )
     for split in splits:
         if layers["encoder"] % split == 0 and layers["decoder"] % (pp - split) == 0:
             return Stages(pp, split, layers)
@@ -125,7 +136,9 @@ def _dtype(request: WriteRequest, hints: Mapping[str, Any]) -> DType | None:
     return dtype_named(hints["dtype"])
 
 
-def _artifacts(checkpoint: Checkpoint, before: Mapping[str, Any], hints: Mapping[str, Any], request: WriteRequest) -> Artifacts:
+def _artifacts(
+    checkpoint: Checkpoint, before: Mapping[str, Any], hints: Mapping[str, Any], request: WriteRequest
+) -> Artifacts:
     """The tokenizer: as it was in NeMo; else the SentencePiece model of a T5, with T5's sentinels."""
     sidecars: dict[str, Sidecar] = dict(checkpoint.sidecars)
     if "spiece.model" in sidecars:
@@ -171,7 +184,11 @@ def _config(
     for section, blocks in (("encoder", files.blocks.encoder), ("decoder", files.blocks.decoder)):
         (config[section] if _has_sections(config) else config)["megatron_legacy"] = blocks
     if files.stages.pp > 1 and config.get("share_token_embeddings") is False:
-        raise Refusal("pipeline stages need share_token_embeddings, and this model has positions in each stack", found=f"pp={files.stages.pp}", fix="use --pp 1")
+        raise Refusal(
+            "pipeline stages need share_token_embeddings, and this model has positions in each stack",
+            found=f"pp={files.stages.pp}",
+            fix="use --pp 1",
+        )
     return config
 
 
@@ -195,8 +212,6 @@ def _leading_to(rows: int, files: _Files, tokens: int | None) -> int:
     """The multiple by which NeMo comes from its tokenizer to `rows`: it refuses an embedding of any other size."""
     if tokens is None or padded(tokens, files.multiple, files.tp) == rows:
         return files.multiple
-    if tokens > rows:
-        raise Refusal("the tokenizer has more tokens than the embedding has rows", found=f"{tokens} tokens, {rows} rows")
     return rows // files.tp
 
 
@@ -222,5 +237,14 @@ def _state(natives: Mapping[str, Native], model: Model, files: _Files, stage: in
 
 def _order(name: str) -> int:
     """Embeddings and tables, the encoder and its norm, the decoder and its norm, the head."""
-    ends = [f"{LAYERS['encoder']}.", f"{ROOT}.{ROOT}.encoder.", f"{LAYERS['decoder']}.", f"{ROOT}.{ROOT}.decoder.", f"{ROOT}.tokens_head."]
-    return next((number for number, start in enumerate(ends, 1) if name.startswith(start)), 6 if name == f"{ROOT}.word_embeddings.weight" else 0)
+    ends = [
+        f"{LAYERS['encoder']}.",
+        f"{ROOT}.{ROOT}.encoder.",
+        f"{LAYERS['decoder']}.",
+        f"{ROOT}.{ROOT}.decoder.",
+        f"{ROOT}.tokens_head.",
+    ]
+    return next(
+        (number for number, start in enumerate(ends, 1) if name.startswith(start)),
+        6 if name == f"{ROOT}.word_embeddings.weight" else 0,
+    )
