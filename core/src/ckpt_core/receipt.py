@@ -14,9 +14,9 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture, facts_of, from_json, parameters
 from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.seal import read_receipt
 from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.errors import CkptError, Problems
-from ckpt_core.storage.jsonfile import read_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def receipt_of(folder: str, format: str) -> Recorded | None:
     path = receipt_path(folder)
     if not os.path.isfile(path):
         return None
-    body = read_json_object(path)
+    body = read_receipt(path)
     target = body.get("target")
     if not isinstance(target, dict) or target.get("format") != format:
         return None
@@ -59,7 +59,7 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
     path = receipt_path(folder)
     if not os.path.isfile(path):
         return checkpoint
-    body = read_json_object(path)
+    body = read_receipt(path)
     target, source = body.get("target"), body.get("source")
     if not isinstance(target, dict) or not isinstance(source, dict) or target.get("format") != checkpoint.format:
         return checkpoint

@@ -6,11 +6,12 @@ once, each canonical tensor is delivered) and splits the work into transfers, on
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -21,6 +22,7 @@ from ckpt_core.engine.assembly import Assembly, Block, flat_tile
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Native, ValueMap
 from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.storage.files import FileState
 from ckpt_core.storage.tensor import contiguous_strides
 
 DEFAULT_MEMORY = 256 << 20
@@ -103,7 +105,7 @@ class Plan:
     def losses(self) -> list[Loss]:
         return [*self.source.losses, *self.target.losses, *_rounding(self.transfers)]
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Identifies the conversion: the sources' states, the architecture, every placement and document."""
         digest = blake3()
@@ -197,11 +199,18 @@ def make_plan(
             found=f"{memory >> 20} MiB for {workers} workers",
             expected=f"at least {(_FOOTPRINT >> 20) + workers * _BUFFERS} MiB",
         )
+    source = replace(source, files=[*source.files, *_sidecar_files(source, target)])
     transfers = []
     for name, assembly in target.tensors.items():
         outgoing = tuple(deliveries[name])
         transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
     return Plan(source, target, transfers, workers, memory, options or {})
+
+
+def _sidecar_files(source: Checkpoint, target: Target) -> list[FileState]:
+    """The files that sidecars are copied from, in their present state, besides those that are read anyway."""
+    known = {state.path for state in source.files}
+    return [FileState.of(path) for path in sorted({sidecar.path for sidecar in target.sidecars.values()} - known)]
 
 
 def _check_tensors(expected: Mapping, target: Target, problems: Problems) -> None:

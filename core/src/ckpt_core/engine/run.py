@@ -17,11 +17,12 @@ from ckpt_core.checkpoint import Sidecar
 from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.plan import Plan, Transfer
-from ckpt_core.engine.staging import RECEIPT, Staging, receipt_beside, recorded_plan, sync_file
+from ckpt_core.engine.seal import read_receipt, sealed
+from ckpt_core.engine.staging import RECEIPT, Staging, is_empty_folder, receipt_beside, receipt_path, recorded_plan
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
 from ckpt_core.engine.writeback import Writeback
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.files import pread_into, pwrite_all, read_small
+from ckpt_core.storage.files import naming, pread_into, pwrite_all, read_small
 from ckpt_core.storage.output import OutputFile
 
 _PIECE = 4 << 20
@@ -67,12 +68,18 @@ def run_plan(
     A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
     the input removes it, an error of the system (a full disk) keeps it.
     """
+    published = not overwrite and _is_published(plan, destination)
     check_destination(plan, destination, overwrite)
     with Staging(destination, plan.hash) as staging:
+        if published:
+            staging.remove()
+            return Receipt(read_receipt(receipt_path(destination)))
         try:
+            check_destination(plan, destination, overwrite)  # again: the run that held the lock may have published
             staging.create(plan.target.files)
             _transfer_all(plan, staging, executor, listener)
             receipt = _finish(plan, staging)
+            Source(plan.source.files).recheck()
         except CkptError:
             staging.discard()
             raise
@@ -89,9 +96,21 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
             raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
     if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
         raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
-    replaceable = overwrite or (not plan.target.single_file and _is_empty_folder(destination))
-    if os.path.lexists(destination) and not replaceable:
-        raise CkptError("the destination exists", file=destination, fix="use --overwrite, or another name")
+    if os.path.ismount(destination):
+        raise CkptError(
+            "the destination is a mount point, which can't be replaced",
+            file=destination,
+            fix="name a folder inside it: the output is written beside the destination and then renamed",
+        )
+    replaceable = overwrite or (not plan.target.single_file and is_empty_folder(destination))
+    if os.path.lexists(destination) and not replaceable and not _is_published(plan, destination):
+        left = Staging(destination, plan.hash).folder
+        raise CkptError(
+            "the destination exists",
+            file=destination,
+            found=f"it, and an unfinished conversion in {left}" if os.path.lexists(left) else None,
+            fix="use --overwrite, or another name",
+        )
     beside = receipt_beside(destination)
     if plan.target.single_file and not overwrite and os.path.lexists(beside) and recorded_plan(beside) != plan.hash:
         raise CkptError("the receipt of something else is there", file=beside, fix="use --overwrite, or another name")
@@ -100,8 +119,8 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
         raise CkptError("the destination's parent folder does not exist", file=parent)
 
 
-def _is_empty_folder(path: str) -> bool:
-    return os.path.isdir(path) and not os.listdir(path)
+def _is_published(plan: Plan, destination: str) -> bool:
+    return Staging(destination, plan.hash).is_published(transfer.name for transfer in plan.transfers)
 
 
 def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None) -> None:
@@ -111,7 +130,7 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
     source, sink = Source(plan.source.files), Sink(staging.out)
     own = executor is None
     pool = ThreadPoolExecutor(plan.workers, "transfer") if executor is None else executor
-    writeback = Writeback(todo, lambda path: sync_file(staging.path(path)))
+    writeback = Writeback(todo, staging.sync)
     waiting = iter(todo)
     running: dict[Future, Transfer] = {}
     try:
@@ -128,7 +147,6 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
                 written += result.bytes_written
                 if listener is not None:
                     listener(Progress(written, total, transfer.name))
-        source.recheck()
         writeback.finish()
     finally:
         writeback.abandon()
@@ -142,7 +160,7 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
 def _finish(plan: Plan, staging: Staging) -> Receipt:
     for file in plan.target.files:
         _patch_checksums(staging.path(file.path), file)
-        sync_file(staging.path(file.path))
+        staging.sync(file.path)
     for path, sidecar in plan.target.sidecars.items():
         _write_document(staging.path(path), sidecar.extent.pieces())
     for path, data in plan.target.documents.items():
@@ -154,7 +172,7 @@ def _finish(plan: Plan, staging: Staging) -> Receipt:
 
 def _write_document(path: str, pieces: Iterable[bytes]) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
@@ -166,14 +184,15 @@ def _patch_checksums(path: str, file: OutputFile) -> None:
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        for checksum in file.checksums:
-            crc, buffer = 0, bytearray(min(_PIECE, checksum.length))
-            for start in range(0, checksum.length, _PIECE):
-                view = memoryview(buffer)[: min(_PIECE, checksum.length - start)]
-                pread_into(descriptor, view, checksum.start + start, path)
-                crc = zlib.crc32(view, crc)
-            for position in checksum.positions:
-                pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
+        with naming(path):
+            for checksum in file.checksums:
+                crc, buffer = 0, bytearray(min(_PIECE, checksum.length))
+                for start in range(0, checksum.length, _PIECE):
+                    view = memoryview(buffer)[: min(_PIECE, checksum.length - start)]
+                    pread_into(descriptor, view, checksum.start + start, path)
+                    crc = zlib.crc32(view, crc)
+                for position in checksum.positions:
+                    pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
     finally:
         os.close(descriptor)
 
@@ -202,30 +221,32 @@ def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
     documents = {path: blake3(data).hexdigest() for path, data in plan.target.documents.items()}
     sidecars = {path: _digest(sidecar) for path, sidecar in plan.target.sidecars.items()}
     return Receipt(
-        {
-            "ckpt": __version__,
-            "plan": plan.hash,
-            "fingerprint": fingerprint(
-                (name, parameters[name].true_shape, results[name].digest) for name in parameters
-            ),
-            "source": {
-                "format": plan.source.format,
-                "path": plan.source.path,
-                "parallel": plan.source.parallel,
-                "evidence": plan.source.evidence,
-                "files": sources,
-            },
-            "target": {
-                "format": plan.target.format,
-                "parallel": plan.target.parallel,
-                "decisions": plan.target.decisions,
-                "hints": {**plan.source.origins, plan.source.format: plan.source.hints},
-                "files": {file.path: file.size for file in plan.target.files},
-                "documents": documents | sidecars,
-            },
-            "options": dict(plan.options),
-            "losses": [loss.to_json() for loss in plan.losses],
-            "architecture": to_json(plan.target.architecture),
-            "tensors": tensors,
-        }
+        sealed(
+            {
+                "ckpt": __version__,
+                "plan": plan.hash,
+                "fingerprint": fingerprint(
+                    (name, parameters[name].true_shape, results[name].digest) for name in parameters
+                ),
+                "source": {
+                    "format": plan.source.format,
+                    "path": plan.source.path,
+                    "parallel": plan.source.parallel,
+                    "evidence": plan.source.evidence,
+                    "files": sources,
+                },
+                "target": {
+                    "format": plan.target.format,
+                    "parallel": plan.target.parallel,
+                    "decisions": plan.target.decisions,
+                    "hints": {**plan.source.origins, plan.source.format: plan.source.hints},
+                    "files": {file.path: file.size for file in plan.target.files},
+                    "documents": documents | sidecars,
+                },
+                "options": dict(plan.options),
+                "losses": [loss.to_json() for loss in plan.losses],
+                "architecture": to_json(plan.target.architecture),
+                "tensors": tensors,
+            }
+        )
     )

@@ -12,6 +12,7 @@ while the machine has not been restarted: a restart can lose written pages that 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.files import pwrite_all
+from ckpt_core.storage.files import naming, pwrite_all
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.output import OutputFile
 
@@ -67,47 +68,81 @@ class Staging:
         os.makedirs(self.out, exist_ok=True)
         self._journal = open(self._journal_path, "a+b", buffering=0)
         try:
+            self._lock()
+            self._resume()
+        except BaseException:
+            self._journal.close()  # and with it goes the lock
+            raise
+        return self
+
+    def _lock(self) -> None:
+        try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(self._journal.fileno()), os.stat(self._journal_path)):
-                raise OSError  # the other one finished, and removed its journal, between our opening and our locking it
-        except OSError:
-            self._journal.close()
+                raise BlockingIOError  # the other one finished, and removed its journal, between our opening and our locking it
+        except (BlockingIOError, FileNotFoundError):
             raise CkptError(
                 "another conversion is writing to this destination", file=self.destination, fix="wait for it"
             ) from None
-        self._resume()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._journal.close()
 
     def _resume(self) -> None:
-        self._journal.seek(0)
-        lines = self._journal.read().split(b"\n")
-        records = []
-        for line in lines[:-1]:  # the piece after the last newline is a line cut short by a kill
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        if not records:
+        head, done, size = self._read_journal()
+        if not head:
             self._restart()
             return
-        if records[0].get("plan") != self._head["plan"]:
+        if head.get("plan") != self._head["plan"]:
+            moved = self._aside[self.destination]
+            kept = f" after saving {moved}, which it was to replace" if os.path.lexists(moved) else ""
             raise CkptError(
                 "an unfinished conversion of something else is in the way",
                 file=self.folder,
-                found=f"plan {records[0].get('plan')}",
+                found=f"plan {head.get('plan')}",
                 expected=f"plan {self._head['plan']}",
-                fix="the source or the options changed: repeat the old command, or remove that folder",
+                fix=f"the source or the options changed: repeat the old command, or remove that folder{kept}",
             )
-        if not self._head["boot"] or records[0].get("boot") != self._head["boot"]:
+        if not self._head["boot"] or head.get("boot") != self._head["boot"]:
             self._restart()
             return
-        whole = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-        self._journal.truncate(len(whole))
-        self._journal.seek(0, os.SEEK_END)
-        self.done = {record["name"]: Result(**record) for record in records[1:]}
+        self._journal.truncate(size)
+        self.done = done
+
+    def _read_journal(self) -> tuple[dict[str, object], dict[str, Result], int]:
+        """The first line, the finished tensors, and the bytes up to the first line that a kill cut short or that is damaged."""
+        head: dict[str, object] = {}
+        done: dict[str, Result] = {}
+        size = 0
+        with open(self._journal_path, "rb") as journal:
+            for line in journal:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    record = json.loads(line)
+                    if size:
+                        done[record["name"]] = Result(**record)
+                    else:
+                        head = dict(record)
+                except (ValueError, TypeError, KeyError):
+                    break
+                size += len(line)
+        return head, done, size
+
+    def is_published(self, tensors: Iterable[str]) -> bool:
+        """Whether a run of this plan died between giving its output the final name and removing this folder.
+
+        Then every tensor is in the journal, nothing is left to publish, and the receipt at the destination is this plan's.
+        """
+        if recorded_plan(receipt_path(self.destination)) != self._head["plan"]:
+            return False
+        if any(files for _, _, files in os.walk(self.out)):
+            return False
+        try:
+            head, done, _ = self._read_journal()
+        except FileNotFoundError:  # it is removed last
+            return os.path.isdir(self.folder)
+        return head.get("plan") == self._head["plan"] and done.keys() >= set(tensors)
 
     def _restart(self) -> None:
         shutil.rmtree(self.out)
@@ -116,7 +151,8 @@ class Staging:
         self._append(self._head)
 
     def _append(self, record: dict) -> None:
-        self._journal.write(json.dumps(record).encode() + b"\n")
+        with naming(self._journal_path):
+            self._journal.write(json.dumps(record).encode() + b"\n")
 
     def finish(self, result: Result) -> None:
         """Note that a tensor is written."""
@@ -139,16 +175,30 @@ class Staging:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                if os.fstat(descriptor).st_size != file.size:
-                    os.ftruncate(descriptor, file.size)
-                for offset, data in file.literals:
-                    pwrite_all(descriptor, memoryview(data), offset)
+                with naming(path):
+                    if os.fstat(descriptor).st_size != file.size:
+                        os.ftruncate(descriptor, file.size)
+                    for offset, data in file.literals:
+                        pwrite_all(descriptor, memoryview(data), offset)
             finally:
                 os.close(descriptor)
 
     def path(self, relative: str) -> str:
         """Where an output file is while the conversion runs."""
         return os.path.join(self.out, relative)
+
+    def sync(self, relative: str) -> None:
+        """Force an output file to the disk.
+
+        Where that fails, pages may be lost that the journal calls written, and no later sync would say so again. So the
+        file is removed, and the next run starts over.
+        """
+        try:
+            sync_file(self.path(relative))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path(relative))
+            raise
 
     def publish(self, single_file: str | None, overwrite: bool) -> None:
         """Give the output its final name, in one rename; then remove the staging folder.
@@ -163,12 +213,24 @@ class Staging:
                 if os.path.lexists(old):
                     _remove(aside)  # what a killed run replaced before it published what is replaced now
                     os.rename(old, aside)
-        elif single_file and os.path.lexists(self.destination):
+        elif os.path.lexists(self.destination) and (single_file or not is_empty_folder(self.destination)):
             raise CkptError("the destination exists", file=self.destination, fix="use --overwrite, or another name")
+        for folder, _, _ in os.walk(self.out):
+            sync_folder(folder)
         for staged, final in made.items():
             os.rename(staged, final)
         sync_folder(os.path.dirname(self.destination))
-        shutil.rmtree(self.folder)
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the staging folder, the journal last: by it a later run knows what it finds here.
+
+        What can't be removed stays behind, and does no harm to an output that is published.
+        """
+        with contextlib.suppress(OSError):
+            for path in (self.out, *self._aside.values()):
+                _remove(path)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove everything that was written; put back what a killed run moved aside and did not replace."""
@@ -178,7 +240,7 @@ class Staging:
             for old, aside in self._aside.items():
                 if os.path.lexists(aside) and not os.path.lexists(old):
                     os.rename(aside, old)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
 
 
 def recorded_plan(receipt: str) -> str | None:
@@ -187,6 +249,11 @@ def recorded_plan(receipt: str) -> str | None:
         return str(read_json_object(receipt).get("plan"))
     except FormatError:
         return None
+
+
+def is_empty_folder(path: str) -> bool:
+    """Whether a folder of this name can be replaced by a rename: an empty one, that is not a link to one."""
+    return os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)
 
 
 def _remove(path: str) -> None:
@@ -201,7 +268,8 @@ def sync_file(path: str) -> None:
     """Force a file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

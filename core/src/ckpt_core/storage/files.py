@@ -109,6 +109,16 @@ def read_small(path: str | os.PathLike, limit: int = 64 << 20) -> bytes:
     return read_range(state.path, 0, state.size)
 
 
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Have an `OSError` about a descriptor, which knows no name, say which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
 class OpenFiles:
     """At most `limit` open descriptors, for many threads; the least recently used is closed first."""
 
@@ -128,7 +138,8 @@ class OpenFiles:
             self._open.move_to_end(path)
             entry[1] += 1
         try:
-            yield entry[0]
+            with naming(path):
+                yield entry[0]
         finally:
             with self._lock:
                 entry[1] -= 1

@@ -14,11 +14,11 @@ from blake3 import blake3
 
 from ckpt_core.architecture import Architecture, from_json
 from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.seal import read_receipt
 from ckpt_core.engine.staging import receipt_path
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.files import read_small
-from ckpt_core.storage.jsonfile import read_json_object
 
 _LARGEST_DOCUMENT = 1 << 32
 _ASKED = {"tp": int, "pp": int, "ep": int, "dtype": str}
@@ -53,7 +53,7 @@ def find_receipt(output: str) -> Recorded | None:
     path = receipt_path(output)
     if not os.path.lexists(path):
         return None
-    body: dict[str, Any] = read_json_object(path)
+    body = read_receipt(path)
     try:
         tensors, target = body["tensors"], body["target"]
         rewrites = target["decisions"].get("rewrites", [])

@@ -125,4 +125,4 @@ def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
 def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_nemo.kinds import kind_for
 
-    return kind_for(checkpoint).code.write(checkpoint, request)
+    return kind_for(checkpoint, request.options).code.write(checkpoint, request)

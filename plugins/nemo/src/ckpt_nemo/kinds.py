@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import FormatError, Refusal
@@ -13,11 +15,15 @@ from ckpt_nemo.container.saved import Saved
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: the classes of NeMo that are it, what its tensors' names begin with, and the module for it."""
+    """A kind of model: the classes of NeMo that are it, what its tensors' names begin with, and the module for it.
+
+    `options` are those that mean something for this kind of model alone.
+    """
 
     module: str
     targets: frozenset[str]
     prefixes: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
     @property
     def code(self) -> ModuleType:
@@ -28,11 +34,11 @@ class Kind:
 # fmt: off
 KINDS = (
     Kind("gpt", frozenset({"MegatronGPTModel", "MegatronGPTSFTModel"}),
-         ("language_model.", "decoder.layers.", "embedding.word_embeddings.")),
+         ("language_model.", "decoder.layers.", "embedding.word_embeddings."), ("names", "backend", "vpp")),
     Kind("t5", frozenset({"MegatronT5Model", "MegatronT5FinetuneModel", "MegatronT0Model", "MegatronT5GLUEModel", "MegatronT5LMAdaptModel",
                           "MegatronT5SFTModel", "MegatronUL2Model", "MegatronBARTModel"}),
-         ("enc_dec_model.",)),
-    Kind("vit", frozenset({"MegatronVitClassificationModel"}), ("backbone.",)),
+         ("enc_dec_model.",), ("layout", "split")),
+    Kind("vit", frozenset({"MegatronVitClassificationModel"}), ("backbone.",), ("patch_layer", "image_size")),
 )
 # fmt: on
 
@@ -55,8 +61,21 @@ def kind_of(saved: Saved) -> Kind:
     )
 
 
-def kind_for(checkpoint: Checkpoint) -> Kind:
-    """The kind of model that holds an architecture."""
+def kind_for(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Kind:
+    """The kind of model that holds an architecture; a `Refusal` where there is none, or for options of another kind."""
+    found = _kind_for(checkpoint)
+    for kind in KINDS:
+        for name in kind.options:
+            if kind is not found and options.get(name) is not None:
+                raise Refusal(
+                    f"the option {name} is for a {kind.module.upper()} alone",
+                    found=f"a {found.module.upper()}",
+                    fix="leave it out",
+                )
+    return found
+
+
+def _kind_for(checkpoint: Checkpoint) -> Kind:
     architecture = checkpoint.architecture
     stacks = {name for name in ("encoder", "decoder") if getattr(architecture, name) is not None}
     modules = {frozenset({"decoder"}): "gpt", frozenset({"encoder", "decoder"}): "t5"}

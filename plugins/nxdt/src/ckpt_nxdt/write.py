@@ -1,0 +1,234 @@
+"""Writing a Neuron checkpoint that a job starts from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.architecture import Architecture, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.errors import Refusal, UsageError
+from ckpt_core.layout import Layout, Native
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model, folded_attention_scale, vocabulary_rows
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.torchfile import plan_state_dict
+from ckpt_core.storage.xser import plan_xser
+from ckpt_nxdt.config import CONFIG, table_for, write_config
+from ckpt_nxdt.detect import attention_of
+from ckpt_nxdt.files import BEGUN, DONE, MODEL
+from ckpt_nxdt.job import FRAGMENT, Ranks, job_yaml
+from ckpt_nxdt.stages import given_cuts, pipeline_ranks
+from ckpt_nxdt.weights import Arrangement
+
+_DIVISIBLE = "make_vocab_size_divisible_by"
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
+    hints, options = checkpoint.hints_for("nxdt"), request.options
+    style = str(_chosen("model_style", options, hints) or "hf")
+    model = folded_attention_scale(Model(checkpoint.architecture, checkpoint.tensors))
+    config = write_config(model.architecture, checkpoint.notes, style)
+    multiple = _counted(_DIVISIBLE, options) or 1
+    model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(_DIVISIBLE) is not None)
+    if style == "hf":  # the job builds its embedding from this
+        config["vocab_size"] = rows
+    arrangement = _arrangement(style, model.architecture, options, hints)
+    copies = _copies(arrangement, model.architecture, request.tp or 1, options, hints)
+    ranks = _ranks(request, copies, config)
+    # AWS's converter calls a plain file beside an empty folder xser (--save_xser).
+    xser = bool(_chosen("xser", options, hints)) and arrangement.layout == "native"
+    written = _Written(model, arrangement, ranks, request.dtype, xser)
+    written.write_ranks()
+    folder = request.destination or "."
+    written.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+    written.documents[FRAGMENT] = job_yaml(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
+    if arrangement.layout == "native":
+        written.documents |= {BEGUN: b"1", DONE: b"1"}
+    return Target(
+        "nxdt",
+        model.architecture,
+        model.tensors,
+        written.files,
+        written.placements,
+        written.documents,
+        {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in written.documents},
+        parallel=ranks.parallel,
+        decisions=_decisions(arrangement, ranks, xser) | {"rewrites": list(model.rewrites)},
+        losses=list(_losses(checkpoint, config)),
+    )
+
+
+def _chosen(name: str, options: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:
+    """What the user asks for, or how the source was written."""
+    return hints.get(name) if options.get(name) is None else options[name]
+
+
+def _counted(name: str, options: Mapping[str, Any]) -> int | None:
+    """The value of an option that counts something."""
+    value = options.get(name)
+    if value is not None and int(value) < 1:
+        raise UsageError(f"{name} is at least 1", found=value)
+    return None if value is None else int(value)
+
+
+def _padded(model: Model, style: str, tp: int, multiple: int, asked: bool) -> tuple[Model, int]:
+    """A vocabulary that all ranks get alike, and its rows. The hf style has no padding: there its rows would be tokens."""
+    tokens = model.architecture.tokens
+    if tokens is None:
+        raise Refusal("a job's model reads tokens", found="no token embedding")
+    rows = math.ceil(tokens.vocabulary / (multiple * tp)) * multiple * tp
+    if style == "hf" and rows != tokens.vocabulary and not asked:
+        raise Refusal(
+            f"tp={tp} does not divide the vocabulary of {tokens.vocabulary}",
+            expected="a vocabulary that it divides; the hf style knows no padding",
+            fix=f"-o {_DIVISIBLE}=1 adds {rows - tokens.vocabulary} tokens whose logits are 0",
+        )
+    return vocabulary_rows(model, rows), rows
+
+
+def _ranks(request: WriteRequest, copies: int, config: Mapping[str, Any]) -> Ranks:
+    """The parallel layout, with the pipeline rank of every layer."""
+    text = request.options.get("pipeline_cuts")
+    pp, ep, vpp = request.pp or 1, request.ep or 1, _counted("virtual_pp", request.options) or 1
+    given = None if text is None else given_cuts(str(text))
+    stages = pipeline_ranks(int(config["num_hidden_layers"]), pp, vpp, given)
+    if ep > 1 and "num_local_experts" not in config:
+        raise Refusal("expert parallel ranks need experts", found=f"ep={ep}")
+    return Ranks(request.tp or 1, pp, ep, vpp, copies, tuple(stages), tuple(given or ()))
+
+
+def _arrangement(
+    style: str, architecture: Architecture, options: Mapping[str, Any], hints: Mapping[str, Any]
+) -> Arrangement:
+    attention = attention_of(architecture)
+    multi_head = attention.heads == attention.groups
+    layout = str(options.get("layout") or "native")
+    hardware = str(_chosen("hw_backend", options, hints) or "trn1")
+    if style == "megatron":
+        return Arrangement(style, "separate", hardware, layout)
+    qkv = str(_chosen("qkv", options, hints) or ("coalesced" if multi_head else "fused"))
+    if qkv == "coalesced" and not multi_head:
+        found = f"{attention.heads} heads, {attention.groups} key-value heads"
+        fix = "use -o qkv=fused or linear"
+        raise Refusal("qkv=coalesced is for as many key-value heads as heads", found=found, fix=fix)
+    if qkv == "linear" and facts_of(architecture).present("mlp.moe"):
+        # modeling_mixtral_moe_nxd.py builds its attention without passing fuse_qkv on
+        fix = "use -o qkv=fused"
+        raise Refusal("a Mixtral job with qkv_linear always has weight_qkv", found="qkv=linear", fix=fix)
+    return Arrangement(style, qkv, hardware, layout)
+
+
+def _copies(
+    arrangement: Arrangement, architecture: Architecture, tp: int, options: Mapping[str, Any], hints: Mapping[str, Any]
+) -> int:
+    """kv_size_multiplier: given, or what it takes for every rank to have one key-value head."""
+    groups = attention_of(architecture).groups
+    replicating = arrangement.qkv in ("linear", "fused")
+    given = _counted("kv_size_multiplier", options)
+    needed = tp // groups if replicating and tp > groups and tp % groups == 0 else 1
+    copies = needed if given is None else given
+    if copies > 1 and not replicating:
+        found = f"kv_size_multiplier={copies} with model_style={arrangement.style} qkv={arrangement.qkv}"
+        raise Refusal("only the hf style with qkv=linear or fused has copies of key-value heads", found=found)
+    if copies > 1 and tp != groups * copies:
+        found, expected = f"tp={tp}, {groups} key-value heads, kv_size_multiplier={copies}", f"tp={groups * copies}"
+        raise Refusal("copies of key-value heads must give every rank exactly one", found=found, expected=expected)
+    if copies == 1 and groups % tp:
+        fix = f"leave out kv_size_multiplier, or give {tp // groups}" if tp % groups == 0 else None
+        raise Refusal(f"tp={tp} does not divide the {groups} key-value heads", found=f"qkv={arrangement.qkv}", fix=fix)
+    if copies > 1 and groups > 1 and _chosen("hw_backend", options, hints) is None:
+        raise UsageError(
+            "trn1 and trn2 put the copies of key-value heads on different ranks",
+            found=f"kv_size_multiplier={copies}, no hw_backend",
+            expected="-o hw_backend=trn1 or -o hw_backend=trn2: where the job will run",
+        )
+    return copies
+
+
+def _decisions(arrangement: Arrangement, ranks: Ranks, xser: bool) -> dict[str, object]:
+    found: dict[str, object] = {"model_style": arrangement.style, "layout": arrangement.layout, "xser": xser}
+    if arrangement.style == "hf":
+        found["qkv"] = arrangement.qkv
+    if ranks.copies > 1:
+        found |= {"kv_size_multiplier": ranks.copies, "hw_backend": arrangement.hardware}
+    if ranks.cuts:
+        found["pipeline_cuts"] = list(ranks.cuts)
+    return found
+
+
+def _losses(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[Loss]:
+    unsaid = table_for(str(config["model_type"])).unsaid(checkpoint.notes)
+    if unsaid:
+        why = "settings of another framework, which config.json has no key for"
+        yield Loss("unsaid", ", ".join(unsaid), why)
+    head = checkpoint.architecture.head
+    if head is not None and head.tied:
+        yield Loss("unsaid", "a tied head", "NxDT never ties: embedding and head are written as two equal matrices")
+
+
+@dataclass
+class _Written:
+    """The target as it grows."""
+
+    model: Model
+    arrangement: Arrangement
+    ranks: Ranks
+    dtype: DType | None
+    xser: bool
+
+    def __post_init__(self) -> None:
+        self.files: list[OutputFile] = []
+        self.placements: list[Placement] = []
+        self.documents: dict[str, bytes] = {}
+
+    def write_ranks(self) -> None:
+        architecture, ranks = self.model.architecture, self.ranks
+        attention = attention_of(architecture)
+        layout = Layout(self.arrangement.tables(attention.heads == attention.groups), architecture)
+        for tp in range(ranks.tp):
+            for ep in range(ranks.ep):
+                natives = layout.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})
+                for pp in range(ranks.pp):
+                    expert = f"ep_rank_{ep:02d}_" if ranks.ep > 1 else ""
+                    path = f"{MODEL}/dp_rank_00_{expert}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+                    self._write_file(path, {native.name: native for native in self._held(natives, pp)}, ep)
+
+    def _held(self, natives: Mapping[str, Native], pp: int) -> Iterator[Native]:
+        """The tensors of one pipeline rank, in the order of the modules."""
+        ends = [native for native in natives.values() if native.layer is None]
+        first = [native for native in ends if native.row.canonical.startswith("embedding.") and not native.row.copy]
+        if pp == 0:
+            yield from first
+        inside = [
+            native for native in natives.values() if native.layer is not None and self.ranks.stages[native.layer] == pp
+        ]
+        yield from sorted(inside, key=lambda native: native.layer or 0)
+        if pp == self.ranks.pp - 1:
+            yield from (native for native in ends if native not in first)
+
+    def _write_file(self, path: str, natives: Mapping[str, Native], ep: int) -> None:
+        experts = {name for name, native in natives.items() if "ep" in dict(native.row.splits)}
+        absent = set(natives) - experts if ep else set()  # these lie with expert rank 0 alone
+        specs = {
+            name: (storage_dtype(native, self.model.tensors, self.dtype), native.shape)
+            for name, native in natives.items()
+            if self.xser or name not in absent
+        }
+        if self.xser:
+            plan = plan_xser(path, specs, experts=experts, absent=absent)
+            self.files += plan.files
+            self.documents |= plan.documents
+            places = plan.places
+        else:
+            file, offsets = plan_state_dict(path, specs)
+            self.files.append(file)
+            places = {name: (path, offset) for name, offset in offsets.items()}
+        for name, (place, offset) in places.items():
+            self.placements.append(Placement(natives[name], specs[name][0], place, offset))
