@@ -66,28 +66,27 @@ def _private(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) * 1024
 
 
-def commands(source: Path, out: Path) -> dict[str, tuple[list[str], Path, Path | None]]:
-    """Every measured command: its arguments, its output, and the input it needs besides the source."""
+def commands(source: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
+    """Every measured command and its output; some read what others wrote."""
     ckpt = [sys.executable, "-m", "ckpt_core", "convert"]
     peer = [sys.executable, str(HERE / "peers.py")]
+    targets = {
+        "nanotron tp2": (out / "nanotron", ["--to", "nanotron", "--tp", "2"]),
+        "megatron torch_dist": (out / "torch_dist", ["--to", "megatron"]),
+        "megatron torch tp2": (out / "torch", ["--to", "megatron", "--tp", "2", "-o", "container=torch"]),
+        ".nemo tp2": (out / "model.nemo", ["--to", "nemo", "--tp", "2"]),
+        "nxdt tp8 xser": (out / "nxdt", ["--to", "nxdt", "--tp", "8", "-o", "xser=true", "-o", "hw_backend=trn1"]),
+    }
     return {
-        "cp -r": (["cp", "-r", str(source), str(out / "cp")], out / "cp", None),
-        "ckpt: hf to nanotron tp2": (
-            [*ckpt, str(source), str(out / "nanotron"), "--to", "nanotron", "--tp", "2"],
-            out / "nanotron",
-            None,
-        ),
-        "ckpt: nanotron tp2 to hf": (
-            [*ckpt, str(out / "nanotron"), str(out / "hf"), "--to", "hf"],
-            out / "hf",
-            out / "nanotron",
-        ),
-        "naive: safetensors load + save": ([*peer, "naive", str(source), str(out / "naive")], out / "naive", None),
-        "transformers load + save": (
-            [*peer, "transformers", str(source), str(out / "transformers")],
-            out / "transformers",
-            None,
-        ),
+        "cp -r": (["cp", "-r", str(source), str(out / "cp")], out / "cp"),
+        **{
+            f"ckpt: hf to {name}": ([*ckpt, str(source), str(path), *arguments], path)
+            for name, (path, arguments) in targets.items()
+        },
+        "ckpt: nanotron tp2 to hf": ([*ckpt, str(out / "nanotron"), str(out / "hf"), "--to", "hf"], out / "hf"),
+        "ckpt: .nemo tp2 to hf": ([*ckpt, str(out / "model.nemo"), str(out / "hf"), "--to", "hf"], out / "hf"),
+        "naive: safetensors load + save": ([*peer, "naive", str(source), str(out / "naive")], out / "naive"),
+        "transformers load + save": ([*peer, "transformers", str(source), str(out / "peer")], out / "peer"),
     }
 
 
@@ -98,9 +97,9 @@ def run(size: float, rounds: int, work: Path, say: Callable[[str], None]) -> lis
     say(f"{total / 1e9:.2f} GB of weights")
     samples: dict[str, list[tuple[float, float, int]]] = {}
     for _ in range(rounds):
-        for name, (command, output, _) in commands(source, work).items():
+        for name, (command, output) in commands(source, work).items():
             for counts in (False, True):
-                shutil.rmtree(output, ignore_errors=True)
+                _remove(output)
                 sample = measure(command)
                 if counts:
                     samples.setdefault(name, []).append(sample)
@@ -108,7 +107,7 @@ def run(size: float, rounds: int, work: Path, say: Callable[[str], None]) -> lis
                         f"  {name:32} wall {sample[0]:7.2f} s   CPU {sample[1]:7.2f} s   private {sample[2] / 1e6:7.1f} MB"
                     )
     for path in work.iterdir():
-        shutil.rmtree(path)
+        _remove(path)
     return [
         Measured(
             name,
@@ -119,6 +118,14 @@ def run(size: float, rounds: int, work: Path, say: Callable[[str], None]) -> lis
         )
         for name, all_ in samples.items()
     ]
+
+
+def _remove(path: Path) -> None:
+    """A folder, or a file with the receipt beside it."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_file():
+        path.unlink()
+    path.with_name(f"{path.name}.ckpt-receipt.json").unlink(missing_ok=True)
 
 
 def table(results: list[Measured]) -> str:

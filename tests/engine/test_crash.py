@@ -16,6 +16,7 @@ from support.folders import contents
 
 from ckpt_core import convert
 from ckpt_core.engine import run
+from ckpt_core.engine.run import RECEIPT
 from ckpt_core.errors import CkptError
 
 VICTIM = Path(__file__).with_name("victim.py")
@@ -40,10 +41,17 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return destination, expected
 
 
+def victim(source: Path, destination: Path, moment: str, number: int, **arguments: object) -> list[str]:
+    """The command of a conversion that gets a signal at a moment."""
+    by = arguments.pop("signal", "SIGKILL")
+    asked = {"source": str(source), "destination": str(destination), "moment": moment, "number": number, "signal": by}
+    return [sys.executable, str(VICTIM), json.dumps(asked | {"arguments": {**ARGUMENTS, **arguments}})]
+
+
 def kill(source: Path, destination: Path, moment: str, number: int, **arguments: object) -> None:
-    asked = {"source": str(source), "destination": str(destination), "moment": moment, "number": number, "arguments": {**ARGUMENTS, **arguments}}
-    done = subprocess.run([sys.executable, str(VICTIM), json.dumps(asked)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    command = victim(source, destination, moment, number, **arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (143 if "signal" in arguments else -signal.SIGKILL), done.stderr
 
 
 def staging_of(destination: Path) -> Path:
@@ -96,24 +104,40 @@ def test_a_killed_run_continues(model: Path, place: tuple, work: list[str], mome
         shutil.rmtree(staging_of(destination), ignore_errors=True)
 
 
+@pytest.mark.parametrize(
+    ("moment", "number", "done"), [("after finishing", 5, 5), ("before a document", 2, TENSORS), ("before a rename", 1, TENSORS)]
+)
+def test_a_terminated_run_continues(model: Path, place: tuple, work: list[str], moment: str, number: int, done: int) -> None:
+    destination, expected = place
+    kill(model, destination, moment, number, signal="SIGTERM")
+    assert not destination.exists()
+    convert(model, destination, **ARGUMENTS)
+    assert contents(destination) == expected
+    assert not staging_of(destination).exists()
+    assert len(work) == TENSORS - done
+    shutil.rmtree(destination)
+
+
 AFTER_PUBLISHING = [("after a rename", 1), ("while cleaning up", 2)]  # the first tidies the new staging folder
 
 
 @pytest.mark.parametrize(("moment", "number"), AFTER_PUBLISHING)
-@pytest.mark.parametrize("then", ["--overwrite", "deleted"])
+@pytest.mark.parametrize(("then", "moved"), [("repeated", 0), ("--overwrite", TENSORS), ("deleted", TENSORS)])
 def test_a_run_killed_after_its_last_rename_is_whole_and_can_be_repeated(
-    model: Path, place: tuple, moment: str, number: int, then: str
+    model: Path, place: tuple, work: list[str], moment: str, number: int, then: str, moved: int
 ) -> None:
-    """What the journal calls done has left the staging folder: it must not be believed."""
+    """A plain repetition only tidies up. Else, what the journal calls done has left the staging folder: it must not be believed."""
     destination, expected = place
     kill(model, destination, moment, number)
     try:
         assert contents(destination) == expected
         if then == "deleted":
             shutil.rmtree(destination)
-        convert(model, destination, **ARGUMENTS, overwrite=then == "--overwrite")
+        receipt = convert(model, destination, **ARGUMENTS, overwrite=then == "--overwrite")
+        assert receipt.text() == (destination / RECEIPT).read_text()
         assert contents(destination) == expected
         assert not staging_of(destination).exists()
+        assert len(work) == moved
     finally:
         shutil.rmtree(destination, ignore_errors=True)
         shutil.rmtree(staging_of(destination), ignore_errors=True)
@@ -152,6 +176,37 @@ def test_a_repetition_that_is_refused_puts_the_old_output_back(model: Path, tmp_
     with pytest.raises(CkptError):
         convert(source, destination, **ARGUMENTS, overwrite=True)
     assert "old.txt" in str(contents(tmp_path)), "the old output is gone"
+
+
+def test_an_unfinished_replacement_is_not_taken_for_a_finished_one(model: Path, place: tuple) -> None:
+    """Killed while it rewrites what the same plan wrote before; without --overwrite both are left as they are."""
+    destination, expected = place
+    convert(model, destination, **ARGUMENTS)
+    kill(model, destination, "after finishing", 3, overwrite=True)
+    with pytest.raises(CkptError, match="the destination exists") as caught:
+        convert(model, destination, **ARGUMENTS)
+    assert str(staging_of(destination)) in str(caught.value)
+    assert len(journal(destination)) == 1 + 3
+    convert(model, destination, **ARGUMENTS, overwrite=True)
+    assert contents(destination) == expected
+    shutil.rmtree(destination)
+
+
+FOR_NEMO = {"to": "nemo", "tp": 1}
+
+
+@pytest.mark.parametrize(("moment", "number"), [("before a rename", 1), ("after a rename", 1), ("after a rename", 2), ("while cleaning up", 2)])
+def test_a_single_file_and_its_receipt_are_named_as_one(model: Path, tmp_path: Path, moment: str, number: int) -> None:
+    """The receipt gets its name first: what has a final name is whole, and has its receipt."""
+    destination, receipt = tmp_path / "model.nemo", tmp_path / f"model.nemo.{RECEIPT}"
+    convert(model, destination, **FOR_NEMO)
+    expected = contents(tmp_path)
+    destination.unlink(), receipt.unlink()
+    kill(model, destination, moment, number, **FOR_NEMO)
+    assert (receipt.exists(), destination.exists()) == {1: (moment[0] == "a", False), 2: (True, True)}[number]
+    convert(model, destination, **FOR_NEMO)
+    assert contents(tmp_path) == expected
+    assert not staging_of(destination).exists()
 
 
 def test_a_file_missing_from_the_staging_folder_is_written_again(model: Path, place: tuple) -> None:
@@ -195,6 +250,7 @@ def test_another_plan_does_not_continue(model: Path, change: dict, tmp_path: Pat
         convert(model, destination, **{**ARGUMENTS, **change})
     assert caught.value.file == str(staging_of(destination))
     assert contents(tmp_path) == before
+    convert(model, destination, **ARGUMENTS)  # the lock of the refused call is gone, though its error is still at hand
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -209,37 +265,30 @@ def test_a_source_that_changed_does_not_continue(model: Path, name: str, tmp_pat
     assert contents(tmp_path) == before
 
 
-def test_a_source_that_changes_while_it_is_read_is_refused(model: Path, tmp_path: Path) -> None:
-    source, destination = tmp_path / "hf", tmp_path / "run"
-    shutil.copytree(model, source)
-
-    def touch(event: object) -> None:
-        os.utime(source / "model.safetensors", ns=(1, 1))
-
-    with pytest.raises(CkptError, match="the file changed while it was being read") as caught:
-        convert(source, destination, **ARGUMENTS, listener=touch)
-    assert caught.value.file == str(source / "model.safetensors")
-    assert not destination.exists()
-    assert not staging_of(destination).exists()
-
-
-def test_a_full_disk_keeps_what_is_done(model: Path, place: tuple, work: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", [b'{"name": ', b"[]\n", b'{"name": "x", "digest": 1}\n', b"\xff\n"])
+def test_a_damaged_line_ends_the_journal(model: Path, place: tuple, work: list[str], damage: bytes) -> None:
     destination, expected = place
-    original, calls = run.run_transfer, 0
-
-    def full(transfer, source, sink):
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise OSError(28, "No space left on device")
-        return original(transfer, source, sink)
-
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr(run, "run_transfer", full)
-        convert(model, destination, **ARGUMENTS, workers=1)
-    assert not destination.exists()
-    del work[:]
-    convert(model, destination, **ARGUMENTS, workers=1)
+    kill(model, destination, "after finishing", 6)
+    lines = [line.encode() for line in journal(destination)]
+    (staging_of(destination) / "journal.jsonl").write_bytes(b"".join([*lines[:4], damage, *lines[5:]]))
+    convert(model, destination, **ARGUMENTS)
     assert contents(destination) == expected
-    assert len(work) < TENSORS
+    assert len(work) == TENSORS - 3, "the three lines before it count, and none behind it"
+    shutil.rmtree(destination)
+
+
+def test_two_processes_on_one_destination(model: Path, place: tuple) -> None:
+    """The second is refused while the first lives, even if it stands still; the first is none the worse for it."""
+    destination, expected = place
+    first = subprocess.Popen(victim(model, destination, "after finishing", 3, signal="SIGSTOP"))
+    os.waitpid(first.pid, os.WUNTRACED)
+    try:
+        with pytest.raises(CkptError, match="another conversion is writing to this destination"):
+            convert(model, destination, **ARGUMENTS)
+        assert len(journal(destination)) == 1 + 3
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 0
+    assert contents(destination) == expected
+    assert not staging_of(destination).exists()
     shutil.rmtree(destination)

@@ -1,4 +1,4 @@
-"""A conversion that kills itself (SIGKILL) at a chosen moment. Run as a program: victim.py JSON."""
+"""A conversion that sends itself a signal (SIGKILL unless another is named) at a chosen moment. Run as a program: victim.py JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import sys
 from collections.abc import Callable
 
 from ckpt_core import convert
+from ckpt_core.cli.main import main
 from ckpt_core.engine import run, staging
 
 
+ASKED = json.loads(sys.argv[1])
+
+
 def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    signal.raise_signal(signal.Signals[ASKED.get("signal", "SIGKILL")])
 
 
 def counted(number: int, function: Callable, *, after: bool = False) -> Callable:
@@ -77,7 +81,8 @@ def arm(moment: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    arm(asked["moment"], asked["number"])
-    convert(asked["source"], asked["destination"], **asked["arguments"])
-    raise SystemExit("the moment never came")
+    arm(ASKED["moment"], ASKED["number"])
+    source, destination, arguments = ASKED["source"], ASKED["destination"], ASKED["arguments"]
+    if ASKED.get("signal") == "SIGTERM":  # the command line turns it into an orderly end
+        sys.exit(main(["convert", source, destination, *(f"--{name}={value}" for name, value in arguments.items())]))
+    convert(source, destination, **arguments)

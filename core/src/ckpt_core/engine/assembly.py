@@ -186,7 +186,8 @@ class Source:
             values = values[None] if single else values
             for number in range(rows.shape[1]):
                 share = weights[:, number].reshape(-1, *[1] * len(inner))
-                total += share * values[rows[:, number] - first]
+                part = np.zeros_like(total)  # a row that does not count may hold infinities
+                total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
         return total
 
     def _gather(self, blocks: Sequence[Block], box: Box, raw: np.ndarray) -> None:

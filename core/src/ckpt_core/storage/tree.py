@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.files import FileState, open_regular
+from ckpt_core.storage.files import FileState, naming, open_regular
 from ckpt_core.storage.inflate import is_tar_in_gzip, open_stored
 from ckpt_core.storage.pickle_limits import Limits
 from ckpt_core.storage.tar import BLOCK, is_tar, list_tar
@@ -43,7 +43,7 @@ class Extent:
 
     def pieces(self) -> Iterator[bytes]:
         """Its bytes, some at a time."""
-        with open_stored(self.file) as stream:
+        with naming(self.file), open_stored(self.file) as stream:
             stream.seek(self.offset)
             left = self.size
             while left:

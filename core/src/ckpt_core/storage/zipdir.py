@@ -88,8 +88,11 @@ class _Directory:
 
     def _locate(self) -> tuple[int, int, int]:
         """(offset in the file, bytes, members) of the central directory."""
-        length = min(self._end - self._start, END.size + U16)
+        length = min(self._end - self._start, END.size)
         tail = self._read(self._end - length, length)
+        if not tail.startswith(END_SIGNATURE):  # there is a comment; torch writes none
+            length = min(self._end - self._start, END.size + U16)
+            tail = self._read(self._end - length, length)
         at = tail.rfind(END_SIGNATURE)
         # A signature inside the comment would be an end record that does not reach the end: not believed.
         if at < 0 or len(tail) - at < END.size or END.unpack_from(tail, at)[7] != len(tail) - at - END.size:

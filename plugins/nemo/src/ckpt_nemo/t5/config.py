@@ -23,6 +23,7 @@ _KINDS = {
     "layernorm1p": {"kind": "layer", "bias": True, "zero_centred": True},
 }
 _GELU = ("gelu", "geglu")
+_MAX_LAYERS = 100_000
 _OTHERS = {"reglu": Activation.RELU, "swiglu": Activation.SILU}
 
 
@@ -34,10 +35,10 @@ def flag(config: Values, key: str, default: bool) -> bool:
     return default if value is None else value
 
 
-def whole(config: Values, key: str, default: int | None = None) -> int:
-    """A key that is a positive whole number."""
+def whole(config: Values, key: str, default: int | None = None, limit: int = 1 << 40) -> int:
+    """A key that is a positive whole number below `limit`."""
     value = config.get(key, default)
-    if type(value) is not int or not 0 < value < 1 << 40:
+    if type(value) is not int or not 0 < value < limit:
         raise CkptError(f"key {key!r} is not a positive whole number", found=repr(value)[:60])
     return value
 
@@ -286,7 +287,7 @@ def _scores(section: str) -> Custom:
         ]
         entered(
             facts,
-            whole(config, f"{section}.num_layers"),
+            whole(config, f"{section}.num_layers", limit=_MAX_LAYERS),
             biased,
             flag(config, normalise, True),
             flag(config, by_layer, True),

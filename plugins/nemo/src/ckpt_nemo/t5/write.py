@@ -64,7 +64,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     # NeMo adds special tokens to those of the tokenizer's model, and wants a row for each
     rows = padded(max(tokens.vocabulary, artifacts.count or 0), files.multiple, tp)
     model = vocabulary_rows(model, rows)
-    config = _config(model, said, before, files, artifacts, rows)
+    config = _config(model, said, checkpoint, before, files, artifacts, rows)
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
     for t in range(tp):
@@ -158,7 +158,13 @@ def _artifacts(
 
 
 def _config(
-    model: Model, said: Mapping[str, Any], before: Mapping[str, Any], files: _Files, artifacts: Artifacts, rows: int
+    model: Model,
+    said: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    before: Mapping[str, Any],
+    files: _Files,
+    artifacts: Artifacts,
+    rows: int,
 ) -> dict[str, Any]:
     """The config of the source where it says this very model, else a new one; with the layout of these files."""
     if _says(before, model):
@@ -168,6 +174,10 @@ def _config(
         if not before and "encoder.positions.count" in facts_of(model.architecture):
             # one embedding for both stacks would be one table of positions for both
             config["share_token_embeddings"] = False
+        start, pad = checkpoint.notes.get("decoder_start"), checkpoint.notes.get("pad")
+        if not before and start is not None and start == pad:
+            # as NVIDIA's script marks a model whose decoder starts with padding, as that of transformers' T5 does
+            config["library"] = "huggingface-t5v1_1"
     kinds = [files.dtype or assembly.dtype for assembly in model.tensors.values()]
     kind = max(kinds, key=kinds.count).name
     config |= {

@@ -1,0 +1,43 @@
+"""DeepSpeed checkpoints of transformers models: ZeRO-1, 2 and 3, and universal checkpoints."""
+
+from __future__ import annotations
+
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="deepspeed",
+        summary="DeepSpeed of a transformers model: ZeRO-1/2/3 step folders, and universal checkpoints",
+        families=("decoders of format hf", "encoder-decoders of format hf", "encoders of format hf"),
+        options=(
+            Option(
+                "flat", "parameters as bare flat tensors, as those converted from ZeRO-3 are", bool, None, side="write"
+            ),
+            Option("moments", "write Adam moments of zero beside the weights", bool, True, side="write"),
+        ),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_deepspeed.kinds import MODEL, kind_of
+
+    kind = kind_of(path)
+    return kind.fact if kind is not None and kind.of == MODEL else None
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_deepspeed.read import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_deepspeed.write import write
+
+    return write(checkpoint, request)

@@ -1,0 +1,91 @@
+"""Tensors kept as ranges of a flattened one: what ZeRO makes of a model's parameters.
+
+The pieces of a tensor, put one after the other, are its elements row by row. A range of a flattened tensor is at most
+a few boxes of the tensor itself (the end of a row, whole rows, the beginning of a row), so that a tensor in pieces is
+a tensor in shards, as any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ckpt_core.engine.assembly import Shard
+from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """A tensor in pieces, each a contiguous one-dimensional range of a file. `shape` is None where no file says it."""
+
+    pieces: tuple[StoredTensor, ...]
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def elements(self) -> int:
+        return sum(piece.elements for piece in self.pieces)
+
+
+Kept = Flat | StoredTensor
+"""A parameter as files keep it."""
+
+
+def piece(stored: StoredTensor, start: int, count: int) -> StoredTensor:
+    """Elements [start, start + count) of a one-dimensional tensor."""
+    return replace(stored, shape=(count,), strides=(1,), offset=stored.offset + start * stored.dtype.size)
+
+
+def pieces_of(sequence: Sequence[StoredTensor], start: int, count: int) -> tuple[StoredTensor, ...]:
+    """Elements [start, start + count) of one-dimensional tensors put one after the other; fewer if they end before."""
+    found, position = [], 0
+    for stored in sequence:
+        low, high = max(start, position), min(start + count, position + stored.elements)
+        if low < high:
+            found.append(piece(stored, low - position, high - low))
+        position += stored.elements
+    return tuple(found)
+
+
+def shards_of(kept: Kept, shape: tuple[int, ...]) -> list[Shard]:
+    """A parameter of `shape` as shards; with a shape of its own, shards of that one."""
+    if isinstance(kept, StoredTensor):
+        return [Shard((0,) * len(kept.shape), kept)]
+    shape = kept.shape if kept.shape is not None else shape
+    if kept.elements != math.prod(shape):
+        return [
+            Shard((0,), piece(stored, 0, stored.elements)) for stored in kept.pieces
+        ]  # fits nothing, and is told so
+    found, position = [], 0
+    for stored in kept.pieces:
+        taken = 0
+        for origin, size in _boxes(shape, position, stored.elements):
+            count = math.prod(size)
+            part = replace(
+                stored, shape=size, strides=contiguous_strides(size), offset=stored.offset + taken * stored.dtype.size
+            )
+            found.append(Shard(origin, part))
+            taken += count
+        position += stored.elements
+    return found
+
+
+def _boxes(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
+    if count == 0:
+        return
+    if not shape:
+        yield (), ()
+        return
+    row = math.prod(shape[1:])
+    while count:
+        index, inside = divmod(start, row)
+        whole = count // row if inside == 0 else 0
+        if whole:
+            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
+            taken = whole * row
+        else:
+            taken = min(count, row - inside)
+            for origin, size in _boxes(shape[1:], inside, taken):
+                yield (index, *origin), (1, *size)
+        start, count = start + taken, count - taken

@@ -1,0 +1,264 @@
+"""What the args of a Megatron-DeepSpeed checkpoint mean (bigscience-workshop/Megatron-DeepSpeed, the code of BLOOM).
+
+The args are the whole command line, some 200 attributes. Every one is named here: those that say what the model is,
+those that would make it something we do not describe (`neutral`), and those that tell how to train it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Activation, Architecture, Attention, Facts, Stack, Tokens
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Custom, custom, field, fixed, ignore, note, same_as, uniform
+from ckpt_core.storage.opaque import Opaque
+
+POSITIONS = "megatron.enums", "PositionEmbeddingType"
+_ROTARY, _ABSOLUTE, _ALIBI = 1, 2, 3
+_THETA = 10000.0  # rotary.py: no argument sets the base
+_EMBEDDING_EPS = (
+    1e-5  # language_model.py: LayerNorm(hidden_size), with the default of the class whatever layernorm_epsilon is
+)
+BLOCK_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+_BIASES = (*(f"attention.{part}_bias" for part in ("q", "k", "v", "out")), "mlp.up_bias", "mlp.down_bias")
+
+# GLU_ACTIVATIONS of glu_activations.py; liglu has none at all, which the schema cannot say.
+_GLU = {"swiglu": Activation.SILU, "geglu": Activation.GELU_ERF, "reglu": Activation.RELU}
+
+
+def neutral(key: str, *values: object) -> Custom:
+    """A key under which another thing is computed unless it has one of `values`; the first is written."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if config.get(key) not in (None, *values):
+            raise CkptError(
+                f"args.{key} asks for something that is not supported",
+                found=repr(config[key])[:80],
+                expected=repr(values[0]),
+            )
+
+    return custom([key], [], read=read, write=lambda facts, notes, config: config.update({key: values[0]}))
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or not 0 < value < 1 << 40:
+        raise CkptError(f"args.{key} is not a positive whole number", found=repr(value)[:60])
+    return value
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value is not None and type(value) is not bool:
+        raise CkptError(f"args.{key} is neither true nor false", found=repr(value)[:60])
+    return bool(value)
+
+
+def _read_widths(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    facts["hidden"], facts["attention.heads"], facts["attention.groups"] = hidden, heads, heads
+    facts["attention.head_dim"] = hidden // heads if config.get("kv_channels") is None else _size(config, "kv_channels")
+    facts["mlp.ffn"] = 4 * hidden if config.get("ffn_hidden_size") is None else _size(config, "ffn_hidden_size")
+
+
+def _write_widths(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    heads, groups, width, ffn = (
+        uniform(facts, path) for path in ("attention.heads", "attention.groups", "attention.head_dim", "mlp.ffn")
+    )
+    if heads is None or groups != heads:
+        raise Refusal(
+            "every head has keys and values of its own", found=f"attention.groups = {groups} of {heads} heads"
+        )
+    if ffn is None:
+        raise Refusal("ffn_hidden_size cannot say that there is no mlp.ffn")
+    if facts["hidden"] % heads:
+        raise Refusal(f"hidden_size={facts['hidden']} must be a multiple of num_attention_heads={heads} (arguments.py)")
+    config |= {
+        "hidden_size": facts["hidden"],
+        "num_attention_heads": heads,
+        "kv_channels": width,
+        "ffn_hidden_size": ffn,
+    }
+
+
+def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    given = config.get("position_embedding_type")
+    kind = given.value if isinstance(given, Opaque) and given.qualname == ".".join(POSITIONS) else given
+    if kind == _ROTARY:
+        facts["attention.rotary.theta"] = _THETA
+    elif kind == _ABSOLUTE:
+        facts["positions.count"] = _size(config, "max_position_embeddings")
+    elif kind == _ALIBI:
+        facts["attention.alibi"] = True
+    else:
+        raise CkptError(
+            "args.position_embedding_type has an unknown value",
+            found=repr(given)[:80],
+            expected="rotary (1), absolute (2) or alibi (3)",
+        )
+
+
+def _write_positions(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    rotary, alibi, count = (
+        uniform(facts, path) for path in ("attention.rotary.theta", "attention.alibi", "positions.count")
+    )
+    if [rotary is not None, bool(alibi), count is not None].count(True) != 1 or facts.present(
+        "attention.rotary"
+    ) not in (True, False):
+        raise Refusal(
+            "positions are rotary, absolute or alibi, one of them in every layer",
+            found=f"attention.rotary.theta = {facts.get('attention.rotary.theta')}, positions.count = {count}, attention.alibi = {facts.get('attention.alibi')}",
+        )
+    if rotary not in (None, _THETA):
+        raise Refusal(f"the rotary base is always {_THETA:g}", found=f"attention.rotary.theta = {rotary}")
+    noted = notes.get("max_positions")
+    length = noted if isinstance(noted, int) else 2048
+    kind = _ABSOLUTE if count is not None else _ALIBI if alibi else _ROTARY
+    config["position_embedding_type"] = Opaque(*POSITIONS, args=(kind,))
+    config["max_position_embeddings"] = None if kind == _ROTARY else count or length
+    config["seq_length"] = config["encoder_seq_length"] = min(count or length, length)
+
+
+def _read_activation(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """ParallelMLP (transformer.py). The fused kernel, the default, computes the tanh form of GELU."""
+    glu, fused, tanh, erf = (
+        config.get("glu_activation"),
+        *(_flag(config, key) for key in ("bias_gelu_fusion", "openai_gelu", "onnx_safe")),
+    )
+    facts["mlp.gated"] = glu is not None
+    if glu is not None:
+        if glu not in _GLU:
+            raise CkptError(
+                "args.glu_activation has a value that is not supported", found=repr(glu)[:60], expected=", ".join(_GLU)
+            )
+        if fused:
+            raise CkptError("args.glu_activation and args.bias_gelu_fusion exclude each other", found=f"{glu} and true")
+        facts["mlp.activation"] = _GLU[glu]
+    else:
+        facts["mlp.activation"] = Activation.GELU_TANH if fused or tanh else Activation.GELU_ERF
+    if erf and (fused or tanh):
+        notes["megatron_deepspeed.onnx_safe"] = True
+
+
+def _write_activation(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    kind, gated = uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated")
+    names = {activation: name for name, activation in _GLU.items()}
+    if (kind not in names) if gated else (kind not in (Activation.GELU_TANH, Activation.GELU_ERF)):
+        raise Refusal(
+            "no argument gives this activation",
+            found=f"mlp.activation = {kind}, mlp.gated = {gated}",
+            expected="gelu_tanh, gelu_erf; gated: silu, gelu_erf, relu",
+        )
+    config |= {
+        "glu_activation": names[kind] if gated else None,
+        "bias_gelu_fusion": kind is Activation.GELU_TANH and not gated,
+    }
+    config |= {"openai_gelu": False, "onnx_safe": None}
+
+
+def _read_embedding_norm(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    # The optimizer of bitsandbytes brings its own embedding, with a norm (layers.py).
+    if _flag(config, "embed_layernorm") or _flag(config, "use_bnb_optimizer"):
+        facts["tokens.norm.kind"], facts["tokens.norm.eps"], facts["tokens.norm.bias"] = "layer", _EMBEDDING_EPS, True
+
+
+def _write_embedding_norm(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    present = facts.present("tokens.norm")
+    wanted = {"kind": "layer", "eps": _EMBEDDING_EPS, "weight": True, "bias": True, "zero_centred": False}
+    found = {name: facts.get(f"tokens.norm.{name}") for name in wanted}
+    if present and found != wanted:
+        raise Refusal(
+            f"the norm on the embedding is a LayerNorm with bias and an epsilon of {_EMBEDDING_EPS:g}",
+            found=", ".join(f"tokens.norm.{name} = {found[name]}" for name in wanted if found[name] != wanted[name]),
+        )
+    config |= {"embed_layernorm": bool(present), "use_bnb_optimizer": False}
+
+
+# fmt: off
+GPT = Config("GPTModelPipe", [
+    fixed("kind", "decoder"),
+    fixed("causal", True),
+    field("num_layers", "layers"),
+    custom(["hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size"],
+           ["hidden", "attention.heads", "attention.groups", "attention.head_dim", "mlp.ffn"], read=_read_widths, write=_write_widths),
+    *(fixed(bias, True) for bias in _BIASES),
+    field("padded_vocab_size", "tokens.padded_vocabulary"),
+    # `checkpoint_info` beside the args says it, since 2022.
+    field("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
+    custom(["position_embedding_type", "max_position_embeddings", "encoder_seq_length"],
+           ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions),
+    custom(["glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe"], ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation),
+    field("layernorm_epsilon", *(f"{norm}.eps" for norm in BLOCK_NORMS), default=1e-5),
+    *(fixed(f"{norm}.{name}", value) for norm in BLOCK_NORMS for name, value in (("kind", "layer"), ("bias", True))),
+    custom(["embed_layernorm", "use_bnb_optimizer"], ["tokens.norm.*"], read=_read_embedding_norm, write=_write_embedding_norm),
+    field("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
+    fixed("head.tied", True),  # GPTModelPipe: there is no other head
+    note("seq_length", "max_positions"),
+    note("init_method_std", "initializer_range"),
+    neutral("pretrain_causal_attention", True),
+    neutral("sync_tp_duplicated_parameters", False, True),  # ranks are averaged in every forward, and here if they differ
+    neutral("decoder_seq_length", None),
+    ignore("apply_query_key_layer_scaling", why="divides scores by the layer's number and multiplies them back"),
+    ignore("attention_softmax_in_fp32", "fp32_residual_connection", "masked_softmax_fusion", "bias_dropout_fusion", "memory_centric_tiled_linear", "tile_factor",
+           "fp16", "bf16", "params_dtype", "use_cpu_initialization", "abort_on_unmet_fused_kernel_constraints", "inference",
+           why="how to compute it, not what"),
+    ignore("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size", "world_size", "rank", "local_rank", "make_vocab_size_divisible_by",
+           "pad_vocab_size_to", "pp_partition_method", "num_layers_per_virtual_pipeline_stage", "virtual_pipeline_model_parallel_size",
+           why="the parallel layout, read with the files"),
+    ignore("deepspeed", "deepspeed_config", "deepscale", "deepscale_config", "deepspeed_mpi", "deepspeed_activation_checkpointing", "partition_activations",
+           "contigious_checkpointing", "checkpoint_in_cpu", "synchronize_each_layer", "profile_backward", "zero_stage", "zero_reduce_scatter", "zero_contigious_gradients",
+           "zero_reduce_bucket_size", "zero_allgather_bucket_size", "remote_device", "use_pin_memory", "scattered_embeddings", "split_transformers",
+           "distributed_backend", "DDP_impl", "use_contiguous_buffers_in_ddp", "scatter_gather_tensors_in_pipeline", "lazy_mpu_init", "universal_checkpoint",
+           "checkpoint_activations", "distribute_checkpointed_activations", "checkpoint_num_layers", "accumulate_allreduce_grads_in_fp32", "cpu_optimizer", "cpu_torch_adam",
+           "no_pipeline_parallel", "create_moe_param_group", why="how ranks share the work"),
+    ignore("attention_dropout", "hidden_dropout", "weight_decay", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "optimizer", "micro_batch_size",
+           "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "train_tokens", "seed", "init_method_xavier_uniform", "lr", "lr_decay_style",
+           "lr_decay_iters", "lr_decay_samples", "lr_decay_tokens", "lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples", "min_lr", "override_lr_scheduler",
+           "use_checkpoint_lr_scheduler", "loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis", "fp16_lm_cross_entropy",
+           "curriculum_learning", "curriculum_seqlen", "skip_train_iteration_range", "eval_only", "eval_iters", "eval_interval", "exit_interval", "exit_duration_in_mins",
+           "kill_switch_path", "finetune", "iteration", "consumed_train_samples", "consumed_valid_samples", "consumed_train_tokens", "gigaflos_no_embeds",
+           "do_train", "do_valid", "do_test", "eod_mask_loss", "loss_on_targets_only", "reweight_loss_based_on_position_frequency", "noise_density",
+           "mean_noise_span_length", "reset_position_ids", "reset_attention_mask", why="how to train it"),
+    ignore("save", "save_interval", "no_save_optim", "no_save_rng", "load", "no_load_optim", "no_load_rng", "log_level", "log_level_replica", "log_path", "log_interval",
+           "log_params_norm", "log_num_zeros_in_grad", "log_timers_to_tensorboard", "log_batch_size_to_tensorboard", "log_learning_rate_to_tensorboard",
+           "log_loss_scale_to_tensorboard", "log_validation_ppl_to_tensorboard", "tensorboard_dir", "tensorboard_log_interval", "tensorboard_queue_size",
+           "codecarbon_dir", "adlr_autoresume", "adlr_autoresume_interval", why="files and logs"),
+    ignore("data_path", "split", "data_impl", "dataloader_type", "mmap_warmup", "num_workers", "valid_num_workers", "sample_rate", "mask_prob", "short_seq_prob",
+           *(f"{kind}_weighted_split_{part}" for kind in ("train", "valid", "test") for part in ("paths", "paths_path", "names", "weights", "splits")),
+           "tokenizer_type", "tokenizer_name_or_path", "vocab_file", "merge_file", "vocab_extra_ids", why="data and tokenizer"),
+    ignore("bert_binary_head", "bert_load", "biencoder_projection_dim", "biencoder_shared_query_context_model", "block_data_path", "embedding_path", "evidence_data_path",
+           "ict_head_size", "ict_load", "indexer_batch_size", "indexer_log_interval", "query_in_block_prob", "retriever_report_topk_accuracies",
+           "retriever_score_scaling", "retriever_seq_length", "titles_data_path", "use_one_sent_docs", "img_dim", "num_channels", "num_classes", "patch_dim",
+           why="other models of the same code"),
+])
+# fmt: on
+
+
+def read_args(args: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
+    """The facts and notes that args say; an arg that no line names is an error."""
+    return GPT.read(args, file)
+
+
+def decoder_of(architecture: Architecture) -> Stack:
+    """The stack of a model that GPTModelPipe could be; `Refusal` for one that has an encoder."""
+    if architecture.decoder is None or architecture.encoder is not None:
+        raise Refusal(
+            "GPTModelPipe is a decoder", found="kind = encoder" + ("-decoder" if architecture.decoder else "")
+        )
+    return architecture.decoder
+
+
+def tokens_of(architecture: Architecture) -> Tokens:
+    """The embedding; `Refusal` for a model that reads no tokens."""
+    if architecture.tokens is None:
+        raise Refusal("GPTModelPipe reads tokens", found="a model that reads something else")
+    return architecture.tokens
+
+
+def attention_of(decoder: Stack) -> Attention:
+    """The attention of all layers; `Refusal` where it is of another kind."""
+    attention = decoder.layers[0].attention
+    if attention is None:
+        raise Refusal("GPTModelPipe has plain attention alone", found="latent attention")
+    return attention

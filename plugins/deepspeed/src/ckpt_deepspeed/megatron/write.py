@@ -1,0 +1,288 @@
+"""Writing a Megatron-DeepSpeed checkpoint for any tensor and pipeline parallel layout, or a universal one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt_core.architecture import Architecture, Layer, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
+from ckpt_core.errors import Problems, Refusal
+from ckpt_core.layout import Layout, Native, Piece
+from ckpt_core.plugins import WriteRequest
+from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
+from ckpt_core.storage.dtypes import DType, encode
+from ckpt_core.storage.opaque import Opaque
+from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
+from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, tokens_of
+from ckpt_deepspeed.megatron.files import FIRST_LAYER, parameter_name, place_of
+from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, inverse_frequencies
+from ckpt_deepspeed.megatron.weights import tables
+from ckpt_deepspeed.universal import DS_VERSION, Written, torch_size, write_optimizer_state, write_parameter
+
+_DIVISIBLE = "make_vocab_size_divisible_by"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What was decided about the files."""
+
+    tp: int
+    pp: int
+    step: int
+    universal: bool
+    version: float
+
+    @property
+    def folder(self) -> str:
+        return f"global_step{self.step}" + ("_universal" if self.universal else "")
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """A step's folder of weights alone. Raises `Refusal` naming what GPTModelPipe cannot hold."""
+    hints, options = checkpoint.hints_for("megatron-deepspeed"), request.options
+    universal = bool(hints.get("universal") if options.get("universal") is None else options["universal"])
+    layout = _Layout(
+        request.tp or 1,
+        request.pp or 1,
+        int(options.get("step") or 0),
+        universal,
+        float(hints.get("checkpoint_version") or 3.0),
+    )
+    moments = bool(options.get("moments", True))
+    multiple = int(options.get(_DIVISIBLE) or hints.get(_DIVISIBLE) or 128)
+    model = _fitted(Model(checkpoint.architecture, checkpoint.tensors), multiple * layout.tp)
+    facts = facts_of(model.architecture)
+    args = GPT.write(facts, checkpoint.notes)
+    _check_ranks(model.architecture, layout)
+    dtypes = [assembly.dtype for assembly in model.tensors.values()]
+    dtype = request.dtype or max(set(dtypes), key=dtypes.count)
+    args |= _run_args(layout, multiple, dtype)
+    written = Written()
+    natives = [
+        list(
+            Layout(tables(model.architecture, layout.version), model.architecture)
+            .natives({"tp": (rank, layout.tp)})
+            .values()
+        )
+        for rank in range(layout.tp)
+    ]
+    if universal:
+        _write_universal(written, layout, natives, facts["layers"], moments)
+    else:
+        _write_layers(written, layout, natives, model.architecture, dtype)
+    _write_states(written, layout, args, natives, facts["layers"])
+    return Target(
+        "megatron-deepspeed",
+        model.architecture,
+        model.tensors,
+        written.files,
+        written.placements,
+        written.documents,
+        parallel={"tp": layout.tp, "pp": layout.pp},
+        decisions={"model": GPT.name, "universal": universal, _DIVISIBLE: multiple, "rewrites": list(model.rewrites)},
+        losses=list(_losses(checkpoint, dtype, universal, moments)),
+    )
+
+
+def _losses(checkpoint: Checkpoint, dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
+    found = []
+    unsaid = GPT.unsaid(checkpoint.notes)
+    if unsaid:
+        found.append(Loss("unsaid", ", ".join(unsaid), "settings of another framework, which no argument sets"))
+    if checkpoint.sidecars:
+        found.append(
+            Loss(
+                "dropped",
+                ", ".join(sorted(checkpoint.sidecars)),
+                "a step's folder has no tokenizer; --tokenizer-name-or-path names one elsewhere",
+            )
+        )
+    if universal and moments:
+        found.append(Loss("assumed", "Adam moments", "zeros: the optimizer begins anew, from these weights"))
+    if dtype.name == "bf16" and not universal:
+        # BF16_Optimizer makes its masters when it is built, and does not refresh them from weights that are loaded later.
+        found.append(
+            Loss(
+                "assumed",
+                "zero_optimization.stage 1 or above",
+                "with stage 0 and bf16, DeepSpeed overwrites weights loaded without optimizer files at the first step",
+            )
+        )
+    return found
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+def _fitted(model: Model, multiple: int) -> Model:
+    """The model as GPTModelPipe has it: usual attention scale, a bias everywhere, padded vocabulary."""
+    decoder_of(model.architecture)
+    tokens = tokens_of(model.architecture)
+    model = _with_biases(folded_attention_scale(model))
+    if tokens.padded_vocabulary % multiple == 0:
+        return model  # rows that were padded already, and trained
+    return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+
+
+def _with_biases(model: Model) -> Model:
+    """Zero biases on all linear layers and norms, which always have one here: a zero bias changes nothing."""
+
+    def norm(old):
+        return old if old is None or old.kind != "layer" else replace(old, bias=True)
+
+    def biased(layer: Layer) -> Layer:
+        mlp = replace(layer.mlp, norm=norm(layer.mlp.norm), up_bias=True, down_bias=True)
+        if layer.attention is None or layer.mlp.moe is not None:
+            return layer
+        attention = replace(
+            layer.attention, norm=norm(layer.attention.norm), q_bias=True, k_bias=True, v_bias=True, out_bias=True
+        )
+        return replace(layer, mlp=mlp, attention=attention)
+
+    wanted = map_layers(model.architecture, biased)
+    decoder = decoder_of(wanted)
+    wanted = replace(wanted, decoder=replace(decoder, final_norm=norm(decoder.final_norm)))
+    if wanted == model.architecture:
+        return model
+    return zero_biases(model, wanted, model.tensors["embedding.tokens.weight"].dtype)
+
+
+def _check_ranks(architecture: Architecture, layout: _Layout) -> None:
+    problems = Problems(f"tp={layout.tp} pp={layout.pp}")
+    layers, heads = decoder_of(architecture).layers, attention_of(decoder_of(architecture)).heads
+    if heads % layout.tp:
+        problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads"))
+    if len(layers) % layout.pp:
+        problems.add(Refusal(f"pp={layout.pp} does not divide the {len(layers)} layers (arguments.py)"))
+    problems.raise_any()
+
+
+def _run_args(layout: _Layout, multiple: int, dtype: DType) -> dict[str, Any]:
+    """The args that do not describe the model, but that a loader compares or a reader asks for."""
+    return {
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        _DIVISIBLE: multiple,
+        "params_dtype": dtype,
+        "bf16": dtype.name == "bf16",
+        "fp16": dtype.name == "fp16",
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "apply_query_key_layer_scaling": False,
+        "vocab_file": None,
+        "iteration": layout.step,
+        "consumed_train_samples": 0,
+        "consumed_valid_samples": 0,
+        "consumed_train_tokens": 0,
+    }
+
+
+# --- the files -----------------------------------------------------------------------------------------------------
+
+
+def _write_layers(
+    written: Written, layout: _Layout, ranks: Sequence[Sequence[Native]], architecture: Architecture, dtype: DType
+) -> None:
+    """`layer_XX-model_YY` for every place in the list of pipeline layers that holds tensors, and every rank."""
+    layers, frequencies = len(decoder_of(architecture).layers), inverse_frequencies(architecture)
+    for rank, natives in enumerate(ranks):
+        places: dict[int, list[tuple[str, Native]]] = {}
+        for native in natives:
+            place, name = place_of(native.name, layers)
+            places.setdefault(place, []).append((name, native))
+        for place in sorted(places):
+            path = f"{layout.folder}/layer_{place:02d}-model_{rank:02d}-model_states.pt"
+            specs = {name: TensorSpec(dtype, native.shape) for name, native in places[place]}
+            if frequencies is not None and FIRST_LAYER <= place < FIRST_LAYER + layers:
+                buffer = {(INVERSE_FREQUENCIES,): encode(frequencies, dtype).tobytes()}
+                offsets = written.add(path, specs | {INVERSE_FREQUENCIES: TensorSpec(dtype, frequencies.shape)}, buffer)
+            else:
+                offsets = written.add(path, specs)
+            written.placements += [Placement(native, dtype, path, offsets[(name,)]) for name, native in places[place]]
+
+
+def _write_universal(
+    written: Written, layout: _Layout, ranks: Sequence[Sequence[Native]], layers: int, moments: bool
+) -> None:
+    """One folder per parameter, as tools/convert_checkpoint/ds_to_universal.py of Megatron-DeepSpeed has them ("v0.1")."""
+    for blocks in zip(*ranks, strict=True):
+        splits, rows = dict(blocks[0].row.splits), {}
+        parts: Sequence[Native] = blocks if splits else blocks[:1]
+        beside = (
+            {"cat_dim": 1 if blocks[0].row.native.endswith(("dense.weight", "4h_to_h.weight")) else 0} if splits else {}
+        )
+        if splits.get("tp") == "v":
+            rows["vocab_divisibility_padding_tensor"] = _last_row(blocks[-1])
+        name = parameter_name(blocks[0].name, layers)
+        if beside.get("cat_dim") == 1:
+            parts = [_columns(blocks)]
+        write_parameter(written, layout.folder, name, parts, flat=False, beside=beside, rows=rows, moments=moments)
+    write_optimizer_state(written, layout.folder)
+
+
+def _columns(blocks: Sequence[Native]) -> Native:
+    """The tensors of all ranks side by side."""
+    width, pieces = blocks[0].shape[1], []
+    for rank, block in enumerate(blocks):
+        for piece in block.pieces:
+            row, column = piece.tile.native_base
+            pieces.append(Piece(piece.parameter, replace(piece.tile, native_base=(row, column + rank * width))))
+    return replace(blocks[0], shape=(blocks[0].shape[0], width * len(blocks)), pieces=tuple(pieces))
+
+
+def _last_row(table: Native) -> Native:
+    """The last row of a table of word embeddings, which stands for its padding."""
+    last = table.shape[0] - 1
+    (piece,) = table.pieces
+    (tile,) = piece.tile.cut_native(0, last, last + 1)
+    tile = replace(tile, native_base=(0,), links=tuple(replace(link, dim=0) for link in tile.links if link.dim == 1))
+    row = replace(table.row, copy=True)
+    return replace(
+        table, name=f"{table.name} (last row)", shape=table.shape[1:], pieces=(Piece(piece.parameter, tile),), row=row
+    )
+
+
+def _write_states(
+    written: Written, layout: _Layout, args: Mapping[str, Any], ranks: Sequence[Sequence[Native]], layers: int
+) -> None:
+    """`mp_rank_MM` for every pair of ranks, and the name of the step; a loader needs all keys, and args only to compare."""
+    original = args.get("original_vocab_size")
+    namespace = Opaque(
+        "argparse",
+        "Namespace",
+        args=(),
+        state={key: value for key, value in args.items() if key != "original_vocab_size"},
+    )
+    for number in range(layout.tp * layout.pp):
+        natives = ranks[number % layout.tp]
+        body = {
+            "module": None,
+            "buffer_names": [],
+            "optimizer": None,
+            "param_shapes": [{parameter_name(native.name, layers): torch_size(native.shape) for native in natives}]
+            if layout.universal
+            else None,
+            "lr_scheduler": dict.fromkeys(("max_lr", "min_lr"), 0.0)
+            | dict.fromkeys(("warmup_steps", "num_steps", "warmup_tokens", "num_tokens", "decay_steps"), 0)
+            | {"decay_style": "constant"},
+            "skipped_steps": 0,
+            "global_steps": layout.step,
+            "global_samples": 0,
+            "dp_world_size": 1,
+            "mp_world_size": layout.tp * layout.pp,
+            "ds_config": {},
+            "ds_version": DS_VERSION,
+            "args": namespace,
+            "checkpoint_version": layout.version,
+            "iteration": layout.step,
+            "tokens": 0,
+            "checkpoint_info": {"padded_vocab_size": args["padded_vocab_size"], "original_vocab_size": original},
+        }
+        path = f"{layout.folder}/mp_rank_{number:02d}_model_states.pt"
+        written.documents[path] = torch_bytes(body, path)
+    written.documents[LATEST_UNIVERSAL if layout.universal else LATEST] = layout.folder.encode()

@@ -1,0 +1,304 @@
+"""Reading the ZeRO or universal checkpoint of a transformers model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Sidecar
+from ckpt_core.engine.assembly import Assembler
+from ckpt_core.errors import CkptError, FormatError, Problems
+from ckpt_core.layout import Layout, account
+from ckpt_core.plugins import ReadRequest
+from ckpt_core.plugins.named import named_by
+from ckpt_core.receipt import check_agreement, original_of
+from ckpt_core.storage.files import FileState
+from ckpt_core.storage.opaque import brief
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_deepspeed import zero
+from ckpt_deepspeed.files import UNIVERSAL, Folder, find_folder, ranks, read_states, scan, section
+from ckpt_deepspeed.flat import Flat, Kept, shards_of
+from ckpt_deepspeed.universal import read_universal
+
+CONFIG = "config.json"
+_SIDECARS = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens",
+    "added_tokens",
+    "chat_template",
+    "generation_config",
+    "preprocessor_config",
+    "spiece",
+    "sentencepiece",
+)
+
+
+@dataclass
+class Found:
+    """What the files keep under transformers' names: `kept` is read, and must round to what `rounded` has."""
+
+    kept: dict[str, Kept]
+    rounded: dict[str, StoredTensor] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    parallel: dict[str, int] = field(default_factory=dict)
+    hints: dict[str, Any] = field(default_factory=dict)
+    evidence: list[str] = field(default_factory=list)
+    masters: bool = False
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The checkpoint at the folder of a step, or at the run folder that holds it."""
+    folder = scan(find_folder(path))
+    found = _found(folder, request.weights)
+    beside = _config_beside(path, folder.path)
+    config = request.config or beside
+    if config is None:
+        raise CkptError(
+            "nothing says what the model is: DeepSpeed keeps names and tensors, and no config",
+            file=path,
+            fix=f"give the model's {CONFIG} with --config, or put it beside the step's folder",
+        )
+    names = found.kept.keys() - found.aliases.keys()
+    format, model = named_by(config, names)
+    if request.architecture is not None and beside is not None:
+        check_agreement(request.architecture, named_by(beside, names)[1].architecture, beside)
+    checkpoint = Checkpoint(
+        "deepspeed",
+        path,
+        model.architecture,
+        _assembled(found, model, folder.path),
+        [*folder.states, FileState.of(config)],
+        notes=model.notes,
+        sidecars=_sidecars(os.path.dirname(os.path.abspath(beside)) if beside else path),
+        parallel=found.parallel,
+        hints=found.hints,
+        origins={format: model.hints},
+        evidence=[*found.evidence, f"{model.class_name} of format {format} by {config}"],
+        losses=[
+            Loss("dropped", name, "not a weight of the model")
+            for name in sorted(found.kept)
+            if any(table.drops_name(name) for table in model.tables)
+        ],
+        masters=found.masters,
+    )
+    return original_of(checkpoint, path)
+
+
+def _config_beside(path: str, folder: str) -> str | None:
+    """The `config.json` in the folder of the step, or in one around it; None if there is none."""
+    for place in (path, folder, os.path.dirname(os.path.abspath(folder))):
+        file = os.path.join(place, CONFIG)
+        if os.path.isfile(file):
+            return file
+    return None
+
+
+def _sidecars(root: str) -> dict[str, Sidecar]:
+    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    return {
+        name: Sidecar(file, os.path.getsize(file))
+        for name in names
+        if name.startswith(_SIDECARS) and os.path.isfile(file := os.path.join(root, name))
+    }
+
+
+def _assembled(found: Found, model: NamedModel, where: str) -> dict:
+    layout = Layout(model.tables, model.architecture)
+    natives = layout.natives()
+    assembler = Assembler(layout.parameters, where)
+    for problem in account(natives, layout.tables, found.kept, where):
+        assembler.problems.add(problem)
+    for name, native in natives.items():
+        if name not in found.kept or (native.row.copy and name in found.aliases):
+            continue
+        assembler.add(native, shards_of(found.kept[name], native.shape))
+        if name in found.rounded and not native.row.copy:
+            assembler.add_rounded(native, shards_of(found.rounded[name], native.shape))
+    return assembler.finish()
+
+
+# --- what the files keep -------------------------------------------------------------------------------------------
+
+
+def _found(folder: Folder, weights: str) -> Found:
+    models = _models(folder)
+    path, first = models[0]
+    module = _module(first, path)
+    aliases = {str(alias): str(owner) for alias, owner in section(first, "shared_params", path).items()}
+    stored = {name: tensor for name, tensor in module.items() if tensor.elements}
+    if weights == "model":
+        return _found_model(folder, stored, len(module), aliases, path)
+    if folder.universal:
+        found = _found_universal(folder, first, path, aliases)
+    elif folder.optimizers:
+        found = _found_partitions(folder, models, stored)
+    else:
+        return _found_alone(folder, first, stored, aliases, path, weights)
+    found.kept |= zero.frozen(models)
+    found.aliases = aliases
+    found.rounded = {name: stored[name] for name in found.kept if name in stored}
+    if found.rounded:
+        found.hints["module"] = next(iter(found.rounded.values())).dtype.name
+    # What has no gradient and is not frozen by name: buffers.
+    found.kept |= {name: tensor for name, tensor in stored.items() if name not in found.kept and name not in aliases}
+    return _with_aliases(found, path)
+
+
+def _found_universal(folder: Folder, states: Mapping[str, Any], path: str, aliases: Mapping[str, str]) -> Found:
+    known = zero.param_shapes(states, path) if states.get("param_shapes") is not None else []
+    shapes = {name: shape for group in known for name, shape in group.items()}
+    masters = read_universal(folder, aliases, shapes)
+    hints = {"flat": any(isinstance(one, Flat) for one in masters.values())}
+    evidence = f"weights: the fp32 parameters of {os.path.basename(folder.path)}/{UNIVERSAL}"
+    return Found(masters, hints=hints, evidence=[evidence], masters=True)
+
+
+def _found_partitions(
+    folder: Folder, models: Sequence[tuple[str, Mapping[str, Any]]], stored: Mapping[str, StoredTensor]
+) -> Found:
+    path, first = models[0]
+    parts = zero.partitions(folder, 0, models)
+    reading = zero.fitting(zero.readings(first, path, parts), stored, parts[0].path)
+    evidence = (
+        f"weights: the fp32 masters of {len(parts)} ZeRO partitions, by {reading.by}; DeepSpeed loads them itself"
+    )
+    return Found(dict(reading.masters), parallel={"dp": len(parts)}, evidence=[evidence], masters=True)
+
+
+def _with_aliases(found: Found, path: str) -> Found:
+    for alias, owner in found.aliases.items():
+        if owner not in found.kept:
+            raise FormatError(
+                f"shared_params names a parameter that is not there: {owner!r}",
+                file=path,
+                found=f"the owner of {alias!r}",
+            )
+        found.kept.setdefault(alias, found.kept[owner])
+    return found
+
+
+def _models(folder: Folder) -> list[tuple[str, Mapping[str, Any]]]:
+    """The model states, one per data parallel rank under ZeRO-3, else one."""
+    numbers = {mp for mp, _ in folder.partitioned} | set(folder.models)
+    if ranks(numbers, "model parallel rank", folder.path) > 1:
+        raise CkptError(
+            "the model is divided over tensor parallel ranks of DeepSpeed, which is not supported",
+            file=folder.path,
+            found=f"{len(numbers)} model parallel ranks",
+        )
+    if not folder.partitioned:
+        return [(folder.models[0], read_states(folder.models[0]))]
+    if folder.models:
+        raise FormatError(
+            "model states of ZeRO-3 lie beside others",
+            file=folder.models[0],
+            found=folder.partitioned[0, 0],
+            fix="remove the stale ones",
+        )
+    count = ranks({dp for _, dp in folder.partitioned}, "data parallel rank", folder.path)
+    return [(folder.partitioned[0, dp], read_states(folder.partitioned[0, dp])) for dp in range(count)]
+
+
+def _module(states: Mapping[str, Any], path: str) -> dict[str, StoredTensor]:
+    """The weights in the training dtype by name; under ZeRO-3 all are empty."""
+    module = section(states, "module", path)
+    if "language_model" in module:
+        raise CkptError(
+            "this is a model of Megatron-DeepSpeed without a pipeline module, which is not supported",
+            file=path,
+            found="module.language_model",
+            expected="layer_*-model_* files, as are saved without --no-pipeline-parallel",
+        )
+    problems = Problems(f"reading {path}")
+    for name, value in module.items():
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            problems.add(FormatError(f"the entry {brief(name)} of module is no tensor", file=path, found=brief(value)))
+    problems.raise_any()
+    return dict(module)
+
+
+def _found_model(
+    folder: Folder, stored: dict[str, StoredTensor], names: int, aliases: dict[str, str], path: str
+) -> Found:
+    if len(stored) != names or not stored:
+        raise CkptError(
+            "the files hold no weights but the fp32 masters",
+            file=path,
+            found="empty tensors, as ZeRO-3 leaves them" if names else "no module",
+            fix="use --weights master",
+        )
+    return Found(
+        dict(stored),
+        aliases={},
+        evidence=["weights: the module in the training dtype"],
+        masters=bool(folder.optimizers or folder.universal),
+    )
+
+
+def _found_alone(
+    folder: Folder,
+    states: Mapping[str, Any],
+    stored: dict[str, StoredTensor],
+    aliases: dict[str, str],
+    path: str,
+    weights: str,
+) -> Found:
+    """A checkpoint without optimizer files: of plain DeepSpeed, whose bf16 optimizer keeps its masters in the model states."""
+    groups = section(states, "optimizer", path).get("fp32_groups")
+    if isinstance(groups, list) and groups:
+        masters = _by_values(groups, {name: tensor for name, tensor in stored.items() if name not in aliases}, path)
+        found = Found(dict(masters), {name: stored[name] for name in masters}, aliases, masters=True)
+        found.kept |= {
+            name: tensor for name, tensor in stored.items() if name not in found.kept and name not in aliases
+        }
+        found.evidence.append(
+            "weights: the fp32 masters of the optimizer, each matched to the weight that it rounds to"
+        )
+        return _with_aliases(found, path)
+    exact = all(tensor.dtype.name == "fp32" for tensor in stored.values())
+    if weights == "master" and not exact:
+        raise CkptError(
+            "there are no fp32 masters: no *_optim_states.pt lies in the folder",
+            file=folder.path,
+            fix="use --weights model",
+        )
+    found = _found_model(folder, stored, len(section(states, "module", path)), aliases, path)
+    found.masters = exact
+    return found
+
+
+def _by_values(groups: Sequence[object], stored: Mapping[str, StoredTensor], path: str) -> dict[str, Kept]:
+    """Masters without names, in the order of the model within each group: each is that of the first weight it rounds to.
+
+    The choice is from a few values; all are compared while the masters are read.
+    """
+    found: dict[str, Kept] = {}
+    for number, group in enumerate(groups):
+        left = iter(stored.items())
+        for master in group if isinstance(group, list) else [group]:
+            if not isinstance(master, StoredTensor):
+                raise FormatError(
+                    f"optimizer.fp32_groups[{number}] does not hold tensors alone", file=path, found=brief(master)
+                )
+            flat = Flat((zero.piece(master, 0, master.elements),), master.shape)
+            name = next(
+                (
+                    name
+                    for name, weight in left
+                    if name not in found and weight.shape == master.shape and zero.rounds(flat, weight)
+                ),
+                None,
+            )
+            if name is None:
+                raise FormatError(
+                    f"a master of optimizer.fp32_groups[{number}] rounds to no weight of the model",
+                    file=path,
+                    found=f"shape {master.shape}",
+                    fix="use --weights model",
+                )
+            found[name] = flat
+    return found

@@ -1,0 +1,135 @@
+"""Universal checkpoints: a folder of fp32 tensors per parameter, whatever ranks wrote them and whatever ranks load them.
+
+    zero/NAME/fp32.pt     {"param": full tensor, "cat_dim": ...}, or the bare flat tensor (from ZeRO-3)
+              exp_avg.pt exp_avg_sq.pt step.pt
+    zero/optimizer_state.pt
+
+Of a tied parameter's alias the file holds the rounded weight, not a master (DeepSpeed 0.19.8); it is not read or written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from ckpt_core.checkpoint import Placement
+from ckpt_core.errors import FormatError, Problems
+from ckpt_core.layout import Native
+from ckpt_core.storage.dtypes import FP32
+from ckpt_core.storage.opaque import Opaque, brief
+from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.torchnest import plan_nest
+from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_deepspeed.files import FP32 as FP32_FILE
+from ckpt_deepspeed.files import UNIVERSAL, Folder
+from ckpt_deepspeed.flat import Flat, Kept, piece
+from ckpt_deepspeed.zero import Shapes
+
+PARAMETER = "param"
+DS_VERSION = "0.19.8"
+_MOMENTS = ("exp_avg.pt", "exp_avg_sq.pt")
+_STEP, _OPTIMIZER_STATE = "step.pt", "optimizer_state.pt"
+# The loader goes through its own parameter groups and these side by side, and loads nothing for those beyond.
+_GROUPS = 64
+
+
+def read_universal(folder: Folder, aliases: Collection[str], shapes: Shapes) -> dict[str, Kept]:
+    """Every parameter but `aliases`; `shapes` are those of the tensors that are kept flat."""
+    found: dict[str, Kept] = {}
+    problems = Problems(f"reading {folder.path}")
+    for name, path in folder.universal.items():
+        if name in aliases:
+            continue
+        content = read_torch_file(path)
+        stored = content.get(PARAMETER) if isinstance(content, dict) else content
+        if not isinstance(stored, StoredTensor):
+            problems.add(
+                FormatError(
+                    "the file holds no parameter",
+                    file=path,
+                    found=brief(content),
+                    expected=f"a tensor, or a dict with {PARAMETER!r}",
+                )
+            )
+        elif isinstance(content, dict):
+            found[name] = stored
+        elif len(stored.shape) != 1:
+            problems.add(FormatError("a bare tensor is not flat", file=path, found=f"shape {stored.shape}"))
+        else:
+            found[name] = Flat((piece(stored, 0, stored.elements),), shapes.get(name))
+    problems.raise_any()
+    return found
+
+
+@dataclass
+class Written:
+    """A target's files as they are planned, one after the other."""
+
+    files: list[OutputFile] = field(default_factory=list)
+    placements: list[Placement] = field(default_factory=list)
+    documents: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, path: str, value: object, known: Mapping[tuple, bytes] = MappingProxyType({})) -> dict[tuple, int]:
+        """Plan a torch file; returns where its tensors begin. `known` is the data of tensors that hold no weights."""
+        file, offsets = plan_nest(path, value)
+        self.files.append(
+            replace(file, literals=(*file.literals, *((offsets[inside], data) for inside, data in known.items())))
+        )
+        return offsets
+
+
+def write_parameter(
+    written: Written,
+    folder: str,
+    name: str,
+    parts: Sequence[Native],
+    *,
+    flat: bool,
+    beside: Mapping[str, object],
+    rows: Mapping[str, Native],
+    moments: bool,
+) -> None:
+    """Plan the files of one parameter: `parts` are its blocks of rows, most often one.
+
+    `beside` is what stands beside it in the dict, and `rows` single rows of it that do, too.
+    """
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    for file in (FP32_FILE, *(_MOMENTS if moments else ())):
+        path = f"{folder}/{UNIVERSAL}/{name}/{file}"
+        if flat:
+            start = written.add(path, TensorSpec(FP32, (math.prod(shape),)))[()]
+        else:
+            extra = {key: TensorSpec(FP32, native.shape) for key, native in rows.items()}
+            offsets = written.add(path, {**beside, **extra, PARAMETER: TensorSpec(FP32, shape)})
+            start = offsets[(PARAMETER,)]
+            if file == FP32_FILE:
+                written.placements += [Placement(native, FP32, path, offsets[(key,)]) for key, native in rows.items()]
+        if file != FP32_FILE:
+            continue  # zeros: an optimizer that begins anew
+        for part in parts:
+            written.placements.append(Placement(part, FP32, path, start))
+            start += math.prod(part.shape) * FP32.size
+    if moments and not flat:
+        written.add(f"{folder}/{UNIVERSAL}/{name}/{_STEP}", TensorSpec(FP32, ()))  # torch's AdamW asks for it
+
+
+def write_optimizer_state(written: Written, folder: str) -> None:
+    """Plan what the loaders of 0.19.8 ask for besides parameters, as of an optimizer before its first step."""
+    groups = [{"params": [number]} for number in range(_GROUPS)]
+    written.add(
+        f"{folder}/{UNIVERSAL}/{_OPTIMIZER_STATE}",
+        {
+            "ds_version": DS_VERSION,
+            "param_groups": groups,
+            "optimizer_state_dict": {"state": {0: {"step": TensorSpec(FP32, ())}}, "param_groups": groups[:1]},
+        },
+    )
+
+
+def torch_size(shape: tuple[int, ...]) -> Opaque:
+    """A shape as DeepSpeed pickles it."""
+    return Opaque("torch", "Size", args=(shape,))

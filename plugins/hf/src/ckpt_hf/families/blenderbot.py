@@ -1,0 +1,194 @@
+"""Blenderbot: an encoder-decoder with learned positions, pre-LayerNorm, biases everywhere, and a bias on the logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt_core.architecture import Architecture, Facts, Layer
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Custom, Table, const, custom, field, fixed, ignore, note, row, uniform
+from ckpt_core.rewrite import (
+    Model,
+    folded_attention_scale,
+    folded_head_scale,
+    folded_logit_scale,
+    map_attentions,
+    map_layers,
+    uncentred_norms,
+    zero_biases,
+)
+from ckpt_hf.common import GENERIC, Family, activation, norms, positive
+from ckpt_hf.families.t5 import BLOCKS, MLPS, NORMS, STACKS
+
+_BIASES = [f"{block}.{part}_bias" for block in BLOCKS for part in ("q", "k", "v", "out")]
+_BIASES += [f"{mlp}.{part}_bias" for mlp in MLPS for part in ("up", "down")]
+
+
+def _head_dim() -> Custom:
+    """No key says it: every head has d_model / heads elements, in each stack."""
+    heads = {block: f"{block.partition('.')[0]}_attention_heads" for block in BLOCKS}
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        for block, key in heads.items():
+            if config.get("d_model") is None or config.get(key) is None:
+                continue  # the keys' own lines say that they are missing
+            width, count = positive(config, "d_model"), positive(config, key)
+            if width % count:
+                raise CkptError(f"d_model={width} is not a multiple of {key}={count}")
+            facts[f"{block}.head_dim"] = width // count
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        for block, key in heads.items():
+            width, count = uniform(facts, f"{block}.head_dim"), uniform(facts, f"{block}.heads")
+            if width is None or count is None or width * count != facts["hidden"]:
+                raise Refusal(
+                    f"a head has d_model / {key} elements",
+                    found=f"{block}.head_dim = {width} with {count} heads of {facts['hidden']}",
+                )
+
+    return custom([], [f"{block}.head_dim" for block in BLOCKS], read=read, write=write)
+
+
+def _embedding_scale() -> Custom:
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        scales = config.get("scale_embedding", False)
+        if type(scales) is not bool:
+            raise CkptError("key 'scale_embedding' is neither true nor false", found=repr(scales)[:60])
+        facts["tokens.scale"] = positive(config, "d_model") ** 0.5 if scales else 1.0
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        factor, root = facts.get("tokens.scale", 1.0), facts["hidden"] ** 0.5
+        if factor != 1 and not math.isclose(factor, root, rel_tol=1e-9):
+            raise Refusal(
+                "scale_embedding multiplies by the square root of d_model, or by nothing",
+                found=f"tokens.scale = {factor}",
+            )
+        config["scale_embedding"] = factor != 1
+
+    return custom(["scale_embedding"], ["tokens.scale"], read=read, write=write)
+
+
+def _positions() -> Custom:
+    paths = [f"{stack}.positions.count" for stack in STACKS]
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        count = notes["max_positions"] = positive(config, "max_position_embeddings", 128)
+        for path in paths:
+            facts[path] = count
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        counts = {facts.get(path) for path in paths}
+        if len(counts) > 1 or None in counts:
+            raise Refusal(
+                "max_position_embeddings is one number",
+                found=", ".join(f"{path} = {facts.get(path)}" for path in paths),
+            )
+        config["max_position_embeddings"] = counts.pop()
+
+    return custom(["max_position_embeddings"], paths, read=read, write=write)
+
+
+# fmt: off
+BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
+    fixed("kind", "encoder-decoder"),
+    const("is_encoder_decoder", True),
+    fixed("encoder.causal", False),
+    fixed("decoder.causal", True),
+    field("d_model", "hidden"),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    field("encoder_layers", "encoder.layers", default=2),
+    field("decoder_layers", "decoder.layers", default=24),
+    field("encoder_attention_heads", "encoder.attention.heads", "encoder.attention.groups"),
+    field("decoder_attention_heads", *(f"{block}.{fact}" for block in BLOCKS[1:] for fact in ("heads", "groups"))),
+    _head_dim(),
+    field("encoder_ffn_dim", "encoder.mlp.ffn", default=10240),
+    field("decoder_ffn_dim", "decoder.mlp.ffn", default=10240),
+    field("activation_function", *(f"{mlp}.activation" for mlp in MLPS), default="gelu", via=activation("gelu", "gelu_new")),
+    [fixed(f"{mlp}.gated", False) for mlp in MLPS],
+    # nn.LayerNorm's own default, which no key changes
+    norms("layer", *NORMS, bias=True, eps=1e-5),
+    [fixed(bias, True) for bias in _BIASES],
+    _embedding_scale(),
+    _positions(),
+    fixed("head.bias", True),
+    field("tie_word_embeddings", "head.tied", default=True),
+    note("decoder_start_token_id", "decoder_start", default=1),
+    ignore("dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "classifier_dropout", "classif_dropout",
+           why="training only"),
+    ignore("num_hidden_layers", why="another name of encoder_layers, saved beside it"),
+    ignore("add_bias_logits", "add_final_layer_norm", "do_blenderbot_90_layernorm", "extra_layer_norm", "extra_pos_embeddings",
+           "force_bos_token_to_be_generated", "layernorm_variant", "normalize_before", "normalize_embedding", "static_position_embeddings",
+           "variant", "save_step", why="of the class of 2020, read by no version since 4.0"),
+)
+
+
+def _attention(native: str, norm: str, canonical: str) -> list[Any]:
+    return [
+        row(f"{norm}.weight",            "h",         f"{canonical}.norm.weight"),
+        row(f"{norm}.bias",              "h",         f"{canonical}.norm.bias"),
+        row(f"{native}.q_proj.weight",   "(g r d) h", f"{canonical}.q.weight"),
+        row(f"{native}.q_proj.bias",     "(g r d)",   f"{canonical}.q.bias"),
+        row(f"{native}.k_proj.weight",   "(g d) h",   f"{canonical}.k.weight"),
+        row(f"{native}.k_proj.bias",     "(g d)",     f"{canonical}.k.bias"),
+        row(f"{native}.v_proj.weight",   "(g d) h",   f"{canonical}.v.weight"),
+        row(f"{native}.v_proj.bias",     "(g d)",     f"{canonical}.v.bias"),
+        row(f"{native}.out_proj.weight", "h (g r d)", f"{canonical}.out.weight"),
+        row(f"{native}.out_proj.bias",   "h",         f"{canonical}.out.bias"),
+    ]
+
+
+_MLP = [
+    row("final_layer_norm.weight", "h",   "mlp.norm.weight"),
+    row("final_layer_norm.bias",   "h",   "mlp.norm.bias"),
+    row("fc1.weight",              "f h", "mlp.up.weight"),
+    row("fc1.bias",                "f",   "mlp.up.bias"),
+    row("fc2.weight",              "h f", "mlp.down.weight"),
+    row("fc2.bias",                "h",   "mlp.down.bias"),
+]
+_SELF = _attention("self_attn", "self_attn_layer_norm", "attention")
+_CROSS = _attention("encoder_attn", "encoder_attn_layer_norm", "cross_attention")
+
+TABLES = (
+    Table(rows=[
+        row("model.shared.weight",                  "v h", "embedding.tokens.weight"),
+        row("model.encoder.embed_tokens.weight",    "v h", "embedding.tokens.weight", copy=True),
+        row("model.decoder.embed_tokens.weight",    "v h", "embedding.tokens.weight", copy=True),
+        *(row(f"model.{stack}.embed_positions.weight", "p h", f"{stack}.positions.weight") for stack in STACKS),
+        *(row(f"model.{stack}.layer_norm.{part}",   "h",   f"{stack}.final_norm.{part}") for stack in STACKS for part in ("weight", "bias")),
+        row("lm_head.weight",                       "v h", "head.weight"),
+        row("lm_head.weight",                       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+        row("final_logits_bias",                    "1 v", "head.bias"),
+    ]),
+    Table("model.encoder.layers.{l}", to="encoder.layers.{l}", rows=[*_SELF, *_MLP]),
+    Table("model.decoder.layers.{l}", to="decoder.layers.{l}", rows=[*_SELF, *_CROSS, *_MLP]),
+)
+# fmt: on
+
+
+def _biased(layer: Layer) -> Layer:
+    layer = map_attentions(layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True))
+    return replace(layer, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
+
+
+def _as_blenderbot(model: Model) -> Model:
+    """Scores at the usual scale, logits at none, and a bias (of zeros where there was none) on every projection."""
+    if len(model.architecture.stacks) < 2:
+        return model
+    model = uncentred_norms(folded_logit_scale(folded_head_scale(folded_attention_scale(model))))
+    head = model.architecture.head
+    biased = map_layers(model.architecture, _biased)
+    biased = replace(biased, head=None if head is None else replace(head, bias=True))
+    if biased == model.architecture:
+        return model
+    return zero_biases(model, biased, next(iter(model.tensors.values())).dtype)
+
+
+def _has_own_head(architecture: Architecture) -> bool:
+    """Version 5 of transformers then ties nothing: not the embeddings of the two stacks either."""
+    return architecture.head is not None and not architecture.head.tied
+
+
+FAMILIES = [Family("blenderbot", BLENDERBOT, [TABLES], rewrite=_as_blenderbot, loads_copies=_has_own_head)]

@@ -1,0 +1,124 @@
+"""BLOOM: ALiBi, a norm on the embedding, and q, k, v fused head by head, just as Megatron-DeepSpeed stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.architecture import Activation, Facts
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Table, const, custom, field, fixed, ignore, note, row, uniform
+from ckpt_hf.common import (
+    ATTENTION_BIASES,
+    GENERIC,
+    MLP_BIASES,
+    NORMS,
+    Family,
+    Tables,
+    derived_head_dim,
+    norms,
+    positive,
+)
+
+_EPS = ("tokens.norm", *NORMS)
+_SIZE, _OLD_SIZE, _HEADS, _OLD_HEADS = "hidden_size", "n_embed", "n_head", "num_attention_heads"
+
+
+def _either(config: Mapping[str, Any], key: str, old: str) -> int:
+    """A size under its own key or the old one, which the first files of the hub have."""
+    if config.get(key) is not None and config.get(old, config[key]) != config[key]:
+        raise CkptError(f"keys {key!r} and {old!r} disagree", found=f"{config[key]} and {config[old]}")
+    return positive(config, key if config.get(key) is not None else old)
+
+
+def _read_sizes(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    hidden, heads = _either(config, _SIZE, _OLD_SIZE), _either(config, _HEADS, _OLD_HEADS)
+    facts["hidden"], facts["mlp.ffn"] = hidden, 4 * hidden
+    facts["attention.heads"] = facts["attention.groups"] = heads
+    derived_head_dim(_SIZE, _HEADS).read({_SIZE: hidden, _HEADS: heads}, facts, notes)
+
+
+def _write_sizes(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    derived_head_dim(_SIZE, _HEADS).write(facts, notes, config)
+    width, heads, groups = (uniform(facts, path) for path in ("mlp.ffn", "attention.heads", "attention.groups"))
+    if width != 4 * facts["hidden"]:
+        raise Refusal(
+            "the MLP is always four times as wide as the model", found=f"mlp.ffn = {width}, hidden = {facts['hidden']}"
+        )
+    if groups != heads:
+        raise Refusal(
+            "every head has keys and values of its own", found=f"attention.groups = {groups} of {heads} heads"
+        )
+    config[_SIZE], config[_HEADS] = facts["hidden"], heads
+
+
+def _read_slow(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    # modeling_bloom.py (4.30 to 5.23): F.linear per slice, and the biases of dense and dense_4h_to_h are never added.
+    if config.get("slow_but_exact") and config.get("pretraining_tp", 1) != 1:
+        raise CkptError(
+            "key 'slow_but_exact' is true, with which transformers leaves out two biases of every layer",
+            found=f"slow_but_exact = true, pretraining_tp = {config.get('pretraining_tp')}",
+            expected="false: the weights are exact as they are, and a sum of partial products is no more so",
+            fix="set it to false in config.json, or read the model without it: -o ignore_keys=slow_but_exact",
+        )
+
+
+def _write_slow(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    config["slow_but_exact"] = False
+
+
+# fmt: off
+BLOOM = Config("BloomForCausalLM", [
+    *GENERIC,
+    fixed("kind", "decoder"),
+    fixed("causal", True),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    field("n_layer", "layers"),
+    custom([_SIZE, _OLD_SIZE, _HEADS, _OLD_HEADS], ["hidden", "mlp.ffn", "attention.heads", "attention.groups", "attention.head_dim"],
+           read=_read_sizes, write=_write_sizes),
+    fixed("attention.alibi", True),
+    fixed("mlp.activation", Activation.GELU_TANH),
+    fixed("mlp.gated", False),
+    # One epsilon for all, that of the embedding's norm among them.
+    field("layer_norm_epsilon", *(f"{norm}.eps" for norm in _EPS), default=1e-5),
+    norms("layer", *_EPS, bias=True),
+    *(fixed(bias, True) for bias in (*ATTENTION_BIASES, *MLP_BIASES)),
+    field("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
+    field("tie_word_embeddings", "head.tied", default=True),
+    note("pretraining_tp", "pretraining_tp"),
+    custom(["slow_but_exact"], [], read=_read_slow, write=_write_slow),
+    note("seq_length", "max_positions"),
+    const("n_inner", None, written=False),
+    ignore("offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "bias_dropout_fusion", "masked_softmax_fusion", "attention_softmax_in_fp32",
+           why="settings of the training code that no version of transformers reads"),
+])
+
+
+def _tables(prefix: str) -> Tables:
+    """The tensors of a BloomForCausalLM; those of a bare BloomModel, the first files of the hub among them, have no prefix."""
+    return Table(rows=[
+        row(f"{prefix}word_embeddings.weight",           "v h", "embedding.tokens.weight"),
+        row(f"{prefix}word_embeddings_layernorm.weight", "h",   "embedding.norm.weight"),
+        row(f"{prefix}word_embeddings_layernorm.bias",   "h",   "embedding.norm.bias"),
+        row(f"{prefix}ln_f.weight",                      "h",   "final_norm.weight"),
+        row(f"{prefix}ln_f.bias",                        "h",   "final_norm.bias"),
+        row("lm_head.weight",                            "v h", "head.weight"),
+        row("lm_head.weight",                            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    ]), Table(f"{prefix}h.{{l}}", to="layers.{l}", rows=[
+        row("input_layernorm.weight",                "h",                   "attention.norm.weight"),
+        row("input_layernorm.bias",                  "h",                   "attention.norm.bias"),
+        row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight"),
+        row("self_attention.query_key_value.bias",   "(g (q[r] + k + v) d)",   "attention.{part}.bias"),
+        row("self_attention.dense.weight",           "h (g r d)",             "attention.out.weight"),
+        row("self_attention.dense.bias",             "h",                   "attention.out.bias"),
+        row("post_attention_layernorm.weight",       "h",                   "mlp.norm.weight"),
+        row("post_attention_layernorm.bias",         "h",                   "mlp.norm.bias"),
+        row("mlp.dense_h_to_4h.weight",              "f h",                 "mlp.up.weight"),
+        row("mlp.dense_h_to_4h.bias",                "f",                   "mlp.up.bias"),
+        row("mlp.dense_4h_to_h.weight",              "h f",                 "mlp.down.weight"),
+        row("mlp.dense_4h_to_h.bias",                "h",                   "mlp.down.bias"),
+    ])
+# fmt: on
+
+
+FAMILIES = [Family("bloom", BLOOM, [_tables("transformer."), _tables("")])]

@@ -1,0 +1,331 @@
+"""T5 and its kin: T5, FLAN, UL2, mT5 (one relative bias per stack), and UMT5 (one in every layer).
+
+Scores are not divided by anything, and the bias of a position depends on its bucket of distance. What differs between
+the classes, and between versions 4 and 5 of transformers, is what becomes of the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from ckpt_core.architecture import Activation, Architecture, Facts
+from ckpt_core.checkpoint import Loss
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import (
+    Config,
+    Custom,
+    Table,
+    const,
+    custom,
+    drop,
+    field,
+    fixed,
+    ignore,
+    note,
+    row,
+    same_as,
+    uniform,
+)
+from ckpt_core.rewrite import (
+    Model,
+    folded_attention_scale,
+    folded_head_scale,
+    folded_logit_scale,
+    normed_logit_scale,
+    own_relative_bias,
+    plain_relu,
+    untied_head,
+    without_zero_biases,
+)
+from ckpt_hf.common import GENERIC, Family, norms, positive, transformers_version
+
+STACKS = ("encoder", "decoder")
+BLOCKS = ("encoder.attention", "decoder.attention", "decoder.cross_attention")
+MLPS = ("encoder.mlp", "decoder.mlp")
+NORMS = tuple(f"{path}.norm" for path in (*BLOCKS, *MLPS)) + tuple(f"{stack}.final_norm" for stack in STACKS)
+
+# The part of feed_forward_proj after "gated-"; the first name of a function is written. T5Config reads "gated-gelu" as
+# "gated-gelu_new", the tanh form, and a plain "gelu" as the erf form.
+_GATED: dict[str, Activation] = {
+    "gelu": Activation.GELU_TANH, "gelu_new": Activation.GELU_TANH, "gelu_pytorch_tanh": Activation.GELU_TANH, "gelu_fast": Activation.GELU_TANH,
+    "gelu_python": Activation.GELU_ERF, "silu": Activation.SILU, "swish": Activation.SILU, "relu": Activation.RELU,
+    "quick_gelu": Activation.GELU_QUICK, "relu2": Activation.RELU_SQUARED,
+}  # fmt: skip
+_PLAIN: dict[str, Activation] = {
+    "relu": Activation.RELU, "gelu": Activation.GELU_ERF, **{name: kind for name, kind in _GATED.items() if name != "gelu"}
+}  # fmt: skip
+
+
+def _feed_forward(default: str) -> Custom:
+    """`feed_forward_proj`, and the two keys that newer files derive from it, which then decide."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        said = config.get("feed_forward_proj", default)
+        first, dash, last = said.partition("-")
+        gated = bool(dash)
+        name = last if gated else first
+        if (gated and first != "gated") or name not in (_GATED if gated else _PLAIN):
+            known = ", ".join([*_PLAIN, *(f"gated-{name}" for name in _GATED)])
+            raise CkptError("key 'feed_forward_proj' has an unknown value", found=repr(said)[:60], expected=known)
+        spelt = "gelu_new" if said == "gated-gelu" else name
+        derived = {"dense_act_fn": spelt, "is_gated_act": gated}
+        for key, value in derived.items():
+            if config.get(key, value) != value:
+                raise CkptError(
+                    f"keys 'feed_forward_proj' and {key!r} disagree",
+                    found=f"{said!r} and {config[key]!r}",
+                    expected=repr(value),
+                )
+        for mlp in MLPS:
+            facts[f"{mlp}.gated"] = gated
+            facts[f"{mlp}.activation"] = (_GATED if gated else _PLAIN)[name]
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        said = {(uniform(facts, f"{mlp}.gated"), uniform(facts, f"{mlp}.activation")) for mlp in MLPS}
+        if len(said) > 1:
+            raise Refusal(
+                "feed_forward_proj is one value",
+                found=", ".join(f"{mlp}.activation = {facts.get(f'{mlp}.activation')}" for mlp in MLPS),
+            )
+        gated, function = said.pop()
+        name = next((name for name, kind in (_GATED if gated else _PLAIN).items() if kind == function), None)
+        if name is None:
+            raise Refusal("feed_forward_proj has no name for this", found=f"mlp.activation = {function}")
+        config["feed_forward_proj"] = f"gated-{name}" if gated else name
+
+    claims = [f"{mlp}.{fact}" for mlp in MLPS for fact in ("gated", "activation")]
+    return custom(["feed_forward_proj", "dense_act_fn", "is_gated_act"], claims, read=read, write=write)
+
+
+def _whole(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise CkptError(f"key {key!r} is neither true nor false", found=repr(value)[:60])
+    return value
+
+
+def _major(config: Mapping[str, Any], why: str) -> int:
+    """The major version of transformers that wrote a config whose meaning depends on it."""
+    version = transformers_version(config)
+    if version is None:
+        raise CkptError(
+            f"{why}, and this config does not say which version wrote it",
+            found=f"tie_word_embeddings = {config.get('tie_word_embeddings')}, no transformers_version",
+            fix="add the transformers_version that the model was trained or saved with",
+        )
+    return version
+
+
+def _head(
+    scale: Callable[[Mapping[str, Any], bool], float], holds: Callable[[bool, float, float], bool], *keys: str
+) -> Custom:
+    """The head: tied or not, and the factor of the logits, which depends on that (`scale`) and on the class.
+
+    `holds` says whether a class computes (tied, factor, d_model ** -0.5), in every version that reads the file.
+    """
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        tied = _whole(config, "tie_word_embeddings", True)
+        facts["head.tied"] = tied
+        facts["head.scale"] = scale(config, tied)
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        tied, factor, root = facts.get("head.tied"), facts.get("head.scale", 1.0), facts["hidden"] ** -0.5
+        if tied is None or not holds(tied, factor, root):
+            raise Refusal(
+                "the head is not one that every version computes", found=f"head.tied = {tied}, head.scale = {factor}"
+            )
+        config["tie_word_embeddings"] = tied
+
+    return custom(["tie_word_embeddings", *keys], ["head.tied", "head.scale"], read=read, write=write)
+
+
+def _root(config: Mapping[str, Any]) -> float:
+    return positive(config, "d_model", 512) ** -0.5
+
+
+def _t5_scale(config: Mapping[str, Any], tied: bool) -> float:
+    """Version 5 ties every head and keeps what the file said about it as `scale_decoder_outputs`."""
+    return _root(config) if _whole(config, "scale_decoder_outputs", tied) else 1.0
+
+
+def _mt5_scale(config: Mapping[str, Any], tied: bool) -> float:
+    """Version 4 scales what a tied head gets; version 5 never does, and ties unless the file has a head."""
+    if not tied:
+        return 1.0
+    return (
+        _root(config) if _major(config, "versions 4 and 5 of transformers scale a tied head differently") < 5 else 1.0
+    )
+
+
+def _umt5_scale(config: Mapping[str, Any], tied: bool) -> float:
+    """Version 4 scales what a tied head gets; version 5 scales always."""
+    if tied:
+        return _root(config)
+    return (
+        1.0
+        if _major(config, "versions 4 and 5 of transformers scale a head of its own differently") < 5
+        else _root(config)
+    )
+
+
+def _tied_is_scaled(tied: bool, factor: float, root: float) -> bool:
+    return _close(factor, root if tied else 1.0)
+
+
+def _close(one: float, two: float) -> bool:
+    return math.isclose(one, two, rel_tol=1e-9)
+
+
+def stored_head(config: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """Version 5 writes `tie_word_embeddings: true` whatever the head; a head of its own is known by its tensor.
+
+    It loads such a tensor, and ties it only where it equals the embedding.
+    """
+    if (transformers_version(config) or 0) < 5 or "lm_head.weight" not in names:
+        return config
+    return {**config, "scale_decoder_outputs": config.get("scale_decoder_outputs", True), "tie_word_embeddings": False}
+
+
+# fmt: off
+_COMMON = Config("", GENERIC).replace("",
+    fixed("kind", "encoder-decoder"),
+    const("is_encoder_decoder", True),
+    fixed("encoder.causal", False),
+    fixed("decoder.causal", True),
+    field("d_model", "hidden"),
+    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    field("num_layers", "encoder.layers"),
+    field("num_decoder_layers", "decoder.layers", default=same_as("num_layers")),
+    field("num_heads", *(f"{block}.{fact}" for block in BLOCKS for fact in ("heads", "groups"))),
+    field("d_kv", *(f"{block}.head_dim" for block in BLOCKS), default=64),
+    field("d_ff", *(f"{mlp}.ffn" for mlp in MLPS)),
+    field("layer_norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-6),
+    norms("rms", *NORMS),
+    [fixed(f"{block}.scale", 1.0) for block in BLOCKS],
+    note("n_positions", "max_positions"),
+    note("decoder_start_token_id", "decoder_start"),
+    ignore("max_position_embeddings", "output_past", "scalable_attention", why="read by no version of the class"),
+    ignore("dropout_rate", "classifier_dropout", "initializer_factor", why="training only"),
+    without=["initializer_range", "attention_dropout"],
+)
+
+
+def _relative_bias(where: str) -> list[Any]:
+    """The keys of the bias tables, which lie at `where` in each stack."""
+    paths = [f"{stack}.{where}" for stack in STACKS]
+    return [
+        field("relative_attention_num_buckets", *(f"{path}.buckets" for path in paths), default=32),
+        field("relative_attention_max_distance", *(f"{path}.max_distance" for path in paths), default=128),
+        fixed(f"encoder.{where}.bidirectional", True),
+        fixed(f"decoder.{where}.bidirectional", False),
+    ]
+
+
+T5 = _COMMON.replace("T5ForConditionalGeneration",
+    _relative_bias("relative_bias"),
+    _feed_forward("relu"),
+    _head(_t5_scale, _tied_is_scaled, "scale_decoder_outputs"),
+)
+
+MT5 = T5.replace("MT5ForConditionalGeneration",
+    _feed_forward("gated-gelu"),
+    _head(_mt5_scale, lambda tied, factor, root: not tied and factor == 1),
+    ignore("scale_decoder_outputs", why="a key of T5Config"),
+)
+
+UMT5 = MT5.replace("UMT5ForConditionalGeneration",
+    _relative_bias("attention.relative_bias"),
+    _head(_umt5_scale, lambda tied, factor, root: _close(factor, root)),
+    without=[f"{stack}.relative_bias.bidirectional" for stack in STACKS],
+)
+
+MODEL = Table(rows=[
+    row("shared.weight",                      "v h",       "embedding.tokens.weight"),
+    row("encoder.embed_tokens.weight",        "v h",       "embedding.tokens.weight", copy=True),
+    row("decoder.embed_tokens.weight",        "v h",       "embedding.tokens.weight", copy=True),
+    row("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "b (g r)", "encoder.relative_bias.weight"),
+    row("encoder.final_layer_norm.weight",    "h",         "encoder.final_norm.weight"),
+    row("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "b (g r)", "decoder.relative_bias.weight"),
+    row("decoder.final_layer_norm.weight",    "h",         "decoder.final_norm.weight"),
+    row("lm_head.weight",                     "v h",       "head.weight"),
+    row("lm_head.weight",                     "v h",       "embedding.tokens.weight", when="head.tied", copy=True),
+    # files converted before transformers 4.0
+    drop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", why="read by no version of the class"),
+])
+
+_SELF = [
+    row("layer.0.layer_norm.weight",          "h",         "attention.norm.weight"),
+    row("layer.0.SelfAttention.q.weight",     "(g r d) h", "attention.q.weight"),
+    row("layer.0.SelfAttention.k.weight",     "(g d) h",   "attention.k.weight"),
+    row("layer.0.SelfAttention.v.weight",     "(g d) h",   "attention.v.weight"),
+    row("layer.0.SelfAttention.o.weight",     "h (g r d)", "attention.out.weight"),
+    row("layer.0.SelfAttention.relative_attention_bias.weight", "b (g r)", "attention.relative_bias.weight"),
+]
+
+_CROSS = [
+    row("layer.1.layer_norm.weight",          "h",         "cross_attention.norm.weight"),
+    row("layer.1.EncDecAttention.q.weight",   "(g r d) h", "cross_attention.q.weight"),
+    row("layer.1.EncDecAttention.k.weight",   "(g d) h",   "cross_attention.k.weight"),
+    row("layer.1.EncDecAttention.v.weight",   "(g d) h",   "cross_attention.v.weight"),
+    row("layer.1.EncDecAttention.o.weight",   "h (g r d)", "cross_attention.out.weight"),
+]
+
+
+def _feed_forward_rows(layer: str) -> list[Any]:
+    return [
+        row(f"{layer}.layer_norm.weight",          "h",   "mlp.norm.weight"),
+        row(f"{layer}.DenseReluDense.wi_0.weight", "f h", "mlp.gate.weight"),
+        row(f"{layer}.DenseReluDense.wi_1.weight", "f h", "mlp.up.weight", when="mlp.gated"),
+        row(f"{layer}.DenseReluDense.wi.weight",   "f h", "mlp.up.weight", when="!mlp.gated"),
+        row(f"{layer}.DenseReluDense.wo.weight",   "h f", "mlp.down.weight"),
+    ]
+
+
+TABLES = (
+    MODEL,
+    Table("encoder.block.{l}", to="encoder.layers.{l}", rows=[*_SELF, *_feed_forward_rows("layer.1")]),
+    Table("decoder.block.{l}", to="decoder.layers.{l}", rows=[*_SELF, *_CROSS, *_feed_forward_rows("layer.2")]),
+)
+# fmt: on
+
+
+def _plain(model: Model) -> Model:
+    """What every class of the kin needs: unscaled scores, no head scale, no biases."""
+    if len(model.architecture.stacks) < 2:
+        return model  # none of the kin anyway
+    return without_zero_biases(plain_relu(folded_head_scale(folded_attention_scale(model, 1.0))))
+
+
+def _as_t5(model: Model) -> Model:
+    model = _plain(model)
+    head = model.architecture.head
+    if head is None or (head.tied and _close(head.scale, model.architecture.hidden**-0.5)):
+        return model
+    return untied_head(folded_logit_scale(model))  # both versions of transformers leave a head of its own unscaled
+
+
+def _as_mt5(model: Model) -> Model:
+    return untied_head(folded_logit_scale(_plain(model)))
+
+
+def _as_umt5(model: Model) -> Model:
+    return normed_logit_scale(own_relative_bias(_plain(model)), model.architecture.hidden**-0.5)
+
+
+def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:
+    if architecture.head is not None and not architecture.head.tied:
+        yield Loss(
+            "assumed",
+            "transformers 5",
+            "a UMT5 with a head of its own has its logits scaled by version 5 and not by version 4",
+        )
+
+
+FAMILIES = [
+    Family("t5", T5, [TABLES], rewrite=_as_t5, as_stored=stored_head),
+    Family("umt5", UMT5, [TABLES], rewrite=_as_umt5, as_stored=stored_head, losses=_umt5_losses),
+    Family("mt5", MT5, [TABLES], rewrite=_as_mt5, as_stored=stored_head),
+]

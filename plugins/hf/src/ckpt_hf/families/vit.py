@@ -1,0 +1,269 @@
+"""ViT: images in patches, one class token, a classifier on it (ViTForImageClassification) or a pooler (ViTModel).
+
+The classes share a `model_type`; `architectures` tells them apart. ViTModel has a pooler unless it was built with
+`add_pooling_layer=False`, which no config says: the tensors do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt_core.architecture import Architecture, Facts, Layer
+from ckpt_core.architecture.schema import Pooling
+from ckpt_core.checkpoint import Loss
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.layout import Config, Custom, Table, const, custom, drop, field, fixed, ignore, row
+from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, uncentred_norms, zero_biases
+from ckpt_hf.common import ACTIVATION, GENERIC, MLP_BIASES, NORMS, Family, Tables, derived_head_dim, norms, positive
+
+_POOLER = "add_pooling_layer"
+_SQUARES = ("height", "width", "patch")
+
+
+def _sizes() -> Custom:
+    """`image_size` and `patch_size`, each a number of pixels, or a pair of them; and so the number of positions."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        height, width = _pair(config, "image_size", 224)
+        patch, other = _pair(config, "patch_size", 16)
+        if patch != other:
+            raise CkptError(
+                "patches that are not square are not supported", found=f"patch_size = {config['patch_size']}"
+            )
+        if min(height, width) < patch:
+            raise CkptError(
+                "an image has no patch", found=f"image_size = {config.get('image_size', 224)}, patch_size = {patch}"
+            )
+        facts |= {"patches.height": height, "patches.width": width, "patches.patch": patch}
+        facts["positions.count"] = (height // patch) * (width // patch) + 1
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        height, width, patch = (facts[f"patches.{name}"] for name in _SQUARES)
+        count = facts.get("positions.count")
+        expected = (height // patch) * (width // patch) + facts["patches.class_tokens"]
+        if count != expected:
+            raise Refusal(
+                "there is a learned position for each patch and class token",
+                found=f"positions.count = {count}",
+                expected=f"{expected} for images of {height} x {width} in patches of {patch}",
+            )
+        config["image_size"] = height if height == width else [height, width]
+        config["patch_size"] = patch
+
+    claims = [*(f"patches.{name}" for name in _SQUARES), "positions.count"]
+    return custom(["image_size", "patch_size"], claims, read=read, write=write)
+
+
+def _pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
+    value = config.get(key, default)
+    if isinstance(value, list) and len(value) == 2:
+        return positive({key: value[0]}, key), positive({key: value[1]}, key)
+    size = positive(config, key, default)
+    return size, size
+
+
+def _labels() -> Custom:
+    """The classes by name; a config that names none has LABEL_0, LABEL_1, ... as transformers calls them."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        named = config.get("id2label")
+        if named is None:
+            facts["classifier.classes"] = positive(config, "num_labels", 2)
+            return
+        numbers = [str(number) for number in range(len(named))]
+        if {str(key) for key in named} != set(numbers) or not numbers:
+            raise CkptError("key 'id2label' does not number its labels from 0 on", found=str(list(named))[:80])
+        if config.get("num_labels", len(named)) != len(named):
+            raise CkptError(
+                "keys 'num_labels' and 'id2label' disagree", found=f"{config['num_labels']} and {len(named)} labels"
+            )
+        labels = [{str(key): label for key, label in named.items()}[number] for number in numbers]
+        facts["classifier.classes"] = len(labels)
+        if labels != _unnamed(len(labels)):
+            notes["labels"] = labels
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        count, labels = facts["classifier.classes"], notes.get("labels")
+        labels = labels if isinstance(labels, list) and len(labels) == count else _unnamed(count)
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {str(label): number for number, label in enumerate(labels)}
+
+    return custom(["id2label", "label2id", "num_labels"], ["classifier.classes"], read=read, write=write)
+
+
+def _unnamed(count: int) -> list[str]:
+    return [f"LABEL_{number}" for number in range(count)]
+
+
+def _pooler() -> Custom:
+    """The pooler, dense and tanh, of hidden size; files may lack it, as `with_pooler` says."""
+    keys = ["pooler_output_size", "pooler_act", _POOLER]
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if not config.get(_POOLER, True):
+            return
+        size, act = config.get("pooler_output_size"), config.get("pooler_act", "tanh")
+        if size not in (None, config.get("hidden_size")):
+            raise CkptError(
+                "a pooler of another size than the model's is not supported", found=f"pooler_output_size = {size}"
+            )
+        if act != "tanh":
+            raise CkptError("a pooler without tanh is not supported", found=f"pooler_act = {act!r}", expected="'tanh'")
+        facts |= {"classifier.hidden": True, "classifier.pooling": Pooling.FIRST}
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        if facts.present("classifier") and facts.get("classifier.hidden") is not True:
+            raise Refusal("the pooler is dense and tanh", found="classifier.hidden = False")
+
+    return custom(keys, ["classifier.hidden", "classifier.pooling"], read=read, write=write)
+
+
+def with_pooler(config: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """The config of a ViTModel, with whether the tensors beside it have a pooler."""
+    return {**config, _POOLER: any(name.endswith("pooler.dense.weight") for name in names)}
+
+
+# fmt: off
+_COMMON = Config("", GENERIC).replace("",
+    fixed("kind", "encoder"),
+    fixed("causal", False),
+    fixed("patches.bias", True),
+    fixed("patches.class_tokens", 1),
+    _sizes(),
+    field("num_channels", "patches.channels", default=3),
+    field("hidden_size", "hidden"),
+    field("num_hidden_layers", "layers"),
+    field("num_attention_heads", "attention.heads", "attention.groups"),
+    derived_head_dim("hidden_size", "num_attention_heads"),
+    field("intermediate_size", "mlp.ffn"),
+    field("hidden_act", "mlp.activation", default="gelu", via=ACTIVATION),
+    fixed("mlp.gated", False),
+    field("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-12),
+    norms("layer", *NORMS, bias=True),
+    field("qkv_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=True),
+    [fixed(bias, True) for bias in ("attention.out_bias", *MLP_BIASES)],
+    ignore("hidden_dropout_prob", "attention_probs_dropout_prob", why="training only"),
+    ignore("encoder_stride", why="of the decoder of ViTForMaskedImageModeling"),
+    const("tie_word_embeddings", True, written=False),
+    without=["max_position_embeddings"],
+)
+
+CLASSIFICATION = _COMMON.replace("ViTForImageClassification",
+    _labels(),
+    fixed("classifier.hidden", False),
+    fixed("classifier.pooling", Pooling.FIRST),
+    ignore("pooler_output_size", "pooler_act", why="it has no pooler"),
+)
+
+MODEL = _COMMON.replace("ViTModel", _pooler())
+
+
+def _embeddings(prefix: str) -> Table:
+    return Table(rows=[
+        row(f"{prefix}embeddings.cls_token",                        "1 cls h",  "embedding.class_tokens.weight"),
+        row(f"{prefix}embeddings.position_embeddings",              "1 p h",    "positions.weight"),
+        row(f"{prefix}embeddings.patch_embeddings.projection.weight", "h ch y z", "embedding.patches.weight"),
+        row(f"{prefix}embeddings.patch_embeddings.projection.bias", "h",        "embedding.patches.bias"),
+        row(f"{prefix}layernorm.weight",                            "h",        "final_norm.weight"),
+        row(f"{prefix}layernorm.bias",                              "h",        "final_norm.bias"),
+        row(f"{prefix}pooler.dense.weight",                         "i h",      "classifier.dense.weight"),
+        row(f"{prefix}pooler.dense.bias",                           "i",        "classifier.dense.bias"),
+        row("classifier.weight",                                    "k h",      "classifier.weight"),
+        row("classifier.bias",                                      "k",        "classifier.bias"),
+    ])
+
+
+def _layer(native: str, attention: str, parts: tuple[str, str, str], out: str, up: str, down: str) -> Table:
+    q, k, v = (f"{attention}.{part}" for part in parts)
+    return Table(native, to="layers.{l}", rows=[
+        row("layernorm_before.weight", "h",         "attention.norm.weight"),
+        row("layernorm_before.bias",   "h",         "attention.norm.bias"),
+        row(f"{q}.weight",             "(g r d) h", "attention.q.weight"),
+        row(f"{q}.bias",               "(g r d)",   "attention.q.bias"),
+        row(f"{k}.weight",             "(g d) h",   "attention.k.weight"),
+        row(f"{k}.bias",               "(g d)",     "attention.k.bias"),
+        row(f"{v}.weight",             "(g d) h",   "attention.v.weight"),
+        row(f"{v}.bias",               "(g d)",     "attention.v.bias"),
+        row(f"{out}.weight",           "h (g r d)", "attention.out.weight"),
+        row(f"{out}.bias",             "h",         "attention.out.bias"),
+        row("layernorm_after.weight",  "h",         "mlp.norm.weight"),
+        row("layernorm_after.bias",    "h",         "mlp.norm.bias"),
+        row(f"{up}.weight",            "f h",       "mlp.up.weight"),
+        row(f"{up}.bias",              "f",         "mlp.up.bias"),
+        row(f"{down}.weight",          "h f",       "mlp.down.weight"),
+        row(f"{down}.bias",            "h",         "mlp.down.bias"),
+    ])
+# fmt: on
+
+
+def _tables(prefix: str) -> list[Tables]:
+    """The names in files, and those that transformers 5 has in memory."""
+    stored = _layer(
+        f"{prefix}encoder.layer.{{l}}",
+        "attention.attention",
+        ("query", "key", "value"),
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+    held = _layer(
+        f"{prefix}layers.{{l}}", "attention", ("q_proj", "k_proj", "v_proj"), "attention.o_proj", "mlp.fc1", "mlp.fc2"
+    )
+    return [(_embeddings(prefix), stored), (_embeddings(prefix), held)]
+
+
+def _leftovers(prefix: str, *more: Any) -> Callable[[Architecture], Table]:
+    unused = drop(f"{prefix}embeddings.mask_token", why="stands for hidden patches in pretraining alone")
+    table = Table(rows=[unused, *more])
+    return lambda architecture: table
+
+
+def _as_vit(model: Model) -> Model:
+    """Patches with a bias, layers with biases everywhere; zeros where there are none."""
+    patches = model.architecture.patches
+    if patches is None or patches.class_tokens != 1 or model.architecture.encoder is None:
+        return model
+    model = uncentred_norms(folded_attention_scale(model))
+
+    def biased(layer: Layer) -> Layer:
+        if layer.attention is None:
+            return layer
+        some = layer.attention.q_bias or layer.attention.k_bias or layer.attention.v_bias
+        attention = replace(layer.attention, q_bias=some, k_bias=some, v_bias=some, out_bias=True)
+        return replace(layer, attention=attention, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
+
+    architecture = map_layers(replace(model.architecture, patches=replace(patches, bias=True)), biased)
+    if architecture == model.architecture:
+        return model
+    return zero_biases(model, architecture, next(iter(model.tensors.values())).dtype)
+
+
+def _model_losses(architecture: Architecture) -> Iterator[Loss]:
+    if architecture.classifier is None:
+        yield Loss(
+            "unsaid",
+            "that there is no pooler",
+            "ViTModel starts a random one, unless built with add_pooling_layer=False",
+        )
+
+
+FAMILIES = [
+    Family(
+        "vit",
+        CLASSIFICATION,
+        _tables("vit."),
+        leftovers=_leftovers("vit.", drop("vit.pooler.*", why="ViTForImageClassification has no pooler")),
+        rewrite=_as_vit,
+    ),
+    Family(
+        "vit",
+        MODEL,
+        _tables(""),
+        leftovers=_leftovers(""),
+        rewrite=_as_vit,
+        as_stored=with_pooler,
+        losses=_model_losses,
+    ),
+]

@@ -1,0 +1,44 @@
+"""Transformers models whose tensors another format keeps: DeepSpeed's ZeRO and universal folders do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ckpt_core.architecture import architecture_of
+from ckpt_core.checkpoint import Checkpoint, NamedModel
+from ckpt_core.engine.plan import storage_dtype
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_hf.files import CONFIG
+from ckpt_hf.read import family_of, matching
+from ckpt_hf.write import choose, config_text, losses_of
+
+
+def named(path: str, names: Collection[str]) -> NamedModel | None:
+    """The model of a `config.json` whose tensors are called `names`; None if the file is none of transformers."""
+    if not path.endswith(".json"):
+        return None
+    config = read_json_object(path)
+    if "model_type" not in config:
+        return None
+    family = family_of(config, path)
+    facts, notes = family.config.read(family.as_stored(config, names), path)
+    architecture = architecture_of(facts, path)
+    arrangement = family.arranged_by(config)
+    tables = matching(family.tables_for(arrangement), names, architecture)
+    hints = {"model_type": family.model_type, "arrangement": arrangement}
+    return NamedModel(family.class_name, architecture, [*tables, family.leftovers(architecture)], notes, hints)
+
+
+def name(checkpoint: Checkpoint) -> NamedModel:
+    """`checkpoint` as the transformers model that holds it exactly; `Refusal` if no class does."""
+    fit = choose(checkpoint)
+    dtypes = [storage_dtype(native, fit.model.tensors, None).torch for native in fit.natives()]
+    return NamedModel(
+        fit.family.class_name,
+        fit.model.architecture,
+        fit.tables,
+        tensors=fit.model.tensors,
+        documents={CONFIG: config_text(fit, dtypes)},
+        rewrites=fit.model.rewrites,
+        losses=list(losses_of(checkpoint, fit)),
+    )
