@@ -96,6 +96,24 @@ def real_megatron(session: nox.Session) -> None:
 
 
 @nox.session
+def real_deepspeed(session: nox.Session) -> None:
+    """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
+    session.install("-r", "tests/real/requirements-deepspeed.txt")
+    install(session, "transformers>=4.45", "safetensors", "pytest")
+    session.run("pytest", "--noconftest", "tests/real/check_deepspeed.py", *session.posargs)
+
+
+@nox.session
+def real_nxdt(session: nox.Session) -> None:
+    """torch_xla's own reader and AWS's own converter on what we write; $NXD_SOURCE is a clone of neuronx-distributed."""
+    folder = session.create_tmp()
+    session.run("pip", "download", "--no-deps", "--dest", folder, "torch_xla==2.9.0")
+    (wheel,) = Path(folder).glob("torch_xla-*.whl")
+    install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "pytest")
+    session.run("pytest", "--noconftest", "tests/real/check_nxdt.py", *session.posargs, env={"TORCH_XLA_WHEEL": str(wheel)})
+
+
+@nox.session
 def smollm2(session: nox.Session) -> None:
     """A real trained model, HF -> Nanotron TP3 PP2 -> HF: every tensor bit-identical, the same text generated."""
     session.install("-r", "tests/real/requirements-smollm2.txt")

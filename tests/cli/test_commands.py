@@ -226,9 +226,14 @@ class TestVerify:
         ran = ckpt("verify", model, converted)
         assert ran.code == 1 and "not a receipt of ckpt" in ran.err
 
-    def test_logits(self, ckpt, model, converted):
-        ran = ckpt("verify", model, converted, "--logits")
+    def test_logits(self, ckpt, model, tmp_path):
+        assert ckpt("convert", model, tmp_path / "twin", "--to", "toy", "-o", "untie=true").code == 0
+        ran = ckpt("verify", model, tmp_path / "twin", "--logits")
         assert ran.code == 0 and "0 apart at most" in ran.out and "96 positions" in ran.out
+
+    def test_logits_see_what_bf16_rounded(self, ckpt, model, converted):
+        logits = ckpt("verify", model, converted, "--logits", "--json").json["logits"]
+        assert 0 < logits["mean"] < logits["largest"] and logits["first_apart"] == "embedding"
 
     def test_logits_name_the_block_where_models_part(self, ckpt, model, make, tmp_path):
         def nudge(tensors):
@@ -241,13 +246,13 @@ class TestVerify:
         assert ckpt("verify", model, other, "--logits", "--plot", tmp_path / "apart.png").code == 3
         assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_an_engine_of_its_own_judges_the_config(self, ckpt, model, converted, monkeypatch):
+    def test_an_engine_of_its_own_judges_the_config(self, ckpt, model, make, monkeypatch):
+        twin = make("twin")
         monkeypatch.setenv("TOY_ENGINE", "1")  # it computes something else than the architecture says
-        ran = ckpt("verify", model, converted, "--logits", "--json")
+        ran = ckpt("verify", model, twin, "--logits", "--json")
         assert ran.code == 3 and ran.json["logits"]["largest"] == 0
-        (judged,) = ran.json["logits"]["judges"].values()
-        assert judged["largest"] > 0.1
-        ran = ckpt("verify", model, converted, "--logits", "--max-memory", "1kB")
+        assert all(judged["largest"] > 0.1 for judged in ran.json["logits"]["judges"].values())
+        ran = ckpt("verify", model, twin, "--logits", "--max-memory", "1kB")
         assert ran.code == 0 and "was not asked" in ran.out
 
     def test_a_prompt(self, ckpt, model, converted):

@@ -314,7 +314,7 @@ class Patches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """Logits over the vocabulary. `tied`: the matrix is the token embedding. `scale` multiplies the logits."""
+    """Logits over the vocabulary. `tied`: the matrix is the token embedding. `scale` multiplies them, before a bias is added."""
 
     tied: bool
     bias: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -133,7 +134,7 @@ def _run(plan: Plan, dst: str, overwrite: bool, engine: str, address: str | None
     try:
         with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
             return run_plan(plan, dst, overwrite=overwrite, executor=executor, listener=listener)
-    except (KeyboardInterrupt, OSError) as error:
+    except (KeyboardInterrupt, OSError, BrokenExecutor) as error:
         if os.path.isdir(os.path.abspath(dst) + SUFFIX):
             error.add_note("repeat the same command to continue where this one stopped")
         raise

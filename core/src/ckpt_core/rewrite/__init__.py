@@ -12,7 +12,14 @@ from ckpt_core.rewrite.attention import (
     shared_relative_bias,
 )
 from ckpt_core.rewrite.biases import gated_relu, plain_relu, without_zero_biases, zero_biases
-from ckpt_core.rewrite.head import folded_logit_scale, normed_logit_scale, tied_head, untied_head, vocabulary_rows
+from ckpt_core.rewrite.head import (
+    folded_embedding_scale,
+    folded_logit_scale,
+    normed_logit_scale,
+    tied_head,
+    untied_head,
+    vocabulary_rows,
+)
 from ckpt_core.rewrite.model import Model, map_attentions, map_layers, values_of
 from ckpt_core.rewrite.norms import uncentred_norms
 from ckpt_core.rewrite.patches import (
@@ -23,7 +30,7 @@ from ckpt_core.rewrite.patches import (
 )
 
 __all__ = [
-    "Model", "folded_attention_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
+    "Model", "folded_attention_scale", "folded_embedding_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
     "gated_relu", "map_attentions", "map_layers", "normed_logit_scale", "own_relative_bias", "plain_relu", "resized_images",
     "shared_relative_bias", "tied_head", "uncentred_norms", "untied_head", "values_of", "vocabulary_rows",
     "without_classes", "without_zero_biases", "zero_biases",

@@ -57,7 +57,7 @@ def folded_logit_scale(model: Model) -> Model:
         return model
     model = untied_head(model)
     tensors = {
-        name: scaled(assembly, head.scale) if name.startswith("head.") else assembly
+        name: scaled(assembly, head.scale) if name == "head.weight" else assembly
         for name, assembly in model.tensors.items()
     }
     architecture = replace(model.architecture, head=replace(head, tied=False, scale=1.0))
@@ -68,7 +68,7 @@ def normed_logit_scale(model: Model, wanted: float) -> Model:
     """Logits scaled by `wanted`: what differs is multiplied into the last norm, and the head stays as it is."""
     head, stack = model.architecture.head, model.architecture.decoder
     norm = stack.final_norm if stack else None
-    if head is None or norm is None or not norm.weight or norm.zero_centred or head.bias or head.scale == wanted:
+    if head is None or norm is None or not norm.weight or norm.zero_centred or head.scale == wanted:
         return model
     prefix = next(prefix for prefix, known in model.architecture.stacks.items() if known is stack)
     factor = head.scale / wanted
@@ -78,3 +78,18 @@ def normed_logit_scale(model: Model, wanted: float) -> Model:
     }
     architecture = replace(model.architecture, head=replace(head, scale=wanted))
     return model.rewritten(architecture, tensors, f"logit scale folded into the final norm (factor {factor:.9g})")
+
+
+def folded_embedding_scale(model: Model) -> Model:
+    """An embedding that nothing scales: the factor is multiplied into it, and a tied head's logits are divided by it."""
+    tokens, head = model.architecture.tokens, model.architecture.head
+    if tokens is None or tokens.scale == 1:
+        return model
+    name = "embedding.tokens.weight"
+    tensors = {**model.tensors, name: scaled(model.tensors[name], tokens.scale)}
+    architecture = replace(model.architecture, tokens=replace(tokens, scale=1.0))
+    if head is not None and head.tied:
+        architecture = replace(architecture, head=replace(head, scale=head.scale / tokens.scale))
+    return model.rewritten(
+        architecture, tensors, f"embedding scale folded into the embedding (factor {tokens.scale:.9g})"
+    )

@@ -10,6 +10,7 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.rewrite import (
     Model,
     folded_attention_scale,
+    folded_embedding_scale,
     folded_logit_scale,
     gated_relu,
     normed_logit_scale,
@@ -37,7 +38,9 @@ def fitted(model: Model, notes: Mapping[str, Any], before: Mapping[str, Any], pp
 
 
 def _headed(model: Model, before: Mapping[str, Any], pp: int) -> Model:
-    """NeMo scales no logits. Its pipelines need a tied head; one that was tied before becomes so again."""
+    """NeMo scales neither the embedding nor logits. Its pipelines need a tied head; one that was tied before becomes so again."""
+    if model.architecture.tokens is not None and model.architecture.tokens.scale != 1:
+        model = normed_logit_scale(folded_embedding_scale(model), 1.0)
     head = model.architecture.head
     if head is None:
         return model
