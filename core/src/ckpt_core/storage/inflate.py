@@ -167,8 +167,11 @@ class Inflated:
 
 
 @functools.lru_cache(maxsize=2)
-def _indexed(state: FileState) -> Inflated | FormatError:
-    """The index of a file, or why there is none: several formats ask for it, and it takes a pass over the file."""
+def _indexed(state: FileState, ctime_ns: int) -> Inflated | FormatError:
+    """The index of a file, or why there is none: several formats ask for it, and it takes a pass over the file.
+
+    A file that was changed and put back has its old state, but a later `ctime_ns`: it is indexed again.
+    """
     try:
         return Inflated(state)
     except FormatError as problem:
@@ -176,7 +179,7 @@ def _indexed(state: FileState) -> Inflated | FormatError:
 
 
 def _of_state(state: FileState) -> Inflated:
-    found = _indexed(state)
+    found = _indexed(state, os.stat(state.path).st_ctime_ns)
     if isinstance(found, FormatError):
         raise found
     return found
