@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from ckpt_core.engine.seal import sealed
+
 
 @pytest.fixture
 def converted(ckpt, model, tmp_path):
@@ -220,11 +222,14 @@ class TestVerify:
         path = converted / "ckpt-receipt.json"
         body = json.loads(path.read_text())
         body["target"]["documents"] = {"../../secret": "0"}
-        path.write_text(json.dumps(body))
+        path.write_text(json.dumps(sealed(body)))  # anyone can seal a receipt
         assert "outside its folder" in ckpt("verify", model, converted).err
-        path.write_text('{"tensors": 3}')
+        path.write_text(json.dumps(sealed({"tensors": 3})))
         ran = ckpt("verify", model, converted)
         assert ran.code == 1 and "not a receipt of ckpt" in ran.err
+        path.write_text('{"tensors": 3}')
+        ran = ckpt("verify", model, converted)
+        assert ran.code == 1 and "not as it was written" in ran.err
 
     def test_logits(self, ckpt, model, tmp_path):
         assert ckpt("convert", model, tmp_path / "twin", "--to", "toy", "-o", "untie=true").code == 0

@@ -13,7 +13,6 @@ from ckpt_core import convert
 from ckpt_core.cli.main import main
 from ckpt_core.engine import run, staging
 
-
 ASKED = json.loads(sys.argv[1])
 
 

@@ -213,7 +213,7 @@ def test_a_llama_becomes_a_llama_unless_asked_otherwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "wanted", "lacks"), [
-    ("gemma2", "llama", "attention.out_norm"), ("nemotron", "starcoder2", "zero_centred"), ("olmo2", "qwen3", "attention.norm"),
+    ("gemma2", "llama", "attention.out_norm"), ("nemotron", "starcoder2", "attention.rotary.fraction"), ("olmo2", "qwen3", "attention.norm"),
     ("deepseek_v2", "deepseek_v3", "mlp.moe.router.score"), ("gpt2", "gpt_neox", "positions"), ("falcon", "gpt_neox", "shared_norm"),
     ("phi3_longrope", "llama", "attention.rotary.fraction"), ("mixtral", "mistral", "mlp.moe"),
 ])  # fmt: skip

@@ -61,7 +61,8 @@ norms = st.builds(Norm, kind=st.sampled_from(["rms", "layer"]), eps=st.sampled_f
 
 
 @st.composite
-def scalings(draw: st.DrawFn) -> RotaryScaling:
+def scalings(draw: st.DrawFn, pairs: int) -> RotaryScaling:
+    """`pairs`: how many pairs of a head are rotated; longrope has a factor for each."""
     kind = draw(st.sampled_from(list(RotaryKind)))
     required, optional = SCALING_FIELDS[kind]
     values: dict[str, object] = {}
@@ -69,32 +70,38 @@ def scalings(draw: st.DrawFn) -> RotaryScaling:
         if name.endswith("positions"):
             values[name] = draw(st.integers(1, 1 << 20))
         elif name.endswith("_factors"):
-            values[name] = tuple(draw(st.lists(factors, min_size=1, max_size=3)))
+            values[name] = tuple(draw(st.lists(factors, min_size=pairs, max_size=pairs)))
         else:
             values[name] = draw(flags) if name == "truncate" else draw(factors)
     return RotaryScaling(kind=kind, **values)
 
 
-rotaries = st.builds(Rotary, theta=st.sampled_from([1e4, 5e5]), fraction=st.sampled_from([0.5, 1.0]), scaling=maybe(scalings()))
+@st.composite
+def rotaries(draw: st.DrawFn, head_dim: int) -> Rotary:
+    fraction = draw(st.sampled_from([0.5, 1.0]))
+    scaling = draw(maybe(scalings(int(head_dim * fraction) // 2)))
+    return Rotary(theta=draw(st.sampled_from([1e4, 5e5])), fraction=fraction, scaling=scaling)
+
+
 relative = st.builds(RelativeBias, buckets=sizes, max_distance=sizes, bidirectional=flags)
 
 
 @st.composite
 def attentions(draw: st.DrawFn) -> Attention:
-    groups = draw(st.integers(1, 4))
+    groups, head_dim = draw(st.integers(1, 4)), draw(st.sampled_from([4, 8]))
     return draw(
         st.builds(
-            Attention, heads=st.just(groups * draw(st.integers(1, 3))), groups=st.just(groups), head_dim=st.sampled_from([4, 8]),
+            Attention, heads=st.just(groups * draw(st.integers(1, 3))), groups=st.just(groups), head_dim=st.just(head_dim),
             norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), q_bias=flags, k_bias=flags, v_bias=flags, out_bias=flags,
-            qk_norm=maybe(norms), qk_norm_whole=flags, rotary=maybe(rotaries), alibi=flags, relative_bias=maybe(relative),
+            qk_norm=maybe(norms), qk_norm_whole=flags, rotary=maybe(rotaries(head_dim)), alibi=flags, relative_bias=maybe(relative),
             relative_bias_scale=factors, window=maybe(sizes), softcap=maybe(factors), sinks=flags, head_scale=flags,
         )
     )  # fmt: skip
 
 
 latents = st.builds(
-    LatentAttention, heads=sizes, kv_rank=sizes, nope_dim=sizes, rope_dim=st.sampled_from([2, 4]), value_dim=sizes,
-    rotary=rotaries, kv_norm=norms, q_rank=maybe(sizes), q_norm=maybe(norms), norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), bias=flags,
+    LatentAttention, heads=sizes, kv_rank=sizes, nope_dim=sizes, rope_dim=st.just(4), value_dim=sizes,
+    rotary=rotaries(4), kv_norm=norms, q_rank=maybe(sizes), q_norm=maybe(norms), norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), bias=flags,
 )  # fmt: skip
 routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
@@ -193,7 +200,7 @@ def test_finer_axes_fill_their_axis(architecture: Architecture) -> None:
 
 def full() -> Architecture:
     norm = Norm(kind="rms", eps=1e-5, bias=True)
-    scaling = RotaryScaling(kind=RotaryKind.LONGROPE, original_positions=8, short_factors=(1.0, 2.0), long_factors=(2.0, 3.0))
+    scaling = RotaryScaling(kind=RotaryKind.LONGROPE, original_positions=8, short_factors=(1.0, 2.0, 1.5, 3.0), long_factors=(2.0, 3.0, 2.5, 4.0))
     attention = Attention(
         heads=4, groups=2, head_dim=8, norm=norm, qk_norm=norm, rotary=Rotary(theta=1e4, scaling=scaling), window=7, scale=0.5,
         relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=True),

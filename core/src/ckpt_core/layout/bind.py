@@ -127,20 +127,32 @@ class _BoundRow:
         return {part: known[name] for part, name in named.items() if name in known}
 
     def natives(self, ranks: Ranks) -> Iterator[Native]:
+        """The native tensors of one rank: one, or one per index that the native name runs over."""
         if not self.parts:
             return
-        for bound in self._bindings(ranks):
-            name = join(self.table.native, self.row.native).format(l=self.layer, **bound)
-            yield self._native(name, bound, ranks)
+        whole = self._whole_sizes()
+        splits = dict(self.row.splits)
+        held = {part: shares(splits, ranks, whole, self.row.sentence, part) for part in self.parts}
+        sizes = {**self.sizes, **self._finer_sizes(), **self._held_sizes(whole, held)}
+        if len(self.layers) > 1 or self.layer is None:
+            sizes["l"] = len(self.layers)
+        shape, affines = _expanded(self.sentence, tuple(sizes.items()), frozenset(self.parts))
+        padding = sum(affine.elements for affine in affines if affine.padding)
+        filled = [affine for affine in affines if not affine.padding and affine.elements]
+        native = join(self.table.native, self.row.native)
+        for bound in self._bindings(ranks, whole):
+            pieces = [piece for affine in filled for piece in self._pieces(affine, bound, held)]
+            self._check_cover(pieces, bound, held)
+            yield Native(native.format(l=self.layer, **bound), shape, tuple(pieces), self.row, self.layer, padding)
 
-    def _bindings(self, ranks: Ranks) -> Iterator[dict[str, int]]:
+    def _bindings(self, ranks: Ranks, whole: Mapping[str, int]) -> Iterator[dict[str, int]]:
         """The indices a native name runs over, besides layers: `experts.{x}.up` has one tensor per expert."""
         names = [name for _, name, _, _ in string.Formatter().parse(self.row.native) if name and name != "l"]
         if not names:
             yield {}
             return
         (axis,) = names
-        size = self._whole_sizes().get(axis)
+        size = whole.get(axis)
         if size is None:
             raise SentenceError(
                 f"{self.row.native!r} runs over {axis!r}, which its parameters do not have", self.row.sentence
@@ -157,25 +169,6 @@ class _BoundRow:
                     found = f"{axis.name}={sizes[axis.name]} and {axis}"
                     raise SentenceError(f"axis {axis.name!r} has two sizes in one tensor: {found}", self.row.sentence)
         return sizes
-
-    def _native(self, name: str, bound: Mapping[str, int], ranks: Ranks) -> Native:
-        whole = self._whole_sizes()
-        splits = dict(self.row.splits)
-        held = {part: shares(splits, ranks, whole, self.row.sentence, part) for part in self.parts}
-        sizes = {**self.sizes, **self._finer_sizes(), **self._held_sizes(whole, held)}
-        if len(self.layers) > 1 or self.layer is None:
-            sizes["l"] = len(self.layers)
-        shape, affines = _expanded(self.sentence, tuple(sizes.items()), frozenset(self.parts))
-        pieces: list[Piece] = []
-        padding = 0
-        for affine in affines:
-            count = math.prod(step.size for step in affine.steps)
-            if affine.padding:
-                padding += count
-            elif count:
-                pieces += self._pieces(affine, bound, held)
-        self._check_cover(pieces, bound, held)
-        return Native(name, shape, tuple(pieces), self.row, self.layer, padding)
 
     def _held_sizes(self, whole: Mapping[str, int], held: Mapping[str | None, Mapping[str, Share]]) -> dict[str, int]:
         """The size of every axis on this rank: parts may hold different indices of one axis, but equally many."""

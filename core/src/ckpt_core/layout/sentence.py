@@ -16,6 +16,7 @@ is an affine map: native index = base + sum of step * index over its axes. `pars
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -220,6 +221,10 @@ class Affine:
     steps: tuple[Step, ...]
     base: tuple[int, ...]
     padding: bool = False
+
+    @property
+    def elements(self) -> int:
+        return math.prod(step.size for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)

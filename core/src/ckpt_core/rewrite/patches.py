@@ -13,6 +13,7 @@ from ckpt_core.rewrite.model import Model, holds_only, map_layers, map_stacks
 
 _TABLE = "positions.weight"
 _BIAS = "embedding.patches.bias"
+_MOST = 1 << 17  # positions: images of 5792 x 5792 pixels in patches of 16
 _CUBIC = -0.75  # the free parameter of cubic convolution, as in torch's bicubic
 
 
@@ -100,6 +101,10 @@ def resized_images(model: Model, size: str) -> Model:
         return model
     changed = replace(patches, height=height, width=width)
     count = _sequence(changed)
+    if count > _MOST:
+        raise Refusal(
+            "so large an image has too many patches", found=f"image_size={size}: {count}", expected=f"at most {_MOST}"
+        )
 
     def longer(prefix: str, stack: Stack) -> Stack:
         return replace(stack, positions=Positions(count=count))

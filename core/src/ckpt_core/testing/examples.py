@@ -178,6 +178,12 @@ _CHANGES: dict[str, dict[str, object]] = {
     },
     "latent": _LATENT,
     "t5": _T5,
+    "t5-crossed": {
+        **_T5,
+        "decoder.cross_relative_bias.buckets": 26,
+        "decoder.cross_relative_bias.max_distance": 48,
+        "decoder.cross_relative_bias.bidirectional": True,
+    },
     "vit": _VIT,
     "vit-pooled": {**_VIT, "classifier.classes": ABSENT},
 }

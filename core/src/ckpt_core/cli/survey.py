@@ -1,0 +1,123 @@
+"""What `ckpt inspect` finds out about a checkpoint, before it is shown as text, JSON or a page."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_core.errors import CkptError, ProblemsFound
+
+if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint, Loss
+    from ckpt_core.plugins.discovery import Plugin
+    from ckpt_core.verify.statistics import Statistics
+
+GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "other")
+
+
+@dataclass(frozen=True)
+class Future:
+    """Whether a format can hold a checkpoint as it is: `refusals` if not, `losses` if so."""
+
+    format: str
+    refusals: list[str]
+    losses: list[Loss]
+
+    @property
+    def possible(self) -> bool:
+        return not self.refusals
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A checkpoint, what it was opened as, what it can become, and with `--stats` the statistics of its tensors."""
+
+    checkpoint: Checkpoint
+    src: str
+    futures: list[Future]
+    statistics: dict[str, Statistics] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the checkpoint's files."""
+        return sum(state.size for state in self.checkpoint.files)
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """Elements per group, without vocabulary padding; a tied head is part of the embedding."""
+        from ckpt_core.architecture import parameters
+
+        counts: Counter[str] = Counter()
+        for parameter in parameters(self.checkpoint.architecture).values():
+            rows = parameter.true_rows
+            counts[group_of(parameter.name)] += (
+                parameter.elements if rows is None else parameter.elements // parameter.shape[0] * rows
+            )
+        return {group: counts[group] for group in GROUPS if counts[group]}
+
+    @functools.cached_property
+    def stored(self) -> dict[str, tuple[int, int]]:
+        """Per stored dtype: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
+        found: dict[str, tuple[int, int]] = {}
+        for assembly in self.checkpoint.tensors.values():
+            size = sum(block.tile.elements * block.dtype.size for block in assembly.blocks)
+            tensors, total = found.get(assembly.dtype.name, (0, 0))
+            found[assembly.dtype.name] = tensors + 1, total + size
+        return found
+
+    @functools.cached_property
+    def not_finite(self) -> dict[str, Statistics]:
+        """The tensors in which statistics found NaNs or infinities."""
+        return {name: found for name, found in (self.statistics or {}).items() if not found.finite}
+
+
+def possible_targets(checkpoint: Checkpoint) -> list[Future]:
+    """Every installed format that writes, asked for a plan of this checkpoint with its default options."""
+    from ckpt_core.plugins.discovery import all_plugins
+
+    return [_future(checkpoint, plugin) for plugin in all_plugins() if plugin.broken is None and plugin.info.writes]
+
+
+def _future(checkpoint: Checkpoint, plugin: Plugin) -> Future:
+    from ckpt_core.engine.plan import make_plan
+    from ckpt_core.plugins.request import WriteRequest, typed_options
+
+    request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
+    try:
+        plan = make_plan(checkpoint, plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request))
+    except ProblemsFound as problems:
+        return Future(plugin.name, [_one_line(problem) for problem in problems.problems], [])
+    except CkptError as problem:
+        return Future(plugin.name, [_one_line(problem)], [])
+    except Exception as error:  # a stranger's plugin; the others still answer
+        return Future(plugin.name, [f"the plugin failed: {type(error).__name__}: {error}"], [])
+    return Future(plugin.name, [], plan.losses)
+
+
+def _one_line(problem: CkptError) -> str:
+    return problem.problem + (f" ({problem.fix})" if problem.fix else "")
+
+
+def group_of(name: str) -> str:
+    """The group that a canonical parameter is counted in.
+
+    >>> group_of("layers.0.attention.q_norm.weight"), group_of("encoder.layers.3.mlp.experts.up.weight")
+    ('norms', 'experts')
+    """
+    parts = name.split(".")
+    if any(part.endswith("norm") for part in parts):
+        return "norms"
+    if "experts" in parts:
+        return "experts"
+    if any(part.endswith("attention") for part in parts):
+        return "attention"
+    return next((part for part in parts if part in GROUPS), "other")
+
+
+def not_finite_text(found: Statistics) -> str:
+    """`3 NaN, 1 infinite`."""
+    parts = ((found.nans, "NaN"), (found.infinities, "infinite"))
+    return ", ".join(f"{count:,} {kind}" for count, kind in parts if count)
