@@ -73,6 +73,16 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def page(session: nox.Session) -> None:
+    """The page of `ckpt inspect --html` in a headless Chromium: the one in PATH or $CKPT_BROWSER, else playwright's."""
+    install(session, "playwright", "safetensors", "torch>=2.6")
+    names = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
+    if not (os.environ.get("CKPT_BROWSER") or any(map(shutil.which, names))):
+        session.run("playwright", "install", "chromium-headless-shell")
+    session.run("python", "tests/page/check_browser.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios measured side by side in one run; writes docs/performance.md's table."""
     install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "accelerate")
