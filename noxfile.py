@@ -120,7 +120,9 @@ def real_nxdt(session: nox.Session) -> None:
     session.run("pip", "download", "--no-deps", "--dest", folder, "torch_xla==2.9.0")
     (wheel,) = Path(folder).glob("torch_xla-*.whl")
     install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "pytest")
-    session.run("pytest", "--noconftest", "tests/real/check_nxdt.py", *session.posargs, env={"TORCH_XLA_WHEEL": str(wheel)})
+    session.run(
+        "pytest", "--noconftest", "tests/real/check_nxdt.py", *session.posargs, env={"TORCH_XLA_WHEEL": str(wheel)}
+    )
 
 
 @nox.session

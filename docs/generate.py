@@ -333,7 +333,9 @@ def _type_name(annotation: object) -> str:
 def command_line() -> str:
     """The help texts of the program and its commands."""
     parts = []
-    group = click.Context(cli, info_name="ckpt", terminal_width=100, help_option_names=cli.context_settings["help_option_names"])
+    group = click.Context(
+        cli, info_name="ckpt", terminal_width=100, help_option_names=cli.context_settings["help_option_names"]
+    )
     for context in [
         group,
         *(

@@ -88,8 +88,12 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("moment", "number", "done"), MOMENTS, ids=[f"{moment} {number}" for moment, number, _ in MOMENTS])
-def test_a_killed_run_continues(model: Path, place: tuple, work: list[str], moment: str, number: int, done: int) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number", "done"), MOMENTS, ids=[f"{moment} {number}" for moment, number, _ in MOMENTS]
+)
+def test_a_killed_run_continues(
+    model: Path, place: tuple, work: list[str], moment: str, number: int, done: int
+) -> None:
     destination, expected = place
     kill(model, destination, moment, number)
     assert not destination.exists()
@@ -105,9 +109,12 @@ def test_a_killed_run_continues(model: Path, place: tuple, work: list[str], mome
 
 
 @pytest.mark.parametrize(
-    ("moment", "number", "done"), [("after finishing", 5, 5), ("before a document", 2, TENSORS), ("before a rename", 1, TENSORS)]
+    ("moment", "number", "done"),
+    [("after finishing", 5, 5), ("before a document", 2, TENSORS), ("before a rename", 1, TENSORS)],
 )
-def test_a_terminated_run_continues(model: Path, place: tuple, work: list[str], moment: str, number: int, done: int) -> None:
+def test_a_terminated_run_continues(
+    model: Path, place: tuple, work: list[str], moment: str, number: int, done: int
+) -> None:
     destination, expected = place
     kill(model, destination, moment, number, signal="SIGTERM")
     assert not destination.exists()
@@ -145,7 +152,9 @@ def test_a_run_killed_after_its_last_rename_is_whole_and_can_be_repeated(
 
 @pytest.mark.parametrize("moment", ["before a rename", "after a rename"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_run_killed_while_it_replaces_loses_neither_old_nor_new(model: Path, place: tuple, moment: str, number: int) -> None:
+def test_a_run_killed_while_it_replaces_loses_neither_old_nor_new(
+    model: Path, place: tuple, moment: str, number: int
+) -> None:
     destination, expected = place
     destination.mkdir()
     (destination / "old.txt").write_text("old")
@@ -195,7 +204,10 @@ def test_an_unfinished_replacement_is_not_taken_for_a_finished_one(model: Path, 
 FOR_NEMO = {"to": "nemo", "tp": 1}
 
 
-@pytest.mark.parametrize(("moment", "number"), [("before a rename", 1), ("after a rename", 1), ("after a rename", 2), ("while cleaning up", 2)])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("before a rename", 1), ("after a rename", 1), ("after a rename", 2), ("while cleaning up", 2)],
+)
 def test_a_single_file_and_its_receipt_are_named_as_one(model: Path, tmp_path: Path, moment: str, number: int) -> None:
     """The receipt gets its name first: what has a final name is whole, and has its receipt."""
     destination, receipt = tmp_path / "model.nemo", tmp_path / f"model.nemo.{RECEIPT}"

@@ -88,12 +88,16 @@ def test_a_full_disk_keeps_what_is_done(model: Path, tmp_path: Path, fault: str)
     full = fault == "disk" and own_mounts() is not None
     undisturbed, failed, repeated = cramped(model, tmp_path, "disk" if full else "file size")
     assert failed["error"]["errno"] == (errno.ENOSPC if full else errno.EFBIG)
-    assert failed["error"]["file"].startswith(str(staging_of(tmp_path / "run"))), "the error says which file has no room"
+    assert failed["error"]["file"].startswith(str(staging_of(tmp_path / "run"))), (
+        "the error says which file has no room"
+    )
     assert failed["output"] is None and failed["staging"]
     assert repeated["output"] == undisturbed["output"] and not repeated["staging"] and not repeated["error"]
     if full:
         assert 1 < failed["moved"] < TENSORS
-        assert TENSORS - failed["moved"] < repeated["moved"] < TENSORS, "those that fit are not moved again, the others are"
+        assert TENSORS - failed["moved"] < repeated["moved"] < TENSORS, (
+            "those that fit are not moved again, the others are"
+        )
     else:
         assert failed["moved"] == 0, "files have their final size from the start"
 
@@ -116,7 +120,9 @@ def test_a_destination_that_becomes_read_only(model: Path, tmp_path: Path, shut:
     assert repeated["moved"] == (0 if moment else TENSORS)
 
 
-def test_a_sync_that_fails_is_believed(model: Path, tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sync_that_fails_is_believed(
+    model: Path, tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel reports a lost page once, and forgets it: what the journal calls written may not be there."""
     destination = tmp_path / "run"
     convert(model, destination, **ARGUMENTS)
@@ -141,7 +147,9 @@ def test_a_sync_that_fails_is_believed(model: Path, tmp_path: Path, work: list[s
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_mount_point_is_refused_before_the_work(model: Path, tmp_path: Path, work: list[str], overwrite: bool) -> None:
+def test_a_mount_point_is_refused_before_the_work(
+    model: Path, tmp_path: Path, work: list[str], overwrite: bool
+) -> None:
     """It can't be renamed over: the output would be on another file system than its final name."""
     plan = plan_conversion(model, "/proc", **ARGUMENTS)
     with pytest.raises(CkptError, match="mount point"):
@@ -186,7 +194,9 @@ def test_a_worker_that_is_killed(model: Path, tmp_path: Path, monkeypatch: pytes
     shutil.rmtree(destination)
     with monkeypatch.context() as patched:
         patched.setattr("ckpt_core.cli.convert.progress", shooting)
-        code, text = ckpt("convert", model, destination, "--to", "nanotron", "--tp", 2, "--engine", "processes", "--workers", 1)
+        code, text = ckpt(
+            "convert", model, destination, "--to", "nanotron", "--tp", 2, "--engine", "processes", "--workers", 1
+        )
     assert code == 1 and "a worker died" in text and "repeat the same command" in text
     assert not destination.exists() and staging_of(destination).is_dir()
     convert(model, destination, **ARGUMENTS)
@@ -258,11 +268,18 @@ def test_a_source_that_changes_while_it_is_read(model: Path, tmp_path: Path, kin
     assert contents(destination) == expected
 
 
-@pytest.mark.parametrize("fault", [truncated, deleted, rewritten, lambda file: file.write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')])
+@pytest.mark.parametrize(
+    "fault", [truncated, deleted, rewritten, lambda file: file.write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')]
+)
 def test_a_sidecar_that_changes_before_it_is_copied(model: Path, tmp_path: Path, fault: Callable) -> None:
     source, _ = folder_source(model, tmp_path)
     with pytest.raises(CkptError) as caught:
-        convert(source, tmp_path / "out", to="ir", listener=lambda _: (source / "tokenizer.json").exists() and fault(source / "tokenizer.json"))
+        convert(
+            source,
+            tmp_path / "out",
+            to="ir",
+            listener=lambda _: (source / "tokenizer.json").exists() and fault(source / "tokenizer.json"),
+        )
     assert caught.value.file == str(source / "tokenizer.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 

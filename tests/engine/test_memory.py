@@ -20,7 +20,14 @@ BUDGET = 128 << 20
 def measured(source: Path, destination: Path, **arguments: object) -> dict:
     asked = {"source": str(source), "destination": str(destination), "arguments": arguments}
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run([sys.executable, str(HUNGRY), json.dumps(asked)], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, str(HUNGRY), json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -55,5 +62,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     peaks = []
     for layers in (1, 4):
         source = large(tmp_path / f"hf{layers}", layers)
-        peaks.append(measured(source, tmp_path / f"out{layers}", to="nanotron", tp=2, max_memory=BUDGET, workers=2)["peak"])
+        peaks.append(
+            measured(source, tmp_path / f"out{layers}", to="nanotron", tp=2, max_memory=BUDGET, workers=2)["peak"]
+        )
     assert peaks[1] <= peaks[0] + (16 << 20)

@@ -74,13 +74,21 @@ def test_a_plan_touches_nothing_and_foretells_every_byte(model: Path, arguments:
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(model: Path, tmp_path: Path) -> None:
-    code, text = ckpt("convert", model, tmp_path / "out", "--to", "nanotron", "--tp", "2", "--dtype", "bf16", "--dry-run", "--json")
+    code, text = ckpt(
+        "convert", model, tmp_path / "out", "--to", "nanotron", "--tp", "2", "--dtype", "bf16", "--dry-run", "--json"
+    )
     assert code == 0
     assert not list(tmp_path.iterdir())
     said = json.loads(text)
     plan = plan_conversion(model, tmp_path / "out", to="nanotron", tp=2, dtype="bf16")
-    assert {file["path"]: file["bytes"] for file in said["files"]} == {file.path: file.size for file in plan.target.files}
-    assert (said["bytes_read"], said["bytes_written"], said["peak_memory"]) == (plan.bytes_read, plan.bytes_written, plan.peak_memory)
+    assert {file["path"]: file["bytes"] for file in said["files"]} == {
+        file.path: file.size for file in plan.target.files
+    }
+    assert (said["bytes_read"], said["bytes_written"], said["peak_memory"]) == (
+        plan.bytes_read,
+        plan.bytes_written,
+        plan.peak_memory,
+    )
     assert said["losses"] == [{"kind": "rounded", "subject": "30 tensors", "reason": "fp32 values stored as bf16"}]
 
 
@@ -108,15 +116,25 @@ def test_the_same_conversion_gives_the_same_bytes(model: Path, arguments: dict, 
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("arguments", [{"to": "nanotron", "tp": 2}, {"to": "hf"}, {"to": "ir"}], ids=["nanotron", "hf", "ir"])
-def test_small_pieces_give_the_same_bytes(model: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{"to": "nanotron", "tp": 2}, {"to": "hf"}, {"to": "ir"}], ids=["nanotron", "hf", "ir"]
+)
+def test_small_pieces_give_the_same_bytes(
+    model: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chunks of a few elements: boxes then begin and end inside rows, heads and rotary pairs."""
     convert(model, tmp_path / "whole", **arguments)
     plan = plan_conversion(model, tmp_path / "pieces", **arguments)
-    plan.transfers = [replace(transfer, chunk=chunk) for transfer, chunk in zip(plan.transfers, [1021, 7, 501, 96, 1] * 99, strict=False)]
+    plan.transfers = [
+        replace(transfer, chunk=chunk)
+        for transfer, chunk in zip(plan.transfers, [1021, 7, 501, 96, 1] * 99, strict=False)
+    ]
     run.run_plan(plan, str(tmp_path / "pieces"))
     volatile = {RECEIPT, "0/config.yaml"}  # these name the destination or the plan
-    whole, pieces = ({name: held for name, held in contents(tmp_path / side).items() if name not in volatile} for side in ("whole", "pieces"))
+    whole, pieces = (
+        {name: held for name, held in contents(tmp_path / side).items() if name not in volatile}
+        for side in ("whole", "pieces")
+    )
     assert pieces == whole
 
 
@@ -125,7 +143,7 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(model: Path, tmp_path: Pat
     shutil.copytree(model, tmp_path / "model")
     (tmp_path / "model/tokenizer.json").unlink()
     (tmp_path / "model/tokenizer.json").symlink_to(tmp_path / "private")
-    with pytest.raises(CkptError, match="tokenizer.json is a link that leads out of the checkpoint"):
+    with pytest.raises(CkptError, match=r"tokenizer\.json is a link that leads out of the checkpoint"):
         convert(tmp_path / "model", tmp_path / "out", to="nanotron")
     assert not (tmp_path / "out").exists()
 
@@ -168,7 +186,9 @@ def test_a_receipt_says_what_happened(model: Path, arguments: dict, tmp_path: Pa
         assert blake3(Path(file["path"]).read_bytes()).hexdigest() == file["blake3"]
     with open_checkpoint(tmp_path / "out") as found:
         assert from_json(receipt["architecture"]) == found.architecture
-        shapes = {name: list(assembly.parameter.true_shape) for name, assembly in found.checkpoint.tensors.items()}  # without padding
+        shapes = {
+            name: list(assembly.parameter.true_shape) for name, assembly in found.checkpoint.tensors.items()
+        }  # without padding
     assert {name: entry["shape"] for name, entry in receipt["tensors"].items()} == shapes
 
 

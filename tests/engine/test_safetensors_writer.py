@@ -16,7 +16,9 @@ from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BY_NAME, DType
 from ckpt_core.storage.safetensors import plan_file, read_header
 
-names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(
+    lambda name: name != "__metadata__"
+)
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 tensors = st.dictionaries(names, st.tuples(st.sampled_from(list(BY_NAME.values())), shapes), min_size=1, max_size=8)
 metadata = st.none() | st.dictionaries(names, st.text(st.characters(codec="utf-8"), max_size=8), max_size=1)
@@ -26,7 +28,9 @@ def values(dtype: DType, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if not all(shape):
         return torch.empty(shape, dtype=getattr(torch, dtype.torch))
     count = int(np.prod(shape)) * dtype.size
-    raw = np.random.default_rng(seed).integers(0, 2, count, dtype=np.uint8)  # 0 and 1 are legal bytes of every type, bool too
+    raw = np.random.default_rng(seed).integers(
+        0, 2, count, dtype=np.uint8
+    )  # 0 and 1 are legal bytes of every type, bool too
     return torch.from_numpy(raw).view(getattr(torch, dtype.torch)).reshape(shape)
 
 

@@ -44,27 +44,53 @@ class Case:
 
 _EPS = {"rms_norm_eps": 0.5}
 CASES = {
-    "mixtral": Case("mixtral", {**SIZES, "head_dim": 10, "num_local_experts": 7, "num_experts_per_tok": 3}, {"num_experts_per_tok": 2}),
-    "qwen3": Case("qwen3", {**SIZES, "head_dim": 10}, {"rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "mixtral": Case(
+        "mixtral",
+        {**SIZES, "head_dim": 10, "num_local_experts": 7, "num_experts_per_tok": 3},
+        {"num_experts_per_tok": 2},
+    ),
+    "qwen3": Case(
+        "qwen3",
+        {**SIZES, "head_dim": 10},
+        {"rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
     "qwen3_moe": Case(
         "qwen3_moe",
-        {**SIZES, "head_dim": 10, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "decoder_sparse_step": 2},
+        {
+            **SIZES,
+            "head_dim": 10,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "decoder_sparse_step": 2,
+        },
         {"norm_topk_prob": True},
     ),
     "gpt2": Case("gpt2", _GPT2, {"activation_function": "relu"}),
     "gpt2_scaled": Case(
-        "gpt2", {**_GPT2, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False}, {"scale_attn_weights": True}
+        "gpt2",
+        {**_GPT2, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
+        {"scale_attn_weights": True},
     ),
     "gemma": Case("gemma", {**SIZES, "head_dim": 10}, _EPS),
     "gemma2": Case(
         "gemma2",
-        {**SIZES, "head_dim": 10, "query_pre_attn_scalar": 17, "sliding_window": 9, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5},
+        {
+            **SIZES,
+            "head_dim": 10,
+            "query_pre_attn_scalar": 17,
+            "sliding_window": 9,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.5,
+        },
         {"attn_logit_softcapping": None},
     ),
     "nemotron": Case("nemotron", {**SIZES, "head_dim": 12}, {"norm_eps": 0.5}),
     "phi3": Case("phi3", {**SIZES, "sliding_window": 30}, {"sliding_window": 7}),
     "phi3_longrope": Case(
-        "phi3", {**SIZES, "original_max_position_embeddings": 16, "rope_parameters": LONGROPE}, {"max_position_embeddings": 1024}
+        "phi3",
+        {**SIZES, "original_max_position_embeddings": 16, "rope_parameters": LONGROPE},
+        {"max_position_embeddings": 1024},
     ),
     "olmo2": Case("olmo2", SIZES, _EPS),
     "deepseek_v2": Case(
@@ -73,23 +99,49 @@ CASES = {
         {"topk_method": "greedy"},
     ),
     "deepseek_v2_lite": Case("deepseek_v2", {**_LATENT, "q_lora_rank": None}, {"routed_scaling_factor": 1.0}),
-    "deepseek_v3": Case("deepseek_v3", {**_LATENT, "n_group": 3, "topk_group": 1, "rope_parameters": YARN}, {"norm_topk_prob": False}),
-    "deepseek_v3_halves": Case(
-        "deepseek_v3", {**_LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False}, {"rope_interleave": True}
+    "deepseek_v3": Case(
+        "deepseek_v3", {**_LATENT, "n_group": 3, "topk_group": 1, "rope_parameters": YARN}, {"norm_topk_prob": False}
     ),
-    "bloom": Case("bloom", {"vocab_size": 61, "hidden_size": 96, "n_layer": 2, "n_head": 12}, {"apply_residual_connection_post_layernorm": True}),
+    "deepseek_v3_halves": Case(
+        "deepseek_v3",
+        {**_LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False},
+        {"rope_interleave": True},
+    ),
+    "bloom": Case(
+        "bloom",
+        {"vocab_size": 61, "hidden_size": 96, "n_layer": 2, "n_head": 12},
+        {"apply_residual_connection_post_layernorm": True},
+    ),
     "falcon": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56}, {"activation": "relu"}),
-    "falcon_per_head": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56, "multi_query": False, "bias": True}, {"layer_norm_epsilon": 0.5}),
-    "falcon_in_sequence": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56, "parallel_attn": False}, {"layer_norm_epsilon": 0.5}),
-    "falcon_new": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56, "new_decoder_architecture": True, "num_kv_heads": 4}, {"activation": "relu"}),
-    "falcon_new_one_norm": Case(
+    "falcon_per_head": Case(
+        "falcon", {**_ALIKE, "ffn_hidden_size": 56, "multi_query": False, "bias": True}, {"layer_norm_epsilon": 0.5}
+    ),
+    "falcon_in_sequence": Case(
+        "falcon", {**_ALIKE, "ffn_hidden_size": 56, "parallel_attn": False}, {"layer_norm_epsilon": 0.5}
+    ),
+    "falcon_new": Case(
         "falcon",
-        {**_ALIKE, "new_decoder_architecture": True, "num_kv_heads": 4, "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
+        {**_ALIKE, "ffn_hidden_size": 56, "new_decoder_architecture": True, "num_kv_heads": 4},
         {"activation": "relu"},
     ),
-    "gpt_neox": Case("gpt_neox", {**_ALIKE, "intermediate_size": 56, "rotary_pct": 0.5}, {"use_parallel_residual": False}),
+    "falcon_new_one_norm": Case(
+        "falcon",
+        {
+            **_ALIKE,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 4,
+            "num_ln_in_parallel_attn": 1,
+            "tie_word_embeddings": False,
+        },
+        {"activation": "relu"},
+    ),
+    "gpt_neox": Case(
+        "gpt_neox", {**_ALIKE, "intermediate_size": 56, "rotary_pct": 0.5}, {"use_parallel_residual": False}
+    ),
     "gpt_neox_in_sequence": Case(
-        "gpt_neox", {**_ALIKE, "intermediate_size": 56, "use_parallel_residual": False, "attention_bias": False}, {"hidden_act": "relu"}
+        "gpt_neox",
+        {**_ALIKE, "intermediate_size": 56, "use_parallel_residual": False, "attention_bias": False},
+        {"hidden_act": "relu"},
     ),
 }
 
@@ -126,7 +178,12 @@ _COMMON: list[dict[str, object]] = [
     {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 300.0}, "max_position_embeddings": 16},
     {"attention_dropout": 0.5}, {"num_key_value_heads": 1},
 ]  # fmt: skip
-_FEW: list[dict[str, object]] = [{"hidden_act": "gelu"}, {"rms_norm_eps": 0.25}, {"rope_parameters": _THETA}, {"num_key_value_heads": 1}]
+_FEW: list[dict[str, object]] = [
+    {"hidden_act": "gelu"},
+    {"rms_norm_eps": 0.25},
+    {"rope_parameters": _THETA},
+    {"num_key_value_heads": 1},
+]
 _UNTIED, _TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 _BIASED: dict[str, object] = {"attention_bias": True}
 

@@ -35,7 +35,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, torc
 
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, made: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, torch.Tensor]:
+def case(
+    request: pytest.FixtureRequest, made: dict, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, torch.Tensor]:
     """A model as transformers saves it, `hf`, and as ckpt does, `ir` and `back`; with its logits."""
     name = request.param
     if name not in made:
@@ -96,14 +98,19 @@ def test_a_key_left_out_means_what_the_class_says(name: str, tmp_path: Path) -> 
 ALL_CHANGES = [(name, change) for name, changes in CHANGES.items() for change in changes]
 
 
-@pytest.mark.parametrize(("name", "change"), ALL_CHANGES, ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:60])
+@pytest.mark.parametrize(
+    ("name", "change"), ALL_CHANGES, ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:60]
+)
 def test_a_field_survives_or_is_refused_by_name(name: str, change: dict[str, object], tmp_path: Path) -> None:
     model = build(CASES[name], tmp_path / "hf", **change)
     try:
         convert(tmp_path / "hf", tmp_path / "ir", to="ir")
         convert(tmp_path / "ir", tmp_path / "back", to="hf")
     except CkptError as refusal:
-        assert any(key in str(refusal) for key in [*change, *(key for value in change.values() if isinstance(value, dict) for key in value)]), refusal
+        assert any(
+            key in str(refusal)
+            for key in [*change, *(key for value in change.values() if isinstance(value, dict) for key in value)]
+        ), refusal
         return
     assert (logits_of(load(tmp_path / "back"), tokens()) - logits_of(model, tokens())).abs().max() < TOLERANCE
 
@@ -137,7 +144,10 @@ def test_fused_experts_of_a_state_dict_are_read(name: str, tmp_path: Path) -> No
 
 def test_gpt2_without_prefix_and_with_masks_is_read(tmp_path: Path) -> None:
     model = build(CASES["gpt2"], tmp_path / "hf")
-    tensors = {key.removeprefix("transformer."): tensor for key, tensor in load_file(tmp_path / "hf" / "model.safetensors").items()}
+    tensors = {
+        key.removeprefix("transformer."): tensor
+        for key, tensor in load_file(tmp_path / "hf" / "model.safetensors").items()
+    }
     for layer in range(2):
         tensors[f"h.{layer}.attn.bias"] = torch.ones(64, 64).tril().view(1, 1, 64, 64)
         tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
@@ -148,8 +158,21 @@ def test_gpt2_without_prefix_and_with_masks_is_read(tmp_path: Path) -> None:
 def test_gpt_neox_as_version_4_wrote_it_is_read(tmp_path: Path) -> None:
     model = build(CASES["gpt_neox"], tmp_path / "hf")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
-    tensors |= {f"gpt_neox.layers.{layer}.attention.{name}": torch.zeros(1) for layer in range(2) for name in ("bias", "masked_bias", "rotary_emb.inv_freq")}
-    other = respelt("gpt_neox", tmp_path, tensors, rope_parameters=None, rotary_pct=0.5, rotary_emb_base=10000, rope_theta=10000.0, partial_rotary_factor=0.5)
+    tensors |= {
+        f"gpt_neox.layers.{layer}.attention.{name}": torch.zeros(1)
+        for layer in range(2)
+        for name in ("bias", "masked_bias", "rotary_emb.inv_freq")
+    }
+    other = respelt(
+        "gpt_neox",
+        tmp_path,
+        tensors,
+        rope_parameters=None,
+        rotary_pct=0.5,
+        rotary_emb_base=10000,
+        rope_theta=10000.0,
+        partial_rotary_factor=0.5,
+    )
     check("gpt_neox", tmp_path, logits_of(model, tokens()), other)
 
 
@@ -161,8 +184,13 @@ def test_deepseek_layers_that_predict_further_tokens_are_dropped_and_said_so(tmp
     check("deepseek_v3", tmp_path, logits_of(model, tokens()), other)
 
 
-@pytest.mark.parametrize(("name", "changes"), [("deepseek_v3", {"quantization_config": {"quant_method": "fp8"}}), ("falcon", {"alibi": True})])
-def test_what_changes_the_output_and_has_no_fact_is_refused(name: str, changes: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("deepseek_v3", {"quantization_config": {"quant_method": "fp8"}}), ("falcon", {"alibi": True})],
+)
+def test_what_changes_the_output_and_has_no_fact_is_refused(
+    name: str, changes: dict[str, object], tmp_path: Path
+) -> None:
     build(CASES[name], tmp_path / "hf")
     other = respelt(name, tmp_path, load_file(tmp_path / "hf" / "model.safetensors"), **changes)
     with pytest.raises(CkptError, match=next(iter(changes))):
@@ -179,7 +207,13 @@ def test_phi3_of_the_hub_says_su(tmp_path: Path) -> None:
     check("phi3_longrope", tmp_path, logits_of(model, tokens()), other)
 
 
-@pytest.mark.parametrize("said", [{"hidden_act": "gelu", "hidden_activation": None}, {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"hidden_act": "gelu", "hidden_activation": None},
+        {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"},
+    ],
+)
 def test_gemma_says_gelu_and_means_tanh(said: dict[str, object], tmp_path: Path) -> None:
     model = build(CASES["gemma"], tmp_path / "hf")
     other = respelt("gemma", tmp_path, load_file(tmp_path / "hf" / "model.safetensors"), **said)
@@ -217,7 +251,9 @@ def test_a_llama_becomes_a_llama_unless_asked_otherwise(tmp_path: Path) -> None:
     ("deepseek_v2", "deepseek_v3", "mlp.moe.router.score"), ("gpt2", "gpt_neox", "positions"), ("falcon", "gpt_neox", "shared_norm"),
     ("phi3_longrope", "llama", "attention.rotary.fraction"), ("mixtral", "mistral", "mlp.moe"),
 ])  # fmt: skip
-def test_a_class_that_is_not_exact_is_refused_by_what_it_lacks(name: str, wanted: str, lacks: str, tmp_path: Path) -> None:
+def test_a_class_that_is_not_exact_is_refused_by_what_it_lacks(
+    name: str, wanted: str, lacks: str, tmp_path: Path
+) -> None:
     build(CASES[name], tmp_path / "hf")
     with pytest.raises(CkptError, match=lacks):
         choose(read_checkpoint(tmp_path / "hf"), wanted)

@@ -72,7 +72,11 @@ def test_transformers_computes_the_recorded_logits(golden: Golden, hf: Path) -> 
 
 @each("nanotron")
 def test_the_stored_dtype_is_kept(golden: Golden, hf: Path) -> None:
-    kept = {str(tensor.dtype).removeprefix("torch.") for name, tensor in weights(hf).items() if "mlp.gate.weight" not in name}
+    kept = {
+        str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in weights(hf).items()
+        if "mlp.gate.weight" not in name
+    }
     assert kept == {golden.case["dtype"]}
 
 
@@ -157,7 +161,13 @@ def test_nanotron_to_nanotron_is_the_original(golden: Golden, tmp_path: Path) ->
 @each("nanotron")
 def test_ir_to_nanotron_is_the_original(golden: Golden, tmp_path: Path) -> None:
     convert(golden.checkpoint, tmp_path / "ir", to="ir")
-    convert(tmp_path / "ir", tmp_path / "run", to="nanotron", **golden.parallel, dtype={"float32": "fp32", "bfloat16": "bf16"}[golden.case["dtype"]])
+    convert(
+        tmp_path / "ir",
+        tmp_path / "run",
+        to="nanotron",
+        **golden.parallel,
+        dtype={"float32": "fp32", "bfloat16": "bf16"}[golden.case["dtype"]],
+    )
     assert_same_run(tmp_path / "run", golden)
 
 
@@ -267,7 +277,9 @@ def test_notices_experts_in_the_wrong_order(golden: Golden, monkeypatch: pytest.
     from ckpt_nanotron import weights as tables
 
     for name in ("HALF", "INTERLEAVED"):
-        monkeypatch.setattr(tables, name, table_with(getattr(tables, name), "mlp.experts.merged_gate_up_proj", "x h ((up + gate) f)"))
+        monkeypatch.setattr(
+            tables, name, table_with(getattr(tables, name), "mlp.experts.merged_gate_up_proj", "x h ((up + gate) f)")
+        )
     assert off(golden) > WRONG
 
 

@@ -24,7 +24,14 @@ REPOSITORY = "someone/tiny-llama"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "model"
     torch.manual_seed(3)
-    config = LlamaConfig(vocab_size=61, hidden_size=24, intermediate_size=42, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=24,
+        intermediate_size=42,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "original").mkdir()
     (folder / "original" / "consolidated.00.pth").write_bytes(b"another copy of the weights")
@@ -38,7 +45,9 @@ class _Hub(BaseHTTPRequestHandler):
     asked: list[str]
 
     def _files(self) -> dict[str, Path]:
-        return {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
+        }
 
     def _answer(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
         self.send_response(status)
@@ -52,13 +61,21 @@ class _Hub(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         files = self._files()
         if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
-            tree = [{"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT} for name, file in files.items()]
+            tree = [
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT}
+                for name, file in files.items()
+            ]
             self._answer(json.dumps(tree).encode(), {"Content-Type": "application/json"})
         elif path.startswith(f"/api/models/{REPOSITORY}"):
             if not path.endswith((REPOSITORY, "main", "v1", COMMIT)):
                 self._answer(b'{"error": "Revision not found"}', {"X-Error-Code": "RevisionNotFound"}, 404)
                 return
-            body = {"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+            body = {
+                "id": REPOSITORY,
+                "modelId": REPOSITORY,
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in files],
+            }
             self._answer(json.dumps(body).encode(), {"Content-Type": "application/json"})
         elif path.startswith(f"/{REPOSITORY}/resolve/"):
             name = path.split("/resolve/", 1)[1].split("/", 1)[1]
@@ -97,13 +114,17 @@ def hub(model: Path, tmp_path: Path) -> Iterator[tuple[dict[str, str], list[str]
 
 
 def ckpt(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ckpt_core", *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "ckpt_core", *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("revision", ["", "@v1"])
 def test_a_model_of_the_hub_converts_like_a_local_one(hub, model: Path, tmp_path: Path, revision: str) -> None:
     environment, asked = hub
-    done = ckpt(environment, "convert", f"hf://{REPOSITORY}{revision}", str(tmp_path / "out"), "--to", "nanotron", "--tp", "3")
+    done = ckpt(
+        environment, "convert", f"hf://{REPOSITORY}{revision}", str(tmp_path / "out"), "--to", "nanotron", "--tp", "3"
+    )
     assert done.returncode == 0, done.stderr
     prints = [ckpt(environment, "fingerprint", str(path)).stdout.split()[0] for path in (model, tmp_path / "out")]
     assert prints[0] == prints[1]

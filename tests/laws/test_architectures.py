@@ -57,7 +57,14 @@ def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
     return st.none() | strategy
 
 
-norms = st.builds(Norm, kind=st.sampled_from(["rms", "layer"]), eps=st.sampled_from([0.0, 1e-6, 1e-5]), weight=flags, bias=flags, zero_centred=flags)
+norms = st.builds(
+    Norm,
+    kind=st.sampled_from(["rms", "layer"]),
+    eps=st.sampled_from([0.0, 1e-6, 1e-5]),
+    weight=flags,
+    bias=flags,
+    zero_centred=flags,
+)
 
 
 @st.composite
@@ -107,7 +114,13 @@ routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
     correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]),
 )  # fmt: skip
-moes = st.builds(Moe, experts=st.integers(2, 5), ffn=sizes, router=routers, shared=maybe(st.builds(SharedExpert, ffn=sizes, gate=flags)))
+moes = st.builds(
+    Moe,
+    experts=st.integers(2, 5),
+    ffn=sizes,
+    router=routers,
+    shared=maybe(st.builds(SharedExpert, ffn=sizes, gate=flags)),
+)
 
 
 @st.composite
@@ -149,13 +162,19 @@ def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
     kind = draw(st.sampled_from(["decoder", "encoder", "encoder-decoder", "vision"]))
-    tokens = Tokens(vocabulary=draw(sizes), padded_vocabulary=9 + draw(sizes), scale=draw(factors), norm=draw(maybe(norms)))
+    tokens = Tokens(
+        vocabulary=draw(sizes), padded_vocabulary=9 + draw(sizes), scale=draw(factors), norm=draw(maybe(norms))
+    )
     heads = st.builds(Head, tied=flags, bias=flags, scale=factors, softcap=maybe(factors))
     vision = kind == "vision"
     return Architecture(
         hidden=draw(sizes),
         tokens=None if vision else tokens,
-        patches=draw(st.builds(Patches, height=sizes, width=sizes, patch=sizes, channels=sizes, bias=flags, class_tokens=sizes)) if vision else None,
+        patches=draw(
+            st.builds(Patches, height=sizes, width=sizes, patch=sizes, channels=sizes, bias=flags, class_tokens=sizes)
+        )
+        if vision
+        else None,
         encoder=draw(stacks(crossing=False)) if kind != "decoder" else None,
         decoder=draw(stacks(crossing=kind == "encoder-decoder")) if "decoder" in kind else None,
         head=None if vision else draw(maybe(heads)),
@@ -200,13 +219,27 @@ def test_finer_axes_fill_their_axis(architecture: Architecture) -> None:
 
 def full() -> Architecture:
     norm = Norm(kind="rms", eps=1e-5, bias=True)
-    scaling = RotaryScaling(kind=RotaryKind.LONGROPE, original_positions=8, short_factors=(1.0, 2.0, 1.5, 3.0), long_factors=(2.0, 3.0, 2.5, 4.0))
+    scaling = RotaryScaling(
+        kind=RotaryKind.LONGROPE,
+        original_positions=8,
+        short_factors=(1.0, 2.0, 1.5, 3.0),
+        long_factors=(2.0, 3.0, 2.5, 4.0),
+    )
     attention = Attention(
         heads=4, groups=2, head_dim=8, norm=norm, qk_norm=norm, rotary=Rotary(theta=1e4, scaling=scaling), window=7, scale=0.5,
         relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=True),
     )  # fmt: skip
     latent = LatentAttention(
-        heads=2, kv_rank=3, nope_dim=5, rope_dim=4, value_dim=6, rotary=Rotary(theta=2e4), kv_norm=norm, q_rank=7, q_norm=norm, norm=norm
+        heads=2,
+        kv_rank=3,
+        nope_dim=5,
+        rope_dim=4,
+        value_dim=6,
+        rotary=Rotary(theta=2e4),
+        kv_norm=norm,
+        q_rank=7,
+        q_norm=norm,
+        norm=norm,
     )
     moe = Moe(experts=4, ffn=5, router=Router(top_k=2, groups=2, group_top_k=1), shared=SharedExpert(ffn=6, gate=True))
     dense = Mlp(activation=Activation.SILU, gated=True, ffn=10, norm=norm, up_bias=True)
@@ -221,7 +254,10 @@ def full() -> Architecture:
         tokens=Tokens(vocabulary=13, padded_vocabulary=16, norm=norm),
         encoder=Stack(layers=(Layer(attention=attention, mlp=dense),), causal=False, positions=Positions(count=8)),
         decoder=Stack(
-            layers=decoder, causal=True, final_norm=norm, relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=False),
+            layers=decoder,
+            causal=True,
+            final_norm=norm,
+            relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=False),
             cross_relative_bias=RelativeBias(buckets=5, max_distance=7, bidirectional=True),
         ),
         head=Head(tied=True, softcap=30.0),
@@ -264,7 +300,10 @@ def spelled(path: tuple) -> str:
 
 
 FULL = to_json(full())
-OBJECTS, LEAVES = sorted(objects(FULL), key=str), sorted((path for path in leaves(FULL) if path != ("schema",)), key=str)
+OBJECTS, LEAVES = (
+    sorted(objects(FULL), key=str),
+    sorted((path for path in leaves(FULL) if path != ("schema",)), key=str),
+)
 
 
 def test_the_full_one_is_legal_and_uses_every_class() -> None:
@@ -376,7 +415,9 @@ CONTRADICTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "named"), CONTRADICTIONS, ids=lambda value: spelled(value) if isinstance(value, tuple) else None)
+@pytest.mark.parametrize(
+    ("path", "value", "named"), CONTRADICTIONS, ids=lambda value: spelled(value) if isinstance(value, tuple) else None
+)
 def test_a_contradiction_is_named(path: tuple, value: object, named: str) -> None:
     changed = copy.deepcopy(FULL)
     at(changed, path[:-1])[path[-1]] = value
@@ -412,7 +453,9 @@ WRONG_FACTS = [
 def small() -> Architecture:
     attention = Attention(heads=4, groups=2, head_dim=8, norm=Norm(kind="rms", eps=1e-5))
     layer = Layer(attention=attention, mlp=Mlp(activation=Activation.SILU, gated=True, ffn=10))
-    return Architecture(hidden=16, tokens=Tokens(vocabulary=13, padded_vocabulary=16), decoder=Stack(layers=(layer, layer), causal=True))
+    return Architecture(
+        hidden=16, tokens=Tokens(vocabulary=13, padded_vocabulary=16), decoder=Stack(layers=(layer, layer), causal=True)
+    )
 
 
 @pytest.mark.parametrize(("path", "value", "named"), WRONG_FACTS)

@@ -101,7 +101,13 @@ def ignored(family: str) -> set[str]:
     return {key for entry in BY_TYPE[family].config.entries if isinstance(entry, Ignore) for key in entry.keys}
 
 
-KEYS = [(family, key, value) for family in FAMILIES for key, values in OTHERS.items() for value in values if key in BY_TYPE[family].config.keys]
+KEYS = [
+    (family, key, value)
+    for family in FAMILIES
+    for key, values in OTHERS.items()
+    for value in values
+    if key in BY_TYPE[family].config.keys
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,7 +115,9 @@ def test_the_table_has_every_key_of_the_class(family: str) -> None:
     assert set(base(family)) - ignored(family) <= set(OTHERS)
 
 
-@pytest.mark.parametrize(("family", "key", "value"), KEYS, ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:40])
+@pytest.mark.parametrize(
+    ("family", "key", "value"), KEYS, ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:40]
+)
 def test_a_key_survives_or_is_refused_by_name(family: str, key: str, value: object, tmp_path: Path) -> None:
     config = with_key(family, key, value)
     try:
@@ -124,7 +132,10 @@ def test_a_key_survives_or_is_refused_by_name(family: str, key: str, value: obje
     assert tiny.auto_config(tmp_path / "b") == tiny.auto_config(tmp_path / "a")
 
 
-@pytest.mark.parametrize(("family", "key"), [(family, key) for family in FAMILIES for key in base(family) if key in BY_TYPE[family].config.keys])
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [(family, key) for family in FAMILIES for key in base(family) if key in BY_TYPE[family].config.keys],
+)
 def test_a_key_left_out_means_what_the_class_says(family: str, key: str, tmp_path: Path) -> None:
     """transformers fills in its class's default: we read the same model as from the config it then writes, or refuse."""
     if key in ignored(family):
@@ -167,7 +178,13 @@ def test_an_unknown_model_type_lists_the_known(tmp_path: Path) -> None:
 
 
 WRONG = ["many", [3], [None, {}], {"wobble": 1}, 1.5, -4, 0, True, None, 10**30]
-NOTES = {"max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"}  # carried, never computed with
+NOTES = {
+    "max_position_embeddings",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}  # carried, never computed with
 
 
 @pytest.mark.parametrize(("family", "key"), sorted({(family, key) for family, key, _ in KEYS}))

@@ -42,7 +42,14 @@ EXPERTS = "mlp.experts.{part}.weight"
 
 
 def model(
-    *, groups: int = 4, per_group: int = 3, head_dim: int = 8, hidden: int = 5, ffn: int = 6, fraction: float = 0.75, bias: bool = True
+    *,
+    groups: int = 4,
+    per_group: int = 3,
+    head_dim: int = 8,
+    hidden: int = 5,
+    ffn: int = 6,
+    fraction: float = 0.75,
+    bias: bool = True,
 ) -> Architecture:
     attention = Attention(
         heads=groups * per_group, groups=groups, head_dim=head_dim, norm=NORM, rotary=Rotary(theta=1e4, fraction=fraction),
@@ -54,22 +61,36 @@ def model(
 
 def architecture(layer: Layer, hidden: int) -> Architecture:
     stack = Stack(layers=(layer, layer), causal=True, final_norm=NORM)
-    return Architecture(hidden=hidden, tokens=Tokens(vocabulary=13, padded_vocabulary=14), decoder=stack, head=Head(tied=False))
+    return Architecture(
+        hidden=hidden, tokens=Tokens(vocabulary=13, padded_vocabulary=14), decoder=stack, head=Head(tied=False)
+    )
 
 
 def sparse(experts: int = 4) -> Architecture:
     moe = Moe(experts=experts, ffn=6, router=Router(top_k=2), shared=SharedExpert(ffn=8, gate=True))
     layer = Layer(
-        attention=Attention(heads=6, groups=2, head_dim=10, norm=NORM), mlp=Mlp(activation=Activation.SILU, gated=True, moe=moe, norm=NORM)
+        attention=Attention(heads=6, groups=2, head_dim=10, norm=NORM),
+        mlp=Mlp(activation=Activation.SILU, gated=True, moe=moe, norm=NORM),
     )
     return architecture(layer, 5)
 
 
 def latent() -> Architecture:
     attention = LatentAttention(
-        heads=4, kv_rank=7, nope_dim=5, rope_dim=6, value_dim=3, q_rank=9, rotary=Rotary(theta=1e4), norm=NORM, kv_norm=NORM, q_norm=NORM
+        heads=4,
+        kv_rank=7,
+        nope_dim=5,
+        rope_dim=6,
+        value_dim=3,
+        q_rank=9,
+        rotary=Rotary(theta=1e4),
+        norm=NORM,
+        kv_norm=NORM,
+        q_norm=NORM,
     )
-    return architecture(Layer(latent_attention=attention, mlp=Mlp(activation=Activation.SILU, gated=True, ffn=8, norm=NORM)), 11)
+    return architecture(
+        Layer(latent_attention=attention, mlp=Mlp(activation=Activation.SILU, gated=True, ffn=8, norm=NORM)), 11
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,9 @@ CASES = {
 
 def layout_of(case: Case) -> Layout:
     prefix = "all" if case.stacked else "layers.{l}"
-    table = Table(prefix, to="layers.{l}", rows=[row(case.native, case.sentence, case.canonical, tp=case.tp, ep=case.ep)])
+    table = Table(
+        prefix, to="layers.{l}", rows=[row(case.native, case.sentence, case.canonical, tp=case.tp, ep=case.ep)]
+    )
     layout = Layout([table], case.architecture, case.sizes)
     parts = [name.split(".")[-2] for name in layout.parameters]
     held = {case.canonical.format(part=part) for part in parts} if "{part}" in case.canonical else {case.canonical}
@@ -157,7 +180,10 @@ def share_of(axes: str | None, rank: int, count: int, sizes: Mapping[str, int]) 
         left //= pieces[axis]
     assert left == 1 or not names
     index = list(np.ndindex(*(pieces[axis] for axis in names)))[rank] if names else ()
-    return {axis: (at * (sizes[axis] // pieces[axis]), sizes[axis] // pieces[axis]) for axis, at in zip(names, index, strict=True)}
+    return {
+        axis: (at * (sizes[axis] // pieces[axis]), sizes[axis] // pieces[axis])
+        for axis, at in zip(names, index, strict=True)
+    }
 
 
 def expected_natives(case: Case, layout: Layout, tp: tuple[int, int], ep: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -175,7 +201,8 @@ def expected_natives(case: Case, layout: Layout, tp: tuple[int, int], ep: tuple[
     found = {}
     for layer in range(2):
         held = {
-            part: (parameter, tensors[parameter.name.replace("layers.0.", f"layers.{layer}.")]) for part, parameter in first.items()
+            part: (parameter, tensors[parameter.name.replace("layers.0.", f"layers.{layer}.")])
+            for part, parameter in first.items()
         }
         if "{x}" in case.native:
             start, count = divided.get("x", (0, sizes["x"]))
@@ -183,7 +210,10 @@ def expected_natives(case: Case, layout: Layout, tp: tuple[int, int], ep: tuple[
                 name = f"layers.{layer}.{case.native.format(x=expert)}"
                 found[name] = pack(case.sentence, held, divided | {"x": (expert, 1)}, case.sizes)
         elif case.stacked:
-            with_layers = {part: (stacked(p), np.stack([tensors[p.name.replace(".0.", f".{n}.")] for n in range(2)])) for part, p in first.items()}
+            with_layers = {
+                part: (stacked(p), np.stack([tensors[p.name.replace(".0.", f".{n}.")] for n in range(2)]))
+                for part, p in first.items()
+            }
             found[f"all.{case.native}"] = pack(case.sentence, with_layers, divided, case.sizes)
         else:
             found[f"layers.{layer}.{case.native}"] = pack(case.sentence, held, divided, case.sizes)
@@ -209,7 +239,9 @@ def test_every_rank_holds_what_the_sentence_says(case: Case) -> None:
                     expected = expected_natives(case, layout, (tp_rank, tp), (ep_rank, ep))
                     assert values.keys() == expected.keys()
                     for name, native in expected.items():
-                        np.testing.assert_array_equal(values[name], native, err_msg=f"{name} at tp={tp_rank}/{tp} ep={ep_rank}/{ep}")
+                        np.testing.assert_array_equal(
+                            values[name], native, err_msg=f"{name} at tp={tp_rank}/{tp} ep={ep_rank}/{ep}"
+                        )
                     seen += [(native, values[name]) for name, native in natives.items()]
             back = read_back(seen, layout.parameters)
             for name, tensor in tensors.items():
@@ -262,7 +294,9 @@ NOT_A_DIVISOR = [
 
 
 @pytest.mark.parametrize(("axes", "sizes", "count", "problem", "expected"), NOT_A_DIVISOR)
-def test_a_split_that_does_not_divide_says_what_would(axes: str, sizes: dict, count: int, problem: str, expected: str) -> None:
+def test_a_split_that_does_not_divide_says_what_would(
+    axes: str, sizes: dict, count: int, problem: str, expected: str
+) -> None:
     with pytest.raises(SplitError) as caught:
         shares({"tp": axes}, {"tp": (0, count)}, sizes, "(g r d) h")
     assert (caught.value.problem, caught.value.found, caught.value.expected) == (problem, "(g r d) h", expected)
@@ -271,11 +305,23 @@ def test_a_split_that_does_not_divide_says_what_would(axes: str, sizes: dict, co
 # --- what a table must not do ------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[], Layout], str]] = {
-    "an axis left out": (lambda: layout_of(Case(model(), "k", "g h", "attention.k.weight")), "places 20 of the 160 elements"),
+    "an axis left out": (
+        lambda: layout_of(Case(model(), "k", "g h", "attention.k.weight")),
+        "places 20 of the 160 elements",
+    ),
     "an axis of something else": (lambda: layout_of(Case(model(), "up", "f h g", "mlp.up.weight")), "unknown name 'g'"),
-    "a part that does not exist": (lambda: layout_of(Case(model(), "up", "((gate + side) f) h", "mlp.{part}.weight")), "unknown name 'side'"),
-    "no word about layers": (lambda: layout_of(Case(model(), "up", "f h", "mlp.up.weight", stacked=True)), "which layer"),
-    "an index it does not have": (lambda: layout_of(Case(model(), "e.{x}.up", "f h", "mlp.up.weight")), "'x', which its parameters do not have"),
+    "a part that does not exist": (
+        lambda: layout_of(Case(model(), "up", "((gate + side) f) h", "mlp.{part}.weight")),
+        "unknown name 'side'",
+    ),
+    "no word about layers": (
+        lambda: layout_of(Case(model(), "up", "f h", "mlp.up.weight", stacked=True)),
+        "which layer",
+    ),
+    "an index it does not have": (
+        lambda: layout_of(Case(model(), "e.{x}.up", "f h", "mlp.up.weight")),
+        "'x', which its parameters do not have",
+    ),
 }
 
 

@@ -126,19 +126,28 @@ def assert_stages_in_order(run: Path, tp: int, pp: int) -> None:
     stages: dict[str, set[int]] = {}
     ranks: dict[str, list[int]] = {}
     for path in (run / "0" / "model").rglob("*_pp-rank-*"):
-        stage, stages_, rank, ranks_ = map(int, re.search(r"pp-rank-(\d+)-of-(\d+)_tp-rank-(\d+)-of-(\d+)\.", path.name).groups())
+        stage, stages_, rank, ranks_ = map(
+            int, re.search(r"pp-rank-(\d+)-of-(\d+)_tp-rank-(\d+)-of-(\d+)\.", path.name).groups()
+        )
         assert (stages_, ranks_) == (pp, tp)
         block = str(path.relative_to(run / "0" / "model" / "model")).partition("/pp_block")[0]
         stages.setdefault(block, set()).add(stage)
         ranks.setdefault(str(path).partition("_pp-rank")[0], []).append(rank)
     assert all(sorted(held) == list(range(tp)) for held in ranks.values())
-    order = [*(name for name in stages if "embeddings" in name), *(f"decoder/{n}" for n in range(3)), *(name for name in stages if name == "lm_head")]
+    order = [
+        *(name for name in stages if "embeddings" in name),
+        *(f"decoder/{n}" for n in range(3)),
+        *(name for name in stages if name == "lm_head"),
+    ]
     assert sorted(order) == sorted(stages)
     found = [next(iter(stages[block])) for block in order]
     assert all(len(stages[block]) == 1 for block in order)
     assert found == sorted(found)
     assert found[0] == 0
-    assert found[-1] in (pp - 1, pp - 2 if "lm_head" not in stages else pp - 1)  # a tied head has no file on the last stage
+    assert found[-1] in (
+        pp - 1,
+        pp - 2 if "lm_head" not in stages else pp - 1,
+    )  # a tied head has no file on the last stage
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,7 +164,9 @@ def test_nanotron_files_come_back_byte_for_byte_in_every_layout(models: dict, fa
 @pytest.mark.parametrize("interleaved", ["true", "false"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hf_by_way_of_nanotron_is_the_original(models: dict, family: str, dtype: str, interleaved: str, tmp_path: Path) -> None:
+def test_hf_by_way_of_nanotron_is_the_original(
+    models: dict, family: str, dtype: str, interleaved: str, tmp_path: Path
+) -> None:
     source = models[family, dtype]
     receipt = convert(source, tmp_path / "run", to="nanotron", tp=2, pp=2, options={"rope_interleaved": interleaved})
     convert(tmp_path / "run", tmp_path / "hf", to="hf", dtype=dtype)  # nanotron keeps routers in fp32
@@ -282,7 +293,14 @@ def buffers(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def test_the_variants_are_different_models(tmp_path: Path) -> None:
     """What the test above would miss if an override did nothing: each gives logits of its own."""
-    same = {"llama rope yarn, mscale", "llama gelu_python", "llama swish", "qwen2 windows beyond", "qwen2 window unused", "mistral head_dim"}
+    same = {
+        "llama rope yarn, mscale",
+        "llama gelu_python",
+        "llama swish",
+        "qwen2 windows beyond",
+        "qwen2 window unused",
+        "mistral head_dim",
+    }
     base = {family: logits_of(tiny.build(tmp_path / family, family), tiny.tokens()) for family in FAMILIES}
     for name, (family, overrides) in VARIANTS.items():
         if name not in same:
@@ -329,9 +347,14 @@ def with_rotary_keys(source: Path, folder: Path, keys: dict[str, object]) -> Pat
 
 
 @pytest.mark.parametrize(("four", "five"), FORMS.values(), ids=FORMS)
-def test_both_forms_of_rotary_keys_are_read_alike_and_written_so_that_both_are_right(models: dict, four: dict, five: dict, tmp_path: Path) -> None:
+def test_both_forms_of_rotary_keys_are_read_alike_and_written_so_that_both_are_right(
+    models: dict, four: dict, five: dict, tmp_path: Path
+) -> None:
     source = models["llama", "fp32"]
-    folders = [with_rotary_keys(source, tmp_path / name, keys) for name, keys in (("4", four), ("5", five), ("4+5", {**four, **five}))]
+    folders = [
+        with_rotary_keys(source, tmp_path / name, keys)
+        for name, keys in (("4", four), ("5", five), ("4+5", {**four, **five}))
+    ]
     expected = buffers(load(folders[1]))
     assert len({open_checkpoint(folder).architecture for folder in folders}) == 1
     for folder in folders:
@@ -349,7 +372,11 @@ def test_both_forms_of_rotary_keys_are_read_alike_and_written_so_that_both_are_r
 
 CONFLICTS = {
     "theta": {"rope_theta": 500000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-    "kind": {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "kind": {
+        "rope_theta": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "factor": {
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},

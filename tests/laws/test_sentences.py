@@ -67,7 +67,10 @@ def problems(draw: st.DrawFn) -> Problem:
     summed = "(" + " + ".join(terms) + ")"
     words = list(draw(st.permutations([summed, *(spelled(name) for name in common)])))
     dims = split(draw, words)
-    return Problem(" ".join(f"({' '.join(words)})" for words in dims), {part: tuple(sorted([*common, *axes])) for part, axes in own.items()})
+    return Problem(
+        " ".join(f"({' '.join(words)})" for words in dims),
+        {part: tuple(sorted([*common, *axes])) for part, axes in own.items()},
+    )
 
 
 def split(draw: st.DrawFn, words: list[str]) -> list[list[str]]:
@@ -80,7 +83,9 @@ def bound(problem: Problem) -> Layout:
     """The sentence as the only row of a format, over parameters made for it."""
     canonical = "whole" if None in problem.axes else "{part}"
     layout = Layout([Table("", "", [row("native", problem.sentence, canonical)])], EMPTY, PADDING)
-    layout.parameters = {part or "whole": Parameter(part or "whole", tuple(map(axis, axes))) for part, axes in problem.axes.items()}
+    layout.parameters = {
+        part or "whole": Parameter(part or "whole", tuple(map(axis, axes))) for part, axes in problem.axes.items()
+    }
     return layout
 
 
@@ -104,11 +109,18 @@ def test_any_legal_sentence_places_every_element_once(problem: Problem) -> None:
 def test_a_sentence_that_loses_an_axis_is_refused(problem: Problem, data: st.DataObject) -> None:
     """The check of the check above: one axis replaced by an axis of size one leaves elements without a place."""
     layout = bound(problem)
-    name = data.draw(st.sampled_from(sorted({name for axes in problem.axes.values() for name in axes} - {"d"} or {"d"})))
+    name = data.draw(
+        st.sampled_from(sorted({name for axes in problem.axes.values() for name in axes} - {"d"} or {"d"}))
+    )
     words = {"d": ["c", "d", "e", "o"]}.get(name, [name])
-    text = "".join("1" if character in words else character for character in problem.sentence.replace("pad", "PAD").replace("more", "MORE"))
+    text = "".join(
+        "1" if character in words else character
+        for character in problem.sentence.replace("pad", "PAD").replace("more", "MORE")
+    )
     table = layout.tables[0]
-    layout.tables = [Table("", "", [row("native", text.replace("PAD", "pad").replace("MORE", "more"), table.rows[0].canonical)])]
+    layout.tables = [
+        Table("", "", [row("native", text.replace("PAD", "pad").replace("MORE", "more"), table.rows[0].canonical)])
+    ]
     with pytest.raises(SentenceError, match="the sentence places"):
         layout.natives()
 

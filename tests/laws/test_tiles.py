@@ -49,7 +49,10 @@ def tiles(draw: st.DrawFn) -> Tile:
 def test_a_cut_keeps_exactly_what_lies_in_the_range(tile: Tile, data: st.DataObject) -> None:
     start = data.draw(st.integers(-1, 20))
     stop = data.draw(st.integers(start, 40))
-    for side, cut, places in ((0, tile.cut_canonical, len(tile.canonical_base)), (1, tile.cut_native, len(tile.native_base))):
+    for side, cut, places in (
+        (0, tile.cut_canonical, len(tile.canonical_base)),
+        (1, tile.cut_native, len(tile.native_base)),
+    ):
         for place in range(places):
             kept = [point for part in cut(place, start, stop) for point in points(part)]
             expected = [point for point in points(tile) if start <= point[side][place] < stop]
@@ -74,11 +77,15 @@ def test_elements_counts_the_points(tile: Tile) -> None:
 @given(tiles(), st.data())
 def test_a_flat_tile_counts_elements_of_a_row_major_tensor(tile: Tile, data: st.DataObject) -> None:
     shape = [
-        low + 1 + sum((link.size - 1) * link.stride for link in tile.links if link.dim == dim) for dim, low in enumerate(tile.native_base)
+        low + 1 + sum((link.size - 1) * link.stride for link in tile.links if link.dim == dim)
+        for dim, low in enumerate(tile.native_base)
     ]
     origin = [data.draw(st.integers(0, low)) for low in tile.native_base]
     strides = contiguous_strides(tuple(size - zero for size, zero in zip(shape, origin, strict=True)))
-    flat = [(canonical, (sum((i - zero) * step for i, zero, step in zip(native, origin, strides, strict=True)),)) for canonical, native in points(tile)]
+    flat = [
+        (canonical, (sum((i - zero) * step for i, zero, step in zip(native, origin, strides, strict=True)),))
+        for canonical, native in points(tile)
+    ]
     assert points(flat_tile(tile, strides, origin)) == flat
 
 

@@ -118,7 +118,11 @@ def digest(values: np.ndarray, dtype: DType, cuts: list[int] | None = None) -> s
 
 
 @settings(max_examples=100)
-@given(nps.arrays(np.uint16, st.integers(0, 200)), st.lists(st.integers(0, 200), max_size=5), st.lists(st.integers(0, 200), max_size=5))
+@given(
+    nps.arrays(np.uint16, st.integers(0, 200)),
+    st.lists(st.integers(0, 200), max_size=5),
+    st.lists(st.integers(0, 200), max_size=5),
+)
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 def test_a_digest_sees_neither_dtype_nor_chunks(dtype: DType, raw: np.ndarray, one: list[int], two: list[int]) -> None:
     """Half precision values have the digest of the same values in fp32 and fp64, however they are fed."""

@@ -87,6 +87,6 @@ def test_the_fingerprint_survives(model: str, origin: str, target: str, source: 
     [(model, target) for model, (_, _, holders) in MODELS.items() for target in sorted(LAYOUTS.keys() - holders)],
 )
 def test_what_cannot_hold_it_refuses(model: str, target: str, tmp_path: Path) -> None:
-    with pytest.raises(CkptError, match="cannot hold|can only hold|has no |holds this architecture exactly"):
+    with pytest.raises(CkptError, match=r"cannot hold|can only hold|has no |holds this architecture exactly"):
         convert(golden(model).checkpoint, tmp_path / "out", to=target, **layout(model, target))
     assert not (tmp_path / "out").exists()

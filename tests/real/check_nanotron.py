@@ -63,7 +63,17 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def judged(step: Path, folder: Path, tp: int, pp: int) -> torch.Tensor:
     """The logits of the real nanotron for a step folder, in a topology of its own."""
     out = folder / f"judged-{tp}-{pp}.safetensors"
-    command = [sys.executable, str(JUDGE), str(step), str(folder / "tokens.safetensors"), str(out), "--tp", str(tp), "--pp", str(pp)]
+    command = [
+        sys.executable,
+        str(JUDGE),
+        str(step),
+        str(folder / "tokens.safetensors"),
+        str(out),
+        "--tp",
+        str(tp),
+        "--pp",
+        str(pp),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out)["logits"]
@@ -74,7 +84,9 @@ def judged(step: Path, folder: Path, tp: int, pp: int) -> torch.Tensor:
     [(1, 1, 1, 1), (2, 1, 2, 1), (2, 2, 2, 2), (3, 2, 1, 1), (1, 2, 2, 1)],
     ids=lambda value: str(value),
 )
-def test_nanotron_computes_what_transformers_computes(model: Path, tmp_path: Path, tp: int, pp: int, loaded_tp: int, loaded_pp: int) -> None:
+def test_nanotron_computes_what_transformers_computes(
+    model: Path, tmp_path: Path, tp: int, pp: int, loaded_tp: int, loaded_pp: int
+) -> None:
     # a vocabulary of 203 must be padded for the ranks that will load it, not only for those it is written for
     options = {"target": "0.4", "make_vocab_size_divisible_by": str(loaded_tp)}
     convert(model / "hf", tmp_path / "run", to="nanotron", tp=tp, pp=pp, options=options)
@@ -105,7 +117,9 @@ def test_nanotron_accepts_the_training_config(model: Path, tmp_path: Path) -> No
         "print(type(config.model.model_config).__name__, config.model.init_method.path, config.parallelism.tp)"
     )
     step = tmp_path / "run" / "0"
-    done = subprocess.run([sys.executable, "-c", script, str(step / "config.yaml")], capture_output=True, text=True, cwd=JUDGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(step / "config.yaml")], capture_output=True, text=True, cwd=JUDGE.parent
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     expected = "Starcoder2Config" if model.name.startswith("starcoder2") else "LlamaConfig"
     assert done.stdout.split() == [expected, str(step), "2"]

@@ -184,7 +184,11 @@ def overlap(folder: Path) -> list[str]:
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    sizes = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+    sizes = {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
     other = next(name for name in sizes if name != NAME and sizes[name] >= sizes[NAME])
     start = header[other]["data_offsets"][0]
     header[NAME]["data_offsets"] = [start, start + sizes[NAME]]
@@ -262,7 +266,9 @@ TIED = [("the same", 0.0, 0), ("another by one bit", 1e-3, 1)]
 
 
 @pytest.mark.parametrize(("name", "change", "code"), TIED, ids=[name for name, _, _ in TIED])
-def test_the_stored_head_of_a_tied_model_must_be_the_embedding(name: str, change: float, code: int, tmp_path: Path) -> None:
+def test_the_stored_head_of_a_tied_model_must_be_the_embedding(
+    name: str, change: float, code: int, tmp_path: Path
+) -> None:
     folder = tmp_path / "hf"
     tiny.build(folder, "llama", tie_word_embeddings=True)
 
@@ -275,4 +281,6 @@ def test_the_stored_head_of_a_tied_model_must_be_the_embedding(name: str, change
     if code == 0:
         assert ckpt("convert", folder, tmp_path / "out", "--to", "nanotron")[0] == 0
     else:
-        assert_refused(folder, "two copies of embedding.tokens.weight differ", "model.safetensors", "tied head", to="nanotron")
+        assert_refused(
+            folder, "two copies of embedding.tokens.weight differ", "model.safetensors", "tied head", to="nanotron"
+        )

@@ -132,7 +132,12 @@ def transpose(step: Path) -> list[str]:
 def reshape_a_shard(step: Path) -> list[str]:
     path = matrix(step)
     data = nanotron.data_of(path)
-    save(path, data.reshape(data.shape[1], data.shape[0]).contiguous() if data.shape[0] != data.shape[1] else data.reshape(1, *data.shape))
+    save(
+        path,
+        data.reshape(data.shape[1], data.shape[0]).contiguous()
+        if data.shape[0] != data.shape[1]
+        else data.reshape(1, *data.shape),
+    )
     return [path.name if "_tp-" in path.name else name_of(path, step)]
 
 
@@ -190,7 +195,14 @@ def header_that_lies_about_its_length(step: Path) -> list[str]:
 def header_with_another_dtype(step: Path) -> list[str]:
     path = matrix(step)
     data = path.read_bytes()
-    path.write_bytes(re.sub(rb'"(F32|BF16)"', lambda match: b'"F64"' if match[1] == b"F32" else b'"F128"'[: len(match[0])], data, count=1))
+    path.write_bytes(
+        re.sub(
+            rb'"(F32|BF16)"',
+            lambda match: b'"F64"' if match[1] == b"F32" else b'"F128"'[: len(match[0])],
+            data,
+            count=1,
+        )
+    )
     return [str(path)]
 
 
@@ -200,7 +212,10 @@ def header_with_another_dtype(step: Path) -> list[str]:
 def remove_a_shard(step: Path) -> list[str]:
     path = files(step, sharded=True)[-1]
     path.unlink()
-    return [nanotron.parameter_of(nanotron.usual_name(str(path.relative_to(step / "model")))), "missing" if "-of-1." in path.name else "rank"]
+    return [
+        nanotron.parameter_of(nanotron.usual_name(str(path.relative_to(step / "model")))),
+        "missing" if "-of-1." in path.name else "rank",
+    ]
 
 
 def a_stale_shard_of_another_layout(step: Path) -> list[str]:
@@ -254,17 +269,23 @@ GLOBAL = r"#((?:None,None,None\|)?)(\d+),(\d+),"  # the first global slice that 
 def shifted(held: dict[str, str]) -> None:
     """The last global slice one place further on, as long as it was."""
     head, _, last = held["local_global_slices_pairs"].rpartition("#")
-    held["local_global_slices_pairs"] = head + "#" + re.sub(r"(\d+),(\d+),", lambda m: f"{int(m[1]) + 1},{int(m[2]) + 1},", last, count=1)
+    held["local_global_slices_pairs"] = (
+        head + "#" + re.sub(r"(\d+),(\d+),", lambda m: f"{int(m[1]) + 1},{int(m[2]) + 1},", last, count=1)
+    )
 
 
 def moved(held: dict[str, str]) -> None:
     """The first global slice one place further on, onto the next chunk or another shard's."""
     pairs = held["local_global_slices_pairs"]
-    held["local_global_slices_pairs"] = re.sub(GLOBAL, lambda m: f"#{m[1]}{int(m[2]) + 1},{int(m[3]) + 1},", pairs, count=1)
+    held["local_global_slices_pairs"] = re.sub(
+        GLOBAL, lambda m: f"#{m[1]}{int(m[2]) + 1},{int(m[3]) + 1},", pairs, count=1
+    )
 
 
 def shorter(held: dict[str, str]) -> None:
-    held["local_global_slices_pairs"] = re.sub(GLOBAL, lambda m: f"#{m[1]}{m[2]},{int(m[3]) - 1},", held["local_global_slices_pairs"], count=1)
+    held["local_global_slices_pairs"] = re.sub(
+        GLOBAL, lambda m: f"#{m[1]}{m[2]},{int(m[3]) - 1},", held["local_global_slices_pairs"], count=1
+    )
 
 
 def without_slices(held: dict[str, str]) -> None:
@@ -276,11 +297,15 @@ def without_shape(held: dict[str, str]) -> None:
 
 
 def with_step(held: dict[str, str]) -> None:
-    held["local_global_slices_pairs"] = re.sub(r"(\d+),(\d+),None", r"\1,\2,2", held["local_global_slices_pairs"], count=1)
+    held["local_global_slices_pairs"] = re.sub(
+        r"(\d+),(\d+),None", r"\1,\2,2", held["local_global_slices_pairs"], count=1
+    )
 
 
 def negative(held: dict[str, str]) -> None:
-    held["local_global_slices_pairs"] = re.sub(r"#((?:None,None,None\|)?)(\d+),", r"#\1-\2,", held["local_global_slices_pairs"], count=1)
+    held["local_global_slices_pairs"] = re.sub(
+        r"#((?:None,None,None\|)?)(\d+),", r"#\1-\2,", held["local_global_slices_pairs"], count=1
+    )
 
 
 def another_shape(held: dict[str, str]) -> None:
@@ -427,7 +452,9 @@ RUNS = {
 
 @each("nanotron", lambda golden: golden.case["tp"] == 2)
 @pytest.mark.parametrize(("change", "name"), RUNS.values(), ids=RUNS)
-def test_a_run_folder_that_points_nowhere_is_refused(golden: Golden, change: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+def test_a_run_folder_that_points_nowhere_is_refused(
+    golden: Golden, change: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
     run = copied(golden, tmp_path).parent
     change(run)
     assert_refused(run, name, to="hf", arguments=("--from", "nanotron"))

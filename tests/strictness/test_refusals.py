@@ -48,9 +48,13 @@ NANOTRON = [
 
 
 @pytest.mark.parametrize(
-    ("family", "overrides", "target", "names"), NANOTRON, ids=[f"{f} {' '.join(o) or 'as it is'} {t}" for f, o, t, _ in NANOTRON]
+    ("family", "overrides", "target", "names"),
+    NANOTRON,
+    ids=[f"{f} {' '.join(o) or 'as it is'} {t}" for f, o, t, _ in NANOTRON],
 )
-def test_what_a_release_cannot_express_is_refused(family: str, overrides: dict, target: str, names: list[str], tmp_path: Path) -> None:
+def test_what_a_release_cannot_express_is_refused(
+    family: str, overrides: dict, target: str, names: list[str], tmp_path: Path
+) -> None:
     tiny.build(tmp_path / "hf", family, **overrides)
     assert_refused(tmp_path / "hf", *names, to="nanotron", arguments=("-o", f"target={target}"))
 
@@ -68,8 +72,12 @@ CLASSES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "overrides", "wanted", "names"), CLASSES, ids=[f"{f} as {w}" for f, _, w, _ in CLASSES])
-def test_a_class_that_is_not_exact_is_refused(family: str, overrides: dict, wanted: str, names: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "overrides", "wanted", "names"), CLASSES, ids=[f"{f} as {w}" for f, _, w, _ in CLASSES]
+)
+def test_a_class_that_is_not_exact_is_refused(
+    family: str, overrides: dict, wanted: str, names: list[str], tmp_path: Path
+) -> None:
     tiny.build(tmp_path / "hf", family, **overrides)
     assert_refused(tmp_path / "hf", wanted, *names, to="hf", arguments=("-o", f"hf_class={wanted}"))
 
@@ -106,8 +114,12 @@ REQUESTS = [
 # fmt: on
 
 
-@pytest.mark.parametrize(("arguments", "code", "names"), REQUESTS, ids=[" ".join(arguments) for arguments, _, _ in REQUESTS])
-def test_a_request_that_cannot_be_served_is_refused(model: Path, arguments: list[str], code: int, names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "names"), REQUESTS, ids=[" ".join(arguments) for arguments, _, _ in REQUESTS]
+)
+def test_a_request_that_cannot_be_served_is_refused(
+    model: Path, arguments: list[str], code: int, names: list[str]
+) -> None:
     assert_refused(model, *names, to="nanotron", code=code, arguments=tuple(arguments))
 
 
@@ -145,7 +157,9 @@ def test_an_empty_folder_may_be_the_destination(model: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
 @pytest.mark.parametrize("place", [".", "inside", "..", "link"])
-def test_a_destination_that_touches_the_source_is_refused(model: Path, place: str, overwrite: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_destination_that_touches_the_source_is_refused(
+    model: Path, place: str, overwrite: tuple[str, ...], tmp_path: Path
+) -> None:
     source = tmp_path / "parent" / "hf"
     source.parent.mkdir()
     shutil.copytree(model, source)

@@ -12,7 +12,9 @@ import torch
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder with the hash of its bytes."""
     return {
-        str(path.relative_to(folder)): f"-> {path.readlink()}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): f"-> {path.readlink()}"
+        if path.is_symlink()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() or path.is_symlink()
     }

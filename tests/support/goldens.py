@@ -64,7 +64,9 @@ def goldens(framework: str) -> list[Golden]:
     """Every case of a framework; an error if `CKPT_GOLDENS` is set to a place without any golden."""
     cases = sorted(root().rglob("case.json"))
     if not cases:
-        raise pytest.UsageError(f"no golden (a folder with case.json) lies below {root()}: set CKPT_GOLDENS to where they are, or unset it")
+        raise pytest.UsageError(
+            f"no golden (a folder with case.json) lies below {root()}: set CKPT_GOLDENS to where they are, or unset it"
+        )
     return [Golden(case.parent) for case in cases if json.loads(case.read_text())["framework"] == framework]
 
 

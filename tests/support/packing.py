@@ -34,7 +34,9 @@ def elements(node: Node, sizes: Mapping[str, int], is_part: Callable[[str], bool
         case Sum(terms=terms):
             return [one for term in terms for one in elements(term, sizes, is_part)]
         case Product(factors=factors):
-            return [both(choice) for choice in itertools.product(*(elements(factor, sizes, is_part) for factor in factors))]
+            return [
+                both(choice) for choice in itertools.product(*(elements(factor, sizes, is_part) for factor in factors))
+            ]
     raise AssertionError(node)
 
 
@@ -81,7 +83,13 @@ def pack(
     """
     shares = shares or {}
     known = {axis.name: axis.size for parameter, _ in held.values() for axis in parameter.axes}
-    known |= {name: size for parameter, _ in held.values() for axis in parameter.axes for term in axis.terms for name, size in term}
+    known |= {
+        name: size
+        for parameter, _ in held.values()
+        for axis in parameter.axes
+        for term in axis.terms
+        for name, size in term
+    }
     known |= {axis: size for axis, (_, size) in shares.items()} | dict(sizes or {})
     starts = {axis: start for axis, (start, _) in shares.items()}
     dims = [elements(node, known, lambda name: name in held) for node in parse(sentence).dims]
@@ -127,7 +135,9 @@ def written(native: Native, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     return out
 
 
-def read_back(natives: Sequence[tuple[Native, np.ndarray]], parameters: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+def read_back(
+    natives: Sequence[tuple[Native, np.ndarray]], parameters: Mapping[str, Parameter]
+) -> dict[str, np.ndarray]:
     """The parameters that native tensors hold, -1 where none does; every copy of an element must be equal."""
     found = {name: np.full(parameter.shape, -1, np.int64) for name, parameter in parameters.items()}
     for native, values in natives:

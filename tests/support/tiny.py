@@ -31,7 +31,13 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
     "qwen2": (Qwen2Config, {}),
     "qwen2_moe": (
         Qwen2MoeConfig,
-        {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "norm_topk_prob": False},
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
+            "norm_topk_prob": False,
+        },
     ),
     "smollm3": (SmolLM3Config, {"no_rope_layer_interval": 2}),
     "starcoder2": (Starcoder2Config, {}),
@@ -44,13 +50,22 @@ def config_of(family: str, **overrides: object) -> PreTrainedConfig:
     return kind(**{**SIZES, **own, **overrides})
 
 
-def build(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = "5GB", seed: int = 3, **overrides: object) -> PreTrainedModel:
+def build(
+    folder: Path,
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    shard: str = "5GB",
+    seed: int = 3,
+    **overrides: object,
+) -> PreTrainedModel:
     """A model of random weights, biases and norms included, saved at `folder`."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config_of(family, **overrides), dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.25 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+            parameter.copy_(
+                torch.randn_like(parameter) * 0.25 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            )
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size=shard)
     return model

@@ -205,7 +205,9 @@ def read_checkpoint(
     """Read a checkpoint from headers alone. `path` may be `hf://owner/name[@revision]`."""
     local = localised(os.fspath(path))
     plugin, fact = find_format(local, format)
-    request = ReadRequest(typed_options(plugin.info, options or {}, "read"), config_architecture(config), weights, config)
+    request = ReadRequest(
+        typed_options(plugin.info, options or {}, "read"), config_architecture(config), weights, config
+    )
     checkpoint = _read(plugin, local, request)
     checkpoint.evidence.insert(0, f"{plugin.name}: {fact}")
     return checkpoint
@@ -277,7 +279,9 @@ def plan_conversion(
                 expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout",
             )
     source_options, target_options = split_options(options or {}, reader, writer)
-    request = ReadRequest(typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config)
+    request = ReadRequest(
+        typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config
+    )
     checkpoint = _read(reader, local, request)
     checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
     wanted = None if dtype == "keep" else dtype_named(dtype)

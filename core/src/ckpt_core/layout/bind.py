@@ -16,6 +16,9 @@ from ckpt_core.layout.split import Ranks, Share, shares
 from ckpt_core.layout.table import Row, Table
 
 
+_SUGGESTIONS, _COMPARED = 50, 2000
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a canonical parameter inside a native tensor."""
@@ -274,13 +277,19 @@ def account(natives: Mapping[str, Native], tables: Iterable[Table], found: Itera
     unclaimed = sorted(name for name in found - natives.keys() if not any(table.drops_name(name) for table in tables))
     missing = sorted(name for name, native in natives.items() if name not in found and not native.row.copy)
     problems = [
-        CkptError(f"tensor {name!r} is missing", file=file, fix=did_you_mean(name, unclaimed)) for name in missing
+        CkptError(f"tensor {name!r} is missing", file=file, fix=_nearest(name, number, unclaimed))
+        for number, name in enumerate(missing)
     ]
     problems += [
-        CkptError(f"tensor {name!r} is not part of this architecture", file=file, fix=did_you_mean(name, missing))
-        for name in unclaimed
+        CkptError(f"tensor {name!r} is not part of this architecture", file=file, fix=_nearest(name, number, missing))
+        for number, name in enumerate(unclaimed)
     ]
     return problems
+
+
+def _nearest(name: str, number: int, known: Sequence[str]) -> str | None:
+    """The nearest of `known` names, for the first problems: where all of 45,000 names are wrong, that would take minutes."""
+    return did_you_mean(name, known[:_COMPARED]) if number < _SUGGESTIONS else None
 
 
 def join(prefix: str, name: str) -> str:
