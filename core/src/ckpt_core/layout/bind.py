@@ -15,7 +15,6 @@ from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, p
 from ckpt_core.layout.split import Ranks, Share, shares
 from ckpt_core.layout.table import Row, Table
 
-
 _SUGGESTIONS, _COMPARED = 50, 2000
 
 
