@@ -71,10 +71,15 @@ class TestEndings:
             yield lambda event: signal.raise_signal(number)
 
         command = ("convert", model, tmp_path / "out", "--to", "toy")
-        with monkeypatch.context() as patch:
-            patch.setattr(convert, "progress", impatient)
-            stopped = ckpt(*command)
-            as_json = ckpt(*command, "--json")
+        # a shell starts what it puts in the background with SIGINT ignored, the test suite too
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(convert, "progress", impatient)
+                stopped = ckpt(*command)
+                as_json = ckpt(*command, "--json")
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert stopped.code == code and "repeat the same command" in stopped.err and "Traceback" not in stopped.err
         assert as_json.code == code and "repeat" in as_json.json["error"]["fix"]
         assert not (tmp_path / "out").exists()
