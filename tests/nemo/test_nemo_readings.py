@@ -18,7 +18,7 @@ from ckpt_core.architecture import Activation
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import detect
 from ckpt_nemo.container.omegaconf import resolved
-from ckpt_nemo.container.tokenizer import sentencepiece_count
+from ckpt_nemo.container.sentencepiece import piece_count
 from ckpt_nemo.gpt.config import LEGACY, MCORE
 
 STEP = "step=0-consumed_samples=0.0"
@@ -382,10 +382,10 @@ def sentencepiece(pieces: int) -> bytes:
 
 
 def test_pieces_are_counted() -> None:
-    assert sentencepiece_count(sentencepiece(61), "x") == 61
+    assert piece_count(sentencepiece(61), "x") == 61
     for damaged in (b"", b"\x0a\xff", b"\x0a\x05abc", b"\x0b\x00", b"{}"):
         with pytest.raises(CkptError, match="no SentencePiece model"):
-            sentencepiece_count(damaged, "x")
+            piece_count(damaged, "x")
 
 
 def test_a_tokenizer_travels_both_ways(models: Path, tmp_path: Path) -> None:

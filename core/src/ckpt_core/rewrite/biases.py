@@ -7,12 +7,16 @@ from dataclasses import replace
 from ckpt_core.architecture import Activation, Architecture, Attention, Layer, Mlp, Stack, parameters
 from ckpt_core.engine.assembly import Assembly
 from ckpt_core.rewrite.model import Model, holds_only, map_attentions, map_layers, map_stacks
-from ckpt_core.storage.dtypes import DType
 
 
-def zero_biases(model: Model, architecture: Architecture, dtype: DType) -> Model:
-    """The model under an `architecture` that differs by biases alone; biases the model lacks become zeros."""
-    wanted = parameters(architecture)
+def zero_biases(model: Model, architecture: Architecture) -> Model:
+    """The model under an `architecture` that differs by biases alone, if at all; biases the model lacks become zeros.
+
+    They are of the dtype of the model's first tensor.
+    """
+    if architecture == model.architecture:
+        return model
+    wanted, dtype = parameters(architecture), next(iter(model.tensors.values())).dtype
     added = [name for name in wanted if name not in model.tensors]
     tensors = {
         name: model.tensors[name] if name in model.tensors else Assembly(wanted[name], dtype, (), fill=0.0)

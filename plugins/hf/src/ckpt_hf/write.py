@@ -153,7 +153,7 @@ def _variants(model: Model) -> Iterator[Model]:
         ),
     )
     if biased != folded.architecture and parameters(biased).keys() >= folded.tensors.keys():
-        yield zero_biases(folded, biased, next(iter(folded.tensors.values())).dtype)
+        yield zero_biases(folded, biased)
     uncentred = uncentred_norms(folded)
     if uncentred is not folded:
         yield uncentred

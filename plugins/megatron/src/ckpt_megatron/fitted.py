@@ -63,9 +63,7 @@ def with_biases(model: Model, fused_gelu: bool) -> Model:
     wanted = map_layers(model.architecture, biased)
     decoder = decoder_of(wanted)
     wanted = replace(wanted, decoder=replace(decoder, final_norm=_with_norm_bias(decoder.final_norm)))
-    if wanted == model.architecture:
-        return model
-    return zero_biases(model, wanted, model.tensors["embedding.tokens.weight"].dtype)
+    return zero_biases(model, wanted)
 
 
 def _has_linear_bias(layer: Layer) -> bool:

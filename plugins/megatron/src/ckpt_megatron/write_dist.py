@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_core.checkpoint import Placement
 from ckpt_core.layout import Layout, Native
@@ -18,16 +18,8 @@ from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
 from ckpt_megatron.weights import tables
 from ckpt_megatron.written import Written
 
-_FILES, _FILE_BYTES = 4, 4 << 30  # several files, so that several threads write
+_FILES, _FILE_BYTES = 4, 4 << 30
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
-# Exactly these four fields are accepted by all versions (core 0.18 and before).
-_BACKEND = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
-
 # How the keys are arranged, for a loader since core 0.13
 CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
@@ -41,17 +33,14 @@ def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool
         native for native in Layout(tables(architecture), architecture).natives().values() if not native.row.copy
     ]
     natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
-    total = sum(math.prod(native.shape) * written.dtype_of(native).size for native in natives)
-    size = max(1, math.ceil(total / max(_FILES, math.ceil(total / _FILE_BYTES))))
-    chunks, done = [], 0
-    for native in natives:
-        dtype = written.dtype_of(native)
+    files = dist_files([math.prod(native.shape) * written.dtype_of(native).size for native in natives])
+    chunks = []
+    for native, file in zip(natives, files, strict=True):
         key, origin, whole = _place(written, native, homogeneous)
         shape = (*([1] * len(origin)), *native.shape)
-        file = f"__{done // size}_0.distcp"
         offsets = (*origin, *([0] * len(native.shape)))
+        dtype = written.dtype_of(native)
         chunks.append(ChunkSpec(f"{prefix}{key}", dtype, (*whole, *native.shape), offsets, shape, file))
-        done += math.prod(native.shape) * dtype.size
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
     nothing = torch_bytes([None], "archive")
     keys = [chunk.tensor.removeprefix(prefix) for chunk in chunks]
@@ -62,26 +51,56 @@ def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool
         written.placements.append(Placement(native, chunk.dtype, f"{layout.folder}/{chunk.file}", offset))
     written.documents[f"{layout.folder}/{COMMON}"] = torch_bytes(dict(common), COMMON)  # read by every version
     written.documents[f"{layout.folder}/{METADATA}"] = plan.metadata
-    written.documents[f"{layout.folder}/{DIST_METADATA}"] = json.dumps(_BACKEND).encode()
+    written.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
 
 
 def _place(written: Written, native: Native, homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """The key of a tensor, and its place and the sizes along the axes that only the key's tensor has: layers, experts."""
-    name = native.name
+    experts = 0 if native.layer is None else written.experts(native.layer)
+    if native.layer is None:
+        name = native.name
+    elif written.layout.names == "te":
+        name = te(native.name, latent=written.latent, moe=bool(experts), grouped=False)
+    else:
+        name = dist_local(native.name, latent=written.latent)
+    return dist_place(name, native.layer, len(written.layers) if homogeneous else None, experts)
+
+
+def dist_place(
+    name: str, layer: int | None, stacked: int | None, experts: int
+) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """The key of a tensor, and its place and the sizes along the axes that only the key's tensor has: layers, experts.
+
+    `name` is the tensor's, spelled as it is stored; `stacked` layers lie in one tensor (None: each has its own).
+    """
     origin: tuple[int, ...] = ()
     whole: tuple[int, ...] = ()
-    if native.layer is None:
-        return name, origin, whole
-    experts = written.experts(native.layer)
-    if written.layout.names == "te":
-        name = te(name, latent=written.latent, moe=bool(experts), grouped=False)
-    else:
-        name = dist_local(name, latent=written.latent)
-    if homogeneous:
-        name = name.replace(f"decoder.layers.{native.layer}.", "decoder.layers.", 1)
-        origin, whole = (native.layer,), (len(written.layers),)
+    if layer is not None and stacked is not None:
+        name = name.replace(f"decoder.layers.{layer}.", "decoder.layers.", 1)
+        origin, whole = (layer,), (stacked,)
     expert = _EXPERT.search(name)
     if expert is not None:
         name = _EXPERT.sub(DIST_EXPERTS, name)
         origin, whole = (*origin, int(expert[1])), (*whole, experts)
     return name, origin, whole
+
+
+def dist_files(sizes: Sequence[int]) -> Iterator[str]:
+    """The file of each chunk, whose `sizes` are in bytes: several files, so that several threads write."""
+    total = sum(sizes)
+    share = max(1, math.ceil(total / max(_FILES, math.ceil(total / _FILE_BYTES))))
+    done = 0
+    for size in sizes:
+        yield f"__{done // share}_0.distcp"
+        done += size
+
+
+def backend_document(backend: str) -> bytes:
+    """metadata.json. Exactly these four fields are accepted by all versions (core 0.18 and before)."""
+    return json.dumps(
+        {
+            "sharded_backend": backend,
+            "sharded_backend_version": 1,
+            "common_backend": "torch",
+            "common_backend_version": 1,
+        }
+    ).encode()

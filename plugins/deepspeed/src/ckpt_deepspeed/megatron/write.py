@@ -147,9 +147,7 @@ def _with_biases(model: Model) -> Model:
     wanted = map_layers(model.architecture, biased)
     decoder = decoder_of(wanted)
     wanted = replace(wanted, decoder=replace(decoder, final_norm=norm(decoder.final_norm)))
-    if wanted == model.architecture:
-        return model
-    return zero_biases(model, wanted, model.tensors["embedding.tokens.weight"].dtype)
+    return zero_biases(model, wanted)
 
 
 def _check_ranks(architecture: Architecture, layout: _Layout) -> None:

@@ -183,7 +183,7 @@ def _as_blenderbot(model: Model) -> Model:
     biased = replace(biased, head=None if head is None else replace(head, bias=True))
     if biased == model.architecture:
         return model
-    return zero_biases(model, biased, next(iter(model.tensors.values())).dtype)
+    return zero_biases(model, biased)
 
 
 def _has_own_head(architecture: Architecture) -> bool:

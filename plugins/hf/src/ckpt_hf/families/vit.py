@@ -237,7 +237,7 @@ def _as_vit(model: Model) -> Model:
     architecture = map_layers(replace(model.architecture, patches=replace(patches, bias=True)), biased)
     if architecture == model.architecture:
         return model
-    return zero_biases(model, architecture, next(iter(model.tensors.values())).dtype)
+    return zero_biases(model, architecture)
 
 
 def _model_losses(architecture: Architecture) -> Iterator[Loss]:

@@ -23,6 +23,7 @@ from ckpt_core.checkpoint import Loss, Sidecar
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.storage.jsonfile import parse_json
 from ckpt_core.storage.tree import Extent
+from ckpt_nemo.container.sentencepiece import piece_count
 
 SECTION = "tokenizer"
 DIVISIBLE = "make_vocab_size_divisible_by"
@@ -57,7 +58,7 @@ def find_tokenizer(config: Mapping[str, Any], artifacts: Mapping[str, Sidecar], 
             _enter(found, key, named, artifacts)
     model, vocabulary = found.files.get("tokenizer.model"), found.files.get("vocab.json")
     if model is not None:
-        found.count = sentencepiece_count(content(model), model.path)
+        found.count = piece_count(content(model), model.path)
     elif vocabulary is not None:
         found.count = _entries(content(vocabulary), vocabulary.path)
     return found
@@ -96,40 +97,6 @@ def content(file: Sidecar) -> bytes:
             expected=f"at most {_LIMIT}",
         )
     return Extent(file.path, file.offset, file.size).read()
-
-
-def sentencepiece_count(data: bytes, file: str) -> int:
-    """The number of pieces of a SentencePiece model: the repeated field 1 of a protocol buffer."""
-    at = count = 0
-    while at < len(data):
-        tag, at = _varint(data, at, file)
-        kind = tag & 7
-        if kind == 2:
-            size, at = _varint(data, at, file)
-            at += size
-            count += tag >> 3 == 1
-        elif kind == 0:
-            _, at = _varint(data, at, file)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise FormatError("this is no SentencePiece model", file=file, found=f"a field of kind {kind}")
-    if at != len(data) or not count:
-        raise FormatError("this is no SentencePiece model", file=file, found=f"{count} pieces in {len(data)} bytes")
-    return count
-
-
-def _varint(data: bytes, at: int, file: str) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 64, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise FormatError("this is no SentencePiece model", file=file, found="a number that does not end")
 
 
 def _entries(data: bytes, file: str) -> int | None:
@@ -178,7 +145,7 @@ def artifacts_of(
         made.section |= {"library": "huggingface", "type": name}
         return made
     if "model" in held and _is_sentencepiece(held["model"]):
-        made.count = sentencepiece_count(content(held["model"]), held["model"].path)
+        made.count = piece_count(content(held["model"]), held["model"].path)
         chosen = {"model": held["model"]}
         made.section |= {"library": "sentencepiece"}
     elif "vocab_file" in held and "merge_file" in held:
@@ -202,7 +169,7 @@ def artifacts_of(
 def _is_sentencepiece(file: Sidecar) -> bool:
     """Tokenizers of other kinds (tiktoken's) are called tokenizer.model too."""
     try:
-        sentencepiece_count(content(file), file.path)
+        piece_count(content(file), file.path)
     except FormatError:
         return False
     return True

@@ -13,16 +13,11 @@ from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.opaque import Opaque
 from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_megatron.write_dist import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import Members
 
 _DTYPES = {"fp32": "<f4", "fp16": "<f2", "fp64": "<f8", "bf16": "bfloat16"}
-_BACKEND = {
-    "sharded_backend": "zarr",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ def add_zarr(
     for name in objects:
         members.files[f"{folder}/{name}.pt"] = nothing
     members.files[f"{folder}/{COMMON}"] = torch_bytes(common, COMMON)
-    members.files[f"{folder}/{METADATA}"] = json.dumps(_BACKEND).encode()
+    members.files[f"{folder}/{METADATA}"] = backend_document("zarr")
 
 
 def _array(chunk: ZarrChunk) -> bytes:

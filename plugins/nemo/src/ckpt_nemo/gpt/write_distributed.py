@@ -5,7 +5,6 @@ zarr keeps the chunks as the ranks that saved them had them; torch_dist may have
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,9 @@ from ckpt_core.storage.dcp_write import ChunkSpec, plan_distributed
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_megatron.extra_states import stacked_extra_states
-from ckpt_megatron.names import DIST_EXPERTS, te
+from ckpt_megatron.names import te
 from ckpt_megatron.weights import row_block
+from ckpt_megatron.write_dist import backend_document, dist_files, dist_place
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import Form, Members, distributed_folder
 from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr
@@ -30,15 +30,7 @@ from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.weights import tables
 
 _PREFIX = "model."
-_EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
 _GATED = re.compile(r"\.linear_fc1\.(weight|bias)$")
-_FILES, _FILE_BYTES = 4, 4 << 30  # several files, so that several threads write
-_BACKEND = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -110,34 +102,21 @@ def _parts(
 
 
 def _place(native: Native, layers: Sequence[Layer], homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """The key of a tensor, and its place and the sizes along the axes that only the key's tensor has: layers, experts."""
-    if native.layer is None:
-        return f"{_PREFIX}{native.name}", (), ()
-    moe = layers[native.layer].mlp.moe
-    name = te(native.name, latent=False, moe=moe is not None, grouped=False)
-    place: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    if homogeneous:
-        name = name.replace(f"decoder.layers.{native.layer}.", "decoder.layers.", 1)
-        place, sizes = (native.layer,), (len(layers),)
-    expert = _EXPERT.search(name)
-    if expert is not None and moe is not None:
-        name = _EXPERT.sub(DIST_EXPERTS, name)
-        place, sizes = (*place, int(expert[1])), (*sizes, moe.experts)
-    return f"{_PREFIX}{name}", place, sizes
+    moe = None if native.layer is None else layers[native.layer].mlp.moe
+    name = native.name if native.layer is None else te(native.name, latent=False, moe=moe is not None, grouped=False)
+    stacked = len(layers) if homogeneous else None
+    key, place, sizes = dist_place(name, native.layer, stacked, moe.experts if moe is not None else 0)
+    return f"{_PREFIX}{key}", place, sizes
 
 
 def _add_torch_dist(
     members: Members, folder: str, parts: Sequence[_Part], objects: Sequence[str], common: Mapping[str, object]
 ) -> None:
-    total = sum(math.prod(part.shape) * part.dtype.size for part in parts)
-    size = max(1, math.ceil(total / max(_FILES, math.ceil(total / _FILE_BYTES))))
-    chunks, done = [], 0
-    for part in parts:
-        chunks.append(
-            ChunkSpec(part.key, part.dtype, part.whole, part.origin, part.shape, f"__{done // size}_0.distcp")
-        )
-        done += math.prod(part.shape) * part.dtype.size
+    files = dist_files([math.prod(part.shape) * part.dtype.size for part in parts])
+    chunks = [
+        ChunkSpec(part.key, part.dtype, part.whole, part.origin, part.shape, file)
+        for part, file in zip(parts, files, strict=True)
+    ]
     nothing = torch_bytes([None], "archive")
     plan = plan_distributed(folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
     members.files |= {file.path: file for file in plan.files}
@@ -145,4 +124,4 @@ def _add_torch_dist(
         members.placements.append(Placement(part.native, part.dtype, f"{folder}/{chunk.file}", offset))
     members.files[f"{folder}/{COMMON}"] = torch_bytes(dict(common), COMMON)
     members.files[f"{folder}/{DCP_METADATA}"] = plan.metadata
-    members.files[f"{folder}/{METADATA}"] = json.dumps(_BACKEND).encode()
+    members.files[f"{folder}/{METADATA}"] = backend_document("torch_dist")

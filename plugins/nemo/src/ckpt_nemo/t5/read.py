@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
-from ckpt_core.engine.assembly import Assembler, Assembly, Shard
+from ckpt_core.engine.assembly import Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError, Refusal
-from ckpt_core.layout import Layout, Native, account
+from ckpt_core.layout import Native
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.rewrite import values_of
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_megatron import masters
+from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.saved import Rank, Saved
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
@@ -26,23 +26,10 @@ from ckpt_nemo.t5.tokens import special_tokens
 from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TOKENS, Blocks, tables
 from ckpt_nemo.t5.words import differences, sayings
 
-Tensors = dict[str, StoredTensor]
-
 
 def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     """The checkpoint of an encoder-decoder model that was opened as `saved`."""
-    if saved.backend != "ranks":
-        raise FormatError(
-            "a T5 of NeMo 1 lies in files of ranks",
-            file=saved.place,
-            found=f"a distributed checkpoint ({saved.backend})",
-        )
-    if not saved.config:
-        raise FormatError(
-            "no config is stored with the weights",
-            file=saved.place,
-            expected="hyper_parameters, or hparams.yaml beside the run",
-        )
+    check_by_rank(saved, "a T5 of NeMo 1")
     config = sections(_without(saved.config, request))
     ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
     facts, notes = T5.read(config, saved.config_file)
@@ -53,7 +40,8 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         check_agreement(request.architecture, architecture, saved.config_file)
     blocks = _blocks(saved, config, request)
     stages = _stages(saved, config, architecture)
-    tensors = _assembled(saved, ranks, architecture, blocks, stages)
+    rows_of = tables(blocks, own_columns=True)
+    tensors = assembled(saved, ranks, architecture, rows_of, stages.name, repeats=stages.repeats, shard=_shard)
     tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
     tokenizer_losses = _name_tokens(tokenizer, saved.config, notes)
     tp, pp = saved.parallel
@@ -115,30 +103,6 @@ def _rows(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> int:
             f"tensor {TOKENS!r} is missing, or is no matrix", file=saved.place, found=", ".join(map(str, held)) or None
         )
     return sum(shape[0] for shape in held)
-
-
-def _assembled(
-    saved: Saved, ranks: Mapping[tuple[int, int], Tensors], architecture: Architecture, blocks: Blocks, stages: Stages
-) -> dict[str, Assembly]:
-    """The canonical tensors, put together from those of all ranks; what several ranks hold is compared."""
-    layout = Layout(tables(blocks, own_columns=True), architecture)
-    assembler = Assembler(layout.parameters, saved.place)
-    tp, _ = saved.parallel
-    files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
-    for (t, stage), tensors in sorted(ranks.items()):
-        expected: dict[str, Native] = {}
-        for name, native in layout.natives({"tp": (t, tp)}).items():
-            local = stages.name(name, stage)
-            if local is None:
-                continue
-            expected[local] = native
-            if local in tensors:
-                whole = not native.row.splits
-                replica = (whole and t > 0) or stages.repeats(name, stage)
-                assembler.add(replace(native, name=local), [_shard(local, tensors[local], native, t)], replica=replica)
-        for problem in account(expected, [], tensors, files[t, stage]):
-            assembler.problems.add(problem)
-    return assembler.finish()
 
 
 def _shard(name: str, stored: StoredTensor, native: Native, t: int) -> Shard:

@@ -7,11 +7,12 @@ the last one foremost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
+from ckpt_nemo.container.sentencepiece import PIECES, TRAINER, fields
 
 _UL2 = ("<extra_id_r>", "<extra_id_s>", "<extra_id_x>")
 _UNKNOWN, _BOS, _EOS, _PAD = 40, 41, 42, 43  # fields of sentencepiece's TrainerSpec
@@ -77,46 +78,12 @@ def _parsed(model: bytes, file: str) -> tuple[list[str], dict[int, int]]:
     """The pieces in the order of their ids, and the ids of the roles (sentencepiece_model.proto)."""
     pieces: list[str] = []
     ids = dict(_DEFAULTS)
-    for field, value in _fields(model, file):
-        if field == 1 and isinstance(value, bytes):
-            text = next((inner for number, inner in _fields(value, file) if number == 1), b"")
+    for field, value in fields(model, file):
+        if field == PIECES and isinstance(value, bytes):
+            text = next((inner for number, inner in fields(value, file) if number == 1), b"")
             pieces.append(text.decode("utf-8", "replace") if isinstance(text, bytes) else "")
-        elif field == 2 and isinstance(value, bytes):
+        elif field == TRAINER and isinstance(value, bytes):
             # a negative id is a number of 64 bits
-            found = {
-                number: inner for number, inner in _fields(value, file) if number in ids and isinstance(inner, int)
-            }
+            found = {number: inner for number, inner in fields(value, file) if number in ids and isinstance(inner, int)}
             ids |= {number: inner - (1 << 64) if inner >> 63 else inner for number, inner in found.items()}
     return pieces, ids
-
-
-def _fields(data: bytes, file: str) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer: numbers, and what has a length."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at, file)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at, file)
-            yield tag >> 3, value
-            continue
-        size = {1: 8, 5: 4}.get(kind)
-        if kind == 2:
-            size, at = _varint(data, at, file)
-        if size is None or at + size > len(data):
-            raise FormatError("this is no SentencePiece model", file=file, found=f"a field of kind {kind}")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int, file: str) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise FormatError("this is no SentencePiece model", file=file, found="a number that does not end")

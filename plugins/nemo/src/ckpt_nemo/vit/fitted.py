@@ -40,4 +40,4 @@ def _with_biases(model: Model, patches: bool) -> Model:
         architecture = replace(architecture, patches=replace(architecture.patches, bias=True))
     if architecture == model.architecture:
         return model
-    return zero_biases(model, architecture, next(iter(model.tensors.values())).dtype)
+    return zero_biases(model, architecture)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ckpt_core.architecture import Activation, Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.engine.assembly import Assembler, Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.image_processor import PROCESSOR
-from ckpt_core.layout import Layout, Native, account
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.storage.tensor import StoredTensor
 from ckpt_megatron import masters
+from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
 from ckpt_nemo.container.saved import Saved
@@ -26,24 +23,12 @@ from ckpt_nemo.vit.files import Stages
 from ckpt_nemo.vit.image_processor import of_nemo
 from ckpt_nemo.vit.weights import LINEAR, Names, patch_layer, tables
 
-Tensors = dict[str, StoredTensor]
 _TRAINING = frozenset(entry.key for entry in TRAINING)
 
 
 def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     """The checkpoint of a vision transformer that was opened as `saved`."""
-    if saved.backend != "ranks":
-        raise FormatError(
-            "a ViT of NeMo lies in files of ranks",
-            file=saved.place,
-            found=f"a distributed checkpoint ({saved.backend})",
-        )
-    if not saved.config:
-        raise FormatError(
-            "no config is stored with the weights",
-            file=saved.place,
-            expected="hyper_parameters, or hparams.yaml beside the run",
-        )
+    check_by_rank(saved, "a ViT of NeMo")
     config = _without(saved, request)
     layer = patch_layer(saved.names, saved.place)
     facts, notes = VIT.read(config, saved.config_file)
@@ -54,7 +39,8 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     names = names_of(config, layer)
     _check_positions(saved, architecture)
     ranks = {(rank.tp, rank.pp): _tensors(saved, rank, request) for rank in saved.ranks}
-    tensors = _assembled(saved, ranks, architecture, names)
+    stages = _stages(saved, architecture)
+    tensors = assembled(saved, ranks, architecture, tables(names), stages.name)
     sidecars = {PROCESSOR: saved.artifacts[PROCESSOR]} if PROCESSOR in saved.artifacts else {}
     if not sidecars and architecture.patches is not None:
         notes["image_processor"] = of_nemo(architecture.patches)
@@ -122,32 +108,8 @@ def _check_positions(saved: Saved, architecture: Architecture) -> None:
                 )
 
 
-def _assembled(
-    saved: Saved, ranks: Mapping[tuple[int, int], Tensors], architecture: Architecture, names: Names
-) -> dict[str, Assembly]:
-    """The canonical tensors, put together from those of all ranks; what several ranks hold is compared."""
-    layout = Layout(tables(names), architecture)
-    assembler = Assembler(layout.parameters, saved.place)
-    tp, pp = saved.parallel
-    stages = _stages(saved, architecture, pp)
-    files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
-    for (t, stage), tensors in sorted(ranks.items()):
-        expected: dict[str, Native] = {}
-        for name, native in layout.natives({"tp": (t, tp)}).items():
-            local = stages.name(name, stage)
-            if local is None:
-                continue
-            expected[local] = native
-            if local in tensors:
-                stored = tensors[local]
-                replica = t > 0 and not native.row.splits
-                assembler.add(replace(native, name=local), [Shard((0,) * len(stored.shape), stored)], replica=replica)
-        for problem in account(expected, [], tensors, files[t, stage]):
-            assembler.problems.add(problem)
-    return assembler.finish()
-
-
-def _stages(saved: Saved, architecture: Architecture, pp: int) -> Stages:
+def _stages(saved: Saved, architecture: Architecture) -> Stages:
+    _, pp = saved.parallel
     layers = len(architecture.encoder.layers) if architecture.encoder else 0
     try:
         return Stages(pp, layers)
