@@ -16,7 +16,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -162,10 +162,28 @@ def _config_table(entries: Iterable[config_lines.Entry]) -> str:
     rows = []
     for entry in entries:
         if isinstance(entry, config_lines.Ignore):
-            ignored.setdefault(entry.why, []).append(code(entry.key))
+            ignored.setdefault(entry.why, []).append(entry.key)
         else:
             rows.append(_config_row(entry))
-    return table(("key", "says"), [*rows, *((", ".join(keys), f"ignored: {why}") for why, keys in ignored.items())])
+    return table(("key", "says"), [*rows, *((_by_section(keys), f"ignored: {why}") for why, keys in ignored.items())])
+
+
+def _by_section(keys: Sequence[str]) -> str:
+    """Keys in words; those that several sections of a config have (`encoder.seed`, `decoder.seed`) are said once."""
+    owners: dict[str, list[str]] = {}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        owners.setdefault(name, []).append(section)
+    alone = [key for key in keys if len(owners[key.rpartition(".")[2]]) == 1]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, sections in owners.items():
+        if len(sections) > 1:
+            groups.setdefault(tuple(sections), []).append(name)
+    parts = [", ".join(map(code, alone))] if alone else []
+    for sections, names in groups.items():
+        said = " and ".join(code(section) if section else "the config" for section in sections)
+        parts.append(f"in {said}: {', '.join(map(code, names))}")
+    return "; ".join(parts)
 
 
 def _config_row(entry: config_lines.Entry) -> tuple[str, str]:
