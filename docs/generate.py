@@ -15,6 +15,7 @@ import os
 import pkgutil
 import re
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,10 +34,16 @@ from ckpt_core.layout import fields as config_lines
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import option_table
 from ckpt_core.testing import example, example_architectures, variations
+from ckpt_core.verify.declared import Declared, Sentences
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs"
-IN_REPOSITORY = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+# The formats of the repository's plugins, with the modules of their hooks.
+IN_REPOSITORY: dict[str, str] = {
+    name: module
+    for file in sorted((ROOT / "plugins").glob("*/pyproject.toml"))
+    for name, module in tomllib.loads(file.read_text())["project"]["entry-points"]["ckpt.formats"].items()
+}
 FIRST_PARTY = [name for name in IN_REPOSITORY if name in format_names()]
 MISSING = sorted({*IN_REPOSITORY} - {*FIRST_PARTY})
 _SECTION = re.compile(r"(<!-- generated: (?P<name>[\w-]+)(?: (?P<argument>[^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -96,16 +103,18 @@ def _format_page(name: str) -> str:
         }
         parts += ["### Options of " + name, table(("`-o`", "values", "default", "side", "what it does"),
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
-    modules = list(_modules("ckpt_core.ir" if name == "ir" else f"ckpt_{name}"))
+    modules = list(_modules("ckpt_core.ir" if name == "ir" else IN_REPOSITORY[name]))
     parts += _configs(modules, name)
     parts += _tables(modules, name)
     return "\n\n".join(parts)
 
 
 def _modules(package: str) -> Iterator[ModuleType]:
-    """The modules of a plugin that hold tables: weights first, since other modules vary those."""
+    """The modules of a format that hold tables: weights first, since other modules vary those."""
     root = importlib.import_module(package)
-    names = sorted(found.name for found in pkgutil.walk_packages(root.__path__, f"{package}."))
+    others = tuple(f"{module}." for module in IN_REPOSITORY.values() if module.startswith(f"{package}."))
+    found = (module.name for module in pkgutil.walk_packages(root.__path__, f"{package}."))
+    names = sorted(name for name in found if not f"{name}.".startswith(others))
     for name in sorted(names, key=lambda name: not name.endswith(".weights")):
         yield importlib.import_module(name)
 
@@ -203,12 +212,18 @@ def _config_row(entry: config_lines.Entry) -> tuple[str, str]:
 
 
 def _tables(modules: list[ModuleType], name: str) -> list[str]:
-    """The tensor tables of a plugin; a variant shows where it differs from the table it was made from."""
+    """The tensor tables of a plugin; a variant shows where it differs from the table it was made from.
+
+    Where rows are put together for each model, there is no table to show, and the declared sentences say all of them.
+    """
     found: dict[Table, str] = {}
     for label, one in _found(modules):
         if isinstance(one, Table):
             found.setdefault(one, label)
-    parts = [f"### Tensors of {name}"] if found else []
+    if not found:
+        lines = list(Sentences.beside(require(name).module))
+        return [f"### Tensors of {name}", _sentence_table(lines)] if lines else []
+    parts = [f"### Tensors of {name}"]
     shown: list[Table] = []
     for one, label in found.items():
         below = f", below `{one.native}`" * bool(one.native) + f", for `{one.to}`" * bool(one.to)
@@ -226,6 +241,15 @@ def _tables(modules: list[ModuleType], name: str) -> list[str]:
     return parts
 
 
+def _sentence_table(lines: Iterable[Declared]) -> str:
+    rows = []
+    for line in lines:
+        rest = [f"{part.replace('=', '=`').replace(',', ' ')}`" for part in line.division.split()]
+        rest += [f"{line.values} of the values"] * bool(line.values) + [f"for `{line.under}`"] * bool(line.under)
+        rows.append((code(line.native), code(line.sentence), code(line.canonical), ", ".join(rest)))
+    return table(("native", "layout of one rank", "canonical", ""), rows)
+
+
 def _row_table(rows: Iterable[Row], drops: Iterable[Drop]) -> str:
     cells = [(code(r.native), code(r.sentence), code(r.canonical), _row_rest(r)) for r in rows]
     cells += [(code(dropped.native), "", "", f"dropped: {dropped.why}") for dropped in drops]
@@ -237,6 +261,16 @@ def _row_rest(row: Row) -> str:
     said += [f"when `{row.when}`"] * bool(row.when) + [f"via `{row.via}`"] * (row.via is not None)
     said += [f"always {row.dtype}"] * (row.dtype is not None) + ["a copy, may be absent"] * row.copy
     return ", ".join(said)
+
+
+def declared() -> str:
+    """How many layout sentences of each format are borne out, and by how many checkpoints."""
+    rows = []
+    for name in FIRST_PARTY:
+        lines = list(Sentences.beside(require(name).module))
+        shown = [line for line in lines if line.shown_by]
+        rows.append((code(name), len(lines), len(shown), len({one for line in shown for one in line.shown_by})))
+    return table(("format", "declared sentences", "borne out", "by checkpoints"), rows)
 
 
 # The intermediate representation
@@ -375,6 +409,7 @@ def file(path: str) -> str:
 SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
     "format-details": format_details,
+    "declared": declared,
     "canonical-parameters": canonical_parameters,
     "architecture-fields": architecture_fields,
     "command-line": command_line,

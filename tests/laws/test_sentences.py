@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ckpt_core.architecture import Architecture, Axis, Parameter
 from ckpt_core.architecture.parameters import head_dim_axis
 from ckpt_core.layout import Layout, SentenceError, Table, parse, row
 from ckpt_core.layout.sentence import expand
+from ckpt_core.verify.elements import departure
 
 SIZES = {"a": 2, "b": 3, "m": 4, "n": 5}  # pairwise different; `d` has 7 elements, 4 of them rotated
 PADDING = {"pad": 2, "more": 1}
@@ -103,6 +105,25 @@ def test_any_legal_sentence_places_every_element_once(problem: Problem) -> None:
     np.testing.assert_array_equal(values, pack(problem.sentence, held, sizes=PADDING))
     for name, back in read_back([(native, values)], layout.parameters).items():
         np.testing.assert_array_equal(back, tensors[name])
+
+
+@settings(max_examples=300)
+@given(problems(), st.data())
+def test_followed_element_by_element_a_sentence_says_the_same(problem: Problem, data: st.DataObject) -> None:
+    """And a sentence with two axes exchanged says so only if it puts every element in the same place."""
+    layout = bound(problem)
+    tensors, native = numbered(layout.parameters), layout.natives()["native"]
+    assert departure(native, layout.parameters, problem.sentence, PADDING) is None
+    axes = st.sampled_from(sorted({name for axes in problem.axes.values() for name in axes} - {"d"} or {"d"}))
+    one, two = data.draw(axes), data.draw(axes)
+    exchanged = re.sub(r"\w+", lambda word: {one: two, two: one}.get(word[0], word[0]), problem.sentence)
+    try:
+        other = bound(replace(problem, sentence=exchanged)).natives()["native"]
+    except SentenceError:
+        assert departure(native, layout.parameters, exchanged, PADDING) is not None
+        return
+    same = np.array_equal(written(other, tensors), written(native, tensors))
+    assert (departure(native, layout.parameters, exchanged, PADDING) is None) == same
 
 
 @given(problems(), st.data())

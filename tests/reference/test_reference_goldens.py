@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 from support.forwards import ROUNDED_FREQUENCIES, TOLERANCE, off_by, opened, recorded
-from support.goldens import Golden, goldens, root
-
-
-def every_golden() -> list[Golden]:
-    """All cases with recorded logits, of whatever framework."""
-    frameworks = {json.loads(path.read_text())["framework"] for path in root().rglob("case.json")}
-    found = [golden for name in sorted(frameworks) for golden in goldens(name)]
-    return [golden for golden in found if (golden.folder / "expected.safetensors").is_file()]
+from support.goldens import Golden, every_golden
 
 
 def test_the_whole_set_is_here_if_it_is_named() -> None:

@@ -70,6 +70,13 @@ def goldens(framework: str) -> list[Golden]:
     return [Golden(case.parent) for case in cases if json.loads(case.read_text())["framework"] == framework]
 
 
+def every_golden() -> list[Golden]:
+    """All cases with recorded logits, of whatever framework."""
+    frameworks = {json.loads(path.read_text())["framework"] for path in root().rglob("case.json")}
+    found = [golden for name in sorted(frameworks) for golden in goldens(name)]
+    return [golden for golden in found if (golden.folder / "expected.safetensors").is_file()]
+
+
 def each(framework: str, which: Callable[[Golden], bool] = lambda golden: True) -> pytest.MarkDecorator:
     """Run a test for every case of a framework that `which` chooses."""
     return pytest.mark.parametrize("golden", [golden for golden in goldens(framework) if which(golden)], ids=str)

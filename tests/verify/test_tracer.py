@@ -60,7 +60,7 @@ def test_gate_and_up_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_square_weight_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
     first = wrong_table(monkeypatch, "attn.o_proj.weight", "(g r d) h")[0]
-    assert (first.tensor, first.axis, first.index) == ("layers.0.attention.out.weight", "h", 0)
+    assert (first.tensor, first.axis, first.index) == ("layers.0.attention.out.weight", "h", 1)
 
 
 def test_one_wrong_head(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from ckpt_core.cli.options import pairs
-from ckpt_core.cli.output import Page, emit_json, paint, plural
+from ckpt_core.cli.output import Page, emit_json, paint, plural, shortened
 from ckpt_core.errors import UsageError
 
 
@@ -33,8 +35,9 @@ def command(
 ) -> int:
     """Write a model of these sizes in FORMAT, without data, read it back, and compare where every element lies.
 
-    Takes seconds whatever the size: files are made of headers and holes. Exit 0 if every element is found where it was
-    put, 3 if not, with the first one that is not by tensor, axis and index.
+    What is written is also compared with the sentences that FORMAT declares, which checkpoints of the framework itself
+    bear out. Takes seconds whatever the size: files are made of headers and holes. Exit 0 if every element lies where it is
+    declared and is found where it was put, 3 if not, with the first one that is not by tensor, axis and index.
     """
     from ckpt_core.api import config_architecture, read_checkpoint
     from ckpt_core.storage.dtypes import dtype_named
@@ -53,7 +56,10 @@ def command(
                 "elements": seen.elements,
                 "files": seen.files,
                 "compared": seen.compared,
-                "misplaced": [{name: getattr(one, name) for name in one.__slots__} for one in seen.misplaced],
+                "misplaced": [asdict(one) for one in seen.misplaced],
+                "departed": [asdict(one) for one in seen.departed],
+                "sentences": [asdict(one) for one in seen.sentences],
+                "undeclared": seen.undeclared,
             }
         )
         return 0 if seen.passed else 3
@@ -61,6 +67,15 @@ def command(
     page.say("model", ", ".join(sizes(architecture)))
     page.say("files", f"{seen.files:,}, of headers and holes")
     page.say("compared", f"{seen.compared:,} places in {plural(seen.tensors, 'tensor')}")
+    shown = [line for line in seen.sentences if line.shown_by]
+    page.say(
+        "sentences",
+        f"{len(seen.sentences)} declared, {len(shown)} of them borne out by checkpoints of the framework itself",
+        *(f"not borne out: {line.native} as {line.sentence}" for line in seen.sentences if not line.shown_by),
+    )
+    page.say("undeclared", *shortened(seen.undeclared))
+    page.say("departed", *(str(one) for one in seen.departed[:20]))
     page.say("misplaced", *(str(one) for one in seen.misplaced[:20]))
-    click.echo(paint("every element is found where it was put", "green") if seen.passed else paint("misplaced", "red"))
+    good = "every element lies where it is declared and is found where it was put"
+    click.echo(paint(good, "green") if seen.passed else paint("not as it should be", "red"))
     return 0 if seen.passed else 3

@@ -90,6 +90,10 @@ class Sentence:
         """The names in each native dimension."""
         return tuple(frozenset(_names(node)) for node in self.dims)
 
+    def padding_names(self) -> frozenset[str]:
+        """The axes of zeros."""
+        return frozenset(name for node in self.dims for name in _padding_names(node))
+
     def part_names(self) -> frozenset[str]:
         """The names that stand where a part may stand: with axes of their own, or as a bare term of a sum.
 
@@ -111,6 +115,19 @@ def _part_names(node: Node) -> Iterator[str]:
                     yield inner.name
                 else:
                     yield from _part_names(inner)
+        case _:
+            return
+
+
+def _padding_names(node: Node) -> Iterator[str]:
+    match node:
+        case Padding(axis=axis):
+            yield axis
+        case Name(own=inner) if inner is not None:
+            yield from _padding_names(inner)
+        case Product(factors=nodes) | Sum(terms=nodes):
+            for inner in nodes:
+                yield from _padding_names(inner)
         case _:
             return
 

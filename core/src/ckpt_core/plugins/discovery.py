@@ -20,10 +20,14 @@ from ckpt_core.plugins.request import FormatInfo
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A format that may or may not load: `broken` says why not. Hooks and info of a broken one raise that."""
+    """A format that may or may not load: `broken` says why not. Hooks and info of a broken one raise that.
+
+    `module` is where its hooks are.
+    """
 
     name: str
     distribution: str
+    module: str = ""
     broken: str | None = None
     _loaded: tuple[pluggy.HookRelay, FormatInfo] | None = None
 
@@ -81,8 +85,8 @@ def load(name: str) -> Plugin:
             raise CkptError(f"it calls itself {info.name!r}, its entry point says {name!r}")
     except Exception as error:  # whatever a stranger's import raises
         problem = str(error).splitlines()[0] if str(error) else ""
-        return Plugin(name, distribution, broken=f"{type(error).__name__}: {problem}")
-    return Plugin(name, distribution, _loaded=(manager.hook, info))
+        return Plugin(name, distribution, entry.module, broken=f"{type(error).__name__}: {problem}")
+    return Plugin(name, distribution, entry.module, _loaded=(manager.hook, info))
 
 
 def require(name: str) -> Plugin:

@@ -4,10 +4,14 @@ A model without data is written: its files are made, with all their headers, but
 70B model takes seconds and no disk. The format then reads those files. What it wrote said, for every coordinate of every
 canonical tensor, at which byte of which file it lies; what it reads says where it would look for it. The two are
 compared coordinate by coordinate: every index of every axis is tried (on very long axes a sample, ends included).
+
+Where reader and writer share a mistake they agree. So what was written is also compared, element by element, with the
+sentences that the format declares beside its tables (`declared`), which checkpoints of the framework itself bear out.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import tempfile
@@ -20,18 +24,15 @@ from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.assembly import Assembly, Block, flat_tile
 from ckpt_core.engine.plan import Plan, make_plan
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Link, Tile
+from ckpt_core.errors import CkptError, UsageError, did_you_mean
+from ckpt_core.layout import Link, Native, Tile, parse
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.discovery import Plugin, all_plugins, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import contiguous_strides
-
-_EXHAUSTIVE = 1 << 14
-_ALONG_AXIS = 1 << 11
-_ROUNDS = 2
-_SEED = 20240229
+from ckpt_core.verify.declared import Declared, Sentences
+from ckpt_core.verify.elements import Departed, departure, sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,23 @@ class Misplaced:
 
 @dataclass
 class Trace:
-    """What a trace saw: how many tensors, elements and files there are, how many places were compared, and what is wrong."""
+    """What a trace saw: how many tensors, elements and files there are, how many places were compared, and what is wrong.
+
+    `sentences` are the declared sentences that were met; `undeclared` the tensors, by native name, of which nothing is declared.
+    """
 
     tensors: int = 0
     elements: int = 0
     files: int = 0
     compared: int = 0
     misplaced: list[Misplaced] = field(default_factory=list)
+    departed: list[Departed] = field(default_factory=list)
+    sentences: list[Declared] = field(default_factory=list)
+    undeclared: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        return not self.misplaced
+        return not self.misplaced and not self.departed
 
 
 def trace(
@@ -74,29 +81,43 @@ def trace(
 ) -> Trace:
     """Write a model of holes in `format` and compare where its reader looks for every tensor.
 
-    `options` are those of both sides. Raises what the format raises if it cannot hold the model, or read what it wrote.
+    `options` are those of both sides. Raises what the format raises if it cannot hold the model, or read what it wrote;
+    `UsageError` for an option that it does not have.
     """
     plugin = require(format)
-    known = {
-        side: {one.name for one in plugin.info.options if one.side in (side, "both")} for side in ("read", "write")
-    }
-    given = {
-        side: {name: text for name, text in (options or {}).items() if name in names} for side, names in known.items()
-    }
-    for name in (options or {}).keys() - known["read"] - known["write"]:
-        typed_options(plugin.info, {name: ""}, "write")  # says which options there are
+    given = _by_side(plugin, options or {})
     with tempfile.TemporaryDirectory(prefix="ckpt-trace-") as folder:
         out = os.path.join(folder, "out")
         asked = WriteRequest(typed_options(plugin.info, given["write"], "write"), None, tp, pp, ep, out)
-        target: Target = plugin.hooks.ckpt_write(checkpoint=_model(architecture, dtype), request=asked)
-        plan = make_plan(_model(architecture, dtype), target)
+        target: Target = plugin.hooks.ckpt_write(checkpoint=model_of_holes(architecture, dtype), request=asked)
+        plan = make_plan(model_of_holes(architecture, dtype), target)
         path = _materialise(target, out)
         request = ReadRequest(typed_options(plugin.info, given["read"], "read"), None, "auto")
         back: Checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
-        return _compared(plan, back, out)
+        found = _compared(plan, back, out)
+    _compare_with_declared(found, plugin, target)
+    return found
 
 
-def _model(architecture: Architecture, dtype: DType) -> Checkpoint:
+def _by_side(plugin: Plugin, options: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The given options of reading and of writing."""
+    sides: dict[str, dict[str, str]] = {"read": {}, "write": {}}
+    for name, text in options.items():
+        takers = [one.side for one in plugin.info.options if one.name == name]
+        if not takers:
+            known = [one.name for one in plugin.info.options]
+            raise UsageError(
+                f"format {plugin.name} has no option {name!r}",
+                expected=", ".join(known) or "no options",
+                fix=did_you_mean(name, known, f"see: ckpt formats {plugin.name}"),
+            )
+        for side in sides:
+            if takers[0] in (side, "both"):
+                sides[side][name] = text
+    return sides
+
+
+def model_of_holes(architecture: Architecture, dtype: DType) -> Checkpoint:
     """A checkpoint whose tensors are whole, and nowhere."""
     tensors = {}
     for name, parameter in parameters(architecture).items():
@@ -139,7 +160,7 @@ def _compared(plan: Plan, back: Checkpoint, out: str) -> Trace:
     found = Trace(files=len(plan.target.files), tensors=len(wanted))
     for name, parameter in wanted.items():
         found.elements += parameter.elements
-        places = _places(parameter)
+        places = sampled(parameter.shape)
         found.compared += len(places)
         put = [(os.path.realpath(os.path.join(out, block.path)), _offsets(block, places)) for block in written[name]]
         for block in (*back.tensors[name].blocks, *back.tensors[name].copies):
@@ -148,23 +169,6 @@ def _compared(plan: Plan, back: Checkpoint, out: str) -> Trace:
                 found.misplaced.append(_explained(parameter, places[wrong], block, written, wanted, out))
                 break
     return found
-
-
-def _places(parameter: Parameter) -> np.ndarray:
-    """Coordinates [place, axis]: all of a small tensor; of a large one every index of every axis, the others at random."""
-    if parameter.elements <= _EXHAUSTIVE:
-        return np.indices(parameter.shape).reshape(len(parameter.shape), -1).T
-    random = np.random.default_rng(_SEED)
-    rows = []
-    for axis, size in enumerate(parameter.shape):
-        along = (
-            np.arange(size) if size <= _ALONG_AXIS else np.unique(np.linspace(0, size - 1, _ALONG_AXIS, dtype=np.int64))
-        )
-        for _ in range(_ROUNDS):
-            places = np.stack([random.integers(0, other, len(along)) for other in parameter.shape], axis=1)
-            places[:, axis] = along
-            rows.append(places)
-    return np.concatenate(rows)
 
 
 def _offsets(block: Block, places: np.ndarray) -> np.ndarray:
@@ -230,6 +234,62 @@ def _coordinate(block: Block, address: int) -> tuple[int, ...] | None:
             rest -= index * link.stride
             place[link.axis] += index * link.step
     return tuple(place) if rest == 0 else None
+
+
+def _compare_with_declared(found: Trace, plugin: Plugin, target: Target) -> None:
+    """Hold every native tensor that was written against the sentences declared for it.
+
+    A model under another format's names is declared by that format.
+    """
+    known = parameters(target.architecture)
+    own, others = Sentences.beside(plugin.module), functools.cache(lambda: _of_others(plugin))
+    met: dict[Declared, None] = {}
+    for placement in target.placements:
+        native = placement.native
+        lines = own.of(native.row, target.decisions)
+        lines = lines or next(filter(None, (sentences.of(native.row, {}) for sentences in others())), [])
+        if not lines:
+            found.undeclared.append(native.name)
+            continue
+        said = Declared.of(native.row)
+        line = next((line for line in lines if line.says_the_same(said)), None)
+        if line is None:
+            found.departed.append(_departure(native, known, said, lines[0]))
+            continue
+        met[line] = None
+        # How much padding there is depends on the layout, and no line says it.
+        wrong = None if parse(line.sentence).padding_names() else departure(native, known, line.sentence)
+        if wrong is not None:
+            found.departed.append(wrong)
+    found.sentences = list(met)
+
+
+def _of_others(plugin: Plugin) -> list[Sentences]:
+    return [Sentences.beside(other.module) for other in all_plugins() if other.name != plugin.name]
+
+
+def _departure(native: Native, known: Mapping[str, Parameter], said: Declared, line: Declared) -> Departed:
+    """How a native tensor departs from the line that its row should be: at an element, or as a whole."""
+    if said.canonical == line.canonical:
+        wrong = departure(native, known, line.sentence)
+        if wrong is not None:
+            return wrong
+    differs = next(
+        name for name in ("canonical", "sentence", "division", "values") if getattr(said, name) != getattr(line, name)
+    )
+    shown, expected = (f"`{getattr(one, differs)}`" if getattr(one, differs) else "none" for one in (said, line))
+    piece = native.pieces[0]
+    axis = known[piece.parameter].axes[0].name
+    found = f"in {native.name} by its {_COLUMN[differs]} {shown}"
+    return Departed(piece.parameter, axis, 0, found, f"one is {expected}")
+
+
+_COLUMN = {
+    "canonical": "parameter",
+    "sentence": "sentence",
+    "division": "division over ranks",
+    "values": "map of values",
+}
 
 
 def _text(parameter: Parameter, place: Sequence[int]) -> str:

@@ -62,6 +62,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "container": container,
             "names": names,
             "backend": layout.backend,
+            **({"megatron_legacy": layout.blocks} if names == "legacy" else {}),
             DIVISIBLE: layout.multiple,
             "nemo_version": layout.version,
             "rewrites": list(model.rewrites),

@@ -1,0 +1,18 @@
+"""The reference forward computes what transformers computes, for every class that is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import judged
+from support.forwards import TOLERANCE, off_by
+
+from ckpt_core import open_checkpoint
+
+
+@pytest.mark.parametrize("name", judged.NAMES)
+def test_it_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    inputs, logits = judged.computed(judged.build(name, tmp_path))
+    with open_checkpoint(tmp_path) as model:
+        assert off_by(model, inputs, logits) <= TOLERANCE
