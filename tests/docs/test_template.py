@@ -102,6 +102,14 @@ MISTAKES = {
         ' custom([], ["attention.softcap"], read=lambda *_: None, write=lambda *_: None),',
         "test_a_fact_is_expressed_or_refused_by_name and softcap",
     ),
+    "a rewrite that is another function": (
+        "files.py",
+        "    model = Model(checkpoint.architecture, checkpoint.tensors)\n",
+        "    from ckpt_core.rewrite import folded_attention_scale\n"
+        "    model = folded_attention_scale(Model(checkpoint.architecture, checkpoint.tensors))\n"
+        "    model = Model(model.architecture, checkpoint.tensors, model.rewrites)\n",
+        "test_a_fact_is_expressed_or_refused_by_name and attention.scale",
+    ),
     "a rank that is taken for a copy": (
         "files.py",
         "replica=rank > 0 and not natives[name].row.splits",

@@ -412,6 +412,7 @@ CONTRADICTIONS = [
     (("decoder", "layers", 1, "mlp", "moe", "router", "top_k"), 5, "layers.2.mlp.moe.router.top_k"),
     (("decoder", "layers", 1, "mlp", "moe", "router", "score"), "max", "layers.2.mlp.moe.router.score"),
     (("encoder",), None, "cross_attention"),
+    ((*A[:-1], "cross_attention"), None, "decoder.cross_relative_bias"),
 ]
 
 

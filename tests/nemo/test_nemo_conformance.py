@@ -7,16 +7,20 @@ import math
 import re
 from pathlib import Path
 
-import pytest
 import torch
+from support.conformance import Containers, Ranks
+from support.damage import StateDicts
 
-from ckpt_core.testing import Entry, FormatConformance, Quirks, example
+from ckpt_core.testing import Entry, Quirks, example
 from ckpt_nemo.container.saved import unwrapped
 from ckpt_nemo.gpt.weights import legacy, plain
 
 
-class RankFiles:
-    """The tensors of rank files in an unpacked archive."""
+class RankFiles(StateDicts):
+    """The tensors of rank files in an unpacked archive; each counts the layers of its own stage."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix="model.")
 
     def find(self, folder: str) -> list[Entry]:
         found = []
@@ -26,7 +30,7 @@ class RankFiles:
         for path in sorted(Path(folder).rglob("*.ckpt")):
             stage = path.parent.name.partition("_pp_")[2]
             first = stages.index(stage) if stage else 0
-            for key in torch.load(path, weights_only=False):
+            for key in self.tensors(path):
                 if not key.endswith("inv_freq"):
                     name = re.sub(
                         r"(\.layers\.)(\d+)", lambda match, start=first: f"{match[1]}{int(match[2]) + start}", key
@@ -38,27 +42,6 @@ class RankFiles:
                     )
                     assert "language_model" not in key or legacy(table, False)
         return found
-
-    def _change(self, entry: Entry, key: str, tensor: torch.Tensor | None) -> None:
-        content = torch.load(entry.file, weights_only=False)
-        content.pop(key, None)
-        if tensor is not None:
-            content[key] = tensor
-        torch.save(content, entry.file)
-
-    def remove(self, entry: Entry) -> None:
-        self._change(entry, entry.key, None)
-
-    def add(self, entry: Entry) -> str:
-        self._change(entry, "model.surprise.weight", torch.zeros(3))
-        return "surprise.weight"
-
-    def reshape(self, entry: Entry) -> None:
-        old = torch.load(entry.file, weights_only=False)[entry.key]
-        self._change(entry, entry.key, torch.cat([old, old[:1]]))
-
-    def retype(self, entry: Entry) -> None:
-        self._change(entry, entry.key, torch.load(entry.file, weights_only=False)[entry.key].view(torch.int32))
 
 
 class ZarrArrays:
@@ -120,21 +103,7 @@ COMMON = {"container": "folder", "make_vocab_size_divisible_by": "1"}
 FRAMEWORKS = ("nemo", "megatron", "transformer_engine", "apex", "omegaconf", "pytorch_lightning", "zarr")
 
 
-class Nemo(FormatConformance):
-    """The kit with what is particular to NeMo."""
-
-    __test__ = False
-    test_it_loads_and_describes_itself = None  # it asks for expert ranks, which only models with experts have
-
-    def test_a_fact_is_expressed_or_refused_by_name(self, workshop, variation) -> None:
-        own = variation.fact.startswith(("attention.", "mlp.")) and "relative" not in variation.fact
-        if variation.fact.endswith("bias") and own:
-            pytest.skip("biases that others go with are written as zeros")
-        super().test_a_fact_is_expressed_or_refused_by_name(workshop, variation)
-
-
-class TestLegacyRanks(Nemo):
-    __test__ = True
+class TestLegacyRanks(Ranks):
     format = "nemo"
     quirks = Quirks(
         models=PLAIN,
@@ -148,8 +117,7 @@ class TestLegacyRanks(Nemo):
     )
 
 
-class TestCoreRanks(Nemo):
-    __test__ = True
+class TestCoreRanks(Ranks):
     format = "nemo"
     quirks = Quirks(
         models=DENSE,
@@ -163,8 +131,7 @@ class TestCoreRanks(Nemo):
     )
 
 
-class TestZarr(Nemo):
-    __test__ = True
+class TestZarr(Containers):
     format = "nemo"
     quirks = Quirks(
         models={"llama-padded": example("llama-padded")},

@@ -13,6 +13,7 @@ from support.models import load, logits_of, weights
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.errors import CkptError
+from ckpt_core.testing import example, variations, write_ir
 
 # name: the names of tensors that are written, and the version whose code reads all keys of the config
 HELD = {
@@ -118,3 +119,10 @@ def test_a_window_counts_the_query_itself(tmp_path: Path) -> None:
     convert(tmp_path / "hf", tmp_path / "x.nemo", to="nemo")
     assert nemo.config_of(tmp_path / "x.nemo")["window_size"] == [6, 0]
     assert fingerprint(tmp_path / "x.nemo") == fingerprint(tmp_path / "hf")
+
+
+def test_a_bias_of_the_router_is_refused(tmp_path: Path) -> None:
+    model = variations(example("gpt2", layers=2))["mlp.moe.router.bias"].architecture
+    with pytest.raises(CkptError, match="no router has a bias"):
+        convert(write_ir(tmp_path / "ir", model), tmp_path / "x.nemo", to="nemo")
+    assert_nothing_at(tmp_path / "x.nemo")

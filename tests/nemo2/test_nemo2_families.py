@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from families.cases import CASES, build, tokens
-from support import tiny
+from support import config_classes
 from support.models import load, logits_of
 
-from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core import convert
+from ckpt_core.architecture import Architecture, RotaryKind
 from ckpt_core.errors import CkptError
+from ckpt_core.testing import example, write_ir
 from ckpt_nemo.nemo2.graph import read_graph
 
 FAMILIES = {
@@ -32,15 +34,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_written_and_read(family: str, tmp_path: Path) -> None:
-    if family in CASES:
-        build(CASES[family], tmp_path / "hf", **({"rope_parameters": None} if family == "deepseek_v3" else {}))
-    else:
-        tiny.build(
-            tmp_path / "hf", family, num_hidden_layers=2, **({"sliding_window": 9} if family == "mistral" else {})
-        )
-    run = tmp_path / "run"
-    convert(tmp_path / "hf", run, to="nemo2", tp=2, pp=2)
-    (run / "ckpt-receipt.json").unlink()
+    source, run = config_classes.written(family, tmp_path, "nemo2")
     model = read_graph(json.loads((run / "context/io.json").read_text()), "io.json").arguments["model"]
     config, name = FAMILIES[family]
     package = f"nemo.collections.llm.gpt.model.{config.partition('.')[0]}"
@@ -48,11 +42,7 @@ def test_a_family_is_written_and_read(family: str, tmp_path: Path) -> None:
         f"nemo.collections.llm.gpt.model.{config}",
         f"{package}.{name}",
     )
-    with open_checkpoint(tmp_path / "hf") as one, open_checkpoint(run, options={"vocab": "61"}) as two:
-        assert one.architecture.decoder == two.architecture.decoder
-        assert one.architecture.head == two.architecture.head
-        assert one.architecture.tokens.scale == two.architecture.tokens.scale
-    assert fingerprint(run, options={"vocab": "61"}) == fingerprint(tmp_path / "hf")
+    config_classes.assert_same_model(source, run, vocab="61")
 
 
 def test_scales_that_differ_between_layers_go_into_the_queries(tmp_path: Path) -> None:
@@ -62,25 +52,32 @@ def test_scales_that_differ_between_layers_go_into_the_queries(tmp_path: Path) -
     assert torch.allclose(logits_of(load(tmp_path / "back"), tokens()), expected, rtol=0, atol=1e-4)
 
 
+SCALED = {"tokens__scale": 11.5}
+LLAMA3 = {
+    f"attention__rotary__scaling__{name}": value
+    for name, value in {
+        "kind": RotaryKind.LLAMA3,
+        "factor": 8.0,
+        "original_positions": 8192,
+        "low_frequency_factor": 1.0,
+        "high_frequency_factor": 4.0,
+    }.items()
+}
+
+
 @pytest.mark.parametrize(
-    ("family", "words"),
+    ("model", "other"),
     [
-        ("gemma2", ("softcap",)),
-        ("olmo2", ("attention.norm",)),
-        ("falcon", ("parallel",)),
-        ("bloom", ("attention.alibi",)),
+        (example("llama", **SCALED, **LLAMA3), "attention.rotary.scaling.kind = llama3"),
+        (example("latent", **config_classes.LATENT, **SCALED), "latent_attention.heads = 4"),
     ],
+    ids=["scaled embedding and angles", "scaled embedding and latent attention"],
 )
-def test_what_no_class_holds_is_refused_by_name(family: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    build(CASES[family], tmp_path / "hf")
+def test_what_no_class_does_together_is_refused(model: Architecture, other: str, tmp_path: Path) -> None:
     with pytest.raises(CkptError) as refusal:
-        convert(tmp_path / "hf", tmp_path / "run", to="nemo2")
-    assert all(word in str(refusal.value) for word in words), refusal.value
-    assert not (tmp_path / "run").exists()
+        convert(write_ir(tmp_path / "ir", model), tmp_path / "run", to="nemo2")
+    assert "tokens.scale = 11.5" in str(refusal.value) and other in str(refusal.value)
 
 
-@pytest.mark.parametrize(("layout", "words"), [({"tp": 5}, "heads"), ({"pp": 3}, "2 layers"), ({"ep": 2}, "experts")])
-def test_ranks_that_do_not_divide_are_refused(layout: dict[str, int], words: str, tmp_path: Path) -> None:
-    tiny.build(tmp_path / "hf", "llama", num_hidden_layers=2)
-    with pytest.raises(CkptError, match=words):
-        convert(tmp_path / "hf", tmp_path / "run", to="nemo2", **layout)
+class TestNemo2Refusals(config_classes.Refusals):
+    format = "nemo2"

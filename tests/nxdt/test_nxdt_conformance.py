@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from support import nxdt
+from support.conformance import Ranks
+from support.damage import StateDicts
 
 from ckpt_core.testing import Entry, FormatConformance, Quirks, example
 from ckpt_core.testing.examples import ABSENT
@@ -20,32 +21,11 @@ MIXTRAL = {
 }
 
 
-class RankFiles:
+class RankFiles(StateDicts):
     """The tensors of plain rank files."""
 
     def find(self, folder: str) -> list[Entry]:
-        return [Entry(str(path), name, name) for path in nxdt.rank_files(Path(folder)) for name in torch.load(path)]
-
-    def _change(self, entry: Entry, key: str, tensor: torch.Tensor | None) -> None:
-        content = torch.load(entry.file)
-        content.pop(key, None)
-        if tensor is not None:
-            content[key] = tensor
-        torch.save(content, entry.file)
-
-    def remove(self, entry: Entry) -> None:
-        self._change(entry, entry.key, None)
-
-    def add(self, entry: Entry) -> str:
-        self._change(entry, "surprise.weight", torch.zeros(3))
-        return "surprise.weight"
-
-    def reshape(self, entry: Entry) -> None:
-        old = torch.load(entry.file)[entry.key]
-        self._change(entry, entry.key, torch.cat([old, old[:1]]))
-
-    def retype(self, entry: Entry) -> None:
-        self._change(entry, entry.key, torch.load(entry.file)[entry.key].view(torch.int32))
+        return [Entry(str(path), name, name) for path in nxdt.rank_files(Path(folder)) for name in self.tensors(path)]
 
 
 class TensorFiles:
@@ -77,18 +57,6 @@ class TensorFiles:
         torch.save(torch.load(entry.file).view(torch.int32), entry.file)
 
 
-class Nxdt(FormatConformance):
-    """The kit with what is particular to NxDT."""
-
-    __test__ = False
-    format = "nxdt"
-
-    def test_a_fact_is_expressed_or_refused_by_name(self, workshop, variation) -> None:
-        if variation.fact == "head.tied":
-            pytest.skip("a job never ties, and so no config may say it: see test_a_tied_head_is_stored_twice")
-        super().test_a_fact_is_expressed_or_refused_by_name(workshop, variation)
-
-
 FRAMEWORKS = ("torch_xla", "neuronx_distributed", "neuronx_distributed_training")
 EXPRESSES = (
     "attention.rotary.theta",
@@ -97,8 +65,8 @@ EXPRESSES = (
 )
 
 
-class TestHf(Nxdt):
-    __test__ = True
+class TestHf(Ranks):
+    format = "nxdt"
     quirks = Quirks(
         models={"llama": example("llama", **LLAMA)},
         tp=(1, 4),
@@ -108,11 +76,10 @@ class TestHf(Nxdt):
         entries=RankFiles(),
         frameworks=FRAMEWORKS,
     )
-    test_it_loads_and_describes_itself = None  # it asks for expert ranks, which only models with experts have
 
 
-class TestMegatron(Nxdt):
-    __test__ = True
+class TestMegatron(Ranks):
+    format = "nxdt"
     quirks = Quirks(
         models={"llama": example("llama", **LLAMA)},
         tp=(1, 2),
@@ -122,11 +89,10 @@ class TestMegatron(Nxdt):
         entries=RankFiles(),
         frameworks=FRAMEWORKS,
     )
-    test_it_loads_and_describes_itself = None
 
 
-class TestExperts(Nxdt):
-    __test__ = True
+class TestExperts(FormatConformance):
+    format = "nxdt"
     quirks = Quirks(
         models={"mixtral": example("moe", **MIXTRAL)},
         tp=(1, 2),

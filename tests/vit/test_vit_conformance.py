@@ -4,38 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from support.conformance import Ranks
+from support.damage import StateDicts
 
-from ckpt_core.testing import Entry, FormatConformance, Quirks, example
+from ckpt_core.testing import Entry, Quirks, example
 
 
-class RankFiles:
+class RankFiles(StateDicts):
     """The tensors of rank files in an unpacked archive."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix="model.")
 
     def find(self, folder: str) -> list[Entry]:
         paths = sorted(Path(folder).rglob("*.ckpt"))
-        return [Entry(str(path), key, key.removeprefix("model.")) for path in paths for key in torch.load(path)]
-
-    def _change(self, entry: Entry, key: str, tensor: torch.Tensor | None) -> None:
-        content = torch.load(entry.file)
-        content.pop(key, None)
-        if tensor is not None:
-            content[key] = tensor
-        torch.save(content, entry.file)
-
-    def remove(self, entry: Entry) -> None:
-        self._change(entry, entry.key, None)
-
-    def add(self, entry: Entry) -> str:
-        self._change(entry, "model.surprise.weight", torch.zeros(3))
-        return "surprise.weight"
-
-    def reshape(self, entry: Entry) -> None:
-        old = torch.load(entry.file)[entry.key]
-        self._change(entry, entry.key, torch.cat([old, old[:1]]))
-
-    def retype(self, entry: Entry) -> None:
-        self._change(entry, entry.key, torch.load(entry.file)[entry.key].view(torch.int32))
+        return [Entry(str(path), key, key.removeprefix("model.")) for path in paths for key in self.tensors(path)]
 
 
 # A head of hidden / heads elements, one linear layer as head; 3 x 4 patches.
@@ -44,21 +27,7 @@ IN_TRANSFORMERS = example("vit", hidden=216, classifier__hidden=False)
 IN_NEMO = example("vit", patches__width=24, patches__class_tokens=2, positions__count=11, layer_scale=True)
 
 
-class Images(FormatConformance):
-    """The kit with what is particular to models in which every projection has a bias."""
-
-    __test__ = False
-
-    test_it_loads_and_describes_itself = None  # it asks for every kind of rank that some model of the format has
-
-    def test_a_fact_is_expressed_or_refused_by_name(self, workshop, variation) -> None:
-        if variation.fact.endswith("bias") and "relative" not in variation.fact:
-            return  # biases that others go with are written as zeros, or added to the positions
-        super().test_a_fact_is_expressed_or_refused_by_name(workshop, variation)
-
-
-class TestTransformers(Images):
-    __test__ = True
+class TestTransformers(Ranks):
     format = "hf"
     quirks = Quirks(
         models={"vit": IN_TRANSFORMERS},
@@ -68,8 +37,7 @@ class TestTransformers(Images):
     )
 
 
-class TestNemo(Images):
-    __test__ = True
+class TestNemo(Ranks):
     format = "nemo"
     quirks = Quirks(
         models={"vit": IN_NEMO},

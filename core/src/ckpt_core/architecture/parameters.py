@@ -33,7 +33,6 @@ from ckpt_core.architecture.schema import (
     Tokens,
 )
 from ckpt_core.architecture.validate import rotary_width
-from ckpt_core.errors import CkptError
 
 Term = tuple[tuple[str, int], ...]
 
@@ -189,8 +188,7 @@ def _attention(name: str, attention: Attention, hidden: Axis) -> Iterator[Parame
 
 
 def _relative_bias(name: str, buckets: int, attention: Attention | None) -> Parameter:
-    if attention is None:
-        raise CkptError(f"{name} has one value per head, and its layer has no plain attention")
+    assert attention is not None  # validate()
     heads = (Axis("g", attention.groups), Axis("r", attention.heads // attention.groups))
     return Parameter(name, (Axis("b", buckets), *heads))
 

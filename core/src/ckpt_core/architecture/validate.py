@@ -41,6 +41,13 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
 def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str]]:
     if not stack.layers:
         yield f"{prefix}layers", "a stack needs at least one layer"
+    for first in stack.layers[:1]:
+        for name, table, attention in (
+            ("relative_bias", stack.relative_bias, first.attention),
+            ("cross_relative_bias", stack.cross_relative_bias, first.cross_attention),
+        ):
+            if table is not None and attention is None:
+                yield f"{prefix}{name}", "it has one value per head, and the first layer has no such attention"
     for index, layer in enumerate(stack.layers):
         path = f"{prefix}layers.{index}"
         if (layer.attention is None) == (layer.latent_attention is None):

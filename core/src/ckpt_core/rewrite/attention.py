@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ckpt_core.architecture import Layer, RelativeBias, Stack, parameters
+from ckpt_core.architecture import Attention, Layer, RelativeBias, Stack, parameters
 from ckpt_core.engine.assembly import Factor
 from ckpt_core.rewrite.model import Model, attentions, map_attentions, map_layers, map_stacks, scaled, values_of
 
@@ -14,24 +14,34 @@ from ckpt_core.rewrite.model import Model, attentions, map_attentions, map_layer
 def folded_attention_scale(model: Model, wanted: float | None = None) -> Model:
     """Every attention at the scale `wanted` (None: head_dim ** -0.5); what differs is multiplied into q, in float32.
 
-    Exact up to one rounding per element, and without any rounding where the factor is a power of two.
+    Where q is normed, into the weights of that norm, after which alone a factor lasts; a norm that has none, or stores
+    them less one, keeps the scale of its attention. Exact up to one rounding per element, and without any rounding where
+    the factor is a power of two.
     """
-    usual = {name: attention.head_dim**-0.5 for name, attention in attentions(model.architecture)}
     factors = {
-        f"{name}.q": (attention.scale or usual[name]) / (wanted or usual[name])
+        f"{name}.q_norm" if attention.qk_norm else f"{name}.q": (attention.scale or attention.head_dim**-0.5)
+        / (wanted or attention.head_dim**-0.5)
         for name, attention in attentions(model.architecture)
-        if attention.scale != wanted
+        if attention.scale != wanted and _lasts(attention)
     }
     if not factors:
         return model
     tensors = {
         name: scaled(assembly, factors.get(name.rpartition(".")[0], 1.0)) for name, assembly in model.tensors.items()
     }
-    architecture = map_layers(
-        model.architecture, lambda layer: map_attentions(layer, lambda attention: replace(attention, scale=wanted))
-    )
+
+    def folded(attention: Attention) -> Attention:
+        return replace(attention, scale=wanted) if _lasts(attention) else attention
+
+    architecture = map_layers(model.architecture, lambda layer: map_attentions(layer, folded))
     described = ", ".join(sorted({f"{factor:.9g}" for factor in factors.values()}))
     return model.rewritten(architecture, tensors, f"attention scale folded into q (factor {described})")
+
+
+def _lasts(attention: Attention) -> bool:
+    """Whether a factor of the queries can be said by a weight."""
+    norm = attention.qk_norm
+    return norm is None or (norm.weight and not norm.zero_centred)
 
 
 def folded_head_scale(model: Model) -> Model:

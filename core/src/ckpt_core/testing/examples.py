@@ -6,6 +6,7 @@ rotary halves, ffn, experts, vocabulary and layers differ pairwise here, and the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -226,6 +227,22 @@ def small_numbers(generator: np.random.Generator, parameter: Parameter, dtype: D
     return encode(generator.integers(-32, 33, parameter.shape).astype(np.float32) / 8, dtype)
 
 
+def calm_numbers(generator: np.random.Generator, parameter: Parameter, dtype: DType) -> np.ndarray:
+    """Numbers of the size that trained weights have, the weights of norms near one: what they compute is neither flat nor wild."""
+    normal = generator.standard_normal(parameter.shape, dtype=np.float32)
+    return encode(1 + 0.5 * normal if parameter.name.endswith("norm.weight") else 0.06 * normal, dtype)
+
+
+def drawn(parameter: Parameter, dtype: DType, values: Values, seed: int = 0) -> np.ndarray:
+    """Raw values that depend on a parameter's name and true shape alone, so models that share a parameter agree in it."""
+    text = f"{seed} {parameter.name} {parameter.true_shape}"
+    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+    raw = values(generator, parameter, dtype)
+    if parameter.true_rows is not None:
+        raw[parameter.true_rows :] = 0
+    return raw
+
+
 def write_ir(
     folder: str | os.PathLike,
     architecture: Architecture,
@@ -240,19 +257,15 @@ def write_ir(
     """Write a checkpoint in the `ir` format without the engine; `sparse`: headers alone, over a file of holes."""
     folder = os.fspath(folder)
     os.makedirs(folder, exist_ok=True)
-    kind, generator = dtype_named(dtype), np.random.default_rng(seed)
-    known = parameters(architecture)
+    kind, known = dtype_named(dtype), parameters(architecture)
     plan = safetensors.plan_file({name: (kind, parameter.shape) for name, parameter in known.items()}, {})
     name = "tensors-00001-of-00001.safetensors"
     with open(os.path.join(folder, name), "wb") as file:
         file.write(plan.header)
         file.truncate(plan.size)
         for parameter in () if sparse else known.values():
-            raw = values(generator, parameter, kind)
-            if parameter.true_rows is not None:
-                raw[parameter.true_rows :] = 0
             file.seek(plan.offsets[parameter.name])
-            file.write(np.ascontiguousarray(raw).tobytes())
+            file.write(np.ascontiguousarray(drawn(parameter, kind, values, seed)).tobytes())
     documents = {
         ARCHITECTURE: dumps(architecture),
         INDEX: json.dumps(dict.fromkeys(known, name)),

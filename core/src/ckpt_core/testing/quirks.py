@@ -39,6 +39,7 @@ class Quirks:
     `models`: architectures that the format holds exactly, by name; the first is the one that is varied and damaged.
     `tp`, `pp`, `ep`: the sizes to try, in every combination. `dtypes`: those the format can store.
     `expresses`: the facts that must be expressed, by the names of `variations`; any other may be refused by name.
+    `varied`: how the names of those to try begin; all, unless another class of the format tries the others.
     `configs`: JSON files of the output, each of whose keys is checked to be accounted for.
     `write_options`, `read_options`: `-o` options of every conversion. `entries`: how to damage the weight files.
     `values`: the values of the test tensors; `small_numbers` where a row has a value map. `sidecars`: whether files
@@ -52,6 +53,7 @@ class Quirks:
     ep: tuple[int, ...] = (1,)
     dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
     expresses: tuple[str, ...] = ()
+    varied: tuple[str, ...] = ("",)
     configs: tuple[str, ...] = ()
     write_options: Mapping[str, str] = field(default_factory=dict)
     read_options: Mapping[str, str] = field(default_factory=dict)

@@ -28,11 +28,15 @@ _UNTELLING = {"bias", "eps", "kind", "norm", "scale", "weight", "heads", "groups
 
 @dataclass(frozen=True)
 class Variation:
-    """A model that differs by `fact` (a path, or `path=value` where one path has several values)."""
+    """A model that differs by `fact` (a path, or `path=value` where one path has several values).
+
+    `inert`: no output shows it, so that two models that differ by it compute the same.
+    """
 
     fact: str
     architecture: Architecture
     paths: tuple[str, ...]
+    inert: bool = False
 
     def named_in(self, message: str) -> bool:
         """Whether an error message names what varies: the path, a thing it belongs to, or the field's own name."""
@@ -58,6 +62,13 @@ def _scaling(kind: RotaryKind, **fields: object) -> dict[str, object]:
 def _each_layer(count: int, present: bool) -> PerLayer:
     """A pattern that no rule of "every n-th" says: layers 0 and 1 of each three."""
     return PerLayer((index % 3 != 2) == present for index in range(count))
+
+
+def _inert(base: Facts) -> set[str]:
+    """What no output shows: rows that are no tokens, and what a lone stack is called, which is not what it does."""
+    # Without angles, a bias of the keys adds the same to all scores of a query.
+    turned = "attention.rotary.theta" in base or "attention.qk_norm.kind" in base or base.get("attention.sinks")
+    return {"tokens.padded_vocabulary", "kind", *(() if turned else ("attention.k_bias",))}
 
 
 _MOE = {"mlp.ffn": ABSENT, "mlp.ffn?": ABSENT, "mlp.moe.experts": 10, "mlp.moe.ffn": 20, "mlp.moe.router.top_k": 3}
@@ -118,6 +129,8 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "attention.groups": {"attention.groups": 2 * facts.get("attention.groups", 1)},
         "attention.head_dim": {"attention.head_dim": facts.get("attention.head_dim", 2) + 4},
         "attention.scale": {"attention.scale": 0.0625},
+        # no factor of a projection outlasts a norm
+        "attention.scale, normed": {"attention.scale": 0.0625, **_norm("attention.qk_norm")},
         **{
             f"attention.{part}_bias": {f"attention.{part}_bias": not facts.get(f"attention.{part}_bias")}
             for part in ("q", "k", "v", "out")
@@ -136,7 +149,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "attention.rotary.theta": {"attention.rotary.theta": 54321.0},
         "attention.rotary.fraction": {"attention.rotary.fraction": 0.56},
         "attention.rotary.scaling=linear": _scaling(RotaryKind.LINEAR, factor=2.5),
-        "attention.rotary.scaling=dynamic": _scaling(RotaryKind.DYNAMIC, factor=2.5, max_positions=64),
+        "attention.rotary.scaling=dynamic": _scaling(RotaryKind.DYNAMIC, factor=2.5, max_positions=48),
         "attention.rotary.scaling=yarn": _YARN,
         "attention.rotary.scaling=yarn, all": _YARN
         | _scaling(
@@ -218,6 +231,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
 def variations(base: Architecture) -> dict[str, Variation]:
     """Every one-fact variation of `base` that is a valid model, by name."""
     facts, found = facts_of(base), {}
+    inert = _inert(facts)
     for name, changes in _table(facts).items():
         paths = tuple(changes)
         values = {path: value for path, value in changes.items() if value is not None}
@@ -226,7 +240,7 @@ def variations(base: Architecture) -> dict[str, Variation]:
         except CkptError:
             continue  # the base lacks what this would vary
         if varied != base:
-            found[name] = Variation(name, varied, (*paths, name.partition("=")[0].partition(" ")[0]))
+            found[name] = Variation(name, varied, (*paths, name.partition("=")[0].partition(" ")[0]), name in inert)
     return found
 
 

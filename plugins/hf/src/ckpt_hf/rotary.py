@@ -91,6 +91,8 @@ def rotary_keys(
         config[theta_key] = theta
         config["rope_scaling"] = scaling or None
         config["rope_parameters"] = {"rope_type": "default", **scaling, "rope_theta": theta}
+        if kind is RotaryKind.DYNAMIC:  # it stretches what is longer than this
+            config["max_position_embeddings"] = uniform(facts, f"{path}.scaling.max_positions")
         if partial is not None:
             config[fraction_key] = config["rope_parameters"]["partial_rotary_factor"] = fraction
 

@@ -9,7 +9,7 @@ from ckpt_core.architecture import Activation, Facts, PerLayer
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Custom, custom, uniform
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
-from ckpt_megatron.args.values import Args, chosen_layers, flag, layer_count
+from ckpt_megatron.args.values import Args, chosen_layers, flag, given, layer_count
 
 _ACTIVATIONS: dict[tuple[Activation, bool], dict[str, bool]] = {
     (Activation.SILU, True): {"swiglu": True},
@@ -71,16 +71,26 @@ def widths() -> Custom:
 
 
 def _read_widths(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
-    count = facts["layers"] = layer_count(args)
+    facts["layers"] = layer_count(args)
     width = args.get("ffn_hidden_size")
     if width is None:  # validate_args
         width = int(4 * args["hidden_size"] * 2 / 3 / 64) * 64 if flag(args, "swiglu") else 4 * args["hidden_size"]
     experts = args.get("num_experts")
     if isinstance(experts, list | tuple):  # core 0.4 and before: one number, or one per virtual stage
         (experts,) = set(experts)
-    sparse = [experts is not None] * count
-    if experts is not None:  # every n-th, the first included
-        sparse = chosen_layers(args, "moe_layer_freq", lambda index, n: index % n == 0) or sparse
+    if experts is None:
+        facts["mlp.ffn"] = width
+    else:
+        read_experts(args, facts, notes, experts, width)
+
+
+def read_experts(args: Args, facts: Facts, notes: dict[str, Any], experts: object, width: object) -> None:
+    """Enter the facts of a model with `experts`: which layers have them, how wide they are, and their router.
+
+    `width` is that of the dense layers, and of experts without a width of their own.
+    """
+    every_nth = chosen_layers(args, "moe_layer_freq", lambda index, n: index % n == 0)  # the first included
+    sparse = every_nth or [True] * layer_count(args)
     if not any(sparse):
         facts["mlp.ffn"] = width
         return
@@ -90,7 +100,7 @@ def _read_widths(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
         facts["mlp.ffn"] = width
         facts["mlp.moe?"], facts["mlp.ffn?"] = PerLayer(sparse), PerLayer(not moe for moe in sparse)
     facts["mlp.moe.experts"] = experts
-    facts["mlp.moe.ffn"] = args.get("moe_ffn_hidden_size") or width
+    facts["mlp.moe.ffn"] = given(args, "moe_ffn_hidden_size", width)
     shared = args.get("moe_shared_expert_intermediate_size")
     if shared is not None:
         facts["mlp.moe.shared.ffn"] = shared
@@ -106,7 +116,14 @@ def _write_widths(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) 
     if sparse is False:
         args |= router_of_dense()
         return
-    args["num_experts"], args["moe_ffn_hidden_size"] = uniform(facts, "mlp.moe.experts"), uniform(facts, "mlp.moe.ffn")
+    args["num_experts"] = uniform(facts, "mlp.moe.experts")
+    write_experts(facts, notes, args)
+
+
+def write_experts(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+    """The args of a model with experts but for their number, which not all call alike."""
+    sparse, width = facts.present("mlp.moe"), uniform(facts, "mlp.ffn")
+    args["moe_ffn_hidden_size"] = uniform(facts, "mlp.moe.ffn")
     args["ffn_hidden_size"] = width if width is not None else notes.get("unused_ffn") or args["moe_ffn_hidden_size"]
     if isinstance(sparse, PerLayer):
         args["moe_layer_freq"] = [int(moe) for moe in sparse]

@@ -46,12 +46,7 @@ def positions(attention: str) -> Custom:
             read_rotary(args, facts)
 
     def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-        learned, theta = facts.get("positions.count"), uniform(facts, f"{attention}.rotary.theta")
-        if learned is not None and theta is not None:
-            raise Refusal(
-                "positions are either learned or rotary",
-                found=f"positions.count = {learned}, {attention}.rotary.theta = {theta}",
-            )
+        learned, theta = learned_or_rotary(facts, attention)
         kind = "learned_absolute" if learned is not None else "none" if theta is None else "rope"
         args |= {"position_embedding_type": kind, "use_rotary_position_embeddings": False}
         # check_checkpoint_args compares it with the command line, where it is True unless turned off
@@ -71,6 +66,17 @@ def positions(attention: str) -> Custom:
     claims = ["positions.count", f"{attention}.rotary.*", f"{attention}.rotary?"]
     claims += ["latent_attention.scale"] if latent else []
     return custom([*_KEYS, *LATENT_ROTARY_KEYS], claims, read=read, write=write)
+
+
+def learned_or_rotary(facts: Facts, attention: str) -> tuple[int | None, float | None]:
+    """How many positions are learned, and the base of rotary ones; a `Refusal` if a model has both."""
+    learned, theta = facts.get("positions.count"), uniform(facts, f"{attention}.rotary.theta")
+    if learned is not None and theta is not None:
+        raise Refusal(
+            "positions are either learned or rotary",
+            found=f"positions.count = {learned}, {attention}.rotary.theta = {theta}",
+        )
+    return learned, theta
 
 
 def _kind(args: Args, latent: bool) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.architecture import Facts, RotaryKind
-from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.errors import CkptError
 from ckpt_core.layout import Custom, custom, uniform
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
+from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
 
 # The classes of Llama 3.1 (NeMo 2, Bridge until 0.3) scale by these fields, and no other class has them.
@@ -63,12 +64,7 @@ def positions(attention: str) -> Custom:
             _read_rotary(config, facts)
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        learned, theta = facts.get("positions.count"), uniform(facts, f"{attention}.rotary.theta")
-        if learned is not None and theta is not None:
-            raise Refusal(
-                "positions are either learned or rotary",
-                found=f"positions.count = {learned}, {attention}.rotary.theta = {theta}",
-            )
+        learned, theta = learned_or_rotary(facts, attention)
         config["position_embedding_type"] = "learned_absolute" if learned else "none" if theta is None else "rope"
         config["seq_length"] = learned or notes.get("max_positions") or _POSITIONS
         if theta is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts, PerLayer
+from ckpt_core.architecture import Activation, Facts
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import uniform
-from ckpt_megatron.args.router import read_router, write_router
+from ckpt_megatron.args.mlp import read_experts, write_experts
 from ckpt_nemo.gpt.values import Values, given, since
 
 _GATED = {"swiglu": Activation.SILU, "reglu": Activation.RELU, "geglu": Activation.GELU_ERF}
@@ -94,39 +94,13 @@ def read_widths(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
     if experts is None:
         facts["mlp.ffn"] = width
         return
-    frequency, count = given(config, "moe_layer_freq", 1), config["num_layers"]
-    sparse = (
-        [index % frequency == 0 for index in range(count)] if isinstance(frequency, int) else list(map(bool, frequency))
-    )
-    if len(sparse) != count:
-        raise CkptError("key 'moe_layer_freq' does not give one value per layer", found=repr(frequency)[:80])
-    if all(sparse):
-        notes["unused_ffn"] = width
-    else:
-        facts["mlp.ffn"] = width
-        facts["mlp.moe?"], facts["mlp.ffn?"] = PerLayer(sparse), PerLayer(not moe for moe in sparse)
-    facts["mlp.moe.experts"] = experts
-    facts["mlp.moe.ffn"] = given(config, "moe_ffn_hidden_size", width)
-    if config.get("moe_shared_expert_intermediate_size") is not None:
-        facts["mlp.moe.shared.ffn"] = config["moe_shared_expert_intermediate_size"]
-        facts["mlp.moe.shared.gate"] = bool(given(config, "moe_shared_expert_gate", False))
-    read_router(config, facts)
+    read_experts(config, facts, notes, experts, width)
 
 
 def write_widths(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-    sparse, width = facts.present("mlp.moe"), uniform(facts, "mlp.ffn")
-    config["ffn_hidden_size"] = width
-    if sparse is False:
-        return
-    config |= {
-        "num_moe_experts": uniform(facts, "mlp.moe.experts"),
-        "moe_ffn_hidden_size": uniform(facts, "mlp.moe.ffn"),
-    }
-    if width is None:
-        config["ffn_hidden_size"] = notes.get("unused_ffn") or config["moe_ffn_hidden_size"]
-    if isinstance(sparse, PerLayer):
-        config["moe_layer_freq"] = [int(moe) for moe in sparse]
-    if facts.present("mlp.moe.shared"):
-        config["moe_shared_expert_intermediate_size"] = uniform(facts, "mlp.moe.shared.ffn")
-        config["moe_shared_expert_gate"] = uniform(facts, "mlp.moe.shared.gate")
-    write_router(facts, config)
+    config["ffn_hidden_size"] = uniform(facts, "mlp.ffn")
+    if facts.present("mlp.moe") is not False:
+        if uniform(facts, "mlp.moe.router.bias"):  # since core 0.14, and no release with these models had it
+            raise Refusal("no router has a bias", found="mlp.moe.router.bias = True")
+        config["num_moe_experts"] = uniform(facts, "mlp.moe.experts")
+        write_experts(facts, notes, config)

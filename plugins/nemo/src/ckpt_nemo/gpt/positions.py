@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_core.architecture import Facts, PerLayer, RotaryKind
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Custom, custom, uniform
+from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_nemo.gpt.values import Values, given, since
 
 # rotary_pos_embedding.py of Megatron-Core, _apply_scaling: constants of the code
@@ -81,12 +82,7 @@ def _read_scaling(config: Values, facts: Facts) -> None:
 
 
 def _write_positions(facts: Facts, notes: Values, config: dict[str, Any], count: str, scaled: bool) -> None:
-    learned, theta = facts.get("positions.count"), uniform(facts, "attention.rotary.theta")
-    if learned is not None and theta is not None:
-        raise Refusal(
-            "positions are either learned or rotary",
-            found=f"positions.count = {learned}, attention.rotary.theta = {theta}",
-        )
+    learned, theta = learned_or_rotary(facts, "attention")
     if isinstance(facts.present("attention.rotary"), PerLayer):
         raise Refusal("all layers have rotary positions, or none has", found="attention.rotary? differs between layers")
     config["position_embedding_type"] = (

@@ -47,10 +47,17 @@ def table_of(classes: Classes, config: Mapping[str, Any]) -> Config:
 def classes_for(facts: Facts, hint: Mapping[str, Any]) -> Classes:
     """The classes of a family that do what a model does; those of the source (`hint`) if they do.
 
-    All fields are given, so a class counts for what it does besides having them.
+    All fields are given, so a class counts for what it does besides having them. Raises `Refusal` where none does all of it.
     """
     families = [*([Classes(hint["config"], hint["model"])] if hint else []), _family_of(facts)]
-    return next(classes for classes in families if _does(classes, facts))
+    for classes in families:
+        if _does(classes, facts):
+            return classes
+    alone = ("tokens.scale", "attention.rotary.scaling.kind", "latent_attention.heads")
+    raise Refusal(
+        "NeMo 2 has no config class for all of this together",
+        found=", ".join(f"{path} = {facts[path]}" for path in alone if path in facts),
+    )
 
 
 def _does(classes: Classes, facts: Facts) -> bool:

@@ -1,0 +1,39 @@
+"""What models compute, by the reference forward: whether two of them are the same function. Needs torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ckpt_core.api import OpenCheckpoint
+
+if TYPE_CHECKING:
+    import torch
+
+_POSITIONS = 70  # more than every window of an example or a variation, and than every length a rotary scaling knows
+
+
+def outputs(*models: OpenCheckpoint) -> list[torch.Tensor]:
+    """What each model computes on the same random input (for a model of tokens its logits)."""
+    import torch
+
+    from ckpt_core.reference import forward, random_inputs
+
+    inputs, found = random_inputs([model.architecture for model in models], _POSITIONS), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them only wait for each other over matrices this small
+    try:
+        for model in models:
+            *_, last = forward(model, inputs)
+            found.append(last.values)
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def apart(one: torch.Tensor, two: torch.Tensor) -> float:
+    """The largest difference of two outputs, vocabulary padding aside; infinite where their shapes differ otherwise."""
+    if one.shape[:-1] != two.shape[:-1]:
+        return math.inf
+    columns = min(one.shape[-1], two.shape[-1])
+    return float((one[..., :columns] - two[..., :columns]).abs().max())

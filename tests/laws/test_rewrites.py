@@ -1,0 +1,156 @@
+"""A rewrite says the same function with another architecture, or leaves the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ckpt_core.api import OpenCheckpoint, read_checkpoint
+from ckpt_core.architecture import Activation, Architecture, parameters
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.rewrite import (
+    Model,
+    folded_attention_scale,
+    folded_embedding_scale,
+    folded_head_scale,
+    folded_layer_scale,
+    folded_logit_scale,
+    folded_patch_bias,
+    gated_relu,
+    map_attentions,
+    map_layers,
+    normed_logit_scale,
+    own_relative_bias,
+    plain_relu,
+    shared_relative_bias,
+    tied_head,
+    uncentred_norms,
+    untied_head,
+    vocabulary_rows,
+    without_zero_biases,
+    zero_biases,
+)
+from ckpt_core.testing import example, write_ir
+from ckpt_core.testing.examples import calm_numbers
+from ckpt_core.testing.functions import apart, outputs
+
+TOLERANCE = 1e-4
+SCALE = {"attention__scale": 0.0625}
+NORMED = {"attention__qk_norm__kind": "rms", "attention__qk_norm__eps": 1e-4}
+CENTRED = {f"{norm}__zero_centred": True for norm in ("attention__norm", "mlp__norm", "final_norm")}
+RELU = {"mlp__activation": Activation.RELU, "mlp__gated": False}
+HEADS = {"encoder__attention__scale": 0.3, "decoder__cross_attention__scale": 0.2}
+BIASED = {f"attention__{part}_bias": True for part in ("q", "k", "v")}
+TABLES = {
+    "relative_bias__buckets": 26,
+    "relative_bias__max_distance": 64,
+    "relative_bias__bidirectional": False,
+    "attention__relative_bias_scale": 0.5,
+}
+
+
+def all_biases(model: Model) -> Model:
+    def biased(layer):
+        return map_attentions(layer, lambda one: replace(one, q_bias=True, k_bias=True, v_bias=True, out_bias=True))
+
+    return zero_biases(model, map_layers(model.architecture, biased))
+
+
+def there_and_back(there: Callable[[Model], Model], back: Callable[[Model], Model]) -> Callable[[Model], Model]:
+    def both(model: Model) -> Model:
+        gone = there(model)
+        returned = back(gone)
+        assert returned is not gone
+        return returned
+
+    return both
+
+
+EXACT: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
+    "attention scale": (example("llama", layers=2, **SCALE), folded_attention_scale),
+    "attention scale of biased queries": (example("llama", layers=2, **SCALE, **BIASED), folded_attention_scale),
+    "attention scale of normed queries": (example("llama", layers=2, **SCALE, **NORMED), folded_attention_scale),
+    "attention scale of queries with a whole LayerNorm": (
+        example(
+            "llama",
+            layers=2,
+            **SCALE,
+            **{**NORMED, "attention__qk_norm__kind": "layer", "attention__qk_norm__bias": True},
+            attention__qk_norm_whole=True,
+        ),
+        folded_attention_scale,
+    ),
+    "attention scale of one": (example("t5", **HEADS), lambda model: folded_attention_scale(model, 1.0)),
+    "head scale": (example("gpt2", layers=2, attention__head_scale=True), folded_head_scale),
+    "relative bias of every layer": (example("llama", layers=2, **TABLES), own_relative_bias),
+    "relative bias of all layers": (
+        example("llama", layers=2, **TABLES),
+        there_and_back(own_relative_bias, shared_relative_bias),
+    ),
+    "zero biases": (example("qwen", layers=2), all_biases),
+    "no zero biases": (example("llama", layers=2), there_and_back(all_biases, without_zero_biases)),
+    "gated relu": (example("gpt2", layers=2, **RELU), gated_relu),
+    "plain relu": (example("gpt2", layers=2, **RELU), there_and_back(gated_relu, plain_relu)),
+    "vocabulary rows": (example("llama-padded", layers=2), lambda model: vocabulary_rows(model, 224)),
+    "untied head": (example("llama-tied", layers=2), untied_head),
+    "tied head": (example("llama-tied", layers=2), there_and_back(untied_head, tied_head)),
+    "logit scale": (example("llama", layers=2, head__scale=0.5, head__bias=True), folded_logit_scale),
+    "logit scale of a tied head": (example("llama-tied", layers=2, head__scale=0.5), folded_logit_scale),
+    "logit scale in the norm": (
+        example("gpt2", layers=2, head__scale=0.5, head__bias=True),
+        lambda model: normed_logit_scale(model, 0.75),
+    ),
+    "embedding scale": (example("llama", layers=2, tokens__scale=11.5), folded_embedding_scale),
+    "embedding scale of a tied head": (example("llama-tied", layers=2, tokens__scale=11.5), folded_embedding_scale),
+    "embedding scale before a norm": (example("bloom", layers=2, tokens__scale=11.5), folded_embedding_scale),
+    "centred norms": (example("llama", layers=2, **CENTRED), uncentred_norms),
+    "layer scale": (example("vit", layers=2, layer_scale=True), folded_layer_scale),
+    "patch bias": (example("vit", layers=2), folded_patch_bias),
+}
+UNTOUCHED: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
+    "attention scale of queries normed without weights": (
+        example("llama", layers=2, **SCALE, **NORMED, attention__qk_norm__weight=False),
+        folded_attention_scale,
+    ),
+    "attention scale of queries with a centred norm": (
+        example("llama", layers=2, **SCALE, **NORMED, attention__qk_norm__zero_centred=True),
+        folded_attention_scale,
+    ),
+    "layer scale behind a norm": (
+        example("gpt2", layers=2, layer_scale=True, attention__out_norm__kind="rms", attention__out_norm__eps=1e-4),
+        folded_layer_scale,
+    ),
+    "norms of both kinds": (
+        example("llama", layers=2, **{**CENTRED, "final_norm__zero_centred": False}),
+        uncentred_norms,
+    ),
+}
+
+
+def opened(architecture: Architecture, folder: Path) -> tuple[Checkpoint, Model]:
+    source = read_checkpoint(write_ir(folder / "ir", architecture, values=calm_numbers))
+    return source, Model(source.architecture, source.tensors, files=source.files)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_rewrite_is_the_same_function(name: str, tmp_path: Path) -> None:
+    architecture, rewrite = EXACT[name]
+    source, model = opened(architecture, tmp_path)
+    written = rewrite(model)
+    assert written.rewrites
+    assert written.tensors.keys() == parameters(written.architecture).keys()
+    with (
+        OpenCheckpoint(source) as before,
+        OpenCheckpoint(replace(source, architecture=written.architecture, tensors=written.tensors)) as after,
+    ):
+        assert apart(*outputs(before, after)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", UNTOUCHED)
+def test_what_no_rewrite_can_say_is_left(name: str, tmp_path: Path) -> None:
+    architecture, rewrite = UNTOUCHED[name]
+    _, model = opened(architecture, tmp_path)
+    assert rewrite(model) is model
