@@ -47,7 +47,7 @@ IN_REPOSITORY: dict[str, str] = {
 FIRST_PARTY = [name for name in IN_REPOSITORY if name in format_names()]
 MISSING = sorted({*IN_REPOSITORY} - {*FIRST_PARTY})
 _SECTION = re.compile(r"(<!-- generated: (?P<name>[\w-]+)(?: (?P<argument>[^>]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
-_LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown"}
+_LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown", ".txt": "text"}
 
 
 def rendered(text: str) -> str:

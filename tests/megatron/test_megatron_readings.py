@@ -13,7 +13,7 @@ import pytest
 import torch
 from families.cases import CASES, build
 from support import tiny
-from test_megatron_conformance import DistributedFiles
+from support.distributed import DistributedEntries
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import Activation, Architecture, PerLayer, RotaryKind, architecture_of
@@ -401,7 +401,7 @@ def test_predicting_layers_may_have_a_stage_of_their_own(tmp_path: Path) -> None
 def test_masters_in_flat_buffers_are_refused(tmp_path: Path) -> None:
     tiny.build(tmp_path / "hf", "llama")
     convert(tmp_path / "hf", tmp_path / "run", to="megatron", options={"container": "torch_dist"})
-    files = DistributedFiles()
+    files = DistributedEntries()
     entry = files.find(str(tmp_path / "run"))[0]
     buffer = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.dtype_(torch.bfloat16, torch.float32).bucket_idx_0.param"
     files._change(entry, buffer, torch.zeros(640))
@@ -444,7 +444,7 @@ def test_gate_and_up_stored_apart(tmp_path: Path) -> None:
     """singleton_local_shards: the halves of linear_fc1 are two tensors."""
     tiny.build(tmp_path / "hf", "llama")
     convert(tmp_path / "hf", tmp_path / "run", to="megatron", options={"container": "torch_dist"})
-    files = DistributedFiles()
+    files = DistributedEntries()
     entry = next(entry for entry in files.find(str(tmp_path / "run")) if entry.key.endswith("mlp.linear_fc1.weight"))
     whole = files._tensor(entry)
     files.remove(entry)
@@ -458,7 +458,7 @@ def test_chunks_of_any_grid_are_read(tmp_path: Path) -> None:
     """Megatron cuts chunks by layer and by tensor rank, FSDP by rows; here across layers."""
     tiny.build(tmp_path / "hf", "llama")
     convert(tmp_path / "hf", tmp_path / "run", to="megatron", options={"container": "torch_dist"})
-    files = DistributedFiles()
+    files = DistributedEntries()
     for entry in files.find(str(tmp_path / "run")):
         files._change(entry, entry.key, files._tensor(entry))  # one chunk for all layers
     (tmp_path / "run/ckpt-receipt.json").unlink()

@@ -30,7 +30,7 @@ from ckpt_core.plugins import WriteRequest
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import BF16
-from ckpt_core.testing.examples import example, example_architectures
+from ckpt_core.testing.examples import ABSENT, example, example_architectures
 from ckpt_core.verify.declared import FILE, Declared
 from ckpt_core.verify.tracer import model_of_holes
 
@@ -49,7 +49,7 @@ CHOICES: dict[str, list[dict[str, str]]] = {
     "nemo": [
         {"names": names, "backend": backend} for names in ("mcore", "legacy") for backend in ("ranks", "torch_dist")
     ]
-    + [{"layout": "script"}, {"patch_layer": "conv1"}],
+    + [{}, {"layout": "script"}, {"patch_layer": "conv1"}],
     "nemo2": [{"names": names} for names in ("te", "local")],
     "nxdt": [
         {"model_style": style, "hw_backend": chip, "kv_size_multiplier": times, **qkv}
@@ -62,7 +62,11 @@ CHOICES: dict[str, list[dict[str, str]]] = {
 }
 LAYOUTS: list[dict[str, int | None]] = [{}, {"tp": 2, "pp": 3}]
 # hidden = heads x head_dim, as some formats want it
-EXAMPLES = [example(name, hidden=216) for name in example_architectures()]
+EXAMPLES = [example(name, hidden=216) for name in example_architectures()] + [
+    example("latent", **{f"latent_attention__{norm}__eps": 1e-5 for norm in ("norm", "q_norm", "kv_norm")}),
+    example("bloom", hidden=216, tokens__norm=ABSENT, mlp__gated=True, mlp__activation="silu"),
+    example("vit", patches__width=24, patches__class_tokens=2, positions__count=11, layer_scale=True),
+]
 
 
 @contextmanager

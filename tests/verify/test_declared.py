@@ -44,7 +44,7 @@ def test_the_files_say_what_the_tables_say() -> None:
 @pytest.mark.parametrize("format", DECLARING)
 def test_most_sentences_are_borne_out_by_the_framework_itself(format: str) -> None:
     lines = list(Sentences.beside(require(format).module))
-    assert sum(bool(line.shown_by) for line in lines) >= 0.75 * len(lines) > 5
+    assert sum(bool(line.shown_by) for line in lines) >= 0.6 * len(lines) > 5
 
 
 def traced(format: str, tp: int = 2) -> Trace:

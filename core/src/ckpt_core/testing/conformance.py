@@ -44,6 +44,8 @@ from ckpt_core.testing.examples import Values, calm_numbers, write_ir
 from ckpt_core.testing.functions import apart, outputs
 from ckpt_core.testing.quirks import HEAVY, Golden, Layout, Quirks
 from ckpt_core.testing.variations import Variation, names_a_fact, variations
+from ckpt_core.verify.declared import FILE, Declared, Sentences
+from ckpt_core.verify.tracer import Trace, hold_against_declared
 
 _SIDECARS = {"tokenizer.json": b'{"model": {"vocab": {}}}', "chat_template.jinja": b"{{ messages }}"}
 _WRONG_VALUES: tuple[object, ...] = (None, "x", -1, 0, True, [], {}, 1e99, [None], {"rope_type": "x"})
@@ -368,6 +370,26 @@ class FormatConformance:
         known = variations(next(iter(self.quirks.models.values())))
         unknown = [name for name in self.quirks.expresses if name not in known]
         assert not unknown, f"Quirks.expresses names no variation: {unknown}; there are: {', '.join(known)}"
+
+    def test_what_it_writes_is_declared(self, workshop: Workshop, model: Architecture) -> None:
+        """Every tensor lies where a line of `sentences.txt` puts it; a line that is missing is printed, to be read and added."""
+        plugin = require(self.format)
+        if not Sentences.beside(plugin.module):
+            pytest.skip(
+                "the format ships no sentences.txt, by which `ckpt selftest` could know what its tables must say"
+            )
+        for layout in self.quirks.layouts():
+            try:
+                plan = plan_conversion(workshop.source(model), workshop.new(), **workshop.arguments(layout))
+            except CkptError:
+                assert layout.asked(), "the whole model can always be written"
+                continue
+            seen, target = Trace(), plan.target
+            hold_against_declared(seen, plugin, target)
+            assert not seen.departed, f"tables and {FILE} differ: {seen.departed[0]}"
+            undeclared = {*seen.undeclared}
+            lines = {str(Declared.of(one.native.row)) for one in target.placements if one.native.name in undeclared}
+            assert not lines, f"lines for {FILE}:\n" + "\n".join(sorted(lines))
 
     # Manners
 

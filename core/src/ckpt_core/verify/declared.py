@@ -100,6 +100,9 @@ class Sentences:
             lines.append(Declared(native, canonical, sentence, division, values, decision, by))
         return cls(lines)
 
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
     def __iter__(self) -> Iterator[Declared]:
         return (line for lines in self._lines.values() for line in lines)
 

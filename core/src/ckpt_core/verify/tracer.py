@@ -95,7 +95,7 @@ def trace(
         request = ReadRequest(typed_options(plugin.info, given["read"], "read"), None, "auto")
         back: Checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
         found = _compared(plan, back, out)
-    _compare_with_declared(found, plugin, target)
+    hold_against_declared(found, plugin, target)
     return found
 
 
@@ -236,7 +236,7 @@ def _coordinate(block: Block, address: int) -> tuple[int, ...] | None:
     return tuple(place) if rest == 0 else None
 
 
-def _compare_with_declared(found: Trace, plugin: Plugin, target: Target) -> None:
+def hold_against_declared(found: Trace, plugin: Plugin, target: Target) -> None:
     """Hold every native tensor that was written against the sentences declared for it.
 
     A model under another format's names is declared by that format.
