@@ -186,6 +186,14 @@ def test_a_head_that_the_versions_scale_differently_needs_the_version(
         assert (head.tied, head.scale == 1) == (tied, not scaled)
 
 
+def test_what_is_written_for_one_version_says_which(made: Callable, tmp_path: Path) -> None:
+    """A UMT5 with a head of its own can be read again without its receipt."""
+    convert(made("umt5_own_head")[0] / "hf", tmp_path / "other", to="hf", options={"hf_class": "umt5"})
+    (tmp_path / "other" / "ckpt-receipt.json").unlink()
+    head = read_checkpoint(tmp_path / "other").architecture.head
+    assert head == read_checkpoint(made("umt5_own_head")[0] / "hf").architecture.head and not head.tied
+
+
 def test_keys_that_contradict_each_other_are_refused(made: Callable, tmp_path: Path) -> None:
     shutil.copytree(made("t5_v1.1")[0] / "hf", tmp_path / "hf")
     for key, value in (

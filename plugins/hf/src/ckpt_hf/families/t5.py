@@ -138,6 +138,8 @@ def _head(
                 "the head is not one that every version computes", found=f"head.tied = {tied}, head.scale = {factor}"
             )
         config["tie_word_embeddings"] = tied
+        if not tied and factor != 1:
+            config["transformers_version"] = "5.0.0"  # the first to scale a head of its own (UMT5)
 
     return custom(["tie_word_embeddings", *keys], ["head.tied", "head.scale"], read=read, write=write)
 
