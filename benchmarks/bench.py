@@ -1,12 +1,16 @@
-"""Speed and memory of conversions, as ratios to `cp -r` of the same bytes, to transformers and to a naive copy.
+"""Speed and memory of conversions, as ratios to `cp -r` of the same weights, beside what others offer.
 
-    python benchmarks/bench.py [--sizes 0.5,2,8] [--rounds 3] [--work FOLDER] [--json FILE]
+    python benchmarks/bench.py [--sizes 0.5,2,8] [--rounds 3] [--only TEXT] [--work FOLDER] [--json FILE]
+                               [--mergekit PROGRAM]
 
 Everything is measured side by side in one run. Each command is run twice in a row per round, and the second run
 counts: the first one leaves the machine in the same state for every command (warm page cache, memory that the
-kernel has already been given). Wall and CPU time are medians over rounds, memory is the peak over them.
-Private memory is sampled from /proc/PID/smaps_rollup: pages that only this process has, so neither shared
+kernel has already been given, compiled Python). Wall and CPU time are medians over rounds, memory is the peak over
+them. Private memory is sampled from /proc/PID/smaps_rollup: pages that only this process has, so neither shared
 libraries nor the page cache of the files it reads.
+
+`cp` leaves its output in memory, ours is on the disk when it has its name: `cp -r, sync` is the fair wall time.
+`--mergekit` names the program `mergekit-yaml` of an environment of its own, since it pins what it needs.
 """
 
 from __future__ import annotations
@@ -20,20 +24,57 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from synthetic import write_llama
+from synthetic import write_hf
 
 HERE = Path(__file__).parent
 SAMPLE_SECONDS = 0.02
+CP = "cp -r"
+CP_SYNC = "cp -r, sync"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format to convert to and back from: the model, `ckpt`'s options both ways, and the output's name."""
+
+    model: str
+    there: str
+    back: str = "--to hf"
+    output: str = "converted"
+
+
+FORMATS = {
+    "nanotron tp2": Format("llama", "--to nanotron --tp 2"),
+    "megatron torch tp2": Format("llama", "--to megatron --tp 2 -o container=torch"),
+    "megatron torch_dist": Format("llama", "--to megatron"),
+    ".nemo tp2": Format("llama", "--to nemo --tp 2", output="model.nemo"),
+    "nxdt tp8": Format("llama", "--to nxdt --tp 8 -o hw_backend=trn1"),
+    "nxdt tp8 xser": Format("llama", "--to nxdt --tp 8 -o hw_backend=trn1 -o xser=true"),
+    "deepspeed zero (fp32)": Format("llama", "--to deepspeed -o moments=false", "--to hf --dtype bf16"),
+    "megatron-deepspeed tp2": Format("bloom", "--to megatron-deepspeed --tp 2"),
+    "T5 .nemo tp2": Format("t5", "--to nemo --tp 2", output="model.nemo"),
+}
+THREADS = ("nanotron tp2", "megatron torch tp2")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to measure, and what it writes. `kept`: later commands read that."""
+
+    name: str
+    words: list[str]
+    output: Path
+    kept: bool = False
 
 
 @dataclass
 class Measured:
     """One command at one size: medians of seconds, peak of private bytes."""
 
+    group: str
     name: str
     size: float
     wall: float
@@ -41,20 +82,61 @@ class Measured:
     private: int
 
 
-def measure(command: list[str]) -> tuple[float, float, int]:
+def commands(group: str, source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
+    """What is measured of a group: a format, `threads` or `others`."""
+    ckpt = [sys.executable, "-m", "ckpt_core", "convert"]
+    copy = work / "copy"
+    synced = 'cp -r "$0" "$1" && find "$1" -type f -exec sync {} +'
+    yield Command(CP, ["cp", "-r", str(source), str(copy)], copy)
+    yield Command(CP_SYNC, ["sh", "-c", synced, str(source), str(copy)], copy)
+    if group in FORMATS:
+        kind = FORMATS[group]
+        output, back = work / kind.output, work / "hf"
+        yield Command(f"hf to {group}", [*ckpt, str(source), str(output), *kind.there.split()], output, kept=True)
+        yield Command(f"{group} to hf", [*ckpt, str(output), str(back), *kind.back.split()], back)
+    elif group == "threads":
+        for name in THREADS:
+            for workers in (1, 2):
+                words = [*ckpt, str(source), str(work / "out"), *FORMATS[name].there.split(), "--workers", str(workers)]
+                yield Command(f"hf to {name}, {workers} thread{'s' * (workers > 1)}", words, work / "out")
+    else:
+        yield from others(source, work, mergekit)
+
+
+def others(source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
+    """The plan alone, and public tools that load and save the same weights on a CPU."""
+    out, file, dcp = work / "out", work / "model.pt", work / "dcp"
+    peer = [sys.executable, str(HERE / "peers.py")]
+    ckpt = [sys.executable, "-m", "ckpt_core", "convert", str(source)]
+    yield Command("ckpt: hf to nanotron, plan only", [*ckpt, str(out), *"--to nanotron --dry-run".split()], out)
+    yield Command("safetensors load + save", [*peer, "naive", str(source), str(out)], out)
+    yield Command("transformers load + save", [*peer, "transformers", str(source), str(out)], out)
+    yield Command("safetensors load, torch.save", [*peer, "torch_save", str(source), str(file)], file, kept=True)
+    yield Command("torch_save_to_dcp", [*peer, "to_dcp", str(file), str(dcp)], dcp, kept=True)
+    yield Command("dcp_to_torch_save", [*peer, "from_dcp", str(dcp), str(out)], out)
+    if mergekit:
+        recipe = work / "mergekit.yml"
+        recipe.write_text(json.dumps({"merge_method": "passthrough", "models": [{"model": str(source)}]}))
+        words = [mergekit, str(recipe), str(out), "--out-shard-size", "1B", "--no-copy-tokenizer"]
+        yield Command("mergekit passthrough", words, out)
+
+
+def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float, int]:
     """Wall seconds, CPU seconds (with children) and peak private bytes of a command."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = 0
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        peak = max(peak, _private(process.pid))
-        time.sleep(SAMPLE_SECONDS)
-    wall = time.perf_counter() - start
-    if status:
-        sys.exit(f"{command} failed:\n{process.stderr.read().decode()}")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        peak = 0
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            peak = max(peak, _private(process.pid))
+            time.sleep(SAMPLE_SECONDS)
+        wall = time.perf_counter() - start
+        if status:
+            errors.seek(0)
+            sys.exit(f"{command} failed:\n{errors.read().decode()}")
     return wall, usage.ru_utime + usage.ru_stime, peak
 
 
@@ -66,55 +148,37 @@ def _private(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) * 1024
 
 
-def commands(source: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
-    """Every measured command and its output; some read what others wrote."""
-    ckpt = [sys.executable, "-m", "ckpt_core", "convert"]
-    peer = [sys.executable, str(HERE / "peers.py")]
-    targets = {
-        "nanotron tp2": (out / "nanotron", ["--to", "nanotron", "--tp", "2"]),
-        "megatron torch_dist": (out / "torch_dist", ["--to", "megatron"]),
-        "megatron torch tp2": (out / "torch", ["--to", "megatron", "--tp", "2", "-o", "container=torch"]),
-        ".nemo tp2": (out / "model.nemo", ["--to", "nemo", "--tp", "2"]),
-        "nxdt tp8 xser": (out / "nxdt", ["--to", "nxdt", "--tp", "8", "-o", "xser=true", "-o", "hw_backend=trn1"]),
-    }
-    return {
-        "cp -r": (["cp", "-r", str(source), str(out / "cp")], out / "cp"),
-        **{
-            f"ckpt: hf to {name}": ([*ckpt, str(source), str(path), *arguments], path)
-            for name, (path, arguments) in targets.items()
-        },
-        "ckpt: nanotron tp2 to hf": ([*ckpt, str(out / "nanotron"), str(out / "hf"), "--to", "hf"], out / "hf"),
-        "ckpt: .nemo tp2 to hf": ([*ckpt, str(out / "model.nemo"), str(out / "hf"), "--to", "hf"], out / "hf"),
-        "naive: safetensors load + save": ([*peer, "naive", str(source), str(out / "naive")], out / "naive"),
-        "transformers load + save": ([*peer, "transformers", str(source), str(out / "peer")], out / "peer"),
-    }
-
-
-def run(size: float, rounds: int, work: Path, say: Callable[[str], None]) -> list[Measured]:
-    """Measure every command at one size."""
-    source = work / "source"
-    total = write_llama(str(source), size)
-    say(f"{total / 1e9:.2f} GB of weights")
+def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit: str | None) -> list[Measured]:
+    """Measure every command of a group beside `cp`, at one size."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(work / "compiled")  # as in an installed package, wherever the sources are
     samples: dict[str, list[tuple[float, float, int]]] = {}
     for _ in range(rounds):
-        for name, (command, output) in commands(source, work).items():
+        written = []
+        for command in commands(group, source, work, mergekit):
             for counts in (False, True):
-                _remove(output)
-                sample = measure(command)
+                _remove(command.output)
+                sample = measure(command.words, environment)
                 if counts:
-                    samples.setdefault(name, []).append(sample)
-                    say(
-                        f"  {name:32} wall {sample[0]:7.2f} s   CPU {sample[1]:7.2f} s   private {sample[2] / 1e6:7.1f} MB"
+                    samples.setdefault(command.name, []).append(sample)
+                    wall, cpu, private = sample
+                    print(
+                        f"  {command.name:36} wall {wall:7.2f} s   CPU {cpu:7.2f} s   private {private / 1e6:7.1f} MB",
+                        flush=True,
                     )
-    for path in work.iterdir():
-        _remove(path)
+            written.append(command.output)
+            if not command.kept:
+                _remove(written.pop())
+        for output in written:
+            _remove(output)
     return [
         Measured(
+            group,
             name,
-            total / 1e9,
-            statistics.median(s[0] for s in all_),
-            statistics.median(s[1] for s in all_),
-            max(s[2] for s in all_),
+            size,
+            statistics.median(wall for wall, _, _ in all_),
+            statistics.median(cpu for _, cpu, _ in all_),
+            max(private for _, _, private in all_),
         )
         for name, all_ in samples.items()
     ]
@@ -123,22 +187,22 @@ def run(size: float, rounds: int, work: Path, say: Callable[[str], None]) -> lis
 def _remove(path: Path) -> None:
     """A folder, or a file with the receipt beside it."""
     shutil.rmtree(path, ignore_errors=True)
-    if path.is_file():
-        path.unlink()
+    path.unlink(missing_ok=True)
     path.with_name(f"{path.name}.ckpt-receipt.json").unlink(missing_ok=True)
 
 
 def table(results: list[Measured]) -> str:
-    """The Markdown table: seconds, ratios to cp, memory."""
+    """A Markdown table: seconds, ratios to the two `cp` of the same group and size, memory."""
     lines = [
-        "| weights | command | wall s | x cp | CPU s | x cp | peak private MB |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| weights | command | wall s | x cp | x cp, sync | CPU s | x cp | peak private MB |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for result in results:
-        base = next(other for other in results if other.size == result.size and other.name == "cp -r")
+    known = {(one.group, one.size, one.name): one for one in results}
+    for one in results:
+        cp, synced = known[one.group, one.size, CP], known[one.group, one.size, CP_SYNC]
         lines.append(
-            f"| {result.size:.2f} GB | {result.name} | {result.wall:.2f} | {result.wall / base.wall:.2f} "
-            f"| {result.cpu:.2f} | {result.cpu / base.cpu:.2f} | {result.private / 1e6:.0f} |"
+            f"| {one.size:.2f} GB | {one.name} | {one.wall:.2f} | {one.wall / cp.wall:.2f} "
+            f"| {one.wall / synced.wall:.2f} | {one.cpu:.2f} | {one.cpu / cp.cpu:.2f} | {one.private / 1e6:.0f} |"
         )
     return "\n".join(lines)
 
@@ -147,14 +211,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="0.5,2,8", help="GB of bf16 weights, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="groups whose name contains this: a format, threads, others")
     parser.add_argument("--work", type=Path, help="a folder with room for five copies of the largest size")
     parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--mergekit", help="the program mergekit-yaml")
     arguments = parser.parse_args()
+    groups = [group for group in ("others", "threads", *FORMATS) if arguments.only in group]
     results: list[Measured] = []
-    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        work = Path(folder)
         for size in map(float, arguments.sizes.split(",")):
-            results += run(size, arguments.rounds, Path(work), lambda line: print(line, flush=True))
-    print(table(results))
+            models = {group: FORMATS[group].model if group in FORMATS else "llama" for group in groups}
+            for model in dict.fromkeys(models.values()):
+                source = work / "source"
+                true = write_hf(source, model, size) / 1e9
+                for group in (group for group in groups if models[group] == model):
+                    print(f"{true:.2f} GB of {model}: {group}", flush=True)
+                    results += run(group, true, arguments.rounds, source, work, arguments.mergekit)
+                _remove(source)
+    for title, chosen in {
+        "formats": [one for one in results if one.group in FORMATS],
+        "threads": [one for one in results if one.group == "threads"],
+        "others": [one for one in results if one.group == "others"],
+    }.items():
+        if chosen:
+            print(f"\n{title}:\n\n{table(chosen)}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 

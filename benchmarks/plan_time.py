@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.testing import example, write_ir
-from synthetic import write_holes
+from synthetic import write_files
 
 LLAMA_405B = {
     "layers": 126,
@@ -117,7 +117,7 @@ def source_of(model: str, asked: Asked, work: Path) -> str:
         write_ir(start, architecture_of(model, work), dtype="bf16", sparse=True)
     source = work / f"{model}-{asked['to']}"
     if not source.exists():
-        write_holes(plan_conversion(start, source, **asked).target, str(source))  # type: ignore[arg-type]
+        write_files(plan_conversion(start, source, **asked).target, source, data=False)  # type: ignore[arg-type]
     return str(source)
 
 

@@ -1,35 +1,36 @@
-"""Synthetic Llama folders of a given size: real shapes, random bf16 weights, no framework needed; and files of holes."""
+"""Synthetic checkpoints of a given size: real shapes and random bf16 weights, no framework needed; and files of holes."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from ckpt_core.api import config_architecture, plan_conversion
+from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Target
-from ckpt_core.storage import safetensors
-from ckpt_core.storage.dtypes import BF16
+from ckpt_core.testing import write_ir
 
-_SHARD = 1_000_000_000
+Config = dict[str, object]
+_PIECE = 1 << 23
 
 
-def llama_config(gigabytes: float) -> dict[str, object]:
-    """A Llama config of about `gigabytes` (10^9 bytes) in bf16, with grouped queries and a vocabulary of 32000."""
-    hidden, heads, groups, ffn = {True: (2048, 32, 8, 5632), False: (4096, 32, 8, 14336)}[gigabytes < 4]
-    head_dim = hidden // heads
-    layer = 2 * (2 * hidden * hidden + 2 * hidden * groups * head_dim + 3 * hidden * ffn)
-    ends = 2 * 2 * 32000 * hidden
+def llama(layers: int, large: bool) -> Config:
+    """A Llama with grouped queries and a vocabulary of 32000."""
+    hidden, heads, ffn = (4096, 32, 14336) if large else (2048, 32, 5632)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "head_dim": head_dim,
+        "num_key_value_heads": 8,
+        "head_dim": hidden // heads,
         "intermediate_size": ffn,
-        "num_hidden_layers": max(1, round((gigabytes * 1e9 - ends) / layer)),
+        "num_hidden_layers": layers,
         "vocab_size": 32000,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
@@ -40,73 +41,81 @@ def llama_config(gigabytes: float) -> dict[str, object]:
     }
 
 
-def shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
-    """Tensor shapes of a Llama config, in the order transformers saves them."""
-    h, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    q, kv = config["num_attention_heads"] * config["head_dim"], config["num_key_value_heads"] * config["head_dim"]
-    found = {"model.embed_tokens.weight": (v, h)}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        found |= {
-            f"{prefix}self_attn.q_proj.weight": (q, h),
-            f"{prefix}self_attn.k_proj.weight": (kv, h),
-            f"{prefix}self_attn.v_proj.weight": (kv, h),
-            f"{prefix}self_attn.o_proj.weight": (h, q),
-            f"{prefix}mlp.gate_proj.weight": (f, h),
-            f"{prefix}mlp.up_proj.weight": (f, h),
-            f"{prefix}mlp.down_proj.weight": (h, f),
-            f"{prefix}input_layernorm.weight": (h,),
-            f"{prefix}post_attention_layernorm.weight": (h,),
-        }
-    return found | {"model.norm.weight": (h,), "lm_head.weight": (v, h)}
+def bloom(layers: int, large: bool) -> Config:
+    """A BLOOM with a quarter of its vocabulary."""
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "hidden_size": 4096 if large else 2048,
+        "n_head": 32 if large else 16,
+        "n_layer": layers,
+        "vocab_size": 62720,
+        "layer_norm_epsilon": 1e-5,
+        "torch_dtype": "bfloat16",
+    }
 
 
-def write_llama(folder: str, gigabytes: float, *, data: bool = True) -> int:
-    """Write a folder of about `gigabytes`; without `data` its weight files are sparse. Returns bytes of weights."""
-    os.makedirs(folder)
-    config = llama_config(gigabytes)
-    groups, size = [{}], 0
-    for name, shape in shapes(config).items():
-        count = 2 * math.prod(shape)
-        if groups[-1] and size + count > _SHARD:
-            groups.append({})
-            size = 0
-        groups[-1][name] = (BF16, shape)
-        size += count
+def t5(layers: int, large: bool) -> Config:
+    """A gated T5 with a head of its own, as UL2."""
+    hidden, heads, ffn = (4096, 32, 10240) if large else (2048, 32, 5120)
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "d_model": hidden,
+        "d_kv": hidden // heads,
+        "num_heads": heads,
+        "d_ff": ffn,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "vocab_size": 32128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+MODELS: dict[str, Callable[[int, bool], Config]] = {"llama": llama, "bloom": bloom, "t5": t5}
+
+
+def write_hf(folder: Path, model: str, gigabytes: float) -> int:
+    """Write a Hugging Face folder of about `gigabytes` (10^9 bytes) of bf16. Returns bytes of weights."""
+    with tempfile.TemporaryDirectory() as work:
+        config = Path(work) / "config.json"
+
+        def architecture(layers: int):
+            config.write_text(json.dumps(MODELS[model](layers, gigabytes >= 4)))
+            return config_architecture(str(config))
+
+        def size(layers: int) -> int:
+            return sum(2 * parameter.elements for parameter in parameters(architecture(layers)).values())
+
+        layer = size(2) - size(1)
+        layers = max(1, round((gigabytes * 1e9 - size(1)) / layer) + 1)
+        start = write_ir(Path(work) / "ir", architecture(layers), dtype="bf16", sparse=True)
+        options = {"max_shard_size": "1GB"}
+        target = plan_conversion(start, folder, to="hf", options=options).target
+    write_files(target, folder, data=True)
+    return sum(file.size for file in target.files)
+
+
+def write_files(target: Target, folder: Path, *, data: bool) -> None:
+    """What `target` would be, with all its headers and documents; random bf16 values, or holes, for the weights."""
     random = np.random.default_rng(0)
-    total, index = 0, {}
-    for number, group in enumerate(groups, 1):
-        name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        plan = safetensors.plan_file(group, {"format": "pt"})
-        with open(os.path.join(folder, name), "wb") as file:
-            file.write(plan.header)
-            for _ in range(len(plan.header), plan.size, 1 << 24) if data else ():
-                # bf16 values of about N(0, 0.02): sign and mantissa random, exponents near 2^-6
-                bits = random.integers(0, 1 << 16, 1 << 23, dtype=np.uint16)
-                file.write(((bits & 0x81FF) | 0x3C00).tobytes())
-            file.truncate(plan.size)
-        total += plan.size
-        index |= dict.fromkeys(group, name)
-    if len(groups) > 1:
-        with open(os.path.join(folder, "model.safetensors.index.json"), "w") as file:
-            json.dump({"metadata": {"total_size": total}, "weight_map": index}, file)
-    with open(os.path.join(folder, "config.json"), "w") as file:
-        json.dump(config, file, indent=2)
-    return total
-
-
-def write_holes(target: Target, folder: str) -> None:
-    """What `target` would be, with all its headers and documents, but with holes for the weights."""
     for file in target.files:
-        path = os.path.join(folder, file.path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as stream:
+            for start in range(0, file.size, 2 * _PIECE) if data else ():
+                # bf16 values of about N(0, 0.02): sign and mantissa random, exponents near 2^-6
+                bits = random.integers(0, 1 << 16, min(_PIECE, math.ceil((file.size - start) / 2)), dtype=np.uint16)
+                stream.write(((bits & 0x81FF) | 0x3C00).tobytes())
             stream.truncate(file.size)
-            for offset, data in file.literals:
+            for offset, known in file.literals:
                 stream.seek(offset)
-                stream.write(data)
-    for name, data in target.documents.items():
-        path = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as stream:
-            stream.write(data)
+                stream.write(known)
+    for name, text in target.documents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)

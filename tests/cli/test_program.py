@@ -24,11 +24,11 @@ from ckpt_core.architecture import (
 )
 from ckpt_core.cli import convert
 from ckpt_core.cli.describe import describe
-from ckpt_core.cli.options import parse_size
 from ckpt_core.cli.output import count_text, paint, shortened, size_text
 from ckpt_core.cli.progress import PlainListener, duration_text
 from ckpt_core.engine.run import Progress
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.sizes import parse_size
 
 HEAVY = "{'torch', 'numpy', 'blake3', 'toy', 'rich', 'pluggy'}"
 
@@ -148,9 +148,9 @@ class TestWords:
     def test_sizes(self, text, size):
         assert parse_size(text) == size
 
-    @pytest.mark.parametrize("text", ["", "GB", "-1", "1XB", "1e9", "1 2"])
+    @pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "1e9", "1 2"])
     def test_no_sizes(self, text):
-        with pytest.raises(ValueError):
+        with pytest.raises(UsageError):
             parse_size(text)
 
     def test_numbers(self):

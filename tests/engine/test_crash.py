@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,25 @@ def test_a_terminated_run_continues(
     assert not staging_of(destination).exists()
     assert len(work) == TENSORS - done
     shutil.rmtree(destination)
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 7, TENSORS])
+def test_a_continued_run_knows_the_checksums_of_what_the_killed_one_wrote(
+    model: Path, tmp_path: Path, number: int
+) -> None:
+    """Megatron's q, k and v are three tensors under one checksum; it is put together from what each of them wrote."""
+    destination = tmp_path / "run"
+    arguments = {"to": "megatron", "options": {"container": "torch"}}
+    if number:
+        kill(model, destination, "after finishing", number, **arguments)
+    convert(model, destination, **ARGUMENTS | arguments)
+    files = sorted(destination.rglob("*.pt"))
+    assert len(files) == ARGUMENTS["tp"]
+    for file in files:
+        with zipfile.ZipFile(file) as archive:
+            assert archive.testzip() is None
+            checksums = {info.CRC for info in archive.infolist() if info.filename.split("/")[1] == "data"}
+            assert 0 not in checksums, "0 stands for none"
 
 
 AFTER_PUBLISHING = [("after a rename", 1), ("while cleaning up", 2)]  # the first tidies the new staging folder

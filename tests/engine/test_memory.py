@@ -12,6 +12,9 @@ import pytest
 from support.large import large
 
 from ckpt_core.api import plan_conversion
+from ckpt_core.engine import plan as planning
+from ckpt_core.errors import CkptError
+from ckpt_core.testing import example, write_ir
 
 HUNGRY = Path(__file__).with_name("hungry.py")
 BUDGET = 128 << 20
@@ -56,6 +59,39 @@ def test_the_plan_says_no_less_than_what_is_used(tmp_path: Path) -> None:
     plan = plan_conversion(source, tmp_path / "out", **arguments)
     found = measured(source, tmp_path / "out", **arguments)
     assert found["peak"] <= plan.peak_memory <= BUDGET
+
+
+PLAN = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from support.memory import watched
+from ckpt_core.api import plan_conversion
+source, arguments = json.loads(sys.argv[2])
+with watched() as seen:
+    plan = plan_conversion(source, source + "-out", **arguments)
+print(json.dumps([max(seen), plan.footprint]))
+"""
+
+
+@pytest.mark.parametrize("arguments", [{"to": "hf"}, {"to": "megatron", "ep": 8}], ids=["hf", "torch_dist"])
+def test_a_plan_says_what_it_takes_itself(arguments: dict, tmp_path: Path) -> None:
+    """Of many small tensors: 24,000 in hf, 16,000 torch files in torch_dist."""
+    source = write_ir(tmp_path / "ir", example("moe", layers=32, mlp__moe__experts=256), dtype="bf16", sparse=True)
+    command = [sys.executable, "-c", PLAN, str(Path(__file__).parents[1]), json.dumps([source, arguments])]
+    taken, said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert said > 60 << 20
+    assert abs(said - taken) < 0.3 * taken
+
+
+def test_a_plan_that_leaves_no_room_is_refused_or_gets_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = large(tmp_path / "hf", layers=1)
+    monkeypatch.setattr(planning, "_PER_BLOCK", 10 << 20)
+    arguments = {"to": "nanotron", "tp": 2, "workers": 2}
+    with pytest.raises(CkptError, match="budget is too small") as caught:
+        plan_conversion(source, tmp_path / "out", **arguments, max_memory=planning.DEFAULT_MEMORY)
+    plan = plan_conversion(source, tmp_path / "out", **arguments)
+    assert f"{plan.footprint >> 20} of them for the plan" in str(caught.value)
+    assert planning.DEFAULT_MEMORY < plan.footprint < plan.peak_memory <= plan.memory
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:

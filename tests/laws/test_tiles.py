@@ -17,7 +17,7 @@ from ckpt_core.engine.strided import read_box, write_box
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.dtypes import FP32
-from ckpt_core.storage.files import pread_into
+from ckpt_core.storage.files import pread_into, pwrite_all
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 
 
@@ -174,7 +174,9 @@ def test_write_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> No
     with tempfile.TemporaryFile() as file:
         file.write(before.tobytes())
         file.flush()
-        write_box(file.fileno(), offset * item, strides, np.array(values, order="F" if turned else "C"))
+        write_box(
+            partial(pwrite_all, file.fileno()), offset * item, strides, np.array(values, order="F" if turned else "C")
+        )
         file.seek(0)
         after = np.frombuffer(file.read(), dtype)
     np.testing.assert_array_equal(after, expected)

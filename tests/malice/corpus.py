@@ -109,6 +109,7 @@ ABUSES = {
     "bytes of 8 EiB": (b"\x8e" + b"\xff" * 7 + b"\x7f" + b"abc", "too long"),
     "an integer of 2 GiB": (b"\x8b\xff\xff\xff\x7f", "too long"),
     "marks within marks": (b"(" * 5000, "nests too deep"),
+    "twenty million sets, of 216 bytes each": (b"(" + b"\x8f" * 20_000_000 + b"l", "far more than a checkpoint"),
     "an empty stack popped": (b"00", "did not open|more from its stack"),
     "a stack that is not left clean": (b"NNN", "one value"),
     "a frame longer than the file": (b"\x95" + struct.pack("<Q", 1 << 50), "cut off"),

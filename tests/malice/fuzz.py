@@ -1,6 +1,6 @@
 """Mutated checkpoints through every reader: only a `CkptError` may come out, soon, and in little memory.
 
-    python tests/malice/fuzz.py --minutes 10                 inputs that reach new lines of the readers are mutated on
+    python tests/malice/fuzz.py --minutes 10                 every reader: inputs that take new steps in it are mutated on
     python tests/malice/fuzz.py --minutes 10 --checkpoints   whole checkpoints of every format, one file mutated
     python tests/malice/fuzz.py --inputs 2000 --seed 1       the same inputs each time
     python tests/malice/fuzz.py --engine atheris -max_total_time=600      libFuzzer's engine (pip install atheris)
@@ -44,8 +44,14 @@ from ckpt_core.storage.zarr import read_zarr
 
 GOLDENS = Path(__file__).parents[1] / "golden"
 SECONDS = 5
-MEMORY = 400 << 20
+MEMORY = 64 << 20  # of one input
+_LEAK = 400 << 20  # of a whole run, the inputs that it keeps included
 _LARGEST = 1 << 17
+
+
+Line = tuple[str, int]
+Step = tuple[Line, Line]
+"""A line that ran, and the one of our code that ran before it: a branch taken for the first time is a new step."""
 
 
 @dataclass
@@ -57,17 +63,23 @@ class Target:
     read: Callable[[Path], object]
     seeds: list[bytes]
     tokens: tuple[bytes, ...] = ()
-    reached: set[tuple[str, int]] = field(default_factory=set)
+    reached: set[Step] = field(default_factory=set)
 
     def run(self, data: bytes) -> None:
-        """Read one input; `AssertionError` for anything but a value or a `CkptError`, or if it takes too long."""
+        """Read one input; `AssertionError` for an endless message, or if it takes too long or too much memory."""
         self.file.write_bytes(data)
-        started = time.process_time()
+        started, before = time.process_time(), peak_memory()
         try:
             self.read(self.file)
         except CkptError as problem:
             assert len(str(problem)) < 100_000, "an endless message"
         assert time.process_time() - started < SECONDS, "too slow"
+        assert peak_memory() - before < MEMORY, "too much memory"
+
+
+def peak_memory() -> int:
+    """The most bytes that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def in_bytes(file: OutputFile) -> bytes:
@@ -272,15 +284,18 @@ def mutated(data: bytes, others: list[bytes], tokens: tuple[bytes, ...], noise: 
 
 
 class Coverage:
-    """The lines of our readers that run inside the block."""
+    """The steps that our readers take inside the block."""
 
     def __init__(self) -> None:
-        self.lines: set[tuple[str, int]] = set()
+        self.steps: set[Step] = set()
+        self._last: Line = ("", 0)
 
     def _trace(self, frame: FrameType, event: str, argument: object):
         if "/ckpt_" not in frame.f_code.co_filename:
             return None
-        self.lines.add((frame.f_code.co_filename, frame.f_lineno))
+        here = (frame.f_code.co_filename, frame.f_lineno)
+        self.steps.add((self._last, here))
+        self._last = here
         return self._trace
 
     def __enter__(self) -> Coverage:
@@ -319,10 +334,10 @@ def fuzz(
         except Exception:
             findings.append((target.name, data, traceback.format_exc()))
         target.file.write_bytes(target.seeds[0])
-        if coverage.lines - target.reached:
-            target.reached |= coverage.lines
+        if coverage.steps - target.reached:
+            target.reached |= coverage.steps
             pool.append(data)
-    return done, len(set().union(*(target.reached for target in targets))), findings
+    return done, len({line for target in targets for _, line in target.reached}), findings
 
 
 def with_atheris(folder: Path, arguments: list[str]) -> None:
@@ -356,7 +371,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if asked.engine == "atheris":
             with_atheris(Path(folder), rest)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_memory()
         done, lines, findings = fuzz(
             Path(folder),
             asked.seed,
@@ -364,14 +379,14 @@ def main() -> int:
             asked.minutes and asked.minutes * 60,
             make_checkpoints if asked.checkpoints else make_targets,
         )
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    grown = peak_memory() - before
     for number, (name, data, text) in enumerate(findings):
         out = Path("fuzz-findings") / f"{name}-{number}"
         out.parent.mkdir(exist_ok=True)
         out.write_bytes(data)
         print(f"{out}\n{text}")
     print(f"{done} inputs reached {lines} lines; memory grew by {grown >> 20} MiB; {len(findings)} findings")
-    return 1 if findings or grown > MEMORY else 0
+    return 1 if findings or grown > _LEAK else 0
 
 
 if __name__ == "__main__":

@@ -506,17 +506,24 @@ def test_broken_pickles_are_refused(name, tmp_path, monkeypatch):
     ("limits", "data"),
     [
         (Limits(opcodes=10), b"N0" * 10 + b"N."),
-        (Limits(memo=3), b"Nq\x00q\x01q\x02q\x03."),
+        (Limits(memory=100), b"(]]l."),
+        (Limits(memory_free=100, memory_per_byte=1), b"(" + b"]" * 50 + b"l."),
+        (Limits(memory=1000), b"(]]a]]a]]al."),
         (Limits(stack=5), b"NNNNNNN."),
         (Limits(string=4), b"X\x05\x00\x00\x00abcde."),
         (Limits(depth=3), b"]]]]aaa."),
         (Limits(walk=5), b"](NNNNNNe."),
     ],
-    ids=["opcodes", "memo", "stack", "string", "depth", "walk"],
+    ids=["opcodes", "memory", "memory per byte", "memory of the walk", "stack", "string", "depth", "walk"],
 )
 def test_limits_can_be_lowered(limits, data):
     with pytest.raises(FormatError):
         read(data, limits=limits)
+
+
+def test_a_long_string_at_the_beginning_is_read(tmp_path):
+    data = pickle.dumps([bytes(40 << 20), "é" * 1000])
+    assert read_pickle(data, FILE) == pickle.loads(data)
 
 
 def test_frameworks_are_not_taken_for_attacks():

@@ -9,7 +9,6 @@ import pickle
 import struct
 import tracemalloc
 import zipfile
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -549,22 +548,3 @@ def test_real_checkpoints():
         assert_same(found, loaded)
         compared += 1
     assert compared > len(paths) // 2
-
-
-def test_checksums_of_parts_combine():
-    from ckpt_core.storage.crc32 import crc32_combine
-
-    rng = np.random.default_rng(0)
-    for length_a, length_b in ((0, 0), (1, 0), (0, 1), (5, 7), (1000, 1), (64, 4096), (3, 100_001)):
-        a, b = rng.bytes(length_a), rng.bytes(length_b)
-        assert crc32_combine(zlib.crc32(a), zlib.crc32(b), length_b) == zlib.crc32(a + b)
-    # A gibibyte of zeros, by doubling and by pieces.
-    crc, length = zlib.crc32(b"\0"), 1
-    while length < 1 << 30:
-        crc, length = crc32_combine(crc, crc, length), 2 * length
-    pieces = 0
-    for _ in range(1 << 10):
-        pieces = crc32_combine(pieces, zlib.crc32(bytes(1 << 20)), 1 << 20)
-    assert crc == pieces
-    with pytest.raises(ValueError, match="length"):
-        crc32_combine(1, 2, -1)

@@ -23,7 +23,7 @@ from ckpt_core.architecture import Architecture, Axis, facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
-from ckpt_core.engine.plan import DEFAULT_MEMORY, Plan, Transfer, make_plan
+from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, UsageError
@@ -260,7 +260,7 @@ def plan_conversion(
     dtype: str = "keep",
     options: Mapping[str, str] | None = None,
     weights: str = "auto",
-    max_memory: int = DEFAULT_MEMORY,
+    max_memory: int | None = None,
     workers: int | None = None,
 ) -> Plan:
     """Everything `convert` would do, without doing it."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_PROBLEMS = 1000
+
 
 class CkptError(Exception):
     """A checkpoint, option or request that can't be served, explained.
@@ -80,12 +82,13 @@ class Refusal(CkptError):
 
 
 class ProblemsFound(CkptError):
-    """Several problems at once; `problems` holds each of them."""
+    """Several problems at once; `problems` holds each of them, but for the `more` that were only counted."""
 
-    def __init__(self, subject: str, problems: Iterable[CkptError]) -> None:
+    def __init__(self, subject: str, problems: Iterable[CkptError], more: int = 0) -> None:
         self.problems = list(problems)
-        noun = "problem" if len(self.problems) == 1 else "problems"
-        super().__init__(f"{subject}: {len(self.problems)} {noun}")
+        count = len(self.problems) + more
+        shown = f", of which the first {len(self.problems)} are kept" if more else ""
+        super().__init__(f"{subject}: {count} {'problem' if count == 1 else 'problems'}{shown}")
 
     def __str__(self) -> str:
         return "\n".join([self.problem, *(f"- {problem}".replace("\n", "\n  ") for problem in self.problems)])
@@ -95,7 +98,7 @@ class ProblemsFound(CkptError):
 
 
 class Problems:
-    """A list of problems that is raised at once.
+    """A list of problems that is raised at once. Of the problems of a hostile file the first thousand are kept.
 
     >>> problems = Problems("reading model")
     >>> problems.add(CkptError("tensor 'a' is missing"))
@@ -108,12 +111,15 @@ class Problems:
     def __init__(self, subject: str) -> None:
         self.subject = subject
         self.found: list[CkptError] = []
+        self.more = 0
         self._said: set[str] = set()
 
     def add(self, problem: CkptError) -> None:
         """Note a problem; one that says the same as an earlier one is noted once."""
         for one in problem.problems if isinstance(problem, ProblemsFound) else [problem]:
-            if str(one) not in self._said:
+            if len(self.found) >= _MOST_PROBLEMS:
+                self.more += 1
+            elif str(one) not in self._said:
                 self._said.add(str(one))
                 self.found.append(one)
 
@@ -122,7 +128,7 @@ class Problems:
         if len(self.found) == 1:
             raise self.found[0]
         if self.found:
-            raise ProblemsFound(self.subject, self.found)
+            raise ProblemsFound(self.subject, self.found, self.more)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

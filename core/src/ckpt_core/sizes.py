@@ -7,27 +7,22 @@ import re
 from ckpt_core.errors import UsageError
 
 _UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-    "TIB": 1 << 40,
-}
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+}  # fmt: skip
 
 
 def parse_size(text: str) -> int:
-    """`5GB`, `200MiB` or a plain number, in bytes.
+    """Bytes from `256MiB`, `2GB` (10^9), `1.5G` (2^30), `4096`; `UsageError` for anything else, and for none.
 
-    >>> parse_size("5GB"), parse_size("200 MiB")
-    (5000000000, 209715200)
+    >>> parse_size("5GB"), parse_size("200 MiB"), parse_size("1.5g")
+    (5000000000, 209715200, 1610612736)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    unit = _UNITS.get(match[2], 0) if match else 0
+    size = int(float(match[1]) * unit) if match and "." in match[1] else int(match[1]) * unit if match else 0
     if size <= 0:
-        raise UsageError("not a size", found=text, expected="a number with B, KB, MB, GB, KiB, MiB or GiB")
+        raise UsageError("not a size", found=text, expected="256MiB, 2GB or a number of bytes")
     return size

@@ -16,6 +16,7 @@ its name (`encoder.attention.heads`); otherwise they carry none.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator
 from enum import StrEnum
@@ -194,8 +195,9 @@ def _typed(annotation: Any, value: Any, path: str, source: str) -> object:
     )
 
 
-def _paths(cls: type, path: str) -> set[str]:
-    return set(_walk(cls, path))
+@functools.cache
+def _paths(cls: type, path: str) -> frozenset[str]:
+    return frozenset(_walk(cls, path))
 
 
 def _walk(cls: type, path: str) -> Iterator[str]:

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import click
 
 from ckpt_core.errors import UsageError
-
-_UNITS = {
-    "": 1, "b": 1,
-    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40,
-    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
-}  # fmt: skip
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `256MiB`, `2GB` (10^9), `1.5G` (2^30), `4096`; `ValueError` for anything else.
-
-    >>> parse_size("256MiB"), parse_size("2GB")
-    (268435456, 2000000000)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in _UNITS:
-        raise ValueError(text)
-    return int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
+from ckpt_core.sizes import parse_size
 
 
 class Size(click.ParamType):
@@ -39,7 +20,7 @@ class Size(click.ParamType):
             return value
         try:
             return parse_size(str(value))
-        except ValueError:
+        except UsageError:
             self.fail(f"{value!r} is not a size; write 256MiB, 2GB or a number of bytes", param, ctx)
 
 

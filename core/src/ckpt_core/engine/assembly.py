@@ -55,8 +55,13 @@ def flat_tile(tile: Tile, strides: Sequence[int], origin: Sequence[int] | None =
     """A tile over native dimensions as a tile over one dimension of elements."""
     origin = origin or (0,) * len(strides)
     base = sum((start - zero) * stride for start, zero, stride in zip(tile.native_base, origin, strides, strict=True))
-    links = tuple(Link(link.size, link.axis, link.step, 0, link.stride * strides[link.dim]) for link in tile.links)
-    return Tile(links, tile.canonical_base, (base,))
+    return Tile(_flat_links(tile.links, tuple(strides)), tile.canonical_base, (base,))
+
+
+@functools.lru_cache(maxsize=4096)
+def _flat_links(links: tuple[Link, ...], strides: tuple[int, ...]) -> tuple[Link, ...]:
+    """Most tensors of a model are of one of few shapes: those of all its experts share one tuple."""
+    return tuple(Link(link.size, link.axis, link.step, 0, link.stride * strides[link.dim]) for link in links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +197,17 @@ class Source:
 
     def _gather(self, blocks: Sequence[Block], box: Box, raw: np.ndarray) -> None:
         """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
-        if sum(tile.elements for block in blocks for tile in block.within(box)) != raw.size:
+        parts = [(block, tile) for block in blocks for tile in block.within(box)]
+        if sum(tile.elements for _, tile in parts) != raw.size:
             raw[...] = 0
-        for block in blocks:
-            for tile in block.within(box):
-                self._fill(block, tile, tile_view(raw, tile, box))
+        for block, tile in parts:
+            self._fill(block, tile, tile_view(raw, tile, box))
 
     def _average(self, assembly: Assembly, box: Box, mean: np.ndarray) -> None:
         ranks = (assembly.blocks, *assembly.averaged)
         mean[...] = 0
         for blocks in ranks:
-            stored = np.empty(mean.shape, blocks[0].dtype.numpy)
+            stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
             self._gather(blocks, box, stored)
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
@@ -225,11 +230,9 @@ class Source:
             yield functools.partial(pread_into, descriptor, path=path)
 
     def _compare(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
-        copy = np.empty(view.shape, block.dtype.numpy)
+        copy = scratch("copy", view.shape, block.dtype.numpy)
         self._fill(block, tile, copy)
-        if block.dtype != assembly.dtype or not np.array_equal(
-            copy.view(np.uint8), np.ascontiguousarray(view).view(np.uint8)
-        ):
+        if block.dtype != assembly.dtype or not np.array_equal(_bits(copy), _bits(view)):
             raise FormatError(
                 f"two copies of {assembly.parameter.name} differ",
                 file=block.path,
@@ -238,10 +241,10 @@ class Source:
             )
 
     def _compare_rounded(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
-        copy = np.empty(view.shape, block.dtype.numpy)
+        copy = scratch("copy", view.shape, block.dtype.numpy)
         self._fill(block, tile, copy)
         rounded = encode(decode(np.ascontiguousarray(view), assembly.dtype), block.dtype)
-        if not np.array_equal(rounded.view(np.uint8), copy.view(np.uint8)):
+        if not np.array_equal(_bits(rounded), _bits(copy)):
             raise FormatError(
                 f"{assembly.parameter.name} in {assembly.dtype} does not round to its copy in {block.dtype}",
                 file=assembly.blocks[0].path,
@@ -257,6 +260,11 @@ class Source:
 
     def close(self) -> None:
         self._files.close()
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The elements as whole numbers of the same bits, by which a NaN equals itself, and -0 not 0."""
+    return array.view(f"u{array.itemsize}")
 
 
 def tile_view(raw: np.ndarray, tile: Tile, box: Box) -> np.ndarray:

@@ -19,6 +19,7 @@ from blake3 import blake3
 from ckpt_core.storage.dtypes import DType, decode
 
 _ZEROS = bytes(1 << 20)
+_BLOCK = 1 << 16  # elements at a time: their halves stay in the cache, and in memory that is used again
 
 
 class TensorDigest:
@@ -35,16 +36,19 @@ class TensorDigest:
             self._high.update(_view(raw))
             self._low_zeros(raw.size * 2)
             return
-        bits = np.ascontiguousarray(decode(raw, dtype)).reshape(-1).view(np.uint16)
-        self._high.update(_view(bits[1::2]))
-        low = bits[0::2]
-        if self._low is None and not low.any():
-            self._zero_bytes += low.size * 2
+        bits = np.ascontiguousarray(decode(raw, dtype)).reshape(-1).view(np.uint32)
+        for start in range(0, bits.size, _BLOCK):
+            self._halves(bits[start : start + _BLOCK])
+
+    def _halves(self, bits: np.ndarray) -> None:
+        self._high.update(_view((bits >> 16).astype(np.uint16)))
+        if self._low is None and not np.bitwise_or.reduce(bits) & 0xFFFF:
+            self._zero_bytes += bits.size * 2
             return
         if self._low is None:
             self._low, zeros, self._zero_bytes = blake3(), self._zero_bytes, 0
             self._low_zeros(zeros)
-        self._low.update(_view(low))
+        self._low.update(_view(bits.astype(np.uint16)))  # modulo 2**16
 
     def _low_zeros(self, count: int) -> None:
         if self._low is None:

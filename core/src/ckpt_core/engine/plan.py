@@ -6,11 +6,12 @@ once, each canonical tensor is delivered) and splits the work into transfers, on
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
@@ -23,11 +24,15 @@ from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Native, ValueMap
 from ckpt_core.storage.dtypes import DType, dtype_named
 from ckpt_core.storage.files import FileState
+from ckpt_core.storage.output import Checksum
 from ckpt_core.storage.tensor import contiguous_strides
 
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
-_FOOTPRINT = 60 << 20  # interpreter, NumPy and the plan's own tables
+_INTERPRETER = 40 << 20  # with NumPy, and what a small plan takes
+# What planning takes for each block read or written, and for each piece of a file that is known already: measured by
+# benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
+_PER_BLOCK, _PER_LITERAL = 1100, 1400
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 _WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2": 0}
 
@@ -36,12 +41,13 @@ _WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2":
 class Delivery:
     """One part of a transfer: a block in an output file, and the maps from canonical to stored values.
 
-    `copy`: it only repeats what another delivery writes, all of it or some.
+    `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among.
     """
 
     block: Block
     maps: tuple[ValueMap, ...] = ()
     copy: bool = False
+    checksum: Checksum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,12 @@ class Plan:
         largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[
             : self.workers
         ]
-        return _FOOTPRINT + _BUFFERS * sum(largest)
+        return self.footprint + _BUFFERS * sum(largest)
+
+    @functools.cached_property
+    def footprint(self) -> int:
+        """The part of `peak_memory` that the plan itself takes, whatever is moved."""
+        return _footprint(self.target, [transfer.deliveries for transfer in self.transfers])
 
     @property
     def losses(self) -> list[Loss]:
@@ -173,11 +184,14 @@ def make_plan(
     source: Checkpoint,
     target: Target,
     *,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     workers: int | None = None,
     options: Mapping[str, object] | None = None,
 ) -> Plan:
-    """Check the target against its architecture and cut the work into transfers within a memory budget (bytes)."""
+    """Check the target against its architecture and cut the work into transfers within a memory budget (bytes).
+
+    Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that.
+    """
     workers = workers or min(4, os.cpu_count() or 1)
     expected = parameters(target.architecture)
     problems = Problems(f"writing {target.format}")
@@ -192,12 +206,15 @@ def make_plan(
                 CkptError(f"{delivered} elements of {parameter} are written", expected="all of them, in whole copies")
             )
     problems.raise_any()
-    budget = max(1 << 20, (memory - _FOOTPRINT) // (workers * _BUFFERS))
-    if memory < _FOOTPRINT + workers * _BUFFERS * (1 << 20):
+    footprint = _footprint(target, deliveries.values())
+    if memory is None:
+        memory = max(DEFAULT_MEMORY, footprint + workers * _BUFFERS * _CHUNK)
+    budget = (memory - footprint) // (workers * _BUFFERS)
+    if budget < 1 << 20:
         raise CkptError(
             "the memory budget is too small",
             found=f"{memory >> 20} MiB for {workers} workers",
-            expected=f"at least {(_FOOTPRINT >> 20) + workers * _BUFFERS} MiB",
+            expected=f"at least {(footprint >> 20) + 1 + workers * _BUFFERS} MiB, {footprint >> 20} of them for the plan",
         )
     source = replace(source, files=[*source.files, *_sidecar_files(source, target)])
     transfers = []
@@ -205,6 +222,14 @@ def make_plan(
         outgoing = tuple(deliveries[name])
         transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
     return Plan(source, target, transfers, workers, memory, options or {})
+
+
+def _footprint(target: Target, deliveries: Iterable[Sequence[Delivery]]) -> int:
+    """About the most bytes that a process holds to make and to keep a plan, without the buffers that move the data."""
+    blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.tensors.values())
+    literals = [len(data) for file in target.files for _, data in file.literals]
+    documents = sum(map(len, target.documents.values()))
+    return _INTERPRETER + _PER_BLOCK * blocks + _PER_LITERAL * len(literals) + sum(literals) + documents
 
 
 def _sidecar_files(source: Checkpoint, target: Target) -> list[FileState]:
@@ -259,6 +284,7 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]:
     sizes = {file.path: file.size for file in target.files}
+    checksums = {file.path: sorted(file.checksums, key=_start) for file in target.files}
     found: dict[str, list[Delivery]] = {}
     extents: dict[str, list[tuple[int, int, str]]] = {}
     for placed in target.placements:
@@ -277,9 +303,10 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]
         )
         strides = contiguous_strides(native.shape)
         maps = (native.row.via.inverse(),) if native.row.via else ()
+        checksum = _around(placed.offset, checksums.get(placed.file, ()))
         for piece in native.pieces:
             block = Block(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
-            found.setdefault(piece.parameter, []).append(Delivery(block, maps, native.row.copy))
+            found.setdefault(piece.parameter, []).append(Delivery(block, maps, native.row.copy, checksum))
     for path, ranges in extents.items():
         end, last = 0, "the header"
         for start, stop, name in sorted(ranges):
@@ -287,6 +314,16 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]
                 problems.add(CkptError(f"{name!r} does not fit beside {last!r} in {path!r}"))
             end, last = stop, name
     return found
+
+
+def _start(checksum: Checksum) -> int:
+    return checksum.start
+
+
+def _around(offset: int, checksums: Sequence[Checksum]) -> Checksum | None:
+    """The checksum, of those in the order of their starts, whose bytes hold the one at `offset`."""
+    number = bisect.bisect_right(checksums, offset, key=_start) - 1
+    return checksums[number] if number >= 0 and offset < checksums[number].stop else None
 
 
 def _chunk_elements(assembly: Assembly, deliveries: tuple[Delivery, ...], budget: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -15,17 +14,23 @@ from ckpt_core import __version__
 from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Sidecar
 from ckpt_core.engine.assembly import Source
+from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.plan import Plan, Transfer
 from ckpt_core.engine.seal import read_receipt, sealed
-from ckpt_core.engine.staging import RECEIPT, Staging, is_empty_folder, receipt_beside, receipt_path, recorded_plan
+from ckpt_core.engine.staging import (
+    RECEIPT,
+    Staging,
+    is_empty_folder,
+    receipt_beside,
+    receipt_path,
+    recorded_plan,
+    sync_all,
+)
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
-from ckpt_core.engine.writeback import Writeback
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.files import naming, pread_into, pwrite_all, read_small
-from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.files import naming, read_small
 
-_PIECE = 4 << 20
 _WHOLE_FILE_DIGEST = 1 << 20
 
 
@@ -128,9 +133,9 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
     source, sink = Source(plan.source.files), Sink(staging.out)
+    completion = Completion(plan.target.files, todo, staging.done.values(), staging.path)
     own = executor is None
     pool = ThreadPoolExecutor(plan.workers, "transfer") if executor is None else executor
-    writeback = Writeback(todo, staging.sync)
     waiting = iter(todo)
     running: dict[Future, Transfer] = {}
     try:
@@ -143,13 +148,11 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
                 transfer = running.pop(future)
                 result = future.result()
                 staging.finish(result)
-                writeback.written(transfer)
+                completion.written(transfer, result)
                 written += result.bytes_written
                 if listener is not None:
                     listener(Progress(written, total, transfer.name))
-        writeback.finish()
     finally:
-        writeback.abandon()
         wait([future for future in running if not future.cancel()])  # what runs uses source and sink
         if own:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -158,9 +161,7 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
 
 
 def _finish(plan: Plan, staging: Staging) -> Receipt:
-    for file in plan.target.files:
-        _patch_checksums(staging.path(file.path), file)
-        staging.sync(file.path)
+    sync_all([file.path for file in plan.target.files], staging.sync)
     for path, sidecar in plan.target.sidecars.items():
         _write_document(staging.path(path), sidecar.extent.pieces())
     for path, data in plan.target.documents.items():
@@ -176,25 +177,6 @@ def _write_document(path: str, pieces: Iterable[bytes]) -> None:
         file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _patch_checksums(path: str, file: OutputFile) -> None:
-    """Fill in the CRC-32 fields, which only the finished data can tell."""
-    if not file.checksums:
-        return
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        with naming(path):
-            for checksum in file.checksums:
-                crc, buffer = 0, bytearray(min(_PIECE, checksum.length))
-                for start in range(0, checksum.length, _PIECE):
-                    view = memoryview(buffer)[: min(_PIECE, checksum.length - start)]
-                    pread_into(descriptor, view, checksum.start + start, path)
-                    crc = zlib.crc32(view, crc)
-                for position in checksum.positions:
-                    pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(sidecar: Sidecar) -> str:

@@ -15,13 +15,15 @@ from types import EllipsisType
 import numpy as np
 
 from ckpt_core.engine.scratch import scratch
-from ckpt_core.storage.files import pwrite_all
 
 # Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
 _NEAR = 16 << 10
 
 ReadInto = Callable[[memoryview, int], None]
 """Fills a view with the bytes of a file from an offset on."""
+
+WriteFrom = Callable[[memoryview, int], None]
+"""Writes the bytes of a view to a file from an offset on."""
 
 
 def _file_order(strides: Sequence[int]) -> list[int]:
@@ -73,7 +75,7 @@ def read_box(read: ReadInto, offset: int, strides: Sequence[int], out: np.ndarra
             target[...] = buffer.reshape(target.shape)
 
 
-def write_box(descriptor: int, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
+def write_box(write: WriteFrom, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
     """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...)."""
     if values.size == 0:
         return
@@ -87,7 +89,7 @@ def write_box(descriptor: int, offset: int, strides: Sequence[int], values: np.n
     merged, _ = _run(ordered.shape, steps)
     outer = len(steps) - merged
     for index, start in _starts(ordered.shape[:outer], steps[:outer]):
-        pwrite_all(descriptor, _bytes_of(ordered[index]), offset + start * values.itemsize)
+        write(_bytes_of(ordered[index]), offset + start * values.itemsize)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -76,17 +76,33 @@ def dtype_named(name: str) -> DType:
     raise UsageError(f"unknown dtype {name!r}", expected=", ".join(BY_NAME))
 
 
+_BLOCK = 1 << 15  # elements at a time: what they need on the way stays in the cache, and in memory that is used again
+
+
 def _decode_bf16(raw: np.ndarray) -> np.ndarray:
-    return (raw.astype(np.uint32) << 16).view(np.float32)
+    bits = raw.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 def _encode_bf16(values: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    # Round to nearest, ties to even: add 0x7fff plus the lowest bit that stays.
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> 16
-    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    encoded = np.empty(values.shape, np.uint16)
+    flat, bits = encoded.reshape(-1), values.reshape(-1).view(np.uint32)
+    for start in range(0, bits.size, _BLOCK):
+        part = bits[start : start + _BLOCK]
+        # Round to nearest, ties to even: add 0x7fff plus the lowest bit that stays.
+        rounded = part >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += part
+        rounded >>= 16
+        flat[start : start + _BLOCK] = rounded
     # A NaN whose payload sits in the low half would round to infinity: set the quiet bit instead.
-    return np.where(nan, (bits >> 16) | np.uint32(0x40), rounded).astype(np.uint16)
+    nan = np.isnan(values)
+    if nan.any():
+        encoded[nan] = (values.view(np.uint32)[nan] >> 16) | 0x40
+    return encoded
 
 
 def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, has_infinity: bool) -> np.ndarray:

@@ -143,9 +143,10 @@ class OpenFiles:
         finally:
             with self._lock:
                 entry[1] -= 1
-                idle = [key for key, (_, users) in self._open.items() if not users]
-                for key in idle[: max(0, len(self._open) - self._limit)]:
-                    os.close(self._open.pop(key)[0])
+                if len(self._open) > self._limit:
+                    idle = [key for key, (_, users) in self._open.items() if not users]
+                    for key in idle[: len(self._open) - self._limit]:
+                        os.close(self._open.pop(key)[0])
 
     def _open_checked(self, path: str, state: FileState | None) -> int:
         descriptor = open_regular(path, self._flags)
@@ -182,6 +183,16 @@ def pread_into(descriptor: int, view: memoryview, offset: int, path: str) -> Non
         if count == 0:
             raise FormatError("the file was truncated while it was being read", file=path, found=f"{offset} bytes")
         view, offset = view[count:], offset + count
+
+
+def start_writeback(descriptor: int) -> None:
+    """Have the kernel begin to write what is dirty of a file, and forget what of it is on the disk already.
+
+    Waits for nothing and promises nothing; it leaves little to do for the sync that does. An output that is as large
+    as the memory would only push out of the cache what others, and its own source, still need.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:

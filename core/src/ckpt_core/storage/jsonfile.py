@@ -14,17 +14,21 @@ from ckpt_core.errors import FormatError
 from ckpt_core.storage.files import read_small
 
 _DEPTH = 64
-_MOST_JSON_VALUES = 4_000_000  # the tokenizer.json of a vocabulary of 256k has two million and a half
+_MOST_JSON_MEMORY = 400 << 20  # the tokenizer.json of a vocabulary of 256k takes up to three quarters of it
 _MOST_YAML_BYTES = 2 << 20
+_MOST_YAML_NODES = 100_000  # of 1.5 KB each: PyYAML notes where everything begins and ends
 _MOST_YAML_VALUES = 1_000_000
 
 
 def parse_json(data: bytes, file: str) -> object:
     """The value of a JSON text; `FormatError` for bad syntax, a key given twice, NaN, or absurd nesting or size."""
-    values = sum(map(data.count, (b",", b"[", b"{")))  # at least as many as there are, so that none is made in vain
-    if values > _MOST_JSON_VALUES:
+    memory = _memory_of_json(data)
+    if memory > _MOST_JSON_MEMORY:
         raise FormatError(
-            "the JSON text holds too much", file=file, found=f"{values} values", expected=f"at most {_MOST_JSON_VALUES}"
+            "the JSON text holds too much",
+            file=file,
+            found=f"{len(data)} bytes that would take about {memory} bytes of memory",
+            expected=f"at most {_MOST_JSON_MEMORY}",
         )
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
@@ -43,6 +47,12 @@ def parse_json(data: bytes, file: str) -> object:
         raise FormatError("JSON nested too deeply", file=file, expected=f"at most {_DEPTH} levels") from None
     except ValueError as error:
         raise FormatError(f"not valid JSON: {error}", file=file) from None
+
+
+def _memory_of_json(data: bytes) -> int:
+    """About how many bytes the value of a JSON text takes in CPython, before any is made; more if texts have commas."""
+    text = len(data) if data.isascii() else 4 * len(data)
+    return text + 64 * data.count(b",") + 90 * data.count(b"[") + 64 * data.count(b"{") + 200 * data.count(b":")
 
 
 def _integer(digits: str) -> int:
@@ -76,11 +86,14 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._open = 0
+        self._open = self._nodes = 0
         self._measured: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._open += 1
+        self._nodes += 1
+        if self._nodes > _MOST_YAML_NODES:
+            raise yaml.YAMLError(f"it holds more than {_MOST_YAML_NODES} values")
         if self._open > _DEPTH:
             raise yaml.YAMLError(f"nested deeper than {_DEPTH} levels")
         is_alias = self.check_event(yaml.AliasEvent)

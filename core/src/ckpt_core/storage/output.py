@@ -13,6 +13,10 @@ class Checksum:
     length: int
     positions: tuple[int, ...]
 
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:

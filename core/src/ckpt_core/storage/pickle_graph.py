@@ -19,24 +19,28 @@ _CONTAINERS = frozenset((dict, list, tuple, Opaque, OrderedDict, defaultdict, se
 _LEAF = (1, 1)
 # Sizes stop growing here: a chain of doublings would make them numbers of a million digits.
 _SIZE_CAP = 1 << 62
-# Containers of at most so many leaves are measured anew each time: most are, and noting them all takes much memory.
+_DEPTHS = (1 << 16) - 1
+# Containers of so few leaves, and objects of so small a size, are measured anew each time: most are so small, and
+# noting them all takes much memory.
 _SMALL = 8
+_SMALL_SIZE = 24
+NOTE = 160
+"""Bytes that noting the size of one other container takes."""
 
 
-def measure(root: Any, deep: int) -> tuple[int, int]:
+def measure(root: Any, deep: int, many: int = 1 << 62) -> tuple[int, int]:
     """(depth, size) of `root` as a walk that goes into everything but its own ancestors would see it.
 
     `depth` counts containers inside each other, `size` counts every visit of a
     value, shared ones again each time. One pass over the objects, no recursion;
-    it stops, with a size of 0, where it is more than `deep` containers down.
+    it stops, with a size of 0, where it is more than `deep` containers down, or has more than `many` to note.
     """
-    done: dict[int, tuple[int, int]] = {}
-    entered: set[int] = set()
+    noted: dict[int, int] = {}  # by identity: size * 2**16 + depth; 0 while it is walked
     deepest = 0
     path: list[tuple[Any, Any, list[int]]] = []  # container, iterator over its children, [depth, size]
 
     def enter(value: Any) -> None:
-        entered.add(id(value))
+        noted[id(value)] = 0
         path.append((value, iter(_children(value)), [1, 1]))
 
     if not _is_container(root):
@@ -50,28 +54,30 @@ def measure(root: Any, deep: int) -> tuple[int, int]:
             elif type(child) is not Opaque and len(child) <= _SMALL and _is_flat(child):
                 total[0] = max(total[0], 2)
                 total[1] += 1 + len(child)
-            elif id(child) in done:
-                depth, size = done[id(child)]
-                total[0] = max(total[0], depth + 1)
-                total[1] += size
-            elif id(child) in entered:
+            elif known := noted.get(id(child)):
+                total[0] = max(total[0], (known & _DEPTHS) + 1)
+                total[1] += known >> 16
+            elif known == 0:
                 total[1] += 1 if _through_an_object(path, child) else _SIZE_CAP
             else:
                 enter(child)
                 deepest = max(deepest, len(path))
-                if deepest > deep:
+                if deepest > deep or len(noted) > many:
                     return deepest, 0
                 break
         else:
             path.pop()
             total[1] = min(total[1], _SIZE_CAP)
-            done[id(value)] = (total[0], total[1])
+            if total[1] > _SMALL_SIZE or not path:
+                noted[id(value)] = total[1] << 16 | min(total[0], _DEPTHS)
+            else:
+                del noted[id(value)]
             if path:
                 above = path[-1][2]
                 above[0] = max(above[0], total[0] + 1)
                 above[1] += total[1]
-    depth, size = done[id(root)]
-    return max(depth, deepest), size
+    known = noted[id(root)]
+    return max(known & _DEPTHS, deepest), known >> 16
 
 
 def _through_an_object(path: Sequence[tuple[Any, Any, list[int]]], child: Any) -> bool:

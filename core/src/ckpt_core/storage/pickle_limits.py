@@ -1,4 +1,9 @@
-"""What reading one pickle may cost."""
+"""What reading one pickle may cost.
+
+Memory is what a hostile pickle wants: one byte of it makes an empty set of 216. So whatever an opcode makes is
+charged in bytes, and the sum may grow with the pickle, up to a ceiling. The largest honest pickles are the
+`.metadata` of distributed checkpoints: 30 MB for a hundred thousand tensors, and ten times as much in memory.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,17 @@ class Limits:
     """What one pickle may cost. The defaults are far above every real checkpoint."""
 
     opcodes: int = 200_000_000
-    memo: int = 50_000_000
-    stack: int = 10_000_000
+    memory: int = 400 << 20
+    """Bytes of everything that the pickle makes, and of the walk over it."""
+    memory_per_byte: int = 30
+    """Such bytes for each byte of the pickle, beyond `memory_free`."""
+    memory_free: int = 16 << 20
+    stack: int = 4_000_000
     """Values on the stack at one time (a tuple or a batch of items lies there whole)."""
     marks: int = 1_000
     """Groups open at the same time."""
-    objects: int = 50_000_000
-    """Containers made in all; a set, or the object of a class, counts as 4."""
-    string: int = 1 << 31
-    """Bytes of one text or byte string."""
+    string: int = 192 << 20
+    """Bytes of one text or byte string, which is held twice while it is read."""
     line: int = 1 << 20
     """Bytes of one line of the text opcodes (protocol 0)."""
     name: int = 512
@@ -31,5 +38,3 @@ class Limits:
     """Values that a walk of the result visits, shared ones again each time."""
     walk_per_byte: int = 100
     """Such values for each byte of the pickle, beyond the first million."""
-    made: int = 16 << 20
-    """Bytes that makers may create beyond four times the bytes read so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ from ckpt_core.storage.pickle_numpy import set_array_state, set_dtype_state
 from ckpt_core.storage.pickle_refused import is_refused
 
 _HIGHEST_PROTOCOL = 5
+# Bytes in CPython, rounded up to what its allocator hands out.
+_REMEMBERED, _SCALAR, _SET, _ENTRY, _STORAGE = 10, 48, 224, 112, 128
 _INT = re.compile(rb"[+-]?\d+", re.ASCII)
 
 
@@ -41,10 +44,11 @@ class Machine:
         self.limits = limits
         self.stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each open mark
-        self.memo: dict[int, Any] = {}
+        self._memo: list[Any] = []  # picklers number what they remember from 0 on
+        self._memo_elsewhere: dict[int, Any] = {}
         self._held = 0  # values on the stacks below
         self._made = 0
-        self._objects = 0
+        self._allowed = 0  # `_made` up to here was found to be within the limits
         self._globals: dict[tuple[str, str], Any] = {}
 
     @property
@@ -55,14 +59,18 @@ class Machine:
     def charge(self, size: int) -> None:
         """See `Reading.charge`."""
         self._made += size
-        if self._made > self.limits.made + 4 * self.bytes_read:
-            self.fail("a small pickle makes very large values", found=f"{self._made} bytes")
+        if self._made > self._allowed and self.memory_left() < 0:
+            self.fail(
+                "the pickle makes far more than a checkpoint of its size does",
+                found=f"{self._made} bytes of memory for {self.bytes_read} bytes read",
+                expected=f"at most {self._allowed}",
+            )
 
-    def count(self, weight: int) -> None:
-        """Account for a container that an opcode makes."""
-        self._objects += weight
-        if self._objects > self.limits.objects:
-            self.fail("the pickle makes too many objects", expected=f"at most {self.limits.objects}")
+    def memory_left(self) -> int:
+        """How many more bytes may be made, after what was read so far."""
+        limits = self.limits
+        self._allowed = min(limits.memory, limits.memory_free + limits.memory_per_byte * self.bytes_read)
+        return self._allowed - self._made
 
     def fail(self, problem: str, found: object = None, expected: object = None, fix: str | None = None) -> NoReturn:
         """See `Reading.fail`."""
@@ -81,12 +89,22 @@ class Machine:
                 "the pickle does not end with one value",
                 found=f"{len(self.stack)} values, {len(self._below)} open marks",
             )
-        return self.stack[0]
+        self._made -= _REMEMBERED * len(self._memo)
+        self._memo.clear()
+        self._memo_elsewhere.clear()
+        return self.stack.pop()
 
     # Numbers and text
 
     def unpack(self, layout: struct.Struct) -> None:
+        self.charge(_SCALAR)
         self.stack.append(layout.unpack(self.data.take(layout.size))[0])
+
+    def line(self) -> bytes:
+        """The rest of a line of the text opcodes."""
+        line = self.data.line(self.limits.line)
+        self.charge(_SCALAR + len(line))
+        return line
 
     def _integer(self, data: bytes) -> int:
         return int.from_bytes(data, "little", signed=True)
@@ -94,10 +112,11 @@ class Machine:
     def long(self, width: int) -> None:
         count = int.from_bytes(self.data.take(width), "little", signed=width > 1)
         self._check_length(count, self.limits.integer, "an integer")
+        self.charge(_SCALAR + count)
         self.stack.append(self._integer(self.data.take(count)))
 
     def text_integer(self) -> int:
-        line = self.data.line(self.limits.line).rstrip(b"L")
+        line = self.line().rstrip(b"L")
         if not _INT.fullmatch(line) or len(line) > 2 * self.limits.integer:
             self.fail("a number in the pickle is damaged", found=brief(line))
         return int(line)
@@ -110,7 +129,7 @@ class Machine:
         self.stack.append(bool(value) if is_bool else value)
 
     def float_line(self) -> None:
-        line = self.data.line(self.limits.line)
+        line = self.line()
         try:
             self.stack.append(float(line))
         except ValueError:
@@ -119,7 +138,9 @@ class Machine:
     def counted(self, width: int) -> bytes:
         count = int.from_bytes(self.data.take(width), "little")
         self._check_length(count, self.limits.string, "a string")
-        return self.data.take(count)
+        data = self.data.take(count)
+        self.charge(_SCALAR + count)
+        return data
 
     def _check_length(self, count: int, limit: int, what: str) -> None:
         if not 0 <= count <= limit:
@@ -127,9 +148,12 @@ class Machine:
 
     def decode(self, data: bytes, encoding: str = "utf-8", errors: str = "surrogatepass") -> str:
         try:
-            return data.decode(encoding, errors)
+            text = data.decode(encoding, errors)
         except UnicodeDecodeError:
             self.fail("a text in the pickle is damaged", found=brief(data), expected=encoding)
+        if not text.isascii():
+            self.charge(3 * len(text))
+        return text
 
     def old_string(self, data: bytes) -> None:
         """A `str` of Python 2: text where it is UTF-8, else bytes."""
@@ -139,7 +163,7 @@ class Machine:
             self.stack.append(data)
 
     def quoted_line(self) -> None:
-        line = self.data.line(self.limits.line).strip()
+        line = self.line().strip()
         if len(line) < 2 or line[0] != line[-1] or line[0] not in b"\"'":
             self.fail("a string in the pickle has no quotes", found=brief(line))
         try:
@@ -148,7 +172,7 @@ class Machine:
             self.fail("a string in the pickle is damaged", found=brief(line))
 
     def unicode_line(self) -> None:
-        self.stack.append(self.decode(self.data.line(self.limits.line), "raw-unicode-escape", "strict"))
+        self.stack.append(self.decode(self.line(), "raw-unicode-escape", "strict"))
 
     # Stack and memo
 
@@ -178,18 +202,31 @@ class Machine:
             self.pop_mark()
 
     def put(self, index: int) -> None:
-        if index < 0 or (index not in self.memo and len(self.memo) >= self.limits.memo):
-            self.fail("the pickle remembers too many values", expected=f"at most {self.limits.memo}")
-        self.memo[index] = self.stack[-1]
+        value = self.stack[-1]
+        if index == len(self._memo):
+            self.charge(_REMEMBERED)
+            self._memo.append(value)
+        elif 0 <= index < len(self._memo):
+            self._memo[index] = value
+        elif index < 0:
+            self.fail("the pickle remembers a value by an impossible number", found=f"memo {index}")
+        else:
+            self.charge(_SCALAR + _ENTRY)
+            self._memo_elsewhere[index] = value
+
+    def memoize(self) -> None:
+        self.put(len(self._memo) + len(self._memo_elsewhere))
 
     def get(self, index: int) -> None:
-        try:
-            self.stack.append(self.memo[index])
-        except KeyError:
+        if 0 <= index < len(self._memo):
+            self.stack.append(self._memo[index])
+        elif index in self._memo_elsewhere:
+            self.stack.append(self._memo_elsewhere[index])
+        else:
             self.fail("the pickle refers to a value that it never stored", found=f"memo {index}")
 
     def tuple_of(self, count: int) -> None:
-        self.count(1)
+        self.charge(_SCALAR + 8 * count)
         stack = self.stack
         if len(stack) < count:
             raise IndexError
@@ -201,6 +238,7 @@ class Machine:
 
     def append_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        self.charge(64 + 9 * len(items))
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, Opaque) and not target.is_reference:
@@ -215,11 +253,17 @@ class Machine:
     def set_items(self, flat: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
-            fill_dict(target, flat, self)
+            self._fill(target, flat)
         elif isinstance(target, Opaque) and not target.is_reference and len(flat) % 2 == 0:
+            self.charge(32 + 40 * len(flat))
             target.entries = _extended(target.entries, zip(flat[::2], flat[1::2], strict=True))
         else:
             self.fail("the pickle sets items of something that is no dict", found=brief(target))
+
+    def _fill(self, target: dict[Any, Any], flat: list[Any]) -> None:
+        before = sys.getsizeof(target)
+        fill_dict(target, flat, self)
+        self.charge(sys.getsizeof(target) - before)
 
     def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -232,29 +276,31 @@ class Machine:
         self._checked_update(target, items)
 
     def make_frozenset(self) -> None:
-        self.count(4)
         items = self.pop_mark()
+        self.charge(_SET)
         made: set[Any] = set()
         self._checked_update(made, items)
         self.stack.append(frozenset(made))
 
     def _checked_update(self, target: set[Any], items: list[Any]) -> None:
+        before = sys.getsizeof(target)
         for item in items:
             check_key(item, self)
             target.add(item)
+        self.charge(sys.getsizeof(target) - before)
 
     def make_tuple(self) -> None:
-        self.count(1)
         items = self.pop_mark()
+        self.charge(_SCALAR + 8 * len(items))
         self.stack.append(tuple(items))
 
     def make_list(self) -> None:
-        self.count(1)
         items = self.pop_mark()
+        self.charge(sys.getsizeof(items) + 8)
         self.stack.append(items)
 
     def make_dict(self) -> None:
-        self.count(1)
+        self.charge(72)
         flat = self.pop_mark()
         self.stack.append({})
         self.set_items(flat)
@@ -281,15 +327,13 @@ class Machine:
         self.stack.append(known)
 
     def global_lines(self) -> tuple[str, str]:
-        limit = self.limits.line
-        return self.decode(self.data.line(limit)), self.decode(self.data.line(limit))
+        return self.decode(self.line()), self.decode(self.line())
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self.fetch_global(module, name)
 
     def _call(self, target: Any, args: Any, kwargs: Any = None) -> None:
-        self.count(4)
         if not isinstance(target, Opaque) or not target.is_reference:
             self.fail("the pickle calls something that is no class or function", found=brief(target))
         if type(args) is not tuple or not (kwargs is None or isinstance(kwargs, dict)):
@@ -303,6 +347,7 @@ class Machine:
             self.fail(f"the pickle calls {target.qualname} with keywords", found=brief(kwargs))
         else:
             made = maker(args, self)
+        self.charge(sys.getsizeof(made) + 16)
         self.stack.append(made)
 
     def reduce(self) -> None:
@@ -312,7 +357,7 @@ class Machine:
     def new_with_keywords(self) -> None:
         kwargs, args, target = self.stack.pop(), self.stack.pop(), self.stack.pop()
         if isinstance(kwargs, dict):
-            self.charge(16 * len(kwargs))
+            self.charge(_ENTRY * len(kwargs))
         self._call(target, args, kwargs)
 
     def inst(self) -> None:
@@ -330,7 +375,7 @@ class Machine:
             if target.state is None:
                 target.state = state
             elif isinstance(target.state, dict) and isinstance(state, dict) and target.state is not state:
-                self.charge(16 * len(state))
+                self.charge(_ENTRY * len(state))
                 target.state.update(state)
             else:
                 self.fail(f"the pickle sets the state of {target.qualname} twice")
@@ -345,6 +390,7 @@ class Machine:
     def persistent(self, key: Any) -> None:
         if self._persistent_load is None:
             self.fail("the pickle refers to objects outside itself", found=brief(key), fix="give the whole torch file")
+        self.charge(_STORAGE)
         self.stack.append(self._persistent_load(key))
 
     def protocol(self) -> None:

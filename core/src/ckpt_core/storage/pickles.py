@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckpt_core.storage.byterange import ByteRange
-from ckpt_core.storage.pickle_graph import measure
+from ckpt_core.storage.pickle_graph import NOTE, measure
 from ckpt_core.storage.pickle_limits import Limits
 from ckpt_core.storage.pickle_machine import Machine
 from ckpt_core.storage.pickle_makers import MAKERS, Maker
@@ -34,12 +34,12 @@ __all__ = ["PLAIN_MAKERS", "Limits", "read_pickle"]
 PLAIN_MAKERS: Mapping[str, Maker] = {**MAKERS, **NUMPY_MAKERS}
 
 _Step = Callable[[Machine], None]
-_INT32, _FLOAT64 = struct.Struct("<i"), struct.Struct(">d")
+_UINT16, _INT32, _FLOAT64 = struct.Struct("<H"), struct.Struct("<i"), struct.Struct(">d")
 
 
-def _push(make: Callable[[], Any], weight: int) -> _Step:
+def _push(make: Callable[[], Any], size: int) -> _Step:
     def step(machine: Machine) -> None:
-        machine.count(weight)
+        machine.charge(size)
         machine.stack.append(make())
 
     return step
@@ -57,7 +57,7 @@ _TABLE: dict[bytes, _Step] = {
     b"F": Machine.float_line,
     b"J": lambda m: m.unpack(_INT32),
     b"K": lambda m: m.stack.append(m.data.byte()),
-    b"M": lambda m: m.stack.append(int.from_bytes(m.data.take(2), "little")),
+    b"M": lambda m: m.unpack(_UINT16),
     b"G": lambda m: m.unpack(_FLOAT64),
     b"\x8a": lambda m: m.long(1),
     b"\x8b": lambda m: m.long(4),
@@ -81,15 +81,15 @@ _TABLE: dict[bytes, _Step] = {
     b"p": lambda m: m.put(m.text_integer()),
     b"q": lambda m: m.put(m.data.byte()),
     b"r": lambda m: m.put(int.from_bytes(m.data.take(4), "little")),
-    b"\x94": lambda m: m.put(len(m.memo)),
+    b"\x94": Machine.memoize,
     b"g": lambda m: m.get(m.text_integer()),
     b"h": lambda m: m.get(m.data.byte()),
     b"j": lambda m: m.get(int.from_bytes(m.data.take(4), "little")),
     # containers
     b")": lambda m: m.stack.append(()),
-    b"]": _push(list, 1),
-    b"}": _push(dict, 1),
-    b"\x8f": _push(set, 4),
+    b"]": _push(list, 72),
+    b"}": _push(dict, 72),
+    b"\x8f": _push(set, 224),
     b"t": Machine.make_tuple,
     b"l": Machine.make_list,
     b"d": Machine.make_dict,
@@ -111,7 +111,7 @@ _TABLE: dict[bytes, _Step] = {
     b"i": Machine.inst,
     b"o": Machine.obj,
     b"b": Machine.build,
-    b"P": lambda m: m.persistent(m.decode(m.data.line(m.limits.line))),
+    b"P": lambda m: m.persistent(m.decode(m.line())),
     b"Q": lambda m: m.persistent(m.stack.pop()),
     # about the pickle itself
     b"\x80": Machine.protocol,
@@ -167,9 +167,11 @@ def read_pickle(
 
 def _walkable(value: Any, machine: Machine, limits: Limits) -> Any:
     """`value`, if its nesting and sharing are within the limits; see `pickle_graph`."""
-    depth, size = measure(value, limits.depth)
+    depth, size = measure(value, limits.depth, machine.memory_left() // NOTE)
     if depth > limits.depth:
         machine.fail("the pickle nests too deep", expected=f"at most {limits.depth} levels")
+    if not size:
+        machine.charge(machine.memory_left() + 1)
     most = min(limits.walk, 1_000_000 + limits.walk_per_byte * machine.bytes_read)
     if size > most:
         machine.fail("the pickle unfolds to too many values", found=f"{size:.3g}", expected=f"at most {most}")

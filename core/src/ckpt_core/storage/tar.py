@@ -10,7 +10,7 @@ from the header, from GNU's long names or from PAX records, each member inside t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, NoReturn
 
@@ -23,6 +23,8 @@ _MAX_MEMBERS = 1_000_000
 _MAX_EXTENSION = 1 << 20
 _MAX_NAME = 4096
 _MAX_DEPTH = 64
+_MAX_MEMORY = 256 << 20  # of the listing
+_FILE_MEMORY, _FOLDER_MEMORY = 320, 128  # of one entry without the characters of its name
 _MAX_TRAILER = 1 << 20
 
 _FILE, _OLD_FILE, _CONTIGUOUS, _FOLDER = b"0", b"\0", b"7", b"5"
@@ -86,6 +88,7 @@ class _Reader:
     def __init__(self, stream: BinaryIO, file: str, size: int) -> None:
         self._stream, self._file, self._size = stream, file, size
         self._found = Listing()
+        self._memory = 0
 
     def listing(self) -> Listing:
         at, members = 0, 0
@@ -140,14 +143,31 @@ class _Reader:
             self._fail("a file of the tar has no name", found=f"byte {member.offset - BLOCK}")
         if name in self._found.files or name in self._found.folders:
             self._fail(f"the tar holds {name!r} twice", fix="tools disagree which one counts: pack it again")
+        self._charge(_FILE_MEMORY + len(name))
         self._found.files[name] = member
-        self._found.folders.update(_folders_above(name))
+        self._enter_folders(_folders_above(name))
 
     def _enter_folder(self, name: str) -> None:
         if name in self._found.files:
             self._fail(f"the tar holds {name!r} as a file and as a folder")
         if name:
-            self._found.folders.update((name, *_folders_above(name)))
+            self._enter_folders((name, *_folders_above(name)))
+
+    def _enter_folders(self, upwards: Iterable[str]) -> None:
+        for folder in upwards:
+            if folder in self._found.folders:
+                break  # so are those above it
+            self._charge(_FOLDER_MEMORY + len(folder))
+            self._found.folders.add(folder)
+
+    def _charge(self, memory: int) -> None:
+        self._memory += memory
+        if self._memory > _MAX_MEMORY:
+            self._fail(
+                "the tar holds too much to be listed",
+                found=f"{len(self._found.files)} files in {len(self._found.folders)} folders",
+                expected=f"names that take at most {_MAX_MEMORY} bytes of memory",
+            )
 
     def _extend(self, extensions: _Extensions, kind: bytes, data: int, size: int) -> None:
         """Take in a header that describes the next one."""

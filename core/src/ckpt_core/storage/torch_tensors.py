@@ -93,6 +93,7 @@ def _view(
     strides = _sizes(strides, "a tensor's strides", reading)
     if len(shape) != len(strides):
         reading.fail("a tensor has not as many strides as dimensions", found=f"shape {shape}, strides {strides}")
+    reading.charge(96 + 16 * len(shape))
     elements = math.prod(shape)
     if elements == 0:
         if math.prod(size for size in shape if size) > _MAX_BYTES:

@@ -29,8 +29,8 @@ ZIP64_FIELD = 0x0001
 U16, U32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR = 0x2041, 0x0008  # bits 0, 6 and 13; bit 3: sizes follow the data
 
-_MAX_MEMBERS = 1_000_000
-_MAX_DIRECTORY = 1 << 28
+_MAX_MEMBERS = 500_000  # of 400 bytes of memory each
+_MAX_DIRECTORY = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,61 @@
+"""Completing output files: the checksums that only their data can tell, once the last tensor is in a file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.transfer import Result, checksum_name
+from ckpt_core.storage import crc32
+from ckpt_core.storage.files import naming, pwrite_all, start_writeback
+from ckpt_core.storage.output import OutputFile
+
+
+class Completion:
+    """Counts the transfers that each of `files` still waits for, and completes those that wait for none.
+
+    `done` are the results of an earlier run. Completing a file again writes the same bytes again.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[OutputFile],
+        todo: Iterable[Transfer],
+        done: Iterable[Result],
+        path: Callable[[str], str],
+    ) -> None:
+        self._files = {file.path: file for file in files}
+        self._path = path
+        self._left = Counter(name for transfer in todo for name in transfer.files)
+        self._remainders: Counter[str] = Counter()
+        for result in done:
+            self._add(result)
+        for name in self._files.keys() - self._left.keys():
+            self._complete(name)
+
+    def written(self, transfer: Transfer, result: Result) -> None:
+        """Note that a transfer is in its files."""
+        self._add(result)
+        for name in transfer.files:
+            self._left[name] -= 1
+            if not self._left[name]:
+                self._complete(name)
+
+    def _add(self, result: Result) -> None:
+        for name, remainder in result.remainders.items():
+            self._remainders[name] ^= remainder
+
+    def _complete(self, name: str) -> None:
+        file, path = self._files[name], self._path(name)
+        with naming(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                for checksum in file.checksums:
+                    crc = crc32.of_remainder(self._remainders[checksum_name(name, checksum)], checksum.length)
+                    for position in checksum.positions:
+                        pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
+                start_writeback(descriptor)
+            finally:
+                os.close(descriptor)
