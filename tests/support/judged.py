@@ -10,8 +10,6 @@ from families.cases import build as build_family
 from transformers import (
     BlenderbotConfig,
     BlenderbotForConditionalGeneration,
-    BloomConfig,
-    BloomForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -43,7 +41,6 @@ OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
             encoder_ffn_dim=56, decoder_ffn_dim=56, max_position_embeddings=40,
         ),
     ),
-    "bloom": (BloomForCausalLM, BloomConfig(vocab_size=61, hidden_size=72, n_layer=2, n_head=12)),
     "vit": (ViTForImageClassification, ViTConfig(**_VIT)),
     "vit_headless": (ViTModel, ViTConfig(**_VIT, pooler_output_size=72)),
 }  # fmt: skip
