@@ -16,7 +16,6 @@ from support import tiny
 from support.folders import contents
 
 from ckpt_core import convert
-from ckpt_core.engine import run
 from ckpt_core.engine.run import RECEIPT
 from ckpt_core.errors import CkptError
 
@@ -61,20 +60,6 @@ def staging_of(destination: Path) -> Path:
 
 def journal(destination: Path) -> list[str]:
     return (staging_of(destination) / "journal.jsonl").read_text().splitlines(keepends=True)
-
-
-@pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the tensors that this process moves."""
-    moved: list[str] = []
-    original = run.run_transfer
-
-    def noted(transfer, source, sink):
-        moved.append(transfer.name)
-        return original(transfer, source, sink)
-
-    monkeypatch.setattr(run, "run_transfer", noted)
-    return moved
 
 
 MOMENTS = [

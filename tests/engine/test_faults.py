@@ -41,20 +41,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the tensors that this process moves."""
-    moved: list[str] = []
-    original = run.run_transfer
-
-    def noted(transfer, source, sink):
-        moved.append(transfer.name)
-        return original(transfer, source, sink)
-
-    monkeypatch.setattr(run, "run_transfer", noted)
-    return moved
-
-
 def staging_of(destination: Path) -> Path:
     return destination.with_name(f"{destination.name}.ckpt-partial")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,15 @@ class StateDicts:
 
     def _below(self, content: Any) -> dict[str, torch.Tensor]:
         return content if self._section is None else content[self._section]
+
+
+def tensor_mutations(name: str) -> dict[str, Callable[[dict], object]]:
+    """What may go wrong with one tensor of a rank's state dict; its name has `query` in it."""
+    return {
+        "dropped": lambda held: held.pop(name),
+        "renamed": lambda held: held.__setitem__(name.replace("query", "querry"), held.pop(name)),
+        "added": lambda held: held.__setitem__(f"{name}_more", torch.zeros(2)),
+        "reshaped": lambda held: held.__setitem__(name, held[name].T.contiguous()),
+        "of integers": lambda held: held.__setitem__(name, held[name].long()),
+        "of another dtype": lambda held: held.__setitem__(name, held[name].bfloat16()),
+    }

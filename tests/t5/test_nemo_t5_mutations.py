@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from seq2seq import build
+from support.damage import tensor_mutations
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import facts_of
@@ -68,14 +69,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 # --- tensors -------------------------------------------------------------------------------------------------------------
 
-TENSORS = {
-    "dropped": lambda held: held.pop(QUERY),
-    "renamed": lambda held: held.__setitem__(QUERY.replace("query", "querry"), held.pop(QUERY)),
-    "added": lambda held: held.__setitem__(f"{QUERY}_extra", torch.zeros(2)),
-    "reshaped": lambda held: held.__setitem__(QUERY, held[QUERY].T.contiguous()),
-    "of another type": lambda held: held.__setitem__(QUERY, held[QUERY].long()),
-    "of another dtype": lambda held: held.__setitem__(QUERY, held[QUERY].bfloat16()),
-}
+TENSORS = tensor_mutations(QUERY)
 
 
 @pytest.mark.parametrize("mutation", TENSORS)

@@ -10,6 +10,7 @@ import nemo_vit
 import pytest
 import torch
 import yaml
+from support.damage import tensor_mutations
 
 from ckpt_core import open_checkpoint
 from ckpt_core.errors import CkptError
@@ -43,14 +44,7 @@ def edit_config(folder: Path, key: str, value: object) -> None:
     file.write_text(yaml.safe_dump(config if value is ... else {**config, key: value}))
 
 
-TENSORS: dict[str, Callable[[dict], object]] = {
-    "dropped": lambda held: held.pop(QUERY),
-    "renamed": lambda held: held.__setitem__(QUERY.replace("query_key", "query_kay"), held.pop(QUERY)),
-    "added": lambda held: held.__setitem__(f"{QUERY}_more", torch.zeros(2)),
-    "reshaped": lambda held: held.__setitem__(QUERY, held[QUERY].T.contiguous()),
-    "of integers": lambda held: held.__setitem__(QUERY, held[QUERY].long()),
-    "of another dtype": lambda held: held.__setitem__(QUERY, held[QUERY].bfloat16()),
-}
+TENSORS = tensor_mutations(QUERY)
 
 
 @pytest.mark.parametrize("mutation", TENSORS)

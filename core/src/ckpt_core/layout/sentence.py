@@ -88,11 +88,11 @@ class Sentence:
 
     def names_by_dim(self) -> tuple[frozenset[str], ...]:
         """The names in each native dimension."""
-        return tuple(frozenset(_names(node)) for node in self.dims)
+        return tuple(frozenset(one.name for one in _inside(node) if isinstance(one, Name)) for node in self.dims)
 
     def padding_names(self) -> frozenset[str]:
         """The axes of zeros."""
-        return frozenset(name for node in self.dims for name in _padding_names(node))
+        return frozenset(one.axis for node in self.dims for one in _inside(node) if isinstance(one, Padding))
 
     def part_names(self) -> frozenset[str]:
         """The names that stand where a part may stand: with axes of their own, or as a bare term of a sum.
@@ -119,30 +119,15 @@ def _part_names(node: Node) -> Iterator[str]:
             return
 
 
-def _padding_names(node: Node) -> Iterator[str]:
+def _inside(node: Node) -> Iterator[Node]:
+    """A node and all that are in it."""
+    yield node
     match node:
-        case Padding(axis=axis):
-            yield axis
         case Name(own=inner) if inner is not None:
-            yield from _padding_names(inner)
+            yield from _inside(inner)
         case Product(factors=nodes) | Sum(terms=nodes):
             for inner in nodes:
-                yield from _padding_names(inner)
-        case _:
-            return
-
-
-def _names(node: Node) -> Iterator[str]:
-    match node:
-        case Name(name=name, own=own):
-            yield name
-            if own is not None:
-                yield from _names(own)
-        case Product(factors=nodes) | Sum(terms=nodes):
-            for inner in nodes:
-                yield from _names(inner)
-        case _:
-            return
+                yield from _inside(inner)
 
 
 @functools.cache

@@ -1,0 +1,21 @@
+"""Shared by the tests of the engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckpt_core.engine import run
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors that this process moves."""
+    moved: list[str] = []
+    original = run.run_transfer
+
+    def noted(transfer, source, sink):
+        moved.append(transfer.name)
+        return original(transfer, source, sink)
+
+    monkeypatch.setattr(run, "run_transfer", noted)
+    return moved
