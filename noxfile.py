@@ -84,7 +84,7 @@ def page(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory, as ratios measured side by side in one run; writes docs/performance.md's table."""
+    """Speed and memory, as ratios measured side by side in one run; prints the tables of docs/performance.md."""
     install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "accelerate")
     session.run("python", "benchmarks/bench.py", *session.posargs)
 

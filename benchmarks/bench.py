@@ -9,7 +9,9 @@ kernel has already been given, compiled Python). Wall and CPU time are medians o
 them. Private memory is sampled from /proc/PID/smaps_rollup: pages that only this process has, so neither shared
 libraries nor the page cache of the files it reads.
 
-`cp` leaves its output in memory, ours is on the disk when it has its name: `cp -r, sync` is the fair wall time.
+`cp` leaves its output in memory, ours is on the disk when it has its name. So conversions run twice: with `--no-sync`,
+beside `cp -r`, and as they are, beside `cp -r` and a sync. Where one side is larger than the other (DeepSpeed keeps
+float32 masters beside the model's weights), it is the larger that `cp` copies.
 `--mergekit` names the program `mergekit-yaml` of an environment of its own, since it pins what it needs.
 """
 
@@ -31,9 +33,11 @@ from pathlib import Path
 from synthetic import write_hf
 
 HERE = Path(__file__).parent
+CONVERT = [sys.executable, "-m", "ckpt_core", "convert"]
 SAMPLE_SECONDS = 0.02
 CP = "cp -r"
 CP_SYNC = "cp -r, sync"
+NO_SYNC = ", no sync"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ FORMATS = {
     "megatron-deepspeed tp2": Format("bloom", "--to megatron-deepspeed --tp 2"),
     "T5 .nemo tp2": Format("t5", "--to nemo --tp 2", output="model.nemo"),
 }
-THREADS = ("nanotron tp2", "megatron torch tp2")
+THREADS = ("nanotron tp2", "megatron torch tp2", "deepspeed zero (fp32)")
 
 
 @dataclass(frozen=True)
@@ -84,31 +88,58 @@ class Measured:
 
 def commands(group: str, source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
     """What is measured of a group: a format, `threads` or `others`."""
-    ckpt = [sys.executable, "-m", "ckpt_core", "convert"]
+    if group in FORMATS:
+        kind = FORMATS[group]
+        output, back = work / kind.output, work / "hf"
+        there, again = [str(source), str(output), *kind.there.split()], [str(output), str(back), *kind.back.split()]
+        yield Command(f"hf to {group}{NO_SYNC}", [*CONVERT, *there, "--no-sync"], output)
+        yield Command(f"hf to {group}", [*CONVERT, *there], output, kept=True)
+        yield from copies(max(source, output, key=bytes_of), work)
+        yield Command(f"{group} to hf{NO_SYNC}", [*CONVERT, *again, "--no-sync"], back)
+        yield Command(f"{group} to hf", [*CONVERT, *again], back)
+    elif group == "threads":
+        yield from copies(source, work)
+        yield from threads(source, work)
+    else:
+        yield from copies(source, work)
+        yield from others(source, work, mergekit)
+
+
+def copies(source: Path, work: Path) -> Iterator[Command]:
+    """The two yardsticks."""
     copy = work / "copy"
     synced = 'cp -r "$0" "$1" && find "$1" -type f -exec sync {} +'
     yield Command(CP, ["cp", "-r", str(source), str(copy)], copy)
     yield Command(CP_SYNC, ["sh", "-c", synced, str(source), str(copy)], copy)
-    if group in FORMATS:
-        kind = FORMATS[group]
+
+
+def threads(source: Path, work: Path) -> Iterator[Command]:
+    """Both ways with one thread and with two. The disk is not waited for: it has no threads."""
+    for name in THREADS:
+        kind = FORMATS[name]
         output, back = work / kind.output, work / "hf"
-        yield Command(f"hf to {group}", [*ckpt, str(source), str(output), *kind.there.split()], output, kept=True)
-        yield Command(f"{group} to hf", [*ckpt, str(output), str(back), *kind.back.split()], back)
-    elif group == "threads":
-        for name in THREADS:
-            for workers in (1, 2):
-                words = [*ckpt, str(source), str(work / "out"), *FORMATS[name].there.split(), "--workers", str(workers)]
-                yield Command(f"hf to {name}, {workers} thread{'s' * (workers > 1)}", words, work / "out")
-    else:
-        yield from others(source, work, mergekit)
+        for count in (1, 2):
+            there = [str(source), str(output), *kind.there.split(), "--no-sync", "--workers", str(count)]
+            yield Command(
+                f"hf to {name}, {count} thread{'s' * (count > 1)}", [*CONVERT, *there], output, kept=count == 2
+            )
+        for count in (1, 2):
+            again = [str(output), str(back), *kind.back.split(), "--no-sync", "--workers", str(count)]
+            yield Command(f"{name} to hf, {count} thread{'s' * (count > 1)}", [*CONVERT, *again], back)
+        _remove(output)
+
+
+def bytes_of(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 def others(source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
     """The plan alone, and public tools that load and save the same weights on a CPU."""
     out, file, dcp = work / "out", work / "model.pt", work / "dcp"
     peer = [sys.executable, str(HERE / "peers.py")]
-    ckpt = [sys.executable, "-m", "ckpt_core", "convert", str(source)]
-    yield Command("ckpt: hf to nanotron, plan only", [*ckpt, str(out), *"--to nanotron --dry-run".split()], out)
+    plan = [*CONVERT, str(source), str(out), *"--to nanotron --dry-run".split()]
+    yield Command("ckpt: hf to nanotron, plan only", plan, out)
     yield Command("safetensors load + save", [*peer, "naive", str(source), str(out)], out)
     yield Command("transformers load + save", [*peer, "transformers", str(source), str(out)], out)
     yield Command("safetensors load, torch.save", [*peer, "torch_save", str(source), str(file)], file, kept=True)
@@ -207,6 +238,26 @@ def table(results: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def formats_table(results: list[Measured]) -> str:
+    """A Markdown table of conversions: left to the kernel beside `cp`, and on the disk beside `cp` and a sync."""
+    lines = [
+        "| weights | conversion | wall s, no sync | x cp | CPU s, no sync | x cp | wall s | x cp, sync | peak private MB |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    known = {(one.group, one.size, one.name): one for one in results}
+    for one in results:
+        quick = known.get((one.group, one.size, one.name + NO_SYNC))
+        if quick is None:
+            continue
+        cp, synced = known[one.group, one.size, CP], known[one.group, one.size, CP_SYNC]
+        lines.append(
+            f"| {one.size:.2f} GB | {one.name} | {quick.wall:.2f} | {quick.wall / cp.wall:.2f} | {quick.cpu:.2f} "
+            f"| {quick.cpu / cp.cpu:.2f} | {one.wall:.2f} | {one.wall / synced.wall:.2f} "
+            f"| {max(one.private, quick.private) / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="0.5,2,8", help="GB of bf16 weights, separated by commas")
@@ -229,13 +280,13 @@ def main() -> None:
                     print(f"{true:.2f} GB of {model}: {group}", flush=True)
                     results += run(group, true, arguments.rounds, source, work, arguments.mergekit)
                 _remove(source)
-    for title, chosen in {
-        "formats": [one for one in results if one.group in FORMATS],
-        "threads": [one for one in results if one.group == "threads"],
-        "others": [one for one in results if one.group == "others"],
-    }.items():
+    formats = [one for one in results if one.group in FORMATS]
+    if formats:
+        print(f"\nformats:\n\n{formats_table(formats)}")
+    for group in ("threads", "others"):
+        chosen = [one for one in results if one.group == group]
         if chosen:
-            print(f"\n{title}:\n\n{table(chosen)}")
+            print(f"\n{group}:\n\n{table(chosen)}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 

@@ -93,6 +93,12 @@ class TestConvert:
         assert "use --overwrite" in ckpt("convert", model, converted, "--to", "toy").err
         assert ckpt("convert", model, converted, "--to", "toy", "--overwrite").code == 0
 
+    def test_the_disk_is_waited_for_unless_that_is_not_wanted(self, ckpt, model, tmp_path, monkeypatch):
+        synced = []
+        monkeypatch.setattr("os.fsync", synced.append)
+        assert ckpt("convert", model, tmp_path / "quick", "--to", "toy", "--no-sync").code == 0 and not synced
+        assert ckpt("convert", model, tmp_path / "out", "--to", "toy").code == 0 and synced
+
     def test_shard_size_reaches_the_target(self, ckpt, model, tmp_path):
         assert ckpt("convert", model, tmp_path / "out", "--to", "toy", "--max-shard-size", "2GB").code == 0
         receipt = json.loads((tmp_path / "out" / "ckpt-receipt.json").read_text())

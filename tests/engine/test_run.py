@@ -21,7 +21,7 @@ from support.models import weights
 from support.program import ckpt
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.api import plan_conversion
+from ckpt_core.api import digests, plan_conversion
 from ckpt_core.architecture import from_json
 from ckpt_core.engine import run
 from ckpt_core.engine.executors import executor_for
@@ -334,3 +334,38 @@ def test_a_dtype_that_is_asked_for_is_torchs_cast(model: Path, dtype: str, tmp_p
     assert receipt.fingerprint == fingerprint(tmp_path / "out")
     changed = [name for name, entry in receipt.body["tensors"].items() if "source_digest" in entry]
     assert len(changed) == (0 if dtype == "fp32" else len(expected))
+
+
+@pytest.mark.parametrize("target", TORCH)
+@pytest.mark.parametrize("source", TORCH)
+def test_a_receipt_has_the_digests_of_both_sides(model: Path, source: str, target: str, tmp_path: Path) -> None:
+    convert(model, tmp_path / "source", to="hf", dtype=source)
+    entries = convert(tmp_path / "source", tmp_path / "out", to="hf", dtype=target).body["tensors"]
+    for folder, digest in {"out": "digest", "source": "source_digest"}.items():
+        held = {name: result.digest for name, result in digests(open_checkpoint(tmp_path / folder).checkpoint).items()}
+        assert {name: entry.get(digest, entry["digest"]) for name, entry in entries.items()} == held
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["hf in shards", "nanotron"])
+def test_all_of_the_output_is_on_the_disk_unless_that_is_not_wanted(
+    model: Path, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, synced = os.fsync, []
+
+    def noting(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    convert(model, tmp_path / "out", **WAYS[way])
+    staged = tmp_path / "out.ckpt-partial" / "out"
+    everything = [staged / path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")]
+    assert sorted(synced) == sorted([*everything, staged, tmp_path])
+    expected = contents(tmp_path / "out")
+    del synced[:]
+    convert(model, tmp_path / "out", **WAYS[way], overwrite=True, sync=False)
+    assert not synced
+    assert contents(tmp_path / "out") == expected

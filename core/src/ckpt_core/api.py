@@ -301,6 +301,7 @@ def convert(
     *,
     to: str,
     overwrite: bool = False,
+    sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
     **arguments: Any,
@@ -308,10 +309,10 @@ def convert(
     """Convert `src` to format `to` at `dst`; further arguments are those of `plan_conversion`.
 
     Raises `CkptError` (see `ckpt_core.errors`) with nothing left at `dst`. An interrupted call continues
-    where it was when it is repeated.
+    where it was when it is repeated. Without `sync` it does not wait for the disk: see `run_plan`.
     """
     plan = plan_conversion(src, dst, to=to, **arguments)
-    return run_plan(plan, os.fspath(dst), overwrite=overwrite, executor=executor, listener=listener)
+    return run_plan(plan, os.fspath(dst), overwrite=overwrite, sync=sync, executor=executor, listener=listener)
 
 
 def digests(

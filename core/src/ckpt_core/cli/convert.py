@@ -67,6 +67,12 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, from headers alone, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+@click.option(
+    "--sync/--no-sync",
+    default=True,
+    show_default=True,
+    help="Wait until DST is on the disk. Without, it is as safe as what `cp` leaves: a power cut may still damage it.",
+)
 def command(
     src: str,
     dst: str,
@@ -78,6 +84,7 @@ def command(
     engine_address: str | None,
     dry_run: bool,
     overwrite: bool,
+    sync: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -107,7 +114,7 @@ def command(
             show_plan(plan, src, dst)
         return
     started = time.monotonic()
-    receipt = _run(plan, dst, overwrite, engine, engine_address)
+    receipt = _run(plan, dst, overwrite, sync, engine, engine_address)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
     if as_json:
         emit_json(summary)
@@ -127,7 +134,7 @@ def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str
     return {**options, "dst.max_shard_size": str(size)}
 
 
-def _run(plan: Plan, dst: str, overwrite: bool, engine: str, address: str | None) -> Receipt:
+def _run(plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None) -> Receipt:
     from ckpt_core.engine.executors import executor_for
     from ckpt_core.engine.run import check_destination, run_plan
     from ckpt_core.engine.staging import SUFFIX
@@ -135,7 +142,7 @@ def _run(plan: Plan, dst: str, overwrite: bool, engine: str, address: str | None
     check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
         with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
-            return run_plan(plan, dst, overwrite=overwrite, executor=executor, listener=listener)
+            return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
     except (KeyboardInterrupt, OSError, BrokenExecutor) as error:
         if os.path.isdir(os.path.abspath(dst) + SUFFIX):
             error.add_note("repeat the same command to continue where this one stopped")

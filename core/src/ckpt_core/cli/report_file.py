@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from ckpt_core.engine.staging import sync_folder
+from ckpt_core.engine.staging import sync_file
 from ckpt_core.errors import CkptError, UsageError
 
 if TYPE_CHECKING:
@@ -57,4 +57,4 @@ def write_report_file(path: str, text: str) -> None:
         if isinstance(error, OSError):
             raise CkptError(f"the page can't be written: {error.strerror}", file=path) from error
         raise
-    sync_folder(os.path.dirname(final))
+    sync_file(os.path.dirname(final))

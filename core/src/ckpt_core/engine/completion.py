@@ -16,7 +16,7 @@ from ckpt_core.storage.output import OutputFile
 class Completion:
     """Counts the transfers that each of `files` still waits for, and completes those that wait for none.
 
-    `done` are the results of an earlier run. Completing a file again writes the same bytes again.
+    `done` are the results of an earlier run. Completing a file again writes the same bytes again. `sync`: it will be synced.
     """
 
     def __init__(
@@ -25,9 +25,11 @@ class Completion:
         todo: Iterable[Transfer],
         done: Iterable[Result],
         path: Callable[[str], str],
+        sync: bool,
     ) -> None:
         self._files = {file.path: file for file in files}
         self._path = path
+        self._sync = sync
         self._left = Counter(name for transfer in todo for name in transfer.files)
         self._remainders: Counter[str] = Counter()
         for result in done:
@@ -56,6 +58,7 @@ class Completion:
                     crc = crc32.of_remainder(self._remainders[checksum_name(name, checksum)], checksum.length)
                     for position in checksum.positions:
                         pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
-                start_writeback(descriptor)
+                if self._sync:
+                    start_writeback(descriptor)
             finally:
                 os.close(descriptor)

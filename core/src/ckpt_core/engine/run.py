@@ -25,7 +25,6 @@ from ckpt_core.engine.staging import (
     receipt_beside,
     receipt_path,
     recorded_plan,
-    sync_all,
 )
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
 from ckpt_core.errors import CkptError
@@ -65,17 +64,19 @@ def run_plan(
     destination: str,
     *,
     overwrite: bool = False,
+    sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
 ) -> Receipt:
     """Carry out `plan` and publish its output at `destination`.
 
     A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
-    the input removes it, an error of the system (a full disk) keeps it.
+    the input removes it, an error of the system (a full disk) keeps it. Without `sync` the output is left to the kernel
+    to write to the disk: a power cut soon after may damage it.
     """
     published = not overwrite and _is_published(plan, destination)
     check_destination(plan, destination, overwrite)
-    with Staging(destination, plan.hash) as staging:
+    with Staging(destination, plan.hash, sync) as staging:
         if published:
             staging.remove()
             return Receipt(read_receipt(receipt_path(destination)))
@@ -132,8 +133,8 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
     todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
-    source, sink = Source(plan.source.files), Sink(staging.out)
-    completion = Completion(plan.target.files, todo, staging.done.values(), staging.path)
+    source, sink = Source(plan.source.files), Sink(staging.out, staging.sync)
+    completion = Completion(plan.target.files, todo, staging.done.values(), staging.path, staging.sync)
     own = executor is None
     pool = ThreadPoolExecutor(plan.workers, "transfer") if executor is None else executor
     waiting = iter(todo)
@@ -161,13 +162,15 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
 
 
 def _finish(plan: Plan, staging: Staging) -> Receipt:
-    sync_all([file.path for file in plan.target.files], staging.sync)
     for path, sidecar in plan.target.sidecars.items():
         _write_document(staging.path(path), sidecar.extent.pieces())
     for path, data in plan.target.documents.items():
         _write_document(staging.path(path), [data])
     receipt = make_receipt(plan, staging.done)
     _write_document(staging.path(RECEIPT), [receipt.text().encode()])
+    staging.to_disk(
+        [*(file.path for file in plan.target.files), *plan.target.sidecars, *plan.target.documents, RECEIPT]
+    )
     return receipt
 
 
@@ -175,8 +178,6 @@ def _write_document(path: str, pieces: Iterable[bytes]) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with naming(path), open(path, "wb") as file:
         file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _digest(sidecar: Sidecar) -> str:

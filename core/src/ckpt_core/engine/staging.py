@@ -7,7 +7,8 @@
 The whole of `out/` gets its final name in one rename, so nothing half-written ever has it; where the output is a
 single file, its receipt gets its name beside it just before. A killed run
 leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
-while the machine has not been restarted: a restart can lose written pages that were never synced.
+while the machine has not been restarted: a restart can lose written pages that were never synced. Without `sync` the same
+is true of the output itself, for as long as the kernel takes to write it.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def boot_id() -> str:
 class Staging:
     """An unfinished output beside its destination, locked against other runs."""
 
-    def __init__(self, destination: str, plan_hash: str) -> None:
+    def __init__(self, destination: str, plan_hash: str, sync: bool = True) -> None:
         self.destination = os.path.abspath(destination)
         self.folder = self.destination + SUFFIX
+        self.sync = sync
         self.out = os.path.join(self.folder, "out")
         self._journal_path = os.path.join(self.folder, "journal.jsonl")
         self._receipt = receipt_beside(self.destination)
@@ -189,18 +191,23 @@ class Staging:
         """Where an output file is while the conversion runs."""
         return os.path.join(self.out, relative)
 
-    def sync(self, relative: str) -> None:
-        """Force an output file to the disk.
+    def to_disk(self, files: Iterable[str]) -> None:
+        """Force output files to the disk, if that is wanted.
 
         Where that fails, pages may be lost that the journal calls written, and no later sync would say so again. So the
         file is removed, and the next run starts over.
         """
-        try:
-            sync_file(self.path(relative))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path(relative))
-            raise
+
+        def force(relative: str) -> None:
+            try:
+                sync_file(self.path(relative))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path(relative))
+                raise
+
+        if self.sync:
+            _sync_all(files, force)
 
     def publish(self, single_file: str | None, overwrite: bool) -> None:
         """Give the output its final name, in one rename; then remove the staging folder.
@@ -217,10 +224,12 @@ class Staging:
                     os.rename(old, aside)
         elif os.path.lexists(self.destination) and (single_file or not is_empty_folder(self.destination)):
             raise CkptError("the destination exists", file=self.destination, fix="use --overwrite, or another name")
-        sync_all([folder for folder, _, _ in os.walk(self.out)])
+        if self.sync:
+            _sync_all([folder for folder, _, _ in os.walk(self.out)], sync_file)
         for staged, final in made.items():
             os.rename(staged, final)
-        sync_folder(os.path.dirname(self.destination))
+        if self.sync:
+            sync_file(os.path.dirname(self.destination))
         self.remove()
 
     def remove(self) -> None:
@@ -266,7 +275,7 @@ def _remove(path: str) -> None:
 
 
 def sync_file(path: str) -> None:
-    """Force a file's bytes to the disk."""
+    """Force a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with naming(path):
@@ -275,12 +284,7 @@ def sync_file(path: str) -> None:
         os.close(descriptor)
 
 
-def sync_folder(path: str) -> None:
-    """Force a folder's names to the disk."""
-    sync_file(path)
-
-
-def sync_all(paths: Iterable[str], sync: Callable[[str], None] = sync_file) -> None:
+def _sync_all(paths: Iterable[str], sync: Callable[[str], None]) -> None:
     """Force many files or folders to the disk; raises the first failure.
 
     Several at once share the commits of the file system; a thousand in turn would wait for one each.

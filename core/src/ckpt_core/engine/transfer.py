@@ -50,12 +50,13 @@ class Sink:
     """Open output files below a staging folder; each is written by one thread at a time.
 
     Two threads in `write` on one file would not gain anything: the kernel lets one in and has the other spin
-    (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). What is written goes on to the disk
-    soon after, while more is written, so that the final sync finds little left to do.
+    (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). Where a sync is to come (`sync`), what
+    is written goes on to the disk soon after, while more is written, so that it finds little left to do.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, sync: bool) -> None:
         self._folder = folder
+        self._sync = sync
         self._files = OpenFiles(os.O_RDWR)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
@@ -88,7 +89,7 @@ class Sink:
                 offset = block.offset + tile.native_base[0] * block.dtype.size
                 write_box(write, offset, [link.stride for link in tile.links], tile_view(values, tile, box))
             self._dirty[path] += written
-            if self._dirty[path] >= _DIRTY:
+            if self._sync and self._dirty[path] >= _DIRTY:
                 self._dirty[path] = 0
                 start_writeback(descriptor)
         return written
@@ -111,7 +112,7 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     read, stored = TensorDigest(), TensorDigest()
     value_dtype = assembly.value_dtype
     primary = transfer.deliveries[0] if transfer.deliveries else None
-    changed = primary if primary is not None and (primary.block.dtype != value_dtype or primary.maps) else None
+    changed = primary if primary is not None and not _keeps_values(primary, value_dtype) else None
     rows = assembly.parameter.true_rows
     written, remainders = 0, Counter[str]()
     for box in boxes(assembly.parameter.shape, transfer.chunk):
@@ -125,10 +126,12 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
             if sink is not None:
                 written += sink.write(delivery, box, ready[kind], remainders)
         if changed is not None:
-            back = decode(ready[changed.block.dtype, changed.maps], changed.block.dtype)
-            for value_map in changed.maps:
-                back = value_map.inverse().apply(back)
-            stored.update(_true(np.ascontiguousarray(back, np.float32), box, rows), FP32)
+            back, dtype = ready[changed.block.dtype, changed.maps], changed.block.dtype
+            if changed.maps:
+                back, dtype = decode(back, dtype), FP32
+                for value_map in changed.maps:
+                    back = value_map.inverse().apply(back)
+            stored.update(_true(np.ascontiguousarray(back, dtype.numpy), box, rows), dtype)
     if changed is not None:
         return Result(transfer.name, stored.hexdigest(), read.hexdigest(), written, dict(remainders))
     return Result(transfer.name, read.hexdigest(), None, written, dict(remainders))
@@ -152,6 +155,12 @@ def stored_values(values: np.ndarray, dtype: DType, delivery: Delivery, name: st
             fix="use --dtype bf16 or fp32",
         )
     return encoded
+
+
+def _keeps_values(delivery: Delivery, dtype: DType) -> bool:
+    """Whether what is stored has the digest of what was read: the same dtype, or float32, which holds all narrower ones."""
+    target = delivery.block.dtype
+    return not delivery.maps and (target == dtype or (target == FP32 and dtype.size < FP32.size))
 
 
 def _true(values: np.ndarray, box: Box, rows: int | None) -> np.ndarray:
