@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import json
 import os
 import pstats
@@ -125,6 +126,7 @@ def measure(source: str, asked: Asked, profile: bool) -> dict[str, float]:
     """Plan one conversion in this process: CPU seconds, and peak memory in MB."""
     from ckpt_core.api import plan_conversion
 
+    gc.set_threshold(100_000)  # as the program does
     profiler = cProfile.Profile()
     if profile:
         profiler.enable()

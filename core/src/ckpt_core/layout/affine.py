@@ -43,14 +43,22 @@ class Tile:
     def cut_canonical(self, axis: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose canonical index on `axis` lies in [start, stop)."""
         loops = [(n, link.step, link.size) for n, link in enumerate(self.links) if link.axis == axis]
-        return [
-            self._narrowed(choice) for choice in _cut(_outermost_first(loops), self.canonical_base[axis], start, stop)
-        ]
+        return self._cut(loops, self.canonical_base[axis], start, stop)
 
     def cut_native(self, dim: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose native index in `dim` lies in [start, stop)."""
         loops = [(n, link.stride, link.size) for n, link in enumerate(self.links) if link.dim == dim]
-        return [self._narrowed(choice) for choice in _cut(_outermost_first(loops), self.native_base[dim], start, stop)]
+        return self._cut(loops, self.native_base[dim], start, stop)
+
+    def _cut(self, loops: list[tuple[int, int, int]], base: int, start: int, stop: int) -> list[Tile]:
+        last = base
+        for _, step, size in loops:
+            last += step * (size - 1)
+        if last < start or stop <= base:  # most cuts are of these two kinds: outside,
+            return []
+        if start <= base and last < stop:  # or inside
+            return [self]
+        return [self._narrowed(choice) for choice in _cut(_outermost_first(loops), base, start, stop)]
 
     def _narrowed(self, choice: dict[int, tuple[int, int]]) -> Tile:
         canonical, native, links = list(self.canonical_base), list(self.native_base), list(self.links)
