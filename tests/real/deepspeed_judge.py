@@ -102,7 +102,8 @@ def load(asked: argparse.Namespace) -> None:
     ]
     if engine.global_rank == 0:
         print(f"{len(before)} masters, wrong: {wrong}, moved by {max(moved):.2e} at most")
-    sys.exit(bool(wrong) or not 0 < max(moved) < 3 * RATE)
+    if wrong or not 0 < max(moved) < 3 * RATE:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
@@ -117,3 +118,6 @@ if __name__ == "__main__":
         parser.add_argument(f"--{flag}", action="store_true")
     asked = parser.parse_args()
     {"save": save, "consolidate": consolidate, "load": load}[asked.action](asked)
+    if torch.distributed.is_initialized():  # a rank that goes while gloo still has threads for it takes the others with it
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
