@@ -118,6 +118,6 @@ if __name__ == "__main__":
         parser.add_argument(f"--{flag}", action="store_true")
     asked = parser.parse_args()
     {"save": save, "consolidate": consolidate, "load": load}[asked.action](asked)
-    if torch.distributed.is_initialized():  # a rank that goes while gloo still has threads for it takes the others with it
+    if torch.distributed.is_initialized():  # else a rank that goes first can abort those that still talk to it
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
