@@ -94,6 +94,27 @@ def test_a_killed_run_continues(
         shutil.rmtree(staging_of(destination), ignore_errors=True)
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["with sync", "without"])
+@pytest.mark.parametrize(
+    ("moment", "number", "done"),
+    [("after finishing", 5, 5), ("before publishing", 1, TENSORS), ("before a rename", 1, TENSORS)],
+)
+def test_a_killed_run_without_sync_continues(
+    model: Path, place: tuple, work: list[str], moment: str, number: int, done: int, again: bool
+) -> None:
+    """A kill takes nothing from the page cache, whoever waits for the disk."""
+    destination, expected = place
+    kill(model, destination, moment, number, sync=False)
+    assert not destination.exists()
+    try:
+        convert(model, destination, **ARGUMENTS, sync=again)
+        assert contents(destination) == expected
+        assert len(work) == TENSORS - done
+    finally:
+        shutil.rmtree(destination, ignore_errors=True)
+        shutil.rmtree(staging_of(destination), ignore_errors=True)
+
+
 @pytest.mark.parametrize(
     ("moment", "number", "done"),
     [("after finishing", 5, 5), ("before a document", 2, TENSORS), ("before a rename", 1, TENSORS)],
