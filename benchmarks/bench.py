@@ -126,7 +126,6 @@ def threads(source: Path, work: Path) -> Iterator[Command]:
         for count in (1, 2):
             again = [str(output), str(back), *kind.back.split(), "--no-sync", "--workers", str(count)]
             yield Command(f"{name} to hf, {count} thread{'s' * (count > 1)}", [*CONVERT, *again], back)
-        _remove(output)
 
 
 def bytes_of(path: Path) -> int:

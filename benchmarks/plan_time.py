@@ -125,8 +125,9 @@ def source_of(model: str, asked: Asked, work: Path) -> str:
 def measure(source: str, asked: Asked, profile: bool) -> dict[str, float]:
     """Plan one conversion in this process: CPU seconds, and peak memory in MB."""
     from ckpt_core.api import plan_conversion
+    from ckpt_core.cli.main import COLLECTION
 
-    gc.set_threshold(100_000)  # as the program does
+    gc.set_threshold(COLLECTION)
     profiler = cProfile.Profile()
     if profile:
         profiler.enable()

@@ -21,6 +21,8 @@ from ckpt_core.cli.output import emit_json, paint
 from ckpt_core.errors import CkptError
 
 _COMMANDS = ("convert", "inspect", "diff", "fingerprint", "verify", "selftest", "formats")
+COLLECTION = 100_000
+"""New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 
 
 class LazyGroup(click.Group):
@@ -58,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     before = signal.signal(signal.SIGTERM, _terminate)
-    # A plan makes millions of objects and no cycles: looking for some took a fifth of the time of a large one.
-    gc.set_threshold(100_000)
+    collection = gc.get_threshold()
+    gc.set_threshold(COLLECTION)
     try:
         return cli.main(arguments, prog_name="ckpt", standalone_mode=False) or 0
     except (Exception, KeyboardInterrupt) as error:
@@ -67,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _report(error, as_json)
     finally:
+        gc.set_threshold(*collection)
         signal.signal(signal.SIGTERM, before)
 
 

@@ -16,11 +16,9 @@ from collections.abc import Iterable
 import numpy as np
 from blake3 import blake3
 
-from ckpt_core.storage.dtypes import DType, decode
+from ckpt_core.storage.dtypes import BLOCK, DType, decode
 
 _ZEROS = bytes(1 << 20)
-# Elements at a time: their halves stay in the cache, and two threads seldom wait for the interpreter's lock.
-_BLOCK = 1 << 17
 
 
 class TensorDigest:
@@ -38,8 +36,8 @@ class TensorDigest:
             self._low_zeros(raw.size * 2)
             return
         bits = np.ascontiguousarray(decode(raw, dtype)).reshape(-1).view(np.uint32)
-        for start in range(0, bits.size, _BLOCK):
-            self._halves(bits[start : start + _BLOCK])
+        for start in range(0, bits.size, BLOCK):
+            self._halves(bits[start : start + BLOCK])
 
     def _halves(self, bits: np.ndarray) -> None:
         self._high.update(_view((bits >> 16).astype(np.uint16)))

@@ -43,14 +43,14 @@ class Tile:
     def cut_canonical(self, axis: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose canonical index on `axis` lies in [start, stop)."""
         loops = [(n, link.step, link.size) for n, link in enumerate(self.links) if link.axis == axis]
-        return self._cut(loops, self.canonical_base[axis], start, stop)
+        return self._parts(loops, self.canonical_base[axis], start, stop)
 
     def cut_native(self, dim: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose native index in `dim` lies in [start, stop)."""
         loops = [(n, link.stride, link.size) for n, link in enumerate(self.links) if link.dim == dim]
-        return self._cut(loops, self.native_base[dim], start, stop)
+        return self._parts(loops, self.native_base[dim], start, stop)
 
-    def _cut(self, loops: list[tuple[int, int, int]], base: int, start: int, stop: int) -> list[Tile]:
+    def _parts(self, loops: list[tuple[int, int, int]], base: int, start: int, stop: int) -> list[Tile]:
         last = base
         for _, step, size in loops:
             last += step * (size - 1)

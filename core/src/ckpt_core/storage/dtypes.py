@@ -76,8 +76,8 @@ def dtype_named(name: str) -> DType:
     raise UsageError(f"unknown dtype {name!r}", expected=", ".join(BY_NAME))
 
 
-# Elements at a time: what they need on the way stays in the cache, and two threads seldom wait for the interpreter's lock.
-_BLOCK = 1 << 17
+BLOCK = 1 << 17
+"""Elements to cast or to hash at a time: what they need on the way stays in the cache, and threads seldom wait for each other."""
 
 
 def _decode_bf16(raw: np.ndarray) -> np.ndarray:
@@ -90,15 +90,15 @@ def _encode_bf16(values: np.ndarray) -> np.ndarray:
     values = np.ascontiguousarray(values, dtype=np.float32)
     encoded = np.empty(values.shape, np.uint16)
     flat, bits = encoded.reshape(-1), values.reshape(-1).view(np.uint32)
-    for start in range(0, bits.size, _BLOCK):
-        part = bits[start : start + _BLOCK]
+    for start in range(0, bits.size, BLOCK):
+        part = bits[start : start + BLOCK]
         # Round to nearest, ties to even: add 0x7fff plus the lowest bit that stays.
         rounded = part >> 16
         rounded &= 1
         rounded += 0x7FFF
         rounded += part
         rounded >>= 16
-        flat[start : start + _BLOCK] = rounded
+        flat[start : start + BLOCK] = rounded
     # A NaN whose payload sits in the low half would round to infinity: set the quiet bit instead.
     nan = np.isnan(values)
     if nan.any():
