@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_core.errors import FormatError
+from ckpt_core.storage.pointers import LONGEST, pointer_in
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -41,6 +42,8 @@ class FileState:
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from error
         _check_regular(status, path)
+        if status.st_size <= LONGEST:  # it may be a pointer to the file: opening it tells
+            os.close(open_regular(path))
         return cls(os.fspath(path), status.st_size, status.st_mtime_ns)
 
     def check(self, status: os.stat_result) -> None:
@@ -56,7 +59,8 @@ class FileState:
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file; `FormatError` for what can't be opened, and for a pipe or a device.
+    """A descriptor of a regular file; `FormatError` for what can't be opened, for a pipe or a device, and for a text that
+    version control left in place of a file that is to be read.
 
     Opening a pipe would wait for a writer for ever, so it is opened without waiting and then looked at.
     """
@@ -65,11 +69,26 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _unreadable(path, error) from error
     try:
-        _check_regular(os.fstat(descriptor), path)
-    except FormatError:
+        status = os.fstat(descriptor)
+        _check_regular(status, path)
+        if status.st_size <= LONGEST and flags & os.O_ACCMODE == os.O_RDONLY:
+            _check_itself(os.pread(descriptor, LONGEST, 0), path)
+    except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_itself(head: bytes, path: str | os.PathLike[str]) -> None:
+    pointer = pointer_in(head)
+    if pointer is not None:
+        raise FormatError(
+            f"{pointer.name} lies in place of the file",
+            file=path,
+            found=f"a text of {len(head)} bytes",
+            expected="the file that it points to",
+            fix=pointer.fix,
+        )
 
 
 def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -162,6 +162,7 @@ def open_tree(path: str | os.PathLike[str]) -> Tree:
     path = os.fspath(path)
     if os.path.isdir(path):
         return _Folder(path, _root_of(path))
+    FileState.of(path)  # that says what is wrong with a file that is none
     if not is_archive(path):
         raise FormatError("this is no folder and no tar archive", file=path, expected="a folder, a tar or a tar.gz")
     with open_stored(path) as stream:
