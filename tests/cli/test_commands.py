@@ -201,10 +201,9 @@ class TestVerify:
         (converted / "toy.safetensors").write_bytes(data)
         body = ckpt("verify", model, converted, "--json")
         assert body.code == 3
-        (changed,), (different,) = body.json["changed_since_conversion"], body.json["differences"]
-        assert (
-            changed["problem"] == "values changed since the conversion" and changed["subject"] == different["subject"]
-        )
+        (file, tensor), (different,) = body.json["changed_since_conversion"], body.json["differences"]
+        assert file["subject"] == "toy.safetensors" and file["problem"].startswith("changed: CRC-32 ")
+        assert tensor == {"subject": different["subject"], "problem": "values changed since the conversion"}
 
     def test_changed_documents(self, ckpt, model, converted):
         (converted / "tokenizer.json").write_text("{ }")

@@ -25,7 +25,8 @@ from ckpt_core.errors import CkptError
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.tar import plan_tar
 from ckpt_core.storage.tree import open_tree
-from ckpt_core.verify.receipt import changed_files, find_receipt
+from ckpt_core.verify.files import check_files
+from ckpt_core.verify.receipt import find_receipt
 
 INSIDE = "./rank_00/model.bin"
 
@@ -67,10 +68,10 @@ def test_one_file_and_its_receipt(model: Path, tmp_path: Path) -> None:
     assert_same_bits(torch.load(tmp_path / "unpacked" / INSIDE), weights(model))
     recorded = find_receipt(str(out))
     assert recorded is not None and recorded.file == str(receipt_of(out))
-    assert changed_files(recorded, str(out)) == []
+    assert check_files(recorded, str(out)).broken == []
     with out.open("ab") as file:
         file.write(b"more")
-    assert [problem for _, problem in changed_files(recorded, str(out))] == [
+    assert [problem for _, problem in check_files(recorded, str(out)).broken] == [
         f"{out.stat().st_size} bytes instead of {out.stat().st_size - 4}"
     ]
 

@@ -8,7 +8,7 @@ import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
 from ckpt_core.cli.options import Size, reading
-from ckpt_core.cli.output import Page, emit_json, paint, plural
+from ckpt_core.cli.output import Page, emit_json, paint, plural, shortened
 from ckpt_core.cli.progress import progress
 from ckpt_core.errors import CkptError, UsageError
 
@@ -78,8 +78,8 @@ def command(
 ) -> int:
     """Check that DST is the conversion of SRC; exit 0 if it is, 3 if not.
 
-    Every tensor of both is read. Where DST has a receipt, its files and tensors must be those that were written, and
-    a changed dtype or a rewrite counts only if the receipt records it. An option -o KEY=VALUE goes to each side that
+    Every tensor of both is read. Where DST has a receipt, every file must be as it was written, none missing and none
+    added, and a changed dtype or a rewrite counts only if the receipt records it. An option -o KEY=VALUE goes to each side that
     has it, -o src.KEY=VALUE and -o dst.KEY=VALUE to one.
     """
     from ckpt_core.api import read_checkpoint
@@ -99,13 +99,17 @@ def command(
         "weights": weights,
     }
     source = read_checkpoint(**how)
-    target = read_checkpoint(dst, format=to, config=None if recorded else config, options=target_options)
+
+    def read() -> Checkpoint:
+        return read_checkpoint(dst, format=to, config=None if recorded else config, options=target_options)
+
     with progress("verifying") as listener:
-        verdict = verify(source, target, recorded, dst, how, listener)
-    report = None
-    if logits or prompt or plot:
+        verdict = verify(source, read, recorded, dst, how, listener)
+    report, summed, target = None, None, verdict.target
+    if target is not None and (logits or prompt or plot):
         report = _run_both(source, target, tokens, prompt, max_memory)
-    summed = _run_summed(target, tokens, prompt, row_parallel, max_memory) if row_parallel else None
+    if target is not None and row_parallel:
+        summed = _run_summed(target, tokens, prompt, row_parallel, max_memory)
     if report is not None and plot:
         from ckpt_core.verify.plot import draw
 
@@ -196,10 +200,10 @@ def show_verdict(verdict: Verdict, recorded: Recorded | None, report: LogitsRepo
     if recorded is None:
         page.say("receipt", "none: compared as they are")
     else:
-        tensors, documents = plural(len(recorded.digests), "tensor"), plural(len(recorded.documents), "document")
-        good = f"{tensors} and {documents} as they were written"
+        tensors, files = plural(len(recorded.digests), "tensor"), plural(recorded.count, "file")
+        good = f"{tensors} in {files}, as they were written"
         page.say("receipt", recorded.file, *([good] if not verdict.broken else []))
-    page.say("changed", *(f"{subject}: {problem}" for subject, problem in verdict.broken))
+    page.say("changed", *shortened([f"{subject}: {problem}" for subject, problem in verdict.broken], head=20))
     page.say(
         "tensors",
         f"{verdict.equal:,} equal"

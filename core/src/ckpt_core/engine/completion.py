@@ -1,4 +1,4 @@
-"""Completing output files: the checksums that only their data can tell, once the last tensor is in a file."""
+"""Completing output files: the checksums that only their data can tell, in them and of them, once the last tensor is in a file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.transfer import Result, checksum_name
 from ckpt_core.storage import crc32
 from ckpt_core.storage.files import naming, pwrite_all, start_writeback
-from ckpt_core.storage.output import OutputFile
+from ckpt_core.storage.output import Checksum, OutputFile
 
 
 class Completion:
     """Counts the transfers that each of `files` still waits for, and completes those that wait for none.
 
     `done` are the results of an earlier run. Completing a file again writes the same bytes again. `sync`: it will be synced.
+    `crcs` are the CRC-32 of whole files, of what was meant to be written: no file is read for them.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Completion:
         self._sync = sync
         self._left = Counter(name for transfer in todo for name in transfer.files)
         self._remainders: Counter[str] = Counter()
+        self.crcs: dict[str, int] = {}
         for result in done:
             self._add(result)
         for name in self._files.keys() - self._left.keys():
@@ -51,14 +53,24 @@ class Completion:
 
     def _complete(self, name: str) -> None:
         file, path = self._files[name], self._path(name)
+        whole = self._remainder(file, file.whole)
+        for offset, data in file.literals:
+            whole ^= crc32.shifted(crc32.remainder(data), file.size - offset - len(data))
         with naming(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 for checksum in file.checksums:
-                    crc = crc32.of_remainder(self._remainders[checksum_name(name, checksum)], checksum.length)
+                    remainder = self._remainder(file, checksum)
+                    whole ^= crc32.shifted(remainder, file.size - checksum.stop)
+                    stored = crc32.of_remainder(remainder, checksum.length).to_bytes(4, "little")
                     for position in checksum.positions:
-                        pwrite_all(descriptor, memoryview(crc.to_bytes(4, "little")), position)
+                        pwrite_all(descriptor, memoryview(stored), position)
+                        whole ^= crc32.shifted(crc32.remainder(stored), file.size - position - len(stored))
                 if self._sync:
                     start_writeback(descriptor)
             finally:
                 os.close(descriptor)
+        self.crcs[name] = crc32.of_remainder(whole, file.size)
+
+    def _remainder(self, file: OutputFile, checksum: Checksum) -> int:
+        return self._remainders[checksum_name(file.path, checksum)]

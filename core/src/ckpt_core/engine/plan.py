@@ -41,13 +41,14 @@ _WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2":
 class Delivery:
     """One part of a transfer: a block in an output file, and the maps from canonical to stored values.
 
-    `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among.
+    `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among,
+    that of the whole file if no narrower one is stored.
     """
 
     block: Block
-    maps: tuple[ValueMap, ...] = ()
-    copy: bool = False
-    checksum: Checksum | None = None
+    maps: tuple[ValueMap, ...]
+    copy: bool
+    checksum: Checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class Plan:
         for transfer in self.transfers:
             yield transfer.name
             for delivery in transfer.deliveries:
-                yield f"{delivery.block} {delivery.maps}"
+                yield f"{delivery.block} {delivery.maps} {delivery.checksum}"
             assembly = transfer.assembly
             yield f"{assembly.dtype} {assembly.maps} {assembly.factors} {assembly.fill} {assembly.added}"
             for block in assembly.all_blocks:
@@ -283,10 +284,14 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
 
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]:
-    sizes = {file.path: file.size for file in target.files}
+    files = {file.path: file for file in target.files}
     checksums = {file.path: sorted(file.checksums, key=_start) for file in target.files}
     found: dict[str, list[Delivery]] = {}
-    extents: dict[str, list[tuple[int, int, str]]] = {}
+    # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
+    extents = {
+        file.path: [(offset, offset + len(data), "the bytes known in advance") for offset, data in file.literals]
+        for file in target.files
+    }
     for placed in target.placements:
         native = placed.native
         elements = math.prod(native.shape)
@@ -298,19 +303,20 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]
                     found=native.row.sentence,
                 )
             )
-        extents.setdefault(placed.file, []).append(
-            (placed.offset, placed.offset + elements * placed.dtype.size, native.name)
-        )
+        if placed.file not in files:
+            problems.add(CkptError(f"{native.name!r} is placed in {placed.file!r}, which is no file of the target"))
+            continue
+        extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
         strides = contiguous_strides(native.shape)
         maps = (native.row.via.inverse(),) if native.row.via else ()
-        checksum = _around(placed.offset, checksums.get(placed.file, ()))
+        checksum = _around(placed.offset, checksums[placed.file]) or files[placed.file].whole
         for piece in native.pieces:
             block = Block(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
             found.setdefault(piece.parameter, []).append(Delivery(block, maps, native.row.copy, checksum))
     for path, ranges in extents.items():
         end, last = 0, "the header"
         for start, stop, name in sorted(ranges):
-            if start < end or stop > sizes.get(path, -1):
+            if start < end or stop > files[path].size:
                 problems.add(CkptError(f"{name!r} does not fit beside {last!r} in {path!r}"))
             end, last = stop, name
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -12,7 +12,6 @@ from blake3 import blake3
 
 from ckpt_core import __version__
 from ckpt_core.architecture import to_json
-from ckpt_core.checkpoint import Sidecar
 from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.digest import fingerprint
@@ -83,8 +82,8 @@ def run_plan(
         try:
             check_destination(plan, destination, overwrite)  # again: the run that held the lock may have published
             staging.create(plan.target.files)
-            _transfer_all(plan, staging, executor, listener)
-            receipt = _finish(plan, staging)
+            crcs = _transfer_all(plan, staging, executor, listener)
+            receipt = _finish(plan, staging, crcs)
             Source(plan.source.files).recheck()
         except CkptError:
             staging.discard()
@@ -129,7 +128,10 @@ def _is_published(plan: Plan, destination: str) -> bool:
     return Staging(destination, plan.hash).is_published(transfer.name for transfer in plan.transfers)
 
 
-def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None) -> None:
+def _transfer_all(
+    plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None
+) -> Mapping[str, int]:
+    """Write every data file; the CRC-32 of each."""
     todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
@@ -159,14 +161,17 @@ def _transfer_all(plan: Plan, staging: Staging, executor: Executor | None, liste
             pool.shutdown(wait=True, cancel_futures=True)
         source.close()
         sink.close()
+    return completion.crcs
 
 
-def _finish(plan: Plan, staging: Staging) -> Receipt:
-    for path, sidecar in plan.target.sidecars.items():
-        _write_document(staging.path(path), sidecar.extent.pieces())
+def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
+    documents = {
+        path: _write_document(staging.path(path), sidecar.extent.pieces())
+        for path, sidecar in plan.target.sidecars.items()
+    }
     for path, data in plan.target.documents.items():
-        _write_document(staging.path(path), [data])
-    receipt = make_receipt(plan, staging.done)
+        documents[path] = _write_document(staging.path(path), [data])
+    receipt = make_receipt(plan, staging.done, crcs, documents)
     _write_document(staging.path(RECEIPT), [receipt.text().encode()])
     staging.to_disk(
         [*(file.path for file in plan.target.files), *plan.target.sidecars, *plan.target.documents, RECEIPT]
@@ -174,21 +179,25 @@ def _finish(plan: Plan, staging: Staging) -> Receipt:
     return receipt
 
 
-def _write_document(path: str, pieces: Iterable[bytes]) -> None:
+def _write_document(path: str, pieces: Iterable[bytes]) -> str:
+    """Write a file that is copied, or known in advance; the digest of what was written."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with naming(path), open(path, "wb") as file:
-        file.writelines(pieces)
-
-
-def _digest(sidecar: Sidecar) -> str:
     digest = blake3()
-    for piece in sidecar.extent.pieces():
-        digest.update(piece)
+    with naming(path), open(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
     return digest.hexdigest()
 
 
-def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
-    """The receipt of a finished plan. It holds no time and no host, so the same conversion gives the same receipt."""
+def make_receipt(
+    plan: Plan, results: Mapping[str, Result], crcs: Mapping[str, int], documents: Mapping[str, str]
+) -> Receipt:
+    """The receipt of a finished plan. It holds no time and no host, so the same conversion gives the same receipt.
+
+    It has a digest of every file beside it: the CRC-32 of data files, which adds up from what was written (`crcs`),
+    and the BLAKE3 of all others (`documents`).
+    """
     parameters = {transfer.name: transfer.assembly.parameter for transfer in plan.transfers}
     tensors = {
         name: {"shape": list(parameter.true_shape), "digest": results[name].digest}
@@ -201,8 +210,6 @@ def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
         if state.size <= _WHOLE_FILE_DIGEST:
             entry["blake3"] = blake3(read_small(state.path)).hexdigest()
         sources.append(entry)
-    documents = {path: blake3(data).hexdigest() for path, data in plan.target.documents.items()}
-    sidecars = {path: _digest(sidecar) for path, sidecar in plan.target.sidecars.items()}
     return Receipt(
         sealed(
             {
@@ -224,7 +231,8 @@ def make_receipt(plan: Plan, results: dict[str, Result]) -> Receipt:
                     "decisions": plan.target.decisions,
                     "hints": {**plan.source.origins, plan.source.format: plan.source.hints},
                     "files": {file.path: file.size for file in plan.target.files},
-                    "documents": documents | sidecars,
+                    "crc32": {file.path: f"{crcs[file.path]:08x}" for file in plan.target.files},
+                    "documents": dict(documents),
                 },
                 "options": dict(plan.options),
                 "losses": [loss.to_json() for loss in plan.losses],

@@ -18,6 +18,7 @@ from ckpt_core.engine.digest import TensorDigest
 from ckpt_core.engine.plan import Delivery, Transfer
 from ckpt_core.engine.strided import write_box
 from ckpt_core.errors import Refusal
+from ckpt_core.layout import ValueMap
 from ckpt_core.storage import crc32
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.files import OpenFiles, pwrite_all, start_writeback
@@ -31,7 +32,7 @@ _DIRTY = 8 << 20
 class Result:
     """What a transfer leaves for the receipt: the digest of the values as written, and of the source's if they differ.
 
-    `remainders` are what it wrote below each checksum: see `storage.crc32`.
+    `remainders` are what it wrote below each checksum, a file's whole one included: see `storage.crc32`.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Result:
 
 def checksum_name(path: str, checksum: Checksum) -> str:
     """How `Result.remainders` names a checksum of an output file."""
-    return f"{checksum.start} {path}"
+    return f"{checksum.start}-{checksum.stop} {path}"
 
 
 class Sink:
@@ -72,15 +73,14 @@ class Sink:
         if not tiles:
             return 0
         path = os.path.join(self._folder, block.path)
-        name = checksum_name(block.path, checksum) if checksum is not None else ""
+        name = checksum_name(block.path, checksum)
         with self._files.descriptor(path) as descriptor:
             self._begin(path, descriptor)
 
             def write(view: memoryview, offset: int) -> None:
                 nonlocal written
-                if checksum is not None:
-                    behind = checksum.stop - offset - len(view)
-                    remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
+                behind = checksum.stop - offset - len(view)
+                remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
                 with self._writing[path]:
                     pwrite_all(descriptor, view, offset)
                 written += len(view)
@@ -118,11 +118,11 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     for box in boxes(assembly.parameter.shape, transfer.chunk):
         values = source.read(assembly, box, transient=True)
         read.update(_true(values, box, rows), value_dtype)
-        ready: dict[tuple[DType, tuple], np.ndarray] = {}
+        ready: dict[tuple[DType, tuple[ValueMap, ...]], np.ndarray] = {}
         for delivery in transfer.deliveries:
             kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
-                ready[kind] = stored_values(values, value_dtype, delivery, assembly.parameter.name)
+                ready[kind] = stored_values(values, value_dtype, *kind, assembly.parameter.name)
             if sink is not None:
                 written += sink.write(delivery, box, ready[kind], remainders)
         if changed is not None:
@@ -137,13 +137,12 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     return Result(transfer.name, read.hexdigest(), None, written, dict(remainders))
 
 
-def stored_values(values: np.ndarray, dtype: DType, delivery: Delivery, name: str) -> np.ndarray:
-    """Canonical values (raw, of `dtype`) as raw elements of the delivery's dtype; refuses to overflow fp16."""
-    target = delivery.block.dtype
-    if target == dtype and not delivery.maps:
+def stored_values(values: np.ndarray, dtype: DType, target: DType, maps: tuple[ValueMap, ...], name: str) -> np.ndarray:
+    """Canonical values (raw, of `dtype`) as raw elements of `target`, after `maps`; refuses to overflow fp16."""
+    if target == dtype and not maps:
         return values
     floats = decode(values, dtype)
-    for value_map in delivery.maps:
+    for value_map in maps:
         floats = value_map.apply(floats)
     encoded = encode(floats, target)
     if target.name == "fp16" and np.isinf(encoded).sum() > np.isinf(floats).sum():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A CRC-32 of `length` bytes from `start`, to be stored little-endian at each of `positions`."""
+    """A CRC-32 of `length` bytes from `start`, to be stored little-endian at each of `positions`, where zeros are until then."""
 
     start: int
     length: int
@@ -20,9 +20,14 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file of a target; `literals` are the bytes known in advance, as (offset, bytes)."""
+    """A file of a target; `literals` are the bytes known in advance, as (offset, bytes). What nothing is written to is zeros."""
 
     path: str
     size: int
     literals: tuple[tuple[int, bytes], ...] = ()
     checksums: tuple[Checksum, ...] = ()
+
+    @property
+    def whole(self) -> Checksum:
+        """The checksum of all of it, which is stored nowhere in it."""
+        return Checksum(0, self.size, ())

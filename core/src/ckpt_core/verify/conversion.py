@@ -9,7 +9,7 @@ that rewrites (a head untied, a scale folded in, zero biases) apply to both side
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,13 +26,18 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
-from ckpt_core.verify.receipt import Recorded, changed_files, changed_tensors
+from ckpt_core.verify.files import check_files
+from ckpt_core.verify.receipt import Recorded, changed_tensors
 
 
 @dataclass
 class Verdict:
-    """What verification found. `broken` is what the receipt contradicts, `differences` what SRC contradicts."""
+    """What verification found. `broken` is what the receipt contradicts, `differences` what SRC contradicts.
 
+    `target` is DST as it was read; None where its files differ so that it can't be.
+    """
+
+    target: Checkpoint | None = None
     equal: int = 0
     recorded: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
@@ -47,20 +52,44 @@ class Verdict:
 
 def verify(
     source: Checkpoint,
-    target: Checkpoint,
+    read: Callable[[], Checkpoint],
     recorded: Recorded | None,
     destination: str,
     reading: Mapping[str, Any],
     listener: Listener | None,
 ) -> Verdict:
-    """Check `target`, read back from `destination`, against `source` and the receipt.
+    """Check what `read` gives of `destination` against `source` and the receipt.
 
     `reading` is how `source` was read: the `path`, `format`, `config`, `options` and `weights` of `read_checkpoint`.
+    Files that differ are a verdict, even if what is left of them can't be read.
     """
     verdict = Verdict()
+    if recorded is not None:
+        files = check_files(recorded, destination, listener)
+        verdict.broken += files.broken
+        verdict.remarks += files.remarks
+    try:
+        target = read()
+        _judge(source, target, recorded, destination, reading, listener, verdict)
+        verdict.target = target
+    except CkptError as problem:
+        if not verdict.broken:
+            raise
+        verdict.remarks.append(f"the tensors could not be compared: {problem.problem}")
+    return verdict
+
+
+def _judge(
+    source: Checkpoint,
+    target: Checkpoint,
+    recorded: Recorded | None,
+    destination: str,
+    reading: Mapping[str, Any],
+    listener: Listener | None,
+    verdict: Verdict,
+) -> None:
     rewritten = source
     if recorded is not None:
-        verdict.broken += changed_files(recorded, destination)
         try:
             rewritten = _planned_again(recorded, destination, reading)
         except CkptError as problem:
@@ -71,7 +100,6 @@ def verify(
     if recorded is not None:
         verdict.broken += changed_tensors(recorded, right, written)
     _judge_tensors(left, right, read, written, recorded, verdict)
-    return verdict
 
 
 def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, Any]) -> Checkpoint:

@@ -1,6 +1,6 @@
-"""Reading a receipt back, and checking an output folder against it.
+"""Reading a receipt back, and checking an output against it: its tensors here, its files in `verify.files`.
 
-A receipt may come from anyone, so its fields are checked before they are used, and its paths stay below the folder.
+A receipt may come from anyone, so its fields are checked before they are used.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from blake3 import blake3
-
 from ckpt_core.architecture import Architecture, from_json
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.seal import read_receipt
 from ckpt_core.engine.staging import receipt_path
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.files import read_small
 
-_LARGEST_DOCUMENT = 1 << 32
 _ASKED = {"tp": int, "pp": int, "ep": int, "dtype": str}
 
 
@@ -28,7 +24,8 @@ _ASKED = {"tp": int, "pp": int, "ep": int, "dtype": str}
 class Recorded:
     """The parts of a receipt that can be checked later.
 
-    `source_digests` differ from `digests` where values were changed on the way.
+    `source_digests` differ from `digests` where values were changed on the way. `files` are the sizes of data files and
+    `crcs` their CRC-32, which receipts of older versions do not have; `documents` are the BLAKE3 of all others.
     `asked`, `options` and `weights` are the request that it answers, as `plan_conversion` takes it.
     """
 
@@ -40,12 +37,18 @@ class Recorded:
     source_digests: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, int]
+    crcs: dict[str, str]
     documents: dict[str, str]
     rewrites: list[str] = field(default_factory=list)
     losses: list[dict[str, str]] = field(default_factory=list)
     asked: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     weights: str = "auto"
+
+    @property
+    def count(self) -> int:
+        """How many files it is about."""
+        return len(self.files) + len(self.documents)
 
 
 def find_receipt(output: str) -> Recorded | None:
@@ -65,8 +68,9 @@ def find_receipt(output: str) -> Recorded | None:
             {name: str(entry["digest"]) for name, entry in tensors.items()},
             {name: str(entry.get("source_digest", entry["digest"])) for name, entry in tensors.items()},
             {name: tuple(entry["shape"]) for name, entry in tensors.items()},
-            dict(target["files"]),
-            dict(target["documents"]),
+            {str(path): int(size) for path, size in target["files"].items()},
+            {str(path): str(crc) for path, crc in target.get("crc32", {}).items()},
+            {str(path): str(digest) for path, digest in target["documents"].items()},
             [str(rewrite) for rewrite in (rewrites if isinstance(rewrites, list) else [rewrites])],
             [{key: str(text) for key, text in loss.items()} for loss in body["losses"]],
             {name: kind(value) for name, kind in _ASKED.items() if (value := body["options"].get(name)) is not None},
@@ -75,28 +79,6 @@ def find_receipt(output: str) -> Recorded | None:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("not a receipt of ckpt", file=path, found=f"{type(error).__name__}: {error}") from None
-
-
-def changed_files(recorded: Recorded, output: str) -> list[tuple[str, str]]:
-    """(path, what is wrong) of every file of the output that is not as it was written; data files by size alone."""
-    found = []
-    for path, size in sorted(recorded.files.items()):
-        actual = _size(output, path)
-        if actual != size:
-            found.append((path, "missing" if actual is None else f"{actual} bytes instead of {size}"))
-    for path, digest in sorted(recorded.documents.items()):
-        if _size(output, path) is None:
-            found.append((path, "missing"))
-        elif blake3(read_small(os.path.join(output, path), _LARGEST_DOCUMENT)).hexdigest() != digest:
-            found.append((path, "changed"))
-    return found
-
-
-def _size(output: str, path: str) -> int | None:
-    if os.path.isabs(path) or ".." in path.split("/"):
-        raise FormatError("the receipt names a file outside its folder", file=receipt_path(output), found=path)
-    full = os.path.join(output, path) if os.path.isdir(output) else output  # a single file may have been renamed
-    return os.path.getsize(full) if os.path.isfile(full) else None
 
 
 def changed_tensors(recorded: Recorded, checkpoint: Checkpoint, results: Mapping[str, Result]) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     import torch
 
     from ckpt_core.engine.assembly import Block, Source, flat_tile, tile_view
-    from ckpt_core.engine.plan import Delivery, storage_dtype
+    from ckpt_core.engine.plan import storage_dtype
     from ckpt_core.engine.transfer import stored_values
     from ckpt_core.storage.tensor import contiguous_strides
 
@@ -74,9 +74,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
                 assembly = model.tensors[piece.parameter]
                 box = tuple((0, size) for size in assembly.parameter.shape)
                 block = Block("", dtype, 0, flat_tile(piece.tile, contiguous_strides(native.shape)))
-                values = stored_values(
-                    source.read(assembly, box), assembly.value_dtype, Delivery(block), piece.parameter
-                )
+                values = stored_values(source.read(assembly, box), assembly.value_dtype, dtype, (), piece.parameter)
                 for tile in block.within(box):
                     view = np.lib.stride_tricks.as_strided(
                         flat[tile.native_base[0] :],
