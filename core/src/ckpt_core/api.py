@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ckpt_core.architecture import Architecture, Axis, facts_of, parameters
+from ckpt_core.architecture import Architecture, Axis, differing, facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
@@ -425,8 +425,8 @@ def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, Assembly]:
 def architecture_differences(left: Architecture, right: Architecture) -> Iterator[Difference]:
     """The facts that differ, vocabulary padding aside."""
     one, two = facts_of(left), facts_of(right)
-    for path in sorted(one.keys() | two.keys()):
-        if path != "tokens.padded_vocabulary" and one.get(path) != two.get(path):
+    for path in differing(one, two):
+        if path != "tokens.padded_vocabulary":
             yield Difference(path, str(one.get(path, "absent")), str(two.get(path, "absent")))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, facts_of, from_json, parameters
+from ckpt_core.architecture import Architecture, differing, facts_of, from_json, parameters
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.seal import read_receipt
 from ckpt_core.engine.staging import RECEIPT, receipt_path
@@ -80,11 +80,7 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
 
 
 def _same_but_for_vocabulary(one: Architecture, two: Architecture) -> bool:
-    if one.tokens is None or two.tokens is None:
-        return one == two
-    if one.tokens.padded_vocabulary != two.tokens.padded_vocabulary:
-        return False
-    return replace(one, tokens=two.tokens) == two
+    return not {path for path in differing(facts_of(one), facts_of(two)) if path != "tokens.vocabulary"}
 
 
 def check_agreement(given: Architecture, found: Architecture, file: str) -> None:
@@ -94,10 +90,8 @@ def check_agreement(given: Architecture, found: Architecture, file: str) -> None
     """
     one, two = facts_of(given), facts_of(found)
     problems = Problems("--config and the checkpoint describe different models")
-    for path in sorted(one.keys() | two.keys()):
-        if one.get(path) != two.get(path) and not (
-            path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]
-        ):
+    for path in differing(one, two):
+        if not (path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]):
             problems.add(
                 CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file)
             )

@@ -1,6 +1,6 @@
 """What a model is: schema, canonical parameters with named axes, facts, and the JSON form."""
 
-from ckpt_core.architecture.facts import Facts, PerLayer, architecture_of, facts_of
+from ckpt_core.architecture.facts import Facts, PerLayer, architecture_of, differing, facts_of, same_value
 from ckpt_core.architecture.parameters import Axis, Parameter, parameters
 from ckpt_core.architecture.schema import (
     Activation,
@@ -30,6 +30,6 @@ from ckpt_core.architecture.validate import rotary_width, validate
 __all__ = [
     "Activation", "Architecture", "Attention", "Axis", "Classifier", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
     "Norm", "Parameter", "Patches", "PerLayer", "Positions", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
-    "SharedExpert", "Stack", "Tokens", "architecture_of", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
-    "to_json", "validate",
+    "SharedExpert", "Stack", "Tokens", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
+    "same_value", "to_json", "validate",
 ]  # fmt: skip

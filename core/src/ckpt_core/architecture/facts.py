@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Iterator
 from enum import StrEnum
@@ -44,6 +45,7 @@ class Facts(dict[str, Any]):
         return any(key == path or key.startswith(f"{path}.") for key in self)
 
 
+_RELATIVE = 1e-12
 _KINDS = {"decoder": ("decoder",), "encoder": ("encoder",), "encoder-decoder": ("encoder", "decoder")}
 
 
@@ -65,6 +67,36 @@ def facts_of(architecture: Architecture) -> Facts:
             column = [getattr(layer, field.name) for layer in stack.layers]
             _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
     return facts
+
+
+def same_value(one: object, two: object) -> bool:
+    """Whether two values of a fact are one: numbers to within a relative 1e-12, all others exactly.
+
+    Formats compute a scale from other numbers, each in an order of its own, and the last bits of a float64 follow the order.
+    """
+    if isinstance(one, tuple) and isinstance(two, tuple):
+        return len(one) == len(two) and all(map(same_value, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=_RELATIVE)
+    return one == two
+
+
+def differing(one: Facts, two: Facts) -> list[str]:
+    """The paths, sorted, at which two models differ. A scale of scores that is not said is the usual one."""
+    return [
+        path
+        for path in sorted(one.keys() | two.keys())
+        if not same_value(_said_or_usual(one, path), _said_or_usual(two, path))
+    ]
+
+
+def _said_or_usual(facts: Facts, path: str) -> object:
+    owner, _, field = path.rpartition(".")
+    if path in facts or field != "scale":
+        return facts.get(path)
+    widths = [facts.get(f"{owner}.{name}", 0) for name in ("head_dim", "nope_dim", "rope_dim")]
+    usual = owner.endswith("attention") and all(isinstance(width, int) for width in widths) and any(widths)
+    return sum(widths) ** -0.5 if usual else None
 
 
 def _collect(facts: Facts, path: str, annotation: Any, column: list) -> None:

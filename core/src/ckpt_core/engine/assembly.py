@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ckpt_core.architecture import Parameter
+from ckpt_core.architecture import Parameter, same_value
 from ckpt_core.engine.scratch import scratch
 from ckpt_core.engine.strided import ReadInto, read_box
 from ckpt_core.errors import CkptError, FormatError, Problems
@@ -117,8 +117,19 @@ class Assembly:
     def computed(self) -> bool:
         """Whether values are products that the stored dtype may have no element for; a power of two only shifts."""
         return bool(self.factors or self.added) or any(
-            isinstance(step, Scale) and abs(math.frexp(step.factor)[0]) != 0.5 for step in self.maps
+            isinstance(step, Scale) and significant_bits(step.factor) > 0 for step in self.maps
         )
+
+    @property
+    def bits(self) -> int:
+        """How many significant bits an exact value may take; what is more than float32 has was rounded to it.
+
+        A product takes those of its factors, so that of two bf16 tensors is exact; of a sum nothing is promised.
+        """
+        if self.added or any(not isinstance(step, Scale) for step in self.maps):
+            return _UNBOUNDED
+        factors = [significant_bits(step.factor) for step in self.maps if isinstance(step, Scale)]
+        return self.dtype.bits + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
 
     @property
     def all_blocks(self) -> tuple[Block, ...]:
@@ -128,6 +139,25 @@ class Assembly:
 
     def paths(self) -> set[str]:
         return {block.path for block in self.all_blocks}
+
+
+_UNBOUNDED = 1 << 10
+
+
+def significant_bits(factor: float) -> int:
+    """How many bits a product with `factor` may take more than its other factor: none for a power of two.
+
+    A factor that float32 holds, but for the last bits of a float64, is that one: the engine multiplies by it.
+
+    >>> significant_bits(0.125), significant_bits(3.0), significant_bits(3.0000000000000004), significant_bits(12**0.5)
+    (0, 2, 2, 53)
+    """
+    nearest = float(np.float32(factor))
+    fraction = abs(math.frexp(nearest if same_value(nearest, factor) else factor)[0])
+    if fraction in (0.0, 0.5):
+        return 0
+    whole = int(math.ldexp(fraction, 53))
+    return 53 - ((whole & -whole).bit_length() - 1)
 
 
 class Source:

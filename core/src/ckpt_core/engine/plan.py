@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,10 +20,10 @@ from blake3 import blake3
 from ckpt_core import __version__
 from ckpt_core.architecture import parameters, to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
-from ckpt_core.engine.assembly import Assembly, Block, flat_tile
+from ckpt_core.engine.assembly import Assembly, Block, flat_tile, significant_bits
 from ckpt_core.errors import CkptError, Problems
-from ckpt_core.layout import Native, ValueMap
-from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.layout import Native, Scale, ValueMap
+from ckpt_core.storage.dtypes import FP32, DType, dtype_named
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.output import Checksum
 from ckpt_core.storage.tensor import contiguous_strides
@@ -345,21 +346,39 @@ def _chunk_elements(assembly: Assembly, deliveries: tuple[Delivery, ...], budget
 
 
 def _rounding(transfers: list[Transfer]) -> list[Loss]:
-    rounded: dict[tuple[str, str], int] = {}
+    """What is rounded: values that a rewrite computes, to float32, and those that are stored in a narrower dtype."""
+    rounded: Counter[str] = Counter()
     for transfer in transfers:
-        value = transfer.assembly.value_dtype
-        exact = sum(d.block.tile.elements for d in transfer.deliveries if _holds(d.block.dtype, value))
-        if exact >= transfer.assembly.parameter.elements:
+        assembly = transfer.assembly
+        if (arithmetic := _arithmetic(assembly)) and assembly.bits > FP32.bits:
+            rounded[f"computed in float32: {arithmetic}"] += 1
+        kept = sum(d.block.tile.elements for d in transfer.deliveries if _holds(d.block.dtype, assembly))
+        if kept >= assembly.parameter.elements:
             continue  # what is narrower lies beside the values themselves
-        narrower = {d.block.dtype.name for d in transfer.deliveries if not _holds(d.block.dtype, value)}
-        for stored in narrower:
-            rounded[value.name, stored] = rounded.get((value.name, stored), 0) + 1
-    return [
-        Loss("rounded", f"{count} tensors", f"{value} values stored as {stored}")
-        for (value, stored), count in rounded.items()
-    ]
+        narrower = {d.block.dtype for d in transfer.deliveries if not _holds(d.block.dtype, assembly)}
+        rounded.update(f"{_value_dtype(assembly)} values stored as {stored}" for stored in narrower)
+    return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
 
 
-def _holds(stored: DType, value: DType) -> bool:
-    """Whether every value of one dtype is a value of another."""
+def _arithmetic(assembly: Assembly) -> str:
+    """What is done to the values of a tensor, in words; a product with a power of two is not worth one."""
+    done = ["sums of rows"] if assembly.added else []
+    for step in assembly.maps:
+        if not isinstance(step, Scale):
+            done.append(str(step))
+        elif significant_bits(step.factor):
+            done.append(f"times {step.factor:.9g}")
+    return ", ".join([*done, *["times another tensor"] * bool(assembly.factors)])
+
+
+def _value_dtype(assembly: Assembly) -> DType:
+    """The narrowest dtype that is known to hold the values: a product with a power of two has that of its other factor."""
+    return assembly.dtype if assembly.bits == assembly.dtype.bits else assembly.value_dtype
+
+
+def _holds(stored: DType, assembly: Assembly) -> bool:
+    """Whether every value of a tensor is a value of a dtype."""
+    if assembly.fill is not None:
+        return significant_bits(assembly.fill) <= stored.bits
+    value = _value_dtype(assembly)
     return stored == value or stored.size > value.size

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ckpt_core.architecture import Attention, Layer, RelativeBias, Stack, parameters
+from ckpt_core.architecture import Attention, Layer, RelativeBias, Stack, parameters, same_value
 from ckpt_core.engine.assembly import Factor
 from ckpt_core.rewrite.model import Model, attentions, map_attentions, map_layers, map_stacks, scaled, values_of
 
@@ -26,6 +26,7 @@ def folded_attention_scale(model: Model, wanted: float | None = None) -> Model:
     }
     if not factors:
         return model
+    factors = {name: factor for name, factor in factors.items() if not same_value(factor, 1.0)}
     tensors = {
         name: scaled(assembly, factors.get(name.rpartition(".")[0], 1.0)) for name, assembly in model.tensors.items()
     }
@@ -34,6 +35,8 @@ def folded_attention_scale(model: Model, wanted: float | None = None) -> Model:
         return replace(attention, scale=wanted) if _lasts(attention) else attention
 
     architecture = map_layers(model.architecture, lambda layer: map_attentions(layer, folded))
+    if not factors:
+        return replace(model, architecture=architecture)  # the same number, computed in another order
     described = ", ".join(sorted({f"{factor:.9g}" for factor in factors.values()}))
     return model.rewritten(architecture, tensors, f"attention scale folded into q (factor {described})")
 

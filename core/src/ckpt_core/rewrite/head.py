@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_core.architecture import parameters
+from ckpt_core.architecture import parameters, same_value
 from ckpt_core.engine.assembly import resized
 from ckpt_core.rewrite.model import Model, scaled
 
@@ -53,7 +53,7 @@ def tied_head(model: Model) -> Model:
 def folded_logit_scale(model: Model) -> Model:
     """Logits that nothing scales: the factor is multiplied into a head of its own, which a tied one becomes."""
     head = model.architecture.head
-    if head is None or head.scale == 1:
+    if head is None or same_value(head.scale, 1.0):
         return model
     model = untied_head(model)
     tensors = {
@@ -68,7 +68,7 @@ def normed_logit_scale(model: Model, wanted: float) -> Model:
     """Logits scaled by `wanted`: what differs is multiplied into the last norm, and the head stays as it is."""
     head, stack = model.architecture.head, model.architecture.decoder
     norm = stack.final_norm if stack else None
-    if head is None or norm is None or not norm.weight or norm.zero_centred or head.scale == wanted:
+    if head is None or norm is None or not norm.weight or norm.zero_centred or same_value(head.scale, wanted):
         return model
     prefix = next(prefix for prefix, known in model.architecture.stacks.items() if known is stack)
     factor = head.scale / wanted
@@ -83,7 +83,7 @@ def normed_logit_scale(model: Model, wanted: float) -> Model:
 def folded_embedding_scale(model: Model) -> Model:
     """An embedding that nothing scales: the factor is multiplied into it, and a tied head's logits are divided by it."""
     tokens, head = model.architecture.tokens, model.architecture.head
-    if tokens is None or tokens.scale == 1:
+    if tokens is None or same_value(tokens.scale, 1.0):
         return model
     name = "embedding.tokens.weight"
     tensors = {**model.tensors, name: scaled(model.tensors[name], tokens.scale)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ckpt_core.architecture import Architecture, Attention, Layer, Stack
+from ckpt_core.architecture import Architecture, Attention, Layer, Stack, same_value
 from ckpt_core.engine.assembly import Assembly, Source, boxes
 from ckpt_core.layout import scale
 from ckpt_core.storage.dtypes import decode
@@ -69,7 +69,7 @@ def attentions(architecture: Architecture) -> Iterator[tuple[str, Attention]]:
 
 def scaled(assembly: Assembly, factor: float) -> Assembly:
     """The tensor times a number, in float32."""
-    return assembly if factor == 1 else replace(assembly, maps=(*assembly.maps, scale(factor)))
+    return assembly if same_value(factor, 1.0) else replace(assembly, maps=(*assembly.maps, scale(factor)))
 
 
 def values_of(assembly: Assembly, files: Iterable[FileState]) -> np.ndarray:

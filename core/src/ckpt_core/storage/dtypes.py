@@ -36,9 +36,16 @@ class DType:
         """The NumPy type the raw bytes are handled as (`uint16` for bf16)."""
         return np.dtype(self.raw)
 
+    @property
+    def bits(self) -> int:
+        """Significant bits of an element, the one that is not stored among them."""
+        return _BITS.get(self.name, 8 * self.size)
+
     def __str__(self) -> str:
         return self.name
 
+
+_BITS = {"fp64": 53, "fp32": 24, "fp16": 11, "bf16": 8, "fp8_e4m3": 4, "fp8_e5m2": 3}
 
 # name        safetensors  torch              raw bytes as
 # fmt: off

@@ -21,7 +21,7 @@ from ckpt_core.api import (
     plan_conversion,
     with_common_rows,
 )
-from ckpt_core.architecture import facts_of
+from ckpt_core.architecture import differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
 from ckpt_core.engine.transfer import Result
@@ -122,11 +122,10 @@ def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, A
 def _judge_architectures(
     source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Recorded | None, verdict: Verdict
 ) -> None:
-    meant = facts_of(rewritten.architecture)
-    stored = facts_of(target.architecture)
+    wrong = set(differing(facts_of(rewritten.architecture), facts_of(target.architecture)))
     for difference in architecture_differences(source.architecture, target.architecture):
         path = difference.subject
-        if recorded is not None and recorded.rewrites and meant.get(path) == stored.get(path):
+        if recorded is not None and recorded.rewrites and path not in wrong:
             verdict.explained.append((difference, "a recorded rewrite: " + "; ".join(recorded.rewrites)))
         elif recorded is not None and (loss := _loss_about(path, recorded)) is not None:
             verdict.explained.append((difference, f"a recorded loss: {loss}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture, architecture_of, facts_of
+from ckpt_core.architecture import Architecture, architecture_of, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Config
@@ -156,7 +156,7 @@ def _says(table: Config, config: Mapping[str, Any], architecture: Architecture) 
         facts, _ = table.read(config, "the config of the source")
         facts["tokens.vocabulary"] = architecture.tokens.vocabulary
         facts["tokens.padded_vocabulary"] = architecture.tokens.padded_vocabulary
-        return architecture_of(facts, "the config of the source") == architecture
+        return not differing(facts_of(architecture_of(facts, "the config of the source")), facts_of(architecture))
     except CkptError:
         return False
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import architecture_of, facts_of
+from ckpt_core.architecture import architecture_of, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.errors import CkptError, Refusal
@@ -213,7 +213,7 @@ def _says(before: Mapping[str, Any], model: Model) -> bool:
     try:
         found, _ = T5.read(sections(before), _SOURCE)
         found |= {path: value for path, value in facts_of(model.architecture).items() if path.startswith("tokens.")}
-        return architecture_of(found, _SOURCE) == model.architecture
+        return not differing(facts_of(architecture_of(found, _SOURCE)), facts_of(model.architecture))
     except CkptError:
         return False
 
