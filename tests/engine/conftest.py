@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt_core.engine import run
+from ckpt_core.engine import dispatch
 
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the tensors that this process moves."""
     moved: list[str] = []
-    original = run.run_transfer
+    original = dispatch.run_transfer
 
     def noted(transfer, source, sink):
         moved.append(transfer.name)
         return original(transfer, source, sink)
 
-    monkeypatch.setattr(run, "run_transfer", noted)
+    monkeypatch.setattr(dispatch, "run_transfer", noted)
     return moved

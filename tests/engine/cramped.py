@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckpt_core import convert
-from ckpt_core.engine import run
+from ckpt_core.engine import dispatch
 
 MOVED: list[str] = []
 ROOM, LARGE = 96 << 10, 64 << 20  # bytes: for some of the tensors of the model, and for all of everything
@@ -38,7 +38,7 @@ def obey_permissions() -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
-def counted(transfer, source, sink, original=run.run_transfer):
+def counted(transfer, source, sink, original=dispatch.run_transfer):
     MOVED.append(transfer.name)
     return original(transfer, source, sink)
 
@@ -66,7 +66,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     folder = Path(asked["folder"])
     destination = folder / "run"
-    run.run_transfer = counted
+    dispatch.run_transfer = counted
 
     def conversion(listener: Callable[[object], None] | None = None) -> None:
         convert(asked["source"], destination, **asked["arguments"], workers=1, listener=listener)

@@ -81,6 +81,13 @@ class Refusal(CkptError):
     """Something the target can't hold exactly. Refused by name rather than approximated."""
 
 
+class WorkerError(CkptError):
+    """A worker or a cluster that fails, or that sees other files or runs other code than this machine.
+
+    It says nothing about the input, so what is done is kept.
+    """
+
+
 class ProblemsFound(CkptError):
     """Several problems at once; `problems` holds each of them, but for the `more` that were only counted."""
 

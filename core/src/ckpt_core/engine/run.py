@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -15,18 +16,21 @@ from ckpt_core.architecture import to_json
 from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.digest import fingerprint
-from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.dispatch import Workers, in_threads
+from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.seal import read_receipt, sealed
 from ckpt_core.engine.staging import (
     RECEIPT,
     Staging,
+    boot_id,
     is_empty_folder,
     receipt_beside,
     receipt_path,
     recorded_plan,
 )
-from ckpt_core.engine.transfer import Result, Sink, run_transfer
-from ckpt_core.errors import CkptError
+from ckpt_core.engine.transfer import Result, Sink
+from ckpt_core.engine.worker import Run
+from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.storage.files import naming, read_small
 
 _WHOLE_FILE_DIGEST = 1 << 20
@@ -70,7 +74,7 @@ def run_plan(
     """Carry out `plan` and publish its output at `destination`.
 
     A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
-    the input removes it, an error of the system (a full disk) keeps it. Without `sync` the output is left to the kernel
+    the input removes it, an error of the system (a full disk) or of a worker (`WorkerError`) keeps it. Without `sync` the output is left to the kernel
     to write to the disk: a power cut soon after may damage it.
     """
     published = not overwrite and _is_published(plan, destination)
@@ -85,8 +89,9 @@ def run_plan(
             crcs = _transfer_all(plan, staging, executor, listener)
             receipt = _finish(plan, staging, crcs)
             Source(plan.source.files).recheck()
-        except CkptError:
-            staging.discard()
+        except CkptError as error:
+            if not isinstance(error, WorkerError):
+                staging.discard()
             raise
         staging.publish(plan.target.files[0].path if plan.target.single_file else None, overwrite)
     return receipt
@@ -135,32 +140,24 @@ def _transfer_all(
     todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
-    source, sink = Source(plan.source.files), Sink(staging.out, staging.sync)
+    source = Source(plan.source.files)
     completion = Completion(plan.target.files, todo, staging.done.values(), staging.path, staging.sync)
-    own = executor is None
-    pool = ThreadPoolExecutor(plan.workers, "transfer") if executor is None else executor
-    waiting = iter(todo)
-    running: dict[Future, Transfer] = {}
-    try:
-        while True:
-            while len(running) < 2 * plan.workers and (transfer := next(waiting, None)) is not None:
-                running[pool.submit(run_transfer, transfer, source, sink)] = transfer
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                transfer = running.pop(future)
-                result = future.result()
-                staging.finish(result)
-                completion.written(transfer, result)
-                written += result.bytes_written
-                if listener is not None:
-                    listener(Progress(written, total, transfer.name))
-    finally:
-        wait([future for future in running if not future.cancel()])  # what runs uses source and sink
-        if own:
-            pool.shutdown(wait=True, cancel_futures=True)
-        source.close()
-        sink.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        if executor is None:
+            sink = Sink(staging.out, staging.sync)
+            stack.callback(sink.close)
+            finished = in_threads(todo, source, sink, plan.workers)
+        else:
+            run = Run(staging.out, staging.token, boot_id(), staging.sync, tuple(plan.source.files))
+            finished = Workers(executor, run, source).carry_out(todo, 2 * plan.workers)
+        stack.enter_context(contextlib.closing(finished))
+        for transfer, result in finished:
+            staging.finish(result)
+            completion.written(transfer, result)
+            written += result.bytes_written
+            if listener is not None:
+                listener(Progress(written, total, transfer.name))
     return completion.crcs
 
 

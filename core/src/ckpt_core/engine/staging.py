@@ -1,6 +1,7 @@
 """The staging folder: where a conversion lives until it is whole.
 
     DST.ckpt-partial/
+        token            a random text of the run that is alive, by which its workers know the folder
         journal.jsonl    first line: the plan; then one line per finished tensor
         out/             the files, at their final size from the start
 
@@ -17,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ from ckpt_core.storage.output import OutputFile
 
 SUFFIX = ".ckpt-partial"
 RECEIPT = "ckpt-receipt.json"
+TOKEN = "token"
 _SYNCS = 8
 
 
@@ -59,6 +62,8 @@ class Staging:
         self.folder = self.destination + SUFFIX
         self.sync = sync
         self.out = os.path.join(self.folder, "out")
+        self.token = secrets.token_hex(16)
+        self._token_path = os.path.join(self.folder, TOKEN)
         self._journal_path = os.path.join(self.folder, "journal.jsonl")
         self._receipt = receipt_beside(self.destination)
         self._aside = {
@@ -164,7 +169,9 @@ class Staging:
         self._append({name: getattr(result, name) for name in Result.__slots__})
 
     def create(self, files: Iterable[OutputFile]) -> None:
-        """Make every output file at its final size, with the bytes that are known already. Repeating is harmless.
+        """Make every output file at its final size, with the bytes that are known already, and the token of this run.
+
+        Repeating is harmless.
 
         If a file that the journal thinks written is not there (it was published already, or removed), all starts over.
         """
@@ -174,6 +181,8 @@ class Staging:
         ):
             self._restart()
             self.done = {}
+        with naming(self._token_path), open(self._token_path, "w") as token:
+            token.write(self.token)
         for file in files:
             path = self.path(file.path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -238,7 +247,7 @@ class Staging:
         What can't be removed stays behind, and does no harm to an output that is published.
         """
         with contextlib.suppress(OSError):
-            for path in (self.out, *self._aside.values()):
+            for path in (self.out, self._token_path, *self._aside.values()):
                 _remove(path)
         shutil.rmtree(self.folder, ignore_errors=True)
 

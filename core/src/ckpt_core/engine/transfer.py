@@ -1,7 +1,6 @@
 """Carrying out one transfer: read a box, hash it, turn it into stored values, write it.
 
-`run_transfer` is a plain function of plain values, so any `concurrent.futures.Executor` can run it. Writes of
-one transfer never touch the bytes of another; repeating a transfer writes the same bytes again.
+Writes of one transfer never touch the bytes of another; repeating a transfer writes the same bytes again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ckpt_core.errors import Refusal
 from ckpt_core.layout import ValueMap
 from ckpt_core.storage import crc32
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
-from ckpt_core.storage.files import OpenFiles, pwrite_all, start_writeback
+from ckpt_core.storage.files import Folder, OpenFiles, pwrite_all, start_writeback
 from ckpt_core.storage.output import Checksum
 from ckpt_core.storage.space import take_space
 
@@ -48,17 +47,21 @@ def checksum_name(path: str, checksum: Checksum) -> str:
 
 
 class Sink:
-    """Open output files below a staging folder; each is written by one thread at a time.
+    """Open output files in the folder `out` of a staging folder, where they exist; each is written by one thread at a time.
+
+    They are opened for writing alone: a client of NFS that may also read fetches a whole page before it changes a part of
+    it, and then sends back the whole page, with what others wrote there meanwhile as it was before.
 
     Two threads in `write` on one file would not gain anything: the kernel lets one in and has the other spin
     (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). Where a sync is to come (`sync`), what
     is written goes on to the disk soon after, while more is written, so that it finds little left to do.
     """
 
-    def __init__(self, folder: str, sync: bool) -> None:
-        self._folder = folder
+    def __init__(self, out: str, sync: bool) -> None:
+        self.staging = Folder(os.path.dirname(out))
+        self._out = out
         self._sync = sync
-        self._files = OpenFiles(os.O_RDWR)
+        self._files = OpenFiles(os.O_WRONLY, folder=self.staging)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
         self._begun: set[str] = set()
@@ -72,7 +75,7 @@ class Sink:
         tiles = block.within(box)
         if not tiles:
             return 0
-        path = os.path.join(self._folder, block.path)
+        path = os.path.join(self._out, block.path)
         name = checksum_name(block.path, checksum)
         with self._files.descriptor(path) as descriptor:
             self._begin(path, descriptor)
@@ -81,8 +84,7 @@ class Sink:
                 nonlocal written
                 behind = checksum.stop - offset - len(view)
                 remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
-                with self._writing[path]:
-                    pwrite_all(descriptor, view, offset)
+                self._put(path, descriptor, view, offset)
                 written += len(view)
 
             for tile in tiles:
@@ -94,6 +96,10 @@ class Sink:
                 start_writeback(descriptor)
         return written
 
+    def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
+        with self._writing[path]:
+            pwrite_all(descriptor, view, offset)
+
     def _begin(self, path: str, descriptor: int) -> None:
         """Take the space of a file before anything is written to it."""
         if path not in self._begun:
@@ -102,8 +108,15 @@ class Sink:
                     take_space(descriptor)
                     self._begun.add(path)
 
+    def to_disk(self) -> None:
+        """Force what was written to the disk."""
+        for path in sorted(self._begun):
+            with self._files.descriptor(path) as descriptor:
+                os.fsync(descriptor)
+
     def close(self) -> None:
         self._files.close()
+        self.staging.close()
 
 
 def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Result:

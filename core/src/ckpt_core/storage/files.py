@@ -58,14 +58,30 @@ class FileState:
             )
 
 
-def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+class Folder:
+    """A folder that stays the same one while it is open, whatever is mounted over its path, or gets its name, meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, folder: Folder | None = None) -> int:
     """A descriptor of a regular file; `FormatError` for what can't be opened, for a pipe or a device, and for a text that
     version control left in place of a file that is to be read.
 
-    Opening a pipe would wait for a writer for ever, so it is opened without waiting and then looked at.
+    Opening a pipe would wait for a writer for ever, so it is opened without waiting and then looked at. With `folder`, which
+    the path leads into, it is looked for in that one.
     """
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK
+        if folder is None:
+            descriptor = os.open(path, flags)
+        else:
+            descriptor = os.open(os.path.relpath(path, folder.path), flags, dir_fd=folder.descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _unreadable(path, error) from error
     try:
@@ -141,8 +157,8 @@ def naming(path: str) -> Iterator[None]:
 class OpenFiles:
     """At most `limit` open descriptors, for many threads; the least recently used is closed first."""
 
-    def __init__(self, flags: int, limit: int = 128) -> None:
-        self._flags, self._limit = flags, limit
+    def __init__(self, flags: int, limit: int = 128, folder: Folder | None = None) -> None:
+        self._flags, self._limit, self._folder = flags, limit, folder
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._lock = threading.Lock()
 
@@ -168,7 +184,7 @@ class OpenFiles:
                         os.close(self._open.pop(key)[0])
 
     def _open_checked(self, path: str, state: FileState | None) -> int:
-        descriptor = open_regular(path, self._flags)
+        descriptor = open_regular(path, self._flags, self._folder)
         if state is not None:
             try:
                 state.check(os.fstat(descriptor))
@@ -176,13 +192,6 @@ class OpenFiles:
                 os.close(descriptor)
                 raise
         return descriptor
-
-    def __getstate__(self) -> tuple[int, int]:
-        """Descriptors stay in their process: a copy in another one opens its own, and closes them with itself."""
-        return self._flags, self._limit
-
-    def __setstate__(self, state: tuple[int, int]) -> None:
-        OpenFiles.__init__(self, *state)
 
     def __del__(self) -> None:
         self.close()

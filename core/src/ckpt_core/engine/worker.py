@@ -1,0 +1,198 @@
+"""What a worker does: another process, perhaps on another machine, which opens every file by its path.
+
+Nothing says that it runs the same code, or that it finds the same files at the same paths. So before it writes a byte of a
+task it compares what it sees with what this run wants it to see:
+
+- the software, before anything else of the task is looked at;
+- the token: random, made by each run, and lying in its staging folder. It is read through the very descriptor of that folder
+  through which output files are opened: whoever reads it writes into the folder that this run made, and, when that has
+  been published or removed, nowhere;
+- the sources of the tensor, in the state in which they were when the plan was made.
+
+A worker can see the token and still write elsewhere (an overlay shows what lies below, and keeps what is written). So at the
+end of a task it makes a file of a new name beside the token, and its report has a sample of what it wrote to each output
+file: the coordinator looks for both in its own view (`dispatch`).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpt_core.engine.assembly import Source
+from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.software import SOFTWARE
+from ckpt_core.engine.staging import TOKEN, boot_id
+from ckpt_core.engine.transfer import Result, Sink, run_transfer
+from ckpt_core.errors import CkptError, WorkerError
+from ckpt_core.storage.files import FileState
+
+_SAMPLE = 64
+_SECOND = 1.0
+KEPT = "then repeat the same command: what is done is kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What all tasks of a run share: where to write, by which token the place is known, and what is read.
+
+    `boot` is that of the coordinator's machine; what is written on another one it can't force to the disk (`sync`) itself.
+    """
+
+    out: str
+    token: str
+    boot: str
+    sync: bool
+    sources: tuple[FileState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some of the bytes that were written to an output file, the first of them not zero."""
+
+    path: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker says of one task: the result and traces of what it wrote, or the error that kept it from the task.
+
+    `mark` is the name of a file that it made beside the token.
+    """
+
+    host: str
+    seconds: float
+    result: Result | None = None
+    mark: str = ""
+    samples: tuple[Sample, ...] = ()
+    error: CkptError | OSError | None = None
+
+
+def perform(software: str, run: bytes, transfer: bytes) -> Report:
+    """Carry out a transfer in this process. `run` and `transfer` are pickled, for another version may not even know their classes."""
+    if software != SOFTWARE:
+        raise WorkerError(
+            "a worker runs another version of ckpt",
+            found=f"{SOFTWARE} on {host()}",
+            expected=software,
+            fix=f"install the same version on every worker and start them again, {KEPT}",
+        )
+    begun = time.monotonic()
+    try:
+        result, mark, samples = _carried_out(pickle.loads(run), pickle.loads(transfer))
+    except (CkptError, OSError) as error:
+        return Report(host(), time.monotonic() - begun, error=error)
+    return Report(host(), time.monotonic() - begun, result, mark, samples)
+
+
+def host() -> str:
+    """This process, as an error names it."""
+    return f"{socket.gethostname()}, process {os.getpid()}"
+
+
+def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sample, ...]]:
+    _check_sources(run.sources, transfer.assembly.paths())
+    source, sink = Source(run.sources), WorkerSink(run)
+    try:
+        result = run_transfer(transfer, source, sink)
+        if run.sync and boot_id() != run.boot:
+            sink.to_disk()
+        mark = sink.mark()
+    finally:
+        source.close()
+        sink.close()  # and with it, on NFS, what was written goes to the server
+    return result, mark, tuple(sink.samples.values())
+
+
+def _check_sources(states: Iterable[FileState], paths: set[str]) -> None:
+    for state in states:
+        if state.path in paths:
+            try:
+                seen = FileState.of(state.path)
+            except CkptError as error:
+                found = f"{error.problem}: {error.found}"
+            else:
+                if seen == state:
+                    continue
+                found = f"{seen.size} bytes, modified at {seen.mtime_ns}"
+            raise WorkerError(
+                "a worker sees another source file",
+                file=state.path,
+                found=f"{found}, on {host()}",
+                expected=f"{state.size} bytes, modified at {state.mtime_ns}",
+                fix=f"give every worker the same file system at that path, {KEPT}",
+            )
+
+
+class WorkerSink(Sink):
+    """A sink that writes into the staging folder of its run or not at all, and keeps a sample of what it wrote to each file.
+
+    It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        try:
+            super().__init__(run.out, sync=False)
+        except OSError as error:
+            raise self._elsewhere(error.strerror) from error
+        self.samples: dict[str, Sample] = {}
+        try:
+            self._check()
+        except WorkerError:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(TOKEN, flags, dir_fd=self.staging.descriptor)
+            try:
+                seen = os.read(descriptor, 2 * len(self._run.token))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._elsewhere(f"no token of a run ({error.strerror})") from error
+        if seen != self._run.token.encode():
+            raise self._elsewhere(f"the token of another run, {seen.decode(errors='replace')!r}")
+        self._checked = time.monotonic()
+
+    def mark(self) -> str:
+        """Make an empty file beside the token; returns its name, which nobody had before."""
+        name = f"mark-{secrets.token_hex(16)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(name, flags, dir_fd=self.staging.descriptor))
+        return name
+
+    def _elsewhere(self, seen: str | None) -> WorkerError:
+        return WorkerError(
+            "a worker does not see the staging folder of this run",
+            file=os.path.dirname(self._run.out),
+            found=f"{seen}, on {host()}",
+            expected=f"its token, {self._run.token!r}",
+            fix=f"give every worker the destination's file system at that path, or leave that worker out, {KEPT}",
+        )
+
+    def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
+        if time.monotonic() - self._checked > _SECOND:
+            self._check()
+        super()._put(path, descriptor, view, offset)
+        if path not in self.samples and (start := _first(view)) is not None:
+            self.samples[path] = Sample(path, offset + start, bytes(view[start : start + _SAMPLE]))
+
+
+def _first(view: memoryview) -> int | None:
+    """Where the first byte is that is not zero."""
+    if any(view[:_SAMPLE]):
+        return next(number for number, byte in enumerate(view) if byte)
+    set_ = np.frombuffer(view, np.uint8) != 0
+    return int(set_.argmax()) if set_.any() else None
