@@ -6,11 +6,16 @@ Other processes and machines open the files themselves, so they must see the sam
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 
 from ckpt_core.errors import CkptError, UsageError
+
+_BEAT, _MISSES = 3.0, 3  # seconds between two looks at a head, and how often it may be missed
 
 ENGINES = ("local", "processes", "ray", "dask")
 
@@ -44,8 +49,21 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None} if address is None else {}
     with _connected("dask", address):
         client = Client(address, **local)
-    with client:
+    with _quiet("distributed", "distributed.client"), client:
         yield client.get_executor(pure=False)
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Keep what a library logs from the terminal: a lost scheduler is 37 lines of tracebacks, where we say what to do in one."""
+    before = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    for logger in before:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -58,25 +76,32 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
     if mine:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
         with _connected("ray", address):
-            ray.init(**local, log_to_driver=False, logging_level="error")
+            ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
+    executor = RayExecutor(ray.remote)
     try:
-        yield RayExecutor(ray.remote)
+        with executor.watching(ray.get_runtime_context().gcs_address):
+            yield executor
     finally:
-        if mine:
+        if mine and not executor.lost.is_set():  # without its head it would wait for it, and then end this process
             ray.shutdown()
 
 
 class RayExecutor(Executor):
-    """`concurrent.futures` over Ray tasks."""
+    """`concurrent.futures` over Ray tasks. When the head of the cluster is `lost`, what is awaited is cancelled."""
 
     def __init__(self, remote: Callable) -> None:
         self._call = remote(_call)
+        self._awaited: set[Future] = set()
+        self.lost = threading.Event()
 
     def submit(self, function: Callable, /, *args: object, **kwargs: object) -> Future:
         future: Future = Future()
-        future.set_running_or_notify_cancel()  # a task that was handed over runs to its end
+        self._awaited.add(future)
 
         def finish(done: Future) -> None:
+            self._awaited.discard(future)
+            if not future.set_running_or_notify_cancel():
+                return
             error = done.exception()
             if error is None:
                 future.set_result(done.result())
@@ -85,6 +110,38 @@ class RayExecutor(Executor):
 
         self._call.remote(function, args, kwargs).future().add_done_callback(finish)
         return future
+
+    @contextlib.contextmanager
+    def watching(self, head: str) -> Iterator[None]:
+        """Look inside the block whether anyone listens at `head` (HOST:PORT): Ray itself says nothing for a minute, and then exits."""
+        over = threading.Event()
+
+        def watch() -> None:
+            misses = 0
+            while misses < _MISSES and not over.wait(_BEAT):
+                misses = 0 if _answers(head) else misses + 1
+            if misses == _MISSES:
+                self.lost.set()
+                for future in list(self._awaited):
+                    future.cancel()
+                    future.set_running_or_notify_cancel()  # or nobody who waits for it wakes up
+
+        watcher = threading.Thread(target=watch, name="watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _BEAT).close()
+    except OSError:
+        return False
+    return True
 
 
 def _call(function: Callable, args: tuple, kwargs: dict) -> object:

@@ -29,7 +29,7 @@ from ckpt_core.engine.staging import (
     recorded_plan,
 )
 from ckpt_core.engine.transfer import Result, Sink
-from ckpt_core.engine.worker import Run
+from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.storage.files import naming, read_small
 
@@ -162,6 +162,15 @@ def _transfer_all(
 
 
 def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
+    for file in plan.target.files:
+        if (size := os.path.getsize(staging.path(file.path))) != file.size:
+            raise WorkerError(
+                "an output file has lost the size it was made with",
+                file=staging.path(file.path),
+                found=f"{size} bytes",
+                expected=f"{file.size} bytes",
+                fix=f"find out what else writes there, {KEPT}",
+            )
     documents = {
         path: _write_document(staging.path(path), sidecar.extent.pieces())
         for path, sidecar in plan.target.sidecars.items()
