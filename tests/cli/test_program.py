@@ -24,7 +24,7 @@ from ckpt_core.architecture import (
 )
 from ckpt_core.cli import convert
 from ckpt_core.cli.describe import describe
-from ckpt_core.cli.output import count_text, paint, shortened, size_text
+from ckpt_core.cli.output import count_text, paint, say, shortened, size_text
 from ckpt_core.cli.progress import PlainListener, duration_text
 from ckpt_core.engine.run import Progress
 from ckpt_core.errors import CkptError, UsageError
@@ -159,14 +159,12 @@ class TestWords:
         assert [duration_text(s) for s in (0.42, 42, 600, 5000)] == ["0.4 s", "42 s", "10 min", "1 h 23 min"]
         assert shortened([str(n) for n in range(100)]) == ["0", "1", "2", "3", "4", "5", "... 92 more ...", "98", "99"]
 
-    def test_no_color(self, monkeypatch):
-        class Terminal:
-            def isatty(self):
-                return True
-
-        assert paint("x", "red", Terminal()) == "\x1b[31mx\x1b[0m"
+    def test_no_color(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        say(paint("x", "red"))
         monkeypatch.setenv("NO_COLOR", "1")
-        assert paint("x", "red", Terminal()) == "x"
+        say(paint("x", "red"))
+        assert capsys.readouterr().out == "\x1b[31mx\x1b[0m\nx\n"
 
     def test_nothing_of_an_architecture_is_left_out(self):
         norm = Norm(kind="layer", eps=1e-6, bias=True, zero_centred=True)

@@ -25,6 +25,7 @@ from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
+from ckpt_core.engine.staging import receipt_path
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.plugins import ReadRequest, WriteRequest
@@ -194,6 +195,26 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
         ) from error
 
 
+def _written(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """What a plugin would write. The layout choices that a receipt records may be anyone's: where a writer can't follow
+    them, and they are no reading of its own format, the receipt is named.
+    """
+    try:
+        return plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
+    except (CkptError, OSError):
+        raise
+    except Exception as error:
+        recorded = checkpoint.format != plugin.name and plugin.name in checkpoint.origins
+        if not recorded or not os.path.isfile(receipt_path(checkpoint.path)):
+            raise
+        raise CkptError(
+            f"the receipt beside the source records layout choices of {plugin.name} that its writer can't follow",
+            file=receipt_path(checkpoint.path),
+            found=f"{type(error).__name__}: {error}",
+            fix="remove the receipt, or put back the one that ckpt wrote: the source is read without it as well",
+        ) from error
+
+
 def read_checkpoint(
     path: str | os.PathLike,
     *,
@@ -285,12 +306,8 @@ def plan_conversion(
     checkpoint = _read(reader, local, request)
     checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
     wanted = None if dtype == "keep" else dtype_named(dtype)
-    target: Target = writer.hooks.ckpt_write(
-        checkpoint=checkpoint,
-        request=WriteRequest(
-            typed_options(writer.info, target_options, "write"), wanted, tp, pp, ep, os.path.abspath(os.fspath(dst))
-        ),
-    )
+    typed = typed_options(writer.info, target_options, "write")
+    target = _written(writer, checkpoint, WriteRequest(typed, wanted, tp, pp, ep, os.path.abspath(os.fspath(dst))))
     asked = {"to": to, "tp": tp, "pp": pp, "ep": ep, "dtype": dtype, "weights": weights, "options": dict(options or {})}
     return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
 

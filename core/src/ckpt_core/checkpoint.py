@@ -13,7 +13,7 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.engine.assembly import Assembly
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.layout import Native, Table
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.files import FileState
@@ -85,7 +85,7 @@ class Checkpoint:
 
     def quoted(self, refusal: CkptError) -> list[str]:
         """What the source says about the facts that a refusal names."""
-        text = str(refusal)
+        text = "\n".join(map(str, refusal.problems if isinstance(refusal, ProblemsFound) else [refusal]))
         return [saying for fact, saying in self.sayings.items() if fact in text]
 
     def hints_for(self, format: str) -> dict[str, Any]:

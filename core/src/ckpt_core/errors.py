@@ -10,14 +10,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ckpt_core.text import printable
+
 _MOST_PROBLEMS = 1000
+_MOST_LINES = 28
+"""Lines of an error's text: a screen. The rest is counted, and `problems` and `to_json` have it."""
+
+
+class Lines(tuple[str, ...]):
+    """What was found, where it takes several lines: another error's text, or sentences to be read one by one."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self)
 
 
 class CkptError(Exception):
     """A checkpoint, option or request that can't be served, explained.
 
     `problem` is one sentence; the other parts are optional and are printed on
-    lines of their own.
+    lines of their own. The parts are whole; as text, each is one line that is fit to be printed.
     """
 
     exit_code = 1
@@ -33,16 +46,19 @@ class CkptError(Exception):
     ) -> None:
         self.problem = problem
         self.file = None if file is None else str(file)
-        self.found = None if found is None else str(found)
+        self.found = None if found is None else found if isinstance(found, Lines) else str(found)
         self.expected = None if expected is None else str(expected)
         self.fix = fix
         super().__init__(problem)
 
     def __str__(self) -> str:
-        lines = [self.problem]
+        lines = [printable(self.problem)]
         for label, text in (("file", self.file), ("found", self.found), ("expected", self.expected), ("fix", self.fix)):
-            if text is not None:
-                lines.append(f"  {label}: {text}")
+            if isinstance(text, Lines):
+                first, *others = map(printable, text)
+                lines += [f"  {label}: {first}", *others]
+            elif text is not None:
+                lines.append(f"  {label}: {printable(text)}")
         return "\n".join(lines)
 
     def __reduce__(self):  # errors cross process boundaries, keyword arguments included
@@ -53,7 +69,7 @@ class CkptError(Exception):
         parts = {
             "problem": self.problem,
             "file": self.file,
-            "found": self.found,
+            "found": str(self.found) if isinstance(self.found, Lines) else self.found,
             "expected": self.expected,
             "fix": self.fix,
         }
@@ -92,16 +108,25 @@ class ProblemsFound(CkptError):
     """Several problems at once; `problems` holds each of them, but for the `more` that were only counted."""
 
     def __init__(self, subject: str, problems: Iterable[CkptError], more: int = 0) -> None:
-        self.problems = list(problems)
+        self.problems, self.more = list(problems), more
         count = len(self.problems) + more
         shown = f", of which the first {len(self.problems)} are kept" if more else ""
         super().__init__(f"{subject}: {count} {'problem' if count == 1 else 'problems'}{shown}")
 
     def __str__(self) -> str:
-        return "\n".join([self.problem, *(f"- {problem}".replace("\n", "\n  ") for problem in self.problems)])
+        lines = [printable(self.problem)]
+        for count, problem in enumerate(self.problems):
+            text = f"- {problem}".replace("\n", "\n  ").split("\n")
+            if count and len(lines) + len(text) > _MOST_LINES:
+                left = len(self.problems) - count + self.more
+                lines.append(f"- and {left} {'problem' if left == 1 else 'problems'} more: --json lists them")
+                break
+            lines += text
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        return {"problem": self.problem, "problems": [problem.to_json() for problem in self.problems]}
+        body = {"problem": self.problem, "problems": [problem.to_json() for problem in self.problems]}
+        return body | ({"more": self.more} if self.more else {})
 
 
 class Problems:
@@ -119,20 +144,23 @@ class Problems:
         self.subject = subject
         self.found: list[CkptError] = []
         self.more = 0
-        self._said: set[str] = set()
+        self._said: set[tuple[object, ...]] = set()
 
     def add(self, problem: CkptError) -> None:
         """Note a problem; one that says the same as an earlier one is noted once."""
+        if isinstance(problem, ProblemsFound):
+            self.more += problem.more
         for one in problem.problems if isinstance(problem, ProblemsFound) else [problem]:
+            says = (one.problem, one.file, one.found, one.expected, one.fix)
             if len(self.found) >= _MOST_PROBLEMS:
                 self.more += 1
-            elif str(one) not in self._said:
-                self._said.add(str(one))
+            elif says not in self._said:
+                self._said.add(says)
                 self.found.append(one)
 
     def raise_any(self) -> None:
         """Raise what was collected: the problem itself if it is alone, else all of them together."""
-        if len(self.found) == 1:
+        if len(self.found) == 1 and not self.more:
             raise self.found[0]
         if self.found:
             raise ProblemsFound(self.subject, self.found, self.more)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.options import Size, reading
-from ckpt_core.cli.output import Page, emit_json, memory_text, paint, plural, shortened, size_text, table
+from ckpt_core.cli.output import (
+    Page,
+    Unprintable,
+    emit_json,
+    memory_text,
+    paint,
+    plural,
+    say,
+    shortened,
+    size_text,
+    table,
+)
 from ckpt_core.cli.progress import duration_text, progress
 from ckpt_core.errors import UsageError
 
@@ -116,10 +127,13 @@ def command(
     started = time.monotonic()
     receipt = _run(plan, dst, overwrite, sync, engine, engine_address)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
-    if as_json:
-        emit_json(summary)
-    else:
-        show_summary(plan, src, summary)
+    try:
+        if as_json:
+            emit_json(summary)
+        else:
+            show_summary(plan, src, summary)
+    except Unprintable as problem:  # what was asked for is done all the same
+        say(f"{dst} is complete, but its summary can't be printed: {problem.found}", err=True)
 
 
 def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str, str]:

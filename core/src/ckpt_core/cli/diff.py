@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt_core.cli.options import for_each_side, reading
-from ckpt_core.cli.output import Page, emit_json, paint, plural
+from ckpt_core.cli.output import Page, emit_json, paint, plural, say
 from ckpt_core.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def command(
     else:
         show_differences(differences, ("A", "B"))
         same = f"equal: architecture and {plural(len(left.tensors), 'tensor')}"
-        click.echo(f"different: {plural(len(differences), 'difference')}" if differences else same)
+        say(f"different: {plural(len(differences), 'difference')}" if differences else same)
     return 3 if differences else 0
 
 
@@ -82,6 +82,6 @@ def show_differences(differences: list[Difference], names: tuple[str, str]) -> N
     page = Page(max(map(len, names)) + 3)
     for one in differences:
         amount = "" if one.elements is None else f"  {plural(one.elements, 'element')}, by {one.largest:.3g} at most"
-        click.echo(paint(one.subject, "bold") + amount)
+        say(paint(one.subject, "bold") + amount)
         page.say(f"  {names[0]}", one.left)
         page.say(f"  {names[1]}", one.right)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ckpt_core.cli.options import reading
-from ckpt_core.cli.output import emit_json
+from ckpt_core.cli.output import emit_json, say
 from ckpt_core.cli.progress import progress
 
 
@@ -27,4 +27,4 @@ def command(src: str, *, as_json: bool, **asked: Any) -> None:
     if as_json:
         emit_json({"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)})
     else:
-        click.echo(f"{value} {src}")
+        say(f"{value} {src}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_core.cli.output import Page, emit_json, paint, table
+from ckpt_core.cli.output import Page, emit_json, paint, say, table
 
 if TYPE_CHECKING:
     from ckpt_core.plugins.discovery import Plugin
@@ -60,7 +60,7 @@ def plugin_json(plugin: Plugin) -> dict[str, object]:
 def show_all(plugins: list[Plugin]) -> None:
     """One row per format."""
     if not plugins:
-        click.echo("no format is installed; pip install ckpt-hf, for example")
+        say("no format is installed; pip install ckpt-hf, for example")
         return
     rows: list[tuple[str, ...]] = [("FORMAT", "FROM", "READS", "WRITES", "WHAT")]
     for plugin in plugins:
@@ -70,9 +70,9 @@ def show_all(plugins: list[Plugin]) -> None:
             can = ["yes" if able else "no" for able in (plugin.info.reads, plugin.info.writes)]
             rows.append((plugin.name, plugin.distribution, *can, plugin.info.summary))
     head, *body = table(rows)
-    click.echo(paint(head, "bold"))
+    say(paint(head, "bold"))
     for line, plugin in zip(body, plugins, strict=True):
-        click.echo(paint(line, "red") if plugin.broken else line)
+        say(paint(line, "red") if plugin.broken else line)
 
 
 def show_one(plugin: Plugin) -> None:

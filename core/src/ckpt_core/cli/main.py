@@ -17,7 +17,7 @@ from concurrent.futures import BrokenExecutor
 import click
 
 from ckpt_core import __version__
-from ckpt_core.cli.output import emit_json, paint
+from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
 from ckpt_core.errors import CkptError
 
 _COMMANDS = ("convert", "inspect", "diff", "fingerprint", "verify", "selftest", "formats")
@@ -57,6 +57,7 @@ def _terminate(*_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` default to those of the process."""
+    open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -76,13 +77,27 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(error: BaseException, as_json: bool) -> int:
     """Say what went wrong, once, on the right stream; returns the exit code."""
     code, text, body = _explained(error)
-    if as_json:
+    if as_json and not isinstance(error, Unprintable):
         emit_json({"error": body})
     elif isinstance(error, click.ClickException):
-        error.show()
+        _show_usage(error)
     else:
-        click.echo(f"{paint('error', 'red', sys.stderr)}: {text}", err=True)
+        first, *others = text.split("\n")
+        say(f"{paint('error', 'red', sys.stderr)}: {first}", err=True)
+        for line in others:
+            say(line, err=True)
     return code
+
+
+def _show_usage(error: click.ClickException) -> None:
+    """What click found wrong with the arguments, as click shows it."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        for line in context.get_usage().split("\n"):
+            say(line, err=True)
+        say(f"Try '{context.command_path} --help' for help.", err=True)
+        say(err=True)
+    say(f"Error: {error.format_message()}", err=True)
 
 
 def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:

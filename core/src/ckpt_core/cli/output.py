@@ -1,28 +1,99 @@
-"""What commands print: sizes in words, aligned columns, colour where it is wanted, one JSON document."""
+"""What commands print: sizes in words, aligned columns, colour where it is wanted, one JSON document.
+
+All text leaves the program here, by `say` or `emit_json`. Names and values in it come from strangers' files: what a terminal
+would obey is spelled out, and what is too long is cut. Only what `paint` marked becomes a colour.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-import click
+from ckpt_core.errors import CkptError
+from ckpt_core.text import printable
+
+_STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32}
+_SECRET = os.urandom(8).hex()  # what no file can know: colours are marked with it until they are printed
+_MARK = re.compile(f"(\x1b{_SECRET}[0-9]+m)")
+_LONGEST_CELL = 300
+_LONGEST_LINE = 2000
+
+
+class Unprintable(CkptError):
+    """What stdout leads to takes no more: a full disk, a device that fails."""
 
 
 def paint(text: str, style: str, stream: TextIO | None = None) -> str:
     """`text` in a colour or `bold` or `dim`; as it is if `stream` (stdout) is no terminal, or NO_COLOR is set."""
     stream = stream or sys.stdout
-    if os.environ.get("NO_COLOR") or not stream.isatty():
+    if os.environ.get("NO_COLOR") or stream is None or not stream.isatty():
         return text
-    return click.style(text, **({style: True} if style in ("bold", "dim") else {"fg": style}))
+    return f"\x1b{_SECRET}{_STYLES[style]}m{text}\x1b{_SECRET}0m"
+
+
+def say(line: str = "", err: bool = False) -> None:
+    """Print one line on stdout, or on stderr."""
+    parts = [
+        part.replace(_SECRET, "[") if number % 2 else printable(part, _LONGEST_LINE)
+        for number, part in enumerate(_MARK.split(line))
+    ]
+    _write("".join(parts), err)
 
 
 def emit_json(document: object) -> None:
-    """Print one JSON document on stdout. Numbers that JSON lacks (NaN, infinities) become strings."""
-    click.echo(json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout, whole. Numbers that JSON lacks (NaN, infinities) become strings."""
+    narrow = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    text = json.dumps(_plain(document), indent=1, ensure_ascii=narrow, allow_nan=False)
+    _write(re.sub(r"[^\n\x20-\x7e]", _json_escape, text), False)
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    """A character as it stands in JSON, as its number if it has no shape. JSON itself asks for less."""
+    char = found.group()
+    return char if char.isprintable() else json.dumps(char)[1:-1]
+
+
+def _write(text: str, err: bool) -> None:
+    stream = sys.stderr if err else sys.stdout
+    if stream is None:
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough; the command goes on to its own end
+        _close(stream)
+    except OSError as error:
+        _close(stream)
+        if not err:
+            raise Unprintable("the output can't be printed", found=error.strerror) from error
+
+
+def _close(stream: TextIO) -> None:
+    """Lead a stream that takes no more to nowhere: what it still holds would fail once more when the program ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def open_standard_streams() -> None:
+    """Open stdin, stdout and stderr where the caller closed them (`>&-`): the next file that is opened would get the
+    number, and would be written to by whatever prints.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _plain(value: object) -> object:
@@ -85,7 +156,7 @@ def shortened(lines: Sequence[str], head: int = 6, tail: int = 2) -> list[str]:
 
 def table(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
     """Rows of equally many cells in aligned columns."""
-    rows = [list(row) for row in rows]
+    rows = [[printable(cell, _LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -100,4 +171,4 @@ class Page:
         """Print `lines` under `label`; nothing if there are none."""
         for number, line in enumerate(lines):
             left = label if number == 0 else ""
-            click.echo((paint(f"{left} ".ljust(self._width), "bold") + line).rstrip())
+            say((paint(f"{left} ".ljust(self._width), "bold") + line).rstrip())

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import click
-
-from ckpt_core.cli.output import size_text
+from ckpt_core.cli.output import say, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -87,9 +85,7 @@ class PlainListener:
         self._done = event.done
         if now - self._printed >= INTERVAL:
             self._printed = now
-            click.echo(
-                f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True
-            )
+            say(f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True)
 
 
 def _pace(event: Progress, now: float, began: float, first: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from ckpt_core.cli.options import pairs
-from ckpt_core.cli.output import Page, emit_json, paint, plural, shortened
+from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
 from ckpt_core.errors import UsageError
 
 
@@ -77,5 +77,5 @@ def command(
     page.say("departed", *(str(one) for one in seen.departed[:20]))
     page.say("misplaced", *(str(one) for one in seen.misplaced[:20]))
     good = "every element lies where it is declared and is found where it was put"
-    click.echo(paint(good, "green") if seen.passed else paint("not as it should be", "red"))
+    say(paint(good, "green") if seen.passed else paint("not as it should be", "red"))
     return 0 if seen.passed else 3

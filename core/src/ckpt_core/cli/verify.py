@@ -8,7 +8,7 @@ import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
 from ckpt_core.cli.options import Size, reading
-from ckpt_core.cli.output import Page, emit_json, paint, plural, shortened
+from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
 from ckpt_core.cli.progress import progress
 from ckpt_core.errors import CkptError, UsageError
 
@@ -124,7 +124,7 @@ def command(
         show_verdict(verdict, recorded, report, tolerance)
         if summed is not None:
             show_row_parallel(summed)
-        click.echo(paint("verified", "green") if passed else paint("different", "red"))
+        say(paint("verified", "green") if passed else paint("different", "red"))
     return 0 if passed else 3
 
 

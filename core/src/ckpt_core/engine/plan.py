@@ -123,7 +123,7 @@ class Plan:
         """Identifies the conversion: the sources' states, the architecture, every placement and document."""
         digest = blake3()
         for part in self._identity():
-            digest.update(part.encode() + b"\0")
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")  # a path may be no UTF-8
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:

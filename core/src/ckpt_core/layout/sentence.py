@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, Lines
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<mark>[()\[\]+01]))")
 
@@ -31,7 +31,7 @@ class SentenceError(CkptError):
     """A sentence that does not parse or does not fit its axes; shows the column with a caret."""
 
     def __init__(self, problem: str, sentence: str, column: int | None = None, **parts: Any) -> None:
-        picture = sentence if column is None else f"{sentence}\n         {' ' * column}^"
+        picture = sentence if column is None else Lines([sentence, f"         {' ' * column}^"])
         super().__init__(problem, found=picture, **parts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_core.architecture import facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
 from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import CkptError, ProblemsFound, Refusal, UsageError
+from ckpt_core.errors import CkptError, Lines, ProblemsFound, Refusal, UsageError
 from ckpt_core.image_processor import PROCESSOR, processor_file
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
@@ -119,10 +119,12 @@ def choose(checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[M
     if len(families) == 1 and not quoted:
         raise lack
     if len(families) == 1:
-        raise Refusal(f"{nearest.class_name} does not hold this model exactly", found="\n".join([str(lack), *quoted]))
+        raise Refusal(
+            f"{nearest.class_name} does not hold this model exactly", found=Lines([*str(lack).split("\n"), *quoted])
+        )
     raise Refusal(
         f"no transformers class holds this architecture exactly; the nearest is {nearest.class_name}",
-        found="\n".join([str(lack), *quoted]),
+        found=Lines([*str(lack).split("\n"), *quoted]),
         fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
     )
 

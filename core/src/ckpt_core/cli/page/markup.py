@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
+from ckpt_core.text import printable
+
 _EMPTY = {"input", "rect"}
 
 
@@ -51,11 +53,9 @@ def _attribute(key: str, value: object) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as HTML shows it. What has no shape (control characters, direction marks, lone surrogates) is spelled out.
+    """Text as HTML shows it: as `printable` makes it.
 
     >>> escaped("<b>\\u202e")
     '&lt;b&gt;\\\\u202e'
     """
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return html.escape(text)
+    return html.escape(printable(text))

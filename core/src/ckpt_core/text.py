@@ -1,0 +1,28 @@
+"""Text from strangers, made fit for a terminal, a log and a page: names, values of configs, whatever a file says."""
+
+from __future__ import annotations
+
+LONGEST = 1000
+"""Characters of the longest piece of text that is shown. A name of a megabyte would bury everything beside it."""
+
+_TAIL = 200
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """`text` on one line, its middle left out where it is too long, and what has no shape spelled out: control
+    characters (a terminal obeys them), newlines, direction marks, bytes of a file name that are no UTF-8.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+    >>> printable("x" * 5000, 300)[98:-198]
+    'xx[4,700 characters left out]xx'
+    """
+    if len(text) > longest:
+        left_out = len(text) - longest
+        text = f"{text[: longest - _TAIL]}[{left_out:,} characters left out]{text[-_TAIL:]}"
+    return text if text.isprintable() else spelled_out(text)
+
+
+def spelled_out(text: str) -> str:
+    """`text` with an escape for each character that has no shape, all of it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
