@@ -21,6 +21,7 @@ import numpy as np
 
 from ckpt_core.architecture import Architecture, Axis, differing, facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
@@ -157,13 +158,18 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     if found:
         facts = "; ".join(f"{plugin.name} ({fact})" for plugin, fact in found)
         raise UsageError("several formats recognise this path", file=path, found=facts, fix="choose one with --from")
+    problem = diagnosis(path, format_names(), _recognised)
     broken = [f"{plugin.name} ({plugin.broken})" for plugin in all_plugins() if plugin.broken]
-    raise CkptError(
-        "no installed format recognises this path",
-        file=path,
-        expected=", ".join(format_names()),
-        fix="name the format with --from" + (f"; broken formats: {', '.join(broken)}" if broken else ""),
-    )
+    if broken:
+        problem.fix = f"{problem.fix}; broken formats: {', '.join(broken)}"
+    raise problem
+
+
+def _recognised(path: str) -> list[str]:
+    try:
+        return [plugin.name for plugin, _ in detect(path)]
+    except CkptError:  # a plugin that fails there
+        return []
 
 
 def config_architecture(path: str | None) -> Architecture | None:
@@ -184,7 +190,9 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
     """What a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
     try:
         return plugin.hooks.ckpt_read(path=path, request=request)
-    except (CkptError, OSError):
+    except CkptError as error:
+        raise broken_off(path, error) or error from None
+    except OSError:
         raise
     except Exception as error:
         raise CkptError(
