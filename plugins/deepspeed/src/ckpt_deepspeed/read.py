@@ -79,9 +79,12 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         origins={format: model.hints},
         evidence=[*found.evidence, f"{model.class_name} of format {format} by {config}"],
         losses=[
-            Loss("dropped", name, "not a weight of the model")
-            for name in sorted(found.kept)
-            if any(table.drops_name(name) for table in model.tables)
+            *model.losses,
+            *(
+                Loss("dropped", name, "not a weight of the model")
+                for name in sorted(found.kept)
+                if any(table.drops_name(name) for table in model.tables)
+            ),
         ],
         masters=found.masters,
     )

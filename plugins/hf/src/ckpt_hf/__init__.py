@@ -45,6 +45,13 @@ def ckpt_info() -> FormatInfo:
                 False,
                 side="write",
             ),
+            Option(
+                "read_as",
+                "the transformers class to read the weights as, whatever model_type and architectures say",
+                str,
+                "",
+                side="read",
+            ),
             Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
         ),
     )

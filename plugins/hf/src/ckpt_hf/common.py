@@ -15,6 +15,7 @@ from ckpt_core.layout import (
     Codec,
     Config,
     Custom,
+    Entry,
     Field,
     Table,
     const,
@@ -58,17 +59,19 @@ MLP_BIASES = ("mlp.up_bias", "mlp.down_bias")
 
 # fmt: off
 GENERIC: list[Any] = [
-    ignore("architectures", "model_type", "_name_or_path", "_model_name_or_path", "model_name", "auto_map", "transformers_version",
-           "_commit_hash", "transformers.js_config", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config",
-           why="names, not meaning"),
+    ignore("architectures", "model_type", "auto_map", why="they choose the class before this table is read (ckpt_hf.classes)"),
+    ignore("_name_or_path", "_model_name_or_path", "model_name", "transformers_version", "_commit_hash", "transformers.js_config",
+           "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config", why="names, not meaning"),
     # nanotron's own converters leave this key in HF configs; HF rotates halves whatever it says
     const("rope_interleaved", False, written=False),
     ignore("torch_dtype", "dtype", why="every tensor knows its own dtype"),
     ignore("use_cache", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16",
            "_attn_implementation_autoset", "_attn_implementation", "attn_implementation", "attn_implementation_internal",
            "chunk_size_feed_forward", "use_flash_attn", "output_router_logits", "_experts_implementation", "gradient_checkpointing", "_flash_attn_2_enabled",
-           "cache_implementation", why="how to run it, not what it computes"),
-    ignore("task_specific_params", "prefix", "problem_type", "id2label", "label2id", "num_labels", "finetuning_task", "tokenizer_class",
+           "cache_implementation", "logits_to_keep", "num_logits_to_keep", "output_past", "xla_device", "use_flash_attention",
+           why="how to run it, not what it computes"),
+    ignore("task_specific_params", "prefix", "problem_type", "id2label", "label2id", "num_labels", "_num_labels", "finetuning_task",
+           "tokenizer_class", "custom_pipelines", "max_new_tokens",
            "decoder_start_token_id", "sep_token_id", "unk_token_id", "cls_token_id", "mask_token_id", "forced_bos_token_id", "forced_eos_token_id", "pruned_heads",
            "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "exponential_decay_length_penalty", "cross_attention_hidden_size",
            "tf_legacy_loss", "remove_invalid_values", "encoder_no_repeat_ngram_size", "_diversity_penalty", why="generation or task defaults"),
@@ -76,13 +79,16 @@ GENERIC: list[Any] = [
            "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_return_sequences",
            "return_dict_in_generate", "output_scores", why="generation defaults of old transformers"),
     ignore("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-           "router_aux_loss_coef", "router_jitter_noise", why="training only"),
+           "router_aux_loss_coef", "router_jitter_noise", "neftune_noise_alpha", why="training only"),
     ignore("pretraining_tp", why="splits matrix products; the sum is the same"),
     const("is_decoder", False, written=False),
     const("is_encoder_decoder", False, written=False),
     const("add_cross_attention", False, written=False),
     const("tie_encoder_decoder", False, written=False),
     const("quantization_config", None, written=False),
+    # Keys of other classes, or of code beside the weights, that published files carry at the value that changes nothing.
+    const("lm_head_bias", False, written=False),
+    const("use_mrope", False, written=False),
     note("bos_token_id", "bos"),
     note("eos_token_id", "eos"),
     note("pad_token_id", "pad"),
@@ -101,7 +107,7 @@ class Family:
     other than the usual one. `leftovers` drops what such files hold besides the model.
     `rewrite` folds into the weights what the class cannot say, `as_stored` is the config as the names of the tensors
     beside it say it, and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
-    duplicates of a parameter in the files, as it does not tie them itself.
+    duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
     """
 
     model_type: str
@@ -115,10 +121,16 @@ class Family:
     as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
     losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False
+    other_names: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str:
         return self.config.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name that is written, and those that are read as it."""
+        return (self.class_name, *self.other_names)
 
     def arranged_by(self, config: Mapping[str, Any]) -> dict[str, object]:
         """The unusual arrangement that a config asks for, as the keys that say so."""
@@ -128,6 +140,29 @@ class Family:
     def tables_for(self, arrangement: Mapping[str, object]) -> Sequence[Tables]:
         """The spellings of an arrangement, the one that is written first."""
         return self.arranged[arrangement[self.arrangement]] if self.arrangement in arrangement else self.tables
+
+
+# Of the decoders that attend to what is before them. Embedding models set it to false, and then attend both ways (gte-Qwen2).
+CAUSAL = const("is_causal", True, written=False)
+
+
+def unbiased(*keys: str) -> list[Entry]:
+    """Biases that a class never has and has no key for; published files say so nevertheless."""
+    return [const(key, False, written=False) for key in keys]
+
+
+def alias(key: str, own: str) -> Custom:
+    """A second name of the key `own`, which the class does not read: it must say the same, where both are there."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if None not in (config.get(key), config.get(own)) and config[key] != config[own]:
+            raise CkptError(
+                f"keys {own!r} and {key!r} disagree",
+                found=f"{str(config[own])[:40]} and {str(config[key])[:40]}",
+                fix=f"the class reads {own}: if that is right, leave the other out with -o ignore_keys={key}",
+            )
+
+    return custom([key], [], read=read, write=lambda facts, notes, config: None)
 
 
 def norms(kind: str, *paths: str, **facts: object) -> list[Any]:

@@ -8,8 +8,9 @@ from ckpt_core.architecture import architecture_of
 from ckpt_core.checkpoint import Checkpoint, NamedModel
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG
-from ckpt_hf.read import family_of, matching
+from ckpt_hf.read import matching
 from ckpt_hf.write import choose, config_text, losses_of
 
 
@@ -26,7 +27,14 @@ def named(path: str, names: Collection[str]) -> NamedModel | None:
     arrangement = family.arranged_by(config)
     tables = matching(family.tables_for(arrangement), names, architecture)
     hints = {"model_type": family.model_type, "arrangement": arrangement}
-    return NamedModel(family.class_name, architecture, [*tables, family.leftovers(architecture)], notes, hints)
+    return NamedModel(
+        family.class_name,
+        architecture,
+        [*tables, family.leftovers(architecture)],
+        notes,
+        hints,
+        losses=list(code_beside(config, family)),
+    )
 
 
 def name(checkpoint: Checkpoint) -> NamedModel:

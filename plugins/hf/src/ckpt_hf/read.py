@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.engine.assembly import Assembler, Shard
-from ckpt_core.errors import CkptError, FormatError, did_you_mean
+from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, account
 from ckpt_core.layout.table import matches
 from ckpt_core.plugins import ReadRequest
@@ -16,25 +16,9 @@ from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_hf.common import Family, Tables
-from ckpt_hf.config import BY_TYPE, FAMILIES
+from ckpt_hf.classes import code_beside, family_of
+from ckpt_hf.common import Tables
 from ckpt_hf.files import CONFIG, container_of, read_tensors, read_weights, sidecars
-
-
-def family_of(config: dict[str, object], file: str) -> Family:
-    """The family a config names, by its type and, where classes share one, its class; unknown ones are an error that lists the known."""
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in BY_TYPE:
-        raise CkptError(
-            "this model_type is not supported",
-            file=file,
-            found=repr(kind),
-            expected=", ".join(BY_TYPE),
-            fix=did_you_mean(str(kind), BY_TYPE),
-        )
-    named = config.get("architectures")
-    classes = [family for family in FAMILIES if family.model_type == kind]
-    return next((one for one in classes if isinstance(named, list) and one.class_name in named), BY_TYPE[kind])
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -59,7 +43,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     config = read_json_object(config_file)
     for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
         config.pop(key.strip(), None)
-    family = family_of(config, config_file)
+    family = family_of(config, config_file, str(request.options.get("read_as") or ""))
     tensors, states = _tensors(path, folder)
     facts, notes = family.config.read(family.as_stored(config, tensors.keys()), config_file)
     architecture = architecture_of(facts, config_file)
@@ -88,9 +72,12 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         hints={"model_type": family.model_type, "arrangement": arrangement},
         evidence=[f"{family.class_name} by model_type={family.model_type!r}"],
         losses=[
-            Loss("dropped", dropped.native, dropped.why)
-            for dropped in leftovers.drops
-            if any(matches(dropped.native, name) for name in tensors.keys() - natives.keys())
+            *code_beside(config, family),
+            *(
+                Loss("dropped", dropped.native, dropped.why)
+                for dropped in leftovers.drops
+                if any(matches(dropped.native, name) for name in tensors.keys() - natives.keys())
+            ),
         ],
     )
     return original_of(checkpoint, folder)

@@ -10,6 +10,7 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Config, Table, const, custom, field, fixed, ignore, note, row, uniform
 from ckpt_hf.common import (
     ATTENTION_BIASES,
+    CAUSAL,
     GENERIC,
     MLP_BIASES,
     NORMS,
@@ -72,6 +73,7 @@ BLOOM = Config("BloomForCausalLM", [
     *GENERIC,
     fixed("kind", "decoder"),
     fixed("causal", True),
+    CAUSAL,
     field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     field("n_layer", "layers"),
     custom([_SIZE, _OLD_SIZE, _HEADS, _OLD_HEADS], ["hidden", "mlp.ffn", "attention.heads", "attention.groups", "attention.head_dim"],

@@ -14,7 +14,7 @@ from typing import Any
 from ckpt_core.architecture import Facts
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Config, Table, const, custom, drop, field, fixed, row, uniform
-from ckpt_hf.common import ATTENTION_BIASES, GENERIC, MLP_BIASES, Family, activation, derived_head_dim, positive
+from ckpt_hf.common import ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, derived_head_dim, positive
 from ckpt_hf.rotary import rotary_keys
 
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
@@ -116,6 +116,7 @@ FALCON = Config("FalconForCausalLM", [
     *GENERIC,
     fixed("kind", "decoder"),
     fixed("causal", True),
+    CAUSAL,
     field("hidden_size", "hidden"),
     field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     field("num_hidden_layers", "layers"),

@@ -13,12 +13,14 @@ from ckpt_hf.common import (
     NORMS,
     Family,
     activation,
+    alias,
     alternating_windows,
     divides,
     groups,
     head_dim,
     norms,
     scaled_embedding,
+    unbiased,
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL
@@ -89,7 +91,7 @@ GEMMA = LLAMA.replace("GemmaForCausalLM",
     scaled_embedding(),
     field("tie_word_embeddings", "head.tied", default=True),
     custom(["use_bidirectional_attention"], [], read=_bidirectional, write=lambda facts, notes, config: None),
-    without=["mlp_bias"],
+    unbiased("mlp_bias"),
 )
 
 GEMMA2 = GEMMA.replace("Gemma2ForCausalLM",
@@ -103,7 +105,7 @@ GEMMA2 = GEMMA.replace("Gemma2ForCausalLM",
     field("attn_logit_softcapping", "attention.softcap", default=50.0, null=None),
     field("final_logit_softcapping", "head.softcap", default=30.0, null=None),
     alternating_windows(4096),
-    ignore("sliding_window_size", why="an old name of sliding_window, saved beside it"),
+    alias("sliding_window_size", "sliding_window"),
 )
 
 GEMMA2_LAYER = LAYER.without("post_attention_layernorm.weight").extend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckpt_core.layout import Config, Table, drop, field, fixed, ignore, row
 from ckpt_hf.common import (
     ATTENTION_BIASES,
+    CAUSAL,
     GENERIC,
     MLP_BIASES,
     NORMS,
@@ -36,7 +37,9 @@ GPT_NEOX = Config("GPTNeoXForCausalLM", [
     field("use_parallel_residual", "parallel", default=True),
     rotary_keys(partial=0.25, theta_key="rotary_emb_base", fraction_key="rotary_pct"),
     field("tie_word_embeddings", "head.tied", default=False),
+    CAUSAL,
     ignore("classifier_dropout", why="a head of other classes"),
+    ignore("attention_probs_dropout_prob", "hidden_dropout_prob", why="training only"),
 ])
 
 

@@ -7,20 +7,23 @@ from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.errors import CkptError
-from ckpt_core.layout import Config, custom, field, fixed, same_as
+from ckpt_core.layout import Config, custom, field, fixed, ignore, same_as
 from ckpt_hf import weights
 from ckpt_hf.common import (
     ACTIVATION,
     ATTENTION_BIASES,
+    CAUSAL,
     GENERIC,
     MLP_BIASES,
     NORMS,
     Family,
+    alias,
     divides,
     groups,
     head_dim,
     layer_count,
     norms,
+    unbiased,
     windows,
 )
 from ckpt_hf.rotary import rotary_keys
@@ -57,6 +60,7 @@ LLAMA = Config("LlamaForCausalLM", [
     *GENERIC,
     fixed("kind", "decoder"),
     fixed("causal", True),
+    CAUSAL,
     field("hidden_size", "hidden"),
     field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     field("num_hidden_layers", "layers"),
@@ -72,12 +76,15 @@ LLAMA = Config("LlamaForCausalLM", [
     field("mlp_bias", *MLP_BIASES, default=False),
     field("tie_word_embeddings", "head.tied", default=False),
     rotary_keys(),
+    alias("max_sequence_length", "max_position_embeddings"),  # of the first Llama files
+    alias("seq_length", "max_position_embeddings"),
+    unbiased("bias"),
 ])
 
 MISTRAL = LLAMA.replace("MistralForCausalLM",
     groups(8),
     field("sliding_window", "attention.window", default=4096, null=None),
-    without=["attention_bias", "mlp_bias"],
+    unbiased("attention_bias", "mlp_bias"),
 )
 
 SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
@@ -86,11 +93,12 @@ SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
     field("tie_word_embeddings", "head.tied", default=True),
     custom(["no_rope_layers", "no_rope_layer_interval"], ["attention.rotary?"], read=_read_rope_layers, write=_write_rope_layers),
     windows(lambda index, config: not _rope_layers(config)[index]),
+    ignore("max_window_layers", why="saved from a Qwen's config; the layers without rotary positions are those that slide"),
 )
 # fmt: on
 
 FAMILIES = [
-    Family("llama", LLAMA, [weights.LLAMA], divides),
+    Family("llama", LLAMA, [weights.LLAMA], divides, other_names=("LLaMAForCausalLM",)),
     Family("mistral", MISTRAL, [weights.LLAMA]),
     Family("smollm3", SMOLLM3, [weights.LLAMA]),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.layout import field, fixed, row
-from ckpt_hf.common import Family, norms
+from ckpt_hf.common import Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL
 
@@ -14,7 +14,8 @@ OLMO2 = LLAMA.replace("Olmo2ForCausalLM",
     field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
     norms("rms", *_NORMS),
     fixed("attention.qk_norm_whole", True),
-    without=["mlp_bias", "attention.norm.kind", "mlp.norm.kind"],
+    unbiased("mlp_bias"),
+    without=["attention.norm.kind", "mlp.norm.kind"],
 )
 
 WEIGHTS = (MODEL, LAYER.without("input_layernorm.weight", "post_attention_layernorm.weight").extend(

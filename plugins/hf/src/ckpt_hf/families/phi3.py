@@ -7,8 +7,8 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture, Facts, RotaryKind
 from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, custom, field, row, uniform
-from ckpt_hf.common import Family
+from ckpt_core.layout import Custom, const, custom, field, row, uniform
+from ckpt_hf.common import Family, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import LAYER, MLP, MODEL
@@ -97,7 +97,10 @@ PHI3 = LLAMA.replace("Phi3ForCausalLM",
     field("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
     field("sliding_window", "attention.window", default=None),
     _rotary(),
-    without=["attention_bias", "mlp_bias"],
+    unbiased("attention_bias", "mlp_bias"),
+    # Of the code beside Phi-4-mini, in which other values would mix kinds of attention and stretch positions.
+    const("full_attn_mod", 1, written=False),
+    const("interpolate_factor", 1, written=False),
 )
 
 WEIGHTS = (MODEL, LAYER.without(

@@ -7,17 +7,19 @@ from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import custom, field, fixed, row, uniform
+from ckpt_core.layout import const, custom, field, fixed, row, uniform
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
     Family,
+    alias,
     enter_sparse_layers,
     enter_windows,
     groups,
     head_dim,
     layer_count,
     norms,
+    unbiased,
     windowed_layers,
     windows,
     written_sparse_layers,
@@ -104,7 +106,9 @@ QWEN2 = LLAMA.replace("Qwen2ForCausalLM",
     groups(32),
     *(fixed(f"attention.{part}_bias", True) for part in "qkv"),
     windows(_from_layer, default=4096, by_count=True),
-    without=["attention_bias", "mlp_bias"],
+    alias("rotary_emb_base", "rope_theta"),  # of CodeQwen1.5
+    unbiased("mlp_bias"),
+    without=["attention_bias"],
 )
 
 QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
@@ -123,7 +127,7 @@ QWEN3 = LLAMA.replace("Qwen3ForCausalLM",
     field("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm")), default=1e-6),
     norms("rms", "attention.qk_norm"),
     windows(_from_layer, default=4096, by_count=True),
-    without=["mlp_bias"],
+    unbiased("mlp_bias", "qkv_bias"),
 )
 
 QWEN3_MOE = QWEN3.replace("Qwen3MoeForCausalLM",
@@ -135,6 +139,9 @@ QWEN3_MOE = QWEN3.replace("Qwen3MoeForCausalLM",
     _ROUTER,
     custom(["use_sliding_window", "sliding_window", "max_window_layers"], ["attention.window", "attention.window?"],
            read=_read_window, write=_write_window),
+    # Qwen3-Coder says what every Qwen3-MoE is
+    const("use_qk_norm", True, written=False),
+    const("shared_expert_intermediate_size", 0, written=False),
     without=["layer_types"],
 )
 

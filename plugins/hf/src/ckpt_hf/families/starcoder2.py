@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ckpt_core.layout import field, fixed, row
-from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, groups, norms
+from ckpt_core.layout import const, field, fixed, ignore, row
+from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, alias, groups, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS
 
@@ -17,7 +17,15 @@ STARCODER2 = LLAMA.replace("Starcoder2ForCausalLM",
     field("use_bias", *ATTENTION_BIASES, *MLP_BIASES, default=True),
     field("tie_word_embeddings", "head.tied", default=True),
     field("sliding_window", "attention.window", default=None),
-    without=["rms_norm_eps", "attention_bias", "mlp_bias"],
+    # The first files carry keys of the code that they were trained with, beside those that the class reads.
+    const("mlp_type", "default", written=False),
+    const("norm_type", "layer_norm", written=False),
+    const("scale_attn_weights", True, written=False),
+    const("activation_function", "gelu", written=False),
+    alias("layer_norm_epsilon", "norm_epsilon"),
+    ignore("rms_norm_eps", why="it has no RMSNorm; norm_epsilon is read"),
+    ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", why="a precision of the training code, not another function"),
+    without=["attention_bias", "mlp_bias"],
 )
 
 WEIGHTS = (MODEL_WITH_BIAS, LAYER.without(*MLP).extend(

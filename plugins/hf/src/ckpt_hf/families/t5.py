@@ -327,7 +327,7 @@ def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:
 
 
 FAMILIES = [
-    Family("t5", T5, [TABLES], rewrite=_as_t5, as_stored=stored_head),
+    Family("t5", T5, [TABLES], rewrite=_as_t5, as_stored=stored_head, other_names=("T5WithLMHeadModel",)),
     Family("umt5", UMT5, [TABLES], rewrite=_as_umt5, as_stored=stored_head, losses=_umt5_losses),
     Family("mt5", MT5, [TABLES], rewrite=_as_mt5, as_stored=stored_head),
 ]
