@@ -106,7 +106,7 @@ KEYS = [
     for family in FAMILIES
     for key, values in OTHERS.items()
     for value in values
-    if key in BY_TYPE[family].config.keys
+    if key in BY_TYPE[family].config.keys - ignored(family)
 ]
 
 

@@ -52,6 +52,14 @@ def ckpt_info() -> FormatInfo:
                 "",
                 side="read",
             ),
+            Option(
+                "weight_files",
+                "which weight files are the model, where a folder has several sets: their names or that of their index, "
+                "separated by commas",
+                str,
+                "",
+                side="read",
+            ),
             Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
         ),
     )

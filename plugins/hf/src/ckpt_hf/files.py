@@ -5,17 +5,17 @@
     pytorch_model.bin                      or  pytorch_model-00001-of-00003.bin ... + pytorch_model.bin.index.json
     tokenizer.json, chat_template.jinja, generation_config.json, README.md, ...      carried as they are
 
-Where safetensors and .bin lie side by side, safetensors is what transformers loads, and so do we.
+Where safetensors and .bin lie side by side, safetensors is what transformers loads, and so do we (`ckpt_hf.sets`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from ckpt_core.checkpoint import Placement, Sidecar
+from ckpt_core.checkpoint import Loss, Placement, Sidecar
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.layout import Native
 from ckpt_core.storage import safetensors
@@ -24,7 +24,7 @@ from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchfile import plan_state_dict, read_state_dict
+from ckpt_core.storage.torchfile import StateDict, plan_state_dict, read_state_dict
 
 CONFIG = "config.json"
 
@@ -50,9 +50,10 @@ class Container:
 
 SAFETENSORS = Container(".safetensors", "model")
 BIN = Container(".bin", "pytorch_model")
+CONTAINERS = (SAFETENSORS, BIN)
 
 # Weights of other frameworks or of other formats; never carried along, whatever folder they lie in.
-_WEIGHTS = (
+WEIGHT_SUFFIXES = (
     ".safetensors",
     ".bin",
     ".pt",
@@ -67,72 +68,85 @@ _WEIGHTS = (
     ".npz",
     ".index.json",
 )
-_SIDE_FOLDERS = ("additional_chat_templates",)
+FOLDERS_CARRIED = ("additional_chat_templates",)
 
 
 def container_of(folder: str) -> Container | None:
     """How the weights in a folder are kept; None if there are none."""
-    for container in (SAFETENSORS, BIN):
+    for container in CONTAINERS:
         if any(os.path.isfile(os.path.join(folder, name)) for name in (container.single, container.index)):
             return container
     return None
 
 
-def weight_files(folder: str, container: Container) -> list[str]:
-    """The paths of all weight files, by the index if there is one."""
-    single, index = os.path.join(folder, container.single), os.path.join(folder, container.index)
-    if os.path.isfile(single):
-        return [single]
-    names = sorted(set(_weight_map(index).values()))
-    return [os.path.join(folder, name) for name in names]
-
-
-def _weight_map(index: str) -> dict[str, str]:
-    weight_map = read_json_object(index).get("weight_map")
+def read_index(path: str) -> dict[str, str]:
+    """Which file of the folder holds each tensor, as an index says."""
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise FormatError("the index has no weight_map from tensor to file", file=index)
+        raise FormatError("the index has no weight_map from tensor to file", file=path)
     for name in weight_map.values():
         if os.path.basename(name) != name or name in ("", ".", ".."):
-            raise FormatError("the index names a file outside the folder", file=index, found=name)
+            raise FormatError("the index names a file outside the folder", file=path, found=name)
     return weight_map
 
 
-def read_tensors(folder: str, container: Container) -> tuple[dict[str, StoredTensor], list[FileState]]:
-    """Every stored tensor by name, checked against the index, and the states of the files read."""
+@dataclass
+class Stored:
+    """The stored tensors of some weight files by name, the states of the files, and what else the files hold."""
+
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    states: list[FileState] = field(default_factory=list)
+    wrapper: str = ""
+    losses: list[Loss] = field(default_factory=list)
+
+
+def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored:
+    """Every tensor of these files, checked against the index if there is one."""
     problems = Problems(f"reading {folder}")
-    tensors: dict[str, StoredTensor] = {}
-    states = []
-    for path in weight_files(folder, container):
-        states.append(FileState.of(path))
-        for name, stored in read_weights(path).items():
-            if name in tensors:
-                problems.add(FormatError(f"tensor {name!r} is in two files", file=path, found=tensors[name].file))
-            tensors[name] = stored
-    index = os.path.join(folder, container.index)
-    if not os.path.isfile(os.path.join(folder, container.single)):
-        weight_map = _weight_map(index)
-        for name, file in weight_map.items():
-            if name not in tensors:
-                problems.add(FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file)))
-            elif os.path.basename(tensors[name].file) != file:
-                problems.add(
-                    FormatError(
-                        f"tensor {name!r} is not where the index says",
-                        file=index,
-                        found=tensors[name].file,
-                        expected=file,
-                    )
+    stored = Stored()
+    for name in files:
+        path = os.path.join(folder, name)
+        stored.states.append(FileState.of(path))
+        held = read_weights(path)
+        stored.wrapper = stored.wrapper or held.wrapper
+        if held.beside:
+            stored.losses.append(
+                Loss(
+                    "dropped",
+                    f"{name}: {', '.join(held.beside)}",
+                    f"beside the weights, which are its {held.wrapper!r}",
                 )
-        for name in tensors.keys() - weight_map.keys():
-            problems.add(FormatError(f"tensor {name!r} is not in the index", file=tensors[name].file))
+            )
+        for tensor, where in held.tensors.items():
+            if tensor in stored.tensors:
+                problems.add(
+                    FormatError(f"tensor {tensor!r} is in two files", file=path, found=stored.tensors[tensor].file)
+                )
+            stored.tensors[tensor] = where
+    if index is not None:
+        for problem in _against_index(stored.tensors, folder, os.path.join(folder, index)):
+            problems.add(problem)
     problems.raise_any()
-    return tensors, states
+    return stored
 
 
-def read_weights(path: str) -> dict[str, StoredTensor]:
+def _against_index(tensors: Mapping[str, StoredTensor], folder: str, index: str) -> Iterator[FormatError]:
+    weight_map = read_index(index)
+    for name, file in weight_map.items():
+        if name not in tensors:
+            yield FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file))
+        elif os.path.basename(tensors[name].file) != file:
+            yield FormatError(
+                f"tensor {name!r} is not where the index says", file=index, found=tensors[name].file, expected=file
+            )
+    for name in tensors.keys() - weight_map.keys():
+        yield FormatError(f"tensor {name!r} is not in the index", file=tensors[name].file)
+
+
+def read_weights(path: str) -> StateDict:
     """The stored tensors of one weight file."""
     if path.endswith(SAFETENSORS.suffix):
-        return safetensors.read_header(path).tensors
+        return StateDict(safetensors.read_header(path).tensors)
     return read_state_dict(path)
 
 
@@ -141,7 +155,7 @@ def sidecars(folder: str) -> dict[str, Sidecar]:
     found: dict[str, Sidecar] = {}
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if name in _SIDE_FOLDERS and os.path.isdir(path):
+        if name in FOLDERS_CARRIED and os.path.isdir(path):
             for inner in sorted(os.listdir(path)):
                 _add_sidecar(found, f"{name}/{inner}", os.path.join(path, inner))
         elif name != CONFIG and not name.startswith(".") and not name.startswith("ckpt-receipt"):
@@ -150,7 +164,7 @@ def sidecars(folder: str) -> dict[str, Sidecar]:
 
 
 def _add_sidecar(found: dict[str, Sidecar], name: str, path: str) -> None:
-    if os.path.isfile(path) and not name.endswith(_WEIGHTS):
+    if os.path.isfile(path) and not name.endswith(WEIGHT_SUFFIXES):
         found[name] = Sidecar(path, os.path.getsize(path))
 
 

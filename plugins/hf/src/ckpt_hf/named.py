@@ -10,7 +10,7 @@ from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG
-from ckpt_hf.read import matching
+from ckpt_hf.names import matching
 from ckpt_hf.write import choose, config_text, losses_of
 
 
@@ -25,12 +25,12 @@ def named(path: str, names: Collection[str]) -> NamedModel | None:
     facts, notes = family.config.read(family.as_stored(config, names), path)
     architecture = architecture_of(facts, path)
     arrangement = family.arranged_by(config)
-    tables = matching(family.tables_for(arrangement), names, architecture)
+    match = matching(family.tables_for(arrangement), names, architecture, family.leftovers(architecture))
     hints = {"model_type": family.model_type, "arrangement": arrangement}
     return NamedModel(
         family.class_name,
         architecture,
-        [*tables, family.leftovers(architecture)],
+        [*match.layout.tables, match.leftovers],
         notes,
         hints,
         losses=list(code_beside(config, family)),

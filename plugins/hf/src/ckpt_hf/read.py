@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
 
 from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.engine.assembly import Assembler, Shard
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.layout import Layout, account
+from ckpt_core.errors import CkptError
+from ckpt_core.layout import account
 from ckpt_core.layout.table import matches
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.tensor import StoredTensor
 from ckpt_hf.classes import code_beside, family_of
-from ckpt_hf.common import Tables
-from ckpt_hf.files import CONFIG, container_of, read_tensors, read_weights, sidecars
+from ckpt_hf.files import CONFIG, read_tensors, sidecars
+from ckpt_hf.names import Match, matching
+from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, left_out
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -44,58 +44,60 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
         config.pop(key.strip(), None)
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
-    tensors, states = _tensors(path, folder)
+    weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
+    stored = read_tensors(folder, weights.files, weights.index)
+    tensors = stored.tensors
     facts, notes = family.config.read(family.as_stored(config, tensors.keys()), config_file)
     architecture = architecture_of(facts, config_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
     arrangement = family.arranged_by(config)
-    tables = matching(family.tables_for(arrangement), tensors, architecture)
-    leftovers = family.leftovers(architecture)
-    layout = Layout(tables, architecture)
-    natives = layout.natives()
-    assembler = Assembler(layout.parameters, folder)
-    for problem in account(natives, [*tables, leftovers], tensors, folder):
+    match = matching(family.tables_for(arrangement), tensors, architecture, family.leftovers(architecture))
+    if os.path.isdir(path) and not request.options.get(OPTION):
+        check_outside(folder, weights, match.natives)
+    assembler = Assembler(match.layout.parameters, folder)
+    for problem in account(match.natives, [*match.layout.tables, match.leftovers], tensors, folder):
         assembler.problems.add(problem)
-    for name, native in natives.items():
+    for name, native in match.natives.items():
         if name in tensors:
             assembler.add(native, [Shard((0,) * len(tensors[name].shape), tensors[name])])
+    evidence = [f"{family.class_name} by model_type={family.model_type!r}"]
+    if match.spelling.hints():
+        evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
+    if stored.wrapper:
+        evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
+    names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
     checkpoint = Checkpoint(
         "hf",
         path,
         architecture,
         assembler.finish(),
-        [*states, FileState.of(config_file)],
+        [*stored.states, FileState.of(config_file)],
         notes=notes,
         sidecars=sidecars(folder),
         parallel={},
-        hints={"model_type": family.model_type, "arrangement": arrangement},
-        evidence=[f"{family.class_name} by model_type={family.model_type!r}"],
+        hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
+        evidence=evidence,
         losses=[
             *code_beside(config, family),
-            *(
-                Loss("dropped", dropped.native, dropped.why)
-                for dropped in leftovers.drops
-                if any(matches(dropped.native, name) for name in tensors.keys() - natives.keys())
-            ),
+            *left_out(folder, weights),
+            *stored.losses,
+            *_unread(match, tensors),
         ],
     )
     return original_of(checkpoint, folder)
 
 
-def _tensors(path: str, folder: str) -> tuple[dict[str, StoredTensor], list[FileState]]:
-    if os.path.isfile(path):
-        return read_weights(path), [FileState.of(path)]
-    container = container_of(folder)
-    if container is None:
-        raise FormatError(
-            "there are no weights here", file=folder, expected="model.safetensors or pytorch_model.bin, or their index"
-        )
-    return read_tensors(folder, container)
+def _weight_set(path: str, folder: str, asked: str) -> WeightSet:
+    """The weight files to read: those asked for, the one file that was given, or those of the folder."""
+    if os.path.isfile(path) and not asked:
+        return WeightSet((os.path.basename(path),))
+    return chosen_set(folder, asked)
 
 
-def matching(spellings: Sequence[Tables], names: Collection[str], architecture: Architecture) -> Tables:
-    """The tables that fit the names found: experts are saved one by one, or fused by a bare state dict."""
-    if len(spellings) == 1:
-        return spellings[0]
-    return max(spellings, key=lambda tables: len(Layout(tables, architecture).natives().keys() & set(names)))
+def _unread(match: Match, names: Collection[str]) -> Iterator[Loss]:
+    """What lies beside the tensors of the model, by the rule that leaves it."""
+    others = set(names) - match.natives.keys()
+    for dropped in match.leftovers.drops:
+        if any(matches(dropped.native, name) for name in others):
+            yield Loss("dropped", dropped.native, dropped.why)

@@ -15,7 +15,6 @@ from ckpt_hf.common import (
     MLP_BIASES,
     NORMS,
     Family,
-    Tables,
     derived_head_dim,
     norms,
     positive,
@@ -96,31 +95,30 @@ BLOOM = Config("BloomForCausalLM", [
 ])
 
 
-def _tables(prefix: str) -> Tables:
-    """The tensors of a BloomForCausalLM; those of a bare BloomModel, the first files of the hub among them, have no prefix."""
-    return Table(rows=[
-        row(f"{prefix}word_embeddings.weight",           "v h", "embedding.tokens.weight"),
-        row(f"{prefix}word_embeddings_layernorm.weight", "h",   "embedding.norm.weight"),
-        row(f"{prefix}word_embeddings_layernorm.bias",   "h",   "embedding.norm.bias"),
-        row(f"{prefix}ln_f.weight",                      "h",   "final_norm.weight"),
-        row(f"{prefix}ln_f.bias",                        "h",   "final_norm.bias"),
-        row("lm_head.weight",                            "v h", "head.weight"),
-        row("lm_head.weight",                            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-    ]), Table(f"{prefix}h.{{l}}", to="layers.{l}", rows=[
-        row("input_layernorm.weight",                "h",                   "attention.norm.weight"),
-        row("input_layernorm.bias",                  "h",                   "attention.norm.bias"),
-        row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight"),
-        row("self_attention.query_key_value.bias",   "(g (q[r] + k + v) d)",   "attention.{part}.bias"),
-        row("self_attention.dense.weight",           "h (g r d)",             "attention.out.weight"),
-        row("self_attention.dense.bias",             "h",                   "attention.out.bias"),
-        row("post_attention_layernorm.weight",       "h",                   "mlp.norm.weight"),
-        row("post_attention_layernorm.bias",         "h",                   "mlp.norm.bias"),
-        row("mlp.dense_h_to_4h.weight",              "f h",                 "mlp.up.weight"),
-        row("mlp.dense_h_to_4h.bias",                "f",                   "mlp.up.bias"),
-        row("mlp.dense_4h_to_h.weight",              "h f",                 "mlp.down.weight"),
-        row("mlp.dense_4h_to_h.bias",                "h",                   "mlp.down.bias"),
-    ])
+# The first files of the hub are of the bare model, without the prefix (ckpt_hf.names).
+WEIGHTS = (Table(rows=[
+    row("transformer.word_embeddings.weight",           "v h", "embedding.tokens.weight"),
+    row("transformer.word_embeddings_layernorm.weight", "h",   "embedding.norm.weight"),
+    row("transformer.word_embeddings_layernorm.bias",   "h",   "embedding.norm.bias"),
+    row("transformer.ln_f.weight",                      "h",   "final_norm.weight"),
+    row("transformer.ln_f.bias",                        "h",   "final_norm.bias"),
+    row("lm_head.weight",                            "v h", "head.weight"),
+    row("lm_head.weight",                            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+]), Table("transformer.h.{l}", to="layers.{l}", rows=[
+    row("input_layernorm.weight",                "h",                   "attention.norm.weight"),
+    row("input_layernorm.bias",                  "h",                   "attention.norm.bias"),
+    row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight"),
+    row("self_attention.query_key_value.bias",   "(g (q[r] + k + v) d)",   "attention.{part}.bias"),
+    row("self_attention.dense.weight",           "h (g r d)",             "attention.out.weight"),
+    row("self_attention.dense.bias",             "h",                   "attention.out.bias"),
+    row("post_attention_layernorm.weight",       "h",                   "mlp.norm.weight"),
+    row("post_attention_layernorm.bias",         "h",                   "mlp.norm.bias"),
+    row("mlp.dense_h_to_4h.weight",              "f h",                 "mlp.up.weight"),
+    row("mlp.dense_h_to_4h.bias",                "f",                   "mlp.up.bias"),
+    row("mlp.dense_4h_to_h.weight",              "h f",                 "mlp.down.weight"),
+    row("mlp.dense_4h_to_h.bias",                "h",                   "mlp.down.bias"),
+]))
 # fmt: on
 
 
-FAMILIES = [Family("bloom", BLOOM, [_tables("transformer."), _tables("")])]
+FAMILIES = [Family("bloom", BLOOM, [WEIGHTS])]

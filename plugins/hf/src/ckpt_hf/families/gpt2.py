@@ -16,7 +16,6 @@ from ckpt_hf.common import (
     MLP_BIASES,
     NORMS,
     Family,
-    Tables,
     activation,
     alias,
     derived_head_dim,
@@ -121,32 +120,31 @@ GPT2 = Config("GPT2LMHeadModel", [
 ])
 
 
-def _tables(prefix: str) -> Tables:
-    """The tensors of a GPT2LMHeadModel; those of a bare GPT2Model, the first files of the hub among them, have no prefix."""
-    return Table(rows=[
-        row(f"{prefix}wte.weight",  "v h", "embedding.tokens.weight"),
-        row(f"{prefix}wpe.weight",  "p h", "positions.weight"),
-        row(f"{prefix}ln_f.weight", "h",   "final_norm.weight"),
-        row(f"{prefix}ln_f.bias",   "h",   "final_norm.bias"),
-        row("lm_head.weight",       "v h", "head.weight"),
-        row("lm_head.weight",       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-    ]), Table(f"{prefix}h.{{l}}", to="layers.{l}", rows=[
-        row("ln_1.weight",        "h",                     "attention.norm.weight"),
-        row("ln_1.bias",          "h",                     "attention.norm.bias"),
-        row("attn.c_attn.weight", "h ((q[g r] + k[g] + v[g]) d)", "attention.{part}.weight"),
-        row("attn.c_attn.bias",   "((q[g r] + k[g] + v[g]) d)",   "attention.{part}.bias"),
-        row("attn.c_proj.weight", "(g r d) h",             "attention.out.weight"),
-        row("attn.c_proj.bias",   "h",                     "attention.out.bias"),
-        row("ln_2.weight",        "h",                     "mlp.norm.weight"),
-        row("ln_2.bias",          "h",                     "mlp.norm.bias"),
-        row("mlp.c_fc.weight",    "h f",                   "mlp.up.weight"),
-        row("mlp.c_fc.bias",      "f",                     "mlp.up.bias"),
-        row("mlp.c_proj.weight",  "f h",                   "mlp.down.weight"),
-        row("mlp.c_proj.bias",    "h",                     "mlp.down.bias"),
-        drop("attn.bias",         why="the causal mask"),
-        drop("attn.masked_bias",  why="the value of masked scores"),
-    ])
+# The first files of the hub are of the bare model, without the prefix (ckpt_hf.names).
+WEIGHTS = (Table(rows=[
+    row("transformer.wte.weight",  "v h", "embedding.tokens.weight"),
+    row("transformer.wpe.weight",  "p h", "positions.weight"),
+    row("transformer.ln_f.weight", "h",   "final_norm.weight"),
+    row("transformer.ln_f.bias",   "h",   "final_norm.bias"),
+    row("lm_head.weight",       "v h", "head.weight"),
+    row("lm_head.weight",       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+]), Table("transformer.h.{l}", to="layers.{l}", rows=[
+    row("ln_1.weight",        "h",                     "attention.norm.weight"),
+    row("ln_1.bias",          "h",                     "attention.norm.bias"),
+    row("attn.c_attn.weight", "h ((q[g r] + k[g] + v[g]) d)", "attention.{part}.weight"),
+    row("attn.c_attn.bias",   "((q[g r] + k[g] + v[g]) d)",   "attention.{part}.bias"),
+    row("attn.c_proj.weight", "(g r d) h",             "attention.out.weight"),
+    row("attn.c_proj.bias",   "h",                     "attention.out.bias"),
+    row("ln_2.weight",        "h",                     "mlp.norm.weight"),
+    row("ln_2.bias",          "h",                     "mlp.norm.bias"),
+    row("mlp.c_fc.weight",    "h f",                   "mlp.up.weight"),
+    row("mlp.c_fc.bias",      "f",                     "mlp.up.bias"),
+    row("mlp.c_proj.weight",  "f h",                   "mlp.down.weight"),
+    row("mlp.c_proj.bias",    "h",                     "mlp.down.bias"),
+    drop("attn.bias",         why="the causal mask"),
+    drop("attn.masked_bias",  why="the value of masked scores"),
+]))
 # fmt: on
 
 
-FAMILIES = [Family("gpt2", GPT2, [_tables("transformer."), _tables("")])]
+FAMILIES = [Family("gpt2", GPT2, [WEIGHTS])]

@@ -186,7 +186,7 @@ def stored_head(config: Mapping[str, Any], names: Collection[str]) -> Mapping[st
 
     It loads such a tensor, and ties it only where it equals the embedding.
     """
-    if (transformers_version(config) or 0) < 5 or "lm_head.weight" not in names:
+    if (transformers_version(config) or 0) < 5 or not any(f".{name}".endswith(".lm_head.weight") for name in names):
         return config
     return {**config, "scale_decoder_outputs": config.get("scale_decoder_outputs", True), "tie_word_embeddings": False}
 

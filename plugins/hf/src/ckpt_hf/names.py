@@ -1,0 +1,119 @@
+"""How the names of tensors in files differ from the names of the class: by a prefix that all have, or by one that all lack.
+
+`torch.compile` puts `_orig_mod.` before every name, DDP `module.`, accelerate `_forward_module.`, peft `base_model.model.`;
+a bare model saves its tensors without the `model.` that they have in the class with a head. Nothing is known of such
+prefixes beforehand: a spelling is right if with it every name of the class is found, and every name found is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.errors import CkptError
+from ckpt_core.layout import Layout, Native, Table
+from ckpt_hf.common import Tables
+
+_MOST_PREFIXES = 4
+_PROBES = 2
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """`added` stands before every name; `left_out` is missing from those that begin with it."""
+
+    added: str = ""
+    left_out: str = ""
+
+    def of(self, name: str) -> str:
+        return self.added + name.removeprefix(self.left_out)
+
+    def table(self, table: Table) -> Table:
+        """The table under these names."""
+        if table.native:
+            return Table(self.of(table.native), table.to, [*table.rows, *table.drops])
+        rows = [replace(row, native=self.of(row.native)) for row in table.rows]
+        return Table("", table.to, [*rows, *(replace(drop, native=self.of(drop.native)) for drop in table.drops)])
+
+    def __str__(self) -> str:
+        said = [f"behind {self.added!r}"] if self.added else []
+        return " and ".join([*said, *([f"without the {self.left_out!r} of the class"] if self.left_out else [])])
+
+    def hints(self) -> dict[str, str]:
+        """What a writer of the same names needs to know; empty for the names of the class itself."""
+        return {key: prefix for key, prefix in (("added", self.added), ("left_out", self.left_out)) if prefix}
+
+
+@dataclass(frozen=True)
+class Match:
+    """The tables that fit the names found, spelt as those are, and what they say of an architecture."""
+
+    spelling: Spelling
+    layout: Layout
+    leftovers: Table
+    natives: dict[str, Native]
+
+
+def matching(
+    spellings: Sequence[Tables], names: Collection[str], architecture: Architecture, leftovers: Table | None = None
+) -> Match:
+    """The tables that explain all of `names` and miss none; where none do, those that explain most.
+
+    `spellings` are those of the class: experts are saved one by one, or fused by a bare state dict. `leftovers` drops
+    what may lie beside the model. Raises an error where two readings differ and both are complete.
+    """
+    found, leftovers = set(names), leftovers or Table()
+    best: tuple[int, Tables, Spelling] | None = None
+    complete: dict[frozenset[tuple[str, str]], tuple[Tables, Spelling]] = {}
+    bound = [(tables, Layout(tables, architecture).natives()) for tables in spellings]
+    for spelling in _candidates(bound, found):
+        for tables, natives in bound:
+            spelt = {spelling.of(name): name for name in natives}
+            known = found & spelt.keys()
+            if best is None or len(known) > best[0]:
+                best = len(known), tables, spelling
+            if len(spelt) == len(natives) and _explains(spelling, tables, natives, found, leftovers):
+                complete.setdefault(frozenset((name, spelt[name]) for name in known), (tables, spelling))
+        if complete and not spelling.hints():
+            break  # the names of the class itself leave nothing to decide
+    if len(complete) > 1:
+        raise CkptError(
+            "the names of the tensors can be read in several ways",
+            found="; or ".join(str(spelling) or "as the class has them" for _, spelling in complete.values()),
+            fix="rename the tensors as transformers saves them",
+        )
+    tables, spelling = next(iter(complete.values())) if complete else best[1:] if best else (spellings[0], Spelling())
+    layout = Layout(tuple(map(spelling.table, tables)) if spelling.hints() else tables, architecture)
+    return Match(spelling, layout, spelling.table(leftovers), layout.natives())
+
+
+def _candidates(bound: Sequence[tuple[Tables, dict[str, Native]]], found: set[str]) -> Iterator[Spelling]:
+    """The spellings that may be: the class's own, then those under which one of its first names is found."""
+    yield Spelling()
+    tried = {Spelling()}
+    for tables, natives in bound:
+        required = [name for name, native in natives.items() if not native.row.copy][:_PROBES]
+        bases = {f"{table.native.partition('.')[0]}." for table in tables if "." in table.native}
+        for left_out in ("", *(base for base in bases if required and required[0].startswith(base))):
+            for probe in (name.removeprefix(left_out) for name in required):
+                for added in _before(probe, found):
+                    if (spelling := Spelling(added, left_out)) not in tried:
+                        tried.add(spelling)
+                        yield spelling
+
+
+def _before(probe: str, found: set[str]) -> list[str]:
+    """What stands before `probe` in the names that end in it."""
+    prefixes = {name.removesuffix(probe) for name in found if name == probe or name.endswith(f".{probe}")}
+    return sorted(prefixes)[:_MOST_PREFIXES]
+
+
+def _explains(
+    spelling: Spelling, tables: Tables, natives: dict[str, Native], found: set[str], leftovers: Table
+) -> bool:
+    if any(spelling.of(name) not in found for name, native in natives.items() if not native.row.copy):
+        return False
+    dropped = [spelling.table(table) for table in (*tables, leftovers)]
+    known = {spelling.of(name) for name in natives}
+    return all(any(table.drops_name(name) for table in dropped) for name in found - known)

@@ -1,0 +1,150 @@
+"""Which files of a folder are the weights that are read, and which are others.
+
+A folder that was saved into twice has a `model.safetensors` and shards with an index, and one of them is stale: which,
+nothing says, so it is asked (`-o weight_files=`). Repositories have weights once more in another container or under
+other names (`pytorch_model.bin`, `consolidated.safetensors`, `original/`, GGUF): those are named and left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from ckpt_core.checkpoint import Loss
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_hf.files import (
+    CONTAINERS,
+    FOLDERS_CARRIED,
+    WEIGHT_SUFFIXES,
+    Container,
+    read_index,
+    read_weights,
+)
+
+OPTION = "weight_files"
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """Weight files that are read together, by name; `index` says what is in which, where there is one."""
+
+    files: tuple[str, ...]
+    index: str | None = None
+
+    def __str__(self) -> str:
+        return self.index or ", ".join(self.files)
+
+
+def chosen_set(folder: str, asked: str = "") -> WeightSet:
+    """The set that `asked` names (weight files or indexes, separated by commas), else the only one of the usual container.
+
+    Raises an error that names both where one container has two sets, and where there is none.
+    """
+    if asked:
+        return _asked_for(folder, [name.strip() for name in asked.split(",") if name.strip()])
+    for container in CONTAINERS:
+        sets = _sets(folder, container)
+        if len(sets) > 1:
+            raise FormatError(
+                f"two sets of weights lie side by side, {sets[0]} and {sets[1]}: the folder was saved into twice",
+                file=folder,
+                found="; ".join(f"{one}: {len(one.files)} files" for one in sets),
+                fix=f"say which is the model: -o {OPTION}={sets[0]} or -o {OPTION}={sets[1]}, or remove the stale one",
+            )
+        if sets:
+            return sets[0]
+    raise FormatError(
+        "there are no weights here", file=folder, expected="model.safetensors or pytorch_model.bin, or their index"
+    )
+
+
+def _sets(folder: str, container: Container) -> list[WeightSet]:
+    found = []
+    if os.path.isfile(os.path.join(folder, container.single)):
+        found.append(WeightSet((container.single,)))
+    if os.path.isfile(os.path.join(folder, container.index)):
+        files = tuple(sorted(set(read_index(os.path.join(folder, container.index)).values())))
+        if found and files == found[0].files:  # an index of one file says nothing new
+            return [WeightSet(files, container.index)]
+        found.append(WeightSet(files, container.index))
+    return found
+
+
+def _asked_for(folder: str, names: Sequence[str]) -> WeightSet:
+    files: list[str] = []
+    index = None
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.basename(name) != name or not os.path.isfile(path):
+            raise CkptError(
+                f"option {OPTION} names no file of the folder",
+                file=folder,
+                found=name,
+                expected="names, without a path",
+            )
+        if name.endswith(".index.json"):
+            files += sorted(set(read_index(path).values()))
+            index = name if len(names) == 1 else None
+        else:
+            files.append(name)
+    return WeightSet(tuple(dict.fromkeys(files)), index)
+
+
+def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
+    """Refuses weight files of the same container outside the set that hold tensors of the model, whose are called `names`.
+
+    A tensor is the model's if its name begins as theirs do ("model."): `mtp.safetensors`, shards without an index, the
+    half of a set that was saved over. Others are called otherwise (`layers.0.attention.wq.weight`).
+    """
+    suffix = os.path.splitext(read.files[0])[1]
+    beginnings = {name.partition(".")[0] for name in names}
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not name.endswith(suffix) or name in read.files or _of_training(name) or not os.path.isfile(path):
+            continue
+        held = [tensor for tensor in read_weights(path).tensors if tensor.partition(".")[0] in beginnings]
+        if held:
+            both = ",".join([str(read) if read.index else ",".join(read.files), name])
+            raise FormatError(
+                f"weights of this model lie outside the files that are read, in {name}",
+                file=path,
+                found=f"{len(held)} tensors, {held[0]!r} among them",
+                expected=f"all in {read}",
+                fix=f"leave it out with -o {OPTION}={read.index or ','.join(read.files)}, or read it too with -o {OPTION}={both}",
+            )
+
+
+def left_out(folder: str, read: WeightSet) -> Iterator[Loss]:
+    """The weights in the folder that are not read, by why."""
+    reasons: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name in read.files or name == read.index:
+            continue
+        if os.path.isfile(path) and name.endswith(WEIGHT_SUFFIXES):
+            if not name.endswith(".index.json"):
+                reasons.setdefault(_reason(name, read), []).append(f"{name} ({os.path.getsize(path):,} bytes)")
+        elif os.path.isdir(path) and not name.startswith(".") and name not in FOLDERS_CARRIED:
+            inner = [one for one in os.scandir(path) if one.name.endswith(WEIGHT_SUFFIXES) and one.is_file()]
+            if inner:
+                size = sum(one.stat().st_size for one in inner)
+                reason = f"weights in a folder of their own; {read} is read"
+                reasons.setdefault(reason, []).append(f"{name}/ ({len(inner)} files, {size:,} bytes)")
+    for reason, files in reasons.items():
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        yield Loss("dropped", ", ".join(files[:3]) + more, reason)
+
+
+def _of_training(name: str) -> bool:
+    """Whether transformers' Trainer or accelerate wrote a file beside the weights."""
+    return name.startswith(("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args"))
+
+
+def _reason(name: str, read: WeightSet) -> str:
+    if _of_training(name):
+        return "state of the training, which is not carried"
+    if name.endswith(tuple(container.suffix for container in CONTAINERS)):
+        same = name.endswith(os.path.splitext(read.files[0])[1])
+        return f"{'weights under other names' if same else 'weights in another container'}; {read} is read"
+    return f"weights of another format; {read} is read"

@@ -1,0 +1,109 @@
+"""The class that a config names is the one that is read; others are refused by name, and code beside the weights is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from ckpt_core import convert, fingerprint
+from ckpt_core.api import config_architecture, read_checkpoint
+from ckpt_core.errors import CkptError
+from ckpt_core.testing import example, write_ir
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_ir(tmp_path / "ir", example("llama"))
+    convert(tmp_path / "ir", tmp_path / "hf", to="hf")
+    (tmp_path / "hf" / "ckpt-receipt.json").unlink()
+    return tmp_path / "hf"
+
+
+def change(folder: Path, **keys: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    return path
+
+
+REFUSED = {
+    "LlamaForSequenceClassification": "reward model",
+    "LlamaForTokenClassification": "classifier of tokens",
+    "LlamaForQuestionAnswering": "answer",
+    "LlamaModel": "bare model",
+    "LlamaBidirectionalModel": "bare model",
+    "LlamaEncoderModel": "encoder",
+    "LlamaForScoring": "none of transformers'",
+    "MistralForCausalLM": "another model_type",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_class_is_refused_by_name(name: str, folder: Path) -> None:
+    expected = fingerprint(folder)
+    path = change(folder, architectures=[name])
+    for refused in (lambda: read_checkpoint(folder), lambda: config_architecture(str(path))):
+        with pytest.raises(CkptError) as refusal:
+            refused()
+        for word in (name, REFUSED[name], "config.json", "LlamaForCausalLM", "read_as="):
+            assert word in str(refusal.value)
+    assert fingerprint(folder, options={"read_as": "LlamaForCausalLM"}) == expected
+
+
+def test_a_reward_model_is_one_problem_and_not_one_per_tensor(folder: Path) -> None:
+    held = load_file(folder / "model.safetensors")
+    save_file({"score.weight": held.pop("lm_head.weight"), **held}, folder / "model.safetensors")
+    change(folder, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(CkptError) as refusal:
+        read_checkpoint(folder)
+    assert "score.weight" not in str(refusal.value)
+    with pytest.raises(CkptError, match=r"lm_head\.weight"):  # insisting does not make a head
+        read_checkpoint(folder, options={"read_as": "LlamaForCausalLM"})
+
+
+@pytest.mark.parametrize("named", [["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["FSDPLlamaForCausalLM"], [], None])
+def test_names_of_the_class_itself_are_read(named: object, folder: Path) -> None:
+    expected = fingerprint(folder)
+    change(folder, architectures=named)
+    assert fingerprint(folder) == expected
+
+
+@pytest.mark.parametrize("named", ["LlamaForCausalLM", [3], {"a": 1}, ["LlamaForCausalLM", "LlamaModel"]])
+def test_what_names_no_one_class_is_refused(named: object, folder: Path) -> None:
+    change(folder, architectures=named)
+    with pytest.raises(CkptError, match="architectures"):
+        read_checkpoint(folder)
+
+
+def test_a_class_to_insist_on_overrules_the_type_too(folder: Path) -> None:
+    expected = fingerprint(folder)
+    change(folder, model_type="of_our_own", architectures=["OurForCausalLM"])
+    with pytest.raises(CkptError, match="of_our_own"):
+        read_checkpoint(folder)
+    assert fingerprint(folder, options={"read_as": "LlamaForCausalLM"}) == expected
+    with pytest.raises(CkptError, match="did you mean 'LlamaForCausalLM'"):
+        read_checkpoint(folder, options={"read_as": "LlamaForCausalLm"})
+
+
+def test_code_beside_the_weights_is_an_assumption_that_names_the_file(folder: Path) -> None:
+    auto = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModel": "modeling_own.OwnModel",
+        "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+        "AutoModelForSequenceClassification": "someone/else--modeling_other.OtherClassifier",
+        "AutoTokenizer": ["tokenization_own.OwnTokenizer", None],
+    }
+    change(folder, auto_map=auto)
+    losses = {loss.subject: loss for loss in read_checkpoint(folder).losses}
+    assert losses.keys() == {"configuration_own.py", "modeling_own.py", "modeling_other.py of someone/else"}
+    for loss in losses.values():
+        assert loss.kind == "assumed"
+        assert "LlamaForCausalLM" in loss.reason
+        assert "not looked at" in loss.reason
+
+
+def test_code_of_a_tokenizer_alone_is_none_of_the_model(folder: Path) -> None:
+    change(folder, auto_map={"AutoTokenizer": "Xenova/gpt-4o"})
+    assert read_checkpoint(folder).losses == []
