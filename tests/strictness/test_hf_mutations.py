@@ -232,7 +232,7 @@ MUTATIONS: dict[str, Mutation] = {
     "missing key": config(lambda held: held.pop("hidden_size"), "'hidden_size' is missing", "config.json"),
     "missing model_type": config(lambda held: held.pop("model_type"), "model_type", "config.json"),
     "another model_type": config(lambda held: held.update(model_type="gpt_neo"), "gpt_neo", "config.json"),
-    "a family it is not": config(lambda held: held.update(model_type="mistral"), "'attention_bias'", "'mlp_bias'"),
+    "a family it is not": config(lambda held: held.update(model_type="mistral"), "'LlamaForCausalLM'", "another model_type than 'mistral'"),
     "fewer biases": config(lambda held: held.update(attention_bias=False), "self_attn.k_proj.bias", "not part of this architecture"),
     "a layer more": config(lambda held: held.update(num_hidden_layers=4), "model.layers.3", "missing"),
     "a layer less": config(lambda held: held.update(num_hidden_layers=2), "model.layers.2", "not part of this architecture"),

@@ -35,6 +35,11 @@ class WeightSet:
     def __str__(self) -> str:
         return self.index or ", ".join(self.files)
 
+    @property
+    def suffix(self) -> str:
+        """How the names of its files end; an index may list none."""
+        return os.path.splitext(self.index.removesuffix(".index.json") if self.index else self.files[0])[1]
+
 
 def chosen_set(folder: str, asked: str = "") -> WeightSet:
     """The set that `asked` names (weight files or indexes, separated by commas), else the only one of the usual container.
@@ -88,6 +93,8 @@ def _asked_for(folder: str, names: Sequence[str]) -> WeightSet:
             index = name if len(names) == 1 else None
         else:
             files.append(name)
+    if not files:
+        raise CkptError(f"option {OPTION} names no weight file", file=folder, found=", ".join(names) or "nothing")
     return WeightSet(tuple(dict.fromkeys(files)), index)
 
 
@@ -97,11 +104,10 @@ def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
     A tensor is the model's if its name begins as theirs do ("model."): `mtp.safetensors`, shards without an index, the
     half of a set that was saved over. Others are called otherwise (`layers.0.attention.wq.weight`).
     """
-    suffix = os.path.splitext(read.files[0])[1]
     beginnings = {name.partition(".")[0] for name in names}
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if not name.endswith(suffix) or name in read.files or _of_training(name) or not os.path.isfile(path):
+        if not name.endswith(read.suffix) or name in read.files or _of_training(name) or not os.path.isfile(path):
             continue
         held = [tensor for tensor in read_weights(path).tensors if tensor.partition(".")[0] in beginnings]
         if held:
@@ -145,6 +151,6 @@ def _reason(name: str, read: WeightSet) -> str:
     if _of_training(name):
         return "state of the training, which is not carried"
     if name.endswith(tuple(container.suffix for container in CONTAINERS)):
-        same = name.endswith(os.path.splitext(read.files[0])[1])
+        same = name.endswith(read.suffix)
         return f"{'weights under other names' if same else 'weights in another container'}; {read} is read"
     return f"weights of another format; {read} is read"
