@@ -21,6 +21,7 @@ import numpy as np
 
 from ckpt_core.architecture import Architecture, Axis, differing, facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.company import with_config, with_sound_ids
 from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
@@ -189,7 +190,7 @@ def config_architecture(path: str | None) -> Architecture | None:
 def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
     """What a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
     try:
-        return plugin.hooks.ckpt_read(path=path, request=request)
+        checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
     except CkptError as error:
         raise broken_off(path, error) or error from None
     except OSError:
@@ -201,6 +202,19 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
             found=f"{type(error).__name__}: {error}",
             fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
         ) from error
+    if request.config is not None:
+        checkpoint = with_config(checkpoint, request.config, _notes_in(request.config))
+    return with_sound_ids(checkpoint)
+
+
+def _notes_in(config: str) -> Mapping[str, Any]:
+    """The notes in a config file, for `--config`."""
+    for plugin in all_plugins():
+        if plugin.broken is None:
+            notes = plugin.hooks.ckpt_notes(path=config)
+            if notes is not None:
+                return notes
+    return {}
 
 
 def _written(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest) -> Target:

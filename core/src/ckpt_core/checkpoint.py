@@ -7,7 +7,7 @@ image of a canonical tensor. The engine moves the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,8 @@ class Checkpoint:
     but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `parallel` is the layout found (`tp`, `pp`, ...).
     `hints` are the layout choices of the source, by which the same format can be written again bit for bit;
     `origins` are those of earlier formats it went through, by format, as receipts recorded them.
-    `evidence` says, in words, what decided the reading. `masters`: fp32 master weights exist beside the weights.
+    `evidence` says, in words, what decided the reading. `masters`: fp32 master weights exist beside the weights. `recorded`: a fitting
+    receipt lies beside it.
     `sayings` are what the source's own config says about facts, by their path: refusals quote them.
     """
 
@@ -82,6 +83,7 @@ class Checkpoint:
     losses: list[Loss] = field(default_factory=list)
     masters: bool = False
     sayings: dict[str, str] = field(default_factory=dict)
+    recorded: bool = False
 
     def quoted(self, refusal: CkptError) -> list[str]:
         """What the source says about the facts that a refusal names."""
@@ -100,7 +102,8 @@ class NamedModel:
     `tables` say which of that format's tensors holds what; what they drop may lie beside the model. `class_name` is
     what that format calls this kind of model. `hints` are its layout choices, as in a `Checkpoint` of it. To write, the
     model is given as it must be stored (`tensors`, rewritten where that is exact, with the `rewrites` and `losses`),
-    and `documents` are the config files that describe it, by path.
+    and `documents` are the config files that describe it, by path; `said` and `tokens` are as in a `Target` and its
+    decisions.
     """
 
     class_name: str
@@ -112,6 +115,8 @@ class NamedModel:
     documents: dict[str, bytes] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     losses: list[Loss] = field(default_factory=list)
+    said: Mapping[str, Any] = field(default_factory=dict)
+    tokens: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,11 @@ class Placement:
 
 @dataclass
 class Target:
-    """Everything a writer decides. `documents` are config files by path; `single_file`: the destination is one file."""
+    """Everything a writer decides. `documents` are config files by path; `single_file`: the destination is one file.
+
+    `said` are the notes as the written config says them, and `held` the names of the source's sidecars that lie inside
+    the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`.
+    """
 
     format: str
     architecture: Architecture
@@ -139,3 +148,5 @@ class Target:
     decisions: dict[str, Any] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     single_file: bool = False
+    said: Mapping[str, Any] = field(default_factory=dict)
+    held: Collection[str] = ()

@@ -69,6 +69,7 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
         return checkpoint
     if not _same_but_for_vocabulary(recorded, checkpoint.architecture):
         return checkpoint
+    checkpoint.recorded = True
     hints = target.get("hints")
     if isinstance(hints, dict):
         checkpoint.origins = {name: value for name, value in hints.items() if isinstance(value, dict)}

@@ -20,6 +20,7 @@ from blake3 import blake3
 from ckpt_core import __version__
 from ckpt_core.architecture import parameters, to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.company import losses_of
 from ckpt_core.engine.assembly import Assembly, Block, flat_tile, significant_bits
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Native, Scale, ValueMap
@@ -116,7 +117,8 @@ class Plan:
 
     @property
     def losses(self) -> list[Loss]:
-        return [*self.source.losses, *self.target.losses, *_rounding(self.transfers)]
+        company = losses_of(self.source, self.target)
+        return [*self.source.losses, *self.target.losses, *company, *_rounding(self.transfers)]
 
     @functools.cached_property
     def hash(self) -> str:
@@ -271,7 +273,8 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
     home = os.path.realpath(source.path)
     if os.path.basename(os.path.dirname(home)) == "snapshots":
         home = os.path.dirname(os.path.dirname(home))
-    for path, sidecar in target.sidecars.items():
+    embedded = {name: source.sidecars[name] for name in target.held if name in source.sidecars}
+    for path, sidecar in (embedded | target.sidecars).items():
         real = os.path.realpath(sidecar.path)
         if os.path.islink(sidecar.path) and os.path.commonpath([home, real]) != home:
             problems.add(

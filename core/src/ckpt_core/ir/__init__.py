@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Target
@@ -35,6 +36,13 @@ def ckpt_architecture(path: str) -> Architecture | None:
     from ckpt_core.ir.config import architecture_in
 
     return architecture_in(path)
+
+
+@hookimpl
+def ckpt_notes(path: str) -> Mapping[str, object] | None:
+    from ckpt_core.ir.files import notes_in
+
+    return notes_in(path)
 
 
 @hookimpl

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from ckpt_core.architecture import dumps, from_json
-from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
+from ckpt_core.checkpoint import Checkpoint, Placement, Target
+from ckpt_core.company import files_below
 from ckpt_core.engine.assembly import Assembler, Shard
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
@@ -55,17 +57,24 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     for name, native in natives.items():
         if name in tensors:
             assembler.add(native, [Shard((0,) * len(native.shape), tensors[name])])
-    checkpoint = Checkpoint("ir", path, architecture, assembler.finish(), states, notes=notes, sidecars=_sidecars(path))
+    checkpoint = Checkpoint(
+        "ir",
+        path,
+        architecture,
+        assembler.finish(),
+        states,
+        notes=notes,
+        sidecars=files_below(os.path.join(path, _SIDECARS)),
+    )
     return original_of(checkpoint, path)
 
 
-def _sidecars(path: str) -> dict[str, Sidecar]:
-    folder, found = os.path.join(path, _SIDECARS), {}
-    for root, _, names in os.walk(folder):
-        for name in sorted(names):
-            file = os.path.join(root, name)
-            found[os.path.relpath(file, folder).replace(os.sep, "/")] = Sidecar(file, os.path.getsize(file))
-    return found
+def notes_in(path: str) -> dict[str, Any] | None:
+    """The notes beside an `architecture.json`; None if the file is none."""
+    beside = os.path.join(os.path.dirname(path), NOTES)
+    if os.path.basename(path) != ARCHITECTURE:
+        return None
+    return read_json_object(beside) if os.path.isfile(beside) else {}
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
@@ -99,4 +108,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         ARCHITECTURE: dumps(checkpoint.architecture).encode(),
     }
     sidecars = {f"{_SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
-    return Target("ir", checkpoint.architecture, checkpoint.tensors, files, placements, documents, sidecars)
+    return Target(
+        "ir",
+        checkpoint.architecture,
+        checkpoint.tensors,
+        files,
+        placements,
+        documents,
+        sidecars,
+        said=checkpoint.notes,
+    )

@@ -8,6 +8,7 @@ from ckpt_core.layout.fields import (
     Custom,
     Entry,
     Field,
+    Note,
     const,
     custom,
     field,
@@ -24,6 +25,6 @@ from ckpt_core.layout.split import Ranks, SplitError
 from ckpt_core.layout.table import Drop, Row, Table, drop, row
 
 __all__ = [
-    "Add", "Codec", "Config", "Custom", "Drop", "Entry", "Field", "Layout", "Link", "Native", "NegExp", "Piece", "Ranks", "Row", "Scale", "Sentence", "SentenceError", "SplitError",
+    "Add", "Codec", "Config", "Custom", "Drop", "Entry", "Field", "Layout", "Link", "Native", "NegExp", "Note", "Piece", "Ranks", "Row", "Scale", "Sentence", "SentenceError", "SplitError",
     "Table", "Tile", "ValueMap", "account", "const", "custom", "drop", "field", "fixed", "ignore", "neg_exp", "note", "one_of", "parse", "plus_one", "row", "same_as", "scale", "uniform",
 ]  # fmt: skip

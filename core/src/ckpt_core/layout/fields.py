@@ -16,6 +16,7 @@ architecture is refused by that fact's name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,12 +219,14 @@ def const(key: str, value: object, *, written: bool = True) -> Const:
 class Note(Entry):
     """A key that belongs to the model but changes none of its outputs; carried under a common name.
 
-    It is written where it is known, or has a default that a strict reader of the config needs.
+    It is written where it is known, or has a default that a strict reader of the config needs. With `null` it is written
+    as null where it is not known: a reader would take a missing key for a default of its own.
     """
 
     key: str
     name: str
     default: object = None
+    null: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -234,12 +237,12 @@ class Note(Entry):
             notes[self.name] = config[self.key]
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        if self.name in notes or self.default is not None:
+        if self.name in notes or self.default is not None or self.null:
             config[self.key] = notes.get(self.name, self.default)
 
 
-def note(key: str, name: str, *, default: object = None) -> Note:
-    return Note(key, name, default)
+def note(key: str, name: str, *, default: object = None, null: bool = False) -> Note:
+    return Note(key, name, default, null)
 
 
 @dataclass(frozen=True)
@@ -319,10 +322,14 @@ class Config:
         """Every key some line speaks for."""
         return frozenset(key for entry in self.entries for key in entry.keys)
 
-    def unsaid(self, notes: Mapping[str, Any]) -> list[str]:
-        """The notes private to a framework (`nanotron.z_loss_enabled`) that this config has no key for."""
-        said = {entry.name for entry in self.entries if isinstance(entry, Note)}
-        return sorted(name for name, value in notes.items() if "." in name and value is not None and name not in said)
+    def said(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The notes that a written config says, as a reader of it finds them."""
+        facts = Facts()
+        notes: dict[str, Any] = {}
+        for entry in self.entries:
+            with contextlib.suppress(CkptError):  # what cannot be read back says nothing
+                entry.read(config, facts, notes)
+        return notes
 
     def read(self, config: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
         """The facts and notes of a config; every unknown key and wrong value is raised at once, naming `file`."""

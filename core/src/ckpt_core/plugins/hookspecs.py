@@ -43,6 +43,11 @@ def ckpt_architecture(path: str) -> Architecture | None:
 
 
 @hookspec(firstresult=True)
+def ckpt_notes(path: str) -> Mapping[str, object] | None:
+    """The notes in a config *file* of this format, for `--config`; None if it is not one. Optional."""
+
+
+@hookspec(firstresult=True)
 def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:  # type: ignore[empty-body]
     """The checkpoint at `path`, from headers alone. Raises every problem found at once."""
 

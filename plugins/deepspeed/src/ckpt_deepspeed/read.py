@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Sidecar
+from ckpt_core.company import companions_of, files_in
 from ckpt_core.engine.assembly import Assembler
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Layout, account
@@ -18,23 +19,25 @@ from ckpt_core.storage.files import FileState
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_deepspeed import zero
-from ckpt_deepspeed.files import UNIVERSAL, Folder, find_folder, ranks, read_states, scan, section
+from ckpt_deepspeed.files import (
+    LATEST,
+    LATEST_UNIVERSAL,
+    UNIVERSAL,
+    Folder,
+    find_folder,
+    ranks,
+    read_states,
+    scan,
+    section,
+)
 from ckpt_deepspeed.flat import Flat, Kept, shards_of
 from ckpt_deepspeed.universal import read_universal
 
 CONFIG = "config.json"
-_SIDECARS = (
-    "tokenizer",
-    "vocab",
-    "merges",
-    "special_tokens",
-    "added_tokens",
-    "chat_template",
-    "generation_config",
-    "preprocessor_config",
-    "spiece",
-    "sentencepiece",
-)
+# Files of a run of DeepSpeed or of transformers' Trainer, and of ours.
+_OWN_FILES = {CONFIG, LATEST, LATEST_UNIVERSAL, "zero_to_fp32.py", "trainer_state.json"}
+_OWN_STARTS = (".", "ckpt-receipt", "rng_state")
+_OWN_ENDS = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 
 
 @dataclass
@@ -73,7 +76,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         _assembled(found, model, folder.path),
         [*folder.states, FileState.of(config)],
         notes=model.notes,
-        sidecars=_sidecars(os.path.dirname(os.path.abspath(beside)) if beside else path),
+        sidecars=_sidecars(beside, path),
         parallel=found.parallel,
         hints=found.hints,
         origins={format: model.hints},
@@ -100,13 +103,15 @@ def _config_beside(path: str, folder: str) -> str | None:
     return None
 
 
-def _sidecars(root: str) -> dict[str, Sidecar]:
-    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
-    return {
-        name: Sidecar(file, os.path.getsize(file))
-        for name in names
-        if name.startswith(_SIDECARS) and os.path.isfile(file := os.path.join(root, name))
-    }
+def _sidecars(beside: str | None, path: str) -> dict[str, Sidecar]:
+    """The files of the model: all that are not a run's where its config lies among them, else those that are known."""
+    if beside is None:
+        return companions_of(os.path.join(path, CONFIG))
+    return files_in(os.path.dirname(os.path.abspath(beside)), _is_companion)
+
+
+def _is_companion(name: str) -> bool:
+    return not (name in _OWN_FILES or name.startswith(_OWN_STARTS) or name.endswith(_OWN_ENDS))
 
 
 def _assembled(found: Found, model: NamedModel, where: str) -> dict:

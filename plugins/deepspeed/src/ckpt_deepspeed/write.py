@@ -48,8 +48,11 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "hf_class": model.class_name,
             "flat": flat,
             "rewrites": list(model.rewrites),
+            **({"tokens": model.tokens} if model.tokens else {}),
         },
         losses=losses,
+        said=model.said,
+        held=checkpoint.sidecars.keys() & written.documents.keys() & {"preprocessor_config.json"},
     )
 
 

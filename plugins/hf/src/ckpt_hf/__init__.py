@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ckpt_core.architecture import Architecture
@@ -82,6 +82,13 @@ def ckpt_architecture(path: str) -> Architecture | None:
     from ckpt_hf.read import architecture_in
 
     return architecture_in(path)
+
+
+@hookimpl
+def ckpt_notes(path: str) -> Mapping[str, object] | None:
+    from ckpt_hf.read import notes_in
+
+    return notes_in(path)
 
 
 @hookimpl

@@ -89,9 +89,10 @@ GENERIC: list[Any] = [
     # Keys of other classes, or of code beside the weights, that published files carry at the value that changes nothing.
     const("lm_head_bias", False, written=False),
     const("use_mrope", False, written=False),
-    note("bos_token_id", "bos"),
-    note("eos_token_id", "eos"),
-    note("pad_token_id", "pad"),
+    # Most classes have ids of their own for a missing key, which belong to the vocabulary of one published model.
+    note("bos_token_id", "bos", null=True),
+    note("eos_token_id", "eos", null=True),
+    note("pad_token_id", "pad", null=True),
     note("max_position_embeddings", "max_positions"),
     note("initializer_range", "initializer_range"),
 ]

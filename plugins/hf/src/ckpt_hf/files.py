@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_core.checkpoint import Loss, Placement, Sidecar
+from ckpt_core.company import files_in
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.layout import Native
 from ckpt_core.storage import safetensors
@@ -68,7 +69,6 @@ WEIGHT_SUFFIXES = (
     ".npz",
     ".index.json",
 )
-FOLDERS_CARRIED = ("additional_chat_templates",)
 
 
 def container_of(folder: str) -> Container | None:
@@ -152,20 +152,12 @@ def read_weights(path: str) -> StateDict:
 
 def sidecars(folder: str) -> dict[str, Sidecar]:
     """Every file that travels along: all small files beside the weights, and the folders of chat templates."""
-    found: dict[str, Sidecar] = {}
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if name in FOLDERS_CARRIED and os.path.isdir(path):
-            for inner in sorted(os.listdir(path)):
-                _add_sidecar(found, f"{name}/{inner}", os.path.join(path, inner))
-        elif name != CONFIG and not name.startswith(".") and not name.startswith("ckpt-receipt"):
-            _add_sidecar(found, name, path)
-    return found
-
-
-def _add_sidecar(found: dict[str, Sidecar], name: str, path: str) -> None:
-    if os.path.isfile(path) and not name.endswith(WEIGHT_SUFFIXES):
-        found[name] = Sidecar(path, os.path.getsize(path))
+    return files_in(
+        folder,
+        lambda name: (
+            name != CONFIG and not name.startswith((".", "ckpt-receipt")) and not name.endswith(WEIGHT_SUFFIXES)
+        ),
+    )
 
 
 def plan_files(

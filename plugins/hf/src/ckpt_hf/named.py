@@ -11,7 +11,7 @@ from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG
 from ckpt_hf.names import matching
-from ckpt_hf.write import choose, config_text, losses_of
+from ckpt_hf.write import choose, config_text, losses_of, settings_beside, settings_said
 
 
 def named(path: str, names: Collection[str]) -> NamedModel | None:
@@ -46,7 +46,9 @@ def name(checkpoint: Checkpoint) -> NamedModel:
         fit.model.architecture,
         fit.tables,
         tensors=fit.model.tensors,
-        documents={CONFIG: config_text(fit, dtypes)},
+        documents={CONFIG: config_text(fit, dtypes), **settings_beside(checkpoint, fit.model)},
         rewrites=fit.model.rewrites,
         losses=list(losses_of(checkpoint, fit)),
+        said=fit.said | settings_said(checkpoint),
+        tokens=fit.tokens,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss
@@ -30,6 +31,16 @@ def architecture_in(path: str) -> Architecture | None:
         return None
     facts, _ = family_of(config, path).config.read(config, path)
     return architecture_of(facts, path)
+
+
+def notes_in(path: str) -> dict[str, Any] | None:
+    """The notes in an HF config file, for `--config`; None if the file is not one."""
+    if not path.endswith(".json"):
+        return None
+    config = read_json_object(path)
+    if "model_type" not in config:
+        return None
+    return family_of(config, path).config.read(config, path)[1]
 
 
 def read(path: str, request: ReadRequest) -> Checkpoint:

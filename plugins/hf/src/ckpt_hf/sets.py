@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.checkpoint import Loss
+from ckpt_core.company import FOLDERS
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_hf.files import (
     CONTAINERS,
-    FOLDERS_CARRIED,
     WEIGHT_SUFFIXES,
     Container,
     read_index,
@@ -131,7 +131,7 @@ def left_out(folder: str, read: WeightSet) -> Iterator[Loss]:
         if os.path.isfile(path) and name.endswith(WEIGHT_SUFFIXES):
             if not name.endswith(".index.json"):
                 reasons.setdefault(_reason(name, read), []).append(f"{name} ({os.path.getsize(path):,} bytes)")
-        elif os.path.isdir(path) and not name.startswith(".") and name not in FOLDERS_CARRIED:
+        elif os.path.isdir(path) and not name.startswith(".") and name not in FOLDERS:
             inner = [one for one in os.scandir(path) if one.name.endswith(WEIGHT_SUFFIXES) and one.is_file()]
             if inner:
                 size = sum(one.stat().st_size for one in inner)

@@ -9,10 +9,11 @@ from typing import Any
 
 from ckpt_core.architecture import facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.company import known_ids
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.errors import CkptError, Lines, ProblemsFound, Refusal, UsageError
 from ckpt_core.image_processor import PROCESSOR, processor_file
-from ckpt_core.layout import Layout, Native
+from ckpt_core.layout import Layout, Native, Note
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import (
     Model,
@@ -26,6 +27,7 @@ from ckpt_core.rewrite import (
     zero_biases,
 )
 from ckpt_core.sizes import parse_size
+from ckpt_core.tokenizer import GENERATION
 from ckpt_hf.common import Family, Tables
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
@@ -33,12 +35,21 @@ from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
 
 @dataclass(frozen=True)
 class Fit:
-    """A family that holds a model exactly: the model as it is written there, the config that says so, and its tensors."""
+    """A family that holds a model exactly: the model as it is written there, the config that says so, and its tensors.
+
+    `tokens` says which ids of special tokens come from companions, and which is null for want of any.
+    """
 
     family: Family
     model: Model
     config: dict[str, object]
     tables: Tables
+    tokens: list[str]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The notes that its config says."""
+        return self.family.config.said(self.config)
 
     def natives(self) -> list[Native]:
         """The tensors of its files."""
@@ -57,9 +68,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         natives, container, parse_size(str(request.options.get("max_shard_size") or "5GB"))
     )
     documents[CONFIG] = config_text(fit, [dtype.torch for _, dtype in natives])
-    processor = processor_file(checkpoint, model.architecture)
-    if processor is not None:
-        documents[PROCESSOR] = processor
+    documents |= settings_beside(checkpoint, model)
     sidecars = {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in documents}
     return Target(
         "hf",
@@ -69,9 +78,33 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         placements,
         documents,
         sidecars,
-        decisions={"hf_class": fit.family.class_name, "rewrites": list(model.rewrites)},
+        decisions={
+            "hf_class": fit.family.class_name,
+            "rewrites": list(model.rewrites),
+            **({"tokens": fit.tokens} if fit.tokens else {}),
+        },
         losses=list(losses_of(checkpoint, fit)),
+        said=fit.said | settings_said(checkpoint),
+        held={PROCESSOR} & documents.keys(),
     )
+
+
+def settings_beside(checkpoint: Checkpoint, model: Model) -> dict[str, bytes]:
+    """The files that transformers keeps beside a config for what others keep in theirs: how images are prepared, and
+    the defaults of `generate`."""
+    found = {}
+    processor = processor_file(checkpoint, model.architecture)
+    if processor is not None:
+        found[PROCESSOR] = processor
+    generation = checkpoint.notes.get("generation")
+    if isinstance(generation, dict) and GENERATION not in checkpoint.sidecars:
+        found[GENERATION] = (json.dumps(generation, indent=2) + "\n").encode()
+    return found
+
+
+def settings_said(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The notes that `settings_beside` says."""
+    return {name: checkpoint.notes[name] for name in ("image_processor", "generation") if name in checkpoint.notes}
 
 
 def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[Model], Model]]:
@@ -105,15 +138,19 @@ def choose(checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[M
         model = vocabulary_rows(model, tokens.vocabulary)
     for change in asked:
         model = change(model)
+    ids, reasons = known_ids(checkpoint)
+    notes = {**checkpoint.notes, **ids}
     refusals: list[tuple[int, Family, CkptError]] = []
     for family, variant in _candidates(model, families):
         try:
-            config = _config(family, variant, checkpoint.notes)
+            config = _config(family, variant, notes)
         except (Refusal, ProblemsFound) as problem:
             refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
             continue
         arrangement = family.arranged_by(hints.get("arrangement") or {})
-        return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0])
+        null = [entry.name for entry in family.config.entries if isinstance(entry, Note) and entry.null]
+        unknown = [f"{role}: null, as nothing says it" for role in null if role not in notes]
+        return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0], [*reasons, *unknown])
     _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])
     quoted = checkpoint.quoted(lack)
     if len(families) == 1 and not quoted:
@@ -183,9 +220,6 @@ def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[Loss]:
     left_out = sorted(checkpoint.tensors.keys() & {"classifier.weight", "classifier.bias"} - fit.model.tensors.keys())
     if left_out:
         yield Loss("dropped", ", ".join(left_out), "the model is written without its classes, as -o headless=true asks")
-    unsaid = fit.family.config.unsaid(checkpoint.notes)
-    if unsaid:
-        yield Loss("unsaid", ", ".join(unsaid), "settings of a training framework, which config.json has no key for")
     if checkpoint.architecture.tokens is not None:
         tokens = checkpoint.architecture.tokens
         if tokens.padded_vocabulary > tokens.vocabulary:

@@ -62,6 +62,7 @@ def _common(attention: str) -> list[Entry]:
         note("bos_token_id", "bos"),
         note("eos_token_id", "eos"),
         note("pad_token_id", "pad"),
+        note("decoder_start_token_id", "decoder_start"),
         # what would make it another model
         neutral("qk_l2_norm", False),
         neutral("attention_output_gate", False),

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.company import files_below
 from ckpt_core.engine.assembly import Assembler, Shard
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, Native, account
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
+from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.dcp import read_distributed
 from ckpt_core.storage.zarr import read_zarr
+from ckpt_core.vocabulary import settled
+from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args
 from ckpt_megatron.files import SIDECARS, container_of, find_folder
 from ckpt_megatron.found import Found, Share, height
+from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
 from ckpt_megatron.weights import in_blocks, is_expert, tables
@@ -48,7 +53,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         tensors,
         found.states,
         notes=described.notes,
-        sidecars=_sidecars(root),
+        sidecars=files_below(os.path.join(root, SIDECARS)),
         parallel=found.parallel,
         hints=_hints(found),
         evidence=described.evidence,
@@ -58,10 +63,20 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         ],
         masters=found.masters,
     )
-    checkpoint = original_of(checkpoint, root)
-    given = request.architecture.tokens if request.architecture is not None else None
-    vocabulary = request.options.get("vocab") or (given.vocabulary if given is not None else None)
-    return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
+    multiple = _multiple(found)
+    return settled(
+        original_of(checkpoint, root),
+        request,
+        padded=lambda tokens: -(-tokens // multiple) * multiple,
+        said=described.vocabulary,
+    )
+
+
+def _multiple(found: Found) -> int:
+    """What Megatron pads the vocabulary to a multiple of (training/tokenizer, _vocab_size_with_padding)."""
+    args: Mapping[str, object] = found.args or {}
+    sizes = args.get(DIVISIBLE, 128), args.get("tensor_model_parallel_size", 1)
+    return math.prod(size if type(size) is int and size > 0 else 1 for size in sizes)
 
 
 def _check_iteration(found: Found) -> None:
@@ -78,12 +93,14 @@ def _check_iteration(found: Found) -> None:
 
 @dataclass
 class _Described:
-    """What the args (or `--config`) say about a checkpoint, and what that rests on."""
+    """What the args (or `--config`) say about a checkpoint, and what that rests on. `vocabulary`: why its size is proven,
+    if it is."""
 
     architecture: Architecture
     order: str
     notes: dict[str, object] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
+    vocabulary: str = ""
 
 
 def _described(found: Found, request: ReadRequest) -> _Described:
@@ -106,6 +123,7 @@ def _described(found: Found, request: ReadRequest) -> _Described:
         if notes.pop("interleaved", False):
             order = "interleaved"
         described = _Described(architecture_of(facts, found.args_file), order, notes)
+        described.vocabulary = "vocab_size in the args" if is_said(args) else ""
         described.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")
         if request.architecture is not None:
             check_agreement(request.architecture, described.architecture, found.args_file)
@@ -226,13 +244,3 @@ def _hints(found: Found) -> dict[str, object]:
         if isinstance(args.get(key), int):
             hints[key] = args[key]
     return hints
-
-
-def _sidecars(root: str) -> dict[str, Sidecar]:
-    folder = os.path.join(root, SIDECARS)
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return {
-        name: Sidecar(path, os.path.getsize(path))
-        for name in names
-        if os.path.isfile(path := os.path.join(folder, name))
-    }

@@ -55,4 +55,5 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             DIVISIBLE: layout.multiple,
             "rewrites": list(model.rewrites),
         },
+        said=config.said(args),
     )

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture, Facts, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.company import files_in
 from ckpt_core.engine.assembly import Assembler
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Layout, account
@@ -17,6 +18,7 @@ from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object, read_yaml_object
+from ckpt_core.vocabulary import settled
 from ckpt_nanotron.config import MODELS, Model, model_of
 from ckpt_nanotron.files import (
     CONFIG,
@@ -68,7 +70,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         assembler.finish(),
         states,
         notes=described.notes,
-        sidecars=_sidecars(step),
+        sidecars=files_in(step, lambda name: name not in _OWN_FILES and not name.startswith((".", "ckpt-receipt"))),
         parallel={"tp": files.tp, "pp": files.pp},
         hints={
             "model": described.model.kind,
@@ -82,14 +84,22 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         masters=bool(optimizer_files(step)) and _records_masters(step),
     )
     checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
-    given = request.architecture.tokens if request.architecture else None
-    vocabulary = request.options.get("vocab") or (given.vocabulary if given else None)
-    return with_vocabulary(checkpoint, _vocabulary(str(vocabulary), step)) if vocabulary else checkpoint
+    asked = request.options.get("vocab")
+    if asked is not None:
+        return with_vocabulary(checkpoint, _vocabulary(str(asked), step))
+    multiple = described.multiple * files.tp
+    return settled(
+        checkpoint,
+        request,
+        padded=lambda tokens: -(-tokens // multiple) * multiple,
+        said="every number of tokens has as many rows" if multiple == 1 else "",
+    )
 
 
 @dataclass
 class Described:
-    """What the configs (or `--config`) say about a checkpoint, and what that rests on."""
+    """What the configs (or `--config`) say about a checkpoint, and what that rests on. nanotron pads the vocabulary to
+    `multiple` rows for each tensor parallel rank (helpers.py, _vocab_size_with_padding)."""
 
     model: Model
     architecture: Architecture
@@ -99,6 +109,7 @@ class Described:
     states: list[FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    multiple: int = 1
 
 
 def _described(step: str, files: Files, request: ReadRequest) -> Described:
@@ -129,7 +140,9 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
     architecture = architecture_of(facts, config_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
-    return Described(model, architecture, interleaved, release, notes, states, evidence, losses)
+    multiple = training.get("make_vocab_size_divisible_by")
+    multiple = multiple if type(multiple) is int and multiple > 0 else 1
+    return Described(model, architecture, interleaved, release, notes, states, evidence, losses, multiple)
 
 
 def _described_by_user(step: str, files: Files, request: ReadRequest) -> Described:
@@ -227,20 +240,6 @@ def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, evidence: 
 def _records_masters(step: str) -> bool:
     path = os.path.join(step, "optimizer", "optimizer_config.json")
     return os.path.isfile(path) and read_json_object(path).get("type") == "OptimizerFromGradientAccumulator"
-
-
-def _sidecars(step: str) -> dict[str, Sidecar]:
-    found = {}
-    for name in sorted(os.listdir(step)):
-        path = os.path.join(step, name)
-        if os.path.isfile(path) and name not in _OWN_FILES and not name.startswith((".", "ckpt-receipt")):
-            found[name] = Sidecar(path, os.path.getsize(path))
-        elif os.path.isdir(path) and name == "additional_chat_templates":
-            for inner in sorted(os.listdir(path)):
-                found[f"{name}/{inner}"] = Sidecar(
-                    os.path.join(path, inner), os.path.getsize(os.path.join(path, inner))
-                )
-    return found
 
 
 def _vocabulary(text: str, step: str) -> int:

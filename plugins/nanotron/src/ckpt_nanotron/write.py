@@ -11,6 +11,7 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture, Tokens, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
+from ckpt_core.company import known_ids
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.errors import Problems, ProblemsFound, Refusal
 from ckpt_core.layout import Layout, Native
@@ -35,17 +36,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
     model = _vocabulary(folded_attention_scale(Rewritten(checkpoint.architecture, checkpoint.tensors)), multiple)
     interleaved = _interleaved(release, request, hints)
-    notes, losses = _notes(checkpoint)
+    notes, tokens, losses = _notes(checkpoint)
     kind, config = _choose(
         release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or "")
     )
-    if notes.get("pad") is not None and "pad_token_id" not in config:
-        losses.append(Loss("unsaid", f"pad token {notes['pad']}", f"{kind.config.name} has no pad_token_id"))
-    unsaid = kind.config.unsaid(checkpoint.notes)
-    if unsaid:
-        losses.append(
-            Loss("unsaid", ", ".join(unsaid), "settings of another framework, which model_config.json has no key for")
-        )
     _check_ranks(model.architecture, tp, pp)
     layout = Layout(kind.tables(model.architecture, interleaved), model.architecture)
     whole = layout.natives()
@@ -89,8 +83,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rope_interleaved": interleaved,
             "checkpoint_version": release.checkpoint_version,
             "rewrites": list(model.rewrites),
+            **({"tokens": tokens} if tokens else {}),
         },
         losses=losses,
+        said=kind.config.said(config),
     )
 
 
@@ -136,16 +132,14 @@ def _choose(
     )
 
 
-def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Loss]]:
-    """Notes as nanotron's strict types take them: one integer for each special token."""
-    notes, losses = dict(checkpoint.notes), []
+def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss]]:
+    """Notes as nanotron's strict types take them, one integer for each special token; and which files say some of these."""
+    ids, reasons = known_ids(checkpoint)
+    notes, losses = {**checkpoint.notes, **ids}, []
     for name in ("bos", "eos", "pad"):
         value = notes.get(name)
         if isinstance(value, list) and value:
-            notes[name] = value[0]
-            losses.append(
-                Loss("unsaid", f"{name} tokens {value[1:]}", f"nanotron has one {name}_token_id; {value[0]} is written")
-            )
+            notes[name] = value[0]  # the others are named as unsaid
         elif value is None and name in _DEFAULTS:
             notes.pop(name, None)
             losses.append(
@@ -155,7 +149,7 @@ def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[Loss]]:
                     f"nanotron's config needs one; its default {_DEFAULTS[name]} is written",
                 )
             )
-    return notes, losses
+    return notes, reasons, losses
 
 
 def _check_ranks(architecture: Architecture, tp: int, pp: int) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from ckpt_core.architecture import Activation, Architecture, Facts, RotaryKind, architecture_of, facts_of
 from ckpt_core.errors import CkptError, Problems, Refusal
 from ckpt_core.layout import Config, const, custom, field, fixed, ignore, note, one_of, same_as, uniform
-from ckpt_core.layout.fields import Note
 from ckpt_core.storage.jsonfile import read_json_object
 
 CONFIG = "config.json"
@@ -145,14 +144,6 @@ def read_config(path: str) -> tuple[Architecture, dict[str, Any]]:
     facts, notes = _TABLES[kind].read(body, path)
     facts["tokens.padded_vocabulary"] = facts["tokens.vocabulary"]
     return architecture_of(facts, path), notes
-
-
-def notes_in(path: str) -> dict[str, Any]:
-    """The notes (special tokens, positions) that an HF config of any kind gives under the usual keys."""
-    if not path.endswith(".json"):
-        return {}
-    body = read_json_object(path)
-    return {entry.name: body[entry.key] for entry in LLAMA.entries if isinstance(entry, Note) and entry.key in body}
 
 
 def write_config(architecture: Architecture, notes: Mapping[str, Any], style: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture, Layer
-from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
+from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.company import files_in
 from ckpt_core.engine.assembly import Assembler, Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, Native, Piece, account
@@ -16,7 +17,7 @@ from ckpt_core.receipt import Recorded, check_agreement, original_of, receipt_of
 from ckpt_core.rewrite import map_layers
 from ckpt_core.storage.files import FileState
 from ckpt_nxdt import masters
-from ckpt_nxdt.config import CONFIG, notes_in, read_config
+from ckpt_nxdt.config import CONFIG, read_config
 from ckpt_nxdt.detect import Clues, Detected, attention_of, detect_arrangement
 from ckpt_nxdt.files import BEGUN, DONE, Found, Held, find_folder, read_files, root_of
 from ckpt_nxdt.job import FRAGMENT
@@ -46,7 +47,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         _assembled(held, architecture, detected),
         [*states, *described.states],
         notes=described.notes,
-        sidecars=_sidecars(root),
+        sidecars=files_in(root, _is_companion),
         parallel=parallel,
         hints=_hints(found, detected),
         evidence=[*evidence, *_provenance(found), *described.evidence, *detected.evidence, *said],
@@ -83,8 +84,7 @@ def _described(root: str, request: ReadRequest, receipt: Recorded | None) -> _De
                 file=root,
                 fix="give the HF config.json of the job (model.model_config) with --config",
             )
-        notes = notes_in(request.config) if request.config else {}
-        return _Described(request.architecture, notes, evidence=["architecture: given with --config"])
+        return _Described(request.architecture, evidence=["architecture: given with --config"])
     architecture, notes = read_config(beside)
     described = _Described(architecture, notes, [FileState.of(beside)], [f"architecture: {CONFIG}"])
     # config.json never says that a head is tied, for the job's sake; the copies are compared when they are read.
@@ -209,10 +209,6 @@ def _hints(found: Found, detected: Detected) -> dict[str, object]:
     return hints
 
 
-def _sidecars(root: str) -> dict[str, Sidecar]:
-    found = {}
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        own = entry.name in _OWN_FILES or entry.name.startswith((".", "ckpt-receipt")) or entry.name.endswith(".pt")
-        if os.path.isfile(entry.path) and not own and not entry.name.startswith("tp_rank_"):
-            found[entry.name] = Sidecar(entry.path, entry.stat().st_size)
-    return found
+def _is_companion(name: str) -> bool:
+    """Whether a file beside the weights is neither a job's nor ours."""
+    return not (name in _OWN_FILES or name.startswith((".", "ckpt-receipt", "tp_rank_")) or name.endswith(".pt"))

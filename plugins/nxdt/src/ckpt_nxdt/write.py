@@ -61,7 +61,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in written.documents},
         parallel=ranks.parallel,
         decisions=_decisions(arrangement, ranks, xser) | {"rewrites": list(model.rewrites)},
-        losses=list(_losses(checkpoint, config)),
+        losses=list(_losses(checkpoint)),
+        said=table_for(str(config["model_type"])).said(config),
     )
 
 
@@ -163,11 +164,7 @@ def _decisions(arrangement: Arrangement, ranks: Ranks, xser: bool) -> dict[str, 
     return found
 
 
-def _losses(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[Loss]:
-    unsaid = table_for(str(config["model_type"])).unsaid(checkpoint.notes)
-    if unsaid:
-        why = "settings of another framework, which config.json has no key for"
-        yield Loss("unsaid", ", ".join(unsaid), why)
+def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
     head = checkpoint.architecture.head
     if head is not None and head.tied:
         yield Loss("unsaid", "a tied head", "NxDT never ties: embedding and head are written as two equal matrices")

@@ -80,4 +80,5 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         sidecars=checkpoint.sidecars,
         parallel={"tp": ranks},
         decisions={"rewrites": list(model.rewrites)},
+        said=EXAMPLE.said(config),
     )

@@ -196,6 +196,10 @@ GPT = Config("GPTModelPipe", [
     fixed("head.tied", True),  # GPTModelPipe: there is no other head
     note("seq_length", "max_positions"),
     note("init_method_std", "initializer_range"),
+    # The code asks its tokenizer for these; they are kept in the args for formats that have them in a config.
+    note("bos_token_id", "bos"),
+    note("eos_token_id", "eos"),
+    note("pad_token_id", "pad"),
     neutral("pretrain_causal_attention", True),
     neutral("sync_tp_duplicated_parameters", False, True),  # ranks are averaged in every forward, and here if they differ
     neutral("decoder_seq_length", None),

@@ -7,6 +7,8 @@
 
 The list does not depend on pipeline ranks. The head is the embedding, and no file holds it again; but the last pipeline
 stage has a copy of it in its optimizer.
+
+Beside the folders of the steps we keep `tokenizer/`, which --tokenizer-name-or-path can name.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ EMBEDDING, FIRST_LAYER, BEHIND = (
 TIED = "tied_modules.embed."
 _PLACE = re.compile(r"(\d+)\.(.+)")
 _LAYERS = "layers."
+TOKENIZER = "tokenizer"
 
 
 def native_name(place: int, name: str, layers: int) -> str:

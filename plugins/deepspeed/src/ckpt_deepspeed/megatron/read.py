@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_core.architecture import Architecture, architecture_of
 from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.company import files_below
 from ckpt_core.engine.assembly import Assembler, Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, Native, account
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
+from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.vocabulary import settled
 from ckpt_deepspeed.files import Folder, find_folder, scan
 from ckpt_deepspeed.flat import Kept, shards_of
 from ckpt_deepspeed.megatron.config import attention_of, decoder_of, read_args
 from ckpt_deepspeed.megatron.drift import Drift
-from ckpt_deepspeed.megatron.files import Found, read_folder
+from ckpt_deepspeed.megatron.files import TOKENIZER, Found, read_folder
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, check_buffer, inverse_frequencies
 from ckpt_deepspeed.megatron.weights import tables
 
@@ -42,6 +45,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         )
     parallel = {"tp": found.tp, "pp": found.pp, "dp": found.dp}
     rotary = attention_of(decoder_of(described.architecture)).rotary is not None
+    root = path if os.path.realpath(folder.path) != os.path.realpath(path) else os.path.dirname(os.path.abspath(path))
     checkpoint = Checkpoint(
         "megatron-deepspeed",
         path,
@@ -49,6 +53,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         tensors,
         folder.states,
         notes=described.notes,
+        sidecars=files_below(os.path.join(root, TOKENIZER)),
         parallel={} if found.merged else parallel,
         hints=_hints(found),
         # Other classes hold a rotary model too; GPT-NeoX has its very tensors.
@@ -57,20 +62,26 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         losses=losses,
         masters=found.has_masters,
     )
-    checkpoint = original_of(checkpoint, path)
-    vocabulary = request.options.get("vocab") or (
-        request.architecture and request.architecture.tokens and request.architecture.tokens.vocabulary
+    return settled(
+        original_of(checkpoint, path),
+        request,
+        padded=lambda tokens: -(-tokens // described.multiple) * described.multiple,
+        said=described.vocabulary,
     )
-    return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
 
 
 @dataclass
 class _Described:
-    """What the args (or `--config`) say about a checkpoint, and what that rests on."""
+    """What the args (or `--config`) say about a checkpoint, and what that rests on.
+
+    `vocabulary`: why its size is proven, if it is; `multiple`: what its rows were padded to a multiple of.
+    """
 
     architecture: Architecture
     notes: dict[str, object] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
+    vocabulary: str = ""
+    multiple: int = 1
 
 
 def _described(found: Found, request: ReadRequest) -> _Described:
@@ -96,7 +107,14 @@ def _described(found: Found, request: ReadRequest) -> _Described:
     architecture = architecture_of(facts, found.args_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, found.args_file)
-    return _Described(architecture, notes, [f"architecture: the args of {os.path.basename(found.args_file)}"])
+    described = _Described(architecture, notes, [f"architecture: the args of {os.path.basename(found.args_file)}"])
+    if args.get("original_vocab_size") is not None:
+        described.vocabulary = "original_vocab_size"
+    elif found.merged and found.args.get("padded_vocab_size") not in (None, rows):
+        described.vocabulary = "the padding was cut off"
+    sizes = args.get("make_vocab_size_divisible_by", 128), args.get("tensor_model_parallel_size", found.tp)
+    described.multiple = math.prod(size if type(size) is int and size > 0 else 1 for size in sizes)
+    return described
 
 
 def _rows(found: Found) -> int:

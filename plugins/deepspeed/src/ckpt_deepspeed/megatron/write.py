@@ -19,7 +19,7 @@ from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_core.storage.torchzip_write import TensorSpec
 from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
 from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, tokens_of
-from ckpt_deepspeed.megatron.files import FIRST_LAYER, parameter_name, place_of
+from ckpt_deepspeed.megatron.files import FIRST_LAYER, TOKENIZER, parameter_name, place_of
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, inverse_frequencies
 from ckpt_deepspeed.megatron.weights import tables
 from ckpt_deepspeed.universal import DS_VERSION, Written, torch_size, write_optimizer_state, write_parameter
@@ -83,25 +83,16 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         written.files,
         written.placements,
         written.documents,
+        {f"{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
         parallel={"tp": layout.tp, "pp": layout.pp},
         decisions={"model": GPT.name, "universal": universal, _DIVISIBLE: multiple, "rewrites": list(model.rewrites)},
-        losses=list(_losses(checkpoint, dtype, universal, moments)),
+        losses=list(_losses(dtype, universal, moments)),
+        said=GPT.said(args),
     )
 
 
-def _losses(checkpoint: Checkpoint, dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
+def _losses(dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
     found = []
-    unsaid = GPT.unsaid(checkpoint.notes)
-    if unsaid:
-        found.append(Loss("unsaid", ", ".join(unsaid), "settings of another framework, which no argument sets"))
-    if checkpoint.sidecars:
-        found.append(
-            Loss(
-                "dropped",
-                ", ".join(sorted(checkpoint.sidecars)),
-                "a step's folder has no tokenizer; --tokenizer-name-or-path names one elsewhere",
-            )
-        )
     if universal and moments:
         found.append(Loss("assumed", "Adam moments", "zeros: the optimizer begins anew, from these weights"))
     if dtype.name == "bf16" and not universal:

@@ -14,7 +14,7 @@ from ckpt_core.architecture import Architecture, Facts, Layer
 from ckpt_core.architecture.schema import Pooling
 from ckpt_core.checkpoint import Loss
 from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, Table, const, custom, drop, field, fixed, ignore, row
+from ckpt_core.layout import Config, Custom, Table, const, custom, drop, field, fixed, ignore, note, row
 from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, uncentred_norms, zero_biases
 from ckpt_hf.common import ACTIVATION, GENERIC, MLP_BIASES, NORMS, Family, Tables, derived_head_dim, norms, positive
 
@@ -147,6 +147,10 @@ _COMMON = Config("", GENERIC).replace("",
     ignore("hidden_dropout_prob", "attention_probs_dropout_prob", why="training only"),
     ignore("encoder_stride", why="of the decoder of ViTForMaskedImageModeling"),
     const("tie_word_embeddings", True, written=False),
+    # a model of images has no tokens; such keys are those that old versions wrote for every model
+    note("bos_token_id", "bos"),
+    note("eos_token_id", "eos"),
+    note("pad_token_id", "pad"),
     without=["max_position_embeddings"],
 )
 

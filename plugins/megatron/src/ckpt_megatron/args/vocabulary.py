@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ckpt_core.architecture import Facts
 from ckpt_core.errors import Refusal
@@ -13,12 +13,21 @@ from ckpt_megatron.args.values import Args, flag
 _SIZES = ("orig_vocab_size", "vocab_size")
 
 
+def is_said(args: Args) -> bool:
+    """Whether the args say how many of the padded rows are tokens: Megatron keeps the number only of some tokenizers."""
+    return any(_is_size(args.get(key), args["padded_vocab_size"]) for key in _SIZES)
+
+
+def _is_size(size: object, padded: int) -> TypeGuard[int]:
+    return type(size) is int and 0 < size <= padded
+
+
 def vocabulary() -> Custom:
     """padded_vocab_size rows are stored; how many are real, the args say only if a tokenizer did not."""
 
     def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
         padded = args["padded_vocab_size"]
-        known = [size for key in _SIZES if type(size := args.get(key)) is int and 0 < size <= padded]
+        known = [size for key in _SIZES if _is_size(size := args.get(key), padded)]
         facts["tokens.padded_vocabulary"], facts["tokens.vocabulary"] = padded, max(known, default=padded)
 
     def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ckpt_core.storage.dtypes import BY_NAME
 from ckpt_core.storage.jsonfile import dump_yaml
 from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_core.storage.torchzip_write import TensorSpec
-from ckpt_megatron.bridge.config import written_fields
+from ckpt_megatron.bridge.config import table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.files import TRACKER
 from ckpt_megatron.fitted import fitted
@@ -79,6 +79,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             DIVISIBLE: layout.multiple,
             "rewrites": list(model.rewrites),
         },
+        said=table_of(target, fields).said(fields),
         losses=_assumed(fields, version, said=bool(options.get("bridge_version") or hints.get("bridge_version"))),
     )
 

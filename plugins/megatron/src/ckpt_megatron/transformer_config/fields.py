@@ -16,6 +16,7 @@ from ckpt_megatron.args.attention import biases, head_dim, window
 from ckpt_megatron.args.mlp import widths
 from ckpt_megatron.args.norms import norms
 from ckpt_megatron.transformer_config.activation import activation
+from ckpt_megatron.transformer_config.generation import generation
 from ckpt_megatron.transformer_config.ignored import IGNORED
 from ckpt_megatron.transformer_config.positions import positions
 
@@ -117,6 +118,7 @@ def _common(attention: str, package: str) -> list[Entry]:
             write=lambda facts, notes, config: None,
         ),
         note("init_method_std", "initializer_range"),
+        generation(),
         _balancing(),
         _layer_spec(),
         inert("qk_l2_norm", False),

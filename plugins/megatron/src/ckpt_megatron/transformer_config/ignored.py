@@ -89,7 +89,7 @@ IGNORED: list[Entry] = [
             "cuda_graph_retain_backward_graph", "cuda_graph_scope", "cuda_graph_use_single_mempool",
             "cuda_graph_warmup_steps", "dense_grouped_gemm", "enable_cuda_graph", "external_cuda_graph",
             "flash_attention_version", "flash_decode", "fused_residual_rmsnorm", "fused_single_qkv_rope",
-            "generation_config", "gradient_accumulation_fusion", "hetereogenous_dist_checkpoint",
+            "gradient_accumulation_fusion", "hetereogenous_dist_checkpoint",
             "hf_model_revision", "inference_cuda_graph_scope", "inference_disable_triton_nvls_kernels",
             "inference_grouped_gemm_backend", "inference_moe_disable_fused_quant_kernels", "inference_rng_tracker",
             "inference_sampling_seed", "kitchen_attention_backend", "masked_softmax_fusion",

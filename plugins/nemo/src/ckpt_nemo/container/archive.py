@@ -6,6 +6,7 @@ mp_rank_TT/model_weights.ckpt                    several tensor parallel ranks, 
 tp_rank_TT_pp_rank_PPP/model_weights.ckpt        several pipeline stages
 model_weights/metadata.json ...                  a distributed checkpoint of Megatron-Core: all ranks together
 <32 hex digits>_tokenizer.model                  artifacts, which the config calls nemo:<name>
+companions/generation_config.json ...            ours: files of the model that NeMo has no artifact for, and does not open
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights"
 RANK_FILE = f"{WEIGHTS}.ckpt"
+COMPANIONS = "companions"
 
 
 def open_archive(path: str, tree: Tree, container: str) -> Saved:
@@ -33,6 +35,7 @@ def open_archive(path: str, tree: Tree, container: str) -> Saved:
     config = read_config(tree.read(CONFIG), tree.place(CONFIG))
     saved = Saved(path, tree.path, container, "ranks", config, tree.place(CONFIG))
     saved.artifacts = {name: _sidecar(tree[name]) for name in _at_root(tree) if name not in (CONFIG, RANK_FILE)}
+    saved.companions = companions_in(tree)
     folders = ["", *(f"{folder}/" for folder in tree.folders)]
     held = [f"{folder}{RANK_FILE}" for folder in folders if f"{folder}{RANK_FILE}" in tree]
     folder = tree.below(WEIGHTS)
@@ -66,6 +69,12 @@ def _at_root(tree: Tree) -> list[str]:
     """The files at the root: config, tokenizer files, weights of one rank."""
     names = os.listdir(tree.path) if os.path.isdir(tree.path) else [name for name in tree.files if "/" not in name]
     return sorted(name for name in names if not name.startswith(".") and name in tree)
+
+
+def companions_in(tree: Tree) -> dict[str, Sidecar]:
+    """The files that travel with the model, by their own names."""
+    held = tree.below(COMPANIONS)
+    return {name: _sidecar(held[name]) for name in sorted(held.files)}
 
 
 def _sidecar(extent: Extent) -> Sidecar:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.checkpoint import Sidecar
+from ckpt_core.company import files_below
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.opaque import Opaque, brief
 from ckpt_core.storage.torchzip import read_torch_file
 from ckpt_core.storage.tree import open_tree
-from ckpt_nemo.container.archive import read_config
+from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
 from ckpt_nemo.container.omegaconf import plain, resolved, root_of
 from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
@@ -167,6 +168,7 @@ def open_lightning(path: str, step: Step) -> Saved:
     if config_file.endswith(HPARAMS):
         saved.states.append(FileState.of(config_file))
     saved.artifacts = _beside(step)
+    saved.companions = files_below(os.path.join(saved.root, COMPANIONS))
     saved.check_ranks(problems)
     problems.raise_any()
     return saved

@@ -74,7 +74,8 @@ class Saved:
     `container` is `nemo`, `folder` or `ckpt`; `backend` is `ranks`, or the one of Megatron-Core's distributed
     checkpoints that holds `tensors`: `zarr` or `torch_dist`. `config` is the model section, empty where none is
     stored. `place` is the file or folder that errors name, `path` what the user gave, and `root` where the receipt of
-    an earlier conversion would be. `optimizer`: its states lie beside the weights.
+    an earlier conversion would be. `artifacts` are the files that the config may name, by their stored names, `companions`
+    those that travel with the model by their own. `optimizer`: its states lie beside the weights.
     """
 
     path: str
@@ -88,6 +89,7 @@ class Saved:
     masters: dict[str, ChunkedTensor] = field(default_factory=dict)
     states: list[FileState] = field(default_factory=list)
     artifacts: dict[str, Sidecar] = field(default_factory=dict)
+    companions: dict[str, Sidecar] = field(default_factory=dict)
     root: str = ""
     optimizer: bool = False
 

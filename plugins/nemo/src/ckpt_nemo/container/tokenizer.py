@@ -125,10 +125,14 @@ def padded(vocabulary: int, multiple: int, tp: int) -> int:
 
 @dataclass
 class Artifacts:
-    """What a written checkpoint has of a tokenizer: the section of the config, and the files by their stored names."""
+    """What a written checkpoint has of a tokenizer: the section of the config, and the files by their stored names.
+
+    `held` are the usual names of these, under which a reader finds them.
+    """
 
     section: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
     count: int | None = None
     losses: list[Loss] = field(default_factory=list)
 
@@ -155,7 +159,7 @@ def artifacts_of(
     else:
         if made.section["library"] is None:
             made.section["library"] = "huggingface"
-            why = "NeMo embeds no Hugging Face tokenizer: name one (repository or folder) with -o tokenizer_name=..."
+            why = "NeMo loads no Hugging Face tokenizer from its archive: name one (repository or folder) with -o tokenizer_name=..."
             made.losses.append(Loss("unsaid", "tokenizer", why))
         return made
     for key, sidecar in chosen.items():
@@ -163,6 +167,7 @@ def artifacts_of(
         # NeMo puts a random number before the name; a hash serves as well, and is the same every time.
         stored = f"{blake3(data).hexdigest(length=16)}_{names.get(key) or _FILES[key]}"
         made.files[stored], made.section[key] = data, f"nemo:{stored}"
+        made.held.add(_FILES[key])
     return made
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.checkpoint import Loss, Placement, Target
+from ckpt_core.checkpoint import Loss, Placement, Sidecar, Target
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Native
 from ckpt_core.storage.dtypes import DType
@@ -20,11 +20,12 @@ from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.tar import plan_tar
 from ckpt_core.storage.torchnest import plan_nest
 from ckpt_core.storage.torchzip_write import TensorSpec
-from ckpt_nemo.container.archive import CONFIG, RANK_FILE, WEIGHTS
+from ckpt_nemo.container.archive import COMPANIONS, CONFIG, RANK_FILE, WEIGHTS
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX, VERSION
 from ckpt_nemo.container.saved import rank_folder
 
 _ARCHIVE = "model.nemo"
+_EMBEDDED = 64 << 20  # bytes of one companion
 STEP = "step=0-consumed_samples=0.0"
 
 
@@ -130,18 +131,28 @@ def distributed_folder(form: Form) -> str:
 
 
 def packed(
-    members: Members, config: Mapping[str, Any], artifacts: Mapping[str, bytes], form: Form, target: Target
+    members: Members,
+    config: Mapping[str, Any],
+    artifacts: Mapping[str, bytes],
+    companions: Mapping[str, Sidecar],
+    form: Form,
+    target: Target,
 ) -> Target:
-    """`target` with its files: `members`, the config and the tokenizer's files in the container of `form`."""
+    """`target` with its files: `members`, the config, the tokenizer's files and the companions in the container of `form`."""
     text = dump_yaml(dict(config)).encode() if form.container != "ckpt" else dump_yaml({"cfg": dict(config)}).encode()
     if form.container == "nemo":
-        held: dict[str, OutputFile | bytes] = {**artifacts, CONFIG: text, **members.files}
+        # an archive is planned with the content of its small members
+        small = {name: file for name, file in companions.items() if file.size <= _EMBEDDED}
+        target.held = {*target.held, *small}
+        beside = {f"{COMPANIONS}/{name}": file.extent.read() for name, file in small.items()}
+        held: dict[str, OutputFile | bytes] = {**artifacts, **beside, CONFIG: text, **members.files}
         file, offsets = plan_tar(_ARCHIVE, {f"./{name}": member for name, member in held.items()})
         target.files, target.single_file = [file], True
         target.placements = [
             replace(one, file=_ARCHIVE, offset=offsets[f"./{one.file}"] + one.offset) for one in members.placements
         ]
         return target
+    target.sidecars = {f"{COMPANIONS}/{name}": file for name, file in companions.items()}
     target.documents = {HPARAMS if form.container == "ckpt" else CONFIG: text, **artifacts}
     for name, member in members.files.items():
         if isinstance(member, bytes):

@@ -13,7 +13,8 @@ from ckpt_core.engine.assembly import Assembler, Assembly
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Layout, Ranks, account
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
+from ckpt_core.receipt import check_agreement, original_of
+from ckpt_core.vocabulary import settled
 from ckpt_megatron.names import te
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
@@ -71,7 +72,7 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
         tensors,
         saved.states,
         notes=described.notes,
-        sidecars=tokenizer.files,
+        sidecars=saved.companions | tokenizer.files,
         parallel={"tp": tp, "pp": pp} | ({"vpp": found.vpp} if found.vpp > 1 else {}),
         hints=_hints(saved, found, described, tokenizer),
         evidence=described.evidence,
@@ -255,25 +256,12 @@ def _with_true_vocabulary(
     checkpoint: Checkpoint, saved: Saved, tokenizer: Tokenizer, request: ReadRequest
 ) -> Checkpoint:
     """The vocabulary that the user gives, else that of the tokenizer, where the embedding has the rows it leads to."""
-    given = request.architecture.tokens if request.architecture else None
-    asked = request.options.get("vocab") or (given.vocabulary if given else None)
     tokens = checkpoint.architecture.tokens
-    if asked:
-        return with_vocabulary(checkpoint, int(asked))
-    if tokens is None or tokens.vocabulary < tokens.padded_vocabulary:  # a receipt knew it
-        return checkpoint
-    count, rows = tokenizer.count, tokens.padded_vocabulary
-    if saved.config.get("override_vocab_size") == rows:
-        checkpoint.evidence.append(f"vocabulary {rows}: override_vocab_size")
-        return checkpoint
-    if count is None:
-        checkpoint.losses.append(
-            Loss("assumed", f"a vocabulary of {rows}", "no tokenizer says how many of the rows are padding: -o vocab=N")
-        )
-        return checkpoint
-    if rows == padded(count, multiple_in(saved.config), saved.parallel[0]):
-        checkpoint.evidence.append(f"true vocabulary {count}: the tokenizer's")
-        return with_vocabulary(checkpoint, count)
-    why = f"the tokenizer's {count} tokens do not lead to {rows} rows: tokens were added, or it is another one"
-    checkpoint.losses.append(Loss("assumed", f"a vocabulary of {rows}", why))
-    return checkpoint
+    overridden = tokens is not None and saved.config.get("override_vocab_size") == tokens.padded_vocabulary
+    return settled(
+        checkpoint,
+        request,
+        padded=lambda count: padded(count, multiple_in(saved.config), saved.parallel[0]),
+        said="override_vocab_size" if overridden else "",
+        tokenizer=tokenizer.count,
+    )

@@ -68,8 +68,11 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         losses=losses,
+        said=_table(layout).said(config),
+        held=artifacts.held,
     )
-    return packed(members, config, artifacts.files, form, target)
+    companions = {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held}
+    return packed(members, config, artifacts.files, companions, form, target)
 
 
 def _names_for(checkpoint: Checkpoint, request: WriteRequest) -> str:

@@ -10,7 +10,10 @@ from ckpt_core.architecture import Facts, RotaryKind
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Config, uniform
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
+from ckpt_megatron.transformer_config.generation import CLASS, settings_of
+from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
 from ckpt_nemo.nemo2.classes import PACKAGE, is_known, lineage, scales_embedding
+from ckpt_nemo.nemo2.graph import Call
 
 _FUNCTIONS = "nemo.collections.llm.fn.activation"
 GPT = usual("NeMo 2's GPTConfig", _FUNCTIONS)
@@ -112,4 +115,5 @@ def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> 
         value = fields.pop(key, usual_value)
         if value != usual_value:
             raise Refusal(f"NeMo 2.4 has no field {key!r}, and so no {path}", found=f"{key} = {value}")
-    return fields
+    settings = settings_of(fields.pop(GENERATION, None))
+    return fields | ({GENERATION: Call(CLASS, settings)} if settings else {})

@@ -19,12 +19,13 @@ from ckpt_core.layout import Config
 from ckpt_core.storage.jsonfile import parse_json, parse_yaml
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tree import Tree
+from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
 from ckpt_megatron.transformer_config.ignored import IGNORED
 from ckpt_megatron.transformer_config.targets import plain
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
 from ckpt_nemo.nemo2.files import GRAPH, MODEL
-from ckpt_nemo.nemo2.graph import Call, Named, read_graph
+from ckpt_nemo.nemo2.graph import Call, plain_of, read_graph
 
 _SENTINEL = "_HAS_DEFAULT_FACTORY"  # how model.yaml before 2.3 names a default that a function makes
 
@@ -55,7 +56,7 @@ def read_context(context: Tree, options: Mapping[str, Any]) -> Described:
     reason = refusal_of(classes.config)
     if reason is not None:
         raise CkptError(f"models of {short(classes.config)} are not supported: {reason}", file=file)
-    given = {name: _plain(value) for name, value in call.arguments.items()}
+    given = {name: plain_of(value) for name, value in call.arguments.items()}
     said = _fields_of(dump, classes, context) if dump is not None else None
     ignored = [key for key in str(options.get("ignore_keys") or "").split(",") if key]
     for key in ignored:
@@ -109,17 +110,6 @@ def _fields_of(dump: Mapping[str, Any], classes: Classes, context: Tree) -> dict
 
 def _is_sentinel(value: object) -> bool:
     return isinstance(value, dict) and _SENTINEL in str(value.get("_target_"))
-
-
-def _plain(value: Any) -> Any:
-    """A value of the graph as model.yaml would say it."""
-    if isinstance(value, Named):
-        return value.name
-    if isinstance(value, Call):
-        return {"_target_": value.target, **{name: _plain(item) for name, item in value.arguments.items()}}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _described(
@@ -235,4 +225,4 @@ def _meant(classes: Classes, given: Mapping[str, Any], options: Mapping[str, Any
 
 def _telling(table: Config) -> set[str]:
     """The fields that a table does something with."""
-    return set(table.keys) - {key for entry in IGNORED for key in entry.keys}
+    return set(table.keys) - {key for entry in IGNORED for key in entry.keys} - {GENERATION}

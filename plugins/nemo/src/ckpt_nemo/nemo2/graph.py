@@ -41,6 +41,17 @@ class Call:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+def plain_of(value: Any) -> Any:
+    """A value of a graph as model.yaml says it."""
+    if isinstance(value, Named):
+        return value.name
+    if isinstance(value, Call):
+        return {"_target_": value.target, **{name: plain_of(item) for name, item in value.arguments.items()}}
+    if isinstance(value, list):
+        return [plain_of(item) for item in value]
+    return value
+
+
 def read_graph(value: object, file: str) -> Any:
     """The root of a graph: `Call`s, `Named` things, dicts, lists and plain values."""
     if not isinstance(value, dict) or not isinstance(value.get("objects"), dict) or "root" not in value:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import original_of, with_vocabulary
+from ckpt_core.receipt import original_of
 from ckpt_core.storage.chunked import DistributedCheckpoint
 from ckpt_core.storage.dcp import read_distributed
 from ckpt_core.storage.files import FileState
@@ -17,6 +17,7 @@ from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tree import open_tree
 from ckpt_core.storage.zarr import read_zarr
+from ckpt_core.vocabulary import asked_vocabulary, settled
 from ckpt_megatron.files import DIST_METADATA
 from ckpt_megatron.found import Found
 from ckpt_megatron.read import assembled
@@ -47,9 +48,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     tokenizer = read_tokenizer(model.tokenizer, context)
     found = read_dist(place.weights, request.weights, reader)
     refuse_adapters(found, _MERGE)
-    given = request.architecture.tokens if request.architecture is not None else None
-    vocabulary = request.options.get("vocab") or (given.vocabulary if given is not None else None)
-    _enter_vocabulary(model, tokenizer, found, said_by_user=bool(vocabulary))
+    _check_rows(model, tokenizer, found, asked=asked_vocabulary(request) is not None)
+    rows = found.rows(EMBEDDING)
+    model.facts |= {"tokens.padded_vocabulary": rows, "tokens.vocabulary": rows}
     architecture, order = described(model.facts, model.notes, found, request, model.file)
     tensors = assembled(found, architecture, order)
     if request.weights == "master":
@@ -69,8 +70,14 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         losses=[*model.losses, *dropped(found)],
         masters=found.masters,
     )
-    checkpoint = original_of(checkpoint, place.root)
-    return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
+    # without vocab_size the rows were made for the tokenizer; with it they are what somebody gave, padded or not
+    made = model.fields.get("vocab_size") is None
+    return settled(
+        original_of(checkpoint, place.root),
+        request,
+        padded=lambda tokens: rows if made else tokens,
+        tokenizer=tokenizer.size,
+    )
 
 
 def _reader(weights: str) -> Callable[[str], DistributedCheckpoint]:
@@ -82,38 +89,22 @@ def _reader(weights: str) -> Callable[[str], DistributedCheckpoint]:
     return _READERS[backend]
 
 
-def _enter_vocabulary(model: Described, tokenizer: Tokenizer, found: Found, said_by_user: bool) -> None:
-    """The rows of the embedding, and how many are real: all that vocab_size says, else as many as tokens there are."""
+def _check_rows(model: Described, tokenizer: Tokenizer, found: Found, asked: bool) -> None:
+    """The embedding has the rows that vocab_size says, or a row for every token."""
     rows, said = found.rows(EMBEDDING), model.fields.get("vocab_size")
-    facts, evidence = model.facts, model.evidence
-    facts["tokens.padded_vocabulary"] = rows
-    if said is not None:
-        if said != rows:
-            raise CkptError(
-                "the embedding has another number of rows than the vocabulary",
-                file=found.folder,
-                found=f"{rows} rows",
-                expected=f"vocab_size = {said!r}",
-            )
-        facts["tokens.vocabulary"] = rows
-        evidence.append(f"vocabulary: vocab_size = {rows}, of which nothing is padding")
-    elif said_by_user:
-        facts["tokens.vocabulary"] = rows
-    elif tokenizer.size is None:
-        facts["tokens.vocabulary"] = rows
-        reason = "no file of the tokenizer says how many of the rows are padding (-o vocab=N does)"
-        model.losses.append(Loss("assumed", f"a vocabulary of all {rows} rows", reason))
-    elif tokenizer.size > rows:
+    if said is not None and said != rows:
+        raise CkptError(
+            "the embedding has another number of rows than the vocabulary",
+            file=found.folder,
+            found=f"{rows} rows",
+            expected=f"vocab_size = {said!r}",
+        )
+    if said is None and not asked and tokenizer.size is not None and tokenizer.size > rows:
         raise CkptError(
             "the tokenizer has more tokens than the embedding has rows",
             file=found.folder,
             found=f"{tokenizer.size} tokens, {rows} rows",
             fix="the tokenizer in context/ is that of another model; -o vocab=N says the true size",
-        )
-    else:
-        facts["tokens.vocabulary"] = tokenizer.size
-        evidence.append(
-            f"vocabulary: the {tokenizer.size} tokens of the tokenizer; {rows - tokenizer.size} rows are padding"
         )
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.checkpoint import Loss, Sidecar
-from ckpt_core.errors import FormatError
-from ckpt_core.storage.jsonfile import parse_json
 from ckpt_core.storage.tree import Extent, Tree
+from ckpt_core.tokenizer import pieces_of, size_of
 from ckpt_nemo.nemo2.classes import short
 from ckpt_nemo.nemo2.graph import Call
 
@@ -25,7 +24,6 @@ _SENTENCEPIECE = f"{_TOKENIZERS}.sentencepiece_tokenizer.SentencePieceTokenizer"
 _FOLDER = "nemo_tokenizer"
 _MODEL = "tokenizer.model"
 _HF_FILES = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", _MODEL}
-_LARGE = 512 << 20  # a tokenizer.json
 _FILE_ARGUMENTS = ("model_path", "vocab_file", "merges_file")
 _ARTIFACTS = ("DirOrStringArtifact", "FileArtifact", "DirArtifact")
 _TIKTOKEN_TOKENS, _BYTES = 1 << 17, 512  # defaults of TiktokenTokenizer and ByteLevelTokenizer
@@ -52,15 +50,15 @@ def read_tokenizer(call: Call | None, context: Tree) -> Tokenizer:
     if kind == "AutoTokenizer":
         folder = str(given.get("pretrained_model_name"))
         held = context.below(folder) if _is_file_name(folder) else None
-        files = {name: held[name] for name in held.files} if held is not None else {}
-        return Tokenizer(_hf_size(files), _sidecars(files), hint)
+        held_files = _sidecars({name: held[name] for name in held.files} if held is not None else {})
+        return Tokenizer(size_of(held_files), held_files, hint)
     named = {name: str(given[name]) for name in _FILE_ARGUMENTS if _is_file_name(given.get(name))}
     files = {name: context[file] for name, file in named.items() if file in context}
     if kind == "SentencePieceTokenizer" and "model_path" in files:
         # with `legacy`, special tokens are added behind the pieces
         alone = not (given.get("legacy") and given.get("special_tokens"))
-        size = _pieces(files["model_path"]) if alone else None
-        return Tokenizer(size, _sidecars({_MODEL: files["model_path"]}), hint)
+        model = _sidecars({_MODEL: files["model_path"]})
+        return Tokenizer(pieces_of(model[_MODEL]) if alone else None, model, hint)
     size = {"TiktokenTokenizer": _TIKTOKEN_TOKENS, "ByteLevelTokenizer": _BYTES}.get(kind)
     said = given.get("vocab_size")
     if size is not None and isinstance(said, int):
@@ -85,84 +83,6 @@ def _is_file_name(value: object) -> bool:
 
 def _sidecars(files: Mapping[str, Extent]) -> dict[str, Sidecar]:
     return {name: Sidecar(extent.file, extent.size, extent.offset) for name, extent in sorted(files.items())}
-
-
-# --- sizes -------------------------------------------------------------------------------------------------------------
-
-
-def size_of(sidecars: Mapping[str, Sidecar]) -> int | None:
-    """How many tokens the tokenizer among the files of a model has; None if there is none that we can read."""
-    return _hf_size({name: sidecar.extent for name, sidecar in sidecars.items()})
-
-
-def _hf_size(files: Mapping[str, Extent]) -> int | None:
-    """One more than the largest id, added tokens included: what `len(tokenizer)` is where no id is left out."""
-    ids: list[int] = []
-    if "tokenizer.json" in files:
-        body = _object(files["tokenizer.json"])
-        model, added = body.get("model"), body.get("added_tokens")
-        vocabulary = model.get("vocab") if isinstance(model, dict) else None
-        if isinstance(vocabulary, list):  # Unigram: pieces with their scores
-            ids.append(len(vocabulary) - 1)
-        ids += _numbers(vocabulary.values() if isinstance(vocabulary, dict) else [])
-        ids += _numbers(token.get("id") for token in added or [] if isinstance(token, dict))
-    elif "vocab.json" in files:
-        ids += _numbers(_object(files["vocab.json"]).values())
-    elif _MODEL in files:
-        ids.append(_pieces(files[_MODEL]) - 1)
-    if not ids:
-        return None
-    if "added_tokens.json" in files:
-        ids += _numbers(_object(files["added_tokens.json"]).values())
-    if "tokenizer_config.json" in files:
-        added = _object(files["tokenizer_config.json"]).get("added_tokens_decoder")
-        ids += [int(number) for number in added if number.isdecimal()] if isinstance(added, dict) else []
-    return max(ids) + 1
-
-
-def _object(extent: Extent) -> dict[str, Any]:
-    if extent.size > _LARGE:
-        raise FormatError("a file of the tokenizer is far too large", file=extent.file, found=f"{extent.size} bytes")
-    value = parse_json(extent.read(), extent.file)
-    if not isinstance(value, dict):
-        raise FormatError("a file of the tokenizer holds no object", file=extent.file, found=type(value).__name__)
-    return value
-
-
-def _numbers(values: Any) -> list[int]:
-    return [value for value in values if type(value) is int and 0 <= value < 1 << 31]
-
-
-def _pieces(extent: Extent) -> int:
-    """The pieces of a SentencePiece model: the first field of a protocol buffer, once for each."""
-    if extent.size > _LARGE:
-        raise FormatError("a file of the tokenizer is far too large", file=extent.file, found=f"{extent.size} bytes")
-    data, at, count = extent.read(), 0, 0
-    while at < len(data):
-        key, at = _varint(data, at, extent.file)
-        if key & 7 == 2:  # so many bytes
-            length, at = _varint(data, at, extent.file)
-            at += length
-        elif key & 7 == 0:
-            _, at = _varint(data, at, extent.file)
-        elif key & 7 in (1, 5):
-            at += 8 if key & 7 == 1 else 4
-        else:
-            at = len(data) + 1
-        count += key >> 3 == 1
-    if at != len(data) or not count:
-        raise FormatError("this is no SentencePiece model", file=extent.file, expected="a protocol buffer of pieces")
-    return count
-
-
-def _varint(data: bytes, at: int, file: str) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 64:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 0x80:
-            return value, at
-    raise FormatError("this is no SentencePiece model", file=file, expected="a protocol buffer of pieces")
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -193,7 +113,7 @@ def write_tokenizer(sidecars: Mapping[str, Sidecar], hint: Mapping[str, Any] | N
         target = hint["target"] if hint is not None and kind == "SentencePieceTokenizer" else _SENTENCEPIECE
         call = Call(target, arguments)
         files = {str(arguments["model_path"]): flat[_MODEL]}
-        return WrittenTokenizer(call, files, _pieces(flat[_MODEL].extent), losses + _left(flat, {_MODEL: flat[_MODEL]}))
+        return WrittenTokenizer(call, files, pieces_of(flat[_MODEL]), losses + _left(flat, {_MODEL: flat[_MODEL]}))
     if not flat.keys() & _HF_FILES:
         return WrittenTokenizer(None, {}, None, losses + _left(flat, {}))
     named = arguments if kind == "AutoTokenizer" else {"pretrained_model_name": _FOLDER}

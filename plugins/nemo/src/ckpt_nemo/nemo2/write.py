@@ -18,9 +18,9 @@ from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import write_dist
 from ckpt_megatron.written import Written
-from ckpt_nemo.nemo2.config import Classes, classes_for, written_fields
+from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
-from ckpt_nemo.nemo2.graph import Call, Named, write_graph
+from ckpt_nemo.nemo2.graph import Call, Named, plain_of, write_graph
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
 
 _PREFIX = "module."
@@ -67,6 +67,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         losses=tokenizer.losses,
+        said=table_of(classes, fields).said({key: plain_of(value) for key, value in fields.items()}),
     )
 
 
@@ -93,7 +94,7 @@ def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer
 
 def _dump(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> dict[str, Any]:
     """model.yaml, which NeMo does not read, but people and other tools do."""
-    said = {key: named(value) if key in FUNCTIONS else value for key, value in sorted(fields.items())}
+    said = {key: named(value) if key in FUNCTIONS else plain_of(value) for key, value in sorted(fields.items())}
     call = tokenizer.call
     return {
         "_target_": classes.model,

@@ -16,13 +16,14 @@ from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.rewrite import values_of
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.vocabulary import settled
 from ckpt_megatron import masters
 from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.saved import Rank, Saved
-from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
+from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer, multiple_in, padded
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
-from ckpt_nemo.t5.tokens import special_tokens
+from ckpt_nemo.t5.tokens import like_t5, tokens_of
 from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TOKENS, Blocks, tables
 from ckpt_nemo.t5.words import differences, sayings
 
@@ -52,7 +53,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         tensors,
         saved.states,
         notes=notes,
-        sidecars=_sidecars(tokenizer),
+        sidecars=saved.companions | _sidecars(tokenizer),
         parallel={"tp": tp, "pp": pp},
         hints=_hints(saved, blocks, stages, tokenizer, tensors),
         evidence=[*differences(config, blocks, architecture)],
@@ -62,7 +63,12 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     checkpoint.sayings = sayings(config, architecture, _largest(tensors, saved))
     if request.weights == "master":
         checkpoint.evidence.append("weights: fp32 masters of the optimizer")
-    return original_of(checkpoint, saved.root)
+    return settled(
+        original_of(checkpoint, saved.root),
+        request,
+        padded=lambda count: padded(count, multiple_in(saved.config), tp),
+        tokenizer=_token_count(tokenizer, saved.config),
+    )
 
 
 def _without(config: Mapping[str, Any], request: ReadRequest) -> dict[str, Any]:
@@ -159,26 +165,20 @@ def _name_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], notes: dict[st
     if file is None:
         why = "the tokenizer is not stored with the weights: NeMo starts the decoder with its bos_id, transformers needs to be told"
         return [Loss("unsaid", "decoder_start_token_id, eos_token_id, pad_token_id", why)]
-    data = config.get("data")
-    ul2 = isinstance(data, Mapping) and data.get("dataset_type") == "ul2"
-    tokens = special_tokens(content(file), tokenizer.section, ul2, file.path)
-    # a model that came from transformers was trained there with padding before the target
-    padded = str(config.get("library") or "").startswith("huggingface")
-    padded |= isinstance(data, Mapping) and data.get("decoder_starts_with_pad") is True
-    notes |= {
-        "bos": tokens.bos,
-        "eos": tokens.eos,
-        "pad": tokens.pad,
-        "decoder_start": tokens.pad if padded else tokens.bos,
-    }
+    notes |= tokens_of(content(file), config, file.path).notes
     return []
+
+
+def _token_count(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
+    """How many tokens NeMo has of the stored SentencePiece model, with those that it adds."""
+    file = tokenizer.files.get("tokenizer.model")
+    return None if file is None else tokens_of(content(file), config, file.path).count
 
 
 def _sidecars(tokenizer: Tokenizer) -> dict[str, Sidecar]:
     """The tokenizer's files; under the name that transformers' T5 looks for, where its sentinels are those of a T5."""
-    section, files = tokenizer.section, dict(tokenizer.files)
-    as_t5 = section.get("add_sentinel_tokens_first") and section.get("add_sentinel_tokens_in_reverse_order")
-    if as_t5 and "tokenizer.model" in files:
+    files = dict(tokenizer.files)
+    if like_t5(tokenizer.section) and "tokenizer.model" in files:
         files["spiece.model"] = files.pop("tokenizer.model")
     return files
 

@@ -8,7 +8,7 @@ the last one foremost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_core.errors import FormatError
@@ -22,12 +22,21 @@ _MAX_SENTINELS = 10_000
 
 @dataclass(frozen=True)
 class Tokens:
-    """How many tokens there are, and which of them begin, end and pad a sequence."""
+    """How many tokens there are, and which of them begin, end and pad a sequence; `start` is the decoder's first.
+
+    NeMo's decoder starts with the token that begins any sequence, not with padding.
+    """
 
     count: int
     bos: int
     eos: int
     pad: int
+    start: int
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """As notes of a checkpoint."""
+        return {"bos": self.bos, "eos": self.eos, "pad": self.pad, "decoder_start": self.start}
 
 
 class _Vocabulary:
@@ -71,7 +80,21 @@ def special_tokens(model: bytes, section: Mapping[str, Any], ul2: bool, file: st
     )
     for token in sentinels if not first else ():
         vocabulary.add(token)
-    return Tokens(vocabulary.count, bos, eos, pad)
+    return Tokens(vocabulary.count, bos, eos, pad, start=bos)
+
+
+def like_t5(section: Mapping[str, Any]) -> bool:
+    """Whether the sentinels of a `tokenizer` section are those of transformers' T5, whose SentencePiece model is spiece.model."""
+    return bool(section.get("add_sentinel_tokens_first") and section.get("add_sentinel_tokens_in_reverse_order"))
+
+
+def tokens_of(model: bytes, config: Mapping[str, Any], file: str) -> Tokens:
+    """The tokens of a SentencePiece `model` with a whole `config`."""
+    data, section = ({} if not isinstance(config.get(key), Mapping) else config[key] for key in ("data", "tokenizer"))
+    tokens = special_tokens(model, section, data.get("dataset_type") == "ul2", file)
+    # a model that came from transformers was trained there with padding before the target
+    padded = str(config.get("library") or "").startswith("huggingface") or data.get("decoder_starts_with_pad") is True
+    return replace(tokens, start=tokens.pad) if padded else tokens
 
 
 def _parsed(model: bytes, file: str) -> tuple[list[str], dict[int, int]]:

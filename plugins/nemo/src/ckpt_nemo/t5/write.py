@@ -21,7 +21,7 @@ from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.fitted import fitted
 from ckpt_nemo.t5.template import SENTINELS_OF_T5, TARGET, TEMPLATE, VERSION
-from ckpt_nemo.t5.tokens import special_tokens
+from ckpt_nemo.t5.tokens import like_t5, special_tokens, tokens_of
 from ckpt_nemo.t5.weights import LAYERS, ROOT, Blocks, tables
 
 DIVISIBLE = "make_vocab_size_divisible_by"
@@ -87,8 +87,11 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         losses=[*artifacts.losses, *_unshared(config)],
+        said=T5.said(sections(config)) | _roles(artifacts, config),
+        held=artifacts.held,
     )
-    return packed(members, config, artifacts.files, form, target)
+    companions = {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held}
+    return packed(members, config, artifacts.files, companions, form, target)
 
 
 # --- what is decided -------------------------------------------------------------------------------------------------
@@ -151,6 +154,8 @@ def _artifacts(
         data = before.get("data")
         ul2 = isinstance(data, Mapping) and data.get("dataset_type") == "ul2"
         made.count = special_tokens(content(model), made.section, ul2, model.path).count
+    if "spiece.model" in checkpoint.sidecars and "tokenizer.model" in made.held:
+        made.held = {"spiece.model"} if like_t5(made.section) else set()
     return made
 
 
@@ -200,6 +205,12 @@ def _config(
             fix="use --pp 1",
         )
     return config
+
+
+def _roles(artifacts: Artifacts, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of special tokens that a reader finds: those of the SentencePiece model that is written."""
+    stored = str(artifacts.section.get("model") or "").removeprefix("nemo:")
+    return tokens_of(artifacts.files[stored], config, stored).notes if stored in artifacts.files else {}
 
 
 def _has_sections(config: Mapping[str, Any]) -> bool:

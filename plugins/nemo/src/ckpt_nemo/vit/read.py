@@ -41,8 +41,10 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     ranks = {(rank.tp, rank.pp): _tensors(saved, rank, request) for rank in saved.ranks}
     stages = _stages(saved, architecture)
     tensors = assembled(saved, ranks, architecture, tables(names), stages.name)
-    sidecars = {PROCESSOR: saved.artifacts[PROCESSOR]} if PROCESSOR in saved.artifacts else {}
-    if not sidecars and architecture.patches is not None:
+    sidecars = dict(saved.companions)
+    if PROCESSOR in saved.artifacts:
+        sidecars[PROCESSOR] = saved.artifacts[PROCESSOR]
+    elif architecture.patches is not None:
         notes["image_processor"] = of_nemo(architecture.patches)
     tp, pp = saved.parallel
     checkpoint = Checkpoint(

@@ -71,8 +71,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         parallel={"tp": files.tp, "pp": files.pp},
         decisions={"model": VIT.name, "container": container, "patch_layer": layer, "rewrites": list(model.rewrites)},
         losses=list(_losses(checkpoint, model.architecture)),
+        # what NeMo does otherwise than a noted processor is among the losses already
+        said=VIT.said(config) | {"image_processor": checkpoint.notes.get("image_processor")},
+        held={PROCESSOR} & checkpoint.sidecars.keys(),
     )
-    return packed(members, config, {} if processor is None else {PROCESSOR: processor}, form, target)
+    companions = {name: file for name, file in checkpoint.sidecars.items() if name != PROCESSOR}
+    return packed(members, config, {} if processor is None else {PROCESSOR: processor}, companions, form, target)
 
 
 def _patch_layer(architecture: Architecture, request: WriteRequest, hints: Mapping[str, Any]) -> str:
