@@ -74,7 +74,6 @@ class TestMegatronDeepSpeed(FormatConformance):
         write_options={"make_vocab_size_divisible_by": "1"},
         expresses=("attention.head_dim", "residual_from_norm"),
         entries=LayerFiles(),
-        sidecars=False,
         frameworks=("deepspeed", "megatron"),
     )
 

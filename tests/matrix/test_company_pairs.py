@@ -39,6 +39,9 @@ PROCESSOR = {
     "preprocessor_config.json": json.dumps({"image_mean": [0.5, 0.5, 0.5]}).encode(),
     "README.md": b"# a model\n",
 }
+# heads that share the hidden size, as most classes want them
+SHARED: dict[str, object] = {"hidden": 144, "attention.head_dim": 12}
+SQUARE: dict[str, object] = {"patches.height": 32, "positions.count": 17, "classifier.hidden": False}
 SMALL: dict[str, object] = {"tokens.vocabulary": TOKENS, "tokens.padded_vocabulary": TOKENS}
 
 LAYOUTS: dict[str, dict[str, object]] = {
@@ -56,14 +59,19 @@ LAYOUTS: dict[str, dict[str, object]] = {
 # A model of each kind, its notes and files, and the formats that can hold it.
 MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
     "llama": (
-        example("llama", layers=2, hidden=144, **{"attention.head_dim": 12}, **SMALL),
+        example("llama", layers=2, **SHARED, **SMALL),
         IDS,
         FILES,
         set(LAYOUTS) - {"megatron-deepspeed"},
     ),
-    "bloom": (example("bloom", layers=2, **SMALL), IDS, FILES, {"hf", "megatron-deepspeed"}),
+    "bloom": (
+        example("bloom", layers=2, **SHARED, **SMALL, **{"mlp.ffn": 576}),
+        IDS,
+        FILES,
+        {"hf", "megatron-deepspeed"},
+    ),
     "t5": (example("t5"), {"eos": 3, "pad": 1, "decoder_start": 1}, FILES, {"hf", "nemo", "deepspeed"}),
-    "vit": (example("vit"), {}, PROCESSOR, {"hf", "nemo"}),
+    "vit": (example("vit", **SHARED, **SQUARE), {}, PROCESSOR, {"hf", "nemo"}),
 }
 PAIRS = [
     (model, *pair) for model, (*_, holders) in MODELS.items() for pair in itertools.product(sorted(holders), repeat=2)

@@ -112,7 +112,6 @@ class TestLegacyRanks(Ranks):
         write_options={**COMMON, "names": "legacy"},
         expresses=("attention.scale",),
         entries=RankFiles(),
-        sidecars=False,
         frameworks=FRAMEWORKS,
     )
 
@@ -126,7 +125,6 @@ class TestCoreRanks(Ranks):
         write_options={**COMMON, "names": "mcore", "backend": "ranks"},
         expresses=EXPRESSES,
         entries=RankFiles(),
-        sidecars=False,
         frameworks=FRAMEWORKS,
     )
 
@@ -139,6 +137,5 @@ class TestZarr(Containers):
         pp=(1,),
         write_options={**COMMON, "names": "mcore", "backend": "zarr"},
         entries=ZarrArrays(),
-        sidecars=False,
         frameworks=FRAMEWORKS,
     )

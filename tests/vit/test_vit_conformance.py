@@ -55,6 +55,5 @@ class TestNemo(Ranks):
             "patches.class_tokens",
         ),
         entries=RankFiles(),
-        sidecars=False,
         frameworks=("nemo", "megatron", "apex", "omegaconf", "pytorch_lightning"),
     )

@@ -27,34 +27,31 @@ def settled(
     request: ReadRequest,
     *,
     padded: Callable[[int], int],
-    said: str = "",
+    said: bool = False,
     tokenizer: int | None = None,
 ) -> Checkpoint:
     """`checkpoint` with its true vocabulary; a loss says so where it takes all rows for tokens without proof.
 
-    `padded` is the framework's rule: how many rows it gives to a number of tokens. `said`: why the files themselves prove
-    the number they give, if they do. `tokenizer`: how many tokens the tokenizer has, where no companion can say it.
+    `padded` is the framework's rule: how many rows it gives to a number of tokens. `said`: the files
+    themselves prove the number they give. `tokenizer`: how many tokens the tokenizer has, where no companion can say it.
     """
     asked = asked_vocabulary(request)
     if asked is not None:
         return with_vocabulary(checkpoint, asked)
     tokens = checkpoint.architecture.tokens
-    if tokens is None or checkpoint.recorded or tokens.vocabulary < tokens.padded_vocabulary:
+    if tokens is None or said or checkpoint.recorded or tokens.vocabulary < tokens.padded_vocabulary:
         return checkpoint
     rows = tokens.padded_vocabulary
-    if said:
-        checkpoint.evidence.append(f"vocabulary {rows}: {said}")
-        return checkpoint
     count = tokenizer if tokenizer is not None else _count(checkpoint)
     if count is not None and 0 < count <= rows and padded(count) == rows:
         checkpoint.evidence.append(f"true vocabulary {count}: the tokenizer's")
         return with_vocabulary(checkpoint, count) if count < rows else checkpoint
     why = (
-        "no tokenizer says how many of the rows are padding"
+        "no tokenizer says how many of the rows are padding: -o vocab=N"
         if count is None
         else f"the tokenizer's {count} tokens do not lead to {rows} rows: tokens were added, or it is another one"
     )
-    checkpoint.losses.append(Loss("assumed", f"a vocabulary of {rows}", f"{why}; -o vocab=N says the number"))
+    checkpoint.losses.append(Loss("assumed", f"a vocabulary of {rows}", why))
     return checkpoint
 
 

@@ -276,6 +276,16 @@ class FormatConformance:
                     f"-o {option.name}={value} changes the model, and no receipt says so"
                 )
 
+    def test_notes_travel_or_are_named(self, workshop: Workshop) -> None:
+        source = workshop.source(workshop.base())
+        known = read_checkpoint(source).notes
+        dst = workshop.new()
+        named = ", ".join(loss.subject for loss in plan_conversion(source, dst, **workshop.arguments()).losses)
+        convert(source, dst, **workshop.arguments())
+        found = self._read(dst).notes
+        lost = [name for name, value in known.items() if found.get(name) != value and name not in named]
+        assert lost == [], f"{', '.join(lost)} did not arrive, and no loss says so: give `said` to the Target"
+
     def test_sidecars_travel(self, workshop: Workshop) -> None:
         if not self.quirks.sidecars:
             pytest.skip("this format carries no other files")

@@ -68,7 +68,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         original_of(checkpoint, root),
         request,
         padded=lambda tokens: -(-tokens // multiple) * multiple,
-        said=described.vocabulary,
+        said=described.counted,
     )
 
 
@@ -93,14 +93,14 @@ def _check_iteration(found: Found) -> None:
 
 @dataclass
 class _Described:
-    """What the args (or `--config`) say about a checkpoint, and what that rests on. `vocabulary`: why its size is proven,
-    if it is."""
+    """What the args (or `--config`) say about a checkpoint, and what that rests on. `counted`: it
+    says how many tokens there are."""
 
     architecture: Architecture
     order: str
     notes: dict[str, object] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
-    vocabulary: str = ""
+    counted: bool = False
 
 
 def _described(found: Found, request: ReadRequest) -> _Described:
@@ -123,7 +123,7 @@ def _described(found: Found, request: ReadRequest) -> _Described:
         if notes.pop("interleaved", False):
             order = "interleaved"
         described = _Described(architecture_of(facts, found.args_file), order, notes)
-        described.vocabulary = "vocab_size in the args" if is_said(args) else ""
+        described.counted = is_said(args)
         described.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")
         if request.architecture is not None:
             check_agreement(request.architecture, described.architecture, found.args_file)

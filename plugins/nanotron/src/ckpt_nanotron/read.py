@@ -92,7 +92,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         checkpoint,
         request,
         padded=lambda tokens: -(-tokens // multiple) * multiple,
-        said="every number of tokens has as many rows" if multiple == 1 else "",
+        said=multiple == 1,
     )
 
 

@@ -66,7 +66,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         original_of(checkpoint, path),
         request,
         padded=lambda tokens: -(-tokens // described.multiple) * described.multiple,
-        said=described.vocabulary,
+        said=described.counted,
     )
 
 
@@ -74,13 +74,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
 class _Described:
     """What the args (or `--config`) say about a checkpoint, and what that rests on.
 
-    `vocabulary`: why its size is proven, if it is; `multiple`: what its rows were padded to a multiple of.
+    `counted`: it says how many tokens there are; `multiple`: what its rows were padded to a multiple of.
     """
 
     architecture: Architecture
     notes: dict[str, object] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
-    vocabulary: str = ""
+    counted: bool = False
     multiple: int = 1
 
 
@@ -108,10 +108,8 @@ def _described(found: Found, request: ReadRequest) -> _Described:
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, found.args_file)
     described = _Described(architecture, notes, [f"architecture: the args of {os.path.basename(found.args_file)}"])
-    if args.get("original_vocab_size") is not None:
-        described.vocabulary = "original_vocab_size"
-    elif found.merged and found.args.get("padded_vocab_size") not in (None, rows):
-        described.vocabulary = "the padding was cut off"
+    cut = found.merged and found.args.get("padded_vocab_size") not in (None, rows)
+    described.counted = cut or args.get("original_vocab_size") is not None
     sizes = args.get("make_vocab_size_divisible_by", 128), args.get("tensor_model_parallel_size", found.tp)
     described.multiple = math.prod(size if type(size) is int and size > 0 else 1 for size in sizes)
     return described

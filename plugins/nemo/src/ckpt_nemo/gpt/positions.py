@@ -42,7 +42,7 @@ def _read_positions(config: Values, facts: Facts, notes: dict[str, Any], count: 
     longest = given(config, "max_position_embeddings", config.get("encoder_seq_length"))
     if longest is not None:
         notes["max_positions"] = longest
-    if config.get("encoder_seq_length") is not None:
+    if config.get("encoder_seq_length") not in (None, longest):
         notes["sequence_length"] = config["encoder_seq_length"]
     if kind == "learned_absolute":
         facts["positions.count"] = given(config, count, longest)

@@ -256,12 +256,10 @@ def _with_true_vocabulary(
     checkpoint: Checkpoint, saved: Saved, tokenizer: Tokenizer, request: ReadRequest
 ) -> Checkpoint:
     """The vocabulary that the user gives, else that of the tokenizer, where the embedding has the rows it leads to."""
-    tokens = checkpoint.architecture.tokens
-    overridden = tokens is not None and saved.config.get("override_vocab_size") == tokens.padded_vocabulary
+    # override_vocab_size says how many rows there are, and not how many of them are tokens
     return settled(
         checkpoint,
         request,
         padded=lambda count: padded(count, multiple_in(saved.config), saved.parallel[0]),
-        said="override_vocab_size" if overridden else "",
         tokenizer=tokenizer.count,
     )
