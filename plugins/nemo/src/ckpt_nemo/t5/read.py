@@ -20,7 +20,7 @@ from ckpt_core.vocabulary import settled
 from ckpt_megatron import masters
 from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.saved import Rank, Saved
-from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer, multiple_in, padded
+from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.tokens import like_t5, tokens_of
@@ -66,7 +66,8 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     return settled(
         original_of(checkpoint, saved.root),
         request,
-        padded=lambda count: padded(count, multiple_in(saved.config), tp),
+        # the T5s of transformers have rows of their own beyond their tokenizers', which NVIDIA's script takes as they are
+        padded=lambda count: count,
         tokenizer=_token_count(tokenizer, saved.config),
     )
 
