@@ -24,11 +24,11 @@ from ckpt_core.architecture import (
 )
 from ckpt_core.cli import convert
 from ckpt_core.cli.describe import describe
-from ckpt_core.cli.output import count_text, paint, say, shortened, size_text
+from ckpt_core.cli.output import count_text, paint, say, shortened
 from ckpt_core.cli.progress import PlainListener, duration_text
 from ckpt_core.engine.run import Progress
 from ckpt_core.errors import CkptError, UsageError
-from ckpt_core.sizes import parse_size
+from ckpt_core.sizes import parse_size, size_text
 
 HEAVY = "{'torch', 'numpy', 'blake3', 'toy', 'rich', 'pluggy'}"
 

@@ -89,7 +89,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(model: Path, tmp_path: Pat
         plan.bytes_written,
         plan.peak_memory,
     )
-    assert said["losses"] == [{"kind": "rounded", "subject": "30 tensors", "reason": "fp32 values stored as bf16"}]
+    settings, rounded = said["losses"]
+    assert settings["subject"] == "settings of the run: config.json: 4 keys"
+    assert rounded == {"kind": "rounded", "subject": "30 tensors", "reason": "fp32 values stored as bf16"}
 
 
 def test_a_plan_hash_sees_what_is_asked_and_what_is_read(model: Path, tmp_path: Path) -> None:

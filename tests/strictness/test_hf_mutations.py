@@ -258,7 +258,7 @@ def test_nothing_wrong_is_not_refused(original: Path, tmp_path: Path) -> None:
 def test_a_folder_without_config_is_not_recognised(original: Path, tmp_path: Path) -> None:
     shutil.copytree(original, tmp_path / "hf")
     no_config(tmp_path / "hf")
-    assert_refused(tmp_path / "hf", "no installed format recognises", to="ir")
+    assert_refused(tmp_path / "hf", "no config that says of which model", to="ir")
     assert_refused(tmp_path / "hf", "no config.json", to="ir", arguments=("--from", "hf"))
 
 

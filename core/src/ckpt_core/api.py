@@ -27,7 +27,7 @@ from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
-from ckpt_core.engine.staging import receipt_path
+from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.plugins import ReadRequest, WriteRequest
@@ -204,6 +204,9 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
         ) from error
     if request.config is not None:
         checkpoint = with_config(checkpoint, request.config, _notes_in(request.config))
+    read = [state.path for state in checkpoint.files]
+    companions = [sidecar.path for sidecar in checkpoint.sidecars.values() if not sidecar.offset]
+    checkpoint.ledger.close(path, read, companions, RECEIPT)
     return with_sound_ids(checkpoint)
 
 

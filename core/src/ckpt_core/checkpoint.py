@@ -15,29 +15,11 @@ from ckpt_core.architecture import Architecture
 from ckpt_core.engine.assembly import Assembly
 from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.layout import Native, Table
+from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.tree import Extent
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Something of the source that the target does not have.
-
-    `kind` is one of `dropped` (an item left behind), `rounded` (values in a narrower dtype), `unsaid`
-    (a setting the target cannot record) or `assumed` (a reading that the files do not prove).
-    """
-
-    kind: str
-    subject: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.subject} ({self.reason})"
-
-    def to_json(self) -> dict[str, str]:
-        return {"kind": self.kind, "subject": self.subject, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +46,9 @@ class Checkpoint:
     but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `parallel` is the layout found (`tp`, `pp`, ...).
     `hints` are the layout choices of the source, by which the same format can be written again bit for bit;
     `origins` are those of earlier formats it went through, by format, as receipts recorded them.
-    `evidence` says, in words, what decided the reading. `masters`: fp32 master weights exist beside the weights. `recorded`: a fitting
-    receipt lies beside it.
+    `evidence` says, in words, what decided the reading. `ledger` says of every file and key of the source what became
+    of it; `losses` are those that no file or key stands for. `masters`: fp32 master weights exist beside the weights.
+    `recorded`: a fitting receipt lies beside it.
     `sayings` are what the source's own config says about facts, by their path: refusals quote them.
     """
 
@@ -82,8 +65,14 @@ class Checkpoint:
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     masters: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
     sayings: dict[str, str] = field(default_factory=dict)
     recorded: bool = False
+
+    @property
+    def all_losses(self) -> list[Loss]:
+        """What reading lost: what the reader says, and whatever the ledger has as left."""
+        return [*self.losses, *self.ledger.losses(self.path)]
 
     def quoted(self, refusal: CkptError) -> list[str]:
         """What the source says about the facts that a refusal names."""

@@ -26,3 +26,16 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise UsageError("not a size", found=text, expected="256MiB, 2GB or a number of bytes")
     return size
+
+
+def size_text(count: float) -> str:
+    """Bytes in words, by powers of ten as file managers and disks count.
+
+    >>> size_text(1_234_567_890)
+    '1.23 GB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("the last unit returns")

@@ -19,11 +19,11 @@ from ckpt_core.cli.output import (
     plural,
     say,
     shortened,
-    size_text,
     table,
 )
 from ckpt_core.cli.progress import duration_text, progress
 from ckpt_core.errors import UsageError
+from ckpt_core.sizes import size_text
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target

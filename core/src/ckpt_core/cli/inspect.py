@@ -8,9 +8,10 @@ import click
 
 from ckpt_core.cli.convert import parallel_text
 from ckpt_core.cli.options import reading
-from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, size_text, table
+from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, table
 from ckpt_core.cli.progress import progress
 from ckpt_core.cli.survey import Future, Survey, not_finite_text, possible_targets
+from ckpt_core.sizes import size_text
 
 if TYPE_CHECKING:
     from ckpt_core.verify.statistics import Statistics
@@ -79,7 +80,8 @@ def survey_json(survey: Survey) -> dict[str, object]:
         **({} if statistics is None else {"not_finite": list(survey.not_finite)}),
         "notes": checkpoint.notes,
         "sidecars": {path: sidecar.size for path, sidecar in sorted(checkpoint.sidecars.items())},
-        "losses": [loss.to_json() for loss in checkpoint.losses],
+        "losses": [loss.to_json() for loss in checkpoint.all_losses],
+        "ledger": checkpoint.ledger.to_json(checkpoint.path),
         "files": [{"path": state.path, "bytes": state.size} for state in checkpoint.files],
         "can_become": [
             {
@@ -116,7 +118,8 @@ def show(survey: Survey) -> None:
     page.say("masters", "fp32 master weights exist; --weights master reads them" if checkpoint.masters else "none")
     page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
     page.say("sidecars", *sorted(checkpoint.sidecars))
-    page.say("losses", *map(str, checkpoint.losses))
+    page.say("ledger", *survey.ledger_lines)
+    page.say("losses", *map(str, checkpoint.all_losses))
     page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
     if survey.statistics is not None:
         page.say("values", *statistics_lines(survey.statistics))

@@ -108,19 +108,6 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def size_text(count: float) -> str:
-    """Bytes in words, by powers of ten as file managers and disks count.
-
-    >>> size_text(1_234_567_890)
-    '1.23 GB'
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError("the last unit returns")
-
-
 def memory_text(count: int) -> str:
     """Bytes of memory in MiB.
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ckpt_core.cli.output import say, size_text
+from ckpt_core.cli.output import say
+from ckpt_core.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckpt_core.cli.output import plural
 from ckpt_core.errors import CkptError, ProblemsFound
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "hea
 
 @dataclass(frozen=True)
 class Future:
-    """Whether a format can hold a checkpoint as it is: `refusals` if not, `losses` if so."""
+    """Whether a format can hold a checkpoint as it is: `refusals` if not, `losses` beyond those of reading if so."""
 
     format: str
     refusals: list[str]
@@ -68,6 +69,18 @@ class Survey:
             found[assembly.dtype.name] = tensors + 1, total + size
         return found
 
+    @property
+    def ledger_lines(self) -> list[str]:
+        """How many files and keys of the source are used, carried and left; what is left is among the losses by name."""
+        files, keys = Counter[str](), Counter[str]()
+        for entry in self.checkpoint.ledger:
+            (keys if entry.key else files)[entry.fate] += 1 if entry.key else entry.files
+        return [
+            f"{fate}: {plural(files[fate], 'file')}, {plural(keys[fate], 'key')}"
+            for fate in ("used", "carried", "left")
+            if files[fate] or keys[fate]
+        ]
+
     @functools.cached_property
     def not_finite(self) -> dict[str, Statistics]:
         """The tensors in which statistics found NaNs or infinities."""
@@ -94,7 +107,8 @@ def _future(checkpoint: Checkpoint, plugin: Plugin) -> Future:
         return Future(plugin.name, [_one_line(problem)], [])
     except Exception as error:  # a stranger's plugin; the others still answer
         return Future(plugin.name, [f"the plugin failed: {type(error).__name__}: {error}"], [])
-    return Future(plugin.name, [], plan.losses)
+    of_source = checkpoint.all_losses
+    return Future(plugin.name, [], [loss for loss in plan.losses if loss not in of_source])
 
 
 def _one_line(problem: CkptError) -> str:

@@ -154,7 +154,7 @@ class Workers:
             return error
         if isinstance(error, CkptError):
             run_transfer(transfer, self._source, None)
-            found = "; ".join(part for part in (error.problem, error.found) if part)
+            found = "; ".join(str(part) for part in (error.problem, error.found) if part)
             return WorkerError(
                 "a worker can't read what this machine can",
                 file=error.file,

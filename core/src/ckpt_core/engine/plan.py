@@ -118,7 +118,7 @@ class Plan:
     @property
     def losses(self) -> list[Loss]:
         company = losses_of(self.source, self.target)
-        return [*self.source.losses, *self.target.losses, *company, *_rounding(self.transfers)]
+        return [*self.source.all_losses, *self.target.losses, *company, *_rounding(self.transfers)]
 
     @functools.cached_property
     def hash(self) -> str:

@@ -230,6 +230,7 @@ def make_receipt(
                     "parallel": plan.source.parallel,
                     "evidence": plan.source.evidence,
                     "files": sources,
+                    "ledger": plan.source.ledger.to_json(plan.source.path),
                 },
                 "target": {
                     "format": plan.target.format,

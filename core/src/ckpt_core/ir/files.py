@@ -66,6 +66,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=notes,
         sidecars=files_below(os.path.join(path, _SIDECARS)),
     )
+    checkpoint.ledger.used("where each tensor lies", os.path.join(path, INDEX))
+    checkpoint.ledger.carried("notes", os.path.join(path, NOTES), *notes)
+    checkpoint.ledger.carried("notes", os.path.join(path, NOTES))
     return original_of(checkpoint, path)
 
 

@@ -14,6 +14,7 @@ from ckpt_core.layout.fields import (
     field,
     fixed,
     ignore,
+    implied,
     note,
     one_of,
     same_as,
@@ -26,5 +27,5 @@ from ckpt_core.layout.table import Drop, Row, Table, drop, row
 
 __all__ = [
     "Add", "Codec", "Config", "Custom", "Drop", "Entry", "Field", "Layout", "Link", "Native", "NegExp", "Note", "Piece", "Ranks", "Row", "Scale", "Sentence", "SentenceError", "SplitError",
-    "Table", "Tile", "ValueMap", "account", "const", "custom", "drop", "field", "fixed", "ignore", "neg_exp", "note", "one_of", "parse", "plus_one", "row", "same_as", "scale", "uniform",
+    "Table", "Tile", "ValueMap", "account", "const", "custom", "drop", "field", "fixed", "ignore", "implied", "neg_exp", "note", "one_of", "parse", "plus_one", "row", "same_as", "scale", "uniform",
 ]  # fmt: skip

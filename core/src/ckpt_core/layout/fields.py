@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.architecture.facts import default_of
@@ -91,6 +91,11 @@ class Entry:
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         """Enter this line's keys; `Refusal` if they cannot say the facts."""
+
+    @property
+    def fate(self) -> tuple[Literal["used", "carried", "left"], str]:
+        """What becomes of this line's keys when they are read, and why if they are left."""
+        return "used", ""
 
 
 @dataclass(frozen=True)
@@ -236,6 +241,10 @@ class Note(Entry):
         if self.key in config:
             notes[self.name] = config[self.key]
 
+    @property
+    def fate(self) -> tuple[Literal["used", "carried", "left"], str]:
+        return "carried", ""
+
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if self.name in notes or self.default is not None or self.null:
             config[self.key] = notes.get(self.name, self.default)
@@ -256,9 +265,26 @@ class Ignore(Entry):
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
+    @property
+    def fate(self) -> tuple[Literal["used", "carried", "left"], str]:
+        return "left", self.why
+
 
 def ignore(*names: str, why: str) -> list[Ignore]:
     return [Ignore(name, why) for name in names]
+
+
+@dataclass(frozen=True)
+class Implied(Ignore):
+    """A key that says again what the tensors themselves say, such as their dtype."""
+
+    @property
+    def fate(self) -> tuple[Literal["used", "carried", "left"], str]:
+        return "used", ""
+
+
+def implied(*names: str, why: str) -> list[Implied]:
+    return [Implied(name, why) for name in names]
 
 
 @dataclass(frozen=True)
@@ -330,6 +356,11 @@ class Config:
             with contextlib.suppress(CkptError):  # what cannot be read back says nothing
                 entry.read(config, facts, notes)
         return notes
+
+    def fates(self, config: Mapping[str, Any]) -> dict[str, tuple[Literal["used", "carried", "left"], str]]:
+        """What becomes of every key of a config that this table reads, for the ledger."""
+        known = {key: entry.fate for entry in self.entries for key in entry.keys}
+        return {key: known[key] for key in config if key in known}
 
     def read(self, config: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
         """The facts and notes of a config; every unknown key and wrong value is raised at once, naming `file`."""

@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.errors import FormatError, Problems
+from ckpt_core.ledger import Ledger
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_deepspeed.contents import enter_universal, enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"
 UNIVERSAL = "zero"
@@ -45,6 +47,17 @@ class Folder:
     partitioned: dict[tuple[int, int], str] = field(default_factory=dict)  # mp, dp
     optimizers: dict[tuple[int, int], str] = field(default_factory=dict)  # mp, dp
     universal: dict[str, str] = field(default_factory=dict)  # parameter
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def enter(self, run: str, masters_read: bool) -> Ledger:
+        """The ledger, with what no reader looks at; `run` is the folder that the user gave."""
+        enter_universal(self.ledger, os.path.join(self.path, UNIVERSAL), set(self.universal.values()))
+        if not masters_read:
+            enter_unread(self.ledger, list(self.optimizers.values()))
+        for name in (LATEST, LATEST_UNIVERSAL):
+            if run != self.path and os.path.isfile(tracker := os.path.join(run, name)):
+                self.ledger.used("the step to read", tracker)
+        return self.ledger
 
     @property
     def states(self) -> list[FileState]:

@@ -19,6 +19,7 @@ from ckpt_core.storage.files import FileState
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_deepspeed import zero
+from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import (
     LATEST,
     LATEST_UNIVERSAL,
@@ -90,6 +91,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             ),
         ],
         masters=found.masters,
+        ledger=folder.enter(path, masters_read=request.weights != "model"),
     )
     return original_of(checkpoint, path)
 
@@ -134,6 +136,8 @@ def _assembled(found: Found, model: NamedModel, where: str) -> dict:
 
 def _found(folder: Folder, weights: str) -> Found:
     models = _models(folder)
+    for file, states in models:
+        folder.ledger.contents(file, states, STATES)
     path, first = models[0]
     module = _module(first, path)
     aliases = {str(alias): str(owner) for alias, owner in section(first, "shared_params", path).items()}

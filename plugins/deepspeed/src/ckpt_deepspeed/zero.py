@@ -23,6 +23,7 @@ from ckpt_core.storage.dtypes import decode, encode
 from ckpt_core.storage.files import read_range
 from ckpt_core.storage.opaque import Opaque, brief
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_deepspeed.contents import enter_partition
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Flat, Kept, piece, pieces_of
 
@@ -67,7 +68,9 @@ def partitions(folder: Folder, mp: int, models: Sequence[tuple[str, Mapping[str,
     found = []
     for dp in range(count):
         path = folder.optimizers[mp, dp]
-        found.append(Partition(path, section(read_states(path), "optimizer_state_dict", path)))
+        content = read_states(path)
+        found.append(Partition(path, section(content, "optimizer_state_dict", path)))
+        enter_partition(folder.ledger, path, content, found[-1].state)
         counts = found[-1].state.get("partition_count", count)
         if any(said != count for said in (counts if isinstance(counts, list) else [counts])):
             raise FormatError(

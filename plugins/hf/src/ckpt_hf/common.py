@@ -23,6 +23,7 @@ from ckpt_core.layout import (
     field,
     fixed,
     ignore,
+    implied,
     note,
     one_of,
     same_as,
@@ -64,7 +65,7 @@ GENERIC: list[Any] = [
            "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config", why="names, not meaning"),
     # nanotron's own converters leave this key in HF configs; HF rotates halves whatever it says
     const("rope_interleaved", False, written=False),
-    ignore("torch_dtype", "dtype", why="every tensor knows its own dtype"),
+    implied("torch_dtype", "dtype", why="every tensor knows its own dtype"),
     ignore("use_cache", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16",
            "_attn_implementation_autoset", "_attn_implementation", "attn_implementation", "attn_implementation_internal",
            "chunk_size_feed_forward", "use_flash_attn", "output_router_logits", "_experts_implementation", "gradient_checkpointing", "_flash_attn_2_enabled",

@@ -124,6 +124,7 @@ def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored
                 )
             stored.tensors[tensor] = where
     if index is not None:
+        stored.states.append(FileState.of(os.path.join(folder, index)))
         for problem in _against_index(stored.tensors, folder, os.path.join(folder, index)):
             problems.add(problem)
     problems.raise_any()

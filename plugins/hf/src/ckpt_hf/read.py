@@ -12,6 +12,7 @@ from ckpt_core.engine.assembly import Assembler, Shard
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import account
 from ckpt_core.layout.table import matches
+from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.files import FileState
@@ -19,7 +20,7 @@ from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, read_tensors, sidecars
 from ckpt_hf.names import Match, matching
-from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, left_out
+from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -52,13 +53,17 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     if not os.path.isfile(config_file):
         raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
     config = read_json_object(config_file)
-    for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
-        config.pop(key.strip(), None)
+    ledger, asked = Ledger(), filter(None, str(request.options.get("ignore_keys") or "").split(","))
+    ledger.asked(config_file, [key for key in map(str.strip, asked) if config.pop(key, None) is not None])
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
     tensors = stored.tensors
-    facts, notes = family.config.read(family.as_stored(config, tensors.keys()), config_file)
+    said = family.as_stored(config, tensors.keys())
+    facts, notes = family.config.read(said, config_file)
+    ledger.config(config_file, family.config.fates(said))
+    ledger.used("class of the model", config_file, "model_type", "architectures")
+    enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
@@ -91,10 +96,10 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence=evidence,
         losses=[
             *code_beside(config, family),
-            *left_out(folder, weights),
             *stored.losses,
             *_unread(match, tensors),
         ],
+        ledger=ledger,
     )
     return original_of(checkpoint, folder)
 

@@ -8,12 +8,12 @@ other names (`pytorch_model.bin`, `consolidated.safetensors`, `original/`, GGUF)
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.checkpoint import Loss
 from ckpt_core.company import FOLDERS
 from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.ledger import OPTIMIZER, RANDOM, SCALER, SCHEDULE, SETTINGS, Ledger, Reason
 from ckpt_hf.files import (
     CONTAINERS,
     WEIGHT_SUFFIXES,
@@ -23,6 +23,16 @@ from ckpt_hf.files import (
 )
 
 OPTION = "weight_files"
+
+# transformers' Trainer (trainer.py, `_save_checkpoint`) and accelerate (checkpointing.py), by how their names begin
+_TRAINING = {
+    "optimizer": OPTIMIZER,
+    "scheduler": SCHEDULE,
+    "scaler": SCALER,
+    "rng_state": RANDOM,
+    "random_states": RANDOM,
+    "training_args": SETTINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -121,36 +131,32 @@ def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
             )
 
 
-def left_out(folder: str, read: WeightSet) -> Iterator[Loss]:
-    """The weights in the folder that are not read, by why."""
-    reasons: dict[str, list[str]] = {}
+def enter_left_out(ledger: Ledger, folder: str, read: WeightSet) -> None:
+    """Enter the weights in the folder that are not read, and the state of a training beside them."""
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if name in read.files or name == read.index:
             continue
         if os.path.isfile(path) and name.endswith(WEIGHT_SUFFIXES):
-            if not name.endswith(".index.json"):
-                reasons.setdefault(_reason(name, read), []).append(f"{name} ({os.path.getsize(path):,} bytes)")
+            ledger.left(_reason(name, read), path, size=os.path.getsize(path))
         elif os.path.isdir(path) and not name.startswith(".") and name not in FOLDERS:
             inner = [one for one in os.scandir(path) if one.name.endswith(WEIGHT_SUFFIXES) and one.is_file()]
-            if inner:
-                size = sum(one.stat().st_size for one in inner)
-                reason = f"weights in a folder of their own; {read} is read"
-                reasons.setdefault(reason, []).append(f"{name}/ ({len(inner)} files, {size:,} bytes)")
-    for reason, files in reasons.items():
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        yield Loss("dropped", ", ".join(files[:3]) + more, reason)
+            for one in inner:
+                ledger.left(
+                    Reason("weights in a folder of their own", f"{read} is read"), one.path, size=one.stat().st_size
+                )
 
 
 def _of_training(name: str) -> bool:
     """Whether transformers' Trainer or accelerate wrote a file beside the weights."""
-    return name.startswith(("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args"))
+    return name.startswith(tuple(_TRAINING))
 
 
-def _reason(name: str, read: WeightSet) -> str:
-    if _of_training(name):
-        return "state of the training, which is not carried"
+def _reason(name: str, read: WeightSet) -> Reason:
+    for beginning, reason in _TRAINING.items():
+        if name.startswith(beginning):
+            return reason
     if name.endswith(tuple(container.suffix for container in CONTAINERS)):
         same = name.endswith(read.suffix)
-        return f"{'weights under other names' if same else 'weights in another container'}; {read} is read"
-    return f"weights of another format; {read} is read"
+        return Reason("weights under other names" if same else "weights in another container", f"{read} is read")
+    return Reason("weights of another format", f"{read} is read")

@@ -130,7 +130,12 @@ def table_for(architecture: Architecture) -> Config:
     return GPT if decoder_of(architecture).layers[0].latent_attention is None else MLA
 
 
+def table_of(args: Mapping[str, Any]) -> Config:
+    """The table of the kind of attention that the args name."""
+    return MLA if args.get("multi_latent_attention") else GPT
+
+
 def read_args(args: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:
     """What the args of a checkpoint say about its model."""
-    table = MLA if args.get("multi_latent_attention") else GPT
+    table = table_of(args)
     return table.read({key: value for key, value in args.items() if key in table.keys}, file)

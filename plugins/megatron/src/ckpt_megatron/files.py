@@ -133,6 +133,14 @@ def rank_files(folder: str) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield path, tuple(int(number) for number in match.groups() if number is not None)
 
 
+def optimizer_files(folder: str) -> Iterator[str]:
+    """The paths of the files that distributed optimizers wrote, beside model files or in folders of their own."""
+    for name in sorted(os.listdir(folder)):
+        if _RANK_FOLDER.fullmatch(name):
+            paths = (os.path.join(folder, name, file) for file in _OPTIMIZER_FILES)
+            yield from filter(os.path.isfile, paths)
+
+
 def optimizer_file(path: str) -> str | None:
     """The name of the file beside a model file that a distributed optimizer wrote, if there is one."""
     folder = os.path.dirname(path)

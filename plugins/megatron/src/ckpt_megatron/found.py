@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_core.engine.assembly import Shard
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Ranks
+from ckpt_core.ledger import Ledger
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.opaque import Opaque, brief
 from ckpt_megatron.names import LegacySpelling
@@ -50,6 +51,7 @@ class Found:
     masters: bool = False
     iteration: object = None
     dropped: set[str] = field(default_factory=set)
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def states(self) -> list[FileState]:

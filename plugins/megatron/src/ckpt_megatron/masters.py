@@ -17,39 +17,40 @@ from ckpt_core.errors import FormatError
 from ckpt_core.storage.tensor import StoredTensor
 
 _BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
-_KEY = "fp32_from_fp16_params"
+KEY = "fp32_from_fp16_params"
 # optimizer.state.param (DistributedOptimizer), optimizer.state.fp32_param (Float16Optimizer); chained ones may have a prefix
 DIST_MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
 # buckets of gradients, each rank's parameters one after the other
 DIST_BUFFER = re.compile(r"(?:chained_\d+\.)?optimizer\.distributed\.")
 
 
-def _optimizers(content: Mapping[object, Any]) -> Iterator[Mapping[object, Any]]:
+def optimizers(content: Mapping[object, Any]) -> Iterator[Mapping[object, Any]]:
+    """The optimizers of a rank file that keep masters; several where experts have one of their own."""
     optimizer = content.get("optimizer")
     for one in optimizer if isinstance(optimizer, list) else [optimizer]:
-        if isinstance(one, dict) and isinstance(one.get(_KEY), list):
+        if isinstance(one, dict) and isinstance(one.get(KEY), list):
             yield one
 
 
 def present(content: Mapping[object, Any]) -> bool:
     """Whether a rank file holds masters."""
-    return any(True for _ in _optimizers(content))
+    return any(True for _ in optimizers(content))
 
 
 def replaced(
     chunks: Sequence[Mapping[str, StoredTensor]], content: Mapping[object, Any], path: str, elsewhere: str | None
 ) -> list[dict[str, StoredTensor]]:
     """The tensors of a rank's virtual stages with each half-precision parameter replaced by its master."""
-    groups = [group for optimizer in _optimizers(content) for group in optimizer[_KEY] if group]
+    groups = [group for optimizer in optimizers(content) for group in optimizer[KEY] if group]
     if not groups and elsewhere:
         raise FormatError(
             f"the fp32 masters lie in {elsewhere}, flattened by the distributed optimizer",
             file=path,
-            expected=f"{_KEY}, or a torch_dist checkpoint",
+            expected=f"{KEY}, or a torch_dist checkpoint",
             fix="use --weights model, or save with --ckpt-format torch_dist --dist-ckpt-optim-fully-reshardable",
         )
     if not groups:
-        raise FormatError(f"there are no fp32 masters (optimizer.{_KEY})", file=path, fix="use --weights model")
+        raise FormatError(f"there are no fp32 masters (optimizer.{KEY})", file=path, fix="use --weights model")
     kinds: dict[tuple[bool, bool], list[tuple[int, str]]] = {}
     for chunk, tensors in enumerate(chunks):
         for name, tensor in tensors.items():
@@ -59,7 +60,7 @@ def replaced(
     found = [dict(tensors) for tensors in chunks]
     for number, group in enumerate(groups):
         if not all(isinstance(master, StoredTensor) for master in group):
-            raise FormatError(f"optimizer.{_KEY}[{number}] does not hold tensors alone", file=path)
+            raise FormatError(f"optimizer.{KEY}[{number}] does not hold tensors alone", file=path)
         shapes = [master.shape for master in group]
         fitting = [
             kind for kind, places in kinds.items() if [chunks[chunk][name].shape for chunk, name in places] == shapes

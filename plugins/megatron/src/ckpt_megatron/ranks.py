@@ -22,7 +22,10 @@ from ckpt_megatron.names import layer_of, plain, unwrapped
 
 
 class RankFile:
-    """One rank's file: what it holds, and where it stands. `chunks` are the tensors of each virtual stage by stored name."""
+    """One rank's file: what it holds, and where it stands. `chunks` are the tensors of each virtual stage by stored name.
+
+    `kernel_states` are what TransformerEngine keeps beside them: None, bytes, or a tensor of FP8 scales.
+    """
 
     def __init__(self, path: str, numbers: tuple[int, ...], weights: str) -> None:
         content = read_torch_file(path)
@@ -40,14 +43,15 @@ class RankFile:
                 found=", ".join(map(brief, content)),
                 expected="model, or model0, model1 ...",
             )
-        self.chunks = [_tensors(content[key], path) for key in chunks]
+        self.kernel_states: dict[str, object] = {}
+        self.chunks = [_tensors(content[key], path, self.kernel_states) for key in chunks]
         self.has_masters = masters.present(content)
         if weights == "master":
             self.chunks = masters.replaced(self.chunks, content, path, optimizer_file(path))
 
 
-def _tensors(model: object, path: str) -> dict[str, StoredTensor]:
-    """A nest of dicts as one dict of tensors with dotted names, in the order of the file."""
+def _tensors(model: object, path: str, kernel_states: dict[str, object]) -> dict[str, StoredTensor]:
+    """A nest of dicts as one dict of tensors with dotted names, in the order of the file; without states of kernels."""
     found: dict[str, StoredTensor] = {}
     problems = Problems(f"reading {path}")
 
@@ -56,7 +60,7 @@ def _tensors(model: object, path: str) -> dict[str, StoredTensor]:
             for key, inner in value.items():
                 walk(inner, f"{prefix}.{key}" if prefix else str(key))
         elif prefix.endswith("_extra_state"):
-            return  # None, bytes or a tensor of fp8 scales
+            kernel_states[prefix] = value
         elif isinstance(value, StoredTensor):
             name = unwrapped(prefix)
             if name in found:

@@ -20,8 +20,9 @@ from ckpt_core.storage.dcp import read_distributed
 from ckpt_core.storage.zarr import read_zarr
 from ckpt_core.vocabulary import settled
 from ckpt_megatron.args.vocabulary import is_said
-from ckpt_megatron.config import decoder_of, read_args
-from ckpt_megatron.files import SIDECARS, container_of, find_folder
+from ckpt_megatron.config import decoder_of, read_args, table_of
+from ckpt_megatron.contents import enter_args
+from ckpt_megatron.files import SIDECARS, TRACKER, container_of, find_folder
 from ckpt_megatron.found import Found, Share, height
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.read_dist import read_dist
@@ -45,7 +46,10 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     tensors = assembled(found, architecture, described.order)
     if request.weights == "master":
         described.evidence.append("weights: fp32 masters of the optimizer")
+        found.ledger.read_masters()
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
+    if os.path.isfile(tracker := os.path.join(root, TRACKER)):
+        found.ledger.used("the iteration to read", tracker)
     checkpoint = Checkpoint(
         "megatron",
         path,
@@ -62,6 +66,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             for name in sorted(found.dropped)
         ],
         masters=found.masters,
+        ledger=found.ledger,
     )
     multiple = _multiple(found)
     return settled(
@@ -122,6 +127,7 @@ def _described(found: Found, request: ReadRequest) -> _Described:
             facts["mlp.moe.router.bias"] = True
         if notes.pop("interleaved", False):
             order = "interleaved"
+        enter_args(found.ledger, found.args_file, found.args, table_of(args))
         described = _Described(architecture_of(facts, found.args_file), order, notes)
         described.counted = is_said(args)
         described.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")

@@ -18,9 +18,11 @@ from dataclasses import replace
 from ckpt_core.engine.assembly import Shard
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.dcp import ChunkedTensor, DistributedCheckpoint, read_distributed
+from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
 from ckpt_megatron.found import Found, Share, stored_args
@@ -91,6 +93,12 @@ def read_dist(folder: str, weights: str, read: Callable[[str], DistributedCheckp
     problems.raise_any()
     numbers = [index for name in share.tensors if (index := layer_of(name)) is not None]
     found.layers = max(numbers, default=-1) + 1
+    model_names = {name for name in checkpoint.tensors if not _belongs_to_optimizer(name)}
+    enter_names(found.ledger, checkpoint, model_names)
+    if os.path.isfile(metadata := os.path.join(folder, DIST_METADATA)):
+        found.ledger.used("how tensors are kept", metadata)
+        found.ledger.contents(metadata, read_json_object(metadata), DIST)
+    enter_state(found.ledger, common_file, common, LIGHTNING if "pytorch-lightning_version" in common else STATE)
     found.fused_names = (args or {}).get("transformer_impl", "transformer_engine") != "local"
     return found
 

@@ -6,13 +6,16 @@ numbers.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 
 from ckpt_core.engine.assembly import Shard
 from ckpt_core.errors import FormatError, Problems
+from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_megatron.files import rank_files
+from ckpt_megatron.contents import NAMES, STATE, enter_state
+from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import Found, Share
 from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
 from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
@@ -41,6 +44,11 @@ def read_torch(folder: str, weights: str) -> Found:
     found.grouped = any(map(_GROUPED.search, stored_names))
     found.shares = _shares(ranks, grid, found, problems)
     problems.raise_any()
+    for rank in ranks:
+        enter_state(found.ledger, rank.path, rank.content, STATE)
+        found.ledger.contents(rank.path, rank.kernel_states, NAMES, section="model")
+    for path in optimizer_files(folder):
+        found.ledger.left(OPTIMIZER, path, size=os.path.getsize(path))
     return found
 
 

@@ -14,14 +14,17 @@ from ckpt_core.company import files_in
 from ckpt_core.engine.assembly import Assembler
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Layout, account
+from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object, read_yaml_object
 from ckpt_core.vocabulary import settled
 from ckpt_nanotron.config import MODELS, Model, model_of
+from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
 from ckpt_nanotron.files import (
     CONFIG,
+    LATEST,
     METADATA,
     TRAINING_CONFIG,
     Files,
@@ -44,6 +47,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     natives = layout.natives()
     states = [*files.states, *described.states]
     parameters = files.parameters
+    enter_training(described.ledger, step, request.weights == "master")
+    if os.path.isfile(latest := os.path.join(path, LATEST)):
+        described.ledger.used("the step to read", latest)
     if request.weights == "master":
         parameters, more = masters(step, files)
         states += more
@@ -82,6 +88,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence=described.evidence,
         losses=described.losses,
         masters=bool(optimizer_files(step)) and _records_masters(step),
+        ledger=described.ledger,
     )
     checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
     asked = request.options.get("vocab")
@@ -109,12 +116,16 @@ class Described:
     states: list[FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
     multiple: int = 1
 
 
 def _described(step: str, files: Files, request: ReadRequest) -> Described:
     training_file = os.path.join(step, TRAINING_CONFIG)
-    training = _section(read_yaml_object(training_file) if os.path.isfile(training_file) else {}, "model")
+    sections = read_yaml_object(training_file) if os.path.isfile(training_file) else {}
+    training, ledger = _section(sections, "model"), Ledger()
+    ledger.contents(training_file, sections, RUN_SECTIONS)
+    ledger.contents(training_file, training, RUN_MODEL, section="model")
     config_file = os.path.join(step, CONFIG)
     config: Mapping[str, Any] | None = read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")
@@ -126,6 +137,7 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
         _check_twins(config, twin, config_file)
     model = model_of(config, config_file)
     facts, notes = model.config.read(config, config_file)
+    ledger.config(config_file, model.config.fates(config))
     newer = "rope_interleaved" in config or model.kind == "qwen2"
     release, interleaved = "main" if newer else "0.4", False
     states, evidence = [FileState.of(config_file)], [f"{model.config.name} by {model.marker}"]
@@ -142,7 +154,7 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
         check_agreement(request.architecture, architecture, config_file)
     multiple = training.get("make_vocab_size_divisible_by")
     multiple = multiple if type(multiple) is int and multiple > 0 else 1
-    return Described(model, architecture, interleaved, release, notes, states, evidence, losses, multiple)
+    return Described(model, architecture, interleaved, release, notes, states, evidence, losses, ledger, multiple)
 
 
 def _described_by_user(step: str, files: Files, request: ReadRequest) -> Described:

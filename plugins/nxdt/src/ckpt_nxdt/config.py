@@ -12,6 +12,7 @@ from typing import Any
 from ckpt_core.architecture import Activation, Architecture, Facts, RotaryKind, architecture_of, facts_of
 from ckpt_core.errors import CkptError, Problems, Refusal
 from ckpt_core.layout import Config, const, custom, field, fixed, ignore, note, one_of, same_as, uniform
+from ckpt_core.ledger import Ledger
 from ckpt_core.storage.jsonfile import read_json_object
 
 CONFIG = "config.json"
@@ -129,8 +130,8 @@ def table_for(kind: str) -> Config:
     return _TABLES[kind]
 
 
-def read_config(path: str) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture and the notes in a `config.json` that lies beside a checkpoint."""
+def read_config(path: str, ledger: Ledger) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture and the notes in a `config.json` that lies beside a checkpoint, whose keys enter `ledger`."""
     body = read_json_object(path)
     kind = body.get("model_type")
     if not isinstance(kind, str) or kind not in _TABLES:
@@ -142,6 +143,7 @@ def read_config(path: str) -> tuple[Architecture, dict[str, Any]]:
             fix="take it away, and give the config of the model with --config",
         )
     facts, notes = _TABLES[kind].read(body, path)
+    ledger.config(path, _TABLES[kind].fates(body))
     facts["tokens.padded_vocabulary"] = facts["tokens.vocabulary"]
     return architecture_of(facts, path), notes
 

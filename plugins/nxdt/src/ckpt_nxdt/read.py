@@ -12,17 +12,19 @@ from ckpt_core.company import files_in
 from ckpt_core.engine.assembly import Assembler, Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, Native, Piece, account
+from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import Recorded, check_agreement, original_of, receipt_of, with_vocabulary
 from ckpt_core.rewrite import map_layers
 from ckpt_core.storage.files import FileState
 from ckpt_nxdt import masters
 from ckpt_nxdt.config import CONFIG, read_config
+from ckpt_nxdt.contents import SCHEDULER, USER_CONTENT, enter_training
 from ckpt_nxdt.detect import Clues, Detected, attention_of, detect_arrangement
 from ckpt_nxdt.files import BEGUN, DONE, Found, Held, find_folder, read_files, root_of
 from ckpt_nxdt.job import FRAGMENT
 
-_OWN_FILES = {CONFIG, FRAGMENT, BEGUN, DONE, "user_content.pt", "scheduler.pt"}
+_OWN_FILES = {CONFIG, FRAGMENT, BEGUN, DONE, USER_CONTENT, SCHEDULER}
 _EMBEDDING = {"hf": "model.embed_tokens.weight", "megatron": "language_model.embedding.word_embeddings.weight"}
 _HEAD = {"hf": "lm_head.weight", "megatron": "language_model.output_layer.weight"}
 
@@ -40,6 +42,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     detected = detect_arrangement(Clues(held, found.trained, attention, request.options, recorded))
     architecture = _as_stored(held, described, detected)
     parallel = {"tp": found.tp, "pp": found.pp} | ({"ep": found.ep} if found.ep > 1 else {})
+    enter_training(described.ledger, found, {state.path for state in states})
     checkpoint = Checkpoint(
         "nxdt",
         path,
@@ -53,6 +56,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence=[*evidence, *_provenance(found), *described.evidence, *detected.evidence, *said],
         losses=described.losses,
         masters=masters.present(found),
+        ledger=described.ledger,
     )
     checkpoint = original_of(checkpoint, root)
     vocabulary = request.options.get("vocab")
@@ -72,6 +76,7 @@ class _Described:
     states: list[FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def _described(root: str, request: ReadRequest, receipt: Recorded | None) -> _Described:
@@ -85,8 +90,9 @@ def _described(root: str, request: ReadRequest, receipt: Recorded | None) -> _De
                 fix="give the HF config.json of the job (model.model_config) with --config",
             )
         return _Described(request.architecture, evidence=["architecture: given with --config"])
-    architecture, notes = read_config(beside)
-    described = _Described(architecture, notes, [FileState.of(beside)], [f"architecture: {CONFIG}"])
+    ledger = Ledger()
+    architecture, notes = read_config(beside, ledger)
+    described = _Described(architecture, notes, [FileState.of(beside)], [f"architecture: {CONFIG}"], ledger=ledger)
     # config.json never says that a head is tied, for the job's sake; the copies are compared when they are read.
     for said, by in ((receipt and receipt.architecture, "by the receipt"), (request.architecture, "by --config")):
         if said and said.head and said.head.tied and not _is_tied(described.architecture):

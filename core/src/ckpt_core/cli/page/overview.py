@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from ckpt_core.architecture import facts_of
 from ckpt_core.cli.describe import describe, value_text
-from ckpt_core.cli.output import count_text, plural, size_text
+from ckpt_core.cli.output import count_text, plural
 from ckpt_core.cli.page.markup import Markup, element, join
 from ckpt_core.cli.survey import Future, Survey, not_finite_text
+from ckpt_core.sizes import size_text
 
 _SHOWN = 6
 
@@ -62,8 +63,10 @@ def warnings(survey: Survey) -> Markup:
         found = [f"{name}: {not_finite_text(bad)}" for name, bad in survey.not_finite.items()]
         title = f"{plural(len(found), 'tensor')} with values that are not finite"
         parts.append(element("div", element("h2", title), bullets(found), class_="alarm", role="note"))
-    if survey.checkpoint.losses:
-        parts.append(section("Left behind while reading", bullets(survey.checkpoint.losses)))
+    if survey.checkpoint.all_losses:
+        parts.append(section("Left behind while reading", bullets(survey.checkpoint.all_losses)))
+    if survey.ledger_lines:
+        parts.append(section("Files and keys of the source", bullets(survey.ledger_lines)))
     return join(parts)
 
 

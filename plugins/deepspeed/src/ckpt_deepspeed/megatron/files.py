@@ -24,6 +24,7 @@ from ckpt_core.storage.opaque import Opaque, brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torchzip import read_torch_file
 from ckpt_deepspeed import zero
+from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Kept
 from ckpt_deepspeed.megatron.config import GPT
@@ -113,6 +114,8 @@ def read_folder(folder: Folder, weights: str, given: Architecture | None) -> Fou
     """Everything in a step's folder, from headers alone. `weights` is auto, model or master; `given` is of `--config`."""
     models = [(path, read_states(path)) for _, path in sorted(folder.models.items())]
     ranks(set(folder.models), "model parallel rank", folder.path)
+    for file, states in models:
+        folder.ledger.contents(file, states, STATES)
     path, first = models[0]
     args = _args(first, path)
     found = Found(folder.path, args, path, *_grid(folder, models, args), layers=_layers(folder, args, given, path))

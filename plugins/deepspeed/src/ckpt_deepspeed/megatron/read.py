@@ -13,13 +13,15 @@ from ckpt_core.company import files_below
 from ckpt_core.engine.assembly import Assembler, Assembly, Shard
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import Layout, Native, account
+from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import check_agreement, original_of
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.vocabulary import settled
+from ckpt_deepspeed.contents import ARGS
 from ckpt_deepspeed.files import Folder, find_folder, scan
 from ckpt_deepspeed.flat import Kept, shards_of
-from ckpt_deepspeed.megatron.config import attention_of, decoder_of, read_args
+from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, read_args
 from ckpt_deepspeed.megatron.drift import Drift
 from ckpt_deepspeed.megatron.files import TOKENIZER, Found, read_folder
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, check_buffer, inverse_frequencies
@@ -32,7 +34,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at the folder of a step, or at the run folder that holds it."""
     folder = scan(find_folder(path))
     found = read_folder(folder, request.weights, request.architecture)
-    described = _described(found, request)
+    described = _described(found, request, folder.ledger)
     masters = found.merged or bool(found.masters)
     if request.weights == "master" and not masters:
         _check_exact(found)
@@ -61,6 +63,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence=described.evidence,
         losses=losses,
         masters=found.has_masters,
+        ledger=folder.enter(path, masters_read=masters),
     )
     return settled(
         original_of(checkpoint, path),
@@ -84,7 +87,7 @@ class _Described:
     multiple: int = 1
 
 
-def _described(found: Found, request: ReadRequest) -> _Described:
+def _described(found: Found, request: ReadRequest, ledger: Ledger) -> _Described:
     rows = _rows(found)
     if found.args is None:
         given = request.architecture
@@ -98,7 +101,11 @@ def _described(found: Found, request: ReadRequest) -> _Described:
         return _Described(padded, evidence=["architecture: given with --config, as no args are stored"])
     args = dict(found.args)
     for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
-        args.pop(key.strip(), None)
+        if args.pop(key.strip(), None) is not None:
+            ledger.asked(found.args_file, [f"args.{key.strip()}"])
+    fates = GPT.fates(args)
+    ledger.contents(found.args_file, {key: args[key] for key in args if key not in fates}, ARGS, section="args")
+    ledger.config(found.args_file, fates, section="args")
     if found.merged:
         # Newer converters to universal checkpoints cut the padding off.
         args["padded_vocab_size"] = rows

@@ -36,10 +36,17 @@ _PLAIN = re.compile(
 )
 
 
-def model_section(data: bytes, file: str) -> tuple[str, dict[str, Any]]:
-    """The provider class of run_config.yaml and all its fields."""
+def run_config(data: bytes, file: str) -> dict[str, Any]:
+    """The sections of run_config.yaml."""
     body = plain(parse_yaml(data, file))
-    model = body.get("model") if isinstance(body, dict) else None
+    if not isinstance(body, dict):
+        raise FormatError("the run config has no sections", file=file, found=brief(body), expected="model:")
+    return body
+
+
+def model_section(sections: Mapping[str, Any], file: str) -> tuple[str, dict[str, Any]]:
+    """The provider class in the sections of run_config.yaml, and all its fields."""
+    model = sections.get("model")
     if not isinstance(model, dict):
         raise FormatError("the run config describes no model", file=file, found=brief(model), expected="model:")
     fields = {key: value for key, value in model.items() if key not in ("_target_", "_builder_")}

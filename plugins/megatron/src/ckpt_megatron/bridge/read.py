@@ -9,13 +9,16 @@ from typing import Any
 from ckpt_core.architecture import Facts
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
 from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.ledger import PROGRESS
 from ckpt_core.plugins import ReadRequest
 from ckpt_core.receipt import original_of
 from ckpt_core.storage.files import FileState, read_small
+from ckpt_core.storage.torchzip import read_torch_file
 from ckpt_core.storage.tree import open_tree
-from ckpt_megatron.bridge.config import is_plain, model_section, short, table_of
-from ckpt_megatron.bridge.files import RUN_CONFIG, TOKENIZER, find_folder
-from ckpt_megatron.files import DIST_METADATA, container_of
+from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of
+from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
+from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
+from ckpt_megatron.files import DIST_METADATA, TRACKER, container_of
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.read import assembled
@@ -36,9 +39,11 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
     folder = find_folder(path)
     file = os.path.join(folder, RUN_CONFIG)
-    target, fields = model_section(read_small(file), file)
+    sections = run_config(read_small(file), file)
+    target, fields = model_section(sections, file)
     losses = [*_losses_of_class(target, file), *ignored(fields, request)]
-    facts, notes = table_of(target, fields).read(fields, file)
+    table = table_of(target, fields)
+    facts, notes = table.read(fields, file)
     if not os.path.isfile(os.path.join(folder, DIST_METADATA)) or container_of(folder) != "torch_dist":
         raise FormatError(
             "the weights are not of torch_dist", file=folder, fix="save them with checkpoint.ckpt_format: torch_dist"
@@ -53,9 +58,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     )
     architecture, order = described(facts, notes, found, request, file)
     tensors = assembled(found, architecture, order)
+    found.ledger.contents(file, sections, RUN_SECTIONS)
+    found.ledger.config(file, table.fates(fields), section="model")
+    _enter_progress(found, folder, path)
     evidence = [f"architecture: the {len(fields)} fields of {short(target)} in {RUN_CONFIG}"]
     if request.weights == "master":
         evidence.append("weights: fp32 masters of the optimizer")
+        found.ledger.read_masters()
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
     checkpoint = Checkpoint(
         "megatron-bridge",
@@ -70,8 +79,20 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence=evidence,
         losses=[*losses, *dropped(found)],
         masters=found.masters,
+        ledger=found.ledger,
     )
     return original_of(checkpoint, root)
+
+
+def _enter_progress(found: Found, folder: str, path: str) -> None:
+    """How far the run got: in the folder of the iteration, and (as trackers) in the run's own."""
+    if os.path.isfile(state := os.path.join(folder, TRAIN_STATE)):
+        found.ledger.left(PROGRESS, state, size=os.path.getsize(state))
+    for name in (LATEST, TRACKER):
+        if path != folder and os.path.isfile(tracker := os.path.join(path, name)):
+            found.ledger.used("the iteration to read", tracker)
+            if name == LATEST:
+                found.ledger.contents(tracker, read_torch_file(tracker), TRACKED)
 
 
 def _losses_of_class(target: str, file: str) -> list[Loss]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ckpt_core.checkpoint import Sidecar
 from ckpt_core.errors import FormatError, Problems
+from ckpt_core.ledger import Ledger
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import parse_yaml
 from ckpt_core.storage.tree import Extent, Tree
@@ -32,8 +33,8 @@ COMPANIONS = "companions"
 
 def open_archive(path: str, tree: Tree, container: str) -> Saved:
     """The checkpoint in `tree`, which holds `CONFIG`."""
-    config = read_config(tree.read(CONFIG), tree.place(CONFIG))
-    saved = Saved(path, tree.path, container, "ranks", config, tree.place(CONFIG))
+    config, section = read_config(tree.read(CONFIG), tree.place(CONFIG))
+    saved = Saved(path, tree.path, container, "ranks", config, tree.place(CONFIG), tree=tree, section=section)
     saved.artifacts = {name: _sidecar(tree[name]) for name in _at_root(tree) if name not in (CONFIG, RANK_FILE)}
     saved.companions = companions_in(tree)
     folders = ["", *(f"{folder}/" for folder in tree.folders)]
@@ -46,7 +47,7 @@ def open_archive(path: str, tree: Tree, container: str) -> Saved:
             )
         distributed_weights(folder, saved)
     else:
-        saved.ranks = _ranks(tree, held)
+        saved.ranks = _ranks(tree, held, saved.ledger)
     saved.states = tree.states if container == "nemo" else [*saved.states, *_states(tree, [CONFIG, *held])]
     problems = Problems(f"reading {tree.path}")
     saved.check_ranks(problems)
@@ -54,15 +55,15 @@ def open_archive(path: str, tree: Tree, container: str) -> Saved:
     return saved
 
 
-def read_config(data: bytes, file: str) -> dict[str, Any]:
-    """The model section in a YAML file: its top level, or what stands under `model` or (in hparams.yaml) `cfg`."""
+def read_config(data: bytes, file: str) -> tuple[dict[str, Any], str]:
+    """The model section in a YAML file and its name: the top level, or `model`, or (in hparams.yaml) `cfg`."""
     value = parse_yaml(data, file)
     if not isinstance(value, dict):
         raise FormatError("the config holds no keys", file=file, found=type(value).__name__)
     section = next((key for key in ("model", "cfg") if isinstance(value.get(key), dict)), None)
     if section == "model":
-        return resolved(value[section], value, (section,))
-    return resolved(value[section] if section else value)
+        return resolved(value[section], value, (section,)), section
+    return resolved(value[section] if section else value), section or ""
 
 
 def _at_root(tree: Tree) -> list[str]:
@@ -85,7 +86,7 @@ def _states(tree: Tree, names: list[str]) -> list[FileState]:
     return [FileState.of(tree[name].file) for name in names]
 
 
-def _ranks(tree: Tree, held: list[str]) -> list[Rank]:
+def _ranks(tree: Tree, held: list[str], ledger: Ledger) -> list[Rank]:
     if not held:
         raise FormatError(
             "there are no weights",
@@ -104,7 +105,8 @@ def _ranks(tree: Tree, held: list[str]) -> list[Rank]:
                 expected="mp_rank_TT or tp_rank_TT_pp_rank_PPP",
             )
         forms.add(folder[:2])
-        found.append(Rank(*place, tree.place(name), [state_dict(tree.read_torch(name), tree.place(name))]))
+        found.append(Rank(*place, tree.place(name), [state_dict(tree.read_torch(name), tree.place(name), ledger)]))
+        ledger.used("weights", tree.place(name))
     if len(forms) > 1:
         raise FormatError(
             "weights of several parallel layouts lie side by side",

@@ -17,6 +17,7 @@ from ckpt_core.storage.jsonfile import parse_json
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tree import Tree
 from ckpt_core.storage.zarr import read_zarr
+from ckpt_megatron.contents import DIST, LIGHTNING, enter_names
 from ckpt_nemo.container.saved import Saved, unwrapped
 
 METADATA = "metadata.json"
@@ -29,24 +30,31 @@ _READERS = {"zarr": read_zarr, "torch_dist": read_distributed}
 def distributed_weights(tree: Tree, saved: Saved) -> None:
     """Enter the tensors of a distributed checkpoint into `saved`."""
     value = parse_json(tree.read(METADATA, 1 << 20), tree.place(METADATA))
-    backend = value.get("sharded_backend") if isinstance(value, dict) else None
-    if backend not in _READERS:
+    if not isinstance(value, dict) or (backend := value.get("sharded_backend")) not in _READERS:
         raise FormatError(
             "weights of an unknown kind",
             file=tree.place(METADATA),
-            found=brief(backend),
+            found=brief(value.get("sharded_backend") if isinstance(value, dict) else value),
             expected=" or ".join(_READERS),
         )
     checkpoint = _READERS[backend](tree)
     saved.backend = backend
     for stored_as, tensor in checkpoint.tensors.items():
         master = _MASTER.fullmatch(stored_as)
-        saved.optimizer |= _OPTIMIZER.match(stored_as) is not None
         if master is None and _OPTIMIZER.match(stored_as):
             continue
         name, into = unwrapped(master[1] if master else stored_as), saved.masters if master else saved.tensors
         if name in into:
             raise FormatError(f"the tensor {name!r} is stored twice, under different prefixes", file=tree.path)
         into[name] = tensor
+    weights = {name for name in checkpoint.tensors if not _OPTIMIZER.match(name)}
+    enter_names(saved.ledger, checkpoint, weights)
+    for name in tree.files:
+        if tree[name].file != tree.place(name):
+            saved.ledger.used("weights", tree.place(name))
+    saved.ledger.used("how tensors are kept", tree.place(METADATA))
+    saved.ledger.contents(tree.place(METADATA), value, DIST)
+    if COMMON in tree and isinstance(common := tree.read_torch(COMMON), dict):
+        saved.ledger.contents(tree.place(COMMON), common, LIGHTNING)
     extra = [tree[name].file for name in (METADATA, COMMON) if name in tree]
     saved.states += [FileState.of(path) for path in sorted({*checkpoint.files, *extra})]

@@ -20,10 +20,12 @@ from typing import Any
 from ckpt_core.checkpoint import Sidecar
 from ckpt_core.company import files_below
 from ckpt_core.errors import FormatError, Problems
+from ckpt_core.ledger import Ledger, Reason
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.opaque import Opaque, brief
 from ckpt_core.storage.torchzip import read_torch_file
 from ckpt_core.storage.tree import open_tree
+from ckpt_megatron.contents import LIGHTNING, enter_state
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
 from ckpt_nemo.container.omegaconf import plain, resolved, root_of
@@ -32,6 +34,7 @@ from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
 SUFFIX = ".ckpt"
 FOLDER = "checkpoints"
 HPARAMS = "hparams.yaml"
+_SECOND_CONFIG = Reason("a copy of the config", "the config inside the checkpoint is read, as NeMo does")
 VERSION = "pytorch-lightning_version"
 _LAST = "-last"
 _SHARD = re.compile(r"_fsdp_shard_\d+$")
@@ -150,23 +153,27 @@ def open_lightning(path: str, step: Step) -> Saved:
     if step.folder is not None:
         content = _common(step)
         file = os.path.join(step.folder, COMMON)
-        config, config_file = _config(content, file, step)
-        saved = Saved(path, step.folder, "ckpt", "", config, config_file)
+        config, config_file, section = _config(content, file, step)
+        saved = Saved(path, step.folder, "ckpt", "", config, config_file, section=section)
         distributed_weights(open_tree(step.folder), saved)
     else:
         places = sorted(step.ranks)
         contents = {place: _content(step.ranks[place]) for place in places}
         first = step.ranks[places[0]]
-        config, config_file = _config(contents[places[0]], first, step)
-        saved = Saved(path, step.place, "ckpt", "ranks", config, config_file)
+        config, config_file, section = _config(contents[places[0]], first, step)
+        saved = Saved(path, step.place, "ckpt", "ranks", config, config_file, section=section)
         for place in places:
             _check_same(contents[place], config, step.ranks[place], first, problems)
-            saved.ranks.append(_rank(place, contents[place], step.ranks[place]))
+            saved.ranks.append(_rank(place, contents[place], step.ranks[place], saved.ledger))
+            enter_state(saved.ledger, step.ranks[place], contents[place], LIGHTNING)
         saved.states = [FileState.of(file) for file in step.ranks.values()]
     saved.root = os.path.dirname(step.base) if os.path.basename(step.base) == FOLDER else step.base
-    saved.optimizer |= any(rank.optimizer for rank in saved.ranks)
     if config_file.endswith(HPARAMS):
         saved.states.append(FileState.of(config_file))
+    else:
+        for folder in (step.base, os.path.dirname(step.base)):
+            if os.path.isfile(copy := os.path.join(folder, HPARAMS)):
+                saved.ledger.left(_SECOND_CONFIG, copy, size=os.path.getsize(copy))
     saved.artifacts = _beside(step)
     saved.companions = files_below(os.path.join(saved.root, COMPANIONS))
     saved.check_ranks(problems)
@@ -185,24 +192,25 @@ def _check_finished(step: Step) -> None:
         )
 
 
-def _rank(place: tuple[int, int], content: Mapping[Any, Any], file: str) -> Rank:
+def _rank(place: tuple[int, int], content: Mapping[Any, Any], file: str, ledger: Ledger) -> Rank:
     """Virtual pipeline stages are `model0`, `model1`, ...; `state_dict` is empty beside them."""
     stages = [content[f"model{number}"] for number in range(len(content)) if f"model{number}" in content]
-    chunks = [state_dict(stage, file) for stage in stages or [content.get("state_dict")]]
+    chunks = [state_dict(stage, file, ledger) for stage in stages or [content.get("state_dict")]]
     states = content.get("optimizer_states")
     return Rank(*place, file, chunks, states[0] if isinstance(states, list) and len(states) == 1 else None)
 
 
-def _config(content: Mapping[Any, Any], file: str, step: Step) -> tuple[dict[str, Any], str]:
-    """The config inside the checkpoint, else the one in hparams.yaml, else none."""
+def _config(content: Mapping[Any, Any], file: str, step: Step) -> tuple[dict[str, Any], str, str]:
+    """The config inside the checkpoint, else the one in hparams.yaml, else none; its file, and where in that it is."""
     own = _own_config(content, file)
     if own is not None:
-        return own, file
+        return own, file, "hyper_parameters.cfg"
     for folder in (step.base, os.path.dirname(step.base)):
         path = os.path.join(folder, HPARAMS)
         if os.path.isfile(path):
-            return read_config(read_small(path), path), path
-    return {}, file
+            config, section = read_config(read_small(path), path)
+            return config, path, section
+    return {}, file, ""
 
 
 def _own_config(content: Mapping[Any, Any], file: str) -> dict[str, Any] | None:

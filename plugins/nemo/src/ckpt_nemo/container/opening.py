@@ -28,7 +28,7 @@ def open_saved(path: str, hparams: str | None = None) -> Saved:
         raise FormatError(
             "the checkpoint holds a config of its own", file=saved.config_file, fix="leave -o hparams out"
         )
-    saved.config, saved.config_file = read_config(read_small(hparams), hparams), hparams
+    (saved.config, saved.section), saved.config_file = read_config(read_small(hparams), hparams), hparams
     saved.states.append(FileState.of(hparams))
     return saved
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.checkpoint import Sidecar
 from ckpt_core.errors import FormatError, Problems
+from ckpt_core.layout import Config
+from ckpt_core.ledger import Ledger
 from ckpt_core.storage.dcp import ChunkedTensor
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.tree import Tree
+from ckpt_megatron.contents import NAMES
 
 # `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
@@ -75,7 +79,8 @@ class Saved:
     checkpoints that holds `tensors`: `zarr` or `torch_dist`. `config` is the model section, empty where none is
     stored. `place` is the file or folder that errors name, `path` what the user gave, and `root` where the receipt of
     an earlier conversion would be. `artifacts` are the files that the config may name, by their stored names, `companions`
-    those that travel with the model by their own. `optimizer`: its states lie beside the weights.
+    those that travel with the model by their own. `tree`: the archive, where it is one. `section`: where in `config_file`
+    the config is.
     """
 
     path: str
@@ -91,7 +96,9 @@ class Saved:
     artifacts: dict[str, Sidecar] = field(default_factory=dict)
     companions: dict[str, Sidecar] = field(default_factory=dict)
     root: str = ""
-    optimizer: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+    tree: Tree | None = None
+    section: str = ""
 
     def __post_init__(self) -> None:
         self.root = self.root or self.place
@@ -113,6 +120,18 @@ class Saved:
         if self.ranks:
             return max(rank.tp for rank in self.ranks) + 1, max(rank.pp for rank in self.ranks) + 1
         return _size(self.config, "tensor_model_parallel_size"), _size(self.config, "pipeline_model_parallel_size")
+
+    def enter_config(self, table: Config, config: Mapping[str, Any], left_out: Iterable[str]) -> None:
+        """Enter what became of the keys of the config: what `table` says of those in `config`, and those `left_out`."""
+        self.ledger.used("architecture", self.config_file)
+        self.ledger.config(self.config_file, table.fates(config), self.section)
+        self.ledger.asked(self.config_file, left_out)
+
+    def close(self, sidecars: Mapping[str, Sidecar]) -> Ledger:
+        """The ledger, with every file of the archive in it; `sidecars` go along with the model."""
+        if self.tree is not None:
+            self.ledger.archive(self.tree, [sidecar.extent for sidecar in sidecars.values()])
+        return self.ledger
 
     def check_ranks(self, problems: Problems) -> None:
         """Note ranks that are missing, and sizes that the config contradicts (stale files of another layout)."""
@@ -145,7 +164,7 @@ def _size(config: Mapping[str, Any], key: str) -> int:
     return value if type(value) is int and 0 < value < 1 << 20 else 1
 
 
-def state_dict(value: object, file: str) -> dict[str, StoredTensor]:
+def state_dict(value: object, file: str, ledger: Ledger) -> dict[str, StoredTensor]:
     """The tensors of a stored state dict by unwrapped name; extra states (None, or bytes of fp8 scales) are left out."""
     if not isinstance(value, Mapping):
         raise FormatError("there is no state dict", file=file, found=brief(value))
@@ -154,6 +173,7 @@ def state_dict(value: object, file: str) -> dict[str, StoredTensor]:
     for stored_as, tensor in value.items():
         name = unwrapped(str(stored_as))
         if name.endswith("_extra_state"):
+            ledger.contents(file, {stored_as: tensor}, NAMES)
             continue
         if not isinstance(tensor, StoredTensor):
             problems.add(FormatError(f"the entry {stored_as!r} is no tensor", file=file, found=brief(tensor)))

@@ -53,17 +53,10 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
         )
     tensors = _assembled(saved, found, described)
     losses = [*described.losses, *check_frequencies(found.rotary, architecture, saved.states)]
-    if saved.optimizer:
-        losses.append(
-            Loss(
-                "dropped",
-                "optimizer states",
-                "weights alone are read: training starts anew from them, it does not resume",
-            )
-        )
     tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
     if request.weights == "master":
         described.evidence.append("weights: fp32 masters of the optimizer")
+        saved.ledger.read_masters()
     tp, pp = saved.parallel
     checkpoint = Checkpoint(
         "nemo",
@@ -78,6 +71,7 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
         evidence=described.evidence,
         losses=[*losses, *tokenizer.losses],
         masters=found.masters,
+        ledger=saved.close(tokenizer.files),
     )
     checkpoint = original_of(checkpoint, saved.root)
     return _with_true_vocabulary(checkpoint, saved, tokenizer, request)
@@ -109,6 +103,7 @@ def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     facts, notes = table.read(config, saved.config_file)
     facts["tokens.padded_vocabulary"] = facts["tokens.vocabulary"] = found.rows(saved.place)
     described = _Described(architecture_of(facts, saved.config_file), config)
+    saved.enter_config(table, config, _left_out(request) & saved.config.keys())
     described.interleaved = bool(notes.pop("interleaved", False))
     described.blocks = bool(found.legacy and config.get("megatron_legacy"))
     described.separate = any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)

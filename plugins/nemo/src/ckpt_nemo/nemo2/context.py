@@ -16,6 +16,7 @@ from ckpt_core.architecture import Facts
 from ckpt_core.checkpoint import Loss
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Config
+from ckpt_core.ledger import SETTINGS, Contents, Ledger
 from ckpt_core.storage.jsonfile import parse_json, parse_yaml
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tree import Tree
@@ -26,6 +27,20 @@ from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versi
 from ckpt_nemo.nemo2.config import Classes, table_of
 from ckpt_nemo.nemo2.files import GRAPH, MODEL
 from ckpt_nemo.nemo2.graph import Call, plain_of, read_graph
+
+# io.json: the TrainerContext of the run, and the arguments of its model (nemo/lightning/io/pl.py, 2.0 to 2.4)
+_GRAPH = Contents(
+    {
+        "root": "architecture",
+        "objects": "architecture",
+        "refcounts": "architecture",
+        "version": "architecture",
+        "root.model": "architecture",
+        "root.model.config": "architecture",
+        "root.model.tokenizer": "tokenizer",
+        "root.*": SETTINGS,
+    }
+)
 
 _SENTINEL = "_HAS_DEFAULT_FACTORY"  # how model.yaml before 2.3 names a default that a function makes
 
@@ -43,11 +58,20 @@ class Described:
     file: str
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    def enter(self, ledger: Ledger, context: Tree) -> None:
+        """Enter what became of the fields of the config, and of what else the graph in io.json has."""
+        for name in (GRAPH, MODEL):
+            if name in context:
+                ledger.used("architecture", context.place(name))
+        ledger.contents(context.place(GRAPH), self.sections, _GRAPH)
+        ledger.config(self.file, self.table.fates(self.fields), section="model.config")
 
 
 def read_context(context: Tree, options: Mapping[str, Any]) -> Described:
     """The model that the files in `context` describe, under the options `nemo_version`, `believe` and `ignore_keys`."""
-    graph, dump = _graph(context), _dump(context)
+    (graph, sections), dump = _graph(context), _dump(context)
     file = context.place(GRAPH)
     call = graph.arguments.get("config")
     if not isinstance(call, Call):
@@ -65,21 +89,25 @@ def read_context(context: Tree, options: Mapping[str, Any]) -> Described:
             said.pop(key, None)
     described = _described(classes, given, said, context, options)
     tokenizer = graph.arguments.get("tokenizer")
+    described.sections = sections
     described.tokenizer = tokenizer if isinstance(tokenizer, Call) else None
     described.losses += [Loss("dropped", key, "left out with -o ignore_keys") for key in ignored]
     return described
 
 
-def _graph(context: Tree) -> Call:
-    """The call of the model class in io.json."""
+def _graph(context: Tree) -> tuple[Call, dict[str, Any]]:
+    """The call of the model class in io.json; and whatever else the graph has, by name."""
     file = context.place(GRAPH)
-    root = read_graph(parse_json(context.read(GRAPH), file), file)
+    document: Any = parse_json(context.read(GRAPH), file)
+    root = read_graph(document, file)
     model = root.arguments.get("model") if isinstance(root, Call) else None
     if not isinstance(model, Call):
         raise FormatError(
             "the graph holds no model", file=file, found=brief(model), expected="TrainerContext(model=...)"
         )
-    return model
+    sections = {f"root.{name}": value for name, value in root.arguments.items()}
+    sections |= {f"root.model.{name}": value for name, value in model.arguments.items()}
+    return model, {**document, **sections}
 
 
 def _dump(context: Tree) -> dict[str, Any] | None:

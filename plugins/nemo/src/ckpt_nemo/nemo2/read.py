@@ -55,6 +55,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     tensors = assembled(found, architecture, order)
     if request.weights == "master":
         model.evidence.append("weights: fp32 masters of the optimizer")
+        found.ledger.read_masters()
+    model.enter(found.ledger, context)
     files = [FileState.of(context[name].file) for name in (GRAPH, MODEL) if name in context]
     checkpoint = Checkpoint(
         "nemo2",
@@ -69,6 +71,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence=model.evidence,
         losses=[*model.losses, *dropped(found)],
         masters=found.masters,
+        ledger=found.ledger,
     )
     # without vocab_size the rows were made for the tokenizer; with it they are what somebody gave, padded or not
     made = model.fields.get("vocab_size") is None

@@ -34,6 +34,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     config = sections(_without(saved.config, request))
     ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
     facts, notes = T5.read(config, saved.config_file)
+    saved.enter_config(T5, config, filter(None, str(request.options.get("ignore_keys") or "").split(",")))
     rows = _rows(saved, ranks)
     facts |= {"tokens.vocabulary": rows, "tokens.padded_vocabulary": rows}
     architecture = architecture_of(facts, saved.config_file)
@@ -59,10 +60,12 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         evidence=[*differences(config, blocks, architecture)],
         losses=[*tokenizer.losses, *tokenizer_losses],
         masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+        ledger=saved.close(_sidecars(tokenizer)),
     )
     checkpoint.sayings = sayings(config, architecture, _largest(tensors, saved))
     if request.weights == "master":
         checkpoint.evidence.append("weights: fp32 masters of the optimizer")
+        saved.ledger.read_masters()
     return settled(
         original_of(checkpoint, saved.root),
         request,

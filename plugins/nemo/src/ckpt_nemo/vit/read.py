@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_core.architecture import Activation, Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
+from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.image_processor import PROCESSOR
 from ckpt_core.plugins import ReadRequest
@@ -32,6 +32,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     config = _without(saved, request)
     layer = patch_layer(saved.names, saved.place)
     facts, notes = VIT.read(config, saved.config_file)
+    saved.enter_config(VIT, config, saved.config.keys() - config.keys())
     facts["patches.bias"] = layer == LINEAR
     architecture = architecture_of(facts, saved.config_file)
     if request.architecture is not None:
@@ -59,11 +60,11 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         hints=_hints(saved, names),
         evidence=list(_evidence(config, architecture, names, request)),
         masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+        ledger=saved.close(sidecars),
     )
     checkpoint.sayings = sayings(config)
-    if saved.optimizer:
-        why = "weights alone are read: training starts anew from them, it does not resume"
-        checkpoint.losses.append(Loss("dropped", "optimizer states", why))
+    if request.weights == "master":
+        saved.ledger.read_masters()
     return original_of(checkpoint, saved.root)
 
 

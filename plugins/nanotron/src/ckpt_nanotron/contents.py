@@ -1,0 +1,48 @@
+"""What a nanotron checkpoint holds beside the model, and what becomes of it (nanotron/serialize, 0.1 to main)."""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_core.ledger import OPTIMIZER, PROGRESS, RANDOM, SCHEDULE, SETTINGS, Contents, Ledger
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_nanotron.files import METADATA, optimizer_files
+
+# config.yaml, and its section model
+RUN_SECTIONS = Contents({"model": "architecture", "*": SETTINGS})
+RUN_MODEL = Contents({"model_config": "architecture", "init_method": "scale of attention", "*": SETTINGS})
+
+# checkpoint_metadata.json
+_METADATA = Contents(
+    {
+        "version": "version of the files",
+        "tp": "parallel layout",
+        "dp": "parallel layout",
+        "cp": "parallel layout",
+        "metas": PROGRESS,
+        "custom_metas": PROGRESS,
+    }
+)
+
+# optimizer/optimizer_pp-0-of-2_tp-0-of-2.pt: of the masters, the copies that are read are the weights
+_OPTIMIZER = Contents({"gradient_accumulator": "weights", "*": OPTIMIZER})
+
+_FOLDERS = {"optimizer": OPTIMIZER, "lr_scheduler": SCHEDULE, "random": RANDOM}
+
+
+def enter_training(ledger: Ledger, step: str, masters_read: bool) -> None:
+    """The state of the training: optimizer, schedule, random generators, and how far it got."""
+    for folder, reason in _FOLDERS.items():
+        for inside, _, names in os.walk(os.path.join(step, folder)):
+            for name in names:
+                path = os.path.join(inside, name)
+                ledger.left(reason, path, size=os.lstat(path).st_size)
+    if masters_read:
+        for path in optimizer_files(step).values():
+            ledger.used("weights", path)
+            ledger.contents(path, read_torch_file(path), _OPTIMIZER)
+    metadata = os.path.join(step, METADATA)
+    if os.path.isfile(metadata):
+        ledger.used("version of the files", metadata)
+        ledger.contents(metadata, read_json_object(metadata), _METADATA)

@@ -1,0 +1,44 @@
+"""What a Neuron checkpoint holds beside the model, and what becomes of it (NxD's trainer/checkpoint.py, SDK 2.14 to 2.26)."""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_core.ledger import OPTIMIZER, PROGRESS, SCHEDULE, SETTINGS, Contents, Ledger
+from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.storage.xser import read_xser
+from ckpt_nxdt.files import BEGUN, DONE, Found, root_of
+from ckpt_nxdt.files import OPTIMIZER as FOLDER
+from ckpt_nxdt.job import FRAGMENT
+
+USER_CONTENT, SCHEDULER = "user_content.pt", "scheduler.pt"
+
+# optim/dp_rank_*.pt
+_OPTIMIZER = Contents({"sharded_master_weights": "weights", "shape_info": "which master is whose", "*": OPTIMIZER})
+
+# model/dp_rank_*.pt.info.pt, by the number of the tensor
+_INFO = Contents({"[0-9]*": "where each tensor lies"})
+
+_FILES = {USER_CONTENT: PROGRESS, SCHEDULER: SCHEDULE, FRAGMENT: SETTINGS}
+
+
+def enter_training(ledger: Ledger, found: Found, masters_read: set[str]) -> None:
+    """The marks of the job, and the state of its training; `masters_read` are the files whose masters are the weights."""
+    root = root_of(found.folder)
+    for name in (BEGUN, DONE):
+        if os.path.isfile(mark := os.path.join(root, name)):
+            ledger.used("whether the checkpoint is complete", mark)
+    for name, reason in _FILES.items():
+        if os.path.isfile(file := os.path.join(root, name)):
+            ledger.left(reason, file, size=os.path.getsize(file))
+    for rank in found.files:
+        if os.path.isfile(info := f"{rank.path}.info.pt"):
+            ledger.used("where each tensor lies", info)
+            ledger.contents(info, read_torch_file(info), _INFO)
+    for inside, _, names in os.walk(os.path.join(root, FOLDER)):
+        for name in names:
+            file = os.path.join(inside, name)
+            if file not in masters_read:
+                ledger.left(OPTIMIZER, file, size=os.lstat(file).st_size)
+            elif isinstance(content := read_xser(file) if ".tensors" not in inside else None, dict):
+                ledger.contents(file, content, _OPTIMIZER)
