@@ -89,7 +89,10 @@ def test_the_facts_of_the_case_are_found(golden: Golden) -> None:
         assert {name: found.parallel.get(name, 1) for name in ("tp", "pp", "ep")} == own_layout(golden)
         assert found.masters == has_optimizer(golden)
         assert found.architecture.tokens.vocabulary >= golden.logits.shape[-1]
-        assert not found.losses
+        # this one says vocab_size itself, and has a row more than its tokenizer has tokens
+        assert [loss.subject for loss in found.losses] == (
+            ["a vocabulary of 132"] if str(golden) == "qwen3_tied_pp2" else []
+        )
 
 
 @each("nemo2")

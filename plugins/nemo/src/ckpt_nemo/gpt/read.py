@@ -71,7 +71,7 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
         evidence=described.evidence,
         losses=[*losses, *tokenizer.losses],
         masters=found.masters,
-        ledger=saved.close(tokenizer.files),
+        ledger=saved.close(saved.companions | tokenizer.files),
     )
     checkpoint = original_of(checkpoint, saved.root)
     return _with_true_vocabulary(checkpoint, saved, tokenizer, request)

@@ -60,7 +60,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         evidence=[*differences(config, blocks, architecture)],
         losses=[*tokenizer.losses, *tokenizer_losses],
         masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
-        ledger=saved.close(_sidecars(tokenizer)),
+        ledger=saved.close(saved.companions | _sidecars(tokenizer)),
     )
     checkpoint.sayings = sayings(config, architecture, _largest(tensors, saved))
     if request.weights == "master":
