@@ -26,6 +26,7 @@ from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.assembly import Assembly, Source
 from ckpt_core.engine.digest import fingerprint as combine
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
+from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
 from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.engine.transfer import Result, run_transfer
@@ -360,10 +361,19 @@ def convert(
 def digests(
     checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
 ) -> dict[str, Result]:
-    """The digest of every canonical tensor, read once, in bounded memory."""
-    return over_tensors(
+    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile."""
+    checkpoint = replace(checkpoint, tensors=watched(checkpoint.tensors))
+    found = over_tensors(
         checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
     )
+    source = Source(checkpoint.files)
+    records = RecordSums(checkpoint.tensors, source)
+    try:
+        for result in found.values():
+            records.add(result.records)
+    finally:
+        source.close()
+    return found
 
 
 def over_tensors(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,14 +14,15 @@ import numpy as np
 
 from ckpt_core.architecture import Parameter, same_value
 from ckpt_core.engine.scratch import scratch
-from ckpt_core.engine.strided import ReadInto, read_box
+from ckpt_core.engine.strided import ReadInto, WriteFrom, read_box
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Scale, Tile, ValueMap
+from ckpt_core.storage import crc32
 from ckpt_core.storage.chunked import tiles
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.files import FileState, OpenFiles, pread_into
 from ckpt_core.storage.inflate import Inflated, inflated
-from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
+from ckpt_core.storage.tensor import Record, StoredTensor, contiguous_strides
 
 Box = tuple[tuple[int, int], ...]
 """A part of a tensor: (start, stop) per axis."""
@@ -36,12 +38,16 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a canonical parameter in a file. The tile's one native dimension counts elements from `offset` bytes."""
+    """A part of a canonical parameter in a file. The tile's one native dimension counts elements from `offset` bytes.
+
+    `record` is what it lies in, where that has a checksum to be added up.
+    """
 
     path: str
     dtype: DType
     offset: int
     tile: Tile
+    record: Record | None = field(default=None, repr=False)
 
     def within(self, box: Box) -> list[Tile]:
         """The parts of the tile inside a box."""
@@ -142,6 +148,7 @@ class Assembly:
 
 
 _UNBOUNDED = 1 << 10
+_PIECE = 1 << 20
 
 
 def significant_bits(factor: float) -> int:
@@ -168,10 +175,13 @@ class Source:
         self._files = OpenFiles(os.O_RDONLY)
         self._inflated: dict[str, Inflated | None] = {}
 
-    def read(self, assembly: Assembly, box: Box, *, transient: bool = False) -> np.ndarray:
+    def read(
+        self, assembly: Assembly, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
+    ) -> np.ndarray:
         """The canonical values of `box` as raw elements of `assembly.value_dtype`, C-contiguous.
 
-        `transient`: they may lie in this thread's buffer, where its next read replaces them.
+        `transient`: they may lie in this thread's buffer, where its next read replaces them. What the box is to the checksums
+        of the records it lies in is added to `sums`.
         """
         shape = tuple(stop - start for start, stop in box)
         if assembly.fill is not None:
@@ -180,15 +190,15 @@ class Source:
             return self._mapped(assembly, box, self._sum(assembly.added, box))
         raw = scratch("raw", shape, assembly.dtype.numpy) if transient else np.empty(shape, assembly.dtype.numpy)
         if assembly.averaged:
-            self._average(assembly, box, raw)
+            self._average(assembly, box, raw, sums)
         else:
-            self._gather(assembly.blocks, box, raw)
+            self._gather(assembly.blocks, box, raw, sums)
         for block in assembly.copies:
             for tile in block.within(box):
-                self._compare(assembly, block, tile, tile_view(raw, tile, box))
+                self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
         for block in assembly.rounded:
             for tile in block.within(box):
-                self._compare_rounded(assembly, block, tile, tile_view(raw, tile, box))
+                self._compare_rounded(assembly, block, tile, tile_view(raw, tile, box), sums)
         if not assembly.maps and not assembly.factors:
             return raw
         return self._mapped(assembly, box, decode(raw, assembly.dtype))
@@ -225,27 +235,28 @@ class Source:
                 total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
         return total
 
-    def _gather(self, blocks: Sequence[Block], box: Box, raw: np.ndarray) -> None:
+    def _gather(self, blocks: Sequence[Block], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
         """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
         parts = [(block, tile) for block in blocks for tile in block.within(box)]
         if sum(tile.elements for _, tile in parts) != raw.size:
             raw[...] = 0
         for block, tile in parts:
-            self._fill(block, tile, tile_view(raw, tile, box))
+            self._fill(block, tile, tile_view(raw, tile, box), sums)
 
-    def _average(self, assembly: Assembly, box: Box, mean: np.ndarray) -> None:
+    def _average(self, assembly: Assembly, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
         ranks = (assembly.blocks, *assembly.averaged)
         mean[...] = 0
         for blocks in ranks:
             stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
-            self._gather(blocks, box, stored)
+            self._gather(blocks, box, stored, sums)
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
 
-    def _fill(self, block: Block, tile: Tile, view: np.ndarray) -> None:
+    def _fill(self, block: Block, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
         offset = block.offset + tile.native_base[0] * block.dtype.size
+        add = None if sums is None or block.record is None else _adder(block.record, sums)
         with self._reading(block.path) as read:
-            read_box(read, offset, [link.stride for link in tile.links], view)
+            read_box(read, offset, [link.stride for link in tile.links], view, add)
 
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[ReadInto]:
@@ -259,10 +270,13 @@ class Source:
         with self._files.descriptor(path, state) as descriptor:
             yield functools.partial(pread_into, descriptor, path=path)
 
-    def _compare(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
+    def _compare(
+        self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray, sums: Counter[str] | None
+    ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
-        self._fill(block, tile, copy)
+        self._fill(block, tile, copy, sums)
         if block.dtype != assembly.dtype or not np.array_equal(_bits(copy), _bits(view)):
+            self._check_records((block, *assembly.blocks))
             raise FormatError(
                 f"two copies of {assembly.parameter.name} differ",
                 file=block.path,
@@ -270,17 +284,35 @@ class Source:
                 fix="the checkpoint says they are one tensor (a tied head, a replicated parameter): find out which copy is right",
             )
 
-    def _compare_rounded(self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray) -> None:
+    def _compare_rounded(
+        self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray, sums: Counter[str] | None
+    ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
-        self._fill(block, tile, copy)
+        self._fill(block, tile, copy, sums)
         rounded = encode(decode(np.ascontiguousarray(view), assembly.dtype), block.dtype)
         if not np.array_equal(_bits(rounded), _bits(copy)):
+            self._check_records((block, *assembly.blocks))
             raise FormatError(
                 f"{assembly.parameter.name} in {assembly.dtype} does not round to its copy in {block.dtype}",
                 file=assembly.blocks[0].path,
                 expected=f"the values in {block.path}, before they were rounded",
                 fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
             )
+
+    def _check_records(self, blocks: Iterable[Block]) -> None:
+        """Of values that contradict each other, say which are damaged, where a checksum tells."""
+        for record in {block.record for block in blocks if block.record is not None}:
+            self.check_record(record)
+
+    def check_record(self, record: Record) -> None:
+        """Read a record for its checksum alone; `FormatError` if it is damaged."""
+        crc, end = 0, record.offset + record.size
+        with self._reading(record.file) as read:
+            for start in range(record.offset, end, _PIECE):
+                piece = bytearray(min(_PIECE, end - start))
+                read(memoryview(piece), start)
+                crc = crc32.crc32(piece, crc)
+        record.check(crc)
 
     def recheck(self) -> None:
         """Raise `FormatError` if any source file changed since the plan was made."""
@@ -290,6 +322,18 @@ class Source:
 
     def close(self) -> None:
         self._files.close()
+
+
+def _adder(record: Record, sums: Counter[str]) -> WriteFrom:
+    """Adds bytes at an offset of the file to the sum of the record that they are of."""
+
+    key, end = record.key, record.offset + record.size
+
+    def add(view: memoryview, offset: int) -> None:
+        behind = end - offset - len(view)
+        sums[key] ^= crc32.shifted(crc32.remainder(view), behind)
+
+    return add
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -376,7 +420,13 @@ class Assembler:
                 for tile in tiles:
                     stored = shard.stored
                     blocks.append(
-                        Block(stored.file, stored.dtype, stored.offset, flat_tile(tile, stored.strides, shard.origin))
+                        Block(
+                            stored.file,
+                            stored.dtype,
+                            stored.offset,
+                            flat_tile(tile, stored.strides, shard.origin),
+                            stored.record,
+                        )
                     )
             yield piece.parameter, blocks
 

@@ -22,6 +22,7 @@ from ckpt_core.architecture import parameters, to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
 from ckpt_core.company import losses_of
 from ckpt_core.engine.assembly import Assembly, Block, flat_tile, significant_bits
+from ckpt_core.engine.records import watched
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import Native, Scale, ValueMap
 from ckpt_core.storage.dtypes import FP32, DType, dtype_named
@@ -222,7 +223,7 @@ def make_plan(
         )
     source = replace(source, files=[*source.files, *_sidecar_files(source, target)])
     transfers = []
-    for name, assembly in target.tensors.items():
+    for name, assembly in watched(target.tensors).items():
         outgoing = tuple(deliveries[name])
         transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
     return Plan(source, target, transfers, workers, memory, options or {})

@@ -18,6 +18,7 @@ from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.seal import read_receipt, sealed
 from ckpt_core.engine.staging import (
     RECEIPT,
@@ -142,6 +143,9 @@ def _transfer_all(
     written = sum(result.bytes_written for result in staging.done.values())
     source = Source(plan.source.files)
     completion = Completion(plan.target.files, todo, staging.done.values(), staging.path, staging.sync)
+    records = RecordSums({transfer.name: transfer.assembly for transfer in plan.transfers}, source)
+    for result in staging.done.values():
+        records.add(result.records)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         if executor is None:
@@ -153,6 +157,7 @@ def _transfer_all(
             finished = Workers(executor, run, source).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
+            records.add(result.records)
             staging.finish(result)
             completion.written(transfer, result)
             written += result.bytes_written

@@ -46,8 +46,13 @@ def _starts(sizes: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[tupl
         yield index, sum(i * stride for i, stride in zip(index, strides, strict=True))
 
 
-def read_box(read: ReadInto, offset: int, strides: Sequence[int], out: np.ndarray) -> None:
-    """Fill `out` from a file: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...)."""
+def read_box(
+    read: ReadInto, offset: int, strides: Sequence[int], out: np.ndarray, add: WriteFrom | None = None
+) -> None:
+    """Fill `out` from a file: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...).
+
+    `add` is given the bytes of those elements and where they lie, with zeros for bytes between them.
+    """
     if out.size == 0:
         return
     order = _file_order(strides)
@@ -57,20 +62,30 @@ def read_box(read: ReadInto, offset: int, strides: Sequence[int], out: np.ndarra
     outer_sizes, outer_steps = sizes[: len(sizes) - merged], steps[: len(sizes) - merged]
     if ordered.flags.c_contiguous and not outer_sizes:
         read(_bytes_of(ordered), offset)
+        if add is not None:
+            add(_bytes_of(ordered), offset)
         return
     reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
     runs = math.prod(outer_sizes)
     if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
         near = scratch("near", (reach,), out.dtype)
         read(_bytes_of(near), offset)
-        ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, [step * out.itemsize for step in steps])
+        byte_steps = [step * out.itemsize for step in steps]
+        ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, byte_steps)
+        if add is not None:
+            near[...] = 0
+            np.lib.stride_tricks.as_strided(near, sizes, byte_steps)[...] = ordered
+            add(_bytes_of(near), offset)
         return
     buffer = scratch("run", (run,), out.dtype)
     for index, start in _starts(outer_sizes, outer_steps):
         place: tuple[int | EllipsisType, ...] = (*index, ...)  # the ellipsis keeps a view even of a single element
         target = ordered[place]
         direct = target.flags.c_contiguous
-        read(_bytes_of(target if direct else buffer), offset + start * out.itemsize)
+        run_bytes = _bytes_of(target if direct else buffer)
+        read(run_bytes, offset + start * out.itemsize)
+        if add is not None:
+            add(run_bytes, offset + start * out.itemsize)
         if not direct:
             target[...] = buffer.reshape(target.shape)
 

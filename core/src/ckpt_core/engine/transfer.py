@@ -31,7 +31,8 @@ _DIRTY = 8 << 20
 class Result:
     """What a transfer leaves for the receipt: the digest of the values as written, and of the source's if they differ.
 
-    `remainders` are what it wrote below each checksum, a file's whole one included: see `storage.crc32`.
+    `remainders` are what it wrote below each checksum, a file's whole one included, and `records` what it read of each
+    record of the source that is checked: see `storage.crc32`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Result:
     source_digest: str | None
     bytes_written: int
     remainders: dict[str, int]
+    records: dict[str, int]
 
 
 def checksum_name(path: str, checksum: Checksum) -> str:
@@ -127,9 +129,9 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     primary = transfer.deliveries[0] if transfer.deliveries else None
     changed = primary if primary is not None and not _keeps_values(primary, value_dtype) else None
     rows = assembly.parameter.true_rows
-    written, remainders = 0, Counter[str]()
+    written, remainders, records = 0, Counter[str](), Counter[str]()
     for box in boxes(assembly.parameter.shape, transfer.chunk):
-        values = source.read(assembly, box, transient=True)
+        values = source.read(assembly, box, transient=True, sums=records)
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[tuple[DType, tuple[ValueMap, ...]], np.ndarray] = {}
         for delivery in transfer.deliveries:
@@ -145,9 +147,10 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
                 for value_map in changed.maps:
                     back = value_map.inverse().apply(back)
             stored.update(_true(np.ascontiguousarray(back, dtype.numpy), box, rows), dtype)
+    digest, source_digest = read.hexdigest(), None
     if changed is not None:
-        return Result(transfer.name, stored.hexdigest(), read.hexdigest(), written, dict(remainders))
-    return Result(transfer.name, read.hexdigest(), None, written, dict(remainders))
+        digest, source_digest = stored.hexdigest(), digest
+    return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
 
 
 def stored_values(values: np.ndarray, dtype: DType, target: DType, maps: tuple[ValueMap, ...], name: str) -> np.ndarray:

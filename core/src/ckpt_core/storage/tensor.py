@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import DType
 
 
@@ -22,11 +23,38 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """`size` bytes from byte `offset` of `file` on whose CRC-32 the file tells: a member of a zip archive."""
+
+    file: str
+    name: str
+    offset: int
+    size: int
+    crc: int
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return f"{self.offset} {self.file}"
+
+    def check(self, crc: int) -> None:
+        """`FormatError` if the CRC-32 of its bytes is not the one that the file tells."""
+        if crc != self.crc:
+            raise FormatError(
+                f"the record {self.name!r} is damaged: its checksum is wrong",
+                file=self.file,
+                found=f"CRC-32 {crc:08x} of the {self.size} bytes from byte {self.offset} on",
+                expected=f"{self.crc:08x}",
+                fix="copy the file again",
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Shape and dtype of a tensor, and where its elements lie in a file.
 
     `offset` is the byte position of element (0, ..., 0); `strides` count elements
-    and are row-major unless the framework saved a view (torch does).
+    and are row-major unless the framework saved a view (torch does). `record` is what it lies in, where that has a checksum.
     """
 
     file: str
@@ -34,6 +62,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     strides: tuple[int, ...]
+    record: Record | None = None
 
     @classmethod
     def contiguous(cls, file: str, dtype: DType, shape: tuple[int, ...], offset: int) -> StoredTensor:

@@ -20,7 +20,7 @@ from ckpt_core.storage.dtypes import BY_NAME, DType
 from ckpt_core.storage.opaque import Opaque, brief
 from ckpt_core.storage.pickle_makers import Args, Maker, Reading
 from ckpt_core.storage.pickles import PLAIN_MAKERS
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.tensor import Record, StoredTensor
 
 # torch/storage.py, _dtype_to_storage_type_map (torch 2.13); the names have not changed since torch 0.2.
 STORAGE_CLASSES = {
@@ -53,6 +53,7 @@ class StoredStorage:
     offset: int
     elements: int
     untyped: bool = False
+    record: Record | None = None
 
 
 def storage_class(reference: object, reading: Reading) -> tuple[DType, bool]:
@@ -98,7 +99,7 @@ def _view(
     if elements == 0:
         if math.prod(size for size in shape if size) > _MAX_BYTES:
             reading.fail("a tensor's shape is impossible", found=shape)
-        return StoredTensor(storage.file, dtype, shape, storage.offset, strides)
+        return StoredTensor(storage.file, dtype, shape, storage.offset, strides, storage.record)
     available = storage.elements * storage.dtype.size // dtype.size
     last = start + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if last >= available:
@@ -113,7 +114,7 @@ def _view(
             found=f"shape {shape} over {available} elements",
             expected=f"at most {_MAX_REPEATED_BYTES} bytes",
         )
-    return StoredTensor(storage.file, dtype, shape, storage.offset + start * dtype.size, strides)
+    return StoredTensor(storage.file, dtype, shape, storage.offset + start * dtype.size, strides, storage.record)
 
 
 def _rebuild(name: str, args: Args, dtype: Any, metadata: Any, reading: Reading) -> Any:

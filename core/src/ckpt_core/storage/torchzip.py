@@ -22,6 +22,7 @@ from ckpt_core.storage.byterange import ByteRange
 from ckpt_core.storage.inflate import open_stored
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.pickles import Limits, read_pickle
+from ckpt_core.storage.tensor import Record
 from ckpt_core.storage.torch_legacy import read_legacy, starts_with_magic
 from ckpt_core.storage.torch_tensors import TORCH_MAKERS, StoredStorage, storage_class
 from ckpt_core.storage.zipdir import LOCAL_SIGNATURE, Member, read_zip_directory
@@ -131,7 +132,9 @@ class _ZipFile:
             )
         known = self._storages.get(name)
         if known is None or known.dtype != dtype or known.elements != count:
-            known = self._storages[name] = StoredStorage(self.file, dtype, member.offset, count, untyped)
+            # torch can be told to write no checksums: 0
+            record = Record(self.file, member.name, member.offset, member.size, member.crc) if member.crc else None
+            known = self._storages[name] = StoredStorage(self.file, dtype, member.offset, count, untyped, record)
         return known
 
     def _small_record(self, name: str) -> bytes | None:

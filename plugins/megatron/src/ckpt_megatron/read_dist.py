@@ -20,7 +20,6 @@ from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.dcp import ChunkedTensor, DistributedCheckpoint, read_distributed
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torchzip import read_torch_file
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA
@@ -207,6 +206,6 @@ def _along_first(shards: Sequence[Shard]) -> Iterator[tuple[int, list[Shard]]]:
             raise FormatError("a tensor of all layers has no dimension", file=stored.file)
         for number in range(stored.shape[0]):
             offset = stored.offset + number * stored.strides[0] * stored.dtype.size
-            inner = StoredTensor(stored.file, stored.dtype, stored.shape[1:], offset, stored.strides[1:])
+            inner = replace(stored, shape=stored.shape[1:], offset=offset, strides=stored.strides[1:])
             by_index.setdefault(shard.origin[0] + number, []).append(Shard(shard.origin[1:], inner))
     yield from sorted(by_index.items(), key=lambda item: item[0])

@@ -16,7 +16,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_core.engine.assembly import Shard
 from ckpt_core.errors import CkptError, FormatError, Problems
@@ -320,13 +320,8 @@ def _master_of(
         # The master has the shape of the rank's whole shard; the part begins where the weight's part does.
         weight = next(s for s, r in zip(stored.shards, stored.ranks, strict=True) if r == rank)
         start = (shard.stored.offset - weight.stored.offset) // shard.stored.dtype.size
-        part = StoredTensor(
-            master.file,
-            master.dtype,
-            shard.stored.shape,
-            master.offset + start * master.dtype.size,
-            shard.stored.strides,
-        )
+        offset = master.offset + start * master.dtype.size
+        part = replace(master, shape=shard.stored.shape, offset=offset, strides=shard.stored.strides)
         if master.strides != shard.stored.strides:
             raise FormatError(
                 f"the master of {name} has another shape than its weight", file=master.file, found=master.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def _shard(name: str, stored: StoredTensor, native: Native, t: int) -> Shard:
     shape = stored.shape
     if name in RELATIVE_TABLES and len(shape) == 2 and shape[1] != native.shape[1] and not shape[1] % native.shape[1]:
         offset = stored.offset + t * native.shape[1] * stored.strides[1] * stored.dtype.size
-        stored = StoredTensor(stored.file, stored.dtype, (shape[0], native.shape[1]), offset, stored.strides)
+        stored = replace(stored, shape=(shape[0], native.shape[1]), offset=offset)
     return Shard((0,) * len(shape), stored)
 
 
