@@ -137,6 +137,19 @@ def test_the_activation(run: Path, function: dict, fused: bool, activation: Acti
     assert layer(run).mlp.activation is activation
 
 
+def test_a_fused_gelu_without_biases_is_refused(run: Path) -> None:
+    """TransformerConfig raises for it; unfused, or gated, it is a model."""
+    plain = {
+        "activation_func": {"_target_": GELU, "_call_": False},
+        "gated_linear_unit": False,
+        "add_bias_linear": False,
+    }
+    model(run, lambda fields: fields.update(plain, bias_activation_fusion=True))
+    refused(run, "a fused GELU needs a bias", "bias_activation_fusion = True, add_bias_linear = False")
+    model(run, lambda fields: fields.update(gated_linear_unit=True))
+    assert layer(run).mlp.activation is Activation.GELU_TANH
+
+
 def test_gelu_of_another_engine_is_refused(run: Path) -> None:
     model(
         run,

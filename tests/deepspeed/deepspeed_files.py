@@ -184,7 +184,8 @@ def write_partitioned_groups(folder: Path, zero: Zero, dp: int, *, shapes: bool 
             part["single_partition_of_fp32_groups"].append(flat[rank * size : (rank + 1) * size].clone())
             part["param_slice_mappings"].append(OrderedDict(_addresses(order, rank * size, size)))
     for rank, part in enumerate(parts):
-        body = {**part, "zero_stage": 2, "partition_count": [dp] * len(zero.groups), "ds_version": "0.19.8"}
+        body = {**part, "partition_count": [dp] * len(zero.groups), "ds_version": "0.19.8"}
+        body |= {"zero_stage": 2} if shapes else {}
         save({"optimizer_state_dict": body}, folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
     changes = {} if shapes else {"param_shapes": None}
     save(zero.states(dp, **changes), folder / "mp_rank_00_model_states.pt")

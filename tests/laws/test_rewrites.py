@@ -31,10 +31,12 @@ from ckpt_core.rewrite import (
     untied_head,
     vocabulary_rows,
     without_zero_biases,
+    without_zero_shared_experts,
     zero_biases,
+    zero_shared_experts,
 )
 from ckpt_core.testing import example, write_ir
-from ckpt_core.testing.examples import calm_numbers
+from ckpt_core.testing.examples import ABSENT, calm_numbers
 from ckpt_core.testing.functions import apart, outputs
 
 TOLERANCE = 1e-4
@@ -44,6 +46,7 @@ CENTRED = {f"{norm}__zero_centred": True for norm in ("attention__norm", "mlp__n
 RELU = {"mlp__activation": Activation.RELU, "mlp__gated": False}
 HEADS = {"encoder__attention__scale": 0.3, "decoder__cross_attention__scale": 0.2}
 BIASED = {f"attention__{part}_bias": True for part in ("q", "k", "v")}
+UNSHARED = {"mlp__moe__shared": ABSENT}
 TABLES = {
     "relative_bias__buckets": 26,
     "relative_bias__max_distance": 64,
@@ -92,6 +95,16 @@ EXACT: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
     ),
     "zero biases": (example("qwen", layers=2), all_biases),
     "no zero biases": (example("llama", layers=2), there_and_back(all_biases, without_zero_biases)),
+    "no zero bias of outputs": (
+        example("qwen", layers=2),
+        there_and_back(all_biases, lambda model: without_zero_biases(model, ".attention.out.bias")),
+    ),
+    "shared experts of zeros": (example("moe", layers=2, **UNSHARED), zero_shared_experts),
+    "shared experts of zeros in some layers": (example("moe-mixed", **UNSHARED), zero_shared_experts),
+    "no shared experts of zeros": (
+        example("moe", layers=2, **UNSHARED),
+        there_and_back(zero_shared_experts, without_zero_shared_experts),
+    ),
     "gated relu": (example("gpt2", layers=2, **RELU), gated_relu),
     "plain relu": (example("gpt2", layers=2, **RELU), there_and_back(gated_relu, plain_relu)),
     "vocabulary rows": (example("llama-padded", layers=2), lambda model: vocabulary_rows(model, 224)),
@@ -122,6 +135,12 @@ UNTOUCHED: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
     "layer scale behind a norm": (
         example("gpt2", layers=2, layer_scale=True, attention__out_norm__kind="rms", attention__out_norm__eps=1e-4),
         folded_layer_scale,
+    ),
+    "shared experts that have values": (example("moe", layers=2), without_zero_shared_experts),
+    "experts that are shared already": (example("moe", layers=2), zero_shared_experts),
+    "biases that have values": (
+        example("qwen", layers=2, attention__out_bias=True),
+        lambda model: without_zero_biases(model, ".attention.out.bias"),
     ),
     "norms of both kinds": (
         example("llama", layers=2, **{**CENTRED, "final_norm__zero_centred": False}),

@@ -64,6 +64,10 @@ def test_groups_count_only_with_their_flag() -> None:
     [
         ({"bias_gelu_fusion": True}, Activation.GELU_TANH, False),
         ({"bias_gelu_fusion": False}, Activation.GELU_ERF, False),
+        # validate_args turns the fusion off where there is no bias
+        ({"bias_gelu_fusion": True, "add_bias_linear": False}, Activation.GELU_ERF, False),
+        ({"bias_gelu_fusion": True, "disable_bias_linear": True}, Activation.GELU_ERF, False),
+        ({"bias_gelu_fusion": True, "add_bias_linear": False, "add_qkv_bias": True}, Activation.GELU_ERF, False),
         ({}, Activation.GELU_ERF, False),
         ({"swiglu": True, "bias_gelu_fusion": True}, Activation.SILU, True),
         ({"quick_geglu": True}, Activation.GELU_QUICK, True),

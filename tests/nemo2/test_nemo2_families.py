@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from families.cases import CASES, build, tokens
 from support import config_classes
 from support.models import load, logits_of
 
-from ckpt_core import convert
+from ckpt_core import convert, open_checkpoint
 from ckpt_core.architecture import Architecture, RotaryKind
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example, write_ir
@@ -77,6 +78,32 @@ def test_what_no_class_does_together_is_refused(model: Architecture, other: str,
     with pytest.raises(CkptError) as refusal:
         convert(write_ir(tmp_path / "ir", model), tmp_path / "run", to="nemo2")
     assert "tokens.scale = 11.5" in str(refusal.value) and other in str(refusal.value)
+
+
+@pytest.mark.parametrize(("mscale", "holds"), [(0.7, False), (0.9, True)])
+def test_two_scales_of_yarn_are_written_only_if_every_core_reads_them_alike(
+    tmp_path: Path, mscale: float, holds: bool
+) -> None:
+    """A NeMo 2 config tells no version of Megatron-Core, and 0.13 changed which of the two scales the scores."""
+    yarn = {"kind": RotaryKind.YARN, "factor": 4.0, "original_positions": 16, "mscale": mscale, "mscale_all_dim": 0.9}
+    model = example(
+        "latent",
+        **config_classes.LATENT,
+        **{f"latent_attention__rotary__scaling__{name}": value for name, value in yarn.items()},
+        latent_attention__scale=(0.1 * 0.9 * math.log(4.0) + 1) ** 2 / 24**0.5,
+    )
+    source = write_ir(tmp_path / "ir", model)
+    if holds:
+        convert(source, tmp_path / "run", to="nemo2")
+        with open_checkpoint(tmp_path / "run") as run:
+            assert run.architecture.decoder.layers == model.decoder.layers
+        return
+    with pytest.raises(CkptError) as refusal:
+        convert(source, tmp_path / "run", to="nemo2")
+    assert "mscale = 0.7" in str(refusal.value) and "mscale_all_dim = 0.9" in str(refusal.value)
+    convert(source, tmp_path / "bridge", to="megatron-bridge")  # whose config tells that its core is a later one
+    with open_checkpoint(tmp_path / "bridge") as bridge:
+        assert bridge.architecture.decoder.layers[0].latent_attention.rotary.scaling.mscale == 0.7
 
 
 class TestNemo2Refusals(config_classes.Refusals):

@@ -1,10 +1,11 @@
-"""HF -> Nanotron, judged by the released nanotron itself: what we write it loads, and its logits are transformers'.
+"""Nanotron and HF, judged by the released nanotron itself: what we write it loads, and what it saves we read; the logits agree.
 
 Run by `nox -s real_nanotron`, in an environment of its own.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 
 from ckpt_core import convert
 
@@ -40,6 +41,13 @@ MODELS = {
             bos_token_id=1, eos_token_id=2,
         )
     ),
+    "starcoder2_multi": lambda: Starcoder2ForCausalLM(
+        Starcoder2Config(
+            vocab_size=203, hidden_size=96, intermediate_size=144, num_hidden_layers=3, num_attention_heads=12,
+            num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, sliding_window=None,
+            bos_token_id=1, eos_token_id=2,
+        )
+    ),
 }  # fmt: skip
 
 
@@ -60,7 +68,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def judged(step: Path, folder: Path, tp: int, pp: int) -> torch.Tensor:
+def judged(step: Path, folder: Path, tp: int, pp: int, *more: str) -> torch.Tensor:
     """The logits of the real nanotron for a step folder, in a topology of its own."""
     out = folder / f"judged-{tp}-{pp}.safetensors"
     command = [
@@ -73,6 +81,7 @@ def judged(step: Path, folder: Path, tp: int, pp: int) -> torch.Tensor:
         str(tp),
         "--pp",
         str(pp),
+        *more,
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -93,6 +102,29 @@ def test_nanotron_computes_what_transformers_computes(
     logits = judged(tmp_path / "run" / "0", model, loaded_tp, loaded_pp)
     expected = load_file(model / "expected.safetensors")["logits"]
     assert (logits[..., : expected.shape[-1]] - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("groups", "tp"), [(1, 1), (3, 1), (6, 2), (12, 2)], ids=str)
+def test_transformers_computes_what_nanotron_saved(tmp_path: Path, groups: int, tp: int) -> None:
+    """Starcoder2 with `grouped_query`, whose attention has tensors of its own even if it has one key-value head."""
+    config = {
+        "activation_function": "gelu_pytorch_tanh", "grouped_query": True, "multi_query": False, "num_kv_heads": groups,
+        "num_attention_heads": 12, "num_hidden_layers": 3,
+        "hidden_size": 96, "intermediate_size": 144, "max_position_embeddings": 64, "vocab_size": 204, "is_starcoder2_config": True,
+    }  # fmt: skip
+    step = tmp_path / "run" / "0"
+    step.mkdir(parents=True)
+    (step / "model_config.json").write_text(json.dumps(config))
+    tokens = torch.randint(0, 204, (2, 37), generator=torch.Generator().manual_seed(1))
+    save_file({"input_ids": tokens}, tmp_path / "tokens.safetensors")
+    expected = judged(step, tmp_path, tp, 1, "--save")
+    assert any(path.name == "query_key_value" for path in step.rglob("*"))
+    convert(step, tmp_path / "hf", to="hf")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        assert (network(tokens).logits - expected).abs().max() < TOLERANCE
+    convert(tmp_path / "hf", tmp_path / "back", to="nanotron", tp=tp)
+    assert (judged(tmp_path / "back" / "0", tmp_path, tp, 1) - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("model", ["llama"], indirect=True)

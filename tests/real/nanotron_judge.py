@@ -1,11 +1,12 @@
 """Let the real, released nanotron 0.4 load a checkpoint on CPU and write the logits it computes.
 
-    python nanotron_judge.py CHECKPOINT_STEP_DIR INPUT_IDS.safetensors OUT.safetensors [--tp N --pp M]
+    python nanotron_judge.py CHECKPOINT_STEP_DIR INPUT_IDS.safetensors OUT.safetensors [--tp N --pp M] [--save]
 
 ``INPUT_IDS.safetensors`` holds ``input_ids`` [batch, sequence] (int64); ``OUT.safetensors`` receives ``logits``
 [batch, sequence, vocabulary] (fp32). The model is nanotron's own class, built from ``model_config.json`` in the
 requested tensor/pipeline-parallel topology (one process per rank, gloo over loopback), filled by nanotron's own
-``load_weights`` and run through nanotron's own forward. ``nanotron_stubs`` lists what had to be replaced to do that
+``load_weights`` and run through nanotron's own forward. With ``--save`` its values are random, and nanotron's own
+``save_weights`` puts them beside ``model_config.json``, the only file that has to be there. ``nanotron_stubs`` lists what had to be replaced to do that
 without a GPU.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import zlib
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, metavar="OUT.safetensors")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size to load into (default: 1)")
     parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size to load into (default: 1)")
+    parser.add_argument("--save", action="store_true", help="save a random model there, instead of loading one")
     arguments = parser.parse_args()
 
     installed = version("nanotron")
@@ -51,15 +54,23 @@ def main() -> None:
     store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
     torch.multiprocessing.spawn(
         judge,
-        args=(store.port, arguments.checkpoint, arguments.inputs, arguments.output, arguments.tp, arguments.pp),
+        args=(
+            store.port,
+            arguments.checkpoint,
+            arguments.inputs,
+            arguments.output,
+            arguments.tp,
+            arguments.pp,
+            arguments.save,
+        ),
         nprocs=world_size,
     )
     if not arguments.output.is_file():
         sys.exit("no rank produced logits")
 
 
-def judge(rank: int, port: int, checkpoint: Path, inputs: Path, output: Path, tp: int, pp: int) -> None:
-    """Run one rank: build, load, forward; the first tensor-parallel rank of the last stage writes the result."""
+def judge(rank: int, port: int, checkpoint: Path, inputs: Path, output: Path, tp: int, pp: int, save: bool) -> None:
+    """Run one rank: build, load or save, forward; the first tensor-parallel rank of the last stage writes the result."""
     world_size = tp * pp
     # nanotron's ParallelContext reads its place in the world from the environment.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
@@ -75,7 +86,7 @@ def judge(rank: int, port: int, checkpoint: Path, inputs: Path, output: Path, tp
 
     context = ParallelContext(tensor_parallel_size=tp, pipeline_parallel_size=pp, data_parallel_size=1)
     model = build(json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8")), context)
-    load(model, context, checkpoint)
+    (save_random if save else load)(model, context, checkpoint)
     logits = forward(model, context, load_file(inputs)["input_ids"])
     if logits is not None and dist.get_rank(context.tp_pg) == 0:
         save_file({"logits": logits}, output)
@@ -129,6 +140,18 @@ def load(model: Any, context: Any, checkpoint: Path) -> None:
     holes = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
     if holes:
         raise ValueError(f"{checkpoint} leaves these parameters unfilled, or holds NaN for them: {', '.join(holes)}")
+
+
+def save_random(model: Any, context: Any, checkpoint: Path) -> None:
+    """Give the model random values, the same for every copy of a parameter, and save it with nanotron's ``save_weights``."""
+    from nanotron.serialize import save_weights
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Only what is sharded differs between ranks.
+            seed = zlib.crc32(name.encode()) + (dist.get_rank() if parameter.is_sharded else 0)
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
+    save_weights(model=model, parallel_context=context, root_folder=checkpoint)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from ckpt_core.rewrite.attention import (
     shared_relative_bias,
 )
 from ckpt_core.rewrite.biases import gated_relu, plain_relu, without_zero_biases, zero_biases
+from ckpt_core.rewrite.experts import without_zero_shared_experts, zero_shared_experts
 from ckpt_core.rewrite.head import (
     folded_embedding_scale,
     folded_logit_scale,
@@ -33,5 +34,5 @@ __all__ = [
     "Model", "folded_attention_scale", "folded_embedding_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
     "gated_relu", "map_attentions", "map_layers", "normed_logit_scale", "own_relative_bias", "plain_relu", "resized_images",
     "shared_relative_bias", "tied_head", "uncentred_norms", "untied_head", "values_of", "vocabulary_rows",
-    "without_classes", "without_zero_biases", "zero_biases",
+    "without_classes", "without_zero_biases", "without_zero_shared_experts", "zero_biases", "zero_shared_experts",
 ]  # fmt: skip

@@ -25,9 +25,12 @@ def zero_biases(model: Model, architecture: Architecture) -> Model:
     return model.rewritten(architecture, tensors, f"zero biases added ({len(added)} tensors)")
 
 
-def without_zero_biases(model: Model) -> Model:
-    """The model without the biases of projections and of the head whose every value is zero. Reads the biases."""
-    names = [name for name in model.tensors if name.endswith(".bias") and "norm" not in name]
+def without_zero_biases(model: Model, among: str = ".bias") -> Model:
+    """The model without the biases of projections and of the head whose every value is zero. Reads the biases.
+
+    `among`: only those whose names end so.
+    """
+    names = [name for name in model.tensors if name.endswith(among) and "norm" not in name]
     zero = {name for name in names if holds_only(model.tensors[name], model.files, 0.0)}
     if not zero:
         return model

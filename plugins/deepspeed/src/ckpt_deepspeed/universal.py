@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from ckpt_core.checkpoint import Placement
+from ckpt_core.checkpoint import Loss, Placement
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.layout import Native
 from ckpt_core.storage.dtypes import FP32
@@ -31,6 +31,11 @@ from ckpt_deepspeed.zero import Shapes
 
 PARAMETER = "param"
 DS_VERSION = "0.19.8"
+NEW_MOMENTS = Loss(
+    "assumed",
+    "Adam moments",
+    "zeros: the optimizer begins anew, from these weights; those of the source, if it has any, are not carried",
+)
 _MOMENTS = ("exp_avg.pt", "exp_avg_sq.pt")
 _STEP, _OPTIMIZER_STATE = "step.pt", "optimizer_state.pt"
 # The loader goes through its own parameter groups and these side by side, and loads nothing for those beyond.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Placement, Target
+from ckpt_core.checkpoint import Checkpoint, NamedModel, Placement, Target
 from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
@@ -12,7 +12,14 @@ from ckpt_core.plugins.named import named_for
 from ckpt_core.storage.dtypes import DType, dtype_named
 from ckpt_core.storage.torchzip_write import TensorSpec
 from ckpt_deepspeed.files import LATEST_UNIVERSAL
-from ckpt_deepspeed.universal import DS_VERSION, Written, torch_size, write_optimizer_state, write_parameter
+from ckpt_deepspeed.universal import (
+    DS_VERSION,
+    NEW_MOMENTS,
+    Written,
+    torch_size,
+    write_optimizer_state,
+    write_parameter,
+)
 
 _TAG = "global_step0_universal"
 
@@ -34,7 +41,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     written.documents |= {LATEST_UNIVERSAL: _TAG.encode(), **model.documents}
     losses = [*model.losses]
     if moments:
-        losses.append(Loss("assumed", "Adam moments", "zeros: the optimizer begins anew, from these weights"))
+        losses.append(NEW_MOMENTS)
     return Target(
         "deepspeed",
         model.architecture,

@@ -6,12 +6,13 @@ ZeRO-3 (`fp32_flat_groups`)                                each parameter is cut
                                                            a rank's parts lie one after the other in its subgroups
 
 `param_slice_mappings` says the same as `param_shapes`, and is used only where that is None (DeepSpeed since 0.14, bf16
-with stage 0): with `round_robin_gradients` its entries are in an order that the tensors are not in (0.19.8).
+with stage 0, whose optimizer names no zero_stage): with `round_robin_gradients` its entries are in an order that the tensors are not in (0.19.8).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Flat, Kept, piece, pieces_of
 
 _PARTITIONED, _FLAT_GROUPS = "single_partition_of_fp32_groups", "fp32_flat_groups"
+_STAGES = {_PARTITIONED: (1, 2), _FLAT_GROUPS: (3,)}
 _SAMPLE = 64  # elements
 
 Shapes = dict[str, tuple[int, ...]]
@@ -88,11 +90,59 @@ def partitions(folder: Folder, mp: int, models: Sequence[tuple[str, Mapping[str,
                 expected=f"{count}, the number of optimizer files",
                 fix="files are missing, or stale",
             )
+    _check_stages(folder, found, models)
     return found
+
+
+def _check_stages(folder: Folder, parts: Sequence[Partition], models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raises where the stage that a file names is not that of the tensors in it, of its name, or of another file."""
+    for part in parts:
+        kept = {key: stages for key, stages in _STAGES.items() if key in part.state}
+        said = stage_of(part.state.get("zero_stage"))
+        if said is not None and kept and not any(said in stages for stages in kept.values()):
+            raise FormatError(
+                f"zero_stage is {said}, and the masters are kept as another stage keeps them",
+                file=part.path,
+                found=", ".join(kept),
+                expected=" or ".join(f"{key} (stage {stages[0]})" for key, stages in _STAGES.items() if said in stages)
+                or "stage 1, 2 or 3",
+            )
+        if kept and (_FLAT_GROUPS in kept) != bool(folder.partitioned):
+            raise FormatError(
+                "the masters are of another stage than the model states, of which only ZeRO-3 has a file per rank",
+                file=part.path,
+                found=f"{', '.join(kept)} beside {os.path.basename(models[0][0])}",
+                fix="remove the files of the other run, or use --weights model",
+            )
+        for path, model in models:
+            configured = section(section(model, "ds_config", path), "zero_optimization", path).get("stage")
+            if said is not None and stage_of(configured) not in (None, said):
+                raise FormatError(
+                    f"zero_stage is {said} in the optimizer's file, and {stage_of(configured)} in the model's config",
+                    file=part.path,
+                    found=f"ds_config.zero_optimization.stage = {stage_of(configured)} in {path}",
+                    fix="the files are of two runs; use --weights model",
+                )
+
+
+def stage_of(value: object) -> int | None:
+    """A ZeRO stage, as a number or as DeepSpeed's enum; None where no number is said."""
+    if isinstance(value, Opaque) and value.args and len(value.args) == 1:
+        (value,) = value.args
+    return value if type(value) is int else None
 
 
 def readings(model: Mapping[str, Any], path: str, parts: Sequence[Partition]) -> list[Reading]:
     """The ways to find the masters, the best first. `model` are the model states in the file at `path`."""
+    stage = stage_of(parts[0].state.get("zero_stage"))
+    if "param_shapes" not in model or (model["param_shapes"] is None and stage):
+        raise FormatError(
+            "param_shapes is missing, which DeepSpeed saves with every stage of ZeRO",
+            file=path,
+            found="no such key" if "param_shapes" not in model else f"None, beside zero_stage {stage}",
+            expected="the shapes of the parameters, by name and in order",
+            fix="use --weights model",
+        )
     if _FLAT_GROUPS in parts[0].state:
         return [Reading("param_shapes, ZeRO-3", _partitioned_parameters(param_shapes(model, path), path, parts))]
     groups = [part.tensors(_PARTITIONED) for part in parts]

@@ -147,7 +147,7 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
            write=lambda facts, notes, config: _write_global_layers(facts, config)),
     custom(["grouped_query", "multi_query", "num_kv_heads"], ["attention.groups"],
            read=lambda config, facts, notes: _read_groups(config, facts),
-           write=lambda facts, notes, config: _write_groups(facts, config)),
+           write=lambda facts, notes, config: _write_groups(facts, notes, config)),
     field("hidden_size", "hidden"),
     note("initializer_range", "initializer_range", default=0.02),
     field("intermediate_size", "mlp.ffn"),
@@ -307,15 +307,19 @@ def _write_global_layers(facts: Facts, config: dict[str, Any]) -> None:
 
 
 def _read_groups(config: Mapping[str, Any], facts: Facts) -> None:
-    if config.get("grouped_query", False):
+    grouped, multi = config.get("grouped_query", False), config.get("multi_query", False)
+    if grouped and multi:
+        raise CkptError("keys 'grouped_query' and 'multi_query' exclude each other", found="both are true")
+    if grouped:
         facts["attention.groups"] = config.get("num_kv_heads")
     else:  # neither flag means multi-query (Starcoder2Config.__post_init__)
         facts["attention.groups"] = 1
 
 
-def _write_groups(facts: Facts, config: dict[str, Any]) -> None:
+def _write_groups(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     groups = uniform(facts, "attention.groups")
-    config |= {"grouped_query": groups > 1, "multi_query": groups == 1, "num_kv_heads": groups if groups > 1 else None}
+    grouped = groups > 1 or bool(notes.get("grouped", False))
+    config |= {"grouped_query": grouped, "multi_query": not grouped, "num_kv_heads": groups if grouped else None}
 
 
 def _write_whole_theta(facts: Facts, config: dict[str, Any]) -> None:
@@ -377,11 +381,10 @@ class Model:
     config: Config
     mlp_matrices: int
 
-    def tables(self, architecture: Architecture, interleaved: bool) -> Sequence[Table]:
-        """The tensor tables of one model."""
+    def tables(self, *, interleaved: bool, grouped: bool) -> Sequence[Table]:
+        """The tensor tables of one model; `grouped`: whether its attention is Starcoder2's for grouped heads."""
         if self.kind == "starcoder2":
-            multi = attention_of(decoder_of(architecture)).groups == 1
-            return weights.STARCODER_MULTI if multi else weights.STARCODER_GROUPED
+            return weights.STARCODER_GROUPED if grouped else weights.STARCODER_MULTI
         return weights.INTERLEAVED if interleaved else weights.HALF
 
 

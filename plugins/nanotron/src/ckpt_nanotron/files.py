@@ -12,7 +12,6 @@ for every contiguous chunk. Reading follows these, and never the names.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from ckpt_core.engine.assembly import Shard
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Native, parse
+from ckpt_core.layout import Native, Product, Sum, parse
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.tensor import StoredTensor
@@ -379,14 +378,18 @@ def split_dim(native: Native) -> int:
 
 
 def _chunks(native: Native, dim: int) -> list[tuple[int, int]] | None:
-    """(start, size) of each term along a dimension whose parts lie one after the other; None if it is not a sum."""
+    """(start, size) of each term along a dimension whose parts lie one after the other; None if it is not a sum.
+
+    A sum inside of the axis that ranks divide is none: each rank's groups of q, k and v are one range.
+    """
+    node = parse(native.row.sentence).dims[dim]
+    outermost = node.factors[0] if isinstance(node, Product) else node
+    if not isinstance(outermost, Sum):
+        return None
     extents: dict[str, list[int]] = {}
     for piece in native.pieces:
         low = piece.tile.native_base[dim]
         high = low + 1 + sum((link.size - 1) * link.stride for link in piece.tile.links if link.dim == dim)
         span = extents.setdefault(piece.parameter, [low, high])
         span[0], span[1] = min(span[0], low), max(span[1], high)
-    spans = sorted((low, high) for low, high in extents.values())
-    if len(spans) < 2 or any(one[1] > two[0] for one, two in itertools.pairwise(spans)):
-        return None
-    return [(low, high - low) for low, high in spans]
+    return sorted((low, high - low) for low, high in extents.values())

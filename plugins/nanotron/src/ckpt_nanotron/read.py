@@ -20,7 +20,7 @@ from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
 from ckpt_core.storage.files import FileState
 from ckpt_core.storage.jsonfile import read_json_object, read_yaml_object
 from ckpt_core.vocabulary import settled
-from ckpt_nanotron.config import MODELS, Model, model_of
+from ckpt_nanotron.config import MODELS, Model, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
 from ckpt_nanotron.files import (
     CONFIG,
@@ -43,7 +43,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     files = read_files(step)
     described = _described(step, files, request)
     architecture, interleaved = described.architecture, described.interleaved
-    layout = Layout(described.model.tables(architecture, interleaved), architecture)
+    layout = Layout(described.model.tables(interleaved=interleaved, grouped=described.grouped), architecture)
     natives = layout.natives()
     states = [*files.states, *described.states]
     parameters = files.parameters
@@ -81,6 +81,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         hints={
             "model": described.model.kind,
             "interleaved": interleaved,
+            "grouped": described.grouped,
+            "shared_experts": any(layer.mlp.moe and layer.mlp.moe.shared for layer in decoder_of(architecture).layers),
             "target": described.release,
             "tp": files.tp,
             "pp": files.pp,
@@ -111,6 +113,7 @@ class Described:
     model: Model
     architecture: Architecture
     interleaved: bool
+    grouped: bool
     release: str
     notes: dict[str, Any] = field(default_factory=dict)
     states: list[FileState] = field(default_factory=list)
@@ -152,9 +155,12 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
     architecture = architecture_of(facts, config_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
+    grouped = bool(config.get("grouped_query"))
     multiple = training.get("make_vocab_size_divisible_by")
     multiple = multiple if type(multiple) is int and multiple > 0 else 1
-    return Described(model, architecture, interleaved, release, notes, states, evidence, losses, ledger, multiple)
+    return Described(
+        model, architecture, interleaved, grouped, release, notes, states, evidence, losses, ledger, multiple
+    )
 
 
 def _described_by_user(step: str, files: Files, request: ReadRequest) -> Described:
@@ -183,7 +189,8 @@ def _described_by_user(step: str, files: Files, request: ReadRequest) -> Describ
     rows = files.parameters[name].shape[0] if name in files.parameters else architecture.tokens.padded_vocabulary
     padded = replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
     release = "0.4" if interleaved else "main"
-    return Described(model, padded, bool(interleaved), release, evidence=["architecture: given with --config"])
+    grouped = any(name.endswith(".attn.query_key_value.weight") for name in files.parameters)
+    return Described(model, padded, bool(interleaved), grouped, release, evidence=["architecture: given with --config"])
 
 
 def _section(value: object, key: str) -> Mapping[str, Any]:

@@ -58,6 +58,8 @@ _STARCODER_BLOCK = [
     row("ff.c_proj.bias",   "h",   "mlp.down.bias"),
 ]
 
+# Which attention there is follows from the flag grouped_query, not from the number of heads: CausalSelfGQA, also of one
+# key-value head, or CausalSelfMQA (0.4, models/starcoder2.py, GPTBlock).
 STARCODER_GROUPED = (STARCODER_MODEL, Table("model.decoder.{l}.pp_block", to="layers.{l}", rows=[
     *_STARCODER_BLOCK,
     row("attn.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight", tp="g"),
@@ -66,7 +68,7 @@ STARCODER_GROUPED = (STARCODER_MODEL, Table("model.decoder.{l}.pp_block", to="la
     row("attn.dense.bias",             "h",                      "attention.out.bias"),
 ]))
 
-# Multi-query: one key-value head, which every rank holds whole.
+# One key-value head, which every rank holds whole.
 STARCODER_MULTI = (STARCODER_MODEL, Table("model.decoder.{l}.pp_block", to="layers.{l}", rows=[
     *_STARCODER_BLOCK,
     row("attn.qkv.q.weight",  "(g r d) h",         "attention.q.weight",      tp="g r"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,12 @@ from ckpt_core.errors import Problems, ProblemsFound, Refusal
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model as Rewritten
-from ckpt_core.rewrite import folded_attention_scale, vocabulary_rows
+from ckpt_core.rewrite import (
+    folded_attention_scale,
+    vocabulary_rows,
+    without_zero_biases,
+    without_zero_shared_experts,
+)
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.output import OutputFile
 from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, attention_of, config_for, decoder_of
@@ -34,14 +39,18 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     release = RELEASES[str(request.options.get("target") or hints.get("target") or "main")]
     tp, pp = request.tp or 1, request.pp or 1
     multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
-    model = _vocabulary(folded_attention_scale(Rewritten(checkpoint.architecture, checkpoint.tensors)), multiple)
+    model = Rewritten(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
+    model = _vocabulary(folded_attention_scale(model), multiple)
+    if hints.get("shared_experts") is False:  # a format on the way that always has them was given some of zeros
+        model = without_zero_shared_experts(model)
     interleaved = _interleaved(release, request, hints)
     notes, tokens, losses = _notes(checkpoint)
-    kind, config = _choose(
-        release, model.architecture, {**notes, "interleaved": interleaved}, str(hints.get("model") or "")
-    )
-    _check_ranks(model.architecture, tp, pp)
-    layout = Layout(kind.tables(model.architecture, interleaved), model.architecture)
+    # Grouped attention of one key-value head can't be divided; multi-query attention can.
+    arrangement = {"interleaved": interleaved, "grouped": bool(hints.get("grouped")) and tp == 1}
+    model, kind, config = _choose(release, model, {**notes, **arrangement}, str(hints.get("model") or ""))
+    _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
+    grouped = bool(config.get("grouped_query"))
+    layout = Layout(kind.tables(interleaved=interleaved, grouped=grouped), model.architecture)
     whole = layout.natives()
     placement = pipeline_stages(kind, config, pp)
     files, placements, dtypes = [], [], []
@@ -111,25 +120,35 @@ def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, An
 
 
 def _choose(
-    release: Release, architecture: Architecture, notes: Mapping[str, Any], original: str
-) -> tuple[Model, dict[str, Any]]:
-    """The model class that holds the architecture exactly: the source's own if it fits, else the first that does."""
+    release: Release, model: Rewritten, notes: Mapping[str, Any], original: str
+) -> tuple[Rewritten, Model, dict[str, Any]]:
+    """The model class that holds the model exactly: the source's own if it fits, else the first that does.
+
+    If none does, the model is tried without output biases of zeros: SmolLM3 of transformers has one wherever q, k and v have.
+    """
     refusals = []
-    # nanotron has one vocabulary size, and it is the padded one
-    tokens = _tokens(architecture)
-    stored = replace(architecture, tokens=replace(tokens, vocabulary=tokens.padded_vocabulary))
-    for model in sorted(
-        (model for model in MODELS if model.kind in release.keys), key=lambda model: model.kind != original
-    ):
-        try:
-            return model, config_for(release, model, facts_of(stored), notes)
-        except (Refusal, ProblemsFound) as problem:
-            refusals.append((len(getattr(problem, "problems", [problem])), model.config.name, problem))
+    kinds = sorted((kind for kind in MODELS if kind.kind in release.keys), key=lambda kind: kind.kind != original)
+    for variant in _variants(model):
+        # nanotron has one vocabulary size, and it is the padded one
+        tokens = _tokens(variant.architecture)
+        stored = replace(variant.architecture, tokens=replace(tokens, vocabulary=tokens.padded_vocabulary))
+        for kind in kinds:
+            try:
+                return variant, kind, config_for(release, kind, facts_of(stored), notes)
+            except (Refusal, ProblemsFound) as problem:
+                refusals.append((len(getattr(problem, "problems", [problem])), kind.config.name, problem))
     _, name, nearest = min(refusals, key=lambda refusal: refusal[0])
     raise Refusal(
         f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}",
         found=str(nearest),
     )
+
+
+def _variants(model: Rewritten) -> Iterator[Rewritten]:
+    yield model
+    bare = without_zero_biases(model, ".attention.out.bias")
+    if bare is not model:
+        yield bare
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss]]:
@@ -152,12 +171,13 @@ def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss
     return notes, reasons, losses
 
 
-def _check_ranks(architecture: Architecture, tp: int, pp: int) -> None:
+def _check_ranks(architecture: Architecture, tp: int, pp: int, *, copied: bool) -> None:
+    """Raises `Refusal` for ranks that can't divide the model; `copied`: every rank has the one key-value head."""
     problems = Problems(f"tp={tp} pp={pp}")
     decoder = decoder_of(architecture)
     attention = attention_of(decoder)
     for axis, size in (("query heads", attention.heads), ("key-value heads", attention.groups)):
-        if size % tp and not (axis == "key-value heads" and attention.groups == 1 and attention.q_bias):
+        if size % tp and not (axis == "key-value heads" and copied):
             problems.add(Refusal(f"nanotron has no copies of heads: tp={tp} must divide the {size} {axis}"))
     if pp > len(decoder.layers):
         problems.add(Refusal(f"pp={pp} is more than the {len(decoder.layers)} layers"))

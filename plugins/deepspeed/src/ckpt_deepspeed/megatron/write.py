@@ -22,7 +22,14 @@ from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, tokens
 from ckpt_deepspeed.megatron.files import FIRST_LAYER, TOKENIZER, parameter_name, place_of
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, inverse_frequencies
 from ckpt_deepspeed.megatron.weights import tables
-from ckpt_deepspeed.universal import DS_VERSION, Written, torch_size, write_optimizer_state, write_parameter
+from ckpt_deepspeed.universal import (
+    DS_VERSION,
+    NEW_MOMENTS,
+    Written,
+    torch_size,
+    write_optimizer_state,
+    write_parameter,
+)
 
 _DIVISIBLE = "make_vocab_size_divisible_by"
 
@@ -94,7 +101,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 def _losses(dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
     found = []
     if universal and moments:
-        found.append(Loss("assumed", "Adam moments", "zeros: the optimizer begins anew, from these weights"))
+        found.append(NEW_MOMENTS)
     if dtype.name == "bf16" and not universal:
         # BF16_Optimizer makes its masters when it is built, and does not refresh them from weights that are loaded later.
         found.append(

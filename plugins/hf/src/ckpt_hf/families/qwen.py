@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import const, custom, field, fixed, row, uniform
+from ckpt_core.rewrite import folded_attention_scale, zero_shared_experts
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
@@ -161,6 +162,12 @@ QWEN3_LAYER = LAYER.extend(
 FAMILIES = [
     Family("qwen2", QWEN2, [weights.LLAMA]),
     Family("qwen3", QWEN3, [(MODEL, QWEN3_LAYER)]),
-    Family("qwen2_moe", QWEN2_MOE, [(MODEL, LAYER.extend(*experts, *_SHARED)) for experts in (EXPERTS, FUSED_EXPERTS)]),
+    # Every Qwen2-MoE has shared experts, in each layer of experts.
+    Family(
+        "qwen2_moe",
+        QWEN2_MOE,
+        [(MODEL, LAYER.extend(*experts, *_SHARED)) for experts in (EXPERTS, FUSED_EXPERTS)],
+        rewrite=lambda model: zero_shared_experts(folded_attention_scale(model)),
+    ),
     Family("qwen3_moe", QWEN3_MOE, [(MODEL, QWEN3_LAYER.extend(*experts)) for experts in (EXPERTS, FUSED_EXPERTS)]),
 ]

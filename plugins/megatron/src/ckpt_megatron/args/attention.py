@@ -8,7 +8,7 @@ from typing import Any
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Custom, custom, uniform
-from ckpt_megatron.args.values import Args, chosen_layers, flag
+from ckpt_megatron.args.values import Args, chosen_layers, flag, has_linear_biases
 
 
 def groups() -> Custom:
@@ -94,8 +94,7 @@ def biases(latent: bool) -> Custom:
     inputs = [] if latent else [f"attention.{part}_bias" for part in "qkv"]
 
     def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
-        # until core 0.4 the flag was the opposite
-        add = flag(args, "add_bias_linear", default=not flag(args, "disable_bias_linear"))
+        add = has_linear_biases(args)
         facts.update(dict.fromkeys(linear, add))
         facts.update(dict.fromkeys(inputs, flag(args, "add_qkv_bias") or add))
 

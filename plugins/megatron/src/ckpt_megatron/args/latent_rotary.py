@@ -25,6 +25,7 @@ _DEFAULTS = {
 }
 LATENT_ROTARY_KEYS = tuple(_DEFAULTS)
 _ROTARY = "latent_attention.rotary"
+_TWO_SCALES = "the scale of the scores follows from mscale until core 0.13, and from mscale_all_dim since"
 
 
 def read_latent_rotary(args: Args, facts: Facts) -> None:
@@ -66,11 +67,22 @@ def _mscale_of_scores(args: Args, factor: float, mscale: float, all_dim: float) 
         return mscale
     if "layernorm_epsilon" not in args and _stretch(factor, mscale) != _stretch(factor, all_dim):
         raise CkptError(
-            "the scale of the scores follows from mscale until core 0.13, and from mscale_all_dim since",
+            _TWO_SCALES,
             found=f"mscale = {mscale}, mscale_all_dim = {all_dim}, and nothing tells the version",
             expected="two equal values",
         )
     return all_dim
+
+
+def check_any_version(args: Args) -> None:
+    """`Refusal` where written args, in a place that tells no version, mean one scale in one and another in the next."""
+    factor, mscale, all_dim = args["rotary_scaling_factor"], args["mscale"], args["mscale_all_dim"]
+    if _stretch(factor, mscale) != _stretch(factor, all_dim):
+        raise Refusal(
+            _TWO_SCALES,
+            found=f"{_ROTARY}.scaling.mscale = {mscale}, {_ROTARY}.scaling.mscale_all_dim = {all_dim}",
+            expected="two equal values, where nothing tells the version",
+        )
 
 
 def write_latent_rotary(facts: Facts, args: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from ckpt_core.architecture import Activation, Facts, PerLayer
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Custom, custom, uniform
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
-from ckpt_megatron.args.values import Args, chosen_layers, flag, given, layer_count
+from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count
 
 _ACTIVATIONS: dict[tuple[Activation, bool], dict[str, bool]] = {
     (Activation.SILU, True): {"swiglu": True},
@@ -43,7 +43,8 @@ def _read_activation(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
     gelu = Activation.GELU_ERF
     # The fused kernel (the default since 2020) computes the tanh form, the function it replaces the erf form.
     # --openai-gelu is read by the legacy model alone; GPTModel of Megatron-Core never looks at it.
-    if flag(args, "bias_gelu_fusion") or (flag(args, "use_legacy_models") and flag(args, "openai_gelu")):
+    fused = flag(args, "bias_gelu_fusion") and _is_fused(has_linear_biases(args))
+    if fused or (flag(args, "use_legacy_models") and flag(args, "openai_gelu")):
         gelu = Activation.GELU_TANH
     named = {"swiglu": Activation.SILU, "quick_geglu": Activation.GELU_QUICK, "squared_relu": Activation.RELU_SQUARED}
     facts["mlp.activation"] = named[flags[0]] if flags else gelu
@@ -58,10 +59,18 @@ def _write_activation(facts: Facts, notes: Mapping[str, Any], args: dict[str, An
             found=f"mlp.activation = {kind[0]}, mlp.gated = {kind[1]}",
             expected=", ".join(" ".join(flags) or "gelu (erf)" for flags in _ACTIVATIONS.values()),
         )
-    if kind[0] is Activation.GELU_TANH and not facts.get("mlp.up_bias"):
-        # validate_args turns bias_gelu_fusion off where there is no bias, and leaves the erf form
+    if kind[0] is Activation.GELU_TANH and not _is_fused(bool(facts.get("mlp.up_bias"))):
         raise Refusal("the tanh form of GELU exists only fused with a bias", found="mlp.up_bias = False")
     args |= dict.fromkeys(_FLAGS, False) | _ACTIVATIONS[kind]
+
+
+def _is_fused(biased: bool) -> bool:
+    """Whether bias_gelu_fusion does anything: a run without biases turns it off, and computes the erf form.
+
+    So does validate_args of every Megatron-LM since add_bias_linear exists, up to core 0.16.1 (training/arguments.py,
+    "Disable bias gelu fusion if we are disabling bias altogether"), also on args that are loaded.
+    """
+    return biased
 
 
 def widths() -> Custom:

@@ -49,6 +49,11 @@ def flag(args: Args, key: str, *, default: bool = False) -> bool:
     return bool(value)
 
 
+def has_linear_biases(args: Args) -> bool:
+    """Whether all linear layers have biases; until core 0.4 the flag was the opposite."""
+    return flag(args, "add_bias_linear", default=not flag(args, "disable_bias_linear"))
+
+
 def positive(args: Args, key: str, default: float) -> Any:
     """A number above zero, or `default` where it is absent or None."""
     value = given(args, key, default)

@@ -47,11 +47,23 @@ def _read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> Non
     if kind is Activation.GELU_ERF:
         # The fused kernels of GELU, gated or not, compute the tanh form (fused_bias_gelu.py, fused_bias_geglu.py).
         if config.get("bias_activation_fusion"):
+            _check_fusion(config)
             kind = Activation.GELU_TANH
         for key in _ENGINE:
             if config.get(key):
                 raise CkptError(f"key {key!r} replaces GELU by another form of it", found="True", expected="False")
     facts["mlp.activation"], facts["mlp.gated"] = kind, bool(config.get("gated_linear_unit", False))
+
+
+def _check_fusion(config: Mapping[str, Any]) -> None:
+    """TransformerConfig refuses a fused plain GELU without biases (__post_init__, core 0.3 to 0.16), so no run has had it."""
+    biased, gated = config.get("add_bias_linear", True), config.get("gated_linear_unit", False)
+    if not biased and not gated:
+        raise CkptError(
+            "a fused GELU needs a bias: Megatron-Core builds no such model",
+            found="bias_activation_fusion = True, add_bias_linear = False",
+            expected="bias_activation_fusion = False (the erf form), or biases",
+        )
 
 
 def _function(name: object) -> Activation:

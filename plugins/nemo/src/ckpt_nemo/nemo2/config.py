@@ -9,6 +9,7 @@ from typing import Any
 from ckpt_core.architecture import Facts, RotaryKind
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Config, uniform
+from ckpt_megatron.args.latent_rotary import check_any_version
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.generation import CLASS, settings_of
 from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
@@ -111,6 +112,8 @@ def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> 
     # rope_scaling is a field of GPTModel's later than NeMo 2; here the class is what scales
     fields = {key: value for key, value in fields.items() if key not in ("rope_scaling", "rope_scaling_factor")}
     fields.pop("original_max_position_embeddings", None)  # until core 0.13 called max_position_embeddings
+    if latent_attention:  # NeMo 2.2 to 2.4 run with cores on both sides of 0.13
+        check_any_version(fields)
     for key, (usual_value, path) in _LATER.items():
         value = fields.pop(key, usual_value)
         if value != usual_value:

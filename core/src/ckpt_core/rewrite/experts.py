@@ -1,0 +1,50 @@
+"""A shared expert that adds nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ckpt_core.architecture import Architecture, Layer, SharedExpert, parameters
+from ckpt_core.engine.assembly import Assembly
+from ckpt_core.rewrite.model import Model, holds_only, map_layers
+
+
+def zero_shared_experts(model: Model) -> Model:
+    """The model with a gated shared expert of zeros, as wide as one of the experts, wherever there are experts without one.
+
+    sigmoid(x 0) (act(x 0) (x 0)) 0 = 0. Its tensors are of the dtype of the model's first tensor.
+    """
+
+    def shared(layer: Layer) -> Layer:
+        moe = layer.mlp.moe
+        if moe is None or moe.shared is not None:
+            return layer
+        return _with(layer, SharedExpert(ffn=moe.ffn, gate=True))
+
+    architecture = map_layers(model.architecture, shared)
+    if architecture == model.architecture:
+        return model
+    wanted, dtype = parameters(architecture), next(iter(model.tensors.values())).dtype
+    tensors = {
+        name: model.tensors[name] if name in model.tensors else Assembly(parameter, dtype, (), fill=0.0)
+        for name, parameter in wanted.items()
+    }
+    added = len(tensors) - len(model.tensors)
+    return model.rewritten(architecture, tensors, f"shared experts of zeros added ({added} tensors)")
+
+
+def without_zero_shared_experts(model: Model) -> Model:
+    """The way back from `zero_shared_experts`, for a model all of whose shared experts hold only zeros. Reads them."""
+    names = [name for name in model.tensors if ".mlp.shared." in name or ".mlp.shared_gate." in name]
+    if not names or not all(holds_only(model.tensors[name], model.files, 0.0) for name in names):
+        return model
+    architecture: Architecture = map_layers(
+        model.architecture, lambda layer: layer if layer.mlp.moe is None else _with(layer, None)
+    )
+    tensors = {name: model.tensors[name] for name in parameters(architecture)}
+    return model.rewritten(architecture, tensors, f"shared experts of zeros left out ({len(names)} tensors)")
+
+
+def _with(layer: Layer, shared: SharedExpert | None) -> Layer:
+    assert layer.mlp.moe is not None
+    return replace(layer, mlp=replace(layer.mlp, moe=replace(layer.mlp.moe, shared=shared)))
