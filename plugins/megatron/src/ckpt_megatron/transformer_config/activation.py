@@ -56,7 +56,7 @@ def _read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> Non
 
 
 def _check_fusion(config: Mapping[str, Any]) -> None:
-    """TransformerConfig refuses a fused plain GELU without biases (__post_init__, core 0.3 to 0.16), so no run has had it."""
+    """TransformerConfig refuses a fused plain GELU without biases (__post_init__), so no run has had it."""
     biased, gated = config.get("add_bias_linear", True), config.get("gated_linear_unit", False)
     if not biased and not gated:
         raise CkptError(
