@@ -71,7 +71,7 @@ def test_generation_begins_as_in_nemo(golden: Golden, hf: Callable) -> None:
     """The tokenizer says with which token, and without one nothing is guessed."""
     config = json.loads((hf(golden) / "config.json").read_text())
     if source(golden).suffix != ".nemo":
-        assert "decoder_start_token_id" not in config
+        assert config["decoder_start_token_id"] is None
         assert any("decoder_start_token_id" in loss["subject"] for loss in receipt(hf(golden))["losses"])
         return
     case = golden.case

@@ -177,10 +177,15 @@ def groups(default: int) -> Field:
     return field("num_key_value_heads", "attention.groups", default=default, null=same_as("num_attention_heads"))
 
 
-def transformers_version(config: Mapping[str, Any]) -> int | None:
-    """The major version of transformers that wrote a config; None if it does not say."""
-    major = str(config.get("transformers_version", "")).partition(".")[0]
-    return int(major) if major.isdigit() else None
+def transformers_version(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The major and minor version of transformers that wrote a config; None if it does not say.
+
+    >>> transformers_version({"transformers_version": "5.24.0.dev0"}), transformers_version({})
+    ((5, 24), None)
+    """
+    major, _, rest = str(config.get("transformers_version", "")).partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor) if minor.isdigit() else 0) if major.isdigit() else None
 
 
 def positive(config: Mapping[str, Any], key: str, default: object = None) -> int:

@@ -106,8 +106,8 @@ def _whole(config: Mapping[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def _major(config: Mapping[str, Any], why: str) -> int:
-    """The major version of transformers that wrote a config whose meaning depends on it."""
+def _version(config: Mapping[str, Any], why: str) -> tuple[int, int]:
+    """The version of transformers that wrote a config whose meaning depends on it."""
     version = transformers_version(config)
     if version is None:
         raise CkptError(
@@ -119,11 +119,15 @@ def _major(config: Mapping[str, Any], why: str) -> int:
 
 
 def _head(
-    scale: Callable[[Mapping[str, Any], bool], float], holds: Callable[[bool, float, float], bool], *keys: str
+    scale: Callable[[Mapping[str, Any], bool], float],
+    holds: Callable[[bool, float, float], bool],
+    *keys: str,
+    written_for: Callable[[float], str] | None = None,
 ) -> Custom:
     """The head: tied or not, and the factor of the logits, which depends on that (`scale`) and on the class.
 
-    `holds` says whether a class computes (tied, factor, d_model ** -0.5), in every version that reads the file.
+    `holds` says whether a class computes (tied, factor, d_model ** -0.5), in every version that reads the file;
+    `written_for` for which version a head of its own is written, where versions disagree.
     """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -138,8 +142,8 @@ def _head(
                 "the head is not one that every version computes", found=f"head.tied = {tied}, head.scale = {factor}"
             )
         config["tie_word_embeddings"] = tied
-        if not tied and factor != 1:
-            config["transformers_version"] = "5.0.0"  # the first to scale a head of its own (UMT5)
+        if not tied and written_for is not None:
+            config |= {"transformers_version": written_for(factor), "scale_decoder_outputs": factor != 1}
 
     return custom(["tie_word_embeddings", *keys], ["head.tied", "head.scale"], read=read, write=write)
 
@@ -157,24 +161,28 @@ def _mt5_scale(config: Mapping[str, Any], tied: bool) -> float:
     """Version 4 scales what a tied head gets; version 5 never does, and ties unless the file has a head."""
     if not tied:
         return 1.0
-    return (
-        _root(config) if _major(config, "versions 4 and 5 of transformers scale a tied head differently") < 5 else 1.0
-    )
+    version = _version(config, "versions 4 and 5 of transformers scale a tied head differently")
+    return _root(config) if version < (5, 0) else 1.0
 
 
 def _umt5_scale(config: Mapping[str, Any], tied: bool) -> float:
-    """Version 4 scales what a tied head gets; version 5 scales always."""
+    """Version 4 scales what a tied head gets; 5.0 to 5.23 scale always; 5.24 is as T5 (configuration_umt5.py)."""
+    known = transformers_version(config)
+    if known is not None and known >= (5, 24):
+        return _t5_scale(config, tied)
     if tied:
         return _root(config)
-    return (
-        1.0
-        if _major(config, "versions 4 and 5 of transformers scale a head of its own differently") < 5
-        else _root(config)
-    )
+    version = known or _version(config, "versions 4 and 5 of transformers scale a head of its own differently")
+    return 1.0 if version < (5, 0) else _root(config)
 
 
 def _tied_is_scaled(tied: bool, factor: float, root: float) -> bool:
     return _close(factor, root if tied else 1.0)
+
+
+def _own_is_either(tied: bool, factor: float, root: float) -> bool:
+    """UMT5 has a head of its own scaled or not, as its version and `scale_decoder_outputs` say."""
+    return _close(factor, root) or (not tied and factor == 1)
 
 
 def _close(one: float, two: float) -> bool:
@@ -186,9 +194,12 @@ def stored_head(config: Mapping[str, Any], names: Collection[str]) -> Mapping[st
 
     It loads such a tensor, and ties it only where it equals the embedding.
     """
-    if (transformers_version(config) or 0) < 5 or not any(f".{name}".endswith(".lm_head.weight") for name in names):
+    if (transformers_version(config) or (0, 0)) < (5, 0) or not any(
+        f".{name}".endswith(".lm_head.weight") for name in names
+    ):
         return config
-    return {**config, "scale_decoder_outputs": config.get("scale_decoder_outputs", True), "tie_word_embeddings": False}
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    return {**config, "scale_decoder_outputs": scaled, "tie_word_embeddings": False}
 
 
 # fmt: off
@@ -241,7 +252,7 @@ MT5 = T5.replace("MT5ForConditionalGeneration",
 
 UMT5 = MT5.replace("UMT5ForConditionalGeneration",
     _relative_bias("attention.relative_bias"),
-    _head(_umt5_scale, lambda tied, factor, root: _close(factor, root)),
+    _head(_umt5_scale, _own_is_either, "scale_decoder_outputs", written_for=lambda factor: "5.24.0" if factor == 1 else "5.0.0"),
     without=[f"{stack}.relative_bias.bidirectional" for stack in STACKS],
 )
 
@@ -315,15 +326,20 @@ def _as_mt5(model: Model) -> Model:
 
 
 def _as_umt5(model: Model) -> Model:
-    return normed_logit_scale(own_relative_bias(_plain(model)), model.architecture.hidden**-0.5)
+    model, root = own_relative_bias(_plain(model)), model.architecture.hidden**-0.5
+    head = model.architecture.head
+    if head is not None and _own_is_either(head.tied, head.scale, root):
+        return model
+    return normed_logit_scale(model, root)
 
 
 def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:
     if architecture.head is not None and not architecture.head.tied:
+        scaled = architecture.head.scale != 1
         yield Loss(
             "assumed",
-            "transformers 5",
-            "a UMT5 with a head of its own has its logits scaled by version 5 and not by version 4",
+            "transformers 5" if scaled else "transformers 4, or 5.24 and later",
+            f"the logits of a UMT5 with a head of its own are {'not scaled by version 4' if scaled else 'scaled by versions 5.0 to 5.23'}",
         )
 
 
