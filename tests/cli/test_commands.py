@@ -90,7 +90,10 @@ class TestConvert:
         }
 
     def test_existing_destination(self, ckpt, model, converted):
-        assert "use --overwrite" in ckpt("convert", model, converted, "--to", "toy").err
+        again = ckpt("convert", model, converted, "--to", "toy", "--dtype", "bf16", "-o", "untie=true")
+        assert again.code == 0 and "done before" in again.out
+        other = ckpt("convert", model, converted, "--to", "toy").err
+        assert "use --overwrite" in other and "--dtype bf16" in other
         assert ckpt("convert", model, converted, "--to", "toy", "--overwrite").code == 0
 
     def test_the_disk_is_waited_for_unless_that_is_not_wanted(self, ckpt, model, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Conversions where there is no room, or no permission to write. Run as a program: cramped.py JSON; prints what happened as JSON.
 
-disk        on a file system of its own (a tmpfs, in a mount namespace) that fills up, and is then made larger
+disk        on a file system of its own (a tmpfs, in a mount namespace) that somebody else fills while it runs
 file size   with a limit on the size of any file, which is then lifted
 folder      beside a folder that can't be written to from a moment on, until it can again
 """
@@ -79,9 +79,16 @@ def main() -> None:
     shutil.rmtree(destination)
 
     if asked["fault"] == "disk":
-        mount(folder, "remount", f"size={ROOM}")
-        report.append(attempt(destination, conversion))
-        mount(folder, "remount", f"size={LARGE}")
+        filler = folder / "somebody else's"
+
+        def filling(_: object) -> None:
+            if not filler.exists():
+                now = os.statvfs(folder)
+                with filler.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, now.f_blocks * now.f_frsize - ROOM)
+
+        report.append(attempt(destination, lambda: conversion(filling)))
+        filler.unlink()
     elif asked["fault"] == "file size":
         unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 10, unlimited[1]))

@@ -151,7 +151,8 @@ def test_a_continued_run_knows_the_checksums_of_what_the_killed_one_wrote(
             assert 0 not in checksums, "0 stands for none"
 
 
-AFTER_PUBLISHING = [("after a rename", 1), ("while cleaning up", 2)]  # the first tidies the new staging folder
+# What is removed first is an old `out`; then, after publishing, `out`, two that were replaced, and the journal.
+AFTER_PUBLISHING = [("after a rename", 1), ("while cleaning up", 2), ("while cleaning up", 5), ("at the very end", 1)]
 
 
 @pytest.mark.parametrize(("moment", "number"), AFTER_PUBLISHING)
@@ -182,7 +183,7 @@ def test_a_run_killed_while_it_replaces_loses_neither_old_nor_new(
     model: Path, place: tuple, moment: str, number: int
 ) -> None:
     destination, expected = place
-    destination.mkdir()
+    shutil.copytree(model, destination)
     (destination / "old.txt").write_text("old")
     kill(model, destination, moment, number, overwrite=True)
     try:
@@ -201,7 +202,7 @@ def test_a_repetition_that_is_refused_puts_the_old_output_back(model: Path, tmp_
     """Killed between the two renames of a replacement, then repeated with a source that turns out to be bad."""
     source, destination = tmp_path / "hf", tmp_path / "run"
     shutil.copytree(model, source)
-    destination.mkdir()
+    shutil.copytree(model, destination)
     (destination / "old.txt").write_text("old")
     kill(source, destination, "after a rename", 1, overwrite=True)
     assert not destination.exists()
@@ -273,20 +274,23 @@ def test_a_journal_of_another_boot_is_not_trusted(model: Path, place: tuple, wor
 
 
 CHANGES = {
-    "another layout": {"tp": 4},
-    "another dtype": {"dtype": "bf16"},
-    "another option": {"options": {"rope_interleaved": "true"}},
-}
+    "another layout": ({"tp": 4}, "--tp 2", "--tp 4"),
+    "another dtype": ({"dtype": "bf16"}, "--dtype keep", "--dtype bf16"),
+    "another option": (
+        {"options": {"rope_interleaved": "true"}}, "-o rope_interleaved not given", "-o rope_interleaved true"
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_another_plan_does_not_continue(model: Path, change: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "was", "wanted"), CHANGES.values(), ids=CHANGES)
+def test_another_plan_does_not_continue(model: Path, change: dict, was: str, wanted: str, tmp_path: Path) -> None:
     destination = tmp_path / "run"
     kill(model, destination, "after finishing", 4)
     before = contents(tmp_path)
     with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way") as caught:
         convert(model, destination, **{**ARGUMENTS, **change})
     assert caught.value.file == str(staging_of(destination))
+    assert (caught.value.found, caught.value.expected) == (f"one with {was}", f"one with {wanted}")
     assert contents(tmp_path) == before
     convert(model, destination, **ARGUMENTS)  # the lock of the refused call is gone, though its error is still at hand
 
@@ -298,8 +302,9 @@ def test_a_source_that_changed_does_not_continue(model: Path, name: str, tmp_pat
     kill(source, destination, "after finishing", 4)
     os.utime(source / name, ns=(1, 1))
     before = contents(tmp_path)
-    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way"):
+    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way") as caught:
         convert(source, destination, **ARGUMENTS)
+    assert "source" in str(caught.value.found) and "it changed" in str(caught.value.expected)
     assert contents(tmp_path) == before
 
 

@@ -152,19 +152,23 @@ def test_a_link_to_an_empty_folder_is_something_that_exists(model: Path, tmp_pat
 
 
 def test_what_appears_at_the_destination_meanwhile_is_kept(model: Path, tmp_path: Path, work: list[str]) -> None:
+    """Without --overwrite anything; with it what is no checkpoint."""
     destination = tmp_path / "run"
 
     def appear(_: object) -> None:
         destination.mkdir(exist_ok=True)
         (destination / "mine").write_text("mine")
 
-    with pytest.raises(CkptError, match="the destination exists"):
-        convert(model, destination, **ARGUMENTS, listener=appear)
-    assert contents(destination).keys() == {"mine"} and staging_of(destination).is_dir()
-    del work[:]
+    for overwrite, problem in ((False, "the destination exists"), (True, "the destination is no checkpoint")):
+        with pytest.raises(CkptError, match=problem):
+            convert(model, destination, **ARGUMENTS, overwrite=overwrite, listener=appear)
+        assert contents(destination).keys() == {"mine"} and staging_of(destination).is_dir()
+        assert len(work) == TENSORS, "all of it is there already the second time"
+        shutil.rmtree(destination)
+    shutil.copytree(model, destination)
     convert(model, destination, **ARGUMENTS, overwrite=True)
-    assert "mine" not in contents(destination) and not staging_of(destination).exists()
-    assert not work, "all of it was there already"
+    assert "config.json" not in contents(destination) and not staging_of(destination).exists()
+    assert len(work) == TENSORS
 
 
 def test_a_worker_that_is_killed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,13 @@ def test_what_is_there_is_kept_or_replaced_whole(model: Path, tmp_path: Path, th
     with pytest.raises(CkptError, match=r"exists|something else"):
         convert(model, out)
     assert contents(tmp_path) == before
+    if there == "file":
+        with pytest.raises(CkptError, match="no checkpoint"):
+            convert(model, out, overwrite=True)
+        assert contents(tmp_path) == before
+        out.unlink()
+        convert(model, out)
+        out.write_text("something else")  # in the place of what its receipt speaks of
     convert(model, out, overwrite=True)
     assert contents(tmp_path).keys() == {out.name, receipt_of(out).name}
     assert open_tree(out).read("config.json")

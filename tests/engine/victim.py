@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -74,7 +73,9 @@ def arm(moment: str, number: int) -> None:
     elif moment == "after a rename":
         os.rename = counted(number, os.rename, after=True)
     elif moment == "while cleaning up":
-        shutil.rmtree = counted(number, shutil.rmtree)
+        staging._remove = counted(number, staging._remove)
+    elif moment == "at the very end":
+        staging.Staging.remove = counted(number, staging.Staging.remove, after=True)
     else:
         raise SystemExit(f"no moment {moment!r}")
 

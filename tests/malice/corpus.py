@@ -521,11 +521,19 @@ def _(host: Path) -> None:
     write(path, bytes(path.stat().st_size))
 
 
-@case("a .distcp that is a link to elsewhere", "dist", "leaves its folder")
+@case("a .distcp that is a link to what holds no tensors", "dist", "leads out of the checkpoint")
 def _(host: Path) -> None:
     path = host / "release/__0_0.distcp"
-    path.rename(host.parent / "elsewhere.distcp")
+    (host.parent / "elsewhere.distcp").write_bytes(b"root:x:0:0:root:/root:/bin/bash\n" * 9999)
+    path.unlink()
     path.symlink_to("../../elsewhere.distcp")
+
+
+@case("a .metadata that is a link to elsewhere", "dist", "leads out of the checkpoint|no installed format")
+def _(host: Path) -> None:
+    path = host / "release/.metadata"
+    path.rename(host.parent / "elsewhere.metadata")
+    path.symlink_to("../../elsewhere.metadata")
 
 
 @case("a .metadata cut off", "dist", "too early|cut off")

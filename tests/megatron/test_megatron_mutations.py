@@ -257,12 +257,13 @@ def test_a_truncated_file_is_refused(originals: dict[str, Path], tmp_path: Path)
     refused(run, tmp_path, problem="lies outside the file that holds it")
 
 
-def test_a_link_that_leaves_the_folder_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["metadata.json", ".metadata"])
+def test_a_link_that_leaves_the_folder_is_refused(originals: dict[str, Path], tmp_path: Path, name: str) -> None:
     run = copied(originals["torch_dist"], tmp_path)
-    path = run / "release/__0_0.distcp"
+    path = run / "release" / name
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    refused(run, tmp_path, problem="a link that leaves its folder")
+    refused(run, tmp_path, problem="a link that leads out of the checkpoint")
 
 
 def test_swapped_files_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:

@@ -492,7 +492,7 @@ def test_a_tokenizer_that_lies_elsewhere_is_not_followed(run: Path, name: str) -
 def test_the_files_of_a_tokenizer_are_no_links(run: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("{}")
     (run / "context/nemo_tokenizer/extra.json").symlink_to(tmp_path / "secret.json")
-    refused(run, "a link that leaves its folder")
+    refused(run, "a link that leads out of the checkpoint")
 
 
 def test_half_precision_is_said(tmp_path: Path) -> None:

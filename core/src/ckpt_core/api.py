@@ -35,6 +35,7 @@ from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import DType, decode, dtype_named
+from ckpt_core.storage.home import at_home
 from ckpt_core.storage.remote import localised
 
 _CHUNK_BYTES = 4 << 20
@@ -154,9 +155,12 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
         raise CkptError("there is no such file or folder", file=path)
-    found = detect(path)
+    with at_home(path) as home:
+        found = detect(path)
     if len(found) == 1:
         return found[0]
+    if home.refused is not None and not found:
+        raise home.refused
     if found:
         facts = "; ".join(f"{plugin.name} ({fact})" for plugin, fact in found)
         raise UsageError("several formats recognise this path", file=path, found=facts, fix="choose one with --from")
@@ -190,19 +194,22 @@ def config_architecture(path: str | None) -> Architecture | None:
 
 def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
     """What a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
-    try:
-        checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
-    except CkptError as error:
-        raise broken_off(path, error) or error from None
-    except OSError:
-        raise
-    except Exception as error:
-        raise CkptError(
-            f"the reader of {plugin.name} fails on this checkpoint",
-            file=path,
-            found=f"{type(error).__name__}: {error}",
-            fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
-        ) from error
+    named = tuple(value for value in (*request.options.values(), request.config) if isinstance(value, str))
+    with at_home(path, named) as home:
+        try:
+            checkpoint: Checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
+        except CkptError as error:  # of a file that was refused, a reader may say no more than that it lacks it
+            raise home.refused or broken_off(path, error) or error from None
+        except OSError:
+            raise
+        except Exception as error:
+            raise CkptError(
+                f"the reader of {plugin.name} fails on this checkpoint",
+                file=path,
+                found=f"{type(error).__name__}: {error}",
+                fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
+            ) from error
+    checkpoint.named = named
     if request.config is not None:
         checkpoint = with_config(checkpoint, request.config, _notes_in(request.config))
     read = [state.path for state in checkpoint.files]

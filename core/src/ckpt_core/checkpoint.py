@@ -49,7 +49,8 @@ class Checkpoint:
     `evidence` says, in words, what decided the reading. `ledger` says of every file and key of the source what became
     of it; `losses` are those that no file or key stands for. `masters`: fp32 master weights exist beside the weights.
     `recorded`: a fitting receipt lies beside it.
-    `sayings` are what the source's own config says about facts, by their path: refusals quote them.
+    `sayings` are what the source's own config says about facts, by their path: refusals quote them. `named` are files
+    outside of it that the user gave (`-o tokenizer=FILE`).
     """
 
     format: str
@@ -67,6 +68,7 @@ class Checkpoint:
     masters: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     sayings: dict[str, str] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
     recorded: bool = False
 
     @property

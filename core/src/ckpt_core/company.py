@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
 from ckpt_core.errors import CkptError
+from ckpt_core.storage.home import home_of
 from ckpt_core.tokenizer import GENERATION, ROLES, ids_of, is_token
 
 # Files beside a config that belong to the model it describes, whatever else its folder holds.
@@ -74,41 +75,51 @@ def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -
 
 
 def companions_of(config: str) -> dict[str, Sidecar]:
-    """The files beside a config that belong to its model. A link that leads elsewhere is left out."""
+    """The files beside a config that belong to its model, under the paths where they really lie."""
     folder = os.path.dirname(os.path.abspath(config))
-    home = os.path.realpath(folder)
-    if os.path.basename(os.path.dirname(home)) == "snapshots" and os.path.isdir(f"{home}/../../blobs"):
-        home = os.path.dirname(os.path.dirname(home))  # the hub's cache: links from snapshots/REVISION/ to blobs/
     known = files_in(folder, lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS))
-    real = {name: replace(file, path=os.path.realpath(file.path)) for name, file in known.items()}
-    return {name: file for name, file in real.items() if os.path.commonpath([home, file.path]) == home}
+    return {name: replace(file, path=os.path.realpath(file.path)) for name, file in known.items()}
 
 
 def files_in(folder: str, wanted: Callable[[str], bool]) -> dict[str, Sidecar]:
-    """The files in a folder that are `wanted` by their names, and those in its `FOLDERS`. Linked folders are not entered."""
+    """The files in a folder that are `wanted` by their names, and those in its `FOLDERS`.
+
+    `FormatError` for one, or for a folder, that really lies outside of the checkpoint: see `storage.home`.
+    """
     found: dict[str, Sidecar] = {}
     for entry in _entries(folder):
-        if entry.name in FOLDERS and entry.is_dir(follow_symlinks=False):
-            found |= {f"{entry.name}/{name}": file for name, file in files_in(entry.path, lambda name: True).items()}
-        elif wanted(entry.name) and entry.is_file():
-            found[entry.name] = Sidecar(entry.path, entry.stat().st_size)
+        if entry.name in FOLDERS and entry.is_dir():
+            found |= {f"{entry.name}/{name}": file for name, file in files_below(entry.path).items()}
+        elif wanted(entry.name) and os.path.isfile(entry.path):
+            found[entry.name] = _sidecar(entry.path)
     return found
 
 
 def files_below(folder: str) -> dict[str, Sidecar]:
-    """All files in a folder that holds nothing else, by their paths in it. Linked folders are not entered."""
+    """All files in a folder that holds nothing else, by their paths in it. Linked folders in it are not entered.
+
+    `FormatError` for one, or if the folder itself, really lies outside of the checkpoint.
+    """
     found: dict[str, Sidecar] = {}
     for entry in _entries(folder):
         if entry.is_dir(follow_symlinks=False):
             found |= {f"{entry.name}/{name}": file for name, file in files_below(entry.path).items()}
-        elif entry.is_file():
-            found[entry.name] = Sidecar(entry.path, entry.stat().st_size)
+        elif os.path.isfile(entry.path):
+            found[entry.name] = _sidecar(entry.path)
     return found
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     """What is in a folder, by name; nothing if there is no such folder."""
-    return sorted(os.scandir(folder), key=lambda entry: entry.name) if os.path.isdir(folder) else []
+    if not os.path.isdir(folder):
+        return []
+    home_of(folder).check(folder, weights=False)
+    return sorted(os.scandir(folder), key=lambda entry: entry.name)
+
+
+def _sidecar(path: str) -> Sidecar:
+    home_of(path).check(path, weights=False)
+    return Sidecar(path, os.stat(path).st_size)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

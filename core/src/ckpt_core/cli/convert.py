@@ -119,10 +119,7 @@ def command(
     here = engine == "local" or src.startswith("hf://")  # other processes have other working directories
     plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
     if dry_run:
-        if as_json:
-            emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.evidence})
-        else:
-            show_plan(plan, src, dst)
+        _foretell(plan, src, dst, as_json)
         return
     started = time.monotonic()
     receipt = _run(plan, dst, overwrite, sync, engine, engine_address)
@@ -134,6 +131,24 @@ def command(
             show_summary(plan, src, summary)
     except Unprintable as problem:  # what was asked for is done all the same
         say(f"{dst} is complete, but its summary can't be printed: {problem.found}", err=True)
+
+
+def _foretell(plan: Plan, src: str, dst: str, as_json: bool) -> None:
+    """Print the plan; raises if there is no room for its output."""
+    from ckpt_core.engine.destination import room_for
+
+    room = room_for(plan, dst)
+    if as_json:
+        said = (
+            {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
+        )
+        emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.evidence, "room": said})
+        if room is not None and room.missing:
+            raise click.exceptions.Exit(1)
+    else:
+        show_plan(plan, src, dst)
+        if room is not None:
+            room.check(dst)
 
 
 def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str, str]:
@@ -149,16 +164,18 @@ def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str
 
 
 def _run(plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None) -> Receipt:
+    from ckpt_core.engine.destination import check_destination
     from ckpt_core.engine.executors import executor_for
-    from ckpt_core.engine.run import check_destination, run_plan
-    from ckpt_core.engine.staging import SUFFIX
+    from ckpt_core.engine.run import run_plan
+    from ckpt_core.engine.staging import SUFFIX, Staging
 
-    check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
+    if overwrite or not Staging(dst, plan).is_published():
+        check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
         with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
             return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
     except (KeyboardInterrupt, OSError, BrokenExecutor) as error:
-        if os.path.isdir(os.path.abspath(dst) + SUFFIX):
+        if os.path.isdir(os.path.abspath(dst) + SUFFIX) and not getattr(error, "__notes__", ()):
             error.add_note("repeat the same command to continue where this one stopped")
         raise
 
@@ -200,6 +217,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "bytes_written": plan.bytes_written,
         "decisions": plan.target.decisions,
         "losses": [loss.to_json() for loss in plan.losses],
+        "found": receipt.found,
         "seconds": round(seconds, 3),
         "bytes_per_second": round(plan.bytes_written / max(seconds, 1e-9)),
     }
@@ -212,7 +230,9 @@ def show_summary(plan: Plan, src: str, summary: dict[str, Any]) -> None:
     page.say("target", side_text(plan.target, str(summary["destination"])))
     size, files = size_text(summary["bytes_written"]), plural(summary["files"], "file")
     pace = f"{duration_text(summary['seconds'])}, {size_text(summary['bytes_per_second'])}/s"
-    page.say("written", f"{size} in {files}, {pace}")
+    page.say(
+        "found" if summary["found"] else "written", f"{size} in {files}, {'done before' if summary['found'] else pace}"
+    )
     page.say("decisions", *decision_lines(plan.target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("fingerprint", str(summary["fingerprint"]))

@@ -172,7 +172,7 @@ class Source:
 
     def __init__(self, states: Iterable[FileState]) -> None:
         self._states = {state.path: state for state in states}
-        self._files = OpenFiles(os.O_RDONLY)
+        self._files = OpenFiles()
         self._inflated: dict[str, Inflated | None] = {}
 
     def read(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.transfer import Result, checksum_name
 from ckpt_core.storage import crc32
-from ckpt_core.storage.files import naming, pwrite_all, start_writeback
+from ckpt_core.storage.files import pwrite_all, start_writeback, written
 from ckpt_core.storage.output import Checksum, OutputFile
 
 
@@ -56,20 +55,16 @@ class Completion:
         whole = self._remainder(file, file.whole)
         for offset, data in file.literals:
             whole ^= crc32.shifted(crc32.remainder(data), file.size - offset - len(data))
-        with naming(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                for checksum in file.checksums:
-                    remainder = self._remainder(file, checksum)
-                    whole ^= crc32.shifted(remainder, file.size - checksum.stop)
-                    stored = crc32.of_remainder(remainder, checksum.length).to_bytes(4, "little")
-                    for position in checksum.positions:
-                        pwrite_all(descriptor, memoryview(stored), position)
-                        whole ^= crc32.shifted(crc32.remainder(stored), file.size - position - len(stored))
-                if self._sync:
-                    start_writeback(descriptor)
-            finally:
-                os.close(descriptor)
+        with written(path) as descriptor:
+            for checksum in file.checksums:
+                remainder = self._remainder(file, checksum)
+                whole ^= crc32.shifted(remainder, file.size - checksum.stop)
+                stored = crc32.of_remainder(remainder, checksum.length).to_bytes(4, "little")
+                for position in checksum.positions:
+                    pwrite_all(descriptor, memoryview(stored), position)
+                    whole ^= crc32.shifted(crc32.remainder(stored), file.size - position - len(stored))
+            if self._sync:
+                start_writeback(descriptor)
         self.crcs[name] = crc32.of_remainder(whole, file.size)
 
     def _remainder(self, file: OutputFile, checksum: Checksum) -> int:

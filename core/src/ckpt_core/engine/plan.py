@@ -23,10 +23,11 @@ from ckpt_core.checkpoint import Checkpoint, Loss, Target
 from ckpt_core.company import losses_of
 from ckpt_core.engine.assembly import Assembly, Block, flat_tile, significant_bits
 from ckpt_core.engine.records import watched
-from ckpt_core.errors import CkptError, Problems
+from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Native, Scale, ValueMap
 from ckpt_core.storage.dtypes import FP32, DType, dtype_named
 from ckpt_core.storage.files import FileState
+from ckpt_core.storage.home import Home
 from ckpt_core.storage.output import Checksum
 from ckpt_core.storage.tensor import contiguous_strides
 
@@ -102,6 +103,11 @@ class Plan:
             + documents
             + sum(s.size for s in self.target.sidecars.values())
         )
+
+    @functools.cached_property
+    def outputs(self) -> frozenset[str]:
+        """The names of all files of the output, but for its receipt."""
+        return frozenset([*(file.path for file in self.target.files), *self.target.documents, *self.target.sidecars])
 
     @property
     def peak_memory(self) -> int:
@@ -267,25 +273,14 @@ def _check_files(target: Target, problems: Problems) -> None:
 
 
 def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None:
-    """A stranger's folder may hold a tokenizer.json that is a link to a private file: links must stay at home.
-
-    The hub's cache is all links, from snapshots/REVISION/ to blobs/ beside it; there, home is the whole repository.
-    """
-    home = os.path.realpath(source.path)
-    if os.path.basename(os.path.dirname(home)) == "snapshots":
-        home = os.path.dirname(os.path.dirname(home))
-    embedded = {name: source.sidecars[name] for name in target.held if name in source.sidecars}
-    for path, sidecar in (embedded | target.sidecars).items():
-        real = os.path.realpath(sidecar.path)
-        if os.path.islink(sidecar.path) and os.path.commonpath([home, real]) != home:
-            problems.add(
-                CkptError(
-                    f"{path} is a link that leads out of the checkpoint",
-                    file=sidecar.path,
-                    found=real,
-                    fix="copy the file there if it belongs to the model, or remove the link",
-                )
-            )
+    """No file is copied that is not one of the checkpoint's, whichever way a plugin found it."""
+    home = Home(source.path, source.named)
+    embedded = [source.sidecars[name] for name in target.held if name in source.sidecars]
+    for sidecar in (*embedded, *target.sidecars.values()):
+        try:
+            home.check(sidecar.path, weights=False)
+        except FormatError as problem:
+            problems.add(problem)
 
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]:

@@ -15,24 +15,17 @@ from ckpt_core import __version__
 from ckpt_core.architecture import to_json
 from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.completion import Completion
+from ckpt_core.engine.destination import check_destination, room_for
 from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.seal import read_receipt, sealed
-from ckpt_core.engine.staging import (
-    RECEIPT,
-    Staging,
-    boot_id,
-    is_empty_folder,
-    receipt_beside,
-    receipt_path,
-    recorded_plan,
-)
+from ckpt_core.engine.staging import RECEIPT, Staging, boot_id, receipt_path
 from ckpt_core.engine.transfer import Result, Sink
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
-from ckpt_core.storage.files import naming, read_small
+from ckpt_core.storage.files import pwrite_all, read_small, written
 
 _WHOLE_FILE_DIGEST = 1 << 20
 
@@ -54,6 +47,8 @@ class Receipt:
     """What happened: enough to check the output later, and to find the way back."""
 
     body: dict[str, object] = field(default_factory=dict)
+    found: bool = False
+    """Whether it was at the destination already, and nothing was done."""
 
     @property
     def fingerprint(self) -> str:
@@ -76,14 +71,17 @@ def run_plan(
 
     A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
     the input removes it, an error of the system (a full disk) or of a worker (`WorkerError`) keeps it. Without `sync` the output is left to the kernel
-    to write to the disk: a power cut soon after may damage it.
+    to write to the disk: a power cut soon after may damage it. What this very plan wrote already, and is whole, is found.
     """
-    published = not overwrite and _is_published(plan, destination)
+    staging = Staging(destination, plan, sync)
+    if not overwrite and staging.is_published():
+        staging.tidy()
+        return Receipt(read_receipt(receipt_path(destination)), found=True)
     check_destination(plan, destination, overwrite)
-    with Staging(destination, plan.hash, sync) as staging:
-        if published:
-            staging.remove()
-            return Receipt(read_receipt(receipt_path(destination)))
+    room = room_for(plan, destination)
+    if room is not None:
+        room.check(destination)
+    with staging:
         try:
             check_destination(plan, destination, overwrite)  # again: the run that held the lock may have published
             staging.create(plan.target.files)
@@ -94,44 +92,10 @@ def run_plan(
             if not isinstance(error, WorkerError):
                 staging.discard()
             raise
+        if overwrite:
+            check_destination(plan, destination, overwrite)  # and again: it is about to be replaced
         staging.publish(plan.target.files[0].path if plan.target.single_file else None, overwrite)
     return receipt
-
-
-def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
-    """Refuse to touch what exists (without `overwrite`), and ever to write over the source."""
-    real = os.path.realpath(destination)
-    for state in plan.source.files:
-        path = os.path.realpath(state.path)
-        if path == real or path.startswith(real + os.sep):
-            raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
-    if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
-        raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
-    if os.path.ismount(destination):
-        raise CkptError(
-            "the destination is a mount point, which can't be replaced",
-            file=destination,
-            fix="name a folder inside it: the output is written beside the destination and then renamed",
-        )
-    replaceable = overwrite or (not plan.target.single_file and is_empty_folder(destination))
-    if os.path.lexists(destination) and not replaceable and not _is_published(plan, destination):
-        left = Staging(destination, plan.hash).folder
-        raise CkptError(
-            "the destination exists",
-            file=destination,
-            found=f"it, and an unfinished conversion in {left}" if os.path.lexists(left) else None,
-            fix="use --overwrite, or another name",
-        )
-    beside = receipt_beside(destination)
-    if plan.target.single_file and not overwrite and os.path.lexists(beside) and recorded_plan(beside) != plan.hash:
-        raise CkptError("the receipt of something else is there", file=beside, fix="use --overwrite, or another name")
-    parent = os.path.dirname(os.path.abspath(destination))
-    if not os.path.isdir(parent):
-        raise CkptError("the destination's parent folder does not exist", file=parent)
-
-
-def _is_published(plan: Plan, destination: str) -> bool:
-    return Staging(destination, plan.hash).is_published(transfer.name for transfer in plan.transfers)
 
 
 def _transfer_all(
@@ -184,9 +148,7 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
         documents[path] = _write_document(staging.path(path), [data])
     receipt = make_receipt(plan, staging.done, crcs, documents)
     _write_document(staging.path(RECEIPT), [receipt.text().encode()])
-    staging.to_disk(
-        [*(file.path for file in plan.target.files), *plan.target.sidecars, *plan.target.documents, RECEIPT]
-    )
+    staging.to_disk([*plan.outputs, RECEIPT])
     return receipt
 
 
@@ -194,9 +156,11 @@ def _write_document(path: str, pieces: Iterable[bytes]) -> str:
     """Write a file that is copied, or known in advance; the digest of what was written."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     digest = blake3()
-    with naming(path), open(path, "wb") as file:
+    offset = 0
+    with written(path, os.O_CREAT | os.O_TRUNC) as descriptor:
         for piece in pieces:
-            file.write(piece)
+            pwrite_all(descriptor, memoryview(piece), offset)
+            offset += len(piece)
             digest.update(piece)
     return digest.hexdigest()
 

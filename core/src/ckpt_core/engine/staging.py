@@ -10,29 +10,46 @@ single file, its receipt gets its name beside it just before. A killed run
 leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
 while the machine has not been restarted: a restart can lose written pages that were never synced. Without `sync` the same
 is true of the output itself, for as long as the kernel takes to write it.
+
+A folder of that name that is there already is used only if ckpt made it: a real folder of this user, closed to others, with a
+journal that begins as ours do. In it nothing is followed or written through that is a link, and nothing else is removed
+than what stands above.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
+from ckpt_core import __version__
+from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.seal import read_receipt
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.files import naming, pwrite_all
+from ckpt_core.storage.files import naming, pwrite_all, written
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.output import OutputFile
 
 SUFFIX = ".ckpt-partial"
 RECEIPT = "ckpt-receipt.json"
 TOKEN = "token"
+_MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
+_JOURNAL = "journal.jsonl"
+_FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
+# What a file system answers that has no such call. It is then as safe as it can be without.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
+_NO_LOCKS = {*_UNSUPPORTED, errno.ENOLCK}
 
 
 def receipt_path(output: str) -> str:
@@ -55,111 +72,206 @@ def boot_id() -> str:
 
 
 class Staging:
-    """An unfinished output beside its destination, locked against other runs."""
+    """An unfinished output of a plan beside its destination, locked against other runs."""
 
-    def __init__(self, destination: str, plan_hash: str, sync: bool = True) -> None:
+    def __init__(self, destination: str, plan: Plan, sync: bool = True) -> None:
         self.destination = os.path.abspath(destination)
         self.folder = self.destination + SUFFIX
         self.sync = sync
         self.out = os.path.join(self.folder, "out")
         self.token = secrets.token_hex(16)
         self._token_path = os.path.join(self.folder, TOKEN)
-        self._journal_path = os.path.join(self.folder, "journal.jsonl")
+        self._plan = plan
+        self._journal_path = os.path.join(self.folder, _JOURNAL)
         self._receipt = receipt_beside(self.destination)
         self._aside = {
             self.destination: os.path.join(self.folder, "replaced"),
             self._receipt: os.path.join(self.folder, "receipt"),
         }
-        self._head = {"plan": plan_hash, "boot": boot_id()}
+        asked = {"source": plan.source.path, "options": dict(plan.options)}
+        self._head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
         self.done: dict[str, Result] = {}
 
     def __enter__(self) -> Staging:
-        os.makedirs(self.out, exist_ok=True)
-        self._journal = open(self._journal_path, "a+b", buffering=0)
         try:
-            self._lock()
+            os.mkdir(self.folder, 0o700)
+        except FileExistsError:
+            with self._alone():
+                self._check_ours()
+        with self._alone():
+            descriptor = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _CAREFULLY, 0o600)
+            self._journal = os.fdopen(descriptor, "a+b", buffering=0)
+        try:
+            with self._alone():
+                self._lock()
             self._resume()
+            os.makedirs(self.out, exist_ok=True)
         except BaseException:
             self._journal.close()  # and with it goes the lock
             raise
         return self
 
-    def _lock(self) -> None:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._journal.fileno()), os.stat(self._journal_path)):
-                raise BlockingIOError  # the other one finished, and removed its journal, between our opening and our locking it
+            yield
         except (BlockingIOError, FileNotFoundError):
             raise CkptError(
                 "another conversion is writing to this destination", file=self.destination, fix="wait for it"
             ) from None
 
+    def _lock(self) -> None:
+        """Take the lock. On a file system without locks there is none, and two runs are then not kept apart."""
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:  # Lustre has none unless it is mounted with -o flock
+                raise
+        if not os.path.samestat(os.fstat(self._journal.fileno()), os.lstat(self._journal_path)):
+            raise BlockingIOError  # the other one finished, and removed its journal, between our opening and our locking it
+
     def __exit__(self, *_: object) -> None:
-        self._journal.close()
+        with contextlib.suppress(
+            OSError
+        ):  # its lines are written, or lost: a later run believes those that it finds whole
+            self._journal.close()
+
+    # --- whose folder it is
+
+    def _check_ours(self) -> None:
+        """Refuse a folder that ckpt did not make, before anything in it is touched."""
+        status = os.lstat(self.folder)
+        if not stat.S_ISDIR(status.st_mode):
+            self._refuse("a link" if stat.S_ISLNK(status.st_mode) else "a file")
+        if status.st_uid != os.geteuid() and status.st_uid != _owner_of_new_files(os.path.dirname(self.folder)):
+            self._refuse(f"a folder of user {status.st_uid}")
+        try:
+            data = self._journal_bytes()
+        except FileNotFoundError:
+            data = b""
+            if not set(os.listdir(self.folder)) <= {"out"}:
+                self._refuse(f"a folder without a {_JOURNAL}")
+        if data[: len(_FIRST_BYTES)] != _FIRST_BYTES[: len(data)]:
+            self._refuse(f"a {_JOURNAL} of something else")
+        if b"\n" not in data and any(self._files()):  # a run that was killed at its very start has no files yet
+            self._refuse(f"files, but no {_JOURNAL} that says of which conversion")
+
+    def _check_files(self) -> None:
+        """Refuse an `out/` in which there is more than the files of this plan, each a regular file in real folders."""
+        for name in self._files():
+            if name not in self._plan.outputs and name != RECEIPT:
+                self._refuse(f"{name}, which is no file of this conversion", os.path.join(self.out, name))
+
+    def _files(self) -> Iterator[str]:
+        """The names of all files in `out/`. Refuses links, pipes, devices, and files with a name elsewhere too."""
+        if not os.path.lexists(self.out):
+            return
+        if not stat.S_ISDIR(os.lstat(self.out).st_mode):
+            self._refuse("out is no folder", self.out)
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            with os.scandir(os.path.join(self.out, prefix)) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        pending.append(f"{prefix}{entry.name}/")
+                    elif not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                        kind = "a link" if stat.S_ISLNK(status.st_mode) else "no file of its own"
+                        self._refuse(f"{prefix}{entry.name} is {kind}", entry.path)
+                    else:
+                        yield f"{prefix}{entry.name}"
+
+    def _refuse(self, found: str, file: str | None = None) -> NoReturn:
+        raise CkptError(
+            "what lies in the place of the staging folder was not made by this conversion",
+            file=file or self.folder,
+            found=found,
+            expected=f"nothing, or a folder that ckpt made, with its {_JOURNAL}",
+            fix="move it away, or choose another name for the output",
+        )
+
+    # --- the journal
 
     def _resume(self) -> None:
-        head, done, size = self._read_journal()
+        self._journal.seek(0)
+        head, done, size = _read_journal(self._journal.readall())
         if not head:
             self._restart()
             return
         if head.get("plan") != self._head["plan"]:
             moved = self._aside[self.destination]
             kept = f" after saving {moved}, which it was to replace" if os.path.lexists(moved) else ""
+            was, wanted = self.differences(head)
             raise CkptError(
                 "an unfinished conversion of something else is in the way",
                 file=self.folder,
-                found=f"plan {head.get('plan')}",
-                expected=f"plan {self._head['plan']}",
-                fix=f"the source or the options changed: repeat the old command, or remove that folder{kept}",
+                found=was,
+                expected=wanted,
+                fix=f"repeat the old command, or remove that folder{kept}",
             )
+        self._check_files()
         if not self._head["boot"] or head.get("boot") != self._head["boot"]:
             self._restart()
             return
         self._journal.truncate(size)
         self.done = done
 
-    def _read_journal(self) -> tuple[dict[str, object], dict[str, Result], int]:
-        """The first line, the finished tensors, and the bytes up to the first line that a kill cut short or that is damaged."""
-        head: dict[str, object] = {}
-        done: dict[str, Result] = {}
-        size = 0
-        with open(self._journal_path, "rb") as journal:
-            for line in journal:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    record = json.loads(line)
-                    if size:
-                        done[record["name"]] = Result(**record)
-                    else:
-                        head = dict(record)
-                except (ValueError, TypeError, KeyError):
-                    break
-                size += len(line)
-        return head, done, size
+    def _journal_bytes(self) -> bytes:
+        """What the journal holds, if it is a regular file of its own; `FileNotFoundError` if there is none."""
+        try:
+            descriptor = os.open(self._journal_path, os.O_RDONLY | _CAREFULLY)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self._refuse(f"a {_JOURNAL} that is a link", self._journal_path)
+            raise
+        with os.fdopen(descriptor, "rb") as journal:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                self._refuse(f"a {_JOURNAL} that is no file of its own", self._journal_path)
+            return journal.read()
 
-    def is_published(self, tensors: Iterable[str]) -> bool:
-        """Whether a run of this plan died between giving its output the final name and removing this folder.
+    def is_published(self) -> bool:
+        """Whether a run of this plan gave its output the final name, and all of it is there.
 
-        Then every tensor is in the journal, nothing is left to publish, and the receipt at the destination is this plan's.
+        It may have died before it removed this folder. Then every tensor is in the journal, and nothing is left to publish.
         """
-        if recorded_plan(receipt_path(self.destination)) != self._head["plan"]:
-            return False
-        if any(files for _, _, files in os.walk(self.out)):
+        if recorded_plan(receipt_path(self.destination)) != self._head["plan"] or not _is_whole(self.destination):
             return False
         try:
-            head, done, _ = self._read_journal()
-        except FileNotFoundError:  # it is removed last
-            return os.path.isdir(self.folder)
-        return head.get("plan") == self._head["plan"] and done.keys() >= set(tensors)
+            head, done, _ = _read_journal(self._journal_bytes())
+        except (FileNotFoundError, NotADirectoryError):  # it is removed last
+            return True
+        names = {transfer.name for transfer in self._plan.transfers}
+        return head.get("plan") == self._head["plan"] and done.keys() >= names and not any(self._files())
+
+    def differences(self, other: Mapping[str, object]) -> tuple[str, str]:
+        """What another conversion was asked for and this one is not, and the other way round.
+
+        `other` is the first line of its journal, or its receipt.
+        """
+        old, new = _asked(other), _asked(self._head)
+        apart = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if not apart:
+            return "one of the same options, of the source as it was then", "one of the source as it is: it changed"
+        was, wanted = (", ".join(f"{name} {side.get(name, 'not given')}" for name in apart) for side in (old, new))
+        return f"one with {was}", f"one with {wanted}"
+
+    def tidy(self) -> None:
+        """Remove what a run left that published its output; what is not ours, or in use, stays."""
+        if os.path.lexists(self.folder):
+            with contextlib.suppress(CkptError), self:
+                self.remove()
 
     def _restart(self) -> None:
-        shutil.rmtree(self.out)
+        _remove(self.out)
         os.makedirs(self.out)
         self._journal.truncate(0)
         self._append(self._head)
 
-    def _append(self, record: dict) -> None:
+    def _append(self, record: Mapping[str, object]) -> None:
         with naming(self._journal_path):
             self._journal.write(json.dumps(record).encode() + b"\n")
 
@@ -168,12 +280,15 @@ class Staging:
         self.done[result.name] = result
         self._append({name: getattr(result, name) for name in Result.__slots__})
 
+    # --- the files
+
     def create(self, files: Iterable[OutputFile]) -> None:
         """Make every output file at its final size, with the bytes that are known already, and the token of this run.
 
         Repeating is harmless.
 
-        If a file that the journal thinks written is not there (it was published already, or removed), all starts over.
+        If a file that the journal thinks written is not there (it was published already, removed, or not believed), all
+        starts over.
         """
         files = list(files)
         if self.done and not all(
@@ -181,24 +296,30 @@ class Staging:
         ):
             self._restart()
             self.done = {}
-        with naming(self._token_path), open(self._token_path, "w") as token:
-            token.write(self.token)
+        with written(self._token_path, os.O_CREAT | os.O_TRUNC) as descriptor:
+            pwrite_all(descriptor, memoryview(self.token.encode()), 0)
         for file in files:
             path = self.path(file.path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                with naming(path):
-                    if os.fstat(descriptor).st_size != file.size:
-                        os.ftruncate(descriptor, file.size)
-                    for offset, data in file.literals:
-                        pwrite_all(descriptor, memoryview(data), offset)
-            finally:
-                os.close(descriptor)
+            with written(path, os.O_CREAT) as descriptor:
+                if os.fstat(descriptor).st_size != file.size:
+                    os.ftruncate(descriptor, file.size)
+                for offset, data in file.literals:
+                    pwrite_all(descriptor, memoryview(data), offset)
 
     def path(self, relative: str) -> str:
         """Where an output file is while the conversion runs."""
         return os.path.join(self.out, relative)
+
+    @property
+    def taken(self) -> int:
+        """The bytes of disk that an earlier run's files take already: they need no more room."""
+        total = 0
+        with contextlib.suppress(OSError, CkptError):
+            for name in self._files():
+                status = os.lstat(self.path(name))
+                total += min(status.st_size, status.st_blocks * 512)
+        return total
 
     def to_disk(self, files: Iterable[str]) -> None:
         """Force output files to the disk, if that is wanted.
@@ -210,9 +331,10 @@ class Staging:
         def force(relative: str) -> None:
             try:
                 sync_file(self.path(relative))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.path(relative))
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    with contextlib.suppress(OSError):
+                        os.unlink(self.path(relative))
                 raise
 
         if self.sync:
@@ -223,6 +345,7 @@ class Staging:
 
         A single file's receipt gets its own name before: what has a final name is whole, and has its receipt.
         """
+        self._check_files()
         made = {self.out: self.destination}
         if single_file:
             made = {self.path(RECEIPT): self._receipt, self.path(single_file): self.destination}
@@ -247,9 +370,10 @@ class Staging:
         What can't be removed stays behind, and does no harm to an output that is published.
         """
         with contextlib.suppress(OSError):
-            for path in (self.out, self._token_path, *self._aside.values()):
+            marks = [entry.path for entry in os.scandir(self.folder) if entry.name.startswith(_MARK)]
+            for path in (self.out, self._token_path, *marks, *self._aside.values(), self._journal_path):
                 _remove(path)
-        shutil.rmtree(self.folder, ignore_errors=True)
+            os.rmdir(self.folder)
 
     def discard(self) -> None:
         """Remove everything that was written; put back what a killed run moved aside and did not replace."""
@@ -262,17 +386,75 @@ class Staging:
         self.remove()
 
 
+_CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], int]:
+    """The first line, the finished tensors, and the bytes up to the first line that a kill cut short or that is damaged."""
+    head: dict[str, object] = {}
+    done: dict[str, Result] = {}
+    size = 0
+    for line in data.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            record = json.loads(line)
+            if size:
+                done[record["name"]] = Result(**record)
+            else:
+                head = dict(record)
+        except (ValueError, TypeError, KeyError):
+            break
+        size += len(line)
+    return head, done, size
+
+
+def _asked(said: Mapping[str, object]) -> dict[str, str]:
+    """What a journal's first line, or a receipt, says that was asked, as on the command line."""
+    source, options = said.get("source"), said.get("options")
+    found = {"source": str(source.get("path") if isinstance(source, Mapping) else source)}
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        if isinstance(value, Mapping):
+            found |= {f"-o {key}": str(inner) for key, inner in value.items()}
+        elif value is not None:
+            found[f"--{name}"] = str(value)
+    return found | {"ckpt": str(said.get("ckpt"))}
+
+
 def recorded_plan(receipt: str) -> str | None:
     """The plan that a receipt is about; None if it is no receipt, or not there."""
     try:
-        return str(read_json_object(receipt).get("plan"))
-    except FormatError:
+        return str(read_json_object(receipt)["plan"])
+    except (FormatError, KeyError):
         return None
+
+
+def _is_whole(output: str) -> bool:
+    """Whether every file that a receipt names is there, the data files at their sizes."""
+    try:
+        target = read_receipt(receipt_path(output))["target"]
+        if not os.path.isdir(output):
+            return all(os.path.getsize(output) == size for size in target["files"].values())
+        paths = [os.path.join(output, name) for name in target["documents"]]
+        return all(map(os.path.isfile, paths)) and all(
+            os.path.getsize(os.path.join(output, name)) == size for name, size in target["files"].items()
+        )
+    except (CkptError, OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def is_empty_folder(path: str) -> bool:
     """Whether a folder of this name can be replaced by a rename: an empty one, that is not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)
+
+
+def _owner_of_new_files(folder: str) -> int:
+    """The user to whom what is made in a folder belongs: on some network file systems it is never the one who makes it."""
+    probe = tempfile.mkdtemp(prefix=".ckpt-", dir=folder)
+    try:
+        return os.lstat(probe).st_uid
+    finally:
+        os.rmdir(probe)
 
 
 def _remove(path: str) -> None:
@@ -284,13 +466,23 @@ def _remove(path: str) -> None:
 
 
 def sync_file(path: str) -> None:
-    """Force a file's bytes, or a folder's names, to the disk."""
+    """Force a file's bytes, or a folder's names, to the disk.
+
+    A file system that can't be asked to sync a folder has its own ways to keep names (CIFS, some of FUSE); one that can't
+    be asked to sync a file can't keep the promise.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with naming(path):
+    with naming(path):
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                error.add_note("this file system does not wait for the disk: repeat the command with --no-sync")
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _sync_all(paths: Iterable[str], sync: Callable[[str], None]) -> None:

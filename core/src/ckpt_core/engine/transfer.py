@@ -63,7 +63,7 @@ class Sink:
         self.staging = Folder(os.path.dirname(out))
         self._out = out
         self._sync = sync
-        self._files = OpenFiles(os.O_WRONLY, folder=self.staging)
+        self._files = OpenFiles(self.staging)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
         self._begun: set[str] = set()
@@ -117,8 +117,11 @@ class Sink:
                 os.fsync(descriptor)
 
     def close(self) -> None:
-        self._files.close()
-        self.staging.close()
+        """Close all files. Those whose close fails are removed: see `storage.files.close`."""
+        try:
+            self._files.close()
+        finally:
+            self.staging.close()
 
 
 def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Result:

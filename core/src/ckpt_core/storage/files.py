@@ -8,7 +8,9 @@ it is first seen; every later open checks both.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import stat
 import threading
 from collections import OrderedDict
@@ -16,8 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_core.errors import FormatError
+from ckpt_core.storage.home import check_at_home
 from ckpt_core.storage.pointers import LONGEST, pointer_in
 
+# What is wrong with a path itself. Any other reason (a network file system that lost its server, no descriptor left, a disk
+# that fails, no permission) is one of the machine: nothing is wrong with the file, and work that is done stays.
+_WRONG_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
+_MOST_OPEN = 128
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -37,10 +44,11 @@ class FileState:
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> FileState:
+        check_at_home(path)
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         _check_regular(status, path)
         if status.st_size <= LONGEST:  # it may be a pointer to the file: opening it tells
             os.close(open_regular(path))
@@ -69,25 +77,22 @@ class Folder:
         os.close(self.descriptor)
 
 
-def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, folder: Folder | None = None) -> int:
-    """A descriptor of a regular file; `FormatError` for what can't be opened, for a pipe or a device, and for a text that
-    version control left in place of a file that is to be read.
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor to read a regular file; `FormatError` for one that is not there or does not belong to the checkpoint, for
+    a pipe or a device, and for a text that version control left in place of a file.
 
-    Opening a pipe would wait for a writer for ever, so it is opened without waiting and then looked at. With `folder`, which
-    the path leads into, it is looked for in that one.
+    Opening a pipe would wait for a writer for ever, so it is opened without waiting and then looked at. An error of the
+    system stays an `OSError`.
     """
+    check_at_home(path)
     try:
-        flags |= os.O_CLOEXEC | os.O_NONBLOCK
-        if folder is None:
-            descriptor = os.open(path, flags)
-        else:
-            descriptor = os.open(os.path.relpath(path, folder.path), flags, dir_fd=folder.descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     try:
         status = os.fstat(descriptor)
         _check_regular(status, path)
-        if status.st_size <= LONGEST and flags & os.O_ACCMODE == os.O_RDONLY:
+        if status.st_size <= LONGEST:
             _check_itself(os.pread(descriptor, LONGEST, 0), path)
     except BaseException:
         os.close(descriptor)
@@ -113,7 +118,11 @@ def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None
         raise FormatError("not a regular file", file=path, found=kind)
 
 
-def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> FormatError:
+def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> FormatError | OSError:
+    """What to raise for a path that can't be read: an error of the input, or, where the system fails, its own, with the path."""
+    if isinstance(error, OSError) and error.errno not in _WRONG_PATHS:
+        error.filename = error.filename or os.fspath(path)
+        return error
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return FormatError("the file can't be read", file=path, found=reason)
 
@@ -122,9 +131,8 @@ def read_range(path: str, start: int, count: int) -> bytes:
     """`count` bytes of a file from `start`; `FormatError` if it has fewer."""
     descriptor = open_regular(path)
     try:
-        data = os.pread(descriptor, count, start)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        with naming(path):
+            data = os.pread(descriptor, count, start)
     finally:
         os.close(descriptor)
     if len(data) != count:
@@ -154,11 +162,59 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-class OpenFiles:
-    """At most `limit` open descriptors, for many threads; the least recently used is closed first."""
+def open_written(path: str, flags: int = 0, folder: Folder | None = None) -> int:
+    """A descriptor to write to an output file; a link in its place is not followed. Pair it with `close`.
 
-    def __init__(self, flags: int, limit: int = 128, folder: Folder | None = None) -> None:
-        self._flags, self._limit, self._folder = flags, limit, folder
+    With `folder`, which the path leads into, it is looked for in that one.
+    """
+    flags |= os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    with naming(path):
+        if folder is None:
+            return os.open(path, flags, 0o666)
+        return os.open(os.path.relpath(path, folder.path), flags, dir_fd=folder.descriptor)
+
+
+def close(path: str, descriptor: int, folder: Folder | None = None) -> None:
+    """Close a file that was written.
+
+    Network file systems say only here that data is lost, and say so once. A file whose close fails is therefore removed, so
+    that no later run believes what a journal says of it. The descriptor is gone in any case (close(2)).
+    """
+    try:
+        os.close(descriptor)
+    except OSError as error:
+        error.filename = path
+        with contextlib.suppress(OSError):
+            if folder is None:
+                os.unlink(path)
+            else:
+                os.unlink(os.path.relpath(path, folder.path), dir_fd=folder.descriptor)
+        raise
+
+
+@contextlib.contextmanager
+def written(path: str, flags: int = 0) -> Iterator[int]:
+    """A descriptor to write to an output file inside the block; every error, that of closing it too, names the file."""
+    descriptor = open_written(path, flags)
+    try:
+        with naming(path):
+            yield descriptor
+    except BaseException:
+        with contextlib.suppress(OSError):
+            close(path, descriptor)
+        raise
+    close(path, descriptor)
+
+
+class OpenFiles:
+    """At most `limit` open descriptors, for many threads; the least recently used is closed first.
+
+    They are of files that are only read or, with `written_in`, of output files in that folder. Without a `limit` it is a
+    quarter of the descriptors a process may have, for there are two of these pools, and 128 at most.
+    """
+
+    def __init__(self, written_in: Folder | None = None, limit: int | None = None) -> None:
+        self._written_in, self._limit = written_in, limit or _usual_limit()
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._lock = threading.Lock()
 
@@ -181,10 +237,12 @@ class OpenFiles:
                 if len(self._open) > self._limit:
                     idle = [key for key, (_, users) in self._open.items() if not users]
                     for key in idle[: len(self._open) - self._limit]:
-                        os.close(self._open.pop(key)[0])
+                        self._close(key)
 
     def _open_checked(self, path: str, state: FileState | None) -> int:
-        descriptor = open_regular(path, self._flags, self._folder)
+        if self._written_in is not None:
+            return open_written(path, folder=self._written_in)
+        descriptor = open_regular(path)
         if state is not None:
             try:
                 state.check(os.fstat(descriptor))
@@ -193,15 +251,35 @@ class OpenFiles:
                 raise
         return descriptor
 
+    def _close(self, path: str) -> None:
+        """Forget a descriptor, and then close it: whatever that says, its number may be another file's from now on."""
+        descriptor, _ = self._open.pop(path)
+        if self._written_in is not None:
+            close(path, descriptor, self._written_in)
+        else:
+            with contextlib.suppress(OSError):  # nothing is lost of what was only read
+                os.close(descriptor)
+
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(OSError):
+            self.close()
 
     def close(self) -> None:
-        """Close everything; no descriptor may be in use."""
+        """Close everything; no descriptor may be in use. Raises the first error, after all are closed."""
+        failures: list[OSError] = []
         with self._lock:
-            for descriptor, _ in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
+            for path in list(self._open):
+                try:
+                    self._close(path)
+                except OSError as error:
+                    failures.append(error)
+        if failures:
+            raise failures[0]
+
+
+def _usual_limit() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, allowed // 4))
 
 
 def pread_into(descriptor: int, view: memoryview, offset: int, path: str) -> None:
@@ -220,7 +298,8 @@ def start_writeback(descriptor: int) -> None:
     as the memory would only push out of the cache what others, and its own source, still need.
     """
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # a file system need not know such hints
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 from ckpt_core.errors import FormatError
 from ckpt_core.storage import crc32
 from ckpt_core.storage.byterange import ByteRange
+from ckpt_core.storage.files import unreadable
 from ckpt_core.storage.inflate import open_stored
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.pickles import Limits, read_pickle
@@ -63,7 +64,7 @@ def read_torch_file(
             if starts_with_magic(head):
                 return read_legacy(stream, file, base_offset, end, limits)
     except OSError as error:
-        raise FormatError("the file can't be read", file=file, found=error.strerror) from error
+        raise unreadable(file, error) from error
     is_tar = head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar"
     raise FormatError(
         "this is no torch file",

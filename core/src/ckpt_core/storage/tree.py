@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.files import FileState, naming, open_regular
+from ckpt_core.storage.files import FileState, naming, open_regular, unreadable
+from ckpt_core.storage.home import Home, home_of
 from ckpt_core.storage.inflate import is_tar_in_gzip, open_stored
 from ckpt_core.storage.pickle_limits import Limits
 from ckpt_core.storage.tar import BLOCK, is_tar, list_tar
@@ -115,16 +116,16 @@ class Tree(ABC):
 
 
 class _Folder(Tree):
-    def __init__(self, path: str, root: str) -> None:
-        self.path, self._root = path, root
-        self.files = _FolderFiles(path, root)
+    def __init__(self, path: str, home: Home) -> None:
+        self.path, self._home = path, home
+        self.files = _FolderFiles(path, home)
 
     @property
     def folders(self) -> list[str]:
         return [entry.name for entry in _entries(self.path) if os.path.isdir(entry.path)]
 
     def below(self, prefix: str) -> Tree:
-        return _Folder(self.place(prefix), self._root)
+        return _Folder(self.place(prefix), self._home)
 
 
 class _Archive(Tree):
@@ -161,7 +162,7 @@ def open_tree(path: str | os.PathLike[str]) -> Tree:
     """The files of a folder, or of a tar or tar.gz (told by content); a `FormatError` for anything else."""
     path = os.fspath(path)
     if os.path.isdir(path):
-        return _Folder(path, _root_of(path))
+        return _Folder(path, home_of(path))
     FileState.of(path)  # that says what is wrong with a file that is none
     if not is_archive(path):
         raise FormatError("this is no folder and no tar archive", file=path, expected="a folder, a tar or a tar.gz")
@@ -187,13 +188,11 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 class _FolderFiles(Mapping[str, Extent]):
     """The files below a folder, looked up when they are asked for. Iterating walks it; linked folders are not entered.
 
-    A link may lead to a file below `root`, the folder that was opened: a checkpoint from a stranger could otherwise
-    carry any file of this machine into what is written.
+    A link may only lead to a file at `home`.
     """
 
-    def __init__(self, folder: str, root: str) -> None:
-        self._folder, self._root = folder, root
-        self._real: dict[str, str] = {}  # of the folders that were seen
+    def __init__(self, folder: str, home: Home) -> None:
+        self._folder, self._home = folder, home
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _is_relative(name) and os.path.isfile(os.path.join(self._folder, name))
@@ -202,19 +201,8 @@ class _FolderFiles(Mapping[str, Extent]):
         full = os.path.join(self._folder, name)
         if not _is_relative(name) or not os.path.lexists(full):
             raise KeyError(name)
-        state = FileState.of(full)
-        real = self._real_path(full)
-        if not real.startswith(self._root + os.sep):
-            raise FormatError("a file of the checkpoint is a link that leaves its folder", file=full, found=real)
-        return Extent(full, 0, state.size)
-
-    def _real_path(self, full: str) -> str:
-        if os.path.islink(full):
-            return os.path.realpath(full)
-        folder, name = os.path.split(full)
-        if folder not in self._real:
-            self._real[folder] = os.path.realpath(folder)
-        return os.path.join(self._real[folder], name)
+        self._home.check(full)
+        return Extent(full, 0, FileState.of(full).size)
 
     def __iter__(self) -> Iterator[str]:
         pending, count = [("", 0)], 0
@@ -248,11 +236,4 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise FormatError(f"cannot read a folder: {error.strerror}", file=folder) from error
-
-
-def _root_of(folder: str) -> str:
-    """Where links in a folder may lead. In the cache of the Hugging Face hub every file is a link to a blob."""
-    real = os.path.realpath(folder)
-    repository, snapshots, _ = real.rpartition("/snapshots/")
-    return repository if snapshots and os.path.isdir(os.path.join(repository, "blobs")) else real
+        raise unreadable(folder, error) from error

@@ -1,0 +1,113 @@
+"""What may be done at a destination: nothing of anybody else's is replaced, and there is room for the output."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.staging import Staging, is_empty_folder, receipt_beside, receipt_path, recorded_plan
+from ckpt_core.errors import CkptError
+from ckpt_core.plugins.discovery import detect
+from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.space import free_space
+
+
+def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
+    """Refuse to write over the source, to touch what exists (without `overwrite`), and ever to replace what is no checkpoint."""
+    real = os.path.realpath(destination)
+    for state in plan.source.files:
+        path = os.path.realpath(state.path)
+        if path == real or path.startswith(real + os.sep):
+            raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
+    if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
+        raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
+    if os.path.ismount(destination):
+        raise CkptError(
+            "the destination is a mount point, which can't be replaced",
+            file=destination,
+            fix="name a folder inside it: the output is written beside the destination and then renamed",
+        )
+    if os.path.lexists(destination) and not (not plan.target.single_file and is_empty_folder(destination)):
+        _check_replaceable(plan, destination, overwrite)
+    beside = receipt_beside(destination)
+    if os.path.lexists(beside):
+        recorded = recorded_plan(beside)
+        if recorded is None and (overwrite or plan.target.single_file):
+            raise CkptError(
+                "what lies in the place of the receipt is none", file=beside, fix="move it away, or use another name"
+            )
+        if plan.target.single_file and not overwrite and recorded != plan.hash:
+            raise CkptError(
+                "the receipt of something else is there", file=beside, fix="use --overwrite, or another name"
+            )
+    parent = os.path.dirname(os.path.abspath(destination))
+    if not os.path.isdir(parent):
+        raise CkptError("the destination's parent folder does not exist", file=parent)
+
+
+def _check_replaceable(plan: Plan, destination: str, overwrite: bool) -> None:
+    if overwrite:
+        if not _is_checkpoint(destination):
+            raise CkptError(
+                "the destination is no checkpoint, and --overwrite replaces nothing else",
+                file=destination,
+                expected="a checkpoint: with a receipt of ckpt, or of a format that is installed",
+                fix="move it away, or use another name",
+            )
+        return
+    staging, receipt, found = Staging(destination, plan), receipt_path(destination), []
+    if recorded_plan(receipt) not in (None, plan.hash):
+        found.append(f"the output of a conversion: {staging.differences(read_json_object(receipt))[0]}")
+    if os.path.lexists(staging.folder):
+        found.append(f"it, and an unfinished conversion in {staging.folder}")
+    raise CkptError(
+        "the destination exists",
+        file=destination,
+        found="; ".join(found) or None,
+        fix="use --overwrite, or another name",
+    )
+
+
+def _is_checkpoint(path: str) -> bool:
+    """Whether what is there is a checkpoint, ours or any that an installed format knows. An empty folder may be one to come,
+    and of a link only the link is replaced.
+    """
+    if os.path.islink(path) or is_empty_folder(path) or recorded_plan(receipt_path(path)) is not None:
+        return True
+    try:
+        return bool(detect(path))
+    except (CkptError, OSError):
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The bytes that an output still needs, and those that are free where it goes, on the file system at `mount`."""
+
+    needed: int
+    free: int
+    mount: str
+
+    @property
+    def missing(self) -> int:
+        return max(0, self.needed - self.free)
+
+    def check(self, destination: str) -> None:
+        """Raise if the output does not fit."""
+        if self.missing:
+            raise CkptError(
+                f"there is no room for the output: {self.missing:,} bytes are missing",
+                file=destination,
+                found=f"{self.free:,} bytes free on {self.mount}",
+                expected=f"{self.needed:,} bytes",
+                fix="make room there, or write to another disk; what is at the destination stays until the new output is whole",
+            )
+
+
+def room_for(plan: Plan, destination: str) -> Room | None:
+    """The room for an output, without what an earlier run wrote of it already; None where the file system does not say."""
+    free = free_space(os.path.dirname(os.path.abspath(destination)))
+    if free is None:
+        return None
+    return Room(max(0, plan.bytes_written - Staging(destination, plan).taken), *free)

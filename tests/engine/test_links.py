@@ -1,0 +1,132 @@
+"""Links: where a checkpoint's may lead, through which folder soever, and that what is refused is not quoted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support import tiny
+from support.folders import contents
+
+from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core.errors import CkptError
+
+SECRET = "root:x:0:0:TOPSECRET:/root:/bin/bash"
+SIDE_FOLDERS = {
+    "hf": ("additional_chat_templates", {}),
+    "ir": ("sidecars", {}),
+    "megatron": ("tokenizer", {}),
+    "megatron-bridge": ("iter_*/tokenizer", {}),
+    "nanotron": ("0/additional_chat_templates", {"dtype": "fp32"}),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "hf"
+    tiny.build(folder, "llama", num_hidden_layers=1)
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    return folder
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    (tmp_path / "private").mkdir()
+    for name in ("id_rsa", "tokenizer.json"):
+        (tmp_path / "private" / name).write_text(SECRET)
+    return tmp_path / "private"
+
+
+@pytest.mark.parametrize("format", SIDE_FOLDERS)
+def test_a_folder_that_is_a_link_is_not_followed_out(model: Path, private: Path, tmp_path: Path, format: str) -> None:
+    name, arguments = SIDE_FOLDERS[format]
+    source = tmp_path / "source"
+    convert(model, source, to=format, **arguments)
+    if "*" in name:
+        name = str(next(source.glob(name)).relative_to(source))
+    shutil.rmtree(source / name, ignore_errors=True)
+    (source / name).symlink_to(private)
+    with pytest.raises(CkptError, match="leads out of the checkpoint") as caught:
+        convert(source, tmp_path / "out", to="ir")
+    assert "TOPSECRET" not in str(caught.value) and not (tmp_path / "out").exists()
+    (source / name).unlink()
+    (source / "inside").mkdir()
+    (source / name).symlink_to(source / "inside")
+    convert(source, tmp_path / "out", to="ir")
+
+
+@pytest.mark.parametrize("parent", ["snapshots", "models"])
+def test_a_folder_called_snapshots_is_no_cache(model: Path, private: Path, tmp_path: Path, parent: str) -> None:
+    source = shutil.copytree(model, tmp_path / parent / "model")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.json").symlink_to("../../private/id_rsa")
+    with pytest.raises(CkptError, match="leads out of the checkpoint"):
+        convert(source, tmp_path / "out", to="hf")
+    if parent == "snapshots":  # not even beside blobs: links of a cache lead into these
+        (tmp_path / "blobs").mkdir()
+        with pytest.raises(CkptError, match="leads out of the checkpoint"):
+            convert(source, tmp_path / "out", to="hf")
+
+
+def test_a_download_of_links_to_blobs_is_read(model: Path, tmp_path: Path) -> None:
+    """As huggingface_hub made them before 0.23 (`local_dir_use_symlinks`): every file, a config among them."""
+    repository = tmp_path / "cache" / "models--a--b"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    source = tmp_path / "model"
+    source.mkdir()
+    for number, file in enumerate(sorted(path for path in model.iterdir() if path.is_file())):
+        blob = repository / "blobs" / f"{number:064x}"
+        shutil.copy2(file, blob)
+        (source / file.name).symlink_to(blob)
+    convert(source, tmp_path / "out", to="hf")
+    assert fingerprint(tmp_path / "out") == fingerprint(model)
+    shutil.rmtree(repository / "snapshots")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(CkptError, match="leads out of the checkpoint"):
+        convert(source, tmp_path / "out", to="hf")
+
+
+FORMATS = {
+    "hf": {}, "ir": {}, "nanotron": {"tp": 2}, "megatron": {"options": {"container": "torch"}}, "megatron-bridge": {}, "nemo2": {},
+    "nxdt": {"tp": 2}, "deepspeed": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_weights_may_be_elsewhere_and_documents_may_not(
+    model: Path, private: Path, tmp_path: Path, format: str
+) -> None:
+    """Every file of a checkpoint, in turn: a link to where it was moved, and a link to something else."""
+    convert(model, tmp_path / "source", to=format, **FORMATS[format])
+    (tmp_path / "source" / "ckpt-receipt.json").unlink()
+    expected = fingerprint(tmp_path / "source", format=format)
+    for name in sorted(contents(tmp_path / "source")):
+        file, moved = tmp_path / "source" / name, tmp_path / "moved"
+        file.rename(moved)
+        file.symlink_to(moved)
+        try:
+            assert fingerprint(tmp_path / "source", format=format) == expected
+            followed = True
+        except CkptError as error:
+            assert "leads out of the checkpoint" in str(error), name
+            followed = False
+        if name.endswith((".safetensors", ".distcp")):
+            assert followed, name
+        elif name.endswith((".json", ".yaml", ".txt", ".metadata")):
+            with (
+                pytest.raises(CkptError, match="leads out of the checkpoint"),
+                open_checkpoint(tmp_path / "source", format=format) as source,
+            ):
+                assert not source.checkpoint.sidecars.keys() >= {file.name}
+                raise CkptError("no file that is read leads out of the checkpoint")
+        file.unlink()
+        file.symlink_to(private / "id_rsa")
+        try:
+            fingerprint(tmp_path / "source", format=format)
+        except (CkptError, OSError) as error:
+            assert "TOPSECRET" not in str(error) and "root:x" not in str(error), name
+        file.unlink()
+        moved.rename(file)
+    assert fingerprint(tmp_path / "source", format=format) == expected
