@@ -545,6 +545,12 @@ def _(host: Path) -> None:
 @case("a .metadata without end", "dist", "more than one pickle")
 def _(host: Path) -> None:
     with (host / "release/.metadata").open("r+b") as file:
+        file.truncate(1 << 24)
+
+
+@case("a .metadata of a terabyte", "dist", "metadata is too large")
+def _(host: Path) -> None:
+    with (host / "release/.metadata").open("r+b") as file:
         file.truncate(1 << 40)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torchzip import read_torch_file
 
-_MOST_ENTANGLED = 1000  # boxes that no straight cut separates; frameworks write none
+# Of all boxes of a tensor, along the axes that are cut: 200 MB of memory. A million chunks along one axis have so many.
+_MOST_CORNERS = 1 << 21
 
 Span = tuple[tuple[int, ...], tuple[int, ...]]
 """A box inside a tensor: its first index and its size, per dimension."""
@@ -117,37 +117,33 @@ def tiles(shape: Sequence[int], boxes: Sequence[Span]) -> bool:
         start + size > whole for origin, sizes in boxes for start, size, whole in zip(origin, sizes, shape, strict=True)
     ):
         return False
-    return _apart([box for box in boxes if math.prod(box[1])])
+    return _exactly(shape, [box for box in boxes if math.prod(box[1])])
 
 
-def _apart(boxes: Sequence[Span]) -> bool:
-    """Whether no two boxes share an element: cut apart along any dimension where nothing crosses the cut."""
-    pending = [boxes]
-    while pending:
-        together = pending.pop()
-        if len(together) < 2:
-            continue
-        groups = next((found for dim in range(len(together[0][0])) if len(found := _groups(together, dim)) > 1), None)
-        if groups is not None:
-            pending += groups
-        elif len(together) > _MOST_ENTANGLED or any(
-            _meet(one, two) for one, two in itertools.combinations(together, 2)
-        ):
-            return False
-    return True
+def _exactly(shape: Sequence[int], boxes: Sequence[Span]) -> bool:
+    """Whether every element of a shape is in one box, and nothing else is in any.
 
+    The number of boxes around each element, taken as a function, is known by its differences along all axes, and those
+    of a box are nothing but at its corners, where they are 1 and -1 in turn. So the corners of the boxes must cancel
+    out, but for those of the whole: work that grows as the boxes do, however they lie.
+    """
+    cut = [dim for dim, whole in enumerate(shape) if any(sizes[dim] != whole for _, sizes in boxes)]
+    if len(boxes) << len(cut) > _MOST_CORNERS:
+        return False
+    left: dict[int, int] = {}
 
-def _groups(boxes: Sequence[Span], dim: int) -> list[list[Span]]:
-    """Boxes whose extents along a dimension overlap, directly or by way of others."""
-    groups: list[list[Span]] = []
-    end = -1
-    for box in sorted(boxes, key=lambda box: box[0][dim]):
-        if box[0][dim] >= end:
-            groups.append([])
-        groups[-1].append(box)
-        end = max(end, box[0][dim] + box[1][dim])
-    return groups
+    def enter(origin: Sequence[int], sizes: Sequence[int], sign: int) -> None:
+        corners = [(0, sign)]
+        for dim in cut:
+            start, stop, count = origin[dim], origin[dim] + sizes[dim], shape[dim] + 1
+            corners = [end for at, one in corners for end in ((at * count + start, one), (at * count + stop, -one))]
+        for at, one in corners:
+            if total := left.get(at, 0) + one:
+                left[at] = total
+            else:
+                del left[at]
 
-
-def _meet(one: Span, two: Span) -> bool:
-    return all(a < b + other and b < a + size for a, size, b, other in zip(one[0], one[1], two[0], two[1], strict=True))
+    enter((0,) * len(shape), shape, -1)
+    for origin, sizes in boxes:
+        enter(origin, sizes, 1)
+    return not left

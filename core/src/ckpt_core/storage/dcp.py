@@ -29,6 +29,10 @@ _MODULE = "torch.distributed.checkpoint."
 # Megatron-Core 0.15 pickles a subclass of Metadata; its fields are the same.
 _METADATA_CLASSES = (f"{_MODULE}metadata.Metadata", "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata")
 _MAX_SIZE = 1 << 62
+# An honest one takes 13 times its size in memory, so that a larger one would be refused by the limits of pickles too,
+# but only after most of a minute.
+_MOST_METADATA = 32 << 20
+_MOST_ENTRIES = 500_000  # tensors and objects; 30,000 in that of DeepSeek-V3
 
 Origin = tuple[int, ...] | None
 """The first index of a chunk; None for an object, which has no parts."""
@@ -46,6 +50,13 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
             file=path,
             found=", ".join(fields),
             expected="state_dict_metadata, storage_data",
+        )
+    if len(described) > _MOST_ENTRIES or len(located) > _MOST_ENTRIES:
+        raise FormatError(
+            "the metadata describes too much",
+            file=path,
+            found=f"{len(described)} tensors and objects in {len(located)} places",
+            expected=f"at most {_MOST_ENTRIES}",
         )
     blobs = _blobs(located, tree)
     problems = Problems(f"reading {path}")
@@ -69,6 +80,13 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
 
 def _unpickled(tree: Tree) -> Any:
     extent, name = tree[METADATA], tree.place(METADATA)
+    if extent.size > _MOST_METADATA:
+        raise FormatError(
+            "the metadata is too large",
+            file=name,
+            found=f"{extent.size} bytes",
+            expected=f"at most {_MOST_METADATA}: enough for 100,000 tensors",
+        )
     with open_stored(extent.file) as stream:
         data = ByteRange(stream, name, extent.offset, extent.offset + extent.size)
         value = read_pickle(data, name)

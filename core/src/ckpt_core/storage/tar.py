@@ -269,8 +269,8 @@ def _checksum_fits(header: bytes) -> bool:
     if match is None or not match[1]:
         return False
     rest = header[:148] + b" " * 8 + header[156:]
-    unsigned = sum(rest)
-    return int(match[1], 8) in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))
+    stored, unsigned = int(match[1], 8), sum(rest)
+    return stored == unsigned or stored == unsigned - 256 * sum(byte > 127 for byte in rest)
 
 
 def _folders_above(name: str) -> Iterator[str]:

@@ -38,6 +38,8 @@ _FILE = re.compile(
 _OPTIMIZER = re.compile(
     r"optimizer_pp-(\d+)-of-(\d+)(?:_dp-(\d+)-of-(\d+))?_tp-(\d+)-of-(\d+)(?:_exp-(\d+)-of-(\d+))?\.pt"
 )
+# A file has a slice for each part of a fused matrix: two for gate and up, three for q, k and v.
+_MOST_SLICES = 10_000
 _NUMBER = r"(?:\d{1,15}|np\.int64\(\d{1,15}\))"
 
 
@@ -219,6 +221,10 @@ def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: st
             "a shard without local_global_slices_pairs",
             file=path,
             expected="where its parts lie in the whole parameter",
+        )
+    if (count := text.count(";") + 1) > _MOST_SLICES:
+        raise FormatError(
+            "local_global_slices_pairs has too many slices", file=path, found=count, expected=f"at most {_MOST_SLICES}"
         )
     for pair in text.split(";"):
         local_text, mark, global_text = pair.partition("#")
