@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import Counter
@@ -13,6 +14,7 @@ from ckpt_core.errors import CkptError, ProblemsFound
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Loss
+    from ckpt_core.cli.stand_in import StandIn
     from ckpt_core.plugins.discovery import Plugin
     from ckpt_core.verify.statistics import Statistics
 
@@ -88,27 +90,45 @@ class Survey:
 
 
 def possible_targets(checkpoint: Checkpoint) -> list[Future]:
-    """Every installed format that writes, asked for a plan of this checkpoint with its default options."""
+    """What every installed format that writes would make of this checkpoint, with its default options.
+
+    Each is asked for a plan of a few layers that stand for all. Where it refuses those, or asks for values, it is asked
+    for a plan of the whole: what is said is what a conversion would say.
+    """
+    from ckpt_core.cli.stand_in import stand_in
     from ckpt_core.plugins.discovery import all_plugins
 
-    return [_future(checkpoint, plugin) for plugin in all_plugins() if plugin.broken is None and plugin.info.writes]
+    small = stand_in(checkpoint)
+    return [
+        _future(checkpoint, small, plugin) for plugin in all_plugins() if plugin.broken is None and plugin.info.writes
+    ]
 
 
-def _future(checkpoint: Checkpoint, plugin: Plugin) -> Future:
-    from ckpt_core.engine.plan import make_plan
-    from ckpt_core.plugins.request import WriteRequest, typed_options
-
-    request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
+def _future(checkpoint: Checkpoint, small: StandIn | None, plugin: Plugin) -> Future:
+    if small is not None:
+        with contextlib.suppress(Exception):
+            return Future(plugin.name, [], _losses(checkpoint, plugin, small))
     try:
-        plan = make_plan(checkpoint, plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request))
+        return Future(plugin.name, [], _losses(checkpoint, plugin))
     except ProblemsFound as problems:
         return Future(plugin.name, [_one_line(problem) for problem in problems.problems], [])
     except CkptError as problem:
         return Future(plugin.name, [_one_line(problem)], [])
     except Exception as error:  # a stranger's plugin; the others still answer
         return Future(plugin.name, [f"the plugin failed: {type(error).__name__}: {error}"], [])
+
+
+def _losses(checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = None) -> list[Loss]:
+    """What a plan loses besides what reading did, of the whole or of what stands for it; raises what the format refuses."""
+    from ckpt_core.engine.plan import make_plan
+    from ckpt_core.plugins.request import WriteRequest, typed_options
+
+    request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
+    asked = checkpoint if small is None else small.checkpoint
+    plan = make_plan(checkpoint, plugin.hooks.ckpt_write(checkpoint=asked, request=request))
+    losses = plan.losses if small is None else plan.losses_counted(small.stands_for)
     of_source = checkpoint.all_losses
-    return Future(plugin.name, [], [loss for loss in plan.losses if loss not in of_source])
+    return [loss for loss in losses if loss not in of_source]
 
 
 def _one_line(problem: CkptError) -> str:

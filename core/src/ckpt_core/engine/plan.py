@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
@@ -124,8 +124,12 @@ class Plan:
 
     @property
     def losses(self) -> list[Loss]:
+        return self.losses_counted(lambda _: 1)
+
+    def losses_counted(self, stands_for: Callable[[str], int]) -> list[Loss]:
+        """The losses, where the tensor of a name is counted as so many."""
         company = losses_of(self.source, self.target)
-        return [*self.source.all_losses, *self.target.losses, *company, *_rounding(self.transfers)]
+        return [*self.source.all_losses, *self.target.losses, *company, *_rounding(self.transfers, stands_for)]
 
     @functools.cached_property
     def hash(self) -> str:
@@ -344,18 +348,19 @@ def _chunk_elements(assembly: Assembly, deliveries: tuple[Delivery, ...], budget
     return max(1, (budget if turned else min(budget, _CHUNK)) // max(4, assembly.dtype.size))
 
 
-def _rounding(transfers: list[Transfer]) -> list[Loss]:
+def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> list[Loss]:
     """What is rounded: values that a rewrite computes, to float32, and those that are stored in a narrower dtype."""
     rounded: Counter[str] = Counter()
     for transfer in transfers:
         assembly = transfer.assembly
         if (arithmetic := _arithmetic(assembly)) and assembly.bits > FP32.bits:
-            rounded[f"computed in float32: {arithmetic}"] += 1
+            rounded[f"computed in float32: {arithmetic}"] += stands_for(transfer.name)
         kept = sum(d.block.tile.elements for d in transfer.deliveries if _holds(d.block.dtype, assembly))
         if kept >= assembly.parameter.elements:
             continue  # what is narrower lies beside the values themselves
         narrower = {d.block.dtype for d in transfer.deliveries if not _holds(d.block.dtype, assembly)}
-        rounded.update(f"{_value_dtype(assembly)} values stored as {stored}" for stored in narrower)
+        for stored in narrower:
+            rounded[f"{_value_dtype(assembly)} values stored as {stored}"] += stands_for(transfer.name)
     return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
 
 

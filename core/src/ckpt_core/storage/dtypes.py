@@ -8,7 +8,8 @@ even, as torch and XLA do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +135,11 @@ _FLOAT8 = {
     "fp8_e4m3": _float8_values(4, 3, 7, has_infinity=False),
     "fp8_e5m2": _float8_values(5, 2, 15, has_infinity=True),
 }
+
+
+def commonest(dtypes: Iterable[DType]) -> DType:
+    """The element type that most have; of several, the one that comes first."""
+    return Counter(dtypes).most_common(1)[0][0]
 
 
 def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:

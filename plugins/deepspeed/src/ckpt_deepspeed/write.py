@@ -9,7 +9,7 @@ from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.plugins.named import named_for
-from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.storage.dtypes import DType, commonest, dtype_named
 from ckpt_core.storage.torchzip_write import TensorSpec
 from ckpt_deepspeed.files import LATEST_UNIVERSAL
 from ckpt_deepspeed.universal import (
@@ -67,8 +67,7 @@ def _module_dtype(model: NamedModel, natives: Sequence[Native], request: WriteRe
     """The training dtype: what was asked for, that of the source's module, or the commonest."""
     if request.dtype is not None or isinstance(known, str):
         return request.dtype or dtype_named(str(known))
-    dtypes = [storage_dtype(native, model.tensors, None) for native in natives]
-    return max(set(dtypes), key=dtypes.count)
+    return commonest(storage_dtype(native, model.tensors, None) for native in natives)
 
 
 def _write_states(written: Written, model: NamedModel, natives: Sequence[Native], flat: bool, dtype: DType) -> None:

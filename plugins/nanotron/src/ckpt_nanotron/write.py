@@ -24,6 +24,7 @@ from ckpt_core.rewrite import (
     without_zero_shared_experts,
 )
 from ckpt_core.storage import safetensors
+from ckpt_core.storage.dtypes import commonest
 from ckpt_core.storage.output import OutputFile
 from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
@@ -66,7 +67,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             plan = safetensors.plan_file({"data": (dtype, native.shape)}, metadata)
             files.append(OutputFile(path, plan.size, ((0, plan.header),)))
             placements.append(Placement(native, dtype, path, plan.offsets["data"]))
-    dtype = max(dtypes, key=dtypes.count)
+    dtype = commonest(dtypes)
     step_folder = f"{request.destination}/{_STEP}" if request.destination else _STEP
     documents = {
         LATEST: _STEP.encode(),

@@ -13,7 +13,7 @@ from ckpt_core.errors import Problems, Refusal
 from ckpt_core.layout import Layout, Native, Piece
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
-from ckpt_core.storage.dtypes import DType, encode
+from ckpt_core.storage.dtypes import DType, commonest, encode
 from ckpt_core.storage.opaque import Opaque
 from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_core.storage.torchzip_write import TensorSpec
@@ -66,8 +66,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     facts = facts_of(model.architecture)
     args = GPT.write(facts, checkpoint.notes)
     _check_ranks(model.architecture, layout)
-    dtypes = [assembly.dtype for assembly in model.tensors.values()]
-    dtype = request.dtype or max(set(dtypes), key=dtypes.count)
+    dtype = request.dtype or commonest(assembly.dtype for assembly in model.tensors.values())
     args |= _run_args(layout, multiple, dtype)
     written = Written()
     natives = [

@@ -8,7 +8,7 @@ from typing import Any
 from ckpt_core.architecture import Facts
 from ckpt_core.errors import Refusal
 from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.dtypes import DType, commonest
 from ckpt_megatron.fitted import check_ranks
 from ckpt_megatron.layout import FileLayout
 from ckpt_megatron.transformer_config.reading import RANKS
@@ -34,8 +34,7 @@ def number_layers(fields: dict[str, Any], facts: Facts, hints: Mapping[str, Any]
 
 def running(layout: FileLayout, model: Model, dtype: DType | None) -> dict[str, Any]:
     """The fields that do not say what the model is, but that a loader builds it by."""
-    dtypes = [dtype or assembly.dtype for assembly in model.tensors.values()]
-    most = max(dtypes, key=dtypes.count)
+    most = commonest(dtype or assembly.dtype for assembly in model.tensors.values())
     sizes = {key: getattr(layout, name) for name, key in RANKS.items() if name != "vpp"}
     dtype_name = f"torch.{most.torch}"
     named = {"params_dtype": dtype_name, "pipeline_dtype": dtype_name}

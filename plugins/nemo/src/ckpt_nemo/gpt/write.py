@@ -11,6 +11,7 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Config
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model
+from ckpt_core.storage.dtypes import commonest
 from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded
 from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
 from ckpt_nemo.gpt.config import LEGACY, MCORE
@@ -130,8 +131,7 @@ def _config(
             if isinstance(config["data"], dict)
             else config["data"]
         )
-    kinds = [request.dtype or assembly.dtype for assembly in model.tensors.values()]
-    kind = max(kinds, key=kinds.count).name
+    kind = commonest(request.dtype or assembly.dtype for assembly in model.tensors.values()).name
     config |= {
         "mcore_gpt": layout.names == "mcore",
         "transformer_engine": layout.names == "mcore" and layout.fused,

@@ -13,7 +13,7 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model, vocabulary_rows
-from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.storage.dtypes import DType, commonest, dtype_named
 from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
 from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padded
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
@@ -183,8 +183,7 @@ def _config(
         if not before and start is not None and start == pad:
             # as NVIDIA's script marks a model whose decoder starts with padding, as that of transformers' T5 does
             config["library"] = "huggingface-t5v1_1"
-    kinds = [files.dtype or assembly.dtype for assembly in model.tensors.values()]
-    kind = max(kinds, key=kinds.count).name
+    kind = commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
     config |= {
         "tensor_model_parallel_size": files.tp,
         "pipeline_model_parallel_size": files.stages.pp,

@@ -14,7 +14,7 @@ from ckpt_core.image_processor import PROCESSOR, processor_file, processor_setti
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.dtypes import DType, commonest
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
 from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.vit.config import POSITIONS, VIT, names_of
@@ -97,8 +97,7 @@ def _adapted(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
 
 
 def _config(kept: Mapping[str, Any], model: Model, files: _Files, hints: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = [files.dtype or assembly.dtype for assembly in model.tensors.values()]
-    kind = max(kinds, key=kinds.count).name
+    kind = commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
     same_layer = hints.get("patch_layer") == files.names.patches
     return {
         **kept,
