@@ -13,7 +13,7 @@ from ckpt_core.architecture import Architecture, Tokens, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company import known_ids
 from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import Problems, ProblemsFound, Refusal
+from ckpt_core.errors import Lines, Problems, ProblemsFound, Refusal
 from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model as Rewritten
@@ -141,7 +141,7 @@ def _choose(
     _, name, nearest = min(refusals, key=lambda refusal: refusal[0])
     raise Refusal(
         f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}",
-        found=str(nearest),
+        found=Lines(str(nearest).split("\n")),
     )
 
 
