@@ -275,7 +275,7 @@ DAMAGES: dict[str, tuple[Callable[[dict, dict], object], str]] = {
     ),
     "the tensors of a bare model": (
         lambda tensors, config: config.update(architectures=["ViTModel"]),
-        "vit.embeddings.cls_token",
+        "classifier.weight",
     ),
 }
 
