@@ -237,8 +237,12 @@ class TestGivenConfig:
         (tmp_path / "elsewhere.json").write_text("{}")
         (model / "tokenizer.json").unlink()
         (model / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+        with at_home(tmp_path / "run"), pytest.raises(CkptError, match="tokenizer.json is a link that leads out"):
+            companions_of(str(model / "config.json"))
+        (model / "tokenizer.json").unlink()
         (model / "additional_chat_templates").symlink_to(tmp_path)
-        assert companions_of(str(model / "config.json")) == {}
+        with at_home(tmp_path / "run"), pytest.raises(CkptError, match="templates is a link that leads out"):
+            companions_of(str(model / "config.json"))
 
     def test_in_the_hubs_cache_links_lead_to_blobs(self, tmp_path: Path) -> None:
         blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/abc"
@@ -254,7 +258,8 @@ def test_linked_folders_are_not_entered(tmp_path: Path) -> None:
     (tmp_path / "far/a.jinja").write_text("")
     (tmp_path / "here").mkdir()
     (tmp_path / "here/additional_chat_templates").symlink_to(tmp_path / "far")
-    assert files_in(str(tmp_path / "here"), lambda name: True) == {}
+    with at_home(tmp_path / "here"), pytest.raises(CkptError, match="leads out of the checkpoint"):
+        files_in(str(tmp_path / "here"), lambda name: True)
 
 
 def test_an_embedded_file_that_links_out_is_refused(tmp_path: Path) -> None:

@@ -203,3 +203,20 @@ def test_what_this_plan_wrote_is_found_as_long_as_it_is_whole(model: Path, tmp_p
     with pytest.raises(CkptError, match="the destination exists") as caught:
         convert(model, tmp_path / "run", **TO, dtype="fp16")
     assert "--dtype keep" in str(caught.value)
+
+
+def test_overwrite_names_what_is_no_part_of_the_checkpoint_that_is_there(model: Path, tmp_path: Path) -> None:
+    """By our receipt, or without one by the ledger of the format's reader."""
+    for receipt in (True, False):
+        run = tmp_path / f"run{receipt}"
+        convert(model, run, to="nanotron")
+        if not receipt:
+            (run / "ckpt-receipt.json").unlink()
+        (run / "thesis").mkdir()
+        (run / "thesis" / "draft.txt").write_text("mine")
+        with pytest.raises(CkptError, match="thesis"):
+            convert(model, run, to="nanotron", overwrite=True)
+        assert (run / "thesis" / "draft.txt").read_text() == "mine"
+        (run / "thesis" / "draft.txt").unlink()
+        (run / "thesis").rmdir()
+        convert(model, run, to="nanotron", overwrite=True)

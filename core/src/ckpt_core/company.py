@@ -9,12 +9,11 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.home import home_of
+from ckpt_core.storage.home import at_home, home_of
 from ckpt_core.tokenizer import GENERATION, ROLES, ids_of, is_token
 
 # Files beside a config that belong to the model it describes, whatever else its folder holds.
@@ -75,10 +74,10 @@ def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -
 
 
 def companions_of(config: str) -> dict[str, Sidecar]:
-    """The files beside a config that belong to its model, under the paths where they really lie."""
+    """The files beside a config that belong to its model. `FormatError` for one that really lies outside of their folder."""
     folder = os.path.dirname(os.path.abspath(config))
-    known = files_in(folder, lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS))
-    return {name: replace(file, path=os.path.realpath(file.path)) for name, file in known.items()}
+    with at_home(config):
+        return files_in(folder, lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS))
 
 
 def files_in(folder: str, wanted: Callable[[str], bool]) -> dict[str, Sidecar]:

@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 
 from ckpt_core.engine.plan import Plan
-from ckpt_core.engine.staging import Staging, is_empty_folder, receipt_beside, receipt_path, recorded_plan
+from ckpt_core.engine.staging import RECEIPT, Staging, is_empty_folder, receipt_beside, receipt_path, recorded_plan
 from ckpt_core.errors import CkptError
+from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
+from ckpt_core.plugins.request import ReadRequest, typed_options
 from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.space import free_space
 
@@ -55,6 +57,16 @@ def _check_replaceable(plan: Plan, destination: str, overwrite: bool) -> None:
                 expected="a checkpoint: with a receipt of ckpt, or of a format that is installed",
                 fix="move it away, or use another name",
             )
+        foreign = _foreign(destination)
+        if foreign:
+            more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+            raise CkptError(
+                "the destination holds more than one checkpoint's files, and --overwrite would remove them all",
+                file=destination,
+                found=", ".join(foreign[:3]) + more,
+                expected="files of the checkpoint alone",
+                fix="move those away, or use another name",
+            )
         return
     staging, receipt, found = Staging(destination, plan), receipt_path(destination), []
     if recorded_plan(receipt) not in (None, plan.hash):
@@ -79,6 +91,29 @@ def _is_checkpoint(path: str) -> bool:
         return bool(detect(path))
     except (CkptError, OSError):
         return False
+
+
+def _foreign(path: str) -> list[str]:
+    """The files and folders in a checkpoint's folder that are no part of it: by our receipt, else by its reader's ledger."""
+    if os.path.islink(path) or not os.path.isdir(path) or is_empty_folder(path):
+        return []
+    receipt = receipt_path(path)
+    if recorded_plan(receipt) is not None:
+        target = read_json_object(receipt).get("target")
+        parts = target if isinstance(target, dict) else {}
+        own = {RECEIPT}.union(*(parts.get(kind) or () for kind in ("files", "documents")))
+        there = (
+            os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names
+        )
+        return sorted(name for name in there if name not in own)
+    ((plugin, _), *_) = detect(path)
+    try:
+        checkpoint = plugin.hooks.ckpt_read(path=path, request=ReadRequest(typed_options(plugin.info, {}, "read")))
+    except CkptError as problem:
+        return [f"what {plugin.name} can't read: {problem.problem}"]
+    read = [state.path for state in checkpoint.files]
+    checkpoint.ledger.close(path, read, [sidecar.path for sidecar in checkpoint.sidecars.values()], RECEIPT)
+    return [place_text(entry.file, path) for entry in checkpoint.ledger.sorted() if entry.what == UNKNOWN_FILE.what]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Home:
             return True
         if _inside(lexical, self._folder):
             return False
-        return _inside(real, os.path.realpath(os.path.commonpath([lexical, self._folder])))
+        return real == os.path.join(os.path.realpath(os.path.dirname(lexical)), os.path.basename(lexical))
 
     def check(self, path: str | os.PathLike[str], weights: bool = True) -> None:
         """Raise `FormatError` for what does not belong to the checkpoint; `weights`: unless it is a file of tensors."""
