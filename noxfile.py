@@ -126,6 +126,13 @@ def real_nxdt(session: nox.Session) -> None:
 
 
 @nox.session
+def clusters(session: nox.Session) -> None:
+    """Faults on clusters of Dask and Ray on this machine: no wrong output, no lost work."""
+    install(session, "distributed", "ray", "safetensors", "numpy")
+    session.run("python", "tests/real/check_clusters.py", *session.posargs)
+
+
+@nox.session
 def smollm2(session: nox.Session) -> None:
     """A real trained model, HF -> Nanotron TP3 PP2 -> HF: every tensor bit-identical, the same text generated."""
     session.install("-r", "tests/real/requirements-smollm2.txt")

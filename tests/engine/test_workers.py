@@ -1,7 +1,7 @@
 """Workers that run other code, see other files, fail or fall silent: no wrong output, and nothing that was done is lost.
 
 A worker of another machine is a call in this process, in which paths lead elsewhere: that is all that a worker knows of its machine.
-`check_clusters.py` does the same to real clusters of Dask and Ray.
+`real/check_clusters.py` does the same to real clusters of Dask and Ray.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import pickle
 import shutil
 import socket
+import sys
+import types
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +24,7 @@ from support.folders import contents
 
 from ckpt_core import convert
 from ckpt_core.engine import dispatch, executors, plan, software, worker
-from ckpt_core.errors import FormatError, WorkerError
+from ckpt_core.errors import CkptError, FormatError, WorkerError
 
 ARGUMENTS = {"to": "hf", "options": {"max_shard_size": "40000"}}  # several files, none of which names its folder
 TENSORS = 12  # of a Llama of one layer
@@ -425,6 +427,17 @@ def test_a_ray_that_lost_its_head_answers_no_more(monkeypatch: pytest.MonkeyPatc
         assert not wait([future], 0.2).done, "while somebody listens there it may be at work"
         head.socket.close()
         assert wait([future], 20).done and future.cancelled() and executor.lost.is_set()
+
+
+def test_a_ray_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself tries for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False))
+    cluster = executors.executor_for("ray", 1, address)
+    with pytest.raises(CkptError, match="ray cluster does not answer") as caught, cluster:
+        pass
+    assert caught.value.expected == address
 
 
 # --- how files are opened, and left -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from ckpt_core.errors import CkptError, UsageError
 
 _BEAT, _MISSES = 3.0, 3  # seconds between two looks at a head, and how often it may be missed
+
+_HOST_AND_PORT = re.compile(r"[^/]+:\d+")  # there are other addresses: auto, local, ray://HOST:PORT
 
 ENGINES = ("local", "processes", "ray", "dask")
 
@@ -76,6 +79,8 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
     if mine:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
         with _connected("ray", address):
+            if address is not None and _HOST_AND_PORT.fullmatch(address) and not _answers(address):
+                raise ConnectionError("nobody listens there")  # Ray tries for minutes, and writes pages meanwhile
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
     executor = RayExecutor(ray.remote)
     try:
