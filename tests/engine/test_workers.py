@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from support import tiny
@@ -365,6 +366,32 @@ def test_what_no_worker_answers_is_handed_over_again(
     assert contents(tmp_path / "run") == contents(expected) and sorted(path.name for path in tmp_path.iterdir()) == [
         "run"
     ]
+
+
+def test_both_of_two_answers_may_come_at_once(
+    model: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All workers are slow to start; then what was handed over twice is done twice."""
+    monkeypatch.setattr(dispatch, "_PATIENCE", 0.05)
+
+    class Slow(Cluster):
+        silent: ClassVar[list[tuple[Future, tuple]]] = []
+
+        def submit(self, function, /, *arguments, **named):
+            if len(self.calls) < 4:
+                self.calls.append(arguments)
+                self.silent.append((Future(), (function, *arguments)))
+                return self.silent[-1][0]
+            for future, (late, *given) in self.silent:
+                future.set_result(late(*given))
+            self.silent.clear()
+            return super().submit(function, *arguments)
+
+    events: list[int] = []
+    convert(
+        model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Slow(bad=99), listener=lambda e: events.append(e.done)
+    )
+    assert contents(tmp_path / "run") == contents(expected) and len(events) == TENSORS
 
 
 def test_an_error_does_not_wait_for_the_silent(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

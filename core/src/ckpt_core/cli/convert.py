@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -174,7 +173,7 @@ def _run(plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address
     try:
         with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
             return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
-    except (KeyboardInterrupt, OSError, BrokenExecutor) as error:
+    except (KeyboardInterrupt, OSError) as error:
         if os.path.isdir(os.path.abspath(dst) + SUFFIX) and not getattr(error, "__notes__", ()):
             error.add_note("repeat the same command to continue where this one stopped")
         raise

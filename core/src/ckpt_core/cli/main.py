@@ -12,7 +12,6 @@ import importlib
 import os
 import signal
 import sys
-from concurrent.futures import BrokenExecutor
 
 import click
 
@@ -114,8 +113,6 @@ def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
         code, problem = error.exit_code, error
     elif isinstance(error, OSError):
         problem = CkptError(error.strerror or str(error), file=error.filename, fix=_advice(error))
-    elif isinstance(error, BrokenExecutor):
-        problem = CkptError("a worker died", found=str(error), fix=_advice(error) or "look for a lack of memory")
     elif isinstance(error, MemoryError):
         problem = CkptError("out of memory", fix="use --max-memory with less, or fewer --workers")
     else:

@@ -92,15 +92,16 @@ class Workers:
                 if not done and silences <= _TWINS:
                     for transfer in {transfer.name: transfer for transfer in self._running.values()}.values():
                         self._hand_over(transfer)
-                for future in done & self._running.keys():
-                    transfer = self._running.pop(future)
+                for future in done:
+                    if (awaited := self._running.pop(future, None)) is None:
+                        continue  # it was handed over twice, and both came at the same moment
                     try:
-                        result = self._believed(transfer, future)
+                        result = self._believed(awaited, future)
                     except (CkptError, OSError) as error:
                         failure = failure or error
                         continue
-                    self._forget(transfer)
-                    yield transfer, result
+                    self._forget(awaited)
+                    yield awaited, result
             if failure is not None:
                 raise failure
         finally:
