@@ -23,7 +23,7 @@ from ckpt_core import convert
 from ckpt_core.engine import dispatch
 
 MOVED: list[str] = []
-ROOM, LARGE = 96 << 10, 64 << 20  # bytes: for some of the tensors of the model, and for all of everything
+ROOM, LARGE = 24 << 10, 64 << 20  # bytes: for some more of the tensors of the model, and for all of everything
 
 
 def mount(folder: Path, *options: str) -> None:
@@ -85,7 +85,7 @@ def main() -> None:
             if not filler.exists():
                 now = os.statvfs(folder)
                 with filler.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, now.f_blocks * now.f_frsize - ROOM)
+                    os.posix_fallocate(file.fileno(), 0, now.f_bavail * now.f_frsize - ROOM)
 
         report.append(attempt(destination, lambda: conversion(filling)))
         filler.unlink()
