@@ -212,7 +212,7 @@ def test_a_sentence_that_does_not_fit_its_axes_is_refused(sentence: str, column:
         expand(parse(sentence), {"g": 2, "r": 3, "d": 4, "h": 5}, lambda name: name in "qkv")
     assert says in caught.value.problem
     picture = sentence if column is None else f"{sentence}\n{' ' * (len('  found: ') + column)}^"
-    assert caught.value.found == picture
+    assert str(caught.value.found) == picture
 
 
 def test_an_unknown_name_is_told_the_known_ones_with_sizes() -> None:

@@ -157,7 +157,7 @@ def significant_bits(factor: float) -> int:
     A factor that float32 holds, but for the last bits of a float64, is that one: the engine multiplies by it.
 
     >>> significant_bits(0.125), significant_bits(3.0), significant_bits(3.0000000000000004), significant_bits(12**0.5)
-    (0, 2, 2, 53)
+    (0, 2, 2, 52)
     """
     nearest = float(np.float32(factor))
     fraction = abs(math.frexp(nearest if same_value(nearest, factor) else factor)[0])
