@@ -168,14 +168,11 @@ def test_hf_by_way_of_nanotron_is_the_original(
     models: dict, family: str, dtype: str, interleaved: str, tmp_path: Path
 ) -> None:
     source = models[family, dtype]
-    receipt = convert(source, tmp_path / "run", to="nanotron", tp=2, pp=2, options={"rope_interleaved": interleaved})
+    convert(source, tmp_path / "run", to="nanotron", tp=2, pp=2, options={"rope_interleaved": interleaved})
     convert(tmp_path / "run", tmp_path / "hf", to="hf", dtype=dtype)  # nanotron keeps routers in fp32
     assert_same_bits(weights(tmp_path / "hf"), weights(source))
     before, after = tiny.auto_config(source), tiny.auto_config(tmp_path / "hf")
-    if family == "starcoder2":  # nanotron's Starcoder2Config has no such key, and the conversion says so
-        assert before.pop("pad_token_id") == 0
-        assert after.pop("pad_token_id") is None
-        assert "pad token 0" in [loss["subject"] for loss in receipt.body["losses"]]
+    # nanotron's Starcoder2Config has no pad_token_id: generation_config.json, which goes along, brings it back
     assert after == before
     if dtype == "fp32":
         before, after = (logits_of(load(folder), tiny.tokens()) for folder in (source, tmp_path / "hf"))

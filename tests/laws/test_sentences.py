@@ -151,7 +151,7 @@ def test_any_text_parses_or_is_pointed_at(text: str) -> None:
     try:
         parse(text)
     except SentenceError as problem:
-        sentence, _, pointer = problem.found.partition("\n")
+        sentence, _, pointer = str(problem.found).partition("\n")
         assert sentence == text
         assert 0 <= pointer.index("^") - len("  found: ") <= len(text)
 
