@@ -106,30 +106,40 @@ def test_a_destination_that_becomes_read_only(model: Path, tmp_path: Path, shut:
     assert repeated["moved"] == (0 if moment else TENSORS)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "repeated"),
+    [("down_proj/model_weight_pp-rank-0-of-1_tp-rank-1-of-2.safetensors", TENSORS), ("config.yaml", 0)],
+    ids=["of tensors", "of a document"],
+)
 def test_a_sync_that_fails_is_believed(
-    model: Path, tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch, suffix: str, repeated: int
 ) -> None:
-    """The kernel reports a lost page once, and forgets it: what the journal calls written may not be there."""
+    """The kernel reports a lost page once, and forgets it: what the journal calls written may not be there.
+
+    Documents are not in the journal: a repetition writes them anew, and moves no tensor again.
+    """
     destination = tmp_path / "run"
     convert(model, destination, **ARGUMENTS)
     expected = contents(destination)
     shutil.rmtree(destination)
-    fsync, calls = os.fsync, []
+    fsync, failed = os.fsync, []
 
     def failing(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 2:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith(suffix) and not failed:
+            failed.append(path)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error") as caught:
         patched.setattr(os, "fsync", failing)
         convert(model, destination, **ARGUMENTS)
-    assert str(caught.value.filename).startswith(str(staging_of(destination)))
+    assert caught.value.filename == failed[0] and failed[0].startswith(str(staging_of(destination)))
+    assert not os.path.exists(failed[0])
     del work[:]
     convert(model, destination, **ARGUMENTS)
     assert contents(destination) == expected
-    assert len(work) == TENSORS, "nothing is trusted any more"
+    assert len(work) == repeated
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
