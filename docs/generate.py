@@ -273,6 +273,16 @@ def declared() -> str:
     return table(("format", "declared sentences", "borne out", "by checkpoints"), rows)
 
 
+def judged() -> str:
+    """What the real frameworks made of what we write, from `tests/real/judged.toml`."""
+    rows = []
+    for entry in tomllib.loads((ROOT / "tests/real/judged.toml").read_text())["judged"]:
+        framework, session = f"{entry['framework']} {entry['version']}", code(entry["session"]) or "by hand"
+        rows += [(framework, *row, session, entry["date"]) for row in entry["rows"]]
+    titles = ("framework", "family", "layout", "loaded", "logits", "exported again", "by session", "when")
+    return table(titles, rows)
+
+
 # The intermediate representation
 
 
@@ -410,6 +420,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
     "format-details": format_details,
     "declared": declared,
+    "judged": judged,
     "canonical-parameters": canonical_parameters,
     "architecture-fields": architecture_fields,
     "command-line": command_line,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import console
@@ -52,6 +53,13 @@ def test_generated_sections_are_fresh(page: Path) -> None:
     if generate.MISSING and "generated: format" in page.read_text():
         pytest.skip(f"install every plugin to check this page: {', '.join(generate.MISSING)}")
     assert generate.rendered(page.read_text()) == page.read_text(), "stale: run python docs/generate.py"
+
+
+def test_what_was_judged_is_by_sessions_that_exist() -> None:
+    sessions = re.findall(r"^@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
+    for entry in tomllib.loads((ROOT / "tests/real/judged.toml").read_text())["judged"]:
+        assert entry["session"] in ("", *sessions), f"{entry['framework']} names a session that noxfile.py has not"
+        assert all(len(row) == 5 for row in entry["rows"]), f"{entry['framework']}: a row has five cells"
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=name_of)
