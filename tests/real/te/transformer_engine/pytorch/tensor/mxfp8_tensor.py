@@ -1,0 +1,5 @@
+"""Classes that are only asked for with isinstance."""
+
+from ..anything import classes
+
+__getattr__ = classes()
