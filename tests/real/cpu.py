@@ -24,10 +24,13 @@ def without_cuda() -> None:
     cuda.current_device = lambda: "cpu"
     cuda.device_count = lambda: 0
     for name in ("set_device", "synchronize", "empty_cache", "manual_seed", "set_rng_state", "reset_peak_memory_stats"):
-        setattr(cuda, name, _nothing)
+        setattr(
+            cuda, name, _nothing()
+        )  # one each: torch._dynamo has a rule per name, and refuses one function with two
     cuda.get_rng_state = lambda *_, **__: torch.zeros(16, dtype=torch.uint8)
     cuda.get_device_capability = lambda *_, **__: (9, 0)
-    cuda.memory_allocated = cuda.max_memory_allocated = cuda.memory_reserved = lambda *_, **__: 0
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
+        setattr(cuda, name, lambda *_, **__: 0)
     properties = types.SimpleNamespace(multi_processor_count=1, major=9, minor=0, name="none")
     cuda.get_device_properties = lambda *_, **__: properties
     cuda.Event, cuda.Stream = _Event, _Stream
@@ -40,16 +43,16 @@ def without_cuda() -> None:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    pass
+def _nothing() -> Callable[..., None]:
+    return lambda *_, **__: None
 
 
 class _Event:
-    synchronize = wait = record = __init__ = _nothing
+    synchronize = wait = record = __init__ = _nothing()
 
 
 class _Stream:
-    synchronize = wait_stream = wait_event = __init__ = _nothing
+    synchronize = wait_stream = wait_event = __init__ = _nothing()
 
     def record_event(self, event: Any = None) -> _Event:
         return _Event()
