@@ -264,9 +264,28 @@ class TestVerify:
         monkeypatch.setenv("TOY_ENGINE", "1")  # it computes something else than the architecture says
         ran = ckpt("verify", model, twin, "--logits", "--json")
         assert ran.code == 3 and ran.json["logits"]["largest"] == 0
-        assert all(judged["largest"] > 0.1 for judged in ran.json["logits"]["judges"].values())
+        judges = ran.json["logits"]["judges"].values()
+        assert all(one["largest"] > 0.1 and one["framework"] == "toytorch 7.1" for one in judges) and len(judges) == 2
+        assert f"{twin} loaded by its own framework, toytorch 7.1: " in ckpt("verify", model, twin, "--logits").out
         ran = ckpt("verify", model, twin, "--logits", "--max-memory", "1kB")
         assert ran.code == 0 and "was not asked" in ran.out
+
+    @pytest.mark.parametrize(
+        ("engine", "code", "said"),
+        [
+            ("", 0, "by the reference forward alone: no framework of toy is installed"),
+            ("cannot", 0, "by the reference forward alone: toytorch 7.1: for want of toys"),
+            ("broken", 0, "by the reference forward alone: its framework failed: ZeroDivisionError: on purpose"),
+            ("refused", 3, "refused by its own framework, toytorch 7.1: for want of toys"),
+        ],
+    )
+    def test_what_is_not_judged_by_its_framework_says_so(self, ckpt, model, make, monkeypatch, engine, code, said):
+        twin = make("twin")
+        monkeypatch.setenv("TOY_ENGINE", engine)
+        ran = ckpt("verify", model, twin, "--logits")
+        assert ran.code == code and f"{model} {said}" in ran.out and f"{twin} {said}" in ran.out
+        found = ckpt("verify", model, twin, "--logits", "--json").json["logits"]
+        assert set(found["refused" if code else "by_reference_alone"]) == {str(model), str(twin)}
 
     def test_a_prompt(self, ckpt, model, converted):
         assert "3 positions" in ckpt("verify", model, converted, "--prompt", "1,2,3").out

@@ -12,6 +12,7 @@ from ckpt_core.engine.assembly import Assembler, Shard, Source
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Link, Native, Piece, Tile, row
 from ckpt_core.plugins import FormatInfo, Option, hookimpl
+from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.rewrite import Model, untied_head
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.storage.files import FileState
@@ -99,10 +100,15 @@ def ckpt_write(checkpoint, request):
 @hookimpl
 def ckpt_logits(checkpoint, inputs):
     """Not a model at all, but logits: each embedding against all others."""
-    if not os.environ.get("TOY_ENGINE"):
+    engine = os.environ.get("TOY_ENGINE")
+    if not engine:
         return None
+    if engine == "broken":
+        raise ZeroDivisionError("on purpose")
+    if engine != "1":
+        return Judgement("toytorch 7.1", **{engine: "for want of toys"})
     source = Source(checkpoint.files)
     assembly = checkpoint.tensors["embedding.tokens.weight"]
     table = decode(source.read(assembly, tuple((0, size) for size in assembly.parameter.shape)), assembly.value_dtype)
     source.close()
-    return np.asarray(table[inputs["tokens"]] @ table.T, np.float32)
+    return Judgement("toytorch 7.1", logits=np.asarray(table[inputs["tokens"]] @ table.T, np.float32))

@@ -180,8 +180,13 @@ def _report_json(report: LogitsReport, tolerance: float) -> dict[str, object]:
         **_apart_json(report.logits),
         "first_apart": report.first_apart(tolerance),
         "steps": [{"name": step.name, "largest": step.largest, "mean": step.mean} for step in report.steps],
-        "judges": {path: _apart_json(one) for path, one in report.judges.items()},
-        "remarks": report.remarks,
+        "judges": {
+            path: {"framework": report.frameworks[path], **_apart_json(one)} for path, one in report.judges.items()
+        },
+        "refused": {path: {"framework": report.frameworks[path], "why": why} for path, why in report.refused.items()},
+        "by_reference_alone": {
+            path: {"framework": report.frameworks[path] or None, "why": why} for path, why in report.alone.items()
+        },
     }
 
 
@@ -218,15 +223,22 @@ def show_verdict(verdict: Verdict, recorded: Recorded | None, report: LogitsRepo
         )
         first = report.first_apart(tolerance)
         page.say("apart from", *([f"{first} on"] if first else []))
-        page.say(
-            "judge",
-            *(
-                f"{path} loaded by its own framework: {_apart_text(one, tolerance)}"
-                for path, one in report.judges.items()
-            ),
-        )
-        page.say("remark", *report.remarks)
+        page.say("judge", *_judge_lines(report, tolerance))
     show_differences(verdict.differences, ("source", "target"))
+
+
+def _judge_lines(report: LogitsReport, tolerance: float) -> list[str]:
+    """Which side was judged by its own framework, and which by the reference forward alone."""
+    names = {path: f", {name}" if name else "" for path, name in report.frameworks.items()}
+    lines = [
+        f"{path} loaded by its own framework{names[path]}: {_apart_text(one, tolerance)}"
+        for path, one in report.judges.items()
+    ]
+    lines += [f"{path} refused by its own framework{names[path]}: {why}" for path, why in report.refused.items()]
+    return lines + [
+        f"{path} by the reference forward alone: {f'{report.frameworks[path]}: ' if names[path] else ''}{why}"
+        for path, why in report.alone.items()
+    ]
 
 
 def show_row_parallel(report: RowParallelReport) -> None:

@@ -18,6 +18,8 @@ from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
 if TYPE_CHECKING:
     import numpy as np
 
+    from ckpt_core.plugins.judgement import Judgement
+
 GROUP = "ckpt.formats"
 SDK = 1
 
@@ -70,8 +72,9 @@ def ckpt_name(checkpoint: Checkpoint) -> NamedModel:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def ckpt_logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Float32 logits of a checkpoint of this format, loaded by the framework itself; None if it is not installed.
+def ckpt_logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | np.ndarray | None:
+    """What the framework itself makes of a checkpoint of this format: float32 logits, or why there are none; None if it
+    is not installed. Nothing that the checkpoint says may be executed.
 
     `inputs`: int64 `tokens` [batch, position]; of a model with encoder and decoder also `source`; of one that reads images
     `pixels` [batch, channel, y, x]; `mask` and `source_mask` where some tokens are padding. Optional.

@@ -2,8 +2,9 @@
 
 Both are run by the reference forward (`ckpt_core.reference`), which needs no framework and holds one block of weights at
 a time; the first block after which they differ is where the error is. What a reference cannot see is a config that the
-*framework* reads differently: so where the format of a side has an engine (transformers, for hf), that engine loads the
-side by itself, and is compared with the reference. It holds the whole model, so it runs only where that is allowed.
+*framework* reads differently: so where the framework of a side's format is installed and runs here (transformers, for
+hf), it loads the side by itself, and is compared with the reference. It holds the whole model, so it runs only where
+that is allowed. A side that its framework does not judge says why; that is no difference, but files that it refuses are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener, Progress
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.judgement import Judgement, said
 from ckpt_core.reference import Inputs, Step, forward
 
 LOGITS = "logits"
@@ -52,12 +54,18 @@ class Apart:
 
 @dataclass
 class LogitsReport:
-    """Both models after every block (`steps`, logits last), and each engine against the reference (`judges`)."""
+    """Both models after every block (`steps`, logits last), and each side's own framework against the reference.
+
+    By path of a side: `judges` has how far its framework is from the reference, `frameworks` which one that is, `refused`
+    what it said where it did not load the files, and `alone` why no framework was asked or could run.
+    """
 
     positions: int
     steps: list[Apart] = field(default_factory=list)
     judges: dict[str, Apart] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    frameworks: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    alone: dict[str, str] = field(default_factory=dict)
 
     @property
     def logits(self) -> Apart:
@@ -68,8 +76,8 @@ class LogitsReport:
         return next((step.name for step in self.steps if not step.within(tolerance)), None)
 
     def within(self, tolerance: float) -> bool:
-        """Whether the logits of both, and of every judge, are equal up to `tolerance`."""
-        return all(one.within(tolerance) for one in (self.logits, *self.judges.values()))
+        """Whether the logits of both, and of every judge, are equal up to `tolerance`, and no judge refused the files."""
+        return not self.refused and all(one.within(tolerance) for one in (self.logits, *self.judges.values()))
 
 
 def compare_logits(
@@ -127,19 +135,37 @@ def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart:
 
 
 def _judge(side: Checkpoint, values: torch.Tensor, inputs: Inputs, memory: int, report: LogitsReport) -> None:
-    """Let the engine of the side's own format, if it has one, load the checkpoint by itself."""
-    plugin = require(side.format)
-    if plugin.hooks.ckpt_logits.get_hookimpls() == [] or side.path in report.judges:
+    """Let the framework of the side's own format, if there is one, load the checkpoint by itself."""
+    if side.path in report.judges or side.path in report.refused:
         return
+    judgement = _asked(side, inputs, memory)
+    report.frameworks[side.path] = judgement.framework
+    if judgement.logits is not None:
+        report.judges[side.path] = apart(
+            LOGITS, torch.from_numpy(np.array(judgement.logits, np.float32)), values, inputs
+        )
+    elif judgement.refused:
+        report.refused[side.path] = judgement.refused
+    else:
+        report.alone[side.path] = judgement.cannot
+
+
+def _asked(side: Checkpoint, inputs: Inputs, memory: int) -> Judgement:
+    """What the framework says, or why it says nothing."""
+    hooks = require(side.format).hooks
+    if not hooks.ckpt_logits.get_hookimpls():
+        return Judgement("", cannot=f"{side.format} has no framework to ask")
     size = sum(parameter.elements * 4 for parameter in parameters(side.architecture).values())
     if size > memory:
-        report.remarks.append(
-            f"the engine of {side.format} was not asked: it would hold all {size / 1e9:.3g} GB (allow it with --max-memory)"
-        )
-        return
-    result = plugin.hooks.ckpt_logits(checkpoint=side, inputs=arrays(inputs))
-    if result is not None:
-        report.judges[side.path] = apart(LOGITS, torch.from_numpy(np.array(result, np.float32)), values, inputs)
+        allow = "allow it with --max-memory"
+        return Judgement("", cannot=f"its framework was not asked: it would hold all {size / 1e9:.3g} GB ({allow})")
+    try:
+        result = hooks.ckpt_logits(checkpoint=side, inputs=arrays(inputs))
+    except Exception as problem:  # of code that is not ours: what it means for the files is not known
+        return Judgement("", cannot=f"its framework failed: {said(problem)}")
+    if result is None:
+        return Judgement("", cannot=f"no framework of {side.format} is installed")
+    return result if isinstance(result, Judgement) else Judgement("", logits=result)
 
 
 def arrays(inputs: Inputs) -> Mapping[str, np.ndarray]:

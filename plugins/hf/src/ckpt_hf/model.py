@@ -12,6 +12,7 @@ import numpy as np
 
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_core.plugins.judgement import CannotRun, FilesRefused, Judgement, loading
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     return state, config, max(set(names), key=names.count)
 
 
-def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
     """Float32 logits by transformers, which loads the folder from disk itself, so that its config is judged too.
 
     None if transformers is not installed. See the hook `ckpt_logits` for `inputs`.
@@ -103,15 +104,24 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> np.ndarr
     except ImportError:
         return None
     disable_progress_bar()  # progress on stderr is ours to show
-    name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
-    model = getattr(transformers, name).from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    framework = f"transformers {transformers.__version__}"
+    try:
+        with loading():
+            name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
+            if not hasattr(transformers, name):
+                raise CannotRun(f"it has no class {name}")
+            model = getattr(transformers, name).from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    except FilesRefused as problem:
+        return Judgement(framework, refused=str(problem))
+    except (CannotRun, ImportError) as problem:
+        return Judgement(framework, cannot=str(problem))
     given = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
     arguments = {_ARGUMENTS["source" in given][name]: tensor for name, tensor in given.items()}
     with torch.no_grad():
         outputs = model(**arguments)
     # a bare ViTModel ends in its pooler, or in its last layer
     final = next(value for name in _OUTPUTS if (value := getattr(outputs, name, None)) is not None)
-    return final.float().numpy()
+    return Judgement(framework, logits=final.float().numpy())
 
 
 _OUTPUTS = ("logits", "pooler_output", "last_hidden_state")

@@ -82,3 +82,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_megatron.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_logits(checkpoint: Checkpoint, inputs):
+    from ckpt_megatron.own import judged
+
+    return judged(checkpoint, inputs)

@@ -59,3 +59,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_nanotron.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_logits(checkpoint: Checkpoint, inputs):
+    from ckpt_nanotron.own import judged
+
+    return judged(checkpoint, inputs)

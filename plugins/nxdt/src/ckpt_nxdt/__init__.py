@@ -72,3 +72,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_nxdt.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_logits(checkpoint: Checkpoint, inputs):
+    from ckpt_nxdt.own import judged
+
+    return judged(checkpoint, inputs)

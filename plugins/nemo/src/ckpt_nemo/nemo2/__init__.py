@@ -65,3 +65,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_nemo.nemo2.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_logits():
+    from ckpt_nemo.own import judged
+
+    return judged("nemo.collections.llm")

@@ -1,0 +1,17 @@
+"""Megatron-Bridge itself, where it is installed: its loader calls what a checkpoint says, so it is not asked.
+
+It makes the `_target_` of every section of `run_config.yaml`, with the arguments given there. The session `real_bridge` runs it on
+checkpoints that we wrote.
+"""
+
+from __future__ import annotations
+
+from ckpt_core.plugins.judgement import Judgement, installed, named
+
+
+def judged() -> Judgement | None:
+    """The hook `ckpt_logits`."""
+    if not installed("megatron.bridge"):
+        return None
+    why = "its loader calls what the checkpoint names, which is not done with one that may be a stranger's"
+    return Judgement(named("megatron-bridge"), cannot=why)
