@@ -31,7 +31,7 @@ class RankFiles(StateDicts):
             stage = path.parent.name.partition("_pp_")[2]
             first = stages.index(stage) if stage else 0
             for key in self.tensors(path):
-                if not key.endswith("inv_freq"):
+                if not key.endswith(("inv_freq", "_extra_state")):
                     name = re.sub(
                         r"(\.layers\.)(\d+)", lambda match, start=first: f"{match[1]}{int(match[2]) + start}", key
                     )

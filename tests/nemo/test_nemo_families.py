@@ -17,8 +17,8 @@ from ckpt_core.testing import example, variations, write_ir
 
 # name: the names of tensors that are written, and the version whose code reads all keys of the config
 HELD = {
-    "llama": ("mcore", "1.23.0"), "mistral": ("mcore", "1.23.0"), "qwen2": ("mcore", "2.0.0"), "qwen2_moe": ("mcore", "2.0.0"),
-    "starcoder2": ("mcore", "1.23.0"), "mixtral": ("mcore", "1.23.0"), "qwen3": ("mcore", "2.0.0"), "qwen3_moe": ("mcore", "2.0.0"),
+    "llama": ("mcore", "1.23.0"), "mistral": ("mcore", "1.23.0"), "qwen2": ("mcore", "2.0.0"), "qwen2_moe": ("mcore", "2.4.0"),
+    "starcoder2": ("mcore", "1.23.0"), "mixtral": ("mcore", "1.23.0"), "qwen3": ("mcore", "2.0.0"), "qwen3_moe": ("mcore", "2.1.0"),
     "gpt2": ("legacy", "1.23.0"), "nemotron": ("mcore", "1.23.0"), "phi3": ("mcore", "1.23.0"), "gemma": ("mcore", "2.0.0"),
 }  # fmt: skip
 REWRITTEN = {"gpt2_scaled": "attention scale folded into q", "gpt_neox_in_sequence": "zero biases added"}

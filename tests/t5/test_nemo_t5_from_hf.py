@@ -10,6 +10,7 @@ from pathlib import Path
 import nemo_t5
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from seq2seq import build, change_config, config_of, load, logits_of
 from support.folders import assert_same_bits
@@ -264,3 +265,14 @@ def test_the_tokens_that_nemo_adds_have_rows(made: Callable, tmp_path: Path) -> 
         "padding, not the <bos> that NeMo would start with"
     )
     assert (tmp_path / "back" / "spiece.model").read_bytes() == (folder / "spiece.model").read_bytes()
+
+
+def test_a_run_names_its_tokenizer_by_its_path(made: Callable, tmp_path: Path) -> None:
+    """A name inside an archive (nemo:...) resolves in an archive alone."""
+    folder = tmp_path / "hf"
+    shutil.copytree(made("t5_v1.1")[0], folder)
+    data = sentencepiece(["<pad>", "</s>", "<unk>", *map(str, range(30))], unk=2, bos=-1, eos=1, pad=0)
+    (folder / "spiece.model").write_bytes(data)
+    to_nemo(folder, tmp_path / "run", container="ckpt", make_vocab_size_divisible_by="8")
+    named = yaml.safe_load((tmp_path / "run/hparams.yaml").read_text())["cfg"]["tokenizer"]["model"]
+    assert Path(named).parent == tmp_path / "run" and Path(named).read_bytes() == data

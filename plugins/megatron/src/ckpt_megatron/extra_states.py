@@ -37,6 +37,11 @@ def extra_states(names: Sequence[str], style: str) -> list[str]:
     return [*found, *(["output_layer._extra_state"] if "output_layer.weight" in names else [])]
 
 
+def linear_extra_states(names: Iterable[str]) -> list[str]:
+    """The keys that TransformerEngine before 1.8 has in a state dict: of linear layers, the only modules with fp8 scales."""
+    return [f"{module}._extra_state" for module in _modules(names, te=False)]
+
+
 def stacked_extra_states(names: Sequence[str], layers: Sequence[Layer], style: str, homogeneous: bool) -> list[str]:
     """The keys of a torch_dist checkpoint: `<module>._extra_state/shard_<index>_<size>`, one per layer and expert."""
     found = []

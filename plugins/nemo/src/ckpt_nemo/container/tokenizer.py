@@ -137,6 +137,17 @@ class Artifacts:
     losses: list[Loss] = field(default_factory=list)
 
 
+def section_in(artifacts: Artifacts, container: str, destination: str) -> dict[str, Any]:
+    """The section of the config as `container` needs it: `nemo:` names resolve in an archive alone, a `.ckpt` has paths."""
+    if container != "ckpt":
+        return artifacts.section
+    folder = os.path.abspath(destination)
+    return {
+        key: os.path.join(folder, value.removeprefix("nemo:")) if key in _FILES and value else value
+        for key, value in artifacts.section.items()
+    }
+
+
 def artifacts_of(
     sidecars: Mapping[str, Sidecar], before: Mapping[str, Any], names: Mapping[str, str], name: str | None
 ) -> Artifacts:

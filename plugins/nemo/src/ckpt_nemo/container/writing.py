@@ -38,8 +38,11 @@ class Constant:
     data: bytes
 
 
-State = Mapping[str, tuple[Native, DType] | Constant]
-"""The state dict of one rank, or of one of its virtual stages, by stored name and in the order of the modules."""
+Entry = tuple[Native, DType] | Constant | None
+State = Mapping[str, Entry]
+"""The state dict of one rank, or of one of its virtual stages, by stored name and in the order of the modules.
+
+None stands for the extra state of a module that has none."""
 
 
 @dataclass
@@ -98,7 +101,7 @@ def add_rank(
         )
     folder = rank_folder(*place, ranks)
     specs = [OrderedDict((name, _spec(value)) for name, value in stage.items()) for stage in stages]
-    body: dict[str, Any] | OrderedDict[str, TensorSpec] = specs[0]
+    body: dict[str, Any] | OrderedDict[str, TensorSpec | None] = specs[0]
     prefixes: list[tuple[str, ...]] = [()]
     name = f"{folder}{RANK_FILE}"
     if form.container == "ckpt":
@@ -110,6 +113,8 @@ def add_rank(
     literals = list(file.literals)
     for prefix, stage in zip(prefixes, stages, strict=True):
         for stored_as, value in stage.items():
+            if value is None:
+                continue
             offset = offsets[(*prefix, stored_as)]
             if isinstance(value, Constant):
                 literals.append((offset, value.data))
@@ -118,7 +123,9 @@ def add_rank(
     members.files[name] = replace(file, literals=tuple(sorted(literals)))
 
 
-def _spec(value: tuple[Native, DType] | Constant) -> TensorSpec:
+def _spec(value: Entry) -> TensorSpec | None:
+    if value is None:
+        return None
     if isinstance(value, Constant):
         return TensorSpec(value.dtype, value.shape)
     native, dtype = value

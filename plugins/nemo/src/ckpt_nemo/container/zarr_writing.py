@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from ckpt_core.checkpoint import Placement
 from ckpt_core.layout import Native
@@ -33,9 +34,15 @@ class ZarrChunk:
 
 
 def add_zarr(
-    members: Members, folder: str, chunks: Iterable[ZarrChunk], objects: Iterable[str], common: dict[str, object]
+    members: Members,
+    folder: str,
+    chunks: Iterable[ZarrChunk],
+    objects: Iterable[str],
+    common: dict[str, object],
+    *,
+    short: bool,
 ) -> None:
-    """Enter the arrays, and an empty extra state for each name in `objects`."""
+    """Enter the arrays, and an empty extra state for each name in `objects`; `short`: see `_object_file`."""
     for chunk in chunks:
         name = f"{folder}/{chunk.key}/{'.'.join(map(str, chunk.index))}"
         members.files.setdefault(f"{folder}/{chunk.key}/.zarray", _array(chunk))
@@ -44,9 +51,18 @@ def add_zarr(
     # What a TransformerEngine module without fp8 stores: a torch file of a stream that holds a torch file of None.
     nothing = torch_bytes(Opaque("_io", "BytesIO", args=(torch_bytes(None, "archive"),)), "shard")
     for name in objects:
-        members.files[f"{folder}/{name}.pt"] = nothing
+        members.files[f"{folder}/{_object_file(name, short)}"] = nothing
     members.files[f"{folder}/{COMMON}"] = torch_bytes(common, COMMON)
     members.files[f"{folder}/{METADATA}"] = backend_document("zarr")
+
+
+def _object_file(name: str, short: bool) -> str:
+    """The file of an object. Core before 0.8 adds the suffix by `with_suffix`, which replaces the size of the last axis.
+
+    >>> _object_file("linear_fc1._extra_state/shard_0.3_2.4", True), _object_file("linear_fc1._extra_state/shard_0_2", True)
+    ('linear_fc1._extra_state/shard_0.3_2.pt', 'linear_fc1._extra_state/shard_0_2.pt')
+    """
+    return str(PurePosixPath(name).with_suffix(".pt")) if short else f"{name}.pt"
 
 
 def _array(chunk: ZarrChunk) -> bytes:

@@ -10,7 +10,8 @@ from ckpt_core.errors import Refusal
 from ckpt_core.rewrite import Model, folded_attention_scale, vocabulary_rows
 from ckpt_megatron.fitted import with_biases
 from ckpt_nemo.container.tokenizer import padded
-from ckpt_nemo.gpt.layout import FileLayout, newer
+from ckpt_nemo.gpt.layout import FileLayout
+from ckpt_nemo.gpt.versions import newer
 
 
 def fitted(model: Model, layout: FileLayout, hints: Mapping[str, Any]) -> Model:

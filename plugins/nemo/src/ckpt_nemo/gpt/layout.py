@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +10,10 @@ from ckpt_core.architecture import Architecture
 from ckpt_core.errors import Problems, Refusal
 from ckpt_core.plugins import WriteRequest
 from ckpt_nemo.container.tokenizer import DIVISIBLE, multiple_in
+from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
 
-# The version that each backend is the default of: what loads it must be as new.
-_VERSIONS = {"ranks": "1.23.0", "zarr": "1.23.0", "torch_dist": "2.0.0"}
-# What MCoreGPTModel does not read from the config before NeMo 2.0.
-_SINCE_2 = ("qkv_bias", "openai_gelu", "scale_positional_embedding", "rotary_interleaved", "layernorm_zero_centered_gamma",
-            "apply_embedding_scaling", "qk_layernorm", "moe_router_pre_softmax")  # fmt: skip
+# The last NeMo 1, which most runs have: what is written is for it unless it takes a newer one.
+_USUAL = "1.23.0"
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,6 @@ class FileLayout:
                 fix="use -o names=mcore",
             )
         stored = hints.get("config") or {}
-        version = str(stored.get("nemo_version") or _VERSIONS[backend])
-        if backend == "torch_dist" and not newer(version, (2, 0)):
-            version = _VERSIONS[backend]
         return cls(
             names,
             backend,
@@ -60,17 +54,15 @@ class FileLayout:
             request.ep or 1,
             int(options.get("vpp") or 1),
             int(options.get(DIVISIBLE) or multiple_in(stored)),
-            version,
+            _at_least(str(stored.get("nemo_version") or _USUAL), BACKENDS[backend]),
             blocks=names == "legacy" and bool(own.get("megatron_legacy")),
             separate=names == "legacy" and bool(own.get("separate_gate")),
             fused=not own.get("local_names"),
         )
 
-    def loading(self, config: Mapping[str, Any]) -> FileLayout:
-        """The layout for a version of NeMo that reads all keys of `config`."""
-        if self.names == "mcore" and any(config.get(key) for key in _SINCE_2) and not newer(self.version, (2, 0)):
-            return replace(self, version=_VERSIONS["torch_dist"])
-        return self
+    def loading(self, needed: Iterable[Since]) -> FileLayout:
+        """The layout for a version of NeMo that reads all that is `needed`."""
+        return replace(self, version=_at_least(self.version, max((line.version for line in needed), default=(1, 0))))
 
     @property
     def parallel(self) -> dict[str, int]:
@@ -78,8 +70,11 @@ class FileLayout:
         return {"tp": self.tp, "pp": self.pp, **more, **({"vpp": self.vpp} if self.vpp > 1 else {})}
 
     @property
-    def joined_bias(self) -> bool:
-        """Whether a rank's [gate; up] bias stays together: Megatron-Core 0.8 came with NeMo 2.0."""
+    def old_core(self) -> bool:
+        """Whether the Megatron-Core of this version is older than 0.8, which came with NeMo 2.0.
+
+        It keeps a rank's [gate; up] bias together, and calls extra states of two axes by the first size alone.
+        """
         return not newer(self.version, (2, 0))
 
     def stages(self, layers: int) -> dict[tuple[int, int], range]:
@@ -118,11 +113,6 @@ class FileLayout:
         problems.raise_any()
 
 
-def newer(version: str, than: tuple[int, int]) -> bool:
-    """Whether a version of NeMo is at least the given one.
-
-    >>> newer("1.23.0", (2, 0)), newer("2.0.0rc1", (2, 0))
-    (False, True)
-    """
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return match is not None and (int(match[1]), int(match[2])) >= than
+def _at_least(version: str, least: Version) -> str:
+    """The version itself, or the first release of `least` where that is newer."""
+    return version if newer(version, least) else f"{least[0]}.{least[1]}.0"

@@ -1,6 +1,7 @@
 """The keys of a new `model_config.yaml`: those of NeMo's megatron_gpt_config.yaml (1.23), of which its code needs most.
 
-What describes the model is overwritten. Training keys have the defaults of that file.
+What describes the model is overwritten. Training keys have the defaults of that file, but for `use_flash_attention`: true
+raises an ImportError where flash-attn is absent, and false is the default of the code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TEMPLATE: dict[str, Any] = {
     "activations_checkpoint_layers_per_pipeline": None, "sequence_parallel": False, "transformer_engine": False,
     "fp8": False, "fp8_e4m3": False, "fp8_hybrid": True, "fp8_margin": 0, "fp8_interval": 1, "fp8_amax_history_len": 1024,
     "fp8_amax_compute_algo": "max", "reduce_amax": True, "use_emha": False, "ub_tp_comm_overlap": False,
-    "ub_tp_comm_overlap_cfg": None, "use_flash_attention": True, "cpu_offloading": False, "cpu_offloading_num_layers": 0,
+    "ub_tp_comm_overlap_cfg": None, "use_flash_attention": False, "cpu_offloading": False, "cpu_offloading_num_layers": 0,
     "cpu_offloading_activations": True, "cpu_offloading_weights": True, "sharp": False, "enable_megatron_timers": False,
     "megatron_timer_kwargs": {"log_every_n_steps": 10, "log_mode": "minmax", "barrier": False},
     "data": {

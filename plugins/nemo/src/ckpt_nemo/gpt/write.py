@@ -12,13 +12,14 @@ from ckpt_core.layout import Config
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model
 from ckpt_core.storage.dtypes import commonest
-from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded
+from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
 from ckpt_nemo.gpt.config import LEGACY, MCORE
 from ckpt_nemo.gpt.fitted import fitted
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.template import TARGET, TEMPLATE
 from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.versions import Since, by_version, needs
 from ckpt_nemo.gpt.write_distributed import add_distributed
 from ckpt_nemo.gpt.write_ranks import add_ranks
 
@@ -36,12 +37,15 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)
     interleaved = names == "mcore" and bool((hints.get("config") or {}).get("rotary_interleaved"))
     said = _said(checkpoint, model, layout, interleaved)
-    layout = layout.loading(said)
     artifacts = artifacts_of(
         checkpoint.sidecars, _section(hints), hints.get("tokenizer") or {}, request.options.get("tokenizer_name")
     )
-    config = _config(checkpoint, model, layout, artifacts, request, said)
-    losses = list(artifacts.losses)
+    rows = _override(model, layout, artifacts, hints.get("config") or {})
+    asked = {**said, "mcore_gpt": names == "mcore", "megatron_legacy": layout.blocks, "override_vocab_size": rows}
+    layout = layout.loading(needs(asked, layout.backend).values())
+    config = _config(checkpoint, model, layout, artifacts, container, rows, request, said)
+    needed = needs(config, layout.backend)
+    losses = [*artifacts.losses, *_unread(needed)]
     if (layout.vpp > 1 or layout.ep > 1) and not config["megatron_amp_O2"]:
         why = "NeMo trains virtual stages and expert parallel ranks with megatron_amp_O2 alone: write them with --dtype bf16"
         losses.append(Loss("unsaid", f"weights in {config['precision']} bits", why))
@@ -66,6 +70,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             **({"megatron_legacy": layout.blocks} if names == "legacy" else {}),
             DIVISIBLE: layout.multiple,
             "nemo_version": layout.version,
+            "needs": by_version(needed),
             "rewrites": list(model.rewrites),
         },
         losses=losses,
@@ -74,6 +79,16 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
     companions = {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held}
     return packed(members, config, artifacts.files, companions, form, target)
+
+
+def _unread(needed: Mapping[str, Since]) -> list[Loss]:
+    """The keys that no NeMo 1 reads. Weights that it cannot read are none of them: there it fails, and says so."""
+    why = "an older one ignores it, and restores another model or fails: restore this with {}"
+    return [
+        Loss("unsaid", f"{subject} before {line.release}", why.format(line))
+        for subject, line in needed.items()
+        if line.key and line.version >= (2, 0)
+    ]
 
 
 def _names_for(checkpoint: Checkpoint, request: WriteRequest) -> str:
@@ -115,6 +130,8 @@ def _config(
     model: Model,
     layout: FileLayout,
     artifacts: Artifacts,
+    container: str,
+    rows: int | None,
     request: WriteRequest,
     said: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -139,7 +156,7 @@ def _config(
         "pipeline_model_parallel_size": layout.pp,
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
         DIVISIBLE: layout.multiple,
-        SECTION: artifacts.section,
+        SECTION: section_in(artifacts, container, request.destination),
         "megatron_amp_O2": kind in ("bf16", "fp16"),
         "precision": {"bf16": "bf16", "fp16": 16}.get(kind, config.get("precision", 32)),
         "target": TARGET,
@@ -147,7 +164,7 @@ def _config(
     }
     _set(config, "megatron_legacy", layout.blocks, False)
     _set(config, "expert_model_parallel_size", layout.ep, 1)
-    _set(config, "override_vocab_size", _override(model, layout, artifacts, before), None)
+    _set(config, "override_vocab_size", rows, None)
     return config
 
 

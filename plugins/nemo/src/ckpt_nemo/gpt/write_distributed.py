@@ -64,7 +64,7 @@ def add_distributed(
     folder = distributed_folder(form)
     if layout.backend == "zarr":
         chunks = [ZarrChunk(part.key, part.native, part.dtype, part.whole, _index(part), part.shape) for part in parts]
-        add_zarr(members, folder, chunks, objects, common)
+        add_zarr(members, folder, chunks, objects, common, short=layout.old_core)
     else:
         _add_torch_dist(members, folder, parts, objects, common)
 
@@ -89,7 +89,7 @@ def _parts(
         key, place, sizes = _place(whole, layers, homogeneous)
         kind = storage_dtype(whole, model.tensors, dtype)
         gated = _GATED.search(whole.name) is not None and layers[whole.layer or 0].mlp.gated
-        joined = gated and whole.name.endswith(".bias") and layout.joined_bias
+        joined = gated and whole.name.endswith(".bias") and layout.old_core
         for rank in range(ranks if dict(whole.row.splits).get("tp") else 1):
             native = by_rank[rank][whole.name]
             halves = [row_block(native, 0, 2), row_block(native, 1, 2)] if gated and not joined else [native]

@@ -9,8 +9,9 @@ from ckpt_core.engine.plan import storage_dtype
 from ckpt_core.layout import Layout, Native
 from ckpt_core.rewrite import Model
 from ckpt_core.storage.dtypes import FP32, DType
+from ckpt_megatron.extra_states import linear_extra_states
 from ckpt_megatron.names import renumbered, te
-from ckpt_nemo.container.writing import Constant, Form, Members, State, add_rank
+from ckpt_nemo.container.writing import Constant, Entry, Form, Members, State, add_rank
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rotary import frequencies, stored_bytes
 from ckpt_nemo.gpt.weights import ROTARY, legacy, tables
@@ -43,7 +44,7 @@ def _state(
 ) -> State:
     """The state dict of one (virtual) stage at `place`, in the order of the modules. A chunk of several has no `model.`."""
     prefix = "model." if layout.vpp == 1 else ""
-    found: dict[str, tuple[Native, DType] | Constant] = {}
+    found: dict[str, Entry] = {}
     rotary = layout.names == "legacy" and frequencies(model.architecture) is not None
     for native in _stage(natives, layout, here, place):
         if native is None:
@@ -57,6 +58,9 @@ def _state(
             moe = native.layer is not None and _layers(model.architecture)[native.layer].mlp.moe is not None
             name = te(name, latent=False, moe=moe, grouped=False)
         found[f"{prefix}{name}"] = native, storage_dtype(native, model.tensors, dtype)
+    if layout.names == "mcore" and layout.fused:
+        # NeMo 1.23 loads rank files strictly: without these keys "Missing key(s) ... _extra_state".
+        found |= dict.fromkeys(linear_extra_states(list(found)))
     return found
 
 

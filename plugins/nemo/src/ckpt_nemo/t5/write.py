@@ -15,7 +15,7 @@ from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model, vocabulary_rows
 from ckpt_core.storage.dtypes import DType, commonest, dtype_named
 from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
-from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padded
+from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padded, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
 from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
@@ -64,7 +64,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     # NeMo adds special tokens to those of the tokenizer's model, and wants a row for each
     rows = padded(max(tokens.vocabulary, artifacts.count or 0), files.multiple, tp)
     model = vocabulary_rows(model, rows)
-    config = _config(model, said, checkpoint, before, files, artifacts, rows)
+    section = section_in(artifacts, container, request.destination)
+    config = _config(model, said, checkpoint, before, files, artifacts, section, rows)
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
     for t in range(tp):
@@ -169,6 +170,7 @@ def _config(
     before: Mapping[str, Any],
     files: _Files,
     artifacts: Artifacts,
+    section: Mapping[str, Any],
     rows: int,
 ) -> dict[str, Any]:
     """The config of the source where it says this very model, else a new one; with the layout of these files."""
@@ -189,14 +191,14 @@ def _config(
         "pipeline_model_parallel_size": files.stages.pp,
         SPLIT: files.stages.split,
         DIVISIBLE: _leading_to(rows, files, artifacts.count),
-        TOKENIZER: artifacts.section,
+        TOKENIZER: dict(section),
         "megatron_amp_O2": kind in ("bf16", "fp16"),
         "precision": {"bf16": "bf16", "fp16": 16}.get(kind, config.get("precision", 32)),
         "target": config.get("target") or TARGET,
         "nemo_version": VERSION,
     }
-    for section, blocks in (("encoder", files.blocks.encoder), ("decoder", files.blocks.decoder)):
-        (config[section] if _has_sections(config) else config)["megatron_legacy"] = blocks
+    for stack, blocks in (("encoder", files.blocks.encoder), ("decoder", files.blocks.decoder)):
+        (config[stack] if _has_sections(config) else config)["megatron_legacy"] = blocks
     if files.stages.pp > 1 and config.get("share_token_embeddings") is False:
         raise Refusal(
             "pipeline stages need share_token_embeddings, and this model has positions in each stack",
