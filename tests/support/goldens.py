@@ -1,7 +1,8 @@
 """Checkpoints that frameworks wrote themselves, with the logits they computed from them.
 
 `GOLDENS/FRAMEWORK/CASE/` holds `checkpoint/`, `expected.safetensors` (input_ids, logits) and `case.json`. The
-cases shipped with the repository are one per trap; `CKPT_GOLDENS` names a folder with more.
+cases shipped with the repository are one per trap; `CKPT_GOLDENS` names a folder with more. Cases of newer models have the
+HF folder that they were made of beside them, `source_hf/`, and a folder of their own, or `CKPT_GOLDENS_2026`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 _SHIPPED = Path(__file__).parents[1] / "golden"
+_SHIPPED_2026 = Path(__file__).parents[1] / "golden-2026"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Golden:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
+
+    @property
+    def source(self) -> Path:
+        """The HF folder that the framework made the checkpoint of."""
+        return self.folder / "source_hf"
 
     @functools.cached_property
     def case(self) -> dict:
@@ -80,3 +87,12 @@ def every_golden() -> list[Golden]:
 def each(framework: str, which: Callable[[Golden], bool] = lambda golden: True) -> pytest.MarkDecorator:
     """Run a test for every case of a framework that `which` chooses."""
     return pytest.mark.parametrize("golden", [golden for golden in goldens(framework) if which(golden)], ids=str)
+
+
+def of_2026(part: str, framework: str) -> list[Golden]:
+    """The newer cases of a framework that have a checkpoint: those below PART/ that are shipped, or all of them."""
+    folder = Path(os.environ.get("CKPT_GOLDENS_2026") or _SHIPPED_2026) / part
+    found = [Golden(path.parent) for path in sorted(folder.rglob("case.json"))]
+    if not found:
+        raise pytest.UsageError(f"no golden lies below {folder}: set CKPT_GOLDENS_2026 to where they are, or unset it")
+    return [golden for golden in found if golden.case["framework"] == framework and golden.checkpoint.is_dir()]

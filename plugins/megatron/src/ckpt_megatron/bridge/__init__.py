@@ -15,7 +15,11 @@ def ckpt_info() -> FormatInfo:
         options=(
             Option("ignore_keys", "model fields to leave out, separated by commas", str, "", side="read"),
             Option(
-                "bridge_version", "the Bridge to write for, where classes differ", ("0.2", "0.4"), None, side="write"
+                "bridge_version",
+                "the Bridge to write for, where classes differ: 0.2 (to 0.3.0), 0.4 (from 0.3.1) or 0.6, the default",
+                ("0.2", "0.4", "0.6"),
+                None,
+                side="write",
             ),
             Option(
                 "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,22 +12,29 @@ from ckpt_core.errors import FormatError, Refusal
 from ckpt_core.layout import Config, ignore, uniform
 from ckpt_core.storage.jsonfile import parse_yaml
 from ckpt_core.storage.opaque import brief
+from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
 from ckpt_megatron.transformer_config.targets import plain
 
 PACKAGE = "megatron.bridge.models"
 _FUNCTIONS = "megatron.core.activations"
+_SPECS = "megatron.core.models.gpt.gpt_layer_specs"
+OLD = "0.2"
+VERSIONS = (OLD, "0.4", "0.6")
+"""Versions to write for. Those up to 0.3.0 are as 0.2; 0.4 stands for 0.3.1 to 0.5."""
 _ORIGIN = ignore("hf_model_id", why="the name of the model it was imported from")
-GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS).replace("Megatron-Bridge's GPTModelProvider", _ORIGIN)
+GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True).replace(
+    "Megatron-Bridge's GPTModelProvider", _ORIGIN
+)
 MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", _ORIGIN)
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
 _GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
-_MLA_CLASS = f"{PACKAGE}.mla_provider.MLAModelProvider"  # since 0.4
-_DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3
-_LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3
+_MLA_CLASS = f"{PACKAGE}.mla_provider.MLAModelProvider"  # since 0.3.1
+_DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3.1
+_LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3.1
 
 # Classes that build a GPTModel and do nothing to it but what their fields say, under the names of 0.2 to 0.6.
 # Those of Gemma scale the embedding, too.
@@ -88,10 +96,37 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     return GEMMA if scales_embedding(target) else GPT
 
 
+def version_of(fields: Mapping[str, Any]) -> str:
+    """The oldest of `VERSIONS` that is no older than these fields."""
+    newest = max((since for key, since in _since().items() if key in fields), default=_parts(OLD))
+    return next((version for version in VERSIONS if newest <= _parts(version)), VERSIONS[-1])
+
+
+@functools.cache
+def _since() -> dict[str, tuple[int, ...]]:
+    """The first version with a field, of fields that are Bridge's own: others may come with a newer Megatron-Core."""
+    rows, _ = listed()
+    return {row.name: _parts(row.bridge.partition("-")[0]) for row in rows if row.bridge and not row.core}
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def needs(target: str, fields: Mapping[str, Any]) -> str | None:
+    """What of a written config older versions do not have, and stop at."""
+    if target == _MLA_CLASS:
+        return short(target)
+    return next((key for key in ("rope_scaling", "yarn_rotary_scaling_factor") if fields.get(key)), None)
+
+
 def written_fields(
-    facts: Facts, notes: Mapping[str, Any], version: str, hint: str | None
+    facts: Facts, notes: Mapping[str, Any], version: str, hint: str | None, names: str
 ) -> tuple[str, dict[str, Any]]:
-    """The provider class, that of the source (`hint`) if it can, and every field that says what the model is."""
+    """The provider class, that of the source (`hint`) if it can, and every field that says what the model is.
+
+    `names` says whose modules the layers are made of, TransformerEngine's ("te") or Megatron's own ("local").
+    """
     target = _class_for(facts, version, hint)
     table = table_of(target, {"multi_latent_attention": facts.present("latent_attention") is not False})
     fields = table.write(facts, {**notes, "interleaved": False})
@@ -100,15 +135,38 @@ def written_fields(
         unwanted = ("rope_scaling", "rope_scaling_factor") if of_class else tuple(LLAMA31_FIELDS)
         if not of_class and "rope_scaling" not in fields:
             raise Refusal(
-                "since Bridge 0.4 all numbers of Llama 3.1's scaling but the factor are built in",
+                "since Bridge 0.3.1 all numbers of Llama 3.1's scaling but the factor are built in",
                 found=", ".join(f"{key} = {fields[key]}" for key in LLAMA31_FIELDS),
                 expected="low_freq_factor = 1.0, high_freq_factor = 4.0, old_context_len = 8192",
                 fix="-o bridge_version=0.2 writes a class that has them as fields",
             )
         fields = {key: value for key, value in fields.items() if key not in unwanted}
+    if fields["position_embedding_type"] == "yarn" and version == OLD:
+        raise Refusal(
+            "GPTModelProvider has no fields for yarn until Bridge 0.4",
+            found="attention.rotary.scaling.kind = yarn",
+            fix="-o bridge_version=0.4 or 0.6",
+        )
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
-    return target, fields
+    return target, fields | _experts(fields, names)
+
+
+def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
+    """Fields about the modules that experts are; the keys in the checkpoint are the same either way."""
+    said: dict[str, Any] = {}
+    if fields["num_moe_experts"] is None or names != "te":
+        return said
+    said["moe_grouped_gemm"] = True  # Bridge 0.2 exports no experts that are modules of their own
+    if isinstance(fields["moe_layer_freq"], list):
+        # The spec that is the default of GPTModelProvider makes all layers of one kind, those with experts.
+        said["transformer_layer_spec"] = {
+            "_args_": [],
+            "_partial_": True,
+            "_target_": f"{_SPECS}.get_gpt_decoder_block_spec",
+            "use_transformer_engine": True,
+        }
+    return said
 
 
 def _class_for(facts: Facts, version: str, hint: str | None) -> str:
@@ -117,11 +175,11 @@ def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     if scaled:
         return hint if hint is not None and scales_embedding(hint) else _GEMMA_CLASS
     if facts.present("latent_attention") is not False:
-        if version != "0.2":
+        if version != OLD:
             return _MLA_CLASS
         sigmoid = uniform(facts, "mlp.moe.router.score") == "sigmoid"
         return f"{_DEEPSEEK}.DeepSeekV{3 if sigmoid else 2}ModelProvider"
-    if llama31 and version == "0.2":
+    if llama31 and version == OLD:
         return hint if hint is not None and short(hint).startswith(("Llama31", "Llama32")) else _LLAMA31_CLASS
     fits = (
         hint is not None

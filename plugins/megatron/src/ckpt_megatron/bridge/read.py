@@ -15,7 +15,7 @@ from ckpt_core.receipt import original_of
 from ckpt_core.storage.files import FileState, read_small
 from ckpt_core.storage.torchzip import read_torch_file
 from ckpt_core.storage.tree import open_tree
-from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of
+from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
 from ckpt_megatron.files import DIST_METADATA, TRACKER, container_of
@@ -139,6 +139,6 @@ def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: Found) -
     hints = layout_hints(fields, facts, found) | {
         "class": target,
         "should_pad_vocab": bool(fields.get("should_pad_vocab")),
-        "bridge_version": "0.4" if "rope_scaling" in fields else "0.2",  # a field of all providers since then
+        "bridge_version": version_of(fields),
     }
     return hints | ({"iteration": found.iteration} if isinstance(found.iteration, int) else {})

@@ -14,7 +14,7 @@ from ckpt_core.storage.dtypes import BY_NAME
 from ckpt_core.storage.jsonfile import dump_yaml
 from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_core.storage.torchzip_write import TensorSpec
-from ckpt_megatron.bridge.config import table_of, written_fields
+from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.files import TRACKER
 from ckpt_megatron.fitted import fitted
@@ -25,7 +25,6 @@ from ckpt_megatron.write_dist import CONTENT, write_dist
 from ckpt_megatron.written import Written
 
 _TRAINING = "megatron.bridge.training"
-_NEWEST = "0.4"  # classes did not change since
 _SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
 _DONE = ("do_train", "do_valid", "do_test")
 
@@ -45,8 +44,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp if pads else 1, by_fields=True
     )
     facts = facts_of(model.architecture)
-    version = str(options.get("bridge_version") or hints.get("bridge_version") or _NEWEST)
-    target, fields = written_fields(facts, checkpoint.notes, version, hints.get("class"))
+    version = str(options.get("bridge_version") or hints.get("bridge_version") or VERSIONS[-1])
+    target, fields = written_fields(facts, checkpoint.notes, version, hints.get("class"), layout.names)
     check_layout(model, facts, layout)
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
@@ -80,21 +79,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         said=table_of(target, fields).said(fields),
-        losses=_assumed(fields, version, said=bool(options.get("bridge_version") or hints.get("bridge_version"))),
+        losses=_assumed(target, fields, bool(options.get("bridge_version") or hints.get("bridge_version"))),
     )
 
 
-def _assumed(fields: dict[str, Any], version: str, said: bool) -> list[Loss]:
-    """A field that older versions pass over without an error, where nobody said for which version to write."""
-    if said or not fields.get("rope_scaling"):
+def _assumed(target: str, fields: dict[str, Any], said: bool) -> list[Loss]:
+    """A class or field that older versions stop at, where nobody said for which version to write."""
+    needed = None if said else needs(target, fields)
+    if needed is None:
         return []
-    return [
-        Loss(
-            "assumed",
-            f"Megatron-Bridge {version} or later",
-            "0.2 and 0.3 do not know rope_scaling (-o bridge_version=0.2)",
-        )
-    ]
+    way = "which has no other" if needed.startswith("yarn") else f"for which -o bridge_version={OLD} writes"
+    return [Loss("assumed", "Megatron-Bridge 0.4 or later", f"there is no {needed} in {OLD}, {way}")]
 
 
 def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:

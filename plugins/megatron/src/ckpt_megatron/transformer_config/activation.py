@@ -21,6 +21,9 @@ _FUNCTIONS: dict[str, Activation] = {
     "megatron.core.activations.quick_gelu": Activation.GELU_QUICK,
     "megatron.core.activations.squared_relu": Activation.RELU_SQUARED,
     "megatron.core.fusions.fused_bias_geglu.quick_gelu": Activation.GELU_QUICK,
+    "megatron.bridge.models.nemotron.nemotron_provider.squared_relu": Activation.RELU_SQUARED,  # Bridge 0.2 to 0.3.0
+    "megatron.bridge.models.nemotron.nemotron_bridge.squared_relu": Activation.RELU_SQUARED,  # since 0.3.1
+    "megatron.bridge.training.mlm_compat.activations.squared_relu": Activation.RELU_SQUARED,
 }
 # TransformerEngine's own GELU is the tanh form, so what these do to the erf form is another function.
 _ENGINE = ("use_te_activation_func", "use_transformer_engine_op_fuser")

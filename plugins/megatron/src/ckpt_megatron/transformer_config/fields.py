@@ -16,8 +16,8 @@ from ckpt_megatron.args.attention import biases, head_dim, window
 from ckpt_megatron.args.mlp import widths
 from ckpt_megatron.args.norms import norms
 from ckpt_megatron.transformer_config.activation import activation
+from ckpt_megatron.transformer_config.config_fields import AT_DEFAULT, HARMLESS, inert
 from ckpt_megatron.transformer_config.generation import generation
-from ckpt_megatron.transformer_config.ignored import IGNORED
 from ckpt_megatron.transformer_config.positions import positions
 
 _RENAMED = {"num_experts": "num_moe_experts"}  # argument: field
@@ -48,20 +48,6 @@ def of_fields(line: Entry) -> Custom:
         config |= {names[key]: value for key, value in args.items() if key in names}
 
     return custom(names.values(), line.claims, read=read, write=write)
-
-
-def inert(key: str, *values: object) -> Custom:
-    """A field under which the model computes something else unless it has one of `values`, the default among them."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if config.get(key) is not None and config[key] not in values:
-            raise CkptError(
-                f"key {key!r} asks for something that is not supported",
-                found=repr(config[key])[:80],
-                expected=" or ".join(map(repr, values)) or "null",
-            )
-
-    return custom([key], [], read=read, write=lambda facts, notes, config: None)
 
 
 def _balancing() -> Custom:
@@ -97,7 +83,7 @@ def _layer_spec() -> Custom:
     return custom(["transformer_layer_spec"], [], read=read, write=lambda facts, notes, config: None)
 
 
-def _common(attention: str, package: str) -> list[Entry]:
+def _common(attention: str, package: str, *, yarn: bool = False) -> list[Entry]:
     latent = attention == "latent_attention"
     return [
         fixed("kind", "decoder"),
@@ -108,7 +94,7 @@ def _common(attention: str, package: str) -> list[Entry]:
         activation(package),
         of_fields(biases(latent)),
         of_fields(norms(latent)),
-        positions(attention),
+        positions(attention, yarn=yarn),
         field("share_embeddings_and_output_weights", "head.tied", default=True),
         field("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
         custom(
@@ -121,43 +107,17 @@ def _common(attention: str, package: str) -> list[Entry]:
         generation(),
         _balancing(),
         _layer_spec(),
-        inert("qk_l2_norm", False),
-        inert("attention_output_gate", False),
-        inert("experimental_attention_variant"),
-        inert("linear_attention_freq"),
-        inert("mrope_section"),
-        inert("is_hybrid_model", False),
-        inert("hybrid_attention_ratio", 0.0),
-        inert("hybrid_mlp_ratio", 0.0),
-        inert("hybrid_override_pattern"),
-        inert("hybrid_layer_pattern"),
-        inert("heterogeneous_block_specs", False),
-        inert("heterogeneous_layers_config_path"),
-        inert("heterogeneous_layers_config_encoded_json", ""),
-        inert("use_transformer_engine_full_layer_spec", False),
-        inert("restore_modelopt_state", False),
-        inert("glu_linear_offset", 0.0),
-        inert("activation_func_clamp_value"),
-        inert("moe_latent_size"),
-        inert("moe_apply_probs_on_input", False),
-        inert("moe_expert_capacity_factor"),
-        inert("moe_expert_rank_capacity_factor"),
-        inert("moe_router_topk_limited_devices"),
-        inert("moe_router_force_load_balancing", False),
-        inert("moe_router_force_biased"),
-        inert("moe_single_grouped_weight", False),
-        inert("moe_single_grouped_bias", False),
-        inert("use_mup", False),
-        *IGNORED,
+        *AT_DEFAULT,
+        *HARMLESS,
     ]
 
 
-def usual(name: str, package: str) -> Config:
-    """The table of models with usual attention. `package` has the activations that torch does not have."""
+def usual(name: str, package: str, *, yarn: bool = False) -> Config:
+    """The table of models with usual attention. `package` has the activations that torch does not have; see `positions`."""
     return Config(
         name,
         [
-            *_common("attention", package),
+            *_common("attention", package, yarn=yarn),
             inert("multi_latent_attention", False),
             note("rotary_interleaved", "interleaved"),
             field("num_query_groups", "attention.groups", default=same_as("num_attention_heads")),

@@ -11,6 +11,7 @@ from ckpt_core.layout import Custom, custom, uniform
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
+from ckpt_megatron.transformer_config.yarn import YARN_KEYS, is_yarn, read_yarn, refuse_yarn_elsewhere, write_yarn
 
 # The classes of Llama 3.1 (NeMo 2, Bridge until 0.3) scale by these fields, and no other class has them.
 LLAMA31_FIELDS = {
@@ -23,6 +24,8 @@ LLAMA31_FIELDS = {
 _BUILT_IN = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_positions": 8192}
 _ARGUMENTS = {"rope_scaling": "use_rope_scaling", "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor"}
 _ROTARY = "attention.rotary"
+_SCALING = f"{_ROTARY}.scaling."
+_WITHOUT_YARN = ("rotary_percent", "rope_scaling", "seq_len_interpolation_factor")  # which yarn does not look at
 _POSITIONS = 2048
 _KEYS = (
     "position_embedding_type",
@@ -38,13 +41,14 @@ _KEYS = (
 )
 
 
-def positions(attention: str) -> Custom:
-    """Positions of a model whose attention facts lie under `attention`.
+def positions(attention: str, *, yarn: bool = False) -> Custom:
+    """Positions of a model whose attention facts lie under `attention`; `yarn`: the class has the fields of it.
 
     A Llama 3.1 scaling is written in both ways: by the fields of the class, and by rope_scaling where that can say it.
     The writer of a format keeps those of the class that it names.
     """
     latent = attention == "latent_attention"
+    kinds = ("rope", "none", "yarn") if yarn else ("rope", "none")
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         kind = config.get("position_embedding_type") or "learned_absolute"
@@ -52,15 +56,19 @@ def positions(attention: str) -> Custom:
             notes["max_positions"] = config["seq_length"]
         if kind == "learned_absolute":
             facts["positions.count"] = config["seq_length"]
-        elif kind not in ("rope", "none"):
+        elif kind not in kinds:
             raise CkptError(
                 "key 'position_embedding_type' has a value that is not supported",
                 found=repr(kind),
-                expected="learned_absolute, rope or none",
+                expected=f"learned_absolute, {' or '.join(kinds)}",
             )
         if latent:
             read_latent_rotary(_latent_arguments(config), facts)
+        elif kind == "yarn":
+            _read_rotary({key: value for key, value in config.items() if key not in _WITHOUT_YARN}, facts)
+            read_yarn(config, facts)
         elif kind == "rope":
+            refuse_yarn_elsewhere(config)
             _read_rotary(config, facts)
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
@@ -73,12 +81,18 @@ def positions(attention: str) -> Custom:
         if latent:
             write_latent_rotary(facts, config)
             config["max_position_embeddings"] = config.get("original_max_position_embeddings")
+        elif yarn and is_yarn(facts):
+            config["position_embedding_type"] = "yarn"
+            _write_rotary(
+                Facts({path: value for path, value in facts.items() if not path.startswith(_SCALING)}), config
+            )
+            write_yarn(facts, config)
         else:
             _write_rotary(facts, config)
 
     claims = ["positions.count", f"{attention}.rotary.*", f"{attention}.rotary?"]
     claims += ["latent_attention.scale"] if latent else []
-    return custom([*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS], claims, read=read, write=write)
+    return custom([*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS, *YARN_KEYS], claims, read=read, write=write)
 
 
 def _latent_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def _read_rotary(config: Mapping[str, Any], facts: Facts) -> None:
 
 
 def _write_rotary(facts: Facts, config: dict[str, Any]) -> None:
-    prefix = f"{_ROTARY}.scaling."
+    prefix = _SCALING
     scaling = {name.removeprefix(prefix): uniform(facts, name) for name in facts if name.startswith(prefix)}
     if scaling.get("kind") is RotaryKind.LLAMA3:
         config |= {key: scaling[name] for key, name in LLAMA31_FIELDS.items()}

@@ -20,8 +20,8 @@ from ckpt_core.ledger import SETTINGS, Contents, Ledger
 from ckpt_core.storage.jsonfile import parse_json, parse_yaml
 from ckpt_core.storage.opaque import brief
 from ckpt_core.storage.tree import Tree
+from ckpt_megatron.transformer_config.config_fields import HARMLESS
 from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
-from ckpt_megatron.transformer_config.ignored import IGNORED
 from ckpt_megatron.transformer_config.targets import plain
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
@@ -253,4 +253,4 @@ def _meant(classes: Classes, given: Mapping[str, Any], options: Mapping[str, Any
 
 def _telling(table: Config) -> set[str]:
     """The fields that a table does something with."""
-    return set(table.keys) - {key for entry in IGNORED for key in entry.keys} - {GENERATION}
+    return set(table.keys) - {key for entry in HARMLESS for key in entry.keys} - {GENERATION}
