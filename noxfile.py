@@ -106,6 +106,16 @@ def real_megatron(session: nox.Session) -> None:
 
 
 @nox.session
+def real_bridge(session: nox.Session) -> None:
+    """The real Megatron-Bridge (on CPU) loads, exports and imports: $BRIDGE_SOURCE, and $MEGATRON_SOURCE that it builds on."""
+    info = Path(os.environ["BRIDGE_SOURCE"], "src/megatron/bridge/package_info.py").read_text()
+    version = "0.2" if "MINOR = 2" in info else "0.6"
+    session.install("-r", f"tests/real/requirements-bridge-{version}.txt")
+    session.install("--no-deps", *(argument for package in PACKAGES for argument in ("-e", package)))
+    session.run("pytest", "--noconftest", "tests/real/check_bridge.py", *session.posargs)
+
+
+@nox.session
 def real_deepspeed(session: nox.Session) -> None:
     """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
     session.install("-r", "tests/real/requirements-deepspeed.txt")

@@ -21,6 +21,7 @@ from ckpt_megatron.bridge.config import is_plain
 
 STEP = "iter_0000007"
 GELU = "torch.nn.functional.gelu"
+NEMOTRON = "megatron.bridge.models.nemotron"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def layer(run: Path, **options: str):
         ("moe_layer_freq", [1], "moe_layer_freq"),
         ("moe_expert_capacity_factor", 1.25, "moe_expert_capacity_factor"),
         ("restore_modelopt_state", True, "restore_modelopt_state"),
-        ("position_embedding_type", "yarn", "yarn"),
+        ("position_embedding_type", "mrope", "mrope"),
         ("transformer_layer_spec", {"_target_": "recipes.spec", "_call_": False}, "recipes.spec"),
         ("vocab_size", None, "vocab_size"),
         ("vocab_size", 56, "64 rows"),
@@ -130,6 +131,8 @@ def test_a_builder_keeps_the_fields_one_level_deeper(run: Path) -> None:
         ({"_target_": "megatron.core.activations.fast_gelu", "_call_": False}, False, Activation.GELU_TANH),
         ({"_target_": "megatron.core.activations.quick_gelu", "_call_": False}, False, Activation.GELU_QUICK),
         ({"_target_": "megatron.core.activations.squared_relu", "_call_": False}, False, Activation.RELU_SQUARED),
+        ({"_target_": f"{NEMOTRON}.nemotron_provider.squared_relu", "_call_": False}, False, Activation.RELU_SQUARED),
+        ({"_target_": f"{NEMOTRON}.nemotron_bridge.squared_relu", "_call_": False}, False, Activation.RELU_SQUARED),
     ],
 )
 def test_the_activation(run: Path, function: dict, fused: bool, activation: Activation) -> None:
@@ -250,6 +253,7 @@ LLAMA31 = {
     [
         (None, "GPTModelProvider", {"rope_scaling", "rope_scaling_factor"}, True),
         ("0.4", "GPTModelProvider", {"rope_scaling", "rope_scaling_factor"}, False),
+        ("0.6", "GPTModelProvider", {"rope_scaling", "rope_scaling_factor"}, False),
         (
             "0.2",
             "Llama31ModelProvider",
@@ -283,3 +287,103 @@ def test_llama_3_1_is_said_as_the_version_says_it(
     assert scaling & fields.keys() == keys
     with open_checkpoint(tmp_path / "hf") as one, open_checkpoint(tmp_path / "run") as two:
         assert one.architecture == two.architecture
+
+
+# --- what the layers are made of ---------------------------------------------------------------------------------------
+
+BLOCK_SPEC = "megatron.core.models.gpt.gpt_layer_specs.get_gpt_decoder_block_spec"
+
+
+def written(source: str, folder: Path, **options: str) -> dict[str, Any]:
+    build(CASES[source], folder / "hf", **({"rope_parameters": None} if source == "deepseek_v3" else {}))
+    convert(folder / "hf", folder / "run", to="megatron-bridge", options=options)
+    return yaml.safe_load((folder / "run/iter_0000000/run_config.yaml").read_text())["model"]
+
+
+@pytest.mark.parametrize(
+    ("version", "target"),
+    [
+        ("0.2", "deepseek.deepseek_provider.DeepSeekV3ModelProvider"),
+        ("0.4", "mla_provider.MLAModelProvider"),
+        ("0.6", "mla_provider.MLAModelProvider"),
+    ],
+)
+def test_layers_of_two_kinds_have_a_spec_that_makes_both(tmp_path: Path, version: str, target: str) -> None:
+    """GPTModelProvider's own makes experts in every layer."""
+    fields = written("deepseek_v3", tmp_path, bridge_version=version)
+    assert fields["_target_"] == f"megatron.bridge.models.{target}"
+    assert sorted(set(fields["moe_layer_freq"])) == [0, 1] and fields["moe_grouped_gemm"] is True
+    spec = {"_args_": [], "_partial_": True, "_target_": BLOCK_SPEC, "use_transformer_engine": True}
+    assert fields["transformer_layer_spec"] == spec
+
+
+def test_experts_are_one_module(original: Path, tmp_path: Path) -> None:
+    """Bridge 0.2 exports no others; modules that are not TransformerEngine's have no such kernel."""
+    fields = yaml.safe_load((original / STEP / "run_config.yaml").read_text())["model"]
+    assert fields["moe_grouped_gemm"] is True
+    local = written("qwen3_moe", tmp_path, names="local")
+    assert "moe_grouped_gemm" not in local and "transformer_layer_spec" not in local
+
+
+# --- yarn ------------------------------------------------------------------------------------------------------------
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+        {"mscale": 0.7, "mscale_all_dim": 0.4},
+        {"attention_factor": 1.3},
+    ],
+)
+def test_yarn_is_written_and_read(tmp_path: Path, more: dict[str, object]) -> None:
+    from support import tiny
+
+    tiny.build(tmp_path / "hf", "llama", rope_parameters={**YARN, **more})
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge")
+    fields = yaml.safe_load((tmp_path / "run/iter_0000000/run_config.yaml").read_text())["model"]
+    assert fields["position_embedding_type"] == "yarn" and fields["yarn_rotary_scaling_factor"] == 4.0
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    with open_checkpoint(tmp_path / "hf") as one, open_checkpoint(tmp_path / "run") as two:
+        found, expected = (side.architecture.decoder.layers[0].attention.rotary for side in (two, one))
+        assert found.theta == expected.theta and found.fraction == expected.fraction
+        given = {key: value for key, value in vars_of(expected.scaling).items() if value is not None}
+        held = vars_of(found.scaling)
+        assert {key: held[key] for key in given} == pytest.approx(given, rel=1e-12, abs=0)
+
+
+def vars_of(scaling: Any) -> dict[str, Any]:
+    return {name: getattr(scaling, name) for name in scaling.__slots__ if name != "kind"}
+
+
+def test_yarn_has_no_fields_in_0_2(tmp_path: Path) -> None:
+    from support import tiny
+
+    tiny.build(tmp_path / "hf", "llama", rope_parameters=YARN)
+    with pytest.raises(CkptError, match="bridge_version"):
+        convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge", options={"bridge_version": "0.2"})
+    assert_nothing_at(tmp_path / "run")
+
+
+def test_yarn_beside_other_positions_is_refused(run: Path) -> None:
+    """Attention stretches by yarn's factor whatever the positions are."""
+    model(run, lambda fields: fields.update(yarn_rotary_scaling_factor=4.0))
+    refused(run, "yarn_rotary_scaling_factor")
+    model(run, lambda fields: fields.update(position_embedding_type="yarn"))
+    refused(run, "yarn_original_max_position_embeddings")
+
+
+def test_queries_that_are_not_compressed_are_written_for_0_4(tmp_path: Path) -> None:
+    """Megatron-Core 0.19, on which 0.6 builds, has one more norm before them."""
+    source = tmp_path / "hf"
+    build(CASES["deepseek_v3"], source, q_lora_rank=None, rope_parameters=None)
+    with pytest.raises(CkptError, match=r"linear_q_proj(.|\n)*bridge_version=0.4"):
+        convert(source, tmp_path / "run", to="megatron-bridge", options={"bridge_version": "0.6"})
+    from ckpt_core.api import plan_conversion
+
+    target = plan_conversion(source, tmp_path / "run", to="megatron-bridge").target
+    assert target.decisions["bridge_version"] == "0.4"
+    assert ["0.6" in f"{loss.subject} {loss.reason}" for loss in target.losses if loss.kind == "assumed"] == [True]

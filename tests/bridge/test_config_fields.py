@@ -14,7 +14,7 @@ from families.cases import CASES, build
 
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError
-from ckpt_megatron.bridge.config import GPT, MLA, version_of
+from ckpt_megatron.bridge.config import GPT, GPT_CLASS, MLA, version_of
 from ckpt_megatron.transformer_config.config_fields import ConfigField, listed
 
 ROWS, LEGEND = listed()
@@ -112,7 +112,7 @@ def test_a_field_of_no_version_is_refused_with_the_way_on(run: Path) -> None:
     ],
 )
 def test_the_version_by_its_fields(fields: tuple[str, ...], version: str) -> None:
-    assert version_of(dict.fromkeys(fields)) == version
+    assert version_of(GPT_CLASS, dict.fromkeys(fields)) == version
 
 
 # --- the program that makes the table --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import traceback
 import typing
 from collections.abc import Callable
@@ -174,6 +175,8 @@ def one(rank: int, world: int, asked: argparse.Namespace) -> None:
     old = megatron.bridge.__version__.startswith("0.2")
     random.CudaRNGStatesTracker.fork = lambda self, name=None: contextlib.nullcontext()
     for name in asked.names:
+        for variable in [key for key in os.environ if key.startswith("NVTE_")]:
+            del os.environ[variable]  # which the model before has set for its kind of attention
         parallel_state.destroy_model_parallel()
         parallel_state.initialize_model_parallel(asked.tp, asked.pp, expert_model_parallel_size=asked.ep)
         try:

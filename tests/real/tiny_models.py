@@ -70,7 +70,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": (
         "DeepseekV2",
         QWEN | LATENT | rope(10000.0)
-        | {"n_shared_experts": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "topk_method": "greedy"},
+        | {"n_shared_experts": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": 32, "topk_method": "greedy"},
     ),
     "deepseek_v3": (
         "DeepseekV3",

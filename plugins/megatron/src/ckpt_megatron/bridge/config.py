@@ -96,9 +96,10 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     return GEMMA if scales_embedding(target) else GPT
 
 
-def version_of(fields: Mapping[str, Any]) -> str:
-    """The oldest of `VERSIONS` that is no older than these fields."""
-    newest = max((since for key, since in _since().items() if key in fields), default=_parts(OLD))
+def version_of(target: str, fields: Mapping[str, Any]) -> str:
+    """The oldest of `VERSIONS` that is no older than a class and these fields."""
+    of_class = (0, 3, 1) if target == _MLA_CLASS else _parts(OLD)
+    newest = max([of_class, *(since for key, since in _since().items() if key in fields)])
     return next((version for version in VERSIONS if newest <= _parts(version)), VERSIONS[-1])
 
 
@@ -111,6 +112,15 @@ def _since() -> dict[str, tuple[int, ...]]:
 
 def _parts(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
+
+
+def newest_for(facts: Facts) -> str:
+    """The newest of `VERSIONS` in which the model is what it is."""
+    return VERSIONS[-2] if _uncompressed(facts) else VERSIONS[-1]
+
+
+def _uncompressed(facts: Facts) -> bool:
+    return facts.present("latent_attention") is not False and uniform(facts, "latent_attention.q_rank") is None
 
 
 def needs(target: str, fields: Mapping[str, Any]) -> str | None:
@@ -146,6 +156,12 @@ def written_fields(
             "GPTModelProvider has no fields for yarn until Bridge 0.4",
             found="attention.rotary.scaling.kind = yarn",
             fix="-o bridge_version=0.4 or 0.6",
+        )
+    if _uncompressed(facts) and version == VERSIONS[-1]:
+        raise Refusal(
+            "with qk_layernorm, core 0.19 norms the input of linear_q_proj twice where queries are not compressed",
+            found="latent_attention.q_rank = null",
+            fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)

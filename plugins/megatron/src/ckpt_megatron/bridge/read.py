@@ -139,6 +139,6 @@ def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: Found) -
     hints = layout_hints(fields, facts, found) | {
         "class": target,
         "should_pad_vocab": bool(fields.get("should_pad_vocab")),
-        "bridge_version": version_of(fields),
+        "bridge_version": version_of(target, fields),
     }
     return hints | ({"iteration": found.iteration} if isinstance(found.iteration, int) else {})

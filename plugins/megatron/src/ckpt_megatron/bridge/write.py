@@ -14,7 +14,7 @@ from ckpt_core.storage.dtypes import BY_NAME
 from ckpt_core.storage.jsonfile import dump_yaml
 from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_core.storage.torchzip_write import TensorSpec
-from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, table_of, written_fields
+from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.files import TRACKER
 from ckpt_megatron.fitted import fitted
@@ -44,7 +44,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp if pads else 1, by_fields=True
     )
     facts = facts_of(model.architecture)
-    version = str(options.get("bridge_version") or hints.get("bridge_version") or VERSIONS[-1])
+    asked = options.get("bridge_version") or hints.get("bridge_version")
+    version = str(asked or newest_for(facts))
     target, fields = written_fields(facts, checkpoint.notes, version, hints.get("class"), layout.names)
     check_layout(model, facts, layout)
     numbered = number_layers(fields, facts, hints)
@@ -79,17 +80,18 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         said=table_of(target, fields).said(fields),
-        losses=_assumed(target, fields, bool(options.get("bridge_version") or hints.get("bridge_version"))),
+        losses=[] if asked else _assumed(target, fields, version),
     )
 
 
-def _assumed(target: str, fields: dict[str, Any], said: bool) -> list[Loss]:
-    """A class or field that older versions stop at, where nobody said for which version to write."""
-    needed = None if said else needs(target, fields)
+def _assumed(target: str, fields: dict[str, Any], version: str) -> list[Loss]:
+    """A class or field that older versions stop at, and a newest version that is not the newest, where nobody asked for one."""
+    needed = needs(target, fields)
     if needed is None:
         return []
     way = "which has no other" if needed.startswith("yarn") else f"for which -o bridge_version={OLD} writes"
-    return [Loss("assumed", "Megatron-Bridge 0.4 or later", f"there is no {needed} in {OLD}, {way}")]
+    range_ = "0.4 or later" if version == VERSIONS[-1] else f"{version} to 0.5, as 0.6 computes something else"
+    return [Loss("assumed", f"Megatron-Bridge {range_}", f"there is no {needed} in {OLD}, {way}")]
 
 
 def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:

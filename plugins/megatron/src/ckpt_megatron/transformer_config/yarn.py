@@ -34,8 +34,7 @@ def read_yarn(config: Mapping[str, Any], facts: Facts) -> None:
         scaling[name] = positive(config, key, 1.0)
     # YarnRotaryEmbedding takes the whole head, whatever rotary_percent says, and no interpolation.
     facts[f"{_ROTARY}.fraction"] = 1.0
-    if not config.get(_ROUNDED):
-        scaling["truncate"] = False
+    scaling["truncate"] = bool(config.get(_ROUNDED))  # null, the default of Bridge, is False to Megatron-Core
     mscale, all_dim = (config.get(key) for key in _MSCALES)
     if mscale is not None and all_dim is not None:  # else both are left out (_yarn_get_concentration_factor)
         if mscale and all_dim:
