@@ -87,6 +87,7 @@ def train(asked: argparse.Namespace, name: str) -> list[Any]:
         ddp=None,
         peft=None,
         dist=config.DistributedInitConfig(),
+        logger=config.LoggerConfig(),
         train=None,
     )
     checkpointing.load_checkpoint(state, models, None, None)
