@@ -136,6 +136,15 @@ def real_nxdt(session: nox.Session) -> None:
 
 
 @nox.session
+def real_nemo1(session: nox.Session) -> None:
+    """NeMo 1.23 itself (from sources, on CPU) restores what we write; its logits equal those of transformers."""
+    session.install("-r", "tests/real/requirements-nemo1.txt")
+    install(session, "pytest")
+    session.install("--no-deps", "setuptools==69.5.1")  # Lightning 2.0 imports pkg_resources, which newer ones lack
+    session.run("pytest", "--noconftest", "tests/real/check_nemo1.py", *session.posargs)
+
+
+@nox.session
 def clusters(session: nox.Session) -> None:
     """Faults on clusters of Dask and Ray on this machine: no wrong output, no lost work."""
     install(session, "distributed", "ray", "safetensors", "numpy")

@@ -46,6 +46,7 @@ def rope(theta: float, scaling: dict[str, Any] | None = None) -> dict[str, Any]:
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", RMS | rope(5000.0) | UNTIED),
+    "llama_heads": ("Llama", RMS | rope(5000.0) | UNTIED | {"num_key_value_heads": 12}),
     "llama_odd": ("Llama", RMS | rope(5000.0) | UNTIED | {"vocab_size": ODD_VOCABULARY}),
     "llama31": ("Llama", RMS | rope(500000.0, LLAMA31) | UNTIED),
     "llama32_tied": ("Llama", RMS | rope(500000.0, LLAMA31 | {"factor": 32.0}) | TIED),
