@@ -145,6 +145,14 @@ def real_nemo1(session: nox.Session) -> None:
 
 
 @nox.session
+def real_nxdt_models(session: nox.Session) -> None:
+    """NxD Training's own model classes (on CPU) load what we write; $NXD_SOURCE and $NXDT_SOURCE are clones of both packages."""
+    session.install("-r", "tests/real/requirements-nxdt-models.txt")
+    install(session, "safetensors", "pytest")
+    session.run("pytest", "--noconftest", "tests/real/check_nxdt_models.py", *session.posargs)
+
+
+@nox.session
 def clusters(session: nox.Session) -> None:
     """Faults on clusters of Dask and Ray on this machine: no wrong output, no lost work."""
     install(session, "distributed", "ray", "safetensors", "numpy")

@@ -12,6 +12,11 @@ def absent(names: str) -> None:
     sys.meta_path.append(_Finder(names.split()))  # type: ignore[arg-type]
 
 
+def first(names: str) -> None:
+    """Let these import as empty ones although they are installed, as they need what is not."""
+    sys.meta_path.insert(0, _Finder(names.split()))  # type: ignore[arg-type]
+
+
 class _Anything(type):
     """A class of which every attribute is such a class; as a decorator it gives the function back."""
 

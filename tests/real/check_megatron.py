@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
 
 from ckpt_core import convert
+from ckpt_core.api import read_checkpoint
+from ckpt_megatron import own
 
 JUDGE = Path(__file__).parent / "megatron_judge.py"
 TOLERANCE = 1e-4
@@ -108,3 +110,37 @@ def test_the_judge_sees_gate_and_up_exchanged(
     monkeypatch.setattr(weights, "GATED", [exchanged, *weights.GATED[1:]])
     convert(model / "hf", tmp_path / "run", to="megatron", tp=2, options=options(container))
     assert off(tmp_path / "run", model, tp=2) > 0.1
+
+
+@pytest.mark.parametrize(("container", "written"), [("torch", {"tp": 2, "pp": 2}), ("torch_dist", {})], ids=str)
+def test_verify_names_megatron(model: Path, tmp_path: Path, container: str, written: dict[str, int]) -> None:
+    """`ckpt verify --logits` asks Megatron-Core, and says so; what TransformerEngine alone could load it says too."""
+    judged = f"{tmp_path / 'run'} loaded by its own framework, megatron-core 0.16.1: "
+    alone = f"{tmp_path / 'run'} by the reference forward alone: megatron-core 0.16.1: the files have the names of Tr"
+    convert(model / "hf", tmp_path / "run", to="megatron", **written, options=options(container))
+    assert judged in verified(model / "hf", tmp_path / "run")
+    convert(model / "hf", tmp_path / "run", to="megatron", **written, options={"container": container}, overwrite=True)
+    dense = container == "torch_dist" and not model.name.startswith("mixtral")  # whose names are the same
+    assert (judged if dense else alone) in verified(model / "hf", tmp_path / "run")
+
+
+def verified(source: Path, run: Path) -> str:
+    """What `ckpt verify --logits` prints, which must pass."""
+    command = [sys.executable, "-m", "ckpt_core", "verify", source, run, "--logits"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_verify_sees_files_that_megatron_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor of another name, which our reader is told to read, and Megatron does not."""
+    from ckpt_core.layout import row
+    from ckpt_megatron import weights
+
+    renamed = row("mlp.linear_fc3.weight", "((gate + up) f) h", "mlp.{part}.weight", tp="f")
+    monkeypatch.setattr(weights, "GATED", [renamed, *weights.GATED[1:]])
+    convert(model / "hf", tmp_path / "run", to="megatron", options=options("torch"))
+    tokens = load_file(model / "tokens.safetensors")["input_ids"].numpy()
+    judgement = own.judged(read_checkpoint(tmp_path / "run", format="megatron"), {"tokens": tokens})
+    assert judgement is not None and "linear_fc3" in judgement.refused

@@ -6,6 +6,7 @@ Run by `nox -s real_nanotron`, in an environment of its own.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,22 @@ def test_nanotron_accepts_the_training_config(model: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     expected = "Starcoder2Config" if model.name.startswith("starcoder2") else "LlamaConfig"
     assert done.stdout.split() == [expected, str(step), "2"]
+
+
+@pytest.mark.parametrize("model", ["llama", "starcoder2"], indirect=True)
+def test_verify_names_nanotron(model: Path, tmp_path: Path) -> None:
+    """`ckpt verify --logits` asks nanotron: as released it says why it cannot judge here, with the stand-ins it judges."""
+    convert(model / "hf", tmp_path / "run", to="nanotron", tp=2, pp=2, options={"target": "0.4"})
+    said = verified(model / "hf", tmp_path / "run")
+    assert f"{tmp_path / 'run'} by the reference forward alone: nanotron 0.4: " in said
+    site = {**os.environ, "PYTHONPATH": str(JUDGE.parent / "nanotron_site")}
+    said = verified(model / "hf", tmp_path / "run", site)
+    assert f"{tmp_path / 'run'} loaded by its own framework, nanotron 0.4: " in said
+
+
+def verified(source: Path, run: Path, environment: dict[str, str] | None = None) -> str:
+    """What `ckpt verify --logits` prints, which must pass."""
+    command = [sys.executable, "-m", "ckpt_core", "verify", source, run, "--logits"]
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

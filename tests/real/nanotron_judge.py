@@ -6,8 +6,8 @@
 [batch, sequence, vocabulary] (fp32). The model is nanotron's own class, built from ``model_config.json`` in the
 requested tensor/pipeline-parallel topology (one process per rank, gloo over loopback), filled by nanotron's own
 ``load_weights`` and run through nanotron's own forward. With ``--save`` its values are random, and nanotron's own
-``save_weights`` puts them beside ``model_config.json``, the only file that has to be there. ``nanotron_stubs`` lists what had to be replaced to do that
-without a GPU.
+``save_weights`` puts them beside ``model_config.json``, the only file that has to be there. ``nanotron_stubs`` lists what had to be
+replaced to do that without a GPU. ``ckpt_nanotron.own``, by which ``ckpt verify --logits`` asks nanotron, builds and loads here too.
 """
 
 import argparse
@@ -24,6 +24,8 @@ import nanotron_stubs
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+
+from ckpt_nanotron import own
 
 # Far above what a small model needs: it only ends a run whose ranks wait for each other.
 TIMEOUT = timedelta(minutes=5)
@@ -85,61 +87,15 @@ def judge(rank: int, port: int, checkpoint: Path, inputs: Path, output: Path, tp
     from nanotron.parallel import ParallelContext
 
     context = ParallelContext(tensor_parallel_size=tp, pipeline_parallel_size=pp, data_parallel_size=1)
-    model = build(json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8")), context)
-    (save_random if save else load)(model, context, checkpoint)
-    logits = forward(model, context, load_file(inputs)["input_ids"])
+    model = own.model_of(json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8")), context)
+    if save:
+        save_random(model, context, checkpoint)
+    else:
+        own.load(model, context, str(checkpoint))
+    logits = own.forward(model, context, load_file(inputs)["input_ids"])
     if logits is not None and dist.get_rank(context.tp_pg) == 0:
         save_file({"logits": logits}, output)
     context.destroy()
-
-
-def build(config: dict[str, Any], context: Any) -> Any:
-    """Build the model in fp32 the way nanotron's trainer does, tied parameters included."""
-    from nanotron.config import LlamaConfig, ParallelismArgs, Starcoder2Config
-    from nanotron.models import build_model
-    from nanotron.random import RandomStates, get_current_random_state
-    from nanotron.trainer import CONFIG_TO_MODEL_CLASS, mark_tied_parameters
-
-    # nanotron writes one of two markers into the file; a key its class does not know is a TypeError, as in nanotron.
-    config_class = Starcoder2Config if "is_starcoder2_config" in config else LlamaConfig
-    model_config = config_class(**config)
-    parallel_config = ParallelismArgs(
-        dp=1, pp=context.pipeline_parallel_size, tp=context.tensor_parallel_size, tp_mode="ALL_REDUCE"
-    )
-    model = build_model(
-        lambda: CONFIG_TO_MODEL_CLASS[config_class.__name__](
-            config=model_config,
-            parallel_context=context,
-            parallel_config=parallel_config,
-            # Starcoder2 wants the state of its dropout layers; in evaluation they draw nothing.
-            random_states=RandomStates({"tp_synced": get_current_random_state()}),
-        ),
-        parallel_context=context,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
-    mark_tied_parameters(model, parallel_context=context, parallel_config=parallel_config)
-    return model.eval()
-
-
-def load(model: Any, context: Any, checkpoint: Path) -> None:
-    """Fill the model with nanotron's ``load_weights`` and refuse what it leaves unfilled.
-
-    When the topology changes, nanotron merges the shards it finds into uninitialised memory without checking that they
-    cover the tensor. Both the parameters and that memory are set to NaN beforehand, so a hole cannot pass by luck.
-    """
-    from nanotron.serialize import load_weights
-
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(torch.nan)
-        # In deterministic mode torch.empty() returns NaN.
-        torch.use_deterministic_algorithms(True)
-        load_weights(model=model, parallel_context=context, root_folder=checkpoint)
-        torch.use_deterministic_algorithms(False)
-    holes = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
-    if holes:
-        raise ValueError(f"{checkpoint} leaves these parameters unfilled, or holds NaN for them: {', '.join(holes)}")
 
 
 def save_random(model: Any, context: Any, checkpoint: Path) -> None:
@@ -152,25 +108,6 @@ def save_random(model: Any, context: Any, checkpoint: Path) -> None:
             seed = zlib.crc32(name.encode()) + (dist.get_rank() if parameter.is_sharded else 0)
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
     save_weights(model=model, parallel_context=context, root_folder=checkpoint)
-
-
-@torch.inference_mode()
-def forward(model: Any, context: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
-    """Return the logits [batch, sequence, vocabulary] on the pipeline stage that computes them, None elsewhere."""
-    from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer
-
-    inputs: dict[str, torch.Tensor | TensorPointer]
-    inputs = {"input_ids": input_ids, "input_mask": torch.ones_like(input_ids, dtype=torch.bool)}
-    if dist.get_rank(context.pp_pg) != model.input_pp_rank:
-        # Only the first stage holds the batch; the others are told where it is.
-        inputs = {name: TensorPointer(group_rank=model.input_pp_rank) for name in inputs}
-    sharded = model.model(**inputs)
-    if isinstance(sharded, TensorPointer):
-        return None
-    # nanotron leaves the logits as [sequence, batch, vocabulary / tp] on every rank.
-    shards = [torch.empty_like(sharded) for _ in range(context.tensor_parallel_size)]
-    dist.all_gather(shards, sharded.contiguous(), group=context.tp_pg)
-    return torch.cat(shards, dim=-1).transpose(0, 1).contiguous()
 
 
 if __name__ == "__main__":
