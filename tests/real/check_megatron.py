@@ -133,14 +133,13 @@ def verified(source: Path, run: Path) -> str:
 
 
 @pytest.mark.parametrize("model", ["llama"], indirect=True)
-def test_verify_sees_files_that_megatron_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor of another name, which our reader is told to read, and Megatron does not."""
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights
-
-    renamed = row("mlp.linear_fc3.weight", "((gate + up) f) h", "mlp.{part}.weight", tp="f")
-    monkeypatch.setattr(weights, "GATED", [renamed, *weights.GATED[1:]])
+def test_megatron_refuses_files_that_lack_a_tensor(model: Path, tmp_path: Path) -> None:
     convert(model / "hf", tmp_path / "run", to="megatron", options=options("torch"))
+    checkpoint = read_checkpoint(tmp_path / "run", format="megatron")
+    (file,) = (tmp_path / "run").rglob("model_optim_rng.pt")
+    content = torch.load(file, weights_only=False)
+    del content["model"]["decoder.final_layernorm.weight"]
+    torch.save(content, file)
     tokens = load_file(model / "tokens.safetensors")["input_ids"].numpy()
-    judgement = own.judged(read_checkpoint(tmp_path / "run", format="megatron"), {"tokens": tokens})
-    assert judgement is not None and "linear_fc3" in judgement.refused
+    judgement = own.judged(checkpoint, {"tokens": tokens})
+    assert judgement is not None and "final_layernorm" in judgement.refused, judgement
