@@ -30,9 +30,11 @@ from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
 from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.engine.transfer import Result, run_transfer
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, Refusal, UsageError
+from ckpt_core.launch import Launch
+from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, require
+from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import DType, decode, dtype_named
 from ckpt_core.storage.home import at_home
@@ -318,20 +320,10 @@ def plan_conversion(
     workers: int | None = None,
 ) -> Plan:
     """Everything `convert` would do, without doing it."""
-    for name, ranks in (("tp", tp), ("pp", pp), ("ep", ep)):
-        if ranks is not None and ranks < 1:
-            raise UsageError(f"--{name} must be at least 1", found=ranks)
+    ranks = {"tp": tp, "pp": pp, "ep": ep}
     local = localised(os.fspath(src))
     reader, fact = find_format(local, format)
-    writer = require(to)
-    if not writer.info.writes:
-        raise UsageError(f"format {to} can only be read")
-    for name, ranks in (("tp", tp), ("pp", pp), ("ep", ep)):
-        if ranks not in (None, 1) and name not in writer.info.parallel:
-            raise UsageError(
-                f"format {to} has no --{name}",
-                expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout",
-            )
+    writer = _writer(to, ranks)
     source_options, target_options = split_options(options or {}, reader, writer)
     request = ReadRequest(
         typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config
@@ -340,9 +332,84 @@ def plan_conversion(
     checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
     wanted = None if dtype == "keep" else dtype_named(dtype)
     typed = typed_options(writer.info, target_options, "write")
-    target = _written(writer, checkpoint, WriteRequest(typed, wanted, tp, pp, ep, os.path.abspath(os.fspath(dst))))
-    asked = {"to": to, "tp": tp, "pp": pp, "ep": ep, "dtype": dtype, "weights": weights, "options": dict(options or {})}
+    asked_of = WriteRequest(typed, wanted, tp, pp, ep, os.path.abspath(os.fspath(dst)))
+    target = _written(writer, checkpoint, asked_of)
+    target.launch = launched(writer, target, asked_of)
+    asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": dict(options or {})}
     return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
+
+
+def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
+    """The format to write; `UsageError` if it can't be written, or not on so many ranks."""
+    for name, count in ranks.items():
+        if count is not None and count < 1:
+            raise UsageError(f"--{name} must be at least 1", found=count)
+    writer = require(to)
+    if not writer.info.writes:
+        raise UsageError(f"format {to} can only be read")
+    for name, count in ranks.items():
+        if count not in (None, 1) and name not in writer.info.parallel:
+            raise UsageError(
+                f"format {to} has no --{name}",
+                expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout",
+            )
+    return writer
+
+
+def launch_of(
+    src: str | os.PathLike,
+    *,
+    to: str | None = None,
+    dst: str | None = None,
+    format: str | None = None,
+    config: str | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    dtype: str = "keep",
+    options: Mapping[str, str] | None = None,
+    weights: str = "auto",
+) -> Launch:
+    """How a framework is started with `src`: that of its own format, or with `to` that of another, for a checkpoint that
+    was converted to `dst`.
+
+    Its own is started on the ranks that it was saved by, unless others are given. Raises `Refusal` where no program
+    trains the format, or where the framework can't be told what the model is.
+    """
+    local = localised(os.fspath(src))
+    reader, _ = find_format(local, format)
+    own = to in (None, reader.name)
+    writer = _writer(to or reader.name, {"tp": tp, "pp": pp, "ep": ep})
+    if not _is_trained(writer):
+        raise Refusal(
+            f"no training program starts from a checkpoint of format {writer.name}",
+            file=local if own else None,
+            fix="name the format to train in with --to: " + ", ".join(p.name for p in all_plugins() if _is_trained(p)),
+        )
+    source_options, target_options = split_options(options or {}, reader, writer)
+    reading = ReadRequest(
+        typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config
+    )
+    checkpoint = _read(reader, local, reading)
+    typed = typed_options(writer.info, target_options, "write")
+    found = checkpoint.parallel if own else {}
+    typed |= {name: size for name, size in found.items() if name in typed and typed[name] is None}
+    place = "DST" if dst is None and not own else os.path.abspath(dst or local)
+    request = WriteRequest(
+        typed,
+        None if dtype == "keep" else dtype_named(dtype),
+        *(asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))),
+        destination=place,
+    )
+    kept = own and dst is None and any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger)
+    launch = launched(writer, _written(writer, checkpoint, request), request, resumed=kept)
+    assert launch is not None  # _is_trained
+    launch.check()
+    return launch
+
+
+def _is_trained(plugin: Plugin) -> bool:
+    return plugin.broken is None and bool(plugin.hooks.ckpt_launch.get_hookimpls())
 
 
 def convert(

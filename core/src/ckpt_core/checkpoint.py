@@ -14,6 +14,7 @@ from typing import Any
 from ckpt_core.architecture import Architecture
 from ckpt_core.engine.assembly import Assembly
 from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.dtypes import DType
@@ -125,7 +126,8 @@ class Target:
     """Everything a writer decides. `documents` are config files by path; `single_file`: the destination is one file.
 
     `said` are the notes as the written config says them, and `held` the names of the source's sidecars that lie inside
-    the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`.
+    the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`. `config` is
+    what the written config says, key by key, for `launch`: how the framework is started with these files.
     """
 
     format: str
@@ -141,3 +143,5 @@ class Target:
     single_file: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     held: Collection[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    launch: Launch | None = None

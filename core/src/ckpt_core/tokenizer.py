@@ -26,6 +26,11 @@ _LARGE = 512 << 20
 _MODELS = ("tokenizer.model", "spiece.model")  # of SentencePiece
 
 
+def has_tokenizer(files: Mapping[str, Sidecar]) -> bool:
+    """Whether there is a tokenizer among the files; ids for `generate` or a chat template alone are none."""
+    return any(name in files for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json", *_MODELS))
+
+
 def size_of(files: Mapping[str, Sidecar]) -> int | None:
     """One more than the largest id, added tokens included: what `len(tokenizer)` is where no id is left out.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_core.cli.options import Size, reading
+from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import (
     Page,
     Unprintable,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target
     from ckpt_core.engine.plan import Plan
     from ckpt_core.engine.run import Receipt
+    from ckpt_core.launch import Launch
 
 
 @click.command(short_help="Convert a checkpoint to another format.")
@@ -35,16 +37,7 @@ if TYPE_CHECKING:
 @click.argument("dst")
 @click.option("--to", required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`.")
 @reading
-@click.option("--tp", type=int, metavar="N", help="Tensor-parallel ranks of the target.")
-@click.option("--pp", type=int, metavar="N", help="Pipeline-parallel ranks of the target.")
-@click.option("--ep", type=int, metavar="N", help="Expert-parallel ranks of the target.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
-    default="keep",
-    show_default=True,
-    help="The dtype to store weights in.",
-)
+@layout
 @click.option(
     "--max-shard-size",
     type=Size(),
@@ -197,6 +190,7 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("memory", f"at most {memory_text(plan.peak_memory)}, {plural(plan.workers, 'worker')}")
     page.say("decisions", *decision_lines(target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
+    page.say("launch", *launch_lines(plan.target.launch, dst))
     page.say("plan", paint(plan.hash, "dim"))
 
 
@@ -215,6 +209,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "decisions": plan.target.decisions,
+        **({} if plan.target.launch is None else {"launch": plan.target.launch.to_json()}),
         "losses": [loss.to_json() for loss in plan.losses],
         "found": receipt.found,
         "seconds": round(seconds, 3),
@@ -236,6 +231,18 @@ def show_summary(plan: Plan, src: str, summary: dict[str, Any]) -> None:
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("fingerprint", str(summary["fingerprint"]))
     page.say("receipt", str(summary["receipt"]))
+    page.say("launch", *launch_lines(plan.target.launch, str(summary["destination"])))
+
+
+def launch_lines(launch: Launch | None, path: str) -> list[str]:
+    """What a framework has to be told to start with a checkpoint, in a line or two."""
+    if launch is None:
+        return []
+    count = len(launch.silent)
+    told = f"{launch.framework} does not take {plural(count, 'argument')} from the checkpoint" if count else (
+        f"{launch.framework} takes everything from the checkpoint"
+    )
+    return [f"{told}: see ckpt launch {shlex.quote(path)}"]
 
 
 def side_text(side: Checkpoint | Target, path: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_core.cli.convert import parallel_text
+from ckpt_core.cli.convert import launch_lines, parallel_text
 from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, table
 from ckpt_core.cli.progress import progress
@@ -83,6 +83,7 @@ def survey_json(survey: Survey) -> dict[str, object]:
         "losses": [loss.to_json() for loss in checkpoint.all_losses],
         "ledger": checkpoint.ledger.to_json(checkpoint.path),
         "files": [{"path": state.path, "bytes": state.size} for state in checkpoint.files],
+        **({} if survey.launch is None else {"launch": launch_lines(survey.launch, survey.src)[0]}),
         "can_become": [
             {
                 "format": one.format,
@@ -120,6 +121,7 @@ def show(survey: Survey) -> None:
     page.say("sidecars", *sorted(checkpoint.sidecars))
     page.say("ledger", *survey.ledger_lines)
     page.say("losses", *map(str, checkpoint.all_losses))
+    page.say("launch", *launch_lines(survey.launch, survey.src))
     page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
     if survey.statistics is not None:
         page.say("values", *statistics_lines(survey.statistics))

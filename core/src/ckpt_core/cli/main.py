@@ -19,7 +19,7 @@ from ckpt_core import __version__
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
 from ckpt_core.errors import CkptError
 
-_COMMANDS = ("convert", "inspect", "diff", "fingerprint", "verify", "selftest", "formats")
+_COMMANDS = ("convert", "launch", "inspect", "diff", "fingerprint", "verify", "selftest", "formats")
 COLLECTION = 100_000
 """New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 

@@ -85,3 +85,21 @@ def for_each_side(
         for number in takers:
             sides[number][key] = value
     return sides
+
+
+def layout(command: Callable) -> Callable:
+    """The options that say how a checkpoint is written: `tp`, `pp`, `ep`, `dtype`."""
+    for option in (
+        click.option(
+            "--dtype",
+            type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+            default="keep",
+            show_default=True,
+            help="The dtype to store weights in.",
+        ),
+        click.option("--ep", type=int, metavar="N", help="Expert-parallel ranks of the target."),
+        click.option("--pp", type=int, metavar="N", help="Pipeline-parallel ranks of the target."),
+        click.option("--tp", type=int, metavar="N", help="Tensor-parallel ranks of the target."),
+    ):
+        command = option(command)
+    return command

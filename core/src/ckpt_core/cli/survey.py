@@ -15,6 +15,7 @@ from ckpt_core.errors import CkptError, ProblemsFound
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Loss
     from ckpt_core.cli.stand_in import StandIn
+    from ckpt_core.launch import Launch
     from ckpt_core.plugins.discovery import Plugin
     from ckpt_core.verify.statistics import Statistics
 
@@ -28,6 +29,7 @@ class Future:
     format: str
     refusals: list[str]
     losses: list[Loss]
+    launch: Launch | None = None
 
     @property
     def possible(self) -> bool:
@@ -42,6 +44,12 @@ class Survey:
     src: str
     futures: list[Future]
     statistics: dict[str, Statistics] | None = None
+
+    @property
+    def launch(self) -> Launch | None:
+        """How the framework of the checkpoint's own format is started; None if no program trains it."""
+        own = [one.launch for one in self.futures if one.format == self.checkpoint.format]
+        return own[0] if own else None
 
     @property
     def bytes(self) -> int:
@@ -107,9 +115,9 @@ def possible_targets(checkpoint: Checkpoint) -> list[Future]:
 def _future(checkpoint: Checkpoint, small: StandIn | None, plugin: Plugin) -> Future:
     if small is not None:
         with contextlib.suppress(Exception):
-            return Future(plugin.name, [], _losses(checkpoint, plugin, small))
+            return Future(plugin.name, [], *_planned(checkpoint, plugin, small))
     try:
-        return Future(plugin.name, [], _losses(checkpoint, plugin))
+        return Future(plugin.name, [], *_planned(checkpoint, plugin))
     except ProblemsFound as problems:
         return Future(plugin.name, [_one_line(problem) for problem in problems.problems], [])
     except CkptError as problem:
@@ -118,17 +126,24 @@ def _future(checkpoint: Checkpoint, small: StandIn | None, plugin: Plugin) -> Fu
         return Future(plugin.name, [f"the plugin failed: {type(error).__name__}: {error}"], [])
 
 
-def _losses(checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = None) -> list[Loss]:
-    """What a plan loses besides what reading did, of the whole or of what stands for it; raises what the format refuses."""
+def _planned(
+    checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = None
+) -> tuple[list[Loss], Launch | None]:
+    """What a plan loses besides what reading did, of the whole or of what stands for it, and how the format is started;
+    raises what the format refuses.
+    """
     from ckpt_core.engine.plan import make_plan
+    from ckpt_core.plugins.discovery import launched
     from ckpt_core.plugins.request import WriteRequest, typed_options
 
     request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
     asked = checkpoint if small is None else small.checkpoint
-    plan = make_plan(checkpoint, plugin.hooks.ckpt_write(checkpoint=asked, request=request))
+    target = plugin.hooks.ckpt_write(checkpoint=asked, request=request)
+    target.launch = launched(plugin, target, request)
+    plan = make_plan(checkpoint, target)
     losses = plan.losses if small is None else plan.losses_counted(small.stands_for)
     of_source = checkpoint.all_losses
-    return [loss for loss in losses if loss not in of_source]
+    return [loss for loss in losses if loss not in of_source], target.launch
 
 
 def _one_line(problem: CkptError) -> str:

@@ -167,6 +167,7 @@ class Plan:
                 "format": self.target.format,
                 "parallel": self.target.parallel,
                 "decisions": self.target.decisions,
+                **({} if self.target.launch is None else {"launch": self.target.launch.to_json()}),
             },
             "files": [{"path": file.path, "bytes": file.size} for file in self.target.files],
             "documents": {path: len(data) for path, data in self.target.documents.items()},

@@ -205,6 +205,7 @@ def make_receipt(
                     "format": plan.target.format,
                     "parallel": plan.target.parallel,
                     "decisions": plan.target.decisions,
+                    **({} if plan.target.launch is None else {"launch": plan.target.launch.to_json()}),
                     "hints": {**plan.source.origins, plan.source.format: plan.source.hints},
                     "files": {file.path: file.size for file in plan.target.files},
                     "crc32": {file.path: f"{crcs[file.path]:08x}" for file in plan.target.files},

@@ -13,9 +13,11 @@ from importlib import metadata
 
 import pluggy
 
+from ckpt_core.checkpoint import Loss, Target
 from ckpt_core.errors import CkptError, UsageError, did_you_mean
+from ckpt_core.launch import Launch
 from ckpt_core.plugins import hookspecs
-from ckpt_core.plugins.request import FormatInfo
+from ckpt_core.plugins.request import FormatInfo, WriteRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +127,16 @@ def detect(path: str) -> list[tuple[Plugin, str]]:
     if failure is not None and not found:
         raise failure
     return found
+
+
+def launched(plugin: Plugin, target: Target, request: WriteRequest, *, resumed: bool = False) -> Launch | None:
+    """How a framework is started with a target; None for a format that no program trains. What its framework can't be
+    told becomes a loss of the target.
+    """
+    launch: Launch | None = plugin.hooks.ckpt_launch(target=target, request=request, resumed=resumed)
+    if launch is not None:
+        target.losses += [
+            Loss("unsaid", f"{one.name} = {one.value}", f"no argument of {launch.framework} says it")
+            for one in launch.unsaid
+        ]
+    return launch

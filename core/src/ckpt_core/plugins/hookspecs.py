@@ -13,6 +13,7 @@ import pluggy
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
+from ckpt_core.launch import Launch
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:  # type: ignore[em
 @hookspec(firstresult=True)
 def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:  # type: ignore[empty-body]
     """The files that would hold `checkpoint` in this format; `Refusal` for what it cannot hold exactly."""
+
+
+@hookspec(firstresult=True)
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch | None:
+    """How the framework is started with `target`, which `ckpt_write` made of `request`, once it lies at the destination.
+    `resumed`: it lies there already, with the state of an optimizer. Optional: for formats that a program trains."""
 
 
 @hookspec(firstresult=True)

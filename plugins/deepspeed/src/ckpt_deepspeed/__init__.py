@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.launch import Launch
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
 
 
@@ -48,3 +49,10 @@ def ckpt_logits():
     from ckpt_deepspeed.own import judged
 
     return judged()
+
+
+@hookimpl
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+    from ckpt_deepspeed.launch import launch
+
+    return launch(target, request, resumed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from ckpt_core.checkpoint import Checkpoint, NamedModel, Placement, Target
@@ -37,7 +38,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         beside = {} if flat else {"cat_dim": 0}
         write_parameter(written, _TAG, native.name, [native], flat=flat, beside=beside, rows={}, moments=moments)
     write_optimizer_state(written, _TAG)
-    _write_states(written, model, natives, flat, _module_dtype(model, owned, request, hints.get("module")))
+    dtype = _module_dtype(model, owned, request, hints.get("module"))
+    _write_states(written, model, natives, flat, dtype)
     written.documents |= {LATEST_UNIVERSAL: _TAG.encode(), **model.documents}
     losses = [*model.losses]
     if moments:
@@ -59,6 +61,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=losses,
         said=model.said,
+        config={"dtype": dtype.name, "model": json.loads(model.documents["config.json"])},
         held=checkpoint.sidecars.keys() & written.documents.keys() & {"preprocessor_config.json"},
     )
 

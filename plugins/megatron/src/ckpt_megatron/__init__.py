@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.launch import Launch
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
 
 
@@ -57,6 +58,13 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="write",
             ),
+            Option(
+                "megatron_version",
+                "the Megatron-LM that is to be started with it, by the version of its core",
+                ("0.13", "0.14", "0.15", "0.16", "0.17", "0.18", "0.19"),
+                None,
+                side="write",
+            ),
             Option("vocab", "the true vocabulary, where the args do not say it", int, None, side="read"),
         ),
         parallel=("tp", "pp", "ep"),
@@ -89,3 +97,10 @@ def ckpt_logits(checkpoint: Checkpoint, inputs):
     from ckpt_megatron.own import judged
 
     return judged(checkpoint, inputs)
+
+
+@hookimpl
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+    from ckpt_megatron.launch import launch
+
+    return launch(target, request, resumed)

@@ -7,6 +7,7 @@ from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model
 from ckpt_core.storage.dtypes import commonest
+from ckpt_core.tokenizer import has_tokenizer
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import SIDECARS, TRACKER
 from ckpt_megatron.fitted import check_ranks, fitted
@@ -27,7 +28,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     check_ranks(model.architecture, layout)
     placed, split_args = stages(facts["layers"], layout.pp, layout.vpp, request.options, hints)
     dtype = commonest(request.dtype or assembly.dtype for assembly in model.tensors.values())
-    tokenizer = f"{request.destination}/{SIDECARS}" if checkpoint.sidecars else None
+    tokenizer = f"{request.destination}/{SIDECARS}" if has_tokenizer(checkpoint.sidecars) else None
     args |= split_args | layout.args(dtype, tokenizer)
     common: dict[str, object] = {"checkpoint_version": layout.version, "iteration": layout.iteration or 0}
     written = Written(layout, model, request.dtype)
@@ -57,4 +58,5 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         said=config.said(args),
+        config=args,
     )

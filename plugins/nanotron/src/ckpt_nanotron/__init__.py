@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.launch import Launch
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
 
 
@@ -66,3 +67,10 @@ def ckpt_logits(checkpoint: Checkpoint, inputs):
     from ckpt_nanotron.own import judged
 
     return judged(checkpoint, inputs)
+
+
+@hookimpl
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+    from ckpt_nanotron.launch import launch
+
+    return launch(target, request, resumed)

@@ -26,6 +26,7 @@ from ckpt_core.rewrite import (
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.dtypes import commonest
 from ckpt_core.storage.output import OutputFile
+from ckpt_core.tokenizer import has_tokenizer
 from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
 from ckpt_nanotron.training import metadata_json, training_yaml
@@ -74,7 +75,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         f"{_STEP}/{CONFIG}": json.dumps(config).encode(),
         f"{_STEP}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"])),
         f"{_STEP}/{TRAINING_CONFIG}": training_yaml(
-            release, config, step_folder, tp, pp, dtype, multiple // tp, bool(checkpoint.sidecars)
+            release, config, step_folder, tp, pp, dtype, multiple // tp, has_tokenizer(checkpoint.sidecars)
         ),
     }
     sidecars = {f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
@@ -97,6 +98,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=losses,
         said=kind.config.said(config),
+        config=config,
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.storage.jsonfile import dump_yaml
 from ckpt_nxdt.weights import Arrangement
 
 FRAGMENT = "nxdt.yaml"
@@ -38,10 +37,10 @@ class Ranks:
         return {"tp": self.tp, "pp": self.pp} | more
 
 
-def job_yaml(
+def job_lines(
     folder: str, config_file: str, config: Mapping[str, Any], arrangement: Arrangement, ranks: Ranks, multiple: int
-) -> bytes:
-    """The fragment; `folder` and `config_file` are where the output will lie, `config` the model's config.json."""
+) -> dict[str, Any]:
+    """The lines of `FRAGMENT`; `folder` and `config_file` are where the output will lie, `config` the model's config.json."""
     strategy: dict[str, Any] = {
         "tensor_model_parallel_size": ranks.tp,
         "pipeline_model_parallel_size": ranks.pp,
@@ -58,13 +57,12 @@ def job_yaml(
         model |= _megatron(config, multiple)
     prefix = "model.layers." if arrangement.style == "hf" else "language_model.encoder.layers."
     model["pipeline_cuts"] = [f"{prefix}{cut}" for cut in ranks.cuts] or None
-    body = {
+    return {
         "model_source": arrangement.style,
         "exp_manager": {"resume_from_checkpoint": folder},
         "distributed_strategy": strategy,
         "model": model,
     }
-    return dump_yaml(body).encode()
 
 
 def _megatron(config: Mapping[str, Any], multiple: int) -> dict[str, Any]:

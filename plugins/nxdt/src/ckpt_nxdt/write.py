@@ -16,13 +16,14 @@ from ckpt_core.layout import Layout, Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite import Model, folded_attention_scale, vocabulary_rows
 from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.jsonfile import dump_yaml
 from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.torchfile import plan_state_dict
 from ckpt_core.storage.xser import plan_xser
 from ckpt_nxdt.config import CONFIG, table_for, write_config
 from ckpt_nxdt.detect import attention_of
 from ckpt_nxdt.files import BEGUN, DONE, MODEL
-from ckpt_nxdt.job import FRAGMENT, Ranks, job_yaml
+from ckpt_nxdt.job import FRAGMENT, Ranks, job_lines
 from ckpt_nxdt.stages import given_cuts, pipeline_ranks
 from ckpt_nxdt.weights import Arrangement
 
@@ -48,7 +49,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     written.write_ranks()
     folder = request.destination or "."
     written.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
-    written.documents[FRAGMENT] = job_yaml(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
+    job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
+    written.documents[FRAGMENT] = dump_yaml(job).encode()
     if arrangement.layout == "native":
         written.documents |= {BEGUN: b"1", DONE: b"1"}
     return Target(
@@ -63,6 +65,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         decisions=_decisions(arrangement, ranks, xser) | {"rewrites": list(model.rewrites)},
         losses=list(_losses(checkpoint)),
         said=table_for(str(config["model_type"])).said(config),
+        config={"job": job, "model": config},
     )
 
 

@@ -94,6 +94,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         decisions={"model": GPT.name, "universal": universal, _DIVISIBLE: multiple, "rewrites": list(model.rewrites)},
         losses=list(_losses(dtype, universal, moments)),
         said=GPT.said(args),
+        config=args,
     )
 
 

@@ -14,6 +14,7 @@ from ckpt_core.storage.dtypes import BY_NAME
 from ckpt_core.storage.jsonfile import dump_yaml
 from ckpt_core.storage.torchnest import torch_bytes
 from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.tokenizer import has_tokenizer
 from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.files import TRACKER
@@ -54,7 +55,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     written = Written(layout, model, request.dtype)
     common = {"checkpoint_version": 3.0, "iteration": layout.iteration, "content_metadata": CONTENT}
     write_dist(written, common, homogeneous=not numbered)
-    tokenizer = f"{request.destination}/{layout.folder}/{TOKENIZER}" if checkpoint.sidecars else None
+    tokenizer = f"{request.destination}/{layout.folder}/{TOKENIZER}" if has_tokenizer(checkpoint.sidecars) else None
     written.documents[f"{layout.folder}/{RUN_CONFIG}"] = dump_yaml(_run_config(target, fields, tokenizer)).encode()
     state = _train_state(layout.iteration or 0)
     written.documents |= {
@@ -80,6 +81,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "rewrites": list(model.rewrites),
         },
         said=table_of(target, fields).said(fields),
+        config=fields,
         losses=[] if asked else _assumed(target, fields, version),
     )
 

@@ -146,6 +146,7 @@ def packed(
     target: Target,
 ) -> Target:
     """`target` with its files: `members`, the config, the tokenizer's files and the companions in the container of `form`."""
+    target.config = config
     text = dump_yaml(dict(config)).encode() if form.container != "ckpt" else dump_yaml({"cfg": dict(config)}).encode()
     if form.container == "nemo":
         # an archive is planned with the content of its small members

@@ -68,6 +68,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=tokenizer.losses,
         said=table_of(classes, fields).said({key: plain_of(value) for key, value in fields.items()}),
+        config=fields,
     )
 
 

@@ -1,0 +1,51 @@
+"""How NeMo 2 is started with a checkpoint: by a recipe, whose model has to be told what `context/io.json` says.
+
+`AutoResume` with a `RestoreConfig` loads weights into the model of the recipe; it looks at no config of the checkpoint
+(lightning/resume.py, v2.0 to v2.4). Only `io.load_context` reads it.
+"""
+
+from __future__ import annotations
+
+from ckpt_core.checkpoint import Target
+from ckpt_core.launch import Argument, Launch
+from ckpt_core.plugins import WriteRequest
+from ckpt_megatron.transformer_config.targets import named
+from ckpt_megatron.transformer_config.writing import FUNCTIONS
+from ckpt_nemo.nemo2.config import Classes, table_of
+from ckpt_nemo.nemo2.graph import plain_of
+
+_RANKS = {
+    "tensor_model_parallel_size": "tp",
+    "pipeline_model_parallel_size": "pp",
+    "expert_model_parallel_size": "ep",
+}
+
+
+def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+    """The overrides of a recipe, as nemo_run reads them: names and values of Python."""
+    place = request.destination or "."
+    key = "resume.restore_config.path"
+    arguments = [Argument(key, place, (f"{key}={place!r}",), model=False)]
+    classes = Classes(target.decisions["config"], target.decisions["model"])
+    fates = table_of(classes, target.config).fates(target.config)
+    for name, value in sorted(target.config.items()):
+        if name in _RANKS:
+            continue
+        path, functional = f"model.config.{name}", name in FUNCTIONS
+        said = named(value) if functional else plain_of(value)
+        words = (f"{path}={said!r}",) if said is value or isinstance(said, list | tuple) else ()
+        model = fates.get(name, ("left",))[0] == "used"
+        arguments.append(Argument(path, said, () if functional else words, model=model))
+    for name, short in _RANKS.items():
+        path, size = f"trainer.strategy.{name}", target.parallel[short]
+        arguments.append(Argument(path, size, (f"{path}={size}",), model=False))
+    return Launch(
+        "NeMo 2",
+        ("nemo", "llm", "finetune", "--factory", "YOURS"),
+        tuple(arguments),
+        notes=(
+            f"The recipe's model must be a {target.decisions['model']} of a {target.decisions['config']},"
+            " which have the functions that no override says.",
+            f"A script takes all of them from the checkpoint instead: model = nemo.lightning.io.load_context({place!r}).model",
+        ),
+    )

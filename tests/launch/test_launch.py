@@ -1,0 +1,177 @@
+"""How frameworks are started: every fact of a model is in what `ckpt launch` says, and what it says is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckpt_core import convert
+from ckpt_core.api import launch_of, plan_conversion
+from ckpt_core.architecture import Activation, RotaryKind
+from ckpt_core.cli.main import main
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.launch import UNKNOWN, Argument, Launch, override
+from ckpt_core.plugins.discovery import all_plugins
+from ckpt_core.testing import example, write_ir
+from ckpt_megatron.launch import VERSIONS, line_of
+
+TRAINED = [plugin.name for plugin in all_plugins() if plugin.hooks.ckpt_launch.get_hookimpls()]
+NORMS = ("attention.norm", "mlp.norm", "final_norm")
+SCALING = "attention.rotary.scaling"
+ODD = {
+    "llama": {},
+    "eps": {f"{norm}.eps": 1e-6 for norm in NORMS},
+    "tied": {"head.tied": True},
+    "llama31": {
+        f"{SCALING}.kind": RotaryKind.LLAMA3,
+        f"{SCALING}.factor": 32.0,
+        f"{SCALING}.low_frequency_factor": 1.0,
+        f"{SCALING}.high_frequency_factor": 4.0,
+        f"{SCALING}.original_positions": 8192,
+    },
+    "linear": {f"{SCALING}.kind": RotaryKind.LINEAR, f"{SCALING}.factor": 4.0},
+    "qwen3": {"attention.qk_norm.kind": "rms", "attention.qk_norm.eps": 1e-5},
+    "partial": {"attention.rotary.fraction": 0.5},
+    "window": {"attention.window": 16},
+    "theta": {"attention.rotary.theta": 500000.0},
+    "biased": {f"attention.{part}_bias": True for part in "qkv"},
+    "gelu": {"mlp.activation": Activation.GELU_ERF, "mlp.gated": False},
+    "groups": {"attention.groups": 12},
+}
+
+
+def said(launch: Launch) -> dict[str, object]:
+    """The model's arguments by name, wherever the checkpoint lies and however it is shared out."""
+    return {one.name: one.value for one in launch.arguments if one.model}
+
+
+def launched(folder: Path, name: str, *, base: str = "llama", **asked) -> Launch:
+    place = folder / base / name
+    if not place.exists():
+        write_ir(place, example(base, **{"attention.head_dim": 22, "hidden": 264, **ODD[name]}), sparse=True)
+    return launch_of(place, **asked)
+
+
+@pytest.mark.parametrize("format", TRAINED)
+def test_another_model_is_started_otherwise(tmp_path, format) -> None:
+    """Each odd model is refused by its format, or started with something else than the usual one."""
+    base = "gpt2" if format == "megatron-deepspeed" else "llama"  # the code of BLOOM has no Llama
+    usual, different = said(launched(tmp_path, "llama", base=base, to=format)), 0
+    for name in ODD.keys() - {"llama"}:
+        try:
+            odd = said(launched(tmp_path, name, base=base, to=format))
+        except CkptError:
+            continue
+        assert odd != usual, name
+        different += 1
+    assert different
+
+
+def test_a_megatron_launch_names_what_is_not_restored(tmp_path) -> None:
+    expected = {
+        "llama": [],
+        "eps": [["--norm-epsilon", "1e-06"]],
+        "tied": [],  # --untie-embeddings-and-output-weights is restored
+        "llama31": [["--use-rope-scaling"], ["--rope-scaling-factor", "32.0"]],
+        "linear": [["--rotary-seq-len-interpolation-factor", "4"]],
+        "qwen3": [["--qk-layernorm"]],
+        "partial": [],
+        "window": [["--window-size", "15,0"]],
+        "theta": [],
+        "biased": [],
+        "groups": [],
+        "gelu": [],
+    }
+    for name, words in expected.items():
+        launch = launched(tmp_path, name, to="megatron", options={"megatron_version": "0.16"})
+        assert sorted(map(list, (one.words for one in launch.silent))) == sorted(words), name
+        assert launch.words[:3] == ["torchrun", "--nproc-per-node=1", "pretrain_gpt.py"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_argument_of_the_model_is_said_restored_or_at_its_default(tmp_path, version) -> None:
+    """No fact gets lost between the args of a checkpoint and the command line of a version."""
+    for name in ODD:
+        try:
+            launch = launched(tmp_path, name, to="megatron", options={"megatron_version": version})
+        except Refusal as refusal:
+            assert name == "window" and version in ("0.13", "0.14"), refusal
+            continue
+        for one in launch.arguments:
+            assert one.taken or one.words or one.default == one.value, (name, one)
+            assert not one.words or one.words[0] == line_of(one.name, version)["flag"]
+        assert "--norm-epsilon" in launch.words or name != "eps"
+
+
+def test_what_a_version_has_no_argument_for_is_refused_by_name(tmp_path) -> None:
+    with pytest.raises(CkptError, match="no argument of Megatron-LM 0.13 says window_size"):
+        launched(tmp_path, "window", to="megatron", options={"megatron_version": "0.13"})
+    source = tmp_path / "llama" / "window"
+    plan = plan_conversion(source, tmp_path / "out", to="megatron", options={"megatron_version": "0.13"})
+    assert any("window_size" in loss.subject and "0.13" in loss.reason for loss in plan.losses)
+
+
+def test_without_a_version_it_is_the_newest_that_can_say_it_all(tmp_path) -> None:
+    assert launched(tmp_path, "llama", to="megatron").framework == f"Megatron-LM {VERSIONS[-1]}"
+    gelu = {f"{norm}.{key}": value for norm in NORMS for key, value in (("kind", "layer"), ("bias", True))}
+    write_ir(tmp_path / "old", example("gpt2", **gelu))
+    old = launch_of(tmp_path / "old", to="megatron", options={"names": "legacy"})
+    assert old.framework == "Megatron-LM 0.17" and "--use-legacy-models" in old.words
+
+
+def test_the_zero_centred_norm_is_not_restored_since_0_16(tmp_path) -> None:
+    """`_set_arg('apply_layernorm_1p')` sets an attribute that nobody looks at since 0.16."""
+    write_ir(tmp_path / "m", example("llama", **{f"{norm}.zero_centred": True for norm in NORMS}))
+    flags = {}
+    for version in ("0.15", "0.16"):
+        launch = launch_of(tmp_path / "m", to="megatron", options={"megatron_version": version})
+        assert "--apply-layernorm-1p" in launch.words
+        flags[version] = [one.words for one in launch.silent]
+    assert flags == {"0.15": [], "0.16": [("--apply-layernorm-1p",)]}
+
+
+def test_a_checkpoint_is_started_where_it_lies_on_its_own_ranks(tmp_path) -> None:
+    write_ir(tmp_path / "m", example("llama", layers=4))
+    out = tmp_path / "out"
+    convert(tmp_path / "m", out, to="megatron", tp=2, pp=2, options={"iteration": "7"})
+    words = launch_of(out).words
+    assert words[1] == "--nproc-per-node=4" and "--finetune" not in words and "--no-load-optim" in words
+    assert words[words.index("--load") + 1] == str(out)
+    step = launch_of(out / "iter_0000007").words
+    assert step[step.index("--load") + 1] == str(out) and step[step.index("--ckpt-step") + 1] == "7"
+
+
+def test_the_receipt_and_the_summary_say_how_to_start(tmp_path, capsys) -> None:
+    launched(tmp_path, "qwen3", to="megatron")
+    out = tmp_path / "out"
+    assert main(["convert", str(tmp_path / "llama" / "qwen3"), str(out), "--to", "megatron"]) == 0
+    assert f"does not take 1 argument from the checkpoint: see ckpt launch {out}" in capsys.readouterr().out
+    kept = json.loads((out / "ckpt-receipt.json").read_text())["target"]["launch"]
+    assert main(["launch", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert kept["command"] == shown["command"] and "--qk-layernorm" in shown["command"]
+    assert main(["inspect", str(out)]) == 0
+    assert "see ckpt launch" in capsys.readouterr().out
+    assert main(["launch", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "#   --qk-layernorm    (its own: False)\n" in text and " \\\n  --qk-layernorm \\\n" in text
+
+
+def test_a_format_that_nothing_trains_is_refused(tmp_path, capsys) -> None:
+    write_ir(tmp_path / "m", example("llama"))
+    assert main(["launch", str(tmp_path / "m")]) == 1
+    assert "no training program starts from a checkpoint of format ir" in capsys.readouterr().err
+
+
+def test_overrides_are_read_back_as_they_were_meant() -> None:
+    assert override("a", "1e-5") == "a='1e-5'" and override("a", 1e-5) == "a=1e-05"
+    assert override("a", {"b": [True, None, "x y"]}) == "a={b:[true,null,'x y']}"
+
+
+def test_silent_is_what_a_framework_would_compute_otherwise() -> None:
+    assert Argument("eps", 1e-6, default=1e-5).silent and Argument("eps", 1e-6, default=UNKNOWN).silent
+    assert not Argument("eps", 1e-6, default=1e-6).silent
+    assert not Argument("eps", 1e-6, default=1e-5, taken=True).silent
+    assert not Argument("load", "x", model=False).silent
