@@ -116,6 +116,14 @@ def real_bridge(session: nox.Session) -> None:
 
 
 @nox.session
+def real_megatron_lm(session: nox.Session) -> None:
+    """Megatron-LM, started with what `ckpt launch` prints, computes the model; $MEGATRON_LM_SOURCE is a tree of it."""
+    session.install("-r", "tests/real/requirements-megatron-lm.txt")
+    install(session, "pytest")
+    session.run("pytest", "--noconftest", "tests/real/check_megatron_lm.py", *session.posargs)
+
+
+@nox.session
 def real_deepspeed(session: nox.Session) -> None:
     """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
     session.install("-r", "tests/real/requirements-deepspeed.txt")

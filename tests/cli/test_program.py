@@ -45,7 +45,7 @@ class TestImports:
 
     def test_every_command_has_help(self, ckpt):
         listed = ckpt("--help").out.split("Commands:")[1].split("Exit codes")[0]
-        for name in ("convert", "inspect", "diff", "fingerprint", "verify", "formats"):
+        for name in ("convert", "launch", "inspect", "diff", "fingerprint", "verify", "formats"):
             assert f"\n  {name} " in listed and ckpt(name, "--help").code == 0
 
     def test_formats_does_not_import_torch(self, process):

@@ -18,6 +18,10 @@ from ckpt_core.testing import example, write_ir
 from ckpt_megatron.launch import VERSIONS, line_of
 
 TRAINED = [plugin.name for plugin in all_plugins() if plugin.hooks.ckpt_launch.get_hookimpls()]
+NEVER_OR_ALWAYS_TIED = (
+    "nxdt",
+    "megatron-deepspeed",
+)  # a tied head is written as two matrices, or is the only one there is
 NORMS = ("attention.norm", "mlp.norm", "final_norm")
 SCALING = "attention.rotary.scaling"
 ODD = {
@@ -50,7 +54,7 @@ def said(launch: Launch) -> dict[str, object]:
 def launched(folder: Path, name: str, *, base: str = "llama", **asked) -> Launch:
     place = folder / base / name
     if not place.exists():
-        write_ir(place, example(base, **{"attention.head_dim": 22, "hidden": 264, **ODD[name]}), sparse=True)
+        write_ir(place, example(base, **{"attention.head_dim": 24, "hidden": 288, **ODD[name]}), sparse=True)
     return launch_of(place, **asked)
 
 
@@ -64,7 +68,7 @@ def test_another_model_is_started_otherwise(tmp_path, format) -> None:
             odd = said(launched(tmp_path, name, base=base, to=format))
         except CkptError:
             continue
-        assert odd != usual, name
+        assert odd != usual or (name == "tied" and format in NEVER_OR_ALWAYS_TIED), name
         different += 1
     assert different
 
@@ -106,7 +110,7 @@ def test_every_argument_of_the_model_is_said_restored_or_at_its_default(tmp_path
 
 
 def test_what_a_version_has_no_argument_for_is_refused_by_name(tmp_path) -> None:
-    with pytest.raises(CkptError, match="no argument of Megatron-LM 0.13 says window_size"):
+    with pytest.raises(CkptError, match=r"no argument of Megatron-LM 0\.13 says window_size"):
         launched(tmp_path, "window", to="megatron", options={"megatron_version": "0.13"})
     source = tmp_path / "llama" / "window"
     plan = plan_conversion(source, tmp_path / "out", to="megatron", options={"megatron_version": "0.13"})

@@ -105,9 +105,7 @@ def text_of(body: dict[str, Any]) -> str:
         f"  {json.dumps(name)}: [" + ", ".join(json.dumps(line) for line in lines) + "]"
         for name, lines in body["arguments"].items()
     ]
-    return (
-        f'{{\n "versions": {json.dumps(body["versions"])},\n "arguments": {{\n' + ",\n".join(rows) + "\n }\n}\n"
-    )
+    return f'{{\n "versions": {json.dumps(body["versions"])},\n "arguments": {{\n' + ",\n".join(rows) + "\n }\n}\n"
 
 
 if __name__ == "__main__":

@@ -392,8 +392,8 @@ def launch_of(
     )
     checkpoint = _read(reader, local, reading)
     typed = typed_options(writer.info, target_options, "write")
-    found = checkpoint.parallel if own else {}
-    typed |= {name: size for name, size in found.items() if name in typed and typed[name] is None}
+    found = {**checkpoint.parallel, "iteration": checkpoint.hints.get("iteration")} if own else {}
+    typed |= {name: number for name, number in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
     request = WriteRequest(
         typed,

@@ -239,8 +239,10 @@ def launch_lines(launch: Launch | None, path: str) -> list[str]:
     if launch is None:
         return []
     count = len(launch.silent)
-    told = f"{launch.framework} does not take {plural(count, 'argument')} from the checkpoint" if count else (
-        f"{launch.framework} takes everything from the checkpoint"
+    told = (
+        f"{launch.framework} does not take {plural(count, 'argument')} from the checkpoint"
+        if count
+        else (f"{launch.framework} takes everything from the checkpoint")
     )
     return [f"{told}: see ckpt launch {shlex.quote(path)}"]
 

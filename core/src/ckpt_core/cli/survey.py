@@ -126,9 +126,7 @@ def _future(checkpoint: Checkpoint, small: StandIn | None, plugin: Plugin) -> Fu
         return Future(plugin.name, [f"the plugin failed: {type(error).__name__}: {error}"], [])
 
 
-def _planned(
-    checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = None
-) -> tuple[list[Loss], Launch | None]:
+def _planned(checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = None) -> tuple[list[Loss], Launch | None]:
     """What a plan loses besides what reading did, of the whole or of what stands for it, and how the format is started;
     raises what the format refuses.
     """

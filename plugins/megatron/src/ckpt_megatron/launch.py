@@ -46,6 +46,7 @@ _RUNNING = (
     "attention_dropout",
     "hidden_dropout",
     "apply_query_key_layer_scaling",
+    "init_method_std",
 )
 # One of two names has a flag, depending on the version; the other says the same, or nothing that Megatron asks for.
 _SAID_BY_ANOTHER = {
@@ -77,7 +78,7 @@ _BUILT_IN: dict[str, object] = {
 }
 _EOD_COUNTED = "0.17"  # until then the NullTokenizer has one token more than it is told of
 
-MODEL = tuple(sorted((GPT.keys | MLA.keys) - {*_TOKENS, "orig_vocab_size"} - _OF_TOKENIZER))
+MODEL = tuple(sorted((GPT.keys | MLA.keys) - {*_TOKENS, *_RUNNING, "orig_vocab_size"} - _OF_TOKENIZER))
 NAMES = (*_LOADING, *_FRESH, *_RANKS, *_TOKENS, *_RUNNING, *MODEL)
 
 

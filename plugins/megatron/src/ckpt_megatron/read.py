@@ -249,4 +249,7 @@ def _hints(found: Found) -> dict[str, object]:
     ):
         if isinstance(args.get(key), int):
             hints[key] = args[key]
+    name = os.path.basename(found.folder)
+    if name.startswith("iter_"):
+        hints["iteration"] = int(name.removeprefix("iter_"))  # for `ckpt launch`; another one is written unless asked
     return hints

@@ -66,7 +66,9 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         arguments.append(Argument(f"model.{key}", value, words, default, taken=not own))
     ranks = target.parallel["tp"] * target.parallel["pp"]
     program = ("torchrun", f"--nproc-per-node={ranks}", script.name, f"trainer.devices={ranks}")
-    return Launch("NeMo 1.23", program, tuple(arguments), notes=("Data, precision and the optimizer are yours to add.",))
+    return Launch(
+        "NeMo 1.23", program, tuple(arguments), notes=("Data, precision and the optimizer are yours to add.",)
+    )
 
 
 def _kind(target: Target) -> str:

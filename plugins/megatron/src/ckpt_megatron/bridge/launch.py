@@ -27,7 +27,9 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         said = named(value) if name in FUNCTIONS else value
         plain = name not in FUNCTIONS and not callable(value) and not _is_named(value)
         words = (override(f"model.{name}", value),) if plain else ()
-        arguments.append(Argument(f"model.{name}", said, words, model=name not in _RANKS and fates.get(name, ("left",))[0] == "used"))
+        arguments.append(
+            Argument(f"model.{name}", said, words, model=name not in _RANKS and fates.get(name, ("left",))[0] == "used")
+        )
     ranks = target.parallel["tp"] * target.parallel["pp"] * target.parallel["ep"]
     folder = next(name for name in target.documents if name.endswith("run_config.yaml")).rpartition("/")[0]
     return Launch(
