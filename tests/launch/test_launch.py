@@ -9,7 +9,7 @@ import pytest
 
 from ckpt_core import convert
 from ckpt_core.api import launch_of, plan_conversion
-from ckpt_core.architecture import Activation, RotaryKind
+from ckpt_core.architecture import Activation, Architecture, RotaryKind
 from ckpt_core.cli.main import main
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.launch import UNKNOWN, Argument, Launch, override
@@ -51,10 +51,14 @@ def said(launch: Launch) -> dict[str, object]:
     return {one.name: one.value for one in launch.arguments if one.model}
 
 
+def architecture(base: str, name: str) -> Architecture:
+    return example(base, **{"attention.head_dim": 24, "hidden": 288, **ODD[name]})
+
+
 def launched(folder: Path, name: str, *, base: str = "llama", **asked) -> Launch:
     place = folder / base / name
     if not place.exists():
-        write_ir(place, example(base, **{"attention.head_dim": 24, "hidden": 288, **ODD[name]}), sparse=True)
+        write_ir(place, architecture(base, name), sparse=True)
     return launch_of(place, **asked)
 
 
@@ -63,7 +67,9 @@ def test_another_model_is_started_otherwise(tmp_path, format) -> None:
     """Each odd model is refused by its format, or started with something else than the usual one."""
     base = "gpt2" if format == "megatron-deepspeed" else "llama"  # the code of BLOOM has no Llama
     usual, different = said(launched(tmp_path, "llama", base=base, to=format)), 0
-    for name in ODD.keys() - {"llama"}:
+    for name in ODD:
+        if architecture(base, name) == architecture(base, "llama"):
+            continue
         try:
             odd = said(launched(tmp_path, name, base=base, to=format))
         except CkptError:
@@ -86,7 +92,7 @@ def test_a_megatron_launch_names_what_is_not_restored(tmp_path) -> None:
         "theta": [],
         "biased": [],
         "groups": [],
-        "gelu": [],
+        "gelu": [["--no-bias-gelu-fusion"]],
     }
     for name, words in expected.items():
         launch = launched(tmp_path, name, to="megatron", options={"megatron_version": "0.16"})

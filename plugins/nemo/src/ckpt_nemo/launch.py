@@ -15,9 +15,9 @@ from ckpt_core.layout import Config
 from ckpt_core.plugins import WriteRequest
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
 from ckpt_nemo.container.writing import STEP
-from ckpt_nemo.gpt.config import LEGACY, MCORE
+from ckpt_nemo.gpt import config as gpt
 from ckpt_nemo.kinds import KINDS
-from ckpt_nemo.vit.config import VIT
+from ckpt_nemo.vit import config as vit
 
 _RANKS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
 
@@ -77,7 +77,7 @@ def _kind(target: Target) -> str:
 
 
 def _table(kind: str, config: Mapping[str, Any]) -> Config:
-    return VIT if kind == "vit" else MCORE if config.get("mcore_gpt") else LEGACY
+    return vit.VIT if kind == "vit" else gpt.MCORE if config.get("mcore_gpt") else gpt.LEGACY
 
 
 def _source(target: Target, place: str) -> list[tuple[str, Any]]:
