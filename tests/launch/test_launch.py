@@ -30,7 +30,7 @@ ODD = {
     "tied": {"head.tied": True},
     "llama31": {
         f"{SCALING}.kind": RotaryKind.LLAMA3,
-        f"{SCALING}.factor": 32.0,
+        f"{SCALING}.factor": 8.0,
         f"{SCALING}.low_frequency_factor": 1.0,
         f"{SCALING}.high_frequency_factor": 4.0,
         f"{SCALING}.original_positions": 8192,
@@ -84,7 +84,7 @@ def test_a_megatron_launch_names_what_is_not_restored(tmp_path) -> None:
         "llama": [],
         "eps": [["--norm-epsilon", "1e-06"]],
         "tied": [],  # --untie-embeddings-and-output-weights is restored
-        "llama31": [["--use-rope-scaling"], ["--rope-scaling-factor", "32.0"]],
+        "llama31": [["--use-rope-scaling"]],
         "linear": [["--rotary-seq-len-interpolation-factor", "4"]],
         "qwen3": [["--qk-layernorm"]],
         "partial": [],
@@ -121,6 +121,13 @@ def test_what_a_version_has_no_argument_for_is_refused_by_name(tmp_path) -> None
     source = tmp_path / "llama" / "window"
     plan = plan_conversion(source, tmp_path / "out", to="megatron", options={"megatron_version": "0.13"})
     assert any("window_size" in loss.subject and "0.13" in loss.reason for loss in plan.losses)
+
+
+def test_a_factor_that_no_version_passes_on_is_refused(tmp_path) -> None:
+    """Megatron-LM parses --rope-scaling-factor, and gives its model the factor 8 (Llama 3.2 has 32)."""
+    write_ir(tmp_path / "m", example("llama", **{**ODD["llama31"], f"{SCALING}.factor": 32.0}), sparse=True)
+    with pytest.raises(CkptError, match="says rope_scaling_factor"):
+        launch_of(tmp_path / "m", to="megatron")
 
 
 def test_without_a_version_it_is_the_newest_that_can_say_it_all(tmp_path) -> None:

@@ -76,6 +76,9 @@ _BUILT_IN: dict[str, object] = {
     # 0.13 always has yarn with latent attention, which with a factor of 1 is usual rotary positions
     "rope_type": "yarn",
 }
+# Arguments that the parser has and nobody passes on: gpt_builder (0.15 to 0.19, model_provider before) gives GPTModel
+# `rope_scaling` without its factor, which stays 8.
+_UNHEARD = {"rope_scaling_factor": 8.0}
 _EOD_COUNTED = "0.17"  # until then the NullTokenizer has one token more than it is told of
 
 MODEL = tuple(sorted((GPT.keys | MLA.keys) - {*_TOKENS, *_RUNNING, "orig_vocab_size"} - _OF_TOKENIZER))
@@ -155,6 +158,8 @@ def _notes(args: Mapping[str, Any]) -> tuple[str, ...]:
 def _argument(name: str, value: Any, version: str, latent: bool) -> Argument | None:
     """An argument as a version has it; None where another one says it, or there is nothing to say."""
     line, model = line_of(name, version), name in MODEL
+    if name in _UNHEARD:
+        return Argument(name, value, (), _UNHEARD[name])
     if not line.get("flag"):
         other = _SAID_BY_ANOTHER.get(name)
         # All but those of `_BUILT_IN` are written at the one value that they may have.
