@@ -46,7 +46,6 @@ RUNS: dict[tuple[int, int, str], list[tuple]] = {
     ],
     (4, 1, "trn1"): [("llama_kv2", "linear", 2, 1, 1, {}), ("llama_kv2", "fused", 2, 2, 1, {})],
     (4, 1, "trn2"): [("llama_kv2", "linear", 2, 1, 1, {}), ("llama_kv2", "fused", 2, 2, 1, {})],
-    (1, 2, "trn1"): [("mixtral", "fused", 1, 1, 1, {"xser": "true"})],
 }
 
 
