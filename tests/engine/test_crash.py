@@ -64,10 +64,10 @@ def journal(destination: Path) -> list[str]:
 
 MOMENTS = [
     ("while files are made", 1, 0),
-    *(("before finishing", number, number - 1) for number in range(1, TENSORS + 1)),
-    *(("after finishing", number, number) for number in range(1, TENSORS + 1)),
+    *(("before finishing", number, number - 1) for number in (1, 2, 7, TENSORS)),
+    *(("after finishing", number, number) for number in (1, 6, TENSORS)),
     *(("in a line", number, max(0, number - 2)) for number in (1, 2, 7, TENSORS + 1)),
-    *(("before a document", number, TENSORS) for number in range(1, 6)),
+    *(("before a document", number, TENSORS) for number in (1, 3, 5)),
     ("after a document", 5, TENSORS),
     ("before publishing", 1, TENSORS),
     ("before a rename", 1, TENSORS),

@@ -151,8 +151,8 @@ def assert_stages_in_order(run: Path, tp: int, pp: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nanotron_files_come_back_byte_for_byte_in_every_layout(models: dict, family: str, tmp_path: Path) -> None:
-    for tp, pp in tiny.LAYOUTS:
+def test_nanotron_files_come_back_byte_for_byte(models: dict, family: str, tmp_path: Path) -> None:
+    for tp, pp in (tiny.LAYOUTS[0], tiny.LAYOUTS[-1]):
         one, two = tmp_path / f"tp{tp}pp{pp}", tmp_path / f"tp{tp}pp{pp}again"
         convert(models[family, "fp32"], one, to="nanotron", tp=tp, pp=pp)
         convert(one, two, to="nanotron", tp=tp, pp=pp)

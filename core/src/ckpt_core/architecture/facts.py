@@ -161,16 +161,24 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
         raise CkptError(
             f"{prefix}layers is not a number of layers", file=source, found=repr(count), expected="1 to 100000"
         )
-    layers: dict[Layer, Layer] = {}
+    varying = [value for key, value in facts.items() if isinstance(value, PerLayer) and key.startswith(prefix)]
+    built: dict[str, Layer] = {}
+    shared: dict[Layer, Layer] = {}
 
     def layer(index: int) -> Layer:
+        said = repr([value[index : index + 1] for value in varying])
+        if said not in built:
+            new = new_layer(index)
+            built[said] = shared.setdefault(new, new)  # equal layers share one object
+        return built[said]
+
+    def new_layer(index: int) -> Layer:
         values = {}
         for field in dataclasses.fields(Layer):
             value = _build(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], index, claimed, source)
             if value is not _ABSENT:
                 values[field.name] = value
-        built = _construct(Layer, values, f"{prefix}layers.{index}", source)
-        return layers.setdefault(built, built)  # equal layers share one object
+        return _construct(Layer, values, f"{prefix}layers.{index}", source)
 
     values: dict[str, object] = {"layers": tuple(layer(index) for index in range(count))}
     for field in dataclasses.fields(Stack):

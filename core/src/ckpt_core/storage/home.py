@@ -36,6 +36,7 @@ class Home:
         self._folder = given if os.path.isdir(given) else os.path.dirname(given)
         self._named = {given, *map(os.path.abspath, named)}
         self._real_folders: dict[str, str] = {}
+        self._held: set[str] = set()
         real = os.path.realpath(self._folder)
         self._roots = [real, *_blobs_of_cache(real)]
         self.refused: FormatError | None = None
@@ -52,7 +53,11 @@ class Home:
 
     def check(self, path: str | os.PathLike[str], weights: bool = True) -> None:
         """Raise `FormatError` for what does not belong to the checkpoint; `weights`: unless it is a file of tensors."""
-        if not self.holds(path) and not (weights and _begins_with_tensors(path)):
+        if os.fspath(path) in self._held:
+            return
+        if self.holds(path):
+            self._held.add(os.fspath(path))
+        elif not (weights and _begins_with_tensors(path)):
             self.refused = FormatError(
                 f"{os.path.basename(path)} is a link that leads out of the checkpoint",
                 file=path,

@@ -9,6 +9,12 @@ import re
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.parser import Parser
+from yaml.reader import Reader
+from yaml.resolver import Resolver
+from yaml.scanner import Scanner
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.files import read_small
@@ -78,14 +84,32 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     return value
 
 
-class _Loader(yaml.SafeLoader):
+class _PythonEvents(Reader, Scanner, Parser):
+    """The events of a YAML text by PyYAML alone, where it was built without libyaml; about ten times slower."""
+
+    def __init__(self, stream: str) -> None:
+        Reader.__init__(self, stream)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+
+
+if yaml.__with_libyaml__:
+    from yaml.cyaml import CParser as _Events
+else:
+    _Events = _PythonEvents
+
+
+class _Loader(Composer, _Events, SafeConstructor, Resolver):  # type: ignore[misc, valid-type]  # libyaml can compose too
     """PyYAML follows YAML 1.1, where `1e-5` is a string; training configs mean the number (YAML 1.2).
 
     An alias may stand for very much: each node is (depth, size) with all that it stands for.
     """
 
     def __init__(self, stream: str) -> None:
-        super().__init__(stream)
+        _Events.__init__(self, stream)
+        Composer.__init__(self)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
         self._open = self._nodes = 0
         self._measured: dict[int, tuple[int, int]] = {}
 

@@ -67,6 +67,15 @@ class Quirks:
         """Every combination of ranks, the whole model first."""
         return [Layout(tp, pp, ep) for ep, pp, tp in itertools.product(self.ep, self.pp, self.tp)]
 
+    def layouts_of(self, number: int) -> list[Layout]:
+        """Those in which the model of this number is tried: the first in all, each other one whole, in the last, and in one
+        of those between, another for each."""
+        layouts = self.layouts()
+        if number == 0 or len(layouts) < 4:
+            return layouts
+        between = layouts[1:-1]
+        return [layouts[0], between[number % len(between)], layouts[-1]]
+
     def golden_cases(self) -> list[Golden]:
         return [] if self.goldens is None else list(Golden.below(Path(self.goldens)))
 
