@@ -93,13 +93,10 @@ class _PythonEvents(Reader, Scanner, Parser):
         Parser.__init__(self)
 
 
-if yaml.__with_libyaml__:
-    from yaml.cyaml import CParser as _Events
-else:
-    _Events = _PythonEvents
+_Events: Any = yaml.CSafeLoader.__mro__[1] if yaml.__with_libyaml__ else _PythonEvents  # its CParser
 
 
-class _Loader(Composer, _Events, SafeConstructor, Resolver):  # type: ignore[misc, valid-type]  # libyaml can compose too
+class _Loader(Composer, _Events, SafeConstructor, Resolver):  # Composer first: libyaml has one too, without limits
     """PyYAML follows YAML 1.1, where `1e-5` is a string; training configs mean the number (YAML 1.2).
 
     An alias may stand for very much: each node is (depth, size) with all that it stands for.
@@ -169,12 +166,15 @@ def parse_yaml(data: bytes, file: str) -> object:
             "the YAML text is too long", file=file, found=f"{len(data)} bytes", expected=f"at most {_MOST_YAML_BYTES}"
         )
     try:
-        return yaml.load(data.decode("utf-8"), Loader=_Loader)
+        return _Loader(data.decode("utf-8")).get_single_data()
     except RecursionError:
         raise FormatError("YAML nested too deeply", file=file) from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         # All but the first two come from PyYAML's own constructors: `!!bool maybe`, `!!timestamp x`.
-        raise FormatError(f"not valid YAML: {' '.join(str(error).split())}", file=file) from None
+        said = " ".join(str(error).split())
+        if "exceeded maximum nesting depth" in said:  # libyaml's own limit is 1000, in one collection of brackets
+            said = f"nested deeper than {_DEPTH} levels"
+        raise FormatError(f"not valid YAML: {said}", file=file) from None
 
 
 def read_yaml_object(path: str | os.PathLike) -> dict[str, Any]:
