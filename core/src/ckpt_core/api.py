@@ -395,12 +395,9 @@ def launch_of(
     found = {**checkpoint.parallel, "iteration": checkpoint.hints.get("iteration")} if own else {}
     typed |= {name: number for name, number in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
-    request = WriteRequest(
-        typed,
-        None if dtype == "keep" else dtype_named(dtype),
-        *(asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))),
-        destination=place,
-    )
+    wanted = None if dtype == "keep" else dtype_named(dtype)
+    ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
+    request = WriteRequest(typed, wanted, **ranks, destination=place)
     kept = own and dst is None and any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger)
     launch = launched(writer, _written(writer, checkpoint, request), request, resumed=kept)
     assert launch is not None  # _is_trained

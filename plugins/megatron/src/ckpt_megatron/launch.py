@@ -107,7 +107,8 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     of the newest which has an argument for everything.
     """
     asked = request.options.get("megatron_version")
-    launches = [_launch(target, request.destination, resumed, version) for version in [asked] * bool(asked) or VERSIONS]
+    versions = [asked] if asked else VERSIONS
+    launches = [_launch(target, request.destination, resumed, version) for version in versions]
     return next((launch for launch in reversed(launches) if not launch.unsaid), launches[-1])
 
 
