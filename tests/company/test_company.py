@@ -229,7 +229,7 @@ class TestGivenConfig:
         return tmp_path / "model"
 
     def test_they_are_carried_along(self, model: Path, tmp_path: Path) -> None:
-        found = read_checkpoint(tmp_path / "bare", format="nxdt", config=str(model / "config.json"))
+        found = read_checkpoint(tmp_path / "bare", format="nxdt", config=model / "config.json")
         assert found.notes["eos"] == [5, 6]
         assert sorted(found.sidecars) == ["tokenizer.json"]
         assert any("eos, " in said and "tokenizer.json" in said for said in found.evidence)

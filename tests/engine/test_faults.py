@@ -206,6 +206,21 @@ def test_a_worker_that_is_killed(model: Path, tmp_path: Path, monkeypatch: pytes
     assert contents(destination) == expected
 
 
+def test_worker_processes_import_nothing_from_the_current_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python starts them with `-c`, and so would look there first: the folder may be a checkpoint's."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("random", "multiprocessing", "json"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()")
+    monkeypatch.chdir(here)
+    arguments = ("--to", "nanotron", "--engine", "processes", "--workers", 1)
+    code, text = ckpt("convert", model, tmp_path / "run", *arguments)
+    assert code == 0, text
+    assert not (tmp_path / "executed").exists() and "PYTHONSAFEPATH" not in os.environ
+
+
 # --- a source that does not hold still --------------------------------------------------------------------------------------
 
 

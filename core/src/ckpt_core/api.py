@@ -194,6 +194,14 @@ def config_architecture(path: str | None) -> Architecture | None:
     )
 
 
+def _reading(
+    plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike | None, weights: str
+) -> ReadRequest:
+    """What a plugin is asked to read, with typed options and the config file that the user gave."""
+    given = None if config is None else os.fspath(config)
+    return ReadRequest(typed_options(plugin.info, options, "read"), config_architecture(given), weights, given)
+
+
 def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
     """What a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
     named = tuple(value for value in (*request.options.values(), request.config) if isinstance(value, str))
@@ -254,17 +262,14 @@ def read_checkpoint(
     path: str | os.PathLike,
     *,
     format: str | None = None,
-    config: str | None = None,
+    config: str | os.PathLike | None = None,
     options: Mapping[str, str] | None = None,
     weights: str = "auto",
 ) -> Checkpoint:
     """Read a checkpoint from headers alone. `path` may be `hf://owner/name[@revision]`."""
     local = localised(os.fspath(path))
     plugin, fact = find_format(local, format)
-    request = ReadRequest(
-        typed_options(plugin.info, options or {}, "read"), config_architecture(config), weights, config
-    )
-    checkpoint = _read(plugin, local, request)
+    checkpoint = _read(plugin, local, _reading(plugin, options or {}, config, weights))
     checkpoint.evidence.insert(0, f"{plugin.name}: {fact}")
     return checkpoint
 
@@ -273,7 +278,7 @@ def open_checkpoint(
     path: str | os.PathLike,
     *,
     format: str | None = None,
-    config: str | None = None,
+    config: str | os.PathLike | None = None,
     options: Mapping[str, str] | None = None,
     weights: str = "auto",
 ) -> OpenCheckpoint:
@@ -309,7 +314,7 @@ def plan_conversion(
     *,
     to: str,
     format: str | None = None,
-    config: str | None = None,
+    config: str | os.PathLike | None = None,
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
@@ -325,10 +330,7 @@ def plan_conversion(
     reader, fact = find_format(local, format)
     writer = _writer(to, ranks)
     source_options, target_options = split_options(options or {}, reader, writer)
-    request = ReadRequest(
-        typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config
-    )
-    checkpoint = _read(reader, local, request)
+    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights))
     checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
     wanted = None if dtype == "keep" else dtype_named(dtype)
     typed = typed_options(writer.info, target_options, "write")
@@ -362,7 +364,7 @@ def launch_of(
     to: str | None = None,
     dst: str | None = None,
     format: str | None = None,
-    config: str | None = None,
+    config: str | os.PathLike | None = None,
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
@@ -387,10 +389,7 @@ def launch_of(
             fix="name the format to train in with --to: " + ", ".join(p.name for p in all_plugins() if _is_trained(p)),
         )
     source_options, target_options = split_options(options or {}, reader, writer)
-    reading = ReadRequest(
-        typed_options(reader.info, source_options, "read"), config_architecture(config), weights, config
-    )
-    checkpoint = _read(reader, local, reading)
+    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights))
     typed = typed_options(writer.info, target_options, "write")
     found = {**checkpoint.parallel, "iteration": checkpoint.hints.get("iteration")} if own else {}
     typed |= {name: number for name, number in found.items() if name in typed and typed[name] is None}

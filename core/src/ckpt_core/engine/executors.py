@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import re
 import socket
 import threading
@@ -19,6 +20,8 @@ from ckpt_core.errors import CkptError, UsageError
 _BEAT, _MISSES = 3.0, 3  # seconds between two looks at a head, and how often it may be missed
 
 _HOST_AND_PORT = re.compile(r"[^/]+:\d+")  # there are other addresses: auto, local, ray://HOST:PORT
+
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 ENGINES = ("local", "processes", "ray", "dask")
 
@@ -36,11 +39,25 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     if engine == "local":
         yield None
     elif engine == "processes":
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with _started_safely(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             yield pool
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
             yield pool
+
+
+@contextlib.contextmanager
+def _started_safely() -> Iterator[None]:
+    """Have no child of Python import from the current folder, as it does for `-c`: a `random.py` may lie beside a checkpoint."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 @contextlib.contextmanager
