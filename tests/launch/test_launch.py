@@ -160,6 +160,31 @@ def test_a_checkpoint_is_started_where_it_lies_on_its_own_ranks(tmp_path) -> Non
     assert step[step.index("--load") + 1] == str(out) and step[step.index("--ckpt-step") + 1] == "7"
 
 
+@pytest.mark.parametrize("names", ["legacy", "mcore"])  # files of ranks, and a distributed folder
+def test_what_lightning_saved_is_started_where_it_lies(tmp_path, names) -> None:
+    write_ir(tmp_path / "m", example("llama", **{"attention.groups": 12}))
+    out, options = tmp_path / "out", {"container": "ckpt", "names": names}
+    convert(tmp_path / "m", out, to="nemo", tp=2, options=options)
+    kept = json.loads((out / "ckpt-receipt.json").read_text())["target"]["launch"]
+    found = launch_of(out)
+    assert found.to_json()["command"] == kept["command"]
+    said = {one.name.rpartition(".")[2]: one.value for one in found.arguments}
+    assert said["hparams_file"] == str(out / "hparams.yaml")
+    assert list(Path(said["checkpoint_dir"]).rglob(said["checkpoint_name"]))
+    assert launch_of(out / "checkpoints").words == found.words
+
+
+def test_a_nemo_that_computes_it_is_started(tmp_path) -> None:
+    """NeMo 1.23 ignores qkv_bias; the script of NeMo 2.0 puts its own config over all of the archive's."""
+    usual = launched(tmp_path, "llama", to="nemo", options={"names": "mcore"})
+    newer = launched(tmp_path, "biased", to="nemo")
+    assert usual.framework == "NeMo 1.23" and usual.program[2] == "megatron_gpt_continue_training.py"
+    assert newer.framework == "NeMo 2.0" and newer.program[2] == "megatron_gpt_pretraining.py"
+    assert {"++model.qkv_bias=true", "++model.hidden_size=288", "++model.transformer_engine=true"} <= {*newer.words}
+    with pytest.raises(Refusal, match=r"no argument of NeMo 2\.0 says container"):
+        launched(tmp_path, "biased", to="nemo", options={"container": "ckpt"})
+
+
 def test_the_receipt_and_the_summary_say_how_to_start(tmp_path, capsys) -> None:
     launched(tmp_path, "qwen3", to="megatron")
     out = tmp_path / "out"

@@ -391,8 +391,9 @@ def launch_of(
     source_options, target_options = split_options(options or {}, reader, writer)
     checkpoint = _read(reader, local, _reading(reader, source_options, config, weights))
     typed = typed_options(writer.info, target_options, "write")
-    found = {**checkpoint.parallel, "iteration": checkpoint.hints.get("iteration")} if own else {}
-    typed |= {name: number for name, number in found.items() if name in typed and typed[name] is None}
+    hints = checkpoint.hints
+    found = {**checkpoint.parallel, **{name: hints.get(name) for name in ("container", "iteration")}} if own else {}
+    typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
     wanted = None if dtype == "keep" else dtype_named(dtype)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}

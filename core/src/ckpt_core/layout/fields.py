@@ -374,7 +374,7 @@ class Config:
                         f"unknown config key {key!r} (value {str(config[key])[:60]})",
                         file=file,
                         fix=did_you_mean(
-                            key, self.keys, "if it changes no output of the model, name it in -o ignore_keys=..."
+                            str(key), self.keys, "if it changes no output of the model, name it in -o ignore_keys=..."
                         ),
                     )
                 )

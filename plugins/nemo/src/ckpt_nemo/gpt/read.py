@@ -232,6 +232,7 @@ def _hints(saved: Saved, found: Found, described: _Described, tokenizer: Tokeniz
     hints: dict[str, Any] = {
         "names": "legacy" if found.legacy else "mcore",
         "backend": saved.backend,
+        "container": saved.container,
         "megatron_legacy": described.blocks,
         "tp": tp,
         "pp": pp,
