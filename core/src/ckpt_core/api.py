@@ -194,9 +194,7 @@ def config_architecture(path: str | None) -> Architecture | None:
     )
 
 
-def _reading(
-    plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike | None, weights: str
-) -> ReadRequest:
+def _reading(plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike | None, weights: str) -> ReadRequest:
     """What a plugin is asked to read, with typed options and the config file that the user gave."""
     given = None if config is None else os.fspath(config)
     return ReadRequest(typed_options(plugin.info, options, "read"), config_architecture(given), weights, given)

@@ -81,6 +81,7 @@ SINCE = (
     Since("moe_shared_expert_gate",     (2, 4), (False,), also=" with Megatron-Core 0.16 or later"),
 )
 # fmt: on
+_BY_LAYER = ("moe_layer_freq",)  # a list has a number for each layer, of which there may be a hundred
 # How the weights are kept.
 BACKENDS: Mapping[str, Version] = {"ranks": (1, 0), "zarr": (1, 21), "torch_dist": (2, 0)}
 
@@ -89,13 +90,17 @@ def needs(config: Mapping[str, Any], backend: str) -> dict[str, Since]:
     """What takes a newer NeMo than the one before it, as `qkv_bias = True`, newest first."""
     names = "mcore" if config.get("mcore_gpt") else "legacy"
     lines = [line for line in SINCE if line.names in ("", names) and line.wanted(config)]
-    found = {f"{line.key} = {config[line.key]}": line for line in lines}
+    found = {_said(line.key, config[line.key]): line for line in lines}
     if _experts_narrower(config):
         key = "moe_ffn_hidden_size"
-        found[f"{key} = {config[key]}"] = Since(key, (2, 1), ())
+        found[_said(key, config[key])] = Since(key, (2, 1), ())
     if BACKENDS[backend] > BACKENDS["ranks"]:
         found[f"weights in {backend}"] = Since("", BACKENDS[backend], ())
     return dict(sorted(found.items(), key=lambda item: item[1].version, reverse=True))
+
+
+def _said(key: str, value: object) -> str:
+    return f"{key} by layer" if key in _BY_LAYER and isinstance(value, list) else f"{key} = {value}"
 
 
 def by_version(needed: Mapping[str, Since]) -> list[str]:
