@@ -17,6 +17,7 @@ from ckpt_core.plugins.discovery import all_plugins
 from ckpt_core.testing import example, write_ir
 from ckpt_megatron.launch import VERSIONS, line_of
 
+GOLDENS = Path(__file__).parents[1] / "golden" / "nemo-t5"
 TRAINED = [plugin.name for plugin in all_plugins() if plugin.hooks.ckpt_launch.get_hookimpls()]
 NEVER_OR_ALWAYS_TIED = (
     "nxdt",
@@ -172,6 +173,13 @@ def test_what_lightning_saved_is_started_where_it_lies(tmp_path, names) -> None:
     assert said["hparams_file"] == str(out / "hparams.yaml")
     assert list(Path(said["checkpoint_dir"]).rglob(said["checkpoint_name"]))
     assert launch_of(out / "checkpoints").words == found.words
+
+
+def test_one_checkpoint_of_a_t5_is_started_by_its_own_name() -> None:
+    saved = GOLDENS / "ul2_legacy_false_ckpt" / "checkpoint"
+    (file,) = saved.glob("*.ckpt")
+    said = {one.name.rpartition(".")[2]: one.value for one in launch_of(file).arguments}
+    assert (said["checkpoint_dir"], said["checkpoint_name"]) == (str(saved), file.name)
 
 
 def test_a_nemo_that_computes_it_is_started(tmp_path) -> None:

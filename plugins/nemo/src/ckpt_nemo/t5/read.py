@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.vocabulary import settled
 from ckpt_megatron import masters
 from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
+from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.saved import Rank, Saved
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
@@ -203,6 +205,7 @@ def _hints(
         "blocks": {"encoder": blocks.encoder, "decoder": blocks.decoder, "cross": blocks.cross},
         "config": dict(saved.config),
         **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
+        **({"step": os.path.basename(saved.place).removesuffix(SUFFIX)} if saved.container == "ckpt" else {}),
         "tokenizer": tokenizer.names,
     }
 
