@@ -5,10 +5,12 @@ Run by `nox -s real_megatron_lm`, in an environment of its own; $MEGATRON_LM_SOU
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,51 +51,62 @@ DECISIVE = {
 }
 
 
+Found = dict[tuple[str, str | None], float | str]  # by family, and the flag that was left out: see `logits`
+
+
+def said_of(ranks: dict[str, int]) -> str:
+    return " ".join(f"{axis}{size}" for axis, size in ranks.items())
+
+
 @pytest.fixture(scope="module")
-def logits(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str | None], float | str]:
-    """By family, ranks and flag that was left out: how far the logits are off, or why there are none."""
+def logits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """For the ranks of some runs: how far the logits of each are off, or why there are none. One process starts all of them."""
     folder = tmp_path_factory.mktemp("judged")
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for name, ranks in RUNS:
-        if not (folder / name).exists():
-            tiny_models.make(folder, name)
-        said = " ".join(f"{axis}{size}" for axis, size in ranks.items())
-        place = folder / f"{name} {said}"
-        convert(folder / name, place, to="megatron", **ranks)
-        launch = launch_of(place, options={"megatron_version": VERSION}).to_json()
-        for flag in [None, *(DECISIVE.get(name, []) if said == "tp1" else [])]:
-            out = f"{place}{flag or ''}.out"
-            run = {"key": (name, said, flag), "launch": launch, "ids": f"{folder / name}.ids.safetensors"}
-            runs.setdefault(said, []).append(run | {"out": out, "without": flag})
-    found: dict[tuple[str, str, str | None], float | str] = {}
-    for said, together in runs.items():
+
+    @functools.cache
+    def found(said: str) -> Found:
+        runs: list[dict[str, Any]] = []
+        for name, ranks in RUNS:
+            if said_of(ranks) != said:
+                continue
+            if not (folder / name).exists():
+                tiny_models.make(folder, name)
+            place = folder / f"{name} {said}"
+            convert(folder / name, place, to="megatron", **ranks)
+            launch = launch_of(place, options={"megatron_version": VERSION}).to_json()
+            for flag in [None, *(DECISIVE.get(name, []) if said == "tp1" else [])]:
+                run = {"name": name, "launch": launch, "ids": f"{folder / name}.ids.safetensors"}
+                runs.append(run | {"out": f"{place}{flag or ''}.out", "without": flag})
         file = folder / f"{said}.json"
-        file.write_text(json.dumps(together))
+        file.write_text(json.dumps(runs))
         command = [sys.executable, str(FOLDER / "megatron_lm_judge.py"), str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **CPU})
-        for run in together:
-            name = run["key"][0]
-            if not Path(run["out"]).exists():
-                error = Path(f"{run['out']}.error")
-                found[run["key"]] = error.read_text() if error.exists() else done.stderr[-4000:]
-                continue
-            expected = load_file(f"{folder / name}.logits.safetensors")["logits"]
-            off = load_file(run["out"])["logits"][..., : expected.shape[-1]] - expected
-            found[run["key"]] = off.abs().max().item()
-            print(*run["key"], f"{found[run['key']]:.2e}")
+        return {(run["name"], run["without"]): off(run, folder, done.stderr) for run in runs}
+
     return found
+
+
+def off(run: dict[str, Any], folder: Path, log: str) -> float | str:
+    """The largest difference of the logits of one run from those of transformers, or its error."""
+    if not Path(run["out"]).exists():
+        error = Path(f"{run['out']}.error")
+        return error.read_text() if error.exists() else log[-4000:]
+    expected = load_file(f"{folder / run['name']}.logits.safetensors")["logits"]
+    difference = load_file(run["out"])["logits"][..., : expected.shape[-1]] - expected
+    print(Path(run["out"]).name, f"{difference.abs().max():.2e}")
+    return difference.abs().max().item()
 
 
 @pytest.mark.parametrize(("name", "ranks"), RUNS, ids=str)
 def test_started_with_what_is_printed_it_computes_the_model(name, ranks, logits) -> None:
-    off = logits[name, " ".join(f"{axis}{size}" for axis, size in ranks.items()), None]
-    assert isinstance(off, float) and off < TOLERANCE, off
+    found = logits(said_of(ranks))[name, None]
+    assert isinstance(found, float) and found < TOLERANCE, found
 
 
 @pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in DECISIVE.items() for flag in flags])
 def test_without_a_decisive_flag_it_computes_another(name, flag, logits) -> None:
-    off = logits[name, "tp1", flag]
-    assert isinstance(off, str) or off > TOLERANCE, off
+    found = logits("tp1")[name, flag]
+    assert isinstance(found, str) or found > TOLERANCE, found
 
 
 def test_a_factor_that_it_does_not_pass_on_is_refused(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
     PYTHONPATH=te:MEGATRON_LM_TREE python megatron_lm_judge.py RUNS.json
 
 RUNS.json is a list of runs on equally many ranks: `launch`, what `ckpt launch --json` prints; `ids` and `out`, the files of
-inputs and logits; `without`, a flag that is left out with its value, or null. A run that fails writes OUT.error. The words go through Megatron-LM's own parser, `load_args_from_checkpoint`,
-`validate_args`, tokenizer, model provider and `load_checkpoint`. Added are only arguments of a CPU and of a batch, none of
-which is about the model. `--without` leaves one flag out, with its value.
+inputs and logits; `without`, a flag that is left out with its value, or null. A run that fails writes OUT.error. The words go
+through Megatron-LM's own parser, `load_args_from_checkpoint`, `validate_args`, tokenizer, model provider and `load_checkpoint`.
+Added are only arguments of a CPU and of a batch, none of which is about the model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import traceback
 import typing
@@ -46,6 +47,11 @@ def words_of(command: list[str], without: str | None) -> list[str]:
     return words[:start] + words[end:]
 
 
+def environment_of(command: list[str]) -> dict[str, str]:
+    """The variables that are set before the program."""
+    return dict(word.split("=", 1) for word in command[1 : command.index("torchrun")])
+
+
 def judge(rank: int, world: int, runs: list[dict[str, Any]]) -> None:
     """One rank of all runs, one after the other."""
     absent("triton")
@@ -66,6 +72,7 @@ def judge(rank: int, world: int, runs: list[dict[str, Any]]) -> None:
 
 def judge_one(rank: int, world: int, run: dict[str, Any]) -> None:
     """Start one rank, and write the logits [batch, position, vocabulary] on the last one."""
+    os.environ.update(environment_of(run["launch"]["command"]))
     sys.argv = ["pretrain_gpt.py", *words_of(run["launch"]["command"], run["without"]), *OF_A_CPU]
     from megatron.core import parallel_state
     from megatron.core.enums import ModelType
@@ -114,5 +121,6 @@ def provider() -> Any:
 
 if __name__ == "__main__":
     wanted = json.loads(Path(sys.argv[1]).read_text())
-    (ranks,) = {int(run["launch"]["command"][1].removeprefix("--nproc-per-node=")) for run in wanted}
+    after = [command[command.index("torchrun") + 1] for command in (run["launch"]["command"] for run in wanted)]
+    (ranks,) = {int(word.removeprefix("--nproc-per-node=")) for word in after}
     cpu.ranks(judge, ranks, wanted)

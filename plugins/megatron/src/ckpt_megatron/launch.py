@@ -132,12 +132,17 @@ def _launch(target: Target, destination: str, resumed: bool, version: str) -> La
     ranks *= args["expert_model_parallel_size"]
     return Launch(
         f"Megatron-LM {version}",
-        ("torchrun", f"--nproc-per-node={ranks}", "pretrain_gpt.py"),
+        (*_environment(args), "torchrun", f"--nproc-per-node={ranks}", "pretrain_gpt.py"),
         tuple(one for one in found if one.words or not one.silent),
         unsaid=tuple(one for one in found if one.silent and not one.words),
         fix="choose another version with -o megatron_version=",
         notes=_notes(args),
     )
+
+
+def _environment(args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Words before the program. On GPUs before Blackwell, validate_args refuses tensor parallel ranks without this variable."""
+    return ("env", "CUDA_DEVICE_MAX_CONNECTIONS=1") if args["tensor_model_parallel_size"] > 1 else ()
 
 
 def _tokens(args: Mapping[str, Any], version: str) -> dict[str, Any]:
