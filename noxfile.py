@@ -23,6 +23,13 @@ def install(session: nox.Session, *requirements: str) -> None:
     session.install("-c", "constraints.txt", *editable, *requirements)
 
 
+def judge(session: nox.Session, check: str, env: dict[str, str] | None = None) -> None:
+    """A check of tests/real, whose modules import one another."""
+    session.run(
+        "pytest", "--noconftest", "-o", "pythonpath=tests/real", f"tests/real/{check}", *session.posargs, env=env
+    )
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
@@ -94,7 +101,7 @@ def real_nanotron(session: nox.Session) -> None:
     """The released nanotron (PyPI 0.4, on CPU) loads what we write; its logits equal those of transformers."""
     session.install("-r", "tests/real/requirements-nanotron.txt")
     install(session, "transformers>=4.45", "safetensors", "pytest")
-    session.run("pytest", "--noconftest", "tests/real/check_nanotron.py", *session.posargs)
+    judge(session, "check_nanotron.py")
 
 
 @nox.session
@@ -102,7 +109,7 @@ def real_megatron(session: nox.Session) -> None:
     """The released Megatron-Core (PyPI 0.16.1, on CPU) loads what we write; its logits equal those of transformers."""
     session.install("-r", "tests/real/requirements-megatron.txt")
     install(session, "transformers>=4.45", "safetensors", "pytest")
-    session.run("pytest", "--noconftest", "tests/real/check_megatron.py", *session.posargs)
+    judge(session, "check_megatron.py")
 
 
 @nox.session
@@ -112,7 +119,7 @@ def real_bridge(session: nox.Session) -> None:
     version = "0.2" if "MINOR = 2" in info else "0.6"
     session.install("-r", f"tests/real/requirements-bridge-{version}.txt")
     session.install("--no-deps", *(argument for package in PACKAGES for argument in ("-e", package)))
-    session.run("pytest", "--noconftest", "tests/real/check_bridge.py", *session.posargs)
+    judge(session, "check_bridge.py")
 
 
 @nox.session
@@ -120,7 +127,7 @@ def real_megatron_lm(session: nox.Session) -> None:
     """Megatron-LM, started with what `ckpt launch` prints, computes the model; $MEGATRON_LM_SOURCE is a tree of it."""
     session.install("-r", "tests/real/requirements-megatron-lm.txt")
     install(session, "pytest")
-    session.run("pytest", "--noconftest", "tests/real/check_megatron_lm.py", *session.posargs)
+    judge(session, "check_megatron_lm.py")
 
 
 @nox.session
@@ -128,7 +135,7 @@ def real_deepspeed(session: nox.Session) -> None:
     """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
     session.install("-r", "tests/real/requirements-deepspeed.txt")
     install(session, "transformers>=4.45", "safetensors", "pytest")
-    session.run("pytest", "--noconftest", "tests/real/check_deepspeed.py", *session.posargs)
+    judge(session, "check_deepspeed.py")
 
 
 @nox.session
@@ -138,9 +145,7 @@ def real_nxdt(session: nox.Session) -> None:
     session.run("pip", "download", "--no-deps", "--dest", folder, "torch_xla==2.9.0")
     (wheel,) = Path(folder).glob("torch_xla-*.whl")
     install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "pytest")
-    session.run(
-        "pytest", "--noconftest", "tests/real/check_nxdt.py", *session.posargs, env={"TORCH_XLA_WHEEL": str(wheel)}
-    )
+    judge(session, "check_nxdt.py", {"TORCH_XLA_WHEEL": str(wheel)})
 
 
 @nox.session
@@ -149,7 +154,15 @@ def real_nemo1(session: nox.Session) -> None:
     session.install("-r", "tests/real/requirements-nemo1.txt")
     install(session, "pytest")
     session.install("--no-deps", "setuptools==69.5.1")  # Lightning 2.0 imports pkg_resources, which newer ones lack
-    session.run("pytest", "--noconftest", "tests/real/check_nemo1.py", *session.posargs)
+    judge(session, "check_nemo1.py")
+
+
+@nox.session
+def real_nemo2(session: nox.Session) -> None:
+    """NeMo 2.4 itself (from sources, on CPU) loads what we write; its logits equal those of transformers."""
+    session.install("-r", "tests/real/requirements-nemo2.txt")
+    install(session, "pytest")
+    judge(session, "check_nemo2.py")
 
 
 @nox.session
@@ -157,7 +170,7 @@ def real_nxdt_models(session: nox.Session) -> None:
     """NxD Training's own model classes (on CPU) load what we write; $NXD_SOURCE and $NXDT_SOURCE are clones of both packages."""
     session.install("-r", "tests/real/requirements-nxdt-models.txt")
     install(session, "safetensors", "pytest")
-    session.run("pytest", "--noconftest", "tests/real/check_nxdt_models.py", *session.posargs)
+    judge(session, "check_nxdt_models.py")
 
 
 @nox.session

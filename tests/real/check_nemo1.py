@@ -7,12 +7,12 @@ sources of NeMo, Megatron-LM and apex, of the versions in README.md.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import sentencepiece
 import tiny_models
@@ -124,44 +124,45 @@ def _make_vit(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The stand-ins first, then Megatron-Core alone: `megatron/__init__.py` of the whole repository asks for its tools."""
+def nemo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[forked.Case], str | None]]:
+    """The judge. It sees the stand-ins first, then Megatron-Core alone: `megatron/__init__.py` of the whole asks for its tools."""
     missing = [name for name, folder in SOURCES.items() if not folder]
     assert not missing, f"set {', '.join(missing)}: see README.md"
     core = tmp_path_factory.mktemp("core")
     (core / "megatron").mkdir()
     (core / "megatron/core").symlink_to(Path(str(SOURCES["NEMO1_CORE_SOURCE"])).resolve() / "megatron/core")
     folders = [HERE / "te", HERE, core, SOURCES["NEMO1_SOURCE"], SOURCES["APEX_SOURCE"]]
-    return os.pathsep.join(map(str, folders))
+    settings = {"PYTORCH_JIT": "0", "TE_STANDIN_VERSION": "1.2.0", "HF_HUB_OFFLINE": "1"}
+    path = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    with forked.started([sys.executable, str(HERE / "nemo1_judge.py")], core / "judge.log", settings | path) as ask:
+        yield ask
 
 
-def off(archive: Path, model: Path, python_path: str, **ranks: int) -> float:
+def off(archive: Path, model: Path, nemo: Callable[[forked.Case], str | None], tp: int = 1, pp: int = 1) -> float:
     """How far NeMo's logits are from those of transformers at the most, where a token is."""
-    out = archive.with_suffix(".logits.safetensors")
-    topology = [word for name, size in ranks.items() for word in (f"--{name}", str(size))]
-    inputs = model.with_suffix(".ids.safetensors")
-    command = [sys.executable, str(HERE / "nemo1_judge.py"), str(archive), str(inputs), str(out), *topology]
-    settings = {"PYTHONPATH": python_path, "PYTORCH_JIT": "0", "TE_STANDIN_VERSION": "1.2.0", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
-    assert done.returncode == 0, done.stderr[-4000:]
+    out, inputs = archive.with_suffix(".logits.safetensors"), model.with_suffix(".ids.safetensors")
+    files = {"archive": str(archive), "inputs": str(inputs), "out": str(out)}
+    failure = nemo({**files, "tp": tp, "pp": pp, "world": tp * pp})
+    assert failure is None, failure
     expected = load_file(model.with_suffix(".logits.safetensors"))["logits"]
     keep = load_file(inputs).get("decoder_attention_mask", torch.ones(expected.shape[:-1])).bool()
     found = load_file(out)["logits"][..., : expected.shape[-1]]
-    return (found - expected)[keep].abs().max().item()
+    print(f"off by {(difference := (found - expected)[keep].abs().max().item()):.2e}")
+    return difference
 
 
 @pytest.mark.parametrize(("family", "ranks", "options"), GPT, ids=str)
 def test_nemo_computes_what_transformers_computes(
-    family: str, ranks: dict, options: dict, made: Callable, python_path: str, tmp_path: Path
+    family: str, ranks: dict, options: dict, made: Callable, nemo: Callable, tmp_path: Path
 ) -> None:
     model = made(family)
     archive = tmp_path / ("run" if "container" in options else "x.nemo")
     convert(model, archive, to="nemo", **ranks, options={"tokenizer_name": str(model), **options})
-    assert off(archive, model, python_path, **ranks) <= TOLERANCE
+    assert off(archive, model, nemo, **ranks) <= TOLERANCE
 
 
 def test_nemo_computes_with_bf16_weights_what_transformers_computes(
-    made: Callable, python_path: str, tmp_path: Path
+    made: Callable, nemo: Callable, tmp_path: Path
 ) -> None:
     """Both compute in float32, on weights that bf16 holds."""
     model = LlamaForCausalLM.from_pretrained(made("llama"), attn_implementation="eager").eval()
@@ -171,26 +172,24 @@ def test_nemo_computes_with_bf16_weights_what_transformers_computes(
     _record(model, tmp_path, "rounded", load_file(made("llama").with_suffix(".ids.safetensors")))
     _add_tokenizer(source := tmp_path / "rounded")
     convert(source, tmp_path / "x.nemo", to="nemo", dtype="bf16", options={"tokenizer_name": str(source)})
-    assert off(tmp_path / "x.nemo", source, python_path) <= TOLERANCE
+    assert off(tmp_path / "x.nemo", source, nemo) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", T5)
 @pytest.mark.parametrize(("container", "tp"), [("nemo", 1), ("nemo", 2), ("ckpt", 1)])
-def test_nemo_computes_t5(
-    family: str, container: str, tp: int, made: Callable, python_path: str, tmp_path: Path
-) -> None:
+def test_nemo_computes_t5(family: str, container: str, tp: int, made: Callable, nemo: Callable, tmp_path: Path) -> None:
     model, archive = made(family), tmp_path / ("run" if container == "ckpt" else "x.nemo")
     convert(model, archive, to="nemo", tp=tp, options={"container": container})
-    assert off(archive, model, python_path, tp=tp) <= TOLERANCE
+    assert off(archive, model, nemo, tp=tp) <= TOLERANCE
 
 
-def test_nemo_computes_vit(made: Callable, python_path: str, tmp_path: Path) -> None:
+def test_nemo_computes_vit(made: Callable, nemo: Callable, tmp_path: Path) -> None:
     convert(made("vit"), tmp_path / "x.nemo", to="nemo")
-    assert off(tmp_path / "x.nemo", made("vit"), python_path) <= TOLERANCE
+    assert off(tmp_path / "x.nemo", made("vit"), nemo) <= TOLERANCE
 
 
 def test_the_judge_sees_gate_and_up_exchanged(
-    made: Callable, python_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable, nemo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check can fail: of what is written in another order than NeMo's, the logits are far off."""
     from ckpt_core.layout import row
@@ -200,4 +199,4 @@ def test_the_judge_sees_gate_and_up_exchanged(
     monkeypatch.setattr(weights, "GATED", [exchanged, *weights.GATED[1:]])
     model = made("llama")
     convert(model, tmp_path / "x.nemo", to="nemo", options={"tokenizer_name": str(model)})
-    assert off(tmp_path / "x.nemo", model, python_path) > 0.1
+    assert off(tmp_path / "x.nemo", model, nemo) > 0.1
