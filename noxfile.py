@@ -161,6 +161,7 @@ def real_nemo1(session: nox.Session) -> None:
 def real_nemo2(session: nox.Session) -> None:
     """NeMo 2.4 itself (from sources, on CPU) loads what we write; its logits equal those of transformers."""
     session.install("-r", "tests/real/requirements-nemo2.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-nemo2-run.txt")
     install(session, "pytest")
     judge(session, "check_nemo2.py")
 

@@ -15,6 +15,7 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.launch import UNKNOWN, Argument, Launch, override
 from ckpt_core.plugins.discovery import all_plugins
 from ckpt_core.testing import example, write_ir
+from ckpt_core.testing.examples import ABSENT
 from ckpt_megatron.launch import VERSIONS, line_of
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "nemo-t5"
@@ -193,6 +194,17 @@ def test_a_nemo_that_computes_it_is_started(tmp_path) -> None:
     assert {"++model.qkv_bias=true", "++model.hidden_size=288", "++model.transformer_engine=true"} <= {*newer.words}
     with pytest.raises(Refusal, match=r"no argument of NeMo 2\.0 says container"):
         launched(tmp_path, "biased", to="nemo", options={"container": "ckpt"})
+
+
+def test_tensor_and_expert_parallel_ranks_have_sequences_split(tmp_path) -> None:
+    """Megatron-Core refuses to build a config of both without it."""
+    write_ir(tmp_path / "m", example("moe", mlp__moe__shared=ABSENT))
+    for ranks in ({"tp": 2, "ep": 2}, {"tp": 2}, {"ep": 2}):
+        convert(tmp_path / "m", tmp_path / "out", to="megatron", overwrite=True, **ranks)
+        assert ("--sequence-parallel" in launch_of(tmp_path / "out").words) is (len(ranks) == 2)
+        convert(tmp_path / "m", tmp_path / "nemo", to="nemo2", overwrite=True, **ranks)
+        context = (tmp_path / "nemo/context/model.yaml").read_text()
+        assert ("sequence_parallel: true" in context) is (len(ranks) == 2)
 
 
 def test_the_receipt_and_the_summary_say_how_to_start(tmp_path, capsys) -> None:

@@ -103,7 +103,6 @@ def assert_loaded(results: dict[str, dict[str, Any]]) -> None:
         (DENSE + EXPERTS, {"tp": 2}),
         (DENSE, {"tp": 2, "pp": 2}),
         (EXPERTS, {"ep": 2}),
-        (EXPERTS, {"tp": 2, "ep": 2}),
         (EXPERTS, {"pp": 2, "ep": 2}),
     ],
     ids=str,

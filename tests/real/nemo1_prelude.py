@@ -6,6 +6,7 @@ before NeMo.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import sys
@@ -38,10 +39,23 @@ def _version_of(version: Any) -> Any:
     return lambda name: standin if name == "transformer-engine" else version(name)
 
 
+def _hashable(dataclass: Any) -> Any:
+    """`dataclasses.dataclass` as until Python 3.10: NeMo before 1.21 has objects as defaults, which 3.11 wants hashable."""
+
+    def made(kind: Any = None, /, **how: Any) -> Any:
+        if kind is None:
+            return lambda kind: made(kind, **how)
+        of_nemo = kind.__module__.startswith("nemo.") and "__hash__" not in vars(kind)
+        return dataclass(kind, **({"unsafe_hash": True} if of_nemo else {}) | how)
+
+    return made
+
+
 def _layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
     return torch.nn.functional.layer_norm(x, x.shape[-1:], gamma, beta, epsilon), torch.zeros(1), torch.zeros(1)
 
 
+dataclasses.dataclass = _hashable(dataclasses.dataclass)
 torch.load = _loads_any_class(torch.load)
 torch.histc = _of_integers(torch.histc)
 importlib.metadata.version = _version_of(importlib.metadata.version)

@@ -32,6 +32,7 @@ _RANKS = (
     "pipeline_model_parallel_size",
     "expert_model_parallel_size",
     "expert_tensor_parallel_size",
+    "sequence_parallel",
     "num_layers_per_virtual_pipeline_stage",
     "num_virtual_stages_per_pipeline_rank",
     "decoder_first_pipeline_num_layers",

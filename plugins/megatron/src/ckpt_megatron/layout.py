@@ -77,6 +77,13 @@ class FileLayout:
         return {"tp": self.tp, "pp": self.pp, "ep": self.ep} | ({"vpp": self.vpp} if self.vpp > 1 else {})
 
     @property
+    def sequence_parallel(self) -> bool:
+        """Whether activations are split over the tensor parallel ranks: Megatron-Core builds no config of tensor and expert
+        parallel ranks without it (model_parallel_config.py).
+        """
+        return self.tp > 1 and self.ep > 1
+
+    @property
     def qkv_order(self) -> str:
         """The order of q, k and v (see `weights.QKV_ORDERS`)."""
         return "2.0" if self.version >= 2 else "1.0" if self.version >= 1 else "0"
@@ -90,7 +97,7 @@ class FileLayout:
             "expert_model_parallel_size": self.ep,
             "expert_tensor_parallel_size": self.tp,
             "context_parallel_size": 1,
-            "sequence_parallel": False,
+            "sequence_parallel": self.sequence_parallel,
             "transformer_impl": "transformer_engine" if self.names == "te" else "local",
             "moe_grouped_gemm": self.grouped,
             "use_legacy_models": self.names == "legacy",

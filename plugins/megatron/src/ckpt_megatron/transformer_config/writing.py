@@ -38,4 +38,6 @@ def running(layout: FileLayout, model: Model, dtype: DType | None) -> dict[str, 
     sizes = {key: getattr(layout, name) for name, key in RANKS.items() if name != "vpp"}
     dtype_name = f"torch.{most.torch}"
     named = {"params_dtype": dtype_name, "pipeline_dtype": dtype_name}
+    if layout.sequence_parallel:
+        sizes["sequence_parallel"] = True
     return {**sizes, **named, "bf16": most.name == "bf16", "fp16": most.name == "fp16"}
