@@ -80,16 +80,16 @@ def shortened(text: str) -> str:
 
 
 def installed(package: str) -> bool:
-    """Whether a package (`megatron.core`) could be imported; none of it is."""
+    """Whether a package (`megatron.core`) could be imported; none of it is. A folder of its name, without code, is none."""
     path: Sequence[str] | None = None
-    name = ""
+    name, origin = "", None
     for part in package.split("."):
         name = f"{name}.{part}" if name else part
         spec = PathFinder.find_spec(name, path)
         if spec is None:
             return False
-        path = spec.submodule_search_locations
-    return True
+        path, origin = spec.submodule_search_locations, spec.origin
+    return origin is not None
 
 
 def named(distribution: str) -> str:
