@@ -240,11 +240,11 @@ def launch_lines(launch: Launch | None, path: str) -> list[str]:
         return []
     count = len(launch.silent)
     told = (
-        f"{launch.framework} does not take {plural(count, 'argument')} from the checkpoint"
+        f"does not take {plural(count, 'argument')} from the checkpoint"
         if count
-        else (f"{launch.framework} takes everything from the checkpoint")
+        else "takes everything from the checkpoint"
     )
-    return [f"{told}: see ckpt launch {shlex.quote(path)}"]
+    return [f"{launch.framework} {told}: see ckpt launch {shlex.quote(path)}"]
 
 
 def side_text(side: Checkpoint | Target, path: str) -> str:
