@@ -29,8 +29,9 @@ from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.architecture.schema import Pooling
 from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
-from ckpt_core.layout import Config, Drop, Row, Table
-from ckpt_core.layout import fields as config_lines
+from ckpt_core.config import Config
+from ckpt_core.config import table as config_lines
+from ckpt_core.layout import Drop, Row, Table
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import option_table
 from ckpt_core.testing import example, example_architectures, variations

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ckpt_core.engine.seal import sealed
+from ckpt_core.receipt.seal import sealed
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ import numpy as np
 
 from ckpt_core.architecture import dumps, from_json, parameters
 from ckpt_core.checkpoint import Checkpoint, Loss, OutputFile, Placement, Sidecar, Target
-from ckpt_core.engine.assembly import Assembler, Shard, Source
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Link, Native, Piece, Tile, row
 from ckpt_core.plugins import FormatInfo, Option, hookimpl
 from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.rewrite import Model, untied_head
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object
 from ckpt_core.storage.safetensors import plan_file, read_header
+from ckpt_core.tensors.assembly import Assembler, Shard, Source
 
 FILE = "toy.safetensors"
 

@@ -12,11 +12,11 @@ import pytest
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
-from ckpt_core.company import companions_of, files_in, known_ids, losses_of, with_sound_ids
+from ckpt_core.company.companions import companions_of, files_in, known_ids, losses_of, with_sound_ids
+from ckpt_core.company.tokenizer import ids_of, size_of
 from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.home import at_home
+from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.testing.examples import calm_numbers, example, write_ir
-from ckpt_core.tokenizer import ids_of, size_of
 
 TOKENS = {"tokens.vocabulary": 212, "tokens.padded_vocabulary": 212}
 # every format holds heads that share the hidden size
@@ -182,7 +182,7 @@ class TestTransformers:
     def test_every_class_with_ids_of_its_own_has_them_written(self) -> None:
         """As transformers itself has them: each key that a class would fill is one that is written as null."""
         transformers = pytest.importorskip("transformers")
-        from ckpt_core.layout import Note
+        from ckpt_core.config import Note
         from ckpt_hf.config import FAMILIES
 
         for family in FAMILIES:

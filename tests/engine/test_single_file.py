@@ -22,8 +22,8 @@ from ckpt_core.engine import run
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.engine.run import RECEIPT, run_plan
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.tar import plan_tar
+from ckpt_core.storage.archive.tar import plan_tar
+from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tree import open_tree
 from ckpt_core.verify.files import check_files
 from ckpt_core.verify.receipt import find_receipt

@@ -21,7 +21,7 @@ from ckpt_core import convert
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import destination as destinations
 from ckpt_core.errors import CkptError
-from ckpt_core.storage import files
+from ckpt_core.storage.bytes import files
 
 TO = {"to": "nanotron", "tp": 2}
 

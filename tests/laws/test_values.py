@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from ckpt_core.engine.digest import TensorDigest, fingerprint
 from ckpt_core.errors import FormatError, UsageError
 from ckpt_core.layout import neg_exp, plus_one, scale
 from ckpt_core.storage.dtypes import BF16, BY_NAME, BY_TORCH, FP16, FP32, FP64, DType, decode, dtype_named, encode
+from ckpt_core.tensors.digest import TensorDigest, fingerprint
 
 FLOATING = [dtype for dtype in BY_NAME.values() if dtype.floating]
 

@@ -16,7 +16,7 @@ from ckpt_core.ledger import (
     tensor_bytes,
 )
 from ckpt_core.storage.dtypes import dtype_named
-from ckpt_core.storage.opaque import Opaque
+from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.tensor import StoredTensor
 
 TABLE = Contents({"model*": "weights", "optimizer": OPTIMIZER, "lr": SETTINGS})

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_core.storage.opaque import Opaque
-from ckpt_core.storage.pickle_writer import write_pickle
-from ckpt_core.storage.pickles import read_pickle
+from ckpt_core.storage.pickle.opaque import Opaque
+from ckpt_core.storage.pickle.reader import read_pickle
+from ckpt_core.storage.pickle.writer import write_pickle
 
 MARKER = "ckpt-malice-marker"
 

@@ -28,19 +28,19 @@ from types import FrameType
 from ckpt_core.api import read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage import safetensors
-from ckpt_core.storage.dcp import read_distributed
-from ckpt_core.storage.dcp_write import ChunkSpec, plan_distributed
+from ckpt_core.storage.archive.tar import plan_tar
+from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.chunks.dcp import read_distributed
+from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
+from ckpt_core.storage.chunks.zarr import read_zarr
+from ckpt_core.storage.documents import parse_json, parse_yaml
 from ckpt_core.storage.dtypes import BF16, FP32
-from ckpt_core.storage.jsonfile import parse_json, parse_yaml
-from ckpt_core.storage.opaque import Opaque
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.storage.pickles import read_pickle
-from ckpt_core.storage.tar import plan_tar
-from ckpt_core.storage.torchnest import plan_nest, torch_bytes
-from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.storage.pickle.opaque import Opaque
+from ckpt_core.storage.pickle.reader import read_pickle
+from ckpt_core.storage.torch.nest import plan_nest, torch_bytes
+from ckpt_core.storage.torch.reading import read_torch_file
+from ckpt_core.storage.torch.writing import TensorSpec
 from ckpt_core.storage.tree import open_tree
-from ckpt_core.storage.zarr import read_zarr
 
 GOLDENS = Path(__file__).parents[1] / "golden"
 SECONDS = 5

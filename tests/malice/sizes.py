@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from ckpt_core.storage.tar import BLOCK, _header
+from ckpt_core.storage.archive.tar import BLOCK, _header
 
 _MODULE = b"torch.distributed.checkpoint."
 

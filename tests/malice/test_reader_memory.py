@@ -11,9 +11,9 @@ import tarfile
 import pytest
 
 from ckpt_core.errors import CkptError, FormatError, Problems, ProblemsFound
-from ckpt_core.storage import tar
-from ckpt_core.storage.jsonfile import parse_json, parse_yaml
-from ckpt_core.storage.pickles import Limits, read_pickle
+from ckpt_core.storage.archive import tar
+from ckpt_core.storage.documents import parse_json, parse_yaml
+from ckpt_core.storage.pickle.reader import Limits, read_pickle
 
 # Bytes of memory for one byte of the pickle: 216, 72, 58, 62 and 44, and each file would take more than 2 GB.
 GREEDY = {
@@ -26,7 +26,7 @@ GREEDY = {
 READ = """
 import resource, sys
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.pickles import Limits, read_pickle
+from ckpt_core.storage.pickle.reader import Limits, read_pickle
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,10 +14,10 @@ import pytest
 from malice.sizes import metadata_of_keys, slices, write_tar
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.chunked import Span, tiles
-from ckpt_core.storage.dcp import METADATA, read_distributed
+from ckpt_core.storage.archive.tar import list_tar
+from ckpt_core.storage.chunks.dcp import METADATA, read_distributed
+from ckpt_core.storage.chunks.tensor import Span, tiles
 from ckpt_core.storage.dtypes import FP32
-from ckpt_core.storage.tar import list_tar
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_nanotron.files import parse_slices
 

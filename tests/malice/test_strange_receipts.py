@@ -9,9 +9,9 @@ import pytest
 from support.goldens import goldens
 
 from ckpt_core.api import convert, plan_conversion
-from ckpt_core.engine.seal import sealed
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import all_plugins
+from ckpt_core.receipt.seal import sealed
 
 STRANGE = ["nonsense", 5, {"nonsense": [{}]}]
 CHOICES = """target interleaved model names container experts checkpoint_version spelling config tokenizer step

@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion, read_checkpoint
-from ckpt_core.engine.assembly import Assembly
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.tensor import Record
+from ckpt_core.tensors.assembly import Assembly
 
 LLAMA, BLOOM = ("nanotron", "main_llama_tp2_pp1_bf16"), ("megatron-deepspeed", "bloom-tp2-dp2-bf16-ds070")
 TORCH_FILES: dict[str, tuple[tuple[str, str], str, dict[str, object]]] = {

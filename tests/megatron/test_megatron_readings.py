@@ -18,7 +18,7 @@ from support.distributed import DistributedEntries
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import Activation, Architecture, PerLayer, RotaryKind, architecture_of
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.chunked import tiles
+from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_megatron.config import read_args
 
 ARGS = {

@@ -281,7 +281,7 @@ def test_a_field_without_meaning_may_be_left_out(run: Path) -> None:
 
 def test_no_value_of_a_field_crashes_the_reader(original: Path) -> None:
     from ckpt_core.architecture import architecture_of
-    from ckpt_core.layout import Config
+    from ckpt_core.config import Config
     from ckpt_megatron.transformer_config.config_fields import HARMLESS
     from ckpt_nemo.nemo2.config import GPT, MLA
 

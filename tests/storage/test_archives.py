@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage import inflate
-from ckpt_core.storage.inflate import inflated, open_stored
-from ckpt_core.storage.output import Checksum, OutputFile
-from ckpt_core.storage.tar import Listing, list_tar, plan_tar
+from ckpt_core.storage.archive import inflate
+from ckpt_core.storage.archive.inflate import inflated, open_stored
+from ckpt_core.storage.archive.tar import Listing, list_tar, plan_tar
+from ckpt_core.storage.bytes.output import Checksum, OutputFile
 from ckpt_core.storage.tree import is_archive, open_tree
 
 FILES = {

@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(params=["zlib-ng", "zlib"])
 def crc32(request, monkeypatch):
     """The module as it is where zlib-ng is installed, and where it is not."""
-    from ckpt_core.storage import crc32
+    from ckpt_core.storage.bytes import crc32
 
     if request.param == "zlib":
         monkeypatch.setitem(sys.modules, "zlib_ng.zlib_ng", None)
@@ -53,7 +53,7 @@ def test_lengths_beyond_32_bits(crc32):
 
 def test_the_fallback_agrees_with_zlib_ng(monkeypatch):
     fast = pytest.importorskip("zlib_ng.zlib_ng")
-    from ckpt_core.storage import crc32
+    from ckpt_core.storage.bytes import crc32
 
     monkeypatch.setitem(sys.modules, "zlib_ng.zlib_ng", None)
     slow = importlib.reload(crc32).crc32_combine

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.byterange import ByteRange
-from ckpt_core.storage.opaque import Opaque, brief
-from ckpt_core.storage.pickle_graph import measure
-from ckpt_core.storage.pickle_refused import is_refused
-from ckpt_core.storage.pickle_writer import write_pickle
-from ckpt_core.storage.pickles import Limits, read_pickle
+from ckpt_core.storage.bytes.byterange import ByteRange
+from ckpt_core.storage.pickle.graph import measure
+from ckpt_core.storage.pickle.opaque import Opaque, brief
+from ckpt_core.storage.pickle.reader import Limits, read_pickle
+from ckpt_core.storage.pickle.refused import is_refused
+from ckpt_core.storage.pickle.writer import write_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 FILE = "folder/evil.pkl"

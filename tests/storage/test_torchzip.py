@@ -20,8 +20,8 @@ import torch
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BY_NAME, BY_TORCH
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torch_tensors import StoredStorage
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.storage.torch.reading import read_torch_file
+from ckpt_core.storage.torch.tensors import StoredStorage
 
 DTYPES = sorted(BY_TORCH)
 
@@ -515,7 +515,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path):
 
 
 def test_many_members_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("ckpt_core.storage.zipdir._MAX_MEMBERS", 3)
+    monkeypatch.setattr("ckpt_core.storage.archive.zipdir._MAX_MEMBERS", 3)
     (tmp_path / "model.pt").write_bytes(GOOD_ZIP)
     with pytest.raises(FormatError, match="too many members"):
         read_torch_file(tmp_path / "model.pt")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.crc32 import of_remainder
+from ckpt_core.storage.bytes.crc32 import of_remainder
 from ckpt_core.storage.dtypes import BF16, BY_NAME, BY_TORCH, FP32
-from ckpt_core.storage.opaque import Opaque
-from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_core.storage.torchzip_write import TensorSpec, TorchFilePlan, patch_crc, plan_torch_file
+from ckpt_core.storage.pickle.opaque import Opaque
+from ckpt_core.storage.torch.reading import read_torch_file
+from ckpt_core.storage.torch.writing import TensorSpec, TorchFilePlan, patch_crc, plan_torch_file
 
 
 def write(plan: TorchFilePlan, path: Path, data: list[bytes]) -> None:

@@ -10,10 +10,10 @@ import torch
 from support import nxdt
 
 from ckpt_core.errors import FormatError
+from ckpt_core.storage.bytes.files import read_range
 from ckpt_core.storage.dtypes import BF16, FP32
-from ckpt_core.storage.files import read_range
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.xser import AbsentTensor, plan_xser, read_xser
+from ckpt_nxdt.xser import AbsentTensor, plan_xser, read_xser
 
 
 def saved(path: Path, nest: object, *tensors: torch.Tensor, info: bool = True) -> Path:

@@ -23,13 +23,13 @@ from support.goldens import every_golden
 
 from ckpt_core import open_checkpoint
 from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.engine.assembly import Assembler
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Native
 from ckpt_core.plugins import WriteRequest
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import BF16
+from ckpt_core.tensors.assembly import Assembler
 from ckpt_core.testing.examples import ABSENT, example, example_architectures
 from ckpt_core.verify.declared import FILE, Declared
 from ckpt_core.verify.tracer import model_of_holes

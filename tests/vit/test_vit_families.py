@@ -17,10 +17,10 @@ from torch import nn
 from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from ckpt_core import convert, open_checkpoint
-from ckpt_core.engine.assembly import Source
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.rewrite import Model, resized_images
+from ckpt_core.tensors.assembly import Source
 
 TOLERANCE = 1e-5
 SIZES = {

@@ -1,6 +1,6 @@
 """ckpt: model checkpoints from any training framework to any other, exactly, in bounded memory."""
 
-__version__ = "0.1.0"
+from ckpt_core.version import VERSION as __version__
 
 __all__ = ["__version__", "convert", "fingerprint", "open_checkpoint"]
 

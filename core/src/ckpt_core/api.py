@@ -21,10 +21,8 @@ import numpy as np
 
 from ckpt_core.architecture import Architecture, Axis, differing, facts_of, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.company import with_config, with_sound_ids
+from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.diagnosis import broken_off, diagnosis
-from ckpt_core.engine.assembly import Assembly, Source
-from ckpt_core.engine.digest import fingerprint as combine
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
@@ -36,9 +34,11 @@ from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
+from ckpt_core.storage.bytes.home import at_home
+from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.dtypes import DType, decode, dtype_named
-from ckpt_core.storage.home import at_home
-from ckpt_core.storage.remote import localised
+from ckpt_core.tensors.assembly import Assembly, Source
+from ckpt_core.tensors.digest import fingerprint as combine
 
 _CHUNK_BYTES = 4 << 20
 
@@ -553,7 +553,7 @@ def architecture_differences(left: Architecture, right: Architecture) -> Iterato
 
 def first_difference(left: Checkpoint, right: Checkpoint, name: str) -> Difference:
     """Where two tensors of one shape first differ, and by how much at most, read in pieces."""
-    from ckpt_core.engine.assembly import boxes
+    from ckpt_core.tensors.assembly import boxes
 
     sources = [Source(side.files) for side in (left, right)]
     assemblies = [side.tensors[name] for side in (left, right)]

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.engine.assembly import Assembly
 from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table
 from ckpt_core.ledger import Ledger, Loss
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.tree import Extent
+from ckpt_core.tensors.assembly import Assembly
 
 
 @dataclass(frozen=True, slots=True)

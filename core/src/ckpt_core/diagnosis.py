@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError, FormatError, ProblemsFound
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json
-from ckpt_core.storage.pointers import LONGEST
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.pointers import LONGEST
+from ckpt_core.storage.documents import read_json
 
 Recognised = Callable[[str], list[str]]
 """The names of the installed formats that recognise a path."""

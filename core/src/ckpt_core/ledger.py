@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckpt_core.sizes import size_text
-from ckpt_core.storage.chunked import Blob, ChunkedTensor
-from ckpt_core.storage.opaque import Opaque
+from ckpt_core.storage.chunks.tensor import Blob, ChunkedTensor
+from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.tree import Extent, Tree
 

@@ -3,6 +3,7 @@
 from ckpt_core.architecture.facts import Facts, PerLayer, architecture_of, differing, facts_of, same_value
 from ckpt_core.architecture.parameters import Axis, Parameter, parameters
 from ckpt_core.architecture.schema import (
+    SCALING_FIELDS,
     Activation,
     Architecture,
     Attention,
@@ -14,6 +15,7 @@ from ckpt_core.architecture.schema import (
     Moe,
     Norm,
     Patches,
+    Pooling,
     Positions,
     RelativeBias,
     Rotary,
@@ -28,8 +30,8 @@ from ckpt_core.architecture.serial import dumps, from_json, to_json
 from ckpt_core.architecture.validate import rotary_width, validate
 
 __all__ = [
-    "Activation", "Architecture", "Attention", "Axis", "Classifier", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
-    "Norm", "Parameter", "Patches", "PerLayer", "Positions", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
+    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
+    "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
     "SharedExpert", "Stack", "Tokens", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",
 ]  # fmt: skip

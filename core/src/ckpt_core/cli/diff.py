@@ -60,7 +60,7 @@ def options_of_two(
     if not options:
         return {}, {}
     from ckpt_core.api import find_format
-    from ckpt_core.storage.remote import localised
+    from ckpt_core.storage.bytes.remote import localised
 
     known = []
     for path, name in zip(paths, formats, strict=True):

@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from ckpt_core.architecture import Architecture, Layer, Stack, parameters
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.assembly import Assembly
 from ckpt_core.errors import CkptError
+from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import DType, commonest
-from ckpt_core.storage.files import FileState
+from ckpt_core.tensors.assembly import Assembly
 
 _KEPT = 2  # of what repeats
 _LONGEST = 16  # layers of a pattern that repeats; Gemma 3 has six

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.transfer import Result, checksum_name
-from ckpt_core.storage import crc32
-from ckpt_core.storage.files import pwrite_all, start_writeback, written
-from ckpt_core.storage.output import Checksum, OutputFile
+from ckpt_core.storage.bytes import crc32
+from ckpt_core.storage.bytes.files import pwrite_all, start_writeback, written
+from ckpt_core.storage.bytes.output import Checksum, OutputFile
 
 
 class Completion:

@@ -11,8 +11,8 @@ from ckpt_core.errors import CkptError
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
 from ckpt_core.plugins.request import ReadRequest, typed_options
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.space import free_space
+from ckpt_core.storage.bytes.space import free_space
+from ckpt_core.storage.documents import read_json_object
 
 
 def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:

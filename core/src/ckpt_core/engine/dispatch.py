@@ -26,13 +26,13 @@ from concurrent.futures import (
     wait,
 )
 
-from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
 from ckpt_core.engine.worker import KEPT, Report, Run, Sample, perform
 from ckpt_core.errors import CkptError, FormatError, WorkerError
-from ckpt_core.storage.files import read_range
+from ckpt_core.storage.bytes.files import read_range
+from ckpt_core.tensors.assembly import Source
 
 _PATIENCE = 30.0  # seconds
 _TWINS = 2

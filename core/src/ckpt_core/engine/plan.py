@@ -17,19 +17,19 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
-from ckpt_core import __version__
 from ckpt_core.architecture import parameters, to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
-from ckpt_core.company import losses_of
-from ckpt_core.engine.assembly import Assembly, Block, flat_tile, significant_bits
+from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.records import watched
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Native, Scale, ValueMap
-from ckpt_core.storage.dtypes import FP32, DType, dtype_named
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.home import Home
-from ckpt_core.storage.output import Checksum
+from ckpt_core.layout import Scale, ValueMap
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.home import Home
+from ckpt_core.storage.bytes.output import Checksum
+from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import contiguous_strides
+from ckpt_core.tensors.assembly import Assembly, Block, flat_tile, significant_bits
+from ckpt_core.version import VERSION
 
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
@@ -38,7 +38,6 @@ _INTERPRETER = 40 << 20  # with NumPy, and what a small plan takes
 # benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
 _PER_BLOCK, _PER_LITERAL = 1100, 1400
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
-_WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class Plan:
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
-        yield __version__
+        yield VERSION
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
             yield f"{state.path} {state.size} {state.mtime_ns}"
@@ -180,20 +179,6 @@ class Plan:
             "losses": [loss.to_json() for loss in self.losses],
             "plan": self.hash,
         }
-
-
-def storage_dtype(native: Native, tensors: Mapping[str, Assembly], wanted: DType | None) -> DType:
-    """The dtype a native tensor is stored in: what its row fixes, else `wanted`, else the widest of its parts.
-
-    A part whose values were computed (an attention scale folded into it) is at least float32, so that nothing is rounded.
-    """
-    if native.row.dtype is not None:
-        return dtype_named(native.row.dtype)
-    if wanted is not None:
-        return wanted
-    parts = [tensors[piece.parameter] for piece in native.pieces]
-    dtypes = [part.dtype for part in parts] + [part.value_dtype for part in parts if part.computed]
-    return max(dtypes, key=lambda dtype: _WIDER[dtype.name])
 
 
 def make_plan(

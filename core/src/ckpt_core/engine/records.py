@@ -1,7 +1,7 @@
 """The records of the source that have a CRC-32 of their own (members of torch's zip archives), checked while they are read.
 
 A record is checked if the blocks that are read hold each of its bytes once: then its CRC adds up from what the transfers
-read, in whatever order and by whatever process (see `storage.crc32`), and nothing is read a second time. Of a record that is
+read, in whatever order and by whatever process (see `storage.bytes.crc32`), and nothing is read a second time. Of a record that is
 read in part (rows of padding that are left out, a tensor that nothing takes) nothing is known.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from ckpt_core.engine.assembly import Assembly, Block, Source
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Link
-from ckpt_core.storage import crc32
+from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.tensor import Record
+from ckpt_core.tensors.assembly import Assembly, Block, Source
 
 _PRIME = (1 << 61) - 1
 _BASE = 0x1B9E3779B97F4A7C % _PRIME

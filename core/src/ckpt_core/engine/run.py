@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from ckpt_core import __version__
 from ckpt_core.architecture import to_json
-from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.destination import check_destination, room_for
-from ckpt_core.engine.digest import fingerprint
 from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
-from ckpt_core.engine.seal import read_receipt, sealed
 from ckpt_core.engine.staging import RECEIPT, Staging, boot_id, receipt_path
 from ckpt_core.engine.transfer import Result, Sink
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
-from ckpt_core.storage.files import pwrite_all, read_small, written
+from ckpt_core.receipt.seal import read_receipt, sealed
+from ckpt_core.storage.bytes.files import pwrite_all, read_small, written
+from ckpt_core.tensors.assembly import Source
+from ckpt_core.tensors.digest import fingerprint
+from ckpt_core.version import VERSION
 
 _WHOLE_FILE_DIGEST = 1 << 20
 
@@ -188,7 +188,7 @@ def make_receipt(
     return Receipt(
         sealed(
             {
-                "ckpt": __version__,
+                "ckpt": VERSION,
                 "plan": plan.hash,
                 "fingerprint": fingerprint(
                     (name, parameters[name].true_shape, results[name].digest) for name in parameters

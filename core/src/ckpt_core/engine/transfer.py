@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.engine.assembly import Box, Source, boxes, tile_view
-from ckpt_core.engine.digest import TensorDigest
 from ckpt_core.engine.plan import Delivery, Transfer
-from ckpt_core.engine.strided import write_box
-from ckpt_core.errors import Refusal
 from ckpt_core.layout import ValueMap
-from ckpt_core.storage import crc32
-from ckpt_core.storage.dtypes import FP32, DType, decode, encode
-from ckpt_core.storage.files import Folder, OpenFiles, pwrite_all, start_writeback
-from ckpt_core.storage.output import Checksum
-from ckpt_core.storage.space import take_space
+from ckpt_core.storage.bytes import crc32
+from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_writeback
+from ckpt_core.storage.bytes.output import Checksum
+from ckpt_core.storage.bytes.space import take_space
+from ckpt_core.storage.dtypes import FP32, DType, decode
+from ckpt_core.tensors.assembly import Box, Source, boxes, tile_view
+from ckpt_core.tensors.digest import TensorDigest
+from ckpt_core.tensors.stored import stored_values
+from ckpt_core.tensors.strided import write_box
 
 _DIRTY = 8 << 20
 
@@ -32,7 +32,7 @@ class Result:
     """What a transfer leaves for the receipt: the digest of the values as written, and of the source's if they differ.
 
     `remainders` are what it wrote below each checksum, a file's whole one included, and `records` what it read of each
-    record of the source that is checked: see `storage.crc32`.
+    record of the source that is checked: see `storage.bytes.crc32`.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Sink:
                 os.fsync(descriptor)
 
     def close(self) -> None:
-        """Close all files. Those whose close fails are removed: see `storage.files.close`."""
+        """Close all files. Those whose close fails are removed: see `storage.bytes.files.close`."""
         try:
             self._files.close()
         finally:
@@ -154,25 +154,6 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     if changed is not None:
         digest, source_digest = stored.hexdigest(), digest
     return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
-
-
-def stored_values(values: np.ndarray, dtype: DType, target: DType, maps: tuple[ValueMap, ...], name: str) -> np.ndarray:
-    """Canonical values (raw, of `dtype`) as raw elements of `target`, after `maps`; refuses to overflow fp16."""
-    if target == dtype and not maps:
-        return values
-    floats = decode(values, dtype)
-    for value_map in maps:
-        floats = value_map.apply(floats)
-    encoded = encode(floats, target)
-    if target.name == "fp16" and np.isinf(encoded).sum() > np.isinf(floats).sum():
-        largest = np.abs(floats[np.isfinite(floats)]).max()
-        raise Refusal(
-            f"{name} does not fit fp16",
-            found=f"a value of {largest:g}",
-            expected="at most 65504",
-            fix="use --dtype bf16 or fp32",
-        )
-    return encoded
 
 
 def _keeps_values(delivery: Delivery, dtype: DType) -> bool:

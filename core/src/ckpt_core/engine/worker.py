@@ -26,13 +26,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.engine.assembly import Source
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import TOKEN, boot_id
 from ckpt_core.engine.transfer import Result, Sink, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
-from ckpt_core.storage.files import FileState
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.tensors.assembly import Source
 
 _SAMPLE = 64
 _SECOND = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.architecture import Architecture, from_json
-from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.storage.documents import read_json_object
 
 
 def architecture_in(path: str) -> Architecture | None:

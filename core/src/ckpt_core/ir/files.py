@@ -13,20 +13,20 @@ from typing import Any
 
 from ckpt_core.architecture import dumps, from_json
 from ckpt_core.checkpoint import Checkpoint, Placement, Target
-from ckpt_core.company import files_below
-from ckpt_core.engine.assembly import Assembler, Shard
+from ckpt_core.company.companions import files_below
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
 from ckpt_core.layout import Layout, Native, account
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.receipt import check_agreement, original_of
+from ckpt_core.receipt.origin import check_agreement, original_of
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage import safetensors
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import FP32
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.output import OutputFile
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.tensors.assembly import Assembler, Shard
 
 ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"

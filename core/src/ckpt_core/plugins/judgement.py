@@ -184,3 +184,30 @@ def _answer(folder: str, rank: int) -> dict[str, str]:
 def _last_line(folder: str, rank: int) -> str:
     lines = Path(_errors(folder, rank)).read_text(errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is judged: the files at `path`, by process `rank` of `world`, on these inputs of the hook `ckpt_logits`."""
+
+    path: str
+    inputs: Mapping[str, np.ndarray]
+    ranks: Mapping[str, int]
+    rank: int
+    world: int
+    folder: str
+
+    def joined(self) -> None:
+        """Join the other ranks in torch's process group, by gloo, which needs neither GPU nor network."""
+        import torch.distributed
+
+        os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world), LOCAL_RANK=str(self.rank))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        method = f"file://{os.path.join(self.folder, 'rendezvous')}"
+        torch.distributed.init_process_group("gloo", init_method=method, rank=self.rank, world_size=self.world)
+
+    def tokens(self) -> np.ndarray:
+        """The token ids of a model that is a decoder alone."""
+        if self.inputs.keys() - {"mask"} != {"tokens"}:
+            raise CannotRun(f"it is asked for decoders alone, not for {', '.join(sorted(self.inputs))}")
+        return self.inputs["tokens"]

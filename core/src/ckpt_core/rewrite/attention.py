@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ckpt_core.architecture import Attention, Layer, RelativeBias, Stack, parameters, same_value
-from ckpt_core.engine.assembly import Factor
 from ckpt_core.rewrite.model import Model, attentions, map_attentions, map_layers, map_stacks, scaled, values_of
+from ckpt_core.tensors.assembly import Factor
 
 
 def folded_attention_scale(model: Model, wanted: float | None = None) -> Model:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import Activation, Architecture, Attention, Layer, Mlp, Stack, parameters
-from ckpt_core.engine.assembly import Assembly
 from ckpt_core.rewrite.model import Model, holds_only, map_attentions, map_layers, map_stacks
+from ckpt_core.tensors.assembly import Assembly
 
 
 def zero_biases(model: Model, architecture: Architecture) -> Model:

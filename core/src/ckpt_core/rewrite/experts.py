@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import Architecture, Layer, SharedExpert, parameters
-from ckpt_core.engine.assembly import Assembly
 from ckpt_core.rewrite.model import Model, holds_only, map_layers
+from ckpt_core.tensors.assembly import Assembly
 
 
 def zero_shared_experts(model: Model) -> Model:

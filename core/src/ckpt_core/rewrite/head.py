@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import parameters, same_value
-from ckpt_core.engine.assembly import resized
 from ckpt_core.rewrite.model import Model, scaled
+from ckpt_core.tensors.assembly import resized
 
 
 def vocabulary_rows(model: Model, rows: int) -> Model:

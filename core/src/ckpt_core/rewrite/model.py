@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ckpt_core.architecture import Architecture, Attention, Layer, Stack, same_value
-from ckpt_core.engine.assembly import Assembly, Source, boxes
 from ckpt_core.layout import scale
+from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.storage.files import FileState
+from ckpt_core.tensors.assembly import Assembly, Source, boxes
 
 _CHUNK = 1 << 20
 

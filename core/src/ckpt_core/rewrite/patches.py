@@ -7,9 +7,9 @@ import re
 from dataclasses import replace
 
 from ckpt_core.architecture import Architecture, Layer, Patches, Positions, Stack, parameters
-from ckpt_core.engine.assembly import Assembly, Factor, WeightedRows
 from ckpt_core.errors import Refusal, UsageError
 from ckpt_core.rewrite.model import Model, holds_only, map_layers, map_stacks
+from ckpt_core.tensors.assembly import Assembly, Factor, WeightedRows
 
 _TABLE = "positions.weight"
 _BIAS = "embedding.patches.bias"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
+from ckpt_core.storage.bytes.files import FileState, read_range
+from ckpt_core.storage.documents import parse_json
 from ckpt_core.storage.dtypes import BY_SAFETENSORS, DType
-from ckpt_core.storage.files import FileState, read_range
-from ckpt_core.storage.jsonfile import parse_json
 from ckpt_core.storage.tensor import StoredTensor
 
 _MAX_HEADER = 100_000_000  # the library's own limit

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.files import FileState, naming, open_regular, unreadable
-from ckpt_core.storage.home import Home, home_of
-from ckpt_core.storage.inflate import is_tar_in_gzip, open_stored
-from ckpt_core.storage.pickle_limits import Limits
-from ckpt_core.storage.tar import BLOCK, is_tar, list_tar
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.storage.archive.inflate import is_tar_in_gzip, open_stored
+from ckpt_core.storage.archive.tar import BLOCK, is_tar, list_tar
+from ckpt_core.storage.bytes.files import FileState, naming, open_regular, unreadable
+from ckpt_core.storage.bytes.home import Home, home_of
+from ckpt_core.storage.pickle.limits import Limits
+from ckpt_core.storage.torch.reading import read_torch_file
 
 _MAX_FILES = 1_000_000
 _MAX_DEPTH = 64

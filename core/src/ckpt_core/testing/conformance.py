@@ -39,7 +39,7 @@ from ckpt_core.engine.staging import SUFFIX, receipt_path
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.plugins import SDK
 from ckpt_core.plugins.discovery import all_plugins, detect, load, require
-from ckpt_core.storage.files import read_small
+from ckpt_core.storage.bytes.files import read_small
 from ckpt_core.testing.entries import Entry, one_of_each
 from ckpt_core.testing.examples import Values, calm_numbers, write_ir
 from ckpt_core.testing.functions import apart, outputs

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt_core.storage import safetensors
+from ckpt_core.storage.bytes.files import read_range
 from ckpt_core.storage.dtypes import BY_NAME, DType
-from ckpt_core.storage.files import read_range
 
 
 @dataclass(frozen=True, slots=True)

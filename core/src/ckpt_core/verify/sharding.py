@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ckpt_core.architecture import Parameter
-from ckpt_core.engine.assembly import Assembly, Block, Box
 from ckpt_core.layout import Tile
+from ckpt_core.tensors.assembly import Assembly, Block, Box
 
 
 @dataclass(frozen=True, slots=True)

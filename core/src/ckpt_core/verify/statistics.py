@@ -14,10 +14,10 @@ import numpy as np
 
 from ckpt_core.api import over_tensors
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.assembly import Source, boxes
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.run import Listener
 from ckpt_core.storage.dtypes import decode
+from ckpt_core.tensors.assembly import Source, boxes
 
 _ELEMENTS = 1 << 20
 

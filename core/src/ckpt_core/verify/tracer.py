@@ -22,7 +22,6 @@ import numpy as np
 
 from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.engine.assembly import Assembly, Block, flat_tile
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.errors import CkptError, UsageError, did_you_mean
 from ckpt_core.layout import Link, Native, Tile, parse
@@ -31,6 +30,7 @@ from ckpt_core.plugins.discovery import Plugin, all_plugins, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import contiguous_strides
+from ckpt_core.tensors.assembly import Assembly, Block, flat_tile
 from ckpt_core.verify.declared import Declared, Sentences
 from ckpt_core.verify.elements import Departed, departure, sampled
 

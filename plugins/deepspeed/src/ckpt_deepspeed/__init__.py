@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.launch import Launch
-from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+from ckpt_core.sdk import Checkpoint, FormatInfo, Launch, Option, ReadRequest, Target, WriteRequest, hookimpl
 
 
 @hookimpl

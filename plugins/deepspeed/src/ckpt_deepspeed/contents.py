@@ -10,24 +10,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.ledger import (
-    LOADER,
-    OPTIMIZER,
-    PROGRESS,
-    PROVENANCE,
-    RANDOM,
-    SCALER,
-    SCHEDULE,
-    SETTINGS,
-    Contents,
-    Ledger,
-    Reason,
-)
+from ckpt_core.sdk import Ledger, ledgers
 
-_CLIENT = Reason("state of the trainer's own", "client_state of save_checkpoint, which the weights do not need")
+_CLIENT = ledgers.Reason("state of the trainer's own", "client_state of save_checkpoint, which the weights do not need")
 
 # mp_rank_*_model_states.pt, zero_pp_rank_*_model_states.pt
-STATES = Contents(
+STATES = ledgers.Contents(
     {
         "module": "weights",
         "buffer_names": "which tensors are no parameters",
@@ -38,31 +26,33 @@ STATES = Contents(
         "dp_world_size": "parallel layout",
         "mp_world_size": "parallel layout",
         "checkpoint_parallel_dimensions": "parallel layout",
-        "sparse_tensor_module_names": SETTINGS,
-        "optimizer": OPTIMIZER,
-        "lr_scheduler": SCHEDULE,
-        "data_sampler": LOADER,
-        "random_ltd": PROGRESS,
-        "skipped_steps": PROGRESS,
-        "global_steps": PROGRESS,
-        "global_samples": PROGRESS,
-        "ds_config": SETTINGS,
-        "ds_version": PROVENANCE,
+        "sparse_tensor_module_names": ledgers.SETTINGS,
+        "optimizer": ledgers.OPTIMIZER,
+        "lr_scheduler": ledgers.SCHEDULE,
+        "data_sampler": ledgers.LOADER,
+        "random_ltd": ledgers.PROGRESS,
+        "skipped_steps": ledgers.PROGRESS,
+        "global_steps": ledgers.PROGRESS,
+        "global_samples": ledgers.PROGRESS,
+        "ds_config": ledgers.SETTINGS,
+        "ds_version": ledgers.PROVENANCE,
         # of Megatron-DeepSpeed
         "args": "architecture",
         "checkpoint_version": "order of q, k and v",
         "checkpoint_info": "true vocabulary",
-        "iteration": PROGRESS,
-        "tokens": PROGRESS,
-        "*_rng_state": RANDOM,
-        "rng_tracker_states": RANDOM,
+        "iteration": ledgers.PROGRESS,
+        "tokens": ledgers.PROGRESS,
+        "*_rng_state": ledgers.RANDOM,
+        "rng_tracker_states": ledgers.RANDOM,
         "*": _CLIENT,
     }
 )
 
 # *_optim_states.pt, and its entry optimizer_state_dict
-OPTIMIZER_FILE = Contents({"optimizer_state_dict": "weights", "ds_config": SETTINGS, "ds_version": PROVENANCE})
-PARTITION = Contents(
+OPTIMIZER_FILE = ledgers.Contents(
+    {"optimizer_state_dict": "weights", "ds_config": ledgers.SETTINGS, "ds_version": ledgers.PROVENANCE}
+)
+PARTITION = ledgers.Contents(
     {
         "single_partition_of_fp32_groups": "weights",
         "fp32_flat_groups": "weights",
@@ -71,16 +61,16 @@ PARTITION = Contents(
         "partition_count": "parallel layout",
         "param_slice_mappings": "which master is whose",
         "zero_stage": "parallel layout",
-        "loss_scaler": SCALER,
-        "dynamic_loss_scale": SCALER,
-        "overflow": SCALER,
-        "ds_version": PROVENANCE,
-        "*": OPTIMIZER,
+        "loss_scaler": ledgers.SCALER,
+        "dynamic_loss_scale": ledgers.SCALER,
+        "overflow": ledgers.SCALER,
+        "ds_version": ledgers.PROVENANCE,
+        "*": ledgers.OPTIMIZER,
     }
 )
 
 # What else of Megatron-DeepSpeed's args
-ARGS = Contents({"iteration": PROGRESS, "consumed_*": PROGRESS, "*": SETTINGS})
+ARGS = ledgers.Contents({"iteration": ledgers.PROGRESS, "consumed_*": ledgers.PROGRESS, "*": ledgers.SETTINGS})
 
 
 def enter_partition(ledger: Ledger, file: str, content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -93,7 +83,7 @@ def enter_partition(ledger: Ledger, file: str, content: Mapping[str, Any], state
 def enter_unread(ledger: Ledger, files: list[str]) -> None:
     """Optimizer files of which nothing is read, the masters in them included."""
     for file in files:
-        ledger.left(OPTIMIZER, file, size=os.path.getsize(file))
+        ledger.left(ledgers.OPTIMIZER, file, size=os.path.getsize(file))
 
 
 def enter_universal(ledger: Ledger, folder: str, read: set[str]) -> None:
@@ -102,4 +92,4 @@ def enter_universal(ledger: Ledger, folder: str, read: set[str]) -> None:
         for name in names:
             file = os.path.join(inside, name)
             if file not in read:
-                ledger.left(OPTIMIZER, file, size=os.lstat(file).st_size)
+                ledger.left(ledgers.OPTIMIZER, file, size=os.lstat(file).st_size)

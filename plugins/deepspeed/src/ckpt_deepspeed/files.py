@@ -20,11 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.ledger import Ledger
-from ckpt_core.storage.files import FileState, read_small
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import FormatError, Ledger, Problems, disk, torch_files
 from ckpt_deepspeed.contents import enter_universal, enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"
@@ -60,10 +56,10 @@ class Folder:
         return self.ledger
 
     @property
-    def states(self) -> list[FileState]:
+    def states(self) -> list[disk.FileState]:
         """Every file of the step."""
         found = (self.layers, self.models, self.partitioned, self.optimizers, self.universal)
-        return [FileState.of(path) for files in found for path in files.values()]
+        return [disk.FileState.of(path) for files in found for path in files.values()]
 
 
 def find_folder(path: str) -> str:
@@ -74,7 +70,7 @@ def find_folder(path: str) -> str:
         file = os.path.join(path, name)
         if not os.path.isfile(file):
             continue
-        tag = read_small(file, 4096).decode("utf-8", "replace").strip()
+        tag = disk.read_small(file, 4096).decode("utf-8", "replace").strip()
         if not tag or os.path.basename(tag) != tag or tag in (".", ".."):
             raise FormatError(f"{name} names no folder", file=file, found=repr(tag)[:80])
         folder = os.path.join(path, tag)
@@ -155,9 +151,9 @@ def ranks(numbers: set[int], what: str, folder: str) -> int:
 
 def read_states(path: str) -> Mapping[str, Any]:
     """The dict that a file of states holds."""
-    content = read_torch_file(path)
+    content = torch_files.read_torch_file(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise FormatError("the file holds no dict of states", file=path, found=brief(content))
+        raise FormatError("the file holds no dict of states", file=path, found=torch_files.brief(content))
     return content
 
 
@@ -167,5 +163,5 @@ def section(states: Mapping[str, Any], key: str, path: str, kind: type = dict) -
     if value is None:
         return kind()
     if not isinstance(value, kind):
-        raise FormatError(f"{key} is no {kind.__name__}", file=path, found=brief(value))
+        raise FormatError(f"{key} is no {kind.__name__}", file=path, found=torch_files.brief(value))
     return value

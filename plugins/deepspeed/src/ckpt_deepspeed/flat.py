@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
+from ckpt_core.sdk import Shard, StoredTensor, lazy
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,10 @@ def shards_of(kept: Kept, shape: tuple[int, ...]) -> list[Shard]:
         for origin, size in _boxes(shape, position, stored.elements):
             count = math.prod(size)
             part = replace(
-                stored, shape=size, strides=contiguous_strides(size), offset=stored.offset + taken * stored.dtype.size
+                stored,
+                shape=size,
+                strides=lazy.contiguous_strides(size),
+                offset=stored.offset + taken * stored.dtype.size,
             )
             found.append(Shard(origin, part))
             taken += count

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from ckpt_core.errors import CkptError
+from ckpt_core.sdk import CkptError
 from ckpt_deepspeed.files import Folder, find_folder, scan
 
 MODEL, PIPELINE = "model", "pipeline"

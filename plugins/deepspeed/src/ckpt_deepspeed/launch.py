@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import Argument, Launch
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Launch, Target, WriteRequest, launches
 
 
 def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
@@ -20,8 +18,8 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     lines: dict[str, Any] = {"checkpoint": {"load_universal": True}, "zero_optimization": {"stage": 1}}
     lines |= {dtype: {"enabled": True}} if dtype in ("bf16", "fp16") else {}
     arguments = [
-        Argument("checkpoint.load_universal", True, default=False, model=False),
-        *(Argument(f"config.json: {key}", value, taken=True) for key, value in target.config["model"].items()),
+        launches.Argument("checkpoint.load_universal", True, default=False, model=False),
+        *(launches.Argument(f"config.json: {key}", value, taken=True) for key, value in target.config["model"].items()),
     ]
     return Launch(
         "DeepSpeed",

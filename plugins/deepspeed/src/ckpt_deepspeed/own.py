@@ -6,11 +6,11 @@ Megatron-DeepSpeed, whose code is in no package. `tests/real/check_deepspeed.py`
 
 from __future__ import annotations
 
-from ckpt_core.plugins.judgement import Judgement, installed, named
+from ckpt_core.sdk import Judgement, judgement
 
 
 def judged() -> Judgement | None:
     """The hook `ckpt_logits`."""
-    if not installed("deepspeed"):
+    if not judgement.installed("deepspeed"):
         return None
-    return Judgement(named("deepspeed"), cannot="it loads into a model that the job's own script builds")
+    return Judgement(judgement.named("deepspeed"), cannot="it loads into a model that the job's own script builds")

@@ -7,17 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Sidecar
-from ckpt_core.company import companions_of, files_in
-from ckpt_core.engine.assembly import Assembler
-from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Layout, account
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.plugins.named import named_by
-from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import (
+    Assembler,
+    Checkpoint,
+    CkptError,
+    FormatError,
+    Loss,
+    NamedModel,
+    Problems,
+    ReadRequest,
+    Sidecar,
+    StoredTensor,
+    check_agreement,
+    company,
+    disk,
+    layouts,
+    named_by,
+    original_of,
+    torch_files,
+)
 from ckpt_deepspeed import zero
 from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import (
@@ -75,7 +83,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         path,
         model.architecture,
         _assembled(found, model, folder.path),
-        [*folder.states, FileState.of(config)],
+        [*folder.states, disk.FileState.of(config)],
         notes=model.notes,
         sidecars=_sidecars(beside, path),
         parallel=found.parallel,
@@ -108,8 +116,8 @@ def _config_beside(path: str, folder: str) -> str | None:
 def _sidecars(beside: str | None, path: str) -> dict[str, Sidecar]:
     """The files of the model: all that are not a run's where its config lies among them, else those that are known."""
     if beside is None:
-        return companions_of(os.path.join(path, CONFIG))
-    return files_in(os.path.dirname(os.path.abspath(beside)), _is_companion)
+        return company.companions_of(os.path.join(path, CONFIG))
+    return company.files_in(os.path.dirname(os.path.abspath(beside)), _is_companion)
 
 
 def _is_companion(name: str) -> bool:
@@ -117,10 +125,10 @@ def _is_companion(name: str) -> bool:
 
 
 def _assembled(found: Found, model: NamedModel, where: str) -> dict:
-    layout = Layout(model.tables, model.architecture)
+    layout = layouts.Layout(model.tables, model.architecture)
     natives = layout.natives()
     assembler = Assembler(layout.parameters, where)
-    for problem in account(natives, layout.tables, found.kept, where):
+    for problem in layouts.account(natives, layout.tables, found.kept, where):
         assembler.problems.add(problem)
     for name, native in natives.items():
         if name not in found.kept or (native.row.copy and name in found.aliases):
@@ -228,7 +236,13 @@ def _module(states: Mapping[str, Any], path: str) -> dict[str, StoredTensor]:
     problems = Problems(f"reading {path}")
     for name, value in module.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            problems.add(FormatError(f"the entry {brief(name)} of module is no tensor", file=path, found=brief(value)))
+            problems.add(
+                FormatError(
+                    f"the entry {torch_files.brief(name)} of module is no tensor",
+                    file=path,
+                    found=torch_files.brief(value),
+                )
+            )
     problems.raise_any()
     return dict(module)
 
@@ -294,7 +308,9 @@ def _by_values(groups: Sequence[object], stored: Mapping[str, StoredTensor], pat
         for master in group if isinstance(group, list) else [group]:
             if not isinstance(master, StoredTensor):
                 raise FormatError(
-                    f"optimizer.fp32_groups[{number}] does not hold tensors alone", file=path, found=brief(master)
+                    f"optimizer.fp32_groups[{number}] does not hold tensors alone",
+                    file=path,
+                    found=torch_files.brief(master),
                 )
             flat = Flat((zero.piece(master, 0, master.elements),), master.shape)
             name = next(

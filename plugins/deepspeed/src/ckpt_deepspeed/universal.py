@@ -14,16 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from ckpt_core.checkpoint import Loss, Placement
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.layout import Native
-from ckpt_core.storage.dtypes import FP32
-from ckpt_core.storage.opaque import Opaque, brief
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchnest import plan_nest
-from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.sdk import FormatError, Loss, Native, Placement, Problems, StoredTensor, disk, dtypes, torch_files
 from ckpt_deepspeed.files import FP32 as FP32_FILE
 from ckpt_deepspeed.files import UNIVERSAL, Folder
 from ckpt_deepspeed.flat import Flat, Kept, piece
@@ -49,14 +40,14 @@ def read_universal(folder: Folder, aliases: Collection[str], shapes: Shapes) -> 
     for name, path in folder.universal.items():
         if name in aliases:
             continue
-        content = read_torch_file(path)
+        content = torch_files.read_torch_file(path)
         stored = content.get(PARAMETER) if isinstance(content, dict) else content
         if not isinstance(stored, StoredTensor):
             problems.add(
                 FormatError(
                     "the file holds no parameter",
                     file=path,
-                    found=brief(content),
+                    found=torch_files.brief(content),
                     expected=f"a tensor, or a dict with {PARAMETER!r}",
                 )
             )
@@ -74,13 +65,13 @@ def read_universal(folder: Folder, aliases: Collection[str], shapes: Shapes) -> 
 class Written:
     """A target's files as they are planned, one after the other."""
 
-    files: list[OutputFile] = field(default_factory=list)
+    files: list[disk.OutputFile] = field(default_factory=list)
     placements: list[Placement] = field(default_factory=list)
     documents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, path: str, value: object, known: Mapping[tuple, bytes] = MappingProxyType({})) -> dict[tuple, int]:
         """Plan a torch file; returns where its tensors begin. `known` is the data of tensors that hold no weights."""
-        file, offsets = plan_nest(path, value)
+        file, offsets = torch_files.plan_nest(path, value)
         self.files.append(
             replace(file, literals=(*file.literals, *((offsets[inside], data) for inside, data in known.items())))
         )
@@ -106,20 +97,24 @@ def write_parameter(
     for file in (FP32_FILE, *(_MOMENTS if moments else ())):
         path = f"{folder}/{UNIVERSAL}/{name}/{file}"
         if flat:
-            start = written.add(path, TensorSpec(FP32, (math.prod(shape),)))[()]
+            start = written.add(path, torch_files.TensorSpec(dtypes.FP32, (math.prod(shape),)))[()]
         else:
-            extra = {key: TensorSpec(FP32, native.shape) for key, native in rows.items()}
-            offsets = written.add(path, {**beside, **extra, PARAMETER: TensorSpec(FP32, shape)})
+            extra = {key: torch_files.TensorSpec(dtypes.FP32, native.shape) for key, native in rows.items()}
+            offsets = written.add(path, {**beside, **extra, PARAMETER: torch_files.TensorSpec(dtypes.FP32, shape)})
             start = offsets[(PARAMETER,)]
             if file == FP32_FILE:
-                written.placements += [Placement(native, FP32, path, offsets[(key,)]) for key, native in rows.items()]
+                written.placements += [
+                    Placement(native, dtypes.FP32, path, offsets[(key,)]) for key, native in rows.items()
+                ]
         if file != FP32_FILE:
             continue  # zeros: an optimizer that begins anew
         for part in parts:
-            written.placements.append(Placement(part, FP32, path, start))
-            start += math.prod(part.shape) * FP32.size
+            written.placements.append(Placement(part, dtypes.FP32, path, start))
+            start += math.prod(part.shape) * dtypes.FP32.size
     if moments and not flat:
-        written.add(f"{folder}/{UNIVERSAL}/{name}/{_STEP}", TensorSpec(FP32, ()))  # torch's AdamW asks for it
+        written.add(
+            f"{folder}/{UNIVERSAL}/{name}/{_STEP}", torch_files.TensorSpec(dtypes.FP32, ())
+        )  # torch's AdamW asks for it
 
 
 def write_optimizer_state(written: Written, folder: str) -> None:
@@ -130,11 +125,14 @@ def write_optimizer_state(written: Written, folder: str) -> None:
         {
             "ds_version": DS_VERSION,
             "param_groups": groups,
-            "optimizer_state_dict": {"state": {0: {"step": TensorSpec(FP32, ())}}, "param_groups": groups[:1]},
+            "optimizer_state_dict": {
+                "state": {0: {"step": torch_files.TensorSpec(dtypes.FP32, ())}},
+                "param_groups": groups[:1],
+            },
         },
     )
 
 
-def torch_size(shape: tuple[int, ...]) -> Opaque:
+def torch_size(shape: tuple[int, ...]) -> torch_files.Opaque:
     """A shape as DeepSpeed pickles it."""
-    return Opaque("torch", "Size", args=(shape,))
+    return torch_files.Opaque("torch", "Size", args=(shape,))

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ckpt_core.checkpoint import Checkpoint, NamedModel, Placement, Target
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.layout import Layout, Native
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.plugins.named import named_for
-from ckpt_core.storage.dtypes import DType, commonest, dtype_named
-from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.sdk import (
+    Checkpoint,
+    DType,
+    NamedModel,
+    Native,
+    Placement,
+    Target,
+    WriteRequest,
+    dtypes,
+    layouts,
+    named_for,
+    storage_dtype,
+    torch_files,
+)
 from ckpt_deepspeed.files import LATEST_UNIVERSAL
 from ckpt_deepspeed.universal import (
     DS_VERSION,
@@ -31,7 +38,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = named_for("hf", checkpoint)
     flat = bool(hints.get("flat") if options.get("flat") is None else options["flat"])
     moments = bool(options.get("moments", True))
-    natives = list(Layout(model.tables, model.architecture).natives().values())
+    natives = list(layouts.Layout(model.tables, model.architecture).natives().values())
     written = Written()
     owned = [native for native in natives if not native.row.copy]
     for native in owned:
@@ -69,8 +76,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 def _module_dtype(model: NamedModel, natives: Sequence[Native], request: WriteRequest, known: object) -> DType:
     """The training dtype: what was asked for, that of the source's module, or the commonest."""
     if request.dtype is not None or isinstance(known, str):
-        return request.dtype or dtype_named(str(known))
-    return commonest(storage_dtype(native, model.tensors, None) for native in natives)
+        return request.dtype or dtypes.dtype_named(str(known))
+    return dtypes.commonest(storage_dtype(native, model.tensors, None) for native in natives)
 
 
 def _write_states(written: Written, model: NamedModel, natives: Sequence[Native], flat: bool, dtype: DType) -> None:
@@ -78,7 +85,9 @@ def _write_states(written: Written, model: NamedModel, natives: Sequence[Native]
     owners = {piece.parameter: native.name for native in natives if not native.row.copy for piece in native.pieces}
     aliases = {native.name: owners[native.pieces[0].parameter] for native in natives if native.row.copy}
     module = {
-        native.name: TensorSpec(dtype, (0,) if flat else native.shape, storage=aliases.get(native.name, native.name))
+        native.name: torch_files.TensorSpec(
+            dtype, (0,) if flat else native.shape, storage=aliases.get(native.name, native.name)
+        )
         for native in natives
     }
     body = {

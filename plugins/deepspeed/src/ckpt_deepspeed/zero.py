@@ -19,11 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.dtypes import decode, encode
-from ckpt_core.storage.files import read_range
-from ckpt_core.storage.opaque import Opaque, brief
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, dtypes, torch_files
 from ckpt_deepspeed.contents import enter_partition
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Flat, Kept, piece, pieces_of
@@ -48,7 +44,7 @@ class Partition:
         if not isinstance(found, list) or not all(
             isinstance(one, StoredTensor) and len(one.shape) == 1 for one in found
         ):
-            raise FormatError(f"{key} is no list of flat tensors", file=self.path, found=brief(found))
+            raise FormatError(f"{key} is no list of flat tensors", file=self.path, found=torch_files.brief(found))
         return found
 
 
@@ -78,14 +74,14 @@ def partitions(folder: Folder, mp: int, models: Sequence[tuple[str, Mapping[str,
             raise FormatError(
                 "the optimizer was divided over another number of ranks",
                 file=path,
-                found=brief(counts),
+                found=torch_files.brief(counts),
                 expected=f"{count} files",
             )
     for path, model in models:
         said = model.get("dp_world_size", count)
         if said != count:
             raise FormatError(
-                f"dp_world_size is {brief(said)}",
+                f"dp_world_size is {torch_files.brief(said)}",
                 file=path,
                 expected=f"{count}, the number of optimizer files",
                 fix="files are missing, or stale",
@@ -127,7 +123,7 @@ def _check_stages(folder: Folder, parts: Sequence[Partition], models: Sequence[t
 
 def stage_of(value: object) -> int | None:
     """A ZeRO stage, as a number or as DeepSpeed's enum; None where no number is said."""
-    if isinstance(value, Opaque) and value.args and len(value.args) == 1:
+    if isinstance(value, torch_files.Opaque) and value.args and len(value.args) == 1:
         (value,) = value.args
     return value if type(value) is int else None
 
@@ -171,7 +167,7 @@ def param_shapes(model: Mapping[str, Any], path: str) -> list[Shapes]:
     given = model.get("param_shapes")
     groups = [given] if isinstance(given, dict) else given
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise FormatError("param_shapes is no list of groups", file=path, found=brief(given))
+        raise FormatError("param_shapes is no list of groups", file=path, found=torch_files.brief(given))
     return [
         {str(name): shape_of(shape, f"param_shapes[{name!r}]", path) for name, shape in group.items()}
         for group in groups
@@ -181,7 +177,7 @@ def param_shapes(model: Mapping[str, Any], path: str) -> list[Shapes]:
 def shape_of(value: object, what: str, path: str) -> tuple[int, ...]:
     """A stored torch.Size."""
     if not isinstance(value, tuple | list) or not all(type(size) is int and 0 <= size < 1 << 40 for size in value):
-        raise FormatError(f"{what} is no shape", file=path, found=brief(value))
+        raise FormatError(f"{what} is no shape", file=path, found=torch_files.brief(value))
     return tuple(value)
 
 
@@ -233,11 +229,13 @@ def _slices(parts: Sequence[Partition], groups: Sequence[Sequence[StoredTensor]]
             or not all(isinstance(one, dict) for one in mappings)
         ):
             raise FormatError(
-                "param_slice_mappings is not one dict per parameter group", file=part.path, found=brief(mappings)
+                "param_slice_mappings is not one dict per parameter group",
+                file=part.path,
+                found=torch_files.brief(mappings),
             )
         for mapping, stored in zip(mappings, tensors, strict=True):
             for name, address in mapping.items():
-                fields = address.fields() if isinstance(address, Opaque) else {}
+                fields = address.fields() if isinstance(address, torch_files.Opaque) else {}
                 start, count = fields.get("start"), fields.get("numel")
                 if (
                     type(start) is not int
@@ -247,7 +245,7 @@ def _slices(parts: Sequence[Partition], groups: Sequence[Sequence[StoredTensor]]
                     raise FormatError(
                         f"param_slice_mappings[{name!r}] is no range of its group",
                         file=part.path,
-                        found=f"{brief(start)} + {brief(count)} of {stored.elements}",
+                        found=f"{torch_files.brief(start)} + {torch_files.brief(count)} of {stored.elements}",
                     )
                 pieces.setdefault(str(name), []).append(piece(stored, start, count))
     return {name: Flat(tuple(found)) for name, found in pieces.items()}
@@ -314,9 +312,11 @@ def rounds(master: Flat, stored: StoredTensor) -> bool:
         return master.elements == stored.elements
     flat = piece(stored, 0, stored.elements)
     for start in {0, stored.elements - count}:
-        values = np.concatenate([decode(_raw(part), part.dtype) for part in pieces_of(master.pieces, start, count)])
+        values = np.concatenate(
+            [dtypes.decode(_raw(part), part.dtype) for part in pieces_of(master.pieces, start, count)]
+        )
         if not np.array_equal(
-            encode(values, stored.dtype).view(np.uint8), _raw(piece(flat, start, count)).view(np.uint8)
+            dtypes.encode(values, stored.dtype).view(np.uint8), _raw(piece(flat, start, count)).view(np.uint8)
         ):
             return False
     return True
@@ -328,7 +328,7 @@ def _contiguous(stored: StoredTensor) -> bool:
 
 def _raw(stored: StoredTensor) -> np.ndarray:
     return np.frombuffer(
-        read_range(stored.file, stored.offset, stored.elements * stored.dtype.size), stored.dtype.numpy
+        disk.read_range(stored.file, stored.offset, stored.elements * stored.dtype.size), stored.dtype.numpy
     )
 
 

@@ -9,9 +9,17 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
-from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    FormatInfo,
+    NamedModel,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+)
 
 __all__ = ["load_model"]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ckpt_core.checkpoint import Loss
-from ckpt_core.errors import CkptError, did_you_mean
+from ckpt_core.sdk import CkptError, Loss, errors
 from ckpt_hf.common import Family
 from ckpt_hf.config import BY_TYPE, FAMILIES
 
@@ -40,7 +39,7 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
             file=file,
             found=repr(kind)[:80],
             expected=", ".join(BY_TYPE),
-            fix=did_you_mean(str(kind), BY_TYPE),
+            fix=errors.did_you_mean(str(kind), BY_TYPE),
         )
     named = config.get("architectures")
     if named is None or named == []:
@@ -88,7 +87,7 @@ def _called(name: str) -> Family:
     raise CkptError(
         f"option read_as has no class {name!r}",
         expected=", ".join(family.class_name for family in FAMILIES),
-        fix=did_you_mean(name, [family.class_name for family in FAMILIES]),
+        fix=errors.did_you_mean(name, [family.class_name for family in FAMILIES]),
     )
 
 

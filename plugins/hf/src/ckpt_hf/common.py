@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from dataclasses import field as member
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer
-from ckpt_core.checkpoint import Loss
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import (
+from ckpt_core.sdk import (
+    Activation,
+    Architecture,
+    CkptError,
     Codec,
     Config,
     Custom,
     Entry,
+    Facts,
     Field,
+    Loss,
+    PerLayer,
+    Refusal,
     Table,
     const,
     custom,
@@ -26,10 +30,10 @@ from ckpt_core.layout import (
     implied,
     note,
     one_of,
+    rewrites,
     same_as,
     uniform,
 )
-from ckpt_core.rewrite import Model
 
 Tables = tuple[Table, ...]
 
@@ -119,7 +123,7 @@ class Family:
     arrangement: str = ""
     arranged: Mapping[object, Sequence[Tables]] = member(default_factory=dict)
     leftovers: Callable[[Architecture], Table] = lambda architecture: Table()
-    rewrite: Callable[[Model], Model] | None = None
+    rewrite: Callable[[rewrites.Model], rewrites.Model] | None = None
     as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
     losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False

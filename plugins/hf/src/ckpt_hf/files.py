@@ -15,17 +15,21 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.checkpoint import Loss, Placement, Sidecar
-from ckpt_core.company import files_in
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.layout import Native
-from ckpt_core.storage import safetensors
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchfile import StateDict, plan_state_dict, read_state_dict
+from ckpt_core.sdk import (
+    DType,
+    FormatError,
+    Loss,
+    Native,
+    Placement,
+    Problems,
+    Sidecar,
+    StoredTensor,
+    company,
+    disk,
+    documents,
+    safetensors,
+    torch_files,
+)
 
 CONFIG = "config.json"
 
@@ -81,7 +85,7 @@ def container_of(folder: str) -> Container | None:
 
 def read_index(path: str) -> dict[str, str]:
     """Which file of the folder holds each tensor, as an index says."""
-    weight_map = read_json_object(path).get("weight_map")
+    weight_map = documents.read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError("the index has no weight_map from tensor to file", file=path)
     for name in weight_map.values():
@@ -95,7 +99,7 @@ class Stored:
     """The stored tensors of some weight files by name, the states of the files, and what else the files hold."""
 
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
-    states: list[FileState] = field(default_factory=list)
+    states: list[disk.FileState] = field(default_factory=list)
     wrapper: str = ""
     losses: list[Loss] = field(default_factory=list)
 
@@ -106,7 +110,7 @@ def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored
     stored = Stored()
     for name in files:
         path = os.path.join(folder, name)
-        stored.states.append(FileState.of(path))
+        stored.states.append(disk.FileState.of(path))
         held = read_weights(path)
         stored.wrapper = stored.wrapper or held.wrapper
         if held.beside:
@@ -124,7 +128,7 @@ def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored
                 )
             stored.tensors[tensor] = where
     if index is not None:
-        stored.states.append(FileState.of(os.path.join(folder, index)))
+        stored.states.append(disk.FileState.of(os.path.join(folder, index)))
         for problem in _against_index(stored.tensors, folder, os.path.join(folder, index)):
             problems.add(problem)
     problems.raise_any()
@@ -144,16 +148,16 @@ def _against_index(tensors: Mapping[str, StoredTensor], folder: str, index: str)
         yield FormatError(f"tensor {name!r} is not in the index", file=tensors[name].file)
 
 
-def read_weights(path: str) -> StateDict:
+def read_weights(path: str) -> torch_files.StateDict:
     """The stored tensors of one weight file."""
     if path.endswith(SAFETENSORS.suffix):
-        return StateDict(safetensors.read_header(path).tensors)
-    return read_state_dict(path)
+        return torch_files.StateDict(safetensors.read_header(path).tensors)
+    return torch_files.read_state_dict(path)
 
 
 def sidecars(folder: str) -> dict[str, Sidecar]:
     """Every file that travels along: all small files beside the weights, and the folders of chat templates."""
-    return files_in(
+    return company.files_in(
         folder,
         lambda name: (
             name != CONFIG and not name.startswith((".", "ckpt-receipt")) and not name.endswith(WEIGHT_SUFFIXES)
@@ -163,7 +167,7 @@ def sidecars(folder: str) -> dict[str, Sidecar]:
 
 def plan_files(
     natives: Iterable[tuple[Native, DType]], container: Container, limit: int
-) -> tuple[list[OutputFile], list[Placement], dict[str, bytes]]:
+) -> tuple[list[disk.OutputFile], list[Placement], dict[str, bytes]]:
     """Shards of at most `limit` bytes of tensors each (a larger tensor gets its own), and the index if there are several."""
     shards: list[dict[str, tuple[Native, DType]]] = [{}]
     sizes = [0]
@@ -174,7 +178,7 @@ def plan_files(
             sizes.append(0)
         shards[-1][native.name] = (native, dtype)
         sizes[-1] += size
-    files: list[OutputFile] = []
+    files: list[disk.OutputFile] = []
     placements: list[Placement] = []
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -184,11 +188,11 @@ def plan_files(
         files.append(file)
         placements += [Placement(native, dtype, path, offsets[name]) for name, (native, dtype) in shard.items()]
         weight_map |= dict.fromkeys(shard, path)
-    documents = {}
+    written = {}
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
-        documents[container.index] = (json.dumps(index, indent=2) + "\n").encode()
-    return files, placements, documents
+        written[container.index] = (json.dumps(index, indent=2) + "\n").encode()
+    return files, placements, written
 
 
 def _bytes(native: Native, dtype: DType) -> int:
@@ -200,8 +204,8 @@ def _bytes(native: Native, dtype: DType) -> int:
 
 def _plan_one(
     path: str, container: Container, specs: Mapping[str, tuple[DType, tuple[int, ...]]]
-) -> tuple[OutputFile, dict[str, int]]:
+) -> tuple[disk.OutputFile, dict[str, int]]:
     if container is BIN:
-        return plan_state_dict(path, specs)
+        return torch_files.plan_state_dict(path, specs)
     plan = safetensors.plan_file(specs, {"format": "pt"})
-    return OutputFile(path, plan.size, ((0, plan.header),)), plan.offsets
+    return disk.OutputFile(path, plan.size, ((0, plan.header),)), plan.offsets

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.errors import CkptError
-from ckpt_core.plugins.judgement import CannotRun, FilesRefused, Judgement, loading
+from ckpt_core.sdk import Checkpoint, CkptError, Judgement, judgement
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
@@ -39,14 +37,14 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
         raise CkptError(
             "transformers models need torch and transformers", fix='pip install "ckpt-hf[models]"'
         ) from None
-    from ckpt_core.storage.dtypes import dtype_named
+    from ckpt_core.sdk import dtypes
 
     state, config, kept = state_dict(checkpoint)
     with tempfile.TemporaryDirectory() as folder:  # holds config.json alone: AutoConfig reads files
         with open(os.path.join(folder, "config.json"), "w") as file:
             json.dump(config, file)
         settings = transformers.AutoConfig.from_pretrained(folder)
-    wanted = getattr(torch, kept if dtype == "keep" else dtype_named(dtype).torch)
+    wanted = getattr(torch, kept if dtype == "keep" else dtypes.dtype_named(dtype).torch)
     kind = getattr(transformers, config["architectures"][0])  # the Auto classes of version 5 insist on a path
     model = kind.from_pretrained(None, config=settings, state_dict=state, dtype=wanted)
     return model.eval()
@@ -56,15 +54,12 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     """The HF state dict of a checkpoint as torch tensors, its config, and its commonest dtype by torch's name."""
     import torch
 
-    from ckpt_core.engine.assembly import Block, Source, flat_tile, tile_view
-    from ckpt_core.engine.plan import storage_dtype
-    from ckpt_core.engine.transfer import stored_values
-    from ckpt_core.storage.tensor import contiguous_strides
+    from ckpt_core.sdk import lazy, storage_dtype
 
     fit = choose(checkpoint)
     model = fit.model
     natives = fit.natives()
-    source = Source(checkpoint.files)
+    source = lazy.Source(checkpoint.files)
     state: dict[str, torch.Tensor] = {}
     names: list[str] = []
     try:
@@ -74,15 +69,17 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
             for piece in native.pieces:
                 assembly = model.tensors[piece.parameter]
                 box = tuple((0, size) for size in assembly.parameter.shape)
-                block = Block("", dtype, 0, flat_tile(piece.tile, contiguous_strides(native.shape)))
-                values = stored_values(source.read(assembly, box), assembly.value_dtype, dtype, (), piece.parameter)
+                block = lazy.Block("", dtype, 0, lazy.flat_tile(piece.tile, lazy.contiguous_strides(native.shape)))
+                values = lazy.stored_values(
+                    source.read(assembly, box), assembly.value_dtype, dtype, (), piece.parameter
+                )
                 for tile in block.within(box):
                     view = np.lib.stride_tricks.as_strided(
                         flat[tile.native_base[0] :],
                         [link.size for link in tile.links],
                         [link.stride * dtype.size for link in tile.links],
                     )
-                    view[...] = tile_view(values, tile, box)
+                    view[...] = lazy.tile_view(values, tile, box)
             tensor = torch.from_numpy(flat.view(np.int16) if dtype.name == "bf16" else flat)
             state[native.name] = (tensor.view(torch.bfloat16) if dtype.name == "bf16" else tensor).reshape(native.shape)
             names.append(dtype.torch)
@@ -106,14 +103,14 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgemen
     disable_progress_bar()  # progress on stderr is ours to show
     framework = f"transformers {transformers.__version__}"
     try:
-        with loading():
+        with judgement.loading():
             name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
             if not hasattr(transformers, name):
-                raise CannotRun(f"it has no class {name}")
+                raise judgement.CannotRun(f"it has no class {name}")
             model = getattr(transformers, name).from_pretrained(checkpoint.path, dtype=torch.float32).eval()
-    except FilesRefused as problem:
+    except judgement.FilesRefused as problem:
         return Judgement(framework, refused=str(problem))
-    except (CannotRun, ImportError) as problem:
+    except (judgement.CannotRun, ImportError) as problem:
         return Judgement(framework, cannot=str(problem))
     given = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
     arguments = {_ARGUMENTS["source" in given][name]: tensor for name, tensor in given.items()}

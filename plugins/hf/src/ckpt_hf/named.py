@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ckpt_core.architecture import architecture_of
-from ckpt_core.checkpoint import Checkpoint, NamedModel
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.sdk import Checkpoint, NamedModel, architecture_of, documents, storage_dtype
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG
 from ckpt_hf.names import matching
@@ -18,7 +15,7 @@ def named(path: str, names: Collection[str]) -> NamedModel | None:
     """The model of a `config.json` whose tensors are called `names`; None if the file is none of transformers."""
     if not path.endswith(".json"):
         return None
-    config = read_json_object(path)
+    config = documents.read_json_object(path)
     if "model_type" not in config:
         return None
     family = family_of(config, path)

@@ -6,17 +6,22 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.engine.assembly import Assembler, Shard
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import account
-from ckpt_core.layout.table import matches
-from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    CkptError,
+    Ledger,
+    Loss,
+    ReadRequest,
+    Shard,
+    architecture_of,
+    check_agreement,
+    disk,
+    documents,
+    layouts,
+    original_of,
+)
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, read_tensors, sidecars
 from ckpt_hf.names import Match, matching
@@ -27,7 +32,7 @@ def architecture_in(path: str) -> Architecture | None:
     """The architecture in an HF config file, for `--config`; None if the file is not one."""
     if not path.endswith(".json"):
         return None
-    config = read_json_object(path)
+    config = documents.read_json_object(path)
     if "model_type" not in config:
         return None
     facts, _ = family_of(config, path).config.read(config, path)
@@ -38,7 +43,7 @@ def notes_in(path: str) -> dict[str, Any] | None:
     """The notes in an HF config file, for `--config`; None if the file is not one."""
     if not path.endswith(".json"):
         return None
-    config = read_json_object(path)
+    config = documents.read_json_object(path)
     if "model_type" not in config:
         return None
     return family_of(config, path).config.read(config, path)[1]
@@ -52,7 +57,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):
         raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
-    config = read_json_object(config_file)
+    config = documents.read_json_object(config_file)
     ledger, asked = Ledger(), filter(None, str(request.options.get("ignore_keys") or "").split(","))
     ledger.asked(config_file, [key for key in map(str.strip, asked) if config.pop(key, None) is not None])
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
@@ -72,7 +77,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
     assembler = Assembler(match.layout.parameters, folder)
-    for problem in account(match.natives, [*match.layout.tables, match.leftovers], tensors, folder):
+    for problem in layouts.account(match.natives, [*match.layout.tables, match.leftovers], tensors, folder):
         assembler.problems.add(problem)
     for name, native in match.natives.items():
         if name in tensors:
@@ -88,7 +93,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         path,
         architecture,
         assembler.finish(),
-        [*stored.states, FileState.of(config_file)],
+        [*stored.states, disk.FileState.of(config_file)],
         notes=notes,
         sidecars=sidecars(folder),
         parallel={},
@@ -115,5 +120,5 @@ def _unread(match: Match, names: Collection[str]) -> Iterator[Loss]:
     """What lies beside the tensors of the model, by the rule that leaves it."""
     others = set(names) - match.natives.keys()
     for dropped in match.leftovers.drops:
-        if any(matches(dropped.native, name) for name in others):
+        if any(layouts.matches(dropped.native, name) for name in others):
             yield Loss("dropped", dropped.native, dropped.why)

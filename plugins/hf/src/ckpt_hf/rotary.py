@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, RotaryKind
-from ckpt_core.architecture.schema import SCALING_FIELDS
-from ckpt_core.errors import CkptError, Refusal, did_you_mean
-from ckpt_core.layout import Custom, custom, uniform
+from ckpt_core.sdk import CkptError, Custom, Facts, Refusal, RotaryKind, custom, errors, schema, uniform
 
 # transformers' names of the fields of `RotaryScaling`
 _NAMES = {
@@ -135,11 +132,13 @@ def _facts(
     known = {
         key
         for name, key in _NAMES.items()
-        if kind != "default" and name in frozenset().union(*SCALING_FIELDS[RotaryKind(kind)])
+        if kind != "default" and name in frozenset().union(*schema.SCALING_FIELDS[RotaryKind(kind)])
     }
     for key in given:
         if key not in known | _COMMON:
-            raise CkptError(f"unknown rotary parameter {key!r} for rope_type={kind}", fix=did_you_mean(key, known))
+            raise CkptError(
+                f"unknown rotary parameter {key!r} for rope_type={kind}", fix=errors.did_you_mean(key, known)
+            )
     if kind == "default":
         return facts
     if RotaryKind(kind) is RotaryKind.PROPORTIONAL and facts["fraction"] != 1.0:

@@ -11,9 +11,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.company import FOLDERS
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.ledger import OPTIMIZER, RANDOM, SCALER, SCHEDULE, SETTINGS, Ledger, Reason
+from ckpt_core.sdk import CkptError, FormatError, Ledger, company, ledgers
 from ckpt_hf.files import (
     CONTAINERS,
     WEIGHT_SUFFIXES,
@@ -26,12 +24,12 @@ OPTION = "weight_files"
 
 # transformers' Trainer (trainer.py, `_save_checkpoint`) and accelerate (checkpointing.py), by how their names begin
 _TRAINING = {
-    "optimizer": OPTIMIZER,
-    "scheduler": SCHEDULE,
-    "scaler": SCALER,
-    "rng_state": RANDOM,
-    "random_states": RANDOM,
-    "training_args": SETTINGS,
+    "optimizer": ledgers.OPTIMIZER,
+    "scheduler": ledgers.SCHEDULE,
+    "scaler": ledgers.SCALER,
+    "rng_state": ledgers.RANDOM,
+    "random_states": ledgers.RANDOM,
+    "training_args": ledgers.SETTINGS,
 }
 
 
@@ -139,11 +137,13 @@ def enter_left_out(ledger: Ledger, folder: str, read: WeightSet) -> None:
             continue
         if os.path.isfile(path) and name.endswith(WEIGHT_SUFFIXES):
             ledger.left(_reason(name, read), path, size=os.path.getsize(path))
-        elif os.path.isdir(path) and not name.startswith(".") and name not in FOLDERS:
+        elif os.path.isdir(path) and not name.startswith(".") and name not in company.FOLDERS:
             inner = [one for one in os.scandir(path) if one.name.endswith(WEIGHT_SUFFIXES) and one.is_file()]
             for one in inner:
                 ledger.left(
-                    Reason("weights in a folder of their own", f"{read} is read"), one.path, size=one.stat().st_size
+                    ledgers.Reason("weights in a folder of their own", f"{read} is read"),
+                    one.path,
+                    size=one.stat().st_size,
                 )
 
 
@@ -152,11 +152,13 @@ def _of_training(name: str) -> bool:
     return name.startswith(tuple(_TRAINING))
 
 
-def _reason(name: str, read: WeightSet) -> Reason:
+def _reason(name: str, read: WeightSet) -> ledgers.Reason:
     for beginning, reason in _TRAINING.items():
         if name.startswith(beginning):
             return reason
     if name.endswith(tuple(container.suffix for container in CONTAINERS)):
         same = name.endswith(read.suffix)
-        return Reason("weights under other names" if same else "weights in another container", f"{read} is read")
-    return Reason("weights of another format", f"{read} is read")
+        return ledgers.Reason(
+            "weights under other names" if same else "weights in another container", f"{read} is read"
+        )
+    return ledgers.Reason("weights of another format", f"{read} is read")

@@ -7,7 +7,7 @@ canonical order, except where a sentence says (e c).
 
 from __future__ import annotations
 
-from ckpt_core.layout import Table, drop, row
+from ckpt_core.sdk import Table, drop, row
 
 # fmt: off
 MODEL = Table(rows=[

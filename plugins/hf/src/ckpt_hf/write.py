@@ -7,27 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.architecture import facts_of, parameters
-from ckpt_core.checkpoint import Checkpoint, Loss, Target
-from ckpt_core.company import known_ids
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import CkptError, Lines, ProblemsFound, Refusal, UsageError
-from ckpt_core.image_processor import PROCESSOR, processor_file
-from ckpt_core.layout import Layout, Native, Note
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import (
-    Model,
-    folded_attention_scale,
-    folded_layer_scale,
-    map_layers,
-    resized_images,
-    uncentred_norms,
-    vocabulary_rows,
-    without_classes,
-    zero_biases,
+from ckpt_core.sdk import (
+    Checkpoint,
+    CkptError,
+    Loss,
+    Native,
+    Note,
+    Refusal,
+    Target,
+    UsageError,
+    WriteRequest,
+    company,
+    errors,
+    facts_of,
+    layouts,
+    parse_size,
+    rewrites,
+    schema,
+    storage_dtype,
 )
-from ckpt_core.sizes import parse_size
-from ckpt_core.tokenizer import GENERATION
 from ckpt_hf.common import Family, Tables
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
@@ -41,7 +39,7 @@ class Fit:
     """
 
     family: Family
-    model: Model
+    model: rewrites.Model
     config: dict[str, object]
     tables: Tables
     tokens: list[str]
@@ -54,7 +52,7 @@ class Fit:
     def natives(self) -> list[Native]:
         """The tensors of its files."""
         copies = self.family.loads_copies(self.model.architecture)
-        bound = Layout(self.tables, self.model.architecture).natives().values()
+        bound = layouts.Layout(self.tables, self.model.architecture).natives().values()
         return [native for native in bound if copies or not native.row.copy]
 
 
@@ -85,20 +83,20 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=list(losses_of(checkpoint, fit)),
         said=fit.said | settings_said(checkpoint),
-        held={PROCESSOR} & documents.keys(),
+        held={company.PROCESSOR} & documents.keys(),
     )
 
 
-def settings_beside(checkpoint: Checkpoint, model: Model) -> dict[str, bytes]:
+def settings_beside(checkpoint: Checkpoint, model: rewrites.Model) -> dict[str, bytes]:
     """The files that transformers keeps beside a config for what others keep in theirs: how images are prepared, and
     the defaults of `generate`."""
     found = {}
-    processor = processor_file(checkpoint, model.architecture)
+    processor = company.processor_file(checkpoint, model.architecture)
     if processor is not None:
-        found[PROCESSOR] = processor
+        found[company.PROCESSOR] = processor
     generation = checkpoint.notes.get("generation")
-    if isinstance(generation, dict) and GENERATION not in checkpoint.sidecars:
-        found[GENERATION] = (json.dumps(generation, indent=2) + "\n").encode()
+    if isinstance(generation, dict) and company.GENERATION not in checkpoint.sidecars:
+        found[company.GENERATION] = (json.dumps(generation, indent=2) + "\n").encode()
     return found
 
 
@@ -107,18 +105,20 @@ def settings_said(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: checkpoint.notes[name] for name in ("image_processor", "generation") if name in checkpoint.notes}
 
 
-def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[Model], Model]]:
+def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[rewrites.Model], rewrites.Model]]:
     """The changes of the model that options ask for."""
     size = options.get("image_size")
     if size is not None:
-        yield lambda model: resized_images(model, size)
+        yield lambda model: rewrites.resized_images(model, size)
     if options.get("fold_layer_scale"):
-        yield folded_layer_scale
+        yield rewrites.folded_layer_scale
     if options.get("headless"):
-        yield without_classes
+        yield rewrites.without_classes
 
 
-def choose(checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[Model], Model]] = ()) -> Fit:
+def choose(
+    checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[rewrites.Model], rewrites.Model]] = ()
+) -> Fit:
     """The class to write: `wanted`, else the one the source came from if it fits, else the first that fits.
 
     `asked` are changes of the model that the user asked for.
@@ -133,18 +133,18 @@ def choose(checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[M
     hints = checkpoint.hints_for("hf")
     families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     tokens = checkpoint.architecture.tokens
-    model = Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
+    model = rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
     if tokens is not None:
-        model = vocabulary_rows(model, tokens.vocabulary)
+        model = rewrites.vocabulary_rows(model, tokens.vocabulary)
     for change in asked:
         model = change(model)
-    ids, reasons = known_ids(checkpoint)
+    ids, reasons = company.known_ids(checkpoint)
     notes = {**checkpoint.notes, **ids}
     refusals: list[tuple[int, Family, CkptError]] = []
     for family, variant in _candidates(model, families):
         try:
             config = _config(family, variant, notes)
-        except (Refusal, ProblemsFound) as problem:
+        except (Refusal, errors.ProblemsFound) as problem:
             refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
             continue
         arrangement = family.arranged_by(hints.get("arrangement") or {})
@@ -157,16 +157,17 @@ def choose(checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[M
         raise lack
     if len(families) == 1:
         raise Refusal(
-            f"{nearest.class_name} does not hold this model exactly", found=Lines([*str(lack).split("\n"), *quoted])
+            f"{nearest.class_name} does not hold this model exactly",
+            found=errors.Lines([*str(lack).split("\n"), *quoted]),
         )
     raise Refusal(
         f"no transformers class holds this architecture exactly; the nearest is {nearest.class_name}",
-        found=Lines([*str(lack).split("\n"), *quoted]),
+        found=errors.Lines([*str(lack).split("\n"), *quoted]),
         fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
     )
 
 
-def _candidates(model: Model, families: list[Family]) -> Iterator[tuple[Family, Model]]:
+def _candidates(model: rewrites.Model, families: list[Family]) -> Iterator[tuple[Family, rewrites.Model]]:
     """Every class with the model as it is, then with what suits any class, then with what the class itself asks for."""
     for variant in _variants(model):
         for family in families:
@@ -176,14 +177,14 @@ def _candidates(model: Model, families: list[Family]) -> Iterator[tuple[Family, 
             yield family, rewritten
 
 
-def _variants(model: Model) -> Iterator[Model]:
+def _variants(model: rewrites.Model) -> Iterator[rewrites.Model]:
     """The model, and what it becomes by rewrites that change no output."""
     yield model
-    folded = folded_attention_scale(model)
+    folded = rewrites.folded_attention_scale(model)
     if folded is not model:
         yield folded
     # SmolLM3 has attention biases on all four projections or on none.
-    biased = map_layers(
+    biased = rewrites.map_layers(
         folded.architecture,
         lambda layer: (
             replace(layer, attention=replace(layer.attention, out_bias=layer.attention.q_bias))
@@ -191,14 +192,14 @@ def _variants(model: Model) -> Iterator[Model]:
             else layer
         ),
     )
-    if biased != folded.architecture and parameters(biased).keys() >= folded.tensors.keys():
-        yield zero_biases(folded, biased)
-    uncentred = uncentred_norms(folded)
+    if biased != folded.architecture and schema.parameters(biased).keys() >= folded.tensors.keys():
+        yield rewrites.zero_biases(folded, biased)
+    uncentred = rewrites.uncentred_norms(folded)
     if uncentred is not folded:
         yield uncentred
 
 
-def _config(family: Family, model: Model, notes: dict[str, object]) -> dict[str, object]:
+def _config(family: Family, model: rewrites.Model, notes: dict[str, object]) -> dict[str, object]:
     reason = family.constraint(model.architecture)
     if reason is not None:
         raise Refusal(f"{family.class_name}: {reason}")

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, Stack
-from ckpt_core.errors import Refusal
-from ckpt_core.layout import Config, Entry, custom, field, fixed, note, uniform
+from ckpt_core.sdk import Architecture, Config, Entry, Facts, Refusal, custom, field, fixed, note, schema, uniform
 from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, window
 from ckpt_megatron.args.mlp import activation, widths
 from ckpt_megatron.args.norms import norms
@@ -118,7 +116,7 @@ MLA = Config(
 )
 
 
-def decoder_of(architecture: Architecture) -> Stack:
+def decoder_of(architecture: Architecture) -> schema.Stack:
     """The one stack of a GPTModel; `Refusal` for an architecture with an encoder."""
     if architecture.decoder is None or architecture.encoder is not None:
         raise Refusal("Megatron's GPTModel is a decoder", found="an encoder")

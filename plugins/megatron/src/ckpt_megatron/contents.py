@@ -8,102 +8,85 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.layout import Config
-from ckpt_core.ledger import (
-    KERNEL_STATE,
-    LOADER,
-    MASTERS,
-    OPTIMIZER,
-    PROGRESS,
-    PROVENANCE,
-    RANDOM,
-    SCALER,
-    SCHEDULE,
-    SETTINGS,
-    UNKNOWN_KEY,
-    Contents,
-    Ledger,
-    tensor_bytes,
-)
-from ckpt_core.storage.chunked import DistributedCheckpoint
+from ckpt_core.sdk import Config, Ledger, chunked, ledgers
 from ckpt_megatron.masters import KEY, optimizers
 
 # mp_rank_*/model_optim_rng.pt, common.pt, and since core 0.19 the object common_state
-STATE = Contents(
+STATE = ledgers.Contents(
     {
         "model": "weights",
         "model[0-9]*": "weights",
         "args": "architecture",
         "checkpoint_version": "order of q, k and v",
-        "iteration": PROGRESS,
-        "optimizer": OPTIMIZER,
-        "opt_param_scheduler": SCHEDULE,
-        "lr_scheduler": SCHEDULE,  # before 2022
-        "rng_state": RANDOM,
-        "*_rng_state": RANDOM,  # before core 0.4: random_, np_, torch_, cuda_
-        "rng_tracker_states": RANDOM,
-        "rerun_state_machine": PROGRESS,
-        "num_floating_point_operations_so_far": PROGRESS,
-        "tokens": PROGRESS,
-        "content_metadata": PROVENANCE,
+        "iteration": ledgers.PROGRESS,
+        "optimizer": ledgers.OPTIMIZER,
+        "opt_param_scheduler": ledgers.SCHEDULE,
+        "lr_scheduler": ledgers.SCHEDULE,  # before 2022
+        "rng_state": ledgers.RANDOM,
+        "*_rng_state": ledgers.RANDOM,  # before core 0.4: random_, np_, torch_, cuda_
+        "rng_tracker_states": ledgers.RANDOM,
+        "rerun_state_machine": ledgers.PROGRESS,
+        "num_floating_point_operations_so_far": ledgers.PROGRESS,
+        "tokens": ledgers.PROGRESS,
+        "content_metadata": ledgers.PROVENANCE,
     }
 )
 
 # common.pt of NeMo, which PyTorch Lightning wrote (trainer/connectors/checkpoint_connector.py, dump_checkpoint)
-LIGHTNING = Contents(
+LIGHTNING = ledgers.Contents(
     {
         "state_dict": "weights",
         "hyper_parameters": "architecture",
         "hparams_name": "architecture",
-        "epoch": PROGRESS,
-        "global_step": PROGRESS,
-        "loops": PROGRESS,
-        "callbacks": PROGRESS,
-        "*_state": PROGRESS,
-        "optimizer_states": OPTIMIZER,
-        "optimizer": OPTIMIZER,
-        "lr_schedulers": SCHEDULE,
-        "MixedPrecision*": SCALER,
-        "*DataModule": LOADER,
-        "pytorch-lightning_version": PROVENANCE,
-        "content_metadata": PROVENANCE,
+        "epoch": ledgers.PROGRESS,
+        "global_step": ledgers.PROGRESS,
+        "loops": ledgers.PROGRESS,
+        "callbacks": ledgers.PROGRESS,
+        "*_state": ledgers.PROGRESS,
+        "optimizer_states": ledgers.OPTIMIZER,
+        "optimizer": ledgers.OPTIMIZER,
+        "lr_schedulers": ledgers.SCHEDULE,
+        "MixedPrecision*": ledgers.SCALER,
+        "*DataModule": ledgers.LOADER,
+        "pytorch-lightning_version": ledgers.PROVENANCE,
+        "content_metadata": ledgers.PROVENANCE,
     }
 )
 
 # What else the args say: all but the lines of `config` tell how to train.
-ARGS = Contents(
+ARGS = ledgers.Contents(
     {
-        "iteration": PROGRESS,
-        "consumed_*_samples": PROGRESS,
-        "skipped_train_samples": PROGRESS,
-        "*": SETTINGS,
+        "iteration": ledgers.PROGRESS,
+        "consumed_*_samples": ledgers.PROGRESS,
+        "skipped_train_samples": ledgers.PROGRESS,
+        "*": ledgers.SETTINGS,
     }
 )
 
 # Sections of Bridge's run_config.yaml (training/config.py, ConfigContainer)
-RUN_SECTIONS = Contents({"model": "architecture", "*": SETTINGS})
+RUN_SECTIONS = ledgers.Contents({"model": "architecture", "*": ledgers.SETTINGS})
 
 # metadata.json of a distributed checkpoint (core/dist_checkpointing/core.py, CheckpointingConfig)
-DIST = Contents({"sharded_backend*": "how tensors are kept", "common_backend*": "how tensors are kept"})
+DIST = ledgers.Contents({"sharded_backend*": "how tensors are kept", "common_backend*": "how tensors are kept"})
 
 # Bridge's latest_train_state.pt (training/state.py, TrainState)
-TRACKED = Contents({"step": "the iteration to read", "*": PROGRESS})
+TRACKED = ledgers.Contents({"step": "the iteration to read", "*": ledgers.PROGRESS})
 
 # Names in the metadata of a distributed checkpoint that are no weights
-NAMES = Contents(
+NAMES = ledgers.Contents(
     {
         # DistributedOptimizer, and Float16Optimizer; chained ones may have a prefix
-        "optimizer.state.param.*": MASTERS,
-        "optimizer.state.fp32_param.*": MASTERS,
-        "chained_*.optimizer.state.param.*": MASTERS,
-        "chained_*.optimizer.state.fp32_param.*": MASTERS,
-        "optimizer.*": OPTIMIZER,
-        "chained_*": OPTIMIZER,
-        "rng_state*": RANDOM,
-        "rerun_state_machine_state*": PROGRESS,
+        "optimizer.state.param.*": ledgers.MASTERS,
+        "optimizer.state.fp32_param.*": ledgers.MASTERS,
+        "chained_*.optimizer.state.param.*": ledgers.MASTERS,
+        "chained_*.optimizer.state.fp32_param.*": ledgers.MASTERS,
+        "optimizer.*": ledgers.OPTIMIZER,
+        "chained_*": ledgers.OPTIMIZER,
+        "rng_state*": ledgers.RANDOM,
+        "rerun_state_machine_state*": ledgers.PROGRESS,
         "common_state*": "architecture",
-        "*_extra_state*": KERNEL_STATE,
-        "*": UNKNOWN_KEY,
+        "*_extra_state*": ledgers.KERNEL_STATE,
+        "*": ledgers.UNKNOWN_KEY,
     }
 )
 
@@ -115,18 +98,18 @@ def enter_args(ledger: Ledger, file: str, args: Mapping[str, Any], table: Config
     ledger.config(file, fates, section="args")
 
 
-def enter_state(ledger: Ledger, file: str, content: Mapping[Any, Any], table: Contents) -> None:
+def enter_state(ledger: Ledger, file: str, content: Mapping[Any, Any], table: ledgers.Contents) -> None:
     """What a rank's file holds, its fp32 masters apart from the rest of the optimizer."""
     ledger.contents(file, content, table)
     for key in ("optimizer", "optimizer_states"):
         masters = [optimizer[KEY] for optimizer in optimizers({"optimizer": content.get(key)})]
         if masters:
-            size = tensor_bytes(masters)
-            ledger.left(OPTIMIZER, file, key, size=tensor_bytes(content[key]) - size)
-            ledger.left(MASTERS, file, f"{key}.{KEY}", size=size)
+            size = ledgers.tensor_bytes(masters)
+            ledger.left(ledgers.OPTIMIZER, file, key, size=ledgers.tensor_bytes(content[key]) - size)
+            ledger.left(ledgers.MASTERS, file, f"{key}.{KEY}", size=size)
 
 
-def enter_names(ledger: Ledger, checkpoint: DistributedCheckpoint, weights: set[str]) -> None:
+def enter_names(ledger: Ledger, checkpoint: chunked.DistributedCheckpoint, weights: set[str]) -> None:
     """What a distributed checkpoint holds beside the tensors `weights`."""
     file = checkpoint.described_in[0] if len(checkpoint.described_in) == 1 else checkpoint.folder
     for name, value in {**checkpoint.tensors, **checkpoint.objects}.items():

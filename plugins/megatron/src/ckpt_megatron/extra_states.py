@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ckpt_core.architecture import Layer
+from ckpt_core.sdk import schema
 
 _LINEAR = re.compile(
     r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2))\.weight\d*$"
@@ -42,7 +42,9 @@ def linear_extra_states(names: Iterable[str]) -> list[str]:
     return [f"{module}._extra_state" for module in _modules(names, te=False)]
 
 
-def stacked_extra_states(names: Sequence[str], layers: Sequence[Layer], style: str, homogeneous: bool) -> list[str]:
+def stacked_extra_states(
+    names: Sequence[str], layers: Sequence[schema.Layer], style: str, homogeneous: bool
+) -> list[str]:
     """The keys of a torch_dist checkpoint: `<module>._extra_state/shard_<index>_<size>`, one per layer and expert."""
     found = []
     for module in _modules(dict.fromkeys(names), style == "te"):

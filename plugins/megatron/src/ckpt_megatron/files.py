@@ -12,9 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.files import read_small
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import CkptError, FormatError, disk, torch_files
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DIST_METADATA = "metadata.json"
@@ -34,7 +32,7 @@ def find_folder(path: str) -> str:
         return path
     tracker = os.path.join(path, TRACKER)
     if os.path.isfile(tracker):
-        word = read_small(tracker, 64).decode("ascii", "replace").strip()
+        word = disk.read_small(tracker, 64).decode("ascii", "replace").strip()
         if word != "release" and not (word.isdigit() and word.isascii()):
             raise FormatError(
                 f"{TRACKER} names no iteration",
@@ -85,7 +83,7 @@ def looks_like(path: str) -> str | None:
 
 def _is_lightning(common: str) -> bool:
     try:
-        return os.path.isfile(common) and "pytorch-lightning_version" in read_torch_file(common)
+        return os.path.isfile(common) and "pytorch-lightning_version" in torch_files.read_torch_file(common)
     except (CkptError, TypeError):
         return False
 
@@ -99,7 +97,7 @@ def _kind(folder: str) -> str | None:
     metadata = os.path.join(folder, DIST_METADATA)
     if os.path.isfile(metadata):
         try:
-            backend = json.loads(read_small(metadata, 1 << 20)).get("sharded_backend")
+            backend = json.loads(disk.read_small(metadata, 1 << 20)).get("sharded_backend")
         except (ValueError, AttributeError, CkptError):
             return None
         if backend == "zarr" or (backend == "torch_dist" and os.path.isfile(os.path.join(folder, ".metadata"))):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ckpt_core.architecture import Activation, Architecture, Layer, Norm, facts_of
-from ckpt_core.errors import Problems, Refusal
-from ckpt_core.layout import Layout
-from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
+from ckpt_core.sdk import Activation, Architecture, Problems, Refusal, facts_of, layouts, rewrites, schema
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout
 from ckpt_megatron.weights import tables
 
 
-def fitted(model: Model, multiple: int, *, by_fields: bool = False) -> Model:
+def fitted(model: rewrites.Model, multiple: int, *, by_fields: bool = False) -> rewrites.Model:
     """Biases on all linear layers or none, a vocabulary padded to a `multiple` of rows, and the usual attention scale.
 
     `by_fields`: a config class describes the model, which has a field for the scale and every kind of GELU.
@@ -26,9 +23,9 @@ def fitted(model: Model, multiple: int, *, by_fields: bool = False) -> Model:
             found=f"kind = {kind}" + ("" if tokens else ", no tokens"),
         )
     if not by_fields or not _one_scale(model.architecture):
-        model = folded_attention_scale(model)
+        model = rewrites.folded_attention_scale(model)
     model = with_biases(model, fused_gelu=not by_fields)
-    return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+    return rewrites.vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
 
 
 def _one_scale(architecture: Architecture) -> bool:
@@ -36,7 +33,7 @@ def _one_scale(architecture: Architecture) -> bool:
     return len({layer.attention.scale for layer in decoder_of(architecture).layers if layer.attention}) < 2
 
 
-def with_biases(model: Model, fused_gelu: bool) -> Model:
+def with_biases(model: rewrites.Model, fused_gelu: bool) -> rewrites.Model:
     """Zero biases where Megatron has them only all together: a zero bias changes nothing.
 
     --add-bias-linear gives one to every linear layer, --add-qkv-bias to q, k and v, and a LayerNorm always has one.
@@ -47,7 +44,7 @@ def with_biases(model: Model, fused_gelu: bool) -> Model:
     every = (fused_gelu and tanh) or any(_has_linear_bias(layer) for layer in layers)
     inputs = every or any(_has_input_bias(layer) for layer in layers)
 
-    def biased(layer: Layer) -> Layer:
+    def biased(layer: schema.Layer) -> schema.Layer:
         mlp = replace(layer.mlp, norm=_with_norm_bias(layer.mlp.norm))
         if every and not (mlp.moe and mlp.moe.shared):  # shared experts have no biases
             mlp = replace(mlp, up_bias=True, down_bias=True)
@@ -60,13 +57,13 @@ def with_biases(model: Model, fused_gelu: bool) -> Model:
             attention = replace(attention, q_bias=True, k_bias=True, v_bias=True, out_bias=out)
         return replace(layer, mlp=mlp, attention=attention)
 
-    wanted = map_layers(model.architecture, biased)
+    wanted = rewrites.map_layers(model.architecture, biased)
     decoder = decoder_of(wanted)
     wanted = replace(wanted, decoder=replace(decoder, final_norm=_with_norm_bias(decoder.final_norm)))
-    return zero_biases(model, wanted)
+    return rewrites.zero_biases(model, wanted)
 
 
-def _has_linear_bias(layer: Layer) -> bool:
+def _has_linear_bias(layer: schema.Layer) -> bool:
     if layer.attention is not None:
         out = layer.attention.out_bias
     else:
@@ -74,12 +71,12 @@ def _has_linear_bias(layer: Layer) -> bool:
     return out or layer.mlp.up_bias or layer.mlp.down_bias
 
 
-def _has_input_bias(layer: Layer) -> bool:
+def _has_input_bias(layer: schema.Layer) -> bool:
     attention = layer.attention
     return attention is not None and (attention.q_bias or attention.k_bias or attention.v_bias)
 
 
-def _with_norm_bias(norm: Norm | None) -> Norm | None:
+def _with_norm_bias(norm: schema.Norm | None) -> schema.Norm | None:
     return norm if norm is None or norm.kind != "layer" else replace(norm, bias=True)
 
 
@@ -113,4 +110,6 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         problems.add(Refusal("grouped experts of the local spec have no biases"))
     problems.raise_any()
     # raises where an axis is not divided
-    Layout(tables(architecture, tp=layout.tp), architecture).natives({"tp": (0, layout.tp), "ep": (0, layout.ep)})
+    layouts.Layout(tables(architecture, tp=layout.tp), architecture).natives(
+        {"tp": (0, layout.tp), "ep": (0, layout.ep)}
+    )

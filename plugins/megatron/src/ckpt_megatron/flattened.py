@@ -13,16 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.storage.dcp import ChunkedTensor
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import DType, StoredTensor, chunked
 
 
 @dataclass(frozen=True)
 class FlattenedTensor:
     """A tensor of `shape`, of which `flat` has the shards."""
 
-    flat: ChunkedTensor
+    flat: chunked.ChunkedTensor
     shape: tuple[int, ...]
 
     @property
@@ -43,7 +41,7 @@ class FlattenedTensor:
                     yield place, StoredTensor.contiguous(stored.file, stored.dtype, sizes, offset)
 
 
-def unflattened(flat: ChunkedTensor, shape: tuple[int, ...]) -> FlattenedTensor | None:
+def unflattened(flat: chunked.ChunkedTensor, shape: tuple[int, ...]) -> FlattenedTensor | None:
     """The tensor of `shape` that `flat` holds shard by shard, or None if it can't be one."""
     *grid, elements = flat.shape or (0,)
     if len(grid) != len(shape) or any(not count or size % count for size, count in zip(shape, grid, strict=True)):

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import FormatError
-from ckpt_core.layout import Ranks
-from ckpt_core.ledger import Ledger
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.opaque import Opaque, brief
+from ckpt_core.sdk import FormatError, Ledger, Shard, disk, layouts, torch_files
 from ckpt_megatron.names import LegacySpelling
 
 
@@ -21,7 +16,7 @@ class Share:
     `ranks` says which. Every name has all copies that were found, each as the shards that tile it.
     """
 
-    ranks: Ranks
+    ranks: layouts.Ranks
     expert: bool
     tensors: dict[str, list[list[Shard]]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -54,8 +49,8 @@ class Found:
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
-    def states(self) -> list[FileState]:
-        return [FileState.of(path) for path in self.files]
+    def states(self) -> list[disk.FileState]:
+        return [disk.FileState.of(path) for path in self.files]
 
     @property
     def names(self) -> set[str]:
@@ -82,6 +77,6 @@ def stored_args(value: object, file: str) -> dict[str, Any] | None:
     """The attributes of a stored Namespace."""
     if value is None:
         return None
-    if not isinstance(value, Opaque) or not isinstance(value.state, dict):
-        raise FormatError("args is no Namespace", file=file, found=brief(value))
+    if not isinstance(value, torch_files.Opaque) or not isinstance(value.state, dict):
+        raise FormatError("args is no Namespace", file=file, found=torch_files.brief(value))
     return {str(key): item for key, item in value.state.items()}

@@ -15,10 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import UNKNOWN, Argument, Launch
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.storage.jsonfile import parse_json
+from ckpt_core.sdk import Launch, Target, WriteRequest, documents, launches
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -88,7 +85,7 @@ NAMES = (*_LOADING, *_FRESH, *_RANKS, *_TOKENS, *_RUNNING, *MODEL)
 
 @functools.cache
 def _table() -> Mapping[str, list[dict[str, Any]]]:
-    body = parse_json(resources.files(__package__).joinpath(_FILE).read_bytes(), _FILE)
+    body = documents.parse_json(resources.files(__package__).joinpath(_FILE).read_bytes(), _FILE)
     assert isinstance(body, dict) and tuple(body["versions"]) == VERSIONS
     return body["arguments"]
 
@@ -109,8 +106,8 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     """
     asked = request.options.get("megatron_version")
     versions = [asked] if asked else VERSIONS
-    launches = [_launch(target, request.destination, resumed, version) for version in versions]
-    return next((launch for launch in reversed(launches) if not launch.unsaid), launches[-1])
+    possible = [_launch(target, request.destination, resumed, version) for version in versions]
+    return next((launch for launch in reversed(possible) if not launch.unsaid), possible[-1])
 
 
 def _launch(target: Target, destination: str, resumed: bool, version: str) -> Launch:
@@ -162,23 +159,25 @@ def _notes(args: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _argument(name: str, value: Any, version: str, latent: bool) -> Argument | None:
+def _argument(name: str, value: Any, version: str, latent: bool) -> launches.Argument | None:
     """An argument as a version has it; None where another one says it, or there is nothing to say."""
     line, model = line_of(name, version), name in MODEL
     if name in _UNHEARD:
-        return Argument(name, value, (), _UNHEARD[name])
+        return launches.Argument(name, value, (), _UNHEARD[name])
     if not line.get("flag"):
         other = _SAID_BY_ANOTHER.get(name)
         # All but those of `_BUILT_IN` are written at the one value that they may have.
         default = _BUILT_IN.get(name, value)
         if default == value or name == "rope_type" or (other and line_of(other, version).get("flag")):
             return None
-        return Argument(name, value, (), default, bool(line.get("taken")))
+        return launches.Argument(name, value, (), default, bool(line.get("taken")))
     default = line["default"]
     if name == "rope_type":
         default = "yarn" if latent else "rope"  # of the config classes, where there is none on the command line
     words = tuple(_words(line, value, default))
-    return Argument(name, value, words, UNKNOWN if name == "load" else default, bool(line.get("taken")), model)
+    return launches.Argument(
+        name, value, words, launches.UNKNOWN if name == "load" else default, bool(line.get("taken")), model
+    )
 
 
 def _words(line: Mapping[str, Any], value: Any, default: Any) -> Iterator[str]:

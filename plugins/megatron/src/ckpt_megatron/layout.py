@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.errors import Refusal
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.opaque import Opaque
+from ckpt_core.sdk import DType, Refusal, WriteRequest, torch_files
 from ckpt_megatron.names import LegacySpelling
 
 DIVISIBLE = "make_vocab_size_divisible_by"
@@ -122,6 +119,6 @@ class FileLayout:
         }
 
 
-def namespace(args: Mapping[str, object]) -> Opaque:
+def namespace(args: Mapping[str, object]) -> torch_files.Opaque:
     """What args are stored as."""
-    return Opaque("argparse", "Namespace", args=(), state=dict(args))
+    return torch_files.Opaque("argparse", "Namespace", args=(), state=dict(args))

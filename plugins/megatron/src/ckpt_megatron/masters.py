@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_core.errors import FormatError
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import FormatError, StoredTensor
 
 _BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
 KEY = "fp32_from_fp16_params"

@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.plugins.judgement import CannotRun, Judgement, installed, judged_apart, loading, named
-from ckpt_core.plugins.judging import Case
+from ckpt_core.sdk import Checkpoint, Judgement, judgement
 from ckpt_megatron.files import find_folder
 
 PACKAGE = "megatron.core"
@@ -59,14 +57,14 @@ def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgemen
     """The hook `ckpt_logits`."""
     whole = checkpoint.hints.get("container") != "torch"
     ranks = {} if whole else {name: checkpoint.parallel.get(name, 1) for name in ("tp", "pp", "ep")}
-    return judged_apart("ckpt_megatron.own", PACKAGE, checkpoint, inputs, ranks)
+    return judgement.judged_apart("ckpt_megatron.own", PACKAGE, checkpoint, inputs, ranks)
 
 
 def framework() -> str:
-    return named("megatron-core")
+    return judgement.named("megatron-core")
 
 
-def logits(case: Case) -> np.ndarray | None:
+def logits(case: judgement.Case) -> np.ndarray | None:
     """Logits [batch, position, vocabulary] on the first rank of the last stage."""
     import torch
 
@@ -122,22 +120,22 @@ def loaded(folder: str, sizes: Mapping[str, int], place: Mapping[str, int]):
     from megatron.core import dist_checkpointing
 
     if os.path.isfile(os.path.join(folder, ".metadata")):
-        with loading():
+        with judgement.loading():
             args = dist_checkpointing.load_common_state_dict(folder)["args"]
         model = model_of(args, sizes, place["pp"], whole=True)
         strict = dist_checkpointing.validation.StrictHandling.ASSUME_OK_UNEXPECTED
-        with loading():
+        with judgement.loading():
             state = dist_checkpointing.load(model.sharded_state_dict(), folder, strict=strict)
             known = model.state_dict()
             model.load_state_dict({name: value for name, value in state.items() if name in known}, strict=True)
         return model
     stage = f"_{place['pp']:03d}" if sizes["pp"] > 1 else ""
     experts = f"_{place['ep']:03d}" if sizes["ep"] > 1 else ""
-    with loading():
+    with judgement.loading():
         file = os.path.join(folder, f"mp_rank_{place['tp']:02d}{stage}{experts}", "model_optim_rng.pt")
         content = torch.load(file, map_location="cpu", weights_only=True)
     model = model_of(content["args"], sizes, place["pp"], whole=False)
-    with loading():
+    with judgement.loading():
         model.load_state_dict(content["model"], strict=True)
     return model
 
@@ -146,11 +144,13 @@ def model_of(args: argparse.Namespace, sizes: Mapping[str, int], stage: int, who
     """GPTModel as Megatron's own `model_provider` would build it from the args in a checkpoint."""
     fields = {**vars(args), **fields_of(args)}
     if fields.get("multi_latent_attention"):
-        raise CannotRun("its local attention has no head sizes of latent attention, and TransformerEngine needs a GPU")
+        raise judgement.CannotRun(
+            "its local attention has no head sizes of latent attention, and TransformerEngine needs a GPU"
+        )
     fused = fields.get("transformer_impl") != "local"
     # Dense local layers map their names to those of TransformerEngine in torch_dist (`sharded_state_dict_keys_map`).
-    if fused and (not whole or args.num_experts) and not installed("transformer_engine"):
-        raise CannotRun("the files have the names of TransformerEngine's modules, which is not installed")
+    if fused and (not whole or args.num_experts) and not judgement.installed("transformer_engine"):
+        raise judgement.CannotRun("the files have the names of TransformerEngine's modules, which is not installed")
     return gpt_model(
         fields,
         sizes,
@@ -194,7 +194,7 @@ def gpt_model(fields: Mapping[str, Any], sizes: Mapping[str, int], stage: int, *
     from megatron.core.transformer import TransformerConfig
 
     known = {field.name for field in dataclasses.fields(TransformerConfig) if field.init}
-    te = fields.get("transformer_impl") != "local" and installed("transformer_engine")
+    te = fields.get("transformer_impl") != "local" and judgement.installed("transformer_engine")
     config = TransformerConfig(
         **{name: value for name, value in fields.items() if name in known and value is not None}
         | {name: value for name, value in PLAIN.items() if name in known}

@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import FormatError, Problems, StoredTensor, torch_files
 from ckpt_megatron import masters
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.files import optimizer_file
@@ -28,9 +25,9 @@ class RankFile:
     """
 
     def __init__(self, path: str, numbers: tuple[int, ...], weights: str) -> None:
-        content = read_torch_file(path)
+        content = torch_files.read_torch_file(path)
         if not isinstance(content, dict):
-            raise FormatError("the file holds no dict", file=path, found=brief(content))
+            raise FormatError("the file holds no dict", file=path, found=torch_files.brief(content))
         self.path, self.numbers = path, numbers
         self.content: Mapping[object, Any] = content
         self.args = stored_args(content.get("args"), path)
@@ -40,7 +37,7 @@ class RankFile:
             raise FormatError(
                 "the file holds no model",
                 file=path,
-                found=", ".join(map(brief, content)),
+                found=", ".join(map(torch_files.brief, content)),
                 expected="model, or model0, model1 ...",
             )
         self.kernel_states: dict[str, object] = {}
@@ -67,7 +64,7 @@ def _tensors(model: object, path: str, kernel_states: dict[str, object]) -> dict
                 problems.add(FormatError(f"the tensor {name!r} is stored twice", file=path))
             found[name] = value
         else:
-            problems.add(FormatError(f"the entry {prefix!r} is no tensor", file=path, found=brief(value)))
+            problems.add(FormatError(f"the entry {prefix!r} is no tensor", file=path, found=torch_files.brief(value)))
 
     walk(model, "")
     problems.raise_any()
@@ -206,9 +203,9 @@ def _check_same_model(rank: RankFile, first: RankFile, problems: Problems) -> No
         if rank.content.get(key) != first.content.get(key):
             problems.add(
                 FormatError(
-                    f"{key} is {brief(rank.content.get(key))}",
+                    f"{key} is {torch_files.brief(rank.content.get(key))}",
                     file=rank.path,
-                    expected=f"{brief(first.content.get(key))}, as in {first.path}",
+                    expected=f"{torch_files.brief(first.content.get(key))}, as in {first.path}",
                 )
             )
     one, two = first.args or {}, rank.args or {}
@@ -216,9 +213,9 @@ def _check_same_model(rank: RankFile, first: RankFile, problems: Problems) -> No
         if one[key] != two[key]:
             problems.add(
                 FormatError(
-                    f"args.{key} is {brief(two[key])}",
+                    f"args.{key} is {torch_files.brief(two[key])}",
                     file=rank.path,
-                    expected=f"{brief(one[key])}, as in {first.path}",
+                    expected=f"{torch_files.brief(one[key])}, as in {first.path}",
                 )
             )
 

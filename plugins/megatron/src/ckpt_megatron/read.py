@@ -8,17 +8,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.company import files_below
-from ckpt_core.engine.assembly import Assembler, Shard
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.layout import Layout, Native, account
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.storage.dcp import read_distributed
-from ckpt_core.storage.zarr import read_zarr
-from ckpt_core.vocabulary import settled
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    CkptError,
+    FormatError,
+    Loss,
+    Native,
+    ReadRequest,
+    Shard,
+    architecture_of,
+    check_agreement,
+    chunked,
+    company,
+    layouts,
+    original_of,
+)
 from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
@@ -39,7 +45,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     if container == "torch":
         found = read_torch(folder, request.weights)
     else:
-        found = read_dist(folder, request.weights, read_zarr if container == "zarr" else read_distributed)
+        found = read_dist(
+            folder, request.weights, chunked.read_zarr if container == "zarr" else chunked.read_distributed
+        )
     _check_iteration(found)
     described = _described(found, request)
     architecture = described.architecture
@@ -57,7 +65,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         tensors,
         found.states,
         notes=described.notes,
-        sidecars=files_below(os.path.join(root, SIDECARS)),
+        sidecars=company.files_below(os.path.join(root, SIDECARS)),
         parallel=found.parallel,
         hints=_hints(found),
         evidence=described.evidence,
@@ -69,7 +77,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         ledger=found.ledger,
     )
     multiple = _multiple(found)
-    return settled(
+    return company.settled(
         original_of(checkpoint, root),
         request,
         padded=lambda tokens: -(-tokens // multiple) * multiple,
@@ -171,7 +179,7 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
         )
     fused_down = any(name.endswith("linear_qkv_down_proj.weight") for name in found.names)
     tp = found.parallel.get("tp", 1) if found.container == "torch" else 1
-    layout = Layout(
+    layout = layouts.Layout(
         tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture
     )
     assembler = Assembler(layout.parameters, found.folder)
@@ -183,7 +191,7 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
             for name, native in layout.natives(share.ranks).items()
             if found.container == "torch_dist" or is_expert(native) == share.expert
         }
-        for problem in account(natives, layout.tables, share.tensors, _where(found, share)):
+        for problem in layouts.account(natives, layout.tables, share.tensors, _where(found, share)):
             assembler.problems.add(problem)
         for name, native in natives.items():
             if in_blocks(native):

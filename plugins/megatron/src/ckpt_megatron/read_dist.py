@@ -15,12 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.storage.dcp import ChunkedTensor, DistributedCheckpoint, read_distributed
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import FormatError, Problems, Shard, chunked, documents, torch_files
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
@@ -30,11 +25,13 @@ from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
 
 _STACKED = re.compile(r"^decoder\.layers\.(?!\d)")
 _COMMON_STATE = "common_state/shard_0_1"  # since core 0.19, instead of common.pt
-_Stored = ChunkedTensor | FlattenedTensor
+_Stored = chunked.ChunkedTensor | FlattenedTensor
 _GATE_UP = {"_w": 0, "_v": 1}  # singleton_local_shards stores the two halves of linear_fc1 by themselves
 
 
-def read_dist(folder: str, weights: str, read: Callable[[str], DistributedCheckpoint] = read_distributed) -> Found:
+def read_dist(
+    folder: str, weights: str, read: Callable[[str], chunked.DistributedCheckpoint] = chunked.read_distributed
+) -> Found:
     """A torch_dist folder, from headers alone. `weights` is auto, model or master.
 
     `read`: how the tensors are kept, under the same keys.
@@ -96,7 +93,7 @@ def read_dist(folder: str, weights: str, read: Callable[[str], DistributedCheckp
     enter_names(found.ledger, checkpoint, model_names)
     if os.path.isfile(metadata := os.path.join(folder, DIST_METADATA)):
         found.ledger.used("how tensors are kept", metadata)
-        found.ledger.contents(metadata, read_json_object(metadata), DIST)
+        found.ledger.contents(metadata, documents.read_json_object(metadata), DIST)
     enter_state(found.ledger, common_file, common, LIGHTNING if "pytorch-lightning_version" in common else STATE)
     found.fused_names = (args or {}).get("transformer_impl", "transformer_engine") != "local"
     return found
@@ -106,11 +103,11 @@ def _belongs_to_optimizer(name: str) -> bool:
     return name.startswith("optimizer.") or re.match(r"chained_\d+\.optimizer\.", name) is not None
 
 
-def _common(folder: str, checkpoint: DistributedCheckpoint) -> tuple[dict, str]:
+def _common(folder: str, checkpoint: chunked.DistributedCheckpoint) -> tuple[dict, str]:
     """The part without tensors. Where both forms exist, Megatron reads common.pt."""
     path = os.path.join(folder, COMMON)
     if os.path.isfile(path):
-        value = read_torch_file(path)
+        value = torch_files.read_torch_file(path)
     elif _COMMON_STATE in checkpoint.objects:
         path = checkpoint.objects[_COMMON_STATE].file
         value = checkpoint.objects[_COMMON_STATE].read()
@@ -118,7 +115,7 @@ def _common(folder: str, checkpoint: DistributedCheckpoint) -> tuple[dict, str]:
     else:
         return {}, folder
     if not isinstance(value, dict):
-        raise FormatError("the common state is no dict", file=path, found=brief(value))
+        raise FormatError("the common state is no dict", file=path, found=torch_files.brief(value))
     return value, path
 
 
@@ -132,7 +129,7 @@ def _parallel(args: dict[str, object] | None) -> dict[str, int]:
     return {name: size for name, key in keys.items() if isinstance(size := (args or {}).get(key), int)}
 
 
-def _refuse_masters(checkpoint: DistributedCheckpoint) -> None:
+def _refuse_masters(checkpoint: chunked.DistributedCheckpoint) -> None:
     if any(DIST_BUFFER.match(name) for name in [*checkpoint.tensors, *checkpoint.objects]):
         raise FormatError(
             "the fp32 masters lie in flat buffers of one parallel layout (dp_reshardable, dp_zero_gather_scatter)",
@@ -145,7 +142,7 @@ def _refuse_masters(checkpoint: DistributedCheckpoint) -> None:
 
 
 def _with_masters(
-    model: Mapping[str, ChunkedTensor], masters: Mapping[str, ChunkedTensor], folder: str
+    model: Mapping[str, chunked.ChunkedTensor], masters: Mapping[str, chunked.ChunkedTensor], folder: str
 ) -> dict[str, _Stored]:
     problems = Problems("reading fp32 masters")
     found: dict[str, _Stored] = {}
@@ -170,7 +167,7 @@ def _with_masters(
 
 
 def split(
-    stored_as: str, tensor: ChunkedTensor | FlattenedTensor, stacks: dict[str, int]
+    stored_as: str, tensor: chunked.ChunkedTensor | FlattenedTensor, stacks: dict[str, int]
 ) -> Iterator[tuple[str, list[Shard]]]:
     """The tensors of the tables that a stored one holds, and the shards of each."""
     shards = [Shard(origin, stored) for origin, stored in tensor.stored()]

@@ -10,10 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.ledger import OPTIMIZER
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, ledgers
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import Found, Share
@@ -48,7 +45,7 @@ def read_torch(folder: str, weights: str) -> Found:
         enter_state(found.ledger, rank.path, rank.content, STATE)
         found.ledger.contents(rank.path, rank.kernel_states, NAMES, section="model")
     for path in optimizer_files(folder):
-        found.ledger.left(OPTIMIZER, path, size=os.path.getsize(path))
+        found.ledger.left(ledgers.OPTIMIZER, path, size=os.path.getsize(path))
     return found
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.errors import Refusal
-from ckpt_core.layout import Drop, Native, Piece, Row, Table, Tile, drop, row
+from ckpt_core.sdk import Architecture, Native, Refusal, Table, drop, layouts, row
 from ckpt_megatron.config import decoder_of
 
 # fmt: off
-MODEL: list[Row | Drop] = [
+MODEL: list[layouts.Row | layouts.Drop] = [
     row("embedding.word_embeddings.weight",     "v h", "embedding.tokens.weight", tp="v"),
     row("embedding.position_embeddings.weight", "p h", "positions.weight"),
     row("decoder.final_layernorm.weight",       "h",   "final_norm.weight"),
@@ -147,21 +145,26 @@ def tables(
     """The tables of one model: the order of q, k, v (see `QKV_ORDERS`), the kind of experts, the number of ranks."""
     layers = decoder_of(architecture).layers
     usual, gated = layers[0].attention, layers[0].mlp.gated
-    attention: list[Row] = LATENT if usual is None else _attention(order, divided=usual.groups % tp == 0)
+    attention: list[layouts.Row] = LATENT if usual is None else _attention(order, divided=usual.groups % tp == 0)
     if usual is None and fused_down:
         attention = [FUSED_DOWN, *(line for line in attention if line.native not in ROW_BLOCKS)]
-    experts: list[Row]
+    experts: list[layouts.Row]
     if grouped:
         experts = EXPERTS_GROUPED_GATED if gated else EXPERTS_GROUPED_PLAIN
     else:
         experts = EXPERTS_GATED if gated else EXPERTS_PLAIN
-    dense: list[Row] = [*(GATED if gated else PLAIN), *DOWN, *ROUTER, *(SHARED_GATED if gated else SHARED_PLAIN)]
+    dense: list[layouts.Row] = [
+        *(GATED if gated else PLAIN),
+        *DOWN,
+        *ROUTER,
+        *(SHARED_GATED if gated else SHARED_PLAIN),
+    ]
     return Table(rows=MODEL), Table("decoder.layers.{l}", to="layers.{l}", rows=[*NORMS, *attention, *dense, *experts])
 
 
-def _attention(order: str, divided: bool) -> list[Row]:
+def _attention(order: str, divided: bool) -> list[layouts.Row]:
     """`divided` False: there are more ranks than groups, and linear_qkv is cut into blocks of rows (see `in_blocks`)."""
-    rows: list[Row] = []
+    rows: list[layouts.Row] = []
     for line in ATTENTION:
         if line.native in QKV:
             inside = QKV_ORDERS[order]
@@ -193,5 +196,5 @@ def row_block(native: Native, rank: int, ranks: int) -> Native:
     for piece in native.pieces:
         for tile in piece.tile.cut_native(0, rank * rows, (rank + 1) * rows):
             base = (tile.native_base[0] - rank * rows, *tile.native_base[1:])
-            pieces.append(Piece(piece.parameter, Tile(tile.links, tile.canonical_base, base)))
+            pieces.append(layouts.Piece(piece.parameter, layouts.Tile(tile.links, tile.canonical_base, base)))
     return Native(native.name, (rows, *native.shape[1:]), tuple(pieces), native.row, native.layer)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.architecture import facts_of
-from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import commonest
-from ckpt_core.tokenizer import has_tokenizer
+from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, dtypes, facts_of, rewrites
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import SIDECARS, TRACKER
 from ckpt_megatron.fitted import check_ranks, fitted
@@ -22,13 +17,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """A checkpoint of weights alone. Raises `Refusal` naming what Megatron's GPTModel cannot hold."""
     hints = checkpoint.hints_for("megatron")
     layout = FileLayout.of(request, hints)
-    model = fitted(Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp)
+    model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp)
     config, facts = table_for(model.architecture), facts_of(model.architecture)
     args = config.write(facts, checkpoint.notes)
     check_ranks(model.architecture, layout)
     placed, split_args = stages(facts["layers"], layout.pp, layout.vpp, request.options, hints)
-    dtype = commonest(request.dtype or assembly.dtype for assembly in model.tensors.values())
-    tokenizer = f"{request.destination}/{SIDECARS}" if has_tokenizer(checkpoint.sidecars) else None
+    dtype = dtypes.commonest(request.dtype or assembly.dtype for assembly in model.tensors.values())
+    tokenizer = f"{request.destination}/{SIDECARS}" if company.has_tokenizer(checkpoint.sidecars) else None
     args |= split_args | layout.args(dtype, tokenizer)
     common: dict[str, object] = {"checkpoint_version": layout.version, "iteration": layout.iteration or 0}
     written = Written(layout, model, request.dtype)

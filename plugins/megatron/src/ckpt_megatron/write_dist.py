@@ -7,11 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_core.checkpoint import Placement
-from ckpt_core.layout import Layout, Native
-from ckpt_core.storage.dcp import METADATA
-from ckpt_core.storage.dcp_write import ChunkSpec, plan_distributed
-from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_core.sdk import Native, Placement, chunked, layouts, torch_files
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
@@ -30,7 +26,9 @@ def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool
     """
     layout, architecture = written.layout, written.architecture
     natives = [
-        native for native in Layout(tables(architecture), architecture).natives().values() if not native.row.copy
+        native
+        for native in layouts.Layout(tables(architecture), architecture).natives().values()
+        if not native.row.copy
     ]
     natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
     files = dist_files([math.prod(native.shape) * written.dtype_of(native).size for native in natives])
@@ -40,17 +38,19 @@ def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool
         shape = (*([1] * len(origin)), *native.shape)
         offsets = (*origin, *([0] * len(native.shape)))
         dtype = written.dtype_of(native)
-        chunks.append(ChunkSpec(f"{prefix}{key}", dtype, (*whole, *native.shape), offsets, shape, file))
+        chunks.append(chunked.ChunkSpec(f"{prefix}{key}", dtype, (*whole, *native.shape), offsets, shape, file))
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
-    nothing = torch_bytes([None], "archive")
+    nothing = torch_files.torch_bytes([None], "archive")
     keys = [chunk.tensor.removeprefix(prefix) for chunk in chunks]
     objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, written.layers, layout.names, homogeneous)]
-    plan = plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
+    plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
     written.files += plan.files
     for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
         written.placements.append(Placement(native, chunk.dtype, f"{layout.folder}/{chunk.file}", offset))
-    written.documents[f"{layout.folder}/{COMMON}"] = torch_bytes(dict(common), COMMON)  # read by every version
-    written.documents[f"{layout.folder}/{METADATA}"] = plan.metadata
+    written.documents[f"{layout.folder}/{COMMON}"] = torch_files.torch_bytes(
+        dict(common), COMMON
+    )  # read by every version
+    written.documents[f"{layout.folder}/{chunked.METADATA}"] = plan.metadata
     written.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ckpt_core.checkpoint import Placement
-from ckpt_core.layout import Layout, Native
-from ckpt_core.storage.torchnest import plan_nest
-from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.sdk import Native, Placement, layouts, torch_files
 from ckpt_megatron.extra_states import extra_states
 from ckpt_megatron.files import MODEL_FILE
 from ckpt_megatron.layout import FileLayout, namespace
@@ -35,7 +32,7 @@ def write_torch(
     """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage)."""
     layout, architecture = written.layout, written.architecture
     grouped = layout.grouped and layout.names == "local"
-    bound = Layout(tables(architecture, order=layout.qkv_order, grouped=grouped, tp=layout.tp), architecture)
+    bound = layouts.Layout(tables(architecture, order=layout.qkv_order, grouped=grouped, tp=layout.tp), architecture)
     for t in range(layout.tp):
         for e in range(layout.ep):
             ranks = {"tp": (t, layout.tp), "ep": (e, layout.ep)}
@@ -116,11 +113,11 @@ def _write_rank(
     keys = ["model"] if layout.vpp == 1 else [f"model{chunk}" for chunk in range(layout.vpp)]
     for key, tensors in zip(keys, chunks, strict=True):
         state: dict[str, object] = {
-            kept.name: TensorSpec(written.dtype_of(kept.native), kept.shape) for kept in tensors
+            kept.name: torch_files.TensorSpec(written.dtype_of(kept.native), kept.shape) for kept in tensors
         }
         state |= dict.fromkeys(extra_states(list(state), layout.names))
         body[key] = _nested(state, layout.spelling) if layout.names == "legacy" else state
-    file, offsets = plan_nest(path, body)
+    file, offsets = torch_files.plan_nest(path, body)
     written.files.append(file)
     by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items()}
     for key, tensors in zip(keys, chunks, strict=True):

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.architecture import Layer
-from ckpt_core.checkpoint import Placement
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.layout import Native
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.output import OutputFile
+from ckpt_core.sdk import DType, Native, Placement, disk, rewrites, schema, storage_dtype
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout
 
@@ -16,12 +10,12 @@ from ckpt_megatron.layout import FileLayout
 class Written:
     """The files planned so far, and what is in them. `dtype` is that of all tensors, or None to keep each one's own."""
 
-    def __init__(self, layout: FileLayout, model: Model, dtype: DType | None) -> None:
+    def __init__(self, layout: FileLayout, model: rewrites.Model, dtype: DType | None) -> None:
         self.layout, self.model, self.dtype = layout, model, dtype
         self.architecture = model.architecture
-        self.layers: tuple[Layer, ...] = decoder_of(model.architecture).layers
+        self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers
         self.latent = self.layers[0].latent_attention is not None
-        self.files: list[OutputFile] = []
+        self.files: list[disk.OutputFile] = []
         self.placements: list[Placement] = []
         self.documents: dict[str, bytes] = {}
 

@@ -10,9 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Attention, Facts, PerLayer, RotaryKind, Stack
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Table, const, custom, field, fixed, note, one_of, same_as, uniform
+from ckpt_core.sdk import (
+    Activation,
+    Architecture,
+    CkptError,
+    Config,
+    Facts,
+    PerLayer,
+    Refusal,
+    RotaryKind,
+    Table,
+    const,
+    custom,
+    field,
+    fixed,
+    note,
+    one_of,
+    same_as,
+    schema,
+    uniform,
+)
 from ckpt_nanotron import weights
 
 ACTIVATION = one_of(
@@ -357,14 +374,14 @@ _STARCODER2_0 = ("activation_function attention_softmax_in_fp32 attn_pdrop bos_t
 # fmt: on
 
 
-def decoder_of(architecture: Architecture) -> Stack:
+def decoder_of(architecture: Architecture) -> schema.Stack:
     """The one stack of a nanotron model."""
     if architecture.decoder is None:
         raise Refusal("nanotron models are decoders", found="no decoder")
     return architecture.decoder
 
 
-def attention_of(stack: Stack) -> Attention:
+def attention_of(stack: schema.Stack) -> schema.Attention:
     """The attention of a stack whose layers all have the same heads."""
     attention = stack.layers[0].attention
     if attention is None:

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.ledger import OPTIMIZER, PROGRESS, RANDOM, SCHEDULE, SETTINGS, Contents, Ledger
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import Ledger, documents, ledgers, torch_files
 from ckpt_nanotron.files import METADATA, optimizer_files
 
 # config.yaml, and its section model
-RUN_SECTIONS = Contents({"model": "architecture", "*": SETTINGS})
-RUN_MODEL = Contents({"model_config": "architecture", "init_method": "scale of attention", "*": SETTINGS})
+RUN_SECTIONS = ledgers.Contents({"model": "architecture", "*": ledgers.SETTINGS})
+RUN_MODEL = ledgers.Contents(
+    {"model_config": "architecture", "init_method": "scale of attention", "*": ledgers.SETTINGS}
+)
 
 # checkpoint_metadata.json
-_METADATA = Contents(
+_METADATA = ledgers.Contents(
     {
         "version": "version of the files",
         "tp": "parallel layout",
         "dp": "parallel layout",
         "cp": "parallel layout",
-        "metas": PROGRESS,
-        "custom_metas": PROGRESS,
+        "metas": ledgers.PROGRESS,
+        "custom_metas": ledgers.PROGRESS,
     }
 )
 
 # optimizer/optimizer_pp-0-of-2_tp-0-of-2.pt: of the masters, the copies that are read are the weights
-_OPTIMIZER = Contents({"gradient_accumulator": "weights", "*": OPTIMIZER})
+_OPTIMIZER = ledgers.Contents({"gradient_accumulator": "weights", "*": ledgers.OPTIMIZER})
 
-_FOLDERS = {"optimizer": OPTIMIZER, "lr_scheduler": SCHEDULE, "random": RANDOM}
+_FOLDERS = {"optimizer": ledgers.OPTIMIZER, "lr_scheduler": ledgers.SCHEDULE, "random": ledgers.RANDOM}
 
 
 def enter_training(ledger: Ledger, step: str, masters_read: bool) -> None:
@@ -41,8 +41,8 @@ def enter_training(ledger: Ledger, step: str, masters_read: bool) -> None:
     if masters_read:
         for path in optimizer_files(step).values():
             ledger.used("weights", path)
-            ledger.contents(path, read_torch_file(path), _OPTIMIZER)
+            ledger.contents(path, torch_files.read_torch_file(path), _OPTIMIZER)
     metadata = os.path.join(step, METADATA)
     if os.path.isfile(metadata):
         ledger.used("version of the files", metadata)
-        ledger.contents(metadata, read_json_object(metadata), _METADATA)
+        ledger.contents(metadata, documents.read_json_object(metadata), _METADATA)

@@ -17,13 +17,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Native, Product, Sum, parse
-from ckpt_core.storage import safetensors
-from ckpt_core.storage.files import FileState, read_small
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import (
+    CkptError,
+    FormatError,
+    Native,
+    Problems,
+    Shard,
+    StoredTensor,
+    disk,
+    layouts,
+    safetensors,
+    torch_files,
+)
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -58,7 +63,7 @@ class Files:
     """Everything found below STEP/model: parameters by name, file states, the layout and the checkpoint version."""
 
     parameters: dict[str, Stored]
-    states: list[FileState]
+    states: list[disk.FileState]
     tp: int
     pp: int
     version: str
@@ -70,7 +75,7 @@ def find_step(path: str) -> str:
         return path
     latest = os.path.join(path, LATEST)
     if os.path.isfile(latest):
-        step = read_small(latest, 64).decode("ascii", "replace").strip()
+        step = disk.read_small(latest, 64).decode("ascii", "replace").strip()
         if not step.isdigit():
             raise FormatError("latest.txt does not hold a step number", file=latest, found=repr(step))
         return os.path.join(path, step)
@@ -115,17 +120,17 @@ def read_files(step: str) -> Files:
             problems.add(problem)
             continue
         parameters[name] = stored
-        states += [FileState.of(path) for path, _ in files]
+        states += [disk.FileState.of(path) for path, _ in files]
         if stored.sharded:
             sizes.add((int(files[0][1]["tps"]), int(files[0][1]["pps"])))
             versions.add(version)
     if len(sizes) > 1:
-        layouts = ", ".join(f"tp={tp} pp={pp}" for tp, pp in sorted(sizes))
+        sizes_found = ", ".join(f"tp={tp} pp={pp}" for tp, pp in sorted(sizes))
         problems.add(
             FormatError(
                 "files of several parallel layouts lie in one folder",
                 file=root,
-                found=layouts,
+                found=sizes_found,
                 fix="remove the stale files",
             )
         )
@@ -283,19 +288,19 @@ def optimizer_files(step: str) -> dict[tuple[int, int], str]:
     return found
 
 
-def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[FileState]]:
+def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[disk.FileState]]:
     """The fp32 masters (`gradient_accumulator`) in place of the weights, sliced like the model's own shards."""
     by_rank: dict[tuple[int, int], Mapping[str, StoredTensor]] = {}
     states = []
     for rank, path in optimizer_files(step).items():
-        state = read_torch_file(path)
+        state = torch_files.read_torch_file(path)
         held = state.get("gradient_accumulator") if isinstance(state, dict) else None
         if not isinstance(held, dict):
             raise FormatError(
                 "the optimizer holds no fp32 masters (gradient_accumulator)", file=path, fix="use --weights model"
             )
         by_rank[rank] = held
-        states.append(FileState.of(path))
+        states.append(disk.FileState.of(path))
     if not by_rank:
         raise FormatError("there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model")
     found: dict[str, Stored] = {}
@@ -377,7 +382,7 @@ def _along(dim: int, start: int, stop: int, dims: int) -> str:
 def split_dim(native: Native) -> int:
     """The native dimension that tensor parallel ranks divide: the one that holds the split axis."""
     axes = set(dict(native.row.splits)["tp"].split())
-    for dim, names in enumerate(parse(native.row.sentence).names_by_dim()):
+    for dim, names in enumerate(layouts.parse(native.row.sentence).names_by_dim()):
         if axes & names:
             return dim
     raise CkptError(f"no dimension of {native.name} holds its split axis", found=native.row.sentence)
@@ -388,9 +393,9 @@ def _chunks(native: Native, dim: int) -> list[tuple[int, int]] | None:
 
     A sum inside of the axis that ranks divide is none: each rank's groups of q, k and v are one range.
     """
-    node = parse(native.row.sentence).dims[dim]
-    outermost = node.factors[0] if isinstance(node, Product) else node
-    if not isinstance(outermost, Sum):
+    node = layouts.parse(native.row.sentence).dims[dim]
+    outermost = node.factors[0] if isinstance(node, layouts.Product) else node
+    if not isinstance(outermost, layouts.Sum):
         return None
     extents: dict[str, list[int]] = {}
     for piece in native.pieces:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import Argument, Launch
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Launch, Target, WriteRequest, launches
 from ckpt_nanotron.config import MODELS
 from ckpt_nanotron.files import TRAINING_CONFIG
 
@@ -23,7 +21,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         f"nanotron {target.decisions['target']}",
         ("torchrun", f"--nproc-per-node={ranks}", "run_train.py", "--config-file", f"{place}/{path}"),
         tuple(
-            Argument(f"model.model_config.{key}", value, model=fates[key][0] == "used")
+            launches.Argument(f"model.model_config.{key}", value, model=fates[key][0] == "used")
             for key, value in target.config.items()
         ),
         document=target.documents[path].decode(),

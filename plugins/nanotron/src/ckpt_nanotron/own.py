@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.plugins.judgement import CannotRun, FilesRefused, Judgement, judged_apart, loading, named
-from ckpt_core.plugins.judging import Case
+from ckpt_core.sdk import Checkpoint, Judgement, judgement
 from ckpt_nanotron.files import CONFIG, find_step
 
 PACKAGE = "nanotron"
@@ -27,14 +25,14 @@ CLASSES: frozenset[tuple[str, str]] = frozenset()  # weights are safetensors; no
 def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
     """The hook `ckpt_logits`. In another topology release 0.4 refuses what it wrote itself under numpy 2."""
     ranks = {name: checkpoint.parallel.get(name, 1) for name in ("tp", "pp")}
-    return judged_apart("ckpt_nanotron.own", PACKAGE, checkpoint, inputs, ranks)
+    return judgement.judged_apart("ckpt_nanotron.own", PACKAGE, checkpoint, inputs, ranks)
 
 
 def framework() -> str:
-    return named("nanotron")
+    return judgement.named("nanotron")
 
 
-def logits(case: Case) -> np.ndarray | None:
+def logits(case: judgement.Case) -> np.ndarray | None:
     """Logits [batch, position, vocabulary] on the first tensor parallel rank of the last stage."""
     import torch
 
@@ -68,7 +66,7 @@ def model_of(config: Mapping[str, Any], context: Any) -> Any:
     try:
         said = kind(**config)
     except TypeError as problem:
-        raise CannotRun(f"{CONFIG} is of another version: {problem}") from problem
+        raise judgement.CannotRun(f"{CONFIG} is of another version: {problem}") from problem
     sizes = {"pp": context.pipeline_parallel_size, "tp": context.tensor_parallel_size}
     parallel = ParallelismArgs(dp=1, **sizes, tp_mode="ALL_REDUCE")
     model = build_model(
@@ -96,7 +94,7 @@ def load(model: Any, context: Any, step: str) -> None:
     import torch
     from nanotron.serialize import load_weights
 
-    with torch.no_grad(), loading():
+    with torch.no_grad(), judgement.loading():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
         torch.use_deterministic_algorithms(True)  # then torch.empty() gives NaN
@@ -104,7 +102,7 @@ def load(model: Any, context: Any, step: str) -> None:
         torch.use_deterministic_algorithms(False)
     holes = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
     if holes:
-        raise FilesRefused(f"these parameters are unfilled, or hold NaN: {', '.join(holes)}")
+        raise judgement.FilesRefused(f"these parameters are unfilled, or hold NaN: {', '.join(holes)}")
 
 
 def forward(model: Any, context: Any, tokens: Any) -> Any:

@@ -8,18 +8,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.company import files_in
-from ckpt_core.engine.assembly import Assembler
-from ckpt_core.errors import CkptError, Problems
-from ckpt_core.layout import Layout, account
-from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of, with_vocabulary
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object, read_yaml_object
-from ckpt_core.vocabulary import settled
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    CkptError,
+    Facts,
+    Ledger,
+    Loss,
+    Problems,
+    ReadRequest,
+    architecture_of,
+    check_agreement,
+    company,
+    disk,
+    documents,
+    layouts,
+    original_of,
+)
 from ckpt_nanotron.config import MODELS, Model, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
 from ckpt_nanotron.files import (
@@ -43,7 +49,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     files = read_files(step)
     described = _described(step, files, request)
     architecture, interleaved = described.architecture, described.interleaved
-    layout = Layout(described.model.tables(interleaved=interleaved, grouped=described.grouped), architecture)
+    layout = layouts.Layout(described.model.tables(interleaved=interleaved, grouped=described.grouped), architecture)
     natives = layout.natives()
     states = [*files.states, *described.states]
     parameters = files.parameters
@@ -55,7 +61,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         states += more
         described.evidence.append("weights: fp32 masters of optimizer/ (gradient_accumulator)")
     assembler = Assembler(layout.parameters, step)
-    for problem in account(natives, layout.tables, parameters, os.path.join(step, "model")):
+    for problem in layouts.account(natives, layout.tables, parameters, os.path.join(step, "model")):
         assembler.problems.add(problem)
     for name, native in natives.items():
         if name in parameters and parameters[name].shape == native.shape:
@@ -76,7 +82,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         assembler.finish(),
         states,
         notes=described.notes,
-        sidecars=files_in(step, lambda name: name not in _OWN_FILES and not name.startswith((".", "ckpt-receipt"))),
+        sidecars=company.files_in(
+            step, lambda name: name not in _OWN_FILES and not name.startswith((".", "ckpt-receipt"))
+        ),
         parallel={"tp": files.tp, "pp": files.pp},
         hints={
             "model": described.model.kind,
@@ -95,9 +103,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
     asked = request.options.get("vocab")
     if asked is not None:
-        return with_vocabulary(checkpoint, _vocabulary(str(asked), step))
+        return company.with_vocabulary(checkpoint, _vocabulary(str(asked), step))
     multiple = described.multiple * files.tp
-    return settled(
+    return company.settled(
         checkpoint,
         request,
         padded=lambda tokens: -(-tokens // multiple) * multiple,
@@ -116,7 +124,7 @@ class Described:
     grouped: bool
     release: str
     notes: dict[str, Any] = field(default_factory=dict)
-    states: list[FileState] = field(default_factory=list)
+    states: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
@@ -125,12 +133,12 @@ class Described:
 
 def _described(step: str, files: Files, request: ReadRequest) -> Described:
     training_file = os.path.join(step, TRAINING_CONFIG)
-    sections = read_yaml_object(training_file) if os.path.isfile(training_file) else {}
+    sections = documents.read_yaml_object(training_file) if os.path.isfile(training_file) else {}
     training, ledger = _section(sections, "model"), Ledger()
     ledger.contents(training_file, sections, RUN_SECTIONS)
     ledger.contents(training_file, training, RUN_MODEL, section="model")
     config_file = os.path.join(step, CONFIG)
-    config: Mapping[str, Any] | None = read_json_object(config_file) if os.path.isfile(config_file) else None
+    config: Mapping[str, Any] | None = documents.read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")
     if config is None and not twin:
         return _described_by_user(step, files, request)
@@ -143,7 +151,7 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
     ledger.config(config_file, model.config.fates(config))
     newer = "rope_interleaved" in config or model.kind == "qwen2"
     release, interleaved = "main" if newer else "0.4", False
-    states, evidence = [FileState.of(config_file)], [f"{model.config.name} by {model.marker}"]
+    states, evidence = [disk.FileState.of(config_file)], [f"{model.config.name} by {model.marker}"]
     losses: list[Loss] = []
     if model.kind == "starcoder2":
         release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
@@ -258,7 +266,7 @@ def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, evidence: 
 
 def _records_masters(step: str) -> bool:
     path = os.path.join(step, "optimizer", "optimizer_config.json")
-    return os.path.isfile(path) and read_json_object(path).get("type") == "OptimizerFromGradientAccumulator"
+    return os.path.isfile(path) and documents.read_json_object(path).get("type") == "OptimizerFromGradientAccumulator"
 
 
 def _vocabulary(text: str, step: str) -> int:
@@ -271,7 +279,7 @@ def _vocabulary(text: str, step: str) -> int:
         raise CkptError(
             "there is no tokenizer.json to take the vocabulary from", file=step, fix="give the number: -o vocab=..."
         )
-    body = read_json_object(path)
+    body = documents.read_json_object(path)
     ids = (
         list((body.get("model") or {}).get("vocab", {}).values())
         if isinstance((body.get("model") or {}).get("vocab"), dict)

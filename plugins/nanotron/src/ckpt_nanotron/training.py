@@ -10,9 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.errors import CkptError
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.jsonfile import dump_yaml
+from ckpt_core.sdk import CkptError, DType, documents
 from ckpt_nanotron.config import Release
 
 _STAGE = "Stable Training Stage"
@@ -130,4 +128,4 @@ def training_yaml(
     }
     if newer:
         body |= {"metrics_logging": None, "s3_upload": None}
-    return dump_yaml(dict(sorted(body.items()))).encode()
+    return documents.dump_yaml(dict(sorted(body.items()))).encode()

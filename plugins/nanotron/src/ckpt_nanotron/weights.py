@@ -7,7 +7,7 @@ which is what splitting g or f before the sentence applies means.
 
 from __future__ import annotations
 
-from ckpt_core.layout import Table, row
+from ckpt_core.sdk import Table, row
 
 # fmt: off
 MODEL = Table("model", rows=[

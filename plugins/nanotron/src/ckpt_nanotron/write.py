@@ -9,24 +9,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Tokens, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
-from ckpt_core.company import known_ids
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import Lines, Problems, ProblemsFound, Refusal
-from ckpt_core.layout import Layout, Native
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model as Rewritten
-from ckpt_core.rewrite import (
-    folded_attention_scale,
-    vocabulary_rows,
-    without_zero_biases,
-    without_zero_shared_experts,
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    Loss,
+    Native,
+    Placement,
+    Problems,
+    Refusal,
+    Target,
+    WriteRequest,
+    company,
+    disk,
+    dtypes,
+    errors,
+    facts_of,
+    layouts,
+    rewrites,
+    safetensors,
+    schema,
+    storage_dtype,
 )
-from ckpt_core.storage import safetensors
-from ckpt_core.storage.dtypes import commonest
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.tokenizer import has_tokenizer
 from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
 from ckpt_nanotron.training import metadata_json, training_yaml
@@ -41,10 +44,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     release = RELEASES[str(request.options.get("target") or hints.get("target") or "main")]
     tp, pp = request.tp or 1, request.pp or 1
     multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
-    model = Rewritten(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
-    model = _vocabulary(folded_attention_scale(model), multiple)
+    model = rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
+    model = _vocabulary(rewrites.folded_attention_scale(model), multiple)
     if hints.get("shared_experts") is False:  # a format on the way that always has them was given some of zeros
-        model = without_zero_shared_experts(model)
+        model = rewrites.without_zero_shared_experts(model)
     interleaved = _interleaved(release, request, hints)
     notes, tokens, losses = _notes(checkpoint)
     # Grouped attention of one key-value head can't be divided; multi-query attention can.
@@ -52,30 +55,30 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model, kind, config = _choose(release, model, {**notes, **arrangement}, str(hints.get("model") or ""))
     _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
     grouped = bool(config.get("grouped_query"))
-    layout = Layout(kind.tables(interleaved=interleaved, grouped=grouped), model.architecture)
+    layout = layouts.Layout(kind.tables(interleaved=interleaved, grouped=grouped), model.architecture)
     whole = layout.natives()
     placement = pipeline_stages(kind, config, pp)
-    files, placements, dtypes = [], [], []
+    files, placements, stored_as = [], [], []
     for rank in range(tp):
         for name, native in layout.natives({"tp": (rank, tp)}).items():
             sharded = "tp" in dict(native.row.splits)
             if rank and not sharded:
                 continue
             dtype = storage_dtype(native, model.tensors, request.dtype)
-            dtypes.append(dtype)
+            stored_as.append(dtype)
             path = f"{_STEP}/" + file_name(native, (rank, tp), (stage_of(native, placement), pp), sharded)
             metadata = slices_metadata(native, whole[name], rank, release.checkpoint_version) if sharded else {}
             plan = safetensors.plan_file({"data": (dtype, native.shape)}, metadata)
-            files.append(OutputFile(path, plan.size, ((0, plan.header),)))
+            files.append(disk.OutputFile(path, plan.size, ((0, plan.header),)))
             placements.append(Placement(native, dtype, path, plan.offsets["data"]))
-    dtype = commonest(dtypes)
+    dtype = dtypes.commonest(stored_as)
     step_folder = f"{request.destination}/{_STEP}" if request.destination else _STEP
     documents = {
         LATEST: _STEP.encode(),
         f"{_STEP}/{CONFIG}": json.dumps(config).encode(),
         f"{_STEP}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"])),
         f"{_STEP}/{TRAINING_CONFIG}": training_yaml(
-            release, config, step_folder, tp, pp, dtype, multiple // tp, has_tokenizer(checkpoint.sidecars)
+            release, config, step_folder, tp, pp, dtype, multiple // tp, company.has_tokenizer(checkpoint.sidecars)
         ),
     }
     sidecars = {f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
@@ -102,15 +105,15 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def _tokens(architecture: Architecture) -> Tokens:
+def _tokens(architecture: Architecture) -> schema.Tokens:
     if architecture.tokens is None:
         raise Refusal("nanotron models read tokens", found="no token embedding")
     return architecture.tokens
 
 
-def _vocabulary(model: Rewritten, multiple: int) -> Rewritten:
+def _vocabulary(model: rewrites.Model, multiple: int) -> rewrites.Model:
     """Rows that every tensor parallel rank gets alike: nanotron stores the padded size as its vocab_size."""
-    return vocabulary_rows(model, math.ceil(_tokens(model.architecture).vocabulary / multiple) * multiple)
+    return rewrites.vocabulary_rows(model, math.ceil(_tokens(model.architecture).vocabulary / multiple) * multiple)
 
 
 def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, Any]) -> bool:
@@ -123,8 +126,8 @@ def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, An
 
 
 def _choose(
-    release: Release, model: Rewritten, notes: Mapping[str, Any], original: str
-) -> tuple[Rewritten, Model, dict[str, Any]]:
+    release: Release, model: rewrites.Model, notes: Mapping[str, Any], original: str
+) -> tuple[rewrites.Model, Model, dict[str, Any]]:
     """The model class that holds the model exactly: the source's own if it fits, else the first that does.
 
     If none does, the model is tried without output biases of zeros: SmolLM3 of transformers has one wherever q, k and v have.
@@ -138,25 +141,25 @@ def _choose(
         for kind in kinds:
             try:
                 return variant, kind, config_for(release, kind, facts_of(stored), notes)
-            except (Refusal, ProblemsFound) as problem:
+            except (Refusal, errors.ProblemsFound) as problem:
                 refusals.append((len(getattr(problem, "problems", [problem])), kind.config.name, problem))
     _, name, nearest = min(refusals, key=lambda refusal: refusal[0])
     raise Refusal(
         f"no model of nanotron {release.name} holds this architecture exactly; the nearest is {name}",
-        found=Lines(str(nearest).split("\n")),
+        found=errors.Lines(str(nearest).split("\n")),
     )
 
 
-def _variants(model: Rewritten) -> Iterator[Rewritten]:
+def _variants(model: rewrites.Model) -> Iterator[rewrites.Model]:
     yield model
-    bare = without_zero_biases(model, ".attention.out.bias")
+    bare = rewrites.without_zero_biases(model, ".attention.out.bias")
     if bare is not model:
         yield bare
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss]]:
     """Notes as nanotron's strict types take them, one integer for each special token; and which files say some of these."""
-    ids, reasons = known_ids(checkpoint)
+    ids, reasons = company.known_ids(checkpoint)
     notes, losses = {**checkpoint.notes, **ids}, []
     for name in ("bos", "eos", "pad"):
         value = notes.get(name)

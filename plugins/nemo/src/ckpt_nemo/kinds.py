@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.errors import FormatError, Refusal
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal
 from ckpt_nemo.container.saved import Saved
 
 

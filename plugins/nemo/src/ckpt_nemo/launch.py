@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from os.path import basename, dirname
 from typing import Any
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import UNKNOWN, Argument, Launch, override
-from ckpt_core.layout import Config
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Config, Launch, Target, WriteRequest, launches
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
 from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION
 from ckpt_nemo.gpt import config as gpt
@@ -73,7 +70,9 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     script, place = _script(kind, target), request.destination or "."
     trained = target.decisions["container"] == "ckpt"
     source = _trained(target, place) if trained and script.trained else {script.archive: place}
-    arguments = [Argument(key, value, (override(key, value),), model=False) for key, value in source.items()]
+    arguments = [
+        launches.Argument(key, value, (launches.override(key, value),), model=False) for key, value in source.items()
+    ]
     arguments += [_own(name, config[name]) for name in _RANKS if config.get(name) is not None]
     arguments += [_own(name, config[name]) for name in script.running if config.get(name) is not None]
     fates = _table(kind, config).fates(config) if kind != "t5" else {}  # whose keys are nested, and all taken
@@ -81,9 +80,9 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         if key in _RANKS or fates.get(key, ("used",))[0] != "used":
             continue
         own = script.all_own or key in script.own
-        default = script.own.get(key, UNKNOWN) if own else UNKNOWN
-        words = (override(f"++model.{key}", value),) if own and value != default else ()
-        arguments.append(Argument(f"model.{key}", value, words, default, taken=not own))
+        default = script.own.get(key, launches.UNKNOWN) if own else launches.UNKNOWN
+        words = (launches.override(f"++model.{key}", value),) if own and value != default else ()
+        arguments.append(launches.Argument(f"model.{key}", value, words, default, taken=not own))
     ranks = target.parallel["tp"] * target.parallel["pp"]
     program = ("torchrun", f"--nproc-per-node={ranks}", script.name, f"trainer.devices={ranks}")
     unread = trained and not script.trained
@@ -91,7 +90,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         f"NeMo {script.release}",
         program,
         tuple(arguments),
-        unsaid=(Argument("container", "ckpt", default="nemo"),) if unread else (),
+        unsaid=(launches.Argument("container", "ckpt", default="nemo"),) if unread else (),
         fix="write an archive, with -o container=nemo" if unread else None,
         notes=("Data, precision and the optimizer are yours to add.",),
     )
@@ -134,5 +133,5 @@ def _trained(target: Target, place: str) -> dict[str, Any]:
     }
 
 
-def _own(name: str, value: Any) -> Argument:
-    return Argument(f"model.{name}", value, (override(f"++model.{name}", value),), model=False)
+def _own(name: str, value: Any) -> launches.Argument:
+    return launches.Argument(f"model.{name}", value, (launches.override(f"++model.{name}", value),), model=False)

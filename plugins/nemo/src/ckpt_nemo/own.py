@@ -7,12 +7,12 @@ its `io.json` names, with the arguments that it gives; no list says which of the
 
 from __future__ import annotations
 
-from ckpt_core.plugins.judgement import Judgement, installed, named
+from ckpt_core.sdk import Judgement, judgement
 
 
 def judged(package: str) -> Judgement | None:
     """The hook `ckpt_logits`; `package` is the one with the models of this NeMo."""
-    if not installed(package):
+    if not judgement.installed(package):
         return None
     why = "its loader calls what the checkpoint names, which is not done with one that may be a stranger's"
-    return Judgement(named("nemo_toolkit"), cannot=why)
+    return Judgement(judgement.named("nemo_toolkit"), cannot=why)

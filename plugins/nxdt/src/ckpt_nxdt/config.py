@@ -9,11 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Facts, RotaryKind, architecture_of, facts_of
-from ckpt_core.errors import CkptError, Problems, Refusal
-from ckpt_core.layout import Config, const, custom, field, fixed, ignore, note, one_of, same_as, uniform
-from ckpt_core.ledger import Ledger
-from ckpt_core.storage.jsonfile import read_json_object
+from ckpt_core.sdk import (
+    Activation,
+    Architecture,
+    CkptError,
+    Config,
+    Facts,
+    Ledger,
+    Problems,
+    Refusal,
+    RotaryKind,
+    architecture_of,
+    const,
+    custom,
+    documents,
+    facts_of,
+    field,
+    fixed,
+    ignore,
+    note,
+    one_of,
+    same_as,
+    uniform,
+)
 
 CONFIG = "config.json"
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
@@ -132,7 +150,7 @@ def table_for(kind: str) -> Config:
 
 def read_config(path: str, ledger: Ledger) -> tuple[Architecture, dict[str, Any]]:
     """The architecture and the notes in a `config.json` that lies beside a checkpoint, whose keys enter `ledger`."""
-    body = read_json_object(path)
+    body = documents.read_json_object(path)
     kind = body.get("model_type")
     if not isinstance(kind, str) or kind not in _TABLES:
         raise CkptError(

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.ledger import OPTIMIZER, PROGRESS, SCHEDULE, SETTINGS, Contents, Ledger
-from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_core.storage.xser import read_xser
+from ckpt_core.sdk import Ledger, ledgers, torch_files
 from ckpt_nxdt.files import BEGUN, DONE, Found, root_of
 from ckpt_nxdt.files import OPTIMIZER as FOLDER
 from ckpt_nxdt.job import FRAGMENT
+from ckpt_nxdt.xser import read_xser
 
 USER_CONTENT, SCHEDULER = "user_content.pt", "scheduler.pt"
 
 # optim/dp_rank_*.pt
-_OPTIMIZER = Contents({"sharded_master_weights": "weights", "shape_info": "which master is whose", "*": OPTIMIZER})
+_OPTIMIZER = ledgers.Contents(
+    {"sharded_master_weights": "weights", "shape_info": "which master is whose", "*": ledgers.OPTIMIZER}
+)
 
 # model/dp_rank_*.pt.info.pt, by the number of the tensor
-_INFO = Contents({"[0-9]*": "where each tensor lies"})
+_INFO = ledgers.Contents({"[0-9]*": "where each tensor lies"})
 
-_FILES = {USER_CONTENT: PROGRESS, SCHEDULER: SCHEDULE, FRAGMENT: SETTINGS}
+_FILES = {USER_CONTENT: ledgers.PROGRESS, SCHEDULER: ledgers.SCHEDULE, FRAGMENT: ledgers.SETTINGS}
 
 
 def enter_training(ledger: Ledger, found: Found, masters_read: set[str]) -> None:
@@ -34,11 +35,11 @@ def enter_training(ledger: Ledger, found: Found, masters_read: set[str]) -> None
     for rank in found.files:
         if os.path.isfile(info := f"{rank.path}.info.pt"):
             ledger.used("where each tensor lies", info)
-            ledger.contents(info, read_torch_file(info), _INFO)
+            ledger.contents(info, torch_files.read_torch_file(info), _INFO)
     for inside, _, names in os.walk(os.path.join(root, FOLDER)):
         for name in names:
             file = os.path.join(inside, name)
             if file not in masters_read:
-                ledger.left(OPTIMIZER, file, size=os.lstat(file).st_size)
+                ledger.left(ledgers.OPTIMIZER, file, size=os.lstat(file).st_size)
             elif isinstance(content := read_xser(file) if ".tensors" not in inside else None, dict):
                 ledger.contents(file, content, _OPTIMIZER)

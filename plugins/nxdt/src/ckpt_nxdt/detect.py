@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Attention
-from ckpt_core.errors import CkptError, FormatError, UsageError
+from ckpt_core.sdk import Architecture, CkptError, FormatError, UsageError, schema
 from ckpt_nxdt.files import Held
 from ckpt_nxdt.weights import Arrangement
 
@@ -43,12 +42,12 @@ class Clues:
 
     held: Held
     trained: Sequence[str]
-    attention: Attention
+    attention: schema.Attention
     options: Mapping[str, Any]
     recorded: Mapping[str, Any]
 
 
-def attention_of(architecture: Architecture) -> Attention:
+def attention_of(architecture: Architecture) -> schema.Attention:
     """The attention that all layers of an NxDT model have."""
     layers = architecture.decoder.layers if architecture.decoder else ()
     attention = layers[0].attention if layers else None

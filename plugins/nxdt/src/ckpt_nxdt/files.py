@@ -1,7 +1,7 @@
 """The files of a Neuron checkpoint: one per tensor, pipeline and expert parallel rank.
 
     DIR/TAG/checkpoint  done                     marks of a training job: begun, and complete
-    DIR/TAG/model/dp_rank_00[_ep_rank_EE]_tp_rank_TT_pp_rank_PP.pt     plain, or xser (see `ckpt_core.storage.xser`)
+    DIR/TAG/model/dp_rank_00[_ep_rank_EE]_tp_rank_TT_pp_rank_PP.pt     plain, or xser (see `ckpt_nxdt.xser`)
     DIR/TAG/optim/dp_rank_DD_tp_rank_TT_pp_rank_PP.pt                  see `masters`
     OUT/model/...                                AWS's converter: the same names without any marks
     DIR/tp_rank_TT_pp_rank_PP  .../checkpoint.pt  .../tp_rank_TT_pp_rankPP.pt      before SDK 2.15
@@ -19,12 +19,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.storage.files import FileState, read_range
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.xser import AbsentTensor, read_xser
+from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, disk, torch_files
+from ckpt_nxdt.xser import AbsentTensor, read_xser
 
 BEGUN, DONE = "checkpoint", "done"
 MODEL, OPTIMIZER = "model", "optim"
@@ -74,11 +70,11 @@ class Found:
     ep: int
     trained: list[str]
 
-    def states(self) -> list[FileState]:
+    def states(self) -> list[disk.FileState]:
         """Every file that was read, and those that hold its tensors."""
         paths = {file.path for file in self.files}
         paths |= {tensor.file for file in self.files for tensor in file.tensors.values()}
-        return [FileState.of(path) for path in sorted(paths)]
+        return [disk.FileState.of(path) for path in sorted(paths)]
 
     def absent(self) -> Iterator[tuple[str, AbsentTensor]]:
         """The tensors by name that this checkpoint should hold and does not."""
@@ -127,7 +123,7 @@ class Held:
             if len(stored.shape) == 2 and 0 <= inside < stored.shape[0]:
                 width = stored.shape[1] if stored.strides[1] == 1 else min(1, stored.shape[1])
                 start = stored.offset + inside * stored.strides[0] * stored.dtype.size
-                return read_range(stored.file, start, min(width * stored.dtype.size, _SAMPLE))
+                return disk.read_range(stored.file, start, min(width * stored.dtype.size, _SAMPLE))
         return b""
 
 
@@ -241,7 +237,7 @@ def _read_rank(path: str, rank: Rank) -> RankFile:
     if isinstance(content, dict) and isinstance(content.get(_MODEL_KEY), dict):
         content = content[_MODEL_KEY]
     if not isinstance(content, dict):
-        raise FormatError("the file holds no dict of tensors", file=path, found=brief(content))
+        raise FormatError("the file holds no dict of tensors", file=path, found=torch_files.brief(content))
     file = RankFile(path, rank)
     problems = Problems(f"reading {path}")
     if "lora_config" in content or any(".lora_" in str(name) for name in content):
@@ -258,7 +254,11 @@ def _read_rank(path: str, rank: Rank) -> RankFile:
             file.absent[name], file.shapes[name] = value, value.shape
             file.xser = True
         elif value is not None or not rank.ep:  # expert ranks have None for what rank 0 keeps
-            problems.add(FormatError(f"the entry {brief(name)} is no tensor", file=path, found=brief(value)))
+            problems.add(
+                FormatError(
+                    f"the entry {torch_files.brief(name)} is no tensor", file=path, found=torch_files.brief(value)
+                )
+            )
     problems.raise_any()
     return file
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import Argument, Launch
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Launch, Target, WriteRequest, launches
 from ckpt_nxdt.config import CONFIG
 from ckpt_nxdt.job import FRAGMENT
 
@@ -18,10 +16,12 @@ _PLACES = ("exp_manager", "distributed_strategy", "model.pipeline_cuts", "model.
 def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     """The lines of the yaml that must agree with the files. In the hf style the model's own keys are in `config.json`."""
     lines = target.config["job"]
-    arguments = [Argument(path, value, model=not path.startswith(_PLACES)) for path, value in _flat(lines)]
+    arguments = [launches.Argument(path, value, model=not path.startswith(_PLACES)) for path, value in _flat(lines)]
     if target.decisions["model_style"] == "hf":
         # modeling_llama_nxd.py builds the model of the file that model.model_config names
-        arguments += [Argument(f"{CONFIG}: {key}", value, taken=True) for key, value in target.config["model"].items()]
+        arguments += [
+            launches.Argument(f"{CONFIG}: {key}", value, taken=True) for key, value in target.config["model"].items()
+        ]
     ranks = math.prod(size for name, size in target.parallel.items() if name != "vpp")
     return Launch(
         "NxD Training",

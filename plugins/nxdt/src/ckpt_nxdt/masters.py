@@ -13,13 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.xser import read_xser
+from ckpt_core.sdk import CkptError, FormatError, Problems, Shard, StoredTensor, disk, torch_files
 from ckpt_nxdt.files import Found, Held, Rank, RankFile, optimizer_files
+from ckpt_nxdt.xser import read_xser
 
 _KEY = "sharded_master_weights"
 _EXPECTED, _FIX = f"{_KEY} in optim/ (use_master_weights_in_ckpt)", "use --weights model"
@@ -36,13 +32,13 @@ def present(found: Found) -> bool:
     return isinstance(content, dict) and bool(content.get(_KEY))
 
 
-def read_masters(found: Found) -> tuple[Held, list[FileState]]:
+def read_masters(found: Found) -> tuple[Held, list[disk.FileState]]:
     """The masters of every rank's parameters, and the files they lie in."""
     by_rank: dict[Rank, dict[int, str]] = {}
     for rank, path in optimizer_files(found.folder).items():
         by_rank.setdefault(replace(rank, dp=0), {})[rank.dp] = path
     masters: dict[Rank, dict[str, list[Shard]]] = {}
-    states: list[FileState] = []
+    states: list[disk.FileState] = []
     problems = Problems("reading fp32 masters")
     for file in found.files:
         paths = by_rank.get(file.rank)
@@ -56,7 +52,7 @@ def read_masters(found: Found) -> tuple[Held, list[FileState]]:
             problems.add(error)
             continue
         held = {shard.stored.file for shards in masters[file.rank].values() for shard in shards}
-        states += [FileState.of(path) for path in sorted({*paths.values(), *held})]
+        states += [disk.FileState.of(path) for path in sorted({*paths.values(), *held})]
     problems.raise_any()
     return Held(found.folder, found.tp, found.ep, masters), states
 
@@ -82,7 +78,7 @@ def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[
                 raise FormatError(
                     f"the master of {name} is not one of {len(paths)} shards",
                     file=path,
-                    found=f"shape {shard.shape}" if isinstance(shard, StoredTensor) else brief(shard),
+                    found=f"shape {shard.shape}" if isinstance(shard, StoredTensor) else torch_files.brief(shard),
                     expected=f"shape {(rows, *shape[1:])}",
                     fix="files of other data parallel ranks are missing or stale: use --weights model",
                 )
@@ -100,7 +96,7 @@ def _content(path: str) -> Mapping[str, Mapping[int, object]]:
         raise FormatError(f"there are no fp32 masters ({_KEY})", file=path, fix=_FIX)
     shapes = content.get("shape_info")
     if not isinstance(shapes, dict) or not list(shapes) == list(content[_KEY]) == list(range(len(shapes))):
-        raise FormatError("shape_info does not describe the masters", file=path, found=brief(shapes))
+        raise FormatError("shape_info does not describe the masters", file=path, found=torch_files.brief(shapes))
     return content
 
 

@@ -16,10 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.plugins.judgement import CannotRun, FilesRefused, Judgement, judged_apart, loading, named
-from ckpt_core.plugins.judging import Case
-from ckpt_core.storage.jsonfile import read_yaml_object
+from ckpt_core.sdk import Checkpoint, Judgement, documents, judgement
 from ckpt_nxdt.files import find_folder, root_of
 from ckpt_nxdt.job import FRAGMENT
 
@@ -43,12 +40,16 @@ class Job:
     def beside(cls, root: str) -> Job:
         """As `nxdt.yaml` says it."""
         if not os.path.isfile(file := os.path.join(root, FRAGMENT)):
-            raise CannotRun(f"no {FRAGMENT} beside the weights says how the job arranges query, key and value")
-        said = read_yaml_object(file)
+            raise judgement.CannotRun(
+                f"no {FRAGMENT} beside the weights says how the job arranges query, key and value"
+            )
+        said = documents.read_yaml_object(file)
         if said["model_source"] != "hf":
-            raise CannotRun("its models of the megatron style import NeMo and Apex, and give no logits but a loss")
+            raise judgement.CannotRun(
+                "its models of the megatron style import NeMo and Apex, and give no logits but a loss"
+            )
         if said["model"].get("pipeline_cuts"):
-            raise CannotRun("pipeline_cuts are followed by a running pipeline alone, which needs XLA")
+            raise judgement.CannotRun("pipeline_cuts are followed by a running pipeline alone, which needs XLA")
         strategy = said["distributed_strategy"]
         return cls(
             root,
@@ -63,14 +64,14 @@ class Job:
 def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
     """The hook `ckpt_logits`."""
     ranks = {name: checkpoint.parallel.get(name, 1) for name in ("tp", "ep")}
-    return judged_apart("ckpt_nxdt.own", PACKAGE, checkpoint, inputs, ranks)
+    return judgement.judged_apart("ckpt_nxdt.own", PACKAGE, checkpoint, inputs, ranks)
 
 
 def framework() -> str:
-    return named("neuronx-distributed-training")
+    return judgement.named("neuronx-distributed-training")
 
 
-def logits(case: Case) -> np.ndarray | None:
+def logits(case: judgement.Case) -> np.ndarray | None:
     """Logits [batch, position, vocabulary] on the first rank."""
     import torch
 
@@ -130,7 +131,7 @@ def model_of(job: Job) -> Any:
     elif config.model_type == "llama":
         from neuronx_distributed_training.models.hf_models.modeling_llama import LlamaForCausalLM as Kind
     else:
-        raise CannotRun(f"it is asked for Llama and Mixtral alone, not for {config.model_type}")
+        raise judgement.CannotRun(f"it is asked for Llama and Mixtral alone, not for {config.model_type}")
     config.use_flash_attention = config.use_ring_attention = config.sequence_parallel_enabled = False
     config.lnc, config.reduce_dtype, config.use_cache, config.transpose_nki_inputs = 1, torch.float32, False, False
     config.fuse_qkv, config.qkv_linear, config.kv_shared_group_size = job.fused, job.linear, job.copies
@@ -172,9 +173,11 @@ def load(model: Any, job: Job) -> None:
         loader.get_pipeline_model_parallel_rank = lambda rank=rank: rank
         model.load_state_dict = keep
         root, tag = os.path.split(os.path.abspath(job.root))
-        with loading():
+        with judgement.loading():
             nxd.load_checkpoint(root, tag=tag, model=model, strict=False)
         expected = {name for name in wanted if rank_of(name) == rank}
         if found != expected:
             missing, unknown = sorted(expected - found), sorted(found - expected)
-            raise FilesRefused(f"stage {rank}: missing {', '.join(missing)}; not of this stage {', '.join(unknown)}")
+            raise judgement.FilesRefused(
+                f"stage {rank}: missing {', '.join(missing)}; not of this stage {', '.join(unknown)}"
+            )

@@ -6,17 +6,28 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Layer
-from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.company import files_in
-from ckpt_core.engine.assembly import Assembler, Assembly, Shard
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.layout import Layout, Native, Piece, account
-from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import Recorded, check_agreement, original_of, receipt_of, with_vocabulary
-from ckpt_core.rewrite import map_layers
-from ckpt_core.storage.files import FileState
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    CkptError,
+    FormatError,
+    Ledger,
+    Loss,
+    Native,
+    ReadRequest,
+    Recorded,
+    Shard,
+    check_agreement,
+    company,
+    disk,
+    layouts,
+    lazy,
+    original_of,
+    receipt_of,
+    rewrites,
+    schema,
+)
 from ckpt_nxdt import masters
 from ckpt_nxdt.config import CONFIG, read_config
 from ckpt_nxdt.contents import SCHEDULER, USER_CONTENT, enter_training
@@ -50,7 +61,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         _assembled(held, architecture, detected),
         [*states, *described.states],
         notes=described.notes,
-        sidecars=files_in(root, _is_companion),
+        sidecars=company.files_in(root, _is_companion),
         parallel=parallel,
         hints=_hints(found, detected),
         evidence=[*evidence, *_provenance(found), *described.evidence, *detected.evidence, *said],
@@ -60,7 +71,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     )
     checkpoint = original_of(checkpoint, root)
     vocabulary = request.options.get("vocab")
-    return with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
+    return company.with_vocabulary(checkpoint, int(vocabulary)) if vocabulary else checkpoint
 
 
 def _provenance(found: Found) -> list[str]:
@@ -73,7 +84,7 @@ class _Described:
 
     architecture: Architecture
     notes: dict[str, Any] = field(default_factory=dict)
-    states: list[FileState] = field(default_factory=list)
+    states: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
@@ -92,7 +103,7 @@ def _described(root: str, request: ReadRequest, receipt: Recorded | None) -> _De
         return _Described(request.architecture, evidence=["architecture: given with --config"])
     ledger = Ledger()
     architecture, notes = read_config(beside, ledger)
-    described = _Described(architecture, notes, [FileState.of(beside)], [f"architecture: {CONFIG}"], ledger=ledger)
+    described = _Described(architecture, notes, [disk.FileState.of(beside)], [f"architecture: {CONFIG}"], ledger=ledger)
     # config.json never says that a head is tied, for the job's sake; the copies are compared when they are read.
     for said, by in ((receipt and receipt.architecture, "by the receipt"), (request.architecture, "by --config")):
         if said and said.head and said.head.tied and not _is_tied(described.architecture):
@@ -129,7 +140,7 @@ def _as_stored(held: Held, described: _Described, detected: Detected) -> Archite
         described.losses.append(Loss("assumed", "tie_word_embeddings=true", reason))
     if detected.separate:
         groups = attention_of(architecture).groups * detected.copies
-        architecture = map_layers(architecture, lambda layer: _with_groups(layer, groups))
+        architecture = rewrites.map_layers(architecture, lambda layer: _with_groups(layer, groups))
     return architecture
 
 
@@ -139,16 +150,16 @@ def _certainly_differ(held: Held, one: str, other: str) -> bool:
     return any(a and b and a != b for a, b in pairs)
 
 
-def _with_groups(layer: Layer, groups: int) -> Layer:
+def _with_groups(layer: schema.Layer, groups: int) -> schema.Layer:
     return layer if layer.attention is None else replace(layer, attention=replace(layer.attention, groups=groups))
 
 
-def _held(found: Found, asked: str) -> tuple[Held, list[FileState], list[str]]:
+def _held(found: Found, asked: str) -> tuple[Held, list[disk.FileState], list[str]]:
     """The tensors that are read, the files they lie in, and what was chosen: the weights, or their fp32 masters."""
     absent = list(found.absent())
     if asked == "master" or (absent and asked == "auto" and masters.present(found)):
         held, states = masters.read_masters(found)
-        states += [FileState.of(file.path) for file in found.files]
+        states += [disk.FileState.of(file.path) for file in found.files]
         why = ", as no weights are stored (avoid_saving_lower_precision_weights)" if asked == "auto" else ""
         return held, states, [f"weights: fp32 masters of optim/{why}"]
     if absent:
@@ -159,10 +170,10 @@ def _held(found: Found, asked: str) -> tuple[Held, list[FileState], list[str]]:
     return found.weights(), found.states(), []
 
 
-def _assembled(held: Held, architecture: Architecture, detected: Detected) -> dict[str, Assembly]:
+def _assembled(held: Held, architecture: Architecture, detected: Detected) -> dict[str, lazy.Assembly]:
     """The canonical tensors, put together from the files of all ranks; what several ranks hold is compared."""
     attention = attention_of(architecture)
-    layout = Layout(detected.arrangement.tables(attention.heads == attention.groups), architecture)
+    layout = layouts.Layout(detected.arrangement.tables(attention.heads == attention.groups), architecture)
     assembler = Assembler(layout.parameters, held.folder)
     seen: set[tuple] = set()
     for tp in range(held.tp):
@@ -177,7 +188,7 @@ def _assembled(held: Held, architecture: Architecture, detected: Detected) -> di
             # Expert ranks share the rest: it need lie with rank 0 alone.
             shared = {name for name, native in natives.items() if ep and "ep" not in dict(native.row.splits)}
             needed = {name: native for name, native in natives.items() if name not in shared}
-            for problem in account(needed, layout.tables, names - shared, _where(held, tp, ep)):
+            for problem in layouts.account(needed, layout.tables, names - shared, _where(held, tp, ep)):
                 assembler.problems.add(problem)
             for name, native in natives.items():
                 for tensors in here:
@@ -188,7 +199,7 @@ def _assembled(held: Held, architecture: Architecture, detected: Detected) -> di
 
 def _enter(assembler: Assembler, native: Native, shards: list[Shard], seen: set[tuple]) -> None:
     """Enter a tensor, part by part: of q, k and v on one rank, k and v may be copies of another rank's."""
-    parts: dict[bool, list[Piece]] = {False: [], True: []}
+    parts: dict[bool, list[layouts.Piece]] = {False: [], True: []}
     for piece in native.pieces:
         loops = tuple((link.axis, link.step, link.size) for link in piece.tile.links)
         place = (native.row.copy, piece.parameter, piece.tile.canonical_base, loops)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ckpt_core.errors import Refusal, UsageError
+from ckpt_core.sdk import Refusal, UsageError
 
 _CUT = re.compile(r"(?:(?:model|language_model\.encoder)\.layers\.)?(\d+)")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckpt_core.layout import Row, Table, drop, row
+from ckpt_core.sdk import Table, drop, layouts, row
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ HF_MODEL = Table("", rows=[
 ])
 
 
-def hf_attention(qkv: str, heads: Heads) -> list[Row]:
+def hf_attention(qkv: str, heads: Heads) -> list[layouts.Row]:
     """The attention of the hf style: its inputs as the job's qkv_linear and fuse_qkv have them."""
     return {
         # qkv_linear: False, with fuse_qkv: False or grouped queries
@@ -89,7 +89,7 @@ HF_MLP = [
 ]
 
 
-def experts(module: str) -> list[Row]:
+def experts(module: str) -> list[layouts.Row]:
     """A mixture below `module`; its experts are input-major, unlike every other linear layer."""
     return [
         row(f"{module}.router.linear_router.weight",            "x h",                    "mlp.router.weight"),

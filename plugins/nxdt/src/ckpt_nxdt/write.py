@@ -8,24 +8,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import Architecture, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import Refusal, UsageError
-from ckpt_core.layout import Layout, Native
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model, folded_attention_scale, vocabulary_rows
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.jsonfile import dump_yaml
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.storage.torchfile import plan_state_dict
-from ckpt_core.storage.xser import plan_xser
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    DType,
+    Loss,
+    Native,
+    Placement,
+    Refusal,
+    Target,
+    UsageError,
+    WriteRequest,
+    disk,
+    documents,
+    facts_of,
+    layouts,
+    rewrites,
+    storage_dtype,
+    torch_files,
+)
 from ckpt_nxdt.config import CONFIG, table_for, write_config
 from ckpt_nxdt.detect import attention_of
 from ckpt_nxdt.files import BEGUN, DONE, MODEL
 from ckpt_nxdt.job import FRAGMENT, Ranks, job_lines
 from ckpt_nxdt.stages import given_cuts, pipeline_ranks
 from ckpt_nxdt.weights import Arrangement
+from ckpt_nxdt.xser import plan_xser
 
 _DIVISIBLE = "make_vocab_size_divisible_by"
 
@@ -34,7 +42,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
     hints, options = checkpoint.hints_for("nxdt"), request.options
     style = str(_chosen("model_style", options, hints) or "hf")
-    model = folded_attention_scale(Model(checkpoint.architecture, checkpoint.tensors))
+    model = rewrites.folded_attention_scale(rewrites.Model(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
     multiple = _counted(_DIVISIBLE, options) or 1
     model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(_DIVISIBLE) is not None)
@@ -50,7 +58,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     folder = request.destination or "."
     written.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
-    written.documents[FRAGMENT] = dump_yaml(job).encode()
+    written.documents[FRAGMENT] = documents.dump_yaml(job).encode()
     if arrangement.layout == "native":
         written.documents |= {BEGUN: b"1", DONE: b"1"}
     return Target(
@@ -82,7 +90,7 @@ def _counted(name: str, options: Mapping[str, Any]) -> int | None:
     return None if value is None else int(value)
 
 
-def _padded(model: Model, style: str, tp: int, multiple: int, asked: bool) -> tuple[Model, int]:
+def _padded(model: rewrites.Model, style: str, tp: int, multiple: int, asked: bool) -> tuple[rewrites.Model, int]:
     """A vocabulary that all ranks get alike, and its rows. The hf style has no padding: there its rows would be tokens."""
     tokens = model.architecture.tokens
     if tokens is None:
@@ -94,7 +102,7 @@ def _padded(model: Model, style: str, tp: int, multiple: int, asked: bool) -> tu
             expected="a vocabulary that it divides; the hf style knows no padding",
             fix=f"-o {_DIVISIBLE}=1 adds {rows - tokens.vocabulary} tokens whose logits are 0",
         )
-    return vocabulary_rows(model, rows), rows
+    return rewrites.vocabulary_rows(model, rows), rows
 
 
 def _ranks(request: WriteRequest, copies: int, config: Mapping[str, Any]) -> Ranks:
@@ -177,21 +185,21 @@ def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
 class _Written:
     """The target as it grows."""
 
-    model: Model
+    model: rewrites.Model
     arrangement: Arrangement
     ranks: Ranks
     dtype: DType | None
     xser: bool
 
     def __post_init__(self) -> None:
-        self.files: list[OutputFile] = []
+        self.files: list[disk.OutputFile] = []
         self.placements: list[Placement] = []
         self.documents: dict[str, bytes] = {}
 
     def write_ranks(self) -> None:
         architecture, ranks = self.model.architecture, self.ranks
         attention = attention_of(architecture)
-        layout = Layout(self.arrangement.tables(attention.heads == attention.groups), architecture)
+        layout = layouts.Layout(self.arrangement.tables(attention.heads == attention.groups), architecture)
         for tp in range(ranks.tp):
             for ep in range(ranks.ep):
                 natives = layout.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})
@@ -227,7 +235,7 @@ class _Written:
             self.documents |= plan.documents
             places = plan.places
         else:
-            file, offsets = plan_state_dict(path, specs)
+            file, offsets = torch_files.plan_state_dict(path, specs)
             self.files.append(file)
             places = {name: (path, offset) for name, offset in offsets.items()}
         for name, (place, offset) in places.items():

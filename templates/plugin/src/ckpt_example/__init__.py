@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.plugins import FormatInfo, ReadRequest, WriteRequest, hookimpl
+from ckpt_core.sdk import Architecture, Checkpoint, FormatInfo, ReadRequest, Target, WriteRequest, hookimpl
 
 
 @hookimpl

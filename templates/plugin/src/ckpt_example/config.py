@@ -1,7 +1,6 @@
 """What the keys of `model.json` mean."""
 
-from ckpt_core.architecture import Activation
-from ckpt_core.layout import Config, const, field, fixed, ignore, note, one_of
+from ckpt_core.sdk import Activation, Config, const, field, fixed, ignore, note, one_of
 
 ACTIVATION = one_of({"silu": Activation.SILU, "gelu": Activation.GELU_TANH})
 NORMS = ("attention.norm", "mlp.norm", "final_norm")

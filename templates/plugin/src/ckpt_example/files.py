@@ -6,25 +6,34 @@ import json
 import math
 import os
 
-from ckpt_core.architecture import Architecture, architecture_of, facts_of
-from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
-from ckpt_core.engine.assembly import Assembler, Shard
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import FormatError, Refusal
-from ckpt_core.layout import Layout, account
-from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.receipt import original_of
-from ckpt_core.rewrite import Model, vocabulary_rows
-from ckpt_core.storage import safetensors
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.output import OutputFile
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    FormatError,
+    Placement,
+    ReadRequest,
+    Refusal,
+    Shard,
+    Sidecar,
+    Target,
+    WriteRequest,
+    architecture_of,
+    disk,
+    documents,
+    facts_of,
+    layouts,
+    original_of,
+    rewrites,
+    safetensors,
+    storage_dtype,
+)
 from ckpt_example.config import EXAMPLE
 from ckpt_example.weights import TABLES
 
 
 def read_config(path: str) -> tuple[Architecture, dict[str, object]]:
-    facts, notes = EXAMPLE.read(read_json_object(path), path)
+    facts, notes = EXAMPLE.read(documents.read_json_object(path), path)
     return architecture_of(facts, path), notes
 
 
@@ -32,16 +41,16 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """From headers alone: the assembler notes where every element lies, and reports all that is wrong at once."""
     config = os.path.join(path, "model.json")
     architecture, notes = read_config(config)
-    ranks = read_json_object(config).get("ranks")
+    ranks = documents.read_json_object(config).get("ranks")
     if type(ranks) is not int or ranks < 1:
         raise FormatError("key 'ranks' is not a number of ranks", file=config, found=repr(ranks))
-    layout, states = Layout(TABLES, architecture), [FileState.of(config)]
+    layout, states = layouts.Layout(TABLES, architecture), [disk.FileState.of(config)]
     assembler = Assembler(layout.parameters, path)
     for rank in range(ranks):
         file = os.path.join(path, f"rank-{rank}.safetensors")
         stored, natives = safetensors.read_header(file).tensors, layout.natives({"tp": (rank, ranks)})
-        states.append(FileState.of(file))
-        for problem in account(natives, TABLES, stored, file):
+        states.append(disk.FileState.of(file))
+        for problem in layouts.account(natives, TABLES, stored, file):
             assembler.problems.add(problem)
         for name in natives.keys() & stored.keys():
             shard = Shard((0,) * len(stored[name].shape), stored[name])
@@ -59,16 +68,16 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     ranks, tokens = request.tp or 1, checkpoint.architecture.tokens
     if tokens is None:
         raise Refusal("ExampleModel has no patches", fix="it reads tokens")
-    model = Model(checkpoint.architecture, checkpoint.tensors)
-    model = vocabulary_rows(model, math.ceil(tokens.padded_vocabulary / ranks) * ranks)
+    model = rewrites.Model(checkpoint.architecture, checkpoint.tensors)
+    model = rewrites.vocabulary_rows(model, math.ceil(tokens.padded_vocabulary / ranks) * ranks)
     config = EXAMPLE.write(facts_of(model.architecture), checkpoint.notes) | {"ranks": ranks}
-    layout, files, placements = Layout(TABLES, model.architecture), [], []
+    layout, files, placements = layouts.Layout(TABLES, model.architecture), [], []
     for rank in range(ranks):
         file = f"rank-{rank}.safetensors"
         natives = layout.natives({"tp": (rank, ranks)})
         dtypes = {name: storage_dtype(native, model.tensors, request.dtype) for name, native in natives.items()}
         plan = safetensors.plan_file({name: (dtypes[name], native.shape) for name, native in natives.items()})
-        files.append(OutputFile(file, plan.size, ((0, plan.header),)))
+        files.append(disk.OutputFile(file, plan.size, ((0, plan.header),)))
         placements += [Placement(native, dtypes[name], file, plan.offsets[name]) for name, native in natives.items()]
     return Target(
         "example",

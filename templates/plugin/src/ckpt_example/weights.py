@@ -1,6 +1,6 @@
 """Which tensor of a rank holds what."""
 
-from ckpt_core.layout import Table, row
+from ckpt_core.sdk import Table, row
 
 # fmt: off
 MODEL = Table(rows=[

@@ -11,12 +11,12 @@ import hashlib
 from importlib import resources
 from string import Template
 
-from ckpt_core import __version__
 from ckpt_core.cli.page.markup import element, escaped, join
 from ckpt_core.cli.page.overview import architecture, conversions, heading, warnings
 from ckpt_core.cli.page.parts import dtypes, parameters, sharding
 from ckpt_core.cli.page.tensors import tensors
 from ckpt_core.cli.survey import Survey
+from ckpt_core.version import VERSION
 
 
 def page_of(survey: Survey) -> str:
@@ -29,7 +29,7 @@ def page_of(survey: Survey) -> str:
         style=style,
         script=script,
         body=join(section(survey) for section in sections),
-        footer=element("footer", f"ckpt {__version__}"),
+        footer=element("footer", f"ckpt {VERSION}"),
     )
 
 

@@ -13,8 +13,8 @@ from ckpt_core.cli.page.overview import dtype_text, section
 from ckpt_core.cli.page.strips import Run, ranges_text, runs_of, strip
 from ckpt_core.cli.page.treemap import Leaf, treemap
 from ckpt_core.cli.survey import Survey, group_of
-from ckpt_core.engine.assembly import Assembly
 from ckpt_core.sizes import size_text
+from ckpt_core.tensors.assembly import Assembly
 from ckpt_core.verify.sharding import Share, box_text, cut_text, shares_of
 
 _LISTED = 1000

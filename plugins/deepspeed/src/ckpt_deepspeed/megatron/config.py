@@ -9,10 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Attention, Facts, Stack, Tokens
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, custom, field, fixed, ignore, note, same_as, uniform
-from ckpt_core.storage.opaque import Opaque
+from ckpt_core.sdk import (
+    Activation,
+    Architecture,
+    CkptError,
+    Config,
+    Custom,
+    Facts,
+    Refusal,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    same_as,
+    schema,
+    torch_files,
+    uniform,
+)
 
 POSITIONS = "megatron.enums", "PositionEmbeddingType"
 _ROTARY, _ABSOLUTE, _ALIBI = 1, 2, 3
@@ -84,7 +98,7 @@ def _write_widths(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
 
 def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     given = config.get("position_embedding_type")
-    kind = given.value if isinstance(given, Opaque) and given.qualname == ".".join(POSITIONS) else given
+    kind = given.value if isinstance(given, torch_files.Opaque) and given.qualname == ".".join(POSITIONS) else given
     if kind == _ROTARY:
         facts["attention.rotary.theta"] = _THETA
     elif kind == _ABSOLUTE:
@@ -115,7 +129,7 @@ def _write_positions(facts: Facts, notes: Mapping[str, Any], config: dict[str, A
     noted = notes.get("max_positions")
     length = noted if isinstance(noted, int) else 2048
     kind = _ABSOLUTE if count is not None else _ALIBI if alibi else _ROTARY
-    config["position_embedding_type"] = Opaque(*POSITIONS, args=(kind,))
+    config["position_embedding_type"] = torch_files.Opaque(*POSITIONS, args=(kind,))
     config["max_position_embeddings"] = None if kind == _ROTARY else count or length
     config["seq_length"] = config["encoder_seq_length"] = min(count or length, length)
 
@@ -244,7 +258,7 @@ def read_args(args: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]
     return GPT.read(args, file)
 
 
-def decoder_of(architecture: Architecture) -> Stack:
+def decoder_of(architecture: Architecture) -> schema.Stack:
     """The stack of a model that GPTModelPipe could be; `Refusal` for one that has an encoder."""
     if architecture.decoder is None or architecture.encoder is not None:
         raise Refusal(
@@ -253,14 +267,14 @@ def decoder_of(architecture: Architecture) -> Stack:
     return architecture.decoder
 
 
-def tokens_of(architecture: Architecture) -> Tokens:
+def tokens_of(architecture: Architecture) -> schema.Tokens:
     """The embedding; `Refusal` for a model that reads no tokens."""
     if architecture.tokens is None:
         raise Refusal("GPTModelPipe reads tokens", found="a model that reads something else")
     return architecture.tokens
 
 
-def attention_of(decoder: Stack) -> Attention:
+def attention_of(decoder: schema.Stack) -> schema.Attention:
     """The attention of all layers; `Refusal` where it is of another kind."""
     attention = decoder.layers[0].attention
     if attention is None:

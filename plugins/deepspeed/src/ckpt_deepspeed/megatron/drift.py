@@ -12,12 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_core.architecture import Parameter
-from ckpt_core.checkpoint import Loss
-from ckpt_core.engine.assembly import Assembler, Assembly, Shard, Source, boxes
-from ckpt_core.layout import Native
-from ckpt_core.storage.dtypes import decode
-from ckpt_core.storage.files import FileState
+from ckpt_core.sdk import Assembler, Loss, Native, Shard, disk, dtypes, lazy, schema
 
 _BOX = 1 << 20  # elements
 
@@ -30,14 +25,14 @@ class Drift:
     compared with the stored weights, since no one tensor rounds to what several ranks store.
     """
 
-    parameters: Mapping[str, Parameter]
+    parameters: Mapping[str, schema.Parameter]
     folder: str
-    states: Sequence[FileState]
+    states: Sequence[disk.FileState]
     spreads: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     unchecked: list[tuple[float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._source = Source(self.states)
+        self._source = lazy.Source(self.states)
 
     def __enter__(self) -> Drift:
         return self
@@ -49,15 +44,15 @@ class Drift:
         """The largest difference between what ranks hold of one tensor; None if all are equal, bit for bit."""
         first, *others = (self._assembly(native, shards) for shards in ranks)
         low: float | None = None
-        for box in boxes(first.parameter.shape, _BOX):
+        for box in lazy.boxes(first.parameter.shape, _BOX):
             raw = self._source.read(first, box)
-            least = most = decode(raw, first.dtype)
+            least = most = dtypes.decode(raw, first.dtype)
             equal = True
             for other in others:
                 copy = self._source.read(other, box)
                 if other.dtype != first.dtype or not np.array_equal(raw.view(np.uint8), copy.view(np.uint8)):
                     equal = False
-                    values = decode(copy, other.dtype)
+                    values = dtypes.decode(copy, other.dtype)
                     least, most = np.fmin(least, values), np.fmax(most, values)
             if not equal:
                 with np.errstate(invalid="ignore"):
@@ -68,7 +63,7 @@ class Drift:
         """Keep what `spread` found of a tensor."""
         self.spreads.setdefault(native.row.native, []).append((spread, native.name))
 
-    def _assembly(self, native: Native, shards: Sequence[Shard]) -> Assembly:
+    def _assembly(self, native: Native, shards: Sequence[Shard]) -> lazy.Assembly:
         (piece,) = native.pieces
         assembler = Assembler({piece.parameter: self.parameters[piece.parameter]}, self.folder)
         assembler.add(native, shards)

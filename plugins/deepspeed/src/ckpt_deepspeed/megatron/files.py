@@ -18,11 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.storage.opaque import Opaque, brief
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import Architecture, CkptError, FormatError, Problems, StoredTensor, torch_files
 from ckpt_deepspeed import zero
 from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
@@ -145,15 +141,15 @@ def _args(states: Mapping[str, Any], path: str) -> dict[str, Any] | None:
     value = states.get("args")
     if value is None:
         return None
-    if not isinstance(value, Opaque) or not isinstance(value.state, dict):
-        raise FormatError("args is no Namespace", file=path, found=brief(value))
+    if not isinstance(value, torch_files.Opaque) or not isinstance(value.state, dict):
+        raise FormatError("args is no Namespace", file=path, found=torch_files.brief(value))
     args = {str(key): item for key, item in value.state.items()}
     info = section(states, "checkpoint_info", path)
     if info.get("padded_vocab_size", args.get("padded_vocab_size")) != args.get("padded_vocab_size"):
         raise FormatError(
             "checkpoint_info and args disagree",
             file=path,
-            found=f"padded_vocab_size {brief(info['padded_vocab_size'])} and {brief(args.get('padded_vocab_size'))}",
+            found=f"padded_vocab_size {torch_files.brief(info['padded_vocab_size'])} and {torch_files.brief(args.get('padded_vocab_size'))}",
         )
     if info.get("original_vocab_size") is not None:
         args["original_vocab_size"] = info["original_vocab_size"]
@@ -170,7 +166,7 @@ def _grid(
     if type(said) is not int or said < 1 or (args is not None and said != tp):
         problems.add(
             FormatError(
-                f"args.tensor_model_parallel_size is {brief(said)}",
+                f"args.tensor_model_parallel_size is {torch_files.brief(said)}",
                 file=models[0][0],
                 expected=f"{tp}, by the layer files",
                 fix="files are missing, or stale",
@@ -184,7 +180,7 @@ def _grid(
             FormatError(
                 f"there are {len(models)} mp_rank files",
                 file=folder.path,
-                expected=f"tp={tp} times pp={brief(stages)}",
+                expected=f"tp={tp} times pp={torch_files.brief(stages)}",
                 fix="files are missing, or stale",
             )
         )
@@ -193,7 +189,7 @@ def _grid(
         if size != len(models):
             problems.add(
                 FormatError(
-                    f"mp_world_size is {brief(size)}",
+                    f"mp_world_size is {torch_files.brief(size)}",
                     file=path,
                     expected=f"{len(models)}, the number of mp_rank files",
                     fix="files are missing, or stale",
@@ -220,7 +216,7 @@ def _layers(folder: Folder, args: Mapping[str, Any] | None, given: Architecture 
     )
     count = (args or {}).get("num_layers", told)
     if type(count) is not int or not 0 < count <= 100_000:
-        raise FormatError("args.num_layers is not a number of layers", file=path, found=brief(count))
+        raise FormatError("args.num_layers is not a number of layers", file=path, found=torch_files.brief(count))
     if folder.universal:
         return count
     wanted = {EMBEDDING, *range(FIRST_LAYER, FIRST_LAYER + count), count + BEHIND}
@@ -245,10 +241,16 @@ def _check_same_model(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     file, first = told[0]
     for path, args in told[1:]:
         for key in sorted(first.keys() & args.keys() & meaning):
-            one, two = (value.value if isinstance(value, Opaque) else value for value in (first[key], args[key]))
+            one, two = (
+                value.value if isinstance(value, torch_files.Opaque) else value for value in (first[key], args[key])
+            )
             if one != two:
                 problems.add(
-                    FormatError(f"args.{key} is {brief(two)}", file=path, expected=f"{brief(one)}, as in {file}")
+                    FormatError(
+                        f"args.{key} is {torch_files.brief(two)}",
+                        file=path,
+                        expected=f"{torch_files.brief(one)}, as in {file}",
+                    )
                 )
     problems.raise_any()
 
@@ -265,15 +267,21 @@ def _layer_files(folder: Folder, found: Found) -> list[dict[str, Kept]]:
                     FormatError(f"there is no file of layer {place:02d}, tensor parallel rank {rank}", file=folder.path)
                 )
                 continue
-            content = read_torch_file(path)
+            content = torch_files.read_torch_file(path)
             if not isinstance(content, dict):
-                problems.add(FormatError("the file holds no dict", file=path, found=brief(content)))
+                problems.add(FormatError("the file holds no dict", file=path, found=torch_files.brief(content)))
                 continue
             for name, tensor in content.items():
                 if isinstance(tensor, StoredTensor) and isinstance(name, str):
                     held[rank][native_name(place, name, found.layers)] = tensor
                 else:
-                    problems.add(FormatError(f"the entry {brief(name)} is no tensor", file=path, found=brief(tensor)))
+                    problems.add(
+                        FormatError(
+                            f"the entry {torch_files.brief(name)} is no tensor",
+                            file=path,
+                            found=torch_files.brief(tensor),
+                        )
+                    )
     problems.raise_any()
     return held
 

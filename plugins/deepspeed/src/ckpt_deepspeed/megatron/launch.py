@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import UNKNOWN, Argument, Launch
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Launch, Target, WriteRequest, launches
 
 _POSITIONS = {1: "rotary", 2: "absolute", 3: "alibi"}
 
@@ -46,12 +44,14 @@ _RUNNING: dict[str, tuple[str, Any, Any]] = {
 def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     """The command of pretrain_gpt.py for the args of a checkpoint that is written."""
     args, place = target.config, request.destination or "."
-    arguments = [Argument("load", place, ("--load", place), model=False)]
+    arguments = [launches.Argument("load", place, ("--load", place), model=False)]
     if target.decisions["universal"]:
-        arguments.append(Argument("universal_checkpoint", True, ("--universal-checkpoint",), False, model=False))
+        arguments.append(
+            launches.Argument("universal_checkpoint", True, ("--universal-checkpoint",), False, model=False)
+        )
     elif not resumed:
         for flag in ("--no-load-optim", "--no-load-rng"):
-            arguments.append(Argument(flag[2:].replace("-", "_"), True, (flag,), model=False))
+            arguments.append(launches.Argument(flag[2:].replace("-", "_"), True, (flag,), model=False))
     for table, model in ((_RUNNING, False), (_MODEL, True)):
         for name, (flag, default, switch) in table.items():
             if name in args:
@@ -69,11 +69,13 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     )
 
 
-def _argument(name: str, value: Any, flag: str, default: Any, switch: Any, model: bool) -> Argument:
+def _argument(name: str, value: Any, flag: str, default: Any, switch: Any, model: bool) -> launches.Argument:
     if name == "position_embedding_type":
         value = _POSITIONS[value.args[0]]
     if switch is not None:
         words: tuple[str, ...] = (flag,) if value == switch else ()
     else:
         words = () if value is None or value == default else (flag, str(value))
-    return Argument(name, value, words, UNKNOWN if default is None and value is not None else default, model=model)
+    return launches.Argument(
+        name, value, words, launches.UNKNOWN if default is None and value is not None else default, model=model
+    )

@@ -7,17 +7,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.company import files_below
-from ckpt_core.engine.assembly import Assembler, Assembly, Shard
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.layout import Layout, Native, account
-from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.vocabulary import settled
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    CkptError,
+    FormatError,
+    Ledger,
+    Loss,
+    Native,
+    ReadRequest,
+    Shard,
+    StoredTensor,
+    architecture_of,
+    check_agreement,
+    company,
+    layouts,
+    lazy,
+    original_of,
+)
 from ckpt_deepspeed.contents import ARGS
 from ckpt_deepspeed.files import Folder, find_folder, scan
 from ckpt_deepspeed.flat import Kept, shards_of
@@ -55,7 +63,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         tensors,
         folder.states,
         notes=described.notes,
-        sidecars=files_below(os.path.join(root, TOKENIZER)),
+        sidecars=company.files_below(os.path.join(root, TOKENIZER)),
         parallel={} if found.merged else parallel,
         hints=_hints(found),
         # Other classes hold a rotary model too; GPT-NeoX has its very tensors.
@@ -65,7 +73,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         masters=found.has_masters,
         ledger=folder.enter(path, masters_read=masters),
     )
-    return settled(
+    return company.settled(
         original_of(checkpoint, path),
         request,
         padded=lambda tokens: -(-tokens // described.multiple) * described.multiple,
@@ -144,9 +152,9 @@ def _check_exact(found: Found) -> None:
         )
 
 
-def _assembled(folder: Folder, found: Found, architecture: Architecture) -> tuple[dict[str, Assembly], list[Loss]]:
+def _assembled(folder: Folder, found: Found, architecture: Architecture) -> tuple[dict[str, lazy.Assembly], list[Loss]]:
     """The canonical tensors, put together from all ranks, and what ranks do not agree on."""
-    layout = Layout(tables(architecture, found.version), architecture)
+    layout = layouts.Layout(tables(architecture, found.version), architecture)
     assembler = Assembler(layout.parameters, found.folder)
     if found.merged:
         _add_merged(assembler, layout, found)
@@ -158,7 +166,7 @@ def _assembled(folder: Folder, found: Found, architecture: Architecture) -> tupl
         natives = layout.natives({"tp": (rank, found.tp)})
         where = f"{found.folder} (tensor parallel rank {rank})"
         for names in [found.weights[rank], *([held[rank]] if found.masters else [])]:
-            for problem in account(natives, layout.tables, names, where):
+            for problem in layouts.account(natives, layout.tables, names, where):
                 assembler.problems.add(problem)
         for name, kept in found.weights[rank].items():
             if name.endswith(INVERSE_FREQUENCIES) and isinstance(kept, StoredTensor):
@@ -217,11 +225,11 @@ def _add_whole(
         drift.unchecked.append((apart or 0.0, native.name))
 
 
-def _add_merged(assembler: Assembler, layout: Layout, found: Found) -> None:
+def _add_merged(assembler: Assembler, layout: layouts.Layout, found: Found) -> None:
     """The tensors of a universal checkpoint, which are those of all tensor parallel ranks one after the other."""
     (held,) = found.masters
     natives = layout.natives()
-    for problem in account(natives, layout.tables, held, found.folder):
+    for problem in layouts.account(natives, layout.tables, held, found.folder):
         assembler.problems.add(problem)
     for name, native in natives.items():
         kept = held.get(name)

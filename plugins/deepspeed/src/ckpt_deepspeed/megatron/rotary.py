@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.errors import FormatError
-from ckpt_core.storage.dtypes import decode
-from ckpt_core.storage.files import read_range
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import Architecture, FormatError, StoredTensor, disk, dtypes
 from ckpt_deepspeed.megatron.config import attention_of, decoder_of
 
 INVERSE_FREQUENCIES = "self_attention.rotary_emb.inv_freq"
@@ -39,8 +35,10 @@ def check_buffer(stored: StoredTensor, expected: np.ndarray | None) -> float:
             else "rotary frequencies in a model without rotary positions"
         )
         raise FormatError(f"{INVERSE_FREQUENCIES} is not that of the model", file=stored.file, found=found)
-    raw = np.frombuffer(read_range(stored.file, stored.offset, stored.elements * stored.dtype.size), stored.dtype.numpy)
-    values = decode(raw, stored.dtype)
+    raw = np.frombuffer(
+        disk.read_range(stored.file, stored.offset, stored.elements * stored.dtype.size), stored.dtype.numpy
+    )
+    values = dtypes.decode(raw, stored.dtype)
     off = float(np.abs(values / expected - 1).max())
     if not off <= (_EXACT if stored.dtype.size > 2 else _ROUNDING):
         raise FormatError(

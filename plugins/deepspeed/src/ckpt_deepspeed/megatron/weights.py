@@ -7,8 +7,7 @@ Layers have their global numbers here (`layers.0`); in files they are known by t
 
 from __future__ import annotations
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.layout import Table, drop, row
+from ckpt_core.sdk import Architecture, Table, drop, row
 from ckpt_deepspeed.megatron.config import decoder_of
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES
 

@@ -7,16 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Layer, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
-from ckpt_core.errors import Problems, Refusal
-from ckpt_core.layout import Layout, Native, Piece
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, vocabulary_rows, zero_biases
-from ckpt_core.storage.dtypes import DType, commonest, encode
-from ckpt_core.storage.opaque import Opaque
-from ckpt_core.storage.torchnest import torch_bytes
-from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    DType,
+    Loss,
+    Native,
+    Placement,
+    Problems,
+    Refusal,
+    Target,
+    WriteRequest,
+    dtypes,
+    facts_of,
+    layouts,
+    rewrites,
+    schema,
+    torch_files,
+)
 from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
 from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, tokens_of
 from ckpt_deepspeed.megatron.files import FIRST_LAYER, TOKENIZER, parameter_name, place_of
@@ -62,16 +70,16 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
     moments = bool(options.get("moments", True))
     multiple = int(options.get(_DIVISIBLE) or hints.get(_DIVISIBLE) or 128)
-    model = _fitted(Model(checkpoint.architecture, checkpoint.tensors), multiple * layout.tp)
+    model = _fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), multiple * layout.tp)
     facts = facts_of(model.architecture)
     args = GPT.write(facts, checkpoint.notes)
     _check_ranks(model.architecture, layout)
-    dtype = request.dtype or commonest(assembly.dtype for assembly in model.tensors.values())
+    dtype = request.dtype or dtypes.commonest(assembly.dtype for assembly in model.tensors.values())
     args |= _run_args(layout, multiple, dtype)
     written = Written()
     natives = [
         list(
-            Layout(tables(model.architecture, layout.version), model.architecture)
+            layouts.Layout(tables(model.architecture, layout.version), model.architecture)
             .natives({"tp": (rank, layout.tp)})
             .values()
         )
@@ -117,23 +125,23 @@ def _losses(dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _fitted(model: Model, multiple: int) -> Model:
+def _fitted(model: rewrites.Model, multiple: int) -> rewrites.Model:
     """The model as GPTModelPipe has it: usual attention scale, a bias everywhere, padded vocabulary."""
     decoder_of(model.architecture)
     tokens = tokens_of(model.architecture)
-    model = _with_biases(folded_attention_scale(model))
+    model = _with_biases(rewrites.folded_attention_scale(model))
     if tokens.padded_vocabulary % multiple == 0:
         return model  # rows that were padded already, and trained
-    return vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+    return rewrites.vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
 
 
-def _with_biases(model: Model) -> Model:
+def _with_biases(model: rewrites.Model) -> rewrites.Model:
     """Zero biases on all linear layers and norms, which always have one here: a zero bias changes nothing."""
 
     def norm(old):
         return old if old is None or old.kind != "layer" else replace(old, bias=True)
 
-    def biased(layer: Layer) -> Layer:
+    def biased(layer: schema.Layer) -> schema.Layer:
         mlp = replace(layer.mlp, norm=norm(layer.mlp.norm), up_bias=True, down_bias=True)
         if layer.attention is None or layer.mlp.moe is not None:
             return layer
@@ -142,10 +150,10 @@ def _with_biases(model: Model) -> Model:
         )
         return replace(layer, mlp=mlp, attention=attention)
 
-    wanted = map_layers(model.architecture, biased)
+    wanted = rewrites.map_layers(model.architecture, biased)
     decoder = decoder_of(wanted)
     wanted = replace(wanted, decoder=replace(decoder, final_norm=norm(decoder.final_norm)))
-    return zero_biases(model, wanted)
+    return rewrites.zero_biases(model, wanted)
 
 
 def _check_ranks(architecture: Architecture, layout: _Layout) -> None:
@@ -193,10 +201,12 @@ def _write_layers(
             places.setdefault(place, []).append((name, native))
         for place in sorted(places):
             path = f"{layout.folder}/layer_{place:02d}-model_{rank:02d}-model_states.pt"
-            specs = {name: TensorSpec(dtype, native.shape) for name, native in places[place]}
+            specs = {name: torch_files.TensorSpec(dtype, native.shape) for name, native in places[place]}
             if frequencies is not None and FIRST_LAYER <= place < FIRST_LAYER + layers:
-                buffer = {(INVERSE_FREQUENCIES,): encode(frequencies, dtype).tobytes()}
-                offsets = written.add(path, specs | {INVERSE_FREQUENCIES: TensorSpec(dtype, frequencies.shape)}, buffer)
+                buffer = {(INVERSE_FREQUENCIES,): dtypes.encode(frequencies, dtype).tobytes()}
+                offsets = written.add(
+                    path, specs | {INVERSE_FREQUENCIES: torch_files.TensorSpec(dtype, frequencies.shape)}, buffer
+                )
             else:
                 offsets = written.add(path, specs)
             written.placements += [Placement(native, dtype, path, offsets[(name,)]) for name, native in places[place]]
@@ -227,7 +237,7 @@ def _columns(blocks: Sequence[Native]) -> Native:
     for rank, block in enumerate(blocks):
         for piece in block.pieces:
             row, column = piece.tile.native_base
-            pieces.append(Piece(piece.parameter, replace(piece.tile, native_base=(row, column + rank * width))))
+            pieces.append(layouts.Piece(piece.parameter, replace(piece.tile, native_base=(row, column + rank * width))))
     return replace(blocks[0], shape=(blocks[0].shape[0], width * len(blocks)), pieces=tuple(pieces))
 
 
@@ -239,7 +249,11 @@ def _last_row(table: Native) -> Native:
     tile = replace(tile, native_base=(0,), links=tuple(replace(link, dim=0) for link in tile.links if link.dim == 1))
     row = replace(table.row, copy=True)
     return replace(
-        table, name=f"{table.name} (last row)", shape=table.shape[1:], pieces=(Piece(piece.parameter, tile),), row=row
+        table,
+        name=f"{table.name} (last row)",
+        shape=table.shape[1:],
+        pieces=(layouts.Piece(piece.parameter, tile),),
+        row=row,
     )
 
 
@@ -248,7 +262,7 @@ def _write_states(
 ) -> None:
     """`mp_rank_MM` for every pair of ranks, and the name of the step; a loader needs all keys, and args only to compare."""
     original = args.get("original_vocab_size")
-    namespace = Opaque(
+    namespace = torch_files.Opaque(
         "argparse",
         "Namespace",
         args=(),
@@ -280,5 +294,5 @@ def _write_states(
             "checkpoint_info": {"padded_vocab_size": args["padded_vocab_size"], "original_vocab_size": original},
         }
         path = f"{layout.folder}/mp_rank_{number:02d}_model_states.pt"
-        written.documents[path] = torch_bytes(body, path)
+        written.documents[path] = torch_files.torch_bytes(body, path)
     written.documents[LATEST_UNIVERSAL if layout.universal else LATEST] = layout.folder.encode()

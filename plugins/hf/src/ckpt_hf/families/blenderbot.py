@@ -7,18 +7,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, Layer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, Table, const, custom, field, fixed, ignore, note, row, uniform
-from ckpt_core.rewrite import (
-    Model,
-    folded_attention_scale,
-    folded_head_scale,
-    folded_logit_scale,
-    map_attentions,
-    map_layers,
-    uncentred_norms,
-    zero_biases,
+from ckpt_core.sdk import (
+    Architecture,
+    CkptError,
+    Config,
+    Custom,
+    Facts,
+    Refusal,
+    Table,
+    const,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    rewrites,
+    row,
+    schema,
+    uniform,
 )
 from ckpt_hf.common import GENERIC, Family, activation, norms, positive
 from ckpt_hf.families.t5 import BLOCKS, MLPS, NORMS, STACKS
@@ -168,22 +174,26 @@ TABLES = (
 # fmt: on
 
 
-def _biased(layer: Layer) -> Layer:
-    layer = map_attentions(layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True))
+def _biased(layer: schema.Layer) -> schema.Layer:
+    layer = rewrites.map_attentions(
+        layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True)
+    )
     return replace(layer, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
 
 
-def _as_blenderbot(model: Model) -> Model:
+def _as_blenderbot(model: rewrites.Model) -> rewrites.Model:
     """Scores at the usual scale, logits at none, and a bias (of zeros where there was none) on every projection."""
     if len(model.architecture.stacks) < 2:
         return model
-    model = uncentred_norms(folded_logit_scale(folded_head_scale(folded_attention_scale(model))))
+    model = rewrites.uncentred_norms(
+        rewrites.folded_logit_scale(rewrites.folded_head_scale(rewrites.folded_attention_scale(model)))
+    )
     head = model.architecture.head
-    biased = map_layers(model.architecture, _biased)
+    biased = rewrites.map_layers(model.architecture, _biased)
     biased = replace(biased, head=None if head is None else replace(head, bias=True))
     if biased == model.architecture:
         return model
-    return zero_biases(model, biased)
+    return rewrites.zero_biases(model, biased)
 
 
 def _has_own_head(architecture: Architecture) -> bool:

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Table, const, custom, field, fixed, ignore, note, row, uniform
+from ckpt_core.sdk import (
+    Activation,
+    CkptError,
+    Config,
+    Facts,
+    Refusal,
+    Table,
+    const,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    row,
+    uniform,
+)
 from ckpt_hf.common import (
     ATTENTION_BIASES,
     CAUSAL,

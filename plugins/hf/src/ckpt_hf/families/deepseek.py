@@ -9,9 +9,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, PerLayer, RotaryKind
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, Table, const, custom, drop, field, fixed, ignore, row, uniform
+from ckpt_core.sdk import (
+    Architecture,
+    CkptError,
+    Custom,
+    Facts,
+    PerLayer,
+    Refusal,
+    RotaryKind,
+    Table,
+    const,
+    custom,
+    drop,
+    field,
+    fixed,
+    ignore,
+    row,
+    uniform,
+)
 from ckpt_hf.common import (
     Family,
     Tables,

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Table, const, custom, drop, field, fixed, row, uniform
+from ckpt_core.sdk import CkptError, Config, Facts, Refusal, Table, const, custom, drop, field, fixed, row, uniform
 from ckpt_hf.common import ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, derived_head_dim, positive
 from ckpt_hf.rotary import rotary_keys
 

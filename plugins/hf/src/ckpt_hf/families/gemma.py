@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import custom, field, ignore, row, uniform
+from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, custom, field, ignore, row, uniform
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,

@@ -6,9 +6,21 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Table, custom, drop, field, fixed, ignore, row, uniform
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Facts,
+    PerLayer,
+    Refusal,
+    Table,
+    custom,
+    drop,
+    field,
+    fixed,
+    ignore,
+    row,
+    uniform,
+)
 from ckpt_hf.common import (
     ATTENTION_BIASES,
     CAUSAL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.layout import Config, Table, drop, field, fixed, ignore, row
+from ckpt_core.sdk import Config, Table, drop, field, fixed, ignore, row
 from ckpt_hf.common import (
     ATTENTION_BIASES,
     CAUSAL,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Config, custom, field, fixed, ignore, same_as
+from ckpt_core.sdk import CkptError, Config, Facts, PerLayer, custom, field, fixed, ignore, same_as
 from ckpt_hf import weights
 from ckpt_hf.common import (
     ACTIVATION,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.layout import field, fixed, row
+from ckpt_core.sdk import field, fixed, row
 from ckpt_hf.common import Family, groups
 from ckpt_hf.families.llama import MISTRAL
 from ckpt_hf.rotary import rotary_keys

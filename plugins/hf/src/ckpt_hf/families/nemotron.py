@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.layout import field, fixed
+from ckpt_core.sdk import field, fixed
 from ckpt_hf.common import ACTIVATION, NORMS, Family, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys

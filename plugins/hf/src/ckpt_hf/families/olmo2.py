@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.layout import field, fixed, row
+from ckpt_core.sdk import field, fixed, row
 from ckpt_hf.common import Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL

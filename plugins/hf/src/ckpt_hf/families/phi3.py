@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, RotaryKind
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, const, custom, field, row, uniform
+from ckpt_core.sdk import (
+    Architecture,
+    CkptError,
+    Custom,
+    Facts,
+    Refusal,
+    RotaryKind,
+    const,
+    custom,
+    field,
+    row,
+    uniform,
+)
 from ckpt_hf.common import Family, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import const, custom, field, fixed, row, uniform
-from ckpt_core.rewrite import folded_attention_scale, zero_shared_experts
+from ckpt_core.sdk import CkptError, Facts, PerLayer, Refusal, const, custom, field, fixed, rewrites, row, uniform
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
@@ -167,7 +164,7 @@ FAMILIES = [
         "qwen2_moe",
         QWEN2_MOE,
         [(MODEL, LAYER.extend(*experts, *_SHARED)) for experts in (EXPERTS, FUSED_EXPERTS)],
-        rewrite=lambda model: zero_shared_experts(folded_attention_scale(model)),
+        rewrite=lambda model: rewrites.zero_shared_experts(rewrites.folded_attention_scale(model)),
     ),
     Family("qwen3_moe", QWEN3_MOE, [(MODEL, QWEN3_LAYER.extend(*experts)) for experts in (EXPERTS, FUSED_EXPERTS)]),
 ]

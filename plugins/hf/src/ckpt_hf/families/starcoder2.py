@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.layout import const, field, fixed, ignore, row
+from ckpt_core.sdk import const, field, fixed, ignore, row
 from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, alias, groups, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS

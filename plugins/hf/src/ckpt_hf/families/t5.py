@@ -10,12 +10,15 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Facts
-from ckpt_core.checkpoint import Loss
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import (
+from ckpt_core.sdk import (
+    Activation,
+    Architecture,
+    CkptError,
     Config,
     Custom,
+    Facts,
+    Loss,
+    Refusal,
     Table,
     const,
     custom,
@@ -24,20 +27,10 @@ from ckpt_core.layout import (
     fixed,
     ignore,
     note,
+    rewrites,
     row,
     same_as,
     uniform,
-)
-from ckpt_core.rewrite import (
-    Model,
-    folded_attention_scale,
-    folded_head_scale,
-    folded_logit_scale,
-    normed_logit_scale,
-    own_relative_bias,
-    plain_relu,
-    untied_head,
-    without_zero_biases,
 )
 from ckpt_hf.common import GENERIC, Family, norms, positive, transformers_version
 
@@ -306,31 +299,35 @@ TABLES = (
 # fmt: on
 
 
-def _plain(model: Model) -> Model:
+def _plain(model: rewrites.Model) -> rewrites.Model:
     """What every class of the kin needs: unscaled scores, no head scale, no biases."""
     if len(model.architecture.stacks) < 2:
         return model  # none of the kin anyway
-    return without_zero_biases(plain_relu(folded_head_scale(folded_attention_scale(model, 1.0))))
+    return rewrites.without_zero_biases(
+        rewrites.plain_relu(rewrites.folded_head_scale(rewrites.folded_attention_scale(model, 1.0)))
+    )
 
 
-def _as_t5(model: Model) -> Model:
+def _as_t5(model: rewrites.Model) -> rewrites.Model:
     model = _plain(model)
     head = model.architecture.head
     if head is None or (head.tied and _close(head.scale, model.architecture.hidden**-0.5)):
         return model
-    return untied_head(folded_logit_scale(model))  # both versions of transformers leave a head of its own unscaled
+    return rewrites.untied_head(
+        rewrites.folded_logit_scale(model)
+    )  # both versions of transformers leave a head of its own unscaled
 
 
-def _as_mt5(model: Model) -> Model:
-    return untied_head(folded_logit_scale(_plain(model)))
+def _as_mt5(model: rewrites.Model) -> rewrites.Model:
+    return rewrites.untied_head(rewrites.folded_logit_scale(_plain(model)))
 
 
-def _as_umt5(model: Model) -> Model:
-    model, root = own_relative_bias(_plain(model)), model.architecture.hidden**-0.5
+def _as_umt5(model: rewrites.Model) -> rewrites.Model:
+    model, root = rewrites.own_relative_bias(_plain(model)), model.architecture.hidden**-0.5
     head = model.architecture.head
     if head is not None and _own_is_either(head.tied, head.scale, root):
         return model
-    return normed_logit_scale(model, root)
+    return rewrites.normed_logit_scale(model, root)
 
 
 def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:

@@ -10,12 +10,26 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, Layer
-from ckpt_core.architecture.schema import Pooling
-from ckpt_core.checkpoint import Loss
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, Table, const, custom, drop, field, fixed, ignore, note, row
-from ckpt_core.rewrite import Model, folded_attention_scale, map_layers, uncentred_norms, zero_biases
+from ckpt_core.sdk import (
+    Architecture,
+    CkptError,
+    Config,
+    Custom,
+    Facts,
+    Loss,
+    Refusal,
+    Table,
+    const,
+    custom,
+    drop,
+    field,
+    fixed,
+    ignore,
+    note,
+    rewrites,
+    row,
+    schema,
+)
 from ckpt_hf.common import ACTIVATION, GENERIC, MLP_BIASES, NORMS, Family, Tables, derived_head_dim, norms, positive
 
 _POOLER = "add_pooling_layer"
@@ -111,7 +125,7 @@ def _pooler() -> Custom:
             )
         if act != "tanh":
             raise CkptError("a pooler without tanh is not supported", found=f"pooler_act = {act!r}", expected="'tanh'")
-        facts |= {"classifier.hidden": True, "classifier.pooling": Pooling.FIRST}
+        facts |= {"classifier.hidden": True, "classifier.pooling": schema.Pooling.FIRST}
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if facts.present("classifier") and facts.get("classifier.hidden") is not True:
@@ -157,7 +171,7 @@ _COMMON = Config("", GENERIC).replace("",
 CLASSIFICATION = _COMMON.replace("ViTForImageClassification",
     _labels(),
     fixed("classifier.hidden", False),
-    fixed("classifier.pooling", Pooling.FIRST),
+    fixed("classifier.pooling", schema.Pooling.FIRST),
     ignore("pooler_output_size", "pooler_act", why="it has no pooler"),
 )
 
@@ -224,24 +238,24 @@ def _leftovers(prefix: str, *more: Any) -> Callable[[Architecture], Table]:
     return lambda architecture: table
 
 
-def _as_vit(model: Model) -> Model:
+def _as_vit(model: rewrites.Model) -> rewrites.Model:
     """Patches with a bias, layers with biases everywhere; zeros where there are none."""
     patches = model.architecture.patches
     if patches is None or patches.class_tokens != 1 or model.architecture.encoder is None:
         return model
-    model = uncentred_norms(folded_attention_scale(model))
+    model = rewrites.uncentred_norms(rewrites.folded_attention_scale(model))
 
-    def biased(layer: Layer) -> Layer:
+    def biased(layer: schema.Layer) -> schema.Layer:
         if layer.attention is None:
             return layer
         some = layer.attention.q_bias or layer.attention.k_bias or layer.attention.v_bias
         attention = replace(layer.attention, q_bias=some, k_bias=some, v_bias=some, out_bias=True)
         return replace(layer, attention=attention, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
 
-    architecture = map_layers(replace(model.architecture, patches=replace(patches, bias=True)), biased)
+    architecture = rewrites.map_layers(replace(model.architecture, patches=replace(patches, bias=True)), biased)
     if architecture == model.architecture:
         return model
-    return zero_biases(model, architecture)
+    return rewrites.zero_biases(model, architecture)
 
 
 def _model_losses(architecture: Architecture) -> Iterator[Loss]:

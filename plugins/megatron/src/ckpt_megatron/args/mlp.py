@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts, PerLayer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, custom, uniform
+from ckpt_core.sdk import Activation, CkptError, Custom, Facts, PerLayer, Refusal, custom, uniform
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
 from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, custom
+from ckpt_core.sdk import CkptError, Custom, Facts, PerLayer, Refusal, custom
 from ckpt_megatron.args.values import Args, flag
 
 _KINDS = {"LayerNorm": "layer", "RMSNorm": "rms"}

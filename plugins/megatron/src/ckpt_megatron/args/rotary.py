@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer, RotaryKind
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import uniform
+from ckpt_core.sdk import CkptError, Facts, PerLayer, Refusal, RotaryKind, uniform
 from ckpt_megatron.args.values import Args, chosen_layers, flag, positive
 
 # _apply_scaling: all but the factor are constants of the code

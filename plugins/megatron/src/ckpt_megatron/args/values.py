@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Custom, custom
+from ckpt_core.sdk import CkptError, Custom, Facts, custom
 
 Args = Mapping[str, Any]
 

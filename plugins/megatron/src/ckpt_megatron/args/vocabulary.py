@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import Refusal
-from ckpt_core.layout import Custom, custom
+from ckpt_core.sdk import Custom, Facts, Refusal, custom
 from ckpt_megatron.args.values import Args, flag
 
 _SIZES = ("orig_vocab_size", "vocab_size")

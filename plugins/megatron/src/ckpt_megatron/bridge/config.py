@@ -7,11 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, RotaryKind
-from ckpt_core.errors import FormatError, Refusal
-from ckpt_core.layout import Config, ignore, uniform
-from ckpt_core.storage.jsonfile import parse_yaml
-from ckpt_core.storage.opaque import brief
+from ckpt_core.sdk import Config, Facts, FormatError, Refusal, RotaryKind, documents, ignore, torch_files, uniform
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
@@ -46,9 +42,9 @@ _PLAIN = re.compile(
 
 def run_config(data: bytes, file: str) -> dict[str, Any]:
     """The sections of run_config.yaml."""
-    body = plain(parse_yaml(data, file))
+    body = plain(documents.parse_yaml(data, file))
     if not isinstance(body, dict):
-        raise FormatError("the run config has no sections", file=file, found=brief(body), expected="model:")
+        raise FormatError("the run config has no sections", file=file, found=torch_files.brief(body), expected="model:")
     return body
 
 
@@ -56,7 +52,9 @@ def model_section(sections: Mapping[str, Any], file: str) -> tuple[str, dict[str
     """The provider class in the sections of run_config.yaml, and all its fields."""
     model = sections.get("model")
     if not isinstance(model, dict):
-        raise FormatError("the run config describes no model", file=file, found=brief(model), expected="model:")
+        raise FormatError(
+            "the run config describes no model", file=file, found=torch_files.brief(model), expected="model:"
+        )
     fields = {key: value for key, value in model.items() if key not in ("_target_", "_builder_")}
     inner = fields.pop("transformer", None)  # since 0.6, with _builder_: TransformerConfig as a field of its own
     if isinstance(inner, dict):
@@ -64,7 +62,7 @@ def model_section(sections: Mapping[str, Any], file: str) -> tuple[str, dict[str
     target = model.get("_target_", model.get("_builder_"))
     if not isinstance(target, str):
         raise FormatError(
-            "the model of the run config has no class", file=file, found=brief(target), expected="_target_"
+            "the model of the run config has no class", file=file, found=torch_files.brief(target), expected="_target_"
         )
     return target, fields
 

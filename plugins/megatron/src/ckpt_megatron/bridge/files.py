@@ -12,11 +12,7 @@ from __future__ import annotations
 import os
 import re
 
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.files import read_range, read_small
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torchzip import read_torch_file
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, torch_files
 from ckpt_megatron.files import TRACKER
 
 RUN_CONFIG = "run_config.yaml"
@@ -79,7 +75,7 @@ def _tracked(root: str) -> int | None:
     path = os.path.join(root, TRACKER)
     if not os.path.isfile(path):
         return None
-    word = read_small(path, 64).decode("ascii", "replace").strip()
+    word = disk.read_small(path, 64).decode("ascii", "replace").strip()
     if not (word.isdigit() and word.isascii()):
         raise FormatError(f"{TRACKER} names no iteration", file=path, found=repr(word), expected="a number")
     return int(word)
@@ -90,10 +86,12 @@ def _step(root: str) -> int | None:
     path = os.path.join(root, LATEST)
     if not os.path.isfile(path):
         return None
-    state = read_torch_file(path)
+    state = torch_files.read_torch_file(path)
     step = state.get("step") if isinstance(state, dict) else None
     if isinstance(step, StoredTensor) and step.shape == () and step.dtype.name in ("int32", "int64"):
-        number = int.from_bytes(read_range(step.file, step.offset, step.dtype.size), "little", signed=True)
+        number = int.from_bytes(disk.read_range(step.file, step.offset, step.dtype.size), "little", signed=True)
         if number >= 0:
             return number
-    raise FormatError(f"{LATEST} names no iteration", file=path, found=brief(step), expected="step, a whole number")
+    raise FormatError(
+        f"{LATEST} names no iteration", file=path, found=torch_files.brief(step), expected="step, a whole number"
+    )

@@ -6,9 +6,7 @@ optimizer and random states were saved (training/checkpointing.py, v0.2 to v0.6)
 
 from __future__ import annotations
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import Argument, Launch, override
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Launch, Target, WriteRequest, launches
 from ckpt_megatron.bridge.config import table_of
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS
@@ -22,13 +20,15 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     fates = table_of(target.decisions["class"], fields).fates(fields)
     place = request.destination or "."
     key = "checkpoint.load" if resumed else "checkpoint.pretrained_checkpoint"
-    arguments = [Argument(key, place, (override(key, place),), model=False)]
+    arguments = [launches.Argument(key, place, (launches.override(key, place),), model=False)]
     for name, value in sorted(fields.items()):
         said = named(value) if name in FUNCTIONS else value
         plain = name not in FUNCTIONS and not callable(value) and not _is_named(value)
-        words = (override(f"model.{name}", value),) if plain else ()
+        words = (launches.override(f"model.{name}", value),) if plain else ()
         arguments.append(
-            Argument(f"model.{name}", said, words, model=name not in _RANKS and fates.get(name, ("left",))[0] == "used")
+            launches.Argument(
+                f"model.{name}", said, words, model=name not in _RANKS and fates.get(name, ("left",))[0] == "used"
+            )
         )
     ranks = target.parallel["tp"] * target.parallel["pp"] * target.parallel["ep"]
     folder = next(name for name in target.documents if name.endswith("run_config.yaml")).rpartition("/")[0]

@@ -6,12 +6,12 @@ checkpoints that we wrote.
 
 from __future__ import annotations
 
-from ckpt_core.plugins.judgement import Judgement, installed, named
+from ckpt_core.sdk import Judgement, judgement
 
 
 def judged() -> Judgement | None:
     """The hook `ckpt_logits`."""
-    if not installed("megatron.bridge"):
+    if not judgement.installed("megatron.bridge"):
         return None
     why = "its loader calls what the checkpoint names, which is not done with one that may be a stranger's"
-    return Judgement(named("megatron-bridge"), cannot=why)
+    return Judgement(judgement.named("megatron-bridge"), cannot=why)

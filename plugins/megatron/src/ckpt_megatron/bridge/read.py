@@ -6,15 +6,20 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.ledger import PROGRESS
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import original_of
-from ckpt_core.storage.files import FileState, read_small
-from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_core.storage.tree import open_tree
+from ckpt_core.sdk import (
+    Checkpoint,
+    CkptError,
+    Facts,
+    FormatError,
+    Loss,
+    ReadRequest,
+    Sidecar,
+    disk,
+    ledgers,
+    original_of,
+    torch_files,
+    trees,
+)
 from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
@@ -39,7 +44,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
     folder = find_folder(path)
     file = os.path.join(folder, RUN_CONFIG)
-    sections = run_config(read_small(file), file)
+    sections = run_config(disk.read_small(file), file)
     target, fields = model_section(sections, file)
     losses = [*_losses_of_class(target, file), *ignored(fields, request)]
     table = table_of(target, fields)
@@ -71,7 +76,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         path,
         architecture,
         tensors,
-        [*found.states, FileState.of(file)],
+        [*found.states, disk.FileState.of(file)],
         notes=notes,
         sidecars=_sidecars(folder),
         parallel=parallel(fields),
@@ -87,12 +92,12 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
 def _enter_progress(found: Found, folder: str, path: str) -> None:
     """How far the run got: in the folder of the iteration, and (as trackers) in the run's own."""
     if os.path.isfile(state := os.path.join(folder, TRAIN_STATE)):
-        found.ledger.left(PROGRESS, state, size=os.path.getsize(state))
+        found.ledger.left(ledgers.PROGRESS, state, size=os.path.getsize(state))
     for name in (LATEST, TRACKER):
         if path != folder and os.path.isfile(tracker := os.path.join(path, name)):
             found.ledger.used("the iteration to read", tracker)
             if name == LATEST:
-                found.ledger.contents(tracker, read_torch_file(tracker), TRACKED)
+                found.ledger.contents(tracker, torch_files.read_torch_file(tracker), TRACKED)
 
 
 def _losses_of_class(target: str, file: str) -> list[Loss]:
@@ -129,7 +134,7 @@ def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
 
 
 def _sidecars(folder: str) -> dict[str, Sidecar]:
-    tree = open_tree(folder).below(TOKENIZER)
+    tree = trees.open_tree(folder).below(TOKENIZER)
     extents = {name: tree[name] for name in sorted(tree.files)}
     return {name: Sidecar(extent.file, extent.size, extent.offset) for name, extent in extents.items()}
 

@@ -6,15 +6,18 @@ import struct
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.architecture import facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Target
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import BY_NAME
-from ckpt_core.storage.jsonfile import dump_yaml
-from ckpt_core.storage.torchnest import torch_bytes
-from ckpt_core.storage.torchzip_write import TensorSpec
-from ckpt_core.tokenizer import has_tokenizer
+from ckpt_core.sdk import (
+    Checkpoint,
+    Loss,
+    Target,
+    WriteRequest,
+    company,
+    documents,
+    dtypes,
+    facts_of,
+    rewrites,
+    torch_files,
+)
 from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.files import TRACKER
@@ -42,7 +45,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     # without padding, tensor parallel ranks must divide the vocabulary itself
     pads = bool(tokens is not None and tokens.vocabulary % layout.tp) if said is None else bool(said)
     model = fitted(
-        Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp if pads else 1, by_fields=True
+        rewrites.Model(checkpoint.architecture, checkpoint.tensors),
+        layout.multiple * layout.tp if pads else 1,
+        by_fields=True,
     )
     facts = facts_of(model.architecture)
     asked = options.get("bridge_version") or hints.get("bridge_version")
@@ -55,8 +60,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     written = Written(layout, model, request.dtype)
     common = {"checkpoint_version": 3.0, "iteration": layout.iteration, "content_metadata": CONTENT}
     write_dist(written, common, homogeneous=not numbered)
-    tokenizer = f"{request.destination}/{layout.folder}/{TOKENIZER}" if has_tokenizer(checkpoint.sidecars) else None
-    written.documents[f"{layout.folder}/{RUN_CONFIG}"] = dump_yaml(_run_config(target, fields, tokenizer)).encode()
+    tokenizer = (
+        f"{request.destination}/{layout.folder}/{TOKENIZER}" if company.has_tokenizer(checkpoint.sidecars) else None
+    )
+    written.documents[f"{layout.folder}/{RUN_CONFIG}"] = documents.dump_yaml(
+        _run_config(target, fields, tokenizer)
+    ).encode()
     state = _train_state(layout.iteration or 0)
     written.documents |= {
         f"{layout.folder}/{TRAIN_STATE}": state,
@@ -122,10 +131,12 @@ def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None) -> d
 def _train_state(step: int) -> bytes:
     """A dict of tensors of one element: how far the run got."""
     values = {"step": step, **dict.fromkeys(_SAMPLES, 0)}
-    body: dict[str, TensorSpec] = {name: TensorSpec(BY_NAME["int32"], ()) for name in values}
+    body: dict[str, torch_files.TensorSpec] = {
+        name: torch_files.TensorSpec(dtypes.BY_NAME["int32"], ()) for name in values
+    }
     data = {(name,): struct.pack("<i", value) for name, value in values.items()}
-    body["floating_point_operations_so_far"] = TensorSpec(BY_NAME["fp32"], ())
+    body["floating_point_operations_so_far"] = torch_files.TensorSpec(dtypes.BY_NAME["fp32"], ())
     data["floating_point_operations_so_far",] = struct.pack("<f", 0.0)
     for name in _DONE:
-        body[name], data[name,] = TensorSpec(BY_NAME["bool"], ()), b"\0"
-    return torch_bytes(body, TRAIN_STATE, data)
+        body[name], data[name,] = torch_files.TensorSpec(dtypes.BY_NAME["bool"], ()), b"\0"
+    return torch_files.torch_bytes(body, TRAIN_STATE, data)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, custom, uniform
+from ckpt_core.sdk import Activation, CkptError, Custom, Facts, Refusal, custom, uniform
 
 _GELU = "torch.nn.functional.gelu"
 _FUNCTIONS: dict[str, Activation] = {

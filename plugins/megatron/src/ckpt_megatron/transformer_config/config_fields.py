@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Custom, Entry, custom, ignore
+from ckpt_core.sdk import CkptError, Custom, Entry, Facts, custom, ignore
 
 _FILE = "config_fields.txt"
 

@@ -9,9 +9,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, Entry, custom, field, fixed, ignore, note, one_of, same_as
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Custom,
+    Entry,
+    Facts,
+    Refusal,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    one_of,
+    same_as,
+)
 from ckpt_megatron.args.attention import biases, head_dim, window
 from ckpt_megatron.args.mlp import widths
 from ckpt_megatron.args.norms import norms

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.layout import Custom, custom
-from ckpt_core.tokenizer import ROLES, is_token
+from ckpt_core.sdk import Custom, Facts, company, custom
 
 FIELD = "generation_config"
 CLASS = "transformers.generation.configuration_utils.GenerationConfig"
-_IDS = {role: f"{name}_id" for role, name in ROLES.items()}
+_IDS = {role: f"{name}_id" for role, name in company.ROLES.items()}
 
 
 def generation() -> Custom:
@@ -25,7 +23,7 @@ def generation() -> Custom:
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         settings = settings_of(config.get(FIELD))
-        notes |= {role: settings[key] for role, key in _IDS.items() if is_token(settings.get(key))}
+        notes |= {role: settings[key] for role, key in _IDS.items() if company.is_token(settings.get(key))}
         if settings.keys() - _IDS.values() - {"transformers_version"}:
             notes["generation"] = settings
 

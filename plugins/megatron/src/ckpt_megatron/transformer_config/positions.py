@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, RotaryKind
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Custom, custom, uniform
+from ckpt_core.sdk import CkptError, Custom, Facts, RotaryKind, custom, uniform
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary

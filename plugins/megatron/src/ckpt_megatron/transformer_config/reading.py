@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture, Facts, architecture_of
-from ckpt_core.checkpoint import Loss
-from ckpt_core.errors import FormatError
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement
+from ckpt_core.sdk import Architecture, Facts, FormatError, Loss, ReadRequest, architecture_of, check_agreement
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts, RotaryKind
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, RotaryKind, uniform
 from ckpt_megatron.args.values import positive
 
 _NUMBERS = {

@@ -15,12 +15,7 @@ import os
 import posixpath
 from typing import Any
 
-from ckpt_core.checkpoint import Sidecar
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.ledger import Ledger
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import parse_yaml
-from ckpt_core.storage.tree import Extent, Tree
+from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, disk, documents, trees
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import resolved
 from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
@@ -31,7 +26,7 @@ RANK_FILE = f"{WEIGHTS}.ckpt"
 COMPANIONS = "companions"
 
 
-def open_archive(path: str, tree: Tree, container: str) -> Saved:
+def open_archive(path: str, tree: trees.Tree, container: str) -> Saved:
     """The checkpoint in `tree`, which holds `CONFIG`."""
     config, section = read_config(tree.read(CONFIG), tree.place(CONFIG))
     saved = Saved(path, tree.path, container, "ranks", config, tree.place(CONFIG), tree=tree, section=section)
@@ -57,7 +52,7 @@ def open_archive(path: str, tree: Tree, container: str) -> Saved:
 
 def read_config(data: bytes, file: str) -> tuple[dict[str, Any], str]:
     """The model section in a YAML file and its name: the top level, or `model`, or (in hparams.yaml) `cfg`."""
-    value = parse_yaml(data, file)
+    value = documents.parse_yaml(data, file)
     if not isinstance(value, dict):
         raise FormatError("the config holds no keys", file=file, found=type(value).__name__)
     section = next((key for key in ("model", "cfg") if isinstance(value.get(key), dict)), None)
@@ -66,27 +61,27 @@ def read_config(data: bytes, file: str) -> tuple[dict[str, Any], str]:
     return resolved(value[section] if section else value), section or ""
 
 
-def _at_root(tree: Tree) -> list[str]:
+def _at_root(tree: trees.Tree) -> list[str]:
     """The files at the root: config, tokenizer files, weights of one rank."""
     names = os.listdir(tree.path) if os.path.isdir(tree.path) else [name for name in tree.files if "/" not in name]
     return sorted(name for name in names if not name.startswith(".") and name in tree)
 
 
-def companions_in(tree: Tree) -> dict[str, Sidecar]:
+def companions_in(tree: trees.Tree) -> dict[str, Sidecar]:
     """The files that travel with the model, by their own names."""
     held = tree.below(COMPANIONS)
     return {name: _sidecar(held[name]) for name in sorted(held.files)}
 
 
-def _sidecar(extent: Extent) -> Sidecar:
+def _sidecar(extent: trees.Extent) -> Sidecar:
     return Sidecar(extent.file, extent.size, extent.offset)
 
 
-def _states(tree: Tree, names: list[str]) -> list[FileState]:
-    return [FileState.of(tree[name].file) for name in names]
+def _states(tree: trees.Tree, names: list[str]) -> list[disk.FileState]:
+    return [disk.FileState.of(tree[name].file) for name in names]
 
 
-def _ranks(tree: Tree, held: list[str], ledger: Ledger) -> list[Rank]:
+def _ranks(tree: trees.Tree, held: list[str], ledger: Ledger) -> list[Rank]:
     if not held:
         raise FormatError(
             "there are no weights",

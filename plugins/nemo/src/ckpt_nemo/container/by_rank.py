@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.engine.assembly import Assembler, Assembly, Shard
-from ckpt_core.errors import FormatError
-from ckpt_core.layout import Layout, Native, Table, account
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import Architecture, Assembler, FormatError, Native, Shard, StoredTensor, Table, layouts, lazy
 from ckpt_nemo.container.saved import Saved
 
 Tensors = dict[str, StoredTensor]
@@ -42,13 +38,13 @@ def assembled(
     *,
     repeats: Callable[[str, int], bool] = lambda name, stage: False,
     shard: Callable[[str, StoredTensor, Native, int], Shard] = _shard,
-) -> dict[str, Assembly]:
+) -> dict[str, lazy.Assembly]:
     """The canonical tensors, put together from those of all ranks (tp, pp); what several ranks hold is compared.
 
     `local_name` is that of a tensor on a pipeline stage, None where it is on another; `repeats` says whether a stage
     holds a copy of what an earlier one has; `shard` is what a tensor parallel rank contributes.
     """
-    layout = Layout(tables, architecture)
+    layout = layouts.Layout(tables, architecture)
     assembler = Assembler(layout.parameters, saved.place)
     tp, _ = saved.parallel
     files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
@@ -62,6 +58,6 @@ def assembled(
             if local in tensors:
                 replica = (t > 0 and not native.row.splits) or repeats(name, stage)
                 assembler.add(replace(native, name=local), [shard(local, tensors[local], native, t)], replica=replica)
-        for problem in account(expected, [], tensors, files[t, stage]):
+        for problem in layouts.account(expected, [], tensors, files[t, stage]):
             assembler.problems.add(problem)
     return assembler.finish()

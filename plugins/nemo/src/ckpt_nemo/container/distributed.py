@@ -10,13 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ckpt_core.errors import FormatError
-from ckpt_core.storage.dcp import read_distributed
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import parse_json
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tree import Tree
-from ckpt_core.storage.zarr import read_zarr
+from ckpt_core.sdk import FormatError, chunked, disk, documents, torch_files, trees
 from ckpt_megatron.contents import DIST, LIGHTNING, enter_names
 from ckpt_nemo.container.saved import Saved, unwrapped
 
@@ -24,17 +18,17 @@ METADATA = "metadata.json"
 COMMON = "common.pt"
 _MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
 _OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optimizer\.")
-_READERS = {"zarr": read_zarr, "torch_dist": read_distributed}
+_READERS = {"zarr": chunked.read_zarr, "torch_dist": chunked.read_distributed}
 
 
-def distributed_weights(tree: Tree, saved: Saved) -> None:
+def distributed_weights(tree: trees.Tree, saved: Saved) -> None:
     """Enter the tensors of a distributed checkpoint into `saved`."""
-    value = parse_json(tree.read(METADATA, 1 << 20), tree.place(METADATA))
+    value = documents.parse_json(tree.read(METADATA, 1 << 20), tree.place(METADATA))
     if not isinstance(value, dict) or (backend := value.get("sharded_backend")) not in _READERS:
         raise FormatError(
             "weights of an unknown kind",
             file=tree.place(METADATA),
-            found=brief(value.get("sharded_backend") if isinstance(value, dict) else value),
+            found=torch_files.brief(value.get("sharded_backend") if isinstance(value, dict) else value),
             expected=" or ".join(_READERS),
         )
     checkpoint = _READERS[backend](tree)
@@ -57,4 +51,4 @@ def distributed_weights(tree: Tree, saved: Saved) -> None:
     if COMMON in tree and isinstance(common := tree.read_torch(COMMON), dict):
         saved.ledger.contents(tree.place(COMMON), common, LIGHTNING)
     extra = [tree[name].file for name in (METADATA, COMMON) if name in tree]
-    saved.states += [FileState.of(path) for path in sorted({*checkpoint.files, *extra})]
+    saved.states += [disk.FileState.of(path) for path in sorted({*checkpoint.files, *extra})]

@@ -17,14 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.checkpoint import Sidecar
-from ckpt_core.company import files_below
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.ledger import Ledger, Reason
-from ckpt_core.storage.files import FileState, read_small
-from ckpt_core.storage.opaque import Opaque, brief
-from ckpt_core.storage.torchzip import read_torch_file
-from ckpt_core.storage.tree import open_tree
+from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, company, disk, ledgers, torch_files, trees
 from ckpt_megatron.contents import LIGHTNING, enter_state
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
@@ -34,7 +27,7 @@ from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
 SUFFIX = ".ckpt"
 FOLDER = "checkpoints"
 HPARAMS = "hparams.yaml"
-_SECOND_CONFIG = Reason("a copy of the config", "the config inside the checkpoint is read, as NeMo does")
+_SECOND_CONFIG = ledgers.Reason("a copy of the config", "the config inside the checkpoint is read, as NeMo does")
 VERSION = "pytorch-lightning_version"
 _LAST = "-last"
 _SHARD = re.compile(r"_fsdp_shard_\d+$")
@@ -140,9 +133,9 @@ def _common(step: Step) -> Mapping[Any, Any]:
 
 
 def _content(path: str) -> Mapping[Any, Any]:
-    content = read_torch_file(path)
+    content = torch_files.read_torch_file(path)
     if not isinstance(content, dict):
-        raise FormatError("the file holds no dict", file=path, found=brief(content))
+        raise FormatError("the file holds no dict", file=path, found=torch_files.brief(content))
     return content
 
 
@@ -155,7 +148,7 @@ def open_lightning(path: str, step: Step) -> Saved:
         file = os.path.join(step.folder, COMMON)
         config, config_file, section = _config(content, file, step)
         saved = Saved(path, step.folder, "ckpt", "", config, config_file, section=section)
-        distributed_weights(open_tree(step.folder), saved)
+        distributed_weights(trees.open_tree(step.folder), saved)
     else:
         places = sorted(step.ranks)
         contents = {place: _content(step.ranks[place]) for place in places}
@@ -166,16 +159,16 @@ def open_lightning(path: str, step: Step) -> Saved:
             _check_same(contents[place], config, step.ranks[place], first, problems)
             saved.ranks.append(_rank(place, contents[place], step.ranks[place], saved.ledger))
             enter_state(saved.ledger, step.ranks[place], contents[place], LIGHTNING)
-        saved.states = [FileState.of(file) for file in step.ranks.values()]
+        saved.states = [disk.FileState.of(file) for file in step.ranks.values()]
     saved.root = os.path.dirname(step.base) if os.path.basename(step.base) == FOLDER else step.base
     if config_file.endswith(HPARAMS):
-        saved.states.append(FileState.of(config_file))
+        saved.states.append(disk.FileState.of(config_file))
     else:
         for folder in (step.base, os.path.dirname(step.base)):
             if os.path.isfile(copy := os.path.join(folder, HPARAMS)):
                 saved.ledger.left(_SECOND_CONFIG, copy, size=os.path.getsize(copy))
     saved.artifacts = _beside(step)
-    saved.companions = files_below(os.path.join(saved.root, COMPANIONS))
+    saved.companions = company.files_below(os.path.join(saved.root, COMPANIONS))
     saved.check_ranks(problems)
     problems.raise_any()
     return saved
@@ -208,7 +201,7 @@ def _config(content: Mapping[Any, Any], file: str, step: Step) -> tuple[dict[str
     for folder in (step.base, os.path.dirname(step.base)):
         path = os.path.join(folder, HPARAMS)
         if os.path.isfile(path):
-            config, section = read_config(read_small(path), path)
+            config, section = read_config(disk.read_small(path), path)
             return config, path, section
     return {}, file, ""
 
@@ -220,8 +213,8 @@ def _own_config(content: Mapping[Any, Any], file: str) -> dict[str, Any] | None:
         return None
     config = plain(value, file)
     if not isinstance(config, dict):
-        raise FormatError("hyper_parameters.cfg holds no keys", file=file, found=brief(config))
-    root, keys = root_of(value, file) if isinstance(value, Opaque) else (None, ())
+        raise FormatError("hyper_parameters.cfg holds no keys", file=file, found=torch_files.brief(config))
+    root, keys = root_of(value, file) if isinstance(value, torch_files.Opaque) else (None, ())
     return resolved(config, root, keys)
 
 
@@ -233,7 +226,11 @@ def _check_same(
     for key in sorted(own.keys() & config.keys()):
         if own[key] != config[key]:
             problems.add(
-                FormatError(f"{key} is {brief(own[key])}", file=file, expected=f"{brief(config[key])}, as in {first}")
+                FormatError(
+                    f"{key} is {torch_files.brief(own[key])}",
+                    file=file,
+                    expected=f"{torch_files.brief(config[key])}, as in {first}",
+                )
             )
 
 

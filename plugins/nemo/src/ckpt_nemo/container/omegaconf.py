@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ckpt_core.errors import FormatError
-from ckpt_core.storage.opaque import Opaque
+from ckpt_core.sdk import FormatError, torch_files
 
 _MAX_DEPTH = 64
 _MAX_NODES = 100_000
@@ -38,7 +37,7 @@ class _Unwrapping:
         self._nodes += 1
         if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
             raise FormatError("the config nests too deep, or is too large", file=self._file)
-        if isinstance(value, Opaque):
+        if isinstance(value, torch_files.Opaque):
             return self._of_object(value, depth)
         if isinstance(value, Mapping):
             return {str(key): self.unwrapped(inner, depth + 1) for key, inner in value.items()}
@@ -46,7 +45,7 @@ class _Unwrapping:
             return [self.unwrapped(inner, depth + 1) for inner in value]
         return value
 
-    def _of_object(self, value: Opaque, depth: int) -> Any:
+    def _of_object(self, value: torch_files.Opaque, depth: int) -> Any:
         fields = value.fields()
         if value.module.startswith("omegaconf."):
             for key in ("_content", "_val"):
@@ -62,10 +61,10 @@ def root_of(value: object, file: str) -> tuple[Any, tuple[str, ...]]:
     """The outermost config that a pickled one lies in, as plain data, and the keys that lead from there to it."""
     keys: list[str] = []
     for _ in range(_MAX_DEPTH):
-        fields = value.fields() if isinstance(value, Opaque) else {}
+        fields = value.fields() if isinstance(value, torch_files.Opaque) else {}
         metadata, parent = fields.get("_metadata"), fields.get("_parent")
-        key = metadata.fields().get("key") if isinstance(metadata, Opaque) else None
-        if not isinstance(parent, Opaque) or not isinstance(key, str):
+        key = metadata.fields().get("key") if isinstance(metadata, torch_files.Opaque) else None
+        if not isinstance(parent, torch_files.Opaque) or not isinstance(key, str):
             break
         keys.insert(0, key)
         value = parent

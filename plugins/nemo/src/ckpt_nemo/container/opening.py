@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.files import FileState, read_small
-from ckpt_core.storage.tree import is_archive, open_tree
+from ckpt_core.sdk import CkptError, FormatError, disk, trees
 from ckpt_nemo.container import lightning
 from ckpt_nemo.container.archive import CONFIG, open_archive, read_config
 from ckpt_nemo.container.saved import Saved
@@ -28,15 +26,15 @@ def open_saved(path: str, hparams: str | None = None) -> Saved:
         raise FormatError(
             "the checkpoint holds a config of its own", file=saved.config_file, fix="leave -o hparams out"
         )
-    (saved.config, saved.section), saved.config_file = read_config(read_small(hparams), hparams), hparams
-    saved.states.append(FileState.of(hparams))
+    (saved.config, saved.section), saved.config_file = read_config(disk.read_small(hparams), hparams), hparams
+    saved.states.append(disk.FileState.of(hparams))
     return saved
 
 
 def _opened(path: str) -> Saved:
     archive = _archive_at(path)
     if archive is not None:
-        tree = open_tree(archive)
+        tree = trees.open_tree(archive)
         if CONFIG not in tree:
             raise FormatError(f"the archive has no {CONFIG}", file=archive, fix="it is no .nemo file")
         return open_archive(path, tree, "folder" if os.path.isdir(archive) else "nemo")
@@ -76,7 +74,7 @@ def looks_like(path: str) -> str | None:
 def _fact(path: str, archive: str) -> str | None:
     if os.path.isdir(archive):
         return f"{CONFIG} in a folder"
-    if archive.endswith(SUFFIX) or CONFIG in open_tree(archive):
+    if archive.endswith(SUFFIX) or CONFIG in trees.open_tree(archive):
         return "a tar archive" if archive == path else f"the archive {os.path.basename(archive)}"
     return None
 
@@ -84,7 +82,7 @@ def _fact(path: str, archive: str) -> str | None:
 def _archive_at(path: str) -> str | None:
     """The archive at a path: the file itself, an unpacked folder, or the only `.nemo` in a folder."""
     if os.path.isfile(path):
-        return path if is_archive(path) else None
+        return path if trees.is_archive(path) else None
     if not os.path.isdir(path):
         return None
     if os.path.isfile(os.path.join(path, CONFIG)):

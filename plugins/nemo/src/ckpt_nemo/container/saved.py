@@ -7,15 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.checkpoint import Sidecar
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.layout import Config
-from ckpt_core.ledger import Ledger
-from ckpt_core.storage.dcp import ChunkedTensor
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.tree import Tree
+from ckpt_core.sdk import (
+    Config,
+    FormatError,
+    Ledger,
+    Problems,
+    Sidecar,
+    StoredTensor,
+    chunked,
+    disk,
+    torch_files,
+    trees,
+)
 from ckpt_megatron.contents import NAMES
 
 # `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
@@ -90,14 +93,14 @@ class Saved:
     config: dict[str, Any]
     config_file: str
     ranks: list[Rank] = field(default_factory=list)
-    tensors: dict[str, ChunkedTensor] = field(default_factory=dict)
-    masters: dict[str, ChunkedTensor] = field(default_factory=dict)
-    states: list[FileState] = field(default_factory=list)
+    tensors: dict[str, chunked.ChunkedTensor] = field(default_factory=dict)
+    masters: dict[str, chunked.ChunkedTensor] = field(default_factory=dict)
+    states: list[disk.FileState] = field(default_factory=list)
     artifacts: dict[str, Sidecar] = field(default_factory=dict)
     companions: dict[str, Sidecar] = field(default_factory=dict)
     root: str = ""
     ledger: Ledger = field(default_factory=Ledger)
-    tree: Tree | None = None
+    tree: trees.Tree | None = None
     section: str = ""
 
     def __post_init__(self) -> None:
@@ -167,7 +170,7 @@ def _size(config: Mapping[str, Any], key: str) -> int:
 def state_dict(value: object, file: str, ledger: Ledger) -> dict[str, StoredTensor]:
     """The tensors of a stored state dict by unwrapped name; extra states (None, or bytes of fp8 scales) are left out."""
     if not isinstance(value, Mapping):
-        raise FormatError("there is no state dict", file=file, found=brief(value))
+        raise FormatError("there is no state dict", file=file, found=torch_files.brief(value))
     problems = Problems(f"reading {file}")
     found: dict[str, StoredTensor] = {}
     for stored_as, tensor in value.items():
@@ -176,7 +179,9 @@ def state_dict(value: object, file: str, ledger: Ledger) -> dict[str, StoredTens
             ledger.contents(file, {stored_as: tensor}, NAMES)
             continue
         if not isinstance(tensor, StoredTensor):
-            problems.add(FormatError(f"the entry {stored_as!r} is no tensor", file=file, found=brief(tensor)))
+            problems.add(
+                FormatError(f"the entry {stored_as!r} is no tensor", file=file, found=torch_files.brief(tensor))
+            )
         elif name in found:
             problems.add(FormatError(f"the tensor {name!r} is stored twice, under different prefixes", file=file))
         else:

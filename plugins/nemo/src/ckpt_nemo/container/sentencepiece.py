@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_core.errors import FormatError
+from ckpt_core.sdk import FormatError
 
 PIECES, TRAINER = 1, 2
 """The fields of a model: its pieces, one field each, and how it was trained, which says the ids of the roles."""

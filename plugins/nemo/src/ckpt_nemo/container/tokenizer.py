@@ -19,10 +19,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ckpt_core.checkpoint import Loss, Sidecar
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.storage.jsonfile import parse_json
-from ckpt_core.storage.tree import Extent
+from ckpt_core.sdk import CkptError, FormatError, Loss, Sidecar, documents, trees
 from ckpt_nemo.container.sentencepiece import piece_count
 
 SECTION = "tokenizer"
@@ -96,11 +93,11 @@ def content(file: Sidecar) -> bytes:
             found=f"{file.size} bytes",
             expected=f"at most {_LIMIT}",
         )
-    return Extent(file.path, file.offset, file.size).read()
+    return trees.Extent(file.path, file.offset, file.size).read()
 
 
 def _entries(data: bytes, file: str) -> int | None:
-    value = parse_json(data, file)
+    value = documents.parse_json(data, file)
     return len(value) if isinstance(value, dict) else None
 
 

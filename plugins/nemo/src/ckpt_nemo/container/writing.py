@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.checkpoint import Loss, Placement, Sidecar, Target
-from ckpt_core.errors import Refusal
-from ckpt_core.layout import Native
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.jsonfile import dump_yaml
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.storage.tar import plan_tar
-from ckpt_core.storage.torchnest import plan_nest
-from ckpt_core.storage.torchzip_write import TensorSpec
+from ckpt_core.sdk import (
+    DType,
+    Loss,
+    Native,
+    Placement,
+    Refusal,
+    Sidecar,
+    Target,
+    disk,
+    documents,
+    plan_tar,
+    torch_files,
+)
 from ckpt_nemo.container.archive import COMPANIONS, CONFIG, RANK_FILE, WEIGHTS
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX, VERSION
 from ckpt_nemo.container.saved import rank_folder
@@ -49,7 +53,7 @@ None stands for the extra state of a module that has none."""
 class Members:
     """Files by name, and where tensors go in them; a name is that in the archive."""
 
-    files: dict[str, OutputFile | bytes] = field(default_factory=dict)
+    files: dict[str, disk.OutputFile | bytes] = field(default_factory=dict)
     placements: list[Placement] = field(default_factory=list)
 
 
@@ -101,7 +105,7 @@ def add_rank(
         )
     folder = rank_folder(*place, ranks)
     specs = [OrderedDict((name, _spec(value)) for name, value in stage.items()) for stage in stages]
-    body: dict[str, Any] | OrderedDict[str, TensorSpec | None] = specs[0]
+    body: dict[str, Any] | OrderedDict[str, torch_files.TensorSpec | None] = specs[0]
     prefixes: list[tuple[str, ...]] = [()]
     name = f"{folder}{RANK_FILE}"
     if form.container == "ckpt":
@@ -109,7 +113,7 @@ def add_rank(
         keys = ["state_dict"] if len(stages) == 1 else [f"model{number}" for number in range(len(stages))]
         body = form.training | {"state_dict": OrderedDict()} | dict(zip(keys, specs, strict=True))
         prefixes = [(key,) for key in keys]
-    file, offsets = plan_nest(name, body)
+    file, offsets = torch_files.plan_nest(name, body)
     literals = list(file.literals)
     for prefix, stage in zip(prefixes, stages, strict=True):
         for stored_as, value in stage.items():
@@ -123,13 +127,13 @@ def add_rank(
     members.files[name] = replace(file, literals=tuple(sorted(literals)))
 
 
-def _spec(value: Entry) -> TensorSpec | None:
+def _spec(value: Entry) -> torch_files.TensorSpec | None:
     if value is None:
         return None
     if isinstance(value, Constant):
-        return TensorSpec(value.dtype, value.shape)
+        return torch_files.TensorSpec(value.dtype, value.shape)
     native, dtype = value
-    return TensorSpec(dtype, native.shape)
+    return torch_files.TensorSpec(dtype, native.shape)
 
 
 def distributed_folder(form: Form) -> str:
@@ -147,13 +151,17 @@ def packed(
 ) -> Target:
     """`target` with its files: `members`, the config, the tokenizer's files and the companions in the container of `form`."""
     target.config = config
-    text = dump_yaml(dict(config)).encode() if form.container != "ckpt" else dump_yaml({"cfg": dict(config)}).encode()
+    text = (
+        documents.dump_yaml(dict(config)).encode()
+        if form.container != "ckpt"
+        else documents.dump_yaml({"cfg": dict(config)}).encode()
+    )
     if form.container == "nemo":
         # an archive is planned with the content of its small members
         small = {name: file for name, file in companions.items() if file.size <= _EMBEDDED}
         target.held = {*target.held, *small}
         beside = {f"{COMPANIONS}/{name}": file.extent.read() for name, file in small.items()}
-        held: dict[str, OutputFile | bytes] = {**artifacts, **beside, CONFIG: text, **members.files}
+        held: dict[str, disk.OutputFile | bytes] = {**artifacts, **beside, CONFIG: text, **members.files}
         file, offsets = plan_tar(_ARCHIVE, {f"./{name}": member for name, member in held.items()})
         target.files, target.single_file = [file], True
         target.placements = [

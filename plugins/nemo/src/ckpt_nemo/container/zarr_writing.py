@@ -8,12 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ckpt_core.checkpoint import Placement
-from ckpt_core.layout import Native
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.opaque import Opaque
-from ckpt_core.storage.output import OutputFile
-from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_core.sdk import DType, Native, Placement, disk, torch_files
 from ckpt_megatron.write_dist import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import Members
@@ -46,13 +41,15 @@ def add_zarr(
     for chunk in chunks:
         name = f"{folder}/{chunk.key}/{'.'.join(map(str, chunk.index))}"
         members.files.setdefault(f"{folder}/{chunk.key}/.zarray", _array(chunk))
-        members.files[name] = OutputFile(name, math.prod(chunk.shape) * chunk.dtype.size)
+        members.files[name] = disk.OutputFile(name, math.prod(chunk.shape) * chunk.dtype.size)
         members.placements.append(Placement(chunk.native, chunk.dtype, name, 0))
     # What a TransformerEngine module without fp8 stores: a torch file of a stream that holds a torch file of None.
-    nothing = torch_bytes(Opaque("_io", "BytesIO", args=(torch_bytes(None, "archive"),)), "shard")
+    nothing = torch_files.torch_bytes(
+        torch_files.Opaque("_io", "BytesIO", args=(torch_files.torch_bytes(None, "archive"),)), "shard"
+    )
     for name in objects:
         members.files[f"{folder}/{_object_file(name, short)}"] = nothing
-    members.files[f"{folder}/{COMMON}"] = torch_bytes(common, COMMON)
+    members.files[f"{folder}/{COMMON}"] = torch_files.torch_bytes(common, COMMON)
     members.files[f"{folder}/{METADATA}"] = backend_document("zarr")
 
 

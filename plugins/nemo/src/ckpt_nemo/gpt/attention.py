@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, uniform
 from ckpt_nemo.gpt.values import Values, given
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckpt_core.layout import Config, Custom, custom, field, fixed, ignore, note, same_as
+from ckpt_core.sdk import Config, Custom, custom, field, fixed, ignore, note, same_as
 from ckpt_megatron.args.router import ROUTER_KEYS
 from ckpt_nemo.gpt.attention import (
     read_biases,

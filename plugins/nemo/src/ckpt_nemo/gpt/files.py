@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.engine.assembly import Shard
-from ckpt_core.errors import FormatError, Problems
-from ckpt_core.layout import Ranks
-from ckpt_core.storage.chunked import ChunkedTensor
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, chunked, layouts
 from ckpt_megatron import masters
 from ckpt_megatron.names import is_fused, layer_of, renumbered
 from ckpt_megatron.read_dist import split
@@ -25,7 +21,7 @@ _GATED_BIAS, _GATED_WEIGHT = ".mlp.linear_fc1.bias", ".mlp.linear_fc1.weight"
 class Share:
     """The tensors that the ranks `ranks` hold, by the name of the tables: every copy found, as the shards that tile it."""
 
-    ranks: Ranks
+    ranks: layouts.Ranks
     tensors: dict[str, list[list[Shard]]] = field(default_factory=dict)
 
 
@@ -180,7 +176,7 @@ def _of_all(saved: Saved, weights: str, found: Found, problems: Problems) -> Non
     found.layers = max((index for name in share.tensors if (index := layer_of(name)) is not None), default=-1) + 1
 
 
-def _with_masters(saved: Saved) -> dict[str, ChunkedTensor]:
+def _with_masters(saved: Saved) -> dict[str, chunked.ChunkedTensor]:
     if not saved.masters:
         raise FormatError(
             "there are no fp32 masters (optimizer.state.fp32_param)", file=saved.place, fix="use --weights model"
@@ -206,7 +202,7 @@ def _with_masters(saved: Saved) -> dict[str, ChunkedTensor]:
     return found
 
 
-def _bias_ranks(tensors: Mapping[str, ChunkedTensor]) -> int:
+def _bias_ranks(tensors: Mapping[str, chunked.ChunkedTensor]) -> int:
     """How many ranks' [gate; up] follow each other in the bias of a gated linear_fc1; 1 where it is [gate; up] of all.
 
     Megatron-Core before 0.8 (NeMo before 2.0) cut only the weight of a rank in two. So the bias has chunks of a

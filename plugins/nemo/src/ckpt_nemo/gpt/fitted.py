@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import facts_of
-from ckpt_core.errors import Refusal
-from ckpt_core.rewrite import Model, folded_attention_scale, vocabulary_rows
+from ckpt_core.sdk import Refusal, facts_of, rewrites
 from ckpt_megatron.fitted import with_biases
 from ckpt_nemo.container.tokenizer import padded
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.versions import newer
 
 
-def fitted(model: Model, layout: FileLayout, hints: Mapping[str, Any]) -> Model:
+def fitted(model: rewrites.Model, layout: FileLayout, hints: Mapping[str, Any]) -> rewrites.Model:
     """The attention scale that can be said, biases on all linear layers or none, and the rows that NeMo expects.
 
     `hints` are those of a source of this format.
@@ -26,11 +24,11 @@ def fitted(model: Model, layout: FileLayout, hints: Mapping[str, Any]) -> Model:
             found=f"kind = {facts['kind']}" + ("" if tokens else ", no tokens"),
         )
     if layout.names == "mcore" or facts.get("attention.scale") != 1.0:
-        model = folded_attention_scale(model)
+        model = rewrites.folded_attention_scale(model)
     model = with_biases(model, fused_gelu=layout.names == "mcore" and not newer(layout.version, (2, 0)))
     rows = padded(tokens.vocabulary, layout.multiple, layout.tp)
     ranks = (layout.tp, layout.pp if layout.backend == "ranks" else hints.get("pp"))
     if ranks != (hints.get("tp"), hints.get("pp")):
         # NeMo's own repartitioning goes through one rank, and so keeps no more rows than that has: the rest are zeros.
-        model = vocabulary_rows(model, padded(tokens.vocabulary, layout.multiple, 1))
-    return vocabulary_rows(model, rows)
+        model = rewrites.vocabulary_rows(model, padded(tokens.vocabulary, layout.multiple, 1))
+    return rewrites.vocabulary_rows(model, rows)

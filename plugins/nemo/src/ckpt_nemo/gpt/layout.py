@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.errors import Problems, Refusal
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Architecture, Problems, Refusal, WriteRequest
 from ckpt_nemo.container.tokenizer import DIVISIBLE, multiple_in
 from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
 

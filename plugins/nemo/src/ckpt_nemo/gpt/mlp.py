@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import uniform
+from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, uniform
 from ckpt_megatron.args.mlp import read_experts, write_experts
 from ckpt_nemo.gpt.values import Values, given, since
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, custom
+from ckpt_core.sdk import CkptError, Custom, Facts, PerLayer, Refusal, custom
 from ckpt_nemo.gpt.values import Values, given
 
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")

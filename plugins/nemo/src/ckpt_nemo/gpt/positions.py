@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ckpt_core.architecture import Facts, PerLayer, RotaryKind
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Custom, custom, uniform
+from ckpt_core.sdk import CkptError, Custom, Facts, PerLayer, Refusal, RotaryKind, custom, uniform
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_nemo.gpt.values import Values, given, since
 

@@ -7,14 +7,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.engine.assembly import Assembler, Assembly
-from ckpt_core.errors import CkptError, Problems
-from ckpt_core.layout import Layout, Ranks, account
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.vocabulary import settled
+from ckpt_core.sdk import (
+    Architecture,
+    Assembler,
+    Checkpoint,
+    CkptError,
+    Loss,
+    Problems,
+    ReadRequest,
+    architecture_of,
+    check_agreement,
+    company,
+    layouts,
+    lazy,
+    original_of,
+)
 from ckpt_megatron.names import te
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
@@ -171,13 +178,13 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
 # --- tensors -------------------------------------------------------------------------------------------------------
 
 
-def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, Assembly]:
+def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, lazy.Assembly]:
     """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
     architecture = described.architecture
     bound = tables(
         architecture, blocks=described.blocks, interleaved=described.interleaved, separate=described.separate
     )
-    layout = Layout(bound, architecture)
+    layout = layouts.Layout(bound, architecture)
     assembler = Assembler(layout.parameters, saved.place)
     spelled = _Spelling(found, architecture)
     seen: set[tuple] = set()
@@ -189,7 +196,7 @@ def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, A
         }
         where = saved.place + _ranks(share.ranks)
         renamed = {names[name]: native for name, native in natives.items()}
-        for problem in account(renamed, layout.tables, [names[name] for name in share.tensors], where):
+        for problem in layouts.account(renamed, layout.tables, [names[name] for name in share.tensors], where):
             assembler.problems.add(problem)
         for name, native in natives.items():
             splits = dict(native.row.splits)
@@ -218,7 +225,7 @@ class _Spelling:
         return "model." + (te(name, latent=False, moe=self._moe, grouped=False) if self._found.fused_names else name)
 
 
-def _ranks(ranks: Ranks) -> str:
+def _ranks(ranks: layouts.Ranks) -> str:
     several = " ".join(f"{dimension}={rank}" for dimension, (rank, count) in ranks.items() if count > 1)
     return f" ({several})" if several else ""
 
@@ -253,7 +260,7 @@ def _with_true_vocabulary(
 ) -> Checkpoint:
     """The vocabulary that the user gives, else that of the tokenizer, where the embedding has the rows it leads to."""
     # override_vocab_size says how many rows there are, and not how many of them are tokens
-    return settled(
+    return company.settled(
         checkpoint,
         request,
         padded=lambda count: padded(count, multiple_in(saved.config), saved.parallel[0]),

@@ -10,14 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckpt_core.architecture import Architecture, Axis, Parameter
-from ckpt_core.checkpoint import Loss
-from ckpt_core.engine.assembly import Assembly, Block, Source
-from ckpt_core.errors import FormatError
-from ckpt_core.layout import Link, Tile
-from ckpt_core.storage.dtypes import FP32, DType, decode, encode
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.sdk import Architecture, DType, FormatError, Loss, StoredTensor, disk, dtypes, layouts, lazy, schema
 
 _TOLERANCES = {"fp32": 1e-5, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 1e-5}
 _SMALLEST_FP16 = 2.0**-24
@@ -38,16 +31,16 @@ def stored_bytes(architecture: Architecture, dtype: DType) -> tuple[DType, int, 
     """The dtype, the number and the bytes of the frequencies of a model whose tensors are of `dtype`."""
     values = frequencies(architecture)
     assert values is not None
-    return dtype, len(values), encode(values, dtype).tobytes()
+    return dtype, len(values), dtypes.encode(values, dtype).tobytes()
 
 
 def check_frequencies(
-    stored: Sequence[StoredTensor], architecture: Architecture, states: Sequence[FileState]
+    stored: Sequence[StoredTensor], architecture: Architecture, states: Sequence[disk.FileState]
 ) -> list[Loss]:
     """Compare every stored copy with the base of the config; a rounded one is a loss."""
     expected = frequencies(architecture)
     rounded: set[str] = set()
-    source = Source(states)
+    source = lazy.Source(states)
     try:
         for tensor in stored:
             if expected is None or tensor.shape != expected.shape or not tensor.dtype.floating:
@@ -69,7 +62,7 @@ def check_frequencies(
                     found=", ".join(f"{value:.6g}" for value in values[:4]),
                     expected=", ".join(f"{value:.6g}" for value in expected[:4]),
                 )
-            if tensor.dtype != FP32 and tensor.dtype.name != "fp64":
+            if tensor.dtype != dtypes.FP32 and tensor.dtype.name != "fp64":
                 rounded.add(tensor.dtype.name)
     finally:
         source.close()
@@ -77,11 +70,12 @@ def check_frequencies(
     return [Loss("assumed", "rotary_pos_emb.inv_freq", why.format(name)) for name in sorted(rounded)]
 
 
-def _values(tensor: StoredTensor, source: Source) -> np.ndarray:
+def _values(tensor: StoredTensor, source: lazy.Source) -> np.ndarray:
     (count,) = tensor.shape
-    tile = Tile((Link(count, 0, 1, 0, tensor.strides[0]),), (0,), (0,))
-    parameter = Parameter("rotary_pos_emb.inv_freq", (Axis("e", count),))
+    tile = layouts.Tile((layouts.Link(count, 0, 1, 0, tensor.strides[0]),), (0,), (0,))
+    parameter = schema.Parameter("rotary_pos_emb.inv_freq", (schema.Axis("e", count),))
     raw = source.read(
-        Assembly(parameter, tensor.dtype, (Block(tensor.file, tensor.dtype, tensor.offset, tile),)), ((0, count),)
+        lazy.Assembly(parameter, tensor.dtype, (lazy.Block(tensor.file, tensor.dtype, tensor.offset, tile),)),
+        ((0, count),),
     )
-    return decode(raw, tensor.dtype)
+    return dtypes.decode(raw, tensor.dtype)

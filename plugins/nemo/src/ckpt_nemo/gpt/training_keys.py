@@ -5,7 +5,7 @@ They are those of NeMo's megatron_gpt_config.yaml (1.16 to 2.0) and of configs t
 
 from __future__ import annotations
 
-from ckpt_core.layout import ignore
+from ckpt_core.sdk import ignore
 
 # fmt: off
 TRAINING = [

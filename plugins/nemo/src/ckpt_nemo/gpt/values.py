@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Custom, custom
+from ckpt_core.sdk import CkptError, Custom, Facts, custom
 
 Values = Mapping[str, Any]
 

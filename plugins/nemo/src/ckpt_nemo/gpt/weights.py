@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.layout import Table, drop, row
+from ckpt_core.sdk import Architecture, Table, drop, row
 from ckpt_megatron import names
 from ckpt_megatron import weights as megatron
 from ckpt_megatron.names import LegacySpelling

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Architecture, architecture_of, differing, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Target
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import commonest
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    CkptError,
+    Config,
+    Loss,
+    Refusal,
+    Target,
+    WriteRequest,
+    architecture_of,
+    dtypes,
+    facts_of,
+    rewrites,
+    schema,
+)
 from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
 from ckpt_nemo.gpt.config import LEGACY, MCORE
@@ -32,7 +40,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     container = container_for(request.options.get("container"), request.destination)
     names = str(request.options.get("names") or hints.get("names") or _names_for(checkpoint, request))
     layout = FileLayout.of(names, request, hints)
-    model = fitted(Model(checkpoint.architecture, checkpoint.tensors), layout, hints)
+    model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), layout, hints)
     layout.check(model.architecture)
     layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)
     interleaved = names == "mcore" and bool((hints.get("config") or {}).get("rotary_interleaved"))
@@ -95,7 +103,7 @@ def _names_for(checkpoint: Checkpoint, request: WriteRequest) -> str:
     """Names that every version loads, those before Megatron-Core, where their code can compute the model."""
     try:
         layout = FileLayout.of("legacy", request, {})
-        model = fitted(Model(checkpoint.architecture, checkpoint.tensors), layout, {})
+        model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), layout, {})
         LEGACY.write(facts_of(model.architecture), checkpoint.notes)
     except Refusal:
         return "mcore"
@@ -116,7 +124,7 @@ def _table(layout: FileLayout) -> Config:
     return LEGACY if layout.names == "legacy" else MCORE
 
 
-def _said(checkpoint: Checkpoint, model: Model, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
+def _said(checkpoint: Checkpoint, model: rewrites.Model, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
     """The keys that describe the model; `Refusal`s for what none says."""
     notes = checkpoint.notes | ({"interleaved": True} if interleaved else {})
     said = _table(layout).write(facts_of(model.architecture), notes)
@@ -127,7 +135,7 @@ def _said(checkpoint: Checkpoint, model: Model, layout: FileLayout, interleaved:
 
 def _config(
     checkpoint: Checkpoint,
-    model: Model,
+    model: rewrites.Model,
     layout: FileLayout,
     artifacts: Artifacts,
     container: str,
@@ -148,7 +156,7 @@ def _config(
             if isinstance(config["data"], dict)
             else config["data"]
         )
-    kind = commonest(request.dtype or assembly.dtype for assembly in model.tensors.values()).name
+    kind = dtypes.commonest(request.dtype or assembly.dtype for assembly in model.tensors.values()).name
     config |= {
         "mcore_gpt": layout.names == "mcore",
         "transformer_engine": layout.names == "mcore" and layout.fused,
@@ -176,7 +184,9 @@ def _says(table: Config, config: Mapping[str, Any], architecture: Architecture) 
         facts, _ = table.read(config, "the config of the source")
         facts["tokens.vocabulary"] = architecture.tokens.vocabulary
         facts["tokens.padded_vocabulary"] = architecture.tokens.padded_vocabulary
-        return not differing(facts_of(architecture_of(facts, "the config of the source")), facts_of(architecture))
+        return not schema.differing(
+            facts_of(architecture_of(facts, "the config of the source")), facts_of(architecture)
+        )
     except CkptError:
         return False
 
@@ -188,7 +198,7 @@ def _set(config: dict[str, Any], key: str, value: object, usual: object) -> None
         config[key] = value
 
 
-def _override(model: Model, layout: FileLayout, artifacts: Artifacts, before: Mapping[str, Any]) -> int | None:
+def _override(model: rewrites.Model, layout: FileLayout, artifacts: Artifacts, before: Mapping[str, Any]) -> int | None:
     """The number of rows, where the tokenizer does not lead NeMo to it."""
     tokens = model.architecture.tokens
     rows = tokens.padded_vocabulary if tokens else 0

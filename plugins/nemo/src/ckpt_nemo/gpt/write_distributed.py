@@ -10,15 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.architecture import Layer
-from ckpt_core.checkpoint import Placement
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.layout import Layout, Native
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dcp import METADATA as DCP_METADATA
-from ckpt_core.storage.dcp_write import ChunkSpec, plan_distributed
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.torchnest import torch_bytes
+from ckpt_core.sdk import DType, Native, Placement, chunked, layouts, rewrites, schema, storage_dtype, torch_files
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.names import te
 from ckpt_megatron.weights import row_block
@@ -49,7 +41,7 @@ class _Part:
 
 
 def add_distributed(
-    members: Members, layout: FileLayout, model: Model, dtype: DType | None, form: Form, interleaved: bool
+    members: Members, layout: FileLayout, model: rewrites.Model, dtype: DType | None, form: Form, interleaved: bool
 ) -> None:
     """Enter the files of a distributed checkpoint."""
     layers = model.architecture.decoder.layers if model.architecture.decoder else ()
@@ -74,12 +66,12 @@ def _index(part: _Part) -> tuple[int, ...]:
 
 
 def _parts(
-    layout: FileLayout, model: Model, dtype: DType | None, interleaved: bool, ranks: int, homogeneous: bool
+    layout: FileLayout, model: rewrites.Model, dtype: DType | None, interleaved: bool, ranks: int, homogeneous: bool
 ) -> Iterator[_Part]:
     """Every tensor as `ranks` tensor parallel ranks have it, layer by layer; a gated linear_fc1 in its two halves."""
     architecture = model.architecture
     layers = architecture.decoder.layers if architecture.decoder else ()
-    bound = Layout(tables(architecture, interleaved=interleaved), architecture)
+    bound = layouts.Layout(tables(architecture, interleaved=interleaved), architecture)
     wholes = bound.natives()
     by_rank = [bound.natives({"tp": (rank, ranks)}) for rank in range(ranks)]
     ordered = sorted(wholes.values(), key=lambda native: -1 if native.layer is None else native.layer)
@@ -101,7 +93,9 @@ def _parts(
                 yield _Part(key, part, kind, (*sizes, *whole.shape), (*place, *starts))
 
 
-def _place(native: Native, layers: Sequence[Layer], homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+def _place(
+    native: Native, layers: Sequence[schema.Layer], homogeneous: bool
+) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     moe = None if native.layer is None else layers[native.layer].mlp.moe
     name = native.name if native.layer is None else te(native.name, latent=False, moe=moe is not None, grouped=False)
     stacked = len(layers) if homogeneous else None
@@ -114,14 +108,14 @@ def _add_torch_dist(
 ) -> None:
     files = dist_files([math.prod(part.shape) * part.dtype.size for part in parts])
     chunks = [
-        ChunkSpec(part.key, part.dtype, part.whole, part.origin, part.shape, file)
+        chunked.ChunkSpec(part.key, part.dtype, part.whole, part.origin, part.shape, file)
         for part, file in zip(parts, files, strict=True)
     ]
-    nothing = torch_bytes([None], "archive")
-    plan = plan_distributed(folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
+    nothing = torch_files.torch_bytes([None], "archive")
+    plan = chunked.plan_distributed(folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
     members.files |= {file.path: file for file in plan.files}
     for part, chunk, offset in zip(parts, chunks, plan.offsets, strict=True):
         members.placements.append(Placement(part.native, part.dtype, f"{folder}/{chunk.file}", offset))
-    members.files[f"{folder}/{COMMON}"] = torch_bytes(dict(common), COMMON)
-    members.files[f"{folder}/{DCP_METADATA}"] = plan.metadata
+    members.files[f"{folder}/{COMMON}"] = torch_files.torch_bytes(dict(common), COMMON)
+    members.files[f"{folder}/{chunked.METADATA}"] = plan.metadata
     members.files[f"{folder}/{METADATA}"] = backend_document("torch_dist")

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_core.architecture import Architecture, Layer
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.layout import Layout, Native
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import FP32, DType
+from ckpt_core.sdk import Architecture, DType, Native, dtypes, layouts, rewrites, schema, storage_dtype
 from ckpt_megatron.extra_states import linear_extra_states
 from ckpt_megatron.names import renumbered, te
 from ckpt_nemo.container.writing import Constant, Entry, Form, Members, State, add_rank
@@ -18,11 +14,11 @@ from ckpt_nemo.gpt.weights import ROTARY, legacy, tables
 
 
 def add_ranks(
-    members: Members, layout: FileLayout, model: Model, dtype: DType | None, form: Form, interleaved: bool
+    members: Members, layout: FileLayout, model: rewrites.Model, dtype: DType | None, form: Form, interleaved: bool
 ) -> None:
     """Enter the file of every rank."""
     architecture = model.architecture
-    bound = Layout(
+    bound = layouts.Layout(
         tables(architecture, blocks=layout.blocks, interleaved=interleaved, separate=layout.separate), architecture
     )
     stages = layout.stages(len(_layers(architecture)))
@@ -35,12 +31,17 @@ def add_ranks(
             add_rank(members, (t, p), (layout.tp, layout.pp), chunks, form)
 
 
-def _layers(architecture: Architecture) -> tuple[Layer, ...]:
+def _layers(architecture: Architecture) -> tuple[schema.Layer, ...]:
     return architecture.decoder.layers if architecture.decoder else ()
 
 
 def _state(
-    natives: list[Native], layout: FileLayout, model: Model, dtype: DType | None, here: range, place: tuple[int, int]
+    natives: list[Native],
+    layout: FileLayout,
+    model: rewrites.Model,
+    dtype: DType | None,
+    here: range,
+    place: tuple[int, int],
 ) -> State:
     """The state dict of one (virtual) stage at `place`, in the order of the modules. A chunk of several has no `model.`."""
     prefix = "model." if layout.vpp == 1 else ""
@@ -78,8 +79,8 @@ def _stage(natives: list[Native], layout: FileLayout, here: range, place: tuple[
         yield from (native for native in ends if not (native.row.copy and layout.pp == 1))
 
 
-def _rotary(model: Model, dtype: DType | None) -> Constant:
+def _rotary(model: rewrites.Model, dtype: DType | None) -> Constant:
     """In the model's dtype: with O2 the whole module is cast, without it everything is float32."""
     kind = dtype or model.tensors["embedding.tokens.weight"].dtype
-    kind, count, data = stored_bytes(model.architecture, kind if kind.size < FP32.size else FP32)
+    kind, count, data = stored_bytes(model.architecture, kind if kind.size < dtypes.FP32.size else dtypes.FP32)
     return Constant(kind, (count,), data)

@@ -11,7 +11,7 @@ import functools
 from importlib import resources
 from typing import Any
 
-from ckpt_core.storage.jsonfile import parse_json
+from ckpt_core.sdk import documents
 
 VERSIONS = ("v2.0.0", "v2.1.0", "v2.2.0", "v2.3.0", "v2.4.0")
 PACKAGE = "nemo.collections.llm.gpt.model"
@@ -31,7 +31,7 @@ _REFUSED = {
 @functools.cache
 def _classes() -> dict[str, dict[str, Any]]:
     data = resources.files(__package__).joinpath(_FILE).read_bytes()
-    held = parse_json(data, _FILE)
+    held = documents.parse_json(data, _FILE)
     assert isinstance(held, dict)
     return held
 

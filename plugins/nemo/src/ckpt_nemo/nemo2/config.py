@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import Facts, RotaryKind
-from ckpt_core.errors import Refusal
-from ckpt_core.layout import Config, uniform
+from ckpt_core.sdk import Config, Facts, Refusal, RotaryKind, uniform
 from ckpt_megatron.args.latent_rotary import check_any_version
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.generation import CLASS, settings_of

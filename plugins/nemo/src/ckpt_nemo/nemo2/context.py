@@ -12,14 +12,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.architecture import Facts
-from ckpt_core.checkpoint import Loss
-from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Config
-from ckpt_core.ledger import SETTINGS, Contents, Ledger
-from ckpt_core.storage.jsonfile import parse_json, parse_yaml
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tree import Tree
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Facts,
+    FormatError,
+    Ledger,
+    Loss,
+    Problems,
+    documents,
+    ledgers,
+    torch_files,
+    trees,
+)
 from ckpt_megatron.transformer_config.config_fields import HARMLESS
 from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
 from ckpt_megatron.transformer_config.targets import plain
@@ -29,7 +34,7 @@ from ckpt_nemo.nemo2.files import GRAPH, MODEL
 from ckpt_nemo.nemo2.graph import Call, plain_of, read_graph
 
 # io.json: the TrainerContext of the run, and the arguments of its model (nemo/lightning/io/pl.py, 2.0 to 2.4)
-_GRAPH = Contents(
+_GRAPH = ledgers.Contents(
     {
         "root": "architecture",
         "objects": "architecture",
@@ -38,7 +43,7 @@ _GRAPH = Contents(
         "root.model": "architecture",
         "root.model.config": "architecture",
         "root.model.tokenizer": "tokenizer",
-        "root.*": SETTINGS,
+        "root.*": ledgers.SETTINGS,
     }
 )
 
@@ -60,7 +65,7 @@ class Described:
     losses: list[Loss] = field(default_factory=list)
     sections: dict[str, Any] = field(default_factory=dict)
 
-    def enter(self, ledger: Ledger, context: Tree) -> None:
+    def enter(self, ledger: Ledger, context: trees.Tree) -> None:
         """Enter what became of the fields of the config, and of what else the graph in io.json has."""
         for name in (GRAPH, MODEL):
             if name in context:
@@ -69,13 +74,13 @@ class Described:
         ledger.config(self.file, self.table.fates(self.fields), section="model.config")
 
 
-def read_context(context: Tree, options: Mapping[str, Any]) -> Described:
+def read_context(context: trees.Tree, options: Mapping[str, Any]) -> Described:
     """The model that the files in `context` describe, under the options `nemo_version`, `believe` and `ignore_keys`."""
     (graph, sections), dump = _graph(context), _dump(context)
     file = context.place(GRAPH)
     call = graph.arguments.get("config")
     if not isinstance(call, Call):
-        raise FormatError("the model has no config", file=file, found=brief(call))
+        raise FormatError("the model has no config", file=file, found=torch_files.brief(call))
     classes = Classes(call.target, graph.target)
     reason = refusal_of(classes.config)
     if reason is not None:
@@ -95,42 +100,42 @@ def read_context(context: Tree, options: Mapping[str, Any]) -> Described:
     return described
 
 
-def _graph(context: Tree) -> tuple[Call, dict[str, Any]]:
+def _graph(context: trees.Tree) -> tuple[Call, dict[str, Any]]:
     """The call of the model class in io.json; and whatever else the graph has, by name."""
     file = context.place(GRAPH)
-    document: Any = parse_json(context.read(GRAPH), file)
+    document: Any = documents.parse_json(context.read(GRAPH), file)
     root = read_graph(document, file)
     model = root.arguments.get("model") if isinstance(root, Call) else None
     if not isinstance(model, Call):
         raise FormatError(
-            "the graph holds no model", file=file, found=brief(model), expected="TrainerContext(model=...)"
+            "the graph holds no model", file=file, found=torch_files.brief(model), expected="TrainerContext(model=...)"
         )
     sections = {f"root.{name}": value for name, value in root.arguments.items()}
     sections |= {f"root.model.{name}": value for name, value in model.arguments.items()}
     return model, {**document, **sections}
 
 
-def _dump(context: Tree) -> dict[str, Any] | None:
+def _dump(context: trees.Tree) -> dict[str, Any] | None:
     if MODEL not in context:
         return None
     file = context.place(MODEL)
-    value = plain(parse_yaml(context.read(MODEL), file))
+    value = plain(documents.parse_yaml(context.read(MODEL), file))
     if not isinstance(value, dict):
-        raise FormatError("the file describes no model", file=file, found=brief(value))
+        raise FormatError("the file describes no model", file=file, found=torch_files.brief(value))
     return value
 
 
-def _fields_of(dump: Mapping[str, Any], classes: Classes, context: Tree) -> dict[str, Any]:
+def _fields_of(dump: Mapping[str, Any], classes: Classes, context: trees.Tree) -> dict[str, Any]:
     """The fields in model.yaml, but those whose default a function would have made."""
     file, config = context.place(MODEL), dump.get("config")
     if not isinstance(config, dict):
-        raise FormatError("the file describes no config", file=file, found=brief(config))
+        raise FormatError("the file describes no config", file=file, found=torch_files.brief(config))
     target = config.get("_target_")
     if not isinstance(target, str) or short(target) != short(classes.config):
         raise FormatError(
             "the two files of the context describe different classes",
             file=file,
-            found=brief(target),
+            found=torch_files.brief(target),
             expected=f"{classes.config}, as in {GRAPH}",
         )
     return {key: value for key, value in config.items() if key != "_target_" and not _is_sentinel(value)}
@@ -141,7 +146,11 @@ def _is_sentinel(value: object) -> bool:
 
 
 def _described(
-    classes: Classes, given: dict[str, Any], said: dict[str, Any] | None, context: Tree, options: Mapping[str, Any]
+    classes: Classes,
+    given: dict[str, Any],
+    said: dict[str, Any] | None,
+    context: trees.Tree,
+    options: Mapping[str, Any],
 ) -> Described:
     file = context.place(GRAPH if said is None else MODEL)
     if said is not None:
@@ -214,7 +223,7 @@ def _candidates(classes: Classes, given: Mapping[str, Any], options: Mapping[str
 
 
 def _agreed(
-    classes: Classes, given: dict[str, Any], said: dict[str, Any], context: Tree, options: Mapping[str, Any]
+    classes: Classes, given: dict[str, Any], said: dict[str, Any], context: trees.Tree, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of both files. Raises every one that describes the model and in which they disagree."""
     believe = options.get("believe")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.sdk import CkptError, FormatError
 
 GRAPH = "io.json"
 MODEL = "model.yaml"

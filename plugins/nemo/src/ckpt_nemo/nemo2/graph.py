@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.errors import FormatError
-from ckpt_core.storage.opaque import brief
+from ckpt_core.sdk import FormatError, torch_files
 from ckpt_megatron.transformer_config.targets import dotted
 
 _CALLS = ("fiddle._src.config.Config", "fiddle._src.partial.Partial")
@@ -55,7 +54,9 @@ def plain_of(value: Any) -> Any:
 def read_graph(value: object, file: str) -> Any:
     """The root of a graph: `Call`s, `Named` things, dicts, lists and plain values."""
     if not isinstance(value, dict) or not isinstance(value.get("objects"), dict) or "root" not in value:
-        raise FormatError("this is no graph of fiddle's", file=file, found=brief(value), expected="root, objects")
+        raise FormatError(
+            "this is no graph of fiddle's", file=file, found=torch_files.brief(value), expected="root, objects"
+        )
     return _Reader(value["objects"], file).value(value["root"], 0)
 
 
@@ -85,7 +86,7 @@ class _Reader:
 
     def _referred(self, key: object, depth: int) -> Any:
         if not isinstance(key, str) or key not in self._objects:
-            raise FormatError("a reference leads nowhere", file=self._file, found=brief(key))
+            raise FormatError("a reference leads nowhere", file=self._file, found=torch_files.brief(key))
         if key in self._open:
             raise FormatError("an object refers to itself", file=self._file, found=repr(key)[:60])
         if key not in self._done:
@@ -97,7 +98,7 @@ class _Reader:
     def _object(self, value: Any, depth: int) -> Any:
         items = value.get("items") if isinstance(value, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, list) and len(item) == 2 for item in items):
-            raise FormatError("an object of the graph has no items", file=self._file, found=brief(value))
+            raise FormatError("an object of the graph has no items", file=self._file, found=torch_files.brief(value))
         held = {self._element(element): self.value(item, depth + 1) for element, item in items}
         if len(held) != len(items):
             raise FormatError(
@@ -120,19 +121,21 @@ class _Reader:
                 called = self.value(item[1], depth + 1)
                 if isinstance(called, Named):
                     return called.name
-        raise FormatError("nothing says what is called", file=self._file, found=brief(metadata), expected="fn_or_cls")
+        raise FormatError(
+            "nothing says what is called", file=self._file, found=torch_files.brief(metadata), expected="fn_or_cls"
+        )
 
     def _element(self, text: object) -> str:
         match = _ELEMENT.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise FormatError("an item of the graph has no name", file=self._file, found=brief(text))
+            raise FormatError("an item of the graph has no name", file=self._file, found=torch_files.brief(text))
         return next(part for part in match.groups() if part is not None)
 
     def _name(self, value: object) -> str:
         if isinstance(value, dict) and isinstance(value.get("module"), str) and isinstance(value.get("name"), str):
             return dotted(f"{value['module']}.{value['name']}")
         raise FormatError(
-            "a type of the graph has no name", file=self._file, found=brief(value), expected="module, name"
+            "a type of the graph has no name", file=self._file, found=torch_files.brief(value), expected="module, name"
         )
 
 

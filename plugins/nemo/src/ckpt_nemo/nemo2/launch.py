@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.checkpoint import Target
-from ckpt_core.launch import Argument, Launch
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.sdk import Launch, Target, WriteRequest, launches
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS
 from ckpt_nemo.nemo2.config import Classes, table_of
@@ -25,7 +23,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     """The overrides of a recipe, as nemo_run reads them: names and values of Python."""
     place = request.destination or "."
     key = "resume.restore_config.path"
-    arguments = [Argument(key, place, (f"{key}={place!r}",), model=False)]
+    arguments = [launches.Argument(key, place, (f"{key}={place!r}",), model=False)]
     classes = Classes(target.decisions["config"], target.decisions["model"])
     fates = table_of(classes, target.config).fates(target.config)
     for name, value in sorted(target.config.items()):
@@ -35,10 +33,10 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         said = named(value) if functional else plain_of(value)
         words = (f"{path}={said!r}",) if said is value or isinstance(said, list | tuple) else ()
         model = fates.get(name, ("left",))[0] == "used"
-        arguments.append(Argument(path, said, () if functional else words, model=model))
+        arguments.append(launches.Argument(path, said, () if functional else words, model=model))
     for name, short in _RANKS.items():
         path, size = f"trainer.strategy.{name}", target.parallel[short]
-        arguments.append(Argument(path, size, (f"{path}={size}",), model=False))
+        arguments.append(launches.Argument(path, size, (f"{path}={size}",), model=False))
     return Launch(
         "NeMo 2",
         ("nemo", "llm", "finetune", "--factory", "YOURS"),

@@ -6,18 +6,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import original_of
-from ckpt_core.storage.chunked import DistributedCheckpoint
-from ckpt_core.storage.dcp import read_distributed
-from ckpt_core.storage.files import FileState
-from ckpt_core.storage.jsonfile import read_json_object
-from ckpt_core.storage.opaque import brief
-from ckpt_core.storage.tree import open_tree
-from ckpt_core.storage.zarr import read_zarr
-from ckpt_core.vocabulary import asked_vocabulary, settled
+from ckpt_core.sdk import (
+    Checkpoint,
+    CkptError,
+    FormatError,
+    ReadRequest,
+    chunked,
+    company,
+    disk,
+    documents,
+    original_of,
+    torch_files,
+    trees,
+)
 from ckpt_megatron.files import DIST_METADATA
 from ckpt_megatron.found import Found
 from ckpt_megatron.read import assembled
@@ -35,7 +36,10 @@ from ckpt_nemo.nemo2.files import GRAPH, MODEL, find
 from ckpt_nemo.nemo2.tokenizer import Tokenizer, read_tokenizer
 
 # save_ckpt_format="zarr" is the older of the two
-_READERS: dict[str, Callable[[str], DistributedCheckpoint]] = {"torch_dist": read_distributed, "zarr": read_zarr}
+_READERS: dict[str, Callable[[str], chunked.DistributedCheckpoint]] = {
+    "torch_dist": chunked.read_distributed,
+    "zarr": chunked.read_zarr,
+}
 _MERGE = "merge the adapters into their base with NeMo (llm.peft.merge_lora), and convert the result"
 
 
@@ -43,12 +47,12 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at its folder, at one of the two folders in it, or at a folder that holds no other."""
     place = find(path)
     reader = _reader(place.weights)
-    context = open_tree(place.context)
+    context = trees.open_tree(place.context)
     model = read_context(context, request.options)
     tokenizer = read_tokenizer(model.tokenizer, context)
     found = read_dist(place.weights, request.weights, reader)
     refuse_adapters(found, _MERGE)
-    _check_rows(model, tokenizer, found, asked=asked_vocabulary(request) is not None)
+    _check_rows(model, tokenizer, found, asked=company.asked_vocabulary(request) is not None)
     rows = found.rows(EMBEDDING)
     model.facts |= {"tokens.padded_vocabulary": rows, "tokens.vocabulary": rows}
     architecture, order = described(model.facts, model.notes, found, request, model.file)
@@ -57,13 +61,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         model.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
     model.enter(found.ledger, context)
-    files = [FileState.of(context[name].file) for name in (GRAPH, MODEL) if name in context]
+    files = [disk.FileState.of(context[name].file) for name in (GRAPH, MODEL) if name in context]
     checkpoint = Checkpoint(
         "nemo2",
         path,
         architecture,
         tensors,
-        [*found.states, *files, *(FileState.of(sidecar.path) for sidecar in tokenizer.files.values())],
+        [*found.states, *files, *(disk.FileState.of(sidecar.path) for sidecar in tokenizer.files.values())],
         notes=model.notes,
         sidecars=tokenizer.files,
         parallel=parallel(model.fields),
@@ -75,7 +79,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     )
     # without vocab_size the rows were made for the tokenizer; with it they are what somebody gave, padded or not
     made = model.fields.get("vocab_size") is None
-    return settled(
+    return company.settled(
         original_of(checkpoint, place.root),
         request,
         padded=lambda tokens: rows if made else tokens,
@@ -83,12 +87,14 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     )
 
 
-def _reader(weights: str) -> Callable[[str], DistributedCheckpoint]:
+def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:
     """What reads the weights: they say how they are kept."""
     file = os.path.join(weights, DIST_METADATA)
-    backend = read_json_object(file).get("sharded_backend")
+    backend = documents.read_json_object(file).get("sharded_backend")
     if not isinstance(backend, str) or backend not in _READERS:
-        raise FormatError("weights of an unknown kind", file=file, found=brief(backend), expected=" or ".join(_READERS))
+        raise FormatError(
+            "weights of an unknown kind", file=file, found=torch_files.brief(backend), expected=" or ".join(_READERS)
+        )
     return _READERS[backend]
 
 

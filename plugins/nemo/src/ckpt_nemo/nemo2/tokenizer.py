@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.checkpoint import Loss, Sidecar
-from ckpt_core.storage.tree import Extent, Tree
-from ckpt_core.tokenizer import pieces_of, size_of
+from ckpt_core.sdk import Loss, Sidecar, company, trees
 from ckpt_nemo.nemo2.classes import short
 from ckpt_nemo.nemo2.graph import Call
 
@@ -40,7 +38,7 @@ class Tokenizer:
     hint: dict[str, Any] | None = None
 
 
-def read_tokenizer(call: Call | None, context: Tree) -> Tokenizer:
+def read_tokenizer(call: Call | None, context: trees.Tree) -> Tokenizer:
     """The tokenizer that `call` would make, with its files in `context`."""
     if call is None:
         return Tokenizer()
@@ -51,14 +49,14 @@ def read_tokenizer(call: Call | None, context: Tree) -> Tokenizer:
         folder = str(given.get("pretrained_model_name"))
         held = context.below(folder) if _is_file_name(folder) else None
         held_files = _sidecars({name: held[name] for name in held.files} if held is not None else {})
-        return Tokenizer(size_of(held_files), held_files, hint)
+        return Tokenizer(company.size_of(held_files), held_files, hint)
     named = {name: str(given[name]) for name in _FILE_ARGUMENTS if _is_file_name(given.get(name))}
     files = {name: context[file] for name, file in named.items() if file in context}
     if kind == "SentencePieceTokenizer" and "model_path" in files:
         # with `legacy`, special tokens are added behind the pieces
         alone = not (given.get("legacy") and given.get("special_tokens"))
         model = _sidecars({_MODEL: files["model_path"]})
-        return Tokenizer(pieces_of(model[_MODEL]) if alone else None, model, hint)
+        return Tokenizer(company.pieces_of(model[_MODEL]) if alone else None, model, hint)
     size = {"TiktokenTokenizer": _TIKTOKEN_TOKENS, "ByteLevelTokenizer": _BYTES}.get(kind)
     said = given.get("vocab_size")
     if size is not None and isinstance(said, int):
@@ -81,7 +79,7 @@ def _is_file_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value)
 
 
-def _sidecars(files: Mapping[str, Extent]) -> dict[str, Sidecar]:
+def _sidecars(files: Mapping[str, trees.Extent]) -> dict[str, Sidecar]:
     return {name: Sidecar(extent.file, extent.size, extent.offset) for name, extent in sorted(files.items())}
 
 
@@ -113,7 +111,9 @@ def write_tokenizer(sidecars: Mapping[str, Sidecar], hint: Mapping[str, Any] | N
         target = hint["target"] if hint is not None and kind == "SentencePieceTokenizer" else _SENTENCEPIECE
         call = Call(target, arguments)
         files = {str(arguments["model_path"]): flat[_MODEL]}
-        return WrittenTokenizer(call, files, pieces_of(flat[_MODEL]), losses + _left(flat, {_MODEL: flat[_MODEL]}))
+        return WrittenTokenizer(
+            call, files, company.pieces_of(flat[_MODEL]), losses + _left(flat, {_MODEL: flat[_MODEL]})
+        )
     if not flat.keys() & _HF_FILES:
         return WrittenTokenizer(None, {}, None, losses + _left(flat, {}))
     named = arguments if kind == "AutoTokenizer" else {"pretrained_model_name": _FOLDER}
@@ -122,7 +122,7 @@ def write_tokenizer(sidecars: Mapping[str, Sidecar], hint: Mapping[str, Any] | N
         named, folder = named | {"pretrained_model_name": _FOLDER}, _FOLDER
     target = hint["target"] if hint is not None and kind == "AutoTokenizer" else _AUTO
     files = {f"{folder}/{name}": sidecar for name, sidecar in flat.items()}
-    return WrittenTokenizer(Call(target, named), files, size_of(flat), losses)
+    return WrittenTokenizer(Call(target, named), files, company.size_of(flat), losses)
 
 
 def _left(flat: Mapping[str, Sidecar], taken: Mapping[str, Sidecar]) -> list[Loss]:

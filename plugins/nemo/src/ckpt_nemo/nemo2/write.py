@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.architecture import facts_of
-from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.jsonfile import dump_yaml
+from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, rewrites
 from ckpt_megatron.fitted import fitted
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
 from ckpt_megatron.transformer_config.targets import named
@@ -33,7 +29,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
     fixed = _fixed_rows(checkpoint, hints, layout)
     multiple = fixed or layout.multiple * layout.tp
-    model = fitted(Model(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True)
+    model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True)
     facts = facts_of(model.architecture)
     tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
     classes = classes_for(facts, hints.get("classes") or {})
@@ -49,7 +45,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     write_dist(written, {}, homogeneous=not numbered, prefix=_PREFIX)
     graph = write_graph(_graph(classes, fields, tokenizer))
     written.documents[f"{CONTEXT}/{GRAPH}"] = (json.dumps(graph, indent=2) + "\n").encode()
-    written.documents[f"{CONTEXT}/{MODEL}"] = dump_yaml(_dump(classes, fields, tokenizer)).encode()
+    written.documents[f"{CONTEXT}/{MODEL}"] = documents.dump_yaml(_dump(classes, fields, tokenizer)).encode()
     return Target(
         "nemo2",
         model.architecture,

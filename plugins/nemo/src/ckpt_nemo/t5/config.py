@@ -8,9 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts, PerLayer
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, Entry, custom, field, fixed, ignore, note, uniform
+from ckpt_core.sdk import (
+    Activation,
+    CkptError,
+    Config,
+    Custom,
+    Entry,
+    Facts,
+    PerLayer,
+    Refusal,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    uniform,
+)
 from ckpt_nemo.gpt.training_keys import TRAINING
 
 Values = Mapping[str, Any]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckpt_core.errors import Refusal
+from ckpt_core.sdk import Refusal
 from ckpt_nemo.t5.weights import DECODER_TOKENS, LAST_STAGE_TOKENS, LAYERS, ROOT
 
 _LAYER = {stack: re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)") for stack, prefix in LAYERS.items()}

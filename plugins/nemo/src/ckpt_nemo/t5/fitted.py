@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.architecture import facts_of
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.rewrite import (
-    Model,
-    folded_attention_scale,
-    folded_embedding_scale,
-    folded_logit_scale,
-    gated_relu,
-    normed_logit_scale,
-    shared_relative_bias,
-    tied_head,
-)
+from ckpt_core.sdk import CkptError, Refusal, facts_of, rewrites
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
 
 
-def fitted(model: Model, notes: Mapping[str, Any], before: Mapping[str, Any], pp: int) -> tuple[Model, dict[str, Any]]:
+def fitted(
+    model: rewrites.Model, notes: Mapping[str, Any], before: Mapping[str, Any], pp: int
+) -> tuple[rewrites.Model, dict[str, Any]]:
     """The model and the config keys that say it. `before` is the config it had in NeMo, if it ever was there.
 
     Raises the refusals of the model as it is, where no rewrite helps.
     """
     # its only ReLU is reglu
-    model = gated_relu(_headed(shared_relative_bias(model), before, pp))
+    model = rewrites.gated_relu(_headed(rewrites.shared_relative_bias(model), before, pp))
     first: CkptError | None = None
     for candidate in _scaled(model, before):
         try:
@@ -37,18 +28,18 @@ def fitted(model: Model, notes: Mapping[str, Any], before: Mapping[str, Any], pp
     raise first
 
 
-def _headed(model: Model, before: Mapping[str, Any], pp: int) -> Model:
+def _headed(model: rewrites.Model, before: Mapping[str, Any], pp: int) -> rewrites.Model:
     """NeMo scales neither the embedding nor logits. Its pipelines need a tied head; one that was tied before becomes so again."""
     if model.architecture.tokens is not None and model.architecture.tokens.scale != 1:
-        model = normed_logit_scale(folded_embedding_scale(model), 1.0)
+        model = rewrites.normed_logit_scale(rewrites.folded_embedding_scale(model), 1.0)
     head = model.architecture.head
     if head is None:
         return model
     if before and head.scale == 1 and flag(before, "share_decoder_tokens_head_embeddings", True):
-        model = tied_head(model)
+        model = rewrites.tied_head(model)
     elif head.tied and (pp > 1 or (before and flag(before, "share_decoder_tokens_head_embeddings", True))):
-        model = normed_logit_scale(model, 1.0)
-    model = folded_logit_scale(model)
+        model = rewrites.normed_logit_scale(model, 1.0)
+    model = rewrites.folded_logit_scale(model)
     if pp > 1 and model.architecture.head is not None and not model.architecture.head.tied:
         raise Refusal(
             "pipeline stages need share_decoder_tokens_head_embeddings, and this model's head is a matrix of its own",
@@ -58,9 +49,9 @@ def _headed(model: Model, before: Mapping[str, Any], pp: int) -> Model:
     return model
 
 
-def _scaled(model: Model, before: Mapping[str, Any]) -> Iterator[Model]:
+def _scaled(model: rewrites.Model, before: Mapping[str, Any]) -> Iterator[rewrites.Model]:
     """As it is, or with the scale of attention folded into q; first as it was in NeMo before."""
-    usual, one = folded_attention_scale(model), folded_attention_scale(model, 1.0)
+    usual, one = rewrites.folded_attention_scale(model), rewrites.folded_attention_scale(model, 1.0)
     known = sections(before)
     if before and all(flag(known, f"{section}.normalize_attention_scores", True) for section in SECTIONS):
         yield usual

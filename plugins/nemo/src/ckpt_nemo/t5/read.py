@@ -9,16 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.architecture import Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar
-from ckpt_core.engine.assembly import Assembly, Shard
-from ckpt_core.errors import CkptError, FormatError, Refusal
-from ckpt_core.layout import Native
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of
-from ckpt_core.rewrite import values_of
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.vocabulary import settled
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    CkptError,
+    FormatError,
+    Loss,
+    Native,
+    ReadRequest,
+    Refusal,
+    Shard,
+    Sidecar,
+    StoredTensor,
+    architecture_of,
+    check_agreement,
+    company,
+    lazy,
+    original_of,
+    rewrites,
+)
 from ckpt_megatron import masters
 from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.lightning import SUFFIX
@@ -69,7 +78,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     if request.weights == "master":
         checkpoint.evidence.append("weights: fp32 masters of the optimizer")
         saved.ledger.read_masters()
-    return settled(
+    return company.settled(
         original_of(checkpoint, saved.root),
         request,
         # the T5s of transformers have rows of their own beyond their tokenizers', which NVIDIA's script takes as they are
@@ -191,7 +200,7 @@ def _sidecars(tokenizer: Tokenizer) -> dict[str, Sidecar]:
 
 
 def _hints(
-    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, Assembly]
+    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, lazy.Assembly]
 ) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
@@ -210,7 +219,7 @@ def _hints(
     }
 
 
-def _largest(tensors: Mapping[str, Assembly], saved: Saved) -> dict[str, float]:
+def _largest(tensors: Mapping[str, lazy.Assembly], saved: Saved) -> dict[str, float]:
     """The largest absolute value of the small tensors that no HF class may have: what leaving one out would change."""
     names = [name for name in ("head.bias", "decoder.cross_relative_bias.weight") if name in tensors]
-    return {name: float(np.abs(values_of(tensors[name], saved.states)).max()) for name in names}
+    return {name: float(np.abs(rewrites.values_of(tensors[name], saved.states)).max()) for name in names}

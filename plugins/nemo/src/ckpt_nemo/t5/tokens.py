@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.errors import FormatError
+from ckpt_core.sdk import FormatError
 from ckpt_nemo.container.sentencepiece import PIECES, TRAINER, fields
 
 _UL2 = ("<extra_id_r>", "<extra_id_s>", "<extra_id_x>")

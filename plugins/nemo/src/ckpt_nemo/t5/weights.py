@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckpt_core.layout import Row, Table, row
+from ckpt_core.sdk import Table, layouts, row
 
 ROOT = "enc_dec_model"
 TOKENS = f"{ROOT}.encoder_embedding.word_embeddings.weight"
@@ -72,7 +72,7 @@ def _decoder(blocks: Blocks) -> Table:
     return Table(f"{LAYERS['decoder']}.{{l}}", to="decoder.layers.{l}", rows=rows)
 
 
-def _norm(native: str, canonical: str) -> list[Row]:
+def _norm(native: str, canonical: str) -> list[layouts.Row]:
     return [row(f"{native}.{part}", "h", f"{canonical}.norm.{part}") for part in ("weight", "bias")]
 
 
@@ -81,7 +81,7 @@ _QKV = {False: "(g (q[r] + k + v) d)", True: "((q[g r] + k[g] + v[g]) d)"}
 _KV = {False: "(g (k + v) d)", True: "((k + v) g d)"}
 
 
-def _self_attention(blocks: bool) -> list[Row]:
+def _self_attention(blocks: bool) -> list[layouts.Row]:
     return [
         *_norm("input_layernorm", "attention"),
         row("self_attention.query_key_value.weight", f"{_QKV[blocks]} h", "attention.{part}.weight", tp="g"),
@@ -90,7 +90,7 @@ def _self_attention(blocks: bool) -> list[Row]:
     ]
 
 
-def _cross_attention(blocks: bool) -> list[Row]:
+def _cross_attention(blocks: bool) -> list[layouts.Row]:
     return [
         row("inter_attention.query.weight", "(g r d) h", "cross_attention.q.weight", tp="g"),
         row("inter_attention.query.bias", "(g r d)", "cross_attention.q.bias", tp="g"),
@@ -100,7 +100,7 @@ def _cross_attention(blocks: bool) -> list[Row]:
     ]
 
 
-def _output(native: str, canonical: str) -> list[Row]:
+def _output(native: str, canonical: str) -> list[layouts.Row]:
     return [
         row(f"{native}.head_scale_tensor", "1 (g r) 1 1", f"{canonical}.head_scale.weight", tp="g"),
         row(f"{native}.dense.weight", "h (g r d)", f"{canonical}.out.weight", tp="g"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, Attention, Stack
+from ckpt_core.sdk import Activation, Architecture, schema
 from ckpt_nemo.t5.config import SECTIONS, flag
 from ckpt_nemo.t5.weights import Blocks
 
@@ -40,13 +40,13 @@ def _each(config: Values, key: str, default: bool, say: Any, architecture: Archi
     )
 
 
-def _attention(stack: Stack) -> Attention:
+def _attention(stack: schema.Stack) -> schema.Attention:
     attention = stack.layers[0].attention
     assert attention is not None  # T5 has no other
     return attention
 
 
-def _scores(stack: Stack, value: bool) -> str:
+def _scores(stack: schema.Stack, value: bool) -> str:
     width = _attention(stack).head_dim
     if not value:
         return "nothing divides q.k, as in transformers' T5"
@@ -66,7 +66,7 @@ def _rows(blocks: Blocks) -> str:
     return "megatron_legacy differs; " + "; ".join(f"{name}: {said[flag]}" for name, flag in held.items())
 
 
-def _bias(stack: Stack, value: bool) -> str:
+def _bias(stack: schema.Stack, value: bool) -> str:
     if stack.relative_bias is None:
         return "without effect, as there is no relative bias"
     if not value:

@@ -6,14 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import architecture_of, differing, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Layout, Native
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model, vocabulary_rows
-from ckpt_core.storage.dtypes import DType, commonest, dtype_named
+from ckpt_core.sdk import (
+    Checkpoint,
+    CkptError,
+    DType,
+    Loss,
+    Native,
+    Refusal,
+    Sidecar,
+    Target,
+    WriteRequest,
+    architecture_of,
+    dtypes,
+    facts_of,
+    layouts,
+    rewrites,
+    schema,
+    storage_dtype,
+)
 from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
 from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padded, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
@@ -48,7 +58,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     container = container_for(request.options.get("container"), request.destination)
     tp, pp = request.tp or 1, request.pp or 1
     model, said = fitted(
-        Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files), checkpoint.notes, before, pp
+        rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
+        checkpoint.notes,
+        before,
+        pp,
     )
     files = _Files(
         tp,
@@ -63,13 +76,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     artifacts = _artifacts(checkpoint, before, hints, request)
     # NeMo adds special tokens to those of the tokenizer's model, and wants a row for each
     rows = padded(max(tokens.vocabulary, artifacts.count or 0), files.multiple, tp)
-    model = vocabulary_rows(model, rows)
+    model = rewrites.vocabulary_rows(model, rows)
     section = section_in(artifacts, container, request.destination)
     config = _config(model, said, checkpoint, before, files, artifacts, section, rows)
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
     for t in range(tp):
-        natives = Layout(tables(files.blocks), model.architecture).natives({"tp": (t, tp)})
+        natives = layouts.Layout(tables(files.blocks), model.architecture).natives({"tp": (t, tp)})
         for stage in range(pp):
             add_rank(members, (t, stage), (tp, pp), [_state(natives, model, files, stage)], form)
     target = Target(
@@ -98,7 +111,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 # --- what is decided -------------------------------------------------------------------------------------------------
 
 
-def _stages(model: Model, request: WriteRequest, hints: Mapping[str, Any], pp: int) -> Stages:
+def _stages(model: rewrites.Model, request: WriteRequest, hints: Mapping[str, Any], pp: int) -> Stages:
     layers = {stack: len(getattr(model.architecture, stack).layers) for stack in SECTIONS}
     asked = request.options.get("split")
     if asked is not None or pp == 1:
@@ -137,7 +150,7 @@ def _dtype(request: WriteRequest, hints: Mapping[str, Any]) -> DType | None:
     """The dtype that is asked for, else the one the model had in NeMo: what was folded in float32 goes back to it."""
     if request.dtype is not None or not isinstance(hints.get("dtype"), str):
         return request.dtype
-    return dtype_named(hints["dtype"])
+    return dtypes.dtype_named(hints["dtype"])
 
 
 def _artifacts(
@@ -164,7 +177,7 @@ def _artifacts(
 
 
 def _config(
-    model: Model,
+    model: rewrites.Model,
     said: Mapping[str, Any],
     checkpoint: Checkpoint,
     before: Mapping[str, Any],
@@ -185,7 +198,7 @@ def _config(
         if not before and start is not None and start == pad:
             # as NVIDIA's script marks a model whose decoder starts with padding, as that of transformers' T5 does
             config["library"] = "huggingface-t5v1_1"
-    kind = commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
+    kind = dtypes.commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
     config |= {
         "tensor_model_parallel_size": files.tp,
         "pipeline_model_parallel_size": files.stages.pp,
@@ -218,14 +231,14 @@ def _has_sections(config: Mapping[str, Any]) -> bool:
     return all(isinstance(config.get(section), Mapping) for section in SECTIONS)
 
 
-def _says(before: Mapping[str, Any], model: Model) -> bool:
+def _says(before: Mapping[str, Any], model: rewrites.Model) -> bool:
     """Whether a config describes a model, the vocabulary aside."""
     if not before:
         return False
     try:
         found, _ = T5.read(sections(before), _SOURCE)
         found |= {path: value for path, value in facts_of(model.architecture).items() if path.startswith("tokens.")}
-        return not differing(facts_of(architecture_of(found, _SOURCE)), facts_of(model.architecture))
+        return not schema.differing(facts_of(architecture_of(found, _SOURCE)), facts_of(model.architecture))
     except CkptError:
         return False
 
@@ -247,7 +260,7 @@ def _unshared(config: Mapping[str, Any]) -> list[Loss]:
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], model: Model, files: _Files, stage: int) -> State:
+def _state(natives: Mapping[str, Native], model: rewrites.Model, files: _Files, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
     found = {}
     for name in sorted(natives, key=_order):

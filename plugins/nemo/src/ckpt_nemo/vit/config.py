@@ -6,10 +6,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Facts
-from ckpt_core.architecture.schema import Pooling
-from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.layout import Config, Custom, custom, field, fixed, ignore, note, uniform
+from ckpt_core.sdk import (
+    Activation,
+    CkptError,
+    Config,
+    Custom,
+    Facts,
+    Refusal,
+    custom,
+    field,
+    fixed,
+    ignore,
+    note,
+    schema,
+    uniform,
+)
 from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS, Names
 
@@ -272,7 +283,7 @@ def _head() -> Custom:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         facts["classifier.classes"] = _whole(config, "num_classes")
         facts["classifier.hidden"] = not _flag(config, "finetune")
-        facts["classifier.pooling"] = Pooling.FIRST
+        facts["classifier.pooling"] = schema.Pooling.FIRST
 
     def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
         if facts.get("classifier.classes") is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.architecture import Patches
+from ckpt_core.sdk import schema
 
 _BILINEAR = 2  # PIL's number
 _ROUNDED = 6
 
 
-def of_nemo(patches: Patches) -> dict[str, Any]:
+def of_nemo(patches: schema.Patches) -> dict[str, Any]:
     """NeMo's preparation of validation images, as a processor of transformers says it."""
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -30,7 +30,7 @@ def of_nemo(patches: Patches) -> dict[str, Any]:
     }
 
 
-def differences(processor: Mapping[str, Any], patches: Patches) -> list[str]:
+def differences(processor: Mapping[str, Any], patches: schema.Patches) -> list[str]:
     """What a processor does otherwise than NeMo's code; keys it leaves out do not count."""
     found = []
     for key, value in of_nemo(patches).items():

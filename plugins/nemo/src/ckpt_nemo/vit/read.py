@@ -6,12 +6,19 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.architecture import Activation, Architecture, architecture_of
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.errors import CkptError, FormatError, Refusal
-from ckpt_core.image_processor import PROCESSOR
-from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt import check_agreement, original_of
+from ckpt_core.sdk import (
+    Activation,
+    Architecture,
+    Checkpoint,
+    CkptError,
+    FormatError,
+    ReadRequest,
+    Refusal,
+    architecture_of,
+    check_agreement,
+    company,
+    original_of,
+)
 from ckpt_megatron import masters
 from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.lightning import SUFFIX
@@ -43,8 +50,8 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     stages = _stages(saved, architecture)
     tensors = assembled(saved, ranks, architecture, tables(names), stages.name)
     sidecars = dict(saved.companions)
-    if PROCESSOR in saved.artifacts:
-        sidecars[PROCESSOR] = saved.artifacts[PROCESSOR]
+    if company.PROCESSOR in saved.artifacts:
+        sidecars[company.PROCESSOR] = saved.artifacts[company.PROCESSOR]
     elif architecture.patches is not None:
         notes["image_processor"] = of_nemo(architecture.patches)
     tp, pp = saved.parallel

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ckpt_core.errors import FormatError
-from ckpt_core.layout import Row, Table, row
+from ckpt_core.sdk import FormatError, Table, layouts, row
 
 LAYERS = "backbone.transformer.layers"
 LINEAR, CONVOLUTION = "linear_encoder", "conv1"
@@ -90,7 +89,7 @@ def tables(names: Names) -> tuple[Table, Table]:
     return model, layer
 
 
-def _mlp(separate: bool) -> list[Row]:
+def _mlp(separate: bool) -> list[layouts.Row]:
     # fmt: off
     plain = [
         row("mlp.dense_h_to_4h.weight",   "f h", "mlp.up.weight", tp="f", when="!mlp.gated"),

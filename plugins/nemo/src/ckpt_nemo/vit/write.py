@@ -6,15 +6,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.architecture import Architecture, architecture_of, differing, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, Target
-from ckpt_core.engine.plan import storage_dtype
-from ckpt_core.errors import CkptError
-from ckpt_core.image_processor import PROCESSOR, processor_file, processor_settings
-from ckpt_core.layout import Layout, Native
-from ckpt_core.plugins import WriteRequest
-from ckpt_core.rewrite import Model
-from ckpt_core.storage.dtypes import DType, commonest
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    CkptError,
+    DType,
+    Loss,
+    Native,
+    Target,
+    WriteRequest,
+    architecture_of,
+    company,
+    dtypes,
+    facts_of,
+    layouts,
+    rewrites,
+    schema,
+    storage_dtype,
+)
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
 from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.vit.config import POSITIONS, VIT, names_of
@@ -46,7 +55,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     container = container_for(request.options.get("container"), request.destination)
     layer = _patch_layer(checkpoint.architecture, request, hints)
     model = fitted(
-        Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
+        rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
         layer,
         request.options.get("image_size"),
     )
@@ -58,10 +67,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     stages = Stages(files.pp, len(model.architecture.encoder.layers) if model.architecture.encoder else 0)
     members = Members()
     for t in range(files.tp):
-        natives = Layout(tables(files.names), model.architecture).natives({"tp": (t, files.tp)})
+        natives = layouts.Layout(tables(files.names), model.architecture).natives({"tp": (t, files.tp)})
         for stage in range(files.pp):
             add_rank(members, (t, stage), (files.tp, files.pp), [_state(natives, model, files, stages, stage)], form)
-    processor = processor_file(checkpoint, model.architecture) if PROCESSOR in checkpoint.sidecars else None
+    processor = (
+        company.processor_file(checkpoint, model.architecture) if company.PROCESSOR in checkpoint.sidecars else None
+    )
     target = Target(
         "nemo",
         model.architecture,
@@ -73,10 +84,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses=list(_losses(checkpoint, model.architecture)),
         # what NeMo does otherwise than a noted processor is among the losses already
         said=VIT.said(config) | {"image_processor": checkpoint.notes.get("image_processor")},
-        held={PROCESSOR} & checkpoint.sidecars.keys(),
+        held={company.PROCESSOR} & checkpoint.sidecars.keys(),
     )
-    companions = {name: file for name, file in checkpoint.sidecars.items() if name != PROCESSOR}
-    return packed(members, config, {} if processor is None else {PROCESSOR: processor}, companions, form, target)
+    companions = {name: file for name, file in checkpoint.sidecars.items() if name != company.PROCESSOR}
+    return packed(
+        members, config, {} if processor is None else {company.PROCESSOR: processor}, companions, form, target
+    )
 
 
 def _patch_layer(architecture: Architecture, request: WriteRequest, hints: Mapping[str, Any]) -> str:
@@ -96,8 +109,8 @@ def _adapted(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     return {**TEMPLATE, **kept, **said, **({POSITIONS: before[POSITIONS]} if POSITIONS in before else {})}
 
 
-def _config(kept: Mapping[str, Any], model: Model, files: _Files, hints: Mapping[str, Any]) -> dict[str, Any]:
-    kind = commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
+def _config(kept: Mapping[str, Any], model: rewrites.Model, files: _Files, hints: Mapping[str, Any]) -> dict[str, Any]:
+    kind = dtypes.commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
     same_layer = hints.get("patch_layer") == files.names.patches
     return {
         **kept,
@@ -120,25 +133,25 @@ def _says(before: Mapping[str, Any], architecture: Architecture) -> bool:
     try:
         facts, _ = VIT.read(before, _SOURCE)
         facts["patches.bias"] = architecture.patches.bias
-        return not differing(facts_of(architecture_of(facts, _SOURCE)), facts_of(architecture))
+        return not schema.differing(facts_of(architecture_of(facts, _SOURCE)), facts_of(architecture))
     except CkptError:
         return False
 
 
 def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Loss]:
-    settings = processor_settings(checkpoint)
+    settings = company.processor_settings(checkpoint)
     if settings is None or architecture.patches is None:
         return
     otherwise = differences({key: value for key, value in settings.items() if key != "size"}, architecture.patches)
     if otherwise:
-        why = f"NeMo prepares images in code, by the mean and standard deviation of ImageNet; {PROCESSOR} says {', '.join(otherwise)}"
+        why = f"NeMo prepares images in code, by the mean and standard deviation of ImageNet; {company.PROCESSOR} says {', '.join(otherwise)}"
         yield Loss("unsaid", "the image processor", why)
 
 
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], model: Model, files: _Files, stages: Stages, stage: int) -> State:
+def _state(natives: Mapping[str, Native], model: rewrites.Model, files: _Files, stages: Stages, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
     found = {}
     for name in sorted(natives, key=order):

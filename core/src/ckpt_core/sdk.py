@@ -1,0 +1,126 @@
+"""All that the author of a plugin imports, and all that the plugins of this project import."""
+
+from ckpt_core import architecture as schema
+from ckpt_core import company, errors
+from ckpt_core import launch as launches
+from ckpt_core import layout as layouts
+from ckpt_core import ledger as ledgers
+from ckpt_core import rewrite as rewrites
+from ckpt_core import tensors as lazy
+from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind, architecture_of, facts_of
+from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Placement, Sidecar, Target
+from ckpt_core.config import (
+    Codec,
+    Config,
+    Custom,
+    Entry,
+    Field,
+    Note,
+    const,
+    custom,
+    field,
+    fixed,
+    ignore,
+    implied,
+    note,
+    one_of,
+    same_as,
+    uniform,
+)
+from ckpt_core.errors import CkptError, FormatError, Problems, Refusal, UsageError
+from ckpt_core.launch import Launch
+from ckpt_core.layout import Native, Table, drop, row
+from ckpt_core.ledger import Ledger
+from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
+from ckpt_core.plugins.judgement import Judgement
+from ckpt_core.plugins.named import named_by, named_for
+from ckpt_core.receipt import Recorded, check_agreement, original_of, receipt_of
+from ckpt_core.sizes import parse_size
+from ckpt_core.storage import bytes as disk
+from ckpt_core.storage import chunks as chunked
+from ckpt_core.storage import documents, dtypes, safetensors
+from ckpt_core.storage import torch as torch_files
+from ckpt_core.storage import tree as trees
+from ckpt_core.storage.archive.tar import plan_tar
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.tensors import Assembler, Shard
+from ckpt_core.tensors.stored import storage_dtype
+
+__all__ = [
+    "Activation",
+    "Architecture",
+    "Assembler",
+    "Checkpoint",
+    "CkptError",
+    "Codec",
+    "Config",
+    "Custom",
+    "DType",
+    "Entry",
+    "Facts",
+    "Field",
+    "FormatError",
+    "FormatInfo",
+    "Judgement",
+    "Launch",
+    "Ledger",
+    "Loss",
+    "NamedModel",
+    "Native",
+    "Note",
+    "Option",
+    "PerLayer",
+    "Placement",
+    "Problems",
+    "ReadRequest",
+    "Recorded",
+    "Refusal",
+    "RotaryKind",
+    "Shard",
+    "Sidecar",
+    "StoredTensor",
+    "Table",
+    "Target",
+    "UsageError",
+    "WriteRequest",
+    "architecture_of",
+    "check_agreement",
+    "chunked",
+    "company",
+    "const",
+    "custom",
+    "disk",
+    "documents",
+    "drop",
+    "dtypes",
+    "errors",
+    "facts_of",
+    "field",
+    "fixed",
+    "hookimpl",
+    "ignore",
+    "implied",
+    "judgement",
+    "launches",
+    "layouts",
+    "lazy",
+    "ledgers",
+    "named_by",
+    "named_for",
+    "note",
+    "one_of",
+    "original_of",
+    "parse_size",
+    "plan_tar",
+    "receipt_of",
+    "rewrites",
+    "row",
+    "safetensors",
+    "same_as",
+    "schema",
+    "storage_dtype",
+    "torch_files",
+    "trees",
+    "uniform",
+]

@@ -1,0 +1,1 @@
+"""Archives: tar, tar in gzip, and the directory of a zip."""

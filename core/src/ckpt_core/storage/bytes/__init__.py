@@ -1,0 +1,6 @@
+"""Files as bytes: opened safely, read by ranges, written and synced."""
+
+from ckpt_core.storage.bytes.files import FileState, read_range, read_small
+from ckpt_core.storage.bytes.output import OutputFile
+
+__all__ = ["FileState", "OutputFile", "read_range", "read_small"]

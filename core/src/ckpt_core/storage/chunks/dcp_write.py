@@ -1,0 +1,137 @@
+"""Planning a distributed checkpoint (see `dcp`): `.distcp` files of known layout, and their `.metadata`.
+
+Each chunk becomes a torch file at an aligned place of one `.distcp`. `torch.distributed.checkpoint` loads the
+result for any number of ranks: a chunk may be cut, and chunks may be joined, on loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_core.storage.bytes.output import Checksum, OutputFile
+from ckpt_core.storage.chunks.dcp import METADATA
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.pickle.opaque import Opaque
+from ckpt_core.storage.pickle.writer import write_pickle
+from ckpt_core.storage.torch.writing import TensorSpec, plan_torch_file
+
+_ALIGNMENT = 64
+_MODULE = "torch.distributed.checkpoint."
+_NAME = "archive"  # the folder inside each embedded zip, as torch calls it when it writes to a stream
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSpec:
+    """A part of `tensor` (of `whole` shape) to be written to `file`: `shape` elements from index `origin` on."""
+
+    tensor: str
+    dtype: DType
+    whole: tuple[int, ...]
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class DistributedPlan:
+    """The files, where the data of each chunk begins (in the order of the chunks), and the bytes of `.metadata`."""
+
+    files: list[OutputFile]
+    offsets: list[int]
+    metadata: bytes
+
+
+def plan_distributed(
+    folder: str, chunks: Sequence[ChunkSpec], objects: Mapping[str, tuple[str, bytes]]
+) -> DistributedPlan:
+    """Lay out `chunks` in files of `folder`, then `objects`: by name, the file and the bytes of a torch file."""
+    files: dict[str, _File] = {}
+    described: dict[str, object] = {}
+    located: dict[Opaque, Opaque] = {}
+    boxes: dict[str, list[object]] = {}
+    offsets = []
+    for chunk in chunks:
+        file = files.setdefault(chunk.file, _File(chunk.file))
+        start, length, first = file.add_tensor(TensorSpec(chunk.dtype, chunk.shape))
+        offsets.append(first)
+        known = boxes.setdefault(chunk.tensor, [])
+        if not known:
+            described[chunk.tensor] = _object(
+                "metadata.TensorStorageMetadata",
+                {"properties": _properties(chunk.dtype), "size": _size(chunk.whole), "chunks": known},
+            )
+        index = {"fqn": chunk.tensor, "offset": _size(chunk.origin), "index": len(known)}
+        known.append(
+            _object("metadata.ChunkStorageMetadata", {"offsets": _size(chunk.origin), "sizes": _size(chunk.shape)})
+        )
+        located[_object("metadata.MetadataIndex", index)] = _place(chunk.file, start, length)
+    for name, (target, data) in objects.items():
+        file = files.setdefault(target, _File(target))
+        start = file.add_bytes(data)
+        described[name] = _object("metadata.BytesStorageMetadata", None)
+        located[_object("metadata.MetadataIndex", {"fqn": name, "offset": None, "index": None})] = _place(
+            target, start, len(data)
+        )
+    body: dict[str, object] = {
+        "state_dict_metadata": described,
+        "planner_data": None,
+        "storage_data": located,
+        "storage_meta": None,
+    }
+    metadata = write_pickle(_object("metadata.Metadata", body), METADATA)
+    return DistributedPlan([file.finished(folder) for file in files.values()], offsets, metadata)
+
+
+class _File:
+    """A `.distcp` file as it grows."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._at = path, 0
+        self._literals: list[tuple[int, bytes]] = []
+        self._checksums: list[Checksum] = []
+
+    def add_tensor(self, tensor: TensorSpec) -> tuple[int, int, int]:
+        """First byte and length of the torch file that will hold a tensor, and the first byte of its data."""
+        start = self._aligned()
+        plan = plan_torch_file(tensor, _NAME)
+        (slot,) = plan.slots
+        self._literals += [(start + offset, data) for offset, data in plan.literals]
+        self._checksums.append(
+            Checksum(start + slot.offset, slot.size, tuple(start + position for position in slot.crc_at))
+        )
+        self._at = start + plan.size
+        return start, plan.size, start + slot.offset
+
+    def add_bytes(self, data: bytes) -> int:
+        """First byte of a torch file that is known."""
+        start = self._aligned()
+        self._literals.append((start, data))
+        self._at = start + len(data)
+        return start
+
+    def _aligned(self) -> int:
+        return self._at + -self._at % _ALIGNMENT
+
+    def finished(self, folder: str) -> OutputFile:
+        return OutputFile(f"{folder}/{self._path}", self._at, tuple(self._literals), tuple(self._checksums))
+
+
+def _object(name: str, state: dict[str, object] | None) -> Opaque:
+    module, _, cls = name.rpartition(".")
+    return Opaque(_MODULE + module, cls, args=(), state=state)
+
+
+def _place(file: str, offset: int, length: int) -> Opaque:
+    return _object("filesystem._StorageInfo", {"relative_path": file, "offset": offset, "length": length})
+
+
+def _size(shape: tuple[int, ...]) -> Opaque:
+    return Opaque("torch", "Size", args=(shape,))
+
+
+def _properties(dtype: DType) -> Opaque:
+    """TensorProperties pickles itself as (dtype, layout, requires_grad, memory format, pin_memory)."""
+    layout = Opaque("torch.serialization", "_get_layout", args=("torch.strided",))
+    memory_format = Opaque(f"{_MODULE}metadata", "_MEM_FORMAT_ENCODING", args=(0,))
+    return Opaque(f"{_MODULE}metadata", "TensorProperties", args=(), state=(dtype, layout, False, memory_format, False))

@@ -1,0 +1,1 @@
+"""Pickles, read by a machine that executes nothing and written for the frameworks that load them."""

@@ -1,0 +1,160 @@
+"""Files that `torch.save` wrote, read without torch and without their tensor data.
+
+Since torch 1.6 a file is a zip archive of stored (uncompressed) members in one folder:
+
+    NAME/data.pkl       the object; a tensor's storage is the persistent id
+                        ("storage", class, key, location, number of elements)
+    NAME/byteorder      "little" (absent in older files, which are little-endian too)
+    NAME/data/KEY       the raw elements of one storage, aligned to 64 bytes
+    NAME/version        "3\\n"; besides it .format_version, .storage_alignment, .data/serialization_id
+
+Older files are a row of pickles with the storages behind them; see `torch_legacy`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, BinaryIO, NoReturn
+
+from ckpt_core.errors import FormatError
+from ckpt_core.storage.archive.inflate import open_stored
+from ckpt_core.storage.archive.zipdir import LOCAL_SIGNATURE, Member, read_zip_directory
+from ckpt_core.storage.bytes import crc32
+from ckpt_core.storage.bytes.byterange import ByteRange
+from ckpt_core.storage.bytes.files import unreadable
+from ckpt_core.storage.pickle.opaque import brief
+from ckpt_core.storage.pickle.reader import Limits, read_pickle
+from ckpt_core.storage.tensor import Record
+from ckpt_core.storage.torch.legacy import read_legacy, starts_with_magic
+from ckpt_core.storage.torch.tensors import TORCH_MAKERS, StoredStorage, storage_class
+
+_MAX_SMALL_RECORD = 1 << 10
+_TAR_MAGIC_AT = 257
+
+
+def read_torch_file(
+    path: str | os.PathLike[str],
+    base_offset: int = 0,
+    length: int | None = None,
+    *,
+    limits: Limits = Limits(),
+) -> Any:
+    """The object that `torch.save` wrote to `path`, with a `StoredTensor` for each tensor.
+
+    `base_offset` and `length` (bytes) pick a torch file inside another file, such as
+    a member of a tar; the offsets of the tensors count from the start of `path`, or, of a tar inside gzip,
+    in its inflated bytes.
+    Only headers and the pickle are read. Raises `FormatError` naming `path`.
+    """
+    file = os.fspath(path)
+    try:
+        with open_stored(file) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            end = size if length is None else base_offset + length
+            if not 0 <= base_offset <= end <= size:
+                raise FormatError(
+                    "the torch file lies outside the file that holds it",
+                    file=file,
+                    found=f"bytes {base_offset} to {end} of {size}",
+                )
+            stream.seek(base_offset)
+            head = stream.read(min(512, end - base_offset))
+            if head[:4] == LOCAL_SIGNATURE:
+                return _ZipFile(stream, file, base_offset, end).read(limits)
+            if starts_with_magic(head):
+                return read_legacy(stream, file, base_offset, end, limits)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    is_tar = head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar"
+    raise FormatError(
+        "this is no torch file",
+        file=file,
+        found="a tar archive" if is_tar else "a bare pickle" if head[:1] == b"\x80" else f"first bytes {head[:8]!r}",
+        expected="a zip archive, or a pickle with torch's magic number",
+        fix="very old torch files (tar) must be saved again with torch" if is_tar else None,
+    )
+
+
+class _ZipFile:
+    """One torch zip archive in bytes [`start`, `end`) of an open file."""
+
+    def __init__(self, stream: BinaryIO, file: str, start: int, end: int) -> None:
+        self.file = file
+        self._stream = stream
+        self._members = read_zip_directory(stream, file, start, end)
+        self._folder = self._find_folder()
+        self._storages: dict[str, StoredStorage] = {}
+
+    def read(self, limits: Limits) -> Any:
+        """The object in data.pkl."""
+        order = self._small_record("byteorder")
+        if order not in (None, b"little"):
+            self.fail("the file was written on a big-endian machine", found=brief(order), expected="little")
+        pickle = self._members[f"{self._folder}/data.pkl"]
+        self._check_sum(pickle)
+        data = ByteRange(self._stream, self.file, pickle.offset, pickle.offset + pickle.size)
+        result = read_pickle(data, self.file, persistent_load=self._load, makers=TORCH_MAKERS, limits=limits)
+        if data.left:
+            self.fail("data.pkl holds more than one pickle", found=f"{data.left} bytes behind it")
+        return result
+
+    def _find_folder(self) -> str:
+        folders = [
+            name.removesuffix("/data.pkl")
+            for name in self._members
+            if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
+        if len(folders) != 1:
+            self.fail(
+                "the zip archive is no torch file", found=f"{len(folders)} members called NAME/data.pkl", expected="one"
+            )
+        (folder,) = folders
+        if f"{folder}/constants.pkl" in self._members:
+            self.fail(
+                "this is a TorchScript program, not a checkpoint", fix="save the model's state_dict with torch.save"
+            )
+        return folder
+
+    def _load(self, key: Any) -> StoredStorage:
+        """The storage of a persistent id."""
+        if not isinstance(key, tuple) or len(key) != 5 or key[0] != "storage" or not isinstance(key[2], str):
+            self.fail("a persistent id that torch does not write", found=brief(key))
+        _, reference, name, _, count = key
+        dtype, untyped = storage_class(reference, self)
+        member = self._members.get(f"{self._folder}/data/{name}")
+        if member is None:
+            self.fail(f"the storage {name[:60]!r} is missing from the archive")
+        # A storage that views of another element size share may end in part of an element.
+        if type(count) is not int or not 0 <= member.size - count * dtype.size < dtype.size:
+            self.fail(
+                f"the storage {name!r} has another size than the pickle says",
+                found=f"{member.size} bytes",
+                expected=f"{brief(count)} elements of {dtype}",
+            )
+        known = self._storages.get(name)
+        if known is None or known.dtype != dtype or known.elements != count:
+            # torch can be told to write no checksums: 0
+            record = Record(self.file, member.name, member.offset, member.size, member.crc) if member.crc else None
+            known = self._storages[name] = StoredStorage(self.file, dtype, member.offset, count, untyped, record)
+        return known
+
+    def _small_record(self, name: str) -> bytes | None:
+        member = self._members.get(f"{self._folder}/{name}")
+        if member is None:
+            return None
+        if member.size > _MAX_SMALL_RECORD:
+            self.fail(f"the record {name!r} is too large", found=f"{member.size} bytes")
+        self._check_sum(member)
+        return ByteRange(self._stream, self.file, member.offset, member.offset + member.size).take(member.size)
+
+    def _check_sum(self, member: Member) -> None:
+        """Compare the checksum of a record that is read whole; torch can be told to write none (0)."""
+        if member.crc and crc32.of_range(self._stream, member.offset, member.size) != member.crc:
+            self.fail(f"the record {member.name!r} is damaged: its checksum is wrong", fix="copy the file again")
+
+    def charge(self, size: int) -> None:
+        """See `Reading.charge`: nothing is copied here."""
+
+    def fail(self, problem: str, found: object = None, expected: object = None, fix: str | None = None) -> NoReturn:
+        """See `Reading.fail`."""
+        raise FormatError(problem, file=self.file, found=found, expected=expected, fix=fix)

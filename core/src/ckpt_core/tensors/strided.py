@@ -1,0 +1,111 @@
+"""Moving strided boxes between files and memory in large sequential pieces.
+
+A box is a list of loops (size, stride in elements) over a file; `read_box` fills an array with one axis
+per loop, `write_box` writes one. Loops whose elements are adjacent in the file are merged into runs; runs
+that lie close together are read in one go and picked apart in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
+
+import numpy as np
+
+from ckpt_core.tensors.scratch import scratch
+
+# Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
+_NEAR = 16 << 10
+
+ReadInto = Callable[[memoryview, int], None]
+"""Fills a view with the bytes of a file from an offset on."""
+
+WriteFrom = Callable[[memoryview, int], None]
+"""Writes the bytes of a view to a file from an offset on."""
+
+
+def _file_order(strides: Sequence[int]) -> list[int]:
+    return sorted(range(len(strides)), key=lambda n: -strides[n])
+
+
+def _run(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """How many inner loops form one contiguous run, and its length in elements; loops are in file order."""
+    length, merged = 1, 0
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != length:
+            break
+        length *= size
+        merged += 1
+    return merged, length
+
+
+def _starts(sizes: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
+    for index in itertools.product(*map(range, sizes)):
+        yield index, sum(i * stride for i, stride in zip(index, strides, strict=True))
+
+
+def read_box(
+    read: ReadInto, offset: int, strides: Sequence[int], out: np.ndarray, add: WriteFrom | None = None
+) -> None:
+    """Fill `out` from a file: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...).
+
+    `add` is given the bytes of those elements and where they lie, with zeros for bytes between them.
+    """
+    if out.size == 0:
+        return
+    order = _file_order(strides)
+    ordered = out.transpose(order)
+    sizes, steps = ordered.shape, [strides[n] for n in order]
+    merged, run = _run(sizes, steps)
+    outer_sizes, outer_steps = sizes[: len(sizes) - merged], steps[: len(sizes) - merged]
+    if ordered.flags.c_contiguous and not outer_sizes:
+        read(_bytes_of(ordered), offset)
+        if add is not None:
+            add(_bytes_of(ordered), offset)
+        return
+    reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
+    runs = math.prod(outer_sizes)
+    if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
+        near = scratch("near", (reach,), out.dtype)
+        read(_bytes_of(near), offset)
+        byte_steps = [step * out.itemsize for step in steps]
+        ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, byte_steps)
+        if add is not None:
+            near[...] = 0
+            np.lib.stride_tricks.as_strided(near, sizes, byte_steps)[...] = ordered
+            add(_bytes_of(near), offset)
+        return
+    buffer = scratch("run", (run,), out.dtype)
+    for index, start in _starts(outer_sizes, outer_steps):
+        place: tuple[int | EllipsisType, ...] = (*index, ...)  # the ellipsis keeps a view even of a single element
+        target = ordered[place]
+        direct = target.flags.c_contiguous
+        run_bytes = _bytes_of(target if direct else buffer)
+        read(run_bytes, offset + start * out.itemsize)
+        if add is not None:
+            add(run_bytes, offset + start * out.itemsize)
+        if not direct:
+            target[...] = buffer.reshape(target.shape)
+
+
+def write_box(write: WriteFrom, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
+    """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...)."""
+    if values.size == 0:
+        return
+    order = _file_order(strides)
+    ordered = values.transpose(order)
+    if not ordered.flags.c_contiguous:
+        packed = scratch("packed", ordered.shape, ordered.dtype)
+        packed[...] = ordered
+        ordered = packed
+    steps = [strides[n] for n in order]
+    merged, _ = _run(ordered.shape, steps)
+    outer = len(steps) - merged
+    for index, start in _starts(ordered.shape[:outer], steps[:outer]):
+        write(_bytes_of(ordered[index]), offset + start * values.itemsize)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

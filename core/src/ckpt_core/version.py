@@ -1,0 +1,3 @@
+"""The version of the packages."""
+
+VERSION = "0.1.0"

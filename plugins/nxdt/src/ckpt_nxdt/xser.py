@@ -1,0 +1,156 @@
+"""xser, torch_xla's way of saving: a nest of data, with every tensor in a file of its own.
+
+    X                       the nest, a torch file; in the place of each tensor a reference to its number (tid)
+    X.tensors/tensor_0.pt   one tensor, a torch file; numbers count in the order of the nest
+    X.info.pt               {tid: {"dtype", "shape", "expert_model_parallel"}}
+
+The format is `torch_xla.utils.serialization`'s. NeuronX Distributed adds the info file, and since SDK 2.20 its
+loader fails without one. It refers from every expert rank's file to all tensors, and keeps those that are no expert's
+with expert rank 0 alone: a reference whose file is absent is therefore a value, an `AbsentTensor`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.sdk import DType, FormatError, StoredTensor, disk, torch_files
+
+_CLASS = ("torch_xla.utils.serialization", "TensorReference")
+_REFERENCES = frozenset(
+    {
+        ".".join(_CLASS),
+        # What NxD leaves behind inside lists: it replaces the references of dicts alone.
+        "neuronx_distributed.trainer.checkpoint._InternalTensorReference",
+        # neuronx-nemo-megatron
+        "nemo.collections.nlp.parts.serialization.TensorReference",
+    }
+)
+_MOST_TENSORS = 1 << 40
+_DEEPEST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentTensor:
+    """A tensor that a nest refers to, whose own `file` is not there; dtype and shape if the info file has them."""
+
+    file: str
+    dtype: DType | None
+    shape: tuple[int, ...] | None
+    expert: bool
+
+
+def read_xser(path: str | os.PathLike[str]) -> Any:
+    """The nest at `path`, with a `StoredTensor` for each tensor, or an `AbsentTensor`.
+
+    Tensors may also lie in the file itself, as in any torch file. Only headers are read. Raises `FormatError`.
+    """
+    return _Nest(os.fspath(path)).read()
+
+
+class _Nest:
+    """One nest, and what its info file says of the tensors."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._info: Mapping[object, object] | None = None
+        self._done: dict[int, Any] = {}
+
+    def read(self) -> Any:
+        return self._resolved(torch_files.read_torch_file(self.path, limits=torch_files.Limits(depth=_DEEPEST)))
+
+    def _resolved(self, value: Any) -> Any:
+        """`value` with tensors for references. What is shared or cyclic stays so."""
+        if id(value) in self._done:
+            return self._done[id(value)]
+        if isinstance(value, torch_files.Opaque) and value.qualname in _REFERENCES:
+            return self._tensor(value)
+        if isinstance(value, dict):
+            entries = self._done[id(value)] = type(value)() if type(value) is not dict else {}
+            entries.update({key: self._resolved(item) for key, item in value.items()})
+            return entries
+        if isinstance(value, list):
+            items = self._done[id(value)] = []
+            items.extend(self._resolved(item) for item in value)
+            return items
+        if isinstance(value, tuple):
+            return tuple(self._resolved(item) for item in value)
+        return value
+
+    def _tensor(self, reference: torch_files.Opaque) -> StoredTensor | AbsentTensor:
+        tid = reference.fields().get("tid")
+        if type(tid) is not int or not 0 <= tid < _MOST_TENSORS:
+            raise FormatError("a reference to a tensor has no number", file=self.path, found=torch_files.brief(tid))
+        dtype, shape, expert = self._info_of(tid)
+        file = os.path.join(f"{self.path}.tensors", f"tensor_{tid}.pt")
+        if not os.path.isfile(file):
+            return AbsentTensor(file, dtype, shape, expert)
+        tensor = torch_files.read_torch_file(file)
+        if not isinstance(tensor, StoredTensor):
+            raise FormatError("the file of a tensor holds no tensor", file=file, found=torch_files.brief(tensor))
+        if dtype is not None and (tensor.dtype, tensor.shape) != (dtype, shape):
+            raise FormatError(
+                "a tensor is not what the info file says",
+                file=file,
+                found=f"{tensor.dtype} {tensor.shape}",
+                expected=f"{dtype} {shape}",
+            )
+        return tensor
+
+    def _info_of(self, tid: int) -> tuple[DType | None, tuple[int, ...] | None, bool]:
+        path = f"{self.path}.info.pt"
+        if self._info is None:
+            info = torch_files.read_torch_file(path) if os.path.isfile(path) else {}
+            if not isinstance(info, dict):
+                raise FormatError("the info file holds no dict", file=path, found=torch_files.brief(info))
+            self._info = info
+        if not self._info:
+            return None, None, False
+        entry = self._info.get(tid)
+        described = entry if isinstance(entry, dict) else {}
+        dtype, shape = described.get("dtype"), described.get("shape")
+        is_shape = isinstance(shape, tuple | list) and all(type(size) is int and size >= 0 for size in shape)
+        if not isinstance(dtype, DType) or shape is None or not is_shape:
+            raise FormatError(
+                f"the info file does not describe tensor {tid}", file=path, found=torch_files.brief(entry)
+            )
+        return dtype, tuple(shape), described.get("expert_model_parallel") is True
+
+
+@dataclass(frozen=True, slots=True)
+class XserPlan:
+    """A flat nest to be written: the files of tensors, the files known now, and where each tensor's data begins."""
+
+    files: list[disk.OutputFile]
+    documents: dict[str, bytes]
+    places: dict[str, tuple[str, int]]
+
+
+def plan_xser(
+    path: str,
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]],
+    *,
+    experts: Collection[str] = (),
+    absent: Collection[str] = (),
+) -> XserPlan:
+    """A dict of `tensors` at `path`, with its info file. `experts`: those that expert ranks divide; `absent`: those that
+    are referred to alone, because another expert rank keeps them under the same number."""
+    nest, info = {}, {}
+    files, places = [], {}
+    for tid, (name, (dtype, shape)) in enumerate(tensors.items()):
+        nest[name] = torch_files.Opaque(*_CLASS, args=(), state={"tid": tid})
+        size = torch_files.Opaque("torch", "Size", args=(shape,))
+        info[tid] = {"dtype": dtype, "shape": size, "expert_model_parallel": name in experts}
+        if name not in absent:
+            file, offsets = torch_files.plan_nest(
+                f"{path}.tensors/tensor_{tid}.pt", torch_files.TensorSpec(dtype, shape)
+            )
+            files.append(file)
+            places[name] = (file.path, offsets[()])
+    documents = {
+        path: torch_files.torch_bytes(nest, os.path.basename(path)),
+        f"{path}.info.pt": torch_files.torch_bytes(info, os.path.basename(f"{path}.info.pt")),
+    }
+    return XserPlan(files, documents, places)
