@@ -18,7 +18,7 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.cli import stand_in as stands
 from ckpt_core.cli.stand_in import stand_in
 from ckpt_core.cli.survey import Future, possible_targets
-from ckpt_core.layout import Layout, Native
+from ckpt_core.layout import BoundTables, Native
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.testing import example, example_architectures, write_ir
 
@@ -95,14 +95,14 @@ def test_losses_count_the_tensors_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_the_work_does_not_grow_with_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound, natives = [0], Layout.natives
+    bound, natives = [0], BoundTables.natives
 
-    def counted(layout: Layout, *args: object) -> dict[str, Native]:
+    def counted(layout: BoundTables, *args: object) -> dict[str, Native]:
         found = natives(layout, *args)
         bound[0] += len(found)
         return found
 
-    monkeypatch.setattr(Layout, "natives", counted)
+    monkeypatch.setattr(BoundTables, "natives", counted)
 
     def tensors_bound(layers: int) -> int:
         checkpoint = read_checkpoint(write_ir(tmp_path / str(layers), example("llama", layers=layers), sparse=True))

@@ -9,15 +9,15 @@ import numpy as np
 from ckpt_core.architecture import dumps, from_json, parameters
 from ckpt_core.checkpoint import Checkpoint, Loss, OutputFile, Placement, Sidecar, Target
 from ckpt_core.errors import Refusal
-from ckpt_core.layout import Link, Native, Piece, Tile, row
+from ckpt_core.layout import Link, Native, Part, Tile, row
 from ckpt_core.plugins import FormatInfo, Option, hookimpl
 from ckpt_core.plugins.judgement import Judgement
-from ckpt_core.rewrite import Model, untied_head
+from ckpt_core.rewrite import Rewritable, untied_head
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.storage.safetensors import plan_file, read_header
-from ckpt_core.tensors.assembly import Assembler, Shard, Source
+from ckpt_core.tensors.assembly import ParameterBuilder, Shard, SourceFiles
 
 FILE = "toy.safetensors"
 
@@ -48,7 +48,7 @@ def natives(architecture):
     for name, parameter in parameters(architecture).items():
         links = tuple(Link(size, axis, 1, axis, 1) for axis, size in enumerate(parameter.shape))
         zeros = (0,) * len(parameter.shape)
-        yield Native(name, parameter.shape, (Piece(name, Tile(links, zeros, zeros)),), row(name, "x", name))
+        yield Native(name, parameter.shape, (Part(name, Tile(links, zeros, zeros)),), row(name, "x", name))
 
 
 @hookimpl
@@ -58,7 +58,7 @@ def ckpt_read(path, request):
     architecture = from_json(read_json_object(os.path.join(path, "architecture.json")))
     file = os.path.join(path, FILE)
     stored = read_header(file).tensors
-    assembler = Assembler(parameters(architecture), file)
+    assembler = ParameterBuilder(parameters(architecture), file)
     for native in natives(architecture):
         tensor = stored[native.name]
         assembler.add(native, [Shard((0,) * len(tensor.shape), tensor)])
@@ -75,7 +75,7 @@ def ckpt_write(checkpoint, request):
         raise Refusal("toy holds nothing today", fix="ask tomorrow")
     if request.options["crash"]:
         raise OSError(28, "No space left on device", "/full")
-    model = Model(checkpoint.architecture, checkpoint.tensors)
+    model = Rewritable(checkpoint.architecture, checkpoint.tensors)
     model = untied_head(model) if request.options["untie"] else model
     placed = {
         native.name: (request.dtype or model.tensors[native.name].dtype, native)
@@ -107,7 +107,7 @@ def ckpt_logits(checkpoint, inputs):
         raise ZeroDivisionError("on purpose")
     if engine != "1":
         return Judgement("toytorch 7.1", **{engine: "for want of toys"})
-    source = Source(checkpoint.files)
+    source = SourceFiles(checkpoint.files)
     assembly = checkpoint.tensors["embedding.tokens.weight"]
     table = decode(source.read(assembly, tuple((0, size) for size in assembly.parameter.shape)), assembly.value_dtype)
     source.close()

@@ -33,7 +33,7 @@ from ckpt_core.architecture import (
     parameters,
 )
 from ckpt_core.errors import CkptError
-from ckpt_core.layout import Layout, SplitError, Table, row
+from ckpt_core.layout import BoundTables, SplitError, Table, row
 from ckpt_core.layout.split import shares
 
 NORM = Norm(kind="rms", eps=1e-5)
@@ -153,12 +153,12 @@ CASES = {
 # fmt: on
 
 
-def layout_of(case: Case) -> Layout:
+def layout_of(case: Case) -> BoundTables:
     prefix = "all" if case.stacked else "layers.{l}"
     table = Table(
         prefix, to="layers.{l}", rows=[row(case.native, case.sentence, case.canonical, tp=case.tp, ep=case.ep)]
     )
-    layout = Layout([table], case.architecture, case.sizes)
+    layout = BoundTables([table], case.architecture, case.sizes)
     parts = [name.split(".")[-2] for name in layout.parameters]
     held = {case.canonical.format(part=part) for part in parts} if "{part}" in case.canonical else {case.canonical}
     sentence_names = set("".join(c if c.isalnum() or c == "_" else " " for c in case.sentence).split())
@@ -186,7 +186,9 @@ def share_of(axes: str | None, rank: int, count: int, sizes: Mapping[str, int]) 
     }
 
 
-def expected_natives(case: Case, layout: Layout, tp: tuple[int, int], ep: tuple[int, int]) -> dict[str, np.ndarray]:
+def expected_natives(
+    case: Case, layout: BoundTables, tp: tuple[int, int], ep: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """What every native tensor of a rank holds, by the interpreter."""
     tensors = numbered(layout.parameters)
     first: dict[str | None, Parameter] = {}
@@ -304,7 +306,7 @@ def test_a_split_that_does_not_divide_says_what_would(
 
 # --- what a table must not do ------------------------------------------------------------------------------------------
 
-REFUSED: dict[str, tuple[Callable[[], Layout], str]] = {
+REFUSED: dict[str, tuple[Callable[[], BoundTables], str]] = {
     "an axis left out": (
         lambda: layout_of(Case(model(), "k", "g h", "attention.k.weight")),
         "places 20 of the 160 elements",
@@ -326,7 +328,7 @@ REFUSED: dict[str, tuple[Callable[[], Layout], str]] = {
 
 
 @pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
-def test_a_row_that_does_not_fit_is_refused(make: Callable[[], Layout], says: str) -> None:
+def test_a_row_that_does_not_fit_is_refused(make: Callable[[], BoundTables], says: str) -> None:
     with pytest.raises(CkptError) as caught:
         make().natives()
     assert says in str(caught.value)
@@ -335,7 +337,7 @@ def test_a_row_that_does_not_fit_is_refused(make: Callable[[], Layout], says: st
 def test_a_parameter_without_a_row_is_refused_by_name() -> None:
     table = Table("layers.{l}", to="layers.{l}", rows=[row("up", "f h", "mlp.up.weight")])
     with pytest.raises(CkptError) as caught:
-        Layout([table], model()).natives()
+        BoundTables([table], model()).natives()
     for name in parameters(model()):
         assert (f"parameter {name}:" in str(caught.value)) == (".mlp.up." not in name), name
 

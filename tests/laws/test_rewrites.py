@@ -12,7 +12,7 @@ from ckpt_core.api import OpenCheckpoint, read_checkpoint
 from ckpt_core.architecture import Activation, Architecture, parameters
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.rewrite import (
-    Model,
+    Rewritable,
     folded_attention_scale,
     folded_embedding_scale,
     folded_head_scale,
@@ -55,15 +55,17 @@ TABLES = {
 }
 
 
-def all_biases(model: Model) -> Model:
+def all_biases(model: Rewritable) -> Rewritable:
     def biased(layer):
         return map_attentions(layer, lambda one: replace(one, q_bias=True, k_bias=True, v_bias=True, out_bias=True))
 
     return zero_biases(model, map_layers(model.architecture, biased))
 
 
-def there_and_back(there: Callable[[Model], Model], back: Callable[[Model], Model]) -> Callable[[Model], Model]:
-    def both(model: Model) -> Model:
+def there_and_back(
+    there: Callable[[Rewritable], Rewritable], back: Callable[[Rewritable], Rewritable]
+) -> Callable[[Rewritable], Rewritable]:
+    def both(model: Rewritable) -> Rewritable:
         gone = there(model)
         returned = back(gone)
         assert returned is not gone
@@ -72,7 +74,7 @@ def there_and_back(there: Callable[[Model], Model], back: Callable[[Model], Mode
     return both
 
 
-EXACT: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
+EXACT: dict[str, tuple[Architecture, Callable[[Rewritable], Rewritable]]] = {
     "attention scale": (example("llama", layers=2, **SCALE), folded_attention_scale),
     "attention scale of biased queries": (example("llama", layers=2, **SCALE, **BIASED), folded_attention_scale),
     "attention scale of normed queries": (example("llama", layers=2, **SCALE, **NORMED), folded_attention_scale),
@@ -123,7 +125,7 @@ EXACT: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
     "layer scale": (example("vit", layers=2, layer_scale=True), folded_layer_scale),
     "patch bias": (example("vit", layers=2), folded_patch_bias),
 }
-UNTOUCHED: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
+UNTOUCHED: dict[str, tuple[Architecture, Callable[[Rewritable], Rewritable]]] = {
     "attention scale of queries normed without weights": (
         example("llama", layers=2, **SCALE, **NORMED, attention__qk_norm__weight=False),
         folded_attention_scale,
@@ -149,9 +151,9 @@ UNTOUCHED: dict[str, tuple[Architecture, Callable[[Model], Model]]] = {
 }
 
 
-def opened(architecture: Architecture, folder: Path) -> tuple[Checkpoint, Model]:
+def opened(architecture: Architecture, folder: Path) -> tuple[Checkpoint, Rewritable]:
     source = read_checkpoint(write_ir(folder / "ir", architecture, values=calm_numbers))
-    return source, Model(source.architecture, source.tensors, files=source.files)
+    return source, Rewritable(source.architecture, source.tensors, files=source.files)
 
 
 @pytest.mark.parametrize("name", EXACT)

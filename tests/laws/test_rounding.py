@@ -13,7 +13,7 @@ from ckpt_core.api import OpenCheckpoint, architecture_differences, plan_convers
 from ckpt_core.architecture import Architecture, architecture_of, facts_of
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.origin import check_agreement
-from ckpt_core.rewrite import Model, folded_attention_scale, folded_head_scale, folded_logit_scale
+from ckpt_core.rewrite import Rewritable, folded_attention_scale, folded_head_scale, folded_logit_scale
 from ckpt_core.tensors.assembly import significant_bits
 from ckpt_core.testing import example, write_ir
 from ckpt_core.testing.examples import calm_numbers
@@ -72,9 +72,9 @@ def test_bits_are_those_that_products_take(tmp_path: Path) -> None:
         assert head.tensors["head.weight"].bits == bits + 3
 
 
-def opened(architecture: Architecture, folder: Path, dtype: str) -> Model:
+def opened(architecture: Architecture, folder: Path, dtype: str) -> Rewritable:
     source = read_checkpoint(write_ir(folder, architecture, dtype=dtype, values=calm_numbers))
-    return Model(source.architecture, source.tensors, files=source.files)
+    return Rewritable(source.architecture, source.tensors, files=source.files)
 
 
 def nudged(architecture: Architecture, path: str, relative: float) -> Architecture:

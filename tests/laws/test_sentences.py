@@ -13,7 +13,7 @@ from support.packing import numbered, pack, read_back, written
 
 from ckpt_core.architecture import Architecture, Axis, Parameter
 from ckpt_core.architecture.parameters import head_dim_axis
-from ckpt_core.layout import Layout, SentenceError, Table, parse, row
+from ckpt_core.layout import BoundTables, SentenceError, Table, parse, row
 from ckpt_core.layout.sentence import expand
 from ckpt_core.verify.elements import departure
 
@@ -81,10 +81,10 @@ def split(draw: st.DrawFn, words: list[str]) -> list[list[str]]:
     return [words[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(words)], strict=True)]
 
 
-def bound(problem: Problem) -> Layout:
+def bound(problem: Problem) -> BoundTables:
     """The sentence as the only row of a format, over parameters made for it."""
     canonical = "whole" if None in problem.axes else "{part}"
-    layout = Layout([Table("", "", [row("native", problem.sentence, canonical)])], EMPTY, PADDING)
+    layout = BoundTables([Table("", "", [row("native", problem.sentence, canonical)])], EMPTY, PADDING)
     layout.parameters = {
         part or "whole": Parameter(part or "whole", tuple(map(axis, axes))) for part, axes in problem.axes.items()
     }

@@ -17,7 +17,7 @@ from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.tensor import Record
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.tensors.assembly import LazyParameter
 
 LLAMA, BLOOM = ("nanotron", "main_llama_tp2_pp1_bf16"), ("megatron-deepspeed", "bloom-tp2-dp2-bf16-ds070")
 TORCH_FILES: dict[str, tuple[tuple[str, str], str, dict[str, object]]] = {
@@ -49,7 +49,7 @@ def gpt2(folder: Path) -> None:
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-def records(assemblies: Iterable[Assembly]) -> set[Record]:
+def records(assemblies: Iterable[LazyParameter]) -> set[Record]:
     return {block.record for one in assemblies for block in one.all_blocks if block.record is not None}
 
 

@@ -29,7 +29,7 @@ from ckpt_core.plugins import WriteRequest
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import BF16
-from ckpt_core.tensors.assembly import Assembler
+from ckpt_core.tensors.assembly import ParameterBuilder
 from ckpt_core.testing.examples import ABSENT, example, example_architectures
 from ckpt_core.verify.declared import FILE, Declared
 from ckpt_core.verify.tracer import model_of_holes
@@ -73,13 +73,13 @@ EXAMPLES = [example(name, hidden=216) for name in example_architectures()] + [
 def reading() -> Iterator[list[Native]]:
     """The native tensors that are read meanwhile, by whatever plugin."""
     seen: list[Native] = []
-    pieces = Assembler._pieces
+    pieces = ParameterBuilder._pieces
 
-    def noted(self: Assembler, native: Native, shards: object):
+    def noted(self: ParameterBuilder, native: Native, shards: object):
         seen.append(native)
         return pieces(self, native, shards)
 
-    with mock.patch.object(Assembler, "_pieces", noted):
+    with mock.patch.object(ParameterBuilder, "_pieces", noted):
         yield seen
 
 

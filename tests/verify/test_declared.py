@@ -12,7 +12,7 @@ from support.program import ckpt
 
 from ckpt_core.architecture import Stack, dumps
 from ckpt_core.errors import FormatError
-from ckpt_core.layout import Layout, Row, Table, bind, parse
+from ckpt_core.layout import BoundTables, Row, Table, bind, parse
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
@@ -63,7 +63,7 @@ def wrong_everywhere(monkeypatch: pytest.MonkeyPatch, change: Callable[[Row], Ro
     """Tables that are wrong for reader and writer alike: every row, in whatever format, is changed before it is used."""
 
     class Wrong(bind._BoundRow):
-        def __init__(self, layout: Layout, table: Table, row: Row, stack: Stack | None, layer: int | None) -> None:
+        def __init__(self, layout: BoundTables, table: Table, row: Row, stack: Stack | None, layer: int | None) -> None:
             super().__init__(layout, table, change(row), stack, layer)
 
     monkeypatch.setattr(bind, "_BoundRow", Wrong)

@@ -13,7 +13,7 @@ from support.program import ckpt
 import ckpt_nanotron.read
 from ckpt_core.architecture import Architecture, dumps
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.layout import Layout, Table
+from ckpt_core.layout import BoundTables, Table
 from ckpt_core.plugins.discovery import format_names
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
@@ -40,11 +40,11 @@ def test_every_format_finds_what_it_wrote(format: str) -> None:
 def wrong_table(monkeypatch: pytest.MonkeyPatch, name: str, sentence: str) -> list[Misplaced]:
     """What is misplaced if the reader takes a row to have another sentence than the writer did."""
 
-    def changed(tables: list[Table], architecture: Architecture) -> Layout:
+    def changed(tables: list[Table], architecture: Architecture) -> BoundTables:
         def wrong(table: Table) -> Table:
             return table.replace(*(replace(row, sentence=sentence) for row in table.rows if row.native == name))
 
-        return Layout([wrong(table) for table in tables], architecture)
+        return BoundTables([wrong(table) for table in tables], architecture)
 
     monkeypatch.setattr(ckpt_nanotron.read, "Layout", changed)
     return trace("nanotron", SQUARE, BF16, tp=2, pp=3).misplaced

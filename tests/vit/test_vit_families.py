@@ -19,8 +19,8 @@ from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTMod
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward
-from ckpt_core.rewrite import Model, resized_images
-from ckpt_core.tensors.assembly import Source
+from ckpt_core.rewrite import Rewritable, resized_images
+from ckpt_core.tensors.assembly import SourceFiles
 
 TOLERANCE = 1e-5
 SIZES = {
@@ -316,8 +316,8 @@ def test_verify_runs_both_sides_on_images(hf: dict[str, Path], tmp_path: Path) -
 def test_a_part_of_interpolated_positions_is_that_part_of_the_whole(hf: dict[str, Path]) -> None:
     with open_checkpoint(hf["classifier"]) as found:
         held = found.checkpoint
-        table = resized_images(Model(held.architecture, held.tensors), "20x48").tensors["positions.weight"]
-        source = Source(held.files)
+        table = resized_images(Rewritable(held.architecture, held.tensors), "20x48").tensors["positions.weight"]
+        source = SourceFiles(held.files)
         whole = source.read(table, ((0, 61), (0, 24)))
         for rows, columns in (((0, 1), (0, 24)), ((7, 31), (3, 20)), ((60, 61), (23, 24)), ((5, 5), (0, 24))):
             part = source.read(table, (rows, columns))

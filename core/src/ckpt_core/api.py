@@ -37,7 +37,7 @@ from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.dtypes import DType, decode, dtype_named
-from ckpt_core.tensors.assembly import Assembly, Source
+from ckpt_core.tensors.assembly import LazyParameter, SourceFiles
 from ckpt_core.tensors.digest import fingerprint as combine
 
 _CHUNK_BYTES = 4 << 20
@@ -48,7 +48,7 @@ T = TypeVar("T")
 class LazyTensor:
     """A canonical tensor that is still on disk: names, axes and shape now, values when asked for."""
 
-    def __init__(self, assembly: Assembly, source: Source) -> None:
+    def __init__(self, assembly: LazyParameter, source: SourceFiles) -> None:
         self._assembly, self._source = assembly, source
 
     @property
@@ -122,7 +122,7 @@ class OpenCheckpoint(Mapping[str, LazyTensor]):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._source = Source(checkpoint.files)
+        self._source = SourceFiles(checkpoint.files)
 
     @property
     def architecture(self) -> Architecture:
@@ -435,7 +435,7 @@ def digests(
     found = over_tensors(
         checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
     )
-    source = Source(checkpoint.files)
+    source = SourceFiles(checkpoint.files)
     records = RecordSums(checkpoint.tensors, source)
     try:
         for result in found.values():
@@ -447,13 +447,13 @@ def digests(
 
 def over_tensors(
     checkpoint: Checkpoint,
-    work: Callable[[Transfer, Source], T],
+    work: Callable[[Transfer, SourceFiles], T],
     *,
     workers: int | None = None,
     listener: Listener | None = None,
 ) -> dict[str, T]:
     """What `work` finds in each canonical tensor, by name; several are read at a time, each by one thread."""
-    source = Source(checkpoint.files)
+    source = SourceFiles(checkpoint.files)
     transfers = [
         Transfer(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in checkpoint.tensors.values()
     ]
@@ -525,10 +525,10 @@ def with_common_rows(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, C
     return replace(left, tensors=_with_true_rows(left, rows)), replace(right, tensors=_with_true_rows(right, rows))
 
 
-def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, Assembly]:
+def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, LazyParameter]:
     tokens = side.architecture.tokens
 
-    def common(assembly: Assembly) -> Assembly:
+    def common(assembly: LazyParameter) -> LazyParameter:
         parameter = assembly.parameter
         if (
             rows is None
@@ -555,7 +555,7 @@ def first_difference(left: Checkpoint, right: Checkpoint, name: str) -> Differen
     """Where two tensors of one shape first differ, and by how much at most, read in pieces."""
     from ckpt_core.tensors.assembly import boxes
 
-    sources = [Source(side.files) for side in (left, right)]
+    sources = [SourceFiles(side.files) for side in (left, right)]
     assemblies = [side.tensors[name] for side in (left, right)]
     shape = assemblies[0].parameter.true_shape
     largest, count, first = 0.0, 0, ("", "")

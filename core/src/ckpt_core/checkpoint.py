@@ -20,7 +20,7 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tree import Extent
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.tensors.assembly import LazyParameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Checkpoint:
     format: str
     path: str
     architecture: Architecture
-    tensors: dict[str, Assembly]
+    tensors: dict[str, LazyParameter]
     files: list[FileState]
     notes: dict[str, Any] = field(default_factory=dict)
     sidecars: dict[str, Sidecar] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class NamedModel:
     tables: Sequence[Table]
     notes: dict[str, Any] = field(default_factory=dict)
     hints: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Assembly] = field(default_factory=dict)
+    tensors: dict[str, LazyParameter] = field(default_factory=dict)
     documents: dict[str, bytes] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     losses: list[Loss] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Target:
 
     format: str
     architecture: Architecture
-    tensors: Mapping[str, Assembly]
+    tensors: Mapping[str, LazyParameter]
     files: list[OutputFile]
     placements: list[Placement]
     documents: dict[str, bytes] = field(default_factory=dict)

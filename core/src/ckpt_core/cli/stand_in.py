@@ -18,7 +18,7 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import DType, commonest
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.tensors.assembly import LazyParameter
 
 _KEPT = 2  # of what repeats
 _LONGEST = 16  # layers of a pattern that repeats; Gemma 3 has six
@@ -87,9 +87,9 @@ def stand_in(checkpoint: Checkpoint) -> StandIn | None:
     return StandIn(small, copies)
 
 
-def _by_layer(tensors: Mapping[str, Assembly]) -> dict[str, dict[str, Assembly]]:
+def _by_layer(tensors: Mapping[str, LazyParameter]) -> dict[str, dict[str, LazyParameter]]:
     """The tensors of each layer, by the layer's canonical prefix and what follows it."""
-    found: dict[str, dict[str, Assembly]] = {}
+    found: dict[str, dict[str, LazyParameter]] = {}
     for name, assembly in tensors.items():
         before, mark, rest = name.partition("layers.")
         if mark:
@@ -98,7 +98,7 @@ def _by_layer(tensors: Mapping[str, Assembly]) -> dict[str, dict[str, Assembly]]
     return found
 
 
-def _kind(layer: Layer, tensors: Mapping[str, Assembly]) -> object:
+def _kind(layer: Layer, tensors: Mapping[str, LazyParameter]) -> object:
     """What a layer computes, and all of its tensors but for the place and the values of the data."""
     return layer, tuple(
         (
@@ -159,5 +159,5 @@ def _with_layers(whole: Architecture, kept: Mapping[str, Sequence[tuple[int, int
     return replace(whole, encoder=cut(whole.encoder), decoder=cut(whole.decoder))
 
 
-def _most(tensors: Mapping[str, Assembly]) -> DType | None:
+def _most(tensors: Mapping[str, LazyParameter]) -> DType | None:
     return commonest(assembly.dtype for assembly in tensors.values()) if tensors else None

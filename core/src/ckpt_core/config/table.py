@@ -99,7 +99,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Field(Entry):
+class Key(Entry):
     """A key that says one fact, or several that must agree. A null value means the thing does not exist."""
 
     key: str
@@ -158,18 +158,16 @@ class Field(Entry):
             ) from None
 
 
-def field(
-    key: str, *paths: str, default: object = REQUIRED, null: object = AS_LEFT_OUT, via: Codec | None = None
-) -> Field:
+def key(key: str, *paths: str, default: object = REQUIRED, null: object = AS_LEFT_OUT, via: Codec | None = None) -> Key:
     """`key` says the fact(s) at `paths`; without it `default` holds (or `same_as` another key).
 
     A null value means what a missing key means, unless `null` says otherwise.
     """
-    return Field(key, paths, default, via, null)
+    return Key(key, paths, default, via, null)
 
 
 @dataclass(frozen=True)
-class Fixed(Entry):
+class FactIs(Entry):
     """A fact that holds for every model of this kind, and that no key says."""
 
     path: str
@@ -187,12 +185,12 @@ class Fixed(Entry):
             raise Refusal(f"{self.path} is always {self.value}", found=facts.get(self.path))
 
 
-def fixed(path: str, value: object) -> Fixed:
-    return Fixed(path, value)
+def fact_is(path: str, value: object) -> FactIs:
+    return FactIs(path, value)
 
 
 @dataclass(frozen=True)
-class Const(Entry):
+class KeyIs(Entry):
     """A key that has one value in every model we read, and is written so. Another value is an error."""
 
     key: str
@@ -216,8 +214,8 @@ class Const(Entry):
             config[self.key] = self.value
 
 
-def const(key: str, value: object, *, written: bool = True) -> Const:
-    return Const(key, value, written)
+def key_is(key: str, value: object, *, written: bool = True) -> KeyIs:
+    return KeyIs(key, value, written)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from concurrent.futures import (
 
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.transfer import Result, Sink, run_transfer
+from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.engine.worker import KEPT, Report, Run, Sample, perform
 from ckpt_core.errors import CkptError, FormatError, WorkerError
 from ckpt_core.storage.bytes.files import read_range
-from ckpt_core.tensors.assembly import Source
+from ckpt_core.tensors.assembly import SourceFiles
 
 _PATIENCE = 30.0  # seconds
 _TWINS = 2
@@ -42,7 +42,7 @@ Finished = Generator[tuple[Transfer, Result], None, None]
 """Transfers in the order in which they were finished."""
 
 
-def in_threads(todo: Iterable[Transfer], source: Source, sink: Sink, workers: int) -> Finished:
+def in_threads(todo: Iterable[Transfer], source: SourceFiles, sink: TargetFiles, workers: int) -> Finished:
     """Carry out transfers in threads of this process; the first error ends it."""
     waiting = iter(todo)
     running: dict[Future, Transfer] = {}
@@ -63,7 +63,7 @@ def in_threads(todo: Iterable[Transfer], source: Source, sink: Sink, workers: in
 class Workers:
     """The workers behind an executor, for one run. `source` is what this machine sees of the input."""
 
-    def __init__(self, executor: Executor, run: Run, source: Source) -> None:
+    def __init__(self, executor: Executor, run: Run, source: SourceFiles) -> None:
         self._executor, self._source = executor, source
         self._run = pickle.dumps(run)
         self._staging = os.path.dirname(run.out)

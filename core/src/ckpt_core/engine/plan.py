@@ -28,7 +28,7 @@ from ckpt_core.storage.bytes.home import Home
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import contiguous_strides
-from ckpt_core.tensors.assembly import Assembly, Block, flat_tile, significant_bits
+from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
 from ckpt_core.version import VERSION
 
 DEFAULT_MEMORY = 256 << 20
@@ -41,14 +41,14 @@ _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, m
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class Write:
     """One part of a transfer: a block in an output file, and the maps from canonical to stored values.
 
     `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among,
     that of the whole file if no narrower one is stored.
     """
 
-    block: Block
+    block: StoredPart
     maps: tuple[ValueMap, ...]
     copy: bool
     checksum: Checksum
@@ -58,8 +58,8 @@ class Delivery:
 class Transfer:
     """One canonical tensor on its way: where it comes from, where it goes, how many elements at a time."""
 
-    assembly: Assembly
-    deliveries: tuple[Delivery, ...]
+    assembly: LazyParameter
+    deliveries: tuple[Write, ...]
     chunk: int
 
     @property
@@ -225,7 +225,7 @@ def make_plan(
     return Plan(source, target, transfers, workers, memory, options or {})
 
 
-def _footprint(target: Target, deliveries: Iterable[Sequence[Delivery]]) -> int:
+def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     """About the most bytes that a process holds to make and to keep a plan, without the buffers that move the data."""
     blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.tensors.values())
     literals = [len(data) for file in target.files for _, data in file.literals]
@@ -273,10 +273,10 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
             problems.add(problem)
 
 
-def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]:
+def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     files = {file.path: file for file in target.files}
     checksums = {file.path: sorted(file.checksums, key=_start) for file in target.files}
-    found: dict[str, list[Delivery]] = {}
+    found: dict[str, list[Write]] = {}
     # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
     extents = {
         file.path: [(offset, offset + len(data), "the bytes known in advance") for offset, data in file.literals]
@@ -301,8 +301,8 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Delivery]]
         maps = (native.row.via.inverse(),) if native.row.via else ()
         checksum = _around(placed.offset, checksums[placed.file]) or files[placed.file].whole
         for piece in native.pieces:
-            block = Block(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
-            found.setdefault(piece.parameter, []).append(Delivery(block, maps, native.row.copy, checksum))
+            block = StoredPart(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
+            found.setdefault(piece.parameter, []).append(Write(block, maps, native.row.copy, checksum))
     for path, ranges in extents.items():
         end, last = 0, "the header"
         for start, stop, name in sorted(ranges):
@@ -322,11 +322,11 @@ def _around(offset: int, checksums: Sequence[Checksum]) -> Checksum | None:
     return checksums[number] if number >= 0 and offset < checksums[number].stop else None
 
 
-def _chunk_elements(assembly: Assembly, deliveries: tuple[Delivery, ...], budget: int) -> int:
+def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budget: int) -> int:
     """Elements per step: few, so that they stay in the cache, unless an axis is transposed, when many keep the runs long."""
     last = len(assembly.parameter.shape) - 1
 
-    def transposed(block: Block) -> bool:
+    def transposed(block: StoredPart) -> bool:
         fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
         return fastest is not None and fastest.axis != last
 
@@ -350,7 +350,7 @@ def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> li
     return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
 
 
-def _arithmetic(assembly: Assembly) -> str:
+def _arithmetic(assembly: LazyParameter) -> str:
     """What is done to the values of a tensor, in words; a product with a power of two is not worth one."""
     done = ["sums of rows"] if assembly.added else []
     for step in assembly.maps:
@@ -361,12 +361,12 @@ def _arithmetic(assembly: Assembly) -> str:
     return ", ".join([*done, *["times another tensor"] * bool(assembly.factors)])
 
 
-def _value_dtype(assembly: Assembly) -> DType:
+def _value_dtype(assembly: LazyParameter) -> DType:
     """The narrowest dtype that is known to hold the values: a product with a power of two has that of its other factor."""
     return assembly.dtype if assembly.bits == assembly.dtype.bits else assembly.value_dtype
 
 
-def _holds(stored: DType, assembly: Assembly) -> bool:
+def _holds(stored: DType, assembly: LazyParameter) -> bool:
     """Whether every value of a tensor is a value of a dtype."""
     if assembly.fill is not None:
         return significant_bits(assembly.fill) <= stored.bits

@@ -16,15 +16,15 @@ from ckpt_core.errors import CkptError
 from ckpt_core.layout import Link
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.tensor import Record
-from ckpt_core.tensors.assembly import Assembly, Block, Source
+from ckpt_core.tensors.assembly import LazyParameter, SourceFiles, StoredPart
 
 _PRIME = (1 << 61) - 1
 _BASE = 0x1B9E3779B97F4A7C % _PRIME
 
 
-def watched(tensors: Mapping[str, Assembly]) -> dict[str, Assembly]:
+def watched(tensors: Mapping[str, LazyParameter]) -> dict[str, LazyParameter]:
     """The tensors with a record on just those blocks from which its CRC adds up: each byte of it once, or none at all."""
-    found: dict[Record, dict[Block, None]] = {}
+    found: dict[Record, dict[StoredPart, None]] = {}
     for assembly in tensors.values():
         for block in _own_blocks(assembly):
             if block.record is not None:
@@ -32,7 +32,7 @@ def watched(tensors: Mapping[str, Assembly]) -> dict[str, Assembly]:
     whole = {record for record, blocks in found.items() if _covers(record, blocks)}
     left = {block for record in whole for block in found[record]}
 
-    def kept(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    def kept(blocks: tuple[StoredPart, ...]) -> tuple[StoredPart, ...]:
         """A block that two tensors read (a tied head, written out) is counted where it is read first."""
         if all(block.record is None for block in blocks):
             return blocks
@@ -50,19 +50,19 @@ def watched(tensors: Mapping[str, Assembly]) -> dict[str, Assembly]:
     }
 
 
-def _taken(block: Block, left: set[Block]) -> bool:
+def _taken(block: StoredPart, left: set[StoredPart]) -> bool:
     if block not in left:
         return False
     left.remove(block)
     return True
 
 
-def _own_blocks(assembly: Assembly) -> Iterable[Block]:
+def _own_blocks(assembly: LazyParameter) -> Iterable[StoredPart]:
     """What is read once while a tensor is put together; not what its factors and sums are made of, which is read again and again."""
     return (*assembly.blocks, *assembly.copies, *assembly.rounded, *(one for rank in assembly.averaged for one in rank))
 
 
-def _covers(record: Record, blocks: Iterable[Block]) -> bool:
+def _covers(record: Record, blocks: Iterable[StoredPart]) -> bool:
     """Whether blocks hold each element of a record once.
 
     The sum of x**place over all places is that of the whole record only then, but for one chance in 2**50 or so. Over a tile
@@ -97,7 +97,7 @@ def _series(step: int, count: int) -> int:
 class RecordSums:
     """The sums of the records that `tensors`, as `watched` gives them, are read from; `source` is what this machine sees of them."""
 
-    def __init__(self, tensors: Mapping[str, Assembly], source: Source) -> None:
+    def __init__(self, tensors: Mapping[str, LazyParameter], source: SourceFiles) -> None:
         self._source = source
         self._left: Counter[str] = Counter()
         self._records: dict[str, Record] = {}

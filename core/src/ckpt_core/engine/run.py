@@ -18,12 +18,12 @@ from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import RECEIPT, Staging, boot_id, receipt_path
-from ckpt_core.engine.transfer import Result, Sink
+from ckpt_core.engine.transfer import Result, TargetFiles
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.receipt.seal import read_receipt, sealed
 from ckpt_core.storage.bytes.files import pwrite_all, read_small, written
-from ckpt_core.tensors.assembly import Source
+from ckpt_core.tensors.assembly import SourceFiles
 from ckpt_core.tensors.digest import fingerprint
 from ckpt_core.version import VERSION
 
@@ -87,7 +87,7 @@ def run_plan(
             staging.create(plan.target.files)
             crcs = _transfer_all(plan, staging, executor, listener)
             receipt = _finish(plan, staging, crcs)
-            Source(plan.source.files).recheck()
+            SourceFiles(plan.source.files).recheck()
         except CkptError as error:
             if not isinstance(error, WorkerError):
                 staging.discard()
@@ -105,7 +105,7 @@ def _transfer_all(
     todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
-    source = Source(plan.source.files)
+    source = SourceFiles(plan.source.files)
     completion = Completion(plan.target.files, todo, staging.done.values(), staging.path, staging.sync)
     records = RecordSums({transfer.name: transfer.assembly for transfer in plan.transfers}, source)
     for result in staging.done.values():
@@ -113,7 +113,7 @@ def _transfer_all(
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         if executor is None:
-            sink = Sink(staging.out, staging.sync)
+            sink = TargetFiles(staging.out, staging.sync)
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:

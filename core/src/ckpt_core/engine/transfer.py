@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.engine.plan import Delivery, Transfer
+from ckpt_core.engine.plan import Transfer, Write
 from ckpt_core.layout import ValueMap
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_writeback
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
-from ckpt_core.tensors.assembly import Box, Source, boxes, tile_view
+from ckpt_core.tensors.assembly import Box, SourceFiles, boxes, tile_view
 from ckpt_core.tensors.digest import TensorDigest
 from ckpt_core.tensors.stored import stored_values
 from ckpt_core.tensors.strided import write_box
@@ -48,7 +48,7 @@ def checksum_name(path: str, checksum: Checksum) -> str:
     return f"{checksum.start}-{checksum.stop} {path}"
 
 
-class Sink:
+class TargetFiles:
     """Open output files in the folder `out` of a staging folder, where they exist; each is written by one thread at a time.
 
     They are opened for writing alone: a client of NFS that may also read fetches a whole page before it changes a part of
@@ -68,7 +68,7 @@ class Sink:
         self._dirty: Counter[str] = Counter()
         self._begun: set[str] = set()
 
-    def write(self, delivery: Delivery, box: Box, values: np.ndarray, remainders: Counter[str]) -> int:
+    def write(self, delivery: Write, box: Box, values: np.ndarray, remainders: Counter[str]) -> int:
         """Write what belongs to one delivery out of a box of stored values; returns bytes written.
 
         What it is to the delivery's checksum is added to `remainders`.
@@ -124,7 +124,7 @@ class Sink:
             self.staging.close()
 
 
-def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Result:
+def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | None) -> Result:
     """Move one tensor; without a sink only its digest is taken."""
     assembly = transfer.assembly
     read, stored = TensorDigest(), TensorDigest()
@@ -156,7 +156,7 @@ def run_transfer(transfer: Transfer, source: Source, sink: Sink | None) -> Resul
     return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
 
 
-def _keeps_values(delivery: Delivery, dtype: DType) -> bool:
+def _keeps_values(delivery: Write, dtype: DType) -> bool:
     """Whether what is stored has the digest of what was read: the same dtype, or float32, which holds all narrower ones."""
     target = delivery.block.dtype
     return not delivery.maps and (target == dtype or (target == FP32 and dtype.size < FP32.size))

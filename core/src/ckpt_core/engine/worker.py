@@ -29,10 +29,10 @@ import numpy as np
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import TOKEN, boot_id
-from ckpt_core.engine.transfer import Result, Sink, run_transfer
+from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.tensors.assembly import Source
+from ckpt_core.tensors.assembly import SourceFiles
 
 _SAMPLE = 64
 _SECOND = 1.0
@@ -101,7 +101,7 @@ def host() -> str:
 
 def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sample, ...]]:
     _check_sources(run.sources, transfer.assembly.paths())
-    source, sink = Source(run.sources), WorkerSink(run)
+    source, sink = SourceFiles(run.sources), WorkerSink(run)
     try:
         result = run_transfer(transfer, source, sink)
         if run.sync and boot_id() != run.boot:
@@ -133,7 +133,7 @@ def _check_sources(states: Iterable[FileState], paths: set[str]) -> None:
             )
 
 
-class WorkerSink(Sink):
+class WorkerSink(TargetFiles):
     """A sink that writes into the staging folder of its run or not at all, and keeps a sample of what it wrote to each file.
 
     It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.

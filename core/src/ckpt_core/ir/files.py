@@ -16,7 +16,7 @@ from ckpt_core.checkpoint import Checkpoint, Placement, Target
 from ckpt_core.company.companions import files_below
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
-from ckpt_core.layout import Layout, Native, account
+from ckpt_core.layout import BoundTables, Native, account
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.receipt.origin import check_agreement, original_of
 from ckpt_core.sizes import parse_size
@@ -26,7 +26,7 @@ from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.tensors.assembly import Assembler, Shard
+from ckpt_core.tensors.assembly import ParameterBuilder, Shard
 
 ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"
@@ -42,9 +42,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         check_agreement(request.architecture, architecture, architecture_file)
     index = read_json_object(os.path.join(path, INDEX))
     notes = read_json_object(os.path.join(path, NOTES)) if os.path.isfile(os.path.join(path, NOTES)) else {}
-    layout = Layout([table(architecture)], architecture)
+    layout = BoundTables([table(architecture)], architecture)
     natives = layout.natives()
-    assembler = Assembler(layout.parameters, path)
+    assembler = ParameterBuilder(layout.parameters, path)
     tensors: dict[str, StoredTensor] = {}
     states = [FileState.of(architecture_file)]
     for name in sorted(set(map(str, index.values()))):
@@ -86,7 +86,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     if checkpoint.architecture.tokens is None and not checkpoint.tensors:
         raise Refusal("there is nothing to write")
     limit = parse_size(str(request.options.get("max_shard_size") or "5GB"))
-    natives = list(Layout([table(checkpoint.architecture)], checkpoint.architecture).natives().values())
+    natives = list(BoundTables([table(checkpoint.architecture)], checkpoint.architecture).natives().values())
     groups: list[list[Native]] = [[]]
     size = 0
     for native in natives:

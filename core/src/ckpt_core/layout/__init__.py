@@ -1,7 +1,7 @@
 """How tensors are arranged: layout sentences, tables of rows, splits over ranks."""
 
 from ckpt_core.layout.affine import Link, Tile
-from ckpt_core.layout.bind import Layout, Native, Piece, account
+from ckpt_core.layout.bind import BoundTables, Native, Part, account
 from ckpt_core.layout.maps import Add, NegExp, Scale, ValueMap, neg_exp, plus_one, scale
 from ckpt_core.layout.sentence import Product, Sentence, SentenceError, Sum, parse
 from ckpt_core.layout.split import Ranks, SplitError
@@ -9,12 +9,12 @@ from ckpt_core.layout.table import Drop, Row, Table, drop, matches, row
 
 __all__ = [
     "Add",
+    "BoundTables",
     "Drop",
-    "Layout",
     "Link",
     "Native",
     "NegExp",
-    "Piece",
+    "Part",
     "Product",
     "Ranks",
     "Row",

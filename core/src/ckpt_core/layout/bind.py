@@ -12,14 +12,14 @@ from ckpt_core.architecture import Architecture, Layer, Parameter, Stack, parame
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 from ckpt_core.layout.affine import Link, Tile
 from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, parse
-from ckpt_core.layout.split import Ranks, Share, shares
+from ckpt_core.layout.split import IndexRange, Ranks, shares
 from ckpt_core.layout.table import Row, Table
 
 _SUGGESTIONS, _COMPARED = 50, 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Part:
     """A part of a canonical parameter inside a native tensor."""
 
     parameter: str
@@ -35,14 +35,14 @@ class Native:
 
     name: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Part, ...]
     row: Row
     layer: int | None = None
     padding: int = 0
 
 
 @dataclass
-class Layout:
+class BoundTables:
     """`tables` bound to `architecture`. `sizes` gives sizes to axes that no parameter has (padding)."""
 
     tables: Sequence[Table]
@@ -107,7 +107,7 @@ def _expanded(
 class _BoundRow:
     """One row applied to one layer (or to all of them, if its tensor stacks layers)."""
 
-    def __init__(self, layout: Layout, table: Table, row: Row, stack: Stack | None, layer: int | None) -> None:
+    def __init__(self, layout: BoundTables, table: Table, row: Row, stack: Stack | None, layer: int | None) -> None:
         self.row, self.sizes, self.table = row, layout.sizes, table
         self.sentence: Sentence = parse(row.sentence)
         self.template = join(table.to, row.canonical)
@@ -172,7 +172,9 @@ class _BoundRow:
                     raise SentenceError(f"axis {axis.name!r} has two sizes in one tensor: {found}", self.row.sentence)
         return sizes
 
-    def _held_sizes(self, whole: Mapping[str, int], held: Mapping[str | None, Mapping[str, Share]]) -> dict[str, int]:
+    def _held_sizes(
+        self, whole: Mapping[str, int], held: Mapping[str | None, Mapping[str, IndexRange]]
+    ) -> dict[str, int]:
         """The size of every axis on this rank: parts may hold different indices of one axis, but equally many."""
         sizes: dict[str, int] = {}
         for part, parameter in self.parts.items():
@@ -193,8 +195,8 @@ class _BoundRow:
         }
 
     def _pieces(
-        self, affine: Affine, bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, Share]]
-    ) -> list[Piece]:
+        self, affine: Affine, bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, IndexRange]]
+    ) -> list[Part]:
         """The tiles of one affine part: one, or one per layer if the native tensor stacks layers."""
         if affine.part not in self.parts:
             raise SentenceError(
@@ -221,14 +223,12 @@ class _BoundRow:
         tile = Tile(tuple(links), tuple(canonical), affine.base)
         stacking = next((step for step in affine.steps if step.axis == "l"), None)
         if stacking is None:
-            return [Piece(parameter.name, tile)]
+            return [Part(parameter.name, tile)]
         pieces = []
         for index, layer in enumerate(self.layers):
             base = list(affine.base)
             base[stacking.dim] += index * stacking.step
-            pieces.append(
-                Piece(self.template.format(l=layer, part=affine.part), replace(tile, native_base=tuple(base)))
-            )
+            pieces.append(Part(self.template.format(l=layer, part=affine.part), replace(tile, native_base=tuple(base))))
         return pieces
 
     def _finer_places(self, affine: Affine, parameter: Parameter, canonical: list[int]) -> dict[str, tuple[int, int]]:
@@ -249,7 +249,7 @@ class _BoundRow:
         return places
 
     def _check_cover(
-        self, pieces: list[Piece], bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, Share]]
+        self, pieces: list[Part], bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, IndexRange]]
     ) -> None:
         """Every element of this rank's share of every parameter must have its place in the sentence."""
         for part, parameter in self.parts.items():

@@ -17,7 +17,7 @@ from ckpt_core.errors import Refusal
 Ranks = Mapping[str, tuple[int, int]]
 """Where a rank stands: {"tp": (rank, ranks), "ep": (rank, ranks)}; a missing entry means one rank."""
 
-Share = tuple[int, int]
+IndexRange = tuple[int, int]
 """The first index and the number of indices of an axis that a rank holds."""
 
 
@@ -51,13 +51,13 @@ def axes_of(spec: str, part: str | None) -> list[str]:
 
 def shares(
     splits: Mapping[str, str], ranks: Ranks, sizes: Mapping[str, int], sentence: str, part: str | None = None
-) -> dict[str, Share]:
+) -> dict[str, IndexRange]:
     """The share of every divided axis that one rank holds (of one part); `SplitError` where the ranks do not divide it.
 
     >>> shares({"tp": "g r"}, {"tp": (5, 8)}, {"g": 4, "r": 6}, "(g r d) h")
     {'r': (3, 3), 'g': (2, 1)}
     """
-    found: dict[str, Share] = {}
+    found: dict[str, IndexRange] = {}
     for dimension, spec in splits.items():
         rank, count = ranks.get(dimension, (0, 1))
         axes = axes_of(spec, part)

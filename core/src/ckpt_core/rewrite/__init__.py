@@ -1,7 +1,7 @@
 """Exact rewrites: the same function, said with another architecture.
 
 A target that cannot say a fact may still hold the model if the fact can be folded into the weights, exactly.
-Each rewrite takes a `Model` and returns one; what it did is recorded, so that a reader of the receipt can
+Each rewrite takes a `Rewritable` and returns one; what it did is recorded, so that a reader of the receipt can
 undo it. What no rewrite expresses is refused by the target's tables.
 """
 
@@ -21,7 +21,7 @@ from ckpt_core.rewrite.head import (
     untied_head,
     vocabulary_rows,
 )
-from ckpt_core.rewrite.model import Model, map_attentions, map_layers, values_of
+from ckpt_core.rewrite.model import Rewritable, map_attentions, map_layers, values_of
 from ckpt_core.rewrite.norms import uncentred_norms
 from ckpt_core.rewrite.patches import (
     folded_layer_scale,
@@ -31,7 +31,7 @@ from ckpt_core.rewrite.patches import (
 )
 
 __all__ = [
-    "Model", "folded_attention_scale", "folded_embedding_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
+    "Rewritable", "folded_attention_scale", "folded_embedding_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
     "gated_relu", "map_attentions", "map_layers", "normed_logit_scale", "own_relative_bias", "plain_relu", "resized_images",
     "shared_relative_bias", "tied_head", "uncentred_norms", "untied_head", "values_of", "vocabulary_rows",
     "without_classes", "without_zero_biases", "without_zero_shared_experts", "zero_biases", "zero_shared_experts",

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from ckpt_core.architecture import Attention, Layer, RelativeBias, Stack, parameters, same_value
-from ckpt_core.rewrite.model import Model, attentions, map_attentions, map_layers, map_stacks, scaled, values_of
+from ckpt_core.rewrite.model import Rewritable, attentions, map_attentions, map_layers, map_stacks, scaled, values_of
 from ckpt_core.tensors.assembly import Factor
 
 
-def folded_attention_scale(model: Model, wanted: float | None = None) -> Model:
+def folded_attention_scale(model: Rewritable, wanted: float | None = None) -> Rewritable:
     """Every attention at the scale `wanted` (None: head_dim ** -0.5); what differs is multiplied into q, in float32.
 
     Where q is normed, into the weights of that norm, after which alone a factor lasts; a norm that has none, or stores
@@ -47,7 +47,7 @@ def _lasts(attention: Attention) -> bool:
     return norm is None or (norm.weight and not norm.zero_centred)
 
 
-def folded_head_scale(model: Model) -> Model:
+def folded_head_scale(model: Rewritable) -> Rewritable:
     """Learned factors per head on the attention output, multiplied into the columns of the output projection."""
     scaled_heads = [name for name, attention in attentions(model.architecture) if attention.head_scale]
     if not scaled_heads:
@@ -63,7 +63,7 @@ def folded_head_scale(model: Model) -> Model:
     return model.rewritten(architecture, tensors, f"head scale folded into out ({len(scaled_heads)} layers)")
 
 
-def own_relative_bias(model: Model) -> Model:
+def own_relative_bias(model: Rewritable) -> Rewritable:
     """Every layer with a relative bias of its own: a copy of its stack's table, times the layer's factor."""
 
     def own(_: str, stack: Stack) -> Stack:
@@ -88,7 +88,7 @@ def own_relative_bias(model: Model) -> Model:
     return model.rewritten(architecture, tensors, "relative bias copied to every layer, times the layer's factor")
 
 
-def shared_relative_bias(model: Model) -> Model:
+def shared_relative_bias(model: Rewritable) -> Rewritable:
     """One relative bias for every stack whose layers' own ones are all the same, or the layer's number (from 1) times the first.
 
     Reads the tables, which are small. What is neither is left as it is.
@@ -117,7 +117,7 @@ def shared_relative_bias(model: Model) -> Model:
     )
 
 
-def _factors(model: Model, prefix: str, stack: Stack) -> list[float]:
+def _factors(model: Rewritable, prefix: str, stack: Stack) -> list[float]:
     """What the first layer's own relative bias is multiplied by to give that of each layer; empty if nothing is."""
     names = [_own_table(prefix, index) for index in range(len(stack.layers))]
     kinds = {layer.attention.relative_bias for layer in stack.layers if layer.attention}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import Activation, Architecture, Attention, Layer, Mlp, Stack, parameters
-from ckpt_core.rewrite.model import Model, holds_only, map_attentions, map_layers, map_stacks
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.rewrite.model import Rewritable, holds_only, map_attentions, map_layers, map_stacks
+from ckpt_core.tensors.assembly import LazyParameter
 
 
-def zero_biases(model: Model, architecture: Architecture) -> Model:
+def zero_biases(model: Rewritable, architecture: Architecture) -> Rewritable:
     """The model under an `architecture` that differs by biases alone, if at all; biases the model lacks become zeros.
 
     They are of the dtype of the model's first tensor.
@@ -19,13 +19,13 @@ def zero_biases(model: Model, architecture: Architecture) -> Model:
     wanted, dtype = parameters(architecture), next(iter(model.tensors.values())).dtype
     added = [name for name in wanted if name not in model.tensors]
     tensors = {
-        name: model.tensors[name] if name in model.tensors else Assembly(wanted[name], dtype, (), fill=0.0)
+        name: model.tensors[name] if name in model.tensors else LazyParameter(wanted[name], dtype, (), fill=0.0)
         for name in wanted
     }
     return model.rewritten(architecture, tensors, f"zero biases added ({len(added)} tensors)")
 
 
-def without_zero_biases(model: Model, among: str = ".bias") -> Model:
+def without_zero_biases(model: Rewritable, among: str = ".bias") -> Rewritable:
     """The model without the biases of projections and of the head whose every value is zero. Reads the biases.
 
     `among`: only those whose names end so.
@@ -64,7 +64,7 @@ def without_zero_biases(model: Model, among: str = ".bias") -> Model:
     return model.rewritten(architecture, tensors, f"biases of zeros left out ({left} tensors)")
 
 
-def gated_relu(model: Model) -> Model:
+def gated_relu(model: Rewritable) -> Rewritable:
     """A plain ReLU as a gated one whose second factor is one: its weight is zero and its bias one. Biases are added everywhere.
 
     relu(x W) = relu(x W) (x 0 + 1), for a format whose only ReLU is a gated one.
@@ -83,20 +83,20 @@ def gated_relu(model: Model) -> Model:
         return replace(layer, mlp=replace(layer.mlp, gated=True, up_bias=True, down_bias=True))
 
     architecture = map_layers(model.architecture, gated)
-    tensors: dict[str, Assembly] = {}
+    tensors: dict[str, LazyParameter] = {}
     for name, parameter in parameters(architecture).items():
         part, source = name.rpartition(".mlp.")[2], name
         if part.startswith("gate."):  # what was the only factor is the one that the activation is applied to
             source = name.replace(".mlp.gate.", ".mlp.up.")
         if part.startswith("up.") or source not in model.tensors:
             dtype = next(iter(model.tensors.values())).dtype
-            tensors[name] = Assembly(parameter, dtype, (), fill=float(part == "up.bias"))
+            tensors[name] = LazyParameter(parameter, dtype, (), fill=float(part == "up.bias"))
         else:
             tensors[name] = replace(model.tensors[source], parameter=parameter)
     return model.rewritten(architecture, tensors, "relu written with a gate that is one everywhere")
 
 
-def plain_relu(model: Model) -> Model:
+def plain_relu(model: Rewritable) -> Rewritable:
     """The way back from `gated_relu`, for a model whose second factors are still one. Reads them."""
 
     def is_gated(mlp: Mlp) -> bool:

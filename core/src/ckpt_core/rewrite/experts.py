@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import Architecture, Layer, SharedExpert, parameters
-from ckpt_core.rewrite.model import Model, holds_only, map_layers
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.rewrite.model import Rewritable, holds_only, map_layers
+from ckpt_core.tensors.assembly import LazyParameter
 
 
-def zero_shared_experts(model: Model) -> Model:
+def zero_shared_experts(model: Rewritable) -> Rewritable:
     """The model with a gated shared expert of zeros, as wide as one of the experts, wherever there are experts without one.
 
     sigmoid(x 0) (act(x 0) (x 0)) 0 = 0. Its tensors are of the dtype of the model's first tensor.
@@ -26,14 +26,14 @@ def zero_shared_experts(model: Model) -> Model:
         return model
     wanted, dtype = parameters(architecture), next(iter(model.tensors.values())).dtype
     tensors = {
-        name: model.tensors[name] if name in model.tensors else Assembly(parameter, dtype, (), fill=0.0)
+        name: model.tensors[name] if name in model.tensors else LazyParameter(parameter, dtype, (), fill=0.0)
         for name, parameter in wanted.items()
     }
     added = len(tensors) - len(model.tensors)
     return model.rewritten(architecture, tensors, f"shared experts of zeros added ({added} tensors)")
 
 
-def without_zero_shared_experts(model: Model) -> Model:
+def without_zero_shared_experts(model: Rewritable) -> Rewritable:
     """The way back from `zero_shared_experts`, for a model all of whose shared experts hold only zeros. Reads them."""
     names = [name for name in model.tensors if ".mlp.shared." in name or ".mlp.shared_gate." in name]
     if not names or not all(holds_only(model.tensors[name], model.files, 0.0) for name in names):

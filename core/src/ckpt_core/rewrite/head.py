@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import parameters, same_value
-from ckpt_core.rewrite.model import Model, scaled
+from ckpt_core.rewrite.model import Rewritable, scaled
 from ckpt_core.tensors.assembly import resized
 
 
-def vocabulary_rows(model: Model, rows: int) -> Model:
+def vocabulary_rows(model: Rewritable, rows: int) -> Rewritable:
     """The token tables with `rows` rows: padding cut off, or zeros added. `rows` is at least the true vocabulary."""
     tokens = model.architecture.tokens
     if tokens is None or tokens.padded_vocabulary == rows:
@@ -25,7 +25,7 @@ def vocabulary_rows(model: Model, rows: int) -> Model:
     return model.rewritten(architecture, tensors, f"vocabulary table of {rows} rows (was {tokens.padded_vocabulary})")
 
 
-def untied_head(model: Model) -> Model:
+def untied_head(model: Rewritable) -> Rewritable:
     """A tied head written out: the head's matrix is a second copy of the embedding's."""
     head = model.architecture.head
     if head is None or not head.tied:
@@ -35,7 +35,7 @@ def untied_head(model: Model) -> Model:
     return model.rewritten(architecture, {**model.tensors, "head.weight": copy}, "head untied: a copy of the embedding")
 
 
-def tied_head(model: Model) -> Model:
+def tied_head(model: Rewritable) -> Rewritable:
     """A head that is a copy of the embedding as a tied one; while the embedding is read, the two are compared."""
     head, tokens = model.architecture.head, "embedding.tokens.weight"
     if head is None or head.tied or model.tensors["head.weight"].maps != model.tensors[tokens].maps:
@@ -50,7 +50,7 @@ def tied_head(model: Model) -> Model:
     )
 
 
-def folded_logit_scale(model: Model) -> Model:
+def folded_logit_scale(model: Rewritable) -> Rewritable:
     """Logits that nothing scales: the factor is multiplied into a head of its own, which a tied one becomes."""
     head = model.architecture.head
     if head is None or same_value(head.scale, 1.0):
@@ -64,7 +64,7 @@ def folded_logit_scale(model: Model) -> Model:
     return model.rewritten(architecture, tensors, f"logit scale folded into the head (factor {head.scale:.9g})")
 
 
-def normed_logit_scale(model: Model, wanted: float) -> Model:
+def normed_logit_scale(model: Rewritable, wanted: float) -> Rewritable:
     """Logits scaled by `wanted`: what differs is multiplied into the last norm, and the head stays as it is."""
     head, stack = model.architecture.head, model.architecture.decoder
     norm = stack.final_norm if stack else None
@@ -80,7 +80,7 @@ def normed_logit_scale(model: Model, wanted: float) -> Model:
     return model.rewritten(architecture, tensors, f"logit scale folded into the final norm (factor {factor:.9g})")
 
 
-def folded_embedding_scale(model: Model) -> Model:
+def folded_embedding_scale(model: Rewritable) -> Rewritable:
     """An embedding that nothing scales: the factor is multiplied into it, and a tied head's logits are divided by it."""
     tokens, head = model.architecture.tokens, model.architecture.head
     if tokens is None or same_value(tokens.scale, 1.0):

@@ -11,25 +11,25 @@ from ckpt_core.architecture import Architecture, Attention, Layer, Stack, same_v
 from ckpt_core.layout import scale
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.tensors.assembly import Assembly, Source, boxes
+from ckpt_core.tensors.assembly import LazyParameter, SourceFiles, boxes
 
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Model:
+class Rewritable:
     """An architecture with its tensors, and the rewrites that led to it.
 
     `files` are those the tensors are read from, for a rewrite that depends on values.
     """
 
     architecture: Architecture
-    tensors: dict[str, Assembly]
+    tensors: dict[str, LazyParameter]
     rewrites: tuple[str, ...] = ()
     files: Sequence[FileState] = ()
 
-    def rewritten(self, architecture: Architecture, tensors: dict[str, Assembly], what: str) -> Model:
-        return Model(architecture, tensors, (*self.rewrites, what), self.files)
+    def rewritten(self, architecture: Architecture, tensors: dict[str, LazyParameter], what: str) -> Rewritable:
+        return Rewritable(architecture, tensors, (*self.rewrites, what), self.files)
 
 
 def map_stacks(architecture: Architecture, change: Callable[[str, Stack], Stack]) -> Architecture:
@@ -67,14 +67,14 @@ def attentions(architecture: Architecture) -> Iterator[tuple[str, Attention]]:
                     yield f"{prefix}layers.{index}.{name}", attention
 
 
-def scaled(assembly: Assembly, factor: float) -> Assembly:
+def scaled(assembly: LazyParameter, factor: float) -> LazyParameter:
     """The tensor times a number, in float32."""
     return assembly if same_value(factor, 1.0) else replace(assembly, maps=(*assembly.maps, scale(factor)))
 
 
-def values_of(assembly: Assembly, files: Iterable[FileState]) -> np.ndarray:
+def values_of(assembly: LazyParameter, files: Iterable[FileState]) -> np.ndarray:
     """All float32 values of a tensor, for one that is small and decides what a rewrite does."""
-    source = Source(files)
+    source = SourceFiles(files)
     try:
         whole = tuple((0, size) for size in assembly.parameter.shape)
         return decode(source.read(assembly, whole), assembly.value_dtype)
@@ -82,9 +82,9 @@ def values_of(assembly: Assembly, files: Iterable[FileState]) -> np.ndarray:
         source.close()
 
 
-def holds_only(assembly: Assembly, files: Iterable[FileState], value: float) -> bool:
+def holds_only(assembly: LazyParameter, files: Iterable[FileState], value: float) -> bool:
     """Whether every value of a tensor is `value`; read in pieces, and no further than the first that is not."""
-    source = Source(files)
+    source = SourceFiles(files)
     try:
         pieces = (source.read(assembly, box) for box in boxes(assembly.parameter.shape, _CHUNK))
         return all(bool((decode(piece, assembly.value_dtype) == value).all()) for piece in pieces)

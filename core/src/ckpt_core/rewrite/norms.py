@@ -8,10 +8,10 @@ from typing import Any
 
 from ckpt_core.architecture import Norm
 from ckpt_core.layout import plus_one
-from ckpt_core.rewrite.model import Model
+from ckpt_core.rewrite.model import Rewritable
 
 
-def uncentred_norms(model: Model) -> Model:
+def uncentred_norms(model: Rewritable) -> Rewritable:
     """Norms whose weight is the factor itself: one is added, in float32, where it was stored less one (layernorm1p).
 
     Only where that is so for all norms; exact up to one rounding per element.

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from ckpt_core.architecture import Architecture, Layer, Patches, Positions, Stack, parameters
 from ckpt_core.errors import Refusal, UsageError
-from ckpt_core.rewrite.model import Model, holds_only, map_layers, map_stacks
-from ckpt_core.tensors.assembly import Assembly, Factor, WeightedRows
+from ckpt_core.rewrite.model import Rewritable, holds_only, map_layers, map_stacks
+from ckpt_core.tensors.assembly import Factor, LazyParameter, WeightedRows
 
 _TABLE = "positions.weight"
 _BIAS = "embedding.patches.bias"
@@ -17,7 +17,7 @@ _MOST = 1 << 17  # positions: images of 5792 x 5792 pixels in patches of 16
 _CUBIC = -0.75  # the free parameter of cubic convolution, as in torch's bicubic
 
 
-def folded_patch_bias(model: Model) -> Model:
+def folded_patch_bias(model: Rewritable) -> Rewritable:
     """Patches without a bias: it is added to the positions of the patches, in float32. A bias of zeros is left out.
 
     Only for a model with a learned position for each patch; any other is left as it is. Reads the bias.
@@ -33,11 +33,11 @@ def folded_patch_bias(model: Model) -> Model:
     count, before = table.parameter.shape[0], patches.class_tokens
     each = WeightedRows(table, tuple((row,) for row in range(count)), ((1.0,),) * count)
     once = WeightedRows(bias, ((0,),) * count, tuple((float(row >= before),) for row in range(count)))
-    tensors[_TABLE] = Assembly(table.parameter, table.dtype, (), added=(each, once))
+    tensors[_TABLE] = LazyParameter(table.parameter, table.dtype, (), added=(each, once))
     return model.rewritten(architecture, tensors, "patch bias added to the positions of the patches")
 
 
-def folded_layer_scale(model: Model) -> Model:
+def folded_layer_scale(model: Rewritable) -> Rewritable:
     """Blocks whose output nothing scales: the factor of each channel is multiplied into the block's last projection, in float32.
 
     A model with experts, or with a norm between the projection and the factor, is left as it is.
@@ -65,7 +65,7 @@ def _ends_in_a_projection(layer: Layer) -> bool:
     return layer.mlp.moe is None and not normed
 
 
-def without_classes(model: Model) -> Model:
+def without_classes(model: Rewritable) -> Rewritable:
     """The model without the linear layer of its classes: what that reads is the output.
 
     This changes the model: it is never done unless asked for.
@@ -79,7 +79,7 @@ def without_classes(model: Model) -> Model:
     return model.rewritten(architecture, tensors, f"the {classifier.classes} classes left out")
 
 
-def resized_images(model: Model, size: str) -> Model:
+def resized_images(model: Rewritable, size: str) -> Rewritable:
     """The model for images of another size (`224`, or height x width: `224x192`), its positions interpolated.
 
     Bicubic in float32, as transformers interpolates them for an image of another size; class tokens keep theirs. This
@@ -112,7 +112,7 @@ def resized_images(model: Model, size: str) -> Model:
     architecture = replace(map_stacks(model.architecture, longer), patches=changed)
     table = model.tensors[_TABLE]
     term = _interpolated(table, patches, changed)
-    added = Assembly(parameters(architecture)[_TABLE], table.dtype, (), added=(term,))
+    added = LazyParameter(parameters(architecture)[_TABLE], table.dtype, (), added=(term,))
     what = f"positions interpolated from images of {patches.height} x {patches.width} to {height} x {width} (bicubic)"
     return model.rewritten(architecture, {**model.tensors, _TABLE: added}, what)
 
@@ -149,7 +149,7 @@ def _positions(architecture: Architecture) -> Positions | None:
     return found if fits else None
 
 
-def _interpolated(table: Assembly, before: Patches, after: Patches) -> WeightedRows:
+def _interpolated(table: LazyParameter, before: Patches, after: Patches) -> WeightedRows:
     """The rows for a grid of patches as weighted sums of 4 x 4 of the old one; pixels count from the corners of the image."""
     down, across = (_taps(old, new) for old, new in zip(_grid(before), _grid(after), strict=True))
     columns, first = _grid(before)[1], before.class_tokens

@@ -37,7 +37,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class StoredPart:
     """A part of a canonical parameter in a file. The tile's one native dimension counts elements from `offset` bytes.
 
     `record` is what it lies in, where that has a checksum to be added up.
@@ -74,7 +74,7 @@ def _flat_links(links: tuple[Link, ...], strides: tuple[int, ...]) -> tuple[Link
 class Factor:
     """A tensor that another one is multiplied by, element by element; `axes` are its axes' numbers in the other."""
 
-    assembly: Assembly
+    assembly: LazyParameter
     axes: tuple[int, ...]
 
 
@@ -85,13 +85,13 @@ class WeightedRows:
     A tensor with one axis less than the sum is a single row.
     """
 
-    assembly: Assembly
+    assembly: LazyParameter
     rows: tuple[tuple[int, ...], ...]
     weights: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
+class LazyParameter:
     """One canonical tensor and the blocks it is put together from.
 
     `blocks` cover the parameter exactly once; what they leave out (vocabulary padding that no file
@@ -105,13 +105,13 @@ class Assembly:
 
     parameter: Parameter
     dtype: DType
-    blocks: tuple[Block, ...]
-    copies: tuple[Block, ...] = ()
+    blocks: tuple[StoredPart, ...]
+    copies: tuple[StoredPart, ...] = ()
     maps: tuple[ValueMap, ...] = ()
     factors: tuple[Factor, ...] = ()
     fill: float | None = None
-    rounded: tuple[Block, ...] = ()
-    averaged: tuple[tuple[Block, ...], ...] = ()
+    rounded: tuple[StoredPart, ...] = ()
+    averaged: tuple[tuple[StoredPart, ...], ...] = ()
     added: tuple[WeightedRows, ...] = ()
 
     @property
@@ -138,7 +138,7 @@ class Assembly:
         return self.dtype.bits + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
 
     @property
-    def all_blocks(self) -> tuple[Block, ...]:
+    def all_blocks(self) -> tuple[StoredPart, ...]:
         """Everything that is read to put the tensor together, and to check it."""
         own = (*self.blocks, *self.copies, *self.rounded, *(block for rank in self.averaged for block in rank))
         return (*own, *(block for term in self.added for block in term.assembly.all_blocks))
@@ -167,7 +167,7 @@ def significant_bits(factor: float) -> int:
     return 53 - ((whole & -whole).bit_length() - 1)
 
 
-class Source:
+class SourceFiles:
     """Open source files, each checked to be what it was when the plan was made."""
 
     def __init__(self, states: Iterable[FileState]) -> None:
@@ -176,7 +176,7 @@ class Source:
         self._inflated: dict[str, Inflated | None] = {}
 
     def read(
-        self, assembly: Assembly, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
+        self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
     ) -> np.ndarray:
         """The canonical values of `box` as raw elements of `assembly.value_dtype`, C-contiguous.
 
@@ -203,7 +203,7 @@ class Source:
             return raw
         return self._mapped(assembly, box, decode(raw, assembly.dtype))
 
-    def _mapped(self, assembly: Assembly, box: Box, values: np.ndarray) -> np.ndarray:
+    def _mapped(self, assembly: LazyParameter, box: Box, values: np.ndarray) -> np.ndarray:
         for value_map in assembly.maps:
             values = value_map.apply(values)
         for factor in assembly.factors:
@@ -235,7 +235,7 @@ class Source:
                 total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
         return total
 
-    def _gather(self, blocks: Sequence[Block], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
+    def _gather(self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
         """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
         parts = [(block, tile) for block in blocks for tile in block.within(box)]
         if sum(tile.elements for _, tile in parts) != raw.size:
@@ -243,7 +243,7 @@ class Source:
         for block, tile in parts:
             self._fill(block, tile, tile_view(raw, tile, box), sums)
 
-    def _average(self, assembly: Assembly, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
+    def _average(self, assembly: LazyParameter, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
         ranks = (assembly.blocks, *assembly.averaged)
         mean[...] = 0
         for blocks in ranks:
@@ -252,7 +252,7 @@ class Source:
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
 
-    def _fill(self, block: Block, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
+    def _fill(self, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
         offset = block.offset + tile.native_base[0] * block.dtype.size
         add = None if sums is None or block.record is None else _adder(block.record, sums)
         with self._reading(block.path) as read:
@@ -271,7 +271,7 @@ class Source:
             yield functools.partial(pread_into, descriptor, path=path)
 
     def _compare(
-        self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray, sums: Counter[str] | None
+        self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
     ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
         self._fill(block, tile, copy, sums)
@@ -285,7 +285,7 @@ class Source:
             )
 
     def _compare_rounded(
-        self, assembly: Assembly, block: Block, tile: Tile, view: np.ndarray, sums: Counter[str] | None
+        self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
     ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
         self._fill(block, tile, copy, sums)
@@ -299,7 +299,7 @@ class Source:
                 fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
             )
 
-    def _check_records(self, blocks: Iterable[Block]) -> None:
+    def _check_records(self, blocks: Iterable[StoredPart]) -> None:
         """Of values that contradict each other, say which are damaged, where a checksum tells."""
         for record in {block.record for block in blocks if block.record is not None}:
             self.check_record(record)
@@ -370,15 +370,15 @@ def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
 
 
 @dataclass
-class Assembler:
+class ParameterBuilder:
     """Puts canonical tensors together from native ones, and accounts for every element."""
 
     parameters: Mapping[str, Parameter]
     file: str
-    _blocks: dict[str, list[Block]] = field(default_factory=dict)
-    _copies: dict[str, list[Block]] = field(default_factory=dict)
-    _rounded: dict[str, list[Block]] = field(default_factory=dict)
-    _averaged: dict[str, list[tuple[Block, ...]]] = field(default_factory=dict)
+    _blocks: dict[str, list[StoredPart]] = field(default_factory=dict)
+    _copies: dict[str, list[StoredPart]] = field(default_factory=dict)
+    _rounded: dict[str, list[StoredPart]] = field(default_factory=dict)
+    _averaged: dict[str, list[tuple[StoredPart, ...]]] = field(default_factory=dict)
     _maps: dict[str, tuple[ValueMap, ...]] = field(default_factory=dict)
     problems: Problems = field(init=False)
 
@@ -403,7 +403,7 @@ class Assembler:
             for parameter, blocks in self._pieces(native, shards):
                 self._averaged.setdefault(parameter, []).append(tuple(blocks))
 
-    def _pieces(self, native: Native, shards: Sequence[Shard]) -> Iterator[tuple[str, list[Block]]]:
+    def _pieces(self, native: Native, shards: Sequence[Shard]) -> Iterator[tuple[str, list[StoredPart]]]:
         """The parameters in a native tensor, each with its blocks."""
         if not tiles_exactly(native.shape, shards):
             self.problems.add(self._shape_problem(native, shards))
@@ -420,7 +420,7 @@ class Assembler:
                 for tile in tiles:
                     stored = shard.stored
                     blocks.append(
-                        Block(
+                        StoredPart(
                             stored.file,
                             stored.dtype,
                             stored.offset,
@@ -447,9 +447,9 @@ class Assembler:
         axes = {str(axis): None for piece in native.pieces for axis in self.parameters[piece.parameter].axes}
         return f"shape {native.shape}: {native.row.sentence} with {' '.join(axes)}"
 
-    def finish(self) -> dict[str, Assembly]:
+    def finish(self) -> dict[str, LazyParameter]:
         """The canonical tensors; raises every problem found, missing and doubled elements by name among them."""
-        found: dict[str, Assembly] = {}
+        found: dict[str, LazyParameter] = {}
         for name, parameter in self.parameters.items():
             blocks = tuple(self._blocks.get(name, ()))
             elements = sum(block.tile.elements for block in blocks)
@@ -473,7 +473,7 @@ class Assembler:
                 )
             elif blocks:
                 averaged = tuple(self._averaged.get(name, ()))
-                found[name] = Assembly(
+                found[name] = LazyParameter(
                     parameter,
                     FP32 if averaged else blocks[0].dtype,
                     blocks,
@@ -495,11 +495,11 @@ def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     return tiles(shape, boxes)
 
 
-def resized(assembly: Assembly, parameter: Parameter) -> Assembly:
+def resized(assembly: LazyParameter, parameter: Parameter) -> LazyParameter:
     """The same tensor with another number of rows on axis 0: cut, or padded with zeros (vocabulary padding)."""
     rows = min(parameter.shape[0], assembly.parameter.shape[0])
 
-    def cut(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    def cut(blocks: Iterable[StoredPart]) -> tuple[StoredPart, ...]:
         return tuple(replace(block, tile=tile) for block in blocks for tile in block.tile.cut_canonical(0, 0, rows))
 
     return replace(

@@ -9,12 +9,12 @@ import numpy as np
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Native, ValueMap
 from ckpt_core.storage.dtypes import DType, decode, dtype_named, encode
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.tensors.assembly import LazyParameter
 
 _WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2": 0}
 
 
-def storage_dtype(native: Native, tensors: Mapping[str, Assembly], wanted: DType | None) -> DType:
+def storage_dtype(native: Native, tensors: Mapping[str, LazyParameter], wanted: DType | None) -> DType:
     """The dtype a native tensor is stored in: what its row fixes, else `wanted`, else the widest of its parts.
 
     A part whose values were computed (an attention scale folded into it) is at least float32, so that nothing is rounded.

@@ -43,7 +43,7 @@ from ckpt_core.storage.bytes.files import read_small
 from ckpt_core.testing.entries import Entry, one_of_each
 from ckpt_core.testing.examples import Values, calm_numbers, write_ir
 from ckpt_core.testing.functions import apart, outputs
-from ckpt_core.testing.quirks import HEAVY, Golden, Layout, Quirks
+from ckpt_core.testing.quirks import HEAVY, Golden, Quirks, Ranks
 from ckpt_core.testing.variations import Variation, names_a_fact, variations
 from ckpt_core.verify.declared import FILE, Declared, Sentences
 from ckpt_core.verify.tracer import Trace, hold_against_declared
@@ -102,27 +102,27 @@ class Workshop:
             )
         return self._sources[key]
 
-    def write(self, src: str, layout: Layout | None = None, /, to: str | None = None, **options: str) -> str:
+    def write(self, src: str, layout: Ranks | None = None, /, to: str | None = None, **options: str) -> str:
         """`src` converted to the format under test (or `to`), at a new place."""
         dst = self.new()
         convert(src, dst, **self.arguments(layout, to, **options))
         return dst
 
-    def converted(self, src: str, layout: Layout | None = None) -> str:
+    def converted(self, src: str, layout: Ranks | None = None) -> str:
         """As `write`, but made once, for laws that only read it."""
         key = (src, layout)
         if key not in self._converted:
             self._converted[key] = self.write(src, layout)
         return self._converted[key]
 
-    def arguments(self, layout: Layout | None = None, /, to: str | None = None, **options: str) -> dict[str, Any]:
+    def arguments(self, layout: Ranks | None = None, /, to: str | None = None, **options: str) -> dict[str, Any]:
         """What `convert` is called with."""
         to = to or self.format
         given = {**(self.quirks.write_options if to == self.format else {}), **options}
         return {
             "to": to,
             "options": {f"dst.{name}": value for name, value in given.items()},
-            **(layout or Layout()).asked(),
+            **(layout or Ranks()).asked(),
         }
 
     def base(self) -> Architecture:
@@ -240,7 +240,7 @@ class FormatConformance:
 
     # The lens laws
 
-    def test_what_is_written_reads_back(self, workshop: Workshop, model: Architecture, layout: Layout) -> None:
+    def test_what_is_written_reads_back(self, workshop: Workshop, model: Architecture, layout: Ranks) -> None:
         source = workshop.source(model)
         out = workshop.converted(source, layout)
         assert fingerprint(out, format=self.format, options=self.quirks.read_options) == fingerprint(source)
@@ -253,7 +253,7 @@ class FormatConformance:
                     f"{name} differs"
                 )
 
-    def test_what_is_read_writes_back(self, workshop: Workshop, model: Architecture, layout: Layout) -> None:
+    def test_what_is_read_writes_back(self, workshop: Workshop, model: Architecture, layout: Ranks) -> None:
         first = workshop.converted(workshop.source(model), layout)
         second = workshop.write(first, layout)
         assert_same_weights(first, second, self._weight_files(workshop, first, layout))
@@ -481,7 +481,7 @@ class FormatConformance:
             pytest.skip("Quirks.entries is None: nothing to damage")
         return self.quirks.entries
 
-    def _weight_files(self, workshop: Workshop, source: str, layout: Layout) -> list[str]:
+    def _weight_files(self, workshop: Workshop, source: str, layout: Ranks) -> list[str]:
         plan = plan_conversion(source, workshop.new(), **workshop.arguments(layout))
         return [file.path for file in plan.target.files]
 

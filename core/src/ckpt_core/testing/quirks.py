@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "tensorflow", "jax", "safetensors", "accelerat
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Ranks:
     """Ranks of a parallel layout."""
 
     tp: int = 1
@@ -63,11 +63,11 @@ class Quirks:
     frameworks: tuple[str, ...] = ()
     goldens: str | os.PathLike | None = None
 
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> list[Ranks]:
         """Every combination of ranks, the whole model first."""
-        return [Layout(tp, pp, ep) for ep, pp, tp in itertools.product(self.ep, self.pp, self.tp)]
+        return [Ranks(tp, pp, ep) for ep, pp, tp in itertools.product(self.ep, self.pp, self.tp)]
 
-    def layouts_of(self, number: int) -> list[Layout]:
+    def layouts_of(self, number: int) -> list[Ranks]:
         """Those in which the model of this number is tried: the first in all, each other one whole, in the last, and in one
         of those between, another for each."""
         layouts = self.layouts()
@@ -108,6 +108,6 @@ class Golden:
         return str(self.folder / "checkpoint")
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> Ranks:
         """The layout it was saved in, as `case.json` says."""
-        return Layout(*(int(str(self.case.get(name) or 1)) for name in ("tp", "pp", "ep")))
+        return Ranks(*(int(str(self.case.get(name) or 1)) for name in ("tp", "pp", "ep")))

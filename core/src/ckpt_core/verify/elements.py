@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckpt_core.architecture import Axis, Parameter
-from ckpt_core.layout import Native, Piece, Tile, parse
+from ckpt_core.layout import Native, Part, Tile, parse
 from ckpt_core.layout.sentence import Name, Node, One, Padding, Product, Sum
 
 _EXHAUSTIVE = 1 << 14
@@ -87,7 +87,7 @@ class _Part:
     parts: frozenset[str | None]
 
     @classmethod
-    def of(cls, piece: Piece, native: Native, known: Mapping[str, Parameter], sentence: str) -> _Part:
+    def of(cls, piece: Part, native: Native, known: Mapping[str, Parameter], sentence: str) -> _Part:
         prefix, name = _named(piece.parameter, native.row.canonical)
         names = [name, *sorted(parse(sentence).part_names())] if name is not None else [None]
         named = {part: f"{prefix}{native.row.canonical.format(part=part)}" for part in names}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ckpt_core.architecture import Parameter
 from ckpt_core.layout import Tile
-from ckpt_core.tensors.assembly import Assembly, Block, Box
+from ckpt_core.tensors.assembly import Box, LazyParameter, StoredPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Share:
         return self.elements == math.prod(stop - start for start, stop in self.box)
 
 
-def shares_of(assembly: Assembly) -> list[Share]:
+def shares_of(assembly: LazyParameter) -> list[Share]:
     """The shares of all files in a tensor, those of the weights first, in the order of their place in the tensor.
 
     A tensor that is computed (a sum of others, a constant) has none of its own.
@@ -40,7 +40,7 @@ def shares_of(assembly: Assembly) -> list[Share]:
     return found + [share for rank in assembly.averaged for share in _shares(rank, "averaged")]
 
 
-def _shares(blocks: Iterable[Block], role: str) -> list[Share]:
+def _shares(blocks: Iterable[StoredPart], role: str) -> list[Share]:
     held: dict[str, tuple[Box, int]] = {}
     for block in blocks:
         box, elements = bounds(block.tile), block.tile.elements

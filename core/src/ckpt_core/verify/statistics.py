@@ -17,7 +17,7 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.run import Listener
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.tensors.assembly import Source, boxes
+from ckpt_core.tensors.assembly import SourceFiles, boxes
 
 _ELEMENTS = 1 << 20
 
@@ -102,7 +102,7 @@ def statistics(
     return over_tensors(checkpoint, _of_tensor, workers=workers, listener=listener)
 
 
-def _of_tensor(transfer: Transfer, source: Source) -> Statistics:
+def _of_tensor(transfer: Transfer, source: SourceFiles) -> Statistics:
     assembly, sums = transfer.assembly, Sums()
     for box in boxes(assembly.parameter.true_shape, _ELEMENTS):
         values = source.read(assembly, box, transient=True)

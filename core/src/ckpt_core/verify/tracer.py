@@ -30,7 +30,7 @@ from ckpt_core.plugins.discovery import Plugin, all_plugins, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import contiguous_strides
-from ckpt_core.tensors.assembly import Assembly, Block, flat_tile
+from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile
 from ckpt_core.verify.declared import Declared, Sentences
 from ckpt_core.verify.elements import Departed, departure, sampled
 
@@ -121,8 +121,8 @@ def model_of_holes(architecture: Architecture, dtype: DType) -> Checkpoint:
     """A checkpoint whose tensors are whole, and nowhere."""
     tensors = {}
     for name, parameter in parameters(architecture).items():
-        block = Block("nowhere", dtype, 0, flat_tile(_whole(parameter), contiguous_strides(parameter.shape)))
-        tensors[name] = Assembly(parameter, dtype, (block,))
+        block = StoredPart("nowhere", dtype, 0, flat_tile(_whole(parameter), contiguous_strides(parameter.shape)))
+        tensors[name] = LazyParameter(parameter, dtype, (block,))
     return Checkpoint("ir", "nowhere", architecture, tensors, [])
 
 
@@ -171,7 +171,7 @@ def _compared(plan: Plan, back: Checkpoint, out: str) -> Trace:
     return found
 
 
-def _offsets(block: Block, places: np.ndarray) -> np.ndarray:
+def _offsets(block: StoredPart, places: np.ndarray) -> np.ndarray:
     """The byte at which a block keeps each place; -1 for places that it does not hold."""
     tile = block.tile
     element = np.full(len(places), tile.native_base[0], np.int64)
@@ -187,7 +187,7 @@ def _offsets(block: Block, places: np.ndarray) -> np.ndarray:
     return np.where(held, block.offset + element * block.dtype.size, -1)
 
 
-def _first_unwritten(block: Block, places: np.ndarray, put: Sequence[tuple[str, np.ndarray]]) -> int | None:
+def _first_unwritten(block: StoredPart, places: np.ndarray, put: Sequence[tuple[str, np.ndarray]]) -> int | None:
     """The number of the first place that the reader looks for where it was not put."""
     looked = _offsets(block, places)
     right = looked < 0
@@ -201,8 +201,8 @@ def _first_unwritten(block: Block, places: np.ndarray, put: Sequence[tuple[str, 
 def _explained(
     parameter: Parameter,
     place: np.ndarray,
-    block: Block,
-    written: Mapping[str, Sequence[Block]],
+    block: StoredPart,
+    written: Mapping[str, Sequence[StoredPart]],
     wanted: Mapping[str, Parameter],
     out: str,
 ) -> Misplaced:
@@ -224,7 +224,7 @@ def _explained(
     return Misplaced(parameter.name, axis.name, int(place[0]), "nothing")
 
 
-def _coordinate(block: Block, address: int) -> tuple[int, ...] | None:
+def _coordinate(block: StoredPart, address: int) -> tuple[int, ...] | None:
     """The canonical coordinate that a block keeps at a byte of its file; None if none."""
     rest = (address - block.offset) // block.dtype.size - block.tile.native_base[0]
     place = list(block.tile.canonical_base)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import (
-    Assembler,
     Checkpoint,
     CkptError,
     FormatError,
     Loss,
     NamedModel,
+    ParameterBuilder,
     Problems,
     ReadRequest,
     Sidecar,
@@ -125,9 +125,9 @@ def _is_companion(name: str) -> bool:
 
 
 def _assembled(found: Found, model: NamedModel, where: str) -> dict:
-    layout = layouts.Layout(model.tables, model.architecture)
+    layout = layouts.BoundTables(model.tables, model.architecture)
     natives = layout.natives()
-    assembler = Assembler(layout.parameters, where)
+    assembler = ParameterBuilder(layout.parameters, where)
     for problem in layouts.account(natives, layout.tables, found.kept, where):
         assembler.problems.add(problem)
     for name, native in natives.items():

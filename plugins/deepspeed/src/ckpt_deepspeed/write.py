@@ -38,7 +38,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = named_for("hf", checkpoint)
     flat = bool(hints.get("flat") if options.get("flat") is None else options["flat"])
     moments = bool(options.get("moments", True))
-    natives = list(layouts.Layout(model.tables, model.architecture).natives().values())
+    natives = list(layouts.BoundTables(model.tables, model.architecture).natives().values())
     written = Written()
     owned = [native for native in natives if not native.row.copy]
     for native in owned:

@@ -17,17 +17,17 @@ from ckpt_core.sdk import (
     Custom,
     Entry,
     Facts,
-    Field,
+    Key,
     Loss,
     PerLayer,
     Refusal,
     Table,
-    const,
     custom,
-    field,
-    fixed,
+    fact_is,
     ignore,
     implied,
+    key,
+    key_is,
     note,
     one_of,
     rewrites,
@@ -68,7 +68,7 @@ GENERIC: list[Any] = [
     ignore("_name_or_path", "_model_name_or_path", "model_name", "transformers_version", "_commit_hash", "transformers.js_config",
            "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config", why="names, not meaning"),
     # nanotron's own converters leave this key in HF configs; HF rotates halves whatever it says
-    const("rope_interleaved", False, written=False),
+    key_is("rope_interleaved", False, written=False),
     implied("torch_dtype", "dtype", why="every tensor knows its own dtype"),
     ignore("use_cache", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16",
            "_attn_implementation_autoset", "_attn_implementation", "attn_implementation", "attn_implementation_internal",
@@ -86,14 +86,14 @@ GENERIC: list[Any] = [
     ignore("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
            "router_aux_loss_coef", "router_jitter_noise", "neftune_noise_alpha", why="training only"),
     ignore("pretraining_tp", why="splits matrix products; the sum is the same"),
-    const("is_decoder", False, written=False),
-    const("is_encoder_decoder", False, written=False),
-    const("add_cross_attention", False, written=False),
-    const("tie_encoder_decoder", False, written=False),
-    const("quantization_config", None, written=False),
+    key_is("is_decoder", False, written=False),
+    key_is("is_encoder_decoder", False, written=False),
+    key_is("add_cross_attention", False, written=False),
+    key_is("tie_encoder_decoder", False, written=False),
+    key_is("quantization_config", None, written=False),
     # Keys of other classes, or of code beside the weights, that published files carry at the value that changes nothing.
-    const("lm_head_bias", False, written=False),
-    const("use_mrope", False, written=False),
+    key_is("lm_head_bias", False, written=False),
+    key_is("use_mrope", False, written=False),
     # Most classes have ids of their own for a missing key, which belong to the vocabulary of one published model.
     note("bos_token_id", "bos", null=True),
     note("eos_token_id", "eos", null=True),
@@ -123,7 +123,7 @@ class Family:
     arrangement: str = ""
     arranged: Mapping[object, Sequence[Tables]] = member(default_factory=dict)
     leftovers: Callable[[Architecture], Table] = lambda architecture: Table()
-    rewrite: Callable[[rewrites.Model], rewrites.Model] | None = None
+    rewrite: Callable[[rewrites.Rewritable], rewrites.Rewritable] | None = None
     as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
     losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False
@@ -149,12 +149,12 @@ class Family:
 
 
 # Of the decoders that attend to what is before them. Embedding models set it to false, and then attend both ways (gte-Qwen2).
-CAUSAL = const("is_causal", True, written=False)
+CAUSAL = key_is("is_causal", True, written=False)
 
 
 def unbiased(*keys: str) -> list[Entry]:
     """Biases that a class never has and has no key for; published files say so nevertheless."""
-    return [const(key, False, written=False) for key in keys]
+    return [key_is(key, False, written=False) for key in keys]
 
 
 def alias(key: str, own: str) -> Custom:
@@ -173,12 +173,12 @@ def alias(key: str, own: str) -> Custom:
 
 def norms(kind: str, *paths: str, **facts: object) -> list[Any]:
     """Every norm at `paths` is of this kind, with these facts."""
-    return [fixed(f"{path}.{name}", value) for path in paths for name, value in {"kind": kind, **facts}.items()]
+    return [fact_is(f"{path}.{name}", value) for path in paths for name, value in {"kind": kind, **facts}.items()]
 
 
-def groups(default: int) -> Field:
+def groups(default: int) -> Key:
     """Null means as many as heads, in every class; left out means a number of the class's own."""
-    return field("num_key_value_heads", "attention.groups", default=default, null=same_as("num_attention_heads"))
+    return key("num_key_value_heads", "attention.groups", default=default, null=same_as("num_attention_heads"))
 
 
 def transformers_version(config: Mapping[str, Any]) -> tuple[int, int] | None:

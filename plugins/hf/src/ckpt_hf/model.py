@@ -59,7 +59,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     fit = choose(checkpoint)
     model = fit.model
     natives = fit.natives()
-    source = lazy.Source(checkpoint.files)
+    source = lazy.SourceFiles(checkpoint.files)
     state: dict[str, torch.Tensor] = {}
     names: list[str] = []
     try:
@@ -69,7 +69,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
             for piece in native.pieces:
                 assembly = model.tensors[piece.parameter]
                 box = tuple((0, size) for size in assembly.parameter.shape)
-                block = lazy.Block("", dtype, 0, lazy.flat_tile(piece.tile, lazy.contiguous_strides(native.shape)))
+                block = lazy.StoredPart("", dtype, 0, lazy.flat_tile(piece.tile, lazy.contiguous_strides(native.shape)))
                 values = lazy.stored_values(
                     source.read(assembly, box), assembly.value_dtype, dtype, (), piece.parameter
                 )

@@ -48,7 +48,7 @@ class Match:
     """The tables that fit the names found, spelt as those are, and what they say of an architecture."""
 
     spelling: Spelling
-    layout: layouts.Layout
+    layout: layouts.BoundTables
     leftovers: Table
     natives: dict[str, Native]
 
@@ -64,7 +64,7 @@ def matching(
     found, leftovers = set(names), leftovers or Table()
     best: tuple[int, Tables, Spelling] | None = None
     complete: dict[frozenset[tuple[str, str]], tuple[Tables, Spelling]] = {}
-    bound = [(tables, layouts.Layout(tables, architecture).natives()) for tables in spellings]
+    bound = [(tables, layouts.BoundTables(tables, architecture).natives()) for tables in spellings]
     for spelling in _candidates(bound, found):
         for tables, natives in bound:
             spelt = {spelling.of(name): name for name in natives}
@@ -82,7 +82,7 @@ def matching(
             fix="rename the tensors as transformers saves them",
         )
     tables, spelling = next(iter(complete.values())) if complete else best[1:] if best else (spellings[0], Spelling())
-    layout = layouts.Layout(tuple(map(spelling.table, tables)) if spelling.hints() else tables, architecture)
+    layout = layouts.BoundTables(tuple(map(spelling.table, tables)) if spelling.hints() else tables, architecture)
     return Match(spelling, layout, spelling.table(leftovers), layout.natives())
 
 

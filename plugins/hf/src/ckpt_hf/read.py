@@ -8,11 +8,11 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     CkptError,
     Ledger,
     Loss,
+    ParameterBuilder,
     ReadRequest,
     Shard,
     architecture_of,
@@ -76,7 +76,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     match = matching(family.tables_for(arrangement), tensors, architecture, family.leftovers(architecture))
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
-    assembler = Assembler(match.layout.parameters, folder)
+    assembler = ParameterBuilder(match.layout.parameters, folder)
     for problem in layouts.account(match.natives, [*match.layout.tables, match.leftovers], tensors, folder):
         assembler.problems.add(problem)
     for name, native in match.natives.items():

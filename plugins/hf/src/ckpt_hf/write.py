@@ -39,7 +39,7 @@ class Fit:
     """
 
     family: Family
-    model: rewrites.Model
+    model: rewrites.Rewritable
     config: dict[str, object]
     tables: Tables
     tokens: list[str]
@@ -52,7 +52,7 @@ class Fit:
     def natives(self) -> list[Native]:
         """The tensors of its files."""
         copies = self.family.loads_copies(self.model.architecture)
-        bound = layouts.Layout(self.tables, self.model.architecture).natives().values()
+        bound = layouts.BoundTables(self.tables, self.model.architecture).natives().values()
         return [native for native in bound if copies or not native.row.copy]
 
 
@@ -87,7 +87,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def settings_beside(checkpoint: Checkpoint, model: rewrites.Model) -> dict[str, bytes]:
+def settings_beside(checkpoint: Checkpoint, model: rewrites.Rewritable) -> dict[str, bytes]:
     """The files that transformers keeps beside a config for what others keep in theirs: how images are prepared, and
     the defaults of `generate`."""
     found = {}
@@ -105,7 +105,7 @@ def settings_said(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: checkpoint.notes[name] for name in ("image_processor", "generation") if name in checkpoint.notes}
 
 
-def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[rewrites.Model], rewrites.Model]]:
+def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[rewrites.Rewritable], rewrites.Rewritable]]:
     """The changes of the model that options ask for."""
     size = options.get("image_size")
     if size is not None:
@@ -117,7 +117,7 @@ def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[rewrites.Model], re
 
 
 def choose(
-    checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[rewrites.Model], rewrites.Model]] = ()
+    checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[rewrites.Rewritable], rewrites.Rewritable]] = ()
 ) -> Fit:
     """The class to write: `wanted`, else the one the source came from if it fits, else the first that fits.
 
@@ -133,7 +133,7 @@ def choose(
     hints = checkpoint.hints_for("hf")
     families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     tokens = checkpoint.architecture.tokens
-    model = rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
+    model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
     if tokens is not None:
         model = rewrites.vocabulary_rows(model, tokens.vocabulary)
     for change in asked:
@@ -167,7 +167,7 @@ def choose(
     )
 
 
-def _candidates(model: rewrites.Model, families: list[Family]) -> Iterator[tuple[Family, rewrites.Model]]:
+def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[tuple[Family, rewrites.Rewritable]]:
     """Every class with the model as it is, then with what suits any class, then with what the class itself asks for."""
     for variant in _variants(model):
         for family in families:
@@ -177,7 +177,7 @@ def _candidates(model: rewrites.Model, families: list[Family]) -> Iterator[tuple
             yield family, rewritten
 
 
-def _variants(model: rewrites.Model) -> Iterator[rewrites.Model]:
+def _variants(model: rewrites.Rewritable) -> Iterator[rewrites.Rewritable]:
     """The model, and what it becomes by rewrites that change no output."""
     yield model
     folded = rewrites.folded_attention_scale(model)
@@ -199,7 +199,7 @@ def _variants(model: rewrites.Model) -> Iterator[rewrites.Model]:
         yield uncentred
 
 
-def _config(family: Family, model: rewrites.Model, notes: dict[str, object]) -> dict[str, object]:
+def _config(family: Family, model: rewrites.Rewritable, notes: dict[str, object]) -> dict[str, object]:
     reason = family.constraint(model.architecture)
     if reason is not None:
         raise Refusal(f"{family.class_name}: {reason}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Config, Entry, Facts, Refusal, custom, field, fixed, note, schema, uniform
+from ckpt_core.sdk import Architecture, Config, Entry, Facts, Refusal, custom, fact_is, key, note, schema, uniform
 from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, window
 from ckpt_megatron.args.mlp import activation, widths
 from ckpt_megatron.args.norms import norms
@@ -43,10 +43,10 @@ def _common(attention: str) -> list[Entry]:
     """The lines that models with usual and with latent attention share; `attention` is the path of theirs."""
     latent = attention == "latent_attention"
     return [
-        fixed("kind", "decoder"),
-        fixed("causal", True),
-        field("hidden_size", "hidden"),
-        field("num_attention_heads", f"{attention}.heads"),
+        fact_is("kind", "decoder"),
+        fact_is("causal", True),
+        key("hidden_size", "hidden"),
+        key("num_attention_heads", f"{attention}.heads"),
         widths(),
         activation(),
         biases(latent),
@@ -103,11 +103,11 @@ MLA = Config(
     "Megatron's GPTModel with latent attention",
     [
         neutral("multi_latent_attention", True),
-        field("q_lora_rank", "latent_attention.q_rank", default=None),
-        field("kv_lora_rank", "latent_attention.kv_rank", default=512),
-        field("qk_head_dim", "latent_attention.nope_dim", default=128),
-        field("qk_pos_emb_head_dim", "latent_attention.rope_dim", default=64),
-        field("v_head_dim", "latent_attention.value_dim", default=128),
+        key("q_lora_rank", "latent_attention.q_rank", default=None),
+        key("kv_lora_rank", "latent_attention.kv_rank", default=512),
+        key("qk_head_dim", "latent_attention.nope_dim", default=128),
+        key("qk_pos_emb_head_dim", "latent_attention.rope_dim", default=64),
+        key("v_head_dim", "latent_attention.value_dim", default=128),
         *_common("latent_attention"),
         neutral("rotary_interleaved", False),
         neutral("window_size", None),

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     CkptError,
     FormatError,
     Loss,
     Native,
+    ParameterBuilder,
     ReadRequest,
     Shard,
     architecture_of,
@@ -179,10 +179,10 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
         )
     fused_down = any(name.endswith("linear_qkv_down_proj.weight") for name in found.names)
     tp = found.parallel.get("tp", 1) if found.container == "torch" else 1
-    layout = layouts.Layout(
+    layout = layouts.BoundTables(
         tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture
     )
-    assembler = Assembler(layout.parameters, found.folder)
+    assembler = ParameterBuilder(layout.parameters, found.folder)
     seen: set[tuple] = set()
     blocks: dict[str, Native] = {}
     for share in found.shares:
@@ -208,7 +208,7 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
     return assembler.finish()
 
 
-def _add_blocks(assembler: Assembler, whole: Native, ranks: list[list[list[Shard]]]) -> None:
+def _add_blocks(assembler: ParameterBuilder, whole: Native, ranks: list[list[list[Shard]]]) -> None:
     """A tensor that every rank holds whole, or of which each holds a block of rows: its shape tells which."""
     if all(height(copies[0]) == whole.shape[0] for copies in ranks):
         for number, copies in enumerate(ranks):
@@ -223,7 +223,7 @@ def _add_blocks(assembler: Assembler, whole: Native, ranks: list[list[list[Shard
         assembler.add(whole, joined, replica=bool(again))
 
 
-def _check_experts(found: Found, assembler: Assembler, architecture: Architecture) -> None:
+def _check_experts(found: Found, assembler: ParameterBuilder, architecture: Architecture) -> None:
     """Every pair of expert ranks must have been found: Megatron writes not all files where etp is less than tp."""
     if found.container != "torch" or not any(layer.mlp.moe for layer in decoder_of(architecture).layers):
         return

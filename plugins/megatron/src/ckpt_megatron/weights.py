@@ -196,5 +196,5 @@ def row_block(native: Native, rank: int, ranks: int) -> Native:
     for piece in native.pieces:
         for tile in piece.tile.cut_native(0, rank * rows, (rank + 1) * rows):
             base = (tile.native_base[0] - rank * rows, *tile.native_base[1:])
-            pieces.append(layouts.Piece(piece.parameter, layouts.Tile(tile.links, tile.canonical_base, base)))
+            pieces.append(layouts.Part(piece.parameter, layouts.Tile(tile.links, tile.canonical_base, base)))
     return Native(native.name, (rows, *native.shape[1:]), tuple(pieces), native.row, native.layer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, dtypes, facts_of, rewrites
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import SIDECARS, TRACKER
-from ckpt_megatron.fitted import check_ranks, fitted
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace
+from ckpt_megatron.rewrites import check_ranks, expressed_for
 from ckpt_megatron.stages import stages
 from ckpt_megatron.write_dist import CONTENT, write_dist
 from ckpt_megatron.write_torch import write_torch
@@ -17,7 +17,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """A checkpoint of weights alone. Raises `Refusal` naming what Megatron's GPTModel cannot hold."""
     hints = checkpoint.hints_for("megatron")
     layout = FileLayout.of(request, hints)
-    model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp)
+    model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), layout.multiple * layout.tp)
     config, facts = table_for(model.architecture), facts_of(model.architecture)
     args = config.write(facts, checkpoint.notes)
     check_ranks(model.architecture, layout)

@@ -27,7 +27,7 @@ def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool
     layout, architecture = written.layout, written.architecture
     natives = [
         native
-        for native in layouts.Layout(tables(architecture), architecture).natives().values()
+        for native in layouts.BoundTables(tables(architecture), architecture).natives().values()
         if not native.row.copy
     ]
     natives.sort(key=lambda native: -1 if native.layer is None else native.layer)

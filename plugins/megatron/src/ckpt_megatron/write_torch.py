@@ -32,7 +32,9 @@ def write_torch(
     """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage)."""
     layout, architecture = written.layout, written.architecture
     grouped = layout.grouped and layout.names == "local"
-    bound = layouts.Layout(tables(architecture, order=layout.qkv_order, grouped=grouped, tp=layout.tp), architecture)
+    bound = layouts.BoundTables(
+        tables(architecture, order=layout.qkv_order, grouped=grouped, tp=layout.tp), architecture
+    )
     for t in range(layout.tp):
         for e in range(layout.ep):
             ranks = {"tp": (t, layout.tp), "ep": (e, layout.ep)}

@@ -10,7 +10,7 @@ from ckpt_megatron.layout import FileLayout
 class Written:
     """The files planned so far, and what is in them. `dtype` is that of all tensors, or None to keep each one's own."""
 
-    def __init__(self, layout: FileLayout, model: rewrites.Model, dtype: DType | None) -> None:
+    def __init__(self, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None) -> None:
         self.layout, self.model, self.dtype = layout, model, dtype
         self.architecture = model.architecture
         self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers

@@ -20,10 +20,10 @@ from ckpt_core.sdk import (
     Refusal,
     RotaryKind,
     Table,
-    const,
     custom,
-    field,
-    fixed,
+    fact_is,
+    key,
+    key_is,
     note,
     one_of,
     same_as,
@@ -47,9 +47,9 @@ _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 
 def _read_head_dim(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    for key, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
+    for name, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
         if value is not None and (type(value) is not int or value <= 0):
-            raise CkptError(f"key {key!r} is not a positive whole number", found=repr(value)[:60])
+            raise CkptError(f"key {name!r} is not a positive whole number", found=repr(value)[:60])
     if hidden is not None and heads is not None:
         facts["attention.head_dim"] = hidden // heads
 
@@ -98,29 +98,29 @@ ROTARY = custom(_ROTARY_KEYS, ["attention.rotary.*"], read=_read_rotary, write=_
 
 # fmt: off
 LLAMA = Config("nanotron's LlamaConfig", [
-    fixed("kind", "decoder"),
-    fixed("causal", True),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
     note("bos_token_id", "bos", default=1),
     note("eos_token_id", "eos", default=2),
     note("pad_token_id", "pad"),
-    field("hidden_act", "mlp.activation", via=ACTIVATION),
-    field("hidden_size", "hidden"),
+    key("hidden_act", "mlp.activation", via=ACTIVATION),
+    key("hidden_size", "hidden"),
     note("initializer_range", "initializer_range", default=0.02),
-    field("intermediate_size", "mlp.ffn"),
-    const("is_llama_config", True),
+    key("intermediate_size", "mlp.ffn"),
+    key_is("is_llama_config", True),
     note("max_position_embeddings", "max_positions", default=2048),
-    field("num_attention_heads", "attention.heads"),
-    field("num_hidden_layers", "layers"),
-    field("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
+    key("num_attention_heads", "attention.heads"),
+    key("num_hidden_layers", "layers"),
+    key("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
     note("pretraining_tp", "nanotron.pretraining_tp", default=1),
-    field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
-    *(fixed(f"{norm}.kind", "rms") for norm in _NORMS),
-    fixed("mlp.gated", True),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
+    *(fact_is(f"{norm}.kind", "rms") for norm in _NORMS),
+    fact_is("mlp.gated", True),
     HEAD_DIM,
     ROTARY,
-    field("tie_word_embeddings", "head.tied", default=False),
+    key("tie_word_embeddings", "head.tied", default=False),
     note("use_cache", "nanotron.use_cache", default=True),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     # models/llama.py builds qkv_proj without bias whatever this says (main, 2025)
     note("attention_bias", "nanotron.attention_bias", default=False),
     note("_attn_implementation", "nanotron.attn_implementation", default="flash_attention_2"),
@@ -129,8 +129,8 @@ LLAMA = Config("nanotron's LlamaConfig", [
 ])
 
 QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
-    const("is_qwen2_config", True),
-    field("attention_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=False),
+    key_is("is_qwen2_config", True),
+    key("attention_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=False),
     custom(["no_rope_layer", "sliding_window_size"], ["attention.rotary?", "attention.window", "attention.window?"],
            read=lambda config, facts, notes: _read_layer_pattern(config, facts),
            write=lambda facts, notes, config: _write_layer_pattern(facts, config)),
@@ -151,9 +151,9 @@ QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
 )
 
 STARCODER2 = Config("nanotron's Starcoder2Config", [
-    fixed("kind", "decoder"),
-    fixed("causal", True),
-    field("activation_function", "mlp.activation", via=ACTIVATION),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
+    key("activation_function", "mlp.activation", via=ACTIVATION),
     note("attention_softmax_in_fp32", "nanotron.attention_softmax_in_fp32", default=True),
     note("attn_pdrop", "nanotron.attn_pdrop", default=0.1),
     note("bos_token_id", "bos", default=49152),
@@ -165,22 +165,22 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
     custom(["grouped_query", "multi_query", "num_kv_heads"], ["attention.groups"],
            read=lambda config, facts, notes: _read_groups(config, facts),
            write=lambda facts, notes, config: _write_groups(facts, notes, config)),
-    field("hidden_size", "hidden"),
+    key("hidden_size", "hidden"),
     note("initializer_range", "initializer_range", default=0.02),
-    field("intermediate_size", "mlp.ffn"),
-    const("is_starcoder2_config", True),
-    field("layer_norm_epsilon", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
-    *(fixed(f"{norm}.kind", "layer") for norm in _NORMS),
-    *(fixed(f"{norm}.bias", True) for norm in _NORMS),
-    *(fixed(f"attention.{part}_bias", True) for part in ("q", "k", "v", "out")),
-    fixed("mlp.up_bias", True),
-    fixed("mlp.down_bias", True),
-    fixed("mlp.gated", False),
+    key("intermediate_size", "mlp.ffn"),
+    key_is("is_starcoder2_config", True),
+    key("layer_norm_epsilon", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
+    *(fact_is(f"{norm}.kind", "layer") for norm in _NORMS),
+    *(fact_is(f"{norm}.bias", True) for norm in _NORMS),
+    *(fact_is(f"attention.{part}_bias", True) for part in ("q", "k", "v", "out")),
+    fact_is("mlp.up_bias", True),
+    fact_is("mlp.down_bias", True),
+    fact_is("mlp.gated", False),
     # Starcoder2ForTraining always ties the head to the embedding.
-    fixed("head.tied", True),
+    fact_is("head.tied", True),
     note("max_position_embeddings", "max_positions", default=4096),
-    field("num_attention_heads", "attention.heads"),
-    field("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads"),
+    key("num_hidden_layers", "layers"),
     note("resid_pdrop", "nanotron.resid_pdrop", default=0.1),
     HEAD_DIM,
     custom(["rope_theta"], ["attention.rotary.*"],
@@ -188,10 +188,10 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
                                                            "attention.rotary.fraction": 1.0}),
            write=lambda facts, notes, config: _write_whole_theta(facts, config)),
     note("scale_attention_softmax_in_fp32", "nanotron.scale_attention_softmax_in_fp32", default=True),
-    const("scale_attn_weights", True),
-    const("use_position_embeddings", False),
-    const("use_rotary_embeddings", True),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key_is("scale_attn_weights", True),
+    key_is("use_position_embeddings", False),
+    key_is("use_rotary_embeddings", True),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
 ])
 # fmt: on
 
@@ -254,10 +254,10 @@ def _read_moe(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) ->
     unknown = sorted(set(moe) - set(_MOE_KEYS) - set(_MOE_NOTES) - {"layers", "enable_shared_expert"})
     if unknown:
         raise CkptError(f"unknown config key 'moe_config.{unknown[0]}'")
-    for key, path in _MOE_KEYS.items():
-        if moe.get(key) is None:
-            raise CkptError(f"key 'moe_config.{key}' is missing")
-        facts[path] = moe[key]
+    for name, path in _MOE_KEYS.items():
+        if moe.get(name) is None:
+            raise CkptError(f"key 'moe_config.{name}' is missing")
+        facts[path] = moe[name]
     if not moe.get("enable_shared_expert", False):
         del facts["mlp.moe.shared.ffn"]
         notes["nanotron.shared_expert_intermediate_size"] = moe["shared_expert_intermediate_size"]
@@ -272,7 +272,7 @@ def _read_moe(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) ->
     else:
         facts["mlp.moe?"] = sparse
         facts["mlp.ffn?"] = PerLayer(not moe_layer for moe_layer in sparse)
-    notes |= {f"nanotron.{key}": moe[key] for key in _MOE_NOTES if key in moe}
+    notes |= {f"nanotron.{name}": moe[name] for name in _MOE_NOTES if name in moe}
 
 
 def _write_moe(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
@@ -390,7 +390,7 @@ def attention_of(stack: schema.Stack) -> schema.Attention:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelClass:
     """A nanotron model class: the key that marks its config, its table, and how many matrices its MLP counts as."""
 
     kind: str
@@ -406,13 +406,13 @@ class Model:
 
 
 MODELS = [
-    Model("llama", "is_llama_config", LLAMA, 3),
-    Model("qwen2", "is_qwen2_config", QWEN2, 3),
-    Model("starcoder2", "is_starcoder2_config", STARCODER2, 2),
+    ModelClass("llama", "is_llama_config", LLAMA, 3),
+    ModelClass("qwen2", "is_qwen2_config", QWEN2, 3),
+    ModelClass("starcoder2", "is_starcoder2_config", STARCODER2, 2),
 ]
 
 
-def model_of(config: Mapping[str, Any], file: str) -> Model:
+def model_of(config: Mapping[str, Any], file: str) -> ModelClass:
     """The model class a config belongs to, by its marker key."""
     marked = [model for model in MODELS if config.get(model.marker)]
     if len(marked) != 1:
@@ -451,16 +451,16 @@ RELEASES = {
 # fmt: on
 
 
-def config_for(release: Release, model: Model, facts: Facts, notes: Mapping[str, Any]) -> dict[str, Any]:
+def config_for(release: Release, model: ModelClass, facts: Facts, notes: Mapping[str, Any]) -> dict[str, Any]:
     """The exact `model_config.json` of a release; refuses what its keys cannot say."""
     if model.kind not in release.keys:
         raise Refusal(f"nanotron {release.name} has no {model.config.name}")
     config = model.config.write(facts, notes)
-    for key, value in config.items():
-        if key not in release.keys[model.kind] and key in release.neutral and value != release.neutral[key]:
+    for name, value in config.items():
+        if name not in release.keys[model.kind] and name in release.neutral and value != release.neutral[name]:
             raise Refusal(
-                f"{model.config.name} of nanotron {release.name} has no {key}",
-                found=f"{key} = {value}",
-                expected=f"{release.neutral[key]}, which its code always computes with",
+                f"{model.config.name} of nanotron {release.name} has no {name}",
+                found=f"{name} = {value}",
+                expected=f"{release.neutral[name]}, which its code always computes with",
             )
-    return {key: config.get(key) for key in release.keys[model.kind]}
+    return {name: config.get(name) for name in release.keys[model.kind]}

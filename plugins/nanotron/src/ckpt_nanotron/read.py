@@ -10,12 +10,12 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     CkptError,
     Facts,
     Ledger,
     Loss,
+    ParameterBuilder,
     Problems,
     ReadRequest,
     architecture_of,
@@ -26,7 +26,7 @@ from ckpt_core.sdk import (
     layouts,
     original_of,
 )
-from ckpt_nanotron.config import MODELS, Model, decoder_of, model_of
+from ckpt_nanotron.config import MODELS, ModelClass, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
 from ckpt_nanotron.files import (
     CONFIG,
@@ -49,7 +49,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     files = read_files(step)
     described = _described(step, files, request)
     architecture, interleaved = described.architecture, described.interleaved
-    layout = layouts.Layout(described.model.tables(interleaved=interleaved, grouped=described.grouped), architecture)
+    layout = layouts.BoundTables(
+        described.model.tables(interleaved=interleaved, grouped=described.grouped), architecture
+    )
     natives = layout.natives()
     states = [*files.states, *described.states]
     parameters = files.parameters
@@ -60,7 +62,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         parameters, more = masters(step, files)
         states += more
         described.evidence.append("weights: fp32 masters of optimizer/ (gradient_accumulator)")
-    assembler = Assembler(layout.parameters, step)
+    assembler = ParameterBuilder(layout.parameters, step)
     for problem in layouts.account(natives, layout.tables, parameters, os.path.join(step, "model")):
         assembler.problems.add(problem)
     for name, native in natives.items():
@@ -118,7 +120,7 @@ class Described:
     """What the configs (or `--config`) say about a checkpoint, and what that rests on. nanotron pads the vocabulary to
     `multiple` rows for each tensor parallel rank (helpers.py, _vocab_size_with_padding)."""
 
-    model: Model
+    model: ModelClass
     architecture: Architecture
     interleaved: bool
     grouped: bool

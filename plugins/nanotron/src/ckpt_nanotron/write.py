@@ -30,7 +30,7 @@ from ckpt_core.sdk import (
     schema,
     storage_dtype,
 )
-from ckpt_nanotron.config import MODELS, RELEASES, Model, Release, attention_of, config_for, decoder_of
+from ckpt_nanotron.config import MODELS, RELEASES, ModelClass, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
 from ckpt_nanotron.training import metadata_json, training_yaml
 
@@ -44,7 +44,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     release = RELEASES[str(request.options.get("target") or hints.get("target") or "main")]
     tp, pp = request.tp or 1, request.pp or 1
     multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
-    model = rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
+    model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
     model = _vocabulary(rewrites.folded_attention_scale(model), multiple)
     if hints.get("shared_experts") is False:  # a format on the way that always has them was given some of zeros
         model = rewrites.without_zero_shared_experts(model)
@@ -55,7 +55,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model, kind, config = _choose(release, model, {**notes, **arrangement}, str(hints.get("model") or ""))
     _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
     grouped = bool(config.get("grouped_query"))
-    layout = layouts.Layout(kind.tables(interleaved=interleaved, grouped=grouped), model.architecture)
+    layout = layouts.BoundTables(kind.tables(interleaved=interleaved, grouped=grouped), model.architecture)
     whole = layout.natives()
     placement = pipeline_stages(kind, config, pp)
     files, placements, stored_as = [], [], []
@@ -111,7 +111,7 @@ def _tokens(architecture: Architecture) -> schema.Tokens:
     return architecture.tokens
 
 
-def _vocabulary(model: rewrites.Model, multiple: int) -> rewrites.Model:
+def _vocabulary(model: rewrites.Rewritable, multiple: int) -> rewrites.Rewritable:
     """Rows that every tensor parallel rank gets alike: nanotron stores the padded size as its vocab_size."""
     return rewrites.vocabulary_rows(model, math.ceil(_tokens(model.architecture).vocabulary / multiple) * multiple)
 
@@ -126,8 +126,8 @@ def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, An
 
 
 def _choose(
-    release: Release, model: rewrites.Model, notes: Mapping[str, Any], original: str
-) -> tuple[rewrites.Model, Model, dict[str, Any]]:
+    release: Release, model: rewrites.Rewritable, notes: Mapping[str, Any], original: str
+) -> tuple[rewrites.Rewritable, ModelClass, dict[str, Any]]:
     """The model class that holds the model exactly: the source's own if it fits, else the first that does.
 
     If none does, the model is tried without output biases of zeros: SmolLM3 of transformers has one wherever q, k and v have.
@@ -150,7 +150,7 @@ def _choose(
     )
 
 
-def _variants(model: rewrites.Model) -> Iterator[rewrites.Model]:
+def _variants(model: rewrites.Rewritable) -> Iterator[rewrites.Rewritable]:
     yield model
     bare = rewrites.without_zero_biases(model, ".attention.out.bias")
     if bare is not model:
@@ -190,7 +190,7 @@ def _check_ranks(architecture: Architecture, tp: int, pp: int, *, copied: bool) 
     problems.raise_any()
 
 
-def pipeline_stages(model: Model, config: Mapping[str, Any], pp: int) -> dict[str, int]:
+def pipeline_stages(model: ModelClass, config: Mapping[str, Any], pp: int) -> dict[str, int]:
     """The stage of every block, balanced by cost as nanotron does (models/base.py, build_model).
 
     A block goes to the current stage; if the cost so far, itself included, exceeds the stage's share, the next

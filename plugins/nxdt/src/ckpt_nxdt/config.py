@@ -20,13 +20,13 @@ from ckpt_core.sdk import (
     Refusal,
     RotaryKind,
     architecture_of,
-    const,
     custom,
     documents,
+    fact_is,
     facts_of,
-    field,
-    fixed,
     ignore,
+    key,
+    key_is,
     note,
     one_of,
     same_as,
@@ -57,8 +57,8 @@ def _read_rotary(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
         known = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in _SCALING.items())
         raise CkptError("rope_scaling is not one of NxDT's", found=str(scaling)[:200], expected=known)
     facts["attention.rotary.scaling.kind"] = kind
-    for key, name in _SCALING[kind].items():
-        value = scaling[key]
+    for setting, name in _SCALING[kind].items():
+        value = scaling[setting]
         facts[f"attention.rotary.scaling.{name}"] = int(value) if name == "original_positions" else float(value)
 
 
@@ -101,25 +101,25 @@ def _write_head_dim(facts: Facts, notes: Mapping[str, Any], config: dict[str, An
 LLAMA = Config("NxDT's LlamaForCausalLM", [
     ignore("architectures", "model_type", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache",
            "attention_dropout", why="names, dtypes and training settings"),
-    fixed("kind", "decoder"),
-    fixed("causal", True),
-    field("hidden_size", "hidden"),
-    field("vocab_size", "tokens.vocabulary"),
-    field("num_hidden_layers", "layers"),
-    field("num_attention_heads", "attention.heads"),
-    field("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
+    key("hidden_size", "hidden"),
+    key("vocab_size", "tokens.vocabulary"),
+    key("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads"),
+    key("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
     custom(["head_dim"], ["attention.head_dim"], read=_read_head_dim, write=_write_head_dim),
-    field("intermediate_size", "mlp.ffn"),
-    field("hidden_act", "mlp.activation", default="silu", via=one_of({"silu": Activation.SILU})),
-    fixed("mlp.gated", True),
-    field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
-    *(fixed(f"{norm}.kind", "rms") for norm in _NORMS),
-    field("tie_word_embeddings", "head.tied", default=False),
+    key("intermediate_size", "mlp.ffn"),
+    key("hidden_act", "mlp.activation", default="silu", via=one_of({"silu": Activation.SILU})),
+    fact_is("mlp.gated", True),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
+    *(fact_is(f"{norm}.kind", "rms") for norm in _NORMS),
+    key("tie_word_embeddings", "head.tied", default=False),
     custom(["rope_theta", "rope_scaling"], ["attention.rotary.*", "attention.rotary?"], read=_read_rotary, write=_write_rotary),
     # All linear layers of the job's model are built without biases, whatever these say.
-    const("attention_bias", False),
-    const("mlp_bias", False),
-    const("pretraining_tp", 1),
+    key_is("attention_bias", False),
+    key_is("mlp_bias", False),
+    key_is("pretraining_tp", 1),
     note("max_position_embeddings", "max_positions", default=2048),
     note("initializer_range", "initializer_range", default=0.02),
     note("bos_token_id", "bos"),
@@ -128,13 +128,13 @@ LLAMA = Config("NxDT's LlamaForCausalLM", [
 ])
 
 MIXTRAL = LLAMA.replace("NxDT's MixtralForCausalLM",
-    field("intermediate_size", "mlp.moe.ffn"),
-    field("num_local_experts", "mlp.moe.experts"),
-    field("num_experts_per_tok", "mlp.moe.router.top_k"),
-    fixed("mlp.moe.router.score", "softmax"),
+    key("intermediate_size", "mlp.moe.ffn"),
+    key("num_local_experts", "mlp.moe.experts"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k"),
+    fact_is("mlp.moe.router.score", "softmax"),
     # moe.normalize_top_k_affinities
-    fixed("mlp.moe.router.normalise", True),
-    const("sliding_window", None),
+    fact_is("mlp.moe.router.normalise", True),
+    key_is("sliding_window", None),
     note("router_aux_loss_coef", "nxdt.router_aux_loss_coef"),
     ignore("output_router_logits", "router_jitter_noise", why="training only"),
     without=["mlp.ffn", "attention_bias", "mlp_bias", "pretraining_tp"],

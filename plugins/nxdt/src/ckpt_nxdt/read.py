@@ -8,13 +8,13 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     CkptError,
     FormatError,
     Ledger,
     Loss,
     Native,
+    ParameterBuilder,
     ReadRequest,
     Recorded,
     Shard,
@@ -170,11 +170,11 @@ def _held(found: Found, asked: str) -> tuple[Held, list[disk.FileState], list[st
     return found.weights(), found.states(), []
 
 
-def _assembled(held: Held, architecture: Architecture, detected: Detected) -> dict[str, lazy.Assembly]:
+def _assembled(held: Held, architecture: Architecture, detected: Detected) -> dict[str, lazy.LazyParameter]:
     """The canonical tensors, put together from the files of all ranks; what several ranks hold is compared."""
     attention = attention_of(architecture)
-    layout = layouts.Layout(detected.arrangement.tables(attention.heads == attention.groups), architecture)
-    assembler = Assembler(layout.parameters, held.folder)
+    layout = layouts.BoundTables(detected.arrangement.tables(attention.heads == attention.groups), architecture)
+    assembler = ParameterBuilder(layout.parameters, held.folder)
     seen: set[tuple] = set()
     for tp in range(held.tp):
         for ep in range(held.ep):
@@ -197,9 +197,9 @@ def _assembled(held: Held, architecture: Architecture, detected: Detected) -> di
     return assembler.finish()
 
 
-def _enter(assembler: Assembler, native: Native, shards: list[Shard], seen: set[tuple]) -> None:
+def _enter(assembler: ParameterBuilder, native: Native, shards: list[Shard], seen: set[tuple]) -> None:
     """Enter a tensor, part by part: of q, k and v on one rank, k and v may be copies of another rank's."""
-    parts: dict[bool, list[layouts.Piece]] = {False: [], True: []}
+    parts: dict[bool, list[layouts.Part]] = {False: [], True: []}
     for piece in native.pieces:
         loops = tuple((link.axis, link.step, link.size) for link in piece.tile.links)
         place = (native.row.copy, piece.parameter, piece.tile.canonical_base, loops)

@@ -42,7 +42,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
     hints, options = checkpoint.hints_for("nxdt"), request.options
     style = str(_chosen("model_style", options, hints) or "hf")
-    model = rewrites.folded_attention_scale(rewrites.Model(checkpoint.architecture, checkpoint.tensors))
+    model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
     multiple = _counted(_DIVISIBLE, options) or 1
     model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(_DIVISIBLE) is not None)
@@ -90,7 +90,9 @@ def _counted(name: str, options: Mapping[str, Any]) -> int | None:
     return None if value is None else int(value)
 
 
-def _padded(model: rewrites.Model, style: str, tp: int, multiple: int, asked: bool) -> tuple[rewrites.Model, int]:
+def _padded(
+    model: rewrites.Rewritable, style: str, tp: int, multiple: int, asked: bool
+) -> tuple[rewrites.Rewritable, int]:
     """A vocabulary that all ranks get alike, and its rows. The hf style has no padding: there its rows would be tokens."""
     tokens = model.architecture.tokens
     if tokens is None:
@@ -185,7 +187,7 @@ def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
 class _Written:
     """The target as it grows."""
 
-    model: rewrites.Model
+    model: rewrites.Rewritable
     arrangement: Arrangement
     ranks: Ranks
     dtype: DType | None
@@ -199,7 +201,7 @@ class _Written:
     def write_ranks(self) -> None:
         architecture, ranks = self.model.architecture, self.ranks
         attention = attention_of(architecture)
-        layout = layouts.Layout(self.arrangement.tables(attention.heads == attention.groups), architecture)
+        layout = layouts.BoundTables(self.arrangement.tables(attention.heads == attention.groups), architecture)
         for tp in range(ranks.tp):
             for ep in range(ranks.ep):
                 natives = layout.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})

@@ -8,9 +8,9 @@ import os
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     FormatError,
+    ParameterBuilder,
     Placement,
     ReadRequest,
     Refusal,
@@ -44,8 +44,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     ranks = documents.read_json_object(config).get("ranks")
     if type(ranks) is not int or ranks < 1:
         raise FormatError("key 'ranks' is not a number of ranks", file=config, found=repr(ranks))
-    layout, states = layouts.Layout(TABLES, architecture), [disk.FileState.of(config)]
-    assembler = Assembler(layout.parameters, path)
+    layout, states = layouts.BoundTables(TABLES, architecture), [disk.FileState.of(config)]
+    assembler = ParameterBuilder(layout.parameters, path)
     for rank in range(ranks):
         file = os.path.join(path, f"rank-{rank}.safetensors")
         stored, natives = safetensors.read_header(file).tensors, layout.natives({"tp": (rank, ranks)})
@@ -68,10 +68,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     ranks, tokens = request.tp or 1, checkpoint.architecture.tokens
     if tokens is None:
         raise Refusal("ExampleModel has no patches", fix="it reads tokens")
-    model = rewrites.Model(checkpoint.architecture, checkpoint.tensors)
+    model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors)
     model = rewrites.vocabulary_rows(model, math.ceil(tokens.padded_vocabulary / ranks) * ranks)
     config = EXAMPLE.write(facts_of(model.architecture), checkpoint.notes) | {"ranks": ranks}
-    layout, files, placements = layouts.Layout(TABLES, model.architecture), [], []
+    layout, files, placements = layouts.BoundTables(TABLES, model.architecture), [], []
     for rank in range(ranks):
         file = f"rank-{rank}.safetensors"
         natives = layout.natives({"tp": (rank, ranks)})

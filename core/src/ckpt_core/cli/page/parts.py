@@ -14,7 +14,7 @@ from ckpt_core.cli.page.strips import Run, ranges_text, runs_of, strip
 from ckpt_core.cli.page.treemap import Leaf, treemap
 from ckpt_core.cli.survey import Survey, group_of
 from ckpt_core.sizes import size_text
-from ckpt_core.tensors.assembly import Assembly
+from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.verify.sharding import Share, box_text, cut_text, shares_of
 
 _LISTED = 1000
@@ -59,7 +59,7 @@ def anchors(names: Iterable[str]) -> dict[str, str]:
     return {name: f"t{number}" for number, name in enumerate(names)}
 
 
-def shape_text(assembly: Assembly) -> str:
+def shape_text(assembly: LazyParameter) -> str:
     """`g=8 d=128 h=8192`."""
     return " ".join(map(str, assembly.parameter.axes))
 
@@ -227,7 +227,7 @@ def sharding(survey: Survey) -> Markup:
     )
 
 
-def _file_rows(files: Files, tensors: Mapping[str, Assembly], places: list[str]) -> list[list[object]]:
+def _file_rows(files: Files, tensors: Mapping[str, LazyParameter], places: list[str]) -> list[list[object]]:
     columns = {place: number for number, place in enumerate(places)}
     whole = [0] * len(places)
     held: dict[int, list[int]] = {number: [0] * len(places) for number in files.labels}
@@ -260,7 +260,7 @@ def _file_rows(files: Files, tensors: Mapping[str, Assembly], places: list[str])
     return rows
 
 
-def _cut_rows(files: Files, tensors: Mapping[str, Assembly]) -> list[list[object]]:
+def _cut_rows(files: Files, tensors: Mapping[str, LazyParameter]) -> list[list[object]]:
     """A row for every kind of tensor that is cut in one way; the parts shown are those of the first of its layers."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, assembly in tensors.items():
@@ -275,7 +275,7 @@ def _cut_rows(files: Files, tensors: Mapping[str, Assembly]) -> list[list[object
     return rows
 
 
-def _part_text(files: Files, assembly: Assembly, share: Share) -> str:
+def _part_text(files: Files, assembly: LazyParameter, share: Share) -> str:
     """`g 2 to 4 in no. 3`, the number of a file."""
     role = "" if share.role == "weights" else f" ({share.role})"
     return f"{box_text(assembly.parameter, share.box)} in no. {files.numbers[share.path]}{role}"

@@ -18,9 +18,9 @@ from ckpt_core.sdk import (
     Facts,
     Refusal,
     custom,
-    field,
-    fixed,
+    fact_is,
     ignore,
+    key,
     note,
     same_as,
     schema,
@@ -191,23 +191,23 @@ def _write_embedding_norm(facts: Facts, notes: Mapping[str, Any], config: dict[s
 
 # fmt: off
 GPT = Config("GPTModelPipe", [
-    fixed("kind", "decoder"),
-    fixed("causal", True),
-    field("num_layers", "layers"),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
+    key("num_layers", "layers"),
     custom(["hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size"],
            ["hidden", "attention.heads", "attention.groups", "attention.head_dim", "mlp.ffn"], read=_read_widths, write=_write_widths),
-    *(fixed(bias, True) for bias in _BIASES),
-    field("padded_vocab_size", "tokens.padded_vocabulary"),
+    *(fact_is(bias, True) for bias in _BIASES),
+    key("padded_vocab_size", "tokens.padded_vocabulary"),
     # `checkpoint_info` beside the args says it, since 2022.
-    field("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
+    key("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
     custom(["position_embedding_type", "max_position_embeddings", "encoder_seq_length"],
            ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions),
     custom(["glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe"], ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation),
-    field("layernorm_epsilon", *(f"{norm}.eps" for norm in BLOCK_NORMS), default=1e-5),
-    *(fixed(f"{norm}.{name}", value) for norm in BLOCK_NORMS for name, value in (("kind", "layer"), ("bias", True))),
+    key("layernorm_epsilon", *(f"{norm}.eps" for norm in BLOCK_NORMS), default=1e-5),
+    *(fact_is(f"{norm}.{name}", value) for norm in BLOCK_NORMS for name, value in (("kind", "layer"), ("bias", True))),
     custom(["embed_layernorm", "use_bnb_optimizer"], ["tokens.norm.*"], read=_read_embedding_norm, write=_write_embedding_norm),
-    field("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
-    fixed("head.tied", True),  # GPTModelPipe: there is no other head
+    key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
+    fact_is("head.tied", True),  # GPTModelPipe: there is no other head
     note("seq_length", "max_positions"),
     note("init_method_std", "initializer_range"),
     # The code asks its tokenizer for these; they are kept in the args for formats that have them in a config.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_core.sdk import Assembler, Loss, Native, Shard, disk, dtypes, lazy, schema
+from ckpt_core.sdk import Loss, Native, ParameterBuilder, Shard, disk, dtypes, lazy, schema
 
 _BOX = 1 << 20  # elements
 
@@ -32,7 +32,7 @@ class Drift:
     unchecked: list[tuple[float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._source = lazy.Source(self.states)
+        self._source = lazy.SourceFiles(self.states)
 
     def __enter__(self) -> Drift:
         return self
@@ -63,9 +63,9 @@ class Drift:
         """Keep what `spread` found of a tensor."""
         self.spreads.setdefault(native.row.native, []).append((spread, native.name))
 
-    def _assembly(self, native: Native, shards: Sequence[Shard]) -> lazy.Assembly:
+    def _assembly(self, native: Native, shards: Sequence[Shard]) -> lazy.LazyParameter:
         (piece,) = native.pieces
-        assembler = Assembler({piece.parameter: self.parameters[piece.parameter]}, self.folder)
+        assembler = ParameterBuilder({piece.parameter: self.parameters[piece.parameter]}, self.folder)
         assembler.add(native, shards)
         return assembler.finish()[piece.parameter]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     CkptError,
     FormatError,
     Ledger,
     Loss,
     Native,
+    ParameterBuilder,
     ReadRequest,
     Shard,
     StoredTensor,
@@ -152,10 +152,12 @@ def _check_exact(found: Found) -> None:
         )
 
 
-def _assembled(folder: Folder, found: Found, architecture: Architecture) -> tuple[dict[str, lazy.Assembly], list[Loss]]:
+def _assembled(
+    folder: Folder, found: Found, architecture: Architecture
+) -> tuple[dict[str, lazy.LazyParameter], list[Loss]]:
     """The canonical tensors, put together from all ranks, and what ranks do not agree on."""
-    layout = layouts.Layout(tables(architecture, found.version), architecture)
-    assembler = Assembler(layout.parameters, found.folder)
+    layout = layouts.BoundTables(tables(architecture, found.version), architecture)
+    assembler = ParameterBuilder(layout.parameters, found.folder)
     if found.merged:
         _add_merged(assembler, layout, found)
         return assembler.finish(), []
@@ -204,7 +206,7 @@ def _assembled(folder: Folder, found: Found, architecture: Architecture) -> tupl
 
 
 def _add_whole(
-    assembler: Assembler, drift: Drift, native: Native, held: Sequence[Kept], weights: Sequence[Kept]
+    assembler: ParameterBuilder, drift: Drift, native: Native, held: Sequence[Kept], weights: Sequence[Kept]
 ) -> None:
     """A tensor that every rank holds: the first one's, or the average where they differ."""
     ranks = [shards_of(kept, native.shape) for kept in held]
@@ -225,7 +227,7 @@ def _add_whole(
         drift.unchecked.append((apart or 0.0, native.name))
 
 
-def _add_merged(assembler: Assembler, layout: layouts.Layout, found: Found) -> None:
+def _add_merged(assembler: ParameterBuilder, layout: layouts.BoundTables, found: Found) -> None:
     """The tensors of a universal checkpoint, which are those of all tensor parallel ranks one after the other."""
     (held,) = found.masters
     natives = layout.natives()

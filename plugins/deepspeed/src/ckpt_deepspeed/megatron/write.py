@@ -70,7 +70,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
     moments = bool(options.get("moments", True))
     multiple = int(options.get(_DIVISIBLE) or hints.get(_DIVISIBLE) or 128)
-    model = _fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), multiple * layout.tp)
+    model = _expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), multiple * layout.tp)
     facts = facts_of(model.architecture)
     args = GPT.write(facts, checkpoint.notes)
     _check_ranks(model.architecture, layout)
@@ -79,7 +79,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     written = Written()
     natives = [
         list(
-            layouts.Layout(tables(model.architecture, layout.version), model.architecture)
+            layouts.BoundTables(tables(model.architecture, layout.version), model.architecture)
             .natives({"tp": (rank, layout.tp)})
             .values()
         )
@@ -125,7 +125,7 @@ def _losses(dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _fitted(model: rewrites.Model, multiple: int) -> rewrites.Model:
+def _expressed_for(model: rewrites.Rewritable, multiple: int) -> rewrites.Rewritable:
     """The model as GPTModelPipe has it: usual attention scale, a bias everywhere, padded vocabulary."""
     decoder_of(model.architecture)
     tokens = tokens_of(model.architecture)
@@ -135,7 +135,7 @@ def _fitted(model: rewrites.Model, multiple: int) -> rewrites.Model:
     return rewrites.vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
 
 
-def _with_biases(model: rewrites.Model) -> rewrites.Model:
+def _with_biases(model: rewrites.Rewritable) -> rewrites.Rewritable:
     """Zero biases on all linear layers and norms, which always have one here: a zero bias changes nothing."""
 
     def norm(old):
@@ -237,7 +237,7 @@ def _columns(blocks: Sequence[Native]) -> Native:
     for rank, block in enumerate(blocks):
         for piece in block.pieces:
             row, column = piece.tile.native_base
-            pieces.append(layouts.Piece(piece.parameter, replace(piece.tile, native_base=(row, column + rank * width))))
+            pieces.append(layouts.Part(piece.parameter, replace(piece.tile, native_base=(row, column + rank * width))))
     return replace(blocks[0], shape=(blocks[0].shape[0], width * len(blocks)), pieces=tuple(pieces))
 
 
@@ -252,7 +252,7 @@ def _last_row(table: Native) -> Native:
         table,
         name=f"{table.name} (last row)",
         shape=table.shape[1:],
-        pieces=(layouts.Piece(piece.parameter, tile),),
+        pieces=(layouts.Part(piece.parameter, tile),),
         row=row,
     )
 

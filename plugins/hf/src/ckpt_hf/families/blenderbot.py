@@ -15,11 +15,11 @@ from ckpt_core.sdk import (
     Facts,
     Refusal,
     Table,
-    const,
     custom,
-    field,
-    fixed,
+    fact_is,
     ignore,
+    key,
+    key_is,
     note,
     rewrites,
     row,
@@ -38,20 +38,20 @@ def _head_dim() -> Custom:
     heads = {block: f"{block.partition('.')[0]}_attention_heads" for block in BLOCKS}
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        for block, key in heads.items():
-            if config.get("d_model") is None or config.get(key) is None:
+        for block, name in heads.items():
+            if config.get("d_model") is None or config.get(name) is None:
                 continue  # the keys' own lines say that they are missing
-            width, count = positive(config, "d_model"), positive(config, key)
+            width, count = positive(config, "d_model"), positive(config, name)
             if width % count:
-                raise CkptError(f"d_model={width} is not a multiple of {key}={count}")
+                raise CkptError(f"d_model={width} is not a multiple of {name}={count}")
             facts[f"{block}.head_dim"] = width // count
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        for block, key in heads.items():
+        for block, name in heads.items():
             width, count = uniform(facts, f"{block}.head_dim"), uniform(facts, f"{block}.heads")
             if width is None or count is None or width * count != facts["hidden"]:
                 raise Refusal(
-                    f"a head has d_model / {key} elements",
+                    f"a head has d_model / {name} elements",
                     found=f"{block}.head_dim = {width} with {count} heads of {facts['hidden']}",
                 )
 
@@ -99,28 +99,28 @@ def _positions() -> Custom:
 
 # fmt: off
 BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
-    fixed("kind", "encoder-decoder"),
-    const("is_encoder_decoder", True),
-    fixed("encoder.causal", False),
-    fixed("decoder.causal", True),
-    field("d_model", "hidden"),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
-    field("encoder_layers", "encoder.layers", default=2),
-    field("decoder_layers", "decoder.layers", default=24),
-    field("encoder_attention_heads", "encoder.attention.heads", "encoder.attention.groups"),
-    field("decoder_attention_heads", *(f"{block}.{fact}" for block in BLOCKS[1:] for fact in ("heads", "groups"))),
+    fact_is("kind", "encoder-decoder"),
+    key_is("is_encoder_decoder", True),
+    fact_is("encoder.causal", False),
+    fact_is("decoder.causal", True),
+    key("d_model", "hidden"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("encoder_layers", "encoder.layers", default=2),
+    key("decoder_layers", "decoder.layers", default=24),
+    key("encoder_attention_heads", "encoder.attention.heads", "encoder.attention.groups"),
+    key("decoder_attention_heads", *(f"{block}.{fact}" for block in BLOCKS[1:] for fact in ("heads", "groups"))),
     _head_dim(),
-    field("encoder_ffn_dim", "encoder.mlp.ffn", default=10240),
-    field("decoder_ffn_dim", "decoder.mlp.ffn", default=10240),
-    field("activation_function", *(f"{mlp}.activation" for mlp in MLPS), default="gelu", via=activation("gelu", "gelu_new")),
-    [fixed(f"{mlp}.gated", False) for mlp in MLPS],
+    key("encoder_ffn_dim", "encoder.mlp.ffn", default=10240),
+    key("decoder_ffn_dim", "decoder.mlp.ffn", default=10240),
+    key("activation_function", *(f"{mlp}.activation" for mlp in MLPS), default="gelu", via=activation("gelu", "gelu_new")),
+    [fact_is(f"{mlp}.gated", False) for mlp in MLPS],
     # nn.LayerNorm's own default, which no key changes
     norms("layer", *NORMS, bias=True, eps=1e-5),
-    [fixed(bias, True) for bias in _BIASES],
+    [fact_is(bias, True) for bias in _BIASES],
     _embedding_scale(),
     _positions(),
-    fixed("head.bias", True),
-    field("tie_word_embeddings", "head.tied", default=True),
+    fact_is("head.bias", True),
+    key("tie_word_embeddings", "head.tied", default=True),
     note("decoder_start_token_id", "decoder_start", null=True),
     ignore("dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "classifier_dropout", "classif_dropout",
            why="training only"),
@@ -181,7 +181,7 @@ def _biased(layer: schema.Layer) -> schema.Layer:
     return replace(layer, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
 
 
-def _as_blenderbot(model: rewrites.Model) -> rewrites.Model:
+def _as_blenderbot(model: rewrites.Rewritable) -> rewrites.Rewritable:
     """Scores at the usual scale, logits at none, and a bias (of zeros where there was none) on every projection."""
     if len(model.architecture.stacks) < 2:
         return model

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, Refusal, Table, const, custom, drop, field, fixed, row, uniform
+from ckpt_core.sdk import CkptError, Config, Facts, Refusal, Table, custom, drop, fact_is, key, key_is, row, uniform
 from ckpt_hf.common import ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, derived_head_dim, positive
 from ckpt_hf.rotary import rotary_keys
 
@@ -72,8 +72,8 @@ def _write_decoder(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any
         )
     wanted = Facts(facts)
     for norm in _NORMS:
-        for key in [key for key in wanted if key.startswith(f"{norm}.")]:
-            del wanted[key]
+        for setting in [setting for setting in wanted if setting.startswith(f"{norm}.")]:
+            del wanted[setting]
     _enter_norms(wanted, next(iter(eps)))
     for norm in _NORMS:
         for name, value in (("kind", None), ("bias", False), ("weight", True), ("zero_centred", False)):
@@ -112,26 +112,26 @@ def _write_ffn(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -
 # fmt: off
 FALCON = Config("FalconForCausalLM", [
     *GENERIC,
-    fixed("kind", "decoder"),
-    fixed("causal", True),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
     CAUSAL,
-    field("hidden_size", "hidden"),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
-    field("num_hidden_layers", "layers"),
-    field("num_attention_heads", "attention.heads"),
+    key("hidden_size", "hidden"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads"),
     derived_head_dim("hidden_size", "num_attention_heads"),
     custom(["new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn", "layer_norm_epsilon"],
            ["attention.groups", "parallel", "shared_norm", *(f"{norm}.*" for norm in _NORMS)], read=_read_decoder, write=_write_decoder),
     custom(["ffn_hidden_size"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
-    const("ff_factor", 4, written=False),  # of the 11B files; transformers reads ffn_hidden_size
-    field("activation", "mlp.activation", default="gelu", via=activation("gelu")),
-    fixed("mlp.gated", False),
-    field("bias", *ATTENTION_BIASES, *MLP_BIASES, default=False),
+    key_is("ff_factor", 4, written=False),  # of the 11B files; transformers reads ffn_hidden_size
+    key("activation", "mlp.activation", default="gelu", via=activation("gelu")),
+    fact_is("mlp.gated", False),
+    key("bias", *ATTENTION_BIASES, *MLP_BIASES, default=False),
     # its alibi is added before the scores are scaled, in bfloat16: no other framework's alibi is that function
-    const("alibi", False),
-    const("apply_residual_connection_post_layernorm", False, written=False),
+    key_is("alibi", False),
+    key_is("apply_residual_connection_post_layernorm", False, written=False),
     rotary_keys(),
-    field("tie_word_embeddings", "head.tied", default=True),
+    key("tie_word_embeddings", "head.tied", default=True),
 ])
 
 WEIGHTS = (Table(rows=[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, custom, field, ignore, row, uniform
+from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, custom, ignore, key, row, uniform
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
@@ -87,7 +87,7 @@ GEMMA = LLAMA.replace("GemmaForCausalLM",
     custom(["hidden_act", "hidden_activation"], ["mlp.activation"], read=_read_activation, write=_write_activation),
     norms("rms", *NORMS, zero_centred=True),
     scaled_embedding(),
-    field("tie_word_embeddings", "head.tied", default=True),
+    key("tie_word_embeddings", "head.tied", default=True),
     custom(["use_bidirectional_attention"], [], read=_bidirectional, write=lambda facts, notes, config: None),
     unbiased("mlp_bias"),
 )
@@ -95,13 +95,13 @@ GEMMA = LLAMA.replace("GemmaForCausalLM",
 GEMMA2 = GEMMA.replace("Gemma2ForCausalLM",
     groups(4),
     # unlike in Gemma 1, this key alone decides, and "gelu" is the erf form
-    field("hidden_activation", "mlp.activation", default="gelu_pytorch_tanh", via=activation()),
+    key("hidden_activation", "mlp.activation", default="gelu_pytorch_tanh", via=activation()),
     ignore("hidden_act", why="the class reads hidden_activation"),
-    field("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS)), default=1e-6),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS)), default=1e-6),
     norms("rms", *_OUT_NORMS, zero_centred=True),
     custom(["query_pre_attn_scalar"], ["attention.scale"], read=_read_scalar, write=_write_scalar),
-    field("attn_logit_softcapping", "attention.softcap", default=50.0, null=None),
-    field("final_logit_softcapping", "head.softcap", default=30.0, null=None),
+    key("attn_logit_softcapping", "attention.softcap", default=50.0, null=None),
+    key("final_logit_softcapping", "head.softcap", default=30.0, null=None),
     alternating_windows(4096),
     alias("sliding_window_size", "sliding_window"),
 )

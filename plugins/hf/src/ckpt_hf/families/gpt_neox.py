@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Config, Table, drop, field, fixed, ignore, row
+from ckpt_core.sdk import Config, Table, drop, fact_is, ignore, key, row
 from ckpt_hf.common import (
     ATTENTION_BIASES,
     CAUSAL,
@@ -20,23 +20,23 @@ from ckpt_hf.rotary import rotary_keys
 # fmt: off
 GPT_NEOX = Config("GPTNeoXForCausalLM", [
     *GENERIC,
-    fixed("kind", "decoder"),
-    fixed("causal", True),
-    field("hidden_size", "hidden"),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
-    field("num_hidden_layers", "layers"),
-    field("num_attention_heads", "attention.heads", "attention.groups"),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
+    key("hidden_size", "hidden"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads", "attention.groups"),
     derived_head_dim("hidden_size", "num_attention_heads"),
-    field("intermediate_size", "mlp.ffn"),
-    field("hidden_act", "mlp.activation", default="gelu", via=activation("gelu")),
-    fixed("mlp.gated", False),
-    field("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    key("intermediate_size", "mlp.ffn"),
+    key("hidden_act", "mlp.activation", default="gelu", via=activation("gelu")),
+    fact_is("mlp.gated", False),
+    key("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
     norms("layer", *NORMS, bias=True),
-    field("attention_bias", *ATTENTION_BIASES, default=True),
-    *(fixed(bias, True) for bias in MLP_BIASES),
-    field("use_parallel_residual", "parallel", default=True),
+    key("attention_bias", *ATTENTION_BIASES, default=True),
+    *(fact_is(bias, True) for bias in MLP_BIASES),
+    key("use_parallel_residual", "parallel", default=True),
     rotary_keys(partial=0.25, theta_key="rotary_emb_base", fraction_key="rotary_pct"),
-    field("tie_word_embeddings", "head.tied", default=False),
+    key("tie_word_embeddings", "head.tied", default=False),
     CAUSAL,
     ignore("classifier_dropout", why="a head of other classes"),
     ignore("attention_probs_dropout_prob", "hidden_dropout_prob", why="training only"),

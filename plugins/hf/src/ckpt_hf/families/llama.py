@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, PerLayer, custom, field, fixed, ignore, same_as
+from ckpt_core.sdk import CkptError, Config, Facts, PerLayer, custom, fact_is, ignore, key, same_as
 from ckpt_hf import weights
 from ckpt_hf.common import (
     ACTIVATION,
@@ -56,23 +56,23 @@ def _write_rope_layers(facts: Facts, notes: Mapping[str, Any], config: dict[str,
 # fmt: off
 LLAMA = Config("LlamaForCausalLM", [
     *GENERIC,
-    fixed("kind", "decoder"),
-    fixed("causal", True),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
     CAUSAL,
-    field("hidden_size", "hidden"),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
-    field("num_hidden_layers", "layers"),
-    field("num_attention_heads", "attention.heads"),
-    field("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
+    key("hidden_size", "hidden"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads"),
+    key("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
     head_dim(),
-    field("intermediate_size", "mlp.ffn"),
-    field("hidden_act", "mlp.activation", default="silu", via=ACTIVATION),
-    field("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-6),
+    key("intermediate_size", "mlp.ffn"),
+    key("hidden_act", "mlp.activation", default="silu", via=ACTIVATION),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-6),
     norms("rms", *NORMS),
-    fixed("mlp.gated", True),
-    field("attention_bias", *ATTENTION_BIASES, default=False),
-    field("mlp_bias", *MLP_BIASES, default=False),
-    field("tie_word_embeddings", "head.tied", default=False),
+    fact_is("mlp.gated", True),
+    key("attention_bias", *ATTENTION_BIASES, default=False),
+    key("mlp_bias", *MLP_BIASES, default=False),
+    key("tie_word_embeddings", "head.tied", default=False),
     rotary_keys(),
     alias("max_sequence_length", "max_position_embeddings"),  # of the first Llama files
     alias("seq_length", "max_position_embeddings"),
@@ -81,14 +81,14 @@ LLAMA = Config("LlamaForCausalLM", [
 
 MISTRAL = LLAMA.replace("MistralForCausalLM",
     groups(8),
-    field("sliding_window", "attention.window", default=4096, null=None),
+    key("sliding_window", "attention.window", default=4096, null=None),
     unbiased("attention_bias", "mlp_bias"),
 )
 
 SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
     groups(4),
     rotary_keys(default_theta=2000000.0, always=False),
-    field("tie_word_embeddings", "head.tied", default=True),
+    key("tie_word_embeddings", "head.tied", default=True),
     custom(["no_rope_layers", "no_rope_layer_interval"], ["attention.rotary?"], read=_read_rope_layers, write=_write_rope_layers),
     windows(lambda index, config: not _rope_layers(config)[index]),
     ignore("max_window_layers", why="saved from a Qwen's config; the layers without rotary positions are those that slide"),

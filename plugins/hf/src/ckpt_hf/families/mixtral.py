@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import field, fixed, row
+from ckpt_core.sdk import fact_is, key, row
 from ckpt_hf.common import Family, groups
 from ckpt_hf.families.llama import MISTRAL
 from ckpt_hf.rotary import rotary_keys
@@ -11,14 +11,14 @@ from ckpt_hf.weights import FUSED_EXPERTS, LAYER, MLP, MODEL
 # fmt: off
 MIXTRAL = MISTRAL.replace("MixtralForCausalLM",
     groups(8),
-    field("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
-    field("sliding_window", "attention.window", default=None),
+    key("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
+    key("sliding_window", "attention.window", default=None),
     rotary_keys(default_theta=1000000.0),
-    field("num_local_experts", "mlp.moe.experts", default=8),
-    field("intermediate_size", "mlp.moe.ffn"),
-    field("num_experts_per_tok", "mlp.moe.router.top_k", default=2),
-    fixed("mlp.moe.router.score", "softmax"),
-    fixed("mlp.moe.router.normalise", True),
+    key("num_local_experts", "mlp.moe.experts", default=8),
+    key("intermediate_size", "mlp.moe.ffn"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k", default=2),
+    fact_is("mlp.moe.router.score", "softmax"),
+    fact_is("mlp.moe.router.normalise", True),
     without=["mlp.ffn"],
 )
 

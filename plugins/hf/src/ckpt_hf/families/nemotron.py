@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import field, fixed
+from ckpt_core.sdk import fact_is, key
 from ckpt_hf.common import ACTIVATION, NORMS, Family, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
@@ -10,10 +10,10 @@ from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MODEL_WITH_BIAS
 
 # fmt: off
 NEMOTRON = LLAMA.replace("NemotronForCausalLM",
-    field("hidden_act", "mlp.activation", default="relu2", via=ACTIVATION),
-    field("norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    key("hidden_act", "mlp.activation", default="relu2", via=ACTIVATION),
+    key("norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
     norms("layer", *NORMS, bias=True, zero_centred=True),
-    fixed("mlp.gated", False),
+    fact_is("mlp.gated", False),
     rotary_keys(partial=0.5),
     without=["rms_norm_eps"],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import field, fixed, row
+from ckpt_core.sdk import fact_is, key, row
 from ckpt_hf.common import Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL
@@ -11,9 +11,9 @@ _NORMS = ("attention.out_norm", "mlp.out_norm", "attention.qk_norm", "final_norm
 
 # fmt: off
 OLMO2 = LLAMA.replace("Olmo2ForCausalLM",
-    field("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
     norms("rms", *_NORMS),
-    fixed("attention.qk_norm_whole", True),
+    fact_is("attention.qk_norm_whole", True),
     unbiased("mlp_bias"),
     without=["attention.norm.kind", "mlp.norm.kind"],
 )

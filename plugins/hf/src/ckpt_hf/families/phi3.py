@@ -12,9 +12,9 @@ from ckpt_core.sdk import (
     Facts,
     Refusal,
     RotaryKind,
-    const,
     custom,
-    field,
+    key,
+    key_is,
     row,
     uniform,
 )
@@ -104,13 +104,13 @@ def _usual_heads(architecture: Architecture) -> str | None:
 
 # fmt: off
 PHI3 = LLAMA.replace("Phi3ForCausalLM",
-    field("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
-    field("sliding_window", "attention.window", default=None),
+    key("rms_norm_eps", "attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
+    key("sliding_window", "attention.window", default=None),
     _rotary(),
     unbiased("attention_bias", "mlp_bias"),
     # Of the code beside Phi-4-mini, in which other values would mix kinds of attention and stretch positions.
-    const("full_attn_mod", 1, written=False),
-    const("interpolate_factor", 1, written=False),
+    key_is("full_attn_mod", 1, written=False),
+    key_is("interpolate_factor", 1, written=False),
 )
 
 WEIGHTS = (MODEL, LAYER.without(

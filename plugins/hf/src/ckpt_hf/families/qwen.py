@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, PerLayer, Refusal, const, custom, field, fixed, rewrites, row, uniform
+from ckpt_core.sdk import CkptError, Facts, PerLayer, Refusal, custom, fact_is, key, key_is, rewrites, row, uniform
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
@@ -92,17 +92,17 @@ def _write_window(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
 
 # fmt: off
 _ROUTER = [
-    field("num_experts_per_tok", "mlp.moe.router.top_k"),
-    field("moe_intermediate_size", "mlp.moe.ffn"),
-    field("norm_topk_prob", "mlp.moe.router.normalise", default=False),
-    fixed("mlp.moe.router.score", "softmax"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k"),
+    key("moe_intermediate_size", "mlp.moe.ffn"),
+    key("norm_topk_prob", "mlp.moe.router.normalise", default=False),
+    fact_is("mlp.moe.router.score", "softmax"),
     custom(["intermediate_size", "decoder_sparse_step", "mlp_only_layers", "num_hidden_layers"], ["mlp.ffn", "mlp.ffn?", "mlp.moe?", "layers"],
            read=_read_sparse_layers, write=_write_sparse_layers),
 ]
 
 QWEN2 = LLAMA.replace("Qwen2ForCausalLM",
     groups(32),
-    *(fixed(f"attention.{part}_bias", True) for part in "qkv"),
+    *(fact_is(f"attention.{part}_bias", True) for part in "qkv"),
     windows(_from_layer, default=4096, by_count=True),
     alias("rotary_emb_base", "rope_theta"),  # of CodeQwen1.5
     unbiased("mlp_bias"),
@@ -111,10 +111,10 @@ QWEN2 = LLAMA.replace("Qwen2ForCausalLM",
 
 QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
     groups(16),
-    field("num_experts", "mlp.moe.experts"),
+    key("num_experts", "mlp.moe.experts"),
     _ROUTER,
-    field("shared_expert_intermediate_size", "mlp.moe.shared.ffn"),
-    fixed("mlp.moe.shared.gate", True),
+    key("shared_expert_intermediate_size", "mlp.moe.shared.ffn"),
+    fact_is("mlp.moe.shared.gate", True),
     custom(["qkv_bias"], [f"attention.{part}_bias" for part in "qkv"], read=_read_qkv_bias, write=_write_qkv_bias),
     windows(_every_other, default=4096, by_count=True),
 )
@@ -122,7 +122,7 @@ QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
 QWEN3 = LLAMA.replace("Qwen3ForCausalLM",
     groups(32),
     head_dim(default=128),
-    field("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm")), default=1e-6),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm")), default=1e-6),
     norms("rms", "attention.qk_norm"),
     windows(_from_layer, default=4096, by_count=True),
     unbiased("mlp_bias", "qkv_bias"),
@@ -138,8 +138,8 @@ QWEN3_MOE = QWEN3.replace("Qwen3MoeForCausalLM",
     custom(["use_sliding_window", "sliding_window", "max_window_layers"], ["attention.window", "attention.window?"],
            read=_read_window, write=_write_window),
     # Qwen3-Coder says what every Qwen3-MoE is
-    const("use_qk_norm", True, written=False),
-    const("shared_expert_intermediate_size", 0, written=False),
+    key_is("use_qk_norm", True, written=False),
+    key_is("shared_expert_intermediate_size", 0, written=False),
     without=["layer_types"],
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import const, field, fixed, ignore, row
+from ckpt_core.sdk import fact_is, ignore, key, key_is, row
 from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, alias, groups, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS
@@ -10,18 +10,18 @@ from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS
 # fmt: off
 STARCODER2 = LLAMA.replace("Starcoder2ForCausalLM",
     groups(2),
-    field("hidden_act", "mlp.activation", default="gelu_pytorch_tanh", via=ACTIVATION),
-    field("norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    key("hidden_act", "mlp.activation", default="gelu_pytorch_tanh", via=ACTIVATION),
+    key("norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
     norms("layer", *NORMS, bias=True),
-    fixed("mlp.gated", False),
-    field("use_bias", *ATTENTION_BIASES, *MLP_BIASES, default=True),
-    field("tie_word_embeddings", "head.tied", default=True),
-    field("sliding_window", "attention.window", default=None),
+    fact_is("mlp.gated", False),
+    key("use_bias", *ATTENTION_BIASES, *MLP_BIASES, default=True),
+    key("tie_word_embeddings", "head.tied", default=True),
+    key("sliding_window", "attention.window", default=None),
     # The first files carry keys of the code that they were trained with, beside those that the class reads.
-    const("mlp_type", "default", written=False),
-    const("norm_type", "layer_norm", written=False),
-    const("scale_attn_weights", True, written=False),
-    const("activation_function", "gelu", written=False),
+    key_is("mlp_type", "default", written=False),
+    key_is("norm_type", "layer_norm", written=False),
+    key_is("scale_attn_weights", True, written=False),
+    key_is("activation_function", "gelu", written=False),
     alias("layer_norm_epsilon", "norm_epsilon"),
     ignore("rms_norm_eps", why="it has no RMSNorm; norm_epsilon is read"),
     ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", why="a precision of the training code, not another function"),

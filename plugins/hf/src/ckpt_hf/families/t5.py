@@ -20,12 +20,12 @@ from ckpt_core.sdk import (
     Loss,
     Refusal,
     Table,
-    const,
     custom,
     drop,
-    field,
-    fixed,
+    fact_is,
     ignore,
+    key,
+    key_is,
     note,
     rewrites,
     row,
@@ -64,11 +64,11 @@ def _feed_forward(default: str) -> Custom:
             raise CkptError("key 'feed_forward_proj' has an unknown value", found=repr(said)[:60], expected=known)
         spelt = "gelu_new" if said == "gated-gelu" else name
         derived = {"dense_act_fn": spelt, "is_gated_act": gated}
-        for key, value in derived.items():
-            if config.get(key, value) != value:
+        for setting, value in derived.items():
+            if config.get(setting, value) != value:
                 raise CkptError(
-                    f"keys 'feed_forward_proj' and {key!r} disagree",
-                    found=f"{said!r} and {config[key]!r}",
+                    f"keys 'feed_forward_proj' and {setting!r} disagree",
+                    found=f"{said!r} and {config[setting]!r}",
                     expected=repr(value),
                 )
         for mlp in MLPS:
@@ -197,20 +197,20 @@ def stored_head(config: Mapping[str, Any], names: Collection[str]) -> Mapping[st
 
 # fmt: off
 _COMMON = Config("", GENERIC).replace("",
-    fixed("kind", "encoder-decoder"),
-    const("is_encoder_decoder", True),
-    fixed("encoder.causal", False),
-    fixed("decoder.causal", True),
-    field("d_model", "hidden"),
-    field("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
-    field("num_layers", "encoder.layers"),
-    field("num_decoder_layers", "decoder.layers", default=same_as("num_layers")),
-    field("num_heads", *(f"{block}.{fact}" for block in BLOCKS for fact in ("heads", "groups"))),
-    field("d_kv", *(f"{block}.head_dim" for block in BLOCKS), default=64),
-    field("d_ff", *(f"{mlp}.ffn" for mlp in MLPS)),
-    field("layer_norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-6),
+    fact_is("kind", "encoder-decoder"),
+    key_is("is_encoder_decoder", True),
+    fact_is("encoder.causal", False),
+    fact_is("decoder.causal", True),
+    key("d_model", "hidden"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("num_layers", "encoder.layers"),
+    key("num_decoder_layers", "decoder.layers", default=same_as("num_layers")),
+    key("num_heads", *(f"{block}.{fact}" for block in BLOCKS for fact in ("heads", "groups"))),
+    key("d_kv", *(f"{block}.head_dim" for block in BLOCKS), default=64),
+    key("d_ff", *(f"{mlp}.ffn" for mlp in MLPS)),
+    key("layer_norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-6),
     norms("rms", *NORMS),
-    [fixed(f"{block}.scale", 1.0) for block in BLOCKS],
+    [fact_is(f"{block}.scale", 1.0) for block in BLOCKS],
     note("n_positions", "max_positions"),
     note("bos_token_id", "bos"),
     note("decoder_start_token_id", "decoder_start", null=True),
@@ -224,10 +224,10 @@ def _relative_bias(where: str) -> list[Any]:
     """The keys of the bias tables, which lie at `where` in each stack."""
     paths = [f"{stack}.{where}" for stack in STACKS]
     return [
-        field("relative_attention_num_buckets", *(f"{path}.buckets" for path in paths), default=32),
-        field("relative_attention_max_distance", *(f"{path}.max_distance" for path in paths), default=128),
-        fixed(f"encoder.{where}.bidirectional", True),
-        fixed(f"decoder.{where}.bidirectional", False),
+        key("relative_attention_num_buckets", *(f"{path}.buckets" for path in paths), default=32),
+        key("relative_attention_max_distance", *(f"{path}.max_distance" for path in paths), default=128),
+        fact_is(f"encoder.{where}.bidirectional", True),
+        fact_is(f"decoder.{where}.bidirectional", False),
     ]
 
 
@@ -299,7 +299,7 @@ TABLES = (
 # fmt: on
 
 
-def _plain(model: rewrites.Model) -> rewrites.Model:
+def _plain(model: rewrites.Rewritable) -> rewrites.Rewritable:
     """What every class of the kin needs: unscaled scores, no head scale, no biases."""
     if len(model.architecture.stacks) < 2:
         return model  # none of the kin anyway
@@ -308,7 +308,7 @@ def _plain(model: rewrites.Model) -> rewrites.Model:
     )
 
 
-def _as_t5(model: rewrites.Model) -> rewrites.Model:
+def _as_t5(model: rewrites.Rewritable) -> rewrites.Rewritable:
     model = _plain(model)
     head = model.architecture.head
     if head is None or (head.tied and _close(head.scale, model.architecture.hidden**-0.5)):
@@ -318,11 +318,11 @@ def _as_t5(model: rewrites.Model) -> rewrites.Model:
     )  # both versions of transformers leave a head of its own unscaled
 
 
-def _as_mt5(model: rewrites.Model) -> rewrites.Model:
+def _as_mt5(model: rewrites.Rewritable) -> rewrites.Rewritable:
     return rewrites.untied_head(rewrites.folded_logit_scale(_plain(model)))
 
 
-def _as_umt5(model: rewrites.Model) -> rewrites.Model:
+def _as_umt5(model: rewrites.Rewritable) -> rewrites.Rewritable:
     model, root = rewrites.own_relative_bias(_plain(model)), model.architecture.hidden**-0.5
     head = model.architecture.head
     if head is not None and _own_is_either(head.tied, head.scale, root):

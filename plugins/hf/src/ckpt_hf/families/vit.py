@@ -19,12 +19,12 @@ from ckpt_core.sdk import (
     Loss,
     Refusal,
     Table,
-    const,
     custom,
     drop,
-    field,
-    fixed,
+    fact_is,
     ignore,
+    key,
+    key_is,
     note,
     rewrites,
     row,
@@ -141,26 +141,26 @@ def with_pooler(config: Mapping[str, Any], names: Collection[str]) -> Mapping[st
 
 # fmt: off
 _COMMON = Config("", GENERIC).replace("",
-    fixed("kind", "encoder"),
-    fixed("causal", False),
-    fixed("patches.bias", True),
-    fixed("patches.class_tokens", 1),
+    fact_is("kind", "encoder"),
+    fact_is("causal", False),
+    fact_is("patches.bias", True),
+    fact_is("patches.class_tokens", 1),
     _sizes(),
-    field("num_channels", "patches.channels", default=3),
-    field("hidden_size", "hidden"),
-    field("num_hidden_layers", "layers"),
-    field("num_attention_heads", "attention.heads", "attention.groups"),
+    key("num_channels", "patches.channels", default=3),
+    key("hidden_size", "hidden"),
+    key("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads", "attention.groups"),
     derived_head_dim("hidden_size", "num_attention_heads"),
-    field("intermediate_size", "mlp.ffn"),
-    field("hidden_act", "mlp.activation", default="gelu", via=ACTIVATION),
-    fixed("mlp.gated", False),
-    field("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-12),
+    key("intermediate_size", "mlp.ffn"),
+    key("hidden_act", "mlp.activation", default="gelu", via=ACTIVATION),
+    fact_is("mlp.gated", False),
+    key("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-12),
     norms("layer", *NORMS, bias=True),
-    field("qkv_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=True),
-    [fixed(bias, True) for bias in ("attention.out_bias", *MLP_BIASES)],
+    key("qkv_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=True),
+    [fact_is(bias, True) for bias in ("attention.out_bias", *MLP_BIASES)],
     ignore("hidden_dropout_prob", "attention_probs_dropout_prob", why="training only"),
     ignore("encoder_stride", why="of the decoder of ViTForMaskedImageModeling"),
-    const("tie_word_embeddings", True, written=False),
+    key_is("tie_word_embeddings", True, written=False),
     # a model of images has no tokens; such keys are those that old versions wrote for every model
     note("bos_token_id", "bos"),
     note("eos_token_id", "eos"),
@@ -170,8 +170,8 @@ _COMMON = Config("", GENERIC).replace("",
 
 CLASSIFICATION = _COMMON.replace("ViTForImageClassification",
     _labels(),
-    fixed("classifier.hidden", False),
-    fixed("classifier.pooling", schema.Pooling.FIRST),
+    fact_is("classifier.hidden", False),
+    fact_is("classifier.pooling", schema.Pooling.FIRST),
     ignore("pooler_output_size", "pooler_act", why="it has no pooler"),
 )
 
@@ -238,7 +238,7 @@ def _leftovers(prefix: str, *more: Any) -> Callable[[Architecture], Table]:
     return lambda architecture: table
 
 
-def _as_vit(model: rewrites.Model) -> rewrites.Model:
+def _as_vit(model: rewrites.Rewritable) -> rewrites.Rewritable:
     """Patches with a bias, layers with biases everywhere; zeros where there are none."""
     patches = model.architecture.patches
     if patches is None or patches.class_tokens != 1 or model.architecture.encoder is None:

@@ -21,8 +21,8 @@ from ckpt_core.sdk import (
 from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.files import TRACKER
-from ckpt_megatron.fitted import fitted
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
+from ckpt_megatron.rewrites import expressed_for
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import CONTENT, write_dist
@@ -44,8 +44,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     tokens = checkpoint.architecture.tokens
     # without padding, tensor parallel ranks must divide the vocabulary itself
     pads = bool(tokens is not None and tokens.vocabulary % layout.tp) if said is None else bool(said)
-    model = fitted(
-        rewrites.Model(checkpoint.architecture, checkpoint.tensors),
+    model = expressed_for(
+        rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors),
         layout.multiple * layout.tp if pads else 1,
         by_fields=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.sdk import Architecture, Assembler, FormatError, Native, Shard, StoredTensor, Table, layouts, lazy
+from ckpt_core.sdk import Architecture, FormatError, Native, ParameterBuilder, Shard, StoredTensor, Table, layouts, lazy
 from ckpt_nemo.container.saved import Saved
 
 Tensors = dict[str, StoredTensor]
@@ -38,14 +38,14 @@ def assembled(
     *,
     repeats: Callable[[str, int], bool] = lambda name, stage: False,
     shard: Callable[[str, StoredTensor, Native, int], Shard] = _shard,
-) -> dict[str, lazy.Assembly]:
+) -> dict[str, lazy.LazyParameter]:
     """The canonical tensors, put together from those of all ranks (tp, pp); what several ranks hold is compared.
 
     `local_name` is that of a tensor on a pipeline stage, None where it is on another; `repeats` says whether a stage
     holds a copy of what an earlier one has; `shard` is what a tensor parallel rank contributes.
     """
-    layout = layouts.Layout(tables, architecture)
-    assembler = Assembler(layout.parameters, saved.place)
+    layout = layouts.BoundTables(tables, architecture)
+    assembler = ParameterBuilder(layout.parameters, saved.place)
     tp, _ = saved.parallel
     files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
     for (t, stage), tensors in sorted(ranks.items()):

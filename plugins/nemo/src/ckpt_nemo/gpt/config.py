@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckpt_core.sdk import Config, Custom, custom, field, fixed, ignore, note, same_as
+from ckpt_core.sdk import Config, Custom, custom, fact_is, ignore, key, note, same_as
 from ckpt_megatron.args.router import ROUTER_KEYS
 from ckpt_nemo.gpt.attention import (
     read_biases,
@@ -45,13 +45,13 @@ def _line(keys: list[str], claims: list[str], read: Callable, write: Callable) -
 
 # fmt: off
 _COMMON = [
-    fixed("kind", "decoder"),
-    fixed("causal", True),
-    field("num_layers", "layers"),
-    field("hidden_size", "hidden"),
-    field("num_attention_heads", "attention.heads"),
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
+    key("num_layers", "layers"),
+    key("hidden_size", "hidden"),
+    key("num_attention_heads", "attention.heads"),
     _line(["kv_channels"], ["attention.head_dim"], read_head_dim, write_head_dim),
-    field("share_embeddings_and_output_weights", "head.tied", default=True),
+    key("share_embeddings_and_output_weights", "head.tied", default=True),
     _line(["apply_embedding_scaling"], ["tokens.scale"], read_scale, write_scale),
     _line([], ["tokens.vocabulary", "tokens.padded_vocabulary"], _nothing, _nothing),
     note("bos_token_id", "bos"),
@@ -67,7 +67,7 @@ _COMMON = [
 
 LEGACY = Config("NeMo's GPT before Megatron-Core", [
     *_COMMON,
-    field("ffn_hidden_size", "mlp.ffn"),
+    key("ffn_hidden_size", "mlp.ffn"),
     _line(["num_query_groups"], ["attention.groups"], read_legacy_groups, write_legacy_groups),
     _line(["normalize_attention_scores"], ["attention.scale"], read_legacy_scale, write_legacy_scale),
     _line(["bias"], ["attention.out_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", "mlp.up_bias", "mlp.down_bias"],
@@ -85,7 +85,7 @@ LEGACY = Config("NeMo's GPT before Megatron-Core", [
 
 MCORE = Config("NeMo's MCoreGPTModel", [
     *_COMMON,
-    field("num_query_groups", "attention.groups", default=same_as("num_attention_heads")),
+    key("num_query_groups", "attention.groups", default=same_as("num_attention_heads")),
     neutral("normalize_attention_scores", True),
     _line(["window_size"], ["attention.window"], read_window, write_window),
     _line(["bias", "qkv_bias"], ["attention.out_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", "mlp.up_bias", "mlp.down_bias"],

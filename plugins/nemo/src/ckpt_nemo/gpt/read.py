@@ -9,10 +9,10 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Assembler,
     Checkpoint,
     CkptError,
     Loss,
+    ParameterBuilder,
     Problems,
     ReadRequest,
     architecture_of,
@@ -178,14 +178,14 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
 # --- tensors -------------------------------------------------------------------------------------------------------
 
 
-def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, lazy.Assembly]:
+def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, lazy.LazyParameter]:
     """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
     architecture = described.architecture
     bound = tables(
         architecture, blocks=described.blocks, interleaved=described.interleaved, separate=described.separate
     )
-    layout = layouts.Layout(bound, architecture)
-    assembler = Assembler(layout.parameters, saved.place)
+    layout = layouts.BoundTables(bound, architecture)
+    assembler = ParameterBuilder(layout.parameters, saved.place)
     spelled = _Spelling(found, architecture)
     seen: set[tuple] = set()
     for share in found.shares:

@@ -40,7 +40,7 @@ def check_frequencies(
     """Compare every stored copy with the base of the config; a rounded one is a loss."""
     expected = frequencies(architecture)
     rounded: set[str] = set()
-    source = lazy.Source(states)
+    source = lazy.SourceFiles(states)
     try:
         for tensor in stored:
             if expected is None or tensor.shape != expected.shape or not tensor.dtype.floating:
@@ -70,12 +70,12 @@ def check_frequencies(
     return [Loss("assumed", "rotary_pos_emb.inv_freq", why.format(name)) for name in sorted(rounded)]
 
 
-def _values(tensor: StoredTensor, source: lazy.Source) -> np.ndarray:
+def _values(tensor: StoredTensor, source: lazy.SourceFiles) -> np.ndarray:
     (count,) = tensor.shape
     tile = layouts.Tile((layouts.Link(count, 0, 1, 0, tensor.strides[0]),), (0,), (0,))
     parameter = schema.Parameter("rotary_pos_emb.inv_freq", (schema.Axis("e", count),))
     raw = source.read(
-        lazy.Assembly(parameter, tensor.dtype, (lazy.Block(tensor.file, tensor.dtype, tensor.offset, tile),)),
+        lazy.LazyParameter(parameter, tensor.dtype, (lazy.StoredPart(tensor.file, tensor.dtype, tensor.offset, tile),)),
         ((0, count),),
     )
     return dtypes.decode(raw, tensor.dtype)

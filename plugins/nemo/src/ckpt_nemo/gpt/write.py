@@ -23,8 +23,8 @@ from ckpt_core.sdk import (
 from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
 from ckpt_nemo.gpt.config import LEGACY, MCORE
-from ckpt_nemo.gpt.fitted import fitted
 from ckpt_nemo.gpt.layout import FileLayout
+from ckpt_nemo.gpt.rewrites import expressed_for
 from ckpt_nemo.gpt.template import TARGET, TEMPLATE
 from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.gpt.versions import Since, by_version, needs
@@ -40,7 +40,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     container = container_for(request.options.get("container"), request.destination)
     names = str(request.options.get("names") or hints.get("names") or _names_for(checkpoint, request))
     layout = FileLayout.of(names, request, hints)
-    model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), layout, hints)
+    model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), layout, hints)
     layout.check(model.architecture)
     layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)
     interleaved = names == "mcore" and bool((hints.get("config") or {}).get("rotary_interleaved"))
@@ -103,7 +103,7 @@ def _names_for(checkpoint: Checkpoint, request: WriteRequest) -> str:
     """Names that every version loads, those before Megatron-Core, where their code can compute the model."""
     try:
         layout = FileLayout.of("legacy", request, {})
-        model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), layout, {})
+        model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), layout, {})
         LEGACY.write(facts_of(model.architecture), checkpoint.notes)
     except Refusal:
         return "mcore"
@@ -124,7 +124,7 @@ def _table(layout: FileLayout) -> Config:
     return LEGACY if layout.names == "legacy" else MCORE
 
 
-def _said(checkpoint: Checkpoint, model: rewrites.Model, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
+def _said(checkpoint: Checkpoint, model: rewrites.Rewritable, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
     """The keys that describe the model; `Refusal`s for what none says."""
     notes = checkpoint.notes | ({"interleaved": True} if interleaved else {})
     said = _table(layout).write(facts_of(model.architecture), notes)
@@ -135,7 +135,7 @@ def _said(checkpoint: Checkpoint, model: rewrites.Model, layout: FileLayout, int
 
 def _config(
     checkpoint: Checkpoint,
-    model: rewrites.Model,
+    model: rewrites.Rewritable,
     layout: FileLayout,
     artifacts: Artifacts,
     container: str,
@@ -198,7 +198,9 @@ def _set(config: dict[str, Any], key: str, value: object, usual: object) -> None
         config[key] = value
 
 
-def _override(model: rewrites.Model, layout: FileLayout, artifacts: Artifacts, before: Mapping[str, Any]) -> int | None:
+def _override(
+    model: rewrites.Rewritable, layout: FileLayout, artifacts: Artifacts, before: Mapping[str, Any]
+) -> int | None:
     """The number of rows, where the tokenizer does not lead NeMo to it."""
     tokens = model.architecture.tokens
     rows = tokens.padded_vocabulary if tokens else 0

@@ -41,7 +41,7 @@ class _Part:
 
 
 def add_distributed(
-    members: Members, layout: FileLayout, model: rewrites.Model, dtype: DType | None, form: Form, interleaved: bool
+    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form, interleaved: bool
 ) -> None:
     """Enter the files of a distributed checkpoint."""
     layers = model.architecture.decoder.layers if model.architecture.decoder else ()
@@ -66,12 +66,17 @@ def _index(part: _Part) -> tuple[int, ...]:
 
 
 def _parts(
-    layout: FileLayout, model: rewrites.Model, dtype: DType | None, interleaved: bool, ranks: int, homogeneous: bool
+    layout: FileLayout,
+    model: rewrites.Rewritable,
+    dtype: DType | None,
+    interleaved: bool,
+    ranks: int,
+    homogeneous: bool,
 ) -> Iterator[_Part]:
     """Every tensor as `ranks` tensor parallel ranks have it, layer by layer; a gated linear_fc1 in its two halves."""
     architecture = model.architecture
     layers = architecture.decoder.layers if architecture.decoder else ()
-    bound = layouts.Layout(tables(architecture, interleaved=interleaved), architecture)
+    bound = layouts.BoundTables(tables(architecture, interleaved=interleaved), architecture)
     wholes = bound.natives()
     by_rank = [bound.natives({"tp": (rank, ranks)}) for rank in range(ranks)]
     ordered = sorted(wholes.values(), key=lambda native: -1 if native.layer is None else native.layer)

@@ -14,11 +14,11 @@ from ckpt_nemo.gpt.weights import ROTARY, legacy, tables
 
 
 def add_ranks(
-    members: Members, layout: FileLayout, model: rewrites.Model, dtype: DType | None, form: Form, interleaved: bool
+    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form, interleaved: bool
 ) -> None:
     """Enter the file of every rank."""
     architecture = model.architecture
-    bound = layouts.Layout(
+    bound = layouts.BoundTables(
         tables(architecture, blocks=layout.blocks, interleaved=interleaved, separate=layout.separate), architecture
     )
     stages = layout.stages(len(_layers(architecture)))
@@ -38,7 +38,7 @@ def _layers(architecture: Architecture) -> tuple[schema.Layer, ...]:
 def _state(
     natives: list[Native],
     layout: FileLayout,
-    model: rewrites.Model,
+    model: rewrites.Rewritable,
     dtype: DType | None,
     here: range,
     place: tuple[int, int],
@@ -79,7 +79,7 @@ def _stage(natives: list[Native], layout: FileLayout, here: range, place: tuple[
         yield from (native for native in ends if not (native.row.copy and layout.pp == 1))
 
 
-def _rotary(model: rewrites.Model, dtype: DType | None) -> Constant:
+def _rotary(model: rewrites.Rewritable, dtype: DType | None) -> Constant:
     """In the model's dtype: with O2 the whole module is cast, without it everything is float32."""
     kind = dtype or model.tensors["embedding.tokens.weight"].dtype
     kind, count, data = stored_bytes(model.architecture, kind if kind.size < dtypes.FP32.size else dtypes.FP32)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, rewrites
-from ckpt_megatron.fitted import fitted
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
+from ckpt_megatron.rewrites import expressed_for
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import write_dist
@@ -29,7 +29,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
     fixed = _fixed_rows(checkpoint, hints, layout)
     multiple = fixed or layout.multiple * layout.tp
-    model = fitted(rewrites.Model(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True)
+    model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True)
     facts = facts_of(model.architecture)
     tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
     classes = classes_for(facts, hints.get("classes") or {})

@@ -18,9 +18,9 @@ from ckpt_core.sdk import (
     PerLayer,
     Refusal,
     custom,
-    field,
-    fixed,
+    fact_is,
     ignore,
+    key,
     note,
     uniform,
 )
@@ -71,14 +71,14 @@ def sections(config: Values) -> dict[str, Any]:
 def nested(flat: Values, base: Values) -> dict[str, Any]:
     """Flat keys entered into a config with sections; everything else in `base` stays."""
     config = {
-        key: dict(value) if key in SECTIONS and isinstance(value, Mapping) else value for key, value in base.items()
+        name: dict(value) if name in SECTIONS and isinstance(value, Mapping) else value for name, value in base.items()
     }
-    for key, value in flat.items():
-        section, dot, rest = key.partition(".")
+    for name, value in flat.items():
+        section, dot, rest = name.partition(".")
         if dot:
             config.setdefault(section, {})[rest] = value
         else:
-            config[key] = value
+            config[name] = value
     return config
 
 
@@ -399,15 +399,13 @@ def _stack(section: str) -> list[Entry | list[Any]]:
         f"{mlp}.down_bias",
     ]
     own: list[Any] = [
-        fixed(f"{section}.causal", section == "decoder"),
-        field(f"{section}.num_layers", f"{section}.layers"),
-        field(
-            f"{section}.num_attention_heads", *(f"{block}.{name}" for block in blocks for name in ("heads", "groups"))
-        ),
+        fact_is(f"{section}.causal", section == "decoder"),
+        key(f"{section}.num_layers", f"{section}.layers"),
+        key(f"{section}.num_attention_heads", *(f"{block}.{name}" for block in blocks for name in ("heads", "groups"))),
         _width(section),
-        field(f"{section}.ffn_hidden_size", f"{mlp}.ffn"),
-        field(f"{section}.bias", *biases, default=True),
-        field(f"{section}.headscale", *(f"{block}.head_scale" for block in blocks), default=False),
+        key(f"{section}.ffn_hidden_size", f"{mlp}.ffn"),
+        key(f"{section}.bias", *biases, default=True),
+        key(f"{section}.headscale", *(f"{block}.head_scale" for block in blocks), default=False),
         _norms(section),
         _positions(section),
         _scores(section),
@@ -463,13 +461,13 @@ T5 = Config("MegatronT5Model", [
            why="how to train"),
     ignore("seq_length", why="the length of training samples"),
     ignore("share_token_embeddings", why="the tables of both stacks are read, and have to be equal"),
-    fixed("kind", "encoder-decoder"),
+    fact_is("kind", "encoder-decoder"),
     _hidden(),
     _tokens(),
     note("max_position_embeddings", "max_positions", default=512),
     *_STACKS,
-    field("share_decoder_tokens_head_embeddings", "head.tied", default=True),
-    field("tokens_head_bias", "head.bias", default=True),
+    key("share_decoder_tokens_head_embeddings", "head.tied", default=True),
+    key("tokens_head_bias", "head.bias", default=True),
     refused("hiddens", None, why="transformations between encoder and decoder", written=False),
 ])
 # fmt: on

@@ -200,7 +200,7 @@ def _sidecars(tokenizer: Tokenizer) -> dict[str, Sidecar]:
 
 
 def _hints(
-    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, lazy.Assembly]
+    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, lazy.LazyParameter]
 ) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
@@ -219,7 +219,7 @@ def _hints(
     }
 
 
-def _largest(tensors: Mapping[str, lazy.Assembly], saved: Saved) -> dict[str, float]:
+def _largest(tensors: Mapping[str, lazy.LazyParameter], saved: Saved) -> dict[str, float]:
     """The largest absolute value of the small tensors that no HF class may have: what leaving one out would change."""
     names = [name for name in ("head.bias", "decoder.cross_relative_bias.weight") if name in tensors]
     return {name: float(np.abs(rewrites.values_of(tensors[name], saved.states)).max()) for name in names}

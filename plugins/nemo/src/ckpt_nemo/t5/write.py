@@ -29,7 +29,7 @@ from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padd
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
 from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
-from ckpt_nemo.t5.fitted import fitted
+from ckpt_nemo.t5.rewrites import expressed_for
 from ckpt_nemo.t5.template import SENTINELS_OF_T5, TARGET, TEMPLATE, VERSION
 from ckpt_nemo.t5.tokens import like_t5, special_tokens, tokens_of
 from ckpt_nemo.t5.weights import LAYERS, ROOT, Blocks, tables
@@ -57,8 +57,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     before: Mapping[str, Any] = hints.get("config") or {}
     container = container_for(request.options.get("container"), request.destination)
     tp, pp = request.tp or 1, request.pp or 1
-    model, said = fitted(
-        rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
+    model, said = expressed_for(
+        rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
         checkpoint.notes,
         before,
         pp,
@@ -82,7 +82,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
     for t in range(tp):
-        natives = layouts.Layout(tables(files.blocks), model.architecture).natives({"tp": (t, tp)})
+        natives = layouts.BoundTables(tables(files.blocks), model.architecture).natives({"tp": (t, tp)})
         for stage in range(pp):
             add_rank(members, (t, stage), (tp, pp), [_state(natives, model, files, stage)], form)
     target = Target(
@@ -111,7 +111,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 # --- what is decided -------------------------------------------------------------------------------------------------
 
 
-def _stages(model: rewrites.Model, request: WriteRequest, hints: Mapping[str, Any], pp: int) -> Stages:
+def _stages(model: rewrites.Rewritable, request: WriteRequest, hints: Mapping[str, Any], pp: int) -> Stages:
     layers = {stack: len(getattr(model.architecture, stack).layers) for stack in SECTIONS}
     asked = request.options.get("split")
     if asked is not None or pp == 1:
@@ -177,7 +177,7 @@ def _artifacts(
 
 
 def _config(
-    model: rewrites.Model,
+    model: rewrites.Rewritable,
     said: Mapping[str, Any],
     checkpoint: Checkpoint,
     before: Mapping[str, Any],
@@ -231,7 +231,7 @@ def _has_sections(config: Mapping[str, Any]) -> bool:
     return all(isinstance(config.get(section), Mapping) for section in SECTIONS)
 
 
-def _says(before: Mapping[str, Any], model: rewrites.Model) -> bool:
+def _says(before: Mapping[str, Any], model: rewrites.Rewritable) -> bool:
     """Whether a config describes a model, the vocabulary aside."""
     if not before:
         return False
@@ -260,7 +260,7 @@ def _unshared(config: Mapping[str, Any]) -> list[Loss]:
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], model: rewrites.Model, files: _Files, stage: int) -> State:
+def _state(natives: Mapping[str, Native], model: rewrites.Rewritable, files: _Files, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
     found = {}
     for name in sorted(natives, key=_order):

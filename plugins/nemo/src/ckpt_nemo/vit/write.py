@@ -28,8 +28,8 @@ from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, co
 from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.vit.config import POSITIONS, VIT, names_of
 from ckpt_nemo.vit.files import Stages, order
-from ckpt_nemo.vit.fitted import fitted
 from ckpt_nemo.vit.image_processor import differences
+from ckpt_nemo.vit.rewrites import expressed_for
 from ckpt_nemo.vit.template import TARGET, TEMPLATE, VERSIONS
 from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, Names, tables
 
@@ -54,8 +54,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     before: Mapping[str, Any] = hints.get("config") or {}
     container = container_for(request.options.get("container"), request.destination)
     layer = _patch_layer(checkpoint.architecture, request, hints)
-    model = fitted(
-        rewrites.Model(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
+    model = expressed_for(
+        rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files),
         layer,
         request.options.get("image_size"),
     )
@@ -67,7 +67,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     stages = Stages(files.pp, len(model.architecture.encoder.layers) if model.architecture.encoder else 0)
     members = Members()
     for t in range(files.tp):
-        natives = layouts.Layout(tables(files.names), model.architecture).natives({"tp": (t, files.tp)})
+        natives = layouts.BoundTables(tables(files.names), model.architecture).natives({"tp": (t, files.tp)})
         for stage in range(files.pp):
             add_rank(members, (t, stage), (files.tp, files.pp), [_state(natives, model, files, stages, stage)], form)
     processor = (
@@ -109,7 +109,9 @@ def _adapted(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     return {**TEMPLATE, **kept, **said, **({POSITIONS: before[POSITIONS]} if POSITIONS in before else {})}
 
 
-def _config(kept: Mapping[str, Any], model: rewrites.Model, files: _Files, hints: Mapping[str, Any]) -> dict[str, Any]:
+def _config(
+    kept: Mapping[str, Any], model: rewrites.Rewritable, files: _Files, hints: Mapping[str, Any]
+) -> dict[str, Any]:
     kind = dtypes.commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
     same_layer = hints.get("patch_layer") == files.names.patches
     return {
@@ -151,7 +153,9 @@ def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Loss
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], model: rewrites.Model, files: _Files, stages: Stages, stage: int) -> State:
+def _state(
+    natives: Mapping[str, Native], model: rewrites.Rewritable, files: _Files, stages: Stages, stage: int
+) -> State:
     """The state dict of a stage, in the order of the modules."""
     found = {}
     for name in sorted(natives, key=order):

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Refusal, facts_of, rewrites
-from ckpt_megatron.fitted import with_biases
+from ckpt_megatron.rewrites import with_biases
 from ckpt_nemo.container.tokenizer import padded
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.versions import newer
 
 
-def fitted(model: rewrites.Model, layout: FileLayout, hints: Mapping[str, Any]) -> rewrites.Model:
+def expressed_for(model: rewrites.Rewritable, layout: FileLayout, hints: Mapping[str, Any]) -> rewrites.Rewritable:
     """The attention scale that can be said, biases on all linear layers or none, and the rows that NeMo expects.
 
     `hints` are those of a source of this format.

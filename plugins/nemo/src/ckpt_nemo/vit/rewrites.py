@@ -8,7 +8,7 @@ from ckpt_core.sdk import Refusal, facts_of, rewrites, schema
 from ckpt_nemo.vit.weights import CONVOLUTION
 
 
-def fitted(model: rewrites.Model, patch_layer: str, image_size: str | None) -> rewrites.Model:
+def expressed_for(model: rewrites.Rewritable, patch_layer: str, image_size: str | None) -> rewrites.Rewritable:
     """Biases everywhere but on the patches of a convolution, and the usual attention scale; for the image size asked for."""
     architecture = model.architecture
     if architecture.patches is None or architecture.encoder is None or architecture.decoder is not None:
@@ -22,7 +22,7 @@ def fitted(model: rewrites.Model, patch_layer: str, image_size: str | None) -> r
     return _with_biases(model, patches=patch_layer != CONVOLUTION)
 
 
-def _with_biases(model: rewrites.Model, patches: bool) -> rewrites.Model:
+def _with_biases(model: rewrites.Rewritable, patches: bool) -> rewrites.Rewritable:
     """Zero biases where NeMo's layers have one and the model has none."""
 
     def biased(layer: schema.Layer) -> schema.Layer:

@@ -9,9 +9,9 @@ from ckpt_core.sdk import CkptError, Refusal, facts_of, rewrites
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
 
 
-def fitted(
-    model: rewrites.Model, notes: Mapping[str, Any], before: Mapping[str, Any], pp: int
-) -> tuple[rewrites.Model, dict[str, Any]]:
+def expressed_for(
+    model: rewrites.Rewritable, notes: Mapping[str, Any], before: Mapping[str, Any], pp: int
+) -> tuple[rewrites.Rewritable, dict[str, Any]]:
     """The model and the config keys that say it. `before` is the config it had in NeMo, if it ever was there.
 
     Raises the refusals of the model as it is, where no rewrite helps.
@@ -28,7 +28,7 @@ def fitted(
     raise first
 
 
-def _headed(model: rewrites.Model, before: Mapping[str, Any], pp: int) -> rewrites.Model:
+def _headed(model: rewrites.Rewritable, before: Mapping[str, Any], pp: int) -> rewrites.Rewritable:
     """NeMo scales neither the embedding nor logits. Its pipelines need a tied head; one that was tied before becomes so again."""
     if model.architecture.tokens is not None and model.architecture.tokens.scale != 1:
         model = rewrites.normed_logit_scale(rewrites.folded_embedding_scale(model), 1.0)
@@ -49,7 +49,7 @@ def _headed(model: rewrites.Model, before: Mapping[str, Any], pp: int) -> rewrit
     return model
 
 
-def _scaled(model: rewrites.Model, before: Mapping[str, Any]) -> Iterator[rewrites.Model]:
+def _scaled(model: rewrites.Rewritable, before: Mapping[str, Any]) -> Iterator[rewrites.Rewritable]:
     """As it is, or with the scale of attention folded into q; first as it was in NeMo before."""
     usual, one = rewrites.folded_attention_scale(model), rewrites.folded_attention_scale(model, 1.0)
     known = sections(before)

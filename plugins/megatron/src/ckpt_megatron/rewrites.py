@@ -11,7 +11,7 @@ from ckpt_megatron.layout import FileLayout
 from ckpt_megatron.weights import tables
 
 
-def fitted(model: rewrites.Model, multiple: int, *, by_fields: bool = False) -> rewrites.Model:
+def expressed_for(model: rewrites.Rewritable, multiple: int, *, by_fields: bool = False) -> rewrites.Rewritable:
     """Biases on all linear layers or none, a vocabulary padded to a `multiple` of rows, and the usual attention scale.
 
     `by_fields`: a config class describes the model, which has a field for the scale and every kind of GELU.
@@ -33,7 +33,7 @@ def _one_scale(architecture: Architecture) -> bool:
     return len({layer.attention.scale for layer in decoder_of(architecture).layers if layer.attention}) < 2
 
 
-def with_biases(model: rewrites.Model, fused_gelu: bool) -> rewrites.Model:
+def with_biases(model: rewrites.Rewritable, fused_gelu: bool) -> rewrites.Rewritable:
     """Zero biases where Megatron has them only all together: a zero bias changes nothing.
 
     --add-bias-linear gives one to every linear layer, --add-qkv-bias to q, k and v, and a LayerNorm always has one.
@@ -110,6 +110,6 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         problems.add(Refusal("grouped experts of the local spec have no biases"))
     problems.raise_any()
     # raises where an axis is not divided
-    layouts.Layout(tables(architecture, tp=layout.tp), architecture).natives(
+    layouts.BoundTables(tables(architecture, tp=layout.tp), architecture).natives(
         {"tp": (0, layout.tp), "ep": (0, layout.ep)}
     )
