@@ -199,13 +199,13 @@ def _by_section(keys: Sequence[str]) -> str:
 def _config_row(entry: config_lines.Entry) -> tuple[str, str]:
     keys, claims = ", ".join(map(code, entry.keys)), ", ".join(map(code, entry.claims))
     match entry:
-        case config_lines.Field(default=default):
+        case config_lines.Key(default=default):
             if isinstance(default, config_lines.SameAs):
                 return keys, f"{claims}; by default that of `{default.key}`"
             return keys, claims if default is config_lines.REQUIRED else f"{claims}; by default `{default}`"
-        case config_lines.Fixed(value=value):
+        case config_lines.FactIs(value=value):
             return "", f"{claims} is always `{value}`"
-        case config_lines.Const(value=value, written=written):
+        case config_lines.KeyIs(value=value, written=written):
             return keys, f"always `{value}`" + ("" if written else ", or absent")
         case config_lines.Note(name=name):
             return keys, f"note `{name}`"

@@ -85,29 +85,28 @@ for name in ("model.safetensors", "config.json"):
 MISTAKES = {
     "a tensor that nobody accounts for": (
         "files.py",
-        "for problem in account(natives, TABLES, stored, file):",
+        "for problem in layouts.account(natives, TABLES, stored, file):",
         "for problem in []:",
         "test_a_tensor_too_many_is_named",
     ),
     "a fact that nobody writes": (
         "config.py",
-        'field("rope_base", "attention.rotary.theta", default=10000.0),',
-        'ignore("rope_base", why="wrong"), fixed("attention.rotary.theta", 10000.0),',
+        'key("rope_base", "attention.rotary.theta", default=10000.0),',
+        'ignore("rope_base", why="wrong"), fact_is("attention.rotary.theta", 10000.0),',
         "test_a_fact_is_expressed_or_refused_by_name and theta",
     ),
     "a fact that is written and not read": (
         "config.py",
-        'field("tied", "head.tied", default=False),',
-        'field("tied", "head.tied", default=False), ignore("softcap", why="wrong"), fixed("attention.sinks", False),'
+        'key("tied", "head.tied", default=False),',
+        'key("tied", "head.tied", default=False), ignore("softcap", why="wrong"), fact_is("attention.sinks", False),'
         ' custom([], ["attention.softcap"], read=lambda *_: None, write=lambda *_: None),',
         "test_a_fact_is_expressed_or_refused_by_name and softcap",
     ),
     "a rewrite that is another function": (
         "files.py",
-        "    model = Model(checkpoint.architecture, checkpoint.tensors)\n",
-        "    from ckpt_core.rewrite import folded_attention_scale\n"
-        "    model = folded_attention_scale(Model(checkpoint.architecture, checkpoint.tensors))\n"
-        "    model = Model(model.architecture, checkpoint.tensors, model.rewrites)\n",
+        "    model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors)\n",
+        "    model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))\n"
+        "    model = rewrites.Rewritable(model.architecture, checkpoint.tensors, model.rewrites)\n",
         "test_a_fact_is_expressed_or_refused_by_name and attention.scale",
     ),
     "a rank that is taken for a copy": (
@@ -143,6 +142,8 @@ def test_the_kit_notices(site: Path, mistake: str) -> None:
     path = site / "ckpt_example" / file
     text = path.read_text()
     assert text.count(right) == 1, f"{file} no longer has {right!r}"
-    path.write_text(text.replace(right, wrong).replace("import Config, const,", "import Config, const, custom,"))
+    path.write_text(
+        text.replace(right, wrong).replace("sdk import Activation, Config,", "sdk import Activation, Config, custom,")
+    )
     done = conformance(site, "-x", "-k", law)
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]
