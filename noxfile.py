@@ -12,7 +12,11 @@ nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
 
 ROOT = Path(__file__).parent
-PACKAGES = ["core", *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed"))]
+PACKAGES = [
+    "core",
+    "page",
+    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed")),
+]
 DEMO = ROOT / "tests/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 

@@ -17,9 +17,9 @@ from support.program import ckpt
 
 from ckpt_core.api import convert, read_checkpoint
 from ckpt_core.checkpoint import Loss, Sidecar
-from ckpt_core.cli.page import page_of
 from ckpt_core.cli.survey import Future, Survey
 from ckpt_core.verify.statistics import Statistics
+from ckpt_page import page_of
 
 HOSTILE = "</title></script><script>alert(1)</script><img src=x onerror=\"alert('2')\">&lt;"
 
@@ -238,6 +238,11 @@ class TestFile:
         code, text = ckpt("inspect", tmp_path / "tiny", "--html", tmp_path / file)
         assert code == 2 and words in text and contents(tmp_path) == before
 
+    def test_without_the_package_it_says_what_to_install(self, source, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ckpt_page", None)
+        code, text = ckpt("inspect", source, "--html", tmp_path / "page.html")
+        assert code == 2 and "pip install 'ckpt-core[page]'" in text and not os.listdir(tmp_path)
+
     @pytest.mark.parametrize("failing", ["fsync", "rename"])
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
     def test_nothing_half_written(self, source, tmp_path, monkeypatch, failing, error):
@@ -246,7 +251,7 @@ class TestFile:
         def fail(*_):
             raise error
 
-        monkeypatch.setattr(f"ckpt_core.cli.report_file.os.{failing}", fail)
+        monkeypatch.setattr(f"ckpt_page.file.os.{failing}", fail)
         code, text = ckpt("inspect", source, "--html", tmp_path / "page.html")
         assert code == (1 if isinstance(error, OSError) else 130) and "Traceback" not in text
         assert os.listdir(tmp_path) == ["page.html"] and (tmp_path / "page.html").read_text() == "<!doctype html>older"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_core.cli.page.strips import ranges_text, runs_of
-from ckpt_core.cli.page.treemap import Frame, Leaf, placed, squarified, treemap
+from ckpt_page.strips import ranges_text, runs_of
+from ckpt_page.treemap import Frame, Leaf, placed, squarified, treemap
 
 FRAME = Frame(3.0, 5.0, 1152.0, 560.0)
 SIZES = st.lists(st.integers(1, 10**12), min_size=1, max_size=60).map(lambda sizes: sorted(sizes, reverse=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +13,7 @@ from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, table
 from ckpt_core.cli.progress import progress
 from ckpt_core.cli.survey import Future, Survey, not_finite_text, possible_targets
+from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
 
 if TYPE_CHECKING:
@@ -31,9 +34,8 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
 
     checkpoint = read_checkpoint(src, **asked)
     if html is not None:
-        from ckpt_core.cli.report_file import check_report_file
-
-        check_report_file(html, src, checkpoint)  # before everything is read for nothing
+        page = _page()
+        page.check_page_file(html, src, checkpoint)  # before everything is read for nothing
     statistics = None
     if stats:
         from ckpt_core.verify.statistics import statistics as statistics_of
@@ -42,16 +44,25 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
             statistics = statistics_of(checkpoint, listener=listener)
     survey = Survey(checkpoint, src, possible_targets(checkpoint), statistics)
     if html is not None:
-        from ckpt_core.cli.page import page_of
-        from ckpt_core.cli.report_file import write_report_file
-
-        write_report_file(html, page_of(survey))
+        page.write_page_file(html, page.page_of(survey))
     if as_json:
         emit_json(survey_json(survey) | ({"page": html} if html is not None else {}))
     else:
         show(survey)
         if html is not None:
             Page().say("page", html)
+
+
+def _page() -> ModuleType:
+    """The package that makes the page, an extra of the command line; `UsageError` if it is not installed."""
+    try:
+        return importlib.import_module("ckpt_page")
+    except ModuleNotFoundError as error:
+        if error.name != "ckpt_page":
+            raise
+        raise UsageError(
+            "--html needs the package ckpt-page, which is not installed", fix="pip install 'ckpt-core[page]'"
+        ) from None
 
 
 def survey_json(survey: Survey) -> dict[str, object]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ckpt_core.cli.output import plural
-from ckpt_core.cli.page.markup import Markup, element, join
-from ckpt_core.cli.page.overview import section
-from ckpt_core.cli.page.parts import Files, anchors, shape_text
 from ckpt_core.cli.survey import Survey
 from ckpt_core.sizes import size_text
-from ckpt_core.verify.sharding import cut_text
 from ckpt_core.verify.statistics import Statistics
+from ckpt_page.markup import Markup, element, join
+from ckpt_page.overview import section
+from ckpt_page.parts import Files, anchors, shape_text
+from ckpt_page.sharding import cut_text
 
 _COLUMNS = ["tensor", "axes", "elements", "dtype", "bytes", "cut", "files"]
 _STATISTICS = ["norm", "mean", "min", "max", "zeros", "NaN", "inf"]

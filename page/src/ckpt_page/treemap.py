@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.cli.page.markup import Markup, element, join
+from ckpt_page.markup import Markup, element, join
 
 WIDTH, HEIGHT = 1152, 560
 """Pixels: of the page's column at its widest, and of the treemap always."""

@@ -11,12 +11,15 @@ import hashlib
 from importlib import resources
 from string import Template
 
-from ckpt_core.cli.page.markup import element, escaped, join
-from ckpt_core.cli.page.overview import architecture, conversions, heading, warnings
-from ckpt_core.cli.page.parts import dtypes, parameters, sharding
-from ckpt_core.cli.page.tensors import tensors
 from ckpt_core.cli.survey import Survey
 from ckpt_core.version import VERSION
+from ckpt_page.file import check_page_file, write_page_file
+from ckpt_page.markup import element, escaped, join
+from ckpt_page.overview import architecture, conversions, heading, warnings
+from ckpt_page.parts import dtypes, parameters, sharding
+from ckpt_page.tensors import tensors
+
+__all__ = ["check_page_file", "page_of", "write_page_file"]
 
 
 def page_of(survey: Survey) -> str:

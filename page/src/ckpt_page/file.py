@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BEGINNING = b"<!doctype html"
 
 
-def check_report_file(path: str, src: str, checkpoint: Checkpoint) -> None:
+def check_page_file(path: str, src: str, checkpoint: Checkpoint) -> None:
     """Raise `UsageError` unless a page may be written to `path`: outside of the source, and replacing only a page."""
     final = os.path.realpath(path)
     sources = [os.path.realpath(source) for source in (src, checkpoint.path)]
@@ -41,7 +41,7 @@ def _is_page(path: str) -> bool:
     return beginning.lower() in (_BEGINNING, b"")
 
 
-def write_report_file(path: str, text: str) -> None:
+def write_page_file(path: str, text: str) -> None:
     """Write a page beside `path` and give it its name when it is whole; of an unfinished one nothing is left."""
     final = os.path.realpath(path)
     partial = f"{final}.{os.getpid()}.ckpt-partial"

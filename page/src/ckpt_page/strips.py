@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.cli.page.markup import Markup, element
+from ckpt_page.markup import Markup, element
 
 _HEIGHT = 16
 

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ckpt_core.cli.output import count_text, plural, shortened
-from ckpt_core.cli.page.markup import Markup, breakable, element, join
-from ckpt_core.cli.page.overview import dtype_text, section
-from ckpt_core.cli.page.strips import Run, ranges_text, runs_of, strip
-from ckpt_core.cli.page.treemap import Leaf, treemap
 from ckpt_core.cli.survey import Survey, group_of
 from ckpt_core.sizes import size_text
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.verify.sharding import Share, box_text, cut_text, shares_of
+from ckpt_page.markup import Markup, breakable, element, join
+from ckpt_page.overview import dtype_text, section
+from ckpt_page.sharding import Share, box_text, cut_text, shares_of
+from ckpt_page.strips import Run, ranges_text, runs_of, strip
+from ckpt_page.treemap import Leaf, treemap
 
 _LISTED = 1000
 
