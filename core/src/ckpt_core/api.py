@@ -217,6 +217,7 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
                 found=f"{type(error).__name__}: {error}",
                 fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
+    _check_returned(plugin, "ckpt_read", checkpoint, Checkpoint)
     checkpoint.named = named
     if request.config is not None:
         checkpoint = with_config(checkpoint, request.config, _notes_in(request.config))
@@ -224,6 +225,16 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
     companions = [sidecar.path for sidecar in checkpoint.sidecars.values() if not sidecar.offset]
     checkpoint.ledger.close(path, read, companions, RECEIPT)
     return with_sound_ids(checkpoint)
+
+
+def _check_returned(plugin: Plugin, hook: str, returned: object, wanted: type) -> None:
+    """What a plugin hands back, before anything is done with it."""
+    if not isinstance(returned, wanted):
+        raise CkptError(
+            f"{hook} of format {plugin.name} returns no {wanted.__name__}",
+            found=f"{returned!r:.80} from {plugin.distribution}",
+            fix="report this to the plugin's authors",
+        )
 
 
 def _notes_in(config: str) -> Mapping[str, Any]:
@@ -241,7 +252,9 @@ def _written(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest) -> T
     them, and they are no reading of its own format, the receipt is named.
     """
     try:
-        return plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
+        target = plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
+        _check_returned(plugin, "ckpt_write", target, Target)
+        return target
     except (CkptError, OSError):
         raise
     except Exception as error:

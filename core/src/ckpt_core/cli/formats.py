@@ -35,6 +35,8 @@ def command(name: str | None, *, as_json: bool) -> None:
 def plugin_json(plugin: Plugin) -> dict[str, object]:
     """Everything about a format as a JSON object."""
     body: dict[str, object] = {"name": plugin.name, "distribution": plugin.distribution, "broken": plugin.broken}
+    if plugin.broken is not None:
+        body["fix"] = plugin.fix
     if plugin.broken is None:
         info = plugin.info
         body |= {
@@ -43,6 +45,7 @@ def plugin_json(plugin: Plugin) -> dict[str, object]:
             "writes": info.writes,
             "families": info.families,
             "parallel": info.parallel,
+            "before": info.before,
             "options": [
                 {
                     "name": option.name,
@@ -65,7 +68,8 @@ def show_all(plugins: list[Plugin]) -> None:
     rows: list[tuple[str, ...]] = [("FORMAT", "FROM", "READS", "WRITES", "WHAT")]
     for plugin in plugins:
         if plugin.broken is not None:
-            rows.append((plugin.name, plugin.distribution, "", "", f"broken: {plugin.broken}"))
+            said = "; ".join(filter(None, (plugin.broken, plugin.fix)))
+            rows.append((plugin.name, plugin.distribution, "", "", f"broken: {said}"))
         else:
             can = ["yes" if able else "no" for able in (plugin.info.reads, plugin.info.writes)]
             rows.append((plugin.name, plugin.distribution, *can, plugin.info.summary))
@@ -85,6 +89,8 @@ def show_one(plugin: Plugin) -> None:
     page.say("can", " and ".join(word for word, able in (("read", info.reads), ("write", info.writes)) if able))
     page.say("families", *(info.families or ["any that its tables hold"]))
     page.say("parallel", " ".join(f"--{name} N" for name in info.parallel) or "none: one unsharded copy")
+    if info.before:
+        page.say("before", f"{', '.join(info.before)}: where both recognise a folder, this one is read")
     sides = {"read": "reading", "write": "writing", "both": "both"}
     rows = [
         (f"-o {name}=", values, f"[{default}]" if default else "", sides[option.side], text)

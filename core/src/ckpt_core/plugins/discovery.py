@@ -1,6 +1,6 @@
-"""Finding formats: by entry point, one by one, and only when asked for.
+"""Finding formats: by entry point, one by one, and only when they are asked for.
 
-Names are listed without importing anything. A plugin that fails to import is one broken row, never a crash.
+Names are listed without importing anything. A plugin that cannot be used is one row that says why, and never a crash.
 `CKPT_PLUGINS=hf,nanotron` restricts what is seen.
 """
 
@@ -14,15 +14,18 @@ from importlib import metadata
 import pluggy
 
 from ckpt_core.checkpoint import Loss, Target
-from ckpt_core.errors import CkptError, UsageError, did_you_mean
+from ckpt_core.errors import CkptError, UsageError, did_you_mean, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
 
+_ABSENT = os.path.join(os.devnull, "absent")  # no file system has a path below a device
+_FOLDER = os.path.dirname(__file__)  # a folder that is not a checkpoint of any format
+
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A format that may or may not load: `broken` says why not. Hooks and info of a broken one raise that.
+    """A format that may or may not load: `broken` says why not, and `fix` what to do. Hooks and info of a broken one raise that.
 
     `module` is where its hooks are.
     """
@@ -31,6 +34,7 @@ class Plugin:
     distribution: str
     module: str = ""
     broken: str | None = None
+    fix: str | None = None
     _loaded: tuple[pluggy.HookRelay, FormatInfo] | None = None
 
     @property
@@ -45,18 +49,23 @@ class Plugin:
 
     def _working(self) -> tuple[pluggy.HookRelay, FormatInfo]:
         if self._loaded is None:
-            raise CkptError(f"format {self.name} is installed but broken", found=f"{self.distribution}: {self.broken}")
+            raise CkptError(
+                f"format {self.name} is installed but broken",
+                found=f"{self.distribution}: {self.broken}",
+                fix=self.fix or f"report this to the authors of {self.distribution}",
+            )
         return self._loaded
 
 
 @functools.cache
-def _entry_points() -> dict[str, metadata.EntryPoint]:
+def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
+    """The entry points of each format: one, unless several distributions have a format of that name."""
     allowed = os.environ.get("CKPT_PLUGINS")
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    found: dict[str, metadata.EntryPoint] = {}
+    found: dict[str, list[metadata.EntryPoint]] = {}
     for entry in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda entry: (entry.name, entry.value)):
         if names is None or entry.name in names:
-            found.setdefault(entry.name, entry)
+            found.setdefault(entry.name, []).append(entry)
     return found
 
 
@@ -71,24 +80,88 @@ def load(name: str) -> Plugin:
     entries = _entry_points()
     if name not in entries:
         raise UsageError(f"unknown format {name!r}", expected=", ".join(entries), fix=did_you_mean(name, entries))
-    entry = entries[name]
-    distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
+    entry, *others = entries[name]
+    if others:
+        providers = sorted({_distribution(one) for one in entries[name]})
+        said = f"several distributions have a format of this name: {', '.join(providers)}"
+        return Plugin(name, ", ".join(providers), broken=said, fix="uninstall all of them but one")
+    distribution = _distribution(entry)
     try:
-        manager = pluggy.PluginManager("ckpt")
-        manager.add_hookspecs(hookspecs)
-        manager.register(entry.load(), name)
-        manager.check_pending()
-        info = manager.hook.ckpt_info()
-        if info is None:
-            raise CkptError("it has no ckpt_info hook")
-        if info.sdk != hookspecs.SDK:
-            raise CkptError(f"it was written for SDK {info.sdk}, this is SDK {hookspecs.SDK}")
-        if info.name != name:
-            raise CkptError(f"it calls itself {info.name!r}, its entry point says {name!r}")
-    except Exception as error:  # whatever a stranger's import raises
-        problem = str(error).splitlines()[0] if str(error) else ""
-        return Plugin(name, distribution, entry.module, broken=f"{type(error).__name__}: {problem}")
-    return Plugin(name, distribution, entry.module, _loaded=(manager.hook, info))
+        loaded = _loaded(entry, distribution)
+    except CkptError as fault:
+        return Plugin(name, distribution, entry.module, fault.problem, fault.fix)
+    except Exception as error:  # whatever a stranger's code raises
+        return Plugin(name, distribution, entry.module, _one_line(error))
+    return Plugin(name, distribution, entry.module, _loaded=loaded)
+
+
+def _distribution(entry: metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
+
+
+def _one_line(error: Exception) -> str:
+    """An error of a plugin's own. Pluggy says in several lines what is wrong with a hook; all others say it in the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = "; ".join(lines) if isinstance(error, pluggy.PluginValidationError) else (lines or [""])[0]
+    return f"{type(error).__name__}: {said}"
+
+
+def _loaded(entry: metadata.EntryPoint, distribution: str) -> tuple[pluggy.HookRelay, FormatInfo]:
+    """The hooks of a format, all of them checked; a `CkptError` says what is wrong with them."""
+    manager = pluggy.PluginManager("ckpt")
+    manager.register(entry.load(), entry.name)
+    if not hasattr(manager.hook, "ckpt_info"):
+        raise CkptError("it has no hook ckpt_info", fix=f"add ckpt_info to {entry.module}, and mark it with @hookimpl")
+    info: FormatInfo | None = next(iter(manager.hook.ckpt_info()), None)
+    if info is None:
+        raise CkptError("its ckpt_info returns None", fix="let ckpt_info return a FormatInfo")
+    # First of all, since the hooks of another SDK may be others.
+    if info.sdk != hookspecs.SDK:
+        newer = "ckpt-core" if info.sdk > hookspecs.SDK else distribution.partition(" ")[0]
+        raise CkptError(
+            f"it was written for SDK {info.sdk}, this is SDK {hookspecs.SDK}", fix=f"pip install --upgrade {newer}"
+        )
+    if info.name != entry.name:
+        raise CkptError(
+            f"it calls itself {info.name!r}, its entry point says {entry.name!r}", fix="give both the same name"
+        )
+    _check_names(manager, entry.module)
+    manager.add_hookspecs(hookspecs)  # which checks the arguments
+    _check_needed(manager.hook, info, entry.module)
+    _check_detection(manager.hook)
+    return manager.hook, info
+
+
+def _check_names(manager: pluggy.PluginManager, module: str) -> None:
+    known = [name for name in vars(hookspecs) if name.startswith("ckpt_")]
+    for name in vars(manager.hook):
+        if name.startswith("ckpt_") and name not in known:
+            meant = nearest(name, known)
+            fix = f"rename it to {meant}" if meant else f"remove it, or its @hookimpl, from {module}"
+            raise CkptError(f"ckpt has no hook {name}", fix=fix)
+
+
+def _check_needed(hooks: pluggy.HookRelay, info: FormatInfo, module: str) -> None:
+    for name, why in (
+        ("ckpt_detect", "which every format needs"),
+        ("ckpt_read", "and FormatInfo says reads=True" if info.reads else ""),
+        ("ckpt_write", "and FormatInfo says writes=True" if info.writes else ""),
+    ):
+        if why and not getattr(hooks, name).get_hookimpls():
+            raise CkptError(f"it has no hook {name}, {why}", fix=f"add {name} to {module}, and mark it with @hookimpl")
+
+
+def _check_detection(hooks: pluggy.HookRelay) -> None:
+    """A detector is asked about every path that a user gives, so it may neither fail nor take anything for its own."""
+    for path, what in ((_ABSENT, "a path that does not exist"), (_FOLDER, "a folder of Python files")):
+        try:
+            fact = hooks.ckpt_detect(path=path)
+        except Exception as error:
+            raise CkptError(
+                f"its ckpt_detect raises {_one_line(error)} on {what}", fix="let ckpt_detect return None there"
+            ) from error
+        if fact:
+            raise CkptError(f"its ckpt_detect takes {what} for its own: {fact}", fix="let ckpt_detect look closer")
 
 
 def require(name: str) -> Plugin:
@@ -106,27 +179,44 @@ def all_plugins() -> list[Plugin]:
 def detect(path: str) -> list[tuple[Plugin, str]]:
     """The formats that recognise `path`, with the fact that decided it.
 
-    A plugin that fails instead of answering does not hide what the others say; if none of them knows the path either,
-    its failure is the error.
+    Where one of them says that it comes before another (`FormatInfo.before`), the other is not among them, and the fact says so.
+    A plugin that fails instead of answering does not hide what the others say: the fact names it. If none of them knows the
+    path either, its failure is the error.
     """
-    found, failure = [], None
+    found: list[tuple[Plugin, str]] = []
+    failures: list[CkptError] = []
     for plugin in all_plugins():
         if plugin.broken is None:
             try:
                 fact = plugin.hooks.ckpt_detect(path=path)
             except Exception as error:  # whatever a stranger's code raises
-                failure = CkptError(
-                    f"format {plugin.name} fails to look at this path",
-                    file=path,
-                    found=f"{plugin.distribution}: {type(error).__name__}: {error}",
-                    fix="name the format with --from, and report this to the plugin's authors",
-                )
+                failures.append(_failed(plugin, path, error))
                 continue
             if fact:
                 found.append((plugin, fact))
-    if failure is not None and not found:
-        raise failure
-    return found
+    if failures and not found:
+        raise failures[0]
+    unasked = [f"{failure.problem} ({failure.found})" for failure in failures]
+    best = []
+    for plugin, fact in found:
+        if not any(_comes_before(other, plugin) for other, _ in found):
+            passed = [f"before {other.name} ({its})" for other, its in found if _comes_before(plugin, other)]
+            best.append((plugin, "; ".join([fact, *passed, *unasked])))
+    return best
+
+
+def _comes_before(one: Plugin, other: Plugin) -> bool:
+    """Whether `one` says that it is the more specific of the two. Where each says it of the other, the user decides."""
+    return other.name in one.info.before and one.name not in other.info.before
+
+
+def _failed(plugin: Plugin, path: str, error: Exception) -> CkptError:
+    return CkptError(
+        f"format {plugin.name} fails to look at this path",
+        file=path,
+        found=f"{plugin.distribution}: {_one_line(error)}",
+        fix="name the format with --from, and report this to the plugin's authors",
+    )
 
 
 def launched(plugin: Plugin, target: Target, request: WriteRequest, *, resumed: bool = False) -> Launch | None:

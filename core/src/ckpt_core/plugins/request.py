@@ -44,7 +44,10 @@ def _parse_bool(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FormatInfo:
-    """What `ckpt formats` shows. `parallel` names the layout flags the writer honours ("tp", "pp", "ep")."""
+    """What `ckpt formats` shows. `parallel` names the layout flags the writer honours ("tp", "pp", "ep").
+
+    `before` names formats that recognise folders of this one too: where both do, this one is read.
+    """
 
     name: str
     summary: str
@@ -53,6 +56,7 @@ class FormatInfo:
     parallel: tuple[str, ...] = ()
     reads: bool = True
     writes: bool = True
+    before: tuple[str, ...] = ()
     sdk: int = 1
 
 
