@@ -38,7 +38,7 @@ def test_it_is_the_model_that_bridge_made_it_of(golden: Golden, tmp_path: Path) 
         assert one.architecture.decoder == two.architecture.decoder
         assert one.architecture.head == two.architecture.head
         # all that is left behind are the layers of multi-token prediction, whose one number the run config has
-        assert {loss.subject.partition(".")[0] for loss in one.checkpoint.losses} <= {"mtp"}
+        assert {loss.subject.partition(".")[0] for loss in one.checkpoint.provenance.losses} <= {"mtp"}
     convert(golden.checkpoint, tmp_path / "hf", to="hf")
     assert golden.off_by(logits_of(load(tmp_path / "hf"), golden.input_ids)) <= TOLERANCE
 

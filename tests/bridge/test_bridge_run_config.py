@@ -93,13 +93,13 @@ def test_a_changed_field_is_refused_by_name(run: Path, key: str, value: object, 
 def test_a_field_without_meaning_may_be_left_out(run: Path) -> None:
     model(run, lambda fields: fields.update(surprising_key=3))
     with open_checkpoint(run, options={"ignore_keys": "surprising_key"}) as source:
-        assert [loss.subject for loss in source.checkpoint.losses] == ["surprising_key"]
+        assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["surprising_key"]
 
 
 def test_a_class_of_someone_else_is_taken_by_its_fields(run: Path) -> None:
     model(run, lambda fields: fields.update(_target_="recipes.MyProvider"))
     with open_checkpoint(run) as source:
-        assert [loss.subject for loss in source.checkpoint.losses] == ["recipes.MyProvider"]
+        assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["recipes.MyProvider"]
 
 
 def test_a_builder_keeps_the_fields_one_level_deeper(run: Path) -> None:

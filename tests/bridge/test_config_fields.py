@@ -97,7 +97,7 @@ def test_a_field_of_no_version_is_refused_with_the_way_on(run: Path) -> None:
     with pytest.raises(CkptError, match=r"moe_field_of_tomorrow(.|\n)*-o ignore_keys="):
         open_checkpoint(run)
     with open_checkpoint(run, options={"ignore_keys": "moe_field_of_tomorrow"}) as source:
-        assert [loss.subject for loss in source.checkpoint.losses] == ["moe_field_of_tomorrow"]
+        assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["moe_field_of_tomorrow"]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class TestIds:
     ) -> None:
         found = with_sound_ids(checkpoint({"pad": given}))
         assert found.notes["pad"] == kept
-        assert [(loss.kind, loss.subject) for loss in found.losses] == (
+        assert [(loss.kind, loss.subject) for loss in found.provenance.losses] == (
             [] if lost is None else [("dropped", f"pad token {lost}")]
         )
 
@@ -232,7 +232,7 @@ class TestGivenConfig:
         found = read_checkpoint(tmp_path / "bare", format="nxdt", config=model / "config.json")
         assert found.notes["eos"] == [5, 6]
         assert sorted(found.sidecars) == ["tokenizer.json"]
-        assert any("eos, " in said and "tokenizer.json" in said for said in found.evidence)
+        assert any("eos, " in said and "tokenizer.json" in said for said in found.provenance.evidence)
 
     def test_but_no_link_out_of_the_folder(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "elsewhere.json").write_text("{}")
@@ -277,5 +277,5 @@ def test_a_vocabulary_outside_which_ids_lie_changes_no_other_note() -> None:
     source = checkpoint({"eos": 500, "max_positions": 8})
     tokens = source.architecture.tokens
     assert tokens is not None
-    source.architecture = replace(source.architecture, tokens=replace(tokens, vocabulary=100))
+    source = replace(source, architecture=replace(source.architecture, tokens=replace(tokens, vocabulary=100)))
     assert with_sound_ids(source).notes == {"eos": None, "max_positions": 8}

@@ -115,7 +115,7 @@ def test_another_rotary_base_is_told_by_the_buffer(tmp_path: Path) -> None:
     assert torch.allclose(buffer, 1 / (10000 ** (torch.arange(0, 18, 2) / 18)))
     change(run, "layer_04*", **{"self_attention.rotary_emb.inv_freq": buffer.bfloat16()})
     with open_checkpoint(run) as found:
-        (loss,) = found.checkpoint.losses
+        (loss,) = found.checkpoint.provenance.losses
         assert loss.subject == "rotary frequencies" and "off" in loss.reason
     change(run, "layer_04*", **{"self_attention.rotary_emb.inv_freq": 1 / (500000 ** (torch.arange(0, 18, 2) / 18))})
     with pytest.raises(CkptError, match="other frequencies than the base of 10000"):
@@ -267,7 +267,7 @@ def test_masters_that_drifted_are_averaged(tmp_path: Path) -> None:
     with open_checkpoint(run, weights="master") as found, open_checkpoint(run) as weights:
         drift = found["layers.1.attention.norm.weight"].numpy() - weights["layers.1.attention.norm.weight"].numpy()
         assert np.allclose(drift, 0.25, atol=2e-3)
-        (loss, *_) = [loss for loss in found.checkpoint.losses if loss.subject == "input_layernorm.weight"]
+        (loss, *_) = [loss for loss in found.checkpoint.provenance.losses if loss.subject == "input_layernorm.weight"]
         assert "differ by up to 0.5" in loss.reason
 
 

@@ -142,7 +142,7 @@ def test_wrong_shapes_give_way_to_mappings_that_fit(tmp_path: Path) -> None:
 
     root = saved(tmp_path / "run", write)
     with open_checkpoint(root) as source:
-        assert any("param_slice_mappings" in line for line in source.checkpoint.evidence)
+        assert any("param_slice_mappings" in line for line in source.checkpoint.provenance.evidence)
     assert_masters(values(root), zero)
 
 
@@ -166,7 +166,7 @@ def test_without_an_optimizer_the_module_is_read(tmp_path: Path) -> None:
     root = saved(tmp_path / "run", lambda step: deepspeed.save(zero.states(1), step / "mp_rank_00_model_states.pt"))
     assert_masters(values(root), zero)
     with open_checkpoint(root, weights="master") as source:  # trained in fp32, the weights are the masters
-        assert source.checkpoint.masters
+        assert source.checkpoint.provenance.masters
     half = saved(
         tmp_path / "half", lambda step: deepspeed.save(under_zero().states(1), step / "mp_rank_00_model_states.pt")
     )

@@ -111,8 +111,8 @@ MISTAKES = {
     ),
     "a rank that is taken for a copy": (
         "files.py",
-        "replica=rank > 0 and not natives[name].row.splits",
-        "replica=rank > 0",
+        '.tensors, layout.natives({"tp": (rank, ranks)})',
+        '.tensors, layout.natives({"tp": (0, ranks)})',
         "test_what_is_written_reads_back",
     ),
     "a file that is named without its rank": (

@@ -13,8 +13,9 @@ from support.folders import contents
 
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion
-from ckpt_core.engine.staging import RECEIPT, boot_id
+from ckpt_core.engine.staging import boot_id
 from ckpt_core.errors import CkptError
+from ckpt_core.receipt.places import RECEIPT
 
 TO = {"to": "hf"}
 

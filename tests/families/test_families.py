@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from ckpt_core import convert
 from ckpt_core.api import config_architecture, read_checkpoint
+from ckpt_core.checkpoint import Provenance
 from ckpt_core.config.table import Ignore, Note
 from ckpt_core.errors import CkptError
 from ckpt_hf import load_model
@@ -180,7 +182,7 @@ def test_deepseek_layers_that_predict_further_tokens_are_dropped_and_said_so(tmp
     model = build(CASES["deepseek_v3"], tmp_path / "hf")
     tensors = load_file(tmp_path / "hf" / "model.safetensors") | {"model.layers.2.eh_proj.weight": torch.ones(96, 192)}
     other = respelt("deepseek_v3", tmp_path, tensors)
-    assert [loss.subject for loss in read_checkpoint(other).losses] == ["model.layers.2.*"]
+    assert [loss.subject for loss in read_checkpoint(other).provenance.losses] == ["model.layers.2.*"]
     check("deepseek_v3", tmp_path, logits_of(model, tokens()), other)
 
 
@@ -226,8 +228,7 @@ def test_gemma_says_gelu_and_means_tanh(said: dict[str, object], tmp_path: Path)
 @pytest.mark.parametrize("name", CASES)
 def test_without_a_hint_a_class_is_chosen_that_computes_the_same(name: str, tmp_path: Path) -> None:
     model = build(CASES[name], tmp_path / "hf")
-    checkpoint = read_checkpoint(tmp_path / "hf")
-    checkpoint.hints = {}
+    checkpoint = replace(read_checkpoint(tmp_path / "hf"), provenance=Provenance())
     fit = choose(checkpoint)
     # where two classes hold a model exactly, the commoner one is preferred
     simpler = {"phi3": "mistral", "falcon_in_sequence": "starcoder2"}
@@ -238,11 +239,10 @@ def test_without_a_hint_a_class_is_chosen_that_computes_the_same(name: str, tmp_
 
 def test_a_llama_becomes_a_llama_unless_asked_otherwise(tmp_path: Path) -> None:
     tiny.build(tmp_path / "hf", "llama")
-    checkpoint = read_checkpoint(tmp_path / "hf")
-    checkpoint.hints = {}
+    checkpoint = replace(read_checkpoint(tmp_path / "hf"), provenance=Provenance())
     assert choose(checkpoint).family.model_type == "llama"
     assert choose(checkpoint, "mistral").family.model_type == "mistral"
-    checkpoint.hints = {"model_type": "mistral"}
+    checkpoint = replace(checkpoint, provenance=Provenance({"model_type": "mistral"}))
     assert choose(checkpoint).family.model_type == "mistral"
 
 

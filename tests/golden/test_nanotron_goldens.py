@@ -217,7 +217,7 @@ def test_masters_are_finer_than_the_weights(golden: Golden, tmp_path: Path) -> N
 
 def concatenated(text: str, data, shape, path):
     """Shards one after the other, as `torch.cat` would have them."""
-    from ckpt_core.engine.assembly import Shard
+    from ckpt_core.tensors.assembly import Shard
 
     rank = int(Path(path).name.split("_tp-rank-")[1].split("-")[0])
     split = next((dim for dim, (here, whole) in enumerate(zip(data.shape, shape, strict=True)) if here != whole), 0)

@@ -63,9 +63,9 @@ def test_a_prefix_that_all_names_have_or_lack_is_read(
     other = renamed(originals[name], tmp_path / "other", SPELLINGS[spelling])
     checkpoint = read_checkpoint(other)
     assert fingerprint(other) == fingerprint(originals[name])
-    assert any("names of tensors" in fact for fact in checkpoint.evidence)
-    assert checkpoint.hints["names"]
-    assert "names" not in read_checkpoint(originals[name]).hints
+    assert any("names of tensors" in fact for fact in checkpoint.provenance.evidence)
+    assert checkpoint.provenance.hints["names"]
+    assert "names" not in read_checkpoint(originals[name]).provenance.hints
 
 
 def but(name: str, rename: Rename) -> Rename:
@@ -123,8 +123,8 @@ def test_a_state_dict_inside_a_dict_is_read_and_the_rest_is_named(
     )
     assert fingerprint(other) == fingerprint(originals["llama"])
     checkpoint = read_checkpoint(other)
-    assert checkpoint.hints["names"] == {"added": "module.", "wrapper": wrapper}
-    (loss,) = checkpoint.losses
+    assert checkpoint.provenance.hints["names"] == {"added": "module.", "wrapper": wrapper}
+    (loss,) = checkpoint.provenance.losses
     assert loss.kind == "dropped"
     for word in ("pytorch_model.bin", "optimizer", "1 tensors, 40 bytes", "epoch"):
         assert word in loss.subject

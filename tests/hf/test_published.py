@@ -61,9 +61,9 @@ def test_qwen3_embedding_is_read_as_it_is_published(tmp_path: Path) -> None:
     shapes |= {f"layers.{layer}.{name}.weight": shape for layer in range(2) for name, shape in kinds.items()}
     write(tmp_path / "hf", config)
     save_file({name: torch.rand(shape) for name, shape in shapes.items()}, tmp_path / "hf" / "model.safetensors")
-    assert read_checkpoint(tmp_path / "hf").hints["names"] == {"left_out": "model."}
+    assert read_checkpoint(tmp_path / "hf").provenance.hints["names"] == {"left_out": "model."}
     convert(tmp_path / "hf", tmp_path / "out", to="hf")
-    assert "names" not in read_checkpoint(tmp_path / "out").hints
+    assert "names" not in read_checkpoint(tmp_path / "out").provenance.hints
     write(tmp_path / "hf", config | {"architectures": ["Qwen3Model"]})
     with pytest.raises(CkptError, match="bare model"):
         read_checkpoint(tmp_path / "hf")

@@ -53,7 +53,9 @@ def test_a_walk_finds_what_was_not_entered_and_sums_up_folders_of_others(tmp_pat
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "outside").symlink_to("/usr")
     ledger = Ledger()
-    ledger.close(str(tmp_path), [str(tmp_path / "iter_1/weights")], [str(tmp_path / "notes")], "ckpt-receipt.json")
+    ledger = ledger.closed(
+        str(tmp_path), [str(tmp_path / "iter_1/weights")], [str(tmp_path / "notes")], "ckpt-receipt.json"
+    )
     found = {Path(entry.file).relative_to(tmp_path).as_posix(): entry for entry in ledger}
     assert {name: entry.fate for name, entry in found.items()} == {
         "iter_1/weights": "used",

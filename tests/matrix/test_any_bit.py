@@ -14,8 +14,8 @@ from support.goldens import goldens
 from support.program import ckpt
 
 from ckpt_core import convert
-from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.plugins.discovery import format_names
+from ckpt_core.receipt.places import RECEIPT, receipt_path
 
 LLAMA, BLOOM = ("nanotron", "main_llama_tp2_pp1_bf16"), ("megatron-deepspeed", "bloom-tp2-dp2-bf16-ds070")
 # Every format, and every container that a format has: the source, where it goes, and how.

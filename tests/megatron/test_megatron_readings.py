@@ -380,7 +380,7 @@ def test_predicting_layers_are_left_behind(tmp_path: Path) -> None:
         tmp_path / "run", lambda content: content["model"].update({"mtp.layers.0.eh_proj.weight": torch.zeros(3)})
     )
     with open_checkpoint(tmp_path / "run") as source:
-        assert [loss.subject for loss in source.checkpoint.losses] == ["mtp.*"]
+        assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["mtp.*"]
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
 
 

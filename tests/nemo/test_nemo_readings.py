@@ -66,7 +66,7 @@ def o2_run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_masters_of_rank_files_are_the_full_precision(o2_run: Path, models: Path) -> None:
     with open_checkpoint(o2_run) as source:
-        assert source.checkpoint.masters
+        assert source.checkpoint.provenance.masters
         assert {tensor.dtype.name for tensor in source.values()} == {"bf16"}
         assert any(loss.kind == "dropped" and "optimizer" in loss.subject for loss in source.checkpoint.all_losses)
     assert fingerprint(o2_run, weights="master", options={"vocab": "61"}) == fingerprint(models / "heads")
@@ -75,7 +75,7 @@ def test_masters_of_rank_files_are_the_full_precision(o2_run: Path, models: Path
 
 def test_rounded_frequencies_are_a_loss(o2_run: Path) -> None:
     with open_checkpoint(o2_run) as source:
-        (loss,) = [loss for loss in source.checkpoint.losses if "inv_freq" in loss.subject]
+        (loss,) = [loss for loss in source.checkpoint.provenance.losses if "inv_freq" in loss.subject]
         assert loss.kind == "assumed" and "bf16" in loss.reason
 
 
@@ -97,7 +97,7 @@ def test_masters_of_a_distributed_checkpoint_are_the_full_precision(models: Path
             shutil.copytree(array, tmp_path / f"bf16/checkpoints/{STEP}/optimizer.state.fp32_param.{array.name}")
     assert fingerprint(tmp_path / "bf16", weights="master", options={"vocab": "61"}) == fingerprint(models / "grouped")
     with open_checkpoint(tmp_path / "bf16") as source:
-        assert source.checkpoint.masters
+        assert source.checkpoint.provenance.masters
 
 
 def test_masters_that_are_not_there_are_refused(models: Path, tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_rows_that_no_tokenizer_explains_are_an_assumption(models: Path, tmp_pat
     )
     with open_checkpoint(odd) as source:
         assert source.architecture.tokens.vocabulary == 64
-        assert any("do not lead to 64 rows" in loss.reason for loss in source.checkpoint.losses)
+        assert any("do not lead to 64 rows" in loss.reason for loss in source.checkpoint.provenance.losses)
 
 
 def test_no_other_format_takes_what_lightning_stored(models: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_rank_files_of_core_have_the_extra_states_that_a_strict_load_wants(tmp_p
     (tmp_path / "x.nemo.ckpt-receipt.json").unlink()
     assert fingerprint(tmp_path / "x.nemo", options={"vocab": "61"}) == fingerprint(tmp_path / "hf")
     with open_checkpoint(tmp_path / "x.nemo") as source:
-        assert not [loss for loss in source.checkpoint.losses if "_extra_state" in loss.subject]
+        assert not [loss for loss in source.checkpoint.provenance.losses if "_extra_state" in loss.subject]
 
 
 def test_rank_files_before_core_have_none(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_objects_of_two_axes_are_called_as_the_core_of_the_version_calls_them(fa
     assert ends == {f"{layer}.{expert}_{sizes}.pt" for layer in range(layers) for expert in range(experts)}
     (tmp_path / "x.nemo.ckpt-receipt.json").unlink()
     with open_checkpoint(tmp_path / "x.nemo") as source:
-        assert not [loss for loss in source.checkpoint.losses if "shard_" in loss.subject]
+        assert not [loss for loss in source.checkpoint.provenance.losses if "shard_" in loss.subject]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_class_of_someone_else_needs_all_fields(run: Path) -> None:
     graph(run, lambda fields: None, "recipes.MyConfig")
     dump(run, lambda fields: fields.update(_target_="recipes.MyConfig"))
     with open_checkpoint(run) as source:
-        assert [loss.subject for loss in source.checkpoint.losses] == ["recipes.MyConfig"]
+        assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["recipes.MyConfig"]
     without_dump(run)
     refused(run, "MyConfig is no class of NeMo's", "model.yaml")
 
@@ -276,7 +276,7 @@ def test_a_changed_field_is_refused_by_name(run: Path, key: str, value: object) 
 def test_a_field_without_meaning_may_be_left_out(run: Path) -> None:
     graph(run, lambda fields: fields.update(surprising_key=3))
     with open_checkpoint(run, options={"ignore_keys": "surprising_key"}) as source:
-        assert [loss.subject for loss in source.checkpoint.losses] == ["surprising_key"]
+        assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["surprising_key"]
 
 
 def test_no_value_of_a_field_crashes_the_reader(original: Path) -> None:
@@ -462,7 +462,7 @@ def test_without_a_tokenizer_all_rows_count_and_the_user_is_told(run: Path) -> N
     shutil.rmtree(run / "context/nemo_tokenizer")
     with open_checkpoint(run) as source:
         assert source.architecture.tokens.vocabulary == 64
-        assert [loss.kind for loss in source.checkpoint.losses] == ["assumed"]
+        assert [loss.kind for loss in source.checkpoint.provenance.losses] == ["assumed"]
     assert vocabulary(run, vocab="59") == 59
 
 

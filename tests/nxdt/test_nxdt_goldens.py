@@ -172,7 +172,7 @@ def test_the_parallel_layout_is_found(golden: Golden) -> None:
     with open_checkpoint(golden.checkpoint, **reading(golden)) as source:
         assert source.checkpoint.parallel == golden.parallel
         assert source.checkpoint.masters == has_masters(golden)
-        said = " ".join(source.checkpoint.evidence)
+        said = " ".join(source.checkpoint.provenance.evidence)
         assert ("written by a training job" in said) == trained(golden)
 
 

@@ -254,7 +254,7 @@ def test_a_tied_head_is_stored_twice(sources: dict[str, Path], tmp_path: Path) -
     spoil(run, "lm_head.weight", rank=0)
     checkpoint = read_checkpoint(run, config=config)
     assert not checkpoint.architecture.head.tied  # they were trained apart
-    assert [loss.kind for loss in checkpoint.losses] == ["assumed"]
+    assert [loss.kind for loss in checkpoint.provenance.losses] == ["assumed"]
 
 
 @pytest.mark.parametrize("style", ["hf", "megatron"])

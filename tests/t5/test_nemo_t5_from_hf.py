@@ -258,7 +258,7 @@ def test_the_tokens_that_nemo_adds_have_rows(made: Callable, tmp_path: Path) -> 
             "eos": 1,
             "pad": 0,
         }
-        assert any("136" in loss.subject or "136" in loss.reason for loss in found.checkpoint.losses)
+        assert any("136" in loss.subject or "136" in loss.reason for loss in found.checkpoint.provenance.losses)
         assert list(found.checkpoint.sidecars) == ["generation_config.json", "spiece.model"]
     convert(tmp_path / "nemo", tmp_path / "back", to="hf")
     assert config_of(tmp_path / "back")["decoder_start_token_id"] == 0, (

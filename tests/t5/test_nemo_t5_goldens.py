@@ -181,7 +181,7 @@ def test_masters_are_those_of_the_optimizer(golden: Golden) -> None:
     (data,) = nemo_t5.members(source(golden)).values()
     groups = nemo_t5.content(data)["optimizer_states"][0]["fp32_from_fp16_params"]
     with open_checkpoint(source(golden), weights="master") as held, open_checkpoint(source(golden)) as model:
-        assert model.checkpoint.masters
+        assert model.checkpoint.provenance.masters
         assert {tensor.dtype.name for tensor in held.values()} == {"fp32"}
         sums = sorted(float(tensor.double().sum()) for group in groups for tensor in group)
         fused = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in held.items()}
@@ -222,7 +222,7 @@ def test_every_layout_is_the_same_model(golden: Golden, tmp_path: Path) -> None:
 @cases()
 def test_inspect_tells_which_of_the_five_differences_there_are(golden: Golden) -> None:
     with open_checkpoint(source(golden)) as found:
-        told = {line[0]: line for line in found.checkpoint.evidence if line[:1].isdigit()}
+        told = {line[0]: line for line in found.checkpoint.provenance.evidence if line[:1].isdigit()}
     assert sorted(told) == list("12345")
     section = golden.case["model_config"]["encoder"]
     assert ("is divided by sqrt" in told["1"]) == section["normalize_attention_scores"]

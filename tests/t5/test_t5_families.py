@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from ckpt_core import convert
 from ckpt_core.api import config_architecture, read_checkpoint
+from ckpt_core.checkpoint import Provenance
 from ckpt_core.config.table import Ignore, Note
 from ckpt_core.errors import CkptError
 from ckpt_hf import load_model
@@ -217,8 +219,7 @@ def test_keys_that_contradict_each_other_are_refused(made: Callable, tmp_path: P
     [("t5_v1.0", "t5"), ("mt5", "t5"), ("umt5", "umt5"), ("umt5_own_head", "umt5"), ("blenderbot", "blenderbot")],
 )
 def test_without_a_hint_the_first_exact_class_is_chosen(name: str, chosen: str, made: Callable) -> None:
-    checkpoint = read_checkpoint(made(name)[0] / "ir")
-    checkpoint.hints = checkpoint.origins = {}
+    checkpoint = replace(read_checkpoint(made(name)[0] / "ir"), provenance=Provenance())
     assert choose(checkpoint).family.model_type == chosen
 
 

@@ -73,13 +73,13 @@ EXAMPLES = [example(name, hidden=216) for name in example_architectures()] + [
 def reading() -> Iterator[list[Native]]:
     """The native tensors that are read meanwhile, by whatever plugin."""
     seen: list[Native] = []
-    pieces = ParameterBuilder._pieces
+    parts = ParameterBuilder._stored_parts
 
     def noted(self: ParameterBuilder, native: Native, shards: object):
         seen.append(native)
-        return pieces(self, native, shards)
+        return parts(self, native, shards)
 
-    with mock.patch.object(ParameterBuilder, "_pieces", noted):
+    with mock.patch.object(ParameterBuilder, "_stored_parts", noted):
         yield seen
 
 

@@ -98,6 +98,6 @@ def test_class_tokens_that_no_key_says_are_eight(golden: Golden) -> None:
     with open_checkpoint(source(golden)) as found:
         said = golden.case.get("model", {}).get("class_token_length")
         assert found.architecture.patches.class_tokens == (said or (1 if "source_case" in golden.case else 8))
-        assert any("default" in line for line in found.checkpoint.evidence) == (
+        assert any("default" in line for line in found.checkpoint.provenance.evidence) == (
             said is None and "source_case" not in golden.case
         )

@@ -141,7 +141,7 @@ def test_masters_of_half_precision_are_read(tmp_path: Path) -> None:
     }
     torch.save(content, tmp_path / "step=1.ckpt")
     with open_checkpoint(tmp_path / "step=1.ckpt") as model:
-        assert model.checkpoint.masters and {tensor.dtype.name for tensor in model.values()} == {"bf16"}
+        assert model.checkpoint.provenance.masters and {tensor.dtype.name for tensor in model.values()} == {"bf16"}
         assert any(loss.subject.startswith("fp32 master weights") for loss in model.checkpoint.all_losses)
     convert(tmp_path / "step=1.ckpt", tmp_path / "nemo", to="nemo", weights="master", options={"container": "folder"})
     assert_same_bits(tensors(tmp_path / "nemo"), exact)

@@ -26,7 +26,6 @@ from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
-from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, Refusal, UsageError
 from ckpt_core.launch import Launch
@@ -34,6 +33,7 @@ from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
+from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.dtypes import DType, decode, dtype_named
@@ -200,8 +200,10 @@ def _reading(plugin: Plugin, options: Mapping[str, str], config: str | os.PathLi
     return ReadRequest(typed_options(plugin.info, options, "read"), config_architecture(given), weights, given)
 
 
-def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
-    """What a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
+def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpoint:
+    """What a plugin reads, and the `fact` by which `path` is of its format. Files may be damaged in ways that the plugin
+    did not foresee: that too is one clear error.
+    """
     named = tuple(value for value in (*request.options.values(), request.config) if isinstance(value, str))
     with at_home(path, named) as home:
         try:
@@ -218,13 +220,15 @@ def _read(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
                 fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
     _check_returned(plugin, "ckpt_read", checkpoint, Checkpoint)
-    checkpoint.named = named
+    known = checkpoint.provenance
+    known = replace(known, named=named, evidence=(f"{plugin.name}: {fact}", *known.evidence))
+    checkpoint = replace(checkpoint, provenance=known)
     if request.config is not None:
         checkpoint = with_config(checkpoint, request.config, _notes_in(request.config))
     read = [state.path for state in checkpoint.files]
     companions = [sidecar.path for sidecar in checkpoint.sidecars.values() if not sidecar.offset]
-    checkpoint.ledger.close(path, read, companions, RECEIPT)
-    return with_sound_ids(checkpoint)
+    ledger = checkpoint.ledger.closed(path, read, companions, RECEIPT)
+    return with_sound_ids(replace(checkpoint, ledger=ledger))
 
 
 def _check_returned(plugin: Plugin, hook: str, returned: object, wanted: type) -> None:
@@ -258,7 +262,7 @@ def _written(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest) -> T
     except (CkptError, OSError):
         raise
     except Exception as error:
-        recorded = checkpoint.format != plugin.name and plugin.name in checkpoint.origins
+        recorded = checkpoint.format != plugin.name and plugin.name in checkpoint.provenance.origins
         if not recorded or not os.path.isfile(receipt_path(checkpoint.path)):
             raise
         raise CkptError(
@@ -280,9 +284,7 @@ def read_checkpoint(
     """Read a checkpoint from headers alone. `path` may be `hf://owner/name[@revision]`."""
     local = localised(os.fspath(path))
     plugin, fact = find_format(local, format)
-    checkpoint = _read(plugin, local, _reading(plugin, options or {}, config, weights))
-    checkpoint.evidence.insert(0, f"{plugin.name}: {fact}")
-    return checkpoint
+    return _read(plugin, local, _reading(plugin, options or {}, config, weights), fact)
 
 
 def open_checkpoint(
@@ -341,8 +343,7 @@ def plan_conversion(
     reader, fact = find_format(local, format)
     writer = _writer(to, ranks)
     source_options, target_options = split_options(options or {}, reader, writer)
-    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights))
-    checkpoint.evidence.insert(0, f"{reader.name}: {fact}")
+    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
     wanted = None if dtype == "keep" else dtype_named(dtype)
     typed = typed_options(writer.info, target_options, "write")
     asked_of = WriteRequest(typed, wanted, tp, pp, ep, os.path.abspath(os.fspath(dst)))
@@ -390,7 +391,7 @@ def launch_of(
     trains the format, or where the framework can't be told what the model is.
     """
     local = localised(os.fspath(src))
-    reader, _ = find_format(local, format)
+    reader, fact = find_format(local, format)
     own = to in (None, reader.name)
     writer = _writer(to or reader.name, {"tp": tp, "pp": pp, "ep": ep})
     if not _is_trained(writer):
@@ -400,9 +401,9 @@ def launch_of(
             fix="name the format to train in with --to: " + ", ".join(p.name for p in all_plugins() if _is_trained(p)),
         )
     source_options, target_options = split_options(options or {}, reader, writer)
-    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights))
+    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
     typed = typed_options(writer.info, target_options, "write")
-    hints = checkpoint.hints
+    hints = checkpoint.provenance.hints
     found = {**checkpoint.parallel, **{name: hints.get(name) for name in ("container", "iteration")}} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)

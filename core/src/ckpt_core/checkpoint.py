@@ -7,8 +7,8 @@ image of a canonical tensor. The engine moves the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture
@@ -39,52 +39,68 @@ class Sidecar:
         return Extent(self.path, self.offset, self.size)
 
 
-@dataclass
-class Checkpoint:
-    """The intermediate representation of one checkpoint.
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint comes from, and what its reading rests on.
 
-    `tensors` maps every canonical name to its lazy tensor. `notes` are facts that change no output of the model
-    but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `parallel` is the layout found (`tp`, `pp`, ...).
     `hints` are the layout choices of the source, by which the same format can be written again bit for bit;
     `origins` are those of earlier formats it went through, by format, as receipts recorded them.
-    `evidence` says, in words, what decided the reading. `ledger` says of every file and key of the source what became
-    of it; `losses` are those that no file or key stands for. `masters`: fp32 master weights exist beside the weights.
-    `recorded`: a fitting receipt lies beside it.
-    `sayings` are what the source's own config says about facts, by their path: refusals quote them. `named` are files
-    outside of it that the user gave (`-o tokenizer=FILE`).
+    `evidence` says, in words, what decided the reading. `losses` are those that no file or key of the source stands for.
+    `explanations` are what the source's own config says about facts, by their path: refusals quote them.
+    `masters`: fp32 master weights exist beside the weights. `recorded`: a fitting receipt lies beside it. `named` are
+    files outside of it that the user gave (`-o tokenizer=FILE`).
+    """
+
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evidence: Sequence[str] = ()
+    losses: Sequence[Loss] = ()
+    explanations: Mapping[str, str] = field(default_factory=dict)
+    masters: bool = False
+    recorded: bool = False
+    named: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The intermediate representation of one checkpoint. Nobody changes one after it was made.
+
+    `tensors` maps every canonical name to its lazy tensor. `files` are those that were read. `notes` are facts that
+    change no output of the model but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `sidecars` are the files
+    that travel with it, by their names beside it. `parallel` is the layout found (`tp`, `pp`, ...). `ledger` says of
+    every file and key of the source what became of it.
     """
 
     format: str
     path: str
     architecture: Architecture
-    tensors: dict[str, LazyParameter]
-    files: list[FileState]
-    notes: dict[str, Any] = field(default_factory=dict)
-    sidecars: dict[str, Sidecar] = field(default_factory=dict)
-    parallel: dict[str, int] = field(default_factory=dict)
-    hints: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evidence: list[str] = field(default_factory=list)
-    losses: list[Loss] = field(default_factory=list)
-    masters: bool = False
+    tensors: Mapping[str, LazyParameter]
+    files: Sequence[FileState]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
+    parallel: Mapping[str, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
-    sayings: dict[str, str] = field(default_factory=dict)
-    named: tuple[str, ...] = ()
-    recorded: bool = False
+    provenance: Provenance = Provenance()
 
     @property
     def all_losses(self) -> list[Loss]:
         """What reading lost: what the reader says, and whatever the ledger has as left."""
-        return [*self.losses, *self.ledger.losses(self.path)]
+        return [*self.provenance.losses, *self.ledger.losses(self.path)]
 
-    def quoted(self, refusal: CkptError) -> list[str]:
+    def explained(self, refusal: CkptError) -> list[str]:
         """What the source says about the facts that a refusal names."""
         text = "\n".join(map(str, refusal.problems if isinstance(refusal, ProblemsFound) else [refusal]))
-        return [saying for fact, saying in self.sayings.items() if fact in text]
+        return [explanation for fact, explanation in self.provenance.explanations.items() if fact in text]
 
-    def hints_for(self, format: str) -> dict[str, Any]:
+    def hints_for(self, format: str) -> Mapping[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
-        return self.hints if format == self.format else self.origins.get(format, {})
+        return self.provenance.hints if format == self.format else self.provenance.origins.get(format, {})
+
+    def because(self, *evidence: str, losses: Iterable[Loss] = ()) -> Checkpoint:
+        """The checkpoint with more evidence, and with more losses."""
+        known = self.provenance
+        known = replace(known, evidence=(*known.evidence, *evidence), losses=(*known.losses, *losses))
+        return replace(self, provenance=known)
 
 
 @dataclass
@@ -101,9 +117,9 @@ class NamedModel:
     class_name: str
     architecture: Architecture
     tables: Sequence[Table]
-    notes: dict[str, Any] = field(default_factory=dict)
-    hints: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, LazyParameter] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, LazyParameter] = field(default_factory=dict)
     documents: dict[str, bytes] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     losses: list[Loss] = field(default_factory=list)
@@ -136,8 +152,8 @@ class Target:
     files: list[OutputFile]
     placements: list[Placement]
     documents: dict[str, bytes] = field(default_factory=dict)
-    sidecars: dict[str, Sidecar] = field(default_factory=dict)
-    parallel: dict[str, int] = field(default_factory=dict)
+    sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
+    parallel: Mapping[str, int] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     single_file: bool = False

@@ -4,7 +4,7 @@
     carried   tokenizer/tokenizer.json                                 companion
     left      iter_0000100/mp_rank_00/model_optim_rng.pt: optimizer    optimizer state, 9.6 MB: ...
 
-A reader enters what it knows; `close` walks the source and enters whatever is not there yet as left. So nothing of a
+A reader enters what it knows; `closed` walks the source and enters whatever is not there yet as left. So nothing of a
 source is dropped in silence: what is left becomes a typed `Loss` of the conversion, grouped by what it is.
 """
 
@@ -183,27 +183,30 @@ class Ledger:
             elif place not in self:
                 self.left(UNKNOWN_FILE, place, size=tree[name].size)
 
-    def close(self, path: str, files: Collection[str], companions: Collection[str], receipt: str) -> None:
-        """Enter what the reader did not: `files` that were read, `companions` that go along, and our own receipt.
+    def closed(self, path: str, files: Collection[str], companions: Collection[str], receipt: str) -> Ledger:
+        """A ledger with what the reader did not enter: `files` that were read, `companions` that go along, and our own receipt.
 
         Then whatever else lies below `path` is left, with folders that hold nothing known as one entry. Links to
         folders are not followed. `receipt` is how names of receipts end.
         """
+        whole = Ledger()
+        whole._entries = dict(self._entries)
         for file in companions:
-            if file not in self:
-                self.carried("companion", file)
+            if file not in whole:
+                whole.carried("companion", file)
         for file in files:
-            if file not in self:
-                self.used("read", file)
+            if file not in whole:
+                whole.used("read", file)
         if not os.path.isdir(path):
-            return
-        places = {entry.file for entry in self}
+            return whole
+        places = {entry.file for entry in whole}
         above = {folder for place in places for folder in _folders_of(place)}
         for place, size, count in _others(os.path.abspath(path), places, above):
             if place.endswith(receipt):
-                self.used("receipt", place)
+                whole.used("receipt", place)
             else:
-                self.left(UNKNOWN_FILE, place, size=size, files=count)
+                whole.left(UNKNOWN_FILE, place, size=size, files=count)
+        return whole
 
     def losses(self, root: str) -> list[Loss]:
         """What is left, one loss for each kind of thing, the largest first; places as they are called below `root`."""

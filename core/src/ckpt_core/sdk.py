@@ -8,7 +8,7 @@ from ckpt_core import ledger as ledgers
 from ckpt_core import rewrite as rewrites
 from ckpt_core import tensors as lazy
 from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind, architecture_of, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Placement, Sidecar, Target
+from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Placement, Provenance, Sidecar, Target
 from ckpt_core.config import (
     Codec,
     Config,
@@ -73,6 +73,7 @@ __all__ = [
     "PerLayer",
     "Placement",
     "Problems",
+    "Provenance",
     "ReadRequest",
     "Recorded",
     "Refusal",

@@ -41,12 +41,15 @@ def heading(survey: Survey) -> Markup:
     ranks = ", ".join(f"{name} {count}" for name, count in checkpoint.parallel.items()) or "one rank"
     rows: list[tuple[str, object]] = [
         ("format", checkpoint.format),
-        ("because", lines(checkpoint.evidence)),
+        ("because", lines(checkpoint.provenance.evidence)),
         ("parallel layout", ranks),
         ("parameters", count_text(sum(survey.counts.values()))),
         ("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}"),
         ("stored as", lines(dtype_text(*item) for item in survey.stored.items())),
-        ("masters", "fp32 master weights exist; --weights master reads them" if checkpoint.masters else "none"),
+        (
+            "masters",
+            "fp32 master weights exist; --weights master reads them" if checkpoint.provenance.masters else "none",
+        ),
     ]
     return join([element("p", "Checkpoint", class_="over"), element("h1", survey.src), pairs(rows)])
 

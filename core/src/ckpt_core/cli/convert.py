@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -134,7 +135,7 @@ def _foretell(plan: Plan, src: str, dst: str, as_json: bool) -> None:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
         )
-        emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.evidence, "room": said})
+        emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.provenance.evidence, "room": said})
         if room is not None and room.missing:
             raise click.exceptions.Exit(1)
     else:
@@ -196,7 +197,7 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
 
 def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[str, Any]:
     """What is worth knowing after a conversion. `receipt` is its path."""
-    from ckpt_core.engine.staging import receipt_path
+    from ckpt_core.receipt.places import receipt_path
 
     return {
         "destination": dst,
@@ -252,7 +253,7 @@ def side_text(side: Checkpoint | Target, path: str) -> str:
     return f"{side.format}{parallel_text(side.parallel)}  {path}"
 
 
-def parallel_text(parallel: dict[str, int]) -> str:
+def parallel_text(parallel: Mapping[str, int]) -> str:
     """` tp=2 pp=4`, or nothing."""
     return "".join(f" {name}={ranks}" for name, ranks in parallel.items())
 

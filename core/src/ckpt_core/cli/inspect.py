@@ -73,9 +73,9 @@ def survey_json(survey: Survey) -> dict[str, object]:
     return {
         "path": survey.src,
         "format": checkpoint.format,
-        "evidence": checkpoint.evidence,
+        "evidence": checkpoint.provenance.evidence,
         "parallel": checkpoint.parallel,
-        "masters": checkpoint.masters,
+        "masters": checkpoint.provenance.masters,
         "architecture": to_json(checkpoint.architecture),
         "facts": dict(facts_of(checkpoint.architecture)),
         "parameters": {"total": sum(survey.counts.values()), **survey.counts},
@@ -114,7 +114,7 @@ def show(survey: Survey) -> None:
     checkpoint, page = survey.checkpoint, Page()
     page.say("path", survey.src)
     page.say("format", f"{checkpoint.format}{parallel_text(checkpoint.parallel)}")
-    page.say("because", *checkpoint.evidence)
+    page.say("because", *checkpoint.provenance.evidence)
     page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}")
     for label, text in describe(checkpoint.architecture):
         page.say(label, text)
@@ -127,7 +127,9 @@ def show(survey: Survey) -> None:
         "stored as",
         *(f"{name}: {plural(tensors, 'tensor')}, {size_text(size)}" for name, (tensors, size) in survey.stored.items()),
     )
-    page.say("masters", "fp32 master weights exist; --weights master reads them" if checkpoint.masters else "none")
+    page.say(
+        "masters", "fp32 master weights exist; --weights master reads them" if checkpoint.provenance.masters else "none"
+    )
     page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
     page.say("sidecars", *sorted(checkpoint.sidecars))
     page.say("ledger", *survey.ledger_lines)

@@ -3,8 +3,7 @@
 from ckpt_core.company.companions import FOLDERS, companions_of, files_below, files_in, known_ids
 from ckpt_core.company.image_processor import PROCESSOR, processor_file, processor_settings
 from ckpt_core.company.tokenizer import GENERATION, ROLES, has_tokenizer, is_token, pieces_of, size_of
-from ckpt_core.company.vocabulary import asked_vocabulary, settled
-from ckpt_core.receipt.origin import with_vocabulary
+from ckpt_core.company.vocabulary import asked_vocabulary, settled, with_vocabulary
 
 __all__ = [
     "FOLDERS",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
@@ -44,18 +45,19 @@ def with_sound_ids(checkpoint: Checkpoint) -> Checkpoint:
     tokens = checkpoint.architecture.tokens
     if tokens is None:
         return checkpoint
+    notes, losses = dict(checkpoint.notes), []
     for role in ROLES:
         value = checkpoint.notes.get(role)
         if value is None or (is_token(value) and max(_listed(value)) < tokens.vocabulary):
             continue
         known = [number for number in _listed(value) if type(number) is int and 0 <= number < tokens.vocabulary]
         outside = [number for number in _listed(value) if number not in known]
-        checkpoint.notes[role] = known or None
+        notes[role] = known or None
         reason = (
             f"outside the vocabulary of {tokens.vocabulary} tokens, and transformers may refuse a model that names it"
         )
-        checkpoint.losses.append(Loss("dropped", f"{role} token {_said(outside)}", reason))
-    return checkpoint
+        losses.append(Loss("dropped", f"{role} token {_said(outside)}", reason))
+    return replace(checkpoint, notes=notes).because(losses=losses)
 
 
 def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -> Checkpoint:
@@ -65,12 +67,11 @@ def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -
     """
     known = {name for name, value in checkpoint.notes.items() if value is not None}
     added = {name: value for name, value in notes.items() if name not in known and value is not None}
-    checkpoint.notes |= added
     files = {name: file for name, file in companions_of(config).items() if name not in checkpoint.sidecars}
-    checkpoint.sidecars |= files
-    if added or files:
-        checkpoint.evidence.append(f"by {config}: {', '.join([*sorted(added), *sorted(files)])}")
-    return checkpoint
+    if not added and not files:
+        return checkpoint
+    found = replace(checkpoint, notes={**checkpoint.notes, **added}, sidecars={**checkpoint.sidecars, **files})
+    return found.because(f"by {config}: {', '.join([*sorted(added), *sorted(files)])}")
 
 
 def companions_of(config: str) -> dict[str, Sidecar]:

@@ -7,12 +7,13 @@ the number is asked for, is recorded, follows from the tokenizer by the framewor
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.company.tokenizer import size_of
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins import ReadRequest
-from ckpt_core.receipt.origin import with_vocabulary
 
 
 def asked_vocabulary(request: ReadRequest) -> int | None:
@@ -39,20 +40,35 @@ def settled(
     if asked is not None:
         return with_vocabulary(checkpoint, asked)
     tokens = checkpoint.architecture.tokens
-    if tokens is None or said or checkpoint.recorded or tokens.vocabulary < tokens.padded_vocabulary:
+    if tokens is None or said or checkpoint.provenance.recorded or tokens.vocabulary < tokens.padded_vocabulary:
         return checkpoint
     rows = tokens.padded_vocabulary
     count = tokenizer if tokenizer is not None else _count(checkpoint)
     if count is not None and 0 < count <= rows and padded(count) == rows:
-        checkpoint.evidence.append(f"true vocabulary {count}: the tokenizer's")
+        checkpoint = checkpoint.because(f"true vocabulary {count}: the tokenizer's")
         return with_vocabulary(checkpoint, count) if count < rows else checkpoint
     why = (
         "no tokenizer says how many of the rows are padding: -o vocab=N"
         if count is None
         else f"the tokenizer's {count} tokens do not lead to {rows} rows: tokens were added, or it is another one"
     )
-    checkpoint.losses.append(Loss("assumed", f"a vocabulary of {rows}", why))
-    return checkpoint
+    return checkpoint.because(losses=[Loss("assumed", f"a vocabulary of {rows}", why)])
+
+
+def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
+    """`checkpoint` with its true vocabulary known: rows beyond it are padding."""
+    tokens = checkpoint.architecture.tokens
+    if tokens is None or not 0 < vocabulary <= tokens.padded_vocabulary:
+        raise CkptError(
+            "the vocabulary does not fit the embedding",
+            file=checkpoint.path,
+            found=vocabulary,
+            expected=f"1 to {tokens.padded_vocabulary if tokens else 0}",
+        )
+    architecture = replace(checkpoint.architecture, tokens=replace(tokens, vocabulary=vocabulary))
+    known = parameters(architecture)
+    tensors = {name: replace(tensor, parameter=known[name]) for name, tensor in checkpoint.tensors.items()}
+    return replace(checkpoint, architecture=architecture, tensors=tensors)
 
 
 def _count(checkpoint: Checkpoint) -> int | None:

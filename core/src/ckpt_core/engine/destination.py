@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass
 
 from ckpt_core.engine.plan import Plan
-from ckpt_core.engine.staging import RECEIPT, Staging, is_empty_folder, receipt_beside, receipt_path, recorded_plan
+from ckpt_core.engine.staging import Staging, is_empty_folder, recorded_plan
 from ckpt_core.errors import CkptError
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
 from ckpt_core.plugins.request import ReadRequest, typed_options
+from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.documents import read_json_object
 
@@ -112,8 +113,8 @@ def _foreign(path: str) -> list[str]:
     except CkptError as problem:
         return [f"what {plugin.name} can't read: {problem.problem}"]
     read = [state.path for state in checkpoint.files]
-    checkpoint.ledger.close(path, read, [sidecar.path for sidecar in checkpoint.sidecars.values()], RECEIPT)
-    return [place_text(entry.file, path) for entry in checkpoint.ledger.sorted() if entry.what == UNKNOWN_FILE.what]
+    ledger = checkpoint.ledger.closed(path, read, [sidecar.path for sidecar in checkpoint.sidecars.values()], RECEIPT)
+    return [place_text(entry.file, path) for entry in ledger.sorted() if entry.what == UNKNOWN_FILE.what]
 
 
 @dataclass(frozen=True, slots=True)

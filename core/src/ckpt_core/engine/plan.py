@@ -264,7 +264,7 @@ def _check_files(target: Target, problems: Problems) -> None:
 
 def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None:
     """No file is copied that is not one of the checkpoint's, whichever way a plugin found it."""
-    home = Home(source.path, source.named)
+    home = Home(source.path, source.provenance.named)
     embedded = [source.sidecars[name] for name in target.held if name in source.sidecars]
     for sidecar in (*embedded, *target.sidecars.values()):
         try:

@@ -17,10 +17,11 @@ from ckpt_core.engine.destination import check_destination, room_for
 from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
-from ckpt_core.engine.staging import RECEIPT, Staging, boot_id, receipt_path
+from ckpt_core.engine.staging import Staging, boot_id
 from ckpt_core.engine.transfer import Result, TargetFiles
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
+from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.receipt.seal import read_receipt, sealed
 from ckpt_core.storage.bytes.files import pwrite_all, read_small, written
 from ckpt_core.tensors.assembly import SourceFiles
@@ -185,6 +186,7 @@ def make_receipt(
         if state.size <= _WHOLE_FILE_DIGEST:
             entry["blake3"] = blake3(read_small(state.path)).hexdigest()
         sources.append(entry)
+    known = plan.source.provenance
     return Receipt(
         sealed(
             {
@@ -197,7 +199,7 @@ def make_receipt(
                     "format": plan.source.format,
                     "path": plan.source.path,
                     "parallel": plan.source.parallel,
-                    "evidence": plan.source.evidence,
+                    "evidence": list(known.evidence),
                     "files": sources,
                     "ledger": plan.source.ledger.to_json(plan.source.path),
                 },
@@ -206,7 +208,7 @@ def make_receipt(
                     "parallel": plan.target.parallel,
                     "decisions": plan.target.decisions,
                     **({} if plan.target.launch is None else {"launch": plan.target.launch.to_json()}),
-                    "hints": {**plan.source.origins, plan.source.format: plan.source.hints},
+                    "hints": {**known.origins, plan.source.format: known.hints},
                     "files": {file.path: file.size for file in plan.target.files},
                     "crc32": {file.path: f"{crcs[file.path]:08x}" for file in plan.target.files},
                     "documents": dict(documents),

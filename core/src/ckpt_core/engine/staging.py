@@ -34,6 +34,7 @@ from typing import NoReturn
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.seal import read_receipt
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
@@ -41,7 +42,6 @@ from ckpt_core.storage.documents import read_json_object
 from ckpt_core.version import VERSION
 
 SUFFIX = ".ckpt-partial"
-RECEIPT = "ckpt-receipt.json"
 TOKEN = "token"
 _MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
 _JOURNAL = "journal.jsonl"
@@ -50,16 +50,6 @@ _SYNCS = 8
 # What a file system answers that has no such call. It is then as safe as it can be without.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
 _NO_LOCKS = {*_UNSUPPORTED, errno.ENOLCK}
-
-
-def receipt_path(output: str) -> str:
-    """Where the receipt of an output is: in a folder, or beside a file (`model.nemo.ckpt-receipt.json`)."""
-    return os.path.join(output, RECEIPT) if os.path.isdir(output) else receipt_beside(output)
-
-
-def receipt_beside(output: str) -> str:
-    """Where the receipt of a single file is, or will be."""
-    return f"{output.rstrip(os.sep)}.{RECEIPT}"
 
 
 def boot_id() -> str:

@@ -17,6 +17,7 @@ from ckpt_core.company.companions import files_below
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
 from ckpt_core.layout import BoundTables, Native, account
+from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.receipt.origin import check_agreement, original_of
 from ckpt_core.sizes import parse_size
@@ -57,6 +58,10 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     for name, native in natives.items():
         if name in tensors:
             assembler.add(native, [Shard((0,) * len(native.shape), tensors[name])])
+    ledger = Ledger()
+    ledger.used("where each tensor lies", os.path.join(path, INDEX))
+    ledger.carried("notes", os.path.join(path, NOTES), *notes)
+    ledger.carried("notes", os.path.join(path, NOTES))
     checkpoint = Checkpoint(
         "ir",
         path,
@@ -65,10 +70,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         states,
         notes=notes,
         sidecars=files_below(os.path.join(path, _SIDECARS)),
+        ledger=ledger,
     )
-    checkpoint.ledger.used("where each tensor lies", os.path.join(path, INDEX))
-    checkpoint.ledger.carried("notes", os.path.join(path, NOTES), *notes)
-    checkpoint.ledger.carried("notes", os.path.join(path, NOTES))
     return original_of(checkpoint, path)
 
 

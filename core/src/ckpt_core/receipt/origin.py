@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture, differing, facts_of, from_json, parameters
+from ckpt_core.architecture import Architecture, differing, facts_of, from_json
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.staging import RECEIPT, receipt_path
+from ckpt_core.company.vocabulary import with_vocabulary
 from ckpt_core.errors import CkptError, Problems
+from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.receipt.seal import read_receipt
 
 
@@ -69,14 +70,15 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
         return checkpoint
     if not _same_but_for_vocabulary(recorded, checkpoint.architecture):
         return checkpoint
-    checkpoint.recorded = True
-    hints = target.get("hints")
+    provenance, hints = replace(checkpoint.provenance, recorded=True), target.get("hints")
     if isinstance(hints, dict):
-        checkpoint.origins = {name: value for name, value in hints.items() if isinstance(value, dict)}
+        origins = {name: value for name, value in hints.items() if isinstance(value, dict)}
+        provenance = replace(provenance, origins=origins)
+    checkpoint = replace(checkpoint, provenance=provenance)
     tokens, known = checkpoint.architecture.tokens, recorded.tokens
     if tokens is not None and known is not None and tokens.vocabulary > known.vocabulary:
-        checkpoint.evidence.append(f"true vocabulary {known.vocabulary} from {RECEIPT}")
-        return with_vocabulary(checkpoint, known.vocabulary)
+        known_by_receipt = checkpoint.because(f"true vocabulary {known.vocabulary} from {RECEIPT}")
+        return with_vocabulary(known_by_receipt, known.vocabulary)
     return checkpoint
 
 
@@ -97,21 +99,3 @@ def check_agreement(given: Architecture, found: Architecture, file: str) -> None
                 CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file)
             )
     problems.raise_any()
-
-
-def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
-    """`checkpoint` with its true vocabulary known: rows beyond it are padding."""
-    tokens = checkpoint.architecture.tokens
-    if tokens is None or not 0 < vocabulary <= tokens.padded_vocabulary:
-        raise CkptError(
-            "the vocabulary does not fit the embedding",
-            file=checkpoint.path,
-            found=vocabulary,
-            expected=f"1 to {tokens.padded_vocabulary if tokens else 0}",
-        )
-    checkpoint.architecture = replace(checkpoint.architecture, tokens=replace(tokens, vocabulary=vocabulary))
-    known = parameters(checkpoint.architecture)
-    checkpoint.tensors = {
-        name: replace(assembly, parameter=known[name]) for name, assembly in checkpoint.tensors.items()
-    }
-    return checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ class Rewritable:
     """
 
     architecture: Architecture
-    tensors: dict[str, LazyParameter]
+    tensors: Mapping[str, LazyParameter]
     rewrites: tuple[str, ...] = ()
     files: Sequence[FileState] = ()
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ckpt_core.architecture import Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Link, Native, Scale, Tile, ValueMap
+from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
@@ -371,7 +371,11 @@ def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
 
 @dataclass
 class ParameterBuilder:
-    """Puts canonical tensors together from native ones, and accounts for every element."""
+    """Puts canonical tensors together from native ones, and accounts for every element.
+
+    A part of a parameter that the same row had before, from another rank or file, is a replica: it must hold the same
+    values, and is compared while the parameter is read.
+    """
 
     parameters: Mapping[str, Parameter]
     file: str
@@ -380,31 +384,39 @@ class ParameterBuilder:
     _rounded: dict[str, list[StoredPart]] = field(default_factory=dict)
     _averaged: dict[str, list[tuple[StoredPart, ...]]] = field(default_factory=dict)
     _maps: dict[str, tuple[ValueMap, ...]] = field(default_factory=dict)
+    _places: set[tuple] = field(default_factory=set)
     problems: Problems = field(init=False)
 
     def __post_init__(self) -> None:
         self.problems = Problems(f"reading {self.file}")
 
-    def add(self, native: Native, shards: Sequence[Shard], replica: bool = False) -> None:
-        """Enter a native tensor; its `shards` must tile it exactly. `replica`: it only repeats values entered before."""
-        into = self._copies if replica or native.row.copy else self._blocks
-        for parameter, blocks in self._pieces(native, shards):
-            into.setdefault(parameter, []).extend(blocks)
+    def add(self, native: Native, shards: Sequence[Shard]) -> None:
+        """Enter a native tensor; its `shards` must tile it exactly."""
+        for part, blocks in self._stored_parts(native, shards):
+            into = self._copies if native.row.copy or self._is_replica(native, part) else self._blocks
+            into.setdefault(part.parameter, []).extend(blocks)
+
+    def _is_replica(self, native: Native, part: Part) -> bool:
+        """Whether the row had these elements of the parameter before, and from now on that it had them."""
+        place = native.row.native, part.parameter, part.tile.canonical_base, _loops(part.tile.links)
+        known = place in self._places
+        self._places.add(place)
+        return known
 
     def add_rounded(self, native: Native, shards: Sequence[Shard]) -> None:
         """Enter a native tensor to whose values those entered with `add` must round."""
-        for parameter, blocks in self._pieces(native, shards):
-            self._rounded.setdefault(parameter, []).extend(blocks)
+        for part, blocks in self._stored_parts(native, shards):
+            self._rounded.setdefault(part.parameter, []).extend(blocks)
 
     def add_averaged(self, native: Native, ranks: Sequence[Sequence[Shard]]) -> None:
         """Enter a native tensor that several ranks hold whole and not alike: its value is their float32 mean."""
         self.add(native, ranks[0])
         for shards in ranks[1:]:
-            for parameter, blocks in self._pieces(native, shards):
-                self._averaged.setdefault(parameter, []).append(tuple(blocks))
+            for part, blocks in self._stored_parts(native, shards):
+                self._averaged.setdefault(part.parameter, []).append(tuple(blocks))
 
-    def _pieces(self, native: Native, shards: Sequence[Shard]) -> Iterator[tuple[str, list[StoredPart]]]:
-        """The parameters in a native tensor, each with its blocks."""
+    def _stored_parts(self, native: Native, shards: Sequence[Shard]) -> Iterator[tuple[Part, list[StoredPart]]]:
+        """The parts of parameters in a native tensor, each with where it is stored."""
         if not tiles_exactly(native.shape, shards):
             self.problems.add(self._shape_problem(native, shards))
             return
@@ -428,11 +440,12 @@ class ParameterBuilder:
                             stored.record,
                         )
                     )
-            yield piece.parameter, blocks
+            yield piece, blocks
 
     def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
-        if len(shards) == 1 and not any(shards[0].origin):
-            found = f"shape {shards[0].stored.shape}"
+        whole = _whole_shape(shards)
+        if whole is not None and tiles_exactly(whole, shards):
+            found = f"shape {whole}"
         else:
             found = "; ".join(f"{shard.stored.shape} at {shard.origin}" for shard in shards[:4]) or "nothing"
         return FormatError(
@@ -484,6 +497,20 @@ class ParameterBuilder:
                 )
         self.problems.raise_any()
         return found
+
+
+def _whole_shape(shards: Sequence[Shard]) -> tuple[int, ...] | None:
+    """How far shards of one number of dimensions reach; None without any."""
+    if len({len(extent) for shard in shards for extent in (shard.origin, shard.stored.shape)}) != 1:
+        return None
+    ends = [[start + size for start, size in zip(shard.origin, shard.stored.shape, strict=True)] for shard in shards]
+    return tuple(map(max, zip(*ends, strict=True)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _loops(links: tuple[Link, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Which elements of a parameter links run over, wherever the native tensor has them."""
+    return tuple(sorted((link.axis, link.step, link.size) for link in links))
 
 
 def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:

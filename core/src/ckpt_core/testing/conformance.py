@@ -35,10 +35,11 @@ from ckpt_core.architecture import Architecture, architecture_of, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.run import run_plan
-from ckpt_core.engine.staging import SUFFIX, receipt_path
+from ckpt_core.engine.staging import SUFFIX
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.plugins import SDK
 from ckpt_core.plugins.discovery import all_plugins, detect, load, require
+from ckpt_core.receipt.places import receipt_path
 from ckpt_core.storage.bytes.files import read_small
 from ckpt_core.testing.entries import Entry, one_of_each
 from ckpt_core.testing.examples import Values, calm_numbers, write_ir

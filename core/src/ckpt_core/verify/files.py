@@ -18,8 +18,8 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from ckpt_core.engine.run import Listener, Progress
-from ckpt_core.engine.staging import RECEIPT, receipt_path
 from ckpt_core.errors import FormatError
+from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import naming, open_regular
 from ckpt_core.verify.receipt import Recorded

@@ -12,9 +12,9 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture, from_json
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.staging import receipt_path
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import FormatError
+from ckpt_core.receipt.places import receipt_path
 from ckpt_core.receipt.seal import read_receipt
 
 _ASKED = {"tp": int, "pp": int, "ep": int, "dtype": str}

@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     NamedModel,
     ParameterBuilder,
     Problems,
+    Provenance,
     ReadRequest,
     Sidecar,
     StoredTensor,
@@ -87,19 +88,21 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=model.notes,
         sidecars=_sidecars(beside, path),
         parallel=found.parallel,
-        hints=found.hints,
-        origins={format: model.hints},
-        evidence=[*found.evidence, f"{model.class_name} of format {format} by {config}"],
-        losses=[
-            *model.losses,
-            *(
-                Loss("dropped", name, "not a weight of the model")
-                for name in sorted(found.kept)
-                if any(table.drops_name(name) for table in model.tables)
-            ),
-        ],
-        masters=found.masters,
         ledger=folder.enter(path, masters_read=request.weights != "model"),
+        provenance=Provenance(
+            hints=found.hints,
+            origins={format: model.hints},
+            evidence=[*found.evidence, f"{model.class_name} of format {format} by {config}"],
+            losses=[
+                *model.losses,
+                *(
+                    Loss("dropped", name, "not a weight of the model")
+                    for name in sorted(found.kept)
+                    if any(table.drops_name(name) for table in model.tables)
+                ),
+            ],
+            masters=found.masters,
+        ),
     )
     return original_of(checkpoint, path)
 

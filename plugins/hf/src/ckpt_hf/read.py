@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     Ledger,
     Loss,
     ParameterBuilder,
+    Provenance,
     ReadRequest,
     Shard,
     architecture_of,
@@ -97,14 +98,16 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=notes,
         sidecars=sidecars(folder),
         parallel={},
-        hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
-        evidence=evidence,
-        losses=[
-            *code_beside(config, family),
-            *stored.losses,
-            *_unread(match, tensors),
-        ],
         ledger=ledger,
+        provenance=Provenance(
+            hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
+            evidence=evidence,
+            losses=[
+                *code_beside(config, family),
+                *stored.losses,
+                *_unread(match, tensors),
+            ],
+        ),
     )
     return original_of(checkpoint, folder)
 

@@ -152,17 +152,17 @@ def choose(
         unknown = [f"{role}: null, as nothing says it" for role in null if role not in notes]
         return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0], [*reasons, *unknown])
     _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])
-    quoted = checkpoint.quoted(lack)
-    if len(families) == 1 and not quoted:
+    explained = checkpoint.explained(lack)
+    if len(families) == 1 and not explained:
         raise lack
     if len(families) == 1:
         raise Refusal(
             f"{nearest.class_name} does not hold this model exactly",
-            found=errors.Lines([*str(lack).split("\n"), *quoted]),
+            found=errors.Lines([*str(lack).split("\n"), *explained]),
         )
     raise Refusal(
         f"no transformers class holds this architecture exactly; the nearest is {nearest.class_name}",
-        found=errors.Lines([*str(lack).split("\n"), *quoted]),
+        found=errors.Lines([*str(lack).split("\n"), *explained]),
         fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
     )
 

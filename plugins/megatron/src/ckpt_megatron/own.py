@@ -55,7 +55,7 @@ PLAIN = {
 
 def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
     """The hook `ckpt_logits`."""
-    whole = checkpoint.hints.get("container") != "torch"
+    whole = checkpoint.provenance.hints.get("container") != "torch"
     ranks = {} if whole else {name: checkpoint.parallel.get(name, 1) for name in ("tp", "pp", "ep")}
     return judgement.judged_apart("ckpt_megatron.own", PACKAGE, checkpoint, inputs, ranks)
 

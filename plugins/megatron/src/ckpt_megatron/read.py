@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     Loss,
     Native,
     ParameterBuilder,
+    Provenance,
     ReadRequest,
     Shard,
     architecture_of,
@@ -67,14 +68,16 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=described.notes,
         sidecars=company.files_below(os.path.join(root, SIDECARS)),
         parallel=found.parallel,
-        hints=_hints(found),
-        evidence=described.evidence,
-        losses=[
-            Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
-            for name in sorted(found.dropped)
-        ],
-        masters=found.masters,
         ledger=found.ledger,
+        provenance=Provenance(
+            hints=_hints(found),
+            evidence=described.evidence,
+            losses=[
+                Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
+                for name in sorted(found.dropped)
+            ],
+            masters=found.masters,
+        ),
     )
     multiple = _multiple(found)
     return company.settled(
@@ -183,7 +186,6 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
         tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture
     )
     assembler = ParameterBuilder(layout.parameters, found.folder)
-    seen: set[tuple] = set()
     blocks: dict[str, Native] = {}
     for share in found.shares:
         natives = {
@@ -197,11 +199,8 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
             if in_blocks(native):
                 blocks.setdefault(name, native)
                 continue
-            splits = dict(native.row.splits)
-            place = (name, *(rank for dimension, (rank, _) in share.ranks.items() if dimension in splits))
             for shards in share.tensors.get(name, []):
-                assembler.add(native, shards, replica=place in seen)
-                seen.add(place)
+                assembler.add(native, shards)
     for name, native in blocks.items():
         _add_blocks(assembler, native, [share.tensors[name] for share in found.shares if name in share.tensors])
     _check_experts(found, assembler, architecture)
@@ -211,16 +210,16 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
 def _add_blocks(assembler: ParameterBuilder, whole: Native, ranks: list[list[list[Shard]]]) -> None:
     """A tensor that every rank holds whole, or of which each holds a block of rows: its shape tells which."""
     if all(height(copies[0]) == whole.shape[0] for copies in ranks):
-        for number, copies in enumerate(ranks):
-            for again, shards in enumerate(copies):
-                assembler.add(whole, shards, replica=bool(number or again))
+        for copies in ranks:
+            for shards in copies:
+                assembler.add(whole, shards)
         return
     for again in range(min((len(copies) for copies in ranks), default=0)):
         joined, start = [], 0
         for copies in ranks:
             joined += [replace(shard, origin=(start + shard.origin[0], *shard.origin[1:])) for shard in copies[again]]
             start += height(copies[again])
-        assembler.add(whole, joined, replica=bool(again))
+        assembler.add(whole, joined)
 
 
 def _check_experts(found: Found, assembler: ParameterBuilder, architecture: Architecture) -> None:

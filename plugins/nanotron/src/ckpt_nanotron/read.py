@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     Loss,
     ParameterBuilder,
     Problems,
+    Provenance,
     ReadRequest,
     architecture_of,
     check_agreement,
@@ -88,19 +89,23 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             step, lambda name: name not in _OWN_FILES and not name.startswith((".", "ckpt-receipt"))
         ),
         parallel={"tp": files.tp, "pp": files.pp},
-        hints={
-            "model": described.model.kind,
-            "interleaved": interleaved,
-            "grouped": described.grouped,
-            "shared_experts": any(layer.mlp.moe and layer.mlp.moe.shared for layer in decoder_of(architecture).layers),
-            "target": described.release,
-            "tp": files.tp,
-            "pp": files.pp,
-        },
-        evidence=described.evidence,
-        losses=described.losses,
-        masters=bool(optimizer_files(step)) and _records_masters(step),
         ledger=described.ledger,
+        provenance=Provenance(
+            hints={
+                "model": described.model.kind,
+                "interleaved": interleaved,
+                "grouped": described.grouped,
+                "shared_experts": any(
+                    layer.mlp.moe and layer.mlp.moe.shared for layer in decoder_of(architecture).layers
+                ),
+                "target": described.release,
+                "tp": files.tp,
+                "pp": files.pp,
+            },
+            evidence=described.evidence,
+            losses=described.losses,
+            masters=bool(optimizer_files(step)) and _records_masters(step),
+        ),
     )
     checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
     asked = request.options.get("vocab")

@@ -13,11 +13,10 @@ from ckpt_core.sdk import (
     FormatError,
     Ledger,
     Loss,
-    Native,
     ParameterBuilder,
+    Provenance,
     ReadRequest,
     Recorded,
-    Shard,
     check_agreement,
     company,
     disk,
@@ -63,11 +62,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=described.notes,
         sidecars=company.files_in(root, _is_companion),
         parallel=parallel,
-        hints=_hints(found, detected),
-        evidence=[*evidence, *_provenance(found), *described.evidence, *detected.evidence, *said],
-        losses=described.losses,
-        masters=masters.present(found),
         ledger=described.ledger,
+        provenance=Provenance(
+            hints=_hints(found, detected),
+            evidence=[*evidence, *_provenance(found), *described.evidence, *detected.evidence, *said],
+            losses=described.losses,
+            masters=masters.present(found),
+        ),
     )
     checkpoint = original_of(checkpoint, root)
     vocabulary = request.options.get("vocab")
@@ -175,7 +176,6 @@ def _assembled(held: Held, architecture: Architecture, detected: Detected) -> di
     attention = attention_of(architecture)
     layout = layouts.BoundTables(detected.arrangement.tables(attention.heads == attention.groups), architecture)
     assembler = ParameterBuilder(layout.parameters, held.folder)
-    seen: set[tuple] = set()
     for tp in range(held.tp):
         for ep in range(held.ep):
             try:
@@ -193,21 +193,8 @@ def _assembled(held: Held, architecture: Architecture, detected: Detected) -> di
             for name, native in natives.items():
                 for tensors in here:
                     if name in tensors:
-                        _enter(assembler, native, tensors[name], seen)
+                        assembler.add(native, tensors[name])
     return assembler.finish()
-
-
-def _enter(assembler: ParameterBuilder, native: Native, shards: list[Shard], seen: set[tuple]) -> None:
-    """Enter a tensor, part by part: of q, k and v on one rank, k and v may be copies of another rank's."""
-    parts: dict[bool, list[layouts.Part]] = {False: [], True: []}
-    for piece in native.pieces:
-        loops = tuple((link.axis, link.step, link.size) for link in piece.tile.links)
-        place = (native.row.copy, piece.parameter, piece.tile.canonical_base, loops)
-        parts[place in seen].append(piece)
-        seen.add(place)
-    for replica, pieces in parts.items():
-        if pieces:
-            assembler.add(replace(native, pieces=tuple(pieces)), shards, replica=replica)
 
 
 def _where(held: Held, tp: int, ep: int) -> str:

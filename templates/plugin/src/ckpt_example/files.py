@@ -54,7 +54,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             assembler.problems.add(problem)
         for name in natives.keys() & stored.keys():
             shard = Shard((0,) * len(stored[name].shape), stored[name])
-            assembler.add(natives[name], [shard], replica=rank > 0 and not natives[name].row.splits)
+            assembler.add(natives[name], [shard])
     own = {"model.json", "ckpt-receipt.json", *(f"rank-{rank}.safetensors" for rank in range(ranks))}
     found = {name: os.path.join(path, name) for name in sorted(set(os.listdir(path)) - own)}
     sidecars = {name: Sidecar(file, os.path.getsize(file)) for name, file in found.items() if os.path.isfile(file)}
@@ -69,7 +69,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     if tokens is None:
         raise Refusal("ExampleModel has no patches", fix="it reads tokens")
     model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors)
-    model = rewrites.vocabulary_rows(model, math.ceil(tokens.padded_vocabulary / ranks) * ranks)
+    model = rewrites.vocabulary_rows(model, math.ceil(tokens.vocabulary / ranks) * ranks)
     config = EXAMPLE.write(facts_of(model.architecture), checkpoint.notes) | {"ranks": ranks}
     layout, files, placements = layouts.BoundTables(TABLES, model.architecture), [], []
     for rank in range(ranks):

@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     Loss,
     Native,
     ParameterBuilder,
+    Provenance,
     ReadRequest,
     Shard,
     StoredTensor,
@@ -65,13 +66,15 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=described.notes,
         sidecars=company.files_below(os.path.join(root, TOKENIZER)),
         parallel={} if found.merged else parallel,
-        hints=_hints(found),
-        # Other classes hold a rotary model too; GPT-NeoX has its very tensors.
-        origins={"hf": {"model_type": "gpt_neox"}} if rotary else {},
-        evidence=described.evidence,
-        losses=losses,
-        masters=found.has_masters,
         ledger=folder.enter(path, masters_read=masters),
+        provenance=Provenance(
+            hints=_hints(found),
+            # Other classes hold a rotary model too; GPT-NeoX has its very tensors.
+            origins={"hf": {"model_type": "gpt_neox"}} if rotary else {},
+            evidence=described.evidence,
+            losses=losses,
+            masters=found.has_masters,
+        ),
     )
     return company.settled(
         original_of(checkpoint, path),
@@ -186,7 +189,7 @@ def _assembled(
             if found.masters:
                 assembler.add_rounded(native, shards_of(found.weights[rank][name], native.shape))
                 if name in found.copies[rank]:
-                    assembler.add(native, shards_of(found.copies[rank][name], native.shape), replica=True)
+                    assembler.add(native, shards_of(found.copies[rank][name], native.shape))
     with Drift(layout.parameters, found.folder, folder.states) as drift:
         for native, ranks in whole.values():
             try:
@@ -215,8 +218,8 @@ def _add_whole(
         drift.note(native, spread)
         assembler.add_averaged(native, ranks)
     else:
-        for number, shards in enumerate(ranks):
-            assembler.add(native, shards, replica=number > 0)
+        for shards in ranks:
+            assembler.add(native, shards)
     if held[0] is weights[0]:
         return
     stored: list[list[Shard]] = [shards_of(kept, native.shape) for kept in weights]

@@ -12,6 +12,7 @@ from ckpt_core.sdk import (
     Facts,
     FormatError,
     Loss,
+    Provenance,
     ReadRequest,
     Sidecar,
     disk,
@@ -80,11 +81,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=notes,
         sidecars=_sidecars(folder),
         parallel=parallel(fields),
-        hints=_hints(target, fields, facts, found),
-        evidence=evidence,
-        losses=[*losses, *dropped(found)],
-        masters=found.masters,
         ledger=found.ledger,
+        provenance=Provenance(
+            hints=_hints(target, fields, facts, found),
+            evidence=evidence,
+            losses=[*losses, *dropped(found)],
+            masters=found.masters,
+        ),
     )
     return original_of(checkpoint, root)
 

@@ -36,13 +36,12 @@ def assembled(
     tables: Sequence[Table],
     local_name: Callable[[str, int], str | None],
     *,
-    repeats: Callable[[str, int], bool] = lambda name, stage: False,
     shard: Callable[[str, StoredTensor, Native, int], Shard] = _shard,
 ) -> dict[str, lazy.LazyParameter]:
     """The canonical tensors, put together from those of all ranks (tp, pp); what several ranks hold is compared.
 
-    `local_name` is that of a tensor on a pipeline stage, None where it is on another; `repeats` says whether a stage
-    holds a copy of what an earlier one has; `shard` is what a tensor parallel rank contributes.
+    `local_name` is that of a tensor on a pipeline stage, None where it is on another; `shard` is what a tensor parallel
+    rank contributes.
     """
     layout = layouts.BoundTables(tables, architecture)
     assembler = ParameterBuilder(layout.parameters, saved.place)
@@ -56,8 +55,7 @@ def assembled(
                 continue
             expected[local] = native
             if local in tensors:
-                replica = (t > 0 and not native.row.splits) or repeats(name, stage)
-                assembler.add(replace(native, name=local), [shard(local, tensors[local], native, t)], replica=replica)
+                assembler.add(replace(native, name=local), [shard(local, tensors[local], native, t)])
         for problem in layouts.account(expected, [], tensors, files[t, stage]):
             assembler.problems.add(problem)
     return assembler.finish()

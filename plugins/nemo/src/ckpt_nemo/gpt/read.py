@@ -14,6 +14,7 @@ from ckpt_core.sdk import (
     Loss,
     ParameterBuilder,
     Problems,
+    Provenance,
     ReadRequest,
     architecture_of,
     check_agreement,
@@ -74,11 +75,13 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
         notes=described.notes,
         sidecars=saved.companions | tokenizer.files,
         parallel={"tp": tp, "pp": pp} | ({"vpp": found.vpp} if found.vpp > 1 else {}),
-        hints=_hints(saved, found, described, tokenizer),
-        evidence=described.evidence,
-        losses=[*losses, *tokenizer.losses],
-        masters=found.masters,
         ledger=saved.close(saved.companions | tokenizer.files),
+        provenance=Provenance(
+            hints=_hints(saved, found, described, tokenizer),
+            evidence=described.evidence,
+            losses=[*losses, *tokenizer.losses],
+            masters=found.masters,
+        ),
     )
     checkpoint = original_of(checkpoint, saved.root)
     return _with_true_vocabulary(checkpoint, saved, tokenizer, request)
@@ -187,7 +190,6 @@ def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, l
     layout = layouts.BoundTables(bound, architecture)
     assembler = ParameterBuilder(layout.parameters, saved.place)
     spelled = _Spelling(found, architecture)
-    seen: set[tuple] = set()
     for share in found.shares:
         natives = layout.natives(share.ranks)
         names = {
@@ -199,15 +201,12 @@ def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, l
         for problem in layouts.account(renamed, layout.tables, [names[name] for name in share.tensors], where):
             assembler.problems.add(problem)
         for name, native in natives.items():
-            splits = dict(native.row.splits)
-            place = (name, *(rank for dimension, (rank, _) in share.ranks.items() if dimension in splits))
             for shards in share.tensors.get(name, []):
                 if found.bias_ranks > 1 and is_gated_bias(name):
                     for rank, block in enumerate(bias_blocks(shards, found.bias_ranks)):
                         assembler.add(layout.natives({"tp": (rank, found.bias_ranks)})[name], block)
                 else:
-                    assembler.add(replace(native, name=names[name]), shards, replica=place in seen)
-                seen.add(place)
+                    assembler.add(replace(native, name=names[name]), shards)
     return assembler.finish()
 
 

@@ -126,7 +126,7 @@ def _table(layout: FileLayout) -> Config:
 
 def _said(checkpoint: Checkpoint, model: rewrites.Rewritable, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
     """The keys that describe the model; `Refusal`s for what none says."""
-    notes = checkpoint.notes | ({"interleaved": True} if interleaved else {})
+    notes = {**checkpoint.notes, **({"interleaved": True} if interleaved else {})}
     said = _table(layout).write(facts_of(model.architecture), notes)
     if layout.separate:
         said["activation"] = str(said["activation"]).removeprefix("fast-")

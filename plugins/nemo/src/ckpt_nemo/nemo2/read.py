@@ -10,6 +10,7 @@ from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
     FormatError,
+    Provenance,
     ReadRequest,
     chunked,
     company,
@@ -71,11 +72,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=model.notes,
         sidecars=tokenizer.files,
         parallel=parallel(model.fields),
-        hints=_hints(model, tokenizer, found),
-        evidence=model.evidence,
-        losses=[*model.losses, *dropped(found)],
-        masters=found.masters,
         ledger=found.ledger,
+        provenance=Provenance(
+            hints=_hints(model, tokenizer, found),
+            evidence=model.evidence,
+            losses=[*model.losses, *dropped(found)],
+            masters=found.masters,
+        ),
     )
     # without vocab_size the rows were made for the tokenizer; with it they are what somebody gave, padded or not
     made = model.fields.get("vocab_size") is None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckpt_core.sdk import Refusal
-from ckpt_nemo.t5.weights import DECODER_TOKENS, LAST_STAGE_TOKENS, LAYERS, ROOT
+from ckpt_nemo.t5.weights import LAST_STAGE_TOKENS, LAYERS, ROOT
 
 _LAYER = {stack: re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)") for stack, prefix in LAYERS.items()}
 SPLIT = "pipeline_model_parallel_split_rank"
@@ -74,9 +74,3 @@ class Stages:
         if ".final_layernorm." in part:
             return (encoder if f"{ROOT}.encoder." in part else decoder)[-1:]
         return encoder if part.startswith("encoder_") else decoder
-
-    def repeats(self, name: str, stage: int) -> bool:
-        """Whether a tensor on a stage is a copy of one on an earlier stage."""
-        if any(pattern.fullmatch(name) for pattern in _LAYER.values()) or name in (DECODER_TOKENS, LAST_STAGE_TOKENS):
-            return False
-        return stage != self._stages(name)[0]

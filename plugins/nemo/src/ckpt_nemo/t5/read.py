@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     FormatError,
     Loss,
     Native,
+    Provenance,
     ReadRequest,
     Refusal,
     Shard,
@@ -37,7 +38,7 @@ from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.tokens import like_t5, tokens_of
 from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TOKENS, Blocks, tables
-from ckpt_nemo.t5.words import differences, sayings
+from ckpt_nemo.t5.words import differences, explanations
 
 
 def read(saved: Saved, request: ReadRequest) -> Checkpoint:
@@ -55,7 +56,7 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     blocks = _blocks(saved, config, request)
     stages = _stages(saved, config, architecture)
     rows_of = tables(blocks, own_columns=True)
-    tensors = assembled(saved, ranks, architecture, rows_of, stages.name, repeats=stages.repeats, shard=_shard)
+    tensors = assembled(saved, ranks, architecture, rows_of, stages.name, shard=_shard)
     tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
     tokenizer_losses = _name_tokens(tokenizer, saved.config, notes)
     tp, pp = saved.parallel
@@ -68,15 +69,17 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         notes=notes,
         sidecars=saved.companions | _sidecars(tokenizer),
         parallel={"tp": tp, "pp": pp},
-        hints=_hints(saved, blocks, stages, tokenizer, tensors),
-        evidence=[*differences(config, blocks, architecture)],
-        losses=[*tokenizer.losses, *tokenizer_losses],
-        masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
         ledger=saved.close(saved.companions | _sidecars(tokenizer)),
+        provenance=Provenance(
+            explanations=explanations(config, architecture, _largest(tensors, saved)),
+            hints=_hints(saved, blocks, stages, tokenizer, tensors),
+            evidence=[*differences(config, blocks, architecture)],
+            losses=[*tokenizer.losses, *tokenizer_losses],
+            masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+        ),
     )
-    checkpoint.sayings = sayings(config, architecture, _largest(tensors, saved))
     if request.weights == "master":
-        checkpoint.evidence.append("weights: fp32 masters of the optimizer")
+        checkpoint = checkpoint.because("weights: fp32 masters of the optimizer")
         saved.ledger.read_masters()
     return company.settled(
         original_of(checkpoint, saved.root),

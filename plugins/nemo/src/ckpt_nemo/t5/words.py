@@ -111,7 +111,7 @@ def _head(architecture: Architecture) -> str:
     return tied + ("; and a bias, which only Blenderbot has" if head.bias else "")
 
 
-def sayings(config: Values, architecture: Architecture, largest: Mapping[str, float]) -> dict[str, str]:
+def explanations(config: Values, architecture: Architecture, largest: Mapping[str, float]) -> dict[str, str]:
     """What the config says about the facts that a class of transformers may lack, and what would change without them."""
     found = {}
 

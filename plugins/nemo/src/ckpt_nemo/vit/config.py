@@ -345,7 +345,7 @@ VIT = Config("MegatronVitClassificationModel", [
 # fmt: on
 
 
-def sayings(config: Values) -> dict[str, str]:
+def explanations(config: Values) -> dict[str, str]:
     """What the config says about facts that a class of transformers may lack, and what can be done about them."""
     tokens = given(config, "class_token_length", CLASS_TOKENS)
     said = "" if "class_token_length" in config else " (the default, as the key is not there)"

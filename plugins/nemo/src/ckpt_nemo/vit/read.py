@@ -12,6 +12,7 @@ from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
     FormatError,
+    Provenance,
     ReadRequest,
     Refusal,
     architecture_of,
@@ -25,7 +26,7 @@ from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
 from ckpt_nemo.container.saved import Saved
 from ckpt_nemo.gpt.training_keys import TRAINING
-from ckpt_nemo.vit.config import VIT, names_of, sayings
+from ckpt_nemo.vit.config import VIT, explanations, names_of
 from ckpt_nemo.vit.files import Stages
 from ckpt_nemo.vit.image_processor import of_nemo
 from ckpt_nemo.vit.weights import LINEAR, Names, patch_layer, tables
@@ -64,12 +65,14 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         notes=notes,
         sidecars=sidecars,
         parallel={"tp": tp, "pp": pp},
-        hints=_hints(saved, names),
-        evidence=list(_evidence(config, architecture, names, request)),
-        masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
         ledger=saved.close(sidecars),
+        provenance=Provenance(
+            explanations=explanations(config),
+            hints=_hints(saved, names),
+            evidence=list(_evidence(config, architecture, names, request)),
+            masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+        ),
     )
-    checkpoint.sayings = sayings(config)
     if request.weights == "master":
         saved.ledger.read_masters()
     return original_of(checkpoint, saved.root)
