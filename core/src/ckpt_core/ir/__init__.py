@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from ckpt_core.architecture import Architecture
@@ -22,13 +21,9 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_core.ir.files import ARCHITECTURE, INDEX
+    from ckpt_core.ir.files import looks_like
 
-    return (
-        f"{ARCHITECTURE} beside {INDEX}"
-        if all(os.path.isfile(os.path.join(path, name)) for name in (ARCHITECTURE, INDEX))
-        else None
-    )
+    return looks_like(path)
 
 
 @hookimpl

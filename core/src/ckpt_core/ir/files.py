@@ -24,13 +24,25 @@ from ckpt_core.sizes import parse_size
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.storage.documents import read_json_object
+from ckpt_core.storage.documents import read_json, read_json_object
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import ParameterBuilder, Shard
 
 ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"
+
+
+def looks_like(path: str) -> str | None:
+    """The fact by which a folder is one of ours, or None. An `architecture.json` that is damaged may be ours."""
+    if not all(os.path.isfile(os.path.join(path, name)) for name in (ARCHITECTURE, INDEX)):
+        return None
+    try:
+        architecture = read_json(os.path.join(path, ARCHITECTURE))
+    except (CkptError, OSError):
+        architecture = {"schema": None}
+    ours = isinstance(architecture, dict) and "schema" in architecture
+    return f"{ARCHITECTURE} beside {INDEX}" if ours else None
 
 
 def read(path: str, request: ReadRequest) -> Checkpoint:

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError
+from ckpt_core.sdk import CkptError, torch_files
 from ckpt_deepspeed.files import Folder, find_folder, scan
 
 MODEL, PIPELINE = "model", "pipeline"
@@ -28,6 +28,9 @@ def kind_of(path: str) -> Kind | None:
     try:
         folder = scan(find_folder(path), strict=False)
     except (CkptError, OSError):
+        return None
+    found = (folder.universal, folder.layers, folder.partitioned, folder.models)
+    if not any(map(torch_files.may_be_torch_file, (path for files in found for path in files.values()))):
         return None
     name = os.path.basename(os.path.abspath(folder.path))
     if folder.universal:

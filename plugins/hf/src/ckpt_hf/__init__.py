@@ -75,14 +75,9 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_hf.files import CONFIG, container_of
+    from ckpt_hf.files import looks_like
 
-    if os.path.isfile(path) and path.endswith((".safetensors", ".bin")):
-        return "a weight file"
-    container = container_of(path) if os.path.isdir(path) else None
-    if container is None or not os.path.isfile(os.path.join(path, CONFIG)):
-        return None
-    return f"{CONFIG} beside {container.stem}*{container.suffix}"
+    return looks_like(path)
 
 
 @hookimpl

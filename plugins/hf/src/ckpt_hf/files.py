@@ -83,6 +83,29 @@ def container_of(folder: str) -> Container | None:
     return None
 
 
+def looks_like(path: str) -> str | None:
+    """The fact by which a folder or a weight file is a model of transformers, or None."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    if not _may_be_config(os.path.join(folder, CONFIG)):
+        return None
+    if os.path.isfile(path):
+        return f"a weight file beside {CONFIG}" if path.endswith((SAFETENSORS.suffix, BIN.suffix)) else None
+    container = container_of(path)
+    return container and f"{CONFIG} beside {container.stem}*{container.suffix}"
+
+
+def _may_be_config(file: str) -> bool:
+    """Whether a config is of a class of transformers. timm, diffusers and others call theirs config.json too, and say another
+    thing in it. A damaged one may be any: its reader says what is wrong with it."""
+    if not os.path.isfile(file):
+        return False
+    try:
+        config = documents.read_json(file)
+    except (FormatError, OSError):
+        return True
+    return isinstance(config, dict) and not config.keys().isdisjoint(("model_type", "architectures"))
+
+
 def read_index(path: str) -> dict[str, str]:
     """Which file of the folder holds each tensor, as an index says."""
     weight_map = documents.read_json_object(path).get("weight_map")

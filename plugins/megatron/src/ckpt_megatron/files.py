@@ -18,6 +18,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 DIST_METADATA = "metadata.json"
 COMMON = "common.pt"
 SIDECARS = "tokenizer"
+RUN_CONFIG = "run_config.yaml"
 MODEL_FILE = "model_optim_rng.pt"
 # model_rng.pt from mid-2022 to mid-2023, with a distributed optimizer
 _MODEL_FILES = (MODEL_FILE, "model_rng.pt")
@@ -67,25 +68,33 @@ def looks_like(path: str) -> str | None:
         folder = find_folder(path)
     except (CkptError, OSError):
         return None
-    # Megatron-Bridge and NeMo 2 keep the same tensors under configs of their own.
-    if any(os.path.isfile(os.path.join(folder, name)) for name in ("run_config.yaml", "io.json")):
-        return None
-    if any(os.path.isdir(os.path.join(outer, "context")) for outer in (path, os.path.dirname(os.path.abspath(folder)))):
-        return None
-    # So does NeMo 1: in an unpacked .nemo, and beside what Lightning stores of a run.
-    outside = os.path.join(os.path.dirname(os.path.abspath(folder)), "model_config.yaml")
-    if os.path.isfile(outside) or _is_lightning(os.path.join(folder, COMMON)):
+    # Megatron-Bridge and NeMo keep the same tensors under configs of their own.
+    if is_bridge(folder) or _is_of_nemo(folder):
         return None
     name = os.path.relpath(folder, os.path.dirname(folder))
     kind = _kind(folder)
+    if kind == "torch" and not any(torch_files.may_be_torch_file(file) for file, _ in rank_files(folder)):
+        return None
     return f"{kind} files in {name}" if kind else None
 
 
-def _is_lightning(common: str) -> bool:
+def is_bridge(folder: str) -> bool:
+    """Whether the run config of Megatron-Bridge is in a folder. It names the class that it configures, and other tools that
+    have a file of this name do not."""
+    file = os.path.join(folder, RUN_CONFIG)
     try:
-        return os.path.isfile(common) and "pytorch-lightning_version" in torch_files.read_torch_file(common)
-    except (CkptError, TypeError):
+        return os.path.isfile(file) and b"megatron.bridge" in disk.read_small(file)
+    except (CkptError, OSError):
+        return True  # its reader says what is wrong with it
+
+
+def _is_of_nemo(folder: str) -> bool:
+    """Whether what stands beside the tensors is NeMo's or Lightning's, and not Megatron's, which always counts iterations."""
+    try:
+        common = torch_files.read_torch_file(os.path.join(folder, COMMON))
+    except (CkptError, OSError):
         return False
+    return isinstance(common, dict) and common.keys().isdisjoint(("args", "checkpoint_version", "iteration"))
 
 
 def _is_iteration(folder: str) -> bool:

@@ -101,8 +101,19 @@ def looks_like(path: str) -> str | None:
 
 
 def _is_step(folder: str) -> bool:
-    """Every model of nanotron has a decoder; its parameters lie below this folder in all versions."""
-    return os.path.isdir(os.path.join(folder, "model", "model", "decoder"))
+    """Every model of nanotron has a decoder; its parameters lie below this folder in all versions, each file with one
+    tensor, `data`. A file that can't be read may be nanotron's, and so may a folder that has lost its files."""
+    decoder = os.path.join(folder, "model", "model", "decoder")
+    empty = os.path.isdir(decoder)
+    for below, _, names in os.walk(decoder):
+        for name in names:
+            empty = False
+            if name.startswith("model_") and name.endswith(".safetensors"):
+                try:
+                    return set(safetensors.read_header(os.path.join(below, name)).tensors) == {"data"}
+                except (CkptError, OSError):
+                    return True
+    return empty
 
 
 def read_files(step: str) -> Files:

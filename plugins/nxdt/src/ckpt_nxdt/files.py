@@ -133,7 +133,7 @@ def looks_like(path: str) -> str | None:
         return None
     for folder in (path, *_subfolders(path)):
         weights = _weights_folder(folder)
-        if weights is not None:
+        if weights is not None and any(torch_files.may_be_torch_file(file) for file, _ in _rank_files(weights)):
             return f"{os.path.basename(next(_rank_files(weights))[0])} in {os.path.relpath(weights, path)}"
     return None
 

@@ -18,10 +18,12 @@ from typing import Any, BinaryIO, NoReturn
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive.inflate import open_stored
+from ckpt_core.storage.archive.tar import BLOCK, is_tar
 from ckpt_core.storage.archive.zipdir import LOCAL_SIGNATURE, Member, read_zip_directory
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.byterange import ByteRange
 from ckpt_core.storage.bytes.files import unreadable
+from ckpt_core.storage.bytes.pointers import pointer_in
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.pickle.reader import Limits, read_pickle
 from ckpt_core.storage.tensor import Record
@@ -30,6 +32,17 @@ from ckpt_core.storage.torch.tensors import TORCH_MAKERS, StoredStorage, storage
 
 _MAX_SMALL_RECORD = 1 << 10
 _TAR_MAGIC_AT = 257
+
+
+def may_be_torch_file(path: str | os.PathLike[str]) -> bool:
+    """Whether the first bytes of a file are those of `torch.save`, or the file is one whose bytes never came: empty, or a
+    pointer to them. False for what is not a file; never raises."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(BLOCK)
+    except OSError:
+        return False
+    return not head or head.startswith((LOCAL_SIGNATURE, b"\x80")) or is_tar(head) or pointer_in(head) is not None
 
 
 def read_torch_file(

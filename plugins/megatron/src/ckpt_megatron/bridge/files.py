@@ -13,9 +13,8 @@ import os
 import re
 
 from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, torch_files
-from ckpt_megatron.files import TRACKER
+from ckpt_megatron.files import RUN_CONFIG, TRACKER, is_bridge
 
-RUN_CONFIG = "run_config.yaml"
 TRAIN_STATE = "train_state.pt"
 LATEST = "latest_train_state.pt"
 TOKENIZER = "tokenizer"
@@ -30,6 +29,8 @@ def looks_like(path: str) -> str | None:
     try:
         folder = find_folder(path)
     except (CkptError, OSError):
+        return None
+    if not is_bridge(folder):
         return None
     return os.path.join(os.path.relpath(folder, os.path.dirname(os.path.abspath(folder))), RUN_CONFIG)
 

@@ -26,6 +26,12 @@ RANK_FILE = f"{WEIGHTS}.ckpt"
 COMPANIONS = "companions"
 
 
+def has_weights(tree: trees.Tree) -> bool:
+    """Whether weights lie where NeMo keeps them. Other tools, litgpt for one, have a `model_config.yaml` too."""
+    folders = ["", *(f"{folder}/" for folder in tree.folders if rank_of(folder) is not None)]
+    return f"{WEIGHTS}/metadata.json" in tree or any(f"{folder}{RANK_FILE}" in tree for folder in folders)
+
+
 def open_archive(path: str, tree: trees.Tree, container: str) -> Saved:
     """The checkpoint in `tree`, which holds `CONFIG`."""
     config, section = read_config(tree.read(CONFIG), tree.place(CONFIG))

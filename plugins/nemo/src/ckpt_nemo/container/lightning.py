@@ -30,6 +30,7 @@ HPARAMS = "hparams.yaml"
 _SECOND_CONFIG = ledgers.Reason("a copy of the config", "the config inside the checkpoint is read, as NeMo does")
 VERSION = "pytorch-lightning_version"
 _LAST = "-last"
+_NAMES = ("language_model.", "enc_dec_model.", "decoder.layers.", "word_embeddings.")
 _SHARD = re.compile(r"_fsdp_shard_\d+$")
 
 
@@ -122,9 +123,15 @@ def _only(steps: list[Step], base: str) -> Step:
 
 
 def looks_like_lightning(step: Step) -> bool:
-    """Whether the files of a step are Lightning's."""
+    """Whether the files of a step are Lightning's, and of a model of NeMo: Lightning trains others too. NeMo gives it the
+    config as `cfg`; where that is missing, the names of the tensors tell."""
     content = _common(step)
-    return VERSION in content
+    if VERSION not in content:
+        return False
+    parameters, held = content.get("hyper_parameters"), content.get("state_dict")
+    names = [name for name in held if isinstance(name, str)] if isinstance(held, Mapping) else []
+    config = isinstance(parameters, Mapping) and "cfg" in parameters
+    return config or step.folder is not None or any(mark in name for name in names for mark in _NAMES)
 
 
 def _common(step: Step) -> Mapping[Any, Any]:

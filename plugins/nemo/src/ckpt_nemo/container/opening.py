@@ -6,8 +6,9 @@ import os
 
 from ckpt_core.sdk import CkptError, FormatError, disk, trees
 from ckpt_nemo.container import lightning
-from ckpt_nemo.container.archive import CONFIG, open_archive, read_config
+from ckpt_nemo.container.archive import CONFIG, WEIGHTS, has_weights, open_archive, read_config
 from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.nemo2.files import is_graph
 
 SUFFIX = ".nemo"
 # NeMo 2 keeps weights of the same kind, beside a context that describes them.
@@ -50,7 +51,7 @@ def _opened(path: str) -> Saved:
 
 def looks_like(path: str) -> str | None:
     """The fact by which a path is a NeMo 1 checkpoint, or None."""
-    if any(os.path.isfile(os.path.join(path, *name)) for name in _NEMO2):
+    if any(is_graph(os.path.join(path, *name)) for name in _NEMO2):
         return None
     try:
         archive = _archive_at(path)
@@ -72,11 +73,13 @@ def looks_like(path: str) -> str | None:
 
 
 def _fact(path: str, archive: str) -> str | None:
-    if os.path.isdir(archive):
-        return f"{CONFIG} in a folder"
-    if archive.endswith(SUFFIX) or CONFIG in trees.open_tree(archive):
-        return "a tar archive" if archive == path else f"the archive {os.path.basename(archive)}"
-    return None
+    if not archive.endswith(SUFFIX) or os.path.isdir(archive):  # a .nemo may be compressed, so that its names cost time
+        tree = trees.open_tree(archive)
+        if CONFIG not in tree or not has_weights(tree):
+            return None
+        if os.path.isdir(archive):
+            return f"{CONFIG} beside {WEIGHTS}"
+    return "a tar archive" if archive == path else f"the archive {os.path.basename(archive)}"
 
 
 def _archive_at(path: str) -> str | None:

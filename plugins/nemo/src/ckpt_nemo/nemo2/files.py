@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError
+from ckpt_core.sdk import CkptError, FormatError, documents
 
 GRAPH = "io.json"
 MODEL = "model.yaml"
@@ -38,8 +38,21 @@ def looks_like(path: str) -> str | None:
         place = find(path)
     except (CkptError, OSError):
         return None
+    if not is_graph(os.path.join(place.context, GRAPH)):
+        return None
     graph = os.path.relpath(os.path.join(place.context, GRAPH), path)
     return f"{graph} (NeMo 2)"
+
+
+def is_graph(file: str) -> bool:
+    """Whether a file is a graph of fiddle's, as NeMo 2 keeps it. One that can't be read may be."""
+    if not os.path.isfile(file):
+        return False
+    try:
+        graph = documents.read_json(file)
+    except (CkptError, OSError):
+        return True
+    return isinstance(graph, dict) and {"root", "objects"} <= graph.keys()
 
 
 def find(path: str) -> Place:
