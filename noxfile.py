@@ -17,7 +17,8 @@ PACKAGES = [
     "page",
     *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed")),
 ]
-DEMO = ROOT / "tests/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
+HELPERS = ("-e", "tests/support")  # what the tests share
+DEMO = ROOT / "tests/data/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 
 
@@ -37,7 +38,7 @@ def judge(session: nox.Session, check: str, env: dict[str, str] | None = None) -
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
-    install(session, *GROUPS["test"])
+    install(session, *HELPERS, *GROUPS["test"])
     session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs)
 
 
@@ -79,18 +80,18 @@ def fuzz(session: nox.Session) -> None:
     """Mutated files through every reader, then whole checkpoints; `nox -s fuzz -- 30` for 30 minutes each."""
     install(session)
     minutes = session.posargs or ["10"]
-    session.run("python", "tests/malice/fuzz.py", "--minutes", *minutes)
-    session.run("python", "tests/malice/fuzz.py", "--minutes", *minutes, "--checkpoints")
+    session.run("python", "tools/fuzz.py", "--minutes", *minutes)
+    session.run("python", "tools/fuzz.py", "--minutes", *minutes, "--checkpoints")
 
 
 @nox.session
 def page(session: nox.Session) -> None:
     """The page of `ckpt inspect --html` in a headless Chromium: the one in PATH or $CKPT_BROWSER, else playwright's."""
-    install(session, "playwright", "safetensors", "torch>=2.6")
+    install(session, *HELPERS, "playwright")
     names = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
     if not (os.environ.get("CKPT_BROWSER") or any(map(shutil.which, names))):
         session.run("playwright", "install", "chromium-headless-shell")
-    session.run("python", "tests/page/check_browser.py", *session.posargs)
+    session.run("python", "tools/check_browser.py", *session.posargs)
 
 
 @nox.session

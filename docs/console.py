@@ -1,7 +1,7 @@
 """Console blocks of the documentation, run for real.
 
 A block of language `console` holds commands after `$ ` and what they print. All blocks of a page run in one
-temporary folder, in which `tests` is the repository's, and see the formats of `FORMATS`, or those that the page names
+temporary folder, in which `tests` and `tools` are the repository's, and see the formats of `FORMATS`, or those that the page names
 (`<!-- formats: hf,ir -->`), whatever else is installed. What differs from run to run (times, hashes of plans) is
 compared by its form alone.
 """
@@ -38,7 +38,8 @@ def executed(page: str) -> str:
     named = _NAMED.search(page)
     formats = named[1] if named else FORMATS
     with tempfile.TemporaryDirectory() as folder:
-        os.symlink(ROOT / "tests", os.path.join(folder, "tests"))
+        for name in ("tests", "tools"):
+            os.symlink(ROOT / name, os.path.join(folder, name))
         return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder, formats)}```", page)
 
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.goldens import goldens
 
 from ckpt_core.api import convert, read_checkpoint
 from ckpt_core.diagnosis import TRACES, diagnosis
 from ckpt_core.errors import CkptError
+from ckpt_tests.goldens import goldens
 
 LFS = "version https://git-lfs" + ".github.com/spec/v1\n"
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.forwards import opened
-from support.goldens import Golden, every_golden
 
 from ckpt_core.api import read_checkpoint
 from ckpt_core.architecture import Architecture, Parameter
@@ -21,6 +19,8 @@ from ckpt_core.cli.survey import Future, possible_targets
 from ckpt_core.layout import BoundTables, Native
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.testing import example, example_architectures, write_ir
+from ckpt_tests.forwards import opened
+from ckpt_tests.goldens import Golden, every_golden
 
 
 def _pattern(*flags: bool, times: int) -> PerLayer:

@@ -12,14 +12,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.folders import contents
 
 from ckpt_core import convert
 from ckpt_core.engine.run import RECEIPT
 from ckpt_core.errors import CkptError
+from ckpt_tests import tiny
+from ckpt_tests.folders import contents
 
-VICTIM = Path(__file__).with_name("victim.py")
 ARGUMENTS = {"to": "nanotron", "tp": 2}
 TENSORS = 12  # of a Llama of one layer: embedding, head, final norm, and nine in the layer
 
@@ -45,7 +44,7 @@ def victim(source: Path, destination: Path, moment: str, number: int, **argument
     """The command of a conversion that gets a signal at a moment."""
     by = arguments.pop("signal", "SIGKILL")
     asked = {"source": str(source), "destination": str(destination), "moment": moment, "number": number, "signal": by}
-    return [sys.executable, str(VICTIM), json.dumps(asked | {"arguments": {**ARGUMENTS, **arguments}})]
+    return [sys.executable, "-m", "ckpt_tests.victim", json.dumps(asked | {"arguments": {**ARGUMENTS, **arguments}})]
 
 
 def kill(source: Path, destination: Path, moment: str, number: int, **arguments: object) -> None:

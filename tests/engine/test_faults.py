@@ -19,15 +19,15 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.folders import contents
-from support.program import ckpt
 
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import run
 from ckpt_core.engine.run import RECEIPT
 from ckpt_core.errors import CkptError
+from ckpt_tests import tiny
+from ckpt_tests.folders import contents
+from ckpt_tests.program import ckpt
 
 ARGUMENTS = {"to": "nanotron", "tp": 2}
 TENSORS = 12  # of a Llama of one layer
@@ -62,7 +62,7 @@ def cramped(model: Path, folder: Path, fault: str, **asked: object) -> list[dict
     """An undisturbed conversion, one with the fault, and its repetition; see cramped.py."""
     request = json.dumps({"source": str(model), "folder": str(folder), "fault": fault, "arguments": ARGUMENTS, **asked})
     before = own_mounts() if fault == "disk" else []
-    command = [*before, sys.executable, str(Path(__file__).with_name("cramped.py")), request]
+    command = [*before, sys.executable, "-m", "ckpt_tests.cramped", request]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

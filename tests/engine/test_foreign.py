@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.folders import contents
 
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine.staging import boot_id
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT
+from ckpt_tests import tiny
+from ckpt_tests.folders import contents
 
 TO = {"to": "hf"}
 

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.folders import contents
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_tests import tiny
+from ckpt_tests.folders import contents
 
 SECRET = "root:x:0:0:TOPSECRET:/root:/bin/bash"
 SIDE_FOLDERS = {

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.large import large
 
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import plan as planning
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example, write_ir
+from ckpt_tests.large import large
 
-HUNGRY = Path(__file__).with_name("hungry.py")
 BUDGET = 128 << 20
 
 
@@ -24,7 +23,7 @@ def measured(source: Path, destination: Path, **arguments: object) -> dict:
     asked = {"source": str(source), "destination": str(destination), "arguments": arguments}
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run(
-        [sys.executable, str(HUNGRY), json.dumps(asked)],
+        [sys.executable, "-m", "ckpt_tests.hungry", json.dumps(asked)],
         capture_output=True,
         text=True,
         env=environment,
@@ -63,10 +62,9 @@ def test_the_plan_says_no_less_than_what_is_used(tmp_path: Path) -> None:
 
 PLAN = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-from support.memory import watched
+from ckpt_tests.memory import watched
 from ckpt_core.api import plan_conversion
-source, arguments = json.loads(sys.argv[2])
+source, arguments = json.loads(sys.argv[1])
 with watched() as seen:
     plan = plan_conversion(source, source + "-out", **arguments)
 print(json.dumps([max(seen), plan.footprint]))
@@ -77,7 +75,7 @@ print(json.dumps([max(seen), plan.footprint]))
 def test_a_plan_says_what_it_takes_itself(arguments: dict, tmp_path: Path) -> None:
     """Of many small tensors: 24,000 in hf, 16,000 torch files in torch_dist."""
     source = write_ir(tmp_path / "ir", example("moe", layers=32, mlp__moe__experts=256), dtype="bf16", sparse=True)
-    command = [sys.executable, "-c", PLAN, str(Path(__file__).parents[1]), json.dumps([source, arguments])]
+    command = [sys.executable, "-c", PLAN, json.dumps([source, arguments])]
     taken, said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert said > 60 << 20
     assert abs(said - taken) < 0.3 * taken

@@ -15,10 +15,6 @@ import pytest
 import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
-from support import tiny
-from support.folders import assert_same_bits, contents
-from support.models import weights
-from support.program import ckpt
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.api import digests, plan_conversion
@@ -27,6 +23,10 @@ from ckpt_core.engine import run
 from ckpt_core.engine.executors import executor_for
 from ckpt_core.engine.run import RECEIPT, Progress
 from ckpt_core.errors import CkptError
+from ckpt_tests import tiny
+from ckpt_tests.folders import assert_same_bits, contents
+from ckpt_tests.models import weights
+from ckpt_tests.program import ckpt
 
 WAYS = {
     "hf": {"to": "hf"},

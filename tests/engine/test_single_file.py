@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
-from support.folders import assert_same_bits, contents
-from support.models import weights
 
 from ckpt_core.api import plan_conversion
 from ckpt_core.checkpoint import Checkpoint, Sidecar
@@ -27,6 +24,9 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tree import open_tree
 from ckpt_core.verify.files import check_files
 from ckpt_core.verify.receipt import find_receipt
+from ckpt_tests import tiny
+from ckpt_tests.folders import assert_same_bits, contents
+from ckpt_tests.models import weights
 
 INSIDE = "./rank_00/model.bin"
 

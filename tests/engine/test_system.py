@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.folders import contents
-from support.program import ckpt
 
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import destination as destinations
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.bytes import files
+from ckpt_tests import tiny
+from ckpt_tests.folders import contents
+from ckpt_tests.program import ckpt
 
 TO = {"to": "nanotron", "tp": 2}
 

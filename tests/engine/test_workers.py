@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from support import tiny
-from support.folders import contents
 
 from ckpt_core import convert
 from ckpt_core.engine import dispatch, executors, plan, software, worker
 from ckpt_core.errors import CkptError, FormatError, WorkerError
+from ckpt_tests import tiny
+from ckpt_tests.folders import contents
 
 ARGUMENTS = {"to": "hf", "options": {"max_shard_size": "40000"}}  # several files, none of which names its folder
 TENSORS = 12  # of a Llama of one layer

@@ -17,8 +17,9 @@ from ckpt_core.plugins.discovery import all_plugins
 from ckpt_core.testing import example, write_ir
 from ckpt_core.testing.examples import ABSENT
 from ckpt_megatron.launch import VERSIONS, line_of
+from ckpt_tests.goldens import SHIPPED
 
-GOLDENS = Path(__file__).parents[1] / "golden" / "nemo-t5"
+GOLDENS = SHIPPED / "nemo-t5"
 TRAINED = [plugin.name for plugin in all_plugins() if plugin.hooks.ckpt_launch.get_hookimpls()]
 NEVER_OR_ALWAYS_TIED = (
     "nxdt",

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
-from support.goldens import every_golden
 
 from ckpt_core.plugins.discovery import detect
+from ckpt_tests.goldens import every_golden
 
 OF = {"nemo-gpt": "nemo", "nemo-t5": "nemo", "nemo-vit": "nemo"}
 WEIGHTS = save({"weight": torch.zeros(2, 3)}, {"format": "pt"})

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from support.packing import numbered, pack, read_back, written
 
 from ckpt_core.architecture import (
     Activation,
@@ -35,6 +34,7 @@ from ckpt_core.architecture import (
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import BoundTables, SplitError, Table, row
 from ckpt_core.layout.split import shares
+from ckpt_tests.packing import numbered, pack, read_back, written
 
 NORM = Norm(kind="rms", eps=1e-5)
 ATTENTION = "attention.{part}.weight"

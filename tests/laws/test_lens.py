@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import nanotron, tiny
-from support.folders import assert_same_bits, contents
-from support.models import load, logits_of, weights
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_tests import nanotron, tiny
+from ckpt_tests.folders import assert_same_bits, contents
+from ckpt_tests.models import load, logits_of, weights
 
 EXACT = 1e-5
 FAMILIES = list(tiny.CONFIGS)

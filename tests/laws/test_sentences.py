@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.packing import numbered, pack, read_back, written
 
 from ckpt_core.architecture import Architecture, Axis, Parameter
 from ckpt_core.architecture.parameters import head_dim_axis
 from ckpt_core.layout import BoundTables, SentenceError, Table, parse, row
 from ckpt_core.layout.sentence import expand
 from ckpt_core.verify.elements import departure
+from ckpt_tests.packing import numbered, pack, read_back, written
 
 SIZES = {"a": 2, "b": 3, "m": 4, "n": 5}  # pairwise different; `d` has 7 elements, 4 of them rotated
 PADDING = {"pad": 2, "more": 1}

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.packing import points
 
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Link, Tile
@@ -19,6 +18,7 @@ from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 from ckpt_core.tensors.assembly import Shard, boxes, flat_tile, tile_view, tiles_exactly
 from ckpt_core.tensors.strided import read_box, write_box
+from ckpt_tests.packing import points
 
 
 @st.composite

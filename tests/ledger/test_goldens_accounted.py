@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.forwards import opened
-from support.goldens import Golden, every_golden
 
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_tests.forwards import opened
+from ckpt_tests.goldens import Golden, every_golden
 
 GOLDENS = every_golden()
 

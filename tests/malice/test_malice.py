@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-GOLDEN = HERE.parent / "golden" / "nanotron" / "main_llama_tied_tp2_pp2" / "checkpoint"
+from ckpt_tests.corpus import CASES
+from ckpt_tests.goldens import SHIPPED
+
+GOLDEN = SHIPPED / "nanotron" / "main_llama_tied_tp2_pp2" / "checkpoint"
 SECONDS = 2  # of CPU time
 MEMORY = 300 << 20
 UNFORESEEN = "Traceback|this is a bug|fails on this checkpoint|fails to look"
 
 
-def corpus():
-    """The module beside this one, whatever the import mode."""
-    spec = importlib.util.spec_from_file_location("corpus", HERE / "corpus.py")
-    sys.modules["corpus"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CORPUS = corpus()
-SAYS = {case.name: case.says for case in CORPUS.CASES}
+SAYS = {case.name: case.says for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the program did about every case: see `run_corpus`."""
     folder = tmp_path_factory.mktemp("malice")
-    command = [sys.executable, str(HERE / "run_corpus.py"), str(folder), str(GOLDEN)]
+    command = [sys.executable, "-m", "ckpt_tests.run_corpus", str(folder), str(GOLDEN)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
     assert run.returncode == 0, run.stderr
     assert {path.name for path in folder.iterdir()} == {"hosts", "strays"}, "something was run, or unpacked"
@@ -42,7 +33,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_names_are_different_and_many() -> None:
-    assert len(SAYS) == len(CORPUS.CASES) >= 60
+    assert len(SAYS) == len(CASES) >= 60
 
 
 @pytest.mark.parametrize("name", SAYS)
@@ -60,7 +51,7 @@ def test_a_case_ends_in_one_clear_error(done: dict, name: str) -> None:
     assert record["untouched"], "a file was changed, made or removed"
 
 
-@pytest.mark.parametrize("host", sorted({case.host for case in CORPUS.CASES}))
+@pytest.mark.parametrize("host", sorted({case.host for case in CASES}))
 def test_what_the_cases_damage_is_good(done: dict, host: str) -> None:
     """Else every case would pass. The conversion writes, so the watch sees."""
     record = done["good"][host]

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from malice.sizes import metadata_of_keys, slices, write_tar
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive.tar import list_tar
@@ -20,6 +19,7 @@ from ckpt_core.storage.chunks.tensor import Span, tiles
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_nanotron.files import parse_slices
+from ckpt_tests.sizes import metadata_of_keys, slices, write_tar
 
 
 @contextmanager

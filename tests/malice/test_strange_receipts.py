@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from support.goldens import goldens
 
 from ckpt_core.api import convert, plan_conversion
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import all_plugins
 from ckpt_core.receipt.seal import sealed
+from ckpt_tests.goldens import goldens
 
 STRANGE = ["nonsense", 5, {"nonsense": [{}]}]
 CHOICES = """target interleaved model names container experts checkpoint_version spelling config tokenizer step

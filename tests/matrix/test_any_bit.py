@@ -10,12 +10,12 @@ import zlib
 from pathlib import Path
 
 import pytest
-from support.goldens import goldens
-from support.program import ckpt
 
 from ckpt_core import convert
 from ckpt_core.plugins.discovery import format_names
 from ckpt_core.receipt.places import RECEIPT, receipt_path
+from ckpt_tests.goldens import goldens
+from ckpt_tests.program import ckpt
 
 LLAMA, BLOOM = ("nanotron", "main_llama_tp2_pp1_bf16"), ("megatron-deepspeed", "bloom-tp2-dp2-bf16-ds070")
 # Every format, and every container that a format has: the source, where it goes, and how.

@@ -6,11 +6,11 @@ import itertools
 from pathlib import Path
 
 import pytest
-from support.goldens import Golden, goldens
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import format_names
+from ckpt_tests.goldens import Golden, goldens
 
 # How each format is written: layouts that differ from each other wherever the format has one.
 LAYOUTS: dict[str, dict[str, object]] = {

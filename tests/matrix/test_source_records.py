@@ -9,8 +9,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.goldens import goldens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ckpt_core import convert, fingerprint
@@ -18,6 +16,8 @@ from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.tensor import Record
 from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_tests import tiny
+from ckpt_tests.goldens import goldens
 
 LLAMA, BLOOM = ("nanotron", "main_llama_tp2_pp1_bf16"), ("megatron-deepspeed", "bloom-tp2-dp2-bf16-ds070")
 TORCH_FILES: dict[str, tuple[tuple[str, str], str, dict[str, object]]] = {

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from support.random_model import RandomModel
 
 from ckpt_core.architecture import Architecture, Layer, RelativeBias
 from ckpt_core.testing.examples import example_architectures
 from ckpt_core.testing.functions import apart, outputs
 from ckpt_core.testing.variations import variations
+from ckpt_tests.random_model import RandomModel
 
 MOVED = 1e-6  # of the largest output; what is inert may still round otherwise
 EXAMPLES = example_architectures()

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from support.forwards import ROUNDED_FREQUENCIES, TOLERANCE, off_by, opened, recorded
-from support.goldens import Golden, every_golden
+
+from ckpt_tests.forwards import ROUNDED_FREQUENCIES, TOLERANCE, off_by, opened, recorded
+from ckpt_tests.goldens import Golden, every_golden
 
 
 def test_the_whole_set_is_here_if_it_is_named() -> None:

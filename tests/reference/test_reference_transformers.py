@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import judged
-from support.forwards import TOLERANCE, off_by
 
 from ckpt_core import open_checkpoint
+from ckpt_tests import judged
+from ckpt_tests.forwards import TOLERANCE, off_by
 
 
 @pytest.mark.parametrize("name", judged.NAMES)

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.goldens import Golden, goldens
 
 from ckpt_core.api import convert, plan_conversion, read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.bytes.files import FileState, open_regular
 from ckpt_core.storage.bytes.pointers import POINTERS
+from ckpt_tests.goldens import Golden, goldens
 
 LFS = "version https://git-lfs" + ".github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
 CONTAINERS = [

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support import tiny
-from support.folders import assert_nothing_at, contents
-from support.program import assert_refused, ckpt
+
+from ckpt_tests import tiny
+from ckpt_tests.folders import assert_nothing_at, contents
+from ckpt_tests.program import assert_refused, ckpt
 
 PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.program import ckpt
 
 from ckpt_core.architecture import Stack, dumps
 from ckpt_core.errors import FormatError
@@ -18,8 +17,8 @@ from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
 from ckpt_core.verify.declared import Sentences
 from ckpt_core.verify.tracer import Trace, trace
-
-from .declare import file_of, gathered, text
+from ckpt_tests.program import ckpt
+from declare import file_of, gathered, text
 
 # hidden = heads x head_dim: the output projection is square, so a transposed one has the right shape
 SQUARE = example("llama", hidden=216)
@@ -33,7 +32,7 @@ def test_the_files_say_what_the_tables_say() -> None:
     for format, lines in gathered().items():
         stored = file_of(format).read_text(encoding="utf-8")
         if os.environ.get("CKPT_GOLDENS"):
-            assert text(format, lines) == stored, f"{format}: run tests/verify/declare.py, and read what changes"
+            assert text(format, lines) == stored, f"{format}: run tools/declare.py, and read what changes"
         else:
             known = list(Sentences.parsed(stored, format))
             assert all(

@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.large import large
+from ckpt_tests.large import large
 
-THIRSTY = Path(__file__).with_name("thirsty.py")
 BUDGET = 64 << 20
 
 
@@ -17,7 +16,7 @@ def test_a_model_larger_than_the_budget(tmp_path: Path) -> None:
     source, other = large(tmp_path / "one", layers=3), large(tmp_path / "other", layers=3)
     size = 2 * (source / "model.safetensors").stat().st_size  # in float32
     assert size > 10 * BUDGET
-    command = [sys.executable, str(THIRSTY), str(source), str(other), str(BUDGET)]
+    command = [sys.executable, "-m", "ckpt_tests.thirsty", str(source), str(other), str(BUDGET)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.program import ckpt
 
 import ckpt_nanotron.read
 from ckpt_core.architecture import Architecture, dumps
@@ -18,6 +17,7 @@ from ckpt_core.plugins.discovery import format_names
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
 from ckpt_core.verify.tracer import Misplaced, trace
+from ckpt_tests.program import ckpt
 
 # hidden = heads x head_dim: the output projection is square, so a transposed one has the right shape
 SQUARE = example("llama", hidden=216)

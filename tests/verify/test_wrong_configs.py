@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.goldens import goldens
-from support.program import ckpt
 
 from ckpt_core import convert
+from ckpt_tests.goldens import goldens
+from ckpt_tests.program import ckpt
 
 # What is done to config.json, and the first block after which the model is another one.
 WRONG = {

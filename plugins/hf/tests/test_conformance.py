@@ -1,0 +1,17 @@
+"""The conformance kit on transformers folders."""
+
+from __future__ import annotations
+
+from ckpt_core.testing import FormatConformance, Quirks, example
+
+
+class TestHf(FormatConformance):
+    format = "hf"
+    quirks = Quirks(
+        models={
+            name: example(name)
+            for name in ("llama", "llama-padded", "llama-tied", "qwen", "moe", "moe-mixed", "smollm3", "starcoder2")
+        },
+        configs=("config.json",),
+        expresses=("head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.scaling=llama3"),
+    )

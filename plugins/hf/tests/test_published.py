@@ -1,0 +1,68 @@
+"""Configs as they are published are read, key by key; a key that says something at another value is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ckpt_core import convert
+from ckpt_core.api import config_architecture, read_checkpoint
+from ckpt_core.errors import CkptError
+from ckpt_hf.classes import family_of
+from ckpt_hf.config import FAMILIES
+from ckpt_tests.published import COMMON_2, COMMON_4, COMMON_5, PUBLISHED, SENSITIVE
+
+
+def write(folder: Path, config: dict[str, object]) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def test_every_family_is_among_the_published() -> None:
+    found = {family_of(config, model).class_name for model, config in PUBLISHED.items()}
+    assert found == {family.class_name for family in FAMILIES}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_published_config_is_read(model: str, tmp_path: Path) -> None:
+    """As it is, and with what each version of transformers writes besides: the same model."""
+    config = PUBLISHED[model]
+    expected = config_architecture(write(tmp_path, config))
+    for common in (COMMON_2, COMMON_4, COMMON_5):
+        assert config_architecture(write(tmp_path, common | config)) == expected
+    for key in ("logits_to_keep", "custom_pipelines", "neftune_noise_alpha"):
+        assert config_architecture(write(tmp_path, config | {key: 0})) == expected
+
+
+@pytest.mark.parametrize(("model", "key", "value"), SENSITIVE, ids=lambda part: str(part)[:40])
+def test_another_value_is_refused_by_name(model: str, key: str, value: object, tmp_path: Path) -> None:
+    config = PUBLISHED[model]
+    config_architecture(write(tmp_path, config))
+    with pytest.raises(CkptError) as refusal:
+        config_architecture(write(tmp_path, config | {key: value}))
+    assert repr(key) in str(refusal.value)
+    assert "config.json" in str(refusal.value)
+
+
+def test_qwen3_embedding_is_read_as_it_is_published(tmp_path: Path) -> None:
+    """By its config a tied Qwen3ForCausalLM, by the names of its tensors a bare model."""
+    config = PUBLISHED["Qwen/Qwen3-0.6B"]
+    kinds = {"input_layernorm": (64,), "post_attention_layernorm": (64,), "self_attn.q_norm": (24,), "self_attn.k_norm": (24,),
+             "self_attn.q_proj": (96, 64), "self_attn.k_proj": (48, 64), "self_attn.v_proj": (48, 64), "self_attn.o_proj": (64, 96),
+             "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)}  # fmt: skip
+    shapes = {"embed_tokens.weight": (61, 64), "norm.weight": (64,)}
+    shapes |= {f"layers.{layer}.{name}.weight": shape for layer in range(2) for name, shape in kinds.items()}
+    write(tmp_path / "hf", config)
+    save_file({name: torch.rand(shape) for name, shape in shapes.items()}, tmp_path / "hf" / "model.safetensors")
+    assert read_checkpoint(tmp_path / "hf").provenance.hints["names"] == {"left_out": "model."}
+    convert(tmp_path / "hf", tmp_path / "out", to="hf")
+    assert "names" not in read_checkpoint(tmp_path / "out").provenance.hints
+    write(tmp_path / "hf", config | {"architectures": ["Qwen3Model"]})
+    with pytest.raises(CkptError, match="bare model"):
+        read_checkpoint(tmp_path / "hf")

@@ -1,0 +1,69 @@
+"""What Megatron-Bridge 0.6 itself made of models of transformers: read to the models' own tensors and logits, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core.errors import CkptError
+from ckpt_tests import distributed
+from ckpt_tests.folders import assert_nothing_at, assert_same_bits
+from ckpt_tests.goldens import Golden, of_2026
+from ckpt_tests.models import load, logits_of
+
+TOLERANCE = 1e-4
+STEP = "iter_0000000"
+READ = ("qwen3", "qwen3_moe", "deepseek_v3")  # families whose HF models we read
+# What names the models that are none of these: a class, a function that makes the layers, or a field.
+NAMED = ("_target_", "models of ", "transformer_layer_spec", "key '", "unknown config key")
+CASES = of_2026("families", "megatron-bridge")
+
+
+def family(golden: Golden) -> str:
+    return json.loads((golden.source / "config.json").read_text())["model_type"]
+
+
+def each(read: bool) -> pytest.MarkDecorator:
+    cases = [golden for golden in CASES if (family(golden) in READ) is read]
+    return pytest.mark.parametrize("golden", cases, ids=str)
+
+
+@each(read=True)
+def test_it_is_the_model_that_bridge_made_it_of(golden: Golden, tmp_path: Path) -> None:
+    assert fingerprint(golden.checkpoint) == fingerprint(golden.source)
+    with open_checkpoint(golden.checkpoint) as one, open_checkpoint(golden.source) as two:
+        assert one.architecture.decoder == two.architecture.decoder
+        assert one.architecture.head == two.architecture.head
+        # all that is left behind are the layers of multi-token prediction, whose one number the run config has
+        assert {loss.subject.partition(".")[0] for loss in one.checkpoint.provenance.losses} <= {"mtp"}
+    convert(golden.checkpoint, tmp_path / "hf", to="hf")
+    assert golden.off_by(logits_of(load(tmp_path / "hf"), golden.input_ids)) <= TOLERANCE
+
+
+@each(read=True)
+def test_through_hf_and_back_every_tensor_is_the_original(golden: Golden, tmp_path: Path) -> None:
+    convert(golden.source, tmp_path / "run", to="megatron-bridge", tp=golden.case["tp"], ep=golden.case["ep"])
+    written, original = (distributed.tensors(root / STEP) for root in (tmp_path / "run", golden.checkpoint))
+    assert_same_bits(written, {name: tensor for name, tensor in original.items() if not name.startswith("mtp.")})
+
+
+@each(read=False)
+def test_any_other_model_is_read_to_its_logits_or_refused_by_name(golden: Golden, tmp_path: Path) -> None:
+    """Bridge says all of some of them in fields that are known, such as GLM 4.5; those must be right."""
+    from ckpt_core.reference import forward
+    from ckpt_core.reference.inputs import Inputs
+
+    try:
+        model = open_checkpoint(golden.checkpoint)
+    except CkptError as error:
+        assert any(word in str(error) for word in NAMED), str(error)
+        with pytest.raises(CkptError):
+            convert(golden.checkpoint, tmp_path / "ir", to="ir")
+        assert_nothing_at(tmp_path / "ir")
+        return
+    with model:
+        *_, last = forward(model, Inputs(tokens=golden.input_ids.long()))
+        assert golden.off_by(last.values) <= TOLERANCE

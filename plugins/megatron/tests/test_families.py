@@ -1,0 +1,96 @@
+"""Every family through Megatron TP 2 PP 2: the same tensors, config and logits, or refused by what Megatron lacks.
+
+GPTModel of Megatron-Core holds Llama-like models, LayerNorm and biases, experts and latent attention; not the norms on
+outputs, scaled embeddings, soft caps, ALiBi and parallel blocks of other families.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ckpt_core import convert, fingerprint
+from ckpt_core.api import config_architecture
+from ckpt_core.errors import CkptError
+from ckpt_tests import tiny
+from ckpt_tests.families import CASES, build, tokens
+from ckpt_tests.folders import assert_nothing_at, assert_same_bits
+from ckpt_tests.models import load, logits_of, weights
+
+TOLERANCE = 1e-5
+HELD = ["llama", "mistral", "qwen2", "qwen2_moe", "smollm3", "starcoder2", "mixtral", "qwen3", "qwen3_moe", "gpt2", "nemotron", "phi3",
+        "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_halves", "falcon_in_sequence"]  # fmt: skip
+# Exact, but said in other words: a scale that no argument sets is folded into q, biases that only all layers can have
+# are written as zeros.
+REWRITTEN = {"gpt2_scaled": "attention scale folded into q", "gpt_neox_in_sequence": "zero biases added"}
+REFUSED = {
+    "gemma": ["no tokens.scale", "mlp.activation = gelu_tanh, mlp.gated = True"],
+    "gemma2": ["no tokens.scale", "no head.softcap", "no mlp.out_norm.kind", "no attention.out_norm.kind", "no attention.softcap"],
+    "phi3_longrope": ["attention.rotary.scaling.kind = longrope"],
+    "olmo2": ["no mlp.out_norm.kind", "no attention.out_norm.kind", "all norms of a model are of one kind"],
+    # A group is scored by its best topk / group_topk experts, here two, and by HF's best one.
+    "deepseek_v2": ["mlp.moe.router.group_score = max, top_k = 2, group_top_k = 1"],
+    "bloom": ["no tokens.norm.kind", "no attention.alibi"],
+    "falcon": ["no parallel", "no shared_norm"],
+    "falcon_per_head": ["no parallel", "no shared_norm"],
+    "falcon_new": ["no parallel"],
+    "falcon_new_one_norm": ["no parallel", "no shared_norm"],
+    "gpt_neox": ["no parallel"],
+}  # fmt: skip
+# Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of
+# keys where multi_query says one.
+WITHOUT_EFFECT = {"num_nextn_predict_layers", "num_kv_heads"}
+
+
+def made(name: str, folder: Path):
+    return build(CASES[name], folder) if name in CASES else tiny.build(folder, name, num_hidden_layers=4)
+
+
+def config_of(folder: Path) -> dict[str, object]:
+    return {key: value for key, value in tiny.auto_config(folder).items() if key not in WITHOUT_EFFECT}
+
+
+def through_megatron(source: Path, folder: Path) -> list[str]:
+    """HF -> Megatron -> HF; returns the rewrites on the way."""
+    options = {"container": "torch", "make_vocab_size_divisible_by": "16"}
+    receipt = convert(source, folder / "run", to="megatron", tp=2, pp=2, options=options)
+    convert(folder / "run", folder / "back", to="hf")
+    return [rewrite for rewrite in receipt.body["target"]["decisions"]["rewrites"] if "vocabulary" not in rewrite]
+
+
+def test_every_family_is_held_or_refused() -> None:
+    assert {*CASES, *tiny.CONFIGS} == {*HELD, *REWRITTEN, *REFUSED}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_family_comes_back_from_megatron_as_it_was(name: str, tmp_path: Path) -> None:
+    model = made(name, tmp_path / "hf")
+    assert through_megatron(tmp_path / "hf", tmp_path) == []
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+    there, back = config_of(tmp_path / "hf"), config_of(tmp_path / "back")
+    common = there.keys() & back.keys()  # a class's config keeps keys that it does not know
+    assert {key: back[key] for key in common} == {key: there[key] for key in common}
+    assert config_architecture(str(tmp_path / "back/config.json")) == config_architecture(
+        str(tmp_path / "hf/config.json")
+    )
+    assert (logits_of(load(tmp_path / "back"), tokens()) - logits_of(model.float(), tokens())).abs().max() <= TOLERANCE
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_family_is_rewritten_exactly(name: str, tmp_path: Path) -> None:
+    model = made(name, tmp_path / "hf")
+    (rewrite,) = through_megatron(tmp_path / "hf", tmp_path)
+    assert REWRITTEN[name] in rewrite
+    assert (logits_of(load(tmp_path / "back"), tokens()) - logits_of(model, tokens())).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_megatron_cannot_hold_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    made(name, tmp_path / "hf")
+    with pytest.raises(CkptError) as refusal:
+        convert(tmp_path / "hf", tmp_path / "run", to="megatron")
+    for lacks in REFUSED[name]:
+        assert lacks in str(refusal.value)
+    assert_nothing_at(tmp_path / "run")

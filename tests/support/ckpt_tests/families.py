@@ -1,0 +1,251 @@
+"""Tiny transformers models of every family: pairwise different sizes, and every number random."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from ckpt_tests import tiny
+
+# heads 12 = groups 4 x 3 per group; hidden / heads = 8, and a head_dim that differs from it where the class has the key
+SIZES = {
+    "vocab_size": 61, "hidden_size": 96, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 12,
+    "num_key_value_heads": 4, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_ALIKE = {key: value for key, value in SIZES.items() if key not in ("num_key_value_heads", "intermediate_size")}
+_GPT2 = {
+    "vocab_size": 61, "n_embd": 96, "n_inner": 56, "n_layer": 2, "n_head": 12, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_LATENT = {
+    **SIZES, "num_key_value_heads": 12, "kv_lora_rank": 20, "q_lora_rank": 28, "qk_nope_head_dim": 14, "qk_rope_head_dim": 10, "v_head_dim": 18,
+    "moe_intermediate_size": 24, "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.75,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 30.0, "beta_slow": 2.0,
+    "mscale": 0.7, "mscale_all_dim": 0.9,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 5000.0, "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.25, 1.5], "long_factor": [2.0, 3.0, 4.0],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to build: its `model_type` and config; and a change of its written config that must move its logits."""
+
+    model_type: str
+    config: dict[str, object]
+    ablation: dict[str, object] = field(default_factory=dict)
+
+
+_EPS = {"rms_norm_eps": 0.5}
+CASES = {
+    "mixtral": Case(
+        "mixtral",
+        {**SIZES, "head_dim": 10, "num_local_experts": 7, "num_experts_per_tok": 3},
+        {"num_experts_per_tok": 2},
+    ),
+    "qwen3": Case(
+        "qwen3",
+        {**SIZES, "head_dim": 10},
+        {"rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
+    "qwen3_moe": Case(
+        "qwen3_moe",
+        {
+            **SIZES,
+            "head_dim": 10,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "decoder_sparse_step": 2,
+        },
+        {"norm_topk_prob": True},
+    ),
+    "gpt2": Case("gpt2", _GPT2, {"activation_function": "relu"}),
+    "gpt2_scaled": Case(
+        "gpt2",
+        {**_GPT2, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
+        {"scale_attn_weights": True},
+    ),
+    "gemma": Case("gemma", {**SIZES, "head_dim": 10}, _EPS),
+    "gemma2": Case(
+        "gemma2",
+        {
+            **SIZES,
+            "head_dim": 10,
+            "query_pre_attn_scalar": 17,
+            "sliding_window": 9,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.5,
+        },
+        {"attn_logit_softcapping": None},
+    ),
+    "nemotron": Case("nemotron", {**SIZES, "head_dim": 12}, {"norm_eps": 0.5}),
+    "phi3": Case("phi3", {**SIZES, "sliding_window": 30}, {"sliding_window": 7}),
+    "phi3_longrope": Case(
+        "phi3",
+        {**SIZES, "original_max_position_embeddings": 16, "rope_parameters": LONGROPE},
+        {"max_position_embeddings": 1024},
+    ),
+    "olmo2": Case("olmo2", SIZES, _EPS),
+    "deepseek_v2": Case(
+        "deepseek_v2",
+        {**_LATENT, "topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 1, "rope_parameters": YARN},
+        {"topk_method": "greedy"},
+    ),
+    "deepseek_v2_lite": Case("deepseek_v2", {**_LATENT, "q_lora_rank": None}, {"routed_scaling_factor": 1.0}),
+    "deepseek_v3": Case(
+        "deepseek_v3", {**_LATENT, "n_group": 3, "topk_group": 1, "rope_parameters": YARN}, {"norm_topk_prob": False}
+    ),
+    "deepseek_v3_halves": Case(
+        "deepseek_v3",
+        {**_LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False},
+        {"rope_interleave": True},
+    ),
+    "bloom": Case(
+        "bloom",
+        {"vocab_size": 61, "hidden_size": 96, "n_layer": 2, "n_head": 12},
+        {"apply_residual_connection_post_layernorm": True},
+    ),
+    "falcon": Case("falcon", {**_ALIKE, "ffn_hidden_size": 56}, {"activation": "relu"}),
+    "falcon_per_head": Case(
+        "falcon", {**_ALIKE, "ffn_hidden_size": 56, "multi_query": False, "bias": True}, {"layer_norm_epsilon": 0.5}
+    ),
+    "falcon_in_sequence": Case(
+        "falcon", {**_ALIKE, "ffn_hidden_size": 56, "parallel_attn": False}, {"layer_norm_epsilon": 0.5}
+    ),
+    "falcon_new": Case(
+        "falcon",
+        {**_ALIKE, "ffn_hidden_size": 56, "new_decoder_architecture": True, "num_kv_heads": 4},
+        {"activation": "relu"},
+    ),
+    "falcon_new_one_norm": Case(
+        "falcon",
+        {
+            **_ALIKE,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 4,
+            "num_ln_in_parallel_attn": 1,
+            "tie_word_embeddings": False,
+        },
+        {"activation": "relu"},
+    ),
+    "gpt_neox": Case(
+        "gpt_neox", {**_ALIKE, "intermediate_size": 56, "rotary_pct": 0.5}, {"use_parallel_residual": False}
+    ),
+    "gpt_neox_in_sequence": Case(
+        "gpt_neox",
+        {**_ALIKE, "intermediate_size": 56, "use_parallel_residual": False, "attention_bias": False},
+        {"hidden_act": "relu"},
+    ),
+}
+
+
+def build(case: Case, folder: Path, **changes: object) -> PreTrainedModel:
+    """A random model of a case, saved at `folder` by transformers."""
+    config = CONFIG_MAPPING[case.model_type](**copy.deepcopy({**case.config, **changes}))  # it completes dicts in place
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    stored = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            gain = 1.0 if "norm" in name or "ln_" in name else 0.25
+            tensor.copy_(torch.randn_like(tensor) * gain)
+    model.tie_weights()
+    model.save_pretrained(folder)
+    return model
+
+
+def made(name: str, folder: Path) -> PreTrainedModel:
+    """A model of any family, of `CASES` or of `tiny`, with four layers, saved at `folder`."""
+    return build(CASES[name], folder) if name in CASES else tiny.build(folder, name, num_hidden_layers=4)
+
+
+def tokens() -> torch.Tensor:
+    """Two sequences, longer than every window and every length trained for."""
+    return torch.randint(0, SIZES["vocab_size"], (2, 44), generator=torch.Generator().manual_seed(11))
+
+
+_LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0}
+_THETA = {"rope_type": "default", "rope_theta": 300.0}
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.5, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_COMMON: list[dict[str, object]] = [
+    {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "quick_gelu"}, {"rms_norm_eps": 0.25},
+    {"rope_parameters": _THETA}, {"rope_parameters": _LINEAR}, {"rope_parameters": _LLAMA3}, {"rope_parameters": YARN},
+    {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 300.0}, "max_position_embeddings": 16},
+    {"attention_dropout": 0.5}, {"num_key_value_heads": 1},
+]  # fmt: skip
+_FEW: list[dict[str, object]] = [
+    {"hidden_act": "gelu"},
+    {"rms_norm_eps": 0.25},
+    {"rope_parameters": _THETA},
+    {"num_key_value_heads": 1},
+]
+_UNTIED, _TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
+_BIASED: dict[str, object] = {"attention_bias": True}
+
+# Config fields away from their defaults, case by case.
+CHANGES: dict[str, list[dict[str, object]]] = {
+    "mixtral": [*_FEW, _TIED, {"sliding_window": 7}, {"head_dim": None}, {"router_jitter_noise": 0.5}],
+    "qwen3": [
+        *_COMMON, _TIED, _BIASED, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}, {"sliding_window": 7},
+        {"use_sliding_window": True, "sliding_window": 7, "layer_types": [_SLIDING, _FULL]},
+    ],
+    "qwen3_moe": [
+        *_FEW, _TIED, _BIASED, {"norm_topk_prob": True}, {"mlp_only_layers": [1], "decoder_sparse_step": 1}, {"decoder_sparse_step": 1},
+        {"use_sliding_window": True, "sliding_window": 7}, {"mlp_only_layers": [0, 1]}, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ],
+    "gpt2": [
+        {"activation_function": "gelu"}, {"activation_function": "relu"}, {"layer_norm_epsilon": 0.25}, {"scale_attn_weights": False}, {"n_inner": None},
+        {"scale_attn_by_inverse_layer_idx": True}, _UNTIED, {"add_cross_attention": True}, {"reorder_and_upcast_attn": True}, {"n_positions": 50},
+    ],
+    "gemma": [*_FEW, _UNTIED, _BIASED, {"hidden_act": "gelu_python"}, {"hidden_act": "relu"}, {"use_bidirectional_attention": True}],
+    "gemma2": [
+        *(change for change in _COMMON if "hidden_act" not in change), _UNTIED, _BIASED, {"hidden_activation": "gelu"}, {"attn_logit_softcapping": None},
+        {"final_logit_softcapping": None}, {"query_pre_attn_scalar": 10}, {"sliding_window": 5}, {"layer_types": [_FULL, _SLIDING]},
+        {"layer_types": [_FULL, _FULL]}, {"use_bidirectional_attention": True},
+    ],
+    "nemotron": [
+        *(change for change in _COMMON if "rms_norm_eps" not in change), {"norm_eps": 0.25}, _TIED, _BIASED, {"mlp_bias": True}, {"partial_rotary_factor": 1.0},
+        {"partial_rotary_factor": 0.334}, {"head_dim": 16},
+    ],
+    "phi3": [
+        {"hidden_act": "gelu"}, {"rms_norm_eps": 0.25}, {"rope_parameters": _THETA}, _TIED, {"sliding_window": None}, {"partial_rotary_factor": 0.75},
+        {"resid_pdrop": 0.5}, {"num_key_value_heads": None},
+    ],
+    "phi3_longrope": [
+        {"original_max_position_embeddings": 64}, {"original_max_position_embeddings": 16, "max_position_embeddings": 48},
+        {"rope_parameters": LONGROPE | {"factor": 2.0}}, {"rope_parameters": LONGROPE | {"attention_factor": 1.5}},
+    ],
+    "olmo2": [*_FEW, _TIED, _BIASED],
+    "deepseek_v2": [
+        {"hidden_act": "gelu"}, {"rms_norm_eps": 0.25}, {"rope_parameters": _THETA}, {"rope_parameters": _LINEAR}, _TIED, _BIASED, {"mlp_bias": True},
+        {"first_k_dense_replace": 0}, {"first_k_dense_replace": 2}, {"norm_topk_prob": True}, {"topk_group": 2}, {"n_shared_experts": 3},
+        {"rope_parameters": {key: value for key, value in YARN.items() if not key.startswith("mscale")}},
+    ],
+    "deepseek_v3": [
+        {"hidden_act": "gelu"}, {"rms_norm_eps": 0.25}, {"rope_parameters": _THETA}, _TIED, _BIASED, {"first_k_dense_replace": 0}, {"norm_topk_prob": False},
+        {"topk_group": 2}, {"n_group": 2}, {"n_group": 1, "topk_group": 1}, {"rope_interleave": False}, {"num_nextn_predict_layers": 3},
+        {"routed_scaling_factor": 3.0}, {"q_lora_rank": None},
+    ],
+    "falcon": [
+        {"activation": "gelu_pytorch_tanh"}, {"layer_norm_epsilon": 0.25}, {"alibi": True}, {"bias": True}, _UNTIED, {"rope_parameters": _THETA},
+        {"rope_parameters": _LINEAR}, {"num_kv_heads": 4}, {"ffn_hidden_size": None}, {"multi_query": False, "parallel_attn": False},
+        {"new_decoder_architecture": True, "num_kv_heads": 1}, {"new_decoder_architecture": True}, {"parallel_attn": False},
+        {"new_decoder_architecture": True, "num_kv_heads": 1, "num_ln_in_parallel_attn": 1},
+    ],
+    "gpt_neox": [
+        {"hidden_act": "gelu_new"}, {"layer_norm_eps": 0.25}, {"rotary_pct": 0.25}, {"rotary_pct": 1.0}, {"rotary_emb_base": 300.0}, _TIED,
+        {"attention_bias": False}, {"use_parallel_residual": False}, {"rope_parameters": _LINEAR | {"partial_rotary_factor": 0.5}},
+    ],
+}  # fmt: skip
