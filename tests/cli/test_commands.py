@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ckpt_core.receipt.seal import sealed
+from ckpt_core.receipt.checksum import with_checksum
 
 
 @pytest.fixture
@@ -230,9 +230,9 @@ class TestVerify:
         path = converted / "ckpt-receipt.json"
         body = json.loads(path.read_text())
         body["target"]["documents"] = {"../../secret": "0"}
-        path.write_text(json.dumps(sealed(body)))  # anyone can seal a receipt
+        path.write_text(json.dumps(with_checksum(body)))  # anyone can seal a receipt
         assert "outside its folder" in ckpt("verify", model, converted).err
-        path.write_text(json.dumps(sealed({"tensors": 3})))
+        path.write_text(json.dumps(with_checksum({"tensors": 3})))
         ran = ckpt("verify", model, converted)
         assert ran.code == 1 and "not a receipt of ckpt" in ran.err
         path.write_text('{"tensors": 3}')

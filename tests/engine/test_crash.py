@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ckpt_core import convert
-from ckpt_core.engine.run import RECEIPT
 from ckpt_core.errors import CkptError
+from ckpt_core.receipt.places import RECEIPT
 from ckpt_tests import tiny
 from ckpt_tests.folders import contents
 

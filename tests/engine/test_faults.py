@@ -23,8 +23,8 @@ import pytest
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import run
-from ckpt_core.engine.run import RECEIPT
 from ckpt_core.errors import CkptError
+from ckpt_core.receipt.places import RECEIPT
 from ckpt_tests import tiny
 from ckpt_tests.folders import contents
 from ckpt_tests.program import ckpt

@@ -21,8 +21,9 @@ from ckpt_core.api import digests, plan_conversion
 from ckpt_core.architecture import from_json
 from ckpt_core.engine import run
 from ckpt_core.engine.executors import executor_for
-from ckpt_core.engine.run import RECEIPT, Progress
+from ckpt_core.engine.run import Progress
 from ckpt_core.errors import CkptError
+from ckpt_core.receipt.places import RECEIPT
 from ckpt_tests import tiny
 from ckpt_tests.folders import assert_same_bits, contents
 from ckpt_tests.models import weights

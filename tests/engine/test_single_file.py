@@ -17,13 +17,14 @@ from ckpt_core.api import plan_conversion
 from ckpt_core.checkpoint import Checkpoint, Sidecar
 from ckpt_core.engine import run
 from ckpt_core.engine.plan import Plan, make_plan
-from ckpt_core.engine.run import RECEIPT, run_plan
+from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError
+from ckpt_core.receipt import find_receipt
+from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.archive.tar import plan_tar
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tree import open_tree
 from ckpt_core.verify.files import check_files
-from ckpt_core.verify.receipt import find_receipt
 from ckpt_tests import tiny
 from ckpt_tests.folders import assert_same_bits, contents
 from ckpt_tests.models import weights

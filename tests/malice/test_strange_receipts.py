@@ -10,7 +10,7 @@ import pytest
 from ckpt_core.api import convert, plan_conversion
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import all_plugins
-from ckpt_core.receipt.seal import sealed
+from ckpt_core.receipt.checksum import with_checksum
 from ckpt_tests.goldens import goldens
 
 STRANGE = ["nonsense", 5, {"nonsense": [{}]}]
@@ -32,7 +32,7 @@ def planned(source: Path, format: str, choices: dict[str, object]) -> str:
     good = path.read_text()
     body = {key: value for key, value in json.loads(good).items() if key != "seal"}
     body["target"]["hints"] = {format: choices, "nobody": 3}
-    path.write_text(json.dumps(sealed(body)))
+    path.write_text(json.dumps(with_checksum(body)))
     try:
         plan_conversion(source, source.parent / "out", to=format)
     except CkptError as error:

@@ -25,7 +25,7 @@ from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
-from ckpt_core.engine.run import Listener, Progress, Receipt, run_plan
+from ckpt_core.engine.run import Listener, Progress, run_plan
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, Refusal, UsageError
 from ckpt_core.launch import Launch
@@ -33,6 +33,7 @@ from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
+from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised

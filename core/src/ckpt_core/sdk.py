@@ -34,7 +34,7 @@ from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
 from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.plugins.named import named_by, named_for
-from ckpt_core.receipt import Recorded, check_agreement, original_of, receipt_of
+from ckpt_core.receipt import Receipt, check_agreement, original_of, receipt_of
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage import bytes as disk
 from ckpt_core.storage import chunks as chunked
@@ -75,7 +75,7 @@ __all__ = [
     "Problems",
     "Provenance",
     "ReadRequest",
-    "Recorded",
+    "Receipt",
     "Refusal",
     "RotaryKind",
     "Shard",

@@ -29,8 +29,8 @@ from ckpt_core.sizes import size_text
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target
     from ckpt_core.engine.plan import Plan
-    from ckpt_core.engine.run import Receipt
     from ckpt_core.launch import Launch
+    from ckpt_core.receipt import Receipt
 
 
 @click.command(short_help="Convert a checkpoint to another format.")

@@ -14,9 +14,9 @@ from ckpt_core.errors import CkptError, UsageError
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint
+    from ckpt_core.receipt import Receipt
     from ckpt_core.verify.conversion import Verdict
     from ckpt_core.verify.logits import Apart, LogitsReport
-    from ckpt_core.verify.receipt import Recorded
     from ckpt_core.verify.row_parallel import RowParallelReport
 
 
@@ -83,8 +83,8 @@ def command(
     has it, -o src.KEY=VALUE and -o dst.KEY=VALUE to one.
     """
     from ckpt_core.api import read_checkpoint
+    from ckpt_core.receipt import find_receipt
     from ckpt_core.verify.conversion import verify
-    from ckpt_core.verify.receipt import find_receipt
 
     recorded = find_receipt(dst)
     to = to or (recorded.format if recorded else None)
@@ -129,7 +129,7 @@ def command(
 
 
 def verdict_json(
-    verdict: Verdict, recorded: Recorded | None, report: LogitsReport | None, tolerance: float
+    verdict: Verdict, recorded: Receipt | None, report: LogitsReport | None, tolerance: float
 ) -> dict[str, object]:
     """The verdict as a JSON object."""
     return {
@@ -199,7 +199,7 @@ def _apart_json(one: Apart) -> dict[str, object]:
     }
 
 
-def show_verdict(verdict: Verdict, recorded: Recorded | None, report: LogitsReport | None, tolerance: float) -> None:
+def show_verdict(verdict: Verdict, recorded: Receipt | None, report: LogitsReport | None, tolerance: float) -> None:
     """The verdict as text."""
     page = Page()
     if recorded is None:

@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 
 from ckpt_core.engine.plan import Plan
-from ckpt_core.engine.staging import Staging, is_empty_folder, recorded_plan
+from ckpt_core.engine.staging import Staging, is_empty_folder
 from ckpt_core.errors import CkptError
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
 from ckpt_core.plugins.request import ReadRequest, typed_options
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
+from ckpt_core.receipt.receipt import recorded_plan
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.documents import read_json_object
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from blake3 import blake3
 
-from ckpt_core.architecture import to_json
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.destination import check_destination, room_for
 from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import Staging, boot_id
-from ckpt_core.engine.transfer import Result, TargetFiles
+from ckpt_core.engine.transfer import TargetFiles
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
-from ckpt_core.receipt.places import RECEIPT, receipt_path
-from ckpt_core.receipt.seal import read_receipt, sealed
-from ckpt_core.storage.bytes.files import pwrite_all, read_small, written
+from ckpt_core.receipt.make import make_receipt
+from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
+from ckpt_core.receipt.receipt import Receipt, read_receipt
+from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.tensors.assembly import SourceFiles
-from ckpt_core.tensors.digest import fingerprint
-from ckpt_core.version import VERSION
-
-_WHOLE_FILE_DIGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +36,6 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
-
-
-@dataclass
-class Receipt:
-    """What happened: enough to check the output later, and to find the way back."""
-
-    body: dict[str, object] = field(default_factory=dict)
-    found: bool = False
-    """Whether it was at the destination already, and nothing was done."""
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.body["fingerprint"])
-
-    def text(self) -> str:
-        return json.dumps(self.body, indent=1) + "\n"
 
 
 def run_plan(
@@ -77,7 +56,7 @@ def run_plan(
     staging = Staging(destination, plan, sync)
     if not overwrite and staging.is_published():
         staging.tidy()
-        return Receipt(read_receipt(receipt_path(destination)), found=True)
+        return read_receipt(receipt_path(destination), found=True)
     check_destination(plan, destination, overwrite)
     room = room_for(plan, destination)
     if room is not None:
@@ -147,7 +126,17 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
     }
     for path, data in plan.target.documents.items():
         documents[path] = _write_document(staging.path(path), [data])
-    receipt = make_receipt(plan, staging.done, crcs, documents)
+    receipt = make_receipt(
+        plan.source,
+        plan.target,
+        receipt_beside(staging.destination) if plan.target.single_file else os.path.join(staging.destination, RECEIPT),
+        plan=plan.hash,
+        options=plan.options,
+        losses=plan.losses,
+        tensors=staging.done,
+        crcs=crcs,
+        documents=documents,
+    )
     _write_document(staging.path(RECEIPT), [receipt.text().encode()])
     staging.to_disk([*plan.outputs, RECEIPT])
     return receipt
@@ -164,59 +153,3 @@ def _write_document(path: str, pieces: Iterable[bytes]) -> str:
             offset += len(piece)
             digest.update(piece)
     return digest.hexdigest()
-
-
-def make_receipt(
-    plan: Plan, results: Mapping[str, Result], crcs: Mapping[str, int], documents: Mapping[str, str]
-) -> Receipt:
-    """The receipt of a finished plan. It holds no time and no host, so the same conversion gives the same receipt.
-
-    It has a digest of every file beside it: the CRC-32 of data files, which adds up from what was written (`crcs`),
-    and the BLAKE3 of all others (`documents`).
-    """
-    parameters = {transfer.name: transfer.assembly.parameter for transfer in plan.transfers}
-    tensors = {
-        name: {"shape": list(parameter.true_shape), "digest": results[name].digest}
-        | ({"source_digest": results[name].source_digest} if results[name].source_digest else {})
-        for name, parameter in parameters.items()
-    }
-    sources = []
-    for state in sorted(plan.source.files, key=lambda state: state.path):
-        entry: dict[str, object] = {"path": state.path, "bytes": state.size, "mtime_ns": state.mtime_ns}
-        if state.size <= _WHOLE_FILE_DIGEST:
-            entry["blake3"] = blake3(read_small(state.path)).hexdigest()
-        sources.append(entry)
-    known = plan.source.provenance
-    return Receipt(
-        sealed(
-            {
-                "ckpt": VERSION,
-                "plan": plan.hash,
-                "fingerprint": fingerprint(
-                    (name, parameters[name].true_shape, results[name].digest) for name in parameters
-                ),
-                "source": {
-                    "format": plan.source.format,
-                    "path": plan.source.path,
-                    "parallel": plan.source.parallel,
-                    "evidence": list(known.evidence),
-                    "files": sources,
-                    "ledger": plan.source.ledger.to_json(plan.source.path),
-                },
-                "target": {
-                    "format": plan.target.format,
-                    "parallel": plan.target.parallel,
-                    "decisions": plan.target.decisions,
-                    **({} if plan.target.launch is None else {"launch": plan.target.launch.to_json()}),
-                    "hints": {**known.origins, plan.source.format: known.hints},
-                    "files": {file.path: file.size for file in plan.target.files},
-                    "crc32": {file.path: f"{crcs[file.path]:08x}" for file in plan.target.files},
-                    "documents": dict(documents),
-                },
-                "options": dict(plan.options),
-                "losses": [loss.to_json() for loss in plan.losses],
-                "architecture": to_json(plan.target.architecture),
-                "tensors": tensors,
-            }
-        )
-    )

@@ -33,12 +33,11 @@ from typing import NoReturn
 
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.transfer import Result
-from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
-from ckpt_core.receipt.seal import read_receipt
+from ckpt_core.receipt.receipt import read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.storage.documents import read_json_object
 from ckpt_core.version import VERSION
 
 SUFFIX = ".ckpt-partial"
@@ -411,25 +410,17 @@ def _asked(said: Mapping[str, object]) -> dict[str, str]:
     return found | {"ckpt": str(said.get("ckpt"))}
 
 
-def recorded_plan(receipt: str) -> str | None:
-    """The plan that a receipt is about; None if it is no receipt, or not there."""
-    try:
-        return str(read_json_object(receipt)["plan"])
-    except (FormatError, KeyError):
-        return None
-
-
 def _is_whole(output: str) -> bool:
     """Whether every file that a receipt names is there, the data files at their sizes."""
     try:
-        target = read_receipt(receipt_path(output))["target"]
+        receipt = read_receipt(receipt_path(output))
         if not os.path.isdir(output):
-            return all(os.path.getsize(output) == size for size in target["files"].values())
-        paths = [os.path.join(output, name) for name in target["documents"]]
+            return all(os.path.getsize(output) == size for size in receipt.files.values())
+        paths = [os.path.join(output, name) for name in receipt.documents]
         return all(map(os.path.isfile, paths)) and all(
-            os.path.getsize(os.path.join(output, name)) == size for name, size in target["files"].items()
+            os.path.getsize(os.path.join(output, name)) == size for name, size in receipt.files.items()
         )
-    except (CkptError, OSError, KeyError, TypeError, AttributeError):
+    except (CkptError, OSError):
         return False
 
 

@@ -9,48 +9,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from ckpt_core.architecture import Architecture, differing, facts_of, from_json
+from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.company.vocabulary import with_vocabulary
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.receipt.places import RECEIPT, receipt_path
-from ckpt_core.receipt.seal import read_receipt
+from ckpt_core.receipt.receipt import Receipt, read_receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What a receipt says of the files beside it: the architecture, and the decisions they were written by."""
-
-    architecture: Architecture
-    decisions: Mapping[str, Any]
-
-
-def receipt_of(folder: str, format: str) -> Recorded | None:
+def receipt_of(folder: str, format: str) -> Receipt | None:
     """The receipt in `folder`, if it is of a checkpoint of `format` and all data files still have the recorded sizes.
 
     For what decides how files are read and that they cannot say; a reader checks all else as if there were none.
+    `FormatError` if it is not as it was written.
     """
     path = receipt_path(folder)
     if not os.path.isfile(path):
         return None
-    body = read_receipt(path)
-    target = body.get("target")
-    if not isinstance(target, dict) or target.get("format") != format:
-        return None
-    files, decisions = target.get("files"), target.get("decisions")
-    if not isinstance(files, dict) or not isinstance(decisions, dict):
-        return None
-    for name, size in files.items():
-        file = os.path.join(folder, name)
-        if not os.path.isfile(file) or os.path.getsize(file) != size:
-            return None
+    receipt = read_receipt(path)
     try:
-        return Recorded(from_json(body.get("architecture"), path), decisions)
-    except CkptError:
+        if receipt.format != format or not _has_sizes(folder, receipt.files):
+            return None
+        _ = receipt.architecture, receipt.decisions
+    except CkptError:  # ckpt did not write it
         return None
+    return receipt
+
+
+def _has_sizes(folder: str, files: Mapping[str, int]) -> bool:
+    places = {os.path.join(folder, name): size for name, size in files.items()}
+    return all(os.path.isfile(file) and os.path.getsize(file) == size for file, size in places.items())
 
 
 def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
@@ -60,22 +50,17 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
     path = receipt_path(folder)
     if not os.path.isfile(path):
         return checkpoint
-    body = read_receipt(path)
-    target, source = body.get("target"), body.get("source")
-    if not isinstance(target, dict) or not isinstance(source, dict) or target.get("format") != checkpoint.format:
-        return checkpoint
+    receipt = read_receipt(path)
     try:
-        recorded = from_json(body.get("architecture"), path)
-    except CkptError:
+        if receipt.format != checkpoint.format or not _same_but_for_vocabulary(
+            receipt.architecture, checkpoint.architecture
+        ):
+            return checkpoint
+        provenance = replace(checkpoint.provenance, recorded=True, origins=receipt.hints)
+    except CkptError:  # ckpt did not write it
         return checkpoint
-    if not _same_but_for_vocabulary(recorded, checkpoint.architecture):
-        return checkpoint
-    provenance, hints = replace(checkpoint.provenance, recorded=True), target.get("hints")
-    if isinstance(hints, dict):
-        origins = {name: value for name, value in hints.items() if isinstance(value, dict)}
-        provenance = replace(provenance, origins=origins)
     checkpoint = replace(checkpoint, provenance=provenance)
-    tokens, known = checkpoint.architecture.tokens, recorded.tokens
+    tokens, known = checkpoint.architecture.tokens, receipt.architecture.tokens
     if tokens is not None and known is not None and tokens.vocabulary > known.vocabulary:
         known_by_receipt = checkpoint.because(f"true vocabulary {known.vocabulary} from {RECEIPT}")
         return with_vocabulary(known_by_receipt, known.vocabulary)

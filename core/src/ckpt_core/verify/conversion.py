@@ -26,8 +26,9 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
+from ckpt_core.receipt import Receipt
 from ckpt_core.verify.files import check_files
-from ckpt_core.verify.receipt import Recorded, changed_tensors
+from ckpt_core.verify.receipt import changed_tensors
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Verdict:
 def verify(
     source: Checkpoint,
     read: Callable[[], Checkpoint],
-    recorded: Recorded | None,
+    recorded: Receipt | None,
     destination: str,
     reading: Mapping[str, Any],
     listener: Listener | None,
@@ -82,7 +83,7 @@ def verify(
 def _judge(
     source: Checkpoint,
     target: Checkpoint,
-    recorded: Recorded | None,
+    recorded: Receipt | None,
     destination: str,
     reading: Mapping[str, Any],
     listener: Listener | None,
@@ -102,7 +103,7 @@ def _judge(
     _judge_tensors(left, right, read, written, recorded, verdict)
 
 
-def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, Any]) -> Checkpoint:
+def _planned_again(recorded: Receipt, destination: str, reading: Mapping[str, Any]) -> Checkpoint:
     """The source as the recorded conversion turned it before it was stored."""
     options = {**recorded.options, **{f"src.{key}": value for key, value in dict(reading["options"]).items()}}
     options = {key: value for key, value in options.items() if f"src.{key}" not in options}
@@ -120,7 +121,7 @@ def _planned_again(recorded: Recorded, destination: str, reading: Mapping[str, A
 
 
 def _judge_architectures(
-    source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Recorded | None, verdict: Verdict
+    source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Receipt | None, verdict: Verdict
 ) -> None:
     wrong = set(differing(facts_of(rewritten.architecture), facts_of(target.architecture)))
     for difference in architecture_differences(source.architecture, target.architecture):
@@ -133,7 +134,7 @@ def _judge_architectures(
             verdict.differences.append(difference)
 
 
-def _loss_about(path: str, recorded: Recorded) -> str | None:
+def _loss_about(path: str, recorded: Receipt) -> str | None:
     """The recorded loss that names a fact which the target can't say."""
     for loss in recorded.losses:
         if loss.get("kind") == "unsaid" and path in loss.get("subject", "").split():
@@ -146,7 +147,7 @@ def _judge_tensors(
     right: Checkpoint,
     read: Mapping[str, Result],
     written: Mapping[str, Result],
-    recorded: Recorded | None,
+    recorded: Receipt | None,
     verdict: Verdict,
 ) -> None:
     for name in sorted(read.keys() | written.keys()):

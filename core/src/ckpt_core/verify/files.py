@@ -19,10 +19,10 @@ from blake3 import blake3
 
 from ckpt_core.engine.run import Listener, Progress
 from ckpt_core.errors import FormatError
+from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import naming, open_regular
-from ckpt_core.verify.receipt import Recorded
 
 _PIECE = 1 << 20
 _READERS = 4
@@ -47,7 +47,7 @@ class FilesVerdict:
     remarks: list[str] = field(default_factory=list)
 
 
-def check_files(recorded: Recorded, output: str, listener: Listener | None = None) -> FilesVerdict:
+def check_files(recorded: Receipt, output: str, listener: Listener | None = None) -> FilesVerdict:
     """Check every file of a folder, or a single file; reads all of them once."""
     verdict = FilesVerdict()
     checks = [
@@ -88,7 +88,7 @@ def _place(output: str, path: str) -> str:
     return os.path.join(output, path) if os.path.isdir(output) else output
 
 
-def _data_problem(recorded: Recorded, path: str, place: str) -> str | None:
+def _data_problem(recorded: Receipt, path: str, place: str) -> str | None:
     size, actual = recorded.files[path], os.path.getsize(place)
     if actual != size:
         return f"{actual} bytes instead of {size}"

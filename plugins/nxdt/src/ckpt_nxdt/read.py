@@ -16,7 +16,7 @@ from ckpt_core.sdk import (
     ParameterBuilder,
     Provenance,
     ReadRequest,
-    Recorded,
+    Receipt,
     check_agreement,
     company,
     disk,
@@ -91,7 +91,7 @@ class _Described:
     ledger: Ledger = field(default_factory=Ledger)
 
 
-def _described(root: str, request: ReadRequest, receipt: Recorded | None) -> _Described:
+def _described(root: str, request: ReadRequest, receipt: Receipt | None) -> _Described:
     """The architecture: of `--config`, or of the config.json that lies beside the weights; both must agree."""
     beside = os.path.join(root, CONFIG)
     if not os.path.isfile(beside):

@@ -1,0 +1,92 @@
+"""Making the receipt of a conversion that is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from blake3 import blake3
+
+from ckpt_core.architecture import to_json
+from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.ledger import Loss
+from ckpt_core.receipt.checksum import with_checksum
+from ckpt_core.receipt.receipt import Receipt
+from ckpt_core.storage.bytes.files import FileState, read_small
+from ckpt_core.tensors.digest import fingerprint
+from ckpt_core.version import VERSION
+
+_WHOLE_FILE_DIGEST = 1 << 20
+
+
+class Digests(Protocol):
+    """The digest of a tensor as it was written, and of what was read if that differs."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def source_digest(self) -> str | None: ...
+
+
+def make_receipt(
+    source: Checkpoint,
+    target: Target,
+    file: str,
+    *,
+    plan: str,
+    options: Mapping[str, Any],
+    losses: Iterable[Loss],
+    tensors: Mapping[str, Digests],
+    crcs: Mapping[str, int],
+    documents: Mapping[str, str],
+) -> Receipt:
+    """The receipt of a finished conversion, to be written to `file`. It has no time and no host: the same conversion gives
+    the same receipt.
+
+    `plan` is the hash of the plan, `tensors` are the digests of all canonical tensors. Every file beside it has a digest:
+    the CRC-32 of data files, which adds up from what was written (`crcs`), and the BLAKE3 of all others (`documents`).
+    """
+    known = source.provenance
+    parameters = {name: tensor.parameter for name, tensor in target.tensors.items()}
+    body = {
+        "ckpt": VERSION,
+        "plan": plan,
+        "fingerprint": fingerprint(
+            (name, parameter.true_shape, tensors[name].digest) for name, parameter in parameters.items()
+        ),
+        "source": {
+            "format": source.format,
+            "path": source.path,
+            "parallel": source.parallel,
+            "evidence": list(known.evidence),
+            "files": [_state(state) for state in sorted(source.files, key=lambda state: state.path)],
+            "ledger": source.ledger.to_json(source.path),
+        },
+        "target": {
+            "format": target.format,
+            "parallel": target.parallel,
+            "decisions": target.decisions,
+            **({} if target.launch is None else {"launch": target.launch.to_json()}),
+            "hints": {**known.origins, source.format: known.hints},
+            "files": {file.path: file.size for file in target.files},
+            "crc32": {file.path: f"{crcs[file.path]:08x}" for file in target.files},
+            "documents": dict(documents),
+        },
+        "options": dict(options),
+        "losses": [loss.to_json() for loss in losses],
+        "architecture": to_json(target.architecture),
+        "tensors": {
+            name: {"shape": list(parameter.true_shape), "digest": tensors[name].digest}
+            | ({"source_digest": before} if (before := tensors[name].source_digest) else {})
+            for name, parameter in parameters.items()
+        },
+    }
+    return Receipt(with_checksum(body), file)
+
+
+def _state(state: FileState) -> dict[str, object]:
+    """A file that was read, with its BLAKE3 where it is small."""
+    entry: dict[str, object] = {"path": state.path, "bytes": state.size, "mtime_ns": state.mtime_ns}
+    if state.size <= _WHOLE_FILE_DIGEST:
+        entry["blake3"] = blake3(read_small(state.path)).hexdigest()
+    return entry
