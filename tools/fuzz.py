@@ -29,6 +29,7 @@ from ckpt_core.api import read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.archive.tar import plan_tar
+from ckpt_core.storage.archive.tree import open_tree
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.chunks.dcp import read_distributed
 from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
@@ -38,9 +39,8 @@ from ckpt_core.storage.dtypes import BF16, FP32
 from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.pickle.reader import read_pickle
 from ckpt_core.storage.torch.nest import plan_nest, torch_bytes
-from ckpt_core.storage.torch.reading import read_torch_file
+from ckpt_core.storage.torch.reading import read_torch_file, read_torch_member
 from ckpt_core.storage.torch.writing import TensorSpec
-from ckpt_core.storage.tree import open_tree
 
 GOLDENS = Path(__file__).parents[1] / "tests/data/golden"
 SECONDS = 5
@@ -140,7 +140,7 @@ def read_tree(path: Path) -> None:
     tree = open_tree(path)
     for name in tree.files:
         tree.read(name, limit=1 << 20)
-    tree.below("mp_rank_00").read_torch("model_weights.ckpt")
+    read_torch_member(tree.below("mp_rank_00"), "model_weights.ckpt")
 
 
 def read_chunks(folder: Path) -> None:

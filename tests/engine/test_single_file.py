@@ -22,8 +22,8 @@ from ckpt_core.errors import CkptError
 from ckpt_core.receipt import find_receipt
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.archive.tar import plan_tar
+from ckpt_core.storage.archive.tree import open_tree
 from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.storage.tree import open_tree
 from ckpt_core.verify.files import check_files
 from ckpt_tests import tiny
 from ckpt_tests.folders import assert_same_bits, contents

@@ -22,8 +22,8 @@ from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive import inflate
 from ckpt_core.storage.archive.inflate import inflated, open_stored
 from ckpt_core.storage.archive.tar import Listing, list_tar, plan_tar
+from ckpt_core.storage.archive.tree import is_archive, open_tree
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
-from ckpt_core.storage.tree import is_archive, open_tree
 
 FILES = {
     "model_config.yaml": b"hidden_size: 5\n",

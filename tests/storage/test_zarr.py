@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.storage.archive.tree import open_tree
 from ckpt_core.storage.bytes.files import read_range
 from ckpt_core.storage.chunks.zarr import read_zarr
-from ckpt_core.storage.tree import open_tree
 from ckpt_core.tensors.strided import read_box
 
 ARRAY = "model.decoder.layers.mlp.linear_fc1.weight"

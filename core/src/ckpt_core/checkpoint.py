@@ -16,10 +16,10 @@ from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table
 from ckpt_core.ledger import Ledger, Loss
+from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.tree import Extent
 from ckpt_core.tensors.assembly import LazyParameter
 
 

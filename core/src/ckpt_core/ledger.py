@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckpt_core.sizes import size_text
+from ckpt_core.storage.archive.tree import Extent, Tree
 from ckpt_core.storage.chunks.tensor import Blob, ChunkedTensor
 from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.tree import Extent, Tree
 
 Fate = Literal["used", "carried", "left"]
 

@@ -40,7 +40,7 @@ from ckpt_core.storage import bytes as disk
 from ckpt_core.storage import chunks as chunked
 from ckpt_core.storage import documents, dtypes, safetensors
 from ckpt_core.storage import torch as torch_files
-from ckpt_core.storage import tree as trees
+from ckpt_core.storage.archive import tree as trees
 from ckpt_core.storage.archive.tar import plan_tar
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import StoredTensor

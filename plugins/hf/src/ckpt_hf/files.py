@@ -91,7 +91,7 @@ def looks_like(path: str) -> str | None:
     if os.path.isfile(path):
         return f"a weight file beside {CONFIG}" if path.endswith((SAFETENSORS.suffix, BIN.suffix)) else None
     container = container_of(path)
-    return container and f"{CONFIG} beside {container.stem}*{container.suffix}"
+    return f"{CONFIG} beside {container.stem}*{container.suffix}" if container else None
 
 
 def _may_be_config(file: str) -> bool:

@@ -23,9 +23,10 @@ def load_model(path: str | os.PathLike, *, dtype: str = "keep", **arguments: Any
     `dtype` is `keep` or a dtype name; further arguments are those of `ckpt_core.open_checkpoint`. The tensors
     are handed to transformers as it would load them from disk. Raises `Refusal` where no class is exact.
     """
-    from ckpt_core.api import read_checkpoint
+    from ckpt_core import open_checkpoint
 
-    return build(read_checkpoint(path, **arguments), dtype)
+    with open_checkpoint(path, **arguments) as opened:
+        return build(opened.checkpoint, dtype)
 
 
 def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:

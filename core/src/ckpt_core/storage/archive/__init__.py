@@ -1,1 +1,1 @@
-"""Archives: tar, tar in gzip, and the directory of a zip."""
+"""Files by name in a folder or an archive: tar, tar in gzip, and the directory of a zip."""

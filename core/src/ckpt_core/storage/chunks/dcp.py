@@ -15,12 +15,12 @@ from typing import Any, TypeGuard
 
 from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.archive.inflate import open_stored
+from ckpt_core.storage.archive.tree import Tree, open_tree
 from ckpt_core.storage.bytes.byterange import ByteRange
 from ckpt_core.storage.chunks.tensor import Blob, Chunk, ChunkedTensor, DistributedCheckpoint, check_tiling
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import Opaque, brief
 from ckpt_core.storage.pickle.reader import read_pickle
-from ckpt_core.storage.tree import Tree, open_tree
 
 __all__ = ["METADATA", "Blob", "Chunk", "ChunkedTensor", "DistributedCheckpoint", "read_distributed"]
 

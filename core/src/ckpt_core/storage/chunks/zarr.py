@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_core.errors import FormatError, Problems
+from ckpt_core.storage.archive.tree import Tree, open_tree
 from ckpt_core.storage.chunks.tensor import Blob, Chunk, ChunkedTensor, DistributedCheckpoint
 from ckpt_core.storage.documents import parse_json
 from ckpt_core.storage.dtypes import BY_NAME, DType
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
-from ckpt_core.storage.tree import Tree, open_tree
 
 ARRAY = ".zarray"
 _ATTRIBUTES = ".zattrs"

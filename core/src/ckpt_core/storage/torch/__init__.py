@@ -3,7 +3,7 @@
 from ckpt_core.storage.pickle.limits import Limits
 from ckpt_core.storage.pickle.opaque import Opaque, brief
 from ckpt_core.storage.torch.nest import plan_nest, torch_bytes
-from ckpt_core.storage.torch.reading import may_be_torch_file, read_torch_file
+from ckpt_core.storage.torch.reading import may_be_torch_file, read_torch_file, read_torch_member
 from ckpt_core.storage.torch.state_dict import StateDict, plan_state_dict, read_state_dict
 from ckpt_core.storage.torch.writing import TensorSpec
 
@@ -18,5 +18,6 @@ __all__ = [
     "plan_state_dict",
     "read_state_dict",
     "read_torch_file",
+    "read_torch_member",
     "torch_bytes",
 ]

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive.inflate import open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar
+from ckpt_core.storage.archive.tree import Tree
 from ckpt_core.storage.archive.zipdir import LOCAL_SIGNATURE, Member, read_zip_directory
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.byterange import ByteRange
@@ -86,6 +87,19 @@ def read_torch_file(
         expected="a zip archive, or a pickle with torch's magic number",
         fix="very old torch files (tar) must be saved again with torch" if is_tar else None,
     )
+
+
+def read_torch_member(tree: Tree, name: str, limits: Limits = Limits()) -> Any:
+    """The object in a torch file of a folder or archive, with a `StoredTensor` for each tensor.
+
+    `FormatError` names the file, not the archive.
+    """
+    extent = tree[name]
+    try:
+        return read_torch_file(extent.file, extent.offset, extent.size, limits=limits)
+    except FormatError as problem:
+        problem.file = tree.place(name)
+        raise
 
 
 class _ZipFile:

@@ -15,7 +15,7 @@ import os
 import posixpath
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, disk, documents, trees
+from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, disk, documents, torch_files, trees
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import resolved
 from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
@@ -106,7 +106,13 @@ def _ranks(tree: trees.Tree, held: list[str], ledger: Ledger) -> list[Rank]:
                 expected="mp_rank_TT or tp_rank_TT_pp_rank_PPP",
             )
         forms.add(folder[:2])
-        found.append(Rank(*place, tree.place(name), [state_dict(tree.read_torch(name), tree.place(name), ledger)]))
+        found.append(
+            Rank(
+                *place,
+                tree.place(name),
+                [state_dict(torch_files.read_torch_member(tree, name), tree.place(name), ledger)],
+            )
+        )
         ledger.used("weights", tree.place(name))
     if len(forms) > 1:
         raise FormatError(

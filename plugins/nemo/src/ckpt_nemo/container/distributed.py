@@ -48,7 +48,7 @@ def distributed_weights(tree: trees.Tree, saved: Saved) -> None:
             saved.ledger.used("weights", tree.place(name))
     saved.ledger.used("how tensors are kept", tree.place(METADATA))
     saved.ledger.contents(tree.place(METADATA), value, DIST)
-    if COMMON in tree and isinstance(common := tree.read_torch(COMMON), dict):
+    if COMMON in tree and isinstance(common := torch_files.read_torch_member(tree, COMMON), dict):
         saved.ledger.contents(tree.place(COMMON), common, LIGHTNING)
     extra = [tree[name].file for name in (METADATA, COMMON) if name in tree]
     saved.states += [disk.FileState.of(path) for path in sorted({*checkpoint.files, *extra})]

@@ -2,8 +2,7 @@
 
     tree = open_tree("model.nemo")
     tree.read("model_config.yaml")
-    extent = tree["mp_rank_00/model_weights.ckpt"]
-    read_torch_file(extent.file, extent.offset, extent.size)
+    extent = tree["mp_rank_00/model_weights.ckpt"]      # extent.file, extent.offset, extent.size
 
 Names are relative, with forward slashes, and without `./`. What a folder holds is looked up when it is asked for;
 an archive is listed whole, from its headers.
@@ -16,15 +15,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive.inflate import is_tar_in_gzip, open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar, list_tar
 from ckpt_core.storage.bytes.files import FileState, naming, open_regular, unreadable
 from ckpt_core.storage.bytes.home import Home, home_of
-from ckpt_core.storage.pickle.limits import Limits
-from ckpt_core.storage.torch.reading import read_torch_file
 
 _MAX_FILES = 1_000_000
 _MAX_DEPTH = 64
@@ -104,15 +100,6 @@ class Tree(ABC):
                 expected=f"at most {limit}",
             )
         return extent.read()
-
-    def read_torch(self, name: str, limits: Limits = Limits()) -> Any:
-        """The object in a torch file, with a `StoredTensor` for each tensor; errors name the file, not the archive."""
-        extent = self[name]
-        try:
-            return read_torch_file(extent.file, extent.offset, extent.size, limits=limits)
-        except FormatError as problem:
-            problem.file = self.place(name)
-            raise
 
 
 class _Folder(Tree):
