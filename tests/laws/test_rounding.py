@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import convert, fingerprint
-from ckpt_core.api import OpenCheckpoint, architecture_differences, plan_conversion, read_checkpoint
+from ckpt_core.api import OpenCheckpoint, plan_conversion, read_checkpoint
 from ckpt_core.architecture import Architecture, architecture_of, facts_of
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.origin import check_agreement
@@ -17,6 +17,7 @@ from ckpt_core.rewrite import Rewritable, folded_attention_scale, folded_head_sc
 from ckpt_core.tensors.assembly import significant_bits
 from ckpt_core.testing import example, write_ir
 from ckpt_core.testing.examples import calm_numbers
+from ckpt_core.verify.difference import architecture_differences
 
 USUAL = example("gpt2").decoder.layers[0].attention.head_dim ** -0.5
 # The factor that a fold multiplies into q, and what is lost by it where the values are of float32, and of bf16.

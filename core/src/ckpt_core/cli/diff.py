@@ -11,7 +11,7 @@ from ckpt_core.cli.output import Page, emit_json, paint, plural, say
 from ckpt_core.cli.progress import progress
 
 if TYPE_CHECKING:
-    from ckpt_core.api import Difference
+    from ckpt_core.verify.difference import Difference
 
 
 @click.command(short_help="Compare two checkpoints of any formats.")
@@ -35,7 +35,8 @@ def command(
     Formats, parallel layouts, storage dtypes and vocabulary padding don't matter. An option -o KEY=VALUE goes to
     each side that has it, -o a.KEY=VALUE and -o b.KEY=VALUE to one.
     """
-    from ckpt_core.api import compare, read_checkpoint
+    from ckpt_core.api import read_checkpoint
+    from ckpt_core.verify.difference import compare
 
     formats = (format, format_b)
     left_options, right_options = options_of_two((a, b), formats, options, ("a", "b"))

@@ -23,7 +23,6 @@ import pytest
 
 from ckpt_core.api import (
     OpenCheckpoint,
-    compare,
     convert,
     digests,
     fingerprint,
@@ -47,6 +46,7 @@ from ckpt_core.testing.functions import apart, outputs
 from ckpt_core.testing.quirks import HEAVY, Golden, Quirks, Ranks
 from ckpt_core.testing.variations import Variation, names_a_fact, variations
 from ckpt_core.verify.declared import FILE, Declared, Sentences
+from ckpt_core.verify.difference import compare
 from ckpt_core.verify.tracer import Trace, hold_against_declared
 
 _SIDECARS = {"tokenizer.json": b'{"model": {"vocab": {}}}', "chat_template.jinja": b"{{ messages }}"}

@@ -13,20 +13,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.api import (
-    Difference,
-    architecture_differences,
-    digests,
-    first_difference,
-    plan_conversion,
-    with_common_rows,
-)
+from ckpt_core.api import digests, plan_conversion
 from ckpt_core.architecture import differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt import Receipt
+from ckpt_core.verify.difference import (
+    Difference,
+    architecture_differences,
+    first_difference,
+    with_common_rows,
+)
 from ckpt_core.verify.files import check_files
 from ckpt_core.verify.receipt import changed_tensors
 

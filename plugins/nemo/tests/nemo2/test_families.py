@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ckpt_core import convert, open_checkpoint
-from ckpt_core.api import architecture_differences
 from ckpt_core.architecture import Architecture, RotaryKind
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example, write_ir
+from ckpt_core.verify.difference import architecture_differences
 from ckpt_nemo.nemo2.graph import read_graph
 from ckpt_tests import config_classes
 from ckpt_tests.families import CASES, build, tokens

@@ -1,0 +1,108 @@
+"""How two checkpoints differ: as architectures, and tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ckpt_core.api import digests
+from ckpt_core.architecture import Architecture, differing, facts_of
+from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.engine.run import Listener
+from ckpt_core.storage.dtypes import decode
+from ckpt_core.tensors.assembly import LazyParameter, SourceFiles, boxes
+
+_CHUNK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One way in which two checkpoints differ; of tensors also how many elements do, and by how much at most."""
+
+    subject: str
+    left: str
+    right: str
+    elements: int | None = None
+    largest: float | None = None
+
+
+def compare(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = None) -> list[Difference]:
+    """How two checkpoints of any formats differ, as architectures and as tensors; vocabulary padding aside.
+
+    If the vocabularies differ in size, the common rows are compared and the sizes are reported.
+    """
+    found = list(architecture_differences(left.architecture, right.architecture))
+    one, two = with_common_rows(left, right)
+    first, second = digests(one, listener=listener), digests(two, listener=listener)
+    for name in sorted(first.keys() | second.keys()):
+        if name not in first or name not in second:
+            here, there = (
+                str(side.tensors[name].parameter) if name in side.tensors else "absent" for side in (left, right)
+            )
+            found.append(Difference(name, here, there))
+        elif one.tensors[name].parameter.true_shape != two.tensors[name].parameter.true_shape:
+            found.append(Difference(name, str(one.tensors[name].parameter), str(two.tensors[name].parameter)))
+        elif first[name].digest != second[name].digest:
+            found.append(first_difference(one, two, name))
+    return found
+
+
+def with_common_rows(left: Checkpoint, right: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both checkpoints with the vocabulary rows that they have in common as the true ones."""
+    one, two = left.architecture.tokens, right.architecture.tokens
+    rows = None if one is None or two is None else min(one.vocabulary, two.vocabulary)
+    return replace(left, tensors=_with_true_rows(left, rows)), replace(right, tensors=_with_true_rows(right, rows))
+
+
+def _with_true_rows(side: Checkpoint, rows: int | None) -> dict[str, LazyParameter]:
+    tokens = side.architecture.tokens
+
+    def common(assembly: LazyParameter) -> LazyParameter:
+        parameter = assembly.parameter
+        if (
+            rows is None
+            or tokens is None
+            or not parameter.axes
+            or parameter.axes[0].name != "v"
+            or parameter.shape[0] != tokens.padded_vocabulary
+        ):
+            return assembly
+        return replace(assembly, parameter=replace(parameter, true_rows=rows))
+
+    return {name: common(assembly) for name, assembly in side.tensors.items()}
+
+
+def architecture_differences(left: Architecture, right: Architecture) -> Iterator[Difference]:
+    """The facts that differ, vocabulary padding aside."""
+    one, two = facts_of(left), facts_of(right)
+    for path in differing(one, two):
+        if path != "tokens.padded_vocabulary":
+            yield Difference(path, str(one.get(path, "absent")), str(two.get(path, "absent")))
+
+
+def first_difference(left: Checkpoint, right: Checkpoint, name: str) -> Difference:
+    """Where two tensors of one shape first differ, and by how much at most, read in pieces."""
+    sources = [SourceFiles(side.files) for side in (left, right)]
+    assemblies = [side.tensors[name] for side in (left, right)]
+    shape = assemblies[0].parameter.true_shape
+    largest, count, first = 0.0, 0, ("", "")
+    for box in boxes(shape, _CHUNK_ELEMENTS):
+        a, b = (
+            decode(source.read(assembly, box), assembly.value_dtype)
+            for source, assembly in zip(sources, assemblies, strict=True)
+        )
+        different = a.view(np.uint32) != b.view(np.uint32)
+        if different.any():
+            with np.errstate(invalid="ignore"):
+                largest = float(np.fmax(largest, np.fmax.reduce(np.abs(a - b), axis=None)))
+            if not count:
+                inside = tuple(int(i) for i in np.argwhere(different)[0])
+                where = tuple(start + i for (start, _), i in zip(box, inside, strict=True))
+                axes = " ".join(f"{axis.name}={i}" for axis, i in zip(assemblies[0].parameter.axes, where, strict=True))
+                first = (f"{a[inside]!s} at {axes}", str(b[inside]))
+            count += int(different.sum())
+    for source in sources:
+        source.close()
+    return Difference(name, *first, count, largest)
