@@ -23,6 +23,8 @@ from types import ModuleType
 
 import click
 import console
+import floors
+import sdk_names
 
 from ckpt_core import architecture as schema
 from ckpt_core.architecture import Architecture, parameters
@@ -426,6 +428,9 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "architecture-fields": architecture_fields,
     "command-line": command_line,
     "file": file,
+    "floors": floors.drawing,
+    "rooms": floors.rooms,
+    "sdk": sdk_names.page,
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m ckpt_core` is `ckpt`."""
+"""The program: `python -m ckpt_core` is `ckpt`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What passes between a reader and a writer: the intermediate representation and its company.
+"""What passes between a reader and a writer: `Checkpoint` and `Target`, the intermediate representation and its company.
 
 A reader turns a folder into a `Checkpoint`: an architecture, lazy canonical tensors, and everything else a
 model comes with. A writer turns one into a `Target`: files whose every byte is either known already or the

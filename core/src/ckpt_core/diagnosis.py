@@ -1,4 +1,4 @@
-"""What a path is that no format recognises, as far as its names tell, and what to do about it.
+"""What a path is that no format recognises, as far as the names in it tell, and what to do about it.
 
 The first finding that holds is the error. A folder is only listed, and files are only looked at by their first bytes.
 """

@@ -12,6 +12,19 @@ from collections.abc import Iterable
 
 from ckpt_core.text import printable
 
+__all__ = [
+    "CkptError",
+    "FormatError",
+    "Lines",
+    "Problems",
+    "ProblemsFound",
+    "Refusal",
+    "UsageError",
+    "WorkerError",
+    "did_you_mean",
+    "nearest",
+]
+
 _MOST_PROBLEMS = 1000
 _MOST_LINES = 28
 """Lines of an error's text: a screen. The rest is counted, and `problems` and `to_json` have it."""

@@ -1,4 +1,4 @@
-"""How a training framework is started with a checkpoint: what it has to be told, and what it finds there by itself.
+"""How a training framework is started with a checkpoint: what it must be told, and what it finds there by itself.
 
 A checkpoint does not restore everything. What a framework does not take from it, it silently keeps at its own default:
 another model, of the same shapes.
@@ -13,6 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import Problems, Refusal
+
+__all__ = [
+    "UNKNOWN",
+    "Argument",
+    "Launch",
+    "command_text",
+    "nested",
+    "override",
+]
 
 UNKNOWN = object()
 """The default of an argument that its framework demands, or takes from a file of the user's own."""

@@ -23,6 +23,30 @@ from ckpt_core.storage.chunks.tensor import Blob, ChunkedTensor
 from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.tensor import StoredTensor
 
+__all__ = [
+    "ASKED",
+    "KERNEL_STATE",
+    "LOADER",
+    "MASTERS",
+    "OPTIMIZER",
+    "PROGRESS",
+    "PROVENANCE",
+    "RANDOM",
+    "SCALER",
+    "SCHEDULE",
+    "SETTINGS",
+    "UNKNOWN_FILE",
+    "UNKNOWN_KEY",
+    "UNREAD_WEIGHTS",
+    "Contents",
+    "Entry",
+    "Ledger",
+    "Loss",
+    "Reason",
+    "place_text",
+    "tensor_bytes",
+]
+
 Fate = Literal["used", "carried", "left"]
 
 _MOST_COUNTED = 100_000  # files of a folder that belongs to something else

@@ -1,4 +1,4 @@
-"""Text from strangers, made fit for a terminal, a log and a page: names, values of configs, whatever a file says."""
+"""Text from strangers, made fit for a terminal, a log and a page."""
 
 from __future__ import annotations
 

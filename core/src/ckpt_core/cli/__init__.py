@@ -1,1 +1,1 @@
-"""The command line. Every command is a module of its own; what is heavy is imported when a command runs."""
+"""The command line: a module for each command, which imports what is heavy when it runs."""

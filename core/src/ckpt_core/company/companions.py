@@ -35,6 +35,7 @@ COMPANIONS = (
 )
 # Folders of such files, whatever the files in them are called.
 FOLDERS = ("additional_chat_templates",)
+"""Folders of companions, by name."""
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

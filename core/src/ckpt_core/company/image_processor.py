@@ -14,6 +14,8 @@ from ckpt_core.errors import FormatError
 from ckpt_core.storage.documents import parse_json
 
 PROCESSOR = "preprocessor_config.json"
+"""The file of Hugging Face that says how images are prepared."""
+
 _LIMIT = 1 << 20
 
 

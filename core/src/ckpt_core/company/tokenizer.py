@@ -22,6 +22,8 @@ ROLES = {"bos": "bos_token", "eos": "eos_token", "pad": "pad_token", "decoder_st
 """The notes that are ids of tokens, with the names that Hugging Face files have for them."""
 
 GENERATION = "generation_config.json"
+"""The file of Hugging Face that says how a model generates, ids of special tokens among it."""
+
 _LARGE = 512 << 20
 _MODELS = ("tokenizer.model", "spiece.model")  # of SentencePiece
 

@@ -72,10 +72,14 @@ class NegExpInverse:
 
 
 ValueMap = Scale | Add | NegExp | NegExpInverse
+"""What a row may do to values on the way (`via=`): each is one float32 operation with an inverse."""
 
 plus_one = Add(1.0)
+"""The canonical value is the stored one plus 1: norms that are stored around zero."""
 neg_exp = NegExp()
+"""The canonical value is -exp of the stored one."""
 
 
 def scale(factor: float) -> Scale:
+    """The canonical value is the stored one times `factor`."""
     return Scale(factor)

@@ -1,4 +1,4 @@
-"""What a format plugin may use: hooks, requests, and the finding of other formats."""
+"""Formats as plugins: their hooks, how they are found, what they are asked, and how their own framework judges."""
 
 from ckpt_core.plugins.hookspecs import GROUP, SDK, hookimpl
 from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest

@@ -26,6 +26,7 @@ SDK = 1
 
 hookspec = pluggy.HookspecMarker("ckpt")
 hookimpl = pluggy.HookimplMarker("ckpt")
+"""The decorator of every hook that a plugin implements."""
 
 # The bodies are empty: pluggy reads a specification's signature and never calls it.
 

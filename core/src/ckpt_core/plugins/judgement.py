@@ -28,6 +28,17 @@ import numpy as np
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint
 
+__all__ = [
+    "CannotRun",
+    "Case",
+    "FilesRefused",
+    "Judgement",
+    "installed",
+    "judged_apart",
+    "loading",
+    "named",
+]
+
 SECONDS = 900.0
 MOST_RANKS = 8
 _WORDS = 300

@@ -19,6 +19,15 @@ from yaml.scanner import Scanner
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.bytes.files import read_small
 
+__all__ = [
+    "dump_yaml",
+    "parse_json",
+    "parse_yaml",
+    "read_json",
+    "read_json_object",
+    "read_yaml_object",
+]
+
 _DEPTH = 64
 _MOST_JSON_MEMORY = 400 << 20  # the tokenizer.json of a vocabulary of 256k takes up to three quarters of it
 _MOST_YAML_BYTES = 2 << 20

@@ -16,6 +16,21 @@ import numpy as np
 
 from ckpt_core.errors import FormatError, UsageError
 
+__all__ = [
+    "BF16",
+    "BY_NAME",
+    "BY_SAFETENSORS",
+    "BY_TORCH",
+    "FP16",
+    "FP32",
+    "FP64",
+    "DType",
+    "commonest",
+    "decode",
+    "dtype_named",
+    "encode",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -70,8 +85,11 @@ _TABLE = [
 # fmt: on
 
 BY_NAME = {dtype.name: dtype for dtype in _TABLE}
+"""The dtypes by our names: `bf16`."""
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in _TABLE}
+"""The dtypes by the names that safetensors has for them: `BF16`."""
 BY_TORCH = {dtype.torch: dtype for dtype in _TABLE}
+"""The dtypes by the names that torch has for them: `bfloat16`."""
 
 FP64, FP32, FP16, BF16 = (BY_NAME[name] for name in ("fp64", "fp32", "fp16", "bf16"))
 

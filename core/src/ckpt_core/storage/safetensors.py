@@ -23,6 +23,13 @@ from ckpt_core.storage.documents import parse_json
 from ckpt_core.storage.dtypes import BY_SAFETENSORS, DType
 from ckpt_core.storage.tensor import StoredTensor
 
+__all__ = [
+    "Header",
+    "SafetensorsPlan",
+    "plan_file",
+    "read_header",
+]
+
 _MAX_HEADER = 100_000_000  # the library's own limit
 _MAX_DIMENSIONS = 32
 

@@ -1,4 +1,4 @@
-"""The conformance kit: what every format plugin is tested with, ours and yours.
+"""The conformance kit: what every format plugin is tested with.
 
     from ckpt_core.testing import FormatConformance, Quirks, example
 

@@ -25,6 +25,8 @@ from ckpt_core.storage.pickle.reader import read_pickle
 __all__ = ["METADATA", "Blob", "Chunk", "ChunkedTensor", "DistributedCheckpoint", "read_distributed"]
 
 METADATA = ".metadata"
+"""The file of a torch distributed checkpoint that says what lies where."""
+
 _MODULE = "torch.distributed.checkpoint."
 # Megatron-Core 0.15 pickles a subclass of Metadata; its fields are the same.
 _METADATA_CLASSES = (f"{_MODULE}metadata.Metadata", "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata")
