@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ckpt_core.api import convert, read_checkpoint
-from ckpt_core.checkpoint import Loss, Sidecar
+from ckpt_core.checkpoint import Loss, Provenance, Sidecar
 from ckpt_core.cli.survey import Future, Survey
 from ckpt_core.verify.statistics import Statistics
 from ckpt_page import page_of
@@ -71,16 +71,15 @@ def hostile(source):
     asked = survey(
         source,
         format=HOSTILE,
-        evidence=[HOSTILE],
+        provenance=Provenance(evidence=(HOSTILE,), losses=(Loss("dropped", HOSTILE, HOSTILE),)),
         parallel={HOSTILE: 2},
         notes={HOSTILE: HOSTILE},
-        losses=[Loss("dropped", HOSTILE, HOSTILE)],
         sidecars={HOSTILE: Sidecar(HOSTILE, 3)},
     )
-    held = asked.checkpoint
-    first, *others = held.tensors.values()
+    first, *others = asked.checkpoint.tensors.values()
     first = replace(first, blocks=tuple(replace(block, path=f"{HOSTILE}/{HOSTILE}") for block in first.blocks))
-    held.tensors = {HOSTILE: first, **{one.parameter.name: one for one in others}}
+    tensors = {HOSTILE: first, **{one.parameter.name: one for one in others}}
+    held = replace(asked.checkpoint, tensors=tensors)
     bad = Statistics(5, 5, 0, 0, None, None, None, None)
     return page_of(Survey(held, HOSTILE, [Future(HOSTILE, [HOSTILE], [])], dict.fromkeys(held.tensors, bad)))
 
