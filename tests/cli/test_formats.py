@@ -117,7 +117,9 @@ def test_two_distributions_of_one_format(ckpt, install) -> None:
 def test_a_reader_and_a_writer_that_return_nothing(ckpt, install, model: Path, tmp_path: Path) -> None:
     install("odd", plugin())
     ran = ckpt("inspect", model, "--from", "odd")
-    assert ran.code == 1 and "ckpt_read of format odd returns no Checkpoint\n  found: None from ckpt-odd 2.0" in ran.err
+    assert (
+        ran.code == 1 and "ckpt_read of format odd returns no Description\n  found: None from ckpt-odd 2.0" in ran.err
+    )
     ran = ckpt("convert", model, tmp_path / "out", "--to", "odd")
     assert ran.code == 1 and "ckpt_write of format odd returns no Target\n  found: None from ckpt-odd 2.0" in ran.err
 

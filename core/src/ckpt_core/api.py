@@ -33,6 +33,7 @@ from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
+from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
@@ -208,7 +209,7 @@ def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpo
     named = tuple(value for value in (*request.options.values(), request.config) if isinstance(value, str))
     with at_home(path, named) as home:
         try:
-            checkpoint: Checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
+            checkpoint = checkpoint_at(plugin, path, request)
         except CkptError as error:  # of a file that was refused, a reader may say no more than that it lacks it
             raise home.refused or broken_off(path, error) or error from None
         except OSError:
@@ -220,7 +221,6 @@ def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpo
                 found=f"{type(error).__name__}: {error}",
                 fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
-    _check_returned(plugin, "ckpt_read", checkpoint, Checkpoint)
     known = checkpoint.provenance
     known = replace(known, named=named, evidence=(f"{plugin.name}: {fact}", *known.evidence))
     checkpoint = replace(checkpoint, provenance=known)

@@ -27,6 +27,7 @@ from ckpt_core.config import (
     same_as,
     uniform,
 )
+from ckpt_core.description import Averaged, Description, RankTensors, Vocabulary
 from ckpt_core.errors import CkptError, FormatError, Problems, Refusal, UsageError
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table, drop, row
@@ -34,7 +35,8 @@ from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
 from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.plugins.named import named_by, named_for
-from ckpt_core.receipt import Receipt, check_agreement, original_of, receipt_of
+from ckpt_core.reading import IGNORE_KEYS, check_agreement, given, without_ignored
+from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage import bytes as disk
 from ckpt_core.storage import chunks as chunked
@@ -42,20 +44,27 @@ from ckpt_core.storage import documents, dtypes, safetensors
 from ckpt_core.storage import torch as torch_files
 from ckpt_core.storage.archive import tree as trees
 from ckpt_core.storage.archive.tar import plan_tar
+from ckpt_core.storage.containers import SAFETENSORS, TORCH
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors import ParameterBuilder, Shard
 from ckpt_core.tensors.stored import storage_dtype
+from ckpt_core.writing import TargetBuilder
 
 __all__ = [
+    "IGNORE_KEYS",
+    "SAFETENSORS",
+    "TORCH",
     "Activation",
     "Architecture",
+    "Averaged",
     "Checkpoint",
     "CkptError",
     "Codec",
     "Config",
     "Custom",
     "DType",
+    "Description",
     "Entry",
     "Facts",
     "FormatError",
@@ -74,6 +83,7 @@ __all__ = [
     "Placement",
     "Problems",
     "Provenance",
+    "RankTensors",
     "ReadRequest",
     "Receipt",
     "Refusal",
@@ -83,7 +93,9 @@ __all__ = [
     "StoredTensor",
     "Table",
     "Target",
+    "TargetBuilder",
     "UsageError",
+    "Vocabulary",
     "WriteRequest",
     "architecture_of",
     "check_agreement",
@@ -97,6 +109,7 @@ __all__ = [
     "errors",
     "fact_is",
     "facts_of",
+    "given",
     "hookimpl",
     "ignore",
     "implied",
@@ -124,4 +137,5 @@ __all__ = [
     "torch_files",
     "trees",
     "uniform",
+    "without_ignored",
 ]

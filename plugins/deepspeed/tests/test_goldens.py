@@ -97,7 +97,7 @@ def test_the_architecture_and_the_layout_are_those_of_the_case(golden: Golden) -
         assert len(source.architecture.decoder.layers) == model["num_layers"]
         if not is_universal(golden):
             assert found.parallel == {name: golden.case[name] for name in ("tp", "pp", "dp")}
-            assert found.masters == in_bf16(golden)
+            assert found.provenance.masters == in_bf16(golden)
 
 
 @each(PIPELINE, lambda golden: not is_drifted(golden))

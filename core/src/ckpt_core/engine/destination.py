@@ -11,6 +11,7 @@ from ckpt_core.errors import CkptError
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
 from ckpt_core.plugins.request import ReadRequest, typed_options
+from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import recorded_plan
 from ckpt_core.storage.bytes.space import free_space
@@ -110,7 +111,7 @@ def _foreign(path: str) -> list[str]:
         return sorted(name for name in there if name not in own)
     ((plugin, _), *_) = detect(path)
     try:
-        checkpoint = plugin.hooks.ckpt_read(path=path, request=ReadRequest(typed_options(plugin.info, {}, "read")))
+        checkpoint = checkpoint_at(plugin, path, ReadRequest(typed_options(plugin.info, {}, "read")))
     except CkptError as problem:
         return [f"what {plugin.name} can't read: {problem.problem}"]
     read = [state.path for state in checkpoint.files]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.description import Description
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
 
 
@@ -41,7 +42,7 @@ def ckpt_notes(path: str) -> Mapping[str, object] | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_core.ir.files import read
 
     return read(path, request)

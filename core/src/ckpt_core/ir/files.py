@@ -14,12 +14,12 @@ from typing import Any
 from ckpt_core.architecture import dumps, from_json
 from ckpt_core.checkpoint import Checkpoint, Placement, Target
 from ckpt_core.company.companions import files_below
+from ckpt_core.description import Description, RankTensors
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.ir.weights import table
-from ckpt_core.layout import BoundTables, Native, account
+from ckpt_core.layout import BoundTables, Native
 from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.receipt.origin import check_agreement, original_of
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.files import FileState
@@ -27,7 +27,6 @@ from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.documents import read_json, read_json_object
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.tensors.assembly import ParameterBuilder, Shard
 
 ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"
@@ -45,46 +44,35 @@ def looks_like(path: str) -> str | None:
     return f"{ARCHITECTURE} beside {INDEX}" if ours else None
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint in a folder of ours."""
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies in a folder of ours."""
     if request.weights == "master":
         raise CkptError("the intermediate representation has no fp32 masters", file=path, fix="use --weights model")
-    architecture_file = os.path.join(path, ARCHITECTURE)
+    architecture_file, index_file = (os.path.join(path, name) for name in (ARCHITECTURE, INDEX))
     architecture = from_json(read_json_object(architecture_file), architecture_file)
-    if request.architecture is not None:
-        check_agreement(request.architecture, architecture, architecture_file)
-    index = read_json_object(os.path.join(path, INDEX))
-    notes = read_json_object(os.path.join(path, NOTES)) if os.path.isfile(os.path.join(path, NOTES)) else {}
-    layout = BoundTables([table(architecture)], architecture)
-    natives = layout.natives()
-    assembler = ParameterBuilder(layout.parameters, path)
+    files = [FileState.of(architecture_file)]
     tensors: dict[str, StoredTensor] = {}
-    states = [FileState.of(architecture_file)]
-    for name in sorted(set(map(str, index.values()))):
+    for name in sorted(set(map(str, read_json_object(index_file).values()))):
         if os.path.basename(name) != name or not name.endswith(".safetensors"):
-            raise FormatError("the index names a file outside the folder", file=os.path.join(path, INDEX), found=name)
-        states.append(FileState.of(os.path.join(path, name)))
+            raise FormatError("the index names a file outside the folder", file=index_file, found=name)
+        files.append(FileState.of(os.path.join(path, name)))
         tensors |= safetensors.read_header(os.path.join(path, name)).tensors
-    for problem in account(natives, layout.tables, tensors, path):
-        assembler.problems.add(problem)
-    for name, native in natives.items():
-        if name in tensors:
-            assembler.add(native, [Shard((0,) * len(native.shape), tensors[name])])
+    notes = read_json_object(os.path.join(path, NOTES)) if os.path.isfile(os.path.join(path, NOTES)) else {}
     ledger = Ledger()
-    ledger.used("where each tensor lies", os.path.join(path, INDEX))
+    ledger.used("where each tensor lies", index_file)
     ledger.carried("notes", os.path.join(path, NOTES), *notes)
     ledger.carried("notes", os.path.join(path, NOTES))
-    checkpoint = Checkpoint(
-        "ir",
-        path,
-        architecture,
-        assembler.finish(),
-        states,
+    return Description(
+        architecture=architecture,
+        tables=[table(architecture)],
+        ranks=[RankTensors({}, tensors, path)],
+        where=path,
+        files=files,
+        config=architecture_file,
         notes=notes,
         sidecars=files_below(os.path.join(path, _SIDECARS)),
         ledger=ledger,
     )
-    return original_of(checkpoint, path)
 
 
 def notes_in(path: str) -> dict[str, Any] | None:

@@ -269,9 +269,18 @@ class _BoundRow:
                     )
 
 
-def account(natives: Mapping[str, Native], tables: Iterable[Table], found: Iterable[str], file: str) -> list[CkptError]:
-    """Problems for native tensors that are missing or that no row or drop claims. Copies may be absent."""
-    found = set(found)
+def account(
+    natives: Mapping[str, Native],
+    tables: Iterable[Table],
+    found: Iterable[str],
+    file: str,
+    places: Mapping[str, str] | None = None,
+) -> list[CkptError]:
+    """Problems for native tensors that are missing or that no row or drop claims. Copies may be absent.
+
+    `places` says in which file each of those found lies, if they are not all in `file`.
+    """
+    found, places = set(found), places or {}
     tables = list(tables)
     unclaimed = sorted(name for name in found - natives.keys() if not any(table.drops_name(name) for table in tables))
     missing = sorted(name for name, native in natives.items() if name not in found and not native.row.copy)
@@ -280,7 +289,11 @@ def account(natives: Mapping[str, Native], tables: Iterable[Table], found: Itera
         for number, name in enumerate(missing)
     ]
     problems += [
-        CkptError(f"tensor {name!r} is not part of this architecture", file=file, fix=_nearest(name, number, missing))
+        CkptError(
+            f"tensor {name!r} is not part of this architecture",
+            file=places.get(name, file),
+            fix=_nearest(name, number, missing),
+        )
         for number, name in enumerate(unclaimed)
     ]
     return problems

@@ -13,6 +13,7 @@ import pluggy
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
+from ckpt_core.description import Description
 from ckpt_core.launch import Launch
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
 
@@ -52,8 +53,8 @@ def ckpt_notes(path: str) -> Mapping[str, object] | None:
 
 
 @hookspec(firstresult=True)
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:  # type: ignore[empty-body]
-    """The checkpoint at `path`, from headers alone. Raises every problem found at once."""
+def ckpt_read(path: str, request: ReadRequest) -> Description:  # type: ignore[empty-body]
+    """What lies at `path`, from headers alone: the model, and the tensors of every rank. The core makes the checkpoint of it."""
 
 
 @hookspec(firstresult=True)

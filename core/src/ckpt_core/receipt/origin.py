@@ -14,7 +14,7 @@ from dataclasses import replace
 from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.company.vocabulary import with_vocabulary
-from ckpt_core.errors import CkptError, Problems
+from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt
 
@@ -69,18 +69,3 @@ def original_of(checkpoint: Checkpoint, folder: str) -> Checkpoint:
 
 def _same_but_for_vocabulary(one: Architecture, two: Architecture) -> bool:
     return not {path for path in differing(facts_of(one), facts_of(two)) if path != "tokens.vocabulary"}
-
-
-def check_agreement(given: Architecture, found: Architecture, file: str) -> None:
-    """Raise every fact in which `--config` (`given`) and a checkpoint that describes itself (`found`) differ.
-
-    The true vocabulary may be smaller in `given`: many formats can only say the padded one.
-    """
-    one, two = facts_of(given), facts_of(found)
-    problems = Problems("--config and the checkpoint describe different models")
-    for path in differing(one, two):
-        if not (path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]):
-            problems.add(
-                CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file)
-            )
-    problems.raise_any()

@@ -28,6 +28,7 @@ from ckpt_core.layout import Link, Native, Tile, parse
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, require
 from ckpt_core.plugins.request import typed_options
+from ckpt_core.reading import checkpoint_at
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile
@@ -93,7 +94,7 @@ def trace(
         plan = make_plan(model_of_holes(architecture, dtype), target)
         path = _materialise(target, out)
         request = ReadRequest(typed_options(plugin.info, given["read"], "read"), None, "auto")
-        back: Checkpoint = plugin.hooks.ckpt_read(path=path, request=request)
+        back = checkpoint_at(plugin, path, request)
         found = _compared(plan, back, out)
     hold_against_declared(found, plugin, target)
     return found

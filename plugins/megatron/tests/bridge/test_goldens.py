@@ -60,7 +60,7 @@ def test_the_facts_of_the_case_are_found(golden: Golden) -> None:
         found = source.checkpoint
         assert {name: found.parallel.get(name, 1) for name in ("tp", "pp", "ep")} == own_layout(golden)
         assert found.architecture.tokens.vocabulary == golden.case["explicit_config"]["vocab_size"]
-        assert not found.masters and not found.losses
+        assert not found.provenance.masters and not found.provenance.losses
     assert fingerprint(golden.checkpoint / STEP) == fingerprint(golden.checkpoint)
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Launch, Option, ReadRequest, Target, WriteRequest, hookimpl
+from ckpt_core.sdk import (
+    Checkpoint,
+    Description,
+    FormatInfo,
+    Launch,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -47,7 +57,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_nanotron.read import read
 
     return read(path, request)

@@ -5,27 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Checkpoint,
     CkptError,
+    Description,
     Facts,
     Ledger,
     Loss,
-    ParameterBuilder,
     Problems,
-    Provenance,
+    RankTensors,
     ReadRequest,
+    Vocabulary,
     architecture_of,
-    check_agreement,
     company,
     disk,
     documents,
-    layouts,
-    original_of,
+    given,
 )
 from ckpt_nanotron.config import MODELS, ModelClass, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
@@ -44,101 +42,79 @@ from ckpt_nanotron.files import (
 _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint at a step folder, or at the run folder that holds it."""
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies at a step folder, or at the run folder that holds it."""
     step = find_step(path)
     files = read_files(step)
-    described = _described(step, files, request)
-    architecture, interleaved = described.architecture, described.interleaved
-    layout = layouts.BoundTables(
-        described.model.tables(interleaved=interleaved, grouped=described.grouped), architecture
-    )
-    natives = layout.natives()
-    states = [*files.states, *described.states]
-    parameters = files.parameters
-    enter_training(described.ledger, step, request.weights == "master")
+    model = _model(step, files, request)
+    ledger, evidence, states = model.ledger, [*model.evidence], [*files.states, *model.files]
+    enter_training(ledger, step, request.weights == "master")
     if os.path.isfile(latest := os.path.join(path, LATEST)):
-        described.ledger.used("the step to read", latest)
+        ledger.used("the step to read", latest)
+    parameters = files.parameters
     if request.weights == "master":
         parameters, more = masters(step, files)
         states += more
-        described.evidence.append("weights: fp32 masters of optimizer/ (gradient_accumulator)")
-    assembler = ParameterBuilder(layout.parameters, step)
-    for problem in layouts.account(natives, layout.tables, parameters, os.path.join(step, "model")):
-        assembler.problems.add(problem)
-    for name, native in natives.items():
-        if name in parameters and parameters[name].shape == native.shape:
-            assembler.add(native, parameters[name].shards)
-        elif name in parameters:
-            assembler.problems.add(
-                CkptError(
-                    f"tensor {name!r} does not have the shape of this architecture",
-                    file=os.path.join(step, "model"),
-                    found=f"shape {parameters[name].shape}",
-                    expected=assembler.expected_shape(native),
-                )
-            )
-    checkpoint = Checkpoint(
-        "nanotron",
-        path,
-        architecture,
-        assembler.finish(),
-        states,
-        notes=described.notes,
+        evidence.append("weights: fp32 masters of optimizer/ (gradient_accumulator)")
+    asked, multiple = request.options.get("vocab"), model.multiple * files.tp
+    return Description(
+        architecture=model.architecture,
+        tables=model.kind.tables(interleaved=model.interleaved, grouped=model.grouped),
+        ranks=[
+            RankTensors({}, {name: stored.shards for name, stored in parameters.items()}, os.path.join(step, "model"))
+        ],
+        where=step,
+        root=path if step == path else os.path.dirname(step),
+        files=states,
+        config=model.config,
+        vocabulary=Vocabulary(
+            rows=lambda tokens: -(-tokens // multiple) * multiple,
+            said=multiple == 1,
+            asked=None if asked is None else _vocabulary(str(asked), step),
+        ),
+        notes=model.notes,
         sidecars=company.files_in(
             step, lambda name: name not in _OWN_FILES and not name.startswith((".", "ckpt-receipt"))
         ),
         parallel={"tp": files.tp, "pp": files.pp},
-        ledger=described.ledger,
-        provenance=Provenance(
-            hints={
-                "model": described.model.kind,
-                "interleaved": interleaved,
-                "grouped": described.grouped,
-                "shared_experts": any(
-                    layer.mlp.moe and layer.mlp.moe.shared for layer in decoder_of(architecture).layers
-                ),
-                "target": described.release,
-                "tp": files.tp,
-                "pp": files.pp,
-            },
-            evidence=described.evidence,
-            losses=described.losses,
-            masters=bool(optimizer_files(step)) and _records_masters(step),
-        ),
-    )
-    checkpoint = original_of(checkpoint, os.path.dirname(step) if step != path else path)
-    asked = request.options.get("vocab")
-    if asked is not None:
-        return company.with_vocabulary(checkpoint, _vocabulary(str(asked), step))
-    multiple = described.multiple * files.tp
-    return company.settled(
-        checkpoint,
-        request,
-        padded=lambda tokens: -(-tokens // multiple) * multiple,
-        said=multiple == 1,
+        ledger=ledger,
+        hints={
+            "model": model.kind.kind,
+            "interleaved": model.interleaved,
+            "grouped": model.grouped,
+            "shared_experts": any(
+                layer.mlp.moe and layer.mlp.moe.shared for layer in decoder_of(model.architecture).layers
+            ),
+            "target": model.release,
+            "tp": files.tp,
+            "pp": files.pp,
+        },
+        evidence=evidence,
+        losses=model.losses,
+        masters=bool(optimizer_files(step)) and _records_masters(step),
     )
 
 
 @dataclass
-class Described:
-    """What the configs (or `--config`) say about a checkpoint, and what that rests on. nanotron pads the vocabulary to
+class ConfigModel:
+    """The model that the configs (or `--config`) describe, and what that rests on. nanotron pads the vocabulary to
     `multiple` rows for each tensor parallel rank (helpers.py, _vocab_size_with_padding)."""
 
-    model: ModelClass
+    kind: ModelClass
     architecture: Architecture
     interleaved: bool
     grouped: bool
     release: str
+    config: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    states: list[disk.FileState] = field(default_factory=list)
+    files: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     multiple: int = 1
 
 
-def _described(step: str, files: Files, request: ReadRequest) -> Described:
+def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     training_file = os.path.join(step, TRAINING_CONFIG)
     sections = documents.read_yaml_object(training_file) if os.path.isfile(training_file) else {}
     training, ledger = _section(sections, "model"), Ledger()
@@ -148,19 +124,19 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
     config: Mapping[str, Any] | None = documents.read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")
     if config is None and not twin:
-        return _described_by_user(step, files, request)
+        return _model_of_user(step, files, request)
     if config is None:
         config, config_file = twin, training_file
     elif twin:
         _check_twins(config, twin, config_file)
-    model = model_of(config, config_file)
-    facts, notes = model.config.read(config, config_file)
-    ledger.config(config_file, model.config.fates(config))
-    newer = "rope_interleaved" in config or model.kind == "qwen2"
+    kind = model_of(config, config_file)
+    facts, notes = kind.config.read(config, config_file)
+    ledger.config(config_file, kind.config.fates(config))
+    newer = "rope_interleaved" in config or kind.kind == "qwen2"
     release, interleaved = "main" if newer else "0.4", False
-    states, evidence = [disk.FileState.of(config_file)], [f"{model.config.name} by {model.marker}"]
+    states, evidence = [disk.FileState.of(config_file)], [f"{kind.config.name} by {kind.marker}"]
     losses: list[Loss] = []
-    if model.kind == "starcoder2":
+    if kind.kind == "starcoder2":
         release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
     else:
         interleaved = _rotary_order(config, request, evidence)
@@ -168,44 +144,52 @@ def _described(step: str, files: Files, request: ReadRequest) -> Described:
         _tied_head(config, files, facts, evidence, losses)
     _scale(training, facts, evidence)
     architecture = architecture_of(facts, config_file)
-    if request.architecture is not None:
-        check_agreement(request.architecture, architecture, config_file)
     grouped = bool(config.get("grouped_query"))
     multiple = training.get("make_vocab_size_divisible_by")
     multiple = multiple if type(multiple) is int and multiple > 0 else 1
-    return Described(
-        model, architecture, interleaved, grouped, release, notes, states, evidence, losses, ledger, multiple
+    return ConfigModel(
+        kind,
+        architecture,
+        interleaved,
+        grouped,
+        release,
+        config_file,
+        notes,
+        states,
+        evidence,
+        losses,
+        ledger,
+        multiple,
     )
 
 
-def _described_by_user(step: str, files: Files, request: ReadRequest) -> Described:
+def _model_of_user(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     """A folder of weights alone: the architecture from `--config`, the rotary order from the user."""
-    architecture = request.architecture
-    if architecture is None or architecture.tokens is None:
-        raise CkptError(
-            "the folder holds no config",
-            file=step,
-            expected=f"{CONFIG} or {TRAINING_CONFIG}",
-            fix="give one with --config",
-        )
-    model = next(
-        model
-        for model in MODELS
-        if model.kind == ("starcoder2" if "model.token_embeddings" in " ".join(files.parameters) else "qwen2")
+    name = "model.token_position_embeddings.pp_block.token_embedding.weight"
+    architecture = given(
+        request,
+        step,
+        rows=files.parameters[name].shape[0] if name in files.parameters else None,
+        problem="the folder holds no config",
+        expected=f"{CONFIG} or {TRAINING_CONFIG}",
+    )
+    kind = next(
+        kind
+        for kind in MODELS
+        if kind.kind == ("starcoder2" if "model.token_embeddings" in " ".join(files.parameters) else "qwen2")
     )
     interleaved = request.options.get("rope_interleaved")
-    if interleaved is None and model.kind != "starcoder2":
+    if interleaved is None and kind.kind != "starcoder2":
         raise CkptError(
             "nothing says whether rotary pairs are interleaved",
             file=step,
             expected="-o rope_interleaved=true for weights trained before September 2024, false for weights trained since",
         )
-    name = "model.token_position_embeddings.pp_block.token_embedding.weight"
-    rows = files.parameters[name].shape[0] if name in files.parameters else architecture.tokens.padded_vocabulary
-    padded = replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
     release = "0.4" if interleaved else "main"
     grouped = any(name.endswith(".attn.query_key_value.weight") for name in files.parameters)
-    return Described(model, padded, bool(interleaved), grouped, release, evidence=["architecture: given with --config"])
+    return ConfigModel(
+        kind, architecture, bool(interleaved), grouped, release, evidence=["architecture: given with --config"]
+    )
 
 
 def _section(value: object, key: str) -> Mapping[str, Any]:
@@ -214,7 +198,7 @@ def _section(value: object, key: str) -> Mapping[str, Any]:
 
 
 def _check_twins(config: Mapping[str, Any], twin: Mapping[str, Any], file: str) -> None:
-    """The model config is stored twice; two stories mean that someone edited one of them."""
+    """The model config is stored twice; if they differ, someone edited one of them."""
     problems = Problems(f"{CONFIG} and {TRAINING_CONFIG} describe different models")
     for key in sorted(config.keys() & twin.keys()):
         if config[key] != twin[key]:

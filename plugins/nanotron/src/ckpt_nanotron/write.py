@@ -14,21 +14,16 @@ from ckpt_core.sdk import (
     Checkpoint,
     Loss,
     Native,
-    Placement,
     Problems,
     Refusal,
     Target,
+    TargetBuilder,
     WriteRequest,
     company,
-    disk,
-    dtypes,
     errors,
     facts_of,
-    layouts,
     rewrites,
-    safetensors,
     schema,
-    storage_dtype,
 )
 from ckpt_nanotron.config import MODELS, RELEASES, ModelClass, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
@@ -54,49 +49,36 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     arrangement = {"interleaved": interleaved, "grouped": bool(hints.get("grouped")) and tp == 1}
     model, kind, config = _choose(release, model, {**notes, **arrangement}, str(hints.get("model") or ""))
     _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
-    grouped = bool(config.get("grouped_query"))
-    layout = layouts.BoundTables(kind.tables(interleaved=interleaved, grouped=grouped), model.architecture)
-    whole = layout.natives()
-    placement = pipeline_stages(kind, config, pp)
-    files, placements, stored_as = [], [], []
+    tables = kind.tables(interleaved=interleaved, grouped=bool(config.get("grouped_query")))
+    builder, stages = TargetBuilder(model, tables, request.dtype), pipeline_stages(kind, config, pp)
+    whole = builder.natives()
     for rank in range(tp):
-        for name, native in layout.natives({"tp": (rank, tp)}).items():
+        for name, native in builder.natives({"tp": (rank, tp)}).items():
             sharded = "tp" in dict(native.row.splits)
             if rank and not sharded:
                 continue
-            dtype = storage_dtype(native, model.tensors, request.dtype)
-            stored_as.append(dtype)
-            path = f"{_STEP}/" + file_name(native, (rank, tp), (stage_of(native, placement), pp), sharded)
+            path = f"{_STEP}/" + file_name(native, (rank, tp), (stage_of(native, stages), pp), sharded)
             metadata = slices_metadata(native, whole[name], rank, release.checkpoint_version) if sharded else {}
-            plan = safetensors.plan_file({"data": (dtype, native.shape)}, metadata)
-            files.append(disk.OutputFile(path, plan.size, ((0, plan.header),)))
-            placements.append(Placement(native, dtype, path, plan.offsets["data"]))
-    dtype = dtypes.commonest(stored_as)
+            builder.add_file(path, {"data": native}, metadata=metadata)
     step_folder = f"{request.destination}/{_STEP}" if request.destination else _STEP
-    documents = {
+    tokenizer = company.has_tokenizer(checkpoint.sidecars)
+    builder.documents |= {
         LATEST: _STEP.encode(),
         f"{_STEP}/{CONFIG}": json.dumps(config).encode(),
         f"{_STEP}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"])),
         f"{_STEP}/{TRAINING_CONFIG}": training_yaml(
-            release, config, step_folder, tp, pp, dtype, multiple // tp, company.has_tokenizer(checkpoint.sidecars)
+            release, config, step_folder, tp, pp, builder.commonest_dtype, multiple // tp, tokenizer
         ),
     }
-    sidecars = {f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
-    return Target(
+    return builder.target(
         "nanotron",
-        model.architecture,
-        model.tensors,
-        files,
-        placements,
-        documents,
-        sidecars,
+        sidecars={f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()},
         parallel={"tp": tp, "pp": pp},
         decisions={
             "target": release.name,
             "model": kind.config.name,
             "rope_interleaved": interleaved,
             "checkpoint_version": release.checkpoint_version,
-            "rewrites": list(model.rewrites),
             **({"tokens": tokens} if tokens else {}),
         },
         losses=losses,

@@ -87,7 +87,7 @@ def test_the_facts_of_the_case_are_found(golden: Golden) -> None:
     with open_checkpoint(golden.checkpoint) as source:
         found = source.checkpoint
         assert {name: found.parallel.get(name, 1) for name in ("tp", "pp", "ep")} == own_layout(golden)
-        assert found.masters == has_optimizer(golden)
+        assert found.provenance.masters == has_optimizer(golden)
         assert found.architecture.tokens.vocabulary >= golden.logits.shape[-1]
         # this one says vocab_size itself, and has a row more than its tokenizer has tokens
         assert [loss.subject for loss in found.losses] == (

@@ -1,0 +1,103 @@
+"""The one writer: files and the places of tensors in them, as a plugin decides one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from ckpt_core.architecture import Architecture
+from ckpt_core.checkpoint import Placement, Sidecar, Target
+from ckpt_core.layout import BoundTables, Native, Ranks, Table
+from ckpt_core.ledger import Loss
+from ckpt_core.rewrite.model import Rewritable
+from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.containers import SAFETENSORS, Container
+from ckpt_core.storage.dtypes import DType, commonest
+from ckpt_core.tensors.stored import storage_dtype
+
+
+class TargetBuilder:
+    """A target as it is decided: which tensor goes into which file, in which dtype, and what else is written.
+
+        builder = TargetBuilder(model, TABLES, request.dtype)
+        for rank in range(tp):
+            builder.add_file(f"rank-{rank}.safetensors", builder.natives({"tp": (rank, tp)}))
+        builder.documents["model.json"] = text
+        return builder.target("example", sidecars=checkpoint.sidecars, parallel={"tp": tp}, said=CONFIG.said(config))
+
+    `model` is written as it is: what the format can't say was rewritten before. `dtype` is that of all tensors whose row
+    fixes none; None keeps each one's own. `documents` are files whose bytes are known, by path.
+    """
+
+    def __init__(self, model: Rewritable, tables: Sequence[Table], dtype: DType | None = None) -> None:
+        self.model, self.dtype = model, dtype
+        self.bound = BoundTables(tables, model.architecture)
+        self.files: list[OutputFile] = []
+        self.placements: list[Placement] = []
+        self.documents: dict[str, bytes] = {}
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.architecture
+
+    def natives(self, ranks: Ranks | None = None) -> dict[str, Native]:
+        """The tensors of a rank by name; see `BoundTables.natives` for the errors."""
+        return self.bound.natives(ranks)
+
+    def dtype_of(self, native: Native) -> DType:
+        """The dtype that a tensor is stored in."""
+        return storage_dtype(native, self.model.tensors, self.dtype)
+
+    @property
+    def commonest_dtype(self) -> DType:
+        """The dtype of most tensors that have a place by now, for configs that name one."""
+        return commonest([placement.dtype for placement in self.placements])
+
+    def add_file(
+        self,
+        path: str,
+        tensors: Mapping[str, Native],
+        container: Container = SAFETENSORS,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """A file of the target that holds `tensors`, each under its name in the file."""
+        specs = {name: (self.dtype_of(native), native.shape) for name, native in tensors.items()}
+        file, offsets = container.plan(path, specs, metadata)
+        self.files.append(file)
+        for name, native in tensors.items():
+            self.place(native, path, offsets[name])
+
+    def place(self, native: Native, path: str, offset: int) -> None:
+        """Put the data of a tensor into a file, from byte `offset` on."""
+        self.placements.append(Placement(native, self.dtype_of(native), path, offset))
+
+    def target(
+        self,
+        format: str,
+        *,
+        sidecars: Mapping[str, Sidecar] | None = None,
+        parallel: Mapping[str, int] | None = None,
+        decisions: Mapping[str, Any] | None = None,
+        losses: Iterable[Loss] = (),
+        said: Mapping[str, Any] | None = None,
+        held: Collection[str] = (),
+        config: Mapping[str, Any] | None = None,
+        single_file: bool = False,
+    ) -> Target:
+        """The target; the rewrites of the model are one of its decisions. See `Target` for the arguments."""
+        return Target(
+            format,
+            self.model.architecture,
+            self.model.tensors,
+            self.files,
+            self.placements,
+            self.documents,
+            sidecars or {},
+            parallel or {},
+            {**(decisions or {}), "rewrites": list(self.model.rewrites)},
+            list(losses),
+            single_file,
+            said or {},
+            held,
+            config or {},
+        )
