@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import importlib
 import inspect
 import os
-import pkgutil
 import re
 import sys
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import click
 import console
@@ -33,7 +30,9 @@ from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
 from ckpt_core.config import Config
 from ckpt_core.config import table as config_lines
+from ckpt_core.explain import declared_families, names_everywhere
 from ckpt_core.layout import Drop, Row, Table
+from ckpt_core.plugins import FamilyTables
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import option_table
 from ckpt_core.testing import example, example_architectures, variations
@@ -106,45 +105,15 @@ def _format_page(name: str) -> str:
         }
         parts += ["### Options of " + name, table(("`-o`", "values", "default", "side", "what it does"),
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
-    modules = list(_modules("ckpt_core.ir" if name == "ir" else IN_REPOSITORY[name]))
-    parts += _configs(modules, name)
-    parts += _tables(modules, name)
+    families = declared_families(require(name))
+    parts += _configs(families, name)
+    parts += _tables(families, name)
     return "\n\n".join(parts)
 
 
-def _modules(package: str) -> Iterator[ModuleType]:
-    """The modules of a format that hold tables: weights first, since other modules vary those."""
-    root = importlib.import_module(package)
-    others = tuple(f"{module}." for module in IN_REPOSITORY.values() if module.startswith(f"{package}."))
-    found = (module.name for module in pkgutil.walk_packages(root.__path__, f"{package}."))
-    names = sorted(name for name in found if not f"{name}.".startswith(others))
-    for name in sorted(names, key=lambda name: not name.endswith(".weights")):
-        yield importlib.import_module(name)
-
-
-def _inside(value: object, label: str) -> Iterator[tuple[str, Config | Table]]:
-    """The config and tensor tables in a value, with the name that a reader knows them by."""
-    if isinstance(value, Config | Table):
-        yield label, value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _inside(item, label)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        config = getattr(value, "config", None)
-        for field in dataclasses.fields(value):
-            yield from _inside(getattr(value, field.name), config.name if isinstance(config, Config) else label)
-
-
-def _found(modules: Iterable[ModuleType]) -> Iterator[tuple[str, Config | Table]]:
-    for module in modules:
-        for variable, value in vars(module).items():
-            if not variable.startswith("_"):
-                yield from _inside(value, variable)
-
-
-def _configs(modules: list[ModuleType], name: str) -> list[str]:
+def _configs(families: Sequence[FamilyTables], name: str) -> list[str]:
     """The config tables of a plugin; each after the first shows where it differs from the one it was made from."""
-    found = list({id(value): value for _, value in _found(modules) if isinstance(value, Config)}.values())
+    found = list({id(family.config): family.config for family in families if family.config is not None}.values())
     parts = [f"### Config keys of {name}"] if found else []
     for index, config in enumerate(found):
         base = max(found[:index], key=lambda other: _shared(config, other), default=None)
@@ -214,15 +183,15 @@ def _config_row(entry: config_lines.Entry) -> tuple[str, str]:
     return keys, claims
 
 
-def _tables(modules: list[ModuleType], name: str) -> list[str]:
+def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
     """The tensor tables of a plugin; a variant shows where it differs from the table it was made from.
 
     Where rows are put together for each model, there is no table to show, and the declared sentences say all of them.
     """
     found: dict[Table, str] = {}
-    for label, one in _found(modules):
-        if isinstance(one, Table):
-            found.setdefault(one, label)
+    for family in families:
+        for one in family.tables:
+            found.setdefault(one, family.name)
     if not found:
         lines = list(Sentences.beside(require(name).module))
         return [f"### Tensors of {name}", _sentence_table(lines)] if lines else []
@@ -234,12 +203,13 @@ def _tables(modules: list[ModuleType], name: str) -> list[str]:
         base = max(like, key=lambda other: len({*other.rows} & {*one.rows}), default=None)
         shown.append(one)
         if base is None or 2 * len({*base.rows} & {*one.rows}) < len(base.rows):
-            parts += [f"`{label}`{below}:", _row_table(one.rows, one.drops)]
+            parts += [f"{code(label)}{below}:", _row_table(one.rows, one.drops)]
             continue
         mine = {r.native for r in one.rows}
         rows, drops = [r for r in one.rows if r not in base.rows], [d for d in one.drops if d not in base.drops]
         gone = _without(r.native for r in base.rows if r.native not in mine)
-        parts += [f"`{label}`{below}: as `{found[base]}`{gone}{', and' if rows or drops else ''}"]
+        like = "above" if found[base] == label else code(found[base])
+        parts += [f"{code(label)}{below}: as {like}{gone}{', and' if rows or drops else ''}"]
         parts += [_row_table(rows, drops)] if rows or drops else []
     return parts
 
@@ -264,6 +234,26 @@ def _row_rest(row: Row) -> str:
     said += [f"when `{row.when}`"] * bool(row.when) + [f"via `{row.via}`"] * (row.via is not None)
     said += [f"always {row.dtype}"] * (row.dtype is not None) + ["a copy, may be absent"] * row.copy
     return ", ".join(said)
+
+
+def names() -> str:
+    """What every format calls each canonical parameter."""
+    parts = []
+    for canonical, by_format in names_everywhere().items():
+        rows = [
+            (
+                code(format),
+                code(name.native),
+                code(name.sentence),
+                ", ".join((*filter(None, [code(name.ranks)]), *name.conditions)),
+            )
+            for format, names in by_format.items()
+            if format in FIRST_PARTY
+            for name in names
+        ]
+        if rows:
+            parts += [f"### `{canonical}`", table(("format", "name", "layout of one rank", ""), rows)]
+    return "\n\n".join(parts)
 
 
 def declared() -> str:
@@ -423,6 +413,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
     "format-details": format_details,
     "declared": declared,
+    "names": names,
     "judged": judged,
     "canonical-parameters": canonical_parameters,
     "architecture-fields": architecture_fields,

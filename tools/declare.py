@@ -28,7 +28,7 @@ from ckpt_core.storage.dtypes import BF16
 from ckpt_core.tensors.assembly import ParameterBuilder
 from ckpt_core.testing.examples import ABSENT, example, example_architectures
 from ckpt_core.verify.declared import FILE, Declared
-from ckpt_core.verify.tracer import model_of_holes
+from ckpt_core.verify.holes import model_of_holes
 from ckpt_tests import judged
 from ckpt_tests.forwards import opened
 from ckpt_tests.goldens import every_golden

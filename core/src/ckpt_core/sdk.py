@@ -32,7 +32,7 @@ from ckpt_core.errors import CkptError, FormatError, Problems, Refusal, UsageErr
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table, drop, row
 from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
+from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
 from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.plugins.named import named_by, named_for
 from ckpt_core.reading import IGNORE_KEYS, check_agreement, given, without_ignored
@@ -67,6 +67,7 @@ __all__ = [
     "Description",
     "Entry",
     "Facts",
+    "FamilyTables",
     "FormatError",
     "FormatInfo",
     "Judgement",

@@ -99,6 +99,7 @@ SCALING_FIELDS: dict[RotaryKind, tuple[frozenset[str], frozenset[str]]] = {
     RotaryKind.PROPORTIONAL: (frozenset(), frozenset({"factor"})),
 }
 # fmt: on
+"""The fields of `RotaryScaling` that each kind needs, and those that it may have besides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,5 +2,6 @@
 
 from ckpt_core.plugins.hookspecs import GROUP, SDK, hookimpl
 from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
+from ckpt_core.plugins.tables import FamilyTables
 
-__all__ = ["GROUP", "SDK", "FormatInfo", "Option", "ReadRequest", "WriteRequest", "hookimpl"]
+__all__ = ["GROUP", "SDK", "FamilyTables", "FormatInfo", "Option", "ReadRequest", "WriteRequest", "hookimpl"]

@@ -6,7 +6,7 @@ A plugin is a module with the functions below, marked `@hookimpl`, and an entry 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -16,6 +16,7 @@ from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
 from ckpt_core.description import Description
 from ckpt_core.launch import Launch
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
+from ckpt_core.plugins.tables import FamilyTables
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,12 @@ def ckpt_read(path: str, request: ReadRequest) -> Description:  # type: ignore[e
 @hookspec(firstresult=True)
 def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:  # type: ignore[empty-body]
     """The files that would hold `checkpoint` in this format; `Refusal` for what it cannot hold exactly."""
+
+
+@hookspec(firstresult=True)
+def ckpt_tables() -> Sequence[FamilyTables]:  # type: ignore[empty-body]
+    """What the format calls the tensors and config keys of each kind of model, for `ckpt explain` and for documentation.
+    Optional."""
 
 
 @hookspec(firstresult=True)

@@ -24,16 +24,16 @@ from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.errors import CkptError, UsageError, did_you_mean
-from ckpt_core.layout import Link, Native, Tile, parse
+from ckpt_core.layout import Native, parse
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.tensor import contiguous_strides
-from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile
+from ckpt_core.tensors.assembly import StoredPart
 from ckpt_core.verify.declared import Declared, Sentences
 from ckpt_core.verify.elements import Departed, departure, sampled
+from ckpt_core.verify.holes import model_of_holes
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +116,6 @@ def _by_side(plugin: Plugin, options: Mapping[str, str]) -> dict[str, dict[str, 
             if takers[0] in (side, "both"):
                 sides[side][name] = text
     return sides
-
-
-def model_of_holes(architecture: Architecture, dtype: DType) -> Checkpoint:
-    """A checkpoint whose tensors are whole, and nowhere."""
-    tensors = {}
-    for name, parameter in parameters(architecture).items():
-        block = StoredPart("nowhere", dtype, 0, flat_tile(_whole(parameter), contiguous_strides(parameter.shape)))
-        tensors[name] = LazyParameter(parameter, dtype, (block,))
-    return Checkpoint("ir", "nowhere", architecture, tensors, [])
-
-
-def _whole(parameter: Parameter) -> Tile:
-    zeros = (0,) * len(parameter.shape)
-    return Tile(tuple(Link(size, axis, 1, axis, 1) for axis, size in enumerate(parameter.shape)), zeros, zeros)
 
 
 def _materialise(target: Target, out: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
+    FamilyTables,
     FormatInfo,
     NamedModel,
     Option,
@@ -106,6 +107,13 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_hf.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_hf.config import FAMILIES
+
+    return [FamilyTables(family.class_name, family.config, family.every_table()) for family in FAMILIES]
 
 
 @hookimpl

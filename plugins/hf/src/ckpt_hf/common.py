@@ -147,6 +147,11 @@ class Family:
         """The spellings of an arrangement, the one that is written first."""
         return self.arranged[arrangement[self.arrangement]] if self.arrangement in arrangement else self.tables
 
+    def every_table(self) -> list[Table]:
+        """The tables of all arrangements and spellings, that which is written first."""
+        spellings = [*self.tables, *(tables for spellings in self.arranged.values() for tables in spellings)]
+        return list(dict.fromkeys(table for tables in spellings for table in tables))
+
 
 # Of the decoders that attend to what is before them. Embedding models set it to false, and then attend both ways (gte-Qwen2).
 CAUSAL = key_is("is_causal", True, written=False)

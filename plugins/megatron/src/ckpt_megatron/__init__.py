@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Launch, Option, ReadRequest, Target, WriteRequest, hookimpl
+from ckpt_core.sdk import (
+    Checkpoint,
+    FamilyTables,
+    FormatInfo,
+    Launch,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -88,6 +98,13 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_megatron.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_megatron.config import GPT, MLA
+
+    return [FamilyTables(config.name, config) for config in (GPT, MLA)]
 
 
 @hookimpl

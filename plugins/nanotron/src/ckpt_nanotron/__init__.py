@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckpt_core.sdk import (
     Checkpoint,
     Description,
+    FamilyTables,
     FormatInfo,
     Launch,
     Option,
@@ -68,6 +69,13 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_nanotron.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_nanotron.config import MODELS
+
+    return [FamilyTables(model.config.name, model.config, model.every_table()) for model in MODELS]
 
 
 @hookimpl

@@ -6,6 +6,7 @@ Nanotron reads it strictly: a key that its class does not know fails the run, so
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -403,6 +404,12 @@ class ModelClass:
         if self.kind == "starcoder2":
             return weights.STARCODER_GROUPED if grouped else weights.STARCODER_MULTI
         return weights.INTERLEAVED if interleaved else weights.HALF
+
+    def every_table(self) -> list[Table]:
+        """The tables of all arrangements, each once."""
+        both = itertools.product((False, True), (True, False))
+        found = (self.tables(interleaved=interleaved, grouped=grouped) for interleaved, grouped in both)
+        return list(dict.fromkeys(table for tables in found for table in tables))
 
 
 MODELS = [

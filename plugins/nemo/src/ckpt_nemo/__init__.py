@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Launch, Option, ReadRequest, Target, WriteRequest, hookimpl
+from ckpt_core.sdk import (
+    Checkpoint,
+    FamilyTables,
+    FormatInfo,
+    Launch,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -125,6 +135,15 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_nemo.kinds import kind_for
 
     return kind_for(checkpoint, request.options).code.write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_nemo.gpt.config import LEGACY, MCORE
+    from ckpt_nemo.t5.config import T5
+    from ckpt_nemo.vit.config import VIT
+
+    return [FamilyTables(config.name, config) for config in (MCORE, LEGACY, T5, VIT)]
 
 
 @hookimpl

@@ -1,0 +1,194 @@
+"""Small models whose axes all have different sizes, one of every kind that the schema knows.
+
+Equal sizes hide errors: a transposed square matrix still has the right shape. So hidden, heads, groups, head dim,
+rotary halves, ffn, experts, vocabulary and layers differ pairwise here, and the shared ones divide by 1, 2 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ckpt_core.architecture.facts import Facts, PerLayer, architecture_of
+from ckpt_core.architecture.schema import Activation, Architecture
+
+ABSENT = object()
+"""As the new value of a fact: the thing does not exist."""
+
+
+def _norms(kind: str, eps: float, *names: str) -> dict[str, object]:
+    return {f"{name}.{field}": value for name in names for field, value in (("kind", kind), ("eps", eps))}
+
+
+_PRE_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+
+_LLAMA: dict[str, object] = {
+    "kind": "decoder",
+    "causal": True,
+    "layers": 6,
+    "hidden": 132,
+    "tokens.vocabulary": 212,
+    "tokens.padded_vocabulary": 212,
+    "attention.heads": 12,
+    "attention.groups": 4,
+    "attention.head_dim": 18,
+    "attention.rotary.theta": 10000.0,
+    "mlp.ffn": 56,
+    "mlp.activation": Activation.SILU,
+    "mlp.gated": True,
+    **_norms("rms", 1e-5, *_PRE_NORMS),
+    "head.tied": False,
+}
+
+_LAYER_NORMS = {**_norms("layer", 1e-5, *_PRE_NORMS), **{f"{name}.bias": True for name in _PRE_NORMS}}
+_BIASES = {f"attention.{part}_bias": True for part in ("q", "k", "v", "out")} | {
+    "mlp.up_bias": True,
+    "mlp.down_bias": True,
+}
+_PLAIN_GELU = {"mlp.gated": False, "mlp.activation": Activation.GELU_TANH}
+
+_GPT2: dict[str, object] = {
+    "attention.rotary": ABSENT,
+    "attention.groups": 12,
+    "positions.count": 40,
+    "head.tied": True,
+    **_LAYER_NORMS,
+    **_BIASES,
+    **_PLAIN_GELU,
+}
+
+_MOE: dict[str, object] = {
+    "mlp.ffn": ABSENT,
+    "mlp.moe.experts": 10,
+    "mlp.moe.ffn": 20,
+    "mlp.moe.router.top_k": 3,
+    "mlp.moe.shared.ffn": 28,
+    "mlp.moe.shared.gate": True,
+}
+
+_LATENT: dict[str, object] = {
+    "attention": ABSENT,
+    "latent_attention.heads": 4,
+    "latent_attention.kv_rank": 24,
+    "latent_attention.q_rank": 44,
+    "latent_attention.nope_dim": 14,
+    "latent_attention.rope_dim": 10,
+    "latent_attention.value_dim": 16,
+    "latent_attention.rotary.theta": 10000.0,
+    **_norms("rms", 1e-6, "latent_attention.norm", "latent_attention.q_norm", "latent_attention.kv_norm"),
+}
+
+_GEMMA: dict[str, object] = {
+    **{f"{name}.zero_centred": True for name in (*_PRE_NORMS, "attention.out_norm", "mlp.out_norm")},
+    **_norms("rms", 1e-6, "attention.out_norm", "mlp.out_norm"),
+    **_norms("rms", 1e-6, "attention.qk_norm"),
+    "attention.softcap": 50.0,
+    "attention.scale": 0.0625,
+    "attention.window": 16,
+    "attention.window?": PerLayer((True, False, True, False, True, False)),
+    "head.softcap": 30.0,
+    "head.tied": True,
+    "tokens.scale": 11.5,
+}
+
+_T5_STACK: dict[str, object] = {
+    **{path: value for path, value in _LLAMA.items() if path.startswith(("attention", "mlp", "final_norm"))},
+    "attention.groups": 12,
+    "attention.rotary.theta": ABSENT,
+    "relative_bias.buckets": 26,
+    "relative_bias.max_distance": 64,
+}
+
+_T5: dict[str, object] = {
+    **dict.fromkeys(("attention", "mlp", "final_norm", "layers", "causal"), ABSENT),
+    "kind": "encoder-decoder",
+    **{f"encoder.{path}": value for path, value in _T5_STACK.items()},
+    **{f"decoder.{path}": value for path, value in _T5_STACK.items()},
+    **{f"decoder.cross_{path}": value for path, value in _T5_STACK.items() if path.startswith("attention")},
+    "encoder.layers": 3,
+    "decoder.layers": 5,
+    "encoder.causal": False,
+    "decoder.causal": True,
+    "encoder.relative_bias.bidirectional": True,
+    "decoder.relative_bias.bidirectional": False,
+}
+
+_VIT: dict[str, object] = {
+    **{path: value for path, value in _GPT2.items() if path != "head.tied"},
+    "kind": "encoder",
+    "causal": False,
+    "tokens": ABSENT,
+    "head": ABSENT,
+    "patches.height": 24,
+    "patches.width": 32,
+    "patches.patch": 8,
+    "patches.channels": 3,
+    "positions.count": 13,
+    "classifier.classes": 17,
+    "classifier.hidden": True,
+}
+
+_CHANGES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama-padded": {"tokens.vocabulary": 205},
+    "llama-tied": {"head.tied": True},
+    "qwen": {"attention.q_bias": True, "attention.k_bias": True, "attention.v_bias": True},
+    "gpt2": _GPT2,
+    "bloom": {
+        **_GPT2,
+        "positions.count": ABSENT,
+        "attention.alibi": True,
+        "tokens.norm.kind": "layer",
+        "tokens.norm.eps": 1e-5,
+        "tokens.norm.bias": True,
+    },
+    "neox": {
+        **_LAYER_NORMS,
+        **_BIASES,
+        **_PLAIN_GELU,
+        "attention.groups": 12,
+        "attention.rotary.fraction": 0.56,
+        "parallel": True,
+    },
+    "starcoder2": {**_LAYER_NORMS, **_BIASES, **_PLAIN_GELU, "attention.window": 16, "head.tied": True},
+    "smollm3": {"head.tied": True, "attention.rotary?": PerLayer((True, True, False, True, True, False))},
+    "gemma": _GEMMA,
+    "moe": _MOE,
+    "moe-mixed": {
+        **_MOE,
+        "mlp.ffn": 56,
+        "mlp.moe?": PerLayer((False, True, True, False, True, True)),
+        "mlp.ffn?": PerLayer((True, False, False, True, False, False)),
+    },
+    "latent": _LATENT,
+    "t5": _T5,
+    "t5-crossed": {
+        **_T5,
+        "decoder.cross_relative_bias.buckets": 26,
+        "decoder.cross_relative_bias.max_distance": 48,
+        "decoder.cross_relative_bias.bidirectional": True,
+    },
+    "vit": _VIT,
+    "vit-pooled": {**_VIT, "classifier.classes": ABSENT},
+}
+
+
+def example(name: str, **changes: object) -> Architecture:
+    """The example `name` (see `example_architectures`), with facts changed: `example("llama", hidden=216)`.
+
+    A fact's path may be given with `__` for its dots: `attention__head_dim=20`. The value `ABSENT` removes what is at or below it.
+    """
+    given = {path.replace("__", "."): value for path, value in changes.items()}
+    return architecture_of(changed(changed(Facts(_LLAMA), _CHANGES[name]), given), f"example {name}")
+
+
+def example_architectures() -> dict[str, Architecture]:
+    """One small model of every kind that the schema knows."""
+    return {name: example(name) for name in _CHANGES}
+
+
+def changed(facts: Facts, changes: Mapping[str, object]) -> Facts:
+    """Facts with some values replaced; `ABSENT` removes a path and everything below it."""
+    removed = [path for path, value in changes.items() if value is ABSENT]
+    gone = {key for key in facts for path in removed if key == path or key.startswith((f"{path}.", f"{path}?"))}
+    kept = {path: value for path, value in facts.items() if path not in gone}
+    return Facts({**kept, **{path: value for path, value in changes.items() if value is not ABSENT}})

@@ -1,0 +1,22 @@
+"""What a format declares of itself: the lines of its configs and the rows of its tensors, one kind of model at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ckpt_core.config import Config
+from ckpt_core.layout import Table
+
+
+@dataclass(frozen=True)
+class FamilyTables:
+    """One kind of model as a format declares it; what `ckpt_tables` gives, in the order in which a writer prefers them.
+
+    `name` is what the framework calls the kind (`LlamaForCausalLM`), `config` the lines of its config, if it has one,
+    and `tables` hold its tensors.
+    """
+
+    name: str
+    config: Config | None = None
+    tables: Iterable[Table] = ()
