@@ -28,8 +28,7 @@ from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.architecture.schema import Pooling
 from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
-from ckpt_core.config import Config
-from ckpt_core.config import table as config_lines
+from ckpt_core.config import Config, Entry, Ignore
 from ckpt_core.explain import declared_families, names_everywhere
 from ckpt_core.layout import Drop, Row, Table
 from ckpt_core.plugins import FamilyTables
@@ -138,11 +137,11 @@ def _shared(one: Config, two: Config) -> int:
     return len({id(entry) for entry in one.entries} & {id(entry) for entry in two.entries})
 
 
-def _config_table(entries: Iterable[config_lines.Entry]) -> str:
+def _config_table(entries: Iterable[Entry]) -> str:
     ignored: dict[str, list[str]] = {}
     rows = []
     for entry in entries:
-        if isinstance(entry, config_lines.Ignore):
+        if isinstance(entry, Ignore):
             ignored.setdefault(entry.why, []).append(entry.key)
         else:
             rows.append(_config_row(entry))
@@ -167,20 +166,8 @@ def _by_section(keys: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def _config_row(entry: config_lines.Entry) -> tuple[str, str]:
-    keys, claims = ", ".join(map(code, entry.keys)), ", ".join(map(code, entry.claims))
-    match entry:
-        case config_lines.Key(default=default):
-            if isinstance(default, config_lines.SameAs):
-                return keys, f"{claims}; by default that of `{default.key}`"
-            return keys, claims if default is config_lines.REQUIRED else f"{claims}; by default `{default}`"
-        case config_lines.FactIs(value=value):
-            return "", f"{claims} is always `{value}`"
-        case config_lines.KeyIs(value=value, written=written):
-            return keys, f"always `{value}`" + ("" if written else ", or absent")
-        case config_lines.Note(name=name):
-            return keys, f"note `{name}`"
-    return keys, claims
+def _config_row(entry: Entry) -> tuple[str, str]:
+    return ", ".join(map(code, entry.keys)), entry.words()
 
 
 def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.errors import CkptError, ProblemsFound, Refusal
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table
 from ckpt_core.ledger import Ledger, Loss
@@ -88,9 +88,11 @@ class Checkpoint:
         return [*self.provenance.losses, *self.ledger.losses(self.path)]
 
     def explained(self, refusal: CkptError) -> list[str]:
-        """What the source says about the facts that a refusal names."""
-        text = "\n".join(map(str, refusal.problems if isinstance(refusal, ProblemsFound) else [refusal]))
-        return [explanation for fact, explanation in self.provenance.explanations.items() if fact in text]
+        """What the source says about the facts that a refusal is about."""
+        parts = refusal.problems if isinstance(refusal, ProblemsFound) else [refusal]
+        about = [fact for one in parts if isinstance(one, Refusal) for fact in one.facts]
+        found = self.provenance.explanations.items()
+        return [explanation for path, explanation in found if any(_of_one_thing(path, fact) for fact in about)]
 
     def hints_for(self, format: str) -> Mapping[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
@@ -101,6 +103,12 @@ class Checkpoint:
         known = self.provenance
         known = replace(known, evidence=(*known.evidence, *evidence), losses=(*known.losses, *losses))
         return replace(self, provenance=known)
+
+
+def _of_one_thing(path: str, fact: str) -> bool:
+    """Whether a path is a fact's (`final_norm.kind`, `attention.window?`), or one of the two is a part of the other."""
+    bare = fact.removesuffix(".*").removesuffix("?")
+    return path == bare or path.startswith(f"{bare}.") or bare.startswith(f"{path}.")
 
 
 @dataclass

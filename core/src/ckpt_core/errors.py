@@ -107,7 +107,24 @@ class FormatError(CkptError):
 
 
 class Refusal(CkptError):
-    """Something the target can't hold exactly. Refused by name rather than approximated."""
+    """Something the target can't hold exactly. Refused by name rather than approximated.
+
+    `facts` are the paths of the facts that it is about (`head.bias`), where it is about any: a source that explains one
+    of them is quoted beside the refusal.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: object = None,
+        found: object = None,
+        expected: object = None,
+        fix: str | None = None,
+        fact: str | Iterable[str] = (),
+    ) -> None:
+        super().__init__(problem, file=file, found=found, expected=expected, fix=fix)
+        self.facts: tuple[str, ...] = (fact,) if isinstance(fact, str) else tuple(fact)
 
 
 class WorkerError(CkptError):

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from ckpt_core.architecture import Architecture, Facts, PerLayer, facts_of, parameters
 from ckpt_core.architecture.examples import example, example_architectures
 from ckpt_core.checkpoint import Target
-from ckpt_core.config import Config, Entry
-from ckpt_core.config.table import FactIs
+from ckpt_core.config import Config, Entry, FactIs
 from ckpt_core.errors import CkptError, ProblemsFound, UsageError, did_you_mean
 from ckpt_core.layout import Native, Row, Table, parse
 from ckpt_core.layout.bind import join

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from ckpt_core.api import config_architecture
 from ckpt_core.architecture import facts_of
-from ckpt_core.config.table import Ignore
+from ckpt_core.config import Ignore
 from ckpt_core.errors import CkptError
 from ckpt_hf.config import BY_TYPE
 from ckpt_tests import tiny

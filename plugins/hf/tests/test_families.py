@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from ckpt_core import convert
 from ckpt_core.api import config_architecture, read_checkpoint
 from ckpt_core.checkpoint import Provenance
-from ckpt_core.config.table import Ignore, Note
+from ckpt_core.config import Ignore, Note
 from ckpt_core.errors import CkptError
 from ckpt_hf import load_model
 from ckpt_hf.config import BY_TYPE

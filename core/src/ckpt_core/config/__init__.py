@@ -1,39 +1,35 @@
-"""Config files as tables: each line maps keys of a framework to facts of the architecture, both ways."""
+"""Config files as tables: each line maps keys of a framework to facts of the architecture, both ways, and says so in words."""
 
-from ckpt_core.config.table import (
-    Codec,
-    Config,
-    Custom,
-    Entry,
+from ckpt_core.config.decided import Choice, Custom, Decided, choice, custom, decided
+from ckpt_core.config.entry import LEFT_OUT, REQUIRED, Entry, same_as, uniform
+from ckpt_core.config.layers import ByLayer, InOtherLayers, by_layer, in_other_layers
+from ckpt_core.config.lenses import (
+    AllAgree,
+    Derived,
+    FactIs,
+    Ignore,
+    Implied,
     Key,
+    KeyIs,
     Note,
-    custom,
+    all_agree,
+    derived,
     fact_is,
     ignore,
     implied,
     key,
     key_is,
     note,
-    one_of,
-    same_as,
-    uniform,
 )
+from ckpt_core.config.nesting import Nested, Switch, Tagged, Where, nested, switched, tagged, where
+from ckpt_core.config.pairs import pairs_by_hand
+from ckpt_core.config.table import Config
+from ckpt_core.config.values import Codec, ValueType, one_of
+from ckpt_core.config.views import TableError
 
 __all__ = [
-    "Codec",
-    "Config",
-    "Custom",
-    "Entry",
-    "Key",
-    "Note",
-    "custom",
-    "fact_is",
-    "ignore",
-    "implied",
-    "key",
-    "key_is",
-    "note",
-    "one_of",
-    "same_as",
-    "uniform",
-]
+    "LEFT_OUT", "REQUIRED", "AllAgree", "ByLayer", "Choice", "Codec", "Config", "Custom", "Decided", "Derived", "Entry", "FactIs", "Ignore", "Implied",
+    "InOtherLayers", "Key", "KeyIs", "Nested", "Note", "Switch", "TableError", "Tagged", "ValueType", "Where", "all_agree", "by_layer",
+    "choice", "custom", "decided", "derived", "fact_is", "ignore", "implied", "in_other_layers", "key", "key_is", "nested", "note",
+    "one_of", "pairs_by_hand", "same_as", "switched", "tagged", "uniform", "where",
+]  # fmt: skip

@@ -68,7 +68,7 @@ GENERIC: list[Any] = [
     ignore("_name_or_path", "_model_name_or_path", "model_name", "transformers_version", "_commit_hash", "transformers.js_config",
            "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config", why="names, not meaning"),
     # nanotron's own converters leave this key in HF configs; HF rotates halves whatever it says
-    key_is("rope_interleaved", False, written=False),
+    key_is("rope_interleaved", False, or_absent=True, written=False),
     implied("torch_dtype", "dtype", why="every tensor knows its own dtype"),
     ignore("use_cache", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16",
            "_attn_implementation_autoset", "_attn_implementation", "attn_implementation", "attn_implementation_internal",
@@ -86,19 +86,19 @@ GENERIC: list[Any] = [
     ignore("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
            "router_aux_loss_coef", "router_jitter_noise", "neftune_noise_alpha", why="training only"),
     ignore("pretraining_tp", why="splits matrix products; the sum is the same"),
-    key_is("is_decoder", False, written=False),
-    key_is("is_encoder_decoder", False, written=False),
-    key_is("add_cross_attention", False, written=False),
-    key_is("tie_encoder_decoder", False, written=False),
-    key_is("quantization_config", None, written=False),
+    key_is("is_decoder", False, or_absent=True, written=False),
+    key_is("is_encoder_decoder", False, or_absent=True, written=False),
+    key_is("add_cross_attention", False, or_absent=True, written=False),
+    key_is("tie_encoder_decoder", False, or_absent=True, written=False),
+    key_is("quantization_config", None, or_absent=True, written=False),
     # Keys of other classes, or of code beside the weights, that published files carry at the value that changes nothing.
-    key_is("lm_head_bias", False, written=False),
-    key_is("use_mrope", False, written=False),
+    key_is("lm_head_bias", False, or_absent=True, written=False),
+    key_is("use_mrope", False, or_absent=True, written=False),
     # Most classes have ids of their own for a missing key, which belong to the vocabulary of one published model.
     note("bos_token_id", "bos", null=True),
     note("eos_token_id", "eos", null=True),
     note("pad_token_id", "pad", null=True),
-    note("max_position_embeddings", "max_positions"),
+    note("max_position_embeddings", "max_positions", gives_way=True),
     note("initializer_range", "initializer_range"),
 ]
 # fmt: on
@@ -154,12 +154,12 @@ class Family:
 
 
 # Of the decoders that attend to what is before them. Embedding models set it to false, and then attend both ways (gte-Qwen2).
-CAUSAL = key_is("is_causal", True, written=False)
+CAUSAL = key_is("is_causal", True, or_absent=True, written=False)
 
 
 def unbiased(*keys: str) -> list[Entry]:
     """Biases that a class never has and has no key for; published files say so nevertheless."""
-    return [key_is(key, False, written=False) for key in keys]
+    return [key_is(key, False, or_absent=True, written=False) for key in keys]
 
 
 def alias(key: str, own: str) -> Custom:

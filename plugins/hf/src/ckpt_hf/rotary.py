@@ -93,7 +93,9 @@ def rotary_keys(
         if partial is not None:
             config[fraction_key] = config["rope_parameters"]["partial_rotary_factor"] = fraction
 
-    return custom([*known, "rope_scaling", "rope_parameters"], [f"{path}.*"], read=read, write=write)
+    return custom(
+        [*known, "rope_scaling", "rope_parameters", "max_position_embeddings"], [f"{path}.*"], read=read, write=write
+    )
 
 
 def _agreed(config: Mapping[str, Any], common: str, own: str) -> object:

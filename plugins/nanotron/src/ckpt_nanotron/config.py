@@ -108,7 +108,7 @@ LLAMA = Config("nanotron's LlamaConfig", [
     key("hidden_size", "hidden"),
     note("initializer_range", "initializer_range", default=0.02),
     key("intermediate_size", "mlp.ffn"),
-    key_is("is_llama_config", True),
+    key_is("is_llama_config", True, or_absent=True),
     note("max_position_embeddings", "max_positions", default=2048),
     key("num_attention_heads", "attention.heads"),
     key("num_hidden_layers", "layers"),
@@ -130,7 +130,7 @@ LLAMA = Config("nanotron's LlamaConfig", [
 ])
 
 QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
-    key_is("is_qwen2_config", True),
+    key_is("is_qwen2_config", True, or_absent=True),
     key("attention_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=False),
     custom(["no_rope_layer", "sliding_window_size"], ["attention.rotary?", "attention.window", "attention.window?"],
            read=lambda config, facts, notes: _read_layer_pattern(config, facts),
@@ -169,7 +169,7 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
     key("hidden_size", "hidden"),
     note("initializer_range", "initializer_range", default=0.02),
     key("intermediate_size", "mlp.ffn"),
-    key_is("is_starcoder2_config", True),
+    key_is("is_starcoder2_config", True, or_absent=True),
     key("layer_norm_epsilon", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
     *(fact_is(f"{norm}.kind", "layer") for norm in _NORMS),
     *(fact_is(f"{norm}.bias", True) for norm in _NORMS),
@@ -189,9 +189,9 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
                                                            "attention.rotary.fraction": 1.0}),
            write=lambda facts, notes, config: _write_whole_theta(facts, config)),
     note("scale_attention_softmax_in_fp32", "nanotron.scale_attention_softmax_in_fp32", default=True),
-    key_is("scale_attn_weights", True),
-    key_is("use_position_embeddings", False),
-    key_is("use_rotary_embeddings", True),
+    key_is("scale_attn_weights", True, or_absent=True),
+    key_is("use_position_embeddings", False, or_absent=True),
+    key_is("use_rotary_embeddings", True, or_absent=True),
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
 ])
 # fmt: on

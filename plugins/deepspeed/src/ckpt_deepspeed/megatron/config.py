@@ -97,6 +97,8 @@ def _write_widths(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
 
 
 def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if "seq_length" in config:
+        notes["max_positions"] = config["seq_length"]
     given = config.get("position_embedding_type")
     kind = given.value if isinstance(given, torch_files.Opaque) and given.qualname == ".".join(POSITIONS) else given
     if kind == _ROTARY:
@@ -131,7 +133,8 @@ def _write_positions(facts: Facts, notes: Mapping[str, Any], config: dict[str, A
     kind = _ABSOLUTE if count is not None else _ALIBI if alibi else _ROTARY
     config["position_embedding_type"] = torch_files.Opaque(*POSITIONS, args=(kind,))
     config["max_position_embeddings"] = None if kind == _ROTARY else count or length
-    config["seq_length"] = config["encoder_seq_length"] = min(count or length, length)
+    trained = min(count or length, length)
+    config |= {"seq_length": notes.get("max_positions", trained), "encoder_seq_length": trained}
 
 
 def _read_activation(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -200,7 +203,7 @@ GPT = Config("GPTModelPipe", [
     key("padded_vocab_size", "tokens.padded_vocabulary"),
     # `checkpoint_info` beside the args says it, since 2022.
     key("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
-    custom(["position_embedding_type", "max_position_embeddings", "encoder_seq_length"],
+    custom(["position_embedding_type", "max_position_embeddings", "seq_length", "encoder_seq_length"],
            ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions),
     custom(["glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe"], ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation),
     key("layernorm_epsilon", *(f"{norm}.eps" for norm in BLOCK_NORMS), default=1e-5),
@@ -208,7 +211,6 @@ GPT = Config("GPTModelPipe", [
     custom(["embed_layernorm", "use_bnb_optimizer"], ["tokens.norm.*"], read=_read_embedding_norm, write=_write_embedding_norm),
     key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
     fact_is("head.tied", True),  # GPTModelPipe: there is no other head
-    note("seq_length", "max_positions"),
     note("init_method_std", "initializer_range"),
     # The code asks its tokenizer for these; they are kept in the args for formats that have them in a config.
     note("bos_token_id", "bos"),

@@ -100,7 +100,7 @@ def _positions() -> Custom:
 # fmt: off
 BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
     fact_is("kind", "encoder-decoder"),
-    key_is("is_encoder_decoder", True),
+    key_is("is_encoder_decoder", True, or_absent=True),
     fact_is("encoder.causal", False),
     fact_is("decoder.causal", True),
     key("d_model", "hidden"),
@@ -128,6 +128,7 @@ BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
     ignore("add_bias_logits", "add_final_layer_norm", "do_blenderbot_90_layernorm", "extra_layer_norm", "extra_pos_embeddings",
            "force_bos_token_to_be_generated", "layernorm_variant", "normalize_before", "normalize_embedding", "static_position_embeddings",
            "variant", "save_step", why="of the class of 2020, read by no version since 4.0"),
+    without=["max_position_embeddings"],
 )
 
 

@@ -81,8 +81,7 @@ def _write_slow(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) 
 
 
 # fmt: off
-BLOOM = Config("BloomForCausalLM", [
-    *GENERIC,
+BLOOM = Config("", GENERIC).replace("BloomForCausalLM",
     fact_is("kind", "decoder"),
     fact_is("causal", True),
     CAUSAL,
@@ -102,10 +101,10 @@ BLOOM = Config("BloomForCausalLM", [
     note("pretraining_tp", "pretraining_tp"),
     custom(["slow_but_exact"], [], read=_read_slow, write=_write_slow),
     note("seq_length", "max_positions"),
-    key_is("n_inner", None, written=False),
+    key_is("n_inner", None, or_absent=True, written=False),
     ignore("offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "bias_dropout_fusion", "masked_softmax_fusion", "attention_softmax_in_fp32",
            why="settings of the training code that no version of transformers reads"),
-])
+)
 
 
 # The first files of the hub are of the bare model, without the prefix (ckpt_hf.names).

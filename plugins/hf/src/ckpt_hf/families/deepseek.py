@@ -223,12 +223,12 @@ _BASE = LLAMA.replace("DeepSeek",
     key("rms_norm_eps", f"{_LATENT}.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-6),
     norms("rms", f"{_LATENT}.norm"),
     norms("rms", f"{_LATENT}.kv_norm", eps=_EPS),
-    key_is("attention_bias", False),  # of the down projections, where the schema has none
+    key_is("attention_bias", False, or_absent=True),  # of the down projections, where the schema has none
     ignore("head_dim", "qk_head_dim", why="follows from qk_nope_head_dim and qk_rope_head_dim"),
     rotary_keys(f"{_LATENT}.rotary"),
     custom([], [f"{_LATENT}.scale"], read=_read_scale, write=_write_scale),
     key("moe_intermediate_size", "mlp.moe.ffn"),
-    key_is("moe_layer_freq", 1, written=False),
+    key_is("moe_layer_freq", 1, or_absent=True, written=False),
     ignore("aux_loss_alpha", "seq_aux", why="training only"),
     ignore("ep_size", why="how to run it, not what it computes"),
     without=["num_attention_heads", "num_key_value_heads", "attention.norm.kind", "mlp_bias"],
@@ -243,9 +243,9 @@ DEEPSEEK_V2 = _BASE.replace("DeepseekV2ForCausalLM",
     custom(["topk_method", *_GROUP_KEYS], _GROUPING, read=_read_groups_v2, write=_write_groups_v2),
     fact_is(f"{_ROUTER}.score", "softmax"),
     # the class of transformers ignores it, the code that came with the first files does not
-    key_is("norm_topk_prob", False),
-    key_is("scoring_func", "softmax"),
-    key_is("mlp_bias", False),  # of the dense and shared MLPs, but not of the experts
+    key_is("norm_topk_prob", False, or_absent=True),
+    key_is("scoring_func", "softmax", or_absent=True),
+    key_is("mlp_bias", False, or_absent=True),  # of the dense and shared MLPs, but not of the experts
     _shared(2),
 )
 
@@ -259,8 +259,8 @@ DEEPSEEK_V3 = _BASE.replace("DeepseekV3ForCausalLM",
     custom(_GROUP_KEYS, _GROUPING, read=_read_groups_v3, write=_write_groups_v3),
     fact_is(f"{_ROUTER}.score", "sigmoid"),
     fact_is(f"{_ROUTER}.correction_bias", True),
-    key_is("topk_method", "noaux_tc"),
-    key_is("scoring_func", "sigmoid"),
+    key_is("topk_method", "noaux_tc", or_absent=True),
+    key_is("scoring_func", "sigmoid", or_absent=True),
     custom(["rope_interleave"], [], read=_read_interleave, write=lambda facts, notes, config: config.update(rope_interleave=True)),
     _shared(1),
     # the layers that predict further tokens take no part in the model, and are not kept

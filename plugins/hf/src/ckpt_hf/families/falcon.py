@@ -123,13 +123,13 @@ FALCON = Config("FalconForCausalLM", [
     custom(["new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn", "layer_norm_epsilon"],
            ["attention.groups", "parallel", "shared_norm", *(f"{norm}.*" for norm in _NORMS)], read=_read_decoder, write=_write_decoder),
     custom(["ffn_hidden_size"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
-    key_is("ff_factor", 4, written=False),  # of the 11B files; transformers reads ffn_hidden_size
+    key_is("ff_factor", 4, or_absent=True, written=False),  # of the 11B files; transformers reads ffn_hidden_size
     key("activation", "mlp.activation", default="gelu", via=activation("gelu")),
     fact_is("mlp.gated", False),
     key("bias", *ATTENTION_BIASES, *MLP_BIASES, default=False),
     # its alibi is added before the scores are scaled, in bfloat16: no other framework's alibi is that function
-    key_is("alibi", False),
-    key_is("apply_residual_connection_post_layernorm", False, written=False),
+    key_is("alibi", False, or_absent=True),
+    key_is("apply_residual_connection_post_layernorm", False, or_absent=True, written=False),
     rotary_keys(),
     key("tie_word_embeddings", "head.tied", default=True),
 ])

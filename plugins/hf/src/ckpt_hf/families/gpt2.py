@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
-    CkptError,
+    REQUIRED,
     Config,
     Facts,
     PerLayer,
@@ -20,6 +20,7 @@ from ckpt_core.sdk import (
     key,
     row,
     uniform,
+    values,
 )
 from ckpt_hf.common import (
     ATTENTION_BIASES,
@@ -35,24 +36,6 @@ from ckpt_hf.common import (
     norms,
     positive,
 )
-
-
-def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count = positive(config, "n_positions", 1024)
-    if config.get("max_position_embeddings", count) != count:  # transformers takes it for the same key
-        raise CkptError(
-            "keys 'n_positions' and 'max_position_embeddings' disagree",
-            found=f"{count} and {config['max_position_embeddings']}",
-        )
-    facts["positions.count"] = notes["max_positions"] = count
-
-
-def _write_positions(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    if "positions.count" not in facts:
-        raise Refusal("n_positions cannot say that there is no positions.count")
-    config["n_positions"] = facts["positions.count"]
-    # the same key to transformers, and a source may have noted another length
-    config.pop("max_position_embeddings", None)
 
 
 def _read_ffn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -105,8 +88,7 @@ def _each(facts: Facts, layers: int) -> Iterator[float | None]:
 
 
 # fmt: off
-GPT2 = Config("GPT2LMHeadModel", [
-    *GENERIC,
+GPT2 = Config("", GENERIC).replace("GPT2LMHeadModel",
     fact_is("kind", "decoder"),
     fact_is("causal", True),
     key("n_embd", "hidden"),
@@ -114,7 +96,8 @@ GPT2 = Config("GPT2LMHeadModel", [
     key("n_layer", "layers"),
     key("n_head", "attention.heads", "attention.groups"),
     derived_head_dim("n_embd", "n_head"),
-    custom(["n_positions"], ["positions.count"], read=_read_positions, write=_write_positions),
+    # transformers takes them for one key, and a source may have noted another length under the second
+    key("n_positions", "positions.count", also=["max_position_embeddings"], default=1024, null=REQUIRED, type=values.whole, noted="max_positions"),
     custom(["n_inner"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
     key("activation_function", "mlp.activation", default="gelu_new", via=activation("gelu_new")),
     fact_is("mlp.gated", False),
@@ -129,7 +112,8 @@ GPT2 = Config("GPT2LMHeadModel", [
     ignore("reorder_and_upcast_attn", why="an order of operations, not another function"),
     ignore("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
            why="heads of other classes"),
-])
+    without=["max_position_embeddings"],
+)
 
 
 # The first files of the hub are of the bare model, without the prefix (ckpt_hf.names).

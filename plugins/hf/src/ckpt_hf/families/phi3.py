@@ -109,8 +109,8 @@ PHI3 = LLAMA.replace("Phi3ForCausalLM",
     _rotary(),
     unbiased("attention_bias", "mlp_bias"),
     # Of the code beside Phi-4-mini, in which other values would mix kinds of attention and stretch positions.
-    key_is("full_attn_mod", 1, written=False),
-    key_is("interpolate_factor", 1, written=False),
+    key_is("full_attn_mod", 1, or_absent=True, written=False),
+    key_is("interpolate_factor", 1, or_absent=True, written=False),
 )
 
 WEIGHTS = (MODEL, LAYER.without(

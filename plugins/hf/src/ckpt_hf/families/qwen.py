@@ -138,8 +138,8 @@ QWEN3_MOE = QWEN3.replace("Qwen3MoeForCausalLM",
     custom(["use_sliding_window", "sliding_window", "max_window_layers"], ["attention.window", "attention.window?"],
            read=_read_window, write=_write_window),
     # Qwen3-Coder says what every Qwen3-MoE is
-    key_is("use_qk_norm", True, written=False),
-    key_is("shared_expert_intermediate_size", 0, written=False),
+    key_is("use_qk_norm", True, or_absent=True, written=False),
+    key_is("shared_expert_intermediate_size", 0, or_absent=True, written=False),
     without=["layer_types"],
 )
 

@@ -198,7 +198,7 @@ def stored_head(config: Mapping[str, Any], names: Collection[str]) -> Mapping[st
 # fmt: off
 _COMMON = Config("", GENERIC).replace("",
     fact_is("kind", "encoder-decoder"),
-    key_is("is_encoder_decoder", True),
+    key_is("is_encoder_decoder", True, or_absent=True),
     fact_is("encoder.causal", False),
     fact_is("decoder.causal", True),
     key("d_model", "hidden"),
@@ -216,7 +216,7 @@ _COMMON = Config("", GENERIC).replace("",
     note("decoder_start_token_id", "decoder_start", null=True),
     ignore("max_position_embeddings", "output_past", "scalable_attention", why="read by no version of the class"),
     ignore("dropout_rate", "classifier_dropout", "initializer_factor", why="training only"),
-    without=["initializer_range", "attention_dropout"],
+    without=["initializer_range", "attention_dropout", "max_position_embeddings"],
 )
 
 
@@ -245,7 +245,7 @@ MT5 = T5.replace("MT5ForConditionalGeneration",
 
 UMT5 = MT5.replace("UMT5ForConditionalGeneration",
     _relative_bias("attention.relative_bias"),
-    _head(_umt5_scale, _own_is_either, "scale_decoder_outputs", written_for=lambda factor: "5.24.0" if factor == 1 else "5.0.0"),
+    _head(_umt5_scale, _own_is_either, "scale_decoder_outputs", "transformers_version", written_for=lambda factor: "5.24.0" if factor == 1 else "5.0.0"),
     without=[f"{stack}.relative_bias.bidirectional" for stack in STACKS],
 )
 

@@ -160,7 +160,7 @@ _COMMON = Config("", GENERIC).replace("",
     [fact_is(bias, True) for bias in ("attention.out_bias", *MLP_BIASES)],
     ignore("hidden_dropout_prob", "attention_probs_dropout_prob", why="training only"),
     ignore("encoder_stride", why="of the decoder of ViTForMaskedImageModeling"),
-    key_is("tie_word_embeddings", True, written=False),
+    key_is("tie_word_embeddings", True, or_absent=True, written=False),
     # a model of images has no tokens; such keys are those that old versions wrote for every model
     note("bos_token_id", "bos"),
     note("eos_token_id", "eos"),

@@ -457,7 +457,7 @@ T5 = Config("MegatronT5Model", [
           "decoder_arch", "share_token_embeddings", "share_decoder_tokens_head_embeddings", "tokens_head_bias", "pre_process", "post_process",
           "library", "hiddens", "embedding_dropout", "embedding_init_method_std", "label_smoothing")) if f"{section}.{key}" not in _KNOWN),
         why="how to train; or a copy of what stands beside the sections")],
-    ignore("embedding_dropout", "label_smoothing", "library", "with_fp32_embedding_grads", "with_distributed_adam", "task_templates",
+    ignore("embedding_dropout", "label_smoothing", "library", "with_distributed_adam", "task_templates",
            why="how to train"),
     ignore("seq_length", why="the length of training samples"),
     ignore("share_token_embeddings", why="the tables of both stacks are read, and have to be equal"),

@@ -1,0 +1,263 @@
+"""Lines of several keys: `decided`, whose writer is found by search, `choice`, which is a table, and `custom`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.architecture import Facts, PerLayer, differing
+from ckpt_core.architecture.facts import default_of
+from ckpt_core.config.entry import LEFT_OUT, REQUIRED, Entry, Reader, Writer, literal, quoted
+from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, covers
+from ckpt_core.errors import CkptError, Refusal
+
+_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def read_by(reader: Reader, entry: Entry, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Call a reader that a person wrote; what it trips over is a wrong value of the file."""
+    try:
+        reader(config, facts, notes)
+    except _UNEXPECTED as error:  # a value no reader expects
+        given = ", ".join(f"{key} = {str(config[key])[:60]}" for key in entry.keys if key in config)
+        names = ", ".join(map(repr, entry.keys)) or "those it is computed from"
+        raise CkptError(
+            f"a wrong value among the keys {names}", found=given or None, expected=f"other values ({error})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Custom(Entry):
+    """Several keys and facts that belong together; the functions get what `Entry.read` and `Entry.write` get."""
+
+    own_keys: tuple[str, ...]
+    own_claims: tuple[str, ...]
+    reader: Reader
+    writer: Writer
+    why: str = ""
+    used: tuple[str, ...] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.own_keys
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return self.own_claims
+
+    @property
+    def uses(self) -> tuple[str, ...] | None:
+        return self.used
+
+    @property
+    def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
+        return ((self.reader, self.writer),)
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        read_by(self.reader, self, config, facts, notes)
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        try:
+            self.writer(facts, notes, config)
+        except _UNEXPECTED as error:  # another kind of model, without the facts that this kind always has
+            names = ", ".join(map(repr, self.own_keys)) or " and ".join(self.own_claims)
+            raise Refusal(f"it cannot say {names} of this model", found=f"no {error}", fact=self.own_claims) from error
+
+    def words(self) -> str:
+        return "; ".join(part for part in (quoted(self.own_claims), self.why) if part)
+
+
+def custom(
+    keys: Iterable[str],
+    claims: Iterable[str],
+    *,
+    read: Reader,
+    write: Writer,
+    why: str = "",
+    uses: Iterable[str] | None = None,
+) -> Custom:
+    """The escape hatch: two functions, written by hand as inverses; `why` says why no other line serves, and what it means.
+
+    `uses` are keys and facts of other lines that the functions look at. A claim `path.*` covers everything below a path.
+    """
+    return Custom(tuple(keys), tuple(claims), read, write, why, None if uses is None else tuple(uses))
+
+
+@dataclass(frozen=True)
+class Decided(Entry):
+    """Keys of few values: the reader is given, and the writer tries the values in order until the reader says the facts."""
+
+    own_keys: tuple[str, ...]
+    own_claims: tuple[str, ...]
+    reader: Reader
+    values: Mapping[str, Sequence[object]]
+    used: tuple[str, ...]
+    why: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.own_keys
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return self.own_claims
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return self.used
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        read_by(self.reader, self, config, facts, notes)
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        seen = {key: config[key] for key in self.used if key in config}
+        wanted = {path: facts[path] for path in facts if self._is_claimed(path)}
+        beside = Facts({path: facts[path] for path in facts if not self._is_claimed(path)})
+        for values in itertools.product(*self.values.values()):
+            tried = {key: value for key, value in zip(self.values, values, strict=True) if value is not LEFT_OUT}
+            if self._says(KeysSeen(seen | tried, Scope(self)), beside, wanted):
+                config.update(tried)
+                return
+        raise Refusal(
+            f"no value of {' and '.join(self.values) or ' and '.join(self.own_keys)} says this",
+            found=", ".join(f"{path} = {value}" for path, value in wanted.items())
+            or f"no {' and no '.join(self.own_claims)}",
+            expected=self.why,
+            fact=self.own_claims,
+        )
+
+    def _is_claimed(self, path: str) -> bool:
+        return any(covers(claim, path) for claim in self.own_claims)
+
+    def _says(self, config: Mapping[str, Any], beside: Facts, wanted: Mapping[str, Any]) -> bool:
+        said = FactsSaid(beside, Scope(self))
+        try:
+            self.read(config, said, {})
+        except CkptError:
+            return False
+        return same_facts(said.own(), wanted, beside)
+
+    def words(self) -> str:
+        return "; ".join(part for part in (quoted(self.own_claims), self.why) if part)
+
+
+def same_facts(one: Mapping[str, Any], two: Mapping[str, Any], beside: Mapping[str, Any]) -> bool:
+    """Whether two sets of facts say the same of a model that has the facts `beside`. A fact not said is at its default."""
+    full = [Facts({**beside, **{path: _plain(value) for path, value in said.items()}}) for said in (one, two)]
+    for path in full[0].keys() ^ full[1].keys():
+        default = None if path.endswith("?") else default_of(path)
+        for said in full:
+            if path not in said and default is not dataclasses.MISSING and default is not None:
+                said[path] = default
+    return not differing(*full)
+
+
+def _plain(value: object) -> object:
+    """A value that all layers have, as one value."""
+    return value[0] if isinstance(value, PerLayer) and value and len(set(value)) == 1 else value
+
+
+def decided(
+    keys: Iterable[str],
+    claims: Iterable[str],
+    *,
+    read: Reader,
+    values: Mapping[str, Sequence[object]],
+    why: str,
+    uses: Iterable[str] = (),
+) -> Decided:
+    """Keys of few values decide the facts at `claims`, as `read` (which gets what `Entry.read` gets) says.
+
+    Nobody writes the inverse: `values` are what each key may be written as, the preferred value first (`LEFT_OUT` leaves it
+    out), and the first combination that reads back to exactly the facts is written. Keys without values are only read.
+    `why` says in words what is decided; it is in the documentation, and in the refusal where nothing fits.
+    """
+    return Decided(tuple(keys), tuple(claims), read, dict(values), tuple(uses), why)
+
+
+@dataclass(frozen=True)
+class Choice(Entry):
+    """Keys whose values name sets of facts: a table, read from left to right and written from right to left."""
+
+    own_keys: tuple[str, ...]
+    sets: Mapping[tuple[object, ...], Mapping[str, object]]
+    default: tuple[object, ...] | None
+    why: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.own_keys
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path for said in self.sets.values() for path in said))
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        absent = self.default or (None,) * len(self.keys)
+        given = tuple(
+            other if config.get(key) is None else config[key] for key, other in zip(self.keys, absent, strict=True)
+        )
+        said = next((facts for values, facts in self.sets.items() if _identical(values, given)), None)
+        if said is None:
+            names = " and ".join(map(repr, self.keys))
+            raise CkptError(
+                f"key{'s' * (len(self.keys) > 1)} {names} has an unknown value"
+                if len(self.keys) == 1
+                else f"keys {names} have values that mean nothing together",
+                found=", ".join(map(repr, given))[:80],
+                expected=", ".join(" and ".join(map(repr, values)) for values in self.sets),
+            )
+        facts.update(said)
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        wanted = {path: facts[path] for path in self.claims if path in facts}
+        for values, said in self.sets.items():
+            if same_facts(said, wanted, {}):
+                config.update(
+                    {key: value for key, value in zip(self.keys, values, strict=True) if value is not LEFT_OUT}
+                )
+                return
+        raise Refusal(
+            f"{' and '.join(self.keys)} {'has' if len(self.keys) == 1 else 'have'} no value for this",
+            found=", ".join(f"{path} = {value}" for path, value in wanted.items())
+            or f"no {' and no '.join(self.claims)}",
+            expected=" or ".join(
+                ", ".join(f"{path} = {value}" for path, value in said.items()) for said in self.sets.values()
+            ),
+            fact=self.claims,
+        )
+
+    def words(self) -> str:
+        says = "; ".join(
+            f"{' and '.join(map(literal, values))}: "
+            + (", ".join(f"`{path}` = {value}" for path, value in said.items()) or "nothing")
+            for values, said in self.sets.items()
+        )
+        default = f"; by default {' and '.join(map(literal, self.default))}" if self.default else ""
+        return says + default + (f"; {self.why}" if self.why else "")
+
+
+def _identical(one: tuple[object, ...], two: tuple[object, ...]) -> bool:
+    """Whether values are equal, and truth values are not mistaken for numbers."""
+    return all(a == b and isinstance(a, bool) == isinstance(b, bool) for a, b in zip(one, two, strict=True))
+
+
+def choice(
+    keys: str | Sequence[str],
+    sets: Mapping[Any, Mapping[str, object]],
+    *,
+    default: object = REQUIRED,
+    why: str = "",
+) -> Choice:
+    """The value of a key (or the values of several, as tuples) names facts: `{"RMSNorm": {"final_norm.kind": "rms"}, ...}`.
+
+    Several values may name the same facts: the first is written. `default` is what an absent or null key means.
+    """
+    names = (keys,) if isinstance(keys, str) else tuple(keys)
+    single = isinstance(keys, str)
+    table = {(value,) if single else tuple(value): dict(said) for value, said in sets.items()}
+    absent = None if default is REQUIRED else (default,) if single else tuple(default)  # type: ignore[arg-type]
+    return Choice(names, table, absent, why)

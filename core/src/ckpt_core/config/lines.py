@@ -1,0 +1,124 @@
+"""Lines together: no two of them speak for one key or one fact, and each is read and written after those it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_core.architecture import Facts
+from ckpt_core.config.entry import Entry
+from ckpt_core.config.views import FactsSaid, FactsSeen, KeysSeen, KeysWritten, Scope, TableError, overlap, touches
+from ckpt_core.errors import CkptError, Problems, Refusal
+
+
+class Lines(Sequence[Entry]):
+    """The lines of a table, or of an object inside one. `TableError` if they contradict one another.
+
+    Rules: a key is one line's (a note may give way to another line), and so is a fact; `attention.window` and `attention.window?` (which layers have one) are two
+    facts, and may be two lines'. A line that only looks at a key or a fact names it in `uses`. What a line
+    uses is read and written before it, wherever it stands; what is written stands in the order of the lines.
+    """
+
+    def __init__(self, name: str, entries: Iterable[Entry | Sequence[Entry]]) -> None:
+        self.name = name
+        self._entries = tuple(one for entry in entries for one in ([entry] if isinstance(entry, Entry) else entry))
+        self._scopes = [Scope(entry) for entry in self._entries]
+        self.keys = frozenset(key for entry in self._entries for key in entry.keys)
+        self._refuse_two_speakers()
+        self._to_read = self._ordered(lambda used, other: any(touches(used, claim) for claim in other.claims))
+        self._to_write = self._ordered(lambda used, other: used in other.keys)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._entries[index]
+
+    def _refuse_two_speakers(self) -> None:
+        owners: dict[str, Entry] = {}
+        claims: list[tuple[str, Entry]] = []
+        for entry in self._entries:
+            for key in () if entry.gives_way else dict.fromkeys(entry.keys):
+                if key in owners:
+                    raise TableError(f"{self.name}: two lines speak for the key {key!r}: {owners[key]} and {entry}")
+                owners[key] = entry
+            for claim in entry.claims:
+                other = next((known for name, known in claims if overlap(name, claim) and known is not entry), None)
+                if other is not None:
+                    raise TableError(f"{self.name}: two lines say the fact {claim!r}: {other} and {entry}")
+            claims += [(claim, entry) for claim in entry.claims]
+
+    def _ordered(self, gives: Callable[[str, Entry], bool]) -> list[tuple[int, frozenset[int]]]:
+        """The lines, each after those that give what it uses, and which those are."""
+        order: list[tuple[int, frozenset[int]]] = []
+        entered: dict[int, bool] = {}
+
+        def enter(index: int) -> None:
+            if entered.get(index) is False:
+                raise TableError(f"{self.name}: lines use one another in a circle: {self._entries[index]}")
+            if index in entered:
+                return
+            entered[index] = False
+            used = self._entries[index].uses or ()
+            needed = frozenset(
+                other
+                for other, entry in enumerate(self._entries)
+                if other != index and any(gives(name, entry) for name in used)
+            )
+            for other in sorted(needed):
+                enter(other)
+            entered[index] = True
+            order.append((index, needed))
+
+        for index in range(len(self._entries)):
+            enter(index)
+        return order
+
+    def unknown(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """The keys that no line speaks for."""
+        return (key for key in config if key not in self.keys)
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any], problems: Problems) -> None:
+        """Enter what the lines say; one that uses what another could not say is left out, as that one is the problem."""
+        failed: set[int] = set()
+        noted: dict[int, dict[str, Any]] = {}
+        for index, needed in self._to_read:
+            if failed & needed:
+                failed.add(index)
+                continue
+            scope = self._scopes[index]
+            said = FactsSaid(facts, scope)
+            try:
+                self._entries[index].read(KeysSeen(config, scope), said, noted.setdefault(index, {}))
+            except CkptError as problem:
+                failed.add(index)
+                problems.add(problem)
+            facts.update(said.own())
+        for index in sorted(noted):
+            notes.update(noted[index])
+
+    def write(
+        self, facts: Facts, notes: Mapping[str, Any], problems: Problems, outside: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The keys that say the facts, in the order of the lines. `outside`: keys of the object that these lie in."""
+        failed: set[int] = set()
+        written: dict[str, Any] = dict(outside)
+        parts: dict[int, dict[str, Any]] = {}
+        for index, needed in self._to_write:
+            if failed & needed:
+                failed.add(index)
+                continue
+            scope, entry = self._scopes[index], self._entries[index]
+            part = KeysWritten(written, scope)
+            try:
+                entry.write(FactsSeen(facts, scope), notes, part)
+            except Refusal as problem:
+                failed.add(index)
+                if not problem.facts:
+                    problem.facts = tuple(entry.claims)
+                problems.add(problem)
+            parts[index] = part.own
+            written |= part.own
+        weak = {index for index in parts if self._entries[index].gives_way}
+        config = {key: value for index in sorted(parts) for key, value in parts[index].items()}
+        return config | {key: value for index in sorted(parts.keys() - weak) for key, value in parts[index].items()}
