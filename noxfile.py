@@ -39,8 +39,7 @@ def judge(session: nox.Session, check: str, env: dict[str, str] | None = None) -
 def tests(session: nox.Session) -> None:
     """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
     install(session, *HELPERS, *GROUPS["test"])
-    cached = {"PYTHONDONTWRITEBYTECODE": ""}  # else every one of very many processes compiles ckpt anew
-    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs, env=cached)
+    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs)
 
 
 @nox.session
