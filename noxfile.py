@@ -39,7 +39,8 @@ def judge(session: nox.Session, check: str, env: dict[str, str] | None = None) -
 def tests(session: nox.Session) -> None:
     """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
     install(session, *HELPERS, *GROUPS["test"])
-    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs)
+    cached = {"PYTHONDONTWRITEBYTECODE": ""}  # else every one of very many processes compiles ckpt anew
+    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs, env=cached)
 
 
 @nox.session

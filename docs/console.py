@@ -33,17 +33,17 @@ def normalised(text: str) -> str:
     return text
 
 
-def executed(page: str) -> str:
-    """A page with the output of each of its commands as it is now."""
+def executed(page: str, programs: str) -> str:
+    """A page with the output of each of its commands as it is now; `programs` is a folder for the front of their PATH."""
     named = _NAMED.search(page)
     formats = named[1] if named else FORMATS
     with tempfile.TemporaryDirectory() as folder:
         for name in ("tests", "tools"):
             os.symlink(ROOT / name, os.path.join(folder, name))
-        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder, formats)}```", page)
+        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder, formats, programs)}```", page)
 
 
-def _run_all(block: str, folder: str, formats: str) -> str:
+def _run_all(block: str, folder: str, formats: str, programs: str) -> str:
     lines: list[str] = []
     for line in block.splitlines():
         if lines and lines[-1].endswith("\\") and (lines[-1].startswith("$ ") or lines[-1].startswith("    ")):
@@ -55,14 +55,14 @@ def _run_all(block: str, folder: str, formats: str) -> str:
         printed.append(line)
         command += line.removeprefix("$ ") if not command else "\n" + line
         if not line.endswith("\\"):
-            printed += _run(command, folder, formats).splitlines()
+            printed += _run(command, folder, formats, programs).splitlines()
             command = ""
     return "\n".join(printed) + "\n"
 
 
-def _run(command: str, folder: str, formats: str) -> str:
+def _run(command: str, folder: str, formats: str, programs: str) -> str:
     """What a command prints: stdout, and where it fails stderr too."""
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    path = os.pathsep.join([programs, os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "CKPT_PLUGINS": formats, "COLUMNS": "120", "NO_COLOR": "1"}
     environment.pop("CKPT_GOLDENS", None)  # the pages show the checkpoints that come with the repository
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)

@@ -7,6 +7,7 @@ argument after a space (`file templates/plugin/README.md`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import inspect
@@ -22,6 +23,7 @@ import click
 import console
 import floors
 import sdk_names
+import warm
 
 from ckpt_core import architecture as schema
 from ckpt_core.architecture import Architecture, parameters
@@ -414,15 +416,16 @@ SECTIONS: dict[str, Callable[..., str]] = {
 
 def main(arguments: list[str]) -> int:
     stale = []
-    for page in sorted(PAGES.rglob("*.md")):
-        text = page.read_text()
-        new = rendered(text)
-        if "--console" in arguments and console.normalised(run := console.executed(new)) != console.normalised(new):
-            new = run
-        if new != text:
-            stale.append(str(page.relative_to(ROOT)))
-            if "--check" not in arguments:
-                page.write_text(new)
+    with warm.programs() if "--console" in arguments else contextlib.nullcontext() as programs:
+        for page in sorted(PAGES.rglob("*.md")):
+            text = page.read_text()
+            new = rendered(text)
+            if programs and console.normalised(run := console.executed(new, programs)) != console.normalised(new):
+                new = run
+            if new != text:
+                stale.append(str(page.relative_to(ROOT)))
+                if "--check" not in arguments:
+                    page.write_text(new)
     if MISSING:
         print(f"left out, since they are not installed: {', '.join(MISSING)}", file=sys.stderr)
     print("\n".join(stale) or "every generated section is fresh")

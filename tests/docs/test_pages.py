@@ -6,11 +6,13 @@ import doctest
 import inspect
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import console
 import generate
 import pytest
+import warm
 import yaml
 
 from ckpt_core.plugins import hookspecs
@@ -80,12 +82,16 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         namespace.update(test.globs)
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[str]:
+    with warm.programs() as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("page", CONSOLE, ids=name_of)
-def test_commands_print_what_is_shown(page: Path) -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("ckpt_hf")
+def test_commands_print_what_is_shown(page: Path, programs: str) -> None:
     text = page.read_text()
-    assert console.normalised(console.executed(text)) == console.normalised(text), (
+    assert console.normalised(console.executed(text, programs)) == console.normalised(text), (
         "stale: run python docs/generate.py --console"
     )
 
