@@ -77,6 +77,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def house(session: nox.Session) -> None:
+    """Counts: inverse pairs written by hand, names in ckpt_core.sdk, functions that build tables, lines per plugin."""
+    install(session)
+    session.run("python", "tools/house.py", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Mutated files through every reader, then whole checkpoints; `nox -s fuzz -- 30` for 30 minutes each."""
     install(session)

@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.config import (
     LEFT_OUT,
+    Codec,
     Config,
     TableError,
     all_agree,
@@ -29,6 +30,7 @@ from ckpt_core.config import (
     nested,
     note,
     one_of,
+    pairs_by_hand,
     rules,
     same_as,
     switched,
@@ -329,3 +331,13 @@ def test_a_line_without_its_keys_leaves_the_error_to_their_line() -> None:
     with pytest.raises(CkptError, match="'heads' is missing") as caught:
         table.read({"hidden_size": 8}, "file")
     assert "head_dim" not in str(caught.value)
+
+
+def test_pairs_that_a_person_wrote_are_counted_once_each() -> None:
+    def read(value: object) -> object:
+        return value
+
+    codec = Codec(read, lambda value: value)
+    line = custom(["a"], ["hidden"], read=nothing, write=nothing, why="a test", uses=[])
+    held = [line, nested("o", [key("b", "layers", via=codec)]), key("c", "layers", via=one_of({"x": 1})), GELU]
+    assert len(pairs_by_hand([*held, line])) == 2

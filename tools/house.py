@@ -1,0 +1,133 @@
+"""Counts what keeps the house small, and prints it: `python tools/house.py`, or `nox -s house`.
+
+Inverse pairs written by hand, over all installed plugins (a budget of 25); names in `ckpt_core.sdk` (60); functions that build
+tensor tables (0); lines of code of the core and of each plugin. `--pairs` names every pair and its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gc
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt_core import sdk
+from ckpt_core.config import Codec, Custom, pairs_by_hand
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = tuple(sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / "src").is_dir()))
+BUDGETS = {"inverse pairs": 25, "names in ckpt_core.sdk": 60, "functions that build tables": 0}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A reader and a writer that a person wrote as inverses of one another."""
+
+    plugin: str
+    reader: str
+    writer: str
+    why: str
+
+
+def hand_written_pairs() -> list[Pair]:
+    """Every distinct pair in the `custom` lines and codecs of all plugins, whether a table holds it or not."""
+    for plugin in PLUGINS:
+        package = importlib.import_module(f"ckpt_{plugin}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    reasons: dict[tuple[str, str], str] = {}
+    pairs: dict[tuple[str, str], tuple[Callable, Callable]] = {}
+    for one in gc.get_objects():
+        if isinstance(one, Custom):
+            found = pairs_by_hand([one])
+            reasons |= {places: one.why for places in found if one.why}
+            pairs |= found
+        elif isinstance(one, Codec):
+            pairs |= {(_place(read), _place(write)): (read, write) for read, write in one.by_hand}
+    return sorted(
+        (
+            Pair(
+                read.__module__.split(".")[0].removeprefix("ckpt_"),
+                _named(read),
+                _named(write),
+                reasons.get(places, ""),
+            )
+            for places, (read, write) in pairs.items()
+            if read.__module__.split(".")[0].removeprefix("ckpt_") in PLUGINS
+        ),
+        key=lambda pair: (pair.plugin, pair.reader),
+    )
+
+
+def _place(function: Callable) -> str:
+    return f"{_named(function)}:{function.__code__.co_firstlineno}"
+
+
+def _named(function: Callable) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def sources(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """The modules below a folder, parsed."""
+    for path in sorted(folder.rglob("*.py")):
+        yield path, ast.parse(path.read_text("utf-8"))
+
+
+def table_builders() -> list[str]:
+    """The functions of plugins that make or change tensor tables: they call `row`, `Table`, `extend`, `without` or `replace` of one."""
+    found = []
+    for plugin in PLUGINS:
+        for path, tree in sources(ROOT / "plugins" / plugin / "src"):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.FunctionDef) and any(_makes_rows(inner) for inner in ast.walk(node)):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    return found
+
+
+def _makes_rows(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id="row" | "Table")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="extend" | "without", value=ast.Name(id=name))):
+            return name.isupper()
+    return False
+
+
+def lines_of_code(folder: Path) -> int:
+    """The lines of all modules below a folder."""
+    return sum(len(path.read_text("utf-8").splitlines()) for path in folder.rglob("*.py"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--pairs", action="store_true", help="name every inverse pair and every function that builds tables"
+    )
+    options = parser.parse_args()
+    pairs, builders = hand_written_pairs(), table_builders()
+    counts = {
+        "inverse pairs": len(pairs),
+        "names in ckpt_core.sdk": len(sdk.__all__),
+        "functions that build tables": len(builders),
+    }
+    for name, count in counts.items():
+        print(f"{name:30} {count:6}   (budget {BUDGETS[name]})")
+    by_plugin = Counter(pair.plugin for pair in pairs)
+    print(f"\n{'':12} {'lines':>7} {'pairs':>6}")
+    for name in ("core", *PLUGINS):
+        folder = ROOT / "core/src" if name == "core" else ROOT / "plugins" / name / "src"
+        print(f"{name:12} {lines_of_code(folder):7} {by_plugin[name]:6}")
+    if options.pairs:
+        print()
+        for pair in pairs:
+            print(f"{pair.reader} / {pair.writer}: {pair.why or 'no reason is given'}")
+        print("\n" + "\n".join(builders))
+
+
+if __name__ == "__main__":
+    main()
