@@ -30,7 +30,7 @@ def site(tmp_path: Path) -> Path:
     info = folder / "ckpt_example-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(DISCOVERABLE)
-    (info / "entry_points.txt").write_text("[ckpt.formats]\nexample = ckpt_example\n")
+    (info / "entry_points.txt").write_text("[ckpt.formats]\nexample = ckpt_example:FORMAT\n")
     return folder
 
 
@@ -53,7 +53,7 @@ def conformance(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_the_entry_point_is_the_one_it_declares() -> None:
     text = (TEMPLATE / "pyproject.toml").read_text()
-    assert '[project.entry-points."ckpt.formats"]\nexample = "ckpt_example"\n' in text
+    assert '[project.entry-points."ckpt.formats"]\nexample = "ckpt_example:FORMAT"\n' in text
 
 
 def test_it_passes_the_kit(site: Path) -> None:
@@ -84,9 +84,9 @@ for name in ("model.safetensors", "config.json"):
 # What an author may get wrong, and the law that notices.
 MISTAKES = {
     "a tensor that nobody accounts for": (
-        "files.py",
-        "for problem in layouts.account(natives, TABLES, stored, file):",
-        "for problem in []:",
+        "weights.py",
+        "TABLES = (MODEL, LAYER)",
+        'TABLES = (MODEL.extend(drop("*", "wrong")), LAYER)',
         "test_a_tensor_too_many_is_named",
     ),
     "a fact that nobody writes": (
@@ -103,37 +103,52 @@ MISTAKES = {
         "test_a_fact_is_expressed_or_refused_by_name and softcap",
     ),
     "a rewrite that is another function": (
-        "files.py",
-        "    model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors)\n",
-        "    model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))\n"
-        "    model = rewrites.Rewritable(model.architecture, checkpoint.tensors, model.rewrites)\n",
+        "__init__.py",
+        "    TABLES,\n)",
+        "    TABLES,\n    rewrite=lambda model, _: rewrites.Rewritable(\n"
+        "        rewrites.folded_attention_scale(model).architecture, model.tensors, ('folded',)\n    ),\n)",
         "test_a_fact_is_expressed_or_refused_by_name and attention.scale",
     ),
-    "a rank that is taken for a copy": (
-        "files.py",
-        '.tensors, layout.natives({"tp": (rank, ranks)})',
-        '.tensors, layout.natives({"tp": (0, ranks)})',
+    "a vocabulary that is cut short": (
+        "config.py",
+        'key("vocabulary", "tokens.vocabulary"),',
+        'custom(["vocabulary"], ["tokens.vocabulary"],'
+        ' read=lambda config, facts, notes: facts.update({"tokens.vocabulary": config["vocabulary"] - 1}),'
+        ' write=lambda facts, notes, config: config.update(vocabulary=facts["tokens.vocabulary"])),',
         "test_what_is_written_reads_back",
     ),
     "a file that is named without its rank": (
-        "files.py",
-        'file = f"rank-{rank}.safetensors"\n        natives',
-        'file = f"rank-{rank % 2}.safetensors"\n        natives',
+        "__init__.py",
+        'weights="rank-{tp}.safetensors", counts={"tp": "ranks"}',
+        'weights="rank-0.safetensors"',
         "test_every_layout_leads_to_every_other",
     ),
     "a framework that is imported": (
         "__init__.py",
-        "import os\n",
-        "import os\nimport torch\n",
+        "from ckpt_core.sdk import",
+        "import torch\n\nfrom ckpt_core.sdk import",
         "test_it_imports_no_framework",
     ),
     "a detection that is too eager": (
         "__init__.py",
-        "found = all(",
-        "found = os.path.isdir(path) or all(",
+        "FORMAT = Format(",
+        "class Eager(Format):\n"
+        "    @hookimpl\n"
+        "    def ckpt_detect(self, path):\n"
+        "        return 'a folder' if os.path.isdir(path) and '__init__.py' not in os.listdir(path) else None\n\n\n"
+        "FORMAT = Eager(",
         "test_it_detects_its_own_and_nothing_else",
     ),
 }
+
+
+# The names that mistakes need besides, where the file imports others.
+NAMES = (
+    ("sdk import Activation, Config,", "sdk import Activation, Config, custom, ignore,"),
+    ("sdk import Folder, Format,", "sdk import Folder, Format, hookimpl, rewrites,"),
+    ("sdk import Table, row", "sdk import Table, drop, row"),
+    ('model.json."""\n', 'model.json."""\n\nimport os\n'),
+)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -142,8 +157,9 @@ def test_the_kit_notices(site: Path, mistake: str) -> None:
     path = site / "ckpt_example" / file
     text = path.read_text()
     assert text.count(right) == 1, f"{file} no longer has {right!r}"
-    path.write_text(
-        text.replace(right, wrong).replace("sdk import Activation, Config,", "sdk import Activation, Config, custom,")
-    )
+    changed = text.replace(right, wrong)
+    for known, more in NAMES:
+        changed = changed.replace(known, more)
+    path.write_text(changed)
     done = conformance(site, "-x", "-k", law)
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]

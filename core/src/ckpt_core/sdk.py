@@ -43,6 +43,7 @@ from ckpt_core.config import (
 )
 from ckpt_core.description import Averaged, Description, RankTensors, Vocabulary
 from ckpt_core.errors import CkptError, FormatError, Problems, Refusal, UsageError
+from ckpt_core.format import Folder, Format
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table, drop, row
 from ckpt_core.ledger import Ledger
@@ -84,6 +85,8 @@ __all__ = [
     "Entry",
     "Facts",
     "FamilyTables",
+    "Folder",
+    "Format",
     "FormatError",
     "FormatInfo",
     "Judgement",

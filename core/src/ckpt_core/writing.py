@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,10 @@ class TargetBuilder:
     def dtype_of(self, native: Native) -> DType:
         """The dtype that a tensor is stored in."""
         return storage_dtype(native, self.model.tensors, self.dtype)
+
+    def bytes_of(self, native: Native) -> int:
+        """How many bytes the data of a tensor takes."""
+        return math.prod(native.shape) * self.dtype_of(native).size
 
     @property
     def commonest_dtype(self) -> DType:

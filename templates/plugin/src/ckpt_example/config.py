@@ -1,6 +1,6 @@
 """What the keys of `model.json` mean."""
 
-from ckpt_core.sdk import Activation, Config, fact_is, ignore, key, key_is, note, one_of
+from ckpt_core.sdk import Activation, Config, fact_is, key, key_is, note, one_of
 
 ACTIVATION = one_of({"silu": Activation.SILU, "gelu": Activation.GELU_TANH})
 NORMS = ("attention.norm", "mlp.norm", "final_norm")
@@ -12,7 +12,6 @@ EXAMPLE = Config("ExampleModel", [
     fact_is("mlp.gated", True),
     *(fact_is(f"{norm}.kind", "rms") for norm in NORMS),
     key_is("version", 2),
-    ignore("ranks", why="read with the files"),
     key("width", "hidden"),                                 # the framework's own name for the hidden size
     key("layers", "layers"),
     key("heads", "attention.heads"),
