@@ -31,7 +31,13 @@ def install(session: nox.Session, *requirements: str) -> None:
 def judge(session: nox.Session, check: str, env: dict[str, str] | None = None) -> None:
     """A check of tests/real, whose modules import one another."""
     session.run(
-        "pytest", "--noconftest", "-o", "pythonpath=tests/real", f"tests/real/{check}", *session.posargs, env=env
+        "pytest",
+        "--noconftest",
+        "-o",
+        "pythonpath=tests/real tests/support",
+        f"tests/real/{check}",
+        *session.posargs,
+        env=env,
     )
 
 

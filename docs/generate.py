@@ -32,7 +32,7 @@ from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
 from ckpt_core.config import Config, Entry, Ignore
 from ckpt_core.explain import declared_families, names_everywhere
-from ckpt_core.layout import Drop, Row, Table
+from ckpt_core.layout import Drop, Row, Table, Tables, words_of
 from ckpt_core.plugins import FamilyTables
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import option_table
@@ -108,6 +108,7 @@ def _format_page(name: str) -> str:
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
     families = declared_families(require(name))
     parts += _configs(families, name)
+    parts += _choices(families, name)
     parts += _tables(families, name)
     return "\n\n".join(parts)
 
@@ -172,10 +173,20 @@ def _config_row(entry: Entry) -> tuple[str, str]:
     return ", ".join(map(code, entry.keys)), entry.words()
 
 
+def _choices(families: Sequence[FamilyTables], name: str) -> list[str]:
+    """The choices that the rows of a plugin stand under."""
+    found = {one.name: one for family in families if isinstance(family.tables, Tables) for one in family.tables.choices}
+    rows = []
+    for one in found.values():
+        default = "" if one.default is None else code(one.default)
+        rows.append((code(one.name), ", ".join(map(code, one.values)), default, one.help))
+    return [f"### Choices of {name}", table(("choice", "values", "default", "what it decides"), rows)] if rows else []
+
+
 def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
     """The tensor tables of a plugin; a variant shows where it differs from the table it was made from.
 
-    Where rows are put together for each model, there is no table to show, and the declared sentences say all of them.
+    A format without tables of its own has those of others, and the declared sentences say all of its rows.
     """
     found: dict[Table, str] = {}
     for family in families:
@@ -188,6 +199,7 @@ def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
     shown: list[Table] = []
     for one, label in found.items():
         below = f", below `{one.native}`" * bool(one.native) + f", for `{one.to}`" * bool(one.to)
+        below += f", under `{words_of(one.under)}`" * bool(one.under)
         like = [other for other in shown if (other.native, other.to) == (one.native, one.to)]
         base = max(like, key=lambda other: len({*other.rows} & {*one.rows}), default=None)
         shown.append(one)
@@ -220,7 +232,8 @@ def _row_table(rows: Iterable[Row], drops: Iterable[Drop]) -> str:
 
 def _row_rest(row: Row) -> str:
     said = [f"{dimension}=`{axes}`" for dimension, axes in row.splits]
-    said += [f"when `{row.when}`"] * bool(row.when) + [f"via `{row.via}`"] * (row.via is not None)
+    said += [f"when `{row.when}`"] * bool(row.when) + [f"under `{words_of(row.under)}`"] * bool(row.under)
+    said += [f"via `{row.via}`"] * (row.via is not None)
     said += [f"always {row.dtype}"] * (row.dtype is not None) + ["a copy, may be absent"] * row.copy
     return ", ".join(said)
 

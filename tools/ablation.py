@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
@@ -24,6 +25,7 @@ from ckpt_core import convert
 from ckpt_core.errors import CkptError
 from ckpt_tests import nemo_t5
 from ckpt_tests.goldens import Golden
+from ckpt_tests.rows import wrong_sentences
 
 Section = Mapping[str, Any]
 
@@ -63,11 +65,13 @@ def scores_not_divided() -> Iterator[None]:
 @contextlib.contextmanager
 def _rows(blocks: bool, self_attention: bool = True, cross: bool = True) -> Iterator[None]:
     """Fused tensors taken for blocks, or for rows head by head, whatever the config says."""
-    from ckpt_nemo.t5 import weights
-
-    qkv = dict.fromkeys((False, True), weights._QKV[blocks]) if self_attention else weights._QKV
-    kv = dict.fromkeys((False, True), weights._KV[blocks]) if cross else weights._KV
-    with mock.patch.object(weights, "_QKV", qkv), mock.patch.object(weights, "_KV", kv):
+    orders = (
+        ("(g (q[r] + k + v) d)", "((q[g r] + k[g] + v[g]) d)") if self_attention else None,
+        ("(g (k + v) d)", "((k + v) g d)") if cross else None,
+    )
+    wrong = {f"{pair[not blocks]}{end}": f"{pair[blocks]}{end}" for pair in orders if pair for end in ("", " h")}
+    with pytest.MonkeyPatch.context() as patch:
+        wrong_sentences(patch, wrong)
         yield
 
 

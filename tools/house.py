@@ -79,7 +79,7 @@ def sources(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def table_builders() -> list[str]:
-    """The functions of plugins that make or change tensor tables: they call `row`, `Table`, `extend`, `without` or `replace` of one."""
+    """The functions of plugins that make or change tensor tables, or edit a sentence."""
     found = []
     for plugin in PLUGINS:
         for path, tree in sources(ROOT / "plugins" / plugin / "src"):
@@ -91,7 +91,9 @@ def table_builders() -> list[str]:
 
 def _makes_rows(node: ast.AST) -> bool:
     match node:
-        case ast.Call(func=ast.Name(id="row" | "Table")):
+        case ast.Call(func=ast.Name(id="row" | "Table") | ast.Attribute(attr="Tables" | "fragment")):
+            return True
+        case ast.Call(keywords=keywords) if any(keyword.arg == "sentence" for keyword in keywords):
             return True
         case ast.Call(func=ast.Attribute(attr="extend" | "without", value=ast.Name(id=name))):
             return name.isupper()

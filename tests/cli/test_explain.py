@@ -42,7 +42,7 @@ def test_the_page_has_a_line_for_each_parameter() -> None:
     lines = [" ".join(line.split()) for line in said("hf", "megatron").splitlines()]
     assert (
         "layers.{l}.mlp.up.weight f h model.layers.{l}.mlp.up_proj.weight f h "
-        "decoder.layers.{l}.mlp.linear_fc1.weight ((gate + up) f) h tp=f"
+        "decoder.layers.{l}.mlp.linear_fc1.weight ((gate + up) f) h tp=f, when mlp.gated"
     ) in lines
     assert "hidden 132 hidden_size hidden_size" in lines
 

@@ -158,7 +158,7 @@ def layout_of(case: Case) -> BoundTables:
     table = Table(
         prefix, to="layers.{l}", rows=[row(case.native, case.sentence, case.canonical, tp=case.tp, ep=case.ep)]
     )
-    layout = BoundTables([table], case.architecture, case.sizes)
+    layout = BoundTables([table], case.architecture, sizes=case.sizes)
     parts = [name.split(".")[-2] for name in layout.parameters]
     held = {case.canonical.format(part=part) for part in parts} if "{part}" in case.canonical else {case.canonical}
     sentence_names = set("".join(c if c.isalnum() or c == "_" else " " for c in case.sentence).split())

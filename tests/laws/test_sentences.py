@@ -84,7 +84,7 @@ def split(draw: st.DrawFn, words: list[str]) -> list[list[str]]:
 def bound(problem: Problem) -> BoundTables:
     """The sentence as the only row of a format, over parameters made for it."""
     canonical = "whole" if None in problem.axes else "{part}"
-    layout = BoundTables([Table("", "", [row("native", problem.sentence, canonical)])], EMPTY, PADDING)
+    layout = BoundTables([Table("", "", [row("native", problem.sentence, canonical)])], EMPTY, sizes=PADDING)
     layout.parameters = {
         part or "whole": Parameter(part or "whole", tuple(map(axis, axes))) for part, axes in problem.axes.items()
     }

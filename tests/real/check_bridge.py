@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ckpt_core import convert, fingerprint
+from ckpt_tests.rows import wrong_sentences
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
@@ -132,10 +133,6 @@ def test_what_bridge_makes_of_a_model_is_read(hf: Path, tmp_path: Path) -> None:
 
 def test_the_judge_sees_gate_and_up_exchanged(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail: of what is written in another order than Bridge's, the logits are far off."""
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights
-
-    exchanged = row("mlp.linear_fc1.weight", "((up + gate) f) h", "mlp.{part}.weight", tp="f")
-    monkeypatch.setattr(weights, "GATED", [exchanged, *weights.GATED[1:]])
+    wrong_sentences(monkeypatch, {"((gate + up) f) h": "((up + gate) f) h"}, "mlp.linear_fc1.weight")
     convert(hf / "llama", tmp_path / "llama", to="megatron-bridge")
     assert judge("load", tmp_path, hf, ["llama"])["llama"]["logits"] > 0.1

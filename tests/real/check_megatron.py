@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralC
 from ckpt_core import convert
 from ckpt_core.api import read_checkpoint
 from ckpt_megatron import own
+from ckpt_tests.rows import wrong_sentences
 
 JUDGE = Path(__file__).parent / "megatron_judge.py"
 TOLERANCE = 1e-4
@@ -103,11 +104,7 @@ def test_the_judge_sees_gate_and_up_exchanged(
     model: Path, tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check can fail: of what is written in another order than Megatron's, the logits are far off."""
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights
-
-    exchanged = row("mlp.linear_fc1.weight", "((up + gate) f) h", "mlp.{part}.weight", tp="f")
-    monkeypatch.setattr(weights, "GATED", [exchanged, *weights.GATED[1:]])
+    wrong_sentences(monkeypatch, {"((gate + up) f) h": "((up + gate) f) h"}, "mlp.linear_fc1.weight")
     convert(model / "hf", tmp_path / "run", to="megatron", tp=2, options=options(container))
     assert off(tmp_path / "run", model, tp=2) > 0.1
 

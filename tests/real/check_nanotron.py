@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 
 from ckpt_core import convert
+from ckpt_tests.rows import wrong_sentences
 
 JUDGE = Path(__file__).parent / "nanotron_judge.py"
 TOLERANCE = 1e-4
@@ -131,9 +132,8 @@ def test_transformers_computes_what_nanotron_saved(tmp_path: Path, groups: int, 
 @pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_the_judge_sees_a_wrong_rotary_order(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail: heads written half-split, as release 0.4 does not read them, are seen."""
-    from ckpt_nanotron import weights
-
-    monkeypatch.setattr(weights, "INTERLEAVED", weights.HALF)
+    interleaved, half = "(q[g r (e c + o)] + k[g (e c + o)] + v[g d]) h", "(q[g r d] + k[g d] + v[g d]) h"
+    wrong_sentences(monkeypatch, {interleaved: half})
     convert(model / "hf", tmp_path / "run", to="nanotron", options={"target": "0.4"})
     logits = judged(tmp_path / "run" / "0", model, 1, 1)
     expected = load_file(model / "expected.safetensors")["logits"]

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from ckpt_core import convert
+from ckpt_tests.rows import wrong_sentences
 
 HERE = Path(__file__).parent
 SOURCES = {name: os.environ.get(name) for name in ("NEMO1_SOURCE", "NEMO1_CORE_SOURCE", "APEX_SOURCE")}
@@ -192,11 +193,7 @@ def test_the_judge_sees_gate_and_up_exchanged(
     made: Callable, nemo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check can fail: of what is written in another order than NeMo's, the logits are far off."""
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights
-
-    exchanged = row("mlp.linear_fc1.weight", "((up + gate) f) h", "mlp.{part}.weight", tp="f")
-    monkeypatch.setattr(weights, "GATED", [exchanged, *weights.GATED[1:]])
+    wrong_sentences(monkeypatch, {"((gate + up) f) h": "((up + gate) f) h"}, "mlp.linear_fc1.weight")
     model = made("llama")
     convert(model, tmp_path / "x.nemo", to="nemo", options={"tokenizer_name": str(model)})
     assert off(tmp_path / "x.nemo", model, nemo) > 0.1

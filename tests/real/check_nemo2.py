@@ -17,6 +17,7 @@ import tiny_models
 from safetensors.torch import load_file
 
 from ckpt_core import convert
+from ckpt_tests.rows import wrong_sentences
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
@@ -77,11 +78,7 @@ def test_nemo_computes_what_transformers_computes(
 
 def test_the_judge_sees_gate_and_up_exchanged(nemo: Nemo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail: of what is written in another order than NeMo's, the logits are far off."""
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights
-
-    exchanged = row("mlp.linear_fc1.weight", "((up + gate) f) h", "mlp.{part}.weight", tp="f")
-    monkeypatch.setattr(weights, "GATED", [exchanged, *weights.GATED[1:]])
+    wrong_sentences(monkeypatch, {"((gate + up) f) h": "((up + gate) f) h"}, "mlp.linear_fc1.weight")
     tiny_models.make(tmp_path, "llama")
     convert(tmp_path / "llama", tmp_path / "x", to="nemo2")
     assert off(tmp_path / "x", tmp_path / "llama", nemo) > 0.1

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_core.architecture import Stack, dumps
+from ckpt_core.architecture import dumps
 from ckpt_core.errors import FormatError
-from ckpt_core.layout import BoundTables, Row, Table, bind, parse
+from ckpt_core.layout import Row, parse
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
 from ckpt_core.verify.declared import Sentences
 from ckpt_core.verify.tracer import Trace, trace
 from ckpt_tests.program import ckpt
+from ckpt_tests.rows import wrong_everywhere
 from declare import file_of, gathered, text
 
 # hidden = heads x head_dim: the output projection is square, so a transposed one has the right shape
@@ -56,16 +57,6 @@ def traced(format: str, tp: int = 2) -> Trace:
 def test_every_tensor_that_is_written_is_declared(format: str) -> None:
     seen = traced(format)
     assert seen.passed and seen.undeclared == [] and len(seen.sentences) >= 9
-
-
-def wrong_everywhere(monkeypatch: pytest.MonkeyPatch, change: Callable[[Row], Row]) -> None:
-    """Tables that are wrong for reader and writer alike: every row, in whatever format, is changed before it is used."""
-
-    class Wrong(bind._BoundRow):
-        def __init__(self, layout: BoundTables, table: Table, row: Row, stack: Stack | None, layer: int | None) -> None:
-            super().__init__(layout, table, change(row), stack, layer)
-
-    monkeypatch.setattr(bind, "_BoundRow", Wrong)
 
 
 def gate_and_up_exchanged(row: Row) -> Row:

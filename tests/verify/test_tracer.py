@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import ckpt_nanotron.read
-from ckpt_core.architecture import Architecture, dumps
+from ckpt_core.architecture import dumps
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.layout import BoundTables, Table
+from ckpt_core.layout import Table, Tables
 from ckpt_core.plugins.discovery import format_names
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
@@ -40,13 +40,11 @@ def test_every_format_finds_what_it_wrote(format: str) -> None:
 def wrong_table(monkeypatch: pytest.MonkeyPatch, name: str, sentence: str) -> list[Misplaced]:
     """What is misplaced if the reader takes a row to have another sentence than the writer did."""
 
-    def changed(tables: list[Table], architecture: Architecture) -> BoundTables:
-        def wrong(table: Table) -> Table:
-            return table.replace(*(replace(row, sentence=sentence) for row in table.rows if row.native == name))
+    def wrong(table: Table) -> Table:
+        return table.with_rows(replace(row, sentence=sentence) if row.native == name else row for row in table.rows)
 
-        return BoundTables([wrong(table) for table in tables], architecture)
-
-    monkeypatch.setattr(ckpt_nanotron.read, "Layout", changed)
+    tables = Tables(map(wrong, ckpt_nanotron.weights.TABLES), ckpt_nanotron.weights.CHOICES)
+    monkeypatch.setattr(ckpt_nanotron.read, "TABLES", tables)
     return trace("nanotron", SQUARE, BF16, tp=2, pp=3).misplaced
 
 

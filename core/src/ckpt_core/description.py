@@ -12,7 +12,7 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Sidecar
-from ckpt_core.layout import Native, Ranks, Table
+from ckpt_core.layout import Chosen, Native, Ranks, Table, Tables
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tensor import StoredTensor
@@ -72,7 +72,7 @@ class Description:
     """A checkpoint as a plugin describes it.
 
     `architecture` is what `config`, a file, says; without `config` it is that of `--config` (see `reading.given`).
-    `tables` say which tensor holds what, and `ranks` are the tensors found. `where` is the folder or file of the weights,
+    `tables` say which tensor holds what, under the `choices` that were found out, and `ranks` are the tensors found. `where` is the folder or file of the weights,
     which errors name. `root` is where our own receipt would lie: `where`, unless said. `files` are those that are read,
     config files among them. `vocabulary` is None where the config itself says the true one.
 
@@ -81,13 +81,14 @@ class Description:
     """
 
     architecture: Architecture
-    tables: Sequence[Table]
+    tables: Tables | Sequence[Table]
     ranks: Iterable[RankTensors]
     where: str
     files: Sequence[FileState]
     config: str | None = None
     root: str | None = None
     vocabulary: Vocabulary | None = None
+    choices: Chosen = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
     parallel: Mapping[str, int] = field(default_factory=dict)

@@ -16,8 +16,9 @@ from ckpt_core.architecture.examples import example, example_architectures
 from ckpt_core.checkpoint import Target
 from ckpt_core.config import Config, Entry, FactIs
 from ckpt_core.errors import CkptError, ProblemsFound, UsageError, did_you_mean
-from ckpt_core.layout import Native, Row, Table, parse
+from ckpt_core.layout import Native, Row, Table, Under, parse, words_of
 from ckpt_core.layout.bind import join
+from ckpt_core.layout.choices import both_of
 from ckpt_core.ledger import Loss
 from ckpt_core.plugins import FamilyTables, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, require
@@ -42,8 +43,9 @@ class NativeName:
     conditions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, row: Row, native: str) -> NativeName:
-        return cls(native, row.sentence, _ranks(row), tuple(_conditions(row)))
+    def of(cls, row: Row, native: str, under: Under = ()) -> NativeName:
+        chosen = [f"under {words_of(under)}"] if under else []
+        return cls(native, row.sentence, _ranks(row), (*_conditions(row), *chosen))
 
     def __str__(self) -> str:
         return ", ".join(part for part in (f"{self.native}  {self.sentence}", self.ranks, *self.conditions) if part)
@@ -265,7 +267,7 @@ def declared_names(tables: Iterable[Table]) -> Iterator[tuple[str, NativeName]]:
     """Every canonical parameter that tables hold, and what each row calls it."""
     for table in tables:
         for row in table.rows:
-            name = NativeName.of(row, join(table.native, row.native))
+            name = NativeName.of(row, join(table.native, row.native), both_of(table.under, row.under) or ())
             for canonical in canonical_names(join(table.to, row.canonical), row.sentence):
                 yield canonical, name
 

@@ -145,7 +145,7 @@ def parameters_of(description: Description) -> dict[str, LazyParameter]:
     Raises at once: every tensor that is missing on its rank, is not part of the model or has another shape, and every
     parameter that the ranks together do not hold once.
     """
-    bound = BoundTables(description.tables, description.architecture)
+    bound = BoundTables(description.tables, description.architecture, description.choices)
     builder = ParameterBuilder(bound.parameters, description.where)
     for rank in _by_rank(description.ranks):
         natives = _bound(bound, rank)

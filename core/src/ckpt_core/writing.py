@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Placement, Sidecar, Target
-from ckpt_core.layout import BoundTables, Native, Ranks, Table
+from ckpt_core.layout import BoundTables, Chosen, Native, Ranks, Table, Tables
 from ckpt_core.ledger import Loss
 from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.storage.bytes.output import OutputFile
@@ -27,12 +27,19 @@ class TargetBuilder:
         return builder.target("example", sidecars=checkpoint.sidecars, parallel={"tp": tp}, said=CONFIG.said(config))
 
     `model` is written as it is: what the format can't say was rewritten before. `dtype` is that of all tensors whose row
-    fixes none; None keeps each one's own. `documents` are files whose bytes are known, by path.
+    fixes none; None keeps each one's own. `choices` are those of the tables. `documents` are files whose bytes are known, by path.
     """
 
-    def __init__(self, model: Rewritable, tables: Sequence[Table], dtype: DType | None = None) -> None:
+    def __init__(
+        self,
+        model: Rewritable,
+        tables: Tables | Sequence[Table],
+        dtype: DType | None = None,
+        *,
+        choices: Chosen | None = None,
+    ) -> None:
         self.model, self.dtype = model, dtype
-        self.bound = BoundTables(tables, model.architecture)
+        self.bound = BoundTables(tables, model.architecture, choices)
         self.files: list[OutputFile] = []
         self.placements: list[Placement] = []
         self.documents: dict[str, bytes] = {}

@@ -16,6 +16,7 @@ from ckpt_tests import megatron
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, each
 from ckpt_tests.models import load, logits_of, weights
+from ckpt_tests.rows import wrong_sentences
 
 TOLERANCE = 1e-4  # of fp32 logits; the two frameworks' own forwards differ by up to 1e-5
 WRONG = 1e-2  # what a mistake in the layout does to logits, at the least
@@ -162,24 +163,21 @@ def test_masters_that_are_not_there_are_refused(golden: Golden) -> None:
 
 @each("megatron", lambda golden: is_torch(golden) and golden.case["tp"] > 1 and "gpt2" not in golden.folder.name)
 def test_notices_gate_and_up_put_one_after_the_other(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights as tables
-
-    monkeypatch.setattr(
-        tables, "GATED", [row("mlp.linear_fc1.weight", "(f (gate + up)) h", "mlp.{part}.weight", tp="f")]
-    )
+    wrong_sentences(monkeypatch, {"((gate + up) f) h": "(f (gate + up)) h"}, "mlp.linear_fc1.weight")
     assert off(golden) > WRONG
 
 
 @each("megatron", lambda golden: golden.folder.name.startswith("legacy_ckptver"))
 def test_notices_another_order_of_q_k_v(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_megatron import weights as tables
-
-    own = tables.QKV_ORDERS.copy()
-    for order in ("0", "1.0", "2.0"):
-        monkeypatch.setattr(tables, "QKV_ORDERS", {**own, **dict.fromkeys(("0", "1.0", "2.0"), own[order])})
+    orders = {"0": "((q[r] + k + v) g d)", "1.0": "(g d (q[r] + k + v))", "2.0": "(g (q[r] + k + v) d)"}
+    for order, wanted in orders.items():
+        with monkeypatch.context() as patch:
+            wrong_sentences(
+                patch, {f"{own} h": f"{wanted} h" for own in orders.values()}, "self_attention.linear_qkv.weight"
+            )
+            far = off(golden) > WRONG
         wrong = f"ckptver{order}_" not in golden.folder.name
-        assert (off(golden) > WRONG) == wrong, order
+        assert far == wrong, order
 
 
 @each("megatron", lambda golden: "groupedmlp" in golden.folder.name and is_torch(golden))

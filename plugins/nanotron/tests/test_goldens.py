@@ -18,6 +18,7 @@ from ckpt_tests import nanotron
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, each
 from ckpt_tests.models import load, logits_of, weights
+from ckpt_tests.rows import wrong_sentences
 
 TOLERANCE = 1e-4  # of fp32 logits; the frameworks' own two forwards differ by up to 2e-5
 WRONG = 0.1  # what a mistake in the layout does to logits, at the least
@@ -224,13 +225,7 @@ def concatenated(text: str, data, shape, path):
     return [Shard(tuple(rank * size if dim == split else 0 for dim, size in enumerate(data.shape)), data)]
 
 
-def table_with(tables: tuple, native: str, sentence: str) -> tuple:
-    """Tables in which the rows of one native name are arranged otherwise."""
-    from dataclasses import replace
-
-    model, layer = tables
-    changed = [replace(row, sentence=sentence) for row in layer.rows if row.native == native]
-    return model, layer.replace(*changed)
+HALF, INTERLEAVED = "(q[g r d] + k[g d] + v[g d])", "(q[g r (e c + o)] + k[g (e c + o)] + v[g d])"
 
 
 def off(golden: Golden) -> float:
@@ -239,17 +234,13 @@ def off(golden: Golden) -> float:
 
 @each("nanotron", is_interleaved)
 def test_notices_interleaved_rows_read_as_half_split(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_nanotron import weights as tables
-
-    monkeypatch.setattr(tables, "INTERLEAVED", tables.HALF)
+    wrong_sentences(monkeypatch, {INTERLEAVED: HALF, f"{INTERLEAVED} h": f"{HALF} h"})
     assert off(golden) > WRONG
 
 
 @each("nanotron", lambda golden: is_llama_like(golden) and not is_interleaved(golden))
 def test_notices_half_split_rows_read_as_interleaved(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_nanotron import weights as tables
-
-    monkeypatch.setattr(tables, "HALF", tables.INTERLEAVED)
+    wrong_sentences(monkeypatch, {HALF: INTERLEAVED, f"{HALF} h": f"{INTERLEAVED} h"})
     assert off(golden) > WRONG
 
 
@@ -263,30 +254,17 @@ def test_notices_shards_put_one_after_the_other(golden: Golden, monkeypatch: pyt
 
 @each("nanotron", is_llama_like)
 def test_notices_gate_and_up_in_the_wrong_order(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_nanotron import weights as tables
-
-    for name in ("HALF", "INTERLEAVED"):
-        changed = table_with(getattr(tables, name), "mlp.gate_up_proj.weight", "((up + gate) f) h")
-        changed = table_with(changed, "mlp.shared_expert.gate_up_proj.weight", "((up + gate) f) h")
-        monkeypatch.setattr(tables, name, changed)
+    wrong_sentences(monkeypatch, {"((gate + up) f) h": "((up + gate) f) h"})
     assert off(golden) > WRONG
 
 
 @each("nanotron", lambda golden: golden.case["model_config"].get("moe_config") is not None)
 def test_notices_experts_in_the_wrong_order(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_nanotron import weights as tables
-
-    for name in ("HALF", "INTERLEAVED"):
-        monkeypatch.setattr(
-            tables, name, table_with(getattr(tables, name), "mlp.experts.merged_gate_up_proj", "x h ((up + gate) f)")
-        )
+    wrong_sentences(monkeypatch, {"x h ((gate + up) f)": "x h ((up + gate) f)"})
     assert off(golden) > WRONG
 
 
 @each("nanotron", lambda golden: golden.case["model_config"].get("grouped_query", False))
 def test_notices_grouped_qkv_read_as_blocks(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_nanotron import weights as tables
-
-    blocks = table_with(tables.STARCODER_GROUPED, "attn.query_key_value.weight", "(q[g r d] + k[g d] + v[g d]) h")
-    monkeypatch.setattr(tables, "STARCODER_GROUPED", blocks)
+    wrong_sentences(monkeypatch, {"(g (q[r] + k + v) d) h": "(q[g r d] + k[g d] + v[g d]) h"})
     assert off(golden) > WRONG

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core.layout import Row
 from ckpt_hf import load_model
 from ckpt_tests import nxdt
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, each
 from ckpt_tests.models import load, logits_of, weights
+from ckpt_tests.rows import wrong_everywhere
 
 TOLERANCE = 1e-4  # of fp32 logits; the frameworks' own forwards differ by up to 2e-5
 WRONG = 1.0  # what AWS's converter does to logits where it is wrong: 5 and more
@@ -201,10 +204,16 @@ def test_no_framework_is_imported(golden: Golden, tmp_path: Path) -> None:
     lambda golden: re.search("trn1.*kvm[2-9]|train.*kvm2", golden.folder.name) and "pp1_kvm4" not in golden.folder.name,
 )
 def test_notices_the_heads_of_the_other_hardware(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_nxdt import weights as tables
+    turned = {"r g": "g r", "g r": "r g"}
 
-    one, other = tables.HEADS["trn1"], tables.HEADS["trn2"]
-    swapped = {"trn1": tables.Heads(other.q, one.kv), "trn2": tables.Heads(one.q, other.kv)}
-    monkeypatch.setattr(tables, "HEADS", {**tables.HEADS, **swapped})
+    def other_queries(row: Row) -> Row:
+        axes = dict(row.splits).get("tp", "")
+        if axes in turned and row.canonical in ("attention.q.weight", "attention.out.weight"):
+            return replace(row, splits=(("tp", turned[axes]),))
+        if axes in turned and row.canonical == "attention.{part}.weight":
+            return replace(row, splits=(("tp", f"q: {turned[axes]}; k v: {axes}"),))
+        return row
+
+    wrong_everywhere(monkeypatch, other_queries)
     model = load_model(golden.checkpoint, dtype="fp32", **reading(golden))
     assert golden.off_by(logits_of(model, golden.input_ids)) > WRONG

@@ -2,15 +2,19 @@
 
 from ckpt_core.layout.affine import Link, Tile
 from ckpt_core.layout.bind import BoundTables, Native, Part, account
+from ckpt_core.layout.choices import Choice, Chosen, Fragment, Under, Value, fragment, words_of
 from ckpt_core.layout.maps import Add, NegExp, Scale, ValueMap, neg_exp, plus_one, scale
 from ckpt_core.layout.sentence import Product, Sentence, SentenceError, Sum, parse
 from ckpt_core.layout.split import Ranks, SplitError
-from ckpt_core.layout.table import Drop, Row, Table, drop, matches, row
+from ckpt_core.layout.table import Drop, Row, Table, Tables, drop, matches, row
 
 __all__ = [
     "Add",
     "BoundTables",
+    "Choice",
+    "Chosen",
     "Drop",
+    "Fragment",
     "Link",
     "Native",
     "NegExp",
@@ -24,14 +28,19 @@ __all__ = [
     "SplitError",
     "Sum",
     "Table",
+    "Tables",
     "Tile",
+    "Under",
+    "Value",
     "ValueMap",
     "account",
     "drop",
+    "fragment",
     "matches",
     "neg_exp",
     "parse",
     "plus_one",
     "row",
     "scale",
+    "words_of",
 ]  # fmt: skip

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ckpt_core.architecture import Architecture, Layer, Parameter, Stack, parameters
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 from ckpt_core.layout.affine import Link, Tile
+from ckpt_core.layout.choices import Chosen, both_of, is_met, words_of
 from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, parse
-from ckpt_core.layout.split import IndexRange, Ranks, shares
-from ckpt_core.layout.table import Row, Table
+from ckpt_core.layout.split import ROWS, IndexRange, Ranks, shares
+from ckpt_core.layout.table import Row, Table, Tables
 
 _SUGGESTIONS, _COMPARED = 50, 2000
 
@@ -40,17 +42,40 @@ class Native:
     layer: int | None = None
     padding: int = 0
 
+    def block(self, rank: int, ranks: int) -> Native:
+        """One of `ranks` equal blocks along the first dimension; `Refusal` where they are not equal."""
+        if self.shape[0] % ranks:
+            raise Refusal(f"tp={ranks} does not divide the {self.shape[0]} rows of {self.name}")
+        rows = self.shape[0] // ranks
+        parts = []
+        for part in self.pieces:
+            for tile in part.tile.cut_native(0, rank * rows, (rank + 1) * rows):
+                base = (tile.native_base[0] - rank * rows, *tile.native_base[1:])
+                parts.append(Part(part.parameter, Tile(tile.links, tile.canonical_base, base)))
+        return Native(self.name, (rows, *self.shape[1:]), tuple(parts), self.row, self.layer)
 
-@dataclass
+
 class BoundTables:
-    """`tables` bound to `architecture`. `sizes` gives sizes to axes that no parameter has (padding)."""
+    """The tables of `choices`, bound to `architecture`. `sizes` gives sizes to axes that no parameter has (padding).
 
-    tables: Sequence[Table]
-    architecture: Architecture
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    Choices that are left out have their defaults. `tables` are then those with the rows of the choices alone.
+    Raises `CkptError` for a choice or a value that the tables do not declare.
+    """
 
-    def __post_init__(self) -> None:
-        self.parameters = parameters(self.architecture)
+    def __init__(
+        self,
+        tables: Tables | Iterable[Table],
+        architecture: Architecture,
+        choices: Chosen | None = None,
+        *,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        self.format = tables if isinstance(tables, Tables) else Tables(tables)
+        self.choices = self.format.chosen(choices)
+        self.tables = self.format.under(self.choices)
+        self.architecture = architecture
+        self.sizes = dict(sizes or {})
+        self.parameters = parameters(architecture)
 
     def natives(self, ranks: Ranks | None = None) -> dict[str, Native]:
         """Every native tensor of one rank by name, in table order.
@@ -71,7 +96,16 @@ class BoundTables:
         problems.raise_any()
         for name, pieces in claimed.items():
             if not pieces:
-                problems.add(Refusal(f"parameter {self.parameters[name]} has no place in this format"))
+                problems.add(
+                    Refusal(f"parameter {self.parameters[name]} has no place in this format", fix=self._elsewhere(name))
+                )
+        for name, native in named.items():
+            for dimension, axes in native.row.splits:
+                if axes == ROWS:
+                    try:
+                        named[name] = native.block(*(ranks or {}).get(dimension, (0, 1)))
+                    except Refusal as problem:
+                        problems.add(problem)
         problems.raise_any()
         return named
 
@@ -85,11 +119,23 @@ class BoundTables:
                 subjects = enumerate(stack.layers)
             for layer, subject in subjects:
                 for row in table.rows:
-                    if row.applies_to(subject):
+                    if row.applies_to(subject, ranks):
                         try:
                             yield from _BoundRow(self, table, row, stack, layer).natives(ranks)
                         except CkptError as problem:
                             problems.add(problem)
+
+    def _elsewhere(self, name: str) -> str | None:
+        """The choices under which another row holds a parameter, as advice; None if there are none."""
+        for table in self.format:
+            for row in table.rows:
+                under = both_of(table.under, row.under) or ()
+                template = (
+                    re.escape(join(table.to, row.canonical)).replace(r"\{l\}", r"\d+").replace(r"\{part\}", r"\w+")
+                )
+                if not row.copy and not is_met(under, self.choices) and re.fullmatch(template, name):
+                    return f"it has one under {words_of(under)}"
+        return None
 
     def _stack_of(self, table: Table) -> Stack | None:
         prefix, found, _ = table.to.partition("layers.{l}")

@@ -6,6 +6,7 @@ of a group are divided too, and a part that has no `r` (the key) is replicated, 
 "g r" and on ranks a stride apart for "r g". Replication is thereby part of the split.
 
 Where the parts of one tensor are dealt out in different orders, a split says so part by part: "q: g r; k v: r g".
+A split "rows" names no axis: ranks cut the tensor, once it is arranged, into equal blocks of its first dimension.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ Ranks = Mapping[str, tuple[int, int]]
 
 IndexRange = tuple[int, int]
 """The first index and the number of indices of an axis that a rank holds."""
+
+ROWS = "rows"
+"""The split of a tensor that ranks cut into equal blocks of its first dimension, whatever lies in it."""
 
 
 class SplitError(Refusal):
@@ -59,6 +63,8 @@ def shares(
     """
     found: dict[str, IndexRange] = {}
     for dimension, spec in splits.items():
+        if spec == ROWS:
+            continue
         rank, count = ranks.get(dimension, (0, 1))
         axes = axes_of(spec, part)
         if not any(axis in sizes for axis in axes):

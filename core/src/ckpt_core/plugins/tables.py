@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ckpt_core.config import Config
-from ckpt_core.layout import Table
+from ckpt_core.layout import Table, Tables
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class FamilyTables:
     """One kind of model as a format declares it; what `ckpt_tables` gives, in the order in which a writer prefers them.
 
     `name` is what the framework calls the kind (`LlamaForCausalLM`), `config` the lines of its config, if it has one,
-    and `tables` hold its tensors.
+    and `tables` hold its tensors, with the choices that their rows stand under.
     """
 
     name: str
     config: Config | None = None
-    tables: Iterable[Table] = ()
+    tables: Tables | Iterable[Table] = ()

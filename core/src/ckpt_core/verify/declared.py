@@ -16,6 +16,7 @@ from importlib import resources
 
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Row
+from ckpt_core.layout.split import ROWS
 
 FILE = "sentences.txt"
 _COLUMNS = 7
@@ -35,12 +36,13 @@ class Declared:
 
     @classmethod
     def of(cls, row: Row, *shown_by: str) -> Declared:
-        """What a table's row says."""
+        """What a table's row says. A line does not say that ranks hold blocks of rows: that divides no axis."""
+        divided = [(dimension, axes) for dimension, axes in row.splits if axes != ROWS]
         return cls(
             row.native,
             row.canonical,
             row.sentence,
-            " ".join(f"{dimension}={axes.replace(' ', ',')}" for dimension, axes in row.splits),
+            " ".join(f"{dimension}={axes.replace(' ', ',')}" for dimension, axes in divided),
             type(row.via).__name__ if row.via else "",
             shown_by=shown_by,
         )

@@ -113,7 +113,7 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_hf.config import FAMILIES
 
-    return [FamilyTables(family.class_name, family.config, family.every_table()) for family in FAMILIES]
+    return [FamilyTables(family.class_name, family.config, family.tables) for family in FAMILIES]
 
 
 @hookimpl

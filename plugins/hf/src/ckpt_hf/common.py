@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as member
 from typing import Any
@@ -28,6 +28,7 @@ from ckpt_core.sdk import (
     implied,
     key,
     key_is,
+    layouts,
     note,
     one_of,
     rewrites,
@@ -35,7 +36,8 @@ from ckpt_core.sdk import (
     uniform,
 )
 
-Tables = tuple[Table, ...]
+TableSet = tuple[Table, ...]
+"""The tables of one way to make all choices."""
 
 # transformers' ACT2FN names; the first name of a function is the one we write. "gelu" is the erf form.
 _ACTIVATIONS: dict[object, object] = {
@@ -106,11 +108,11 @@ GENERIC: list[Any] = [
 
 @dataclass(frozen=True)
 class Family:
-    """A transformers model class: its `model_type`, its config table, its tensor tables (the first is written).
+    """A transformers model class: its `model_type`, its config table and its tensor tables.
 
-    Several tables are several spellings of one model: that of files, that of a bare state dict. `arrangement` names a
-    config key that changes how tensors are arranged and not what they compute; `arranged` has the tables for its values
-    other than the usual one. `leftovers` drops what such files hold besides the model.
+    The choice `names` of the tables is found by the names of tensors, and its default is written. `arrangement` names a
+    choice that is also a config key: it changes how tensors are arranged, and not what they compute. `leftovers` drops what
+    such files hold besides the model; `{layers}` stands for the number of layers.
     `rewrite` folds into the weights what the class cannot say, `as_stored` is the config as the names of the tensors
     beside it say it, and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
@@ -118,11 +120,10 @@ class Family:
 
     model_type: str
     config: Config
-    tables: Sequence[Tables]
+    tables: layouts.Tables
     constraint: Callable[[Architecture], str | None] = lambda architecture: None
     arrangement: str = ""
-    arranged: Mapping[object, Sequence[Tables]] = member(default_factory=dict)
-    leftovers: Callable[[Architecture], Table] = lambda architecture: Table()
+    leftovers: Table = member(default_factory=Table)
     rewrite: Callable[[rewrites.Rewritable], rewrites.Rewritable] | None = None
     as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
     losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
@@ -138,19 +139,18 @@ class Family:
         """The name that is written, and those that are read as it."""
         return (self.class_name, *self.other_names)
 
-    def arranged_by(self, config: Mapping[str, Any]) -> dict[str, object]:
+    def arranged_by(self, config: Mapping[str, Any]) -> dict[str, layouts.Value]:
         """The unusual arrangement that a config asks for, as the keys that say so."""
         value = config.get(self.arrangement)
-        return {self.arrangement: value} if isinstance(value, bool) and value in self.arranged else {}
+        return {self.arrangement: value} if isinstance(value, bool) and value != self._usual[self.arrangement] else {}
 
-    def tables_for(self, arrangement: Mapping[str, object]) -> Sequence[Tables]:
-        """The spellings of an arrangement, the one that is written first."""
-        return self.arranged[arrangement[self.arrangement]] if self.arrangement in arrangement else self.tables
+    def spellings(self, arrangement: Mapping[str, layouts.Value]) -> list[TableSet]:
+        """The tables of an arrangement, one set for each value of the choice `names`; the one that is written first."""
+        return [self.tables.under(choices) for choices in self.tables.combinations({**self._usual, **arrangement})]
 
-    def every_table(self) -> list[Table]:
-        """The tables of all arrangements and spellings, that which is written first."""
-        spellings = [*self.tables, *(tables for spellings in self.arranged.values() for tables in spellings)]
-        return list(dict.fromkeys(table for tables in spellings for table in tables))
+    @property
+    def _usual(self) -> dict[str, layouts.Value]:
+        return {self.arrangement: self.tables.chosen()[self.arrangement]} if self.arrangement else {}
 
 
 # Of the decoders that attend to what is before them. Embedding models set it to false, and then attend both ways (gte-Qwen2).

@@ -22,7 +22,7 @@ def named(path: str, names: Collection[str]) -> NamedModel | None:
     facts, notes = family.config.read(family.as_stored(config, names), path)
     architecture = architecture_of(facts, path)
     arrangement = family.arranged_by(config)
-    match = matching(family.tables_for(arrangement), names, architecture, family.leftovers(architecture))
+    match = matching(family.spellings(arrangement), names, architecture, family.leftovers)
     hints = {"model_type": family.model_type, "arrangement": arrangement}
     return NamedModel(
         family.class_name,

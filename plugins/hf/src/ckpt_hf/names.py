@@ -8,13 +8,14 @@ prefixes beforehand: a spelling is right if with it every name of the class is f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ckpt_core.sdk import Architecture, CkptError, Native, Table, layouts
-from ckpt_hf.common import Tables
+from ckpt_hf.common import TableSet
 
 _MOST_PREFIXES = 4
 _PROBES = 2
+_NOTHING = Table()
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,6 @@ class Spelling:
 
     def of(self, name: str) -> str:
         return self.added + name.removeprefix(self.left_out)
-
-    def table(self, table: Table) -> Table:
-        """The table under these names."""
-        if table.native:
-            return Table(self.of(table.native), table.to, [*table.rows, *table.drops])
-        rows = [replace(row, native=self.of(row.native)) for row in table.rows]
-        return Table("", table.to, [*rows, *(replace(drop, native=self.of(drop.native)) for drop in table.drops)])
 
     def __str__(self) -> str:
         said = [f"behind {self.added!r}"] if self.added else []
@@ -54,16 +48,17 @@ class Match:
 
 
 def matching(
-    spellings: Sequence[Tables], names: Collection[str], architecture: Architecture, leftovers: Table | None = None
+    spellings: Sequence[TableSet], names: Collection[str], architecture: Architecture, leftovers: Table = _NOTHING
 ) -> Match:
     """The tables that explain all of `names` and miss none; where none do, those that explain most.
 
     `spellings` are those of the class: experts are saved one by one, or fused by a bare state dict. `leftovers` drops
     what may lie beside the model. Raises an error where two readings differ and both are complete.
     """
-    found, leftovers = set(names), leftovers or Table()
-    best: tuple[int, Tables, Spelling] | None = None
-    complete: dict[frozenset[tuple[str, str]], tuple[Tables, Spelling]] = {}
+    found = set(names)
+    leftovers = leftovers.counted(sum(len(stack.layers) for stack in architecture.stacks.values()))
+    best: tuple[int, TableSet, Spelling] | None = None
+    complete: dict[frozenset[tuple[str, str]], tuple[TableSet, Spelling]] = {}
     bound = [(tables, layouts.BoundTables(tables, architecture).natives()) for tables in spellings]
     for spelling in _candidates(bound, found):
         for tables, natives in bound:
@@ -82,11 +77,13 @@ def matching(
             fix="rename the tensors as transformers saves them",
         )
     tables, spelling = next(iter(complete.values())) if complete else best[1:] if best else (spellings[0], Spelling())
-    layout = layouts.BoundTables(tuple(map(spelling.table, tables)) if spelling.hints() else tables, architecture)
-    return Match(spelling, layout, spelling.table(leftovers), layout.natives())
+    layout = layouts.BoundTables(
+        [table.renamed(spelling.of) for table in tables] if spelling.hints() else tables, architecture
+    )
+    return Match(spelling, layout, leftovers.renamed(spelling.of), layout.natives())
 
 
-def _candidates(bound: Sequence[tuple[Tables, dict[str, Native]]], found: set[str]) -> Iterator[Spelling]:
+def _candidates(bound: Sequence[tuple[TableSet, dict[str, Native]]], found: set[str]) -> Iterator[Spelling]:
     """The spellings that may be: the class's own, then those under which one of its first names is found."""
     yield Spelling()
     tried = {Spelling()}
@@ -108,10 +105,10 @@ def _before(probe: str, found: set[str]) -> list[str]:
 
 
 def _explains(
-    spelling: Spelling, tables: Tables, natives: dict[str, Native], found: set[str], leftovers: Table
+    spelling: Spelling, tables: TableSet, natives: dict[str, Native], found: set[str], leftovers: Table
 ) -> bool:
     if any(spelling.of(name) not in found for name, native in natives.items() if not native.row.copy):
         return False
-    dropped = [spelling.table(table) for table in (*tables, leftovers)]
+    dropped = [table.renamed(spelling.of) for table in (*tables, leftovers)]
     known = {spelling.of(name) for name in natives}
     return all(any(table.drops_name(name) for table in dropped) for name in found - known)

@@ -74,7 +74,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, config_file)
     arrangement = family.arranged_by(config)
-    match = matching(family.tables_for(arrangement), tensors, architecture, family.leftovers(architecture))
+    match = matching(family.spellings(arrangement), tensors, architecture, family.leftovers)
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
     assembler = ParameterBuilder(match.layout.parameters, folder)

@@ -7,9 +7,12 @@ canonical order, except where a sentence says (e c).
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Table, drop, row
+from ckpt_core.sdk import Table, drop, layouts, row
 
 # fmt: off
+NAMES = layouts.Choice("names", ("stored", "held"), default="stored",
+    help="names of tensors as save_pretrained has them, or as transformers 5 holds them in memory, where these differ (bare state dicts)")
+
 MODEL = Table(rows=[
     row("model.embed_tokens.weight", "v h", "embedding.tokens.weight"),
     row("model.norm.weight",         "h",   "final_norm.weight"),
@@ -40,7 +43,7 @@ LAYER = Table("model.layers.{l}", to="layers.{l}", rows=[
     drop("self_attn.rotary_emb.inv_freq",  why="computed from theta"),
 ])
 
-LLAMA = (MODEL, LAYER)
+LLAMA = layouts.Tables([MODEL, LAYER])
 
 # The MLP rows of a layer, for families that name them otherwise.
 MLP = tuple(f"mlp.{part}_proj.{kind}" for part in ("gate", "up", "down") for kind in ("weight", "bias"))
@@ -52,16 +55,11 @@ LAYER_NORM_BIASES = (
 MODEL_WITH_BIAS = MODEL.extend(row("model.norm.bias", "h", "final_norm.bias"))
 
 EXPERTS = (
-    row("mlp.gate.weight",                  "x h", "mlp.router.weight"),
-    row("mlp.experts.{x}.gate_proj.weight", "f h", "mlp.experts.gate.weight"),
-    row("mlp.experts.{x}.up_proj.weight",   "f h", "mlp.experts.up.weight"),
-    row("mlp.experts.{x}.down_proj.weight", "h f", "mlp.experts.down.weight"),
-)
-
-# What transformers 5 holds in memory, and what a bare state dict of it therefore looks like.
-FUSED_EXPERTS = (
-    row("mlp.gate.weight",          "x h",                 "mlp.router.weight"),
-    row("mlp.experts.gate_up_proj", "x ((gate + up) f) h", "mlp.experts.{part}.weight"),
-    row("mlp.experts.down_proj",    "x h f",               "mlp.experts.down.weight"),
+    row("mlp.gate.weight",                  "x h",                 "mlp.router.weight"),
+    row("mlp.experts.{x}.gate_proj.weight", "f h",                 "mlp.experts.gate.weight",   under={"names": "stored"}),
+    row("mlp.experts.{x}.up_proj.weight",   "f h",                 "mlp.experts.up.weight",     under={"names": "stored"}),
+    row("mlp.experts.{x}.down_proj.weight", "h f",                 "mlp.experts.down.weight",   under={"names": "stored"}),
+    row("mlp.experts.gate_up_proj",         "x ((gate + up) f) h", "mlp.experts.{part}.weight", under={"names": "held"}),
+    row("mlp.experts.down_proj",            "x h f",               "mlp.experts.down.weight",   under={"names": "held"}),
 )
 # fmt: on

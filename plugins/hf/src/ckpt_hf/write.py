@@ -26,7 +26,7 @@ from ckpt_core.sdk import (
     schema,
     storage_dtype,
 )
-from ckpt_hf.common import Family, Tables
+from ckpt_hf.common import Family, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
 
@@ -41,7 +41,7 @@ class Fit:
     family: Family
     model: rewrites.Rewritable
     config: dict[str, object]
-    tables: Tables
+    tables: TableSet
     tokens: list[str]
 
     @property
@@ -150,7 +150,7 @@ def choose(
         arrangement = family.arranged_by(hints.get("arrangement") or {})
         null = [entry.name for entry in family.config.entries if isinstance(entry, Note) and entry.null]
         unknown = [f"{role}: null, as nothing says it" for role in null if role not in notes]
-        return Fit(family, variant, config | arrangement, family.tables_for(arrangement)[0], [*reasons, *unknown])
+        return Fit(family, variant, config | arrangement, family.spellings(arrangement)[0], [*reasons, *unknown])
     _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])
     explained = checkpoint.explained(lack)
     if len(families) == 1 and not explained:

@@ -103,8 +103,9 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_megatron.config import GPT, MLA
+    from ckpt_megatron.weights import TABLES
 
-    return [FamilyTables(config.name, config) for config in (GPT, MLA)]
+    return [FamilyTables(config.name, config, TABLES) for config in (GPT, MLA)]
 
 
 @hookimpl

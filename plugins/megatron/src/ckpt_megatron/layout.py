@@ -80,11 +80,6 @@ class FileLayout:
         """
         return self.tp > 1 and self.ep > 1
 
-    @property
-    def qkv_order(self) -> str:
-        """The order of q, k and v (see `weights.QKV_ORDERS`)."""
-        return "2.0" if self.version >= 2 else "1.0" if self.version >= 1 else "0"
-
     def args(self, dtype: DType, tokenizer: str | None) -> dict[str, object]:
         """The args that do not describe the model, but that a loader asks for."""
         return {

@@ -14,11 +14,9 @@ from ckpt_core.sdk import (
     CkptError,
     FormatError,
     Loss,
-    Native,
     ParameterBuilder,
     Provenance,
     ReadRequest,
-    Shard,
     architecture_of,
     check_agreement,
     chunked,
@@ -26,6 +24,7 @@ from ckpt_core.sdk import (
     layouts,
     original_of,
 )
+from ckpt_megatron import weights
 from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
@@ -34,7 +33,7 @@ from ckpt_megatron.found import Found, Share, height
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
-from ckpt_megatron.weights import in_blocks, is_expert, tables
+from ckpt_megatron.weights import is_expert
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 
@@ -52,7 +51,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     _check_iteration(found)
     described = _described(found, request)
     architecture = described.architecture
-    tensors = assembled(found, architecture, described.order)
+    tensors = assembled(found, architecture, described.choices)
     if request.weights == "master":
         described.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
@@ -109,22 +108,24 @@ def _check_iteration(found: Found) -> None:
 
 @dataclass
 class _Described:
-    """What the args (or `--config`) say about a checkpoint, and what that rests on. `counted`: it
-    says how many tokens there are."""
+    """What the args (or `--config`) say about a checkpoint, and what that rests on. `choices` are those of the tables;
+    `counted`: it says how many tokens there are."""
 
     architecture: Architecture
-    order: str
+    choices: dict[str, layouts.Value]
     notes: dict[str, object] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
     counted: bool = False
 
 
 def _described(found: Found, request: ReadRequest) -> _Described:
-    order = _order(found)
+    # Megatron reorders q, k and v only in tensors of legacy names, so no others are of an old version.
+    version = 3.0 if found.legacy is None else weights.VERSION.until(found.version)
+    choices: dict[str, layouts.Value] = {"checkpoint_version": version}
     if found.args is None:
         architecture = _given(found, request)
         described = _Described(
-            architecture, order, evidence=["architecture: given with --config, as no args are stored"]
+            architecture, choices, evidence=["architecture: given with --config, as no args are stored"]
         )
     else:
         args = dict(found.args)
@@ -136,10 +137,9 @@ def _described(found: Found, request: ReadRequest) -> _Described:
         # Since core 0.14 a router has a bias where linear layers have one; before it had none.
         if any(name.endswith(".mlp.router.bias") for name in found.names):
             facts["mlp.moe.router.bias"] = True
-        if notes.pop("interleaved", False):
-            order = "interleaved"
+        choices["rotary_interleaved"] = bool(notes.pop("interleaved", False))
         enter_args(found.ledger, found.args_file, found.args, table_of(args))
-        described = _Described(architecture_of(facts, found.args_file), order, notes)
+        described = _Described(architecture_of(facts, found.args_file), choices, notes)
         described.counted = is_said(args)
         described.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")
         if request.architecture is not None:
@@ -149,13 +149,6 @@ def _described(found: Found, request: ReadRequest) -> _Described:
     if found.legacy:
         described.evidence.append(f"q, k and v in the order of checkpoint_version {found.version:g}")
     return described
-
-
-def _order(found: Found) -> str:
-    """The order of q, k and v. Megatron reorders only tensors of legacy names, so no others are of an old version."""
-    if found.legacy is None or found.version >= 2:
-        return "2.0"
-    return "1.0" if found.version >= 1 else "0"
 
 
 def _given(found: Found, request: ReadRequest) -> Architecture:
@@ -170,8 +163,11 @@ def _given(found: Found, request: ReadRequest) -> Architecture:
     return replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
 
 
-def assembled(found: Found, architecture: Architecture, order: str) -> dict:
-    """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
+def assembled(found: Found, architecture: Architecture, choices: Mapping[str, layouts.Value]) -> dict:
+    """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared.
+
+    `choices` are those that the config made; the names and sizes of tensors say the others.
+    """
     if found.layers != len(decoder_of(architecture).layers):
         raise CkptError(
             "the files hold another number of layers than the model has",
@@ -180,13 +176,8 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
             expected=len(decoder_of(architecture).layers),
             fix="files of a pipeline stage are missing, or stale",
         )
-    fused_down = any(name.endswith("linear_qkv_down_proj.weight") for name in found.names)
-    tp = found.parallel.get("tp", 1) if found.container == "torch" else 1
-    layout = layouts.BoundTables(
-        tables(architecture, order=order, grouped=found.grouped, fused_down=fused_down, tp=tp), architecture
-    )
+    layout = layouts.BoundTables(weights.TABLES, architecture, {**choices, **_choices_of_tensors(found, architecture)})
     assembler = ParameterBuilder(layout.parameters, found.folder)
-    blocks: dict[str, Native] = {}
     for share in found.shares:
         natives = {
             name: native
@@ -196,30 +187,25 @@ def assembled(found: Found, architecture: Architecture, order: str) -> dict:
         for problem in layouts.account(natives, layout.tables, share.tensors, _where(found, share)):
             assembler.problems.add(problem)
         for name, native in natives.items():
-            if in_blocks(native):
-                blocks.setdefault(name, native)
-                continue
             for shards in share.tensors.get(name, []):
                 assembler.add(native, shards)
-    for name, native in blocks.items():
-        _add_blocks(assembler, native, [share.tensors[name] for share in found.shares if name in share.tensors])
     _check_experts(found, assembler, architecture)
     return assembler.finish()
 
 
-def _add_blocks(assembler: ParameterBuilder, whole: Native, ranks: list[list[list[Shard]]]) -> None:
-    """A tensor that every rank holds whole, or of which each holds a block of rows: its shape tells which."""
-    if all(height(copies[0]) == whole.shape[0] for copies in ranks):
-        for copies in ranks:
-            for shards in copies:
-                assembler.add(whole, shards)
-        return
-    for again in range(min((len(copies) for copies in ranks), default=0)):
-        joined, start = [], 0
-        for copies in ranks:
-            joined += [replace(shard, origin=(start + shard.origin[0], *shard.origin[1:])) for shard in copies[again]]
-            start += height(copies[again])
-        assembler.add(whole, joined)
+def _choices_of_tensors(found: Found, architecture: Architecture) -> dict[str, layouts.Value]:
+    """What the names and sizes of the tensors say of how they are arranged."""
+    down = next((name for name in sorted(found.names) if name.endswith("kv_down_proj.weight")), "")
+    fused, whole = down.endswith("qkv_down_proj.weight"), True
+    if found.container == "torch" and decoder_of(architecture).layers[0].latent_attention is not None:
+        natives = layouts.BoundTables(weights.TABLES, architecture, {"mla_down_proj_fusion": fused}).natives()
+        held = [share.tensors[down][0] for share in found.shares if down in share.tensors and down in natives]
+        whole = all(height(shards) == natives[down].shape[0] for shards in held)
+    return {
+        "experts": "grouped" if found.grouped else "sequential",
+        "mla_down_proj": "whole" if whole else "rows",
+        "mla_down_proj_fusion": fused,
+    }
 
 
 def _check_experts(found: Found, assembler: ParameterBuilder, architecture: Architecture) -> None:

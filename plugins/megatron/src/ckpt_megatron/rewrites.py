@@ -8,7 +8,7 @@ from dataclasses import replace
 from ckpt_core.sdk import Activation, Architecture, Problems, Refusal, facts_of, layouts, rewrites, schema
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout
-from ckpt_megatron.weights import tables
+from ckpt_megatron.weights import TABLES
 
 
 def expressed_for(model: rewrites.Rewritable, multiple: int, *, by_fields: bool = False) -> rewrites.Rewritable:
@@ -110,6 +110,4 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         problems.add(Refusal("grouped experts of the local spec have no biases"))
     problems.raise_any()
     # raises where an axis is not divided
-    layouts.BoundTables(tables(architecture, tp=layout.tp), architecture).natives(
-        {"tp": (0, layout.tp), "ep": (0, layout.ep)}
-    )
+    layouts.BoundTables(TABLES, architecture).natives({"tp": (0, layout.tp), "ep": (0, layout.ep)})

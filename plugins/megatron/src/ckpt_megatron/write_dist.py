@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_core.sdk import Native, Placement, chunked, layouts, torch_files
+from ckpt_megatron import weights
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
-from ckpt_megatron.weights import tables
 from ckpt_megatron.written import Written
 
 _FILES, _FILE_BYTES = 4, 4 << 30
@@ -26,9 +26,7 @@ def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool
     """
     layout, architecture = written.layout, written.architecture
     natives = [
-        native
-        for native in layouts.BoundTables(tables(architecture), architecture).natives().values()
-        if not native.row.copy
+        native for native in layouts.BoundTables(weights.TABLES, architecture).natives().values() if not native.row.copy
     ]
     natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
     files = dist_files([math.prod(native.shape) * written.dtype_of(native).size for native in natives])

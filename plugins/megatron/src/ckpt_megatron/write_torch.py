@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ckpt_core.sdk import Native, Placement, layouts, torch_files
+from ckpt_megatron import weights
 from ckpt_megatron.extra_states import extra_states
 from ckpt_megatron.files import MODEL_FILE
 from ckpt_megatron.layout import FileLayout, namespace
 from ckpt_megatron.names import LegacySpelling, expert_of, renumbered, te
-from ckpt_megatron.weights import in_blocks, row_block, tables
 from ckpt_megatron.written import Written
 
 
@@ -31,24 +31,24 @@ def write_torch(
 ) -> None:
     """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage)."""
     layout, architecture = written.layout, written.architecture
-    grouped = layout.grouped and layout.names == "local"
-    bound = layouts.BoundTables(
-        tables(architecture, order=layout.qkv_order, grouped=grouped, tp=layout.tp), architecture
-    )
+    bound = layouts.BoundTables(weights.TABLES, architecture, _choices(layout))
     for t in range(layout.tp):
         for e in range(layout.ep):
             ranks = {"tp": (t, layout.tp), "ep": (e, layout.ep)}
-            natives = [_block(native, t, layout) for native in bound.natives(ranks).values()]
+            natives = list(bound.natives(ranks).values())
             for p in range(layout.pp):
                 chunks = [list(_stage(written, natives, placed, (p, c), e)) for c in range(layout.vpp)]
                 _write_rank(written, (t, p, e), chunks, args, common)
 
 
-def _block(native: Native, rank: int, layout: FileLayout) -> Native:
-    """The rank's rows of a tensor that is cut into blocks; the down projections of TransformerEngine (0.14) are whole."""
-    if in_blocks(native) and (layout.names == "local" or not native.name.endswith("_down_proj.weight")):
-        return row_block(native, rank, layout.tp)
-    return native
+def _choices(layout: FileLayout) -> dict[str, layouts.Value]:
+    """How the tensors of rank files are arranged. TransformerEngine (0.14) has the down projections whole."""
+    local = layout.names == "local"
+    return {
+        "checkpoint_version": weights.VERSION.until(layout.version),
+        "experts": "grouped" if layout.grouped and local else "sequential",
+        "mla_down_proj": "rows" if local else "whole",
+    }
 
 
 def _stage(

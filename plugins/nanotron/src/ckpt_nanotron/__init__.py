@@ -74,8 +74,9 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_nanotron.config import MODELS
+    from ckpt_nanotron.weights import TABLES
 
-    return [FamilyTables(model.config.name, model.config, model.every_table()) for model in MODELS]
+    return [FamilyTables(model.config.name, model.config, TABLES) for model in MODELS]
 
 
 @hookimpl

@@ -6,7 +6,6 @@ Nanotron reads it strictly: a key that its class does not know fails the run, so
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ from ckpt_core.sdk import (
     PerLayer,
     Refusal,
     RotaryKind,
-    Table,
     custom,
     fact_is,
     key,
@@ -31,7 +29,6 @@ from ckpt_core.sdk import (
     schema,
     uniform,
 )
-from ckpt_nanotron import weights
 
 ACTIVATION = one_of(
     {
@@ -398,18 +395,6 @@ class ModelClass:
     marker: str
     config: Config
     mlp_matrices: int
-
-    def tables(self, *, interleaved: bool, grouped: bool) -> Sequence[Table]:
-        """The tensor tables of one model; `grouped`: whether its attention is Starcoder2's for grouped heads."""
-        if self.kind == "starcoder2":
-            return weights.STARCODER_GROUPED if grouped else weights.STARCODER_MULTI
-        return weights.INTERLEAVED if interleaved else weights.HALF
-
-    def every_table(self) -> list[Table]:
-        """The tables of all arrangements, each once."""
-        both = itertools.product((False, True), (True, False))
-        found = (self.tables(interleaved=interleaved, grouped=grouped) for interleaved, grouped in both)
-        return list(dict.fromkeys(table for tables in found for table in tables))
 
 
 MODELS = [

@@ -38,6 +38,7 @@ from ckpt_nanotron.files import (
     optimizer_files,
     read_files,
 )
+from ckpt_nanotron.weights import TABLES
 
 _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
 
@@ -59,7 +60,12 @@ def read(path: str, request: ReadRequest) -> Description:
     asked, multiple = request.options.get("vocab"), model.multiple * files.tp
     return Description(
         architecture=model.architecture,
-        tables=model.kind.tables(interleaved=model.interleaved, grouped=model.grouped),
+        tables=TABLES,
+        choices={
+            "model": model.kind.kind,
+            "rope_interleaved": model.interleaved,
+            "grouped_query": model.grouped,
+        },
         ranks=[
             RankTensors({}, {name: stored.shards for name, stored in parameters.items()}, os.path.join(step, "model"))
         ],

@@ -22,12 +22,14 @@ from ckpt_core.sdk import (
     company,
     errors,
     facts_of,
+    layouts,
     rewrites,
     schema,
 )
 from ckpt_nanotron.config import MODELS, RELEASES, ModelClass, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
 from ckpt_nanotron.training import metadata_json, training_yaml
+from ckpt_nanotron.weights import TABLES
 
 _STEP = "0"
 _DEFAULTS = {"bos": 1, "eos": 2}
@@ -49,8 +51,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     arrangement = {"interleaved": interleaved, "grouped": bool(hints.get("grouped")) and tp == 1}
     model, kind, config = _choose(release, model, {**notes, **arrangement}, str(hints.get("model") or ""))
     _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
-    tables = kind.tables(interleaved=interleaved, grouped=bool(config.get("grouped_query")))
-    builder, stages = TargetBuilder(model, tables, request.dtype), pipeline_stages(kind, config, pp)
+    grouped = bool(config.get("grouped_query"))
+    choices: dict[str, layouts.Value] = {"model": kind.kind, "rope_interleaved": interleaved, "grouped_query": grouped}
+    builder, stages = TargetBuilder(model, TABLES, request.dtype, choices=choices), pipeline_stages(kind, config, pp)
     whole = builder.natives()
     for rank in range(tp):
         for name, native in builder.natives({"tp": (rank, tp)}).items():

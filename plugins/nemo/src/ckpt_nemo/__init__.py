@@ -139,11 +139,15 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_nemo.gpt import weights as gpt
     from ckpt_nemo.gpt.config import LEGACY, MCORE
+    from ckpt_nemo.t5 import weights as t5
     from ckpt_nemo.t5.config import T5
+    from ckpt_nemo.vit import weights as vit
     from ckpt_nemo.vit.config import VIT
 
-    return [FamilyTables(config.name, config) for config in (MCORE, LEGACY, T5, VIT)]
+    families = ((MCORE, gpt.TABLES), (LEGACY, gpt.TABLES), (T5, t5.TABLES), (VIT, vit.TABLES))
+    return [FamilyTables(config.name, config, tables) for config, tables in families]
 
 
 @hookimpl

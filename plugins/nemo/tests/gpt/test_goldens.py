@@ -14,6 +14,7 @@ from ckpt_tests import nemo
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, each
 from ckpt_tests.models import load, logits_of, weights
+from ckpt_tests.rows import wrong_sentences
 
 TOLERANCE = 1e-4  # of fp32 logits; the two frameworks' own forwards differ by up to 5e-6
 ROUNDED = 5e-3  # where NeMo computed with rotary frequencies rounded to bf16, which no other framework does
@@ -220,22 +221,17 @@ def test_a_ckpt_becomes_a_nemo_with_its_tokenizer(golden: Golden, tmp_path: Path
 )
 def test_notices_another_reading(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gate and up of each rank put one after the other; q, k and v by head; a norm that does not add one; erf for tanh."""
-    from ckpt_core.layout import row
-    from ckpt_megatron import weights as tables
     from ckpt_nemo.gpt import norms
 
+    fc1, qkv = "mlp.linear_fc1.weight", "self_attention.linear_qkv.weight"
     wrong = {
-        "legacy-llama-tp2-nemo": (
-            tables,
-            "GATED",
-            [row("mlp.linear_fc1.weight", "(f (gate + up)) h", "mlp.{part}.weight", tp="f")],
+        "legacy-llama-tp2-nemo": lambda: wrong_sentences(monkeypatch, {"((gate + up) f) h": "(f (gate + up)) h"}, fc1),
+        "legacy-gpt2-megatronlegacy-tp2-nemo": lambda: wrong_sentences(
+            monkeypatch, {"((q[r] + k + v) g d) h": "(g (q[r] + k + v) d) h"}, qkv
         ),
-        "legacy-gpt2-megatronlegacy-tp2-nemo": (
-            tables,
-            "QKV_ORDERS",
-            dict.fromkeys(tables.QKV_ORDERS, tables.QKV_ORDERS["2.0"]),
+        "legacy-gpt2-ln1p-tp2-nemo": lambda: monkeypatch.setattr(
+            norms, "_KINDS", {**norms._KINDS, "layernorm1p": ("layer", False)}
         ),
-        "legacy-gpt2-ln1p-tp2-nemo": (norms, "_KINDS", {**norms._KINDS, "layernorm1p": ("layer", False)}),
     }
-    monkeypatch.setattr(*wrong[golden.folder.name])
+    wrong[golden.folder.name]()
     assert off(golden) > WRONG

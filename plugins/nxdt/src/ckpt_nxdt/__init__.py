@@ -86,8 +86,9 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_nxdt.config import LLAMA, MIXTRAL
+    from ckpt_nxdt.weights import TABLES
 
-    return [FamilyTables(config.name, config) for config in (LLAMA, MIXTRAL)]
+    return [FamilyTables(config.name, config, TABLES) for config in (LLAMA, MIXTRAL)]
 
 
 @hookimpl

@@ -33,6 +33,7 @@ from ckpt_nxdt.contents import SCHEDULER, USER_CONTENT, enter_training
 from ckpt_nxdt.detect import Clues, Detected, attention_of, detect_arrangement
 from ckpt_nxdt.files import BEGUN, DONE, Found, Held, find_folder, read_files, root_of
 from ckpt_nxdt.job import FRAGMENT
+from ckpt_nxdt.weights import TABLES
 
 _OWN_FILES = {CONFIG, FRAGMENT, BEGUN, DONE, USER_CONTENT, SCHEDULER}
 _EMBEDDING = {"hf": "model.embed_tokens.weight", "megatron": "language_model.embedding.word_embeddings.weight"}
@@ -173,8 +174,7 @@ def _held(found: Found, asked: str) -> tuple[Held, list[disk.FileState], list[st
 
 def _assembled(held: Held, architecture: Architecture, detected: Detected) -> dict[str, lazy.LazyParameter]:
     """The canonical tensors, put together from the files of all ranks; what several ranks hold is compared."""
-    attention = attention_of(architecture)
-    layout = layouts.BoundTables(detected.arrangement.tables(attention.heads == attention.groups), architecture)
+    layout = layouts.BoundTables(TABLES, architecture, detected.arrangement.choices)
     assembler = ParameterBuilder(layout.parameters, held.folder)
     for tp in range(held.tp):
         for ep in range(held.ep):

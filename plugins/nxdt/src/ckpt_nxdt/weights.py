@@ -7,39 +7,42 @@ megatron). Names hold the global index of a layer, whatever the pipeline. The se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckpt_core.sdk import Table, drop, layouts, row
 
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """How ranks count through query groups g and the r query heads of each, for q and o_proj and for k and v.
-
-    It matters where ranks outnumber key-value heads, so that each of these has copies (kv_size_multiplier): "g r"
-    puts the copies on neighbouring ranks, "r g" on ranks a stride apart.
-    """
-
-    q: str
-    kv: str
-
-    @property
-    def fused(self) -> str:
-        """The split of a tensor that holds q, k and v."""
-        return self.q if self.q == self.kv else f"q: {self.q}; k v: {self.kv}"
-
-
-HEADS = {
-    "trn1": Heads("r g", "r g"),
-    # parallel_state.arrange_kv_groups: the ranks of one key-value head are neighbours.
-    "trn2": Heads("g r", "g r"),
-    # AWS's converter for trn2 tiles k and v as for trn1, and leaves q as it is: ranks then pair heads wrongly.
-    "trn2 aws-converter": Heads("g r", "r g"),
-}
-
 # fmt: off
-HF_MODEL = Table("", rows=[
+CHOICES = [
+    layouts.Choice("model_style", ("hf", "megatron"),
+                   help="the job's model_source: transformers' model with parallel layers, or a Megatron GPT"),
+    layouts.Choice("qkv", ("split", "linear", "fused", "coalesced"), default="split",
+                   help="hf: what qkv_linear and fuse_qkv make of q, k and v"),
+    layouts.Choice("hw_backend", ("trn1", "trn2"), default="trn1",
+                   help="the hardware, which decides on what ranks the copies of a key-value head lie"),
+    layouts.Choice("layout", ("native", "aws-converter"), default="native",
+                   help="as NxDT trains, or as AWS's converter arranges it"),
+]
+
+# How ranks count through query groups g and the r query heads of each. It matters where ranks outnumber key-value heads, so
+# that each of these has copies (kv_size_multiplier): "g r" puts the copies on neighbouring ranks (parallel_state.
+# arrange_kv_groups), "r g" on ranks a stride apart.
+Q = layouts.fragment("q", [
+    ("r g",              {"hw_backend": "trn1"}),
+    ("g r",              {"hw_backend": "trn2"}),
+])
+KV = layouts.fragment("kv", [
+    ("r g",              {"hw_backend": "trn1"}),
+    ("g r",              {"hw_backend": "trn2", "layout": "native"}),
+    # AWS's converter for trn2 tiles k and v as for trn1, and leaves q as it is: ranks then pair heads wrongly.
+    ("r g",              {"hw_backend": "trn2", "layout": "aws-converter"}),
+])
+Q_KV = layouts.fragment("q_kv", [
+    ("r g",              {"hw_backend": "trn1"}),
+    ("g r",              {"hw_backend": "trn2", "layout": "native"}),
+    ("q: g r; k v: r g", {"hw_backend": "trn2", "layout": "aws-converter"}),
+])
+
+HF_MODEL = Table(under={"model_style": "hf"}, rows=[
     row("model.embed_tokens.weight", "v h", "embedding.tokens.weight", tp="v"),
     row("model.norm.weight",         "h",   "final_norm.weight"),
     row("lm_head.weight",            "v h", "head.weight",             tp="v"),
@@ -48,57 +51,32 @@ HF_MODEL = Table("", rows=[
     drop("*.rotary_emb.inv_freq",    why="computed from the base"),
 ])
 
+HF_LAYER = Table("model.layers.{l}", to="layers.{l}", under={"model_style": "hf"}, rows=[
+    # qkv_linear: False, with fuse_qkv: False or grouped queries
+    row("self_attn.q_proj.weight",                      "(g r d) h",                      "attention.q.weight",      tp="g",      under={"qkv": "split"}),
+    row("self_attn.k_proj.weight",                      "(g d) h",                        "attention.k.weight",      tp="g",      under={"qkv": "split"}),
+    row("self_attn.v_proj.weight",                      "(g d) h",                        "attention.v.weight",      tp="g",      under={"qkv": "split"}),
+    # qkv_linear: True, fuse_qkv: False
+    row("self_attn.qkv_proj.weight_q",                  "(g r d) h",                      "attention.q.weight",      tp="<q>",    under={"qkv": "linear"}),
+    row("self_attn.qkv_proj.weight_k",                  "(g d) h",                        "attention.k.weight",      tp="<kv>",   under={"qkv": "linear"}),
+    row("self_attn.qkv_proj.weight_v",                  "(g d) h",                        "attention.v.weight",      tp="<kv>",   under={"qkv": "linear"}),
+    # qkv_linear: True, fuse_qkv: True
+    row("self_attn.qkv_proj.weight_qkv",                "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight", tp="<q_kv>", under={"qkv": "fused"}),
+    # qkv_linear: False, fuse_qkv: True, as many key-value heads as heads
+    row("self_attn.qkv_proj.weight",                    "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight", tp="g",      under={"qkv": "coalesced"}),
+    row("self_attn.o_proj.weight",                      "h (g r d)",                      "attention.out.weight",    tp="<q>",    under={"qkv": ("linear", "fused")}),
+    row("self_attn.o_proj.weight",                      "h (g r d)",                      "attention.out.weight",    tp="g",      under={"qkv": ("split", "coalesced")}),
+    row("mlp.gate_up_proj.weight",                      "((gate + up) f) h",              "mlp.{part}.weight",       tp="f"),
+    row("mlp.down_proj.weight",                         "h f",                            "mlp.down.weight",         tp="f"),
+    # Experts are input-major, unlike every other linear layer.
+    row("mlp.router.linear_router.weight",              "x h",                            "mlp.router.weight"),
+    row("mlp.expert_mlps.mlp_op.gate_up_proj.weight",   "x h ((gate + up) f)",            "mlp.experts.{part}.weight", tp="f", ep="x"),
+    row("mlp.expert_mlps.mlp_op.down_proj.weight",      "x f h",                          "mlp.experts.down.weight",   tp="f", ep="x"),
+    row("input_layernorm.weight",                       "h",                              "attention.norm.weight"),
+    row("post_attention_layernorm.weight",              "h",                              "mlp.norm.weight"),
+])
 
-def hf_attention(qkv: str, heads: Heads) -> list[layouts.Row]:
-    """The attention of the hf style: its inputs as the job's qkv_linear and fuse_qkv have them."""
-    return {
-        # qkv_linear: False, with fuse_qkv: False or grouped queries
-        "split": [
-            row("self_attn.q_proj.weight",            "(g r d) h",                      "attention.q.weight",      tp="g"),
-            row("self_attn.k_proj.weight",            "(g d) h",                        "attention.k.weight",      tp="g"),
-            row("self_attn.v_proj.weight",            "(g d) h",                        "attention.v.weight",      tp="g"),
-            row("self_attn.o_proj.weight",            "h (g r d)",                      "attention.out.weight",    tp="g"),
-        ],
-        # qkv_linear: True, fuse_qkv: False
-        "linear": [
-            row("self_attn.qkv_proj.weight_q",        "(g r d) h",                      "attention.q.weight",      tp=heads.q),
-            row("self_attn.qkv_proj.weight_k",        "(g d) h",                        "attention.k.weight",      tp=heads.kv),
-            row("self_attn.qkv_proj.weight_v",        "(g d) h",                        "attention.v.weight",      tp=heads.kv),
-            row("self_attn.o_proj.weight",            "h (g r d)",                      "attention.out.weight",    tp=heads.q),
-        ],
-        # qkv_linear: True, fuse_qkv: True
-        "fused": [
-            row("self_attn.qkv_proj.weight_qkv",      "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight", tp=heads.fused),
-            row("self_attn.o_proj.weight",            "h (g r d)",                      "attention.out.weight",    tp=heads.q),
-        ],
-        # qkv_linear: False, fuse_qkv: True, as many key-value heads as heads
-        "coalesced": [
-            row("self_attn.qkv_proj.weight",          "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight", tp="g"),
-            row("self_attn.o_proj.weight",            "h (g r d)",                      "attention.out.weight",    tp="g"),
-        ],
-    }[qkv]
-
-
-HF_NORMS = [
-    row("input_layernorm.weight",                     "h",                              "attention.norm.weight"),
-    row("post_attention_layernorm.weight",            "h",                              "mlp.norm.weight"),
-]
-HF_MLP = [
-    row("mlp.gate_up_proj.weight",                    "((gate + up) f) h",              "mlp.{part}.weight",       tp="f"),
-    row("mlp.down_proj.weight",                       "h f",                            "mlp.down.weight",         tp="f"),
-]
-
-
-def experts(module: str) -> list[layouts.Row]:
-    """A mixture below `module`; its experts are input-major, unlike every other linear layer."""
-    return [
-        row(f"{module}.router.linear_router.weight",            "x h",                    "mlp.router.weight"),
-        row(f"{module}.expert_mlps.mlp_op.gate_up_proj.weight", "x h ((gate + up) f)",    "mlp.experts.{part}.weight", tp="f", ep="x"),
-        row(f"{module}.expert_mlps.mlp_op.down_proj.weight",    "x f h",                  "mlp.experts.down.weight",   tp="f", ep="x"),
-    ]
-
-
-MEGATRON_MODEL = Table("language_model", rows=[
+MEGATRON_MODEL = Table("language_model", under={"model_style": "megatron"}, rows=[
     row("embedding.word_embeddings.weight",  "v h", "embedding.tokens.weight", tp="v"),
     row("encoder.final_layernorm.weight",    "h",   "final_norm.weight"),
     row("output_layer.weight",               "v h", "head.weight",             tp="v"),
@@ -106,33 +84,37 @@ MEGATRON_MODEL = Table("language_model", rows=[
     drop("*.rotary_emb.inv_freq",            why="computed from the base"),
 ])
 
-# With as many key-value heads as heads there is one tensor for all three.
-MEGATRON_MULTI_HEAD = {
-    "native":        row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h",         "attention.{part}.weight", tp="g"),
-    "aws-converter": row("self_attention.query_key_value.weight", "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight", tp="g"),
-}
-MEGATRON_GROUPED = {
-    "native":        row("self_attention.key_value.weight",       "(g (k + v) d) h",                "attention.{part}.weight", tp="g"),
-    "aws-converter": row("self_attention.key_value.weight",       "((k + v) g d) h",                "attention.{part}.weight", tp="g"),
-}
-MEGATRON_QUERY = row("self_attention.query.weight",    "(g r d) h",         "attention.q.weight",    tp="g")
-MEGATRON_LAYER = [
-    row("input_layernorm.weight",                      "h",                 "attention.norm.weight"),
-    row("self_attention.dense.weight",                 "h (g r d)",         "attention.out.weight",  tp="g"),
-    row("post_attention_layernorm.weight",             "h",                 "mlp.norm.weight"),
-    row("mlp.dense_h_to_4h.weight",                    "((gate + up) f) h", "mlp.{part}.weight",     tp="f"),
-    row("mlp.dense_4h_to_h.weight",                    "h f",               "mlp.down.weight",       tp="f"),
-    *experts("mlp.moe"),
-]
+MEGATRON_LAYER = Table("language_model.encoder.layers.{l}", to="layers.{l}", under={"model_style": "megatron"}, rows=[
+    # With as many key-value heads as heads there is one tensor for all three.
+    row("self_attention.query_key_value.weight",          "(g (q[r] + k + v) d) h",         "attention.{part}.weight", tp="g",
+        when="attention.heads=attention.groups",  under={"layout": "native"}),
+    row("self_attention.query_key_value.weight",          "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight", tp="g",
+        when="attention.heads=attention.groups",  under={"layout": "aws-converter"}),
+    row("self_attention.query.weight",                    "(g r d) h",                      "attention.q.weight",      tp="g",
+        when="attention.heads!=attention.groups"),
+    row("self_attention.key_value.weight",                "(g (k + v) d) h",                "attention.{part}.weight", tp="g",
+        when="attention.heads!=attention.groups", under={"layout": "native"}),
+    row("self_attention.key_value.weight",                "((k + v) g d) h",                "attention.{part}.weight", tp="g",
+        when="attention.heads!=attention.groups", under={"layout": "aws-converter"}),
+    row("input_layernorm.weight",                         "h",                              "attention.norm.weight"),
+    row("self_attention.dense.weight",                    "h (g r d)",                      "attention.out.weight",    tp="g"),
+    row("post_attention_layernorm.weight",                "h",                              "mlp.norm.weight"),
+    row("mlp.dense_h_to_4h.weight",                       "((gate + up) f) h",              "mlp.{part}.weight",       tp="f"),
+    row("mlp.dense_4h_to_h.weight",                       "h f",                            "mlp.down.weight",         tp="f"),
+    row("mlp.moe.router.linear_router.weight",            "x h",                            "mlp.router.weight"),
+    row("mlp.moe.expert_mlps.mlp_op.gate_up_proj.weight", "x h ((gate + up) f)",            "mlp.experts.{part}.weight", tp="f", ep="x"),
+    row("mlp.moe.expert_mlps.mlp_op.down_proj.weight",    "x f h",                          "mlp.experts.down.weight",   tp="f", ep="x"),
+])
+
+TABLES = layouts.Tables([HF_MODEL, HF_LAYER, MEGATRON_MODEL, MEGATRON_LAYER], CHOICES, [Q, KV, Q_KV])
 # fmt: on
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Everything besides the ranks that decides where an element lies.
+    """Everything besides the ranks that decides where an element lies: the choices of the tables.
 
-    `style` is hf or megatron; `qkv` one of the names in `hf_attention`, `separate` for megatron; `hardware` is trn1 or
-    trn2; `layout` is native or aws-converter.
+    `qkv` is `separate` for megatron.
     """
 
     style: str
@@ -141,18 +123,7 @@ class Arrangement:
     layout: str = "native"
 
     @property
-    def heads(self) -> Heads:
-        broken = self.hardware == "trn2" and self.layout == "aws-converter"
-        return HEADS["trn2 aws-converter" if broken else self.hardware]
-
-    def tables(self, multi_head: bool) -> Sequence[Table]:
-        """The tables of a model; `multi_head`: it has as many key-value heads as heads."""
-        if self.style == "hf":
-            layer = [*hf_attention(self.qkv, self.heads), *HF_MLP, *experts("mlp"), *HF_NORMS]
-            return HF_MODEL, Table("model.layers.{l}", to="layers.{l}", rows=layer)
-        if multi_head:
-            attention = [MEGATRON_MULTI_HEAD[self.layout]]
-        else:
-            attention = [MEGATRON_QUERY, MEGATRON_GROUPED[self.layout]]
-        layers = Table("language_model.encoder.layers.{l}", to="layers.{l}", rows=[*attention, *MEGATRON_LAYER])
-        return MEGATRON_MODEL, layers
+    def choices(self) -> dict[str, layouts.Value]:
+        """Those of the tables."""
+        made: dict[str, layouts.Value] = {"model_style": self.style, "hw_backend": self.hardware, "layout": self.layout}
+        return {**made, "qkv": self.qkv} if self.style == "hf" else made

@@ -32,7 +32,7 @@ from ckpt_nxdt.detect import attention_of
 from ckpt_nxdt.files import BEGUN, DONE, MODEL
 from ckpt_nxdt.job import FRAGMENT, Ranks, job_lines
 from ckpt_nxdt.stages import given_cuts, pipeline_ranks
-from ckpt_nxdt.weights import Arrangement
+from ckpt_nxdt.weights import TABLES, Arrangement
 from ckpt_nxdt.xser import plan_xser
 
 _DIVISIBLE = "make_vocab_size_divisible_by"
@@ -200,8 +200,7 @@ class _Written:
 
     def write_ranks(self) -> None:
         architecture, ranks = self.model.architecture, self.ranks
-        attention = attention_of(architecture)
-        layout = layouts.BoundTables(self.arrangement.tables(attention.heads == attention.groups), architecture)
+        layout = layouts.BoundTables(TABLES, architecture, self.arrangement.choices)
         for tp in range(ranks.tp):
             for ep in range(ranks.ep):
                 natives = layout.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})

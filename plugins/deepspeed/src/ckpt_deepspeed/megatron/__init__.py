@@ -71,9 +71,9 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_deepspeed.megatron.config import GPT
-    from ckpt_deepspeed.megatron.weights import GATED, LAYER, MODEL
+    from ckpt_deepspeed.megatron.weights import TABLES
 
-    return [FamilyTables(GPT.name, GPT, (MODEL, LAYER, GATED))]
+    return [FamilyTables(GPT.name, GPT, TABLES)]
 
 
 @hookimpl

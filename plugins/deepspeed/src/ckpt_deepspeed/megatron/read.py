@@ -34,7 +34,7 @@ from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, read_a
 from ckpt_deepspeed.megatron.drift import Drift
 from ckpt_deepspeed.megatron.files import TOKENIZER, Found, read_folder
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, check_buffer, inverse_frequencies
-from ckpt_deepspeed.megatron.weights import tables
+from ckpt_deepspeed.megatron.weights import TABLES, VERSION, is_gated
 
 _EMBEDDING = "embed.word_embeddings.weight"
 
@@ -159,7 +159,7 @@ def _assembled(
     folder: Folder, found: Found, architecture: Architecture
 ) -> tuple[dict[str, lazy.LazyParameter], list[Loss]]:
     """The canonical tensors, put together from all ranks, and what ranks do not agree on."""
-    layout = layouts.BoundTables(tables(architecture, found.version), architecture)
+    layout = layouts.BoundTables(TABLES, architecture, {VERSION.name: VERSION.until(found.version)})
     assembler = ParameterBuilder(layout.parameters, found.folder)
     if found.merged:
         _add_merged(assembler, layout, found)
@@ -240,12 +240,7 @@ def _add_merged(assembler: ParameterBuilder, layout: layouts.BoundTables, found:
         kept = held.get(name)
         if kept is None:
             continue
-        if (
-            "up + gate" in native.row.sentence
-            and found.tp > 1
-            and isinstance(kept, StoredTensor)
-            and kept.shape == native.shape
-        ):
+        if is_gated(native) and found.tp > 1 and isinstance(kept, StoredTensor) and kept.shape == native.shape:
             rows = kept.shape[0] // found.tp
             for rank in range(found.tp):
                 part = replace(

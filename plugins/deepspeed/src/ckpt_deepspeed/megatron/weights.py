@@ -7,11 +7,20 @@ Layers have their global numbers here (`layers.0`); in files they are known by t
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Architecture, Table, drop, row
-from ckpt_deepspeed.megatron.config import decoder_of
+from ckpt_core.sdk import Native, Table, drop, layouts, row
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES
 
 # fmt: off
+VERSION = layouts.Choice("checkpoint_version", (0.0, 1.0, 2.0, 3.0), default=3.0,
+    help="the order of q, k and v in their tensor, which Megatron-LM has changed twice")
+
+# Every rank's tensor is arranged so by itself.
+QKV = layouts.fragment("qkv", [
+    ("((q[r] + k + v) g d)", {"checkpoint_version": 0.0}),
+    ("(g d (q[r] + k + v))", {"checkpoint_version": 1.0}),
+    ("(g (q[r] + k + v) d)", {"checkpoint_version": (2.0, 3.0)}),
+])
+
 MODEL = Table(rows=[
     row("embed.word_embeddings.weight",      "v h", "embedding.tokens.weight", tp="v"),
     row("embed.word_embeddings.norm.weight", "h",   "embedding.norm.weight"),
@@ -24,31 +33,27 @@ MODEL = Table(rows=[
 LAYER = Table("layers.{l}", to="layers.{l}", rows=[
     row("input_layernorm.weight",                "h",                      "attention.norm.weight"),
     row("input_layernorm.bias",                  "h",                      "attention.norm.bias"),
-    row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight", tp="g"),
-    row("self_attention.query_key_value.bias",   "(g (q[r] + k + v) d)",   "attention.{part}.bias",   tp="g"),
+    row("self_attention.query_key_value.weight", "<qkv> h",                "attention.{part}.weight", tp="g"),
+    row("self_attention.query_key_value.bias",   "<qkv>",                  "attention.{part}.bias",   tp="g"),
     row("self_attention.dense.weight",           "h (g r d)",              "attention.out.weight",    tp="g r"),
     row("self_attention.dense.bias",             "h",                      "attention.out.bias"),
     row("post_attention_layernorm.weight",       "h",                      "mlp.norm.weight"),
     row("post_attention_layernorm.bias",         "h",                      "mlp.norm.bias"),
-    row("mlp.dense_h_to_4h.weight",              "f h",                    "mlp.up.weight",           tp="f"),
-    row("mlp.dense_h_to_4h.bias",                "f",                      "mlp.up.bias",             tp="f"),
+    row("mlp.dense_h_to_4h.weight",              "f h",                    "mlp.up.weight",           tp="f", when="!mlp.gated"),
+    row("mlp.dense_h_to_4h.bias",                "f",                      "mlp.up.bias",             tp="f", when="!mlp.gated"),
+    # --glu-activation: x1 * act(x2) on each rank, so the gate is the second half of every rank's rows (glu_activations.py).
+    row("mlp.dense_h_to_4h.weight",              "((up + gate) f) h",      "mlp.{part}.weight",       tp="f", when="mlp.gated"),
+    row("mlp.dense_h_to_4h.bias",                "((up + gate) f)",        "mlp.{part}.bias",         tp="f", when="mlp.gated"),
     row("mlp.dense_4h_to_h.weight",              "h f",                    "mlp.down.weight",         tp="f"),
     row("mlp.dense_4h_to_h.bias",                "h",                      "mlp.down.bias"),
     drop(INVERSE_FREQUENCIES,                    why="computed from the base, and compared with it"),
 ])
 
-# --glu-activation: x1 * act(x2) on each rank, so the gate is the second half of every rank's rows (glu_activations.py).
-GATED = LAYER.replace(
-    row("mlp.dense_h_to_4h.weight",              "((up + gate) f) h",      "mlp.{part}.weight",       tp="f"),
-    row("mlp.dense_h_to_4h.bias",                "((up + gate) f)",        "mlp.{part}.bias",         tp="f"),
-)
-
-# The order of q, k and v before checkpoint_version 2.0; every rank's tensor is arranged so by itself.
-QKV_ORDERS = {"0": "((q[r] + k + v) g d)", "1.0": "(g d (q[r] + k + v))", "2.0": "(g (q[r] + k + v) d)"}
+TABLES = layouts.Tables([MODEL, LAYER], [VERSION], [QKV])
 # fmt: on
 
 
-_DIVIDED = tuple(line.native for table in (MODEL, LAYER) for line in table.rows if line.splits)
+_DIVIDED = tuple(line.native for table in TABLES for line in table.rows if line.splits)
 
 
 def is_divided(native: str) -> bool:
@@ -60,13 +65,6 @@ def is_divided(native: str) -> bool:
     return native.endswith(_DIVIDED)
 
 
-def tables(architecture: Architecture, version: float = 3.0) -> tuple[Table, Table]:
-    """The tables of one model, in the order of q, k and v of a checkpoint_version."""
-    layer = GATED if decoder_of(architecture).layers[0].mlp.gated else LAYER
-    order = QKV_ORDERS["2.0" if version >= 2 else "1.0" if version >= 1 else "0"]
-    if version < 2:
-        layer = layer.replace(
-            row("self_attention.query_key_value.weight", f"{order} h", "attention.{part}.weight", tp="g"),
-            row("self_attention.query_key_value.bias", order, "attention.{part}.bias", tp="g"),
-        )
-    return MODEL, layer
+def is_gated(native: Native) -> bool:
+    """Whether a tensor holds up and gate: those of all ranks, one after the other, are not one up and one gate."""
+    return native.row.canonical.startswith("mlp.{part}.")

@@ -29,7 +29,7 @@ from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
 from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, tokens_of
 from ckpt_deepspeed.megatron.files import FIRST_LAYER, TOKENIZER, parameter_name, place_of
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, inverse_frequencies
-from ckpt_deepspeed.megatron.weights import tables
+from ckpt_deepspeed.megatron.weights import TABLES, VERSION
 from ckpt_deepspeed.universal import (
     DS_VERSION,
     NEW_MOMENTS,
@@ -77,14 +77,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     dtype = request.dtype or dtypes.commonest(assembly.dtype for assembly in model.tensors.values())
     args |= _run_args(layout, multiple, dtype)
     written = Written()
-    natives = [
-        list(
-            layouts.BoundTables(tables(model.architecture, layout.version), model.architecture)
-            .natives({"tp": (rank, layout.tp)})
-            .values()
-        )
-        for rank in range(layout.tp)
-    ]
+    bound = layouts.BoundTables(TABLES, model.architecture, {VERSION.name: VERSION.until(layout.version)})
+    natives = [list(bound.natives({"tp": (rank, layout.tp)}).values()) for rank in range(layout.tp)]
     if universal:
         _write_universal(written, layout, natives, facts["layers"], moments)
     else:

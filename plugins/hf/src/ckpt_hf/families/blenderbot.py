@@ -20,6 +20,7 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
+    layouts,
     note,
     rewrites,
     row,
@@ -132,20 +133,31 @@ BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
 )
 
 
-def _attention(native: str, norm: str, canonical: str) -> list[Any]:
-    return [
-        row(f"{norm}.weight",            "h",         f"{canonical}.norm.weight"),
-        row(f"{norm}.bias",              "h",         f"{canonical}.norm.bias"),
-        row(f"{native}.q_proj.weight",   "(g r d) h", f"{canonical}.q.weight"),
-        row(f"{native}.q_proj.bias",     "(g r d)",   f"{canonical}.q.bias"),
-        row(f"{native}.k_proj.weight",   "(g d) h",   f"{canonical}.k.weight"),
-        row(f"{native}.k_proj.bias",     "(g d)",     f"{canonical}.k.bias"),
-        row(f"{native}.v_proj.weight",   "(g d) h",   f"{canonical}.v.weight"),
-        row(f"{native}.v_proj.bias",     "(g d)",     f"{canonical}.v.bias"),
-        row(f"{native}.out_proj.weight", "h (g r d)", f"{canonical}.out.weight"),
-        row(f"{native}.out_proj.bias",   "h",         f"{canonical}.out.bias"),
-    ]
+_SELF = [
+    row("self_attn_layer_norm.weight",    "h",         "attention.norm.weight"),
+    row("self_attn_layer_norm.bias",      "h",         "attention.norm.bias"),
+    row("self_attn.q_proj.weight",        "(g r d) h", "attention.q.weight"),
+    row("self_attn.q_proj.bias",          "(g r d)",   "attention.q.bias"),
+    row("self_attn.k_proj.weight",        "(g d) h",   "attention.k.weight"),
+    row("self_attn.k_proj.bias",          "(g d)",     "attention.k.bias"),
+    row("self_attn.v_proj.weight",        "(g d) h",   "attention.v.weight"),
+    row("self_attn.v_proj.bias",          "(g d)",     "attention.v.bias"),
+    row("self_attn.out_proj.weight",      "h (g r d)", "attention.out.weight"),
+    row("self_attn.out_proj.bias",        "h",         "attention.out.bias"),
+]
 
+_CROSS = [
+    row("encoder_attn_layer_norm.weight", "h",         "cross_attention.norm.weight"),
+    row("encoder_attn_layer_norm.bias",   "h",         "cross_attention.norm.bias"),
+    row("encoder_attn.q_proj.weight",     "(g r d) h", "cross_attention.q.weight"),
+    row("encoder_attn.q_proj.bias",       "(g r d)",   "cross_attention.q.bias"),
+    row("encoder_attn.k_proj.weight",     "(g d) h",   "cross_attention.k.weight"),
+    row("encoder_attn.k_proj.bias",       "(g d)",     "cross_attention.k.bias"),
+    row("encoder_attn.v_proj.weight",     "(g d) h",   "cross_attention.v.weight"),
+    row("encoder_attn.v_proj.bias",       "(g d)",     "cross_attention.v.bias"),
+    row("encoder_attn.out_proj.weight",   "h (g r d)", "cross_attention.out.weight"),
+    row("encoder_attn.out_proj.bias",     "h",         "cross_attention.out.bias"),
+]
 
 _MLP = [
     row("final_layer_norm.weight", "h",   "mlp.norm.weight"),
@@ -155,23 +167,27 @@ _MLP = [
     row("fc2.weight",              "h f", "mlp.down.weight"),
     row("fc2.bias",                "h",   "mlp.down.bias"),
 ]
-_SELF = _attention("self_attn", "self_attn_layer_norm", "attention")
-_CROSS = _attention("encoder_attn", "encoder_attn_layer_norm", "cross_attention")
 
-TABLES = (
-    Table(rows=[
-        row("model.shared.weight",                  "v h", "embedding.tokens.weight"),
-        row("model.encoder.embed_tokens.weight",    "v h", "embedding.tokens.weight", copy=True),
-        row("model.decoder.embed_tokens.weight",    "v h", "embedding.tokens.weight", copy=True),
-        *(row(f"model.{stack}.embed_positions.weight", "p h", f"{stack}.positions.weight") for stack in STACKS),
-        *(row(f"model.{stack}.layer_norm.{part}",   "h",   f"{stack}.final_norm.{part}") for stack in STACKS for part in ("weight", "bias")),
-        row("lm_head.weight",                       "v h", "head.weight"),
-        row("lm_head.weight",                       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-        row("final_logits_bias",                    "1 v", "head.bias"),
-    ]),
+MODEL = Table(rows=[
+    row("model.shared.weight",                  "v h", "embedding.tokens.weight"),
+    row("model.encoder.embed_tokens.weight",    "v h", "embedding.tokens.weight", copy=True),
+    row("model.decoder.embed_tokens.weight",    "v h", "embedding.tokens.weight", copy=True),
+    row("model.encoder.embed_positions.weight", "p h", "encoder.positions.weight"),
+    row("model.decoder.embed_positions.weight", "p h", "decoder.positions.weight"),
+    row("model.encoder.layer_norm.weight",      "h",   "encoder.final_norm.weight"),
+    row("model.encoder.layer_norm.bias",        "h",   "encoder.final_norm.bias"),
+    row("model.decoder.layer_norm.weight",      "h",   "decoder.final_norm.weight"),
+    row("model.decoder.layer_norm.bias",        "h",   "decoder.final_norm.bias"),
+    row("lm_head.weight",                       "v h", "head.weight"),
+    row("lm_head.weight",                       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    row("final_logits_bias",                    "1 v", "head.bias"),
+])
+
+TABLES = layouts.Tables([
+    MODEL,
     Table("model.encoder.layers.{l}", to="encoder.layers.{l}", rows=[*_SELF, *_MLP]),
     Table("model.decoder.layers.{l}", to="decoder.layers.{l}", rows=[*_SELF, *_CROSS, *_MLP]),
-)
+])
 # fmt: on
 
 
@@ -202,4 +218,4 @@ def _has_own_head(architecture: Architecture) -> bool:
     return architecture.head is not None and not architecture.head.tied
 
 
-FAMILIES = [Family("blenderbot", BLENDERBOT, [TABLES], rewrite=_as_blenderbot, loads_copies=_has_own_head)]
+FAMILIES = [Family("blenderbot", BLENDERBOT, TABLES, rewrite=_as_blenderbot, loads_copies=_has_own_head)]

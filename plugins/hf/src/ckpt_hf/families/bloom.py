@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
+    layouts,
     note,
     row,
     uniform,
@@ -108,7 +109,7 @@ BLOOM = Config("", GENERIC).replace("BloomForCausalLM",
 
 
 # The first files of the hub are of the bare model, without the prefix (ckpt_hf.names).
-WEIGHTS = (Table(rows=[
+MODEL = Table(rows=[
     row("transformer.word_embeddings.weight",           "v h", "embedding.tokens.weight"),
     row("transformer.word_embeddings_layernorm.weight", "h",   "embedding.norm.weight"),
     row("transformer.word_embeddings_layernorm.bias",   "h",   "embedding.norm.bias"),
@@ -116,7 +117,9 @@ WEIGHTS = (Table(rows=[
     row("transformer.ln_f.bias",                        "h",   "final_norm.bias"),
     row("lm_head.weight",                            "v h", "head.weight"),
     row("lm_head.weight",                            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-]), Table("transformer.h.{l}", to="layers.{l}", rows=[
+])
+
+LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
     row("input_layernorm.weight",                "h",                   "attention.norm.weight"),
     row("input_layernorm.bias",                  "h",                   "attention.norm.bias"),
     row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight"),
@@ -129,8 +132,8 @@ WEIGHTS = (Table(rows=[
     row("mlp.dense_h_to_4h.bias",                "f",                   "mlp.up.bias"),
     row("mlp.dense_4h_to_h.weight",              "h f",                 "mlp.down.weight"),
     row("mlp.dense_4h_to_h.bias",                "h",                   "mlp.down.bias"),
-]))
+])
 # fmt: on
 
 
-FAMILIES = [Family("bloom", BLOOM, [WEIGHTS])]
+FAMILIES = [Family("bloom", BLOOM, layouts.Tables([MODEL, LAYER]))]

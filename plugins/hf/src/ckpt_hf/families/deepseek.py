@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
-    Architecture,
     CkptError,
     Custom,
     Facts,
@@ -24,12 +23,12 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
+    layouts,
     row,
     uniform,
 )
 from ckpt_hf.common import (
     Family,
-    Tables,
     divides,
     enter_sparse_layers,
     layer_count,
@@ -39,7 +38,7 @@ from ckpt_hf.common import (
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import EXPERTS, FUSED_EXPERTS, LAYER, MODEL
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
 
 _LATENT = "latent_attention"
 _EPS = 1e-6  # of the norms of latents, whatever rms_norm_eps says
@@ -269,52 +268,55 @@ DEEPSEEK_V3 = _BASE.replace("DeepseekV3ForCausalLM",
 )
 
 
-def _layer(rope: str) -> Table:
-    """A layer with the rotated elements arranged as `rope` says."""
-    return LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")), "input_layernorm.weight").extend(
-        row("input_layernorm.weight",              "h",                                   "attention.norm.weight"),
-        row("self_attn.q_proj.weight",             f"(g (q_nope[dn] + q_rope[{rope}])) h",  "attention.{part}.weight", when="!latent_attention.q_rank"),
-        row("self_attn.q_a_proj.weight",           "ql h",                                "attention.q_down.weight"),
-        row("self_attn.q_a_layernorm.weight",      "ql",                                  "attention.q_norm.weight"),
-        row("self_attn.q_b_proj.weight",           f"(g (q_nope[dn] + q_rope[{rope}])) ql", "attention.{part}.weight", when="latent_attention.q_rank"),
-        row("self_attn.kv_a_proj_with_mqa.weight", f"(kv_down[kl] + k_rope[{rope}]) h",     "attention.{part}.weight"),
-        row("self_attn.kv_a_layernorm.weight",     "kl",                                  "attention.kv_norm.weight"),
-        row("self_attn.kv_b_proj.weight",          "(g (k_nope[dn] + v[dv])) kl",         "attention.{part}.weight"),
-        row("self_attn.o_proj.weight",             "h (g dv)",                            "attention.out.weight"),
-        row("mlp.shared_experts.gate_proj.weight", "f h",                                 "mlp.shared.gate.weight"),
-        row("mlp.shared_experts.up_proj.weight",   "f h",                                 "mlp.shared.up.weight"),
-        row("mlp.shared_experts.down_proj.weight", "h f",                                 "mlp.shared.down.weight"),
-        # in float32 in every file: it decides between experts whose scores are close
-        row("mlp.gate.e_score_correction_bias",    "x",                                   "mlp.router.correction_bias", dtype="fp32"),
-    )
+ROPE_INTERLEAVE = layouts.Choice("rope_interleave", (True, False), default=True,
+    help="the two elements of a rotary pair are neighbours, or lie in the two halves of the rotated elements")
+
+ROPE = layouts.fragment("rope", [
+    ("e c", {"rope_interleave": True}),
+    ("c e", {"rope_interleave": False}),
+])
+
+DEEPSEEK_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")), "input_layernorm.weight").extend(
+    row("input_layernorm.weight",              "h",                                   "attention.norm.weight"),
+    row("self_attn.q_proj.weight",             "(g (q_nope[dn] + q_rope[<rope>])) h",  "attention.{part}.weight", when="!latent_attention.q_rank"),
+    row("self_attn.q_a_proj.weight",           "ql h",                                "attention.q_down.weight"),
+    row("self_attn.q_a_layernorm.weight",      "ql",                                  "attention.q_norm.weight"),
+    row("self_attn.q_b_proj.weight",           "(g (q_nope[dn] + q_rope[<rope>])) ql", "attention.{part}.weight", when="latent_attention.q_rank"),
+    row("self_attn.kv_a_proj_with_mqa.weight", "(kv_down[kl] + k_rope[<rope>]) h",     "attention.{part}.weight"),
+    row("self_attn.kv_a_layernorm.weight",     "kl",                                  "attention.kv_norm.weight"),
+    row("self_attn.kv_b_proj.weight",          "(g (k_nope[dn] + v[dv])) kl",         "attention.{part}.weight"),
+    row("self_attn.o_proj.weight",             "h (g dv)",                            "attention.out.weight"),
+    row("mlp.shared_experts.gate_proj.weight", "f h",                                 "mlp.shared.gate.weight"),
+    row("mlp.shared_experts.up_proj.weight",   "f h",                                 "mlp.shared.up.weight"),
+    row("mlp.shared_experts.down_proj.weight", "h f",                                 "mlp.shared.down.weight"),
+    # in float32 in every file: it decides between experts whose scores are close
+    row("mlp.gate.e_score_correction_bias",    "x",                                   "mlp.router.correction_bias", dtype="fp32"),
+    *EXPERTS,
+)
+
+TABLES = layouts.Tables([MODEL, DEEPSEEK_LAYER], [NAMES, ROPE_INTERLEAVE], [ROPE])
 # fmt: on
 
 
-def _spellings(rope: str) -> list[Tables]:
-    return [(MODEL, _layer(rope).extend(*experts)) for experts in (EXPERTS, FUSED_EXPERTS)]
-
-
-def _predictors(architecture: Architecture) -> Table:
-    count = len(architecture.decoder.layers) if architecture.decoder else 0
-    return Table(
-        rows=[
-            drop(
-                f"model.layers.{count}.*", why="the layer that predicts a further token; transformers does not load it"
-            )
-        ]
-    )
-
-
-INTERLEAVED, HALVES = "e c", "c e"
-
 FAMILIES = [
-    Family("deepseek_v2", DEEPSEEK_V2, _spellings(INTERLEAVED), divides),
+    Family(
+        "deepseek_v2",
+        DEEPSEEK_V2,
+        layouts.Tables([MODEL, DEEPSEEK_LAYER], [NAMES], [ROPE], decided={"rope_interleave": True}),
+        divides,
+    ),
     Family(
         "deepseek_v3",
         DEEPSEEK_V3,
-        _spellings(INTERLEAVED),
+        TABLES,
         arrangement="rope_interleave",
-        arranged={False: _spellings(HALVES)},
-        leftovers=_predictors,
+        leftovers=Table(
+            rows=[
+                drop(
+                    "model.layers.{layers}.*",
+                    why="the layer that predicts a further token; transformers does not load it",
+                )
+            ]
+        ),
     ),
 ]

@@ -11,7 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, Refusal, Table, custom, drop, fact_is, key, key_is, row, uniform
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Facts,
+    Refusal,
+    Table,
+    custom,
+    drop,
+    fact_is,
+    key,
+    key_is,
+    layouts,
+    row,
+    uniform,
+)
 from ckpt_hf.common import ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, derived_head_dim, positive
 from ckpt_hf.rotary import rotary_keys
 
@@ -134,13 +148,15 @@ FALCON = Config("FalconForCausalLM", [
     key("tie_word_embeddings", "head.tied", default=True),
 ])
 
-WEIGHTS = (Table(rows=[
+MODEL = Table(rows=[
     row("transformer.word_embeddings.weight", "v h", "embedding.tokens.weight"),
     row("transformer.ln_f.weight",            "h",   "final_norm.weight"),
     row("transformer.ln_f.bias",              "h",   "final_norm.bias"),
     row("lm_head.weight",                     "v h", "head.weight"),
     row("lm_head.weight",                     "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-]), Table("transformer.h.{l}", to="layers.{l}", rows=[
+])
+
+LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
     row("self_attention.query_key_value.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight"),
     row("self_attention.query_key_value.bias",   "(g (q[r] + k + v) d)",   "attention.{part}.bias"),
     row("self_attention.dense.weight",           "h (g r d)",              "attention.out.weight"),
@@ -158,7 +174,7 @@ WEIGHTS = (Table(rows=[
     )),
     drop("self_attention.rotary_emb.inv_freq",   why="computed from theta"),
     drop("self_attention.maybe_rotary.inv_freq", why="computed from theta"),
-]))
+])
 # fmt: on
 
-FAMILIES = [Family("falcon", FALCON, [WEIGHTS])]
+FAMILIES = [Family("falcon", FALCON, layouts.Tables([MODEL, LAYER]))]

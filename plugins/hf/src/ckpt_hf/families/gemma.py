@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, custom, ignore, key, row, uniform
+from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, custom, ignore, key, layouts, row, uniform
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
@@ -114,6 +114,6 @@ GEMMA2_LAYER = LAYER.without("post_attention_layernorm.weight").extend(
 # fmt: on
 
 FAMILIES = [
-    Family("gemma", GEMMA, [weights.LLAMA]),
-    Family("gemma2", GEMMA2, [(MODEL, GEMMA2_LAYER)], divides),
+    Family("gemma", GEMMA, weights.LLAMA),
+    Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides),
 ]

@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     fact_is,
     ignore,
     key,
+    layouts,
     row,
     uniform,
     values,
@@ -117,14 +118,16 @@ GPT2 = Config("", GENERIC).replace("GPT2LMHeadModel",
 
 
 # The first files of the hub are of the bare model, without the prefix (ckpt_hf.names).
-WEIGHTS = (Table(rows=[
+MODEL = Table(rows=[
     row("transformer.wte.weight",  "v h", "embedding.tokens.weight"),
     row("transformer.wpe.weight",  "p h", "positions.weight"),
     row("transformer.ln_f.weight", "h",   "final_norm.weight"),
     row("transformer.ln_f.bias",   "h",   "final_norm.bias"),
     row("lm_head.weight",       "v h", "head.weight"),
     row("lm_head.weight",       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-]), Table("transformer.h.{l}", to="layers.{l}", rows=[
+])
+
+LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
     row("ln_1.weight",        "h",                     "attention.norm.weight"),
     row("ln_1.bias",          "h",                     "attention.norm.bias"),
     row("attn.c_attn.weight", "h ((q[g r] + k[g] + v[g]) d)", "attention.{part}.weight"),
@@ -139,8 +142,8 @@ WEIGHTS = (Table(rows=[
     row("mlp.c_proj.bias",    "h",                     "mlp.down.bias"),
     drop("attn.bias",         why="the causal mask"),
     drop("attn.masked_bias",  why="the value of masked scores"),
-]))
+])
 # fmt: on
 
 
-FAMILIES = [Family("gpt2", GPT2, [WEIGHTS])]
+FAMILIES = [Family("gpt2", GPT2, layouts.Tables([MODEL, LAYER]))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Config, Table, drop, fact_is, ignore, key, row
+from ckpt_core.sdk import Config, Table, drop, fact_is, ignore, key, layouts, row
 from ckpt_hf.common import (
     ATTENTION_BIASES,
     CAUSAL,
@@ -10,12 +10,12 @@ from ckpt_hf.common import (
     MLP_BIASES,
     NORMS,
     Family,
-    Tables,
     activation,
     derived_head_dim,
     norms,
 )
 from ckpt_hf.rotary import rotary_keys
+from ckpt_hf.weights import NAMES
 
 # fmt: off
 GPT_NEOX = Config("GPTNeoXForCausalLM", [
@@ -43,32 +43,35 @@ GPT_NEOX = Config("GPTNeoXForCausalLM", [
 ])
 
 
-def _tables(head: str) -> Tables:
-    return Table(rows=[
-        row("gpt_neox.embed_in.weight",         "v h", "embedding.tokens.weight"),
-        row("gpt_neox.final_layer_norm.weight", "h",   "final_norm.weight"),
-        row("gpt_neox.final_layer_norm.bias",   "h",   "final_norm.bias"),
-        row(head,                               "v h", "head.weight"),
-        row(head,                               "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-    ]), Table("gpt_neox.layers.{l}", to="layers.{l}", rows=[
-        row("input_layernorm.weight",           "h",                         "attention.norm.weight"),
-        row("input_layernorm.bias",             "h",                         "attention.norm.bias"),
-        row("attention.query_key_value.weight", "(g (q[r] + k + v) d) h",    "attention.{part}.weight"),
-        row("attention.query_key_value.bias",   "(g (q[r] + k + v) d)",      "attention.{part}.bias"),
-        row("attention.dense.weight",           "h (g r d)",                 "attention.out.weight"),
-        row("attention.dense.bias",             "h",                         "attention.out.bias"),
-        row("post_attention_layernorm.weight",  "h",                         "mlp.norm.weight"),
-        row("post_attention_layernorm.bias",    "h",                         "mlp.norm.bias"),
-        row("mlp.dense_h_to_4h.weight",         "f h",                       "mlp.up.weight"),
-        row("mlp.dense_h_to_4h.bias",           "f",                         "mlp.up.bias"),
-        row("mlp.dense_4h_to_h.weight",         "h f",                       "mlp.down.weight"),
-        row("mlp.dense_4h_to_h.bias",           "h",                         "mlp.down.bias"),
-        drop("attention.bias",                  why="the causal mask"),
-        drop("attention.masked_bias",           why="the value of masked scores"),
-        drop("attention.rotary_emb.inv_freq",   why="computed from theta"),
-    ])
+MODEL = Table(rows=[
+    row("gpt_neox.embed_in.weight",         "v h", "embedding.tokens.weight"),
+    row("gpt_neox.final_layer_norm.weight", "h",   "final_norm.weight"),
+    row("gpt_neox.final_layer_norm.bias",   "h",   "final_norm.bias"),
+    # Both versions of transformers save embed_out; version 5 calls it lm_head in memory.
+    row("embed_out.weight",                 "v h", "head.weight",                                          under={"names": "stored"}),
+    row("embed_out.weight",                 "v h", "embedding.tokens.weight", when="head.tied", copy=True, under={"names": "stored"}),
+    row("lm_head.weight",                   "v h", "head.weight",                                          under={"names": "held"}),
+    row("lm_head.weight",                   "v h", "embedding.tokens.weight", when="head.tied", copy=True, under={"names": "held"}),
+])
+
+LAYER = Table("gpt_neox.layers.{l}", to="layers.{l}", rows=[
+    row("input_layernorm.weight",           "h",                         "attention.norm.weight"),
+    row("input_layernorm.bias",             "h",                         "attention.norm.bias"),
+    row("attention.query_key_value.weight", "(g (q[r] + k + v) d) h",    "attention.{part}.weight"),
+    row("attention.query_key_value.bias",   "(g (q[r] + k + v) d)",      "attention.{part}.bias"),
+    row("attention.dense.weight",           "h (g r d)",                 "attention.out.weight"),
+    row("attention.dense.bias",             "h",                         "attention.out.bias"),
+    row("post_attention_layernorm.weight",  "h",                         "mlp.norm.weight"),
+    row("post_attention_layernorm.bias",    "h",                         "mlp.norm.bias"),
+    row("mlp.dense_h_to_4h.weight",         "f h",                       "mlp.up.weight"),
+    row("mlp.dense_h_to_4h.bias",           "f",                         "mlp.up.bias"),
+    row("mlp.dense_4h_to_h.weight",         "h f",                       "mlp.down.weight"),
+    row("mlp.dense_4h_to_h.bias",           "h",                         "mlp.down.bias"),
+    drop("attention.bias",                  why="the causal mask"),
+    drop("attention.masked_bias",           why="the value of masked scores"),
+    drop("attention.rotary_emb.inv_freq",   why="computed from theta"),
+])
 # fmt: on
 
 
-# Both versions save embed_out; version 5 calls it lm_head in memory.
-FAMILIES = [Family("gpt_neox", GPT_NEOX, [_tables("embed_out.weight"), _tables("lm_head.weight")])]
+FAMILIES = [Family("gpt_neox", GPT_NEOX, layouts.Tables([MODEL, LAYER], [NAMES]))]

@@ -96,7 +96,7 @@ SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
 # fmt: on
 
 FAMILIES = [
-    Family("llama", LLAMA, [weights.LLAMA], divides, other_names=("LLaMAForCausalLM",)),
-    Family("mistral", MISTRAL, [weights.LLAMA]),
-    Family("smollm3", SMOLLM3, [weights.LLAMA]),
+    Family("llama", LLAMA, weights.LLAMA, divides, other_names=("LLaMAForCausalLM",)),
+    Family("mistral", MISTRAL, weights.LLAMA),
+    Family("smollm3", SMOLLM3, weights.LLAMA),
 ]

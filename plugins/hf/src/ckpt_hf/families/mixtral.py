@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import fact_is, key, row
+from ckpt_core.sdk import fact_is, key, layouts, row
 from ckpt_hf.common import Family, groups
 from ckpt_hf.families.llama import MISTRAL
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import FUSED_EXPERTS, LAYER, MLP, MODEL
+from ckpt_hf.weights import LAYER, MLP, MODEL, NAMES
 
 # fmt: off
 MIXTRAL = MISTRAL.replace("MixtralForCausalLM",
@@ -23,12 +23,15 @@ MIXTRAL = MISTRAL.replace("MixtralForCausalLM",
 )
 
 # Versions 4 and 5 both save and load these names.
-WEIGHTS = (MODEL, LAYER.without(*MLP).extend(
-    row("block_sparse_moe.gate.weight",            "x h", "mlp.router.weight"),
-    row("block_sparse_moe.experts.{x}.w1.weight",  "f h", "mlp.experts.gate.weight"),
-    row("block_sparse_moe.experts.{x}.w2.weight",  "h f", "mlp.experts.down.weight"),
-    row("block_sparse_moe.experts.{x}.w3.weight",  "f h", "mlp.experts.up.weight"),
-))
+MIXTRAL_LAYER = LAYER.without(*MLP).extend(
+    row("block_sparse_moe.gate.weight",           "x h",                 "mlp.router.weight",         under={"names": "stored"}),
+    row("block_sparse_moe.experts.{x}.w1.weight", "f h",                 "mlp.experts.gate.weight",   under={"names": "stored"}),
+    row("block_sparse_moe.experts.{x}.w2.weight", "h f",                 "mlp.experts.down.weight",   under={"names": "stored"}),
+    row("block_sparse_moe.experts.{x}.w3.weight", "f h",                 "mlp.experts.up.weight",     under={"names": "stored"}),
+    row("mlp.gate.weight",                        "x h",                 "mlp.router.weight",         under={"names": "held"}),
+    row("mlp.experts.gate_up_proj",               "x ((gate + up) f) h", "mlp.experts.{part}.weight", under={"names": "held"}),
+    row("mlp.experts.down_proj",                  "x h f",               "mlp.experts.down.weight",   under={"names": "held"}),
+)
 # fmt: on
 
-FAMILIES = [Family("mixtral", MIXTRAL, [WEIGHTS, (MODEL, LAYER.without(*MLP).extend(*FUSED_EXPERTS))])]
+FAMILIES = [Family("mixtral", MIXTRAL, layouts.Tables([MODEL, MIXTRAL_LAYER], [NAMES]))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import fact_is, key
+from ckpt_core.sdk import fact_is, key, layouts
 from ckpt_hf.common import ACTIVATION, NORMS, Family, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
@@ -19,4 +19,4 @@ NEMOTRON = LLAMA.replace("NemotronForCausalLM",
 )
 # fmt: on
 
-FAMILIES = [Family("nemotron", NEMOTRON, [(MODEL_WITH_BIAS, LAYER.extend(*LAYER_NORM_BIASES))])]
+FAMILIES = [Family("nemotron", NEMOTRON, layouts.Tables([MODEL_WITH_BIAS, LAYER.extend(*LAYER_NORM_BIASES)]))]

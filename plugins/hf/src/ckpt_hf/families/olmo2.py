@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import fact_is, key, row
+from ckpt_core.sdk import fact_is, key, layouts, row
 from ckpt_hf.common import Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL
@@ -18,12 +18,12 @@ OLMO2 = LLAMA.replace("Olmo2ForCausalLM",
     without=["attention.norm.kind", "mlp.norm.kind"],
 )
 
-WEIGHTS = (MODEL, LAYER.without("input_layernorm.weight", "post_attention_layernorm.weight").extend(
+OLMO2_LAYER = LAYER.without("input_layernorm.weight", "post_attention_layernorm.weight").extend(
     row("self_attn.q_norm.weight",           "(g r d)", "attention.q_norm.weight"),
     row("self_attn.k_norm.weight",           "(g d)",   "attention.k_norm.weight"),
     row("post_attention_layernorm.weight",   "h",       "attention.out_norm.weight"),
     row("post_feedforward_layernorm.weight", "h",       "mlp.out_norm.weight"),
-))
+)
 # fmt: on
 
-FAMILIES = [Family("olmo2", OLMO2, [WEIGHTS])]
+FAMILIES = [Family("olmo2", OLMO2, layouts.Tables([MODEL, OLMO2_LAYER]))]

@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     custom,
     key,
     key_is,
+    layouts,
     row,
     uniform,
 )
@@ -113,13 +114,13 @@ PHI3 = LLAMA.replace("Phi3ForCausalLM",
     key_is("interpolate_factor", 1, or_absent=True, written=False),
 )
 
-WEIGHTS = (MODEL, LAYER.without(
+PHI3_LAYER = LAYER.without(
     *(f"self_attn.{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")), *MLP,
 ).extend(
     row("self_attn.qkv_proj.weight", "((q[g r] + k[g] + v[g]) d) h", "attention.{part}.weight"),
     row("mlp.gate_up_proj.weight",   "((gate + up) f) h",            "mlp.{part}.weight"),
     row("mlp.down_proj.weight",      "h f",                          "mlp.down.weight"),
-))
+)
 # fmt: on
 
-FAMILIES = [Family("phi3", PHI3, [WEIGHTS], _usual_heads)]
+FAMILIES = [Family("phi3", PHI3, layouts.Tables([MODEL, PHI3_LAYER]), _usual_heads)]

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, PerLayer, Refusal, custom, fact_is, key, key_is, rewrites, row, uniform
+from ckpt_core.sdk import (
+    CkptError,
+    Facts,
+    PerLayer,
+    Refusal,
+    custom,
+    fact_is,
+    key,
+    key_is,
+    layouts,
+    rewrites,
+    row,
+    uniform,
+)
 from ckpt_hf import weights
 from ckpt_hf.common import (
     NORMS,
@@ -23,7 +36,7 @@ from ckpt_hf.common import (
     written_sparse_layers,
 )
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.weights import EXPERTS, FUSED_EXPERTS, LAYER, MODEL
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
 
 
 def _from_layer(index: int, config: Mapping[str, Any]) -> bool:
@@ -157,14 +170,14 @@ QWEN3_LAYER = LAYER.extend(
 # fmt: on
 
 FAMILIES = [
-    Family("qwen2", QWEN2, [weights.LLAMA]),
-    Family("qwen3", QWEN3, [(MODEL, QWEN3_LAYER)]),
+    Family("qwen2", QWEN2, weights.LLAMA),
+    Family("qwen3", QWEN3, layouts.Tables([MODEL, QWEN3_LAYER])),
     # Every Qwen2-MoE has shared experts, in each layer of experts.
     Family(
         "qwen2_moe",
         QWEN2_MOE,
-        [(MODEL, LAYER.extend(*experts, *_SHARED)) for experts in (EXPERTS, FUSED_EXPERTS)],
+        layouts.Tables([MODEL, LAYER.extend(*EXPERTS, *_SHARED)], [NAMES]),
         rewrite=lambda model: rewrites.zero_shared_experts(rewrites.folded_attention_scale(model)),
     ),
-    Family("qwen3_moe", QWEN3_MOE, [(MODEL, QWEN3_LAYER.extend(*experts)) for experts in (EXPERTS, FUSED_EXPERTS)]),
+    Family("qwen3_moe", QWEN3_MOE, layouts.Tables([MODEL, QWEN3_LAYER.extend(*EXPERTS)], [NAMES])),
 ]

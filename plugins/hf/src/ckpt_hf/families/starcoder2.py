@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import fact_is, ignore, key, key_is, row
+from ckpt_core.sdk import fact_is, ignore, key, key_is, layouts, row
 from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, alias, groups, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS
@@ -28,13 +28,13 @@ STARCODER2 = LLAMA.replace("Starcoder2ForCausalLM",
     without=["attention_bias", "mlp_bias"],
 )
 
-WEIGHTS = (MODEL_WITH_BIAS, LAYER.without(*MLP).extend(
+STARCODER2_LAYER = LAYER.without(*MLP).extend(
     *LAYER_NORM_BIASES,
     row("mlp.c_fc.weight",   "f h", "mlp.up.weight"),
     row("mlp.c_fc.bias",     "f",   "mlp.up.bias"),
     row("mlp.c_proj.weight", "h f", "mlp.down.weight"),
     row("mlp.c_proj.bias",   "h",   "mlp.down.bias"),
-))
+)
 # fmt: on
 
-FAMILIES = [Family("starcoder2", STARCODER2, [WEIGHTS])]
+FAMILIES = [Family("starcoder2", STARCODER2, layouts.Tables([MODEL_WITH_BIAS, STARCODER2_LAYER]))]

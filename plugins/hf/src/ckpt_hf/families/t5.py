@@ -26,6 +26,7 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
+    layouts,
     note,
     rewrites,
     row,
@@ -272,30 +273,30 @@ _SELF = [
     row("layer.0.SelfAttention.relative_attention_bias.weight", "b (g r)", "attention.relative_bias.weight"),
 ]
 
-_CROSS = [
+ENCODER = Table("encoder.block.{l}", to="encoder.layers.{l}", rows=[
+    *_SELF,
+    row("layer.1.layer_norm.weight",          "h",         "mlp.norm.weight"),
+    row("layer.1.DenseReluDense.wi_0.weight", "f h",       "mlp.gate.weight"),
+    row("layer.1.DenseReluDense.wi_1.weight", "f h",       "mlp.up.weight", when="mlp.gated"),
+    row("layer.1.DenseReluDense.wi.weight",   "f h",       "mlp.up.weight", when="!mlp.gated"),
+    row("layer.1.DenseReluDense.wo.weight",   "h f",       "mlp.down.weight"),
+])
+
+DECODER = Table("decoder.block.{l}", to="decoder.layers.{l}", rows=[
+    *_SELF,
     row("layer.1.layer_norm.weight",          "h",         "cross_attention.norm.weight"),
     row("layer.1.EncDecAttention.q.weight",   "(g r d) h", "cross_attention.q.weight"),
     row("layer.1.EncDecAttention.k.weight",   "(g d) h",   "cross_attention.k.weight"),
     row("layer.1.EncDecAttention.v.weight",   "(g d) h",   "cross_attention.v.weight"),
     row("layer.1.EncDecAttention.o.weight",   "h (g r d)", "cross_attention.out.weight"),
-]
+    row("layer.2.layer_norm.weight",          "h",         "mlp.norm.weight"),
+    row("layer.2.DenseReluDense.wi_0.weight", "f h",       "mlp.gate.weight"),
+    row("layer.2.DenseReluDense.wi_1.weight", "f h",       "mlp.up.weight", when="mlp.gated"),
+    row("layer.2.DenseReluDense.wi.weight",   "f h",       "mlp.up.weight", when="!mlp.gated"),
+    row("layer.2.DenseReluDense.wo.weight",   "h f",       "mlp.down.weight"),
+])
 
-
-def _feed_forward_rows(layer: str) -> list[Any]:
-    return [
-        row(f"{layer}.layer_norm.weight",          "h",   "mlp.norm.weight"),
-        row(f"{layer}.DenseReluDense.wi_0.weight", "f h", "mlp.gate.weight"),
-        row(f"{layer}.DenseReluDense.wi_1.weight", "f h", "mlp.up.weight", when="mlp.gated"),
-        row(f"{layer}.DenseReluDense.wi.weight",   "f h", "mlp.up.weight", when="!mlp.gated"),
-        row(f"{layer}.DenseReluDense.wo.weight",   "h f", "mlp.down.weight"),
-    ]
-
-
-TABLES = (
-    MODEL,
-    Table("encoder.block.{l}", to="encoder.layers.{l}", rows=[*_SELF, *_feed_forward_rows("layer.1")]),
-    Table("decoder.block.{l}", to="decoder.layers.{l}", rows=[*_SELF, *_CROSS, *_feed_forward_rows("layer.2")]),
-)
+TABLES = layouts.Tables([MODEL, ENCODER, DECODER])
 # fmt: on
 
 
@@ -341,7 +342,7 @@ def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:
 
 
 FAMILIES = [
-    Family("t5", T5, [TABLES], rewrite=_as_t5, as_stored=stored_head, other_names=("T5WithLMHeadModel",)),
-    Family("umt5", UMT5, [TABLES], rewrite=_as_umt5, as_stored=stored_head, losses=_umt5_losses),
-    Family("mt5", MT5, [TABLES], rewrite=_as_mt5, as_stored=stored_head),
+    Family("t5", T5, TABLES, rewrite=_as_t5, as_stored=stored_head, other_names=("T5WithLMHeadModel",)),
+    Family("umt5", UMT5, TABLES, rewrite=_as_umt5, as_stored=stored_head, losses=_umt5_losses),
+    Family("mt5", MT5, TABLES, rewrite=_as_mt5, as_stored=stored_head),
 ]

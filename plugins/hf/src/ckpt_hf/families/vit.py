@@ -6,7 +6,7 @@ The classes share a `model_type`; `architectures` tells them apart. ViTModel has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,14 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
+    layouts,
     note,
     rewrites,
     row,
     schema,
 )
-from ckpt_hf.common import ACTIVATION, GENERIC, MLP_BIASES, NORMS, Family, Tables, derived_head_dim, norms, positive
+from ckpt_hf.common import ACTIVATION, GENERIC, MLP_BIASES, NORMS, Family, derived_head_dim, norms, positive
+from ckpt_hf.weights import NAMES
 
 _POOLER = "add_pooling_layer"
 _SQUARES = ("height", "width", "patch")
@@ -178,64 +180,82 @@ CLASSIFICATION = _COMMON.replace("ViTForImageClassification",
 MODEL = _COMMON.replace("ViTModel", _pooler())
 
 
-def _embeddings(prefix: str) -> Table:
-    return Table(rows=[
-        row(f"{prefix}embeddings.cls_token",                        "1 cls h",  "embedding.class_tokens.weight"),
-        row(f"{prefix}embeddings.position_embeddings",              "1 p h",    "positions.weight"),
-        row(f"{prefix}embeddings.patch_embeddings.projection.weight", "h ch y z", "embedding.patches.weight"),
-        row(f"{prefix}embeddings.patch_embeddings.projection.bias", "h",        "embedding.patches.bias"),
-        row(f"{prefix}layernorm.weight",                            "h",        "final_norm.weight"),
-        row(f"{prefix}layernorm.bias",                              "h",        "final_norm.bias"),
-        row(f"{prefix}pooler.dense.weight",                         "i h",      "classifier.dense.weight"),
-        row(f"{prefix}pooler.dense.bias",                           "i",        "classifier.dense.bias"),
-        row("classifier.weight",                                    "k h",      "classifier.weight"),
-        row("classifier.bias",                                      "k",        "classifier.bias"),
-    ])
+CLASSIFICATION_ROWS = Table(rows=[
+    row("vit.embeddings.cls_token",                          "1 cls h",  "embedding.class_tokens.weight"),
+    row("vit.embeddings.position_embeddings",                "1 p h",    "positions.weight"),
+    row("vit.embeddings.patch_embeddings.projection.weight", "h ch y z", "embedding.patches.weight"),
+    row("vit.embeddings.patch_embeddings.projection.bias",   "h",        "embedding.patches.bias"),
+    row("vit.layernorm.weight",                              "h",        "final_norm.weight"),
+    row("vit.layernorm.bias",                                "h",        "final_norm.bias"),
+    row("vit.pooler.dense.weight",                           "i h",      "classifier.dense.weight"),
+    row("vit.pooler.dense.bias",                             "i",        "classifier.dense.bias"),
+    row("classifier.weight",                                  "k h",      "classifier.weight"),
+    row("classifier.bias",                                    "k",        "classifier.bias"),
+])
 
+MODEL_ROWS = Table(rows=[
+    row("embeddings.cls_token",                          "1 cls h",  "embedding.class_tokens.weight"),
+    row("embeddings.position_embeddings",                "1 p h",    "positions.weight"),
+    row("embeddings.patch_embeddings.projection.weight", "h ch y z", "embedding.patches.weight"),
+    row("embeddings.patch_embeddings.projection.bias",   "h",        "embedding.patches.bias"),
+    row("layernorm.weight",                              "h",        "final_norm.weight"),
+    row("layernorm.bias",                                "h",        "final_norm.bias"),
+    row("pooler.dense.weight",                           "i h",      "classifier.dense.weight"),
+    row("pooler.dense.bias",                             "i",        "classifier.dense.bias"),
+    row("classifier.weight",                                "k h",      "classifier.weight"),
+    row("classifier.bias",                                  "k",        "classifier.bias"),
+])
 
-def _layer(native: str, attention: str, parts: tuple[str, str, str], out: str, up: str, down: str) -> Table:
-    q, k, v = (f"{attention}.{part}" for part in parts)
-    return Table(native, to="layers.{l}", rows=[
-        row("layernorm_before.weight", "h",         "attention.norm.weight"),
-        row("layernorm_before.bias",   "h",         "attention.norm.bias"),
-        row(f"{q}.weight",             "(g r d) h", "attention.q.weight"),
-        row(f"{q}.bias",               "(g r d)",   "attention.q.bias"),
-        row(f"{k}.weight",             "(g d) h",   "attention.k.weight"),
-        row(f"{k}.bias",               "(g d)",     "attention.k.bias"),
-        row(f"{v}.weight",             "(g d) h",   "attention.v.weight"),
-        row(f"{v}.bias",               "(g d)",     "attention.v.bias"),
-        row(f"{out}.weight",           "h (g r d)", "attention.out.weight"),
-        row(f"{out}.bias",             "h",         "attention.out.bias"),
-        row("layernorm_after.weight",  "h",         "mlp.norm.weight"),
-        row("layernorm_after.bias",    "h",         "mlp.norm.bias"),
-        row(f"{up}.weight",            "f h",       "mlp.up.weight"),
-        row(f"{up}.bias",              "f",         "mlp.up.bias"),
-        row(f"{down}.weight",          "h f",       "mlp.down.weight"),
-        row(f"{down}.bias",            "h",         "mlp.down.bias"),
-    ])
+# The names in files, and those that transformers 5 has in memory.
+_STORED = [
+    row("layernorm_before.weight",           "h",         "attention.norm.weight"),
+    row("layernorm_before.bias",             "h",         "attention.norm.bias"),
+    row("attention.attention.query.weight",  "(g r d) h", "attention.q.weight"),
+    row("attention.attention.query.bias",    "(g r d)",   "attention.q.bias"),
+    row("attention.attention.key.weight",    "(g d) h",   "attention.k.weight"),
+    row("attention.attention.key.bias",      "(g d)",     "attention.k.bias"),
+    row("attention.attention.value.weight",  "(g d) h",   "attention.v.weight"),
+    row("attention.attention.value.bias",    "(g d)",     "attention.v.bias"),
+    row("attention.output.dense.weight",     "h (g r d)", "attention.out.weight"),
+    row("attention.output.dense.bias",       "h",         "attention.out.bias"),
+    row("layernorm_after.weight",            "h",         "mlp.norm.weight"),
+    row("layernorm_after.bias",              "h",         "mlp.norm.bias"),
+    row("intermediate.dense.weight",         "f h",       "mlp.up.weight"),
+    row("intermediate.dense.bias",           "f",         "mlp.up.bias"),
+    row("output.dense.weight",               "h f",       "mlp.down.weight"),
+    row("output.dense.bias",                 "h",         "mlp.down.bias"),
+]
+_HELD = [
+    row("layernorm_before.weight",           "h",         "attention.norm.weight"),
+    row("layernorm_before.bias",             "h",         "attention.norm.bias"),
+    row("attention.q_proj.weight",           "(g r d) h", "attention.q.weight"),
+    row("attention.q_proj.bias",             "(g r d)",   "attention.q.bias"),
+    row("attention.k_proj.weight",           "(g d) h",   "attention.k.weight"),
+    row("attention.k_proj.bias",             "(g d)",     "attention.k.bias"),
+    row("attention.v_proj.weight",           "(g d) h",   "attention.v.weight"),
+    row("attention.v_proj.bias",             "(g d)",     "attention.v.bias"),
+    row("attention.o_proj.weight",           "h (g r d)", "attention.out.weight"),
+    row("attention.o_proj.bias",             "h",         "attention.out.bias"),
+    row("layernorm_after.weight",            "h",         "mlp.norm.weight"),
+    row("layernorm_after.bias",              "h",         "mlp.norm.bias"),
+    row("mlp.fc1.weight",                    "f h",       "mlp.up.weight"),
+    row("mlp.fc1.bias",                      "f",         "mlp.up.bias"),
+    row("mlp.fc2.weight",                    "h f",       "mlp.down.weight"),
+    row("mlp.fc2.bias",                      "h",         "mlp.down.bias"),
+]
+
+CLASSIFICATION_TABLES = layouts.Tables([
+    CLASSIFICATION_ROWS,
+    Table("vit.encoder.layer.{l}", to="layers.{l}", rows=_STORED, under={"names": "stored"}),
+    Table("vit.layers.{l}",        to="layers.{l}", rows=_HELD,   under={"names": "held"}),
+], [NAMES])
+
+MODEL_TABLES = layouts.Tables([
+    MODEL_ROWS,
+    Table("encoder.layer.{l}",     to="layers.{l}", rows=_STORED, under={"names": "stored"}),
+    Table("layers.{l}",            to="layers.{l}", rows=_HELD,   under={"names": "held"}),
+], [NAMES])
 # fmt: on
-
-
-def _tables(prefix: str) -> list[Tables]:
-    """The names in files, and those that transformers 5 has in memory."""
-    stored = _layer(
-        f"{prefix}encoder.layer.{{l}}",
-        "attention.attention",
-        ("query", "key", "value"),
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    )
-    held = _layer(
-        f"{prefix}layers.{{l}}", "attention", ("q_proj", "k_proj", "v_proj"), "attention.o_proj", "mlp.fc1", "mlp.fc2"
-    )
-    return [(_embeddings(prefix), stored), (_embeddings(prefix), held)]
-
-
-def _leftovers(prefix: str, *more: Any) -> Callable[[Architecture], Table]:
-    unused = drop(f"{prefix}embeddings.mask_token", why="stands for hidden patches in pretraining alone")
-    table = Table(rows=[unused, *more])
-    return lambda architecture: table
 
 
 def _as_vit(model: rewrites.Rewritable) -> rewrites.Rewritable:
@@ -271,15 +291,20 @@ FAMILIES = [
     Family(
         "vit",
         CLASSIFICATION,
-        _tables("vit."),
-        leftovers=_leftovers("vit.", drop("vit.pooler.*", why="ViTForImageClassification has no pooler")),
+        CLASSIFICATION_TABLES,
+        leftovers=Table(
+            rows=[
+                drop("vit.embeddings.mask_token", why="stands for hidden patches in pretraining alone"),
+                drop("vit.pooler.*", why="ViTForImageClassification has no pooler"),
+            ]
+        ),
         rewrite=_as_vit,
     ),
     Family(
         "vit",
         MODEL,
-        _tables(""),
-        leftovers=_leftovers(""),
+        MODEL_TABLES,
+        leftovers=Table(rows=[drop("embeddings.mask_token", why="stands for hidden patches in pretraining alone")]),
         rewrite=_as_vit,
         as_stored=with_pooler,
         losses=_model_losses,

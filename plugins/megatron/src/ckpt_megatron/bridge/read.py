@@ -62,8 +62,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         found.rows(EMBEDDING),
         _vocabulary(fields, found, file),
     )
-    architecture, order = described(facts, notes, found, request, file)
-    tensors = assembled(found, architecture, order)
+    architecture, choices = described(facts, notes, found, request, file)
+    tensors = assembled(found, architecture, choices)
     found.ledger.contents(file, sections, RUN_SECTIONS)
     found.ledger.config(file, table.fates(fields), section="model")
     _enter_progress(found, folder, path)

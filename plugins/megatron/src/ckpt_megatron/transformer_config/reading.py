@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Facts, FormatError, Loss, ReadRequest, architecture_of, check_agreement
+from ckpt_core.sdk import Architecture, Facts, FormatError, Loss, ReadRequest, architecture_of, check_agreement, layouts
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -27,15 +27,15 @@ def refuse_adapters(found: Found, fix: str) -> None:
 
 def described(
     facts: Facts, notes: dict[str, Any], found: Found, request: ReadRequest, file: str
-) -> tuple[Architecture, str]:
-    """The architecture, and the order of q, k and v (see `weights.QKV_ORDERS`)."""
+) -> tuple[Architecture, dict[str, layouts.Value]]:
+    """The architecture, and the choices of the tables that the fields make."""
     # Since core 0.14 a router has a bias where linear layers have one; before it had none.
     if any(name.endswith(".mlp.router.bias") for name in found.names):
         facts["mlp.moe.router.bias"] = True
     architecture = architecture_of(facts, file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, file)
-    return architecture, "interleaved" if notes.pop("interleaved", False) else "2.0"
+    return architecture, {"rotary_interleaved": bool(notes.pop("interleaved", False))}
 
 
 def parallel(fields: Mapping[str, Any]) -> dict[str, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ckpt_core.sdk import Architecture, FormatError, Native, ParameterBuilder, Shard, StoredTensor, Table, layouts, lazy
+from ckpt_core.sdk import FormatError, Native, ParameterBuilder, Shard, StoredTensor, layouts, lazy
 from ckpt_nemo.container.saved import Saved
 
 Tensors = dict[str, StoredTensor]
@@ -32,8 +32,7 @@ def _shard(name: str, stored: StoredTensor, native: Native, t: int) -> Shard:
 def assembled(
     saved: Saved,
     ranks: Mapping[tuple[int, int], Tensors],
-    architecture: Architecture,
-    tables: Sequence[Table],
+    layout: layouts.BoundTables,
     local_name: Callable[[str, int], str | None],
     *,
     shard: Callable[[str, StoredTensor, Native, int], Shard] = _shard,
@@ -43,7 +42,6 @@ def assembled(
     `local_name` is that of a tensor on a pipeline stage, None where it is on another; `shard` is what a tensor parallel
     rank contributes.
     """
-    layout = layouts.BoundTables(tables, architecture)
     assembler = ParameterBuilder(layout.parameters, saved.place)
     tp, _ = saved.parallel
     files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Problems, Refusal, WriteRequest
+from ckpt_core.sdk import Architecture, Problems, Refusal, WriteRequest, layouts
 from ckpt_nemo.container.tokenizer import DIVISIBLE, multiple_in
 from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
 
@@ -16,7 +16,7 @@ _USUAL = "1.23.0"
 
 @dataclass(frozen=True)
 class FileLayout:
-    """Names, backend and ranks. The flags `blocks` and `separate` are those of `weights.tables`."""
+    """Names, backend and ranks. `megatron_legacy`, `rotary_interleaved` and `separate_gate` are choices of the tables."""
 
     names: str
     backend: str
@@ -26,8 +26,9 @@ class FileLayout:
     vpp: int
     multiple: int
     version: str
-    blocks: bool = False
-    separate: bool = False
+    megatron_legacy: bool = False
+    rotary_interleaved: bool = False
+    separate_gate: bool = False
     fused: bool = True
 
     @classmethod
@@ -53,10 +54,17 @@ class FileLayout:
             int(options.get("vpp") or 1),
             int(options.get(DIVISIBLE) or multiple_in(stored)),
             _at_least(str(stored.get("nemo_version") or _USUAL), BACKENDS[backend]),
-            blocks=names == "legacy" and bool(own.get("megatron_legacy")),
-            separate=names == "legacy" and bool(own.get("separate_gate")),
+            megatron_legacy=names == "legacy" and bool(own.get("megatron_legacy")),
+            rotary_interleaved=names == "mcore" and bool(stored.get("rotary_interleaved")),
+            separate_gate=names == "legacy" and bool(own.get("separate_gate")),
             fused=not own.get("local_names"),
         )
+
+    @property
+    def choices(self) -> dict[str, layouts.Value]:
+        """Those of the tables."""
+        names = ("megatron_legacy", "rotary_interleaved", "separate_gate")
+        return {name: getattr(self, name) for name in names}
 
     def loading(self, needed: Iterable[Since]) -> FileLayout:
         """The layout for a version of NeMo that reads all that is `needed`."""

@@ -32,7 +32,7 @@ from ckpt_nemo.gpt.config import LEGACY, MCORE
 from ckpt_nemo.gpt.files import Found, bias_blocks, is_gated_bias, tensors_of
 from ckpt_nemo.gpt.rotary import check_frequencies
 from ckpt_nemo.gpt.training_keys import TRAINING
-from ckpt_nemo.gpt.weights import legacy, tables
+from ckpt_nemo.gpt.weights import TABLES, legacy
 
 _IGNORED = frozenset(entry.key for entry in TRAINING)
 
@@ -89,13 +89,11 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
 
 @dataclass
 class _Described:
-    """What the config (or `--config`) says, and what that rests on. The flags are those of `weights.tables`."""
+    """What the config (or `--config`) says, and what that rests on. `choices` are those of the tables."""
 
     architecture: Architecture
     config: dict[str, Any]
-    blocks: bool = False
-    interleaved: bool = False
-    separate: bool = False
+    choices: dict[str, layouts.Value] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
@@ -114,14 +112,20 @@ def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     facts["tokens.padded_vocabulary"] = facts["tokens.vocabulary"] = found.rows(saved.place)
     described = _Described(architecture_of(facts, saved.config_file), config)
     saved.enter_config(table, config, _left_out(request) & saved.config.keys())
-    described.interleaved = bool(notes.pop("interleaved", False))
-    described.blocks = bool(found.legacy and config.get("megatron_legacy"))
-    described.separate = any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
+    described.choices = {
+        "megatron_legacy": bool(found.legacy and config.get("megatron_legacy")),
+        "rotary_interleaved": bool(notes.pop("interleaved", False)),
+        "separate_gate": _is_gate_separate(found),
+    }
     described.notes = notes
     described.evidence += _evidence(saved, found, described)
     if request.architecture is not None:
         check_agreement(request.architecture, described.architecture, saved.config_file)
     return described
+
+
+def _is_gate_separate(found: Found) -> bool:
+    return any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
 
 
 def _left_out(request: ReadRequest) -> set[str]:
@@ -144,7 +148,11 @@ def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str
     yield f"names {kind}" + ("" if bool(said) != found.legacy else f" (though mcore_gpt is {said})")
     yield f"weights: {saved.backend}" + (f", {len(saved.ranks)} files" if saved.ranks else "")
     if found.legacy:
-        order = "[3, heads, head_dim] on each rank (megatron_legacy)" if described.blocks else "[heads, 3, head_dim]"
+        order = (
+            "[3, heads, head_dim] on each rank (megatron_legacy)"
+            if described.choices["megatron_legacy"]
+            else "[heads, 3, head_dim]"
+        )
         yield f"q, k and v in the order {order}"
     if found.bias_ranks > 1:
         yield f"gate and up biases of {found.bias_ranks} ranks one after the other, as Megatron-Core stored them before 0.8"
@@ -169,8 +177,8 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
         )
     rows = found.rows(saved.place)
     tokens = replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows)
-    described = _Described(replace(architecture, tokens=tokens), {}, blocks=bool(blocks))
-    described.separate = any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
+    choices: dict[str, layouts.Value] = {"megatron_legacy": bool(blocks), "separate_gate": _is_gate_separate(found)}
+    described = _Described(replace(architecture, tokens=tokens), {}, choices)
     described.evidence = [
         "architecture: given with --config, as no config is stored",
         *_evidence(saved, found, described),
@@ -184,10 +192,7 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
 def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, lazy.LazyParameter]:
     """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
     architecture = described.architecture
-    bound = tables(
-        architecture, blocks=described.blocks, interleaved=described.interleaved, separate=described.separate
-    )
-    layout = layouts.BoundTables(bound, architecture)
+    layout = layouts.BoundTables(TABLES, architecture, described.choices)
     assembler = ParameterBuilder(layout.parameters, saved.place)
     spelled = _Spelling(found, architecture)
     for share in found.shares:
@@ -239,13 +244,13 @@ def _hints(saved: Saved, found: Found, described: _Described, tokenizer: Tokeniz
         "names": "legacy" if found.legacy else "mcore",
         "backend": saved.backend,
         "container": saved.container,
-        "megatron_legacy": described.blocks,
+        "megatron_legacy": described.choices["megatron_legacy"],
         "tp": tp,
         "pp": pp,
         "config": described.config,
         "tokenizer": tokenizer.names,
     }
-    if described.separate:
+    if described.choices["separate_gate"]:
         hints["separate_gate"] = True
     if not found.legacy and not found.fused_names and saved.backend == "ranks":
         hints["local_names"] = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from ckpt_core.sdk import Architecture, Table, drop, row
+from ckpt_core.sdk import Table, drop, layouts, row
 from ckpt_megatron import names
 from ckpt_megatron import weights as megatron
 from ckpt_megatron.names import LegacySpelling
@@ -18,13 +18,43 @@ TIED_COPY = "word_embeddings.weight"  # on the last of several pipeline stages
 ROTARY = "language_model.rotary_pos_emb.inv_freq"  # on every stage
 
 # fmt: off
-# geglu, reglu, swiglu without `fast-`: two linear layers instead of one twice as wide.
-SEPARATE_GATE = [
-    row("mlp.linear_fc1.weight",       "f h", "mlp.gate.weight", tp="f"),
-    row("mlp.linear_fc1.bias",         "f",   "mlp.gate.bias",   tp="f"),
-    row("mlp.dense_h_to_4h_2.weight",  "f h", "mlp.up.weight",   tp="f"),
-    row("mlp.dense_h_to_4h_2.bias",    "f",   "mlp.up.bias",     tp="f"),
+CHOICES = [
+    megatron.INTERLEAVED,
+    layouts.Choice("megatron_legacy", (False, True), default=False,
+                   help="q, k and v of each rank lie as [3, heads, head_dim] instead of [heads, 3, head_dim]"),
+    layouts.Choice("separate_gate", (False, True), default=False,
+                   help="geglu, reglu, swiglu without `fast-`: two linear layers instead of one twice as wide"),
 ]
+
+ORDER = layouts.fragment("qkv", [
+    ("((q[r] + k + v) g d)",                       {"megatron_legacy": True,  "rotary_interleaved": False}),
+    ("(g (q[r] + k + v) d)",                       {"megatron_legacy": False, "rotary_interleaved": False}),
+    ("(g (q[r (e c + o)] + k[(e c + o)] + v[d]))", {"rotary_interleaved": True}),
+])
+
+LAYER = Table(megatron.LAYER, to="layers.{l}", rows=[
+    *megatron.NORMS,
+    row("self_attention.linear_qkv.weight", "<qkv> h",           "attention.{part}.weight", tp="g"),
+    row("self_attention.linear_qkv.bias",   "<qkv>",             "attention.{part}.bias",   tp="g"),
+    *megatron.ATTENTION,
+    row("mlp.linear_fc1.weight",            "((gate + up) f) h", "mlp.{part}.weight", tp="f", when="mlp.gated",  under={"separate_gate": False}),
+    row("mlp.linear_fc1.bias",              "((gate + up) f)",   "mlp.{part}.bias",   tp="f", when="mlp.gated",  under={"separate_gate": False}),
+    row("mlp.linear_fc1.weight",            "f h",               "mlp.up.weight",     tp="f", when="!mlp.gated", under={"separate_gate": False}),
+    row("mlp.linear_fc1.bias",              "f",                 "mlp.up.bias",       tp="f", when="!mlp.gated", under={"separate_gate": False}),
+    *megatron.FC2,
+    *megatron.ROUTER,
+    *megatron.EXPERTS,
+    row("mlp.linear_fc1.weight",            "f h",               "mlp.gate.weight",   tp="f", under={"separate_gate": True}),
+    row("mlp.linear_fc1.bias",              "f",                 "mlp.gate.bias",     tp="f", under={"separate_gate": True}),
+    row("mlp.dense_h_to_4h_2.weight",       "f h",               "mlp.up.weight",     tp="f", under={"separate_gate": True}),
+    row("mlp.dense_h_to_4h_2.bias",         "f",                 "mlp.up.bias",       tp="f", under={"separate_gate": True}),
+])
+
+TABLES = layouts.Tables(
+    [megatron.MODEL.extend(drop("rotary_pos_emb.inv_freq", why="computed from the base")), LAYER],
+    CHOICES,
+    [ORDER, megatron.HEAD],
+)
 
 # TransformerEngine's whole layer, which the code before Megatron-Core could use in place of its own.
 _TE_LAYER = [
@@ -38,24 +68,6 @@ _TE_LAYER = [
 # fmt: on
 
 _LEGACY = LegacySpelling(norm="layernorm")
-
-
-def tables(
-    architecture: Architecture, *, blocks: bool = False, interleaved: bool = False, separate: bool = False
-) -> tuple[Table, Table]:
-    """The tables of one model.
-
-    `blocks` (megatron_legacy): each rank's q, k, v are [3, heads, head_dim] instead of [heads, 3, head_dim].
-    `interleaved` (rotary_interleaved): rotated pairs lie side by side. `separate`: see `SEPARATE_GATE`.
-    """
-    order = "interleaved" if interleaved else "0" if blocks else "2.0"
-    model, layer = megatron.tables(architecture, order=order)
-    if separate:
-        gated = {line.native for line in megatron.GATED}
-        layer = Table(
-            layer.native, layer.to, [*(line for line in layer.rows if line.native not in gated), *SEPARATE_GATE]
-        )
-    return model.extend(drop("rotary_pos_emb.inv_freq", why="computed from the base")), layer
 
 
 def plain(name: str) -> str:

@@ -43,13 +43,17 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), layout, hints)
     layout.check(model.architecture)
     layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)
-    interleaved = names == "mcore" and bool((hints.get("config") or {}).get("rotary_interleaved"))
-    said = _said(checkpoint, model, layout, interleaved)
+    said = _said(checkpoint, model, layout)
     artifacts = artifacts_of(
         checkpoint.sidecars, _section(hints), hints.get("tokenizer") or {}, request.options.get("tokenizer_name")
     )
     rows = _override(model, layout, artifacts, hints.get("config") or {})
-    asked = {**said, "mcore_gpt": names == "mcore", "megatron_legacy": layout.blocks, "override_vocab_size": rows}
+    asked = {
+        **said,
+        "mcore_gpt": names == "mcore",
+        "megatron_legacy": layout.megatron_legacy,
+        "override_vocab_size": rows,
+    }
     layout = layout.loading(needs(asked, layout.backend).values())
     config = _config(checkpoint, model, layout, artifacts, container, rows, request, said)
     needed = needs(config, layout.backend)
@@ -60,9 +64,9 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
     if layout.backend == "ranks":
-        add_ranks(members, layout, model, request.dtype, form, interleaved)
+        add_ranks(members, layout, model, request.dtype, form)
     else:
-        add_distributed(members, layout, model, request.dtype, form, interleaved)
+        add_distributed(members, layout, model, request.dtype, form)
     target = Target(
         "nemo",
         model.architecture,
@@ -75,7 +79,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "container": container,
             "names": names,
             "backend": layout.backend,
-            **({"megatron_legacy": layout.blocks} if names == "legacy" else {}),
+            **({"megatron_legacy": layout.megatron_legacy} if names == "legacy" else {}),
             DIVISIBLE: layout.multiple,
             "nemo_version": layout.version,
             "needs": by_version(needed),
@@ -124,11 +128,11 @@ def _table(layout: FileLayout) -> Config:
     return LEGACY if layout.names == "legacy" else MCORE
 
 
-def _said(checkpoint: Checkpoint, model: rewrites.Rewritable, layout: FileLayout, interleaved: bool) -> dict[str, Any]:
+def _said(checkpoint: Checkpoint, model: rewrites.Rewritable, layout: FileLayout) -> dict[str, Any]:
     """The keys that describe the model; `Refusal`s for what none says."""
-    notes = {**checkpoint.notes, **({"interleaved": True} if interleaved else {})}
+    notes = {**checkpoint.notes, **({"interleaved": True} if layout.rotary_interleaved else {})}
     said = _table(layout).write(facts_of(model.architecture), notes)
-    if layout.separate:
+    if layout.separate_gate:
         said["activation"] = str(said["activation"]).removeprefix("fast-")
     return said
 
@@ -170,7 +174,7 @@ def _config(
         "target": TARGET,
         "nemo_version": layout.version,
     }
-    _set(config, "megatron_legacy", layout.blocks, False)
+    _set(config, "megatron_legacy", layout.megatron_legacy, False)
     _set(config, "expert_model_parallel_size", layout.ep, 1)
     _set(config, "override_vocab_size", rows, None)
     return config

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from ckpt_core.sdk import DType, Native, Placement, chunked, layouts, rewrites, schema, storage_dtype, torch_files
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.names import te
-from ckpt_megatron.weights import row_block
 from ckpt_megatron.write_dist import backend_document, dist_files, dist_place
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import Form, Members, distributed_folder
 from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr
 from ckpt_nemo.gpt.layout import FileLayout
-from ckpt_nemo.gpt.weights import tables
+from ckpt_nemo.gpt.weights import TABLES
 
 _PREFIX = "model."
 _GATED = re.compile(r"\.linear_fc1\.(weight|bias)$")
@@ -41,13 +40,13 @@ class _Part:
 
 
 def add_distributed(
-    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form, interleaved: bool
+    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form
 ) -> None:
     """Enter the files of a distributed checkpoint."""
     layers = model.architecture.decoder.layers if model.architecture.decoder else ()
     homogeneous = len({layer.mlp.moe is not None for layer in layers}) == 1
     ranks = layout.tp if layout.backend == "zarr" else 1
-    parts = list(_parts(layout, model, dtype, interleaved, ranks, homogeneous))
+    parts = list(_parts(layout, model, dtype, ranks, homogeneous))
     style = "local" if layout.backend == "zarr" else "te"
     keys = [part.key.removeprefix(_PREFIX) for part in parts]
     # Without these a loader of default strictness fails with "Missing key ... _extra_state".
@@ -69,14 +68,13 @@ def _parts(
     layout: FileLayout,
     model: rewrites.Rewritable,
     dtype: DType | None,
-    interleaved: bool,
     ranks: int,
     homogeneous: bool,
 ) -> Iterator[_Part]:
     """Every tensor as `ranks` tensor parallel ranks have it, layer by layer; a gated linear_fc1 in its two halves."""
     architecture = model.architecture
     layers = architecture.decoder.layers if architecture.decoder else ()
-    bound = layouts.BoundTables(tables(architecture, interleaved=interleaved), architecture)
+    bound = layouts.BoundTables(TABLES, architecture, layout.choices)
     wholes = bound.natives()
     by_rank = [bound.natives({"tp": (rank, ranks)}) for rank in range(ranks)]
     ordered = sorted(wholes.values(), key=lambda native: -1 if native.layer is None else native.layer)
@@ -89,7 +87,7 @@ def _parts(
         joined = gated and whole.name.endswith(".bias") and layout.old_core
         for rank in range(ranks if dict(whole.row.splits).get("tp") else 1):
             native = by_rank[rank][whole.name]
-            halves = [row_block(native, 0, 2), row_block(native, 1, 2)] if gated and not joined else [native]
+            halves = [native.block(0, 2), native.block(1, 2)] if gated and not joined else [native]
             for half, part in enumerate(halves):
                 number = half * ranks + rank
                 starts = [

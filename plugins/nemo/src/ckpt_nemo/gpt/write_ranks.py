@@ -10,17 +10,15 @@ from ckpt_megatron.names import renumbered, te
 from ckpt_nemo.container.writing import Constant, Entry, Form, Members, State, add_rank
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rotary import frequencies, stored_bytes
-from ckpt_nemo.gpt.weights import ROTARY, legacy, tables
+from ckpt_nemo.gpt.weights import ROTARY, TABLES, legacy
 
 
 def add_ranks(
-    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form, interleaved: bool
+    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form
 ) -> None:
     """Enter the file of every rank."""
     architecture = model.architecture
-    bound = layouts.BoundTables(
-        tables(architecture, blocks=layout.blocks, interleaved=interleaved, separate=layout.separate), architecture
-    )
+    bound = layouts.BoundTables(TABLES, architecture, layout.choices)
     stages = layout.stages(len(_layers(architecture)))
     for t in range(layout.tp):
         natives = list(bound.natives({"tp": (t, layout.tp)}).values())

@@ -56,8 +56,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     _check_rows(model, tokenizer, found, asked=company.asked_vocabulary(request) is not None)
     rows = found.rows(EMBEDDING)
     model.facts |= {"tokens.padded_vocabulary": rows, "tokens.vocabulary": rows}
-    architecture, order = described(model.facts, model.notes, found, request, model.file)
-    tensors = assembled(found, architecture, order)
+    architecture, choices = described(model.facts, model.notes, found, request, model.file)
+    tensors = assembled(found, architecture, choices)
     if request.weights == "master":
         model.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()

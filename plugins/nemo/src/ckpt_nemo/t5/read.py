@@ -25,6 +25,7 @@ from ckpt_core.sdk import (
     architecture_of,
     check_agreement,
     company,
+    layouts,
     lazy,
     original_of,
     rewrites,
@@ -37,7 +38,7 @@ from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.tokens import like_t5, tokens_of
-from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TOKENS, Blocks, tables
+from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TABLES, TOKENS, Blocks
 from ckpt_nemo.t5.words import differences, explanations
 
 
@@ -55,8 +56,8 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         check_agreement(request.architecture, architecture, saved.config_file)
     blocks = _blocks(saved, config, request)
     stages = _stages(saved, config, architecture)
-    rows_of = tables(blocks, own_columns=True)
-    tensors = assembled(saved, ranks, architecture, rows_of, stages.name, shard=_shard)
+    bound = layouts.BoundTables(TABLES, architecture, {**blocks.choices, "relative_bias": "own_heads"})
+    tensors = assembled(saved, ranks, bound, stages.name, shard=_shard)
     tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
     tokenizer_losses = _name_tokens(tokenizer, saved.config, notes)
     tp, pp = saved.parallel

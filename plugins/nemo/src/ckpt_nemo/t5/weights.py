@@ -26,89 +26,68 @@ class Blocks:
     decoder: bool = False
     cross: bool = False
 
-
-def tables(blocks: Blocks, *, own_columns: bool = False) -> tuple[Table, ...]:
-    """The tables of a model. `own_columns`: the relative bias of a rank has the columns of its own heads alone.
-
-    Every rank stores the whole table, and trains only those columns: the others are stale.
-    """
-    relative_tp = "g" if own_columns else None
-    # fmt: off
-    model = Table(ROOT, rows=[
-        row("encoder_embedding.word_embeddings.weight",     "v h",     "embedding.tokens.weight", tp="v"),
-        row("encoder_embedding.position_embeddings.weight", "p h",     "encoder.positions.weight"),
-        row("decoder_embedding.word_embeddings.weight",     "v h",     "embedding.tokens.weight", tp="v", copy=True),
-        row("decoder_embedding.position_embeddings.weight", "p h",     "decoder.positions.weight"),
-        row(f"encoder_{_TABLE}",                            "b (g r)", "encoder.relative_bias.weight", tp=relative_tp),
-        row(f"decoder_{_TABLE}",                            "b (g r)", "decoder.relative_bias.weight", tp=relative_tp),
-        row(f"decoder_cross_attention_{_TABLE}",            "b (g r)", "decoder.cross_relative_bias.weight", tp=relative_tp),
-        row(f"{ROOT}.encoder.model.final_layernorm.weight", "h",       "encoder.final_norm.weight"),
-        row(f"{ROOT}.encoder.model.final_layernorm.bias",   "h",       "encoder.final_norm.bias"),
-        row(f"{ROOT}.decoder.model.final_layernorm.weight", "h",       "decoder.final_norm.weight"),
-        row(f"{ROOT}.decoder.model.final_layernorm.bias",   "h",       "decoder.final_norm.bias"),
-        row("tokens_head.weight",                           "v h",     "head.weight", tp="v"),
-        row("tokens_head.bias",                             "v",       "head.bias", tp="v"),
-        # on the last pipeline stage, where that has no embedding of its own
-        row("word_embeddings.weight",                       "v h",     "embedding.tokens.weight", tp="v", copy=True),
-    ])
-    # fmt: on
-    return model, _encoder(blocks), _decoder(blocks)
-
-
-def _encoder(blocks: Blocks) -> Table:
-    # post_attention_layernorm is the norm of what follows the attention: of the MLP here, of the cross attention below.
-    rows = [*_self_attention(blocks.encoder), *_norm("post_attention_layernorm", "mlp"), *_MLP]
-    return Table(f"{LAYERS['encoder']}.{{l}}", to="encoder.layers.{l}", rows=rows)
-
-
-def _decoder(blocks: Blocks) -> Table:
-    rows = [
-        *_self_attention(blocks.decoder),
-        *_norm("post_attention_layernorm", "cross_attention"),
-        *_cross_attention(blocks.cross),
-        *_norm("post_inter_attention_layernorm", "mlp"),
-        *_MLP,
-    ]
-    return Table(f"{LAYERS['decoder']}.{{l}}", to="decoder.layers.{l}", rows=rows)
-
-
-def _norm(native: str, canonical: str) -> list[layouts.Row]:
-    return [row(f"{native}.{part}", "h", f"{canonical}.norm.{part}") for part in ("weight", "bias")]
-
-
-# The rows of a fused projection: head by head, or in blocks.
-_QKV = {False: "(g (q[r] + k + v) d)", True: "((q[g r] + k[g] + v[g]) d)"}
-_KV = {False: "(g (k + v) d)", True: "((k + v) g d)"}
-
-
-def _self_attention(blocks: bool) -> list[layouts.Row]:
-    return [
-        *_norm("input_layernorm", "attention"),
-        row("self_attention.query_key_value.weight", f"{_QKV[blocks]} h", "attention.{part}.weight", tp="g"),
-        row("self_attention.query_key_value.bias", _QKV[blocks], "attention.{part}.bias", tp="g"),
-        *_output("self_attention", "attention"),
-    ]
-
-
-def _cross_attention(blocks: bool) -> list[layouts.Row]:
-    return [
-        row("inter_attention.query.weight", "(g r d) h", "cross_attention.q.weight", tp="g"),
-        row("inter_attention.query.bias", "(g r d)", "cross_attention.q.bias", tp="g"),
-        row("inter_attention.key_value.weight", f"{_KV[blocks]} h", "cross_attention.{part}.weight", tp="g"),
-        row("inter_attention.key_value.bias", _KV[blocks], "cross_attention.{part}.bias", tp="g"),
-        *_output("inter_attention", "cross_attention"),
-    ]
-
-
-def _output(native: str, canonical: str) -> list[layouts.Row]:
-    return [
-        row(f"{native}.head_scale_tensor", "1 (g r) 1 1", f"{canonical}.head_scale.weight", tp="g"),
-        row(f"{native}.dense.weight", "h (g r d)", f"{canonical}.out.weight", tp="g"),
-        row(f"{native}.dense.bias", "h", f"{canonical}.out.bias"),
-    ]
+    @property
+    def choices(self) -> dict[str, layouts.Value]:
+        """Those of the tables."""
+        return {"blocks.encoder": self.encoder, "blocks.decoder": self.decoder, "blocks.cross": self.cross}
 
 
 # fmt: off
+CHOICES = [
+    layouts.Choice("blocks.encoder", (False, True), default=False,
+                   help="the encoder's q, k and v are blocks in each rank (megatron_legacy), and do not lie head by head"),
+    layouts.Choice("blocks.decoder", (False, True), default=False,
+                   help="the decoder's q, k and v are blocks in each rank (megatron_legacy), and do not lie head by head"),
+    layouts.Choice("blocks.cross", (False, True), default=False,
+                   help="the cross attention's k and v are blocks in each rank (megatron_legacy, since 1.13)"),
+    layouts.Choice("relative_bias", ("whole", "own_heads"), default="whole",
+                   help="every rank stores the whole table, and trains only the columns of its own heads: the others are stale"),
+]
+
+# The rows of a fused projection: head by head, or in blocks.
+ENCODER_QKV = layouts.fragment("encoder_qkv", [
+    ("(g (q[r] + k + v) d)",         {"blocks.encoder": False}),
+    ("((q[g r] + k[g] + v[g]) d)",   {"blocks.encoder": True}),
+])
+DECODER_QKV = layouts.fragment("decoder_qkv", [
+    ("(g (q[r] + k + v) d)",         {"blocks.decoder": False}),
+    ("((q[g r] + k[g] + v[g]) d)",   {"blocks.decoder": True}),
+])
+CROSS_KV = layouts.fragment("cross_kv", [
+    ("(g (k + v) d)",                {"blocks.cross": False}),
+    ("((k + v) g d)",                {"blocks.cross": True}),
+])
+
+MODEL = Table(ROOT, rows=[
+    row("encoder_embedding.word_embeddings.weight",     "v h",     "embedding.tokens.weight",             tp="v"),
+    row("encoder_embedding.position_embeddings.weight", "p h",     "encoder.positions.weight"),
+    row("decoder_embedding.word_embeddings.weight",     "v h",     "embedding.tokens.weight",             tp="v", copy=True),
+    row("decoder_embedding.position_embeddings.weight", "p h",     "decoder.positions.weight"),
+    row(f"encoder_{_TABLE}",                            "b (g r)", "encoder.relative_bias.weight",                under={"relative_bias": "whole"}),
+    row(f"encoder_{_TABLE}",                            "b (g r)", "encoder.relative_bias.weight",        tp="g", under={"relative_bias": "own_heads"}),
+    row(f"decoder_{_TABLE}",                            "b (g r)", "decoder.relative_bias.weight",                under={"relative_bias": "whole"}),
+    row(f"decoder_{_TABLE}",                            "b (g r)", "decoder.relative_bias.weight",        tp="g", under={"relative_bias": "own_heads"}),
+    row(f"decoder_cross_attention_{_TABLE}",            "b (g r)", "decoder.cross_relative_bias.weight",          under={"relative_bias": "whole"}),
+    row(f"decoder_cross_attention_{_TABLE}",            "b (g r)", "decoder.cross_relative_bias.weight",  tp="g", under={"relative_bias": "own_heads"}),
+    row(f"{ROOT}.encoder.model.final_layernorm.weight", "h",       "encoder.final_norm.weight"),
+    row(f"{ROOT}.encoder.model.final_layernorm.bias",   "h",       "encoder.final_norm.bias"),
+    row(f"{ROOT}.decoder.model.final_layernorm.weight", "h",       "decoder.final_norm.weight"),
+    row(f"{ROOT}.decoder.model.final_layernorm.bias",   "h",       "decoder.final_norm.bias"),
+    row("tokens_head.weight",                           "v h",     "head.weight",                         tp="v"),
+    row("tokens_head.bias",                             "v",       "head.bias",                           tp="v"),
+    # on the last pipeline stage, where that has no embedding of its own
+    row("word_embeddings.weight",                       "v h",     "embedding.tokens.weight",             tp="v", copy=True),
+])
+
+_INPUT_NORM = [
+    row("input_layernorm.weight",              "h",           "attention.norm.weight"),
+    row("input_layernorm.bias",                "h",           "attention.norm.bias"),
+]
+_OUT = [
+    row("self_attention.head_scale_tensor",    "1 (g r) 1 1", "attention.head_scale.weight", tp="g"),
+    row("self_attention.dense.weight",         "h (g r d)",   "attention.out.weight",        tp="g"),
+    row("self_attention.dense.bias",           "h",           "attention.out.bias"),
+]
 _MLP = [
     # the first factor is the one that the activation is applied to; without a gate there is one alone
     row("mlp.dense_h_to_4h.weight",   "f h", "mlp.gate.weight", tp="f"),
@@ -120,4 +99,36 @@ _MLP = [
     row("mlp.dense_4h_to_h.weight",   "h f", "mlp.down.weight", tp="f"),
     row("mlp.dense_4h_to_h.bias",     "h",   "mlp.down.bias"),
 ]
+
+# post_attention_layernorm is the norm of what follows the attention: of the MLP here, of the cross attention below.
+ENCODER = Table(f"{LAYERS['encoder']}.{{l}}", to="encoder.layers.{l}", rows=[
+    *_INPUT_NORM,
+    row("self_attention.query_key_value.weight", "<encoder_qkv> h", "attention.{part}.weight", tp="g"),
+    row("self_attention.query_key_value.bias",   "<encoder_qkv>",   "attention.{part}.bias",   tp="g"),
+    *_OUT,
+    row("post_attention_layernorm.weight",       "h",               "mlp.norm.weight"),
+    row("post_attention_layernorm.bias",         "h",               "mlp.norm.bias"),
+    *_MLP,
+])
+
+DECODER = Table(f"{LAYERS['decoder']}.{{l}}", to="decoder.layers.{l}", rows=[
+    *_INPUT_NORM,
+    row("self_attention.query_key_value.weight", "<decoder_qkv> h", "attention.{part}.weight", tp="g"),
+    row("self_attention.query_key_value.bias",   "<decoder_qkv>",   "attention.{part}.bias",   tp="g"),
+    *_OUT,
+    row("post_attention_layernorm.weight",       "h",               "cross_attention.norm.weight"),
+    row("post_attention_layernorm.bias",         "h",               "cross_attention.norm.bias"),
+    row("inter_attention.query.weight",          "(g r d) h",       "cross_attention.q.weight",      tp="g"),
+    row("inter_attention.query.bias",            "(g r d)",         "cross_attention.q.bias",        tp="g"),
+    row("inter_attention.key_value.weight",      "<cross_kv> h",    "cross_attention.{part}.weight", tp="g"),
+    row("inter_attention.key_value.bias",        "<cross_kv>",      "cross_attention.{part}.bias",   tp="g"),
+    row("inter_attention.head_scale_tensor",     "1 (g r) 1 1",     "cross_attention.head_scale.weight", tp="g"),
+    row("inter_attention.dense.weight",          "h (g r d)",       "cross_attention.out.weight",    tp="g"),
+    row("inter_attention.dense.bias",            "h",               "cross_attention.out.bias"),
+    row("post_inter_attention_layernorm.weight", "h",               "mlp.norm.weight"),
+    row("post_inter_attention_layernorm.bias",   "h",               "mlp.norm.bias"),
+    *_MLP,
+])
 # fmt: on
+
+TABLES = layouts.Tables([MODEL, ENCODER, DECODER], CHOICES, [ENCODER_QKV, DECODER_QKV, CROSS_KV])

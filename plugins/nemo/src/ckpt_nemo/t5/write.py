@@ -32,7 +32,7 @@ from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.rewrites import expressed_for
 from ckpt_nemo.t5.template import SENTINELS_OF_T5, TARGET, TEMPLATE, VERSION
 from ckpt_nemo.t5.tokens import like_t5, special_tokens, tokens_of
-from ckpt_nemo.t5.weights import LAYERS, ROOT, Blocks, tables
+from ckpt_nemo.t5.weights import LAYERS, ROOT, TABLES, Blocks
 
 DIVISIBLE = "make_vocab_size_divisible_by"
 _NATIVE, _SCRIPT = "native", "script"
@@ -82,7 +82,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     form = Form(container, str(hints.get("step") or STEP), config)
     members = Members()
     for t in range(tp):
-        natives = layouts.BoundTables(tables(files.blocks), model.architecture).natives({"tp": (t, tp)})
+        natives = layouts.BoundTables(TABLES, model.architecture, files.blocks.choices).natives({"tp": (t, tp)})
         for stage in range(pp):
             add_rank(members, (t, stage), (tp, pp), [_state(natives, model, files, stage)], form)
     target = Target(

@@ -17,12 +17,13 @@ from ckpt_core.sdk import (
     fact_is,
     ignore,
     key,
+    layouts,
     note,
     schema,
     uniform,
 )
 from ckpt_nemo.gpt.training_keys import TRAINING
-from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS, Names
+from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS
 
 Values = Mapping[str, Any]
 
@@ -64,10 +65,14 @@ def _whole(config: Values, key: str, default: int | None = None) -> int:
     return value
 
 
-def names_of(config: Values, patches: str) -> Names:
-    """The names and arrangement that a config asks for."""
-    activation = str(given(config, ACTIVATION, "gelu"))
-    return Names(patches, given(config, POSITIONS, ABSOLUTE), _flag(config, LEGACY), activation in _GATED)
+def choices_of(config: Values, patch_layer: str) -> dict[str, layouts.Value]:
+    """The choices of the tables that a config makes, beside the layer for patches, which names alone say."""
+    return {
+        "patch_layer": patch_layer,
+        POSITIONS: given(config, POSITIONS, ABSOLUTE),
+        LEGACY: _flag(config, LEGACY),
+        "separate_gate": str(given(config, ACTIVATION, "gelu")) in _GATED,
+    }
 
 
 # --- images ------------------------------------------------------------------------------------------------------------

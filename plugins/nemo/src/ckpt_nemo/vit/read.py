@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     architecture_of,
     check_agreement,
     company,
+    layouts,
     original_of,
 )
 from ckpt_megatron import masters
@@ -26,10 +27,10 @@ from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
 from ckpt_nemo.container.saved import Saved
 from ckpt_nemo.gpt.training_keys import TRAINING
-from ckpt_nemo.vit.config import VIT, explanations, names_of
+from ckpt_nemo.vit.config import VIT, choices_of, explanations
 from ckpt_nemo.vit.files import Stages
 from ckpt_nemo.vit.image_processor import of_nemo
-from ckpt_nemo.vit.weights import LINEAR, Names, patch_layer, tables
+from ckpt_nemo.vit.weights import LINEAR, TABLES, patch_layer
 
 _TRAINING = frozenset(entry.key for entry in TRAINING)
 
@@ -45,11 +46,11 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
     architecture = architecture_of(facts, saved.config_file)
     if request.architecture is not None:
         check_agreement(request.architecture, architecture, saved.config_file)
-    names = names_of(config, layer)
+    bound = layouts.BoundTables(TABLES, architecture, choices_of(config, layer))
     _check_positions(saved, architecture)
     ranks = {(rank.tp, rank.pp): _tensors(saved, rank, request) for rank in saved.ranks}
     stages = _stages(saved, architecture)
-    tensors = assembled(saved, ranks, architecture, tables(names), stages.name)
+    tensors = assembled(saved, ranks, bound, stages.name)
     sidecars = dict(saved.companions)
     if company.PROCESSOR in saved.artifacts:
         sidecars[company.PROCESSOR] = saved.artifacts[company.PROCESSOR]
@@ -68,8 +69,8 @@ def read(saved: Saved, request: ReadRequest) -> Checkpoint:
         ledger=saved.close(sidecars),
         provenance=Provenance(
             explanations=explanations(config),
-            hints=_hints(saved, names),
-            evidence=list(_evidence(config, architecture, names, request)),
+            hints=_hints(saved, bound.choices),
+            evidence=list(_evidence(config, architecture, bound.choices, request)),
             masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
         ),
     )
@@ -132,14 +133,14 @@ def _stages(saved: Saved, architecture: Architecture) -> Stages:
 
 
 def _evidence(
-    config: Mapping[str, Any], architecture: Architecture, names: Names, request: ReadRequest
+    config: Mapping[str, Any], architecture: Architecture, choices: layouts.Chosen, request: ReadRequest
 ) -> Iterator[str]:
     """What the reading rests on, where defaults or names decide it."""
     patches, encoder = architecture.patches, architecture.encoder
     if patches is None or encoder is None:
         return
-    age = "NeMo 1: pixel by pixel, all channels of each" if names.patches == LINEAR else "NeMo 2: no bias"
-    yield f"patches: backbone.{names.patches} ({age})"
+    age = "NeMo 1: pixel by pixel, all channels of each" if choices["patch_layer"] == LINEAR else "NeMo 2: no bias"
+    yield f"patches: backbone.{choices['patch_layer']} ({age})"
     said = "" if "class_token_length" in config else ", the default, as class_token_length is not said"
     yield f"class tokens: {patches.class_tokens}{said}"
     function = encoder.layers[0].mlp.activation
@@ -147,13 +148,13 @@ def _evidence(
         form = "tanh" if function is Activation.GELU_TANH else "erf"
         keys = ("openai_gelu", "bias_activation_fusion")
         yield f"the {form} form of GELU: " + ", ".join(f"{key} {str(bool(config.get(key))).lower()}" for key in keys)
-    if names.blocks:
+    if choices["megatron_legacy"]:
         yield "q, k and v in the order [3, heads, head_dim] on each rank (megatron_legacy)"
     if request.weights == "master":
         yield "weights: fp32 masters of the optimizer"
 
 
-def _hints(saved: Saved, names: Names) -> dict[str, Any]:
+def _hints(saved: Saved, choices: layouts.Chosen) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
     hints = {
@@ -161,7 +162,7 @@ def _hints(saved: Saved, names: Names) -> dict[str, Any]:
         "container": saved.container,
         "tp": tp,
         "pp": pp,
-        "patch_layer": names.patches,
+        "patch_layer": choices["patch_layer"],
         "config": dict(saved.config),
     }
     if saved.container == "ckpt":

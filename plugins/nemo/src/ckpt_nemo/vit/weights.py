@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from ckpt_core.sdk import FormatError, Table, layouts, row
 
 LAYERS = "backbone.transformer.layers"
 LINEAR, CONVOLUTION = "linear_encoder", "conv1"
 ABSOLUTE, PARAMETERS = "learned_absolute", "learned_parameters"
-
-
-@dataclass(frozen=True)
-class Names:
-    """What decides names and arrangement, and nothing of what is computed.
-
-    `patches`: a linear layer on flattened patches (NeMo 1), or a convolution without bias (NeMo 2).
-    `positions`: an embedding, or a bare parameter. `blocks` (megatron_legacy): each rank's q, k, v are
-    [3, heads, head_dim] instead of [heads, 3, head_dim]. `separate`: a gated MLP has two linear layers
-    (swiglu) instead of one twice as wide (fast-swiglu).
-    """
-
-    patches: str = LINEAR
-    positions: str = ABSOLUTE
-    blocks: bool = False
-    separate: bool = False
 
 
 def patch_layer(names: Collection[str], file: str) -> str:
@@ -42,70 +25,65 @@ def patch_layer(names: Collection[str], file: str) -> str:
     return held[0]
 
 
-def tables(names: Names) -> tuple[Table, Table]:
-    """The tables of a model."""
-    position = "backbone.position_embeddings" + (".weight" if names.positions == ABSOLUTE else "")
-    # fmt: off
-    patches = {
-        # the linear layer sees a patch pixel by pixel: all channels of the first, then of its right neighbour
-        LINEAR: [
-            row(f"backbone.{LINEAR}.weight",             "h (y z ch)", "embedding.patches.weight"),
-            row(f"backbone.{LINEAR}.bias",               "h",       "embedding.patches.bias"),
-        ],
-        CONVOLUTION: [row(f"backbone.{CONVOLUTION}.weight", "h ch y z", "embedding.patches.weight")],
-    }
-    model = Table(rows=[
-        row("backbone.cls_token",                        "1 cls h", "embedding.class_tokens.weight"),
-        *patches[names.patches],
-        row(position,                                    "p h",     "positions.weight"),
-        row("backbone.preprocess_layernorm.weight",      "h",       "input_norm.weight"),
-        row("backbone.preprocess_layernorm.bias",        "h",       "input_norm.bias"),
-        row("backbone.transformer.final_layernorm.weight", "h",     "final_norm.weight"),
-        row("backbone.transformer.final_layernorm.bias", "h",       "final_norm.bias"),
-        row("head.weight",                               "k h",     "classifier.weight", when="!classifier.hidden"),
-        row("head.bias",                                 "k",       "classifier.bias",   when="!classifier.hidden"),
-        row("head.dense_in.weight",                      "i h",     "classifier.dense.weight"),
-        row("head.dense_in.bias",                        "i",       "classifier.dense.bias"),
-        row("head.dense_out.weight",                     "k h",     "classifier.weight", when="classifier.hidden"),
-        row("head.dense_out.bias",                       "k",       "classifier.bias",   when="classifier.hidden"),
-    ])
-    fused = "((q[g r] + k[g] + v[g]) d)" if names.blocks else "(g (q[r] + k + v) d)"
-    layer = Table(f"{LAYERS}.{{l}}", to="layers.{l}", rows=[
-        row("input_layernorm.weight",                 "h",         "attention.norm.weight"),
-        row("input_layernorm.bias",                   "h",         "attention.norm.bias"),
-        row("self_attention.query_key_value.weight",  f"{fused} h", "attention.{part}.weight", tp="g"),
-        row("self_attention.query_key_value.bias",    fused,       "attention.{part}.bias",   tp="g"),
-        row("self_attention.dense.weight",            "h (g r d)", "attention.out.weight",    tp="g"),
-        row("self_attention.dense.bias",              "h",         "attention.out.bias"),
-        row("post_attention_layerscale.gamma",        "h",         "attention.layer_scale.weight"),
-        row("post_attention_layernorm.weight",        "h",         "mlp.norm.weight"),
-        row("post_attention_layernorm.bias",          "h",         "mlp.norm.bias"),
-        *_mlp(names.separate),
-        row("mlp.dense_4h_to_h.weight",               "h f",       "mlp.down.weight",         tp="f"),
-        row("mlp.dense_4h_to_h.bias",                 "h",         "mlp.down.bias"),
-        row("post_mlp_layerscale.gamma",              "h",         "mlp.layer_scale.weight"),
-    ])
-    # fmt: on
-    return model, layer
+# fmt: off
+CHOICES = [
+    layouts.Choice("patch_layer", (LINEAR, CONVOLUTION), default=LINEAR,
+                   help="a linear layer on flattened patches (NeMo 1), or a convolution without bias (NeMo 2)"),
+    layouts.Choice("position_embedding_type", (ABSOLUTE, PARAMETERS), default=ABSOLUTE,
+                   help="the positions are an embedding, or a bare parameter"),
+    layouts.Choice("megatron_legacy", (False, True), default=False,
+                   help="q, k and v of each rank lie as [3, heads, head_dim] instead of [heads, 3, head_dim]"),
+    layouts.Choice("separate_gate", (False, True), default=False,
+                   help="a gated MLP has two linear layers (swiglu) instead of one twice as wide (fast-swiglu)"),
+]
 
+QKV = layouts.fragment("qkv", [
+    ("(g (q[r] + k + v) d)",         {"megatron_legacy": False}),
+    ("((q[g r] + k[g] + v[g]) d)",   {"megatron_legacy": True}),
+])
 
-def _mlp(separate: bool) -> list[layouts.Row]:
-    # fmt: off
-    plain = [
-        row("mlp.dense_h_to_4h.weight",   "f h", "mlp.up.weight", tp="f", when="!mlp.gated"),
-        row("mlp.dense_h_to_4h.bias",     "f",   "mlp.up.bias",   tp="f", when="!mlp.gated"),
-    ]
-    if not separate:
-        return [
-            *plain,
-            row("mlp.dense_h_to_4h.weight", "((gate + up) f) h", "mlp.{part}.weight", tp="f", when="mlp.gated"),
-            row("mlp.dense_h_to_4h.bias",   "((gate + up) f)",   "mlp.{part}.bias",   tp="f", when="mlp.gated"),
-        ]
-    return [
-        *plain,
-        row("mlp.dense_h_to_4h.weight",   "f h", "mlp.gate.weight", tp="f"),
-        row("mlp.dense_h_to_4h.bias",     "f",   "mlp.gate.bias",   tp="f"),
-        row("mlp.dense_h_to_4h_2.weight", "f h", "mlp.up.weight",   tp="f", when="mlp.gated"),
-        row("mlp.dense_h_to_4h_2.bias",   "f",   "mlp.up.bias",     tp="f", when="mlp.gated"),
-    ]
-    # fmt: on
+MODEL = Table(rows=[
+    row("backbone.cls_token",                           "1 cls h",    "embedding.class_tokens.weight"),
+    # The linear layer sees a patch pixel by pixel: all channels of the first, then of its right neighbour.
+    row("backbone.linear_encoder.weight",               "h (y z ch)", "embedding.patches.weight", under={"patch_layer": LINEAR}),
+    row("backbone.linear_encoder.bias",                 "h",          "embedding.patches.bias",   under={"patch_layer": LINEAR}),
+    row("backbone.conv1.weight",                        "h ch y z",   "embedding.patches.weight", under={"patch_layer": CONVOLUTION}),
+    row("backbone.position_embeddings.weight",          "p h",        "positions.weight",         under={"position_embedding_type": ABSOLUTE}),
+    row("backbone.position_embeddings",                 "p h",        "positions.weight",         under={"position_embedding_type": PARAMETERS}),
+    row("backbone.preprocess_layernorm.weight",         "h",          "input_norm.weight"),
+    row("backbone.preprocess_layernorm.bias",           "h",          "input_norm.bias"),
+    row("backbone.transformer.final_layernorm.weight",  "h",          "final_norm.weight"),
+    row("backbone.transformer.final_layernorm.bias",    "h",          "final_norm.bias"),
+    row("head.weight",                                  "k h",        "classifier.weight",        when="!classifier.hidden"),
+    row("head.bias",                                    "k",          "classifier.bias",          when="!classifier.hidden"),
+    row("head.dense_in.weight",                         "i h",        "classifier.dense.weight"),
+    row("head.dense_in.bias",                           "i",          "classifier.dense.bias"),
+    row("head.dense_out.weight",                        "k h",        "classifier.weight",        when="classifier.hidden"),
+    row("head.dense_out.bias",                          "k",          "classifier.bias",          when="classifier.hidden"),
+])
+
+LAYER = Table(f"{LAYERS}.{{l}}", to="layers.{l}", rows=[
+    row("input_layernorm.weight",                 "h",                 "attention.norm.weight"),
+    row("input_layernorm.bias",                   "h",                 "attention.norm.bias"),
+    row("self_attention.query_key_value.weight",  "<qkv> h",           "attention.{part}.weight", tp="g"),
+    row("self_attention.query_key_value.bias",    "<qkv>",             "attention.{part}.bias",   tp="g"),
+    row("self_attention.dense.weight",            "h (g r d)",         "attention.out.weight",    tp="g"),
+    row("self_attention.dense.bias",              "h",                 "attention.out.bias"),
+    row("post_attention_layerscale.gamma",        "h",                 "attention.layer_scale.weight"),
+    row("post_attention_layernorm.weight",        "h",                 "mlp.norm.weight"),
+    row("post_attention_layernorm.bias",          "h",                 "mlp.norm.bias"),
+    row("mlp.dense_h_to_4h.weight",               "f h",               "mlp.up.weight",     tp="f", when="!mlp.gated"),
+    row("mlp.dense_h_to_4h.bias",                 "f",                 "mlp.up.bias",       tp="f", when="!mlp.gated"),
+    row("mlp.dense_h_to_4h.weight",               "((gate + up) f) h", "mlp.{part}.weight", tp="f", when="mlp.gated", under={"separate_gate": False}),
+    row("mlp.dense_h_to_4h.bias",                 "((gate + up) f)",   "mlp.{part}.bias",   tp="f", when="mlp.gated", under={"separate_gate": False}),
+    row("mlp.dense_h_to_4h.weight",               "f h",               "mlp.gate.weight",   tp="f",                   under={"separate_gate": True}),
+    row("mlp.dense_h_to_4h.bias",                 "f",                 "mlp.gate.bias",     tp="f",                   under={"separate_gate": True}),
+    row("mlp.dense_h_to_4h_2.weight",             "f h",               "mlp.up.weight",     tp="f", when="mlp.gated", under={"separate_gate": True}),
+    row("mlp.dense_h_to_4h_2.bias",               "f",                 "mlp.up.bias",       tp="f", when="mlp.gated", under={"separate_gate": True}),
+    row("mlp.dense_4h_to_h.weight",               "h f",               "mlp.down.weight",         tp="f"),
+    row("mlp.dense_4h_to_h.bias",                 "h",                 "mlp.down.bias"),
+    row("post_mlp_layerscale.gamma",              "h",                 "mlp.layer_scale.weight"),
+])
+# fmt: on
+
+TABLES = layouts.Tables([MODEL, LAYER], CHOICES, [QKV])

@@ -26,12 +26,12 @@ from ckpt_core.sdk import (
 )
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
 from ckpt_nemo.gpt.training_keys import TRAINING
-from ckpt_nemo.vit.config import POSITIONS, VIT, names_of
+from ckpt_nemo.vit.config import POSITIONS, VIT, choices_of
 from ckpt_nemo.vit.files import Stages, order
 from ckpt_nemo.vit.image_processor import differences
 from ckpt_nemo.vit.rewrites import expressed_for
 from ckpt_nemo.vit.template import TARGET, TEMPLATE, VERSIONS
-from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, Names, tables
+from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, TABLES
 
 _SOURCE = "the config of the source"
 _TRAINING = frozenset(entry.key for entry in TRAINING)
@@ -43,7 +43,7 @@ class _Files:
 
     tp: int
     pp: int
-    names: Names
+    choices: layouts.Chosen
     dtype: DType | None
 
 
@@ -61,13 +61,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
     said = VIT.write(facts_of(model.architecture), checkpoint.notes)
     kept = before if _says(before, model.architecture) else _adapted(before, said)
-    files = _Files(request.tp or 1, request.pp or 1, names_of(kept, layer), request.dtype)
+    files = _Files(request.tp or 1, request.pp or 1, choices_of(kept, layer), request.dtype)
     config = _config(kept, model, files, hints)
     form = Form(container, str(hints.get("step") or STEP), config)
     stages = Stages(files.pp, len(model.architecture.encoder.layers) if model.architecture.encoder else 0)
     members = Members()
     for t in range(files.tp):
-        natives = layouts.BoundTables(tables(files.names), model.architecture).natives({"tp": (t, files.tp)})
+        natives = layouts.BoundTables(TABLES, model.architecture, files.choices).natives({"tp": (t, files.tp)})
         for stage in range(files.pp):
             add_rank(members, (t, stage), (files.tp, files.pp), [_state(natives, model, files, stages, stage)], form)
     processor = (
@@ -113,7 +113,7 @@ def _config(
     kept: Mapping[str, Any], model: rewrites.Rewritable, files: _Files, hints: Mapping[str, Any]
 ) -> dict[str, Any]:
     kind = dtypes.commonest(files.dtype or assembly.dtype for assembly in model.tensors.values()).name
-    same_layer = hints.get("patch_layer") == files.names.patches
+    same_layer = hints.get("patch_layer") == files.choices["patch_layer"]
     return {
         **kept,
         "tensor_model_parallel_size": files.tp,
@@ -124,7 +124,7 @@ def _config(
         "target": kept.get("target") or TARGET,
         "nemo_version": kept.get("nemo_version")
         if same_layer and "nemo_version" in kept
-        else VERSIONS[files.names.patches],
+        else VERSIONS[str(files.choices["patch_layer"])],
     }
 
 

@@ -1,0 +1,27 @@
+"""What is counted of the plugins, and has reached its goal."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+import house
+
+
+def test_no_function_of_a_plugin_builds_a_table() -> None:
+    assert house.table_builders() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        ("row('up', 'f h', 'mlp.up.weight')", True),
+        ("layouts.Tables([MODEL])", True),
+        ("replace(line, sentence=line.sentence + ' h')", True),
+        ("LAYER.extend(*rows)", True),
+        ("layouts.BoundTables(TABLES, architecture)", False),
+    ],
+)
+def test_a_call_that_builds_one_is_found(call: str, found: bool) -> None:
+    assert house._makes_rows(ast.parse(call, mode="eval").body) is found
