@@ -341,3 +341,16 @@ def test_pairs_that_a_person_wrote_are_counted_once_each() -> None:
     line = custom(["a"], ["hidden"], read=nothing, write=nothing, why="a test", uses=[])
     held = [line, nested("o", [key("b", "layers", via=codec)]), key("c", "layers", via=one_of({"x": 1})), GELU]
     assert len(pairs_by_hand([*held, line])) == 2
+
+
+def test_a_refusal_of_all_agree_names_the_facts_that_differ() -> None:
+    """Only those, by their paths; and a thing that does not exist as such."""
+    line = all_agree("final_norm", "attention.norm", "mlp.norm", why="alike")
+    alike = {
+        f"{norm}.{part}": value
+        for norm in ("final_norm", "mlp.norm")
+        for part, value in (("kind", "rms"), ("eps", 1e-5))
+    }
+    with pytest.raises(Refusal) as refused:
+        line.write(Facts({**alike, "mlp.norm.eps": 1e-6}), {}, {})
+    assert refused.value.found == "no attention.norm, final_norm.eps = 1e-05, mlp.norm.eps = 1e-06"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ckpt_core.architecture import Architecture, Facts, PerLayer, facts_of, parameters
 from ckpt_core.architecture.examples import example, example_architectures
 from ckpt_core.checkpoint import Target
-from ckpt_core.config import Config, Entry, FactIs
+from ckpt_core.config import Config
 from ckpt_core.errors import CkptError, ProblemsFound, UsageError, did_you_mean
 from ckpt_core.layout import Native, Row, Table, Under, parse, words_of
 from ckpt_core.layout.bind import join
@@ -231,15 +231,11 @@ def _facts_said(config: Config, facts: Facts) -> Iterator[tuple[str, list[SaidBy
     for path in facts:
         lines = [entry for entry in config.entries if any(_covers(claim, path) for claim in entry.claims)]
         if lines:
-            yield path, [SaidBy(entry.keys, _words(entry)) for entry in lines]
+            yield path, [SaidBy(entry.keys, entry.words().replace("`", "")) for entry in lines]
 
 
 def _covers(claim: str, path: str) -> bool:
     return claim == path or (claim.endswith(".*") and path.startswith(claim[:-1]))
-
-
-def _words(entry: Entry) -> str:
-    return f"always {_value(entry.value)}" if isinstance(entry, FactIs) else ", ".join(entry.claims)
 
 
 # Names

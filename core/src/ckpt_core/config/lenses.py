@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -402,14 +402,20 @@ class AllAgree(Entry):
         parts = {name: _below(facts, name) for name in (self.first, *self.others)}
         wanted = parts[self.first]
         if any(said != wanted for said in parts.values()) or any(isinstance(one, PerLayer) for one in wanted.values()):
-            found = "; ".join(
-                f"{name}: " + (", ".join(f"{part} = {value}" for part, value in said.items()) or "none")
-                for name, said in parts.items()
-            )
-            raise Refusal(self.why, found=found, fact=tuple(parts))
+            raise Refusal(self.why, found=", ".join(_departing(parts)), fact=tuple(parts))
 
     def words(self) -> str:
         return f"{quoted(self.others)}: as `{self.first}`; {self.why}"
+
+
+def _departing(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The things that do not exist, and of the others each fact that is not the same in all of them, or differs by layer."""
+    there = {name: said for name, said in parts.items() if said}
+    yield from (f"no {name}" for name in parts if name not in there)
+    for part in dict.fromkeys(part for said in there.values() for part in said):
+        values = {f"{name}.{part}": said.get(part) for name, said in there.items()}
+        if len(set(values.values())) > 1 or any(isinstance(value, PerLayer) for value in values.values()):
+            yield from (f"{path} = {value}" for path, value in values.items())
 
 
 def _below(facts: Facts, path: str) -> dict[str, Any]:
