@@ -1,0 +1,15 @@
+"""The conformance kit on the meta-llama format."""
+
+from ckpt_core.testing import FormatConformance, Quirks, example
+
+
+class TestConformance(FormatConformance):
+    format = "meta-llama"
+    quirks = Quirks(
+        models={"llama": example("llama", hidden=216)},  # heads fill the width
+        tp=(1, 2, 4),
+        configs=("params.json",),
+        expresses=("attention.rotary.theta",),
+        entries=None,
+        frameworks=("llama", "llama_models", "fairscale"),
+    )
