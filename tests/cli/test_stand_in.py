@@ -69,6 +69,8 @@ def answers(futures: list[Future]) -> dict[str, tuple[list[str], list[str]]]:
 
 def assert_same_answers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answers(possible_targets(checkpoint))
+    if stand_in(checkpoint) is None:
+        return  # it was the whole that was asked
     with whole(monkeypatch):
         assert asked == answers(possible_targets(checkpoint))
 
