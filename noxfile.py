@@ -79,6 +79,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("mypy", "--strict", "--config-file=", "--follow-imports=silent", "tests/house/typed_client.py")
     session.run("lint-imports")
 
 

@@ -1,7 +1,8 @@
 """Counts what keeps the house small, and prints it: `python tools/house.py`, or `nox -s house`.
 
 Inverse pairs written by hand, over all installed plugins (a budget of 25); names in `ckpt_core.sdk` (60); functions that build
-tensor tables (0); lines of code of the core and of each plugin. `--pairs` names every pair and its reason.
+tensor tables (0); names that only one plugin uses, or none; lines of the core and of each plugin, and with `--rooms` of each room.
+`--pairs` names every pair and its reason, `--names` the names of the SDK with the plugins that use them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import gc
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from ckpt_core import sdk
 from ckpt_core.config import Codec, Custom, pairs_by_hand
@@ -100,6 +102,38 @@ def _makes_rows(node: ast.AST) -> bool:
     return False
 
 
+def users_of_names() -> dict[str, list[str]]:
+    """The names of the SDK and of its namespaces (`lazy.boxes`), each with the plugins that use it."""
+    spaces = {name: getattr(sdk, name) for name in sdk.__all__ if isinstance(getattr(sdk, name), ModuleType)}
+    users: dict[str, set[str]] = {name: set() for name in sdk.__all__}
+    users |= {f"{name}.{inner}": set() for name, space in spaces.items() for inner in space.__all__}
+    for plugin in PLUGINS:
+        for _, tree in sources(ROOT / "plugins" / plugin / "src"):
+            for node in ast.walk(tree):
+                for name in _names_in(node, spaces.keys()):
+                    users.setdefault(name, set()).add(plugin)
+    return {name: sorted(found) for name, found in sorted(users.items())}
+
+
+def _names_in(node: ast.AST, spaces: Collection[str]) -> list[str]:
+    match node:
+        case ast.ImportFrom(module="ckpt_core.sdk", names=names):
+            return [alias.name for alias in names]
+        case ast.Attribute(value=ast.Name(id=space), attr=name) if space in spaces and hasattr(
+            getattr(sdk, space), name
+        ):
+            return [f"{space}.{name}"]
+    return []
+
+
+def rooms_of_core() -> dict[str, int]:
+    """The lines of every room of core, the largest first."""
+    core = ROOT / "core/src/ckpt_core"
+    rooms = {path.name: lines_of_code(path) for path in core.iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.stem: len(path.read_text("utf-8").splitlines()) for path in core.glob("*.py")}
+    return dict(sorted(rooms.items(), key=lambda room: -room[1]))
+
+
 def lines_of_code(folder: Path) -> int:
     """The lines of all modules below a folder."""
     return sum(len(path.read_text("utf-8").splitlines()) for path in folder.rglob("*.py"))
@@ -110,6 +144,10 @@ def main() -> None:
     parser.add_argument(
         "--pairs", action="store_true", help="name every inverse pair and every function that builds tables"
     )
+    parser.add_argument(
+        "--names", action="store_true", help="name what ckpt_core.sdk has, with the plugins that use it"
+    )
+    parser.add_argument("--rooms", action="store_true", help="count the lines of every room of core")
     options = parser.parse_args()
     pairs, builders = hand_written_pairs(), table_builders()
     counts = {
@@ -119,11 +157,20 @@ def main() -> None:
     }
     for name, count in counts.items():
         print(f"{name:30} {count:6}   (budget {BUDGETS[name]})")
+    users = users_of_names()
+    for many, said in enumerate(("no plugin uses", "one plugin alone uses")):
+        print(
+            f"names that {said:21} {sum(len(found) == many for found in users.values()):4}   of {len(users)}, namespaces included"
+        )
     by_plugin = Counter(pair.plugin for pair in pairs)
     print(f"\n{'':12} {'lines':>7} {'pairs':>6}")
-    for name in ("core", *PLUGINS):
-        folder = ROOT / "core/src" if name == "core" else ROOT / "plugins" / name / "src"
+    for name in ("core", "page", *PLUGINS):
+        folder = ROOT / ("" if name in ("core", "page") else "plugins") / name / "src"
         print(f"{name:12} {lines_of_code(folder):7} {by_plugin[name]:6}")
+    if options.rooms:
+        print("\n" + "\n".join(f"{room:12} {lines:7}" for room, lines in rooms_of_core().items()))
+    if options.names:
+        print("\n" + "\n".join(f"{name}: {', '.join(found) or 'nobody'}" for name, found in users.items()))
     if options.pairs:
         print()
         for pair in pairs:

@@ -12,14 +12,13 @@ convert("run/step-1000", "hf-model", to="hf")
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
-
-from ckpt_core.architecture import Architecture, Axis, parameters
+from ckpt_core.architecture import Architecture, parameters
+from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.diagnosis import broken_off, diagnosis
@@ -30,6 +29,7 @@ from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, Refusal, UsageError
 from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
@@ -38,123 +38,19 @@ from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
-from ckpt_core.storage.dtypes import DType, decode, dtype_named
-from ckpt_core.tensors.assembly import LazyParameter, SourceFiles
+from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.tensors.assembly import SourceFiles
 from ckpt_core.tensors.digest import fingerprint as combine
 
 _CHUNK_BYTES = 4 << 20
+_WEIGHTS = ("auto", "model", "master")
 
 T = TypeVar("T")
 
 
-class LazyTensor:
-    """A canonical tensor that is still on disk: names, axes and shape now, values when asked for."""
-
-    def __init__(self, assembly: LazyParameter, source: SourceFiles) -> None:
-        self._assembly, self._source = assembly, source
-
-    @property
-    def name(self) -> str:
-        return self._assembly.parameter.name
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """The named axes, with sizes."""
-        return self._assembly.parameter.axes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._assembly.parameter.shape
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype the values are stored in."""
-        return self._assembly.dtype
-
-    def numpy(self) -> np.ndarray:
-        """All values as float32."""
-        return self[...]
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """Values as float32; only the bytes of the first axes' slices are read. Indices are ints, slices and `...`."""
-        box, squeeze, strides = _box_of(index, self.shape)
-        values = decode(self._source.read(self._assembly, box), self._assembly.value_dtype)
-        return values[tuple(slice(None, None, step) for step in strides)].reshape(
-            [
-                len(range(0, stop - start, step))
-                for n, ((start, stop), step) in enumerate(zip(box, strides, strict=True))
-                if n not in squeeze
-            ]
-        )
-
-    def raw(self) -> np.ndarray:
-        """All values as raw elements of `dtype` (bf16 as uint16), without any conversion."""
-        return self._source.read(self._assembly, tuple((0, size) for size in self.shape))
-
-    def __repr__(self) -> str:
-        return f"<{self._assembly.parameter} {self.dtype}>"
-
-
-def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[tuple[tuple[int, int], ...], set[int], list[int]]:
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
-    parts += [slice(None)] * (len(shape) - len(parts))
-    if len(parts) > len(shape):
-        raise IndexError(f"{len(parts)} indices for {len(shape)} axes")
-    box, squeeze, strides = [], set(), []
-    for axis, (part, size) in enumerate(zip(parts, shape, strict=True)):
-        if isinstance(part, slice):
-            start, stop, step = part.indices(size)
-            if step < 1:
-                raise IndexError("a step must be positive")
-            box.append((start, max(start, stop)))
-            strides.append(step)
-        else:
-            position = range(size)[part]
-            box.append((position, position + 1))
-            strides.append(1)
-            squeeze.add(axis)
-    return tuple(box), squeeze, strides
-
-
-class OpenCheckpoint(Mapping[str, LazyTensor]):
-    """An opened checkpoint: its architecture, and a lazy mapping of canonical tensors."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self._source = SourceFiles(checkpoint.files)
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.checkpoint.architecture
-
-    @property
-    def format(self) -> str:
-        return self.checkpoint.format
-
-    def __getitem__(self, name: str) -> LazyTensor:
-        return LazyTensor(self.checkpoint.tensors[name], self._source)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.checkpoint.tensors)
-
-    def __len__(self) -> int:
-        return len(self.checkpoint.tensors)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> OpenCheckpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     """The plugin that reads `path`, and why. Raises if none or several recognise it."""
+    check_format(name, "format")
     if name is not None:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
@@ -196,9 +92,13 @@ def config_architecture(path: str | None) -> Architecture | None:
     )
 
 
-def _reading(plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike | None, weights: str) -> ReadRequest:
+def _reading(
+    plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike[str] | None, weights: str
+) -> ReadRequest:
     """What a plugin is asked to read, with typed options and the config file that the user gave."""
-    given = None if config is None else os.fspath(config)
+    if weights not in _WEIGHTS:
+        raise UsageError("there are no such weights", found=f"{weights!r:.60}", expected=", ".join(_WEIGHTS))
+    given = None if config is None else path_of(config, "config")
     return ReadRequest(typed_options(plugin.info, options, "read"), config_architecture(given), weights, given)
 
 
@@ -252,13 +152,16 @@ def _notes_in(config: str) -> Mapping[str, Any]:
     return {}
 
 
-def _written(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest) -> Target:
-    """What a plugin would write. The layout choices that a receipt records may be anyone's: where a writer can't follow
-    them, and they are no reading of its own format, the receipt is named.
+def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, resumed: bool = False) -> Target:
+    """What a plugin would write, and how its framework is started with that; `resumed`: with its own optimizer states.
+
+    `Refusal` where the format can't hold the model. The layout choices that a receipt records may be anyone's: where a writer
+    can't follow them, and they are not a reading of its own format, the error names the receipt.
     """
     try:
-        target = plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
+        target: Target = plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
         _check_returned(plugin, "ckpt_write", target, Target)
+        target.launch = launched(plugin, target, request, resumed=resumed)
         return target
     except (CkptError, OSError):
         raise
@@ -275,28 +178,34 @@ def _written(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest) -> T
 
 
 def read_checkpoint(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     format: str | None = None,
-    config: str | os.PathLike | None = None,
-    options: Mapping[str, str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
 ) -> Checkpoint:
-    """Read a checkpoint from headers alone. `path` may be `hf://owner/name[@revision]`."""
-    local = localised(os.fspath(path))
+    """Read a checkpoint from headers alone: `open_checkpoint` says the arguments and the errors."""
+    local = localised(path_of(path, "path"))
     plugin, fact = find_format(local, format)
-    return _read(plugin, local, _reading(plugin, options or {}, config, weights), fact)
+    return _read(plugin, local, _reading(plugin, options_of(options), config, weights), fact)
 
 
 def open_checkpoint(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     format: str | None = None,
-    config: str | os.PathLike | None = None,
-    options: Mapping[str, str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
 ) -> OpenCheckpoint:
-    """Open a checkpoint of any readable format: its architecture, and a lazy mapping of canonical tensors."""
+    """Open a checkpoint of any readable format: its architecture, and a lazy mapping of canonical tensors.
+
+    `path` is a folder, a file, or `hf://owner/name[@revision]`; only headers are read. `format` is asked for where several
+    recognise it, `config` is a file that says the architecture where the checkpoint does not. `options` are those of the
+    format, as `-o` has them. `weights` is `auto`, `model` or `master` (the optimizer's fp32 masters).
+    Raises `UsageError` for a wrong argument, `FormatError` for damaged files, and `CkptError` for what can't be read.
+    """
     return OpenCheckpoint(read_checkpoint(path, format=format, config=config, options=options, weights=weights))
 
 
@@ -323,42 +232,53 @@ def split_options(given: Mapping[str, str], source: Plugin, target: Plugin) -> t
 
 
 def plan_conversion(
-    src: str | os.PathLike,
-    dst: str | os.PathLike,
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
     *,
     to: str,
     format: str | None = None,
-    config: str | os.PathLike | None = None,
+    config: str | os.PathLike[str] | None = None,
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
     dtype: str = "keep",
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
     max_memory: int | None = None,
     workers: int | None = None,
 ) -> Plan:
-    """Everything `convert` would do, without doing it."""
+    """Everything that `convert` would do, without doing it: every byte is accounted for, from headers alone.
+
+    Its arguments and errors are those of `convert`.
+    """
     ranks = {"tp": tp, "pp": pp, "ep": ep}
-    local = localised(os.fspath(src))
+    given = options_of(options)
+    local = localised(path_of(src, "src"))
+    place = os.path.abspath(path_of(dst, "dst"))
+    for name, number in (("max_memory", max_memory), ("workers", workers)):
+        check_count(number, name)
     reader, fact = find_format(local, format)
     writer = _writer(to, ranks)
-    source_options, target_options = split_options(options or {}, reader, writer)
+    source_options, target_options = split_options(given, reader, writer)
     checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
-    wanted = None if dtype == "keep" else dtype_named(dtype)
-    typed = typed_options(writer.info, target_options, "write")
-    asked_of = WriteRequest(typed, wanted, tp, pp, ep, os.path.abspath(os.fspath(dst)))
-    target = _written(writer, checkpoint, asked_of)
-    target.launch = launched(writer, target, asked_of)
-    asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": dict(options or {})}
+    request = WriteRequest(typed_options(writer.info, target_options, "write"), _wanted(dtype), tp, pp, ep, place)
+    target = target_of(writer, checkpoint, request)
+    asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
     return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
+
+
+def _wanted(dtype: str) -> DType | None:
+    """The dtype that `dtype` names; None for `keep`."""
+    if not isinstance(dtype, str):
+        raise UsageError("dtype is given by its name", found=f"{dtype!r:.60}", expected="keep, bf16, fp32, ...")
+    return None if dtype == "keep" else dtype_named(dtype)
 
 
 def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
     """The format to write; `UsageError` if it can't be written, or not on so many ranks."""
     for name, count in ranks.items():
-        if count is not None and count < 1:
-            raise UsageError(f"--{name} must be at least 1", found=count)
+        check_count(count, name, f"--{name}")
+    check_format(to, "to", optional=False)
     writer = require(to)
     if not writer.info.writes:
         raise UsageError(f"format {to} can only be read")
@@ -372,17 +292,17 @@ def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
 
 
 def launch_of(
-    src: str | os.PathLike,
+    src: str | os.PathLike[str],
     *,
     to: str | None = None,
     dst: str | None = None,
     format: str | None = None,
-    config: str | os.PathLike | None = None,
+    config: str | os.PathLike[str] | None = None,
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
     dtype: str = "keep",
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
 ) -> Launch:
     """How a framework is started with `src`: that of its own format, or with `to` that of another, for a checkpoint that
@@ -391,7 +311,7 @@ def launch_of(
     Its own is started on the ranks that it was saved by, unless others are given. Raises `Refusal` where no program
     trains the format, or where the framework can't be told what the model is.
     """
-    local = localised(os.fspath(src))
+    local = localised(path_of(src, "src"))
     reader, fact = find_format(local, format)
     own = to in (None, reader.name)
     writer = _writer(to or reader.name, {"tp": tp, "pp": pp, "ep": ep})
@@ -401,18 +321,17 @@ def launch_of(
             file=local if own else None,
             fix="name the format to train in with --to: " + ", ".join(p.name for p in all_plugins() if _is_trained(p)),
         )
-    source_options, target_options = split_options(options or {}, reader, writer)
+    source_options, target_options = split_options(options_of(options), reader, writer)
     checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
     typed = typed_options(writer.info, target_options, "write")
     hints = checkpoint.provenance.hints
     found = {**checkpoint.parallel, **{name: hints.get(name) for name in ("container", "iteration")}} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
-    wanted = None if dtype == "keep" else dtype_named(dtype)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
-    request = WriteRequest(typed, wanted, **ranks, destination=place)
+    request = WriteRequest(typed, _wanted(dtype), **ranks, destination=place)
     kept = own and dst is None and any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger)
-    launch = launched(writer, _written(writer, checkpoint, request), request, resumed=kept)
+    launch = target_of(writer, checkpoint, request, resumed=kept).launch
     assert launch is not None  # _is_trained
     launch.check()
     return launch
@@ -423,23 +342,53 @@ def _is_trained(plugin: Plugin) -> bool:
 
 
 def convert(
-    src: str | os.PathLike,
-    dst: str | os.PathLike,
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
     *,
     to: str,
+    format: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    dtype: str = "keep",
+    options: Mapping[str, OptionValue] | None = None,
+    weights: str = "auto",
+    max_memory: int | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
     sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
-    **arguments: Any,
 ) -> Receipt:
-    """Convert `src` to format `to` at `dst`; further arguments are those of `plan_conversion`.
+    """Convert `src` to format `to` at `dst`, and return the receipt that lies there.
 
-    Raises `CkptError` (see `ckpt_core.errors`) with nothing left at `dst`. An interrupted call continues
-    where it was when it is repeated. Without `sync` it does not wait for the disk: see `run_plan`.
+    `tp`, `pp` and `ep` are numbers of ranks; None keeps what the format says by itself. `dtype` is `keep` or a name (`bf16`).
+    `options` are those of both formats, as `-o` has them: `src.NAME` and `dst.NAME` where both have one of that name.
+    `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
+    checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, and
+    `listener` is called with a `Progress` now and then. The others are those of `open_checkpoint`.
+
+    Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
+    files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
+    repeated.
     """
-    plan = plan_conversion(src, dst, to=to, **arguments)
-    return run_plan(plan, os.fspath(dst), overwrite=overwrite, sync=sync, executor=executor, listener=listener)
+    plan = plan_conversion(
+        src,
+        dst,
+        to=to,
+        format=format,
+        config=config,
+        tp=tp,
+        pp=pp,
+        ep=ep,
+        dtype=dtype,
+        options=options,
+        weights=weights,
+        max_memory=max_memory,
+        workers=workers,
+    )
+    return run_plan(plan, path_of(dst, "dst"), overwrite=overwrite, sync=sync, executor=executor, listener=listener)
 
 
 def digests(
@@ -490,9 +439,19 @@ def over_tensors(
     return found
 
 
-def fingerprint(path: str | os.PathLike, *, listener: Listener | None = None, **arguments: Any) -> str:
-    """The fingerprint of a checkpoint: equal for equal models, whatever format, layout or storage dtype holds them."""
-    checkpoint = read_checkpoint(path, **arguments)
+def fingerprint(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Mapping[str, OptionValue] | None = None,
+    weights: str = "auto",
+    listener: Listener | None = None,
+) -> str:
+    """The fingerprint of a checkpoint, 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
+    holds them. Every tensor is read. Its arguments and errors are those of `open_checkpoint`.
+    """
+    checkpoint = read_checkpoint(path, format=format, config=config, options=options, weights=weights)
     return fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
 
 

@@ -2,6 +2,7 @@
 
 from ckpt_core import architecture as schema
 from ckpt_core import company, errors
+from ckpt_core import config as configs
 from ckpt_core import launch as launches
 from ckpt_core import layout as layouts
 from ckpt_core import ledger as ledgers
@@ -10,24 +11,16 @@ from ckpt_core import tensors as lazy
 from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind, architecture_of, facts_of
 from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Placement, Provenance, Sidecar, Target
 from ckpt_core.config import (
-    LEFT_OUT,
-    REQUIRED,
-    Codec,
     Config,
     Custom,
     Entry,
-    Key,
-    Note,
-    all_agree,
     by_layer,
-    choice,
     custom,
     decided,
     derived,
     fact_is,
     ignore,
     implied,
-    in_other_layers,
     key,
     key_is,
     nested,
@@ -35,30 +28,24 @@ from ckpt_core.config import (
     one_of,
     rules,
     same_as,
-    switched,
     tagged,
     uniform,
     values,
-    where,
 )
 from ckpt_core.description import Averaged, Description, RankTensors, Vocabulary
-from ckpt_core.errors import CkptError, FormatError, Problems, Refusal, UsageError
+from ckpt_core.errors import CkptError, FormatError, Problems, Refusal
 from ckpt_core.format import Folder, Format
-from ckpt_core.launch import Launch
 from ckpt_core.layout import Native, Table, drop, row
 from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
-from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.plugins.named import named_by, named_for
 from ckpt_core.reading import IGNORE_KEYS, check_agreement, given, without_ignored
 from ckpt_core.receipt import Receipt, original_of, receipt_of
-from ckpt_core.sizes import parse_size
+from ckpt_core.storage import archive as trees
 from ckpt_core.storage import bytes as disk
 from ckpt_core.storage import chunks as chunked
 from ckpt_core.storage import documents, dtypes, safetensors
 from ckpt_core.storage import torch as torch_files
-from ckpt_core.storage.archive import tree as trees
-from ckpt_core.storage.archive.tar import plan_tar
 from ckpt_core.storage.containers import SAFETENSORS, TORCH
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.tensor import StoredTensor
@@ -68,8 +55,6 @@ from ckpt_core.writing import TargetBuilder
 
 __all__ = [
     "IGNORE_KEYS",
-    "LEFT_OUT",
-    "REQUIRED",
     "SAFETENSORS",
     "TORCH",
     "Activation",
@@ -77,7 +62,6 @@ __all__ = [
     "Averaged",
     "Checkpoint",
     "CkptError",
-    "Codec",
     "Config",
     "Custom",
     "DType",
@@ -89,14 +73,10 @@ __all__ = [
     "Format",
     "FormatError",
     "FormatInfo",
-    "Judgement",
-    "Key",
-    "Launch",
     "Ledger",
     "Loss",
     "NamedModel",
     "Native",
-    "Note",
     "Option",
     "ParameterBuilder",
     "PerLayer",
@@ -114,16 +94,14 @@ __all__ = [
     "Table",
     "Target",
     "TargetBuilder",
-    "UsageError",
     "Vocabulary",
     "WriteRequest",
-    "all_agree",
     "architecture_of",
     "by_layer",
     "check_agreement",
-    "choice",
     "chunked",
     "company",
+    "configs",
     "custom",
     "decided",
     "derived",
@@ -138,7 +116,6 @@ __all__ = [
     "hookimpl",
     "ignore",
     "implied",
-    "in_other_layers",
     "judgement",
     "key",
     "key_is",
@@ -152,8 +129,6 @@ __all__ = [
     "note",
     "one_of",
     "original_of",
-    "parse_size",
-    "plan_tar",
     "receipt_of",
     "rewrites",
     "row",
@@ -162,12 +137,10 @@ __all__ = [
     "same_as",
     "schema",
     "storage_dtype",
-    "switched",
     "tagged",
     "torch_files",
     "trees",
     "uniform",
     "values",
-    "where",
     "without_ignored",
 ]

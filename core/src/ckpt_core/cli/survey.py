@@ -130,14 +130,13 @@ def _planned(checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = Non
     """What a plan loses besides what reading did, of the whole or of what stands for it, and how the format is started;
     raises what the format refuses.
     """
+    from ckpt_core.api import target_of
     from ckpt_core.engine.plan import make_plan
-    from ckpt_core.plugins.discovery import launched
     from ckpt_core.plugins.request import WriteRequest, typed_options
 
     request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
     asked = checkpoint if small is None else small.checkpoint
-    target = plugin.hooks.ckpt_write(checkpoint=asked, request=request)
-    target.launch = launched(plugin, target, request)
+    target = target_of(plugin, asked, request)
     plan = make_plan(checkpoint, target)
     losses = plan.losses if small is None else plan.losses_counted(small.stands_for)
     of_source = checkpoint.all_losses

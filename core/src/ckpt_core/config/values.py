@@ -69,6 +69,9 @@ class ValueType:
     words: str
     read: Callable[[object], object]
 
+    def __str__(self) -> str:
+        return self.words
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -23,6 +23,7 @@ from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.records import watched
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Scale, ValueMap
+from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
 from ckpt_core.storage.bytes.output import Checksum
@@ -79,9 +80,9 @@ class Transfer:
         return found
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
-    """A conversion that has not happened yet."""
+    """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes."""
 
     source: Checkpoint
     target: Target
@@ -102,6 +103,11 @@ class Plan:
             + documents
             + sum(s.size for s in self.target.sidecars.values())
         )
+
+    def __repr__(self) -> str:
+        sizes = f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write"
+        said = f"{len(self.transfers)} tensors to {len(self.target.files)} files, {sizes}, {len(self.losses)} losses"
+        return f"<Plan {self.source.format} {self.source.path} to {self.target.format}: {said}>"
 
     @functools.cached_property
     def outputs(self) -> frozenset[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ckpt_core.api import LazyTensor
 from ckpt_core.architecture import Norm
+from ckpt_core.opened import LazyTensor
 
 DEFAULT_BLOCK = 64 << 20
 ROW_PARALLEL = (

@@ -44,4 +44,6 @@ def _plan_torch(path: str, specs: Specs, metadata: Mapping[str, str] | None) -> 
 
 
 SAFETENSORS = Container("safetensors", _read_safetensors, _plan_safetensors)
+"""Files of safetensors."""
 TORCH = Container("torch", read_state_dict, _plan_torch)
+"""Files of `torch.save` that hold a state dict."""

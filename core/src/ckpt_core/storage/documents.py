@@ -81,7 +81,10 @@ def _constant(name: str) -> float:
 
 
 def read_json(path: str | os.PathLike) -> object:
-    """The value in a JSON file."""
+    """The value in a JSON file.
+
+    `FormatError` for what is not JSON, for keys that occur twice, and for a file that is too large or too deep.
+    """
     return parse_json(read_small(path), os.fspath(path))
 
 

@@ -161,8 +161,9 @@ def commonest(dtypes: Iterable[DType]) -> DType:
 
 
 def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
-    """Raw elements as float32. Exact for every floating type up to 32 bits; float64 rounds.
+    """Raw elements of `dtype`, an array of any shape, as a float32 array of the same shape.
 
+    Exact for every floating type up to 32 bits; float64 rounds. Float32 is returned as it is, without a copy.
     Raises `FormatError` for integer and boolean types: model weights are floating.
     """
     if dtype.name == "fp32":
@@ -185,7 +186,7 @@ _ENCODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def encode(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Float32 values as raw elements of `dtype`, rounded to nearest even.
+    """Float32 values, an array of any shape, as raw elements of `dtype` in the same shape, rounded to nearest even.
 
     Raises `UsageError` for types that can't be written (float8, integers).
     """

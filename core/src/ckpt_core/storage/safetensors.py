@@ -67,7 +67,10 @@ class Header:
 
 
 def read_header(path: str | os.PathLike) -> Header:
-    """The lazy tensors and the metadata of a file, every offset checked against its real size."""
+    """The lazy tensors and the metadata of a file, every offset checked against its real size.
+
+    `FormatError` for a file that is cut off, and for tensors that overlap, leave the file or have an unknown dtype.
+    """
     state = FileState.of(path)
     if state.size < 8:
         raise FormatError("not a safetensors file: too short", file=path, found=f"{state.size} bytes")

@@ -178,10 +178,12 @@ class SourceFiles:
     def read(
         self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
     ) -> np.ndarray:
-        """The canonical values of `box` as raw elements of `assembly.value_dtype`, C-contiguous.
+        """The canonical values of `box`, a (start, stop) for each axis: an array of shape (stop - start, ...), C-contiguous, of raw
+        elements of `assembly.value_dtype` (bf16 as uint16).
 
-        `transient`: they may lie in this thread's buffer, where its next read replaces them. What the box is to the checksums
-        of the records it lies in is added to `sums`.
+        `transient`: they may lie in this thread's buffer, where its next read replaces them. The box's contribution to the
+        checksums of the records that it lies in is added to `sums`. `FormatError` where a file changed or is cut off, or
+        where replicas differ that must agree.
         """
         shape = tuple(stop - start for start, stop in box)
         if assembly.fill is not None:
@@ -342,7 +344,11 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def tile_view(raw: np.ndarray, tile: Tile, box: Box) -> np.ndarray:
-    """The elements of a box that a tile covers, one axis per link, as a writable view of the box's values."""
+    """The elements of a box that a tile covers, as a writable view of the box's values.
+
+    `raw` has the shape of `box`, (stop - start) for each axis, and is C-contiguous; the view has an axis for each link of the
+    tile, of the link's size.
+    """
     steps = contiguous_strides(raw.shape)
     start = sum((base - low) * step for base, (low, _), step in zip(tile.canonical_base, box, steps, strict=True))
     flat = raw.reshape(-1)[start:]

@@ -29,7 +29,9 @@ def storage_dtype(native: Native, tensors: Mapping[str, LazyParameter], wanted: 
 
 
 def stored_values(values: np.ndarray, dtype: DType, target: DType, maps: tuple[ValueMap, ...], name: str) -> np.ndarray:
-    """Canonical values (raw, of `dtype`) as raw elements of `target`, after `maps`; refuses to overflow fp16."""
+    """Canonical values (raw elements of `dtype`, an array of any shape) as raw elements of `target` in the same shape, after
+    `maps`. `Refusal`, naming the tensor `name`, where a value does not fit fp16.
+    """
     if target == dtype and not maps:
         return values
     floats = decode(values, dtype)

@@ -51,6 +51,7 @@ def read_box(
 ) -> None:
     """Fill `out` from a file: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...).
 
+    `strides` are in elements, one for each axis of `out`. `FormatError` from `read` where the file is too short.
     `add` is given the bytes of those elements and where they lie, with zeros for bytes between them.
     """
     if out.size == 0:
@@ -91,7 +92,10 @@ def read_box(
 
 
 def write_box(write: WriteFrom, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
-    """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...)."""
+    """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...).
+
+    `strides` are in elements, one for each axis of `values`.
+    """
     if values.size == 0:
         return
     order = _file_order(strides)

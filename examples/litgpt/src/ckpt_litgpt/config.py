@@ -9,9 +9,8 @@ from ckpt_core.sdk import (
     Config,
     Facts,
     RotaryKind,
-    all_agree,
     by_layer,
-    choice,
+    configs,
     custom,
     decided,
     derived,
@@ -23,7 +22,6 @@ from ckpt_core.sdk import (
     note,
     rules,
     same_as,
-    switched,
 )
 
 QKV = ("attention.q_bias", "attention.k_bias", "attention.v_bias")
@@ -70,13 +68,13 @@ GPT = Config("litgpt's GPT", [
     key("n_embd", "hidden", default=4096),
     key("padded_vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     note("vocab_size", "litgpt.vocab_size"),                # of Llama 3 without its special tokens: all rows are kept
-    choice("norm_class_name", {"RMSNorm":   {"final_norm.kind": "rms",   "final_norm.bias": False},
+    configs.choice("norm_class_name", {"RMSNorm":   {"final_norm.kind": "rms",   "final_norm.bias": False},
                                "LayerNorm": {"final_norm.kind": "layer", "final_norm.bias": True}}, default="LayerNorm"),
     key("norm_eps", "final_norm.eps", default=1e-5),
-    all_agree("final_norm", "attention.norm", "mlp.norm", why="all norms of a model are of one kind"),
-    switched("norm_qk",             [all_agree("final_norm", "attention.qk_norm",  why="all norms are of one kind")]),
-    switched("post_attention_norm", [all_agree("final_norm", "attention.out_norm", why="all norms are of one kind")]),
-    switched("post_mlp_norm",       [all_agree("final_norm", "mlp.out_norm",       why="all norms are of one kind")]),
+    configs.all_agree("final_norm", "attention.norm", "mlp.norm", why="all norms of a model are of one kind"),
+    configs.switched("norm_qk",             [configs.all_agree("final_norm", "attention.qk_norm",  why="all norms are of one kind")]),
+    configs.switched("post_attention_norm", [configs.all_agree("final_norm", "attention.out_norm", why="all norms are of one kind")]),
+    configs.switched("post_mlp_norm",       [configs.all_agree("final_norm", "mlp.out_norm",       why="all norms are of one kind")]),
     key_is("norm_qk_type", "default", or_absent=True, why="norms over all heads together, of OLMo 2"),
     key_is("norm_1", True, or_absent=True),
     key_is("norm_2", True, or_absent=True),
@@ -85,7 +83,7 @@ GPT = Config("litgpt's GPT", [
     key("n_head", "attention.heads", default=32),
     derived("head_size", "attention.head_dim", "n_embd / n_head"),
     key("n_query_groups", "attention.groups", default=same_as("n_head")),
-    choice(("bias", "attn_bias"), {                         # the projections of q, k, v have one if either says so
+    configs.choice(("bias", "attn_bias"), {                         # the projections of q, k, v have one if either says so
         (True, False): biases(True, True), (False, True): biases(True, False), (False, False): biases(False, False),
         (True, True): biases(True, True)}, default=(True, False)),
     key_is("attention_scores_scalar", None, or_absent=True, why="another scale of the scores is not read"),
@@ -106,7 +104,7 @@ GPT = Config("litgpt's GPT", [
         key("original_max_seq_len", f"{SCALING}.original_positions"),
     ], optional=True),
     derived("intermediate_size", "mlp.ffn", "4 * n_embd"),
-    choice(("mlp_class_name", "gelu_approximate"), {
+    configs.choice(("mlp_class_name", "gelu_approximate"), {
         ("LLaMAMLP", "none"): mlp(True, Activation.SILU), ("LLaMAMLP", "tanh"): mlp(True, Activation.SILU),
         ("GemmaMLP", "tanh"): mlp(True, Activation.GELU_TANH), ("GemmaMLP", "none"): mlp(True, Activation.GELU_ERF),
         ("GptNeoxMLP", "none"): mlp(False, Activation.GELU_ERF), ("GptNeoxMLP", "tanh"): mlp(False, Activation.GELU_TANH),

@@ -9,6 +9,7 @@ from ckpt_core.sdk import (
     Config,
     Facts,
     RotaryKind,
+    configs,
     custom,
     derived,
     fact_is,
@@ -16,7 +17,6 @@ from ckpt_core.sdk import (
     key,
     note,
     same_as,
-    switched,
 )
 
 NORMS = ("attention.norm", "mlp.norm", "final_norm")
@@ -70,7 +70,7 @@ LLAMA = Config("Meta's Llama", [
     key("norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
     fact_is("head.tied", False),
     key("rope_theta", "attention.rotary.theta", default=10000.0),
-    switched("use_scaled_rope", [                           # Llama 3.1; the factor of 3.2 is said
+    configs.switched("use_scaled_rope", [                           # Llama 3.1; the factor of 3.2 is said
         fact_is("attention.rotary.scaling.kind", RotaryKind.LLAMA3),
         fact_is("attention.rotary.scaling.low_frequency_factor", 1.0),
         fact_is("attention.rotary.scaling.original_positions", 8192),

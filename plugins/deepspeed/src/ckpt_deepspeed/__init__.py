@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Launch, Option, ReadRequest, Target, WriteRequest, hookimpl
+from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, launches
 
 
 @hookimpl
@@ -50,7 +50,7 @@ def ckpt_logits():
 
 
 @hookimpl
-def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     from ckpt_deepspeed.launch import launch
 
     return launch(target, request, resumed)

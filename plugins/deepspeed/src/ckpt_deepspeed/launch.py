@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Target, WriteRequest, launches
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The lines of a DeepSpeed config, and the model that the program builds."""
     place = request.destination or "."
     dtype = target.config["dtype"]
@@ -21,7 +21,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         launches.Argument("checkpoint.load_universal", True, default=False, model=False),
         *(launches.Argument(f"config.json: {key}", value, taken=True) for key, value in target.config["model"].items()),
     ]
-    return Launch(
+    return launches.Launch(
         "DeepSpeed",
         ("deepspeed", "YOURS.py", "--deepspeed_config", "ds_config.json"),
         tuple(arguments),

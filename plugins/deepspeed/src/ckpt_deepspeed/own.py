@@ -6,11 +6,13 @@ Megatron-DeepSpeed, whose code is in no package. `tests/real/check_deepspeed.py`
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Judgement, judgement
+from ckpt_core.sdk import judgement
 
 
-def judged() -> Judgement | None:
+def judged() -> judgement.Judgement | None:
     """The hook `ckpt_logits`."""
     if not judgement.installed("deepspeed"):
         return None
-    return Judgement(judgement.named("deepspeed"), cannot="it loads into a model that the job's own script builds")
+    return judgement.Judgement(
+        judgement.named("deepspeed"), cannot="it loads into a model that the job's own script builds"
+    )

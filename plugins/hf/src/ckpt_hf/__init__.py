@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ckpt_core.sdk import (
     Architecture,
@@ -21,6 +21,9 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["load_model"]
 
@@ -137,8 +140,16 @@ def ckpt_logits(checkpoint: Checkpoint, inputs):
     return logits(checkpoint, inputs)
 
 
-def load_model(path: str | os.PathLike, **arguments: Any):
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "keep",
+    format: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Mapping[str, str | int | float | bool] | None = None,
+    weights: str = "auto",
+) -> PreTrainedModel:
     """A transformers model of any readable checkpoint, with no HF folder written; see `ckpt_hf.model.load_model`."""
     from ckpt_hf.model import load_model as load
 
-    return load(path, **arguments)
+    return load(path, dtype=dtype, format=format, config=config, options=options, weights=weights)

@@ -12,16 +12,15 @@ from ckpt_core.sdk import (
     Activation,
     Architecture,
     CkptError,
-    Codec,
     Config,
     Custom,
     Entry,
     Facts,
-    Key,
     Loss,
     PerLayer,
     Refusal,
     Table,
+    configs,
     custom,
     fact_is,
     ignore,
@@ -55,7 +54,7 @@ _ACTIVATIONS: dict[object, object] = {
 ACTIVATION = one_of(_ACTIVATIONS)
 
 
-def activation(*preferred: str) -> Codec:
+def activation(*preferred: str) -> configs.Codec:
     """The activations, written under the names that a family's own files use."""
     return one_of({name: _ACTIVATIONS[name] for name in preferred} | _ACTIVATIONS)
 
@@ -181,7 +180,7 @@ def norms(kind: str, *paths: str, **facts: object) -> list[Any]:
     return [fact_is(f"{path}.{name}", value) for path in paths for name, value in {"kind": kind, **facts}.items()]
 
 
-def groups(default: int) -> Key:
+def groups(default: int) -> configs.Key:
     """Null means as many as heads, in every class; left out means a number of the class's own."""
     return key("num_key_value_heads", "attention.groups", default=default, null=same_as("num_attention_heads"))
 

@@ -10,22 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, CkptError, Judgement, judgement
+from ckpt_core.sdk import Checkpoint, CkptError, judgement
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(path: str | os.PathLike, *, dtype: str = "keep", **arguments: Any) -> PreTrainedModel:
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "keep",
+    format: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Mapping[str, str | int | float | bool] | None = None,
+    weights: str = "auto",
+) -> PreTrainedModel:
     """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
 
-    `dtype` is `keep` or a dtype name; further arguments are those of `ckpt_core.open_checkpoint`. The tensors
+    `dtype` is `keep` or a dtype name; the other arguments are those of `ckpt_core.open_checkpoint`. The tensors
     are handed to transformers as it would load them from disk. Raises `Refusal` where no class is exact.
     """
     from ckpt_core import open_checkpoint
 
-    with open_checkpoint(path, **arguments) as opened:
+    with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:
         return build(opened.checkpoint, dtype)
 
 
@@ -90,7 +98,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     return state, config, max(set(names), key=names.count)
 
 
-def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
+def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgement.Judgement | None:
     """Float32 logits by transformers, which loads the folder from disk itself, so that its config is judged too.
 
     None if transformers is not installed. See the hook `ckpt_logits` for `inputs`.
@@ -110,16 +118,16 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgemen
                 raise judgement.CannotRun(f"it has no class {name}")
             model = getattr(transformers, name).from_pretrained(checkpoint.path, dtype=torch.float32).eval()
     except judgement.FilesRefused as problem:
-        return Judgement(framework, refused=str(problem))
+        return judgement.Judgement(framework, refused=str(problem))
     except (judgement.CannotRun, ImportError) as problem:
-        return Judgement(framework, cannot=str(problem))
+        return judgement.Judgement(framework, cannot=str(problem))
     given = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
     arguments = {_ARGUMENTS["source" in given][name]: tensor for name, tensor in given.items()}
     with torch.no_grad():
         outputs = model(**arguments)
     # a bare ViTModel ends in its pooler, or in its last layer
     final = next(value for name in _OUTPUTS if (value := getattr(outputs, name, None)) is not None)
-    return Judgement(framework, logits=final.float().numpy())
+    return judgement.Judgement(framework, logits=final.float().numpy())
 
 
 _OUTPUTS = ("logits", "pooler_output", "last_hidden_state")

@@ -12,16 +12,15 @@ from ckpt_core.sdk import (
     CkptError,
     Loss,
     Native,
-    Note,
     Refusal,
     Target,
-    UsageError,
     WriteRequest,
     company,
+    configs,
+    disk,
     errors,
     facts_of,
     layouts,
-    parse_size,
     rewrites,
     schema,
     storage_dtype,
@@ -63,7 +62,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     natives = [(native, storage_dtype(native, model.tensors, request.dtype)) for native in fit.natives()]
     container = BIN if request.options.get("container") == "bin" else SAFETENSORS
     files, placements, documents = plan_files(
-        natives, container, parse_size(str(request.options.get("max_shard_size") or "5GB"))
+        natives, container, disk.parse_size(str(request.options.get("max_shard_size") or "5GB"))
     )
     documents[CONFIG] = config_text(fit, [dtype.torch for _, dtype in natives])
     documents |= settings_beside(checkpoint, model)
@@ -127,7 +126,7 @@ def choose(
     if wanted:
         families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
         if not families:
-            raise UsageError(
+            raise errors.UsageError(
                 f"unknown hf_class {wanted!r}", expected=", ".join(family.class_name for family in FAMILIES)
             )
     hints = checkpoint.hints_for("hf")
@@ -148,7 +147,7 @@ def choose(
             refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
             continue
         arrangement = family.arranged_by(hints.get("arrangement") or {})
-        null = [entry.name for entry in family.config.entries if isinstance(entry, Note) and entry.null]
+        null = [entry.name for entry in family.config.entries if isinstance(entry, configs.Note) and entry.null]
         unknown = [f"{role}: null, as nothing says it" for role in null if role not in notes]
         return Fit(family, variant, config | arrangement, family.spellings(arrangement)[0], [*reasons, *unknown])
     _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])

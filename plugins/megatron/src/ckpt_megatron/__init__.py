@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from ckpt_core.sdk import (
     Checkpoint,
-    Description,
     FamilyTables,
     FormatInfo,
-    Launch,
     Option,
     ReadRequest,
     Target,
     WriteRequest,
     hookimpl,
+    launches,
 )
 
 
@@ -88,7 +87,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Description:
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
     from ckpt_megatron.read import read
 
     return read(path, request)
@@ -117,7 +116,7 @@ def ckpt_logits(checkpoint: Checkpoint, inputs):
 
 
 @hookimpl
-def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     from ckpt_megatron.launch import launch
 
     return launch(target, request, resumed)

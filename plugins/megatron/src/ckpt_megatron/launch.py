@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, documents, launches
+from ckpt_core.sdk import Target, WriteRequest, documents, launches
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -100,7 +100,7 @@ def line_of(name: str, version: str) -> Mapping[str, Any]:
     return {}
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The command of pretrain_gpt.py for the args of a checkpoint that is written; without a version in the request, that
     of the newest which has an argument for everything.
     """
@@ -110,7 +110,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     return next((launch for launch in reversed(possible) if not launch.unsaid), possible[-1])
 
 
-def _launch(target: Target, destination: str, resumed: bool, version: str) -> Launch:
+def _launch(target: Target, destination: str, resumed: bool, version: str) -> launches.Launch:
     args, folder = target.config, destination or "."
     step = re.fullmatch(r"iter_(\d{7})|release", os.path.basename(folder))
     said: dict[str, Any] = {"load": os.path.dirname(folder) if step else folder}
@@ -128,7 +128,7 @@ def _launch(target: Target, destination: str, resumed: bool, version: str) -> La
     found = [one for name, value in said.items() if (one := _argument(name, value, version, latent)) is not None]
     ranks = args["tensor_model_parallel_size"] * args["pipeline_model_parallel_size"]
     ranks *= args["expert_model_parallel_size"]
-    return Launch(
+    return launches.Launch(
         f"Megatron-LM {version}",
         (*_environment(args), "torchrun", f"--nproc-per-node={ranks}", "pretrain_gpt.py"),
         tuple(one for one in found if one.words or not one.silent),

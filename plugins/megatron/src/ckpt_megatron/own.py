@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, Judgement, judgement
+from ckpt_core.sdk import Checkpoint, judgement
 from ckpt_megatron.files import find_folder
 
 PACKAGE = "megatron.core"
@@ -53,7 +53,7 @@ PLAIN = {
 }
 
 
-def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
+def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgement.Judgement | None:
     """The hook `ckpt_logits`."""
     whole = checkpoint.provenance.hints.get("container") != "torch"
     ranks = {} if whole else {name: checkpoint.parallel.get(name, 1) for name in ("tp", "pp", "ep")}

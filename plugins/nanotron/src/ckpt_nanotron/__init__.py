@@ -7,12 +7,12 @@ from ckpt_core.sdk import (
     Description,
     FamilyTables,
     FormatInfo,
-    Launch,
     Option,
     ReadRequest,
     Target,
     WriteRequest,
     hookimpl,
+    launches,
 )
 
 
@@ -87,7 +87,7 @@ def ckpt_logits(checkpoint: Checkpoint, inputs):
 
 
 @hookimpl
-def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     from ckpt_nanotron.launch import launch
 
     return launch(target, request, resumed)

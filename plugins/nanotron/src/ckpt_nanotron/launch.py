@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Target, WriteRequest, launches
 from ckpt_nanotron.config import MODELS
 from ckpt_nanotron.files import TRAINING_CONFIG
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The yaml of a run that starts from the weights."""
     (path,) = (name for name in target.documents if name.endswith(TRAINING_CONFIG))
     (table,) = (model.config for model in MODELS if model.config.name == target.decisions["model"])
     fates = table.fates(target.config)
     ranks = target.parallel["tp"] * target.parallel["pp"]
     place = request.destination or "."
-    return Launch(
+    return launches.Launch(
         f"nanotron {target.decisions['target']}",
         ("torchrun", f"--nproc-per-node={ranks}", "run_train.py", "--config-file", f"{place}/{path}"),
         tuple(

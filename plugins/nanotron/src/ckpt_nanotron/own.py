@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, Judgement, judgement
+from ckpt_core.sdk import Checkpoint, judgement
 from ckpt_nanotron.files import CONFIG, find_step
 
 PACKAGE = "nanotron"
 CLASSES: frozenset[tuple[str, str]] = frozenset()  # weights are safetensors; nothing is unpickled
 
 
-def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
+def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgement.Judgement | None:
     """The hook `ckpt_logits`. In another topology release 0.4 refuses what it wrote itself under numpy 2."""
     ranks = {name: checkpoint.parallel.get(name, 1) for name in ("tp", "pp")}
     return judgement.judged_apart("ckpt_nanotron.own", PACKAGE, checkpoint, inputs, ranks)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from os.path import basename, dirname
 from typing import Any
 
-from ckpt_core.sdk import Config, Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Config, Target, WriteRequest, launches
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
 from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION
 from ckpt_nemo.gpt import config as gpt
@@ -64,7 +64,7 @@ _SCRIPTS = {
 }
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The command for the config of an archive, or of a checkpoint in the middle of training."""
     kind, config = _kind(target), target.config
     script, place = _script(kind, target), request.destination or "."
@@ -86,7 +86,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     ranks = target.parallel["tp"] * target.parallel["pp"]
     program = ("torchrun", f"--nproc-per-node={ranks}", script.name, f"trainer.devices={ranks}")
     unread = trained and not script.trained
-    return Launch(
+    return launches.Launch(
         f"NeMo {script.release}",
         program,
         tuple(arguments),

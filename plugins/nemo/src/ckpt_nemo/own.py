@@ -7,12 +7,12 @@ its `io.json` names, with the arguments that it gives; no list says which of the
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Judgement, judgement
+from ckpt_core.sdk import judgement
 
 
-def judged(package: str) -> Judgement | None:
+def judged(package: str) -> judgement.Judgement | None:
     """The hook `ckpt_logits`; `package` is the one with the models of this NeMo."""
     if not judgement.installed(package):
         return None
     why = "its loader calls what the checkpoint names, which is not done with one that may be a stranger's"
-    return Judgement(judgement.named("nemo_toolkit"), cannot=why)
+    return judgement.Judgement(judgement.named("nemo_toolkit"), cannot=why)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import Architecture, CkptError, FormatError, UsageError, schema
+from ckpt_core.sdk import Architecture, CkptError, FormatError, errors, schema
 from ckpt_nxdt.files import Held
 from ckpt_nxdt.weights import Arrangement
 
@@ -69,7 +69,7 @@ def detect_arrangement(clues: Clues) -> Detected:
     for name, value in facts.items():
         if clues.options.get(name) not in (None, value):
             given, fix = f"-o {name}={clues.options[name]}", "leave it out: the files say it"
-            raise UsageError(f"the files contradict {given}", found=f"{name}={value}", fix=fix)
+            raise errors.UsageError(f"the files contradict {given}", found=f"{name}={value}", fix=fix)
     if style == "megatron":
         detected.arrangement = Arrangement(style, qkv, layout=_megatron_layout(clues, detected.evidence))
     elif detected.copies > 1:
@@ -172,7 +172,7 @@ def _hardware(clues: Clues, neighbours: bool, strided: bool, groups: int, where:
     if clues.recorded.get("hw_backend") in ("trn1", "trn2"):
         recorded = clues.recorded.get("layout")
         return str(clues.recorded["hw_backend"]), str(layout or recorded or "native"), "by the receipt"
-    raise UsageError(
+    raise errors.UsageError(
         f"nothing says whether these files are for trn1 or for trn2: {where} lie {groups} ranks apart",
         file=clues.held.folder,
         found="the order of a trn1 job, and what AWS's converter writes for both",
@@ -195,7 +195,9 @@ def _check_order(
     elif not strided:
         said = f"-o hw_backend={hardware} -o layout={layout}"
         fix = "leave both out: the files say it"
-        raise UsageError(f"the files contradict {said}: {where} lie on neighbouring ranks", file=held.folder, fix=fix)
+        raise errors.UsageError(
+            f"the files contradict {said}: {where} lie on neighbouring ranks", file=held.folder, fix=fix
+        )
 
 
 def _megatron_layout(clues: Clues, evidence: list[str]) -> str:
@@ -215,7 +217,7 @@ def _megatron_layout(clues: Clues, evidence: list[str]) -> str:
         evidence.append(f"order of q, k and v: {clues.recorded['layout']}, by the receipt")
         return str(clues.recorded["layout"])
     heads = "heads" if attention.heads == attention.groups else "key-value heads"
-    raise UsageError(
+    raise errors.UsageError(
         f"nothing says who wrote these files: with {per_rank} {heads} per rank a job interleaves them head by head, "
         "and AWS's converter puts all of q, k and v together",
         file=clues.held.folder,

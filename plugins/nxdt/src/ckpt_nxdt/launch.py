@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Target, WriteRequest, launches
 from ckpt_nxdt.config import CONFIG
 from ckpt_nxdt.job import FRAGMENT
 
 _PLACES = ("exp_manager", "distributed_strategy", "model.pipeline_cuts", "model.weight_init_only")
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The lines of the yaml that must agree with the files. In the hf style the model's own keys are in `config.json`."""
     lines = target.config["job"]
     arguments = [launches.Argument(path, value, model=not path.startswith(_PLACES)) for path, value in _flat(lines)]
@@ -23,7 +23,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
             launches.Argument(f"{CONFIG}: {key}", value, taken=True) for key, value in target.config["model"].items()
         ]
     ranks = math.prod(size for name, size in target.parallel.items() if name != "vpp")
-    return Launch(
+    return launches.Launch(
         "NxD Training",
         ("torchrun", f"--nproc-per-node={ranks}", "training.py", "--config-path=conf", "--config-name=YOURS"),
         tuple(arguments),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, Judgement, documents, judgement
+from ckpt_core.sdk import Checkpoint, documents, judgement
 from ckpt_nxdt.files import find_folder, root_of
 from ckpt_nxdt.job import FRAGMENT
 
@@ -61,7 +61,7 @@ class Job:
         )
 
 
-def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> Judgement | None:
+def judged(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgement.Judgement | None:
     """The hook `ckpt_logits`."""
     ranks = {name: checkpoint.parallel.get(name, 1) for name in ("tp", "ep")}
     return judgement.judged_apart("ckpt_nxdt.own", PACKAGE, checkpoint, inputs, ranks)

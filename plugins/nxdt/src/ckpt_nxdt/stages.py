@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ckpt_core.sdk import Refusal, UsageError
+from ckpt_core.sdk import Refusal, errors
 
 _CUT = re.compile(r"(?:(?:model|language_model\.encoder)\.layers\.)?(\d+)")
 
@@ -30,7 +30,7 @@ def given_cuts(text: str) -> list[int]:
     """
     matches = [_CUT.fullmatch(part.strip()) for part in text.split(",")]
     if any(match is None for match in matches):
-        raise UsageError(f"option pipeline_cuts has no value {text!r}", expected="layers, as 18,39,60")
+        raise errors.UsageError(f"option pipeline_cuts has no value {text!r}", expected="layers, as 18,39,60")
     return [int(match[1]) for match in matches if match is not None]
 
 
@@ -45,7 +45,7 @@ def pipeline_ranks(layers: int, pp: int, vpp: int, cuts: list[int] | None) -> li
         raise Refusal(f"{stages} pipeline stages are more than the {layers} layers", found=f"pp={pp} virtual_pp={vpp}")
     cuts = even_cuts(layers, stages) if cuts is None else cuts
     if len(cuts) != stages - 1 or sorted(set(cuts)) != cuts or (cuts and cuts[-1] >= layers - 1):
-        raise UsageError(
+        raise errors.UsageError(
             "pipeline_cuts do not fit the pipeline",
             found=", ".join(map(str, cuts)) or "no cuts",
             expected=f"{stages - 1} layers in ascending order, each the last of its stage, below {layers - 1}",

@@ -17,10 +17,10 @@ from ckpt_core.sdk import (
     Placement,
     Refusal,
     Target,
-    UsageError,
     WriteRequest,
     disk,
     documents,
+    errors,
     facts_of,
     layouts,
     rewrites,
@@ -86,7 +86,7 @@ def _counted(name: str, options: Mapping[str, Any]) -> int | None:
     """The value of an option that counts something."""
     value = options.get(name)
     if value is not None and int(value) < 1:
-        raise UsageError(f"{name} is at least 1", found=value)
+        raise errors.UsageError(f"{name} is at least 1", found=value)
     return None if value is None else int(value)
 
 
@@ -158,7 +158,7 @@ def _copies(
         fix = f"leave out kv_size_multiplier, or give {tp // groups}" if tp % groups == 0 else None
         raise Refusal(f"tp={tp} does not divide the {groups} key-value heads", found=f"qkv={arrangement.qkv}", fix=fix)
     if copies > 1 and groups > 1 and _chosen("hw_backend", options, hints) is None:
-        raise UsageError(
+        raise errors.UsageError(
             "trn1 and trn2 put the copies of key-value heads on different ranks",
             found=f"kv_size_multiplier={copies}, no hw_backend",
             expected="-o hw_backend=trn1 or -o hw_backend=trn2: where the job will run",

@@ -241,7 +241,10 @@ class _InflatedStream(io.RawIOBase):
 
 
 def open_stored(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file as offsets into it count: its own bytes, or, of a tar in gzip, the inflated ones."""
+    """A file as offsets into it count: its own bytes, or, of a tar in gzip, the inflated ones.
+
+    `FormatError` for what is not a regular file, and for a gzip file that is damaged or inflates without end.
+    """
     source = inflated(path)
     if source is None:
         return os.fdopen(open_regular(path), "rb")

@@ -22,13 +22,6 @@ from ckpt_core.storage.archive.tar import BLOCK, is_tar, list_tar
 from ckpt_core.storage.bytes.files import FileState, naming, open_regular, unreadable
 from ckpt_core.storage.bytes.home import Home, home_of
 
-__all__ = [
-    "Extent",
-    "Tree",
-    "is_archive",
-    "open_tree",
-]
-
 _MAX_FILES = 1_000_000
 _MAX_DEPTH = 64
 _PIECE = 1 << 20

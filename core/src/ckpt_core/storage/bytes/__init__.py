@@ -1,6 +1,7 @@
 """Files as bytes: opened safely, read by ranges, written and synced."""
 
+from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState, read_range, read_small
 from ckpt_core.storage.bytes.output import OutputFile
 
-__all__ = ["FileState", "OutputFile", "read_range", "read_small"]
+__all__ = ["FileState", "OutputFile", "parse_size", "read_range", "read_small"]

@@ -78,7 +78,10 @@ def read_zarr(source: str | os.PathLike[str] | Tree) -> DistributedCheckpoint:
 
 
 def read_array(folder: Tree, name: str) -> ChunkedTensor:
-    """The array called `name` in a folder, every chunk checked to be there with its whole size."""
+    """The array called `name` in a folder, every chunk checked to be there with its whole size.
+
+    `FormatError` for a chunk that is missing or too short, and for an array that is compressed or of an unknown dtype.
+    """
     file = folder.place(ARRAY)
     fields = _fields(parse_json(folder.read(ARRAY, 1 << 20), file), file)
     dtype = _DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None

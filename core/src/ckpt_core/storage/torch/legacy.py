@@ -36,7 +36,10 @@ def starts_with_magic(head: bytes) -> bool:
 
 
 def read_legacy(stream: BinaryIO, file: str, start: int, end: int, limits: Limits) -> Any:
-    """The object in bytes [`start`, `end`) of `stream`, with a `StoredTensor` for each tensor."""
+    """The object in bytes [`start`, `end`) of `stream`, with a `StoredTensor` for each tensor.
+
+    `FormatError` for a file that is cut off or damaged, and for a pickle that asks for what is not data.
+    """
     data = ByteRange(stream, file, start, end)
     if read_pickle(data, file, limits=limits) != _MAGIC:
         raise FormatError("the file does not start with torch's magic number", file=file)

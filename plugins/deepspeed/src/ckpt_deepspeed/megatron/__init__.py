@@ -6,12 +6,12 @@ from ckpt_core.sdk import (
     Checkpoint,
     FamilyTables,
     FormatInfo,
-    Launch,
     Option,
     ReadRequest,
     Target,
     WriteRequest,
     hookimpl,
+    launches,
 )
 
 
@@ -84,7 +84,7 @@ def ckpt_logits():
 
 
 @hookimpl
-def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     from ckpt_deepspeed.megatron.launch import launch
 
     return launch(target, request, resumed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Target, WriteRequest, launches
 
 _POSITIONS = {1: "rotary", 2: "absolute", 3: "alibi"}
 
@@ -41,7 +41,7 @@ _RUNNING: dict[str, tuple[str, Any, Any]] = {
 }
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The command of pretrain_gpt.py for the args of a checkpoint that is written."""
     args, place = target.config, request.destination or "."
     arguments = [launches.Argument("load", place, ("--load", place), model=False)]
@@ -57,7 +57,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
             if name in args:
                 arguments.append(_argument(name, args[name], flag, default, switch, model))
     ranks = target.parallel["tp"] * target.parallel["pp"]
-    return Launch(
+    return launches.Launch(
         "Megatron-DeepSpeed",
         ("deepspeed", f"--num_gpus={ranks}", "pretrain_gpt.py"),
         tuple(arguments),

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
-    REQUIRED,
     Config,
     Facts,
     PerLayer,
     Refusal,
     Table,
+    configs,
     custom,
     drop,
     fact_is,
@@ -98,7 +98,7 @@ GPT2 = Config("", GENERIC).replace("GPT2LMHeadModel",
     key("n_head", "attention.heads", "attention.groups"),
     derived_head_dim("n_embd", "n_head"),
     # transformers takes them for one key, and a source may have noted another length under the second
-    key("n_positions", "positions.count", also=["max_position_embeddings"], default=1024, null=REQUIRED, type=values.whole, noted="max_positions"),
+    key("n_positions", "positions.count", also=["max_position_embeddings"], default=1024, null=configs.REQUIRED, type=values.whole, noted="max_positions"),
     custom(["n_inner"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
     key("activation_function", "mlp.activation", default="gelu_new", via=activation("gelu_new")),
     fact_is("mlp.gated", False),

@@ -6,7 +6,7 @@ optimizer and random states were saved (training/checkpointing.py, v0.2 to v0.6)
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Target, WriteRequest, launches
 from ckpt_megatron.bridge.config import table_of
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS
@@ -14,7 +14,7 @@ from ckpt_megatron.transformer_config.writing import FUNCTIONS
 _RANKS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The overrides of a recipe's config. Those that hold a function can't be said so: the class has them."""
     fields = target.config
     fates = table_of(target.decisions["class"], fields).fates(fields)
@@ -32,7 +32,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
         )
     ranks = target.parallel["tp"] * target.parallel["pp"] * target.parallel["ep"]
     folder = next(name for name in target.documents if name.endswith("run_config.yaml")).rpartition("/")[0]
-    return Launch(
+    return launches.Launch(
         f"Megatron-Bridge {target.decisions['bridge_version']}",
         ("torchrun", f"--nproc-per-node={ranks}", "run_recipe.py", "--recipe", "YOURS"),
         tuple(arguments),

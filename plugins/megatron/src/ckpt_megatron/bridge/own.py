@@ -6,12 +6,12 @@ checkpoints that we wrote.
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Judgement, judgement
+from ckpt_core.sdk import judgement
 
 
-def judged() -> Judgement | None:
+def judged() -> judgement.Judgement | None:
     """The hook `ckpt_logits`."""
     if not judgement.installed("megatron.bridge"):
         return None
     why = "its loader calls what the checkpoint names, which is not done with one that may be a stranger's"
-    return Judgement(judgement.named("megatron-bridge"), cannot=why)
+    return judgement.Judgement(judgement.named("megatron-bridge"), cannot=why)

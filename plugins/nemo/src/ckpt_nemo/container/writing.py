@@ -11,19 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.sdk import (
-    DType,
-    Loss,
-    Native,
-    Placement,
-    Refusal,
-    Sidecar,
-    Target,
-    disk,
-    documents,
-    plan_tar,
-    torch_files,
-)
+from ckpt_core.sdk import DType, Loss, Native, Placement, Refusal, Sidecar, Target, disk, documents, torch_files, trees
 from ckpt_nemo.container.archive import COMPANIONS, CONFIG, RANK_FILE, WEIGHTS
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX, VERSION
 from ckpt_nemo.container.saved import rank_folder
@@ -162,7 +150,7 @@ def packed(
         target.held = {*target.held, *small}
         beside = {f"{COMPANIONS}/{name}": file.extent.read() for name, file in small.items()}
         held: dict[str, disk.OutputFile | bytes] = {**artifacts, **beside, CONFIG: text, **members.files}
-        file, offsets = plan_tar(_ARCHIVE, {f"./{name}": member for name, member in held.items()})
+        file, offsets = trees.plan_tar(_ARCHIVE, {f"./{name}": member for name, member in held.items()})
         target.files, target.single_file = [file], True
         target.placements = [
             replace(one, file=_ARCHIVE, offset=offsets[f"./{one.file}"] + one.offset) for one in members.placements

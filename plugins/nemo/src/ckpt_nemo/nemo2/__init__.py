@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from ckpt_core.sdk import (
     Checkpoint,
-    Description,
     FamilyTables,
     FormatInfo,
-    Launch,
     Option,
     ReadRequest,
     Target,
     WriteRequest,
     hookimpl,
+    launches,
 )
 
 
@@ -64,7 +63,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Description:
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
     from ckpt_nemo.nemo2.read import read
 
     return read(path, request)
@@ -92,7 +91,7 @@ def ckpt_logits():
 
 
 @hookimpl
-def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     from ckpt_nemo.nemo2.launch import launch
 
     return launch(target, request, resumed)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Launch, Target, WriteRequest, launches
+from ckpt_core.sdk import Target, WriteRequest, launches
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS
 from ckpt_nemo.nemo2.config import Classes, table_of
@@ -19,7 +19,7 @@ _RANKS = {
 }
 
 
-def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
+def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Launch:
     """The overrides of a recipe, as nemo_run reads them: names and values of Python."""
     place = request.destination or "."
     key = "resume.restore_config.path"
@@ -37,7 +37,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> Launch:
     for name, short in _RANKS.items():
         path, size = f"trainer.strategy.{name}", target.parallel[short]
         arguments.append(launches.Argument(path, size, (f"{path}={size}",), model=False))
-    return Launch(
+    return launches.Launch(
         "NeMo 2",
         ("nemo", "llm", "finetune", "--factory", "YOURS"),
         tuple(arguments),

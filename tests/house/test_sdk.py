@@ -1,0 +1,43 @@
+"""`ckpt_core.sdk`, all that an author imports: every name is documented, and listed in docs/reference/sdk.md."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import sdk_names
+
+from ckpt_core import sdk
+
+
+@pytest.mark.parametrize("name", ["", *sdk_names.namespaces()])
+def test_every_name_is_documented(name: str) -> None:
+    module = sdk_names.namespaces()[name] if name else sdk
+    assert len(set(module.__all__)) == len(module.__all__) and all(hasattr(module, one) for one in module.__all__)
+    assert not [one for one in module.__all__ if not sdk_names.sentence(module, one)]
+
+
+def test_the_page_counts_what_it_lists() -> None:
+    page = sdk_names.page()
+    assert page.startswith(f"{len(sdk.__all__)} names, {len(sdk_names.namespaces())} of them namespaces")
+    names = [name for name in sdk.__all__ if name not in sdk_names.namespaces()]
+    assert all(f"| `{name}" in page for name in names)
+
+
+class Undocumented:
+    pass
+
+
+def said_of_a_function() -> None:
+    """One sentence
+    on two lines.
+
+    And more.
+    """
+
+
+def test_a_sentence_is_the_first_paragraph() -> None:
+    here = ModuleType(__name__)
+    vars(here).update(globals())
+    assert sdk_names.sentence(here, "said_of_a_function") == "One sentence on two lines."
+    assert sdk_names.sentence(here, "Undocumented") == ""
