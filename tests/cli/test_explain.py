@@ -75,9 +75,10 @@ def test_rows_under_other_choices_are_shown_beside() -> None:
     assert [one.sentence for one in nanotron.names["layers.{l}.attention.q.weight"]] == [
         "(q[g r d] + k[g d] + v[g d]) h"
     ]
-    assert [one.sentence for one in nanotron.elsewhere["layers.{l}.attention.q.weight"]] == [
-        "(q[g r (e c + o)] + k[g (e c + o)] + v[g d]) h"
-    ]
+    others = {one.sentence: one for one in nanotron.elsewhere["layers.{l}.attention.q.weight"]}
+    assert others["(q[g r (e c + o)] + k[g (e c + o)] + v[g d]) h"].conditions == (
+        "under model=llama, qwen2; rope_interleaved=True",
+    )
 
 
 def test_a_format_that_declares_nothing_is_explained_by_what_it_writes() -> None:

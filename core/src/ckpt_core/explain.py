@@ -52,7 +52,7 @@ class NativeName:
 
 
 def _ranks(row: Row) -> str:
-    return " ".join(f"{dimension}={axes.replace(' ', ',')}" for dimension, axes in row.splits)
+    return " ".join(f"{dimension}={axes if ':' in axes else axes.replace(' ', ',')}" for dimension, axes in row.splits)
 
 
 def _conditions(row: Row) -> Iterator[str]:
