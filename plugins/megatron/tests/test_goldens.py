@@ -73,7 +73,7 @@ def test_the_parallel_layout_is_found(golden: Golden) -> None:
         assert {name: found.get(name, 1) for name in ("tp", "pp", "ep")} == {
             name: golden.case[name] for name in ("tp", "pp", "ep")
         }
-        assert source.checkpoint.masters == has_optimizer(golden)
+        assert source.checkpoint.provenance.masters == has_optimizer(golden)
 
 
 # --- and back ------------------------------------------------------------------------------------------------------

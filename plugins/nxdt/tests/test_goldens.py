@@ -174,7 +174,7 @@ def test_masters_that_are_not_there_are_refused(golden: Golden) -> None:
 def test_the_parallel_layout_is_found(golden: Golden) -> None:
     with open_checkpoint(golden.checkpoint, **reading(golden)) as source:
         assert source.checkpoint.parallel == golden.parallel
-        assert source.checkpoint.masters == has_masters(golden)
+        assert source.checkpoint.provenance.masters == has_masters(golden)
         said = " ".join(source.checkpoint.provenance.evidence)
         assert ("written by a training job" in said) == trained(golden)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ckpt_tests.goldens import Golden, goldens
+from ckpt_tests.inert import pickle_module
 
 SAFE = {"torch", "collections", "_codecs", "numpy", "argparse", "typing", "builtins", "__builtin__"}
 FRAMEWORKS = (
@@ -47,16 +48,7 @@ def inert(module: str, name: str) -> type[Inert]:
     return type(name, (Inert,), {"__module__": module})
 
 
-class _Unpickler(pickle.Unpickler):
-    """Classes of frameworks that are not installed become inert; the rest is torch's own."""
-
-    def find_class(self, module: str, name: str) -> object:
-        return super().find_class(module, name) if module.split(".")[0] in SAFE else inert(module, name)
-
-
-_inert = types.ModuleType("inert")
-_inert.Unpickler = _Unpickler
-_inert.load = lambda file, **_: _Unpickler(file).load()
+_inert = pickle_module(SAFE, inert)
 
 
 def load(path: Path) -> object:

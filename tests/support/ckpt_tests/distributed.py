@@ -21,24 +21,22 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckpt_core.testing import Entry
+from ckpt_tests.inert import empty, pickle_module
 
 _SAFE = {"torch", "collections", "numpy"}
 
 
-class _Unpickler(pickle.Unpickler):
+def _stand_in(module: str, name: str) -> type:
     """Megatron-Core pickles a subclass of torch's Metadata, and classes that are not installed here."""
+    return Metadata if name == "MCoreMetadata" else empty(module, name)
 
-    def find_class(self, module: str, name: str) -> object:
-        if name == "MCoreMetadata":
-            return Metadata
-        if module.split(".")[0] in _SAFE:
-            return super().find_class(module, name)
-        return type(name, (), {"__new__": lambda cls, *_, **__: object.__new__(cls), "__setstate__": lambda *_: None})
+
+_inert = pickle_module(_SAFE, _stand_in)
 
 
 def metadata_of(folder: Path) -> Any:
     with (folder / ".metadata").open("rb") as file:
-        return _Unpickler(file).load()
+        return _inert.load(file)
 
 
 def tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
-import types
 from pathlib import Path
 
 import torch
 
 from ckpt_tests.goldens import Golden
+from ckpt_tests.inert import pickle_module
 
 SAFE = {"torch", "collections", "_codecs", "numpy", "argparse", "signal", "pathlib"}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Classes of frameworks that are not installed become empty ones; the rest is torch's own."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module.split(".")[0] in SAFE:
-            return super().find_class(module, name)
-        inert = {"__new__": lambda cls, *_, **__: object.__new__(cls), "__setstate__": lambda self, state: None}
-        return type(name, (), inert)
-
-
-_inert = types.ModuleType("inert")
-_inert.Unpickler = _Unpickler
-_inert.load = lambda file, **_: _Unpickler(file).load()
+_inert = pickle_module(SAFE)
 
 
 def load(path: Path) -> dict:
@@ -67,7 +52,7 @@ def rank_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def dist_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     """The tensors of `.metadata` whose keys begin with `prefix` (without one, those of the model), chunk by chunk."""
-    metadata = _Unpickler((folder / ".metadata").open("rb")).load()
+    metadata = _inert.Unpickler((folder / ".metadata").open("rb")).load()
     blobs = {
         (index.fqn, tuple(index.offset) if index.offset is not None else None): info
         for index, info in metadata.storage_data.items()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import tarfile
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 import yaml
 
 from ckpt_tests.goldens import Golden
+from ckpt_tests.inert import pickle_module
 
 SAFE = {"torch", "collections", "_codecs", "numpy", "_io"}
 _DTYPES = {
@@ -22,21 +21,7 @@ _DTYPES = {
     "<f2": (np.float16, torch.float16),
     "bfloat16": (np.int16, torch.bfloat16),
 }
-
-
-class _Unpickler(pickle.Unpickler):
-    """Classes of OmegaConf, which is not installed, become empty ones; the rest is torch's own."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module.split(".")[0] in SAFE:
-            return super().find_class(module, name)
-        inert = {"__new__": lambda cls, *_, **__: object.__new__(cls), "__setstate__": lambda self, state: None}
-        return type(name, (), inert)
-
-
-_inert = types.ModuleType("inert")
-_inert.Unpickler = _Unpickler
-_inert.load = lambda file, **_: _Unpickler(file).load()
+_inert = pickle_module(SAFE)
 
 
 def load(data: bytes) -> dict:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,23 +14,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ckpt_tests.goldens import Golden, goldens
+from ckpt_tests.inert import pickle_module
 
 ROOT = "enc_dec_model."
-
-
-class _Unpickler(pickle.Unpickler):
-    """OmegaConf is not installed: its classes become empty ones."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module.split(".")[0] in ("torch", "collections", "_codecs"):
-            return super().find_class(module, name)
-        inert = {"__new__": lambda cls, *_, **__: object.__new__(cls), "__setstate__": lambda self, state: None}
-        return type(name, (), inert)
-
-
-_inert = types.ModuleType("inert")
-_inert.Unpickler = _Unpickler
-_inert.load = lambda file, **_: _Unpickler(file).load()
+_inert = pickle_module({"torch", "collections", "_codecs"})
 
 
 def content(data: bytes) -> dict:
