@@ -26,14 +26,12 @@ def namespaces() -> dict[str, ModuleType]:
     return {name: value for name, value in names(sdk).items() if isinstance(value, ModuleType)}
 
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in a value: another one in each run
-
-
 def sentence(module: ModuleType, name: str) -> str:
-    """The first paragraph of what is said about a name, on one line; a constant that nothing is said about says itself."""
+    """The first paragraph of what is said about a name, on one line; a plain constant that nothing is said about says itself."""
     value = getattr(module, name)
     own = isinstance(value, ModuleType) or inspect.isclass(value) or inspect.isroutine(value)
-    text = (inspect.getdoc(value) if own else _said_below(*_home(module.__name__, name)) or _ADDRESS.sub("", str(value))) or ""
+    text = (inspect.getdoc(value) if own else _said_below(*_home(module.__name__, name)) or str(value)) or ""
+    text = "" if " at 0x" in text else text
     if inspect.isclass(value) and text.startswith(f"{name}("):  # what dataclass writes where nothing is said
         text = ""
     return " ".join(text.split("\n\n")[0].split())
