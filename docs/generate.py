@@ -2,7 +2,7 @@
 
 `--check` only compares; `--console` also runs the commands in console blocks and writes what they print.
 A section stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `SECTIONS`, with an
-argument after a space (`file templates/plugin/README.md`).
+argument after a space (`file plugins/hf/README.md`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ckpt_core.layout import Drop, Row, Table, Tables, words_of
 from ckpt_core.plugins import FamilyTables
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.plugins.request import option_table
+from ckpt_core.template import project
 from ckpt_core.testing import example, example_architectures, variations
 from ckpt_core.verify.declared import Declared, Sentences
 
@@ -408,7 +409,13 @@ def file(path: str) -> str:
     """A file of the repository as a code block."""
     text = (ROOT / path).read_text().rstrip()
     fence = "`" * (4 if "```" in text else 3)
-    return f"`{path.removeprefix('templates/plugin/')}`\n\n{fence}{_LANGUAGES.get(os.path.splitext(path)[1], 'text')}\n{text}\n{fence}"
+    return f"`{path}`\n\n{fence}{_LANGUAGES.get(os.path.splitext(path)[1], 'text')}\n{text}\n{fence}"
+
+
+def template(path: str) -> str:
+    """A file of the project that `ckpt plugin new example` writes, as a code block."""
+    text = project("example")[path].rstrip()
+    return f"`{path}`\n\n```{_LANGUAGES.get(os.path.splitext(path)[1], 'text')}\n{text}\n```"
 
 
 SECTIONS: dict[str, Callable[..., str]] = {
@@ -421,6 +428,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "architecture-fields": architecture_fields,
     "command-line": command_line,
     "file": file,
+    "template": template,
     "floors": floors.drawing,
     "rooms": floors.rooms,
     "sdk": sdk_names.page,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ckpt_core.testing.hearing import axes
 from ckpt_tests.broken import still
 from ckpt_tests.goldens import every_golden
 
@@ -19,7 +20,7 @@ def main() -> None:
     tried = unmoved = 0
     for golden in every_golden():
         with tempfile.TemporaryDirectory() as folder:
-            axes_of_one, found, inert = still(golden, Path(folder))
+            axes_of_one, found, inert = still(golden, Path(folder), axes)
         tried += len(axes_of_one)
         unmoved += len(found)
         print(

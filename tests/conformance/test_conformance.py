@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ckpt_core.testing import FormatConformance, Quirks, example_architectures
+from ckpt_core.testing import Quirks, example_architectures
+from ckpt_tests.conformance import FirstParty
 
 
-class TestIr(FormatConformance):
+class TestIr(FirstParty):
     format = "ir"
     quirks = Quirks(models=example_architectures(), dtypes=("fp32",))  # it always stores float32

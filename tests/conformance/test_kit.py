@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ckpt_core import open_checkpoint
 from ckpt_core.architecture import Architecture, Classifier, from_json, parameters, to_json
+from ckpt_core.checkpoint import Placement
+from ckpt_core.errors import Problems
+from ckpt_core.layout import BoundTables, Table, row
+from ckpt_core.storage.dtypes import FP32
 from ckpt_core.testing import example, example_architectures, variations, write_ir
+from ckpt_core.testing.laws.sentences import layers_out_of_order, ranks_out_of_order
 
 VARIED = ("llama", "gpt2", "moe", "latent", "t5", "vit")
 
@@ -75,3 +81,26 @@ def test_a_variation_is_named() -> None:
     assert theta.named_in("rope_theta: theta is fixed")
     assert not theta.named_in("this does not fit")
     assert Classifier.__name__ not in found
+
+
+def test_exchanged_layers_and_ranks_are_seen() -> None:
+    """By the names in files; that a reader exchanges them back is no excuse."""
+    tables = [Table("block{l}", to="layers.{l}", rows=[row("down", "h f", "mlp.down.weight", tp="f")])]
+    bound = BoundTables(tables, example("llama"))
+
+    def placed(name: Callable[[int], int], file: Callable[[int], int]) -> list[Placement]:
+        halves = [BoundTables._natives(bound, {"tp": (rank, 2)}, Problems("")) for rank in (0, 1)]
+        return [
+            Placement(replace(native, name=f"block{name(native.layer)}.down"), FP32, f"rank-{file(rank)}", 0)
+            for rank, natives in enumerate(halves)
+            for native in natives
+        ]
+
+    right = placed(lambda layer: layer, lambda rank: rank)
+    assert [*layers_out_of_order(right, {}), *ranks_out_of_order(right)] == []
+    layers = placed(lambda layer: 5 - layer, lambda rank: rank)
+    assert (
+        next(layers_out_of_order(layers, {})) == "layer 0 is called 'block5.down' in rank-0, and layer 1 'block4.down'"
+    )
+    ranks = placed(lambda layer: layer, lambda rank: 1 - rank)
+    assert next(ranks_out_of_order(ranks)) == "rank-1 holds what comes before rank-0 of 'block0.down'"

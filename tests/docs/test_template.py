@@ -1,68 +1,89 @@
-"""The template of a plugin: installed as a package, it passes the kit, converts, and the kit catches it when it is wrong."""
+"""The project of `ckpt plugin new`: it passes its own tests at once, converts, and the kit catches it when it is wrong."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "templates" / "plugin"
+from ckpt_core.errors import UsageError
+from ckpt_core.template import CONFIGS, CONTAINERS, project
+from ckpt_tests.program import ckpt
 
-DISCOVERABLE = """\
-Metadata-Version: 2.1
-Name: ckpt-example
-Version: 0.1.0
-"""
+CASES = [(container, config) for container in CONTAINERS for config in CONFIGS]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    """A folder that holds the template as an installed distribution."""
-    folder = tmp_path / "site"
-    shutil.copytree(
-        TEMPLATE / "src" / "ckpt_example", folder / "ckpt_example", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    info = folder / "ckpt_example-0.1.0.dist-info"
+def installed(folder: Path, *, name: str = "example", container: str = "safetensors", config: str = "json") -> Path:
+    """The project of a plugin below `folder`, as an installed distribution in its `site`."""
+    for path, text in project(name, container, config).items():
+        place = folder / (f"site/{path.removeprefix('src/')}" if path.startswith("src/") else path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    info = folder / "site" / f"ckpt_{name}-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(DISCOVERABLE)
-    (info / "entry_points.txt").write_text("[ckpt.formats]\nexample = ckpt_example:FORMAT\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ckpt-{name}\nVersion: 0.1.0\n")
+    entries = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]["ckpt.formats"]
+    lines = "".join(f"{format} = {module}\n" for format, module in entries.items())
+    (info / "entry_points.txt").write_text(f"[ckpt.formats]\n{lines}")
     return folder
 
 
-def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A Python command that sees the plugin."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(site),
+        "PYTHONPATH": str(folder / "site"),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "CKPT_PLUGINS": "example,hf,ir",
+        "CKPT_PLUGINS": f"example,{','.join(f'm{number}' for number in range(len(MISTAKES)))},hf,ir",
     }
-    return subprocess.run([sys.executable, *command], env=environment, cwd=site.parent, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
 
 
-def conformance(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    tests = site.parent / "tests"
-    shutil.copytree(TEMPLATE / "tests", tests, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    return run(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests), *arguments)
+def conformance(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "tests", *arguments)
 
 
-def test_the_entry_point_is_the_one_it_declares() -> None:
-    text = (TEMPLATE / "pyproject.toml").read_text()
-    assert '[project.entry-points."ckpt.formats"]\nexample = "ckpt_example:FORMAT"\n' in text
+def test_the_command_writes_a_whole_project(tmp_path: Path) -> None:
+    code, text = ckpt("plugin", "new", "my-format", tmp_path / "new", "--container", "torch", "--config", "yaml")
+    assert code == 0 and "pip install" in text
+    files = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert files >= {
+        "pyproject.toml", "README.md", "LICENSE", ".github/workflows/tests.yml", "tests/test_conformance.py",
+        "src/ckpt_my_format/__init__.py", "src/ckpt_my_format/sentences.txt",
+    }  # fmt: skip
+    whole = "".join((tmp_path / "new" / name).read_text() for name in files)
+    assert "model.yaml" in whole and "rank-{tp}.pt" in whole and "safetensors" not in whole
+    assert "@name@" not in whole and "#:" not in whole
+    for name in (path for path in files if path.endswith(".py")):
+        compile((tmp_path / "new" / name).read_text(), name, "exec")
+    code, text = ckpt("plugin", "new", "my-format", tmp_path / "new")
+    assert code == 2 and "the folder of the new plugin exists" in text
 
 
-def test_it_passes_the_kit(site: Path) -> None:
-    done = conformance(site)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
+@pytest.mark.parametrize("name", ["", "My", "a_b", "-a", "a/b", "3d"])
+def test_a_name_that_no_format_can_have(name: str) -> None:
+    with pytest.raises(UsageError, match="can't be the name of a format"):
+        project(name)
 
 
-def test_it_converts_from_and_to_hf(site: Path) -> None:
+@pytest.mark.parametrize(("container", "config"), CASES)
+def test_it_passes_its_own_tests(container: str, config: str, tmp_path: Path) -> None:
+    """The first project all of them, the others those that depend on where its bytes are."""
+    folder = installed(tmp_path, container=container, config=config)
+    depends = "named or crash or refused or reads_back or detects" if (container, config) != CASES[0] else "test"
+    variation = "not a_fact_is_expressed" if (container, config) != CASES[0] else "test"
+    done = conformance(folder, "-k", f"({depends}) and ({variation})")
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:]
+
+
+def test_it_converts_from_and_to_hf(tmp_path: Path) -> None:
     pytest.importorskip("ckpt_hf")
     script = """
 from ckpt_core import convert, fingerprint
@@ -75,91 +96,133 @@ assert fingerprint("hf") == fingerprint("example") == fingerprint("back")
 for name in ("model.safetensors", "config.json"):
     assert open(f"hf/{name}", "rb").read() == open(f"back/{name}", "rb").read(), name
 """
-    done = run(site, "-c", script)
+    folder = installed(tmp_path)
+    done = run(folder, "-c", script)
     assert done.returncode == 0, done.stderr
-    listed = run(site, "-m", "ckpt_core", "formats")
+    listed = run(folder, "-m", "ckpt_core", "formats")
     assert "ckpt-example 0.1.0" in listed.stdout
 
 
-# What an author may get wrong, and the law that notices.
-MISTAKES = {
-    "a tensor that nobody accounts for": (
-        "weights.py",
-        "TABLES = (MODEL, LAYER)",
-        'TABLES = (MODEL.extend(drop("*", "wrong")), LAYER)',
-        "test_a_tensor_too_many_is_named",
-    ),
-    "a fact that nobody writes": (
-        "config.py",
+# What an author may get wrong: the changes of a file (right text, wrong text), the law that notices, and words of the failure.
+CONFIG, WEIGHTS, HOOKS, SENTENCES = "config.py", "weights.py", "__init__.py", "sentences.txt"
+IN_CONFIG = ("sdk import Activation, Config,", "sdk import Activation, Config, custom, ignore,")
+IN_HOOKS = ("sdk import Folder, Format,", "sdk import Folder, Format, hookimpl, rewrites,")
+EAGER = "a detection that is too eager"
+Changes = tuple[str, list[tuple[str, str]], str, str]
+# fmt: off
+MISTAKES: dict[str, Changes] = {
+    "a tensor that nobody accounts for": (WEIGHTS, [
+        ("TABLES = (MODEL, LAYER)", 'TABLES = (MODEL.extend(drop("*", "wrong")), LAYER)'), ("sdk import Table, row", "sdk import Table, drop, row"),
+    ], "test_a_tensor_too_many_is_named", "nobody noticed"),
+    "a fact that nobody writes": (CONFIG, [IN_CONFIG, (
         'key("rope_base", "attention.rotary.theta", default=10000.0),',
         'ignore("rope_base", why="wrong"), fact_is("attention.rotary.theta", 10000.0),',
-        "test_a_fact_is_expressed_or_refused_by_name and theta",
-    ),
-    "a fact that is written and not read": (
-        "config.py",
+    )], "test_a_fact_is_expressed_or_refused_by_name and theta", "expresses"),
+    "a fact that is written and not read": (CONFIG, [IN_CONFIG, (
         'key("tied", "head.tied", default=False),',
         'key("tied", "head.tied", default=False), ignore("softcap", why="wrong"), fact_is("attention.sinks", False),'
         ' custom([], ["attention.softcap"], read=lambda *_: None, write=lambda *_: None),',
-        "test_a_fact_is_expressed_or_refused_by_name and softcap",
-    ),
-    "a rewrite that is another function": (
-        "__init__.py",
+    )], "test_a_fact_is_expressed_or_refused_by_name and softcap", ""),
+    "a rewrite that is another function": (HOOKS, [IN_HOOKS, (
         "    TABLES,\n)",
         "    TABLES,\n    rewrite=lambda model, _: rewrites.Rewritable(\n"
         "        rewrites.folded_attention_scale(model).architecture, model.tensors, ('folded',)\n    ),\n)",
-        "test_a_fact_is_expressed_or_refused_by_name and attention.scale",
-    ),
-    "a vocabulary that is cut short": (
-        "config.py",
+    )], "test_a_fact_is_expressed_or_refused_by_name and attention.scale", ""),
+    "a vocabulary that is cut short": (CONFIG, [IN_CONFIG, (
         'key("vocabulary", "tokens.vocabulary"),',
         'custom(["vocabulary"], ["tokens.vocabulary"],'
         ' read=lambda config, facts, notes: facts.update({"tokens.vocabulary": config["vocabulary"] - 1}),'
         ' write=lambda facts, notes, config: config.update(vocabulary=facts["tokens.vocabulary"])),',
-        "test_what_is_written_reads_back",
-    ),
-    "a file that is named without its rank": (
-        "__init__.py",
-        'weights="rank-{tp}.safetensors", counts={"tp": "ranks"}',
-        'weights="rank-0.safetensors"',
-        "test_every_layout_leads_to_every_other",
-    ),
-    "a framework that is imported": (
-        "__init__.py",
-        "from ckpt_core.sdk import",
-        "import torch\n\nfrom ckpt_core.sdk import",
-        "test_it_imports_no_framework",
-    ),
-    "a detection that is too eager": (
-        "__init__.py",
+    )], "test_what_is_written_reads_back", ""),
+    "a file that is named without its rank": (HOOKS, [
+        ('weights="rank-{tp}.safetensors", counts={"tp": "ranks"}', 'weights="rank-0.safetensors"'),
+    ], "test_every_layout_leads_to_every_other", ""),
+    "a row that is forgotten": (CONFIG, [
+        ('key("activation", ', 'key("bias", "mlp.up_bias", "mlp.down_bias", default=False), key("activation", '),
+    ], "test_a_wrong_config_is_an_error_and_never_a_crash", "mlp.up.bias"),
+    "a row that nothing reaches": (WEIGHTS, [
+        ('row("norm2", ', 'row("up_bias", "f", "mlp.up.bias"), row("norm2", '),
+    ], "test_every_row_and_key_is_reached", "up_bias (mlp.up.bias)"),
+    "a sentence of a golden that is not there": (SENTENCES, [
+        ("norm1 | attention.norm.weight | h |  |  |  |", "norm1 | attention.norm.weight | h |  |  |  | 1: nonsense"),
+    ], "test_what_bears_a_sentence_out_exists", "sentences.txt says that nonsense shows norm1, and there is no such golden"),
+    "a table that departs from its sentences": (WEIGHTS, [
+        ('"h ((gate + up) f)"', '"h ((up + gate) f)"'),
+    ], "test_what_it_writes_is_declared", "mlp.up.weight"),
+    "a framework that is imported": (HOOKS, [
+        ("from ckpt_core.sdk import", "import torch\n\nfrom ckpt_core.sdk import"),
+    ], "test_it_imports_no_framework", "importing the plugin imports"),
+    EAGER: (HOOKS, [IN_HOOKS, (
         "FORMAT = Format(",
         "class Eager(Format):\n"
         "    @hookimpl\n"
         "    def ckpt_detect(self, path):\n"
         "        return 'a folder' if os.path.isdir(path) and '__init__.py' not in os.listdir(path) else None\n\n\n"
         "FORMAT = Eager(",
-        "test_it_detects_its_own_and_nothing_else",
-    ),
+    ), ("from ckpt_core.sdk import", "import os\n\nfrom ckpt_core.sdk import")], "test_it_detects_its_own_and_nothing_else", ""),
 }
+# fmt: on
 
 
-# The names that mistakes need besides, where the file imports others.
-NAMES = (
-    ("sdk import Activation, Config,", "sdk import Activation, Config, custom, ignore,"),
-    ("sdk import Folder, Format,", "sdk import Folder, Format, hookimpl, rewrites,"),
-    ("sdk import Table, row", "sdk import Table, drop, row"),
-    ('model.json."""\n', 'model.json."""\n\nimport os\n'),
-)
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the kit says of a plugin for each mistake: all of them in one run, but for a detector that would take the others' folders."""
+    apart = [EAGER]
+    runs = [[mistake for mistake in MISTAKES if mistake not in apart], apart]
+    return "".join(kit_on(tmp_path_factory.mktemp("mistakes"), mistakes) for mistakes in runs)
+
+
+def kit_on(folder: Path, mistakes: list[str]) -> str:
+    laws = []
+    for mistake in mistakes:
+        name, law = f"m{[*MISTAKES].index(mistake)}", MISTAKES[mistake][2]
+        installed(folder, name=name)
+        spoil(folder / "site" / f"ckpt_{name}", mistake)
+        test = folder / "tests" / "test_conformance.py"
+        test.rename(folder / "tests" / f"test_{name}.py")
+        laws.append(f"(test_{name}.py and {law})")
+    done = conformance(folder, "--import-mode=importlib", "-k", " or ".join(laws))
+    assert done.returncode == 1, done.stdout[-3000:]
+    return done.stdout
+
+
+def spoil(package: Path, mistake: str) -> None:
+    file, changes, *_ = MISTAKES[mistake]
+    text = (package / file).read_text()
+    for right, wrong in changes:
+        assert right in text, f"{file} no longer has {right!r}"
+        text = text.replace(right, wrong)
+    (package / file).write_text(text)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_kit_notices(site: Path, mistake: str) -> None:
-    file, right, wrong, law = MISTAKES[mistake]
-    path = site / "ckpt_example" / file
-    text = path.read_text()
-    assert text.count(right) == 1, f"{file} no longer has {right!r}"
-    changed = text.replace(right, wrong)
-    for known, more in NAMES:
-        changed = changed.replace(known, more)
-    path.write_text(changed)
-    done = conformance(site, "-x", "-k", law)
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]
+def test_the_kit_notices(mistake: str, judged: str) -> None:
+    name, (*_, law, words) = f"m{[*MISTAKES].index(mistake)}", MISTAKES[mistake]
+    failed = [line for line in judged.splitlines() if line.startswith(f"FAILED tests/test_{name}.py")]
+    assert failed and all(law.split()[0] in line for line in failed), judged[-3000:]
+    assert words in judged
+
+
+def test_its_detector_decides_by_what_the_config_says(tmp_path: Path) -> None:
+    folder = installed(tmp_path)
+    (folder / "other").mkdir()
+    (folder / "other" / "model.json").write_text(json.dumps({"layers": 3}))
+    save_file({"weight": torch.zeros(2)}, folder / "other" / "rank-0.safetensors")
+    asked = run(folder, "-c", "from ckpt_core.plugins.discovery import detect; print(detect('other'))")
+    assert asked.stdout == "[]\n", asked.stderr
+
+
+def test_a_plugin_is_not_judged_by_the_sentences_of_another(tmp_path: Path) -> None:
+    """ckpt-hf declares `mlp.down_proj.weight`; a format that declares nothing has none, and that is what selftest says."""
+    folder = installed(tmp_path)
+    site = folder / "site" / "ckpt_example"
+    (site / SENTENCES).unlink()
+    weights = (site / WEIGHTS).read_text()
+    (site / WEIGHTS).write_text(
+        weights.replace('row("down", ', 'row("mlp.down_proj.weight", ').replace('"h f", ', '"f h", ')
+    )
+    script = "from ckpt_core.testing import example, write_ir; write_ir('ir', example('llama'))"
+    assert run(folder, "-c", script).returncode == 0
+    done = run(folder, "-m", "ckpt_core", "selftest", "example", "--like", "ir", "--json")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 0 and seen["sentences"] == [] and len(seen["undeclared"]) > 9

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ckpt_core.testing import Entry, FormatConformance, Quirks, example
+from ckpt_core.testing import Entry, Quirks, example
 from ckpt_core.testing.examples import ABSENT
 from ckpt_deepspeed.megatron.files import native_name
 from ckpt_tests import deepspeed
+from ckpt_tests.conformance import FirstParty
 from ckpt_tests.damage import StateDicts
 
 LAYERS = 6
@@ -65,20 +66,21 @@ PIPELINE = {
 }
 
 
-class TestMegatronDeepSpeed(FormatConformance):
+class TestMegatronDeepSpeed(FirstParty):
     format = "megatron-deepspeed"
     quirks = Quirks(
         models=PIPELINE,
         tp=(1, 2),
         pp=(1, 3),
         write_options={"make_vocab_size_divisible_by": "1"},
+        keeps_padding=True,
         expresses=("attention.head_dim", "residual_from_norm"),
         entries=LayerFiles(),
         frameworks=("deepspeed", "megatron"),
     )
 
 
-class TestDeepSpeed(FormatConformance):
+class TestDeepSpeed(FirstParty):
     format = "deepspeed"
     quirks = Quirks(
         models={

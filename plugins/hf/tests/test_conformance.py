@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ckpt_core.testing import FormatConformance, Quirks, example
+from ckpt_core.testing import Quirks, example
+from ckpt_tests.conformance import FirstParty
 
 
-class TestHf(FormatConformance):
+class TestHf(FirstParty):
     format = "hf"
     quirks = Quirks(
         models={

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from ckpt_core.architecture import Architecture, Facts, architecture_of, facts_of
-from ckpt_core.testing import Entry, FormatConformance, Quirks, example
+from ckpt_core.testing import Entry, Quirks, example
 from ckpt_megatron.names import plain
-from ckpt_tests.conformance import Containers, Ranks
+from ckpt_tests.conformance import Containers, FirstParty, Ranks
 from ckpt_tests.damage import StateDicts
 from ckpt_tests.distributed import DistributedEntries
 
@@ -74,7 +74,7 @@ class TestTorch(Ranks):
     )
 
 
-class TestTorchExperts(FormatConformance):
+class TestTorchExperts(FirstParty):
     format = "megatron"
     quirks = Quirks(
         models={"moe": example("moe"), "latent-moe": latent_with_experts()},

@@ -7,6 +7,7 @@ import re
 import shutil
 
 from ckpt_core.testing import Entry, FormatConformance, Quirks, SafetensorsEntries, example
+from ckpt_tests.conformance import FirstParty
 from ckpt_tests.goldens import root
 
 
@@ -29,8 +30,9 @@ class OneFilePerShard(SafetensorsEntries):
         return "model.surprise.weight"
 
 
-class TestNanotron(FormatConformance):
+class TestNanotron(FirstParty):
     format = "nanotron"
+    test_every_row_and_key_is_reached = FormatConformance.test_every_row_and_key_is_reached
     # nanotron has no head_dim: hidden = heads * head_dim
     quirks = Quirks(
         models={

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ckpt_core.testing import Entry, FormatConformance, Quirks, example
+from ckpt_core.testing import Entry, Quirks, example
 from ckpt_core.testing.examples import ABSENT
 from ckpt_tests import nxdt
-from ckpt_tests.conformance import Ranks
+from ckpt_tests.conformance import FirstParty, Ranks
 from ckpt_tests.damage import StateDicts
 
 # hidden = heads x head_dim, as it must be.
@@ -91,7 +91,7 @@ class TestMegatron(Ranks):
     )
 
 
-class TestExperts(FormatConformance):
+class TestExperts(FirstParty):
     format = "nxdt"
     quirks = Quirks(
         models={"mixtral": example("moe", **MIXTRAL)},

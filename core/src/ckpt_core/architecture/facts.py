@@ -159,7 +159,10 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
     claimed.add(f"{prefix}layers")
     if type(count) is not int or not 0 < count <= 100_000:
         raise CkptError(
-            f"{prefix}layers is not a number of layers", file=source, found=repr(count), expected="1 to 100000"
+            "no model has this number of layers",
+            file=source,
+            found=f"{prefix}layers = {count!r}",
+            expected="1 to 100000",
         )
     varying = [value for key, value in facts.items() if isinstance(value, PerLayer) and key.startswith(prefix)]
     built: dict[str, Layer] = {}

@@ -19,7 +19,18 @@ from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, 
 from ckpt_core.errors import CkptError
 from ckpt_core.version import VERSION
 
-_COMMANDS = ("convert", "launch", "inspect", "diff", "fingerprint", "verify", "selftest", "explain", "formats")
+_COMMANDS = (
+    "convert",
+    "launch",
+    "inspect",
+    "diff",
+    "fingerprint",
+    "verify",
+    "selftest",
+    "explain",
+    "formats",
+    "plugin",
+)
 COLLECTION = 100_000
 """New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 

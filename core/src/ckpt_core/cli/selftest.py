@@ -40,6 +40,7 @@ def command(
     declared and is found where it was put, 3 if not, with the first one that is not by tensor, axis and index.
     """
     from ckpt_core.api import config_architecture, read_checkpoint
+    from ckpt_core.plugins.discovery import require
     from ckpt_core.storage.dtypes import dtype_named
     from ckpt_core.verify.tracer import sizes, trace
 
@@ -70,7 +71,8 @@ def command(
     shown = [line for line in seen.sentences if line.shown_by]
     page.say(
         "sentences",
-        f"{len(seen.sentences)} declared, {len(shown)} of them borne out by checkpoints of the framework itself",
+        f"{len(seen.sentences)} declared by {require(format).distribution}, {len(shown)} of them borne out by checkpoints of the "
+        "framework itself",
         *(f"not borne out: {line.native} as {line.sentence}" for line in seen.sentences if not line.shown_by),
     )
     page.say("undeclared", *shortened(seen.undeclared))

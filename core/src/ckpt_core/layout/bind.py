@@ -17,6 +17,7 @@ from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, p
 from ckpt_core.layout.split import ROWS, IndexRange, Ranks, shares
 from ckpt_core.layout.table import Row, Table, Tables
 
+NO_PLACE = "has no place in this format"
 _SUGGESTIONS, _COMPARED = 50, 2000
 
 
@@ -96,9 +97,7 @@ class BoundTables:
         problems.raise_any()
         for name, pieces in claimed.items():
             if not pieces:
-                problems.add(
-                    Refusal(f"parameter {self.parameters[name]} has no place in this format", fix=self._elsewhere(name))
-                )
+                problems.add(Refusal(f"parameter {self.parameters[name]} {NO_PLACE}", fix=self._elsewhere(name)))
         for name, native in named.items():
             for dimension, axes in native.row.splits:
                 if axes == ROWS:

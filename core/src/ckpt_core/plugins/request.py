@@ -46,7 +46,8 @@ def _parse_bool(text: str) -> bool:
 class FormatInfo:
     """What `ckpt formats` shows. `parallel` names the layout flags the writer honours ("tp", "pp", "ep").
 
-    `before` names formats that recognise folders of this one too: where both do, this one is read.
+    `before` names formats that recognise folders of this one too: where both do, this one is read. `keeps` names formats whose
+    tensors this one keeps under their own names, so that what they declare of those holds here.
     """
 
     name: str
@@ -57,6 +58,7 @@ class FormatInfo:
     reads: bool = True
     writes: bool = True
     before: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
     sdk: int = 1
 
 

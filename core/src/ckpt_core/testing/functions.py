@@ -10,7 +10,7 @@ from ckpt_core.api import OpenCheckpoint
 if TYPE_CHECKING:
     import torch
 
-_POSITIONS = 70  # more than every window of an example or a variation, and than every length a rotary scaling knows
+POSITIONS = 70  # more than every window of an example or a variation, and than every length a rotary scaling knows
 
 
 def outputs(*models: OpenCheckpoint) -> list[torch.Tensor]:
@@ -19,7 +19,7 @@ def outputs(*models: OpenCheckpoint) -> list[torch.Tensor]:
 
     from ckpt_core.reference import forward, random_inputs
 
-    inputs, found = random_inputs([model.architecture for model in models], _POSITIONS), []
+    inputs, found = random_inputs([model.architecture for model in models], POSITIONS), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them only wait for each other over matrices this small
     try:

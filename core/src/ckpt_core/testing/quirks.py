@@ -40,11 +40,16 @@ class Quirks:
     `tp`, `pp`, `ep`: the sizes to try, in every combination. `dtypes`: those the format can store.
     `expresses`: the facts that must be expressed, by the names of `variations`; any other may be refused by name.
     `varied`: how the names of those to try begin; all, unless another class of the format tries the others.
-    `configs`: JSON files of the output, each of whose keys is checked to be accounted for.
-    `write_options`, `read_options`: `-o` options of every conversion. `entries`: how to damage the weight files.
+    `configs`: config files of the output (JSON, or YAML by their name), each of whose keys is checked to be accounted for.
+    `write_options`, `read_options`: `-o` options of every conversion. `choices`: more of them, in each of which the base model
+    is held against the declared sentences. `entries`: how to damage the weight files.
     `values`: the values of the test tensors; `small_numbers` where a row has a value map. `sidecars`: whether files
     that travel with a model are carried. `frameworks`: modules that must not be imported, besides the usual.
-    `goldens`: a folder of cases written by the framework itself; see `Golden`.
+    `keeps_padding`: whether rows of padding that ranks asked for stay when the ranks are gone, since the framework takes them.
+    `goldens`: a folder of cases written by the framework itself; see `Golden`. `shown`: names in the last column of the
+    sentences that are not cases there, each with where the checkpoint is. `unfelt`: what no logits of any golden can feel
+    (`axis 0 of *.k.bias`, `attention.rotary.theta`), each with the reason. `unreached`: rows, keys and parameters that no
+    model and no golden of the kit reaches, each with the reason. These are patterns, with `*` for any text.
     """
 
     models: Mapping[str, Architecture] = field(default_factory=lambda: {"llama": example("llama")})
@@ -62,6 +67,11 @@ class Quirks:
     sidecars: bool = True
     frameworks: tuple[str, ...] = ()
     goldens: str | os.PathLike | None = None
+    keeps_padding: bool = False
+    choices: tuple[Mapping[str, str], ...] = ()
+    shown: Mapping[str, str] = field(default_factory=dict)
+    unfelt: Mapping[str, str] = field(default_factory=dict)
+    unreached: Mapping[str, str] = field(default_factory=dict)
 
     def layouts(self) -> list[Ranks]:
         """Every combination of ranks, the whole model first."""

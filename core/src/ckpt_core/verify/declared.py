@@ -10,6 +10,7 @@ are in use against them, so a table that was changed by mistake is seen even whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -66,6 +67,16 @@ class Declared:
         return " | ".join((self.native, self.canonical, *self.arrangement, self.under, shown)).rstrip()
 
 
+def _division(text: str) -> str:
+    """A division over ranks as rows print it, of that text or of what `row` is given.
+
+    >>> _division('tp=g,r'), _division('tp="g r" ep=e')
+    ('tp=g,r', 'tp=g,r ep=e')
+    """
+    quoted = re.sub(r'"([^"]*)"', lambda axes: axes[1].strip().replace(" ", ","), text)
+    return " ".join(quoted.split())
+
+
 class Sentences:
     """The lines of one format, by native name."""
 
@@ -96,10 +107,17 @@ class Sentences:
                 raise FormatError(
                     f"line {number} has {len(cells)} columns", file=file, found=line, expected=f"{_COLUMNS}, between |"
                 )
-            shown = cells[6].partition(": ")[2]
-            native, canonical, sentence, division, values, decision, _ = cells
-            by = tuple(shown.split(", ")) if shown else ()
-            lines.append(Declared(native, canonical, sentence, division, values, decision, by))
+            native, canonical, sentence, division, values, decision, shown = cells
+            count, _, names = shown.partition(":")
+            by = tuple(name.strip() for name in names.split(",")) if shown else ()
+            if shown and (count.strip() != str(len(by)) or not all(by)):
+                raise FormatError(
+                    f"line {number} does not say how many checkpoints show it, and which",
+                    file=file,
+                    found=shown,
+                    expected="nothing, or as in 2: tiny-tp2, tiny-bf16",
+                )
+            lines.append(Declared(native, canonical, sentence, _division(division), values, decision, by))
         return cls(lines)
 
     def __bool__(self) -> bool:

@@ -11,7 +11,6 @@ sentences that the format declares beside its tables (`declared`), which checkpo
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import tempfile
@@ -26,7 +25,7 @@ from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.errors import CkptError, UsageError, did_you_mean
 from ckpt_core.layout import Native, parse
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.plugins.discovery import Plugin, all_plugins, require
+from ckpt_core.plugins.discovery import Plugin, format_names, load, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.storage.dtypes import DType
@@ -92,7 +91,7 @@ def trace(
         asked = WriteRequest(typed_options(plugin.info, given["write"], "write"), None, tp, pp, ep, out)
         target: Target = plugin.hooks.ckpt_write(checkpoint=model_of_holes(architecture, dtype), request=asked)
         plan = make_plan(model_of_holes(architecture, dtype), target)
-        path = _materialise(target, out)
+        path = materialise(target, out)
         request = ReadRequest(typed_options(plugin.info, given["read"], "read"), None, "auto")
         back = checkpoint_at(plugin, path, request)
         found = _compared(plan, back, out)
@@ -118,7 +117,7 @@ def _by_side(plugin: Plugin, options: Mapping[str, str]) -> dict[str, dict[str, 
     return sides
 
 
-def _materialise(target: Target, out: str) -> str:
+def materialise(target: Target, out: str) -> str:
     """The target's files, with headers and documents, and holes for the tensors; returns what a user would name."""
     for file in target.files:
         with _created(out, file.path) as stream:
@@ -224,17 +223,18 @@ def _coordinate(block: StoredPart, address: int) -> tuple[int, ...] | None:
 
 
 def hold_against_declared(found: Trace, plugin: Plugin, target: Target) -> None:
-    """Hold every native tensor that was written against the sentences declared for it.
+    """Hold every native tensor that was written against the sentences that the format itself declares for it.
 
-    A model under another format's names is declared by that format.
+    Those of another format are asked where the format says that it keeps its tensors (`FormatInfo.keeps`), and else never:
+    another framework may have a tensor of the same name, and arrange it in another way.
     """
-    known = parameters(target.architecture)
-    own, others = Sentences.beside(plugin.module), functools.cache(lambda: _of_others(plugin))
+    known, own = parameters(target.architecture), Sentences.beside(plugin.module)
+    kept = [Sentences.beside(load(name).module) for name in plugin.info.keeps if name in format_names()]
     met: dict[Declared, None] = {}
     for placement in target.placements:
         native = placement.native
         lines = own.of(native.row, target.decisions)
-        lines = lines or next(filter(None, (sentences.of(native.row, {}) for sentences in others())), [])
+        lines = lines or next(filter(None, (sentences.of(native.row, {}) for sentences in kept)), [])
         if not lines:
             found.undeclared.append(native.name)
             continue
@@ -249,10 +249,6 @@ def hold_against_declared(found: Trace, plugin: Plugin, target: Target) -> None:
         if wrong is not None:
             found.departed.append(wrong)
     found.sentences = list(met)
-
-
-def _of_others(plugin: Plugin) -> list[Sentences]:
-    return [Sentences.beside(other.module) for other in all_plugins() if other.name != plugin.name]
 
 
 def _departure(native: Native, known: Mapping[str, Parameter], said: Declared, line: Declared) -> Departed:
