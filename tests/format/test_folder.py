@@ -18,6 +18,7 @@ from ckpt_core.engine.plan import make_plan
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError
 from ckpt_core.format.names import NamePattern
+from ckpt_core.layout import Choice, Tables
 from ckpt_core.reading import checkpoint_of
 from ckpt_core.sdk import (
     Activation,
@@ -398,6 +399,43 @@ def test_yaml_is_written_and_read(source: Checkpoint, tmp_path: Path) -> None:
     format = format_of(Folder(config="model.yaml", weights="lit_model.pth"))
     out = write(source, tmp_path / "out", format)
     assert read_yaml_object(out / "model.yaml")["width"] == source.architecture.hidden
+
+
+# --- choices -----------------------------------------------------------------------------------------------------------------
+
+
+OLD = Choice("names", ("new", "old"), default="new", help="names of the last norm")
+CHOSEN = Tables(
+    [
+        TABLES[0].replace(row("norm", "h", "final_norm.weight", under={"names": "new"})),
+        Table(rows=[row("norm_f", "h", "final_norm.weight", under={"names": "old"})]),
+        TABLES[1],
+    ],
+    [OLD],
+)
+
+
+def with_choice(choose: Callable | None = None) -> Format:
+    return Format(FormatInfo("toy", "a format"), RANKED, Config("Toy", [*LINES, *BOTH]), CHOSEN, choose=choose)
+
+
+def test_a_choice_is_found_out_kept_and_asked_for(source: Checkpoint, tmp_path: Path) -> None:
+    format = with_choice(lambda config, names: {"names": "old" if "norm_f" in names else "new"})
+    assert [option.name for option in format.info.options] == ["ignore_keys", "names"]
+    old = write(source, tmp_path / "old", format, {"names": "old"}, tp=2)
+    assert "norm_f" in tensors_of(old / "rank-00.safetensors")
+    found = read(old, format)
+    assert found.provenance.hints == {"names": "old"} and list(compare(source, found)) == []
+    again = write(found, tmp_path / "again", format, tp=2)
+    assert (again / "rank-01.safetensors").read_bytes() == (old / "rank-01.safetensors").read_bytes()
+    assert "norm" in tensors_of(write(found, tmp_path / "new", format, {"names": "new"}, tp=2) / "rank-00.safetensors")
+
+
+def test_a_choice_that_nothing_tells_is_the_default_unless_asked_for(source: Checkpoint, tmp_path: Path) -> None:
+    format = with_choice()
+    old = write(source, tmp_path / "old", format, {"names": "old"}, tp=2)
+    assert "tensor 'norm' is missing" in problem(old, format)
+    assert list(compare(source, read(old, format, names="old"))) == []
 
 
 # --- what a folder can't be --------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_without_the_receipt_no_row_of_padding_becomes_a_token(format: str, made
         receipt.unlink()
     found = read_checkpoint(there, format=format)
     assert found.architecture.tokens is not None
-    assumed = [loss for loss in found.losses if loss.kind == "assumed" and "a vocabulary of" in loss.subject]
+    assumed = [loss for loss in found.provenance.losses if loss.kind == "assumed" and "a vocabulary of" in loss.subject]
     assert found.architecture.tokens.vocabulary == TOKENS or assumed
 
 

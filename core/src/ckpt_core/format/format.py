@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ckpt_core.description import Description, RankTensors, Vocabulary
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.format.folder import Folder, WeightFile
 from ckpt_core.format.rows import EmbeddingRows
-from ckpt_core.layout import Native, Table
+from ckpt_core.layout import Chosen, Native, Table, Tables, Value
 from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
 from ckpt_core.reading import IGNORE_KEYS, given, without_ignored
@@ -63,6 +63,10 @@ class Format:
     file most of whose keys are in the table. `stage` says on which of `pp` pipeline stages a tensor lies, where layers are not
     shared out evenly. `logits` and `launch` are the hooks of these names.
 
+    Where the rows of `tables` stand under choices, `choose` gets the config and the names of the tensors and says which were
+    made; it may leave out those that nothing tells. Each choice is an option of its name: it overrides what was found out
+    (read), and decides (write), where the source was not of this format.
+
     A plugin that needs more than that is a module with hooks: see the specifications.
     """
 
@@ -71,23 +75,27 @@ class Format:
         info: FormatInfo,
         folder: Folder,
         config: Config,
-        tables: Sequence[Table],
+        tables: Tables | Sequence[Table],
         *,
         multiple: int = 1,
+        choose: Callable[[Mapping[str, Any], Collection[str]], Chosen] | None = None,
         rewrite: Rewrite | None = None,
         recognises: Callable[[Mapping[str, Any]], bool] | None = None,
         stage: Callable[[Native, int, int], int] | None = None,
         logits: Callable[..., object] | None = None,
         launch: Callable[..., object] | None = None,
     ) -> None:
-        self.folder, self.config, self.tables, self.multiple = folder, config, tables, multiple
+        self.folder, self.config, self.multiple = folder, config, multiple
+        self.tables = tables if isinstance(tables, Tables) else Tables(tables)
+        self._choose = choose or (lambda config, names: {})
         self._rewrite, self._recognises, self._stage = rewrite, recognises or self._has_its_keys, stage or even_stage
         self._claims = {claim for entry in config.entries for claim in entry.claims}
-        self._rows = EmbeddingRows.of(tables)
+        self._rows = EmbeddingRows.of(self.tables.tables)
         options = [
             IGNORE_KEYS,
             *([VOCAB] if self._rows is not None and _VOCABULARY not in self._claims else []),
             *([SHARD_SIZE] if folder.shards else []),
+            *(Option(one.name, one.help, tuple(map(str, one.values)), None) for one in self.tables.choices),
         ]
         taken = {option.name for option in info.options}
         self.info = replace(
@@ -153,10 +161,14 @@ class Format:
             facts, notes = self.config.read(found.config, found.config_file)
             architecture = architecture_of(self._with_rows(facts, rows), found.config_file)
             found.ledger.config(found.config_file, self.config.fates(found.config))
+        names = {name for file in found.weights for name in file.tensors}
+        choices = {**self._choose(found.config or {}, names), **self._asked(request.options)}
+        evidence += [f"{name} {value}" for name, value in choices.items()]
         files = self.folder.files(path, found.weights, found.ledger)
         return Description(
             architecture=architecture,
             tables=self.tables,
+            choices=choices,
             ranks=self._ranks(found),
             where=path,
             files=files if found.config is None else [*files, FileState.of(found.config_file)],
@@ -166,6 +178,7 @@ class Format:
             sidecars=self.folder.sidecars(path),
             parallel=found.sizes,
             ledger=found.ledger,
+            hints=choices,
             evidence=evidence,
             losses=[loss for file in found.weights for loss in file.losses],
         )
@@ -179,7 +192,10 @@ class Format:
         config = self.config.write(self._said_facts(model.architecture), checkpoint.notes)
         said = self.config.said(config)
         config |= {key: sizes[dimension] for dimension, key in self.folder.counts.items()}
-        builder = TargetBuilder(model, self.tables, request.dtype)
+        hints = checkpoint.hints_for(self.info.name)
+        known = {one.name: hints[one.name] for one in self.tables.choices if one.name in hints}
+        choices = self.tables.chosen({**known, **self._asked(request.options)})
+        builder = TargetBuilder(model, self.tables, request.dtype, choices=choices)
         if self.folder.dimensions:
             self._add_ranks(builder, sizes)
         else:
@@ -191,9 +207,15 @@ class Format:
             self.info.name,
             sidecars={name: file for name, file in sidecars.items() if name not in taken},
             parallel=sizes,
+            decisions=choices,
             said=said,
             config=config,
         )
+
+    def _asked(self, options: Mapping[str, Any]) -> dict[str, Value]:
+        """The choices that options make."""
+        values = {one.name: {str(value): value for value in one.values} for one in self.tables.choices}
+        return {name: values[name][options[name]] for name in values if options.get(name) is not None}
 
     # --- reading ---
 

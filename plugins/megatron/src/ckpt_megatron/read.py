@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from ckpt_core.sdk import (
     Architecture,
-    Checkpoint,
     CkptError,
+    Description,
     FormatError,
     Loss,
-    ParameterBuilder,
-    Provenance,
+    Native,
+    Problems,
+    RankTensors,
     ReadRequest,
+    Vocabulary,
     architecture_of,
-    check_agreement,
     chunked,
     company,
+    given,
     layouts,
-    original_of,
 )
 from ckpt_megatron import weights
 from ckpt_megatron.args.vocabulary import is_said
@@ -33,13 +34,12 @@ from ckpt_megatron.found import Found, Share, height
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
-from ckpt_megatron.weights import is_expert
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies at the folder of an iteration, or at the run folder that holds it."""
     folder = find_folder(path)
     container = container_of(folder)
     if container == "torch":
@@ -49,41 +49,35 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             folder, request.weights, chunked.read_zarr if container == "zarr" else chunked.read_distributed
         )
     _check_iteration(found)
-    described = _described(found, request)
-    architecture = described.architecture
-    tensors = assembled(found, architecture, described.choices)
+    model = _model(found, request)
     if request.weights == "master":
-        described.evidence.append("weights: fp32 masters of the optimizer")
+        model.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
     if os.path.isfile(tracker := os.path.join(root, TRACKER)):
         found.ledger.used("the iteration to read", tracker)
-    checkpoint = Checkpoint(
-        "megatron",
-        path,
-        architecture,
-        tensors,
-        found.states,
-        notes=described.notes,
+    multiple = _multiple(found)
+    return Description(
+        architecture=model.architecture,
+        tables=weights.TABLES,
+        choices={**model.choices, **choices_of_tensors(found, model.architecture)},
+        ranks=rank_tensors(found, model.architecture),
+        where=found.folder,
+        root=root,
+        files=found.states,
+        config=None if found.args is None else found.args_file,
+        vocabulary=Vocabulary(rows=lambda tokens: -(-tokens // multiple) * multiple, said=model.counted),
+        notes=model.notes,
         sidecars=company.files_below(os.path.join(root, SIDECARS)),
         parallel=found.parallel,
         ledger=found.ledger,
-        provenance=Provenance(
-            hints=_hints(found),
-            evidence=described.evidence,
-            losses=[
-                Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
-                for name in sorted(found.dropped)
-            ],
-            masters=found.masters,
-        ),
-    )
-    multiple = _multiple(found)
-    return company.settled(
-        original_of(checkpoint, root),
-        request,
-        padded=lambda tokens: -(-tokens // multiple) * multiple,
-        said=described.counted,
+        hints=_hints(found),
+        evidence=model.evidence,
+        losses=[
+            Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
+            for name in sorted(found.dropped)
+        ],
+        masters=found.masters,
     )
 
 
@@ -107,8 +101,8 @@ def _check_iteration(found: Found) -> None:
 
 
 @dataclass
-class _Described:
-    """What the args (or `--config`) say about a checkpoint, and what that rests on. `choices` are those of the tables;
+class _Model:
+    """The model that the args (or `--config`) describe, and what that rests on. `choices` are those of the tables;
     `counted`: it says how many tokens there are."""
 
     architecture: Architecture
@@ -118,15 +112,14 @@ class _Described:
     counted: bool = False
 
 
-def _described(found: Found, request: ReadRequest) -> _Described:
+def _model(found: Found, request: ReadRequest) -> _Model:
     # Megatron reorders q, k and v only in tensors of legacy names, so no others are of an old version.
     version = 3.0 if found.legacy is None else weights.VERSION.until(found.version)
     choices: dict[str, layouts.Value] = {"checkpoint_version": version}
     if found.args is None:
-        architecture = _given(found, request)
-        described = _Described(
-            architecture, choices, evidence=["architecture: given with --config, as no args are stored"]
-        )
+        lacks = "the checkpoint holds no args, so nothing says what the model is"
+        architecture = given(request, found.folder, rows=found.rows(_EMBEDDING), problem=lacks)
+        model = _Model(architecture, choices, evidence=["architecture: given with --config, as no args are stored"])
     else:
         args = dict(found.args)
         if args.get("padded_vocab_size") is None:
@@ -139,61 +132,47 @@ def _described(found: Found, request: ReadRequest) -> _Described:
             facts["mlp.moe.router.bias"] = True
         choices["rotary_interleaved"] = bool(notes.pop("interleaved", False))
         enter_args(found.ledger, found.args_file, found.args, table_of(args))
-        described = _Described(architecture_of(facts, found.args_file), choices, notes)
-        described.counted = is_said(args)
-        described.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")
-        if request.architecture is not None:
-            check_agreement(request.architecture, described.architecture, found.args_file)
+        model = _Model(architecture_of(facts, found.args_file), choices, notes)
+        model.counted = is_said(args)
+        model.evidence.append(f"architecture: the {len(args)} args of {os.path.basename(found.args_file)}")
     kind = "legacy" if found.legacy else "TransformerEngine" if found.fused_names else "local"
-    described.evidence.append(f"container {found.container}, {kind} layer names")
+    model.evidence.append(f"container {found.container}, {kind} layer names")
     if found.legacy:
-        described.evidence.append(f"q, k and v in the order of checkpoint_version {found.version:g}")
-    return described
+        model.evidence.append(f"q, k and v in the order of checkpoint_version {found.version:g}")
+    return model
 
 
-def _given(found: Found, request: ReadRequest) -> Architecture:
-    architecture = request.architecture
-    if architecture is None or architecture.tokens is None:
-        raise CkptError(
-            "the checkpoint holds no args, so nothing says what the model is",
-            file=found.folder,
-            fix="give a config with --config",
-        )
-    rows = found.rows(_EMBEDDING)
-    return replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))
+def rank_tensors(found: Found, architecture: Architecture) -> Iterator[RankTensors]:
+    """The tensors of all ranks; those of experts, which have ranks of their own in torch files, by themselves.
 
-
-def assembled(found: Found, architecture: Architecture, choices: Mapping[str, layouts.Value]) -> dict:
-    """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared.
-
-    `choices` are those that the config made; the names and sizes of tensors say the others.
+    Raises `CkptError` if files of layers or of experts are missing.
     """
-    if found.layers != len(decoder_of(architecture).layers):
+    layers = decoder_of(architecture).layers
+    if found.layers != len(layers):
         raise CkptError(
             "the files hold another number of layers than the model has",
             file=found.folder,
             found=found.layers,
-            expected=len(decoder_of(architecture).layers),
+            expected=len(layers),
             fix="files of a pipeline stage are missing, or stale",
         )
-    layout = layouts.BoundTables(weights.TABLES, architecture, {**choices, **_choices_of_tensors(found, architecture)})
-    assembler = ParameterBuilder(layout.parameters, found.folder)
+    _check_experts(found, architecture)
     for share in found.shares:
-        natives = {
-            name: native
-            for name, native in layout.natives(share.ranks).items()
-            if found.container == "torch_dist" or is_expert(native) == share.expert
-        }
-        for problem in layouts.account(natives, layout.tables, share.tensors, _where(found, share)):
-            assembler.problems.add(problem)
-        for name, native in natives.items():
-            for shards in share.tensors.get(name, []):
-                assembler.add(native, shards)
-    _check_experts(found, assembler, architecture)
-    return assembler.finish()
+        called = None if found.container == "torch_dist" else _if_expert if share.expert else _if_shared
+        for copy in range(max(map(len, share.tensors.values()), default=1)):
+            tensors = {name: copies[copy] for name, copies in share.tensors.items() if copy < len(copies)}
+            yield RankTensors(share.ranks, tensors, _where(found, share), called)
 
 
-def _choices_of_tensors(found: Found, architecture: Architecture) -> dict[str, layouts.Value]:
+def _if_expert(native: Native) -> str | None:
+    return native.name if weights.is_expert(native) else None
+
+
+def _if_shared(native: Native) -> str | None:
+    return None if weights.is_expert(native) else native.name
+
+
+def choices_of_tensors(found: Found, architecture: Architecture) -> dict[str, layouts.Value]:
     """What the names and sizes of the tensors say of how they are arranged."""
     down = next((name for name in sorted(found.names) if name.endswith("kv_down_proj.weight")), "")
     fused, whole = down.endswith("qkv_down_proj.weight"), True
@@ -208,18 +187,20 @@ def _choices_of_tensors(found: Found, architecture: Architecture) -> dict[str, l
     }
 
 
-def _check_experts(found: Found, assembler: ParameterBuilder, architecture: Architecture) -> None:
+def _check_experts(found: Found, architecture: Architecture) -> None:
     """Every pair of expert ranks must have been found: Megatron writes not all files where etp is less than tp."""
     if found.container != "torch" or not any(layer.mlp.moe for layer in decoder_of(architecture).layers):
         return
     etp, ep = found.parallel.get("etp", found.parallel["tp"]), found.parallel["ep"]
     held = {(share.ranks["tp"][0], share.ranks["ep"][0]) for share in found.shares if share.expert}
+    problems = Problems(f"reading {found.folder}")
     for t in range(etp):
         for e in range(ep):
             if (t, e) not in held:
-                assembler.problems.add(
+                problems.add(
                     FormatError(f"no file holds the experts of tensor rank {t}, expert rank {e}", file=found.folder)
                 )
+    problems.raise_any()
 
 
 def _where(found: Found, share: Share) -> str:

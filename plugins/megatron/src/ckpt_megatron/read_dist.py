@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.sdk import FormatError, Problems, Shard, chunked, documents, torch_files
+from ckpt_core.sdk import FormatError, Ledger, Problems, Shard, chunked, documents, torch_files
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
@@ -30,11 +30,14 @@ _GATE_UP = {"_w": 0, "_v": 1}  # singleton_local_shards stores the two halves of
 
 
 def read_dist(
-    folder: str, weights: str, read: Callable[[str], chunked.DistributedCheckpoint] = chunked.read_distributed
+    folder: str,
+    weights: str,
+    read: Callable[[str], chunked.DistributedCheckpoint] = chunked.read_distributed,
+    ledger: Ledger | None = None,
 ) -> Found:
     """A torch_dist folder, from headers alone. `weights` is auto, model or master.
 
-    `read`: how the tensors are kept, under the same keys.
+    `read`: how the tensors are kept, under the same keys. `ledger` is what became of files and keys so far.
     """
     checkpoint = read(folder)
     common, common_file = _common(folder, checkpoint)
@@ -52,6 +55,7 @@ def read_dist(
         [*checkpoint.files, *extra],
         _parallel(args),
         iteration=common.get("iteration"),
+        ledger=ledger or Ledger(),
     )
     model = {unwrapped(name): tensor for name, tensor in checkpoint.tensors.items() if not _belongs_to_optimizer(name)}
     masters = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, dtypes, facts_of, rewrites
+from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import SIDECARS, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace
@@ -10,7 +11,6 @@ from ckpt_megatron.rewrites import check_ranks, expressed_for
 from ckpt_megatron.stages import stages
 from ckpt_megatron.write_dist import CONTENT, write_dist
 from ckpt_megatron.write_torch import write_torch
-from ckpt_megatron.written import Written
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
@@ -26,22 +26,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     tokenizer = f"{request.destination}/{SIDECARS}" if company.has_tokenizer(checkpoint.sidecars) else None
     args |= split_args | layout.args(dtype, tokenizer)
     common: dict[str, object] = {"checkpoint_version": layout.version, "iteration": layout.iteration or 0}
-    written = Written(layout, model, request.dtype)
+    builder = GPTBuilder(layout, model, request.dtype)
     if layout.container == "torch":
-        write_torch(written, placed, args, common)
+        write_torch(builder, placed, args, common)
     else:
         common = {"args": namespace(args), **common}
         common |= {"num_floating_point_operations_so_far": 0, "content_metadata": CONTENT}
-        write_dist(written, common, homogeneous=args["moe_layer_freq"] == 1)
-    written.documents[TRACKER] = ("release" if layout.iteration is None else str(layout.iteration)).encode()
-    return Target(
+        write_dist(builder, common, homogeneous=args["moe_layer_freq"] == 1)
+    builder.documents[TRACKER] = ("release" if layout.iteration is None else str(layout.iteration)).encode()
+    return builder.target(
         "megatron",
-        model.architecture,
-        model.tensors,
-        written.files,
-        written.placements,
-        written.documents,
-        {f"{SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()},
+        sidecars={f"{SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()},
         parallel=layout.parallel,
         decisions={
             "model": config.name,
@@ -50,7 +45,6 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             **({"experts": "grouped" if layout.grouped else "sequential"} if facts.present("mlp.moe") else {}),
             "checkpoint_version": layout.version,
             DIVISIBLE: layout.multiple,
-            "rewrites": list(model.rewrites),
         },
         said=config.said(args),
         config=args,

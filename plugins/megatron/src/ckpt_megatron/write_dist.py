@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_core.sdk import Native, Placement, chunked, layouts, torch_files
+from ckpt_core.sdk import Native, chunked, layouts, torch_files
 from ckpt_megatron import weights
+from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
-from ckpt_megatron.written import Written
 
 _FILES, _FILE_BYTES = 4, 4 << 30
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
@@ -20,47 +20,47 @@ _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
 CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
 
-def write_dist(written: Written, common: Mapping[str, object], homogeneous: bool, prefix: str = "") -> None:
+def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: bool, prefix: str = "") -> None:
     """Plan the files. `homogeneous`: all layers are of one kind, and lie together in one tensor. `prefix`: that of a
     module around the model, with which every key begins. `common` is what common.pt holds.
     """
-    layout, architecture = written.layout, written.architecture
+    layout, architecture = builder.layout, builder.architecture
     natives = [
         native for native in layouts.BoundTables(weights.TABLES, architecture).natives().values() if not native.row.copy
     ]
     natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
-    files = dist_files([math.prod(native.shape) * written.dtype_of(native).size for native in natives])
+    files = dist_files([math.prod(native.shape) * builder.dtype_of(native).size for native in natives])
     chunks = []
     for native, file in zip(natives, files, strict=True):
-        key, origin, whole = _place(written, native, homogeneous)
+        key, origin, whole = _place(builder, native, homogeneous)
         shape = (*([1] * len(origin)), *native.shape)
         offsets = (*origin, *([0] * len(native.shape)))
-        dtype = written.dtype_of(native)
+        dtype = builder.dtype_of(native)
         chunks.append(chunked.ChunkSpec(f"{prefix}{key}", dtype, (*whole, *native.shape), offsets, shape, file))
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
     nothing = torch_files.torch_bytes([None], "archive")
     keys = [chunk.tensor.removeprefix(prefix) for chunk in chunks]
-    objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, written.layers, layout.names, homogeneous)]
+    objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, builder.layers, layout.names, homogeneous)]
     plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
-    written.files += plan.files
+    builder.files += plan.files
     for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
-        written.placements.append(Placement(native, chunk.dtype, f"{layout.folder}/{chunk.file}", offset))
-    written.documents[f"{layout.folder}/{COMMON}"] = torch_files.torch_bytes(
+        builder.place(native, f"{layout.folder}/{chunk.file}", offset)
+    builder.documents[f"{layout.folder}/{COMMON}"] = torch_files.torch_bytes(
         dict(common), COMMON
     )  # read by every version
-    written.documents[f"{layout.folder}/{chunked.METADATA}"] = plan.metadata
-    written.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
+    builder.documents[f"{layout.folder}/{chunked.METADATA}"] = plan.metadata
+    builder.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
 
 
-def _place(written: Written, native: Native, homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    experts = 0 if native.layer is None else written.experts(native.layer)
+def _place(builder: GPTBuilder, native: Native, homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    experts = 0 if native.layer is None else builder.experts(native.layer)
     if native.layer is None:
         name = native.name
-    elif written.layout.names == "te":
-        name = te(native.name, latent=written.latent, moe=bool(experts), grouped=False)
+    elif builder.layout.names == "te":
+        name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False)
     else:
-        name = dist_local(native.name, latent=written.latent)
-    return dist_place(name, native.layer, len(written.layers) if homogeneous else None, experts)
+        name = dist_local(native.name, latent=builder.latent)
+    return dist_place(name, native.layer, len(builder.layers) if homogeneous else None, experts)
 
 
 def dist_place(

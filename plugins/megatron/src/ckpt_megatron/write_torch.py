@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ckpt_core.sdk import Native, Placement, layouts, torch_files
 from ckpt_megatron import weights
+from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states
 from ckpt_megatron.files import MODEL_FILE
 from ckpt_megatron.layout import FileLayout, namespace
 from ckpt_megatron.names import LegacySpelling, expert_of, renumbered, te
-from ckpt_megatron.written import Written
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class _Kept:
 
 
 def write_torch(
-    written: Written,
+    builder: GPTBuilder,
     placed: Mapping[tuple[int, int], range],
     args: Mapping[str, object],
     common: Mapping[str, object],
 ) -> None:
     """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage)."""
-    layout, architecture = written.layout, written.architecture
+    layout, architecture = builder.layout, builder.architecture
     bound = layouts.BoundTables(weights.TABLES, architecture, _choices(layout))
     for t in range(layout.tp):
         for e in range(layout.ep):
             ranks = {"tp": (t, layout.tp), "ep": (e, layout.ep)}
             natives = list(bound.natives(ranks).values())
             for p in range(layout.pp):
-                chunks = [list(_stage(written, natives, placed, (p, c), e)) for c in range(layout.vpp)]
-                _write_rank(written, (t, p, e), chunks, args, common)
+                chunks = [list(_stage(builder, natives, placed, (p, c), e)) for c in range(layout.vpp)]
+                _write_rank(builder, (t, p, e), chunks, args, common)
 
 
 def _choices(layout: FileLayout) -> dict[str, layouts.Value]:
@@ -52,14 +52,14 @@ def _choices(layout: FileLayout) -> dict[str, layouts.Value]:
 
 
 def _stage(
-    written: Written,
+    builder: GPTBuilder,
     natives: list[Native],
     placed: Mapping[tuple[int, int], range],
     stage: tuple[int, int],
     expert_rank: int,
 ) -> Iterator[_Kept]:
     """Everything in one (pipeline rank, virtual stage), in the order of the modules."""
-    layout, here = written.layout, placed[stage]
+    layout, here = builder.layout, placed[stage]
     last = stage == (layout.pp - 1, layout.vpp - 1)
     outside = [native for native in natives if native.layer is None]
     first = [native for native in outside if native.name.startswith("embedding.") and stage == (0, 0)]
@@ -68,12 +68,12 @@ def _stage(
     ends = [native for native in outside if not native.name.startswith("embedding.") and last]
     ends = [native for native in ends if not (native.row.copy and layout.pp == 1)]
     for native in [*first, *inside, *ends]:
-        yield _Kept(_name(written, native, here.start, expert_rank), _stored_shape(native), native)
+        yield _Kept(_name(builder, native, here.start, expert_rank), _stored_shape(native), native)
 
 
-def _name(written: Written, native: Native, first_layer: int, expert_rank: int) -> str:
+def _name(builder: GPTBuilder, native: Native, first_layer: int, expert_rank: int) -> str:
     """The name in a rank file, where layers and experts are numbered from 0."""
-    layout, experts = written.layout, written.experts(native.layer)
+    layout, experts = builder.layout, builder.experts(native.layer)
     layer, expert = native.layer, expert_of(native.name)
     if layer is not None:
         layer -= first_layer
@@ -81,7 +81,7 @@ def _name(written: Written, native: Native, first_layer: int, expert_rank: int) 
         expert -= expert_rank * (experts // layout.ep)
     name = renumbered(native.name, layer, expert)
     if layout.names == "te":
-        return te(name, latent=written.latent, moe=bool(experts), grouped=layout.grouped)
+        return te(name, latent=builder.latent, moe=bool(experts), grouped=layout.grouped)
     if layout.names == "legacy":
         return layout.spelling.name(name, tied=native.row.copy)
     return name
@@ -99,13 +99,13 @@ def _stored_shape(native: Native) -> tuple[int, ...]:
 
 
 def _write_rank(
-    written: Written,
+    builder: GPTBuilder,
     rank: tuple[int, int, int],
     chunks: list[list[_Kept]],
     args: Mapping[str, object],
     common: Mapping[str, object],
 ) -> None:
-    layout = written.layout
+    layout = builder.layout
     t, p, e = rank
     folder = f"mp_rank_{t:02d}" + (f"_{p:03d}" if layout.pp > 1 else "") + (f"_{e:03d}" if layout.ep > 1 else "")
     path = f"{layout.folder}/{folder}/{MODEL_FILE}"
@@ -115,16 +115,16 @@ def _write_rank(
     keys = ["model"] if layout.vpp == 1 else [f"model{chunk}" for chunk in range(layout.vpp)]
     for key, tensors in zip(keys, chunks, strict=True):
         state: dict[str, object] = {
-            kept.name: torch_files.TensorSpec(written.dtype_of(kept.native), kept.shape) for kept in tensors
+            kept.name: torch_files.TensorSpec(builder.dtype_of(kept.native), kept.shape) for kept in tensors
         }
         state |= dict.fromkeys(extra_states(list(state), layout.names))
         body[key] = _nested(state, layout.spelling) if layout.names == "legacy" else state
     file, offsets = torch_files.plan_nest(path, body)
-    written.files.append(file)
+    builder.files.append(file)
     by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items()}
     for key, tensors in zip(keys, chunks, strict=True):
-        written.placements += [
-            Placement(kept.native, written.dtype_of(kept.native), path, by_name[key, kept.name]) for kept in tensors
+        builder.placements += [
+            Placement(kept.native, builder.dtype_of(kept.native), path, by_name[key, kept.name]) for kept in tensors
         ]
 
 

@@ -90,7 +90,7 @@ def test_the_facts_of_the_case_are_found(golden: Golden) -> None:
         assert found.provenance.masters == has_optimizer(golden)
         assert found.architecture.tokens.vocabulary >= golden.logits.shape[-1]
         # this one says vocab_size itself, and has a row more than its tokenizer has tokens
-        assert [loss.subject for loss in found.losses] == (
+        assert [loss.subject for loss in found.provenance.losses] == (
             ["a vocabulary of 132"] if str(golden) == "qwen3_tied_pp2" else []
         )
 

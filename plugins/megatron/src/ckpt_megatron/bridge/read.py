@@ -7,54 +7,55 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
-    Checkpoint,
     CkptError,
+    Description,
     Facts,
     FormatError,
+    Ledger,
     Loss,
-    Provenance,
     ReadRequest,
     Sidecar,
     disk,
     ledgers,
-    original_of,
     torch_files,
     trees,
+    without_ignored,
 )
+from ckpt_megatron import weights
 from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
 from ckpt_megatron.files import DIST_METADATA, TRACKER, container_of
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
-from ckpt_megatron.read import assembled
+from ckpt_megatron.read import choices_of_tensors, rank_tensors
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.transformer_config.reading import (
     EMBEDDING,
     RANKS,
     described,
     dropped,
-    ignored,
     layout_hints,
     parallel,
     refuse_adapters,
 )
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint at the folder of an iteration, or at the run folder that holds it."""
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies at the folder of an iteration, or at the run folder that holds it."""
     folder = find_folder(path)
     file = os.path.join(folder, RUN_CONFIG)
     sections = run_config(disk.read_small(file), file)
     target, fields = model_section(sections, file)
-    losses = [*_losses_of_class(target, file), *ignored(fields, request)]
+    losses, ledger = _losses_of_class(target, file), Ledger()
+    fields = without_ignored(fields, request, ledger, file, "model")
     table = table_of(target, fields)
     facts, notes = table.read(fields, file)
     if not os.path.isfile(os.path.join(folder, DIST_METADATA)) or container_of(folder) != "torch_dist":
         raise FormatError(
             "the weights are not of torch_dist", file=folder, fix="save them with checkpoint.ckpt_format: torch_dist"
         )
-    found = read_dist(folder, request.weights)
+    found = read_dist(folder, request.weights, ledger=ledger)
     refuse_adapters(
         found, "merge them into checkpoint.pretrained_checkpoint with Megatron-Bridge, and convert the result"
     )
@@ -62,8 +63,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         found.rows(EMBEDDING),
         _vocabulary(fields, found, file),
     )
-    architecture, choices = described(facts, notes, found, request, file)
-    tensors = assembled(found, architecture, choices)
+    architecture, choices = described(facts, notes, found, file)
     found.ledger.contents(file, sections, RUN_SECTIONS)
     found.ledger.config(file, table.fates(fields), section="model")
     _enter_progress(found, folder, path)
@@ -72,24 +72,24 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
-    checkpoint = Checkpoint(
-        "megatron-bridge",
-        path,
-        architecture,
-        tensors,
-        [*found.states, disk.FileState.of(file)],
+    return Description(
+        architecture=architecture,
+        tables=weights.TABLES,
+        choices={**choices, **choices_of_tensors(found, architecture)},
+        ranks=rank_tensors(found, architecture),
+        where=found.folder,
+        root=root,
+        files=[*found.states, disk.FileState.of(file)],
+        config=file,
         notes=notes,
         sidecars=_sidecars(folder),
         parallel=parallel(fields),
         ledger=found.ledger,
-        provenance=Provenance(
-            hints=_hints(target, fields, facts, found),
-            evidence=evidence,
-            losses=[*losses, *dropped(found)],
-            masters=found.masters,
-        ),
+        hints=_hints(target, fields, facts, found),
+        evidence=evidence,
+        losses=[*losses, *dropped(found)],
+        masters=found.masters,
     )
-    return original_of(checkpoint, root)
 
 
 def _enter_progress(found: Found, folder: str, path: str) -> None:

@@ -20,13 +20,13 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
+from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
 from ckpt_megatron.rewrites import expressed_for
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import CONTENT, write_dist
-from ckpt_megatron.written import Written
 
 _TRAINING = "megatron.bridge.training"
 _SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
@@ -57,29 +57,24 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
-    written = Written(layout, model, request.dtype)
+    builder = GPTBuilder(layout, model, request.dtype)
     common = {"checkpoint_version": 3.0, "iteration": layout.iteration, "content_metadata": CONTENT}
-    write_dist(written, common, homogeneous=not numbered)
+    write_dist(builder, common, homogeneous=not numbered)
     tokenizer = (
         f"{request.destination}/{layout.folder}/{TOKENIZER}" if company.has_tokenizer(checkpoint.sidecars) else None
     )
-    written.documents[f"{layout.folder}/{RUN_CONFIG}"] = documents.dump_yaml(
+    builder.documents[f"{layout.folder}/{RUN_CONFIG}"] = documents.dump_yaml(
         _run_config(target, fields, tokenizer)
     ).encode()
     state = _train_state(layout.iteration or 0)
-    written.documents |= {
+    builder.documents |= {
         f"{layout.folder}/{TRAIN_STATE}": state,
         LATEST: state,
         TRACKER: str(layout.iteration).encode(),
     }
-    return Target(
+    return builder.target(
         "megatron-bridge",
-        model.architecture,
-        model.tensors,
-        written.files,
-        written.placements,
-        written.documents,
-        {f"{layout.folder}/{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
+        sidecars={f"{layout.folder}/{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
         parallel=layout.parallel,
         decisions={
             "class": target,
@@ -87,7 +82,6 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             "should_pad_vocab": pads,
             DIVISIBLE: layout.multiple,
-            "rewrites": list(model.rewrites),
         },
         said=table_of(target, fields).said(fields),
         config=fields,

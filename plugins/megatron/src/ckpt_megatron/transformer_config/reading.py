@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Facts, FormatError, Loss, ReadRequest, architecture_of, check_agreement, layouts
+from ckpt_core.sdk import Architecture, Facts, FormatError, Loss, architecture_of, layouts
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -26,16 +26,13 @@ def refuse_adapters(found: Found, fix: str) -> None:
 
 
 def described(
-    facts: Facts, notes: dict[str, Any], found: Found, request: ReadRequest, file: str
+    facts: Facts, notes: dict[str, Any], found: Found, file: str
 ) -> tuple[Architecture, dict[str, layouts.Value]]:
     """The architecture, and the choices of the tables that the fields make."""
     # Since core 0.14 a router has a bias where linear layers have one; before it had none.
     if any(name.endswith(".mlp.router.bias") for name in found.names):
         facts["mlp.moe.router.bias"] = True
-    architecture = architecture_of(facts, file)
-    if request.architecture is not None:
-        check_agreement(request.architecture, architecture, file)
-    return architecture, {"rotary_interleaved": bool(notes.pop("interleaved", False))}
+    return architecture_of(facts, file), {"rotary_interleaved": bool(notes.pop("interleaved", False))}
 
 
 def parallel(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -67,11 +64,3 @@ def dropped(found: Found) -> list[Loss]:
     """What was left behind of the weights."""
     reason = "multi-token prediction layers, on which the model's own outputs do not depend"
     return [Loss("dropped", name, reason) for name in sorted(found.dropped)]
-
-
-def ignored(fields: dict[str, Any], request: ReadRequest) -> list[Loss]:
-    """Take the fields out that the user wants left out."""
-    keys = [key for key in str(request.options.get("ignore_keys") or "").split(",") if key in fields]
-    for key in keys:
-        del fields[key]
-    return [Loss("dropped", key, "left out with -o ignore_keys") for key in keys]

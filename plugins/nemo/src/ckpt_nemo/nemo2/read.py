@@ -7,22 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt_core.sdk import (
-    Checkpoint,
     CkptError,
+    Description,
     FormatError,
-    Provenance,
     ReadRequest,
+    Vocabulary,
     chunked,
     company,
     disk,
     documents,
-    original_of,
     torch_files,
     trees,
 )
+from ckpt_megatron import weights
 from ckpt_megatron.files import DIST_METADATA
 from ckpt_megatron.found import Found
-from ckpt_megatron.read import assembled
+from ckpt_megatron.read import choices_of_tensors, rank_tensors
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.transformer_config.reading import (
     EMBEDDING,
@@ -44,8 +44,8 @@ _READERS: dict[str, Callable[[str], chunked.DistributedCheckpoint]] = {
 _MERGE = "merge the adapters into their base with NeMo (llm.peft.merge_lora), and convert the result"
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint at its folder, at one of the two folders in it, or at a folder that holds no other."""
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies at its folder, at one of the two folders in it, or at a folder that holds no other."""
     place = find(path)
     reader = _reader(place.weights)
     context = trees.open_tree(place.context)
@@ -56,37 +56,32 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     _check_rows(model, tokenizer, found, asked=company.asked_vocabulary(request) is not None)
     rows = found.rows(EMBEDDING)
     model.facts |= {"tokens.padded_vocabulary": rows, "tokens.vocabulary": rows}
-    architecture, choices = described(model.facts, model.notes, found, request, model.file)
-    tensors = assembled(found, architecture, choices)
+    architecture, choices = described(model.facts, model.notes, found, model.file)
     if request.weights == "master":
         model.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
     model.enter(found.ledger, context)
     files = [disk.FileState.of(context[name].file) for name in (GRAPH, MODEL) if name in context]
-    checkpoint = Checkpoint(
-        "nemo2",
-        path,
-        architecture,
-        tensors,
-        [*found.states, *files, *(disk.FileState.of(sidecar.path) for sidecar in tokenizer.files.values())],
+    # without vocab_size the rows were made for the tokenizer; with it they are what somebody gave, padded or not
+    made = model.fields.get("vocab_size") is None
+    return Description(
+        architecture=architecture,
+        tables=weights.TABLES,
+        choices={**choices, **choices_of_tensors(found, architecture)},
+        ranks=rank_tensors(found, architecture),
+        where=found.folder,
+        root=place.root,
+        files=[*found.states, *files, *(disk.FileState.of(sidecar.path) for sidecar in tokenizer.files.values())],
+        config=model.file,
+        vocabulary=Vocabulary(rows=lambda tokens: rows if made else tokens, tokenizer=tokenizer.size),
         notes=model.notes,
         sidecars=tokenizer.files,
         parallel=parallel(model.fields),
         ledger=found.ledger,
-        provenance=Provenance(
-            hints=_hints(model, tokenizer, found),
-            evidence=model.evidence,
-            losses=[*model.losses, *dropped(found)],
-            masters=found.masters,
-        ),
-    )
-    # without vocab_size the rows were made for the tokenizer; with it they are what somebody gave, padded or not
-    made = model.fields.get("vocab_size") is None
-    return company.settled(
-        original_of(checkpoint, place.root),
-        request,
-        padded=lambda tokens: rows if made else tokens,
-        tokenizer=tokenizer.size,
+        hints=_hints(model, tokenizer, found),
+        evidence=model.evidence,
+        losses=[*model.losses, *dropped(found)],
+        masters=found.masters,
     )
 
 

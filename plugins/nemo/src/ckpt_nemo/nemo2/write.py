@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, rewrites
+from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
 from ckpt_megatron.rewrites import expressed_for
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import write_dist
-from ckpt_megatron.written import Written
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
 from ckpt_nemo.nemo2.graph import Call, Named, plain_of, write_graph
@@ -41,26 +41,20 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     implied = fixed is None and tokenizer.size == facts["tokens.vocabulary"] and _rows_of(tokenizer, layout) == rows
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": None if implied else rows}
     fields |= running(layout, model, request.dtype)
-    written = Written(layout, model, request.dtype)
-    write_dist(written, {}, homogeneous=not numbered, prefix=_PREFIX)
+    builder = GPTBuilder(layout, model, request.dtype)
+    write_dist(builder, {}, homogeneous=not numbered, prefix=_PREFIX)
     graph = write_graph(_graph(classes, fields, tokenizer))
-    written.documents[f"{CONTEXT}/{GRAPH}"] = (json.dumps(graph, indent=2) + "\n").encode()
-    written.documents[f"{CONTEXT}/{MODEL}"] = documents.dump_yaml(_dump(classes, fields, tokenizer)).encode()
-    return Target(
+    builder.documents[f"{CONTEXT}/{GRAPH}"] = (json.dumps(graph, indent=2) + "\n").encode()
+    builder.documents[f"{CONTEXT}/{MODEL}"] = documents.dump_yaml(_dump(classes, fields, tokenizer)).encode()
+    return builder.target(
         "nemo2",
-        model.architecture,
-        model.tensors,
-        written.files,
-        written.placements,
-        written.documents,
-        {f"{CONTEXT}/{name}": sidecar for name, sidecar in tokenizer.files.items()},
+        sidecars={f"{CONTEXT}/{name}": sidecar for name, sidecar in tokenizer.files.items()},
         parallel=layout.parallel,
         decisions={
             "config": classes.config,
             "model": classes.model,
             "names": layout.names,
             DIVISIBLE: layout.multiple,
-            "rewrites": list(model.rewrites),
         },
         losses=tokenizer.losses,
         said=table_of(classes, fields).said({key: plain_of(value) for key, value in fields.items()}),
