@@ -27,6 +27,7 @@ def dense(expresses: tuple[str, ...], frameworks: tuple[str, ...]) -> Quirks:
     return Quirks(
         models={name: example(name) for name in ("llama", "llama-padded", "gpt2", "starcoder2", "smollm3")},
         tp=(1, 2),
+        keeps_padding=True,  # should_pad_vocab says that the rows are there
         write_options=OPTIONS,
         expresses=(*COMMON_FACTS, *expresses),
         entries=DistributedEntries(),
@@ -41,6 +42,7 @@ def experts(**changes: object) -> Quirks:
         tp=(1, 2),
         pp=(1, 3),
         ep=(1, 2),
+        keeps_padding=True,
         write_options={**OPTIONS, "names": "local"},
     )
 

@@ -22,6 +22,7 @@ def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="nemo2",
         summary="NeMo 2: context/io.json and model.yaml, weights/ in torch_dist",
+        keeps=("megatron",),
         families=(
             "GPTModel",
             "LlamaModel",
