@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckpt_core.api import LazyTensor, read_checkpoint
+from ckpt_core.api import read_checkpoint
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.plan import make_plan
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError
 from ckpt_core.format.names import NamePattern
 from ckpt_core.layout import Choice, Tables
+from ckpt_core.opened import LazyTensor
 from ckpt_core.reading import checkpoint_of
 from ckpt_core.sdk import (
     Activation,
