@@ -339,14 +339,24 @@ def note(key: str, name: str, *, default: object = None, null: bool = False, giv
 
 @dataclass(frozen=True)
 class Ignore(Entry):
-    """A key that is left behind on purpose."""
+    """A key that is left behind on purpose. Where `written` is given, it is written for other readers, from facts of other lines."""
 
     key: str
     why: str
+    written: Callable[[Facts], object] | None = None
+    used: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return self.used
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: Any) -> None:
+        if self.written is not None:
+            config[self.key] = self.written(facts)
 
     @property
     def fate(self) -> Fate:
@@ -356,9 +366,14 @@ class Ignore(Entry):
         return f"ignored: {self.why}"
 
 
-def ignore(*names: str, why: str) -> list[Ignore]:
-    """Keys that are left behind, and why that changes no output."""
-    return [Ignore(name, why) for name in names]
+def ignore(
+    *names: str, why: str, written: Callable[[Facts], object] | None = None, uses: Sequence[str] = ()
+) -> list[Ignore]:
+    """Keys that are left behind, and why that changes no output.
+
+    `written` is for keys that the framework says again for people and other programs: what to write, from the facts in `uses`.
+    """
+    return [Ignore(name, why, written, tuple(uses)) for name in names]
 
 
 @dataclass(frozen=True)

@@ -205,9 +205,7 @@ def _positions(section: str) -> Custom:
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         said = config.get(kind, "learned_absolute")
-        if said == "learned_absolute":
-            facts[f"{section}.positions.count"] = whole(config, "max_position_embeddings")
-        elif said == "relative":
+        if said == "relative":
             facts.update(
                 {
                     f"{section}.relative_bias.{name}": value
@@ -216,7 +214,7 @@ def _positions(section: str) -> Custom:
             )
             if section == "decoder" and not flag(config, self_only, True):
                 facts.update({f"{crossing}.{name}": value for name, value in table(config, True).items()})
-        else:
+        elif said != "learned_absolute":
             raise CkptError(
                 f"{kind}: {said!r} is not supported", found=f"{kind}: {said!r}", expected="relative, learned_absolute"
             )
@@ -230,8 +228,6 @@ def _positions(section: str) -> Custom:
         config[kind] = "relative" if relative else "learned_absolute"
         config[self_only] = section == "encoder" or not facts.present(crossing)
         if learned:
-            _same_count(facts["encoder.positions.count"], facts["decoder.positions.count"])
-            config["max_position_embeddings"] = facts[f"{section}.positions.count"]
             return
         found = [facts[f"{path}.{name}"] for path in _tables_of(facts, section) for name in ("buckets", "max_distance")]
         if found[:2] != found[-2:]:
@@ -248,15 +244,39 @@ def _positions(section: str) -> Custom:
 
     claims = [
         f"{section}.relative_bias.*",
-        f"{section}.positions.count",
         *([f"{crossing}.*"] if section == "decoder" else []),
     ]
-    return custom([kind, buckets, distance, self_only], claims, read=read, write=write)
+    uses = [f"{section}.positions.*", "decoder.cross_relative_bias.*"]
+    return custom([kind, buckets, distance, self_only], claims, read=read, write=write, uses=uses)
 
 
-def _same_count(one: object, two: object) -> None:
-    if one != two:
-        raise Refusal("max_position_embeddings is one number", found=f"{one} in the encoder, {two} in the decoder")
+def _position_count() -> Custom:
+    """One number for the learned positions of both stacks; with relative positions it is a note."""
+    kinds = {section: f"{section}.position_embedding_type" for section in SECTIONS}
+
+    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
+        for section, kind in kinds.items():
+            if config.get(kind, "learned_absolute") == "learned_absolute":
+                facts[f"{section}.positions.count"] = whole(config, "max_position_embeddings")
+        if "max_position_embeddings" in config:
+            notes["max_positions"] = config["max_position_embeddings"]
+
+    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
+        counts = {section: facts.get(f"{section}.positions.count") for section in SECTIONS}
+        learned = {count for count in counts.values() if count is not None}
+        if len(learned) > 1:
+            found = ", ".join(f"{count} in the {section}" for section, count in counts.items())
+            raise Refusal("max_position_embeddings is one number", found=found)
+        config["max_position_embeddings"] = learned.pop() if learned else notes.get("max_positions", 512)
+
+    return custom(
+        ["max_position_embeddings"],
+        [f"{section}.positions.count" for section in SECTIONS],
+        read=read,
+        write=write,
+        uses=list(kinds.values()),
+        why="the number of learned positions, where a stack has such; else a note",
+    )
 
 
 def _tables_of(facts: Facts, section: str) -> list[str]:
@@ -464,7 +484,7 @@ T5 = Config("MegatronT5Model", [
     fact_is("kind", "encoder-decoder"),
     _hidden(),
     _tokens(),
-    note("max_position_embeddings", "max_positions", default=512),
+    _position_count(),
     *_STACKS,
     key("share_decoder_tokens_head_embeddings", "head.tied", default=True),
     key("tokens_head_bias", "head.bias", default=True),

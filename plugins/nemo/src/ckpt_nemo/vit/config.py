@@ -124,10 +124,15 @@ def _images() -> Custom:
                 found=f"patches.class_tokens = {tokens} before {patches} patches",
             )
         config |= dict(zip(keys, (height, width, patch, channels), strict=True))
-        config |= {"class_token_length": tokens, "encoder_seq_length": patches, "max_position_embeddings": patches}
+        config["class_token_length"] = tokens
 
     claims = [*(f"patches.{name}" for name in (*fields, "class_tokens")), "positions.count"]
     return custom([*keys, "class_token_length"], claims, read=read, write=write)
+
+
+def _patches(facts: Facts) -> int:
+    """How many patches an image has."""
+    return (facts["patches.height"] // facts["patches.patch"]) * (facts["patches.width"] // facts["patches.patch"])
 
 
 def _patch_bias() -> Custom:
@@ -343,7 +348,8 @@ VIT = Config("MegatronVitClassificationModel", [
     _head(),
     note("labels", "labels"),
     ignore(LEGACY, why="the order of q, k and v in fused tensors: read with them"),
-    ignore("encoder_seq_length", "max_position_embeddings", why="VitBackbone counts the patches itself"),
+    ignore("encoder_seq_length", "max_position_embeddings", why="VitBackbone counts the patches itself",
+           written=_patches, uses=["patches.*"]),
     ignore("vision_pretraining_type", "classes_fraction", "data_per_class_fraction", "drop_path_rate", "drop_patch_rate",
            "restore_from_pretrained", why="training"),
 ])
