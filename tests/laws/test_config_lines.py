@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.config import (
     LEFT_OUT,
+    REQUIRED,
     Codec,
     Config,
     TableError,
@@ -27,14 +28,17 @@ from ckpt_core.config import (
     in_other_layers,
     key,
     key_is,
+    layers_of,
     nested,
     note,
     one_of,
     pairs_by_hand,
+    repeats,
     rules,
     same_as,
     switched,
     tagged,
+    value_of,
     values,
     where,
 )
@@ -61,6 +65,61 @@ GELU = decided(
     values={"relu": (False, True), "fused": (True, LEFT_OUT)},
     uses=["bias"],
     why="two flags",
+)
+
+
+def read_crop(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """A size, or a list of height and width."""
+    size = config["size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    facts["patches.height"], facts["patches.width"] = int(height), int(width)
+
+
+CROP = [
+    decided(
+        ["size"],
+        ["patches.height", "patches.width"],
+        read=read_crop,
+        values={"size": [value_of("patches.height"), value_of("patches.height", "patches.width")]},
+        why="a number of pixels, or a pair of them",
+    )
+]
+
+
+def read_sliding(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Which layers have the window, by a list."""
+    present = tuple(bool(one) for one in config["which"])
+    if any(present) and config["sliding"]:
+        facts["attention.window"] = config["window_size"]
+        if not all(present):
+            facts["attention.window?"] = PerLayer(present)
+
+
+SLIDING = decided(
+    ["sliding", "window_size", "which"],
+    ["attention.window", "attention.window?"],
+    read=read_sliding,
+    values={
+        ("sliding", "window_size"): [(True, value_of("attention.window")), (False, None)],
+        "which": [layers_of("attention.window", rules.each())],
+    },
+    uses=["layers"],
+    why="which layers have a window",
+)
+
+
+def read_root(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    facts["tokens.scale"] = config["hidden_size"] ** 0.5 if config.get("scaled") else 1.0
+
+
+ROOT = decided(
+    ["scaled"],
+    ["tokens.scale"],
+    read=read_root,
+    values={"scaled": (False, True)},
+    uses=["hidden_size"],
+    tolerance=1e-6,
+    why="by the root",
 )
 BIAS = key("bias", "mlp.up_bias", "mlp.down_bias", type=values.flag)
 NORMS = [
@@ -134,6 +193,11 @@ LENSES: dict[str, tuple[list[Any], Any]] = {
     "derived root": ([derived(None, "tokens.scale", "hidden_size ** 0.5", rounding="none", tolerance=1e-6), HIDDEN], SIZES.map(lambda size: {"hidden": size, "tokens.scale": size**0.5})),
     "choice and all_agree": (NORMS, some.tuples(some.sampled_from(["layer", "rms"]), some.booleans()).map(lambda pair: norms(*pair))),
     "decided": ([GELU, BIAS], some.sampled_from([("relu", True), ("relu", False), ("gelu", True), ("gelu", False), ("gelu_tanh", True)]).map(lambda pair: {"mlp.activation": pair[0], "mlp.up_bias": pair[1], "mlp.down_bias": pair[1]})),
+    "decided by what facts are": (CROP, some.tuples(SIZES, SIZES).map(lambda pair: {"patches.height": pair[0], "patches.width": pair[1]})),
+    "decided by layers": ([LAYERS, SLIDING], MASKS.map(lambda mask: masked("attention.window", mask, 9))),
+    "derived from facts": ([key("size", "hidden", also=["width"], type=values.whole), derived(None, "mlp.ffn", "4 * hidden", of_facts=True)], SIZES.map(lambda size: {"hidden": size, "mlp.ffn": 4 * size})),
+    "key in units of another": ([key("shared", "mlp.moe.shared.ffn", type=values.whole, times="width"), key("width", "mlp.moe.ffn", type=values.whole)], some.tuples(some.integers(1, 999), some.integers(1, 999)).map(lambda pair: {"mlp.moe.shared.ffn": pair[0] * pair[1], "mlp.moe.ffn": pair[1]})),
+    "repeated": ([HEADS, repeats("kv_heads", "heads", default=16)], SIZES.map(lambda heads: {"attention.heads": heads})),
     "tagged object": ([SCALING], some.sampled_from([{}, {"kind": "linear", "factor": 2.0}, {"kind": "llama3", "factor": 8.0, "low_frequency_factor": 1.0}]).map(lambda said: {f"attention.rotary.scaling.{name}": value for name, value in said.items()})),
     "tagged config": ([POSITIONS], some.sampled_from([{}, {"positions.count": 7}, {"attention.rotary.theta": 500.0}])),
     "where": ([key("q", "latent_attention.q_rank", default=None), where("latent_attention.q_rank", [key("q_eps", "latent_attention.q_norm.eps")], otherwise={"q_eps": 0.0})], some.sampled_from([{}, {"latent_attention.q_rank": 3, "latent_attention.q_norm.eps": 1.0}])),
@@ -199,6 +263,23 @@ def test_no_value_crashes_a_line(name: str) -> None:
             assert any(name in str(problem) for name in table.keys), str(problem)
 
     holds()
+
+
+def test_names_of_one_key_agree_if_they_mean_the_same() -> None:
+    act = key("act", "mlp.activation", also=["function"], via=one_of({"silu": "s", "swish": "s", "relu": "r"}))
+    assert Config("table", [act]).read({"act": "silu", "function": "swish"}, "file")[0] == {"mlp.activation": "s"}
+
+
+def test_what_is_near_enough_is_said() -> None:
+    table = Config("table", [HIDDEN, ROOT])
+    assert table.write(Facts({"hidden": 64, "tokens.scale": 8.000001}), {})["scaled"] is True
+
+
+def test_a_switch_that_is_not_written_is_read() -> None:
+    pooler = switched("pooling", [fact_is("classifier.hidden", True)], default=True, written=False)
+    table, facts = Config("table", [pooler]), {"classifier.hidden": True}
+    assert table.write(Facts(facts), {}) == table.write(Facts(), {}) == {}
+    assert (table.read({}, "file")[0], table.read({"pooling": False}, "file")[0]) == (facts, {})
 
 
 # --- one line for a key, one for a fact ---------------------------------------------------------------------------------
@@ -286,6 +367,12 @@ WRONG: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "another value, and why": ([key_is("n", 1, why="it has no meaning here")], {"n": 2}, "it has no meaning here"),
     "a quotient that is no whole number": ([HIDDEN, HEADS, derived(None, "attention.head_dim", "hidden_size / heads")], {"hidden_size": 100, "heads": 12}, "hidden_size / heads is not a whole number"),
     "a size of the wrong type": ([HIDDEN], {"hidden_size": 8.0}, "'hidden_size' is not a positive whole number"),
+    "two names that mean different things": ([key("act", "mlp.activation", also=["function"], via=one_of({"silu": "s", "swish": "s", "relu": "r"}))], {"act": "silu", "function": "relu"}, "'act' and 'function' disagree"),
+    "a repeated key that differs": ([HEADS, repeats("kv_heads", "heads")], {"heads": 4, "kv_heads": 2}, "'heads' and 'kv_heads' disagree"),
+    "a repeated key whose default differs": ([HEADS, repeats("kv_heads", "heads", default=16)], {"heads": 4}, "which is kv_heads where it is left out"),
+    "a name that is not read and differs": ([HEADS, repeats("n", "heads", written=False)], {"heads": 4, "n": 2}, "-o ignore_keys=n"),
+    "no layer at all": ([LAYERS, WINDOW, by_layer("dense", "attention.window", rules.some(~rules.first_layers()))], {"layers": 3, "window": 4, "dense": 3}, "'dense' does not choose layers"),
+    "null, which chooses no layers": ([LAYERS, WINDOW, by_layer("dense", "attention.window", rules.first_layers(), default=1, null=REQUIRED)], {"layers": 3, "window": 4, "dense": None}, "'dense' does not choose layers"),
     "two names that disagree": ([key("a", "hidden", also=["b"])], {"a": 1, "b": 2}, "'a' and 'b' disagree"),
     "an unknown kind": ([SCALING], {"rope_scaling": {"rope_type": "spiral"}}, "rope_scaling.rope_type"),
     "a key of another kind": ([SCALING], {"rope_scaling": {"rope_type": "linear", "factor": 2, "low": 1}}, "unknown config key 'rope_scaling.low' for rope_type=linear"),
@@ -310,9 +397,14 @@ UNSAID: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "another constant": ([fact_is("mlp.gated", True)], {"mlp.gated": False}, "mlp.gated"),
     "not the quotient": ([HIDDEN, HEADS, derived(None, "attention.head_dim", "hidden_size / heads")], {"hidden": 8, "attention.heads": 2, "attention.head_dim": 3}, "attention.head_dim"),
     "no combination of flags": ([GELU, BIAS], {"mlp.activation": "gelu_tanh", "mlp.up_bias": False, "mlp.down_bias": False}, "mlp.activation"),
+    "not a multiple": ([key("shared", "mlp.moe.shared.ffn", times="width"), key("width", "mlp.moe.ffn")], {"mlp.moe.shared.ffn": 7, "mlp.moe.ffn": 3}, "mlp.moe.shared.ffn"),
+    "near is not near enough": ([HIDDEN, ROOT], {"hidden": 64, "tokens.scale": 8.001}, "tokens.scale"),
+    "not what the facts give": ([HIDDEN, derived(None, "mlp.ffn", "4 * hidden", of_facts=True)], {"hidden": 8, "mlp.ffn": 31}, "mlp.ffn"),
     "a norm of another kind": (NORMS, norms("rms", True) | {"final_norm.kind": "layer"}, "final_norm"),
     "two kinds at once": ([POSITIONS], {"positions.count": 3, "attention.rotary.theta": 1.0}, "attention.rotary.theta"),
     "a kind it does not have": ([SCALING], {"attention.rotary.scaling.kind": "yarn"}, "attention.rotary.scaling.kind"),
+    "layers of a model without their number, by a rule": ([WINDOW, by_layer("which", "attention.window", rules.each())], {}, "layers"),
+    "layers of a model without their number, decided": ([SLIDING], {}, "attention.window"),
     "layers no rule chooses": ([LAYERS, WINDOW, by_layer("which", "attention.window", rules.first_layers())], masked("attention.window", (False, True), 4), "attention.window?"),
 }  # fmt: skip
 

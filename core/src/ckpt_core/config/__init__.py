@@ -12,6 +12,7 @@ from ckpt_core.config.lenses import (
     Key,
     KeyIs,
     Note,
+    Repeats,
     all_agree,
     derived,
     fact_is,
@@ -20,16 +21,18 @@ from ckpt_core.config.lenses import (
     key,
     key_is,
     note,
+    repeats,
 )
 from ckpt_core.config.nesting import Nested, Switch, Tagged, Where, nested, switched, tagged, where
 from ckpt_core.config.pairs import pairs_by_hand
+from ckpt_core.config.said import Said, layers_of, value_of
 from ckpt_core.config.table import Config
 from ckpt_core.config.values import Codec, ValueType, one_of
 from ckpt_core.config.views import TableError
 
 __all__ = [
     "LEFT_OUT", "REQUIRED", "AllAgree", "ByLayer", "Choice", "Codec", "Config", "Custom", "Decided", "Derived", "Entry", "FactIs", "Ignore", "Implied",
-    "InOtherLayers", "Key", "KeyIs", "Nested", "Note", "Switch", "TableError", "Tagged", "ValueType", "Where", "all_agree", "by_layer",
-    "choice", "custom", "decided", "derived", "fact_is", "ignore", "implied", "in_other_layers", "key", "key_is", "nested", "note",
-    "one_of", "pairs_by_hand", "same_as", "switched", "tagged", "uniform", "where",
+    "InOtherLayers", "Key", "KeyIs", "Nested", "Note", "Repeats", "Said", "Switch", "TableError", "Tagged", "ValueType", "Where", "all_agree", "by_layer",
+    "choice", "custom", "decided", "derived", "fact_is", "ignore", "implied", "in_other_layers", "key", "key_is", "layers_of", "nested", "note",
+    "one_of", "pairs_by_hand", "repeats", "same_as", "switched", "tagged", "uniform", "value_of", "where",
 ]  # fmt: skip

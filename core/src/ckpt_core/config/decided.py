@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ckpt_core.architecture import Facts, PerLayer, differing
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.config.entry import LEFT_OUT, REQUIRED, Entry, Reader, Writer, literal, quoted
+from ckpt_core.config.said import Said
 from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, covers
 from ckpt_core.errors import CkptError, Refusal
 
@@ -93,9 +95,10 @@ class Decided(Entry):
     own_keys: tuple[str, ...]
     own_claims: tuple[str, ...]
     reader: Reader
-    values: Mapping[str, Sequence[object]]
+    values: Mapping[tuple[str, ...], tuple[tuple[object, ...], ...]]
     used: tuple[str, ...]
     why: str
+    tolerance: float = 0.0
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -112,22 +115,43 @@ class Decided(Entry):
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         read_by(self.reader, self, config, facts, notes)
 
+    @property
+    def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
+        said = (one for rows in self.values.values() for row in rows for one in row if isinstance(one, Said))
+        return tuple((self.reader, one.function) for one in said if one.function is not None)
+
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         seen = {key: config[key] for key in self.used if key in config}
         wanted = {path: facts[path] for path in facts if self._is_claimed(path)}
         beside = Facts({path: facts[path] for path in facts if not self._is_claimed(path)})
-        for values in itertools.product(*self.values.values()):
-            tried = {key: value for key, value in zip(self.values, values, strict=True) if value is not LEFT_OUT}
-            if self._says(KeysSeen(seen | tried, Scope(self)), beside, wanted):
+        for rows in itertools.product(*self.values.values()):
+            tried = self._to_try(rows, facts)
+            if tried is not None and self._says(KeysSeen(seen | tried, Scope(self)), beside, wanted):
                 config.update(tried)
                 return
         raise Refusal(
-            f"no value of {' and '.join(self.values) or ' and '.join(self.own_keys)} says this",
+            f"no value of {' and '.join(key for keys in self.values for key in keys) or ' and '.join(self.own_keys)} says this",
             found=", ".join(f"{path} = {value}" for path, value in wanted.items())
             or f"no {' and no '.join(self.own_claims)}",
             expected=self.why,
             fact=self.own_claims,
         )
+
+    def _to_try(self, rows: tuple[tuple[object, ...], ...], facts: Facts) -> dict[str, object] | None:
+        """Keys with values for them; None where a fact that one of them says does not exist, or differs between layers."""
+        tried: dict[str, object] = {}
+        for keys, row in zip(self.values, rows, strict=True):
+            for key, value in zip(keys, row, strict=True):
+                if isinstance(value, Said):
+                    try:
+                        value = value.of(facts)
+                    except Refusal:
+                        return None
+                    if value is None:
+                        return None
+                if value is not LEFT_OUT:
+                    tried[key] = value
+        return tried
 
     def _is_claimed(self, path: str) -> bool:
         return any(covers(claim, path) for claim in self.own_claims)
@@ -138,7 +162,12 @@ class Decided(Entry):
             self.read(config, said, {})
         except CkptError:
             return False
-        return same_facts(said.own(), wanted, beside)
+        own = said.own()
+        near = {path: own[path] if self._is_near(own.get(path), value) else value for path, value in wanted.items()}
+        return same_facts(own, near, beside)
+
+    def _is_near(self, one: object, two: object) -> bool:
+        return isinstance(one, float) and isinstance(two, float) and math.isclose(one, two, rel_tol=self.tolerance)
 
     def words(self) -> str:
         return "; ".join(part for part in (quoted(self.own_claims), self.why) if part)
@@ -146,13 +175,21 @@ class Decided(Entry):
 
 def same_facts(one: Mapping[str, Any], two: Mapping[str, Any], beside: Mapping[str, Any]) -> bool:
     """Whether two sets of facts say the same of a model that has the facts `beside`. A fact not said is at its default."""
-    full = [Facts({**beside, **{path: _plain(value) for path, value in said.items()}}) for said in (one, two)]
+    full = [
+        Facts({**beside, **{path: _plain(value) for path, value in said.items() if not _in_no_layer(path, value)}})
+        for said in (one, two)
+    ]
     for path in full[0].keys() ^ full[1].keys():
         default = None if path.endswith("?") else default_of(path)
         for said in full:
             if path not in said and default is not dataclasses.MISSING and default is not None:
                 said[path] = default
     return not differing(*full)
+
+
+def _in_no_layer(path: str, value: object) -> bool:
+    """Whether a fact says that no layer has a thing: then it does not exist, and is not said elsewhere."""
+    return path.endswith("?") and isinstance(value, PerLayer) and not any(value)
 
 
 def _plain(value: object) -> object:
@@ -165,17 +202,24 @@ def decided(
     claims: Iterable[str],
     *,
     read: Reader,
-    values: Mapping[str, Sequence[object]],
+    values: Mapping[Any, Sequence[Any]],
     why: str,
     uses: Iterable[str] = (),
+    tolerance: float = 0.0,
 ) -> Decided:
     """Keys of few values decide the facts at `claims`, as `read` (which gets what `Entry.read` gets) says.
 
-    Nobody writes the inverse: `values` are what each key may be written as, the preferred value first (`LEFT_OUT` leaves it
-    out), and the first combination that reads back to exactly the facts is written. Keys without values are only read.
-    `why` says in words what is decided; it is in the documentation, and in the refusal where nothing fits.
+    Nobody writes the inverse: `values` are what each key may be written as, or what several keys may be written as together (a
+    tuple of keys, with tuples of values), the preferred value first. A value is a constant, `LEFT_OUT`, or what a fact is
+    (`value_of`, `layers_of`). The first combination that reads back to the facts, numbers to within a relative `tolerance`, is
+    written. Keys without values are only read. `why` says in words what is decided; it is in the documentation, and in the
+    refusal where nothing fits.
     """
-    return Decided(tuple(keys), tuple(claims), read, dict(values), tuple(uses), why)
+    rows: dict[tuple[str, ...], tuple[tuple[object, ...], ...]] = {}
+    for names, options in values.items():
+        together = isinstance(names, tuple)
+        rows[names if together else (str(names),)] = tuple(one if together else (one,) for one in options)
+    return Decided(tuple(keys), tuple(claims), read, rows, tuple(uses), why, tolerance)
 
 
 @dataclass(frozen=True)

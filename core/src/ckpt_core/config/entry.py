@@ -110,16 +110,16 @@ def one_value(facts: Facts, paths: tuple[str, ...], key: str) -> Any:
     return value
 
 
-def agreed(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The value of a key of several names, of which any may be there; None where none is. An error if they disagree."""
+def agreed(config: Mapping[str, Any], names: tuple[str, ...], meaning: Callable[[str, Any], Any]) -> Any:
+    """The value of a key of several names, of which any may be there; None where none is. An error if they mean different things."""
     values = {name: config[name] for name in names if config.get(name) is not None}
-    found = list(values.values())
+    found = [meaning(name, value) for name, value in values.items()]
     if any(value != found[0] for value in found[1:]):
         raise CkptError(
             f"keys {' and '.join(map(repr, values))} disagree",
             found=", ".join(f"{name} = {str(value)[:60]}" for name, value in values.items()),
         )
-    return found[0] if found else None
+    return next(iter(values.values()), None)
 
 
 def quoted(names: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
-from ckpt_core.config.entry import AS_LEFT_OUT, Entry, literal, uniform
+from ckpt_core.config.entry import AS_LEFT_OUT, REQUIRED, Entry, literal, uniform
 from ckpt_core.config.rules import Rule
 from ckpt_core.config.values import ValueType, checked
 from ckpt_core.errors import CkptError, Refusal
@@ -23,6 +23,7 @@ class ByLayer(Entry):
     default: object
     plain: object
     count: str
+    null: object = AS_LEFT_OUT
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -37,8 +38,11 @@ class ByLayer(Entry):
         return (self.path, f"{self.path}.*", self.count)
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        value = config.get(self.key, self.default)
-        value = self.default if value is None else value
+        value = config.get(self.key)
+        if value is None:
+            value = self.default if self.key not in config or self.null is AS_LEFT_OUT else self.null
+        if value is REQUIRED:
+            raise CkptError(f"key {self.key!r} does not choose layers", found="null", expected=self.rule.words)
         if value is None or facts.present(self.path) is False or self.count not in facts:
             return
         layers = self.rule.read(value, facts[self.count])
@@ -56,6 +60,8 @@ class ByLayer(Entry):
         if self.plain is not AS_LEFT_OUT and not isinstance(present, PerLayer):
             config[self.key] = self.plain
             return
+        if self.count not in facts:  # another kind of model: its stacks have layers of their own
+            raise Refusal(f"{self.key} chooses layers of one stack", found=f"no {self.count}", fact=self.count)
         layers = tuple(present) if isinstance(present, PerLayer) else (present,) * facts[self.count]
         value = self.rule.write(layers)
         if value is None:
@@ -73,14 +79,21 @@ class ByLayer(Entry):
 
 
 def by_layer(
-    key: str, path: str, rule: Rule, *, default: object = None, plain: object = AS_LEFT_OUT, layers: str = "layers"
+    key: str,
+    path: str,
+    rule: Rule,
+    *,
+    default: object = None,
+    plain: object = AS_LEFT_OUT,
+    layers: str = "layers",
+    null: object = AS_LEFT_OUT,
 ) -> ByLayer:
     """`key` says which layers have the thing at `path`, by a `rule`: `each()`, `every_nth()`, `first_layers()`, `indices()`, `~rule`.
 
     `default` is the value that an absent or null key means (None: every layer). `plain` is written where all layers are alike,
-    in place of what the rule has for them. `layers` is the fact with their number.
+    in place of what the rule has for them. `layers` is the fact with their number. `null` is what null means, if not the same.
     """
-    return ByLayer(key, path, rule, default, plain, layers)
+    return ByLayer(key, path, rule, default, plain, layers, null)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Key(Entry):
     also: tuple[str, ...] = ()
     written_as_all: bool = False
     noted: str = ""
+    times: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -48,14 +49,15 @@ class Key(Entry):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return tuple(one.key for one in (self.default, self.null) if isinstance(one, SameAs))
+        others = tuple(one.key for one in (self.default, self.null) if isinstance(one, SameAs))
+        return (*others, self.times) if self.times else others
 
     @property
     def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
         return self.codec.by_hand if self.codec else ()
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        value = agreed(config, self.keys) if self.also else config.get(self.key)
+        value = agreed(config, self.keys, self._meaning) if self.also else config.get(self.key)
         if value is None:
             default = self._of_null if self.key in config else self.default
             if default is REQUIRED:
@@ -63,17 +65,25 @@ class Key(Entry):
             value = config.get(default.key) if isinstance(default, SameAs) else default
             if value is None:
                 return
-        value = checked(self.key, value, self.type)
-        try:
-            fact = self.codec.read(value) if self.codec else value
-        except CkptError as problem:
-            raise CkptError(
-                f"key {self.key!r}: {problem.problem}", found=problem.found, expected=problem.expected
-            ) from None
+        fact = self._meaning(self.key, value)
+        if self.times:
+            if config.get(self.times) is None:
+                return  # its own line says that it is missing
+            fact = fact * checked(self.times, config[self.times], whole)
         for path in self.paths:
             facts[path] = fact
         if self.noted:
             notes[self.noted] = value
+
+    def _meaning(self, name: str, value: Any) -> Any:
+        """What a value says, under the key itself or another name of it."""
+        value = checked(name, value, self.type)
+        try:
+            return self.codec.read(value) if self.codec else value
+        except CkptError as problem:
+            raise CkptError(
+                f"key {name!r}: {problem.problem}", found=problem.found, expected=problem.expected
+            ) from None
 
     @property
     def _of_null(self) -> object:
@@ -83,6 +93,8 @@ class Key(Entry):
         value = one_value(facts, self.paths, self.key)
         if value is None and self._of_null is not None:
             raise Refusal(f"{self.key} cannot say that there is no {self.paths[0]}", fact=self.paths)
+        if self.times and value is not None and config.get(self.times) is not None:
+            value = self._multiple(value, config[self.times])
         try:
             said = self.codec.write(value) if self.codec and value is not None else value
         except Refusal as problem:
@@ -94,8 +106,18 @@ class Key(Entry):
             ) from None
         config.update(dict.fromkeys(self.keys if self.written_as_all else (self.key,), said))
 
+    def _multiple(self, value: int, unit: int) -> int:
+        if value % unit:
+            raise Refusal(
+                f"{self.paths[0]} is {self.key} times {self.times}",
+                found=f"{self.paths[0]} = {value} with {self.times} = {unit}",
+                fact=self.paths,
+            )
+        return value // unit
+
     def words(self) -> str:
         parts = [quoted(self.paths)]
+        parts += [f"times `{self.times}`"] * bool(self.times)
         parts += [self.type.words] if self.type is not None else []
         parts += [self.codec.meaning] if self.codec is not None and self.codec.meaning else []
         parts += [f"the same under {quoted(self.also)}"] * bool(self.also)
@@ -122,14 +144,62 @@ def key(
     also: Sequence[str] = (),
     write_all: bool = False,
     noted: str = "",
+    times: str = "",
 ) -> Key:
     """`key` says the fact(s) at `paths`; without it `default` holds (or `same_as` another key).
 
     A null value means what a missing key means, unless `null` says otherwise. `type` is what the value must be (`whole`,
     `positive`, `flag`, ...), `via` how it says the fact. `also` are further names of the key, which must agree where
     several are there; the first is written, or with `write_all` every one. `noted`: the value is a note of this name, too.
+    `times`: the fact is the value times that of this key, as where a width is said in units of another.
     """
-    return Key(key, paths, default, via, null, type, tuple(also), write_all, noted)
+    return Key(key, paths, default, via, null, type, tuple(also), write_all, noted, times)
+
+
+@dataclass(frozen=True)
+class Repeats(Entry):
+    """A key that says again what another key says, which alone decides."""
+
+    key: str
+    other: str
+    default: object
+    written: bool
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return (self.other,)
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        value, decides = config.get(self.key, self.default), config.get(self.other)
+        if value is not None and decides is not None and value != decides:
+            absent = "" if self.key in config else f", which is {self.key} where it is left out"
+            raise CkptError(
+                f"keys {self.other!r} and {self.key!r} disagree",
+                found=f"{str(decides)[:40]} and {str(value)[:40]}{absent}",
+                fix=None
+                if self.written
+                else f"{self.other} is read: if that is right, leave the other out with -o ignore_keys={self.key}",
+            )
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        if self.written and self.other in config:
+            config[self.key] = config[self.other]
+
+    def words(self) -> str:
+        default = "" if self.default is None else f"; by default {literal(self.default)}"
+        return f"must be as `{self.other}`" + ("" if self.written else ", which alone is read") + default
+
+
+def repeats(key: str, other: str, *, default: object = None, written: bool = True) -> Repeats:
+    """`key` must say the same as the key `other`, where both are there; no fact is read from it.
+
+    `default` is what an absent key means (None: nothing). With `written=False` it is a name that the framework does not read.
+    """
+    return Repeats(key, other, default, written)
 
 
 @dataclass(frozen=True)
@@ -233,6 +303,7 @@ class Derived(Entry):
     default: object = None
     type: ValueType | None = None
     tolerance: float = 0.0
+    of_facts: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -248,7 +319,11 @@ class Derived(Entry):
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         value = None if self.key is None else config.get(self.key, self.default)
-        value = self.formula.of(config) if value is None else checked(str(self.key), value, self.type)
+        value = (
+            self.formula.of(facts if self.of_facts else config)
+            if value is None
+            else checked(str(self.key), value, self.type)
+        )
         if value is not None:  # None: keys of the formula are missing, which their own lines say
             facts.update(dict.fromkeys(self.paths, value))
 
@@ -257,14 +332,15 @@ class Derived(Entry):
         if self.key is not None:
             config[self.key] = value
             return
+        said = facts if self.of_facts else config
         try:
-            wanted = self.formula.of(config)
+            wanted = self.formula.of(said)
         except CkptError as problem:
             raise Refusal(problem.problem, found=problem.found, expected=problem.expected, fact=self.paths) from None
         if wanted is not None and (value is None or not math.isclose(value, wanted, rel_tol=self.tolerance)):
             raise Refusal(
                 f"{self.paths[0]} is always {self.formula.text}",
-                found=f"{self.paths[0]} = {value}, with " + ", ".join(f"{name} = {config[name]}" for name in self.uses),
+                found=f"{self.paths[0]} = {value}, with " + ", ".join(f"{name} = {said[name]}" for name in self.uses),
                 expected=wanted,
                 fact=self.paths,
             )
@@ -286,15 +362,19 @@ def derived(
     default: object = None,
     type: ValueType | None = whole,
     tolerance: float = 0.0,
+    of_facts: bool = False,
 ) -> Derived:
     """The fact at `paths` follows from other keys by `formula`, unless `key` says it (None: no key does).
 
     `rounding` says what becomes of a quotient: "floor", "exact" (anything else is an error) or "none" (a real number).
     `default`: the value without the key, where null alone means the formula. To write, the key says the fact; where there is none, the
-    fact must be what the formula makes of the written keys, to within a relative `tolerance`.
+    fact must be what the formula makes of the written keys, to within a relative `tolerance`. `of_facts`: the names in the formula
+    are facts, as where a key has several names.
     """
     said = (paths,) if isinstance(paths, str) else tuple(paths)
-    return Derived(key, said, Formula(formula, rounding), default, type if rounding != "none" else None, tolerance)
+    return Derived(
+        key, said, Formula(formula, rounding), default, type if rounding != "none" else None, tolerance, of_facts
+    )
 
 
 @dataclass(frozen=True)

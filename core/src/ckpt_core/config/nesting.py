@@ -313,6 +313,7 @@ class Switch(_Holder):
     key: str
     lines: Lines
     default: bool
+    written: bool
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -327,14 +328,21 @@ class Switch(_Holder):
             _read(self.lines, config, facts, notes)
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        config[self.key] = self._is_there(facts, self.lines)
-        if config[self.key]:
+        there = self._is_there(facts, self.lines)
+        if self.written:
+            config[self.key] = there
+        if there:
             config.update(_written(self.lines, facts, notes, config))
 
     def words(self) -> str:
         return f"if true: {_in_words(self.lines)}; by default {literal(self.default)}"
 
 
-def switched(key: str, lines: Iterable[Entry | Sequence[Entry]], *, default: bool = False) -> Switch:
-    """`key` is true where the model has any of the facts that the lines say; where it is false they say nothing."""
-    return Switch(key, Lines(key, lines), default)
+def switched(
+    key: str, lines: Iterable[Entry | Sequence[Entry]], *, default: bool = False, written: bool = True
+) -> Switch:
+    """`key` is true where the model has any of the facts that the lines say; where it is false they say nothing.
+
+    `written=False`: the key is read, but not written, as where the tensors of a checkpoint say it, too.
+    """
+    return Switch(key, Lines(key, lines), default, written)

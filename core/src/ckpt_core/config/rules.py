@@ -44,6 +44,16 @@ class Rule:
         return Rule(read, lambda chosen: self.write(tuple(not one for one in chosen)), f"all but {self.words}")
 
 
+def some(rule: Rule) -> Rule:
+    """The rule, without the values that choose no layer at all."""
+
+    def read(value: Any, count: int) -> Layers | None:
+        chosen = rule.read(value, count)
+        return chosen if chosen and any(chosen) else None
+
+    return Rule(read, lambda chosen: rule.write(chosen) if any(chosen) else None, f"{rule.words}, at least one")
+
+
 def each(*, having: object = 1, lacking: object = 0, longer: bool = False) -> Rule:
     """A list with one value per layer: `having` where it has the thing, `lacking` where not. `longer`: the list may be longer.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_core.config.entry import literal
 from ckpt_core.errors import CkptError, Refusal
@@ -91,7 +92,7 @@ text = ValueType("a text", lambda value: value if isinstance(value, str) else No
 layers = ValueType("a number of layers", lambda value: value if type(value) is int and 0 < value <= 100_000 else None)
 
 
-def checked(key: str, value: object, type: ValueType | None) -> object:
+def checked(key: str, value: object, type: ValueType | None) -> Any:
     """The value of a key, if it is of a type; `CkptError` names the key if not."""
     if type is None:
         return value

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from dataclasses import field as member
 from typing import Any
 
@@ -13,15 +12,14 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Custom,
     Entry,
     Facts,
     Loss,
     PerLayer,
-    Refusal,
     Table,
     configs,
-    custom,
+    decided,
+    derived,
     fact_is,
     ignore,
     implied,
@@ -31,8 +29,10 @@ from ckpt_core.sdk import (
     note,
     one_of,
     rewrites,
+    rules,
     same_as,
-    uniform,
+    schema,
+    values,
 )
 
 TableSet = tuple[Table, ...]
@@ -54,9 +54,9 @@ _ACTIVATIONS: dict[object, object] = {
 ACTIVATION = one_of(_ACTIVATIONS)
 
 
-def activation(*preferred: str) -> configs.Codec:
-    """The activations, written under the names that a family's own files use."""
-    return one_of({name: _ACTIVATIONS[name] for name in preferred} | _ACTIVATIONS)
+def activation(*preferred: str, **meant: Activation) -> configs.Codec:
+    """The activations, written under the names that a family's own files use; `meant` are names that it takes for another function."""
+    return one_of({name: _ACTIVATIONS[name] for name in preferred} | _ACTIVATIONS | meant)
 
 
 NORMS = ("attention.norm", "mlp.norm", "final_norm")
@@ -105,6 +105,35 @@ GENERIC: list[Any] = [
 # fmt: on
 
 
+Rewrite = Callable[[rewrites.Rewritable], rewrites.Rewritable]
+
+
+def centred(model: rewrites.Rewritable) -> rewrites.Rewritable:
+    """Scores at the usual scale, and norms whose weights are not stored around zero."""
+    return rewrites.uncentred_norms(rewrites.folded_attention_scale(model))
+
+
+def with_out_bias(model: rewrites.Rewritable) -> rewrites.Rewritable:
+    """A bias on the output of attention where the queries have one: zeros, for a class that has all four biases or none."""
+    folded = rewrites.folded_attention_scale(model)
+    biased = rewrites.map_layers(
+        folded.architecture,
+        lambda layer: (
+            replace(layer, attention=replace(layer.attention, out_bias=layer.attention.q_bias))
+            if layer.attention
+            else layer
+        ),
+    )
+    if biased == folded.architecture or not schema.parameters(biased).keys() >= folded.tensors.keys():
+        return model
+    return rewrites.zero_biases(folded, biased)
+
+
+# What a class without a key for the scale of scores, or for norms around zero, asks for; and one whose biases are all or none.
+SCALED_AND_CENTRED: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, centred)
+ALL_BIASES_OR_NONE: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, with_out_bias, centred)
+
+
 @dataclass(frozen=True)
 class Family:
     """A transformers model class: its `model_type`, its config table and its tensor tables.
@@ -112,7 +141,7 @@ class Family:
     The choice `names` of the tables is found by the names of tensors, and its default is written. `arrangement` names a
     choice that is also a config key: it changes how tensors are arranged, and not what they compute. `leftovers` drops what
     such files hold besides the model; `{layers}` stands for the number of layers.
-    `rewrite` folds into the weights what the class cannot say, `as_stored` is the config as the names of the tensors
+    `rewrites` say with weights what the class cannot say, the least change first; `as_stored` is the config as the names of the tensors
     beside it say it, and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
     """
@@ -123,7 +152,7 @@ class Family:
     constraint: Callable[[Architecture], str | None] = lambda architecture: None
     arrangement: str = ""
     leftovers: Table = member(default_factory=Table)
-    rewrite: Callable[[rewrites.Rewritable], rewrites.Rewritable] | None = None
+    rewrites: Sequence[Rewrite] = SCALED_AND_CENTRED
     as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
     losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False
@@ -161,18 +190,9 @@ def unbiased(*keys: str) -> list[Entry]:
     return [key_is(key, False, or_absent=True, written=False) for key in keys]
 
 
-def alias(key: str, own: str) -> Custom:
+def alias(key: str, own: str) -> Entry:
     """A second name of the key `own`, which the class does not read: it must say the same, where both are there."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if None not in (config.get(key), config.get(own)) and config[key] != config[own]:
-            raise CkptError(
-                f"keys {own!r} and {key!r} disagree",
-                found=f"{str(config[own])[:40]} and {str(config[key])[:40]}",
-                fix=f"the class reads {own}: if that is right, leave the other out with -o ignore_keys={key}",
-            )
-
-    return custom([key], [], read=read, write=lambda facts, notes, config: None)
+    return configs.repeats(key, own, written=False)
 
 
 def norms(kind: str, *paths: str, **facts: object) -> list[Any]:
@@ -196,76 +216,11 @@ def transformers_version(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return (int(major), int(minor) if minor.isdigit() else 0) if major.isdigit() else None
 
 
-def positive(config: Mapping[str, Any], key: str, default: object = None) -> int:
-    """A size; an error that names the key where it is none."""
-    value = config.get(key, default)
-    if type(value) is not int or not 0 < value < 1 << 40:
-        raise CkptError(f"key {key!r} is not a positive whole number", found=repr(value)[:60])
-    return value
-
-
-def layer_count(config: Mapping[str, Any], key: str = "num_hidden_layers") -> int:
-    count = config.get(key)
-    if type(count) is not int or not 0 < count <= 100_000:
-        raise CkptError(f"key {key!r} is not a number of layers", found=repr(count))
-    return count
-
-
-def head_dim(default: int | None = None) -> Custom:
-    """The key `head_dim`; left out it is `default`, or else hidden size / heads, which null always means."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        given = config.get("head_dim", default)
-        if given is not None:
-            facts["attention.head_dim"] = given
-        elif config.get("hidden_size") is not None and config.get("num_attention_heads") is not None:
-            facts["attention.head_dim"] = positive(config, "hidden_size") // positive(config, "num_attention_heads")
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        config["head_dim"] = uniform(facts, "attention.head_dim")
-
-    return custom(["head_dim"], ["attention.head_dim"], read=read, write=write)
-
-
-def derived_head_dim(hidden: str, heads: str) -> Custom:
-    """No key says it: every head has hidden size / heads elements."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if config.get(hidden) is None or config.get(heads) is None:
-            return  # the keys' own lines say that they are missing
-        size, count = positive(config, hidden), positive(config, heads)
-        if size % count:
-            raise CkptError(f"{hidden}={size} is not a multiple of {heads}={count}")
-        facts["attention.head_dim"] = size // count
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        width: Any = uniform(facts, "attention.head_dim")
-        count = uniform(facts, "attention.heads")
-        if width is None or count is None or width * count != facts["hidden"]:
-            raise Refusal(
-                f"a head has {hidden} / {heads} elements",
-                found=f"attention.head_dim = {width} with {count} heads of {facts['hidden']}",
-            )
-
-    return custom([], ["attention.head_dim"], read=read, write=write)
-
-
-def scaled_embedding() -> Custom:
-    """No key says it: the embedding is multiplied by the square root of the hidden size (Gemma)."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if config.get("hidden_size") is not None:
-            facts["tokens.scale"] = positive(config, "hidden_size") ** 0.5
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        # frameworks round the root to their own precision
-        if not math.isclose(facts["tokens.scale"], facts["hidden"] ** 0.5, rel_tol=1e-6):
-            raise Refusal(
-                "the embedding is scaled by the square root of hidden_size",
-                found=f"tokens.scale = {facts['tokens.scale']}",
-            )
-
-    return custom([], ["tokens.scale"], read=read, write=write)
+def head_dim(default: int | None = None) -> Entry:
+    """Left out it is `default`, or else hidden size / heads, which null always means; transformers rounds down."""
+    return derived(
+        "head_dim", "attention.head_dim", "hidden_size / num_attention_heads", rounding="floor", default=default
+    )
 
 
 def divides(architecture: Architecture) -> str | None:
@@ -279,51 +234,61 @@ def divides(architecture: Architecture) -> str | None:
 
 Rule = Callable[[int, Mapping[str, Any]], bool]
 
+_LAYER_TYPES = configs.layers_of("attention.window", rules.each(having="sliding_attention", lacking="full_attention"))
 
-def windows(slides: Rule, *, default: int | None = None, by_count: bool = False) -> Custom:
+
+def _first_that_slides(windowed: tuple[bool, ...]) -> int:
+    return windowed.index(True) if any(windowed) else len(windowed)
+
+
+def windows(slides: Rule, *, default: int | None = None, by_count: bool = False, uses: Iterable[str] = ()) -> Entry:
     """Which layers see a window only: `layer_types` where given, else the rule of the family's config class.
 
-    `default` is the class's window. `by_count`: the class knows `max_window_layers` too.
+    `default` is the class's window. `by_count`: the class knows `max_window_layers` too. `uses` are further keys that `slides` looks at.
     """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        present = _given_windows(config)
-        window, used = config.get("sliding_window", default), config.get("use_sliding_window", False)
-        if type(used) is not bool:
-            raise CkptError("key 'use_sliding_window' is neither true nor false", found=repr(used)[:60])
+        present = given_windows(config, facts["layers"])
+        window = config.get("sliding_window", default)
+        used = values.checked("use_sliding_window", config.get("use_sliding_window", False), values.flag)
         if used and window is not None:
-            enter_windows(
-                facts, window, present or PerLayer(slides(index, config) for index in range(layer_count(config)))
-            )
+            enter_windows(facts, window, present or PerLayer(slides(index, config) for index in range(facts["layers"])))
 
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        present = windowed_layers(facts)
-        config["use_sliding_window"] = any(present)
-        config["sliding_window"] = uniform(facts, "attention.window")
-        config["layer_types"] = layer_types(present)
-        if by_count:
-            # transformers before 4.52 has no layer_types: there the layers from max_window_layers on slide.
-            config["max_window_layers"] = present.index(True) if any(present) else facts["layers"]
+    keys: tuple[str, ...] = ("use_sliding_window", "sliding_window", "layer_types")
+    some: tuple[object, ...] = (True, configs.value_of("attention.window"), _LAYER_TYPES)
+    none: tuple[object, ...] = (False, None, _LAYER_TYPES)
+    if by_count:
+        # transformers before 4.52 has no layer_types: there the layers from max_window_layers on slide.
+        keys = (*keys, "max_window_layers")
+        some = (*some, configs.layers_of("attention.window", _first_that_slides))
+        none = (*none, configs.value_of("layers"))
+    return decided(
+        keys,
+        ["attention.window", "attention.window?"],
+        read=read,
+        values={keys: [some, none]},
+        uses=["layers", *uses],
+        why="use_sliding_window says whether any layer has a window, layer_types which; without it the class has a rule",
+    )
 
-    keys = ["use_sliding_window", "sliding_window", "layer_types", *(["max_window_layers"] if by_count else [])]
-    return custom(keys, ["attention.window", "attention.window?"], read=read, write=write)
 
-
-def _given_windows(config: Mapping[str, Any]) -> PerLayer | None:
+def given_windows(config: Mapping[str, Any], layers: int) -> PerLayer | None:
+    """Which layers have a window by `layer_types`; None without that key."""
     kinds = config.get("layer_types")
     if kinds is None:
         return None
     known = ("full_attention", "sliding_attention")
-    if not isinstance(kinds, list) or len(kinds) != layer_count(config) or any(kind not in known for kind in kinds):
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
         raise CkptError("key 'layer_types' is not one known kind per layer", found=str(kinds)[:80])
     return PerLayer(kind == "sliding_attention" for kind in kinds)
 
 
-def alternating_windows(default: int) -> Custom:
+def alternating_windows(default: int) -> Entry:
     """The layers of `layer_types` see a window; without it every second one does, the first among them (Gemma 2)."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        present = _given_windows(config) or PerLayer(index % 2 == 0 for index in range(layer_count(config)))
+        layers = facts["layers"]
+        present = given_windows(config, layers) or PerLayer(index % 2 == 0 for index in range(layers))
         window = config.get("sliding_window", default)
         if window is None and any(present):
             raise CkptError(
@@ -332,13 +297,20 @@ def alternating_windows(default: int) -> Custom:
             )
         enter_windows(facts, window, present)
 
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        present = windowed_layers(facts)
+    return decided(
+        ["sliding_window", "layer_types"],
+        ["attention.window", "attention.window?"],
+        read=read,
         # the class builds the mask of windows even where no layer uses it, and needs a size for it
-        config["sliding_window"] = uniform(facts, "attention.window") or default
-        config["layer_types"] = layer_types(present)
-
-    return custom(["sliding_window", "layer_types"], ["attention.window", "attention.window?"], read=read, write=write)
+        values={
+            ("sliding_window", "layer_types"): [
+                (configs.value_of("attention.window"), _LAYER_TYPES),
+                (default, _LAYER_TYPES),
+            ]
+        },
+        uses=["layers"],
+        why="layer_types says which layers have a window; without it every second one, the first among them",
+    )
 
 
 def enter_windows(facts: Facts, window: object, present: PerLayer) -> None:
@@ -348,32 +320,13 @@ def enter_windows(facts: Facts, window: object, present: PerLayer) -> None:
             facts["attention.window?"] = present
 
 
-def windowed_layers(facts: Facts) -> PerLayer:
-    present = facts.present("attention.window")
-    return present if isinstance(present, PerLayer) else PerLayer([present] * facts["layers"])
-
-
-def layer_types(windowed: PerLayer) -> list[str]:
-    return ["sliding_attention" if slides else "full_attention" for slides in windowed]
-
-
-def enter_sparse_layers(facts: Facts, notes: dict[str, Any], width: object, sparse: PerLayer) -> None:
-    """Which layers are mixtures; the others have `width`. A width that no layer has is kept as a note."""
-    facts["layers"] = len(sparse)
-    if all(sparse):
-        if width is not None:
-            notes["unused_ffn"] = positive({"intermediate_size": width}, "intermediate_size")
-    else:
-        facts["mlp.moe?"] = sparse
-        facts["mlp.ffn"] = width
-        facts["mlp.ffn?"] = PerLayer(not moe for moe in sparse)
-
-
-def written_sparse_layers(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> PerLayer:
-    """Enter the layers and the dense width; returns which layers are mixtures."""
-    sparse = facts.present("mlp.moe")
-    if sparse is False:
-        raise Refusal("every layer of it is dense", found="mlp.moe absent")
-    config["num_hidden_layers"] = facts["layers"]
-    config["intermediate_size"] = uniform(facts, "mlp.ffn") or notes.get("unused_ffn") or uniform(facts, "mlp.moe.ffn")
-    return sparse if isinstance(sparse, PerLayer) else PerLayer([True] * facts["layers"])
+def dense_width() -> Entry:
+    """The width of the layers without experts. A width that no layer has is kept as a note: transformers wants the key."""
+    return configs.in_other_layers(
+        "intermediate_size",
+        "mlp.ffn",
+        than="mlp.moe",
+        unused="unused_ffn",
+        fallback="mlp.moe.ffn",
+        type=values.whole,
+    )

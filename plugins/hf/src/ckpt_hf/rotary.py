@@ -94,7 +94,12 @@ def rotary_keys(
             config[fraction_key] = config["rope_parameters"]["partial_rotary_factor"] = fraction
 
     return custom(
-        [*known, "rope_scaling", "rope_parameters", "max_position_embeddings"], [f"{path}.*"], read=read, write=write
+        [*known, "rope_scaling", "rope_parameters", "max_position_embeddings"],
+        [f"{path}.*"],
+        read=read,
+        write=write,
+        uses=["original_max_position_embeddings"],
+        why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -22,7 +23,6 @@ from ckpt_core.sdk import (
     facts_of,
     layouts,
     rewrites,
-    schema,
     storage_dtype,
 )
 from ckpt_hf.common import Family, TableSet
@@ -167,35 +167,13 @@ def choose(
 
 
 def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[tuple[Family, rewrites.Rewritable]]:
-    """Every class with the model as it is, then with what suits any class, then with what the class itself asks for."""
-    for variant in _variants(model):
-        for family in families:
-            yield family, variant
+    """Every class with the model as it is; then with what each of them asks for first, which changes least; and so on."""
     for family in families:
-        if family.rewrite is not None and (rewritten := family.rewrite(model)) is not model:
-            yield family, rewritten
-
-
-def _variants(model: rewrites.Rewritable) -> Iterator[rewrites.Rewritable]:
-    """The model, and what it becomes by rewrites that change no output."""
-    yield model
-    folded = rewrites.folded_attention_scale(model)
-    if folded is not model:
-        yield folded
-    # SmolLM3 has attention biases on all four projections or on none.
-    biased = rewrites.map_layers(
-        folded.architecture,
-        lambda layer: (
-            replace(layer, attention=replace(layer.attention, out_bias=layer.attention.q_bias))
-            if layer.attention
-            else layer
-        ),
-    )
-    if biased != folded.architecture and schema.parameters(biased).keys() >= folded.tensors.keys():
-        yield rewrites.zero_biases(folded, biased)
-    uncentred = rewrites.uncentred_norms(folded)
-    if uncentred is not folded:
-        yield uncentred
+        yield family, model
+    for changes in itertools.zip_longest(*(family.rewrites for family in families)):
+        for family, change in zip(families, changes, strict=True):
+            if change is not None and (changed := change(model)) is not model:
+                yield family, changed
 
 
 def _config(family: Family, model: rewrites.Rewritable, notes: dict[str, object]) -> dict[str, object]:

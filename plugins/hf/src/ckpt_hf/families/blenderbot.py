@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    CkptError,
     Config,
-    Custom,
     Facts,
-    Refusal,
     Table,
-    custom,
+    configs,
+    decided,
+    derived,
     fact_is,
     ignore,
     key,
@@ -25,77 +23,18 @@ from ckpt_core.sdk import (
     rewrites,
     row,
     schema,
-    uniform,
+    values,
 )
-from ckpt_hf.common import GENERIC, Family, activation, norms, positive
+from ckpt_hf.common import ALL_BIASES_OR_NONE, GENERIC, Family, activation, norms
 from ckpt_hf.families.t5 import BLOCKS, MLPS, NORMS, STACKS
 
 _BIASES = [f"{block}.{part}_bias" for block in BLOCKS for part in ("q", "k", "v", "out")]
 _BIASES += [f"{mlp}.{part}_bias" for mlp in MLPS for part in ("up", "down")]
 
 
-def _head_dim() -> Custom:
-    """No key says it: every head has d_model / heads elements, in each stack."""
-    heads = {block: f"{block.partition('.')[0]}_attention_heads" for block in BLOCKS}
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        for block, name in heads.items():
-            if config.get("d_model") is None or config.get(name) is None:
-                continue  # the keys' own lines say that they are missing
-            width, count = positive(config, "d_model"), positive(config, name)
-            if width % count:
-                raise CkptError(f"d_model={width} is not a multiple of {name}={count}")
-            facts[f"{block}.head_dim"] = width // count
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        for block, name in heads.items():
-            width, count = uniform(facts, f"{block}.head_dim"), uniform(facts, f"{block}.heads")
-            if width is None or count is None or width * count != facts["hidden"]:
-                raise Refusal(
-                    f"a head has d_model / {name} elements",
-                    found=f"{block}.head_dim = {width} with {count} heads of {facts['hidden']}",
-                )
-
-    return custom([], [f"{block}.head_dim" for block in BLOCKS], read=read, write=write)
-
-
-def _embedding_scale() -> Custom:
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        scales = config.get("scale_embedding", False)
-        if type(scales) is not bool:
-            raise CkptError("key 'scale_embedding' is neither true nor false", found=repr(scales)[:60])
-        facts["tokens.scale"] = positive(config, "d_model") ** 0.5 if scales else 1.0
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        factor, root = facts.get("tokens.scale", 1.0), facts["hidden"] ** 0.5
-        if factor != 1 and not math.isclose(factor, root, rel_tol=1e-9):
-            raise Refusal(
-                "scale_embedding multiplies by the square root of d_model, or by nothing",
-                found=f"tokens.scale = {factor}",
-            )
-        config["scale_embedding"] = factor != 1
-
-    return custom(["scale_embedding"], ["tokens.scale"], read=read, write=write)
-
-
-def _positions() -> Custom:
-    paths = [f"{stack}.positions.count" for stack in STACKS]
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        count = notes["max_positions"] = positive(config, "max_position_embeddings", 128)
-        for path in paths:
-            facts[path] = count
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        counts = {facts.get(path) for path in paths}
-        if len(counts) > 1 or None in counts:
-            raise Refusal(
-                "max_position_embeddings is one number",
-                found=", ".join(f"{path} = {facts.get(path)}" for path in paths),
-            )
-        config["max_position_embeddings"] = counts.pop()
-
-    return custom(["max_position_embeddings"], paths, read=read, write=write)
+def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    scales = values.checked("scale_embedding", config.get("scale_embedding", False), values.flag)
+    facts["tokens.scale"] = values.checked("d_model", config.get("d_model"), values.whole) ** 0.5 if scales else 1.0
 
 
 # fmt: off
@@ -110,7 +49,7 @@ BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
     key("decoder_layers", "decoder.layers", default=24),
     key("encoder_attention_heads", "encoder.attention.heads", "encoder.attention.groups"),
     key("decoder_attention_heads", *(f"{block}.{fact}" for block in BLOCKS[1:] for fact in ("heads", "groups"))),
-    _head_dim(),
+    [derived(None, f"{block}.head_dim", f"d_model / {block.partition('.')[0]}_attention_heads") for block in BLOCKS],
     key("encoder_ffn_dim", "encoder.mlp.ffn", default=10240),
     key("decoder_ffn_dim", "decoder.mlp.ffn", default=10240),
     key("activation_function", *(f"{mlp}.activation" for mlp in MLPS), default="gelu", via=activation("gelu", "gelu_new")),
@@ -118,8 +57,10 @@ BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
     # nn.LayerNorm's own default, which no key changes
     norms("layer", *NORMS, bias=True, eps=1e-5),
     [fact_is(bias, True) for bias in _BIASES],
-    _embedding_scale(),
-    _positions(),
+    decided(["scale_embedding"], ["tokens.scale"], read=_read_scale, values={"scale_embedding": (False, True)}, uses=["d_model"], tolerance=1e-9,
+            why="if true, the embedding is multiplied by the square root of d_model"),
+    key("max_position_embeddings", *(f"{stack}.positions.count" for stack in STACKS), default=128, null=configs.REQUIRED, type=values.whole,
+        noted="max_positions"),
     fact_is("head.bias", True),
     key("tie_word_embeddings", "head.tied", default=True),
     note("decoder_start_token_id", "decoder_start", null=True),
@@ -218,4 +159,6 @@ def _has_own_head(architecture: Architecture) -> bool:
     return architecture.head is not None and not architecture.head.tied
 
 
-FAMILIES = [Family("blenderbot", BLENDERBOT, TABLES, rewrite=_as_blenderbot, loads_copies=_has_own_head)]
+FAMILIES = [
+    Family("blenderbot", BLENDERBOT, TABLES, rewrites=(*ALL_BIASES_OR_NONE, _as_blenderbot), loads_copies=_has_own_head)
+]

@@ -10,9 +10,9 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Refusal,
     Table,
-    custom,
+    decided,
+    derived,
     fact_is,
     ignore,
     key,
@@ -20,50 +20,20 @@ from ckpt_core.sdk import (
     layouts,
     note,
     row,
-    uniform,
+    values,
 )
 from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
     CAUSAL,
     GENERIC,
     MLP_BIASES,
     NORMS,
     Family,
-    derived_head_dim,
     norms,
-    positive,
 )
 
 _EPS = ("tokens.norm", *NORMS)
-_SIZE, _OLD_SIZE, _HEADS, _OLD_HEADS = "hidden_size", "n_embed", "n_head", "num_attention_heads"
-
-
-def _either(config: Mapping[str, Any], key: str, old: str) -> int:
-    """A size under its own key or the old one, which the first files of the hub have."""
-    if config.get(key) is not None and config.get(old, config[key]) != config[key]:
-        raise CkptError(f"keys {key!r} and {old!r} disagree", found=f"{config[key]} and {config[old]}")
-    return positive(config, key if config.get(key) is not None else old)
-
-
-def _read_sizes(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    hidden, heads = _either(config, _SIZE, _OLD_SIZE), _either(config, _HEADS, _OLD_HEADS)
-    facts["hidden"], facts["mlp.ffn"] = hidden, 4 * hidden
-    facts["attention.heads"] = facts["attention.groups"] = heads
-    derived_head_dim(_SIZE, _HEADS).read({_SIZE: hidden, _HEADS: heads}, facts, notes)
-
-
-def _write_sizes(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    derived_head_dim(_SIZE, _HEADS).write(facts, notes, config)
-    width, heads, groups = (uniform(facts, path) for path in ("mlp.ffn", "attention.heads", "attention.groups"))
-    if width != 4 * facts["hidden"]:
-        raise Refusal(
-            "the MLP is always four times as wide as the model", found=f"mlp.ffn = {width}, hidden = {facts['hidden']}"
-        )
-    if groups != heads:
-        raise Refusal(
-            "every head has keys and values of its own", found=f"attention.groups = {groups} of {heads} heads"
-        )
-    config[_SIZE], config[_HEADS] = facts["hidden"], heads
 
 
 def _read_slow(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -77,10 +47,6 @@ def _read_slow(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -
         )
 
 
-def _write_slow(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    config["slow_but_exact"] = False
-
-
 # fmt: off
 BLOOM = Config("", GENERIC).replace("BloomForCausalLM",
     fact_is("kind", "decoder"),
@@ -88,8 +54,11 @@ BLOOM = Config("", GENERIC).replace("BloomForCausalLM",
     CAUSAL,
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     key("n_layer", "layers"),
-    custom([_SIZE, _OLD_SIZE, _HEADS, _OLD_HEADS], ["hidden", "mlp.ffn", "attention.heads", "attention.groups", "attention.head_dim"],
-           read=_read_sizes, write=_write_sizes),
+    # the first files of the hub have the second names
+    key("hidden_size", "hidden", also=["n_embed"], type=values.whole),
+    key("n_head", "attention.heads", "attention.groups", also=["num_attention_heads"], type=values.whole),
+    derived(None, "attention.head_dim", "hidden / attention.heads", of_facts=True),
+    derived(None, "mlp.ffn", "4 * hidden", of_facts=True),
     fact_is("attention.alibi", True),
     fact_is("mlp.activation", Activation.GELU_TANH),
     fact_is("mlp.gated", False),
@@ -100,7 +69,8 @@ BLOOM = Config("", GENERIC).replace("BloomForCausalLM",
     key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
     key("tie_word_embeddings", "head.tied", default=True),
     note("pretraining_tp", "pretraining_tp"),
-    custom(["slow_but_exact"], [], read=_read_slow, write=_write_slow),
+    decided(["slow_but_exact"], [], read=_read_slow, values={"slow_but_exact": (False,)}, uses=["pretraining_tp"],
+            why="if true, products are summed in slices, which changes the function where pretraining_tp is not 1"),
     note("seq_length", "max_positions"),
     key_is("n_inner", None, or_absent=True, written=False),
     ignore("offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "bias_dropout_fusion", "masked_softmax_fusion", "attention_softmax_in_fp32",
@@ -136,4 +106,4 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 # fmt: on
 
 
-FAMILIES = [Family("bloom", BLOOM, layouts.Tables([MODEL, LAYER]))]
+FAMILIES = [Family("bloom", BLOOM, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]

@@ -11,13 +11,13 @@ from typing import Any
 
 from ckpt_core.sdk import (
     CkptError,
-    Custom,
+    Entry,
     Facts,
-    PerLayer,
-    Refusal,
     RotaryKind,
     Table,
-    custom,
+    by_layer,
+    configs,
+    decided,
     drop,
     fact_is,
     ignore,
@@ -25,16 +25,14 @@ from ckpt_core.sdk import (
     key_is,
     layouts,
     row,
-    uniform,
+    rules,
+    values,
 )
 from ckpt_hf.common import (
     Family,
+    dense_width,
     divides,
-    enter_sparse_layers,
-    layer_count,
     norms,
-    positive,
-    written_sparse_layers,
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
@@ -42,42 +40,6 @@ from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
 
 _LATENT = "latent_attention"
 _EPS = 1e-6  # of the norms of latents, whatever rms_norm_eps says
-
-
-def _write_heads(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    config["num_attention_heads"] = config["num_key_value_heads"] = uniform(facts, f"{_LATENT}.heads")
-    if config["num_attention_heads"] is None:
-        raise Refusal("its attention is latent", found=f"no {_LATENT}.heads")
-
-
-def _heads(default: int | None) -> Custom:
-    """There is one key and one value per head. `default`: how many the class has where `num_key_value_heads` is left out."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        heads, keys = positive(config, "num_attention_heads"), config.get("num_key_value_heads", default)
-        if keys not in (heads, None):
-            raise CkptError("key 'num_key_value_heads' differs from num_attention_heads", found=keys, expected=heads)
-        facts[f"{_LATENT}.heads"] = heads
-
-    return custom(["num_attention_heads", "num_key_value_heads"], [f"{_LATENT}.heads"], read=read, write=_write_heads)
-
-
-def _read_query(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    rank = config.get("q_lora_rank", 1536)
-    if rank is not None:
-        facts.update({f"{_LATENT}.q_rank": rank, f"{_LATENT}.q_norm.kind": "rms", f"{_LATENT}.q_norm.eps": _EPS})
-
-
-def _write_query(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    rank = config["q_lora_rank"] = uniform(facts, f"{_LATENT}.q_rank")
-    norm = f"{_LATENT}.q_norm"
-    usual = (
-        {"kind": "rms", "eps": _EPS, "weight": True, "bias": False, "zero_centred": False} if rank is not None else {}
-    )
-    found = {path.rpartition(".")[2]: value for path, value in facts.items() if path.startswith(f"{norm}.")}
-    for name in usual | found:
-        if found.get(name) != usual.get(name):
-            raise Refusal(f"{norm}.{name} is always {usual.get(name)}", found=found.get(name))
 
 
 def _scale(facts: Facts) -> float | None:
@@ -96,69 +58,18 @@ def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
         facts[f"{_LATENT}.scale"] = scale
 
 
-def _write_scale(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    dims: list[Any] = [uniform(facts, f"{_LATENT}.{name}") for name in ("nope_dim", "rope_dim")]
-    if None in dims:
-        return  # another kind of attention, which other lines refuse
-    usual = sum(dims) ** -0.5
-    found: Any
-    found, wanted = uniform(facts, f"{_LATENT}.scale") or usual, _scale(facts) or usual
-    if not math.isclose(found, wanted, rel_tol=1e-9):
-        raise Refusal(
-            "the scale of scores follows from its rotary positions",
-            found=f"{_LATENT}.scale = {found}",
-            expected=str(wanted),
-        )
-
-
-def _read_layers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    dense = config.get("first_k_dense_replace")
-    if type(dense) is not int or dense < 0:
-        raise CkptError("key 'first_k_dense_replace' is not a number of layers", found=repr(dense)[:60])
-    if dense >= layer_count(config):
-        raise CkptError(
-            "key 'first_k_dense_replace' leaves no layer with experts",
-            found=f"{dense} of {config['num_hidden_layers']} layers",
-        )
-    sparse = PerLayer(index >= dense for index in range(layer_count(config)))
-    enter_sparse_layers(facts, notes, config.get("intermediate_size"), sparse)
-
-
-def _write_layers(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    sparse = written_sparse_layers(facts, notes, config)
-    dense = sparse.index(True)
-    if not all(sparse[dense:]):
-        raise Refusal("its dense layers are the first ones", found=f"mlp.moe? = {sparse}")
-    config["first_k_dense_replace"] = dense
-
-
-def _read_shared(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any], default: int) -> None:
-    if config.get("moe_intermediate_size") is not None:
-        facts["mlp.moe.shared.ffn"] = positive(config, "n_shared_experts", default) * positive(
-            config, "moe_intermediate_size"
-        )
-
-
-def _write_shared(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    shared: Any = uniform(facts, "mlp.moe.shared.ffn")
-    width: Any = uniform(facts, "mlp.moe.ffn")
-    if not shared or not width or shared % width:
-        raise Refusal(
-            "its shared expert is as wide as some of the others",
-            found=f"mlp.moe.shared.ffn = {shared} with mlp.moe.ffn = {width}",
-        )
-    config["n_shared_experts"] = shared // width
-
-
-def _shared(default: int) -> Custom:
-    return custom(["n_shared_experts"], ["mlp.moe.shared.ffn"], write=_write_shared,
-                  read=lambda config, facts, notes: _read_shared(config, facts, notes, default))  # fmt: skip
-
-
-def _dense_layers(default: int) -> Custom:
-    return custom(["first_k_dense_replace", "intermediate_size", "num_hidden_layers"], ["mlp.ffn", "mlp.ffn?", "mlp.moe?", "layers"],
-                  write=_write_layers,
-                  read=lambda config, facts, notes: _read_layers({"first_k_dense_replace": default, **config}, facts, notes))  # fmt: skip
+def _dense_layers(default: int) -> list[Entry]:
+    return [
+        key("num_hidden_layers", "layers", type=values.layers),
+        dense_width(),
+        by_layer(
+            "first_k_dense_replace",
+            "mlp.moe",
+            rules.some(~rules.first_layers()),
+            default=default,
+            null=configs.REQUIRED,
+        ),
+    ]
 
 
 _ROUTER = "mlp.moe.router"
@@ -172,6 +83,10 @@ def _enter_groups(config: Mapping[str, Any], facts: Facts, score: str, count: in
     facts.update(zip(_GROUPING, (count, best, score), strict=True))
 
 
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    return values.checked(key, config.get(key, default), values.whole)
+
+
 def _read_groups_v2(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     method = config.get("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
@@ -181,36 +96,21 @@ def _read_groups_v2(config: Mapping[str, Any], facts: Facts, notes: dict[str, An
             expected="greedy, group_limited_greedy",
         )
     if method != "greedy":  # which looks at no group, whatever n_group says
-        _enter_groups(config, facts, "max", positive(config, "n_group"), positive(config, "topk_group"))
-
-
-def _write_groups_v2(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    count, best, score = (uniform(facts, path) for path in _GROUPING)
-    if count is not None and score != "max":
-        raise Refusal("its groups are scored by their best expert", found=f"{_GROUPING[2]} = {score}")
-    config.update(topk_method="greedy" if count is None else "group_limited_greedy", n_group=count, topk_group=best)
+        _enter_groups(config, facts, "max", _size(config, "n_group"), _size(config, "topk_group"))
 
 
 def _read_groups_v3(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count, best = positive(config, "n_group", 8), positive(config, "topk_group", 4)
+    count, best = _size(config, "n_group", 8), _size(config, "topk_group", 4)
     if (count, best) != (1, 1):
         _enter_groups(config, facts, "top2", count, best)
 
 
-def _write_groups_v3(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    count, best, score = (uniform(facts, path) for path in _GROUPING)
-    if count is not None and score != "top2":
-        raise Refusal("its groups are scored by their two best experts", found=f"{_GROUPING[2]} = {score}")
-    config.update(n_group=count or 1, topk_group=best or 1)
+def _read_predictors(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """The layers that predict further tokens take no part in the model, and are not kept."""
 
 
-def _read_interleave(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    """An arrangement of tensors, and no fact (see `FAMILIES`)."""
-    if type(config.get("rope_interleave", True)) is not bool:
-        raise CkptError("key 'rope_interleave' is neither true nor false", found=repr(config["rope_interleave"])[:60])
-
-
-_GROUP_KEYS = ["n_group", "topk_group"]
+_GROUP_KEYS = ("n_group", "topk_group")
+_GROUPS = (configs.value_of(_GROUPING[0]), configs.value_of(_GROUPING[1]))
 
 # fmt: off
 _BASE = LLAMA.replace("DeepSeek",
@@ -218,14 +118,17 @@ _BASE = LLAMA.replace("DeepSeek",
     key("qk_nope_head_dim", f"{_LATENT}.nope_dim", default=128),
     key("qk_rope_head_dim", f"{_LATENT}.rope_dim", default=64),
     key("v_head_dim", f"{_LATENT}.value_dim", default=128),
-    custom(["q_lora_rank"], [f"{_LATENT}.q_rank", f"{_LATENT}.q_norm.*"], read=_read_query, write=_write_query),
+    key("q_lora_rank", f"{_LATENT}.q_rank", default=1536, null=None, type=values.whole),
+    configs.where(f"{_LATENT}.q_rank", norms("rms", f"{_LATENT}.q_norm", eps=_EPS)),
     key("rms_norm_eps", f"{_LATENT}.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-6),
     norms("rms", f"{_LATENT}.norm"),
     norms("rms", f"{_LATENT}.kv_norm", eps=_EPS),
     key_is("attention_bias", False, or_absent=True),  # of the down projections, where the schema has none
     ignore("head_dim", "qk_head_dim", why="follows from qk_nope_head_dim and qk_rope_head_dim"),
     rotary_keys(f"{_LATENT}.rotary"),
-    custom([], [f"{_LATENT}.scale"], read=_read_scale, write=_write_scale),
+    decided([], [f"{_LATENT}.scale"], read=_read_scale, values={}, tolerance=1e-9,
+            uses=[f"{_LATENT}.rotary.*", f"{_LATENT}.nope_dim", f"{_LATENT}.rope_dim"],
+            why="the scale of scores follows from the rotary positions: mscale_all_dim enters it squared"),
     key("moe_intermediate_size", "mlp.moe.ffn"),
     key_is("moe_layer_freq", 1, or_absent=True, written=False),
     ignore("aux_loss_alpha", "seq_aux", why="training only"),
@@ -234,37 +137,41 @@ _BASE = LLAMA.replace("DeepSeek",
 )
 
 DEEPSEEK_V2 = _BASE.replace("DeepseekV2ForCausalLM",
-    _heads(None),
+    key("num_attention_heads", f"{_LATENT}.heads", type=values.whole),
+    configs.repeats("num_key_value_heads", "num_attention_heads"),
     _dense_layers(0),
     key("n_routed_experts", "mlp.moe.experts"),
     key("num_experts_per_tok", f"{_ROUTER}.top_k"),
     key("routed_scaling_factor", f"{_ROUTER}.scale", default=1.0),
-    custom(["topk_method", *_GROUP_KEYS], _GROUPING, read=_read_groups_v2, write=_write_groups_v2),
+    decided(["topk_method", *_GROUP_KEYS], _GROUPING, read=_read_groups_v2, uses=["n_routed_experts"],
+            values={("topk_method", *_GROUP_KEYS): [("greedy", None, None), ("group_limited_greedy", *_GROUPS)]},
+            why="with group_limited_greedy the best groups are chosen first, by their best expert each"),
     fact_is(f"{_ROUTER}.score", "softmax"),
     # the class of transformers ignores it, the code that came with the first files does not
     key_is("norm_topk_prob", False, or_absent=True),
     key_is("scoring_func", "softmax", or_absent=True),
     key_is("mlp_bias", False, or_absent=True),  # of the dense and shared MLPs, but not of the experts
-    _shared(2),
+    key("n_shared_experts", "mlp.moe.shared.ffn", default=2, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
 )
 
 DEEPSEEK_V3 = _BASE.replace("DeepseekV3ForCausalLM",
-    _heads(128),
+    key("num_attention_heads", f"{_LATENT}.heads", type=values.whole),
+    configs.repeats("num_key_value_heads", "num_attention_heads", default=128),
     _dense_layers(3),
     key("n_routed_experts", "mlp.moe.experts"),
     key("num_experts_per_tok", f"{_ROUTER}.top_k", default=8),
     key("norm_topk_prob", f"{_ROUTER}.normalise", default=True),
     key("routed_scaling_factor", f"{_ROUTER}.scale", default=2.5),
-    custom(_GROUP_KEYS, _GROUPING, read=_read_groups_v3, write=_write_groups_v3),
+    decided(_GROUP_KEYS, _GROUPING, read=_read_groups_v3, uses=["n_routed_experts"], values={_GROUP_KEYS: [(1, 1), _GROUPS]},
+            why="the best groups are chosen first, by their two best experts each; one group of one is no choice"),
     fact_is(f"{_ROUTER}.score", "sigmoid"),
     fact_is(f"{_ROUTER}.correction_bias", True),
     key_is("topk_method", "noaux_tc", or_absent=True),
     key_is("scoring_func", "sigmoid", or_absent=True),
-    custom(["rope_interleave"], [], read=_read_interleave, write=lambda facts, notes, config: config.update(rope_interleave=True)),
-    _shared(1),
-    # the layers that predict further tokens take no part in the model, and are not kept
-    custom(["num_nextn_predict_layers"], [], read=lambda config, facts, notes: None,
-           write=lambda facts, notes, config: config.update(num_nextn_predict_layers=0)),
+    key_is("rope_interleave", True, False, or_absent=True),  # an arrangement of tensors, and not a fact (see `FAMILIES`)
+    key("n_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
+    decided(["num_nextn_predict_layers"], [], read=_read_predictors, values={"num_nextn_predict_layers": (0,)},
+            why="the layers that predict further tokens take no part in the model, and are not kept"),
 )
 
 

@@ -15,28 +15,27 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Refusal,
     Table,
-    custom,
+    configs,
+    decided,
+    derived,
     drop,
     fact_is,
     key,
     key_is,
     layouts,
     row,
-    uniform,
+    values,
 )
-from ckpt_hf.common import ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, derived_head_dim, positive
+from ckpt_hf.common import ALL_BIASES_OR_NONE, ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, norms
 from ckpt_hf.rotary import rotary_keys
 
-_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+_GROUPS = configs.value_of("attention.groups")
 
 
 def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     value = config.get(key, default)
-    if value is not None and type(value) is not bool:
-        raise CkptError(f"key {key!r} is neither true nor false", found=repr(value)[:60])
-    return bool(value)
+    return value is not None and values.checked(key, value, values.flag)
 
 
 def _read_decoder(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -45,7 +44,7 @@ def _read_decoder(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
         _flag(config, "multi_query", True),
         _flag(config, "parallel_attn", True),
     )
-    heads, count = positive(config, "num_attention_heads"), config.get("num_ln_in_parallel_attn")
+    heads, count = facts["attention.heads"], config.get("num_ln_in_parallel_attn")
     if count not in (None, 1, 2):
         raise CkptError("key 'num_ln_in_parallel_attn' is neither 1 nor 2", found=repr(count)[:60])
     if new and not parallel:
@@ -61,67 +60,25 @@ def _read_decoder(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
     given = config.get("num_kv_heads")
     # transformers reads num_kv_heads for the new decoder alone
     facts["attention.groups"] = (
-        (heads if given is None else positive(config, "num_kv_heads")) if new else 1 if single else heads
+        (heads if given is None else values.checked("num_kv_heads", given, values.whole))
+        if new
+        else 1
+        if single
+        else heads
     )
     facts["parallel"], facts["shared_norm"] = parallel, parallel and (count == 1 if new else True)
-    _enter_norms(facts, config.get("layer_norm_epsilon", 1e-5))
 
 
-def _enter_norms(facts: Facts, eps: object) -> None:
-    for norm in _NORMS:
-        if norm != "mlp.norm" or not facts["shared_norm"]:
-            facts.update({f"{norm}.kind": "layer", f"{norm}.bias": True, f"{norm}.eps": eps})
-
-
-def _write_decoder(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    groups, heads = uniform(facts, "attention.groups"), uniform(facts, "attention.heads")
-    parallel, shared = uniform(facts, "parallel"), uniform(facts, "shared_norm")
-    if shared and not parallel:
-        raise Refusal("only parallel blocks share a norm", found=f"shared_norm = {shared} with parallel = {parallel}")
-    eps = {uniform(facts, f"{norm}.eps") for norm in _NORMS} - {None}
-    if len(eps) != 1:
-        raise Refusal(
-            "layer_norm_epsilon is one value",
-            found=", ".join(f"{norm}.eps={facts.get(f'{norm}.eps')}" for norm in _NORMS),
-        )
-    wanted = Facts(facts)
-    for norm in _NORMS:
-        for setting in [setting for setting in wanted if setting.startswith(f"{norm}.")]:
-            del wanted[setting]
-    _enter_norms(wanted, next(iter(eps)))
-    for norm in _NORMS:
-        for name, value in (("kind", None), ("bias", False), ("weight", True), ("zero_centred", False)):
-            path = f"{norm}.{name}"
-            found, right = facts.get(path, value), wanted.get(path, value)
-            if found != right:
-                raise Refusal(f"{path} is {right}", found=found)
-    new = parallel and (not shared or groups not in (1, heads))
-    if not parallel and groups not in (1, heads):
-        raise Refusal(
-            "blocks in sequence have as many groups as heads, or one",
-            found=f"attention.groups = {groups} with parallel = False",
-        )
-    config["layer_norm_epsilon"] = next(iter(eps))
-    config["new_decoder_architecture"] = new
-    config["num_kv_heads"] = groups
-    config["multi_query"] = groups == 1
-    config["parallel_attn"] = parallel
-    config["num_ln_in_parallel_attn"] = (1 if shared else 2) if new else None
-
-
-def _read_ffn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    facts["mlp.ffn"] = (
-        4 * positive(config, "hidden_size")
-        if config.get("ffn_hidden_size") is None
-        else positive(config, "ffn_hidden_size")
-    )
-
-
-def _write_ffn(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    config["ffn_hidden_size"] = uniform(facts, "mlp.ffn")
-    if config["ffn_hidden_size"] is None:
-        raise Refusal("ffn_hidden_size cannot say that there is no mlp.ffn")
-
+_DECODER = ("new_decoder_architecture", "num_kv_heads", "multi_query", "parallel_attn", "num_ln_in_parallel_attn")
+_DECODERS = [
+    (False, _GROUPS, True, True, None),
+    (False, _GROUPS, False, True, None),
+    (False, _GROUPS, True, False, None),
+    (False, _GROUPS, False, False, None),
+    (True, 1, True, True, 2),
+    (True, _GROUPS, False, True, 1),
+    (True, _GROUPS, False, True, 2),
+]
 
 # fmt: off
 FALCON = Config("FalconForCausalLM", [
@@ -133,10 +90,13 @@ FALCON = Config("FalconForCausalLM", [
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     key("num_hidden_layers", "layers"),
     key("num_attention_heads", "attention.heads"),
-    derived_head_dim("hidden_size", "num_attention_heads"),
-    custom(["new_decoder_architecture", "multi_query", "parallel_attn", "num_kv_heads", "num_ln_in_parallel_attn", "layer_norm_epsilon"],
-           ["attention.groups", "parallel", "shared_norm", *(f"{norm}.*" for norm in _NORMS)], read=_read_decoder, write=_write_decoder),
-    custom(["ffn_hidden_size"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
+    derived(None, "attention.head_dim", "hidden_size / num_attention_heads"),
+    key("layer_norm_epsilon", "attention.norm.eps", "final_norm.eps", default=1e-5, null=configs.REQUIRED),
+    norms("layer", "attention.norm", "final_norm", bias=True),
+    configs.where("!shared_norm", [configs.all_agree("attention.norm", "mlp.norm", why="all norms are alike")]),
+    decided(_DECODER, ["attention.groups", "parallel", "shared_norm"], read=_read_decoder, values={_DECODER: _DECODERS}, uses=["attention.heads"],
+            why="blocks in sequence have two norms, and one key and value, or as many as heads; the new decoder is parallel, has any number, and one norm or two"),
+    derived("ffn_hidden_size", "mlp.ffn", "4 * hidden_size"),
     key_is("ff_factor", 4, or_absent=True, written=False),  # of the 11B files; transformers reads ffn_hidden_size
     key("activation", "mlp.activation", default="gelu", via=activation("gelu")),
     fact_is("mlp.gated", False),
@@ -177,4 +137,4 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 ])
 # fmt: on
 
-FAMILIES = [Family("falcon", FALCON, layouts.Tables([MODEL, LAYER]))]
+FAMILIES = [Family("falcon", FALCON, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, custom, ignore, key, layouts, row, uniform
+from ckpt_core.sdk import (
+    Activation,
+    Facts,
+    Refusal,
+    configs,
+    decided,
+    derived,
+    ignore,
+    key,
+    key_is,
+    layouts,
+    row,
+    values,
+)
 from ckpt_hf import weights
 from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
     NORMS,
     Family,
     activation,
@@ -17,46 +31,14 @@ from ckpt_hf.common import (
     groups,
     head_dim,
     norms,
-    scaled_embedding,
     unbiased,
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL
 
 _OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
-_NAMES = activation("gelu_pytorch_tanh", "gelu_python")
-_TANH = {"gelu": "gelu_pytorch_tanh"}
-
-
-def _read_activation(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    """The first Gemma files say "gelu" and mean the tanh form; some versions of 4 prefer `hidden_activation` where it is given."""
-    keys = [key for key in ("hidden_act", "hidden_activation") if config.get(key) is not None]
-    said = {key: _activation(config[key], key) for key in keys}
-    if len(set(said.values())) > 1:
-        raise CkptError(
-            "keys 'hidden_act' and 'hidden_activation' disagree", found=str({key: config[key] for key in keys})
-        )
-    facts["mlp.activation"] = next(iter(said.values()), Activation.GELU_TANH)
-
-
-def _activation(name: object, key: str) -> object:
-    try:
-        return _NAMES.read(_TANH.get(name, name) if isinstance(name, str) else name)
-    except CkptError as problem:
-        raise CkptError(f"key {key!r}: {problem.problem}", found=problem.found, expected=problem.expected) from None
-
-
-def _write_activation(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    config["hidden_act"] = config["hidden_activation"] = _NAMES.write(uniform(facts, "mlp.activation"))
-
-
-def _bidirectional(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if config.get("use_bidirectional_attention"):
-        raise CkptError(
-            "key 'use_bidirectional_attention' has a value that is not supported",
-            found="True",
-            expected="false or null",
-        )
+# The first Gemma files say "gelu" and mean the tanh form.
+_GELU_IS_TANH = activation("gelu_pytorch_tanh", "gelu_python", gelu=Activation.GELU_TANH)
 
 
 def _scalar_of(scale: object) -> int:
@@ -68,27 +50,22 @@ def _scalar_of(scale: object) -> int:
 
 
 def _read_scalar(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    scalar = config.get("query_pre_attn_scalar", 256)
-    if isinstance(scalar, bool) or not isinstance(scalar, int | float) or scalar <= 0:
-        raise CkptError("key 'query_pre_attn_scalar' is not a positive number", found=repr(scalar)[:60])
+    scalar = values.checked("query_pre_attn_scalar", config.get("query_pre_attn_scalar", 256), values.positive)
     if scalar != facts.get("attention.head_dim"):
         facts["attention.scale"] = scalar**-0.5
-
-
-def _write_scalar(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    scale = uniform(facts, "attention.scale")
-    config["query_pre_attn_scalar"] = uniform(facts, "attention.head_dim") if scale is None else _scalar_of(scale)
 
 
 # fmt: off
 GEMMA = LLAMA.replace("GemmaForCausalLM",
     groups(16),
     head_dim(default=256),
-    custom(["hidden_act", "hidden_activation"], ["mlp.activation"], read=_read_activation, write=_write_activation),
+    # some versions of 4 prefer hidden_activation where it is given
+    key("hidden_act", "mlp.activation", also=["hidden_activation"], write_all=True, default="gelu_pytorch_tanh", via=_GELU_IS_TANH),
     norms("rms", *NORMS, zero_centred=True),
-    scaled_embedding(),
+    # frameworks round the root to their own precision
+    derived(None, "tokens.scale", "hidden_size ** 0.5", rounding="none", tolerance=1e-6),
     key("tie_word_embeddings", "head.tied", default=True),
-    custom(["use_bidirectional_attention"], [], read=_bidirectional, write=lambda facts, notes, config: None),
+    key_is("use_bidirectional_attention", False, None, or_absent=True, written=False),
     unbiased("mlp_bias"),
 )
 
@@ -99,7 +76,9 @@ GEMMA2 = GEMMA.replace("Gemma2ForCausalLM",
     ignore("hidden_act", why="the class reads hidden_activation"),
     key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS)), default=1e-6),
     norms("rms", *_OUT_NORMS, zero_centred=True),
-    custom(["query_pre_attn_scalar"], ["attention.scale"], read=_read_scalar, write=_write_scalar),
+    decided(["query_pre_attn_scalar"], ["attention.scale"], read=_read_scalar, uses=["attention.head_dim"],
+            values={"query_pre_attn_scalar": [configs.value_of("attention.head_dim"), configs.value_of("attention.scale", by=_scalar_of)]},
+            why="scores are divided by the square root of the key, which must be a whole number"),
     key("attn_logit_softcapping", "attention.softcap", default=50.0, null=None),
     key("final_logit_softcapping", "head.softcap", default=30.0, null=None),
     alternating_windows(4096),
@@ -114,6 +93,6 @@ GEMMA2_LAYER = LAYER.without("post_attention_layernorm.weight").extend(
 # fmt: on
 
 FAMILIES = [
-    Family("gemma", GEMMA, weights.LLAMA),
-    Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides),
+    Family("gemma", GEMMA, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE),
+    Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE),
 ]

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
     Config,
     Facts,
     PerLayer,
-    Refusal,
     Table,
     configs,
-    custom,
+    decided,
+    derived,
     drop,
     fact_is,
     ignore,
     key,
     layouts,
     row,
-    uniform,
     values,
 )
 from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
     CAUSAL,
     GENERIC,
@@ -32,23 +31,8 @@ from ckpt_hf.common import (
     Family,
     activation,
     alias,
-    derived_head_dim,
-    layer_count,
     norms,
-    positive,
 )
-
-
-def _read_ffn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if config.get("n_inner") is not None or config.get("n_embd") is not None:
-        facts["mlp.ffn"] = config.get("n_inner") or 4 * positive(config, "n_embd")
-
-
-def _write_ffn(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    config["n_inner"] = uniform(facts, "mlp.ffn")
-    if config["n_inner"] is None:
-        raise Refusal("n_inner cannot say that there is no mlp.ffn")
-
 
 _SCALINGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
 
@@ -61,31 +45,8 @@ def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
     by_width, by_layer = config.get(_SCALINGS[0], True), config.get(_SCALINGS[1], False)
     if by_width and not by_layer:
         return
-    width = positive(config, "n_embd") // positive(config, "n_head")
-    scales = _scales(width, layer_count(config, "n_layer"), by_width, by_layer)
+    scales = _scales(facts["attention.head_dim"], facts["layers"], by_width, by_layer)
     facts["attention.scale"] = PerLayer(scales) if by_layer else scales[0]
-
-
-def _write_scale(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    width: Any = uniform(facts, "attention.head_dim")
-    layers = facts["layers"]
-    if width is None:
-        return  # another kind of attention, which other lines refuse
-    found = [scale or width**-0.5 for scale in _each(facts, layers)]
-    for by_width, by_layer in ((True, False), (False, False), (True, True), (False, True)):
-        wanted = _scales(width, layers, by_width, by_layer)
-        if all(math.isclose(one, other, rel_tol=1e-12) for one, other in zip(found, wanted, strict=True)):
-            config.update(zip(_SCALINGS, (by_width, by_layer), strict=True))
-            return
-    raise Refusal(
-        "it scales scores by head_dim ** -0.5 and by the number of the layer only", found=f"attention.scale = {found}"
-    )
-
-
-def _each(facts: Facts, layers: int) -> Iterator[float | None]:
-    scale, present = facts.get("attention.scale"), facts.get("attention.scale?", PerLayer([True] * layers))
-    for index in range(layers):
-        yield (scale[index] if isinstance(scale, PerLayer) else scale) if present[index] else None
 
 
 # fmt: off
@@ -96,16 +57,18 @@ GPT2 = Config("", GENERIC).replace("GPT2LMHeadModel",
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     key("n_layer", "layers"),
     key("n_head", "attention.heads", "attention.groups"),
-    derived_head_dim("n_embd", "n_head"),
+    derived(None, "attention.head_dim", "n_embd / n_head"),
     # transformers takes them for one key, and a source may have noted another length under the second
     key("n_positions", "positions.count", also=["max_position_embeddings"], default=1024, null=configs.REQUIRED, type=values.whole, noted="max_positions"),
-    custom(["n_inner"], ["mlp.ffn"], read=_read_ffn, write=_write_ffn),
+    derived("n_inner", "mlp.ffn", "4 * n_embd"),
     key("activation_function", "mlp.activation", default="gelu_new", via=activation("gelu_new")),
     fact_is("mlp.gated", False),
     key("layer_norm_epsilon", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
     norms("layer", *NORMS, bias=True),
     *(fact_is(bias, True) for bias in (*ATTENTION_BIASES, *MLP_BIASES)),
-    custom(_SCALINGS, ["attention.scale", "attention.scale?"], read=_read_scale, write=_write_scale),
+    decided(_SCALINGS, ["attention.scale", "attention.scale?"], read=_read_scale, uses=["attention.head_dim", "layers"],
+            values={_SCALINGS: [(True, False), (False, False), (True, True), (False, True)]},
+            why="scores are scaled by head_dim ** -0.5 and by 1 / the number of the layer, each or not"),
     key("tie_word_embeddings", "head.tied", default=True),
     CAUSAL,
     alias("n_ctx", "n_positions"),
@@ -146,4 +109,4 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 # fmt: on
 
 
-FAMILIES = [Family("gpt2", GPT2, layouts.Tables([MODEL, LAYER]))]
+FAMILIES = [Family("gpt2", GPT2, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]

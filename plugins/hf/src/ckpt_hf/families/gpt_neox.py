@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Config, Table, drop, fact_is, ignore, key, layouts, row
+from ckpt_core.sdk import Config, Table, derived, drop, fact_is, ignore, key, layouts, row
 from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
     CAUSAL,
     GENERIC,
@@ -11,7 +12,6 @@ from ckpt_hf.common import (
     NORMS,
     Family,
     activation,
-    derived_head_dim,
     norms,
 )
 from ckpt_hf.rotary import rotary_keys
@@ -26,7 +26,7 @@ GPT_NEOX = Config("GPTNeoXForCausalLM", [
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
     key("num_hidden_layers", "layers"),
     key("num_attention_heads", "attention.heads", "attention.groups"),
-    derived_head_dim("hidden_size", "num_attention_heads"),
+    derived(None, "attention.head_dim", "hidden_size / num_attention_heads"),
     key("intermediate_size", "mlp.ffn"),
     key("hidden_act", "mlp.activation", default="gelu", via=activation("gelu")),
     fact_is("mlp.gated", False),
@@ -74,4 +74,4 @@ LAYER = Table("gpt_neox.layers.{l}", to="layers.{l}", rows=[
 # fmt: on
 
 
-FAMILIES = [Family("gpt_neox", GPT_NEOX, layouts.Tables([MODEL, LAYER], [NAMES]))]
+FAMILIES = [Family("gpt_neox", GPT_NEOX, layouts.Tables([MODEL, LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE)]

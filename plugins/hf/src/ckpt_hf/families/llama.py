@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, PerLayer, custom, fact_is, ignore, key, same_as
+from ckpt_core.sdk import CkptError, Config, Facts, PerLayer, configs, decided, fact_is, ignore, key, rules, same_as
 from ckpt_hf import weights
 from ckpt_hf.common import (
     ACTIVATION,
+    ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
     CAUSAL,
     GENERIC,
@@ -19,7 +20,6 @@ from ckpt_hf.common import (
     divides,
     groups,
     head_dim,
-    layer_count,
     norms,
     unbiased,
     windows,
@@ -27,9 +27,9 @@ from ckpt_hf.common import (
 from ckpt_hf.rotary import rotary_keys
 
 
-def _rope_layers(config: Mapping[str, Any]) -> list[bool]:
+def _rope_layers(config: Mapping[str, Any], count: int) -> list[bool]:
+    """The layers that rotate: those of the list, else all but every fourth (or another) one."""
     given, interval = config.get("no_rope_layers"), config.get("no_rope_layer_interval", 4)
-    count = layer_count(config)
     if given is None:
         return [(index + 1) % interval != 0 for index in range(count)]
     if not isinstance(given, list) or len(given) < count or any(flag not in (0, 1) for flag in given):
@@ -40,18 +40,20 @@ def _rope_layers(config: Mapping[str, Any]) -> list[bool]:
 
 
 def _read_rope_layers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    layers = _rope_layers(config)
+    layers = _rope_layers(config, facts["layers"])
     if not all(layers):
         facts["attention.rotary?"] = PerLayer(layers)
 
 
-def _write_rope_layers(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    present = facts.present("attention.rotary")
-    layers: list[Any] = list(present) if isinstance(present, PerLayer) else [present] * facts["layers"]
-    without = [index for index, rotated in enumerate(layers) if not rotated]
-    config["no_rope_layers"] = [int(rotated) for rotated in layers]
-    config["no_rope_layer_interval"] = without[0] + 1 if without else len(layers) + 1
+def _interval(rotated: tuple[bool, ...]) -> int:
+    return rotated.index(False) + 1 if False in rotated else len(rotated) + 1
 
+
+def _slides(index: int, config: Mapping[str, Any]) -> bool:
+    return not _rope_layers(config, config["num_hidden_layers"])[index]
+
+
+_ROPE_LAYERS = ("no_rope_layers", "no_rope_layer_interval")
 
 # fmt: off
 LLAMA = Config("LlamaForCausalLM", [
@@ -89,14 +91,16 @@ SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
     groups(4),
     rotary_keys(default_theta=2000000.0, always=False),
     key("tie_word_embeddings", "head.tied", default=True),
-    custom(["no_rope_layers", "no_rope_layer_interval"], ["attention.rotary?"], read=_read_rope_layers, write=_write_rope_layers),
-    windows(lambda index, config: not _rope_layers(config)[index]),
+    decided(_ROPE_LAYERS, ["attention.rotary?"], read=_read_rope_layers, uses=["layers", "attention.rotary.*"],
+            values={_ROPE_LAYERS: [(configs.layers_of("attention.rotary", rules.each()), configs.layers_of("attention.rotary", _interval))]},
+            why="no_rope_layers has a 1 for each layer that rotates; without it the layers of no_rope_layer_interval do not, 4 by default"),
+    windows(_slides, uses=[*_ROPE_LAYERS, "num_hidden_layers"]),
     ignore("max_window_layers", why="saved from a Qwen's config; the layers without rotary positions are those that slide"),
 )
 # fmt: on
 
 FAMILIES = [
-    Family("llama", LLAMA, weights.LLAMA, divides, other_names=("LLaMAForCausalLM",)),
+    Family("llama", LLAMA, weights.LLAMA, divides, rewrites=ALL_BIASES_OR_NONE, other_names=("LLaMAForCausalLM",)),
     Family("mistral", MISTRAL, weights.LLAMA),
-    Family("smollm3", SMOLLM3, weights.LLAMA),
+    Family("smollm3", SMOLLM3, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import fact_is, key, layouts
-from ckpt_hf.common import ACTIVATION, NORMS, Family, norms
+from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, NORMS, Family, norms
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MODEL_WITH_BIAS
@@ -19,4 +19,11 @@ NEMOTRON = LLAMA.replace("NemotronForCausalLM",
 )
 # fmt: on
 
-FAMILIES = [Family("nemotron", NEMOTRON, layouts.Tables([MODEL_WITH_BIAS, LAYER.extend(*LAYER_NORM_BIASES)]))]
+FAMILIES = [
+    Family(
+        "nemotron",
+        NEMOTRON,
+        layouts.Tables([MODEL_WITH_BIAS, LAYER.extend(*LAYER_NORM_BIASES)]),
+        rewrites=ALL_BIASES_OR_NONE,
+    )
+]

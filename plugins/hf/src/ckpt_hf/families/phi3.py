@@ -67,7 +67,14 @@ def _rotary() -> Custom:
         config["rope_parameters"] = {"rope_type": "longrope", **lists, **kept, _ORIGINAL: original}
         config[_ORIGINAL], config["max_position_embeddings"] = original, positions
 
-    return custom([*_ROTARY.keys, _ORIGINAL], _ROTARY.claims, read=read, write=write)
+    return custom(
+        [*_ROTARY.keys, _ORIGINAL],
+        _ROTARY.claims,
+        read=read,
+        write=write,
+        uses=(),
+        why="longrope alone, under three names, whose factor is the ratio of two lengths that are keys of their own",
+    )
 
 
 def _usual(parameters: object, config: Mapping[str, Any], key: str) -> object:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import fact_is, ignore, key, key_is, layouts, row
-from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, MLP_BIASES, NORMS, Family, alias, groups, norms
+from ckpt_hf.common import (
+    ACTIVATION,
+    ALL_BIASES_OR_NONE,
+    ATTENTION_BIASES,
+    MLP_BIASES,
+    NORMS,
+    Family,
+    alias,
+    groups,
+    norms,
+)
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MLP, MODEL_WITH_BIAS
 
@@ -37,4 +47,6 @@ STARCODER2_LAYER = LAYER.without(*MLP).extend(
 )
 # fmt: on
 
-FAMILIES = [Family("starcoder2", STARCODER2, layouts.Tables([MODEL_WITH_BIAS, STARCODER2_LAYER]))]
+FAMILIES = [
+    Family("starcoder2", STARCODER2, layouts.Tables([MODEL_WITH_BIAS, STARCODER2_LAYER]), rewrites=ALL_BIASES_OR_NONE)
+]

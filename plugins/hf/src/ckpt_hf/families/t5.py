@@ -7,7 +7,7 @@ the classes, and between versions 4 and 5 of transformers, is what becomes of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -15,12 +15,12 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Custom,
+    Entry,
     Facts,
     Loss,
-    Refusal,
     Table,
-    custom,
+    configs,
+    decided,
     drop,
     fact_is,
     ignore,
@@ -31,9 +31,9 @@ from ckpt_core.sdk import (
     rewrites,
     row,
     same_as,
-    uniform,
+    values,
 )
-from ckpt_hf.common import GENERIC, Family, norms, positive, transformers_version
+from ckpt_hf.common import GENERIC, SCALED_AND_CENTRED, Family, norms, transformers_version
 
 STACKS = ("encoder", "decoder")
 BLOCKS = ("encoder.attention", "decoder.attention", "decoder.cross_attention")
@@ -52,7 +52,10 @@ _PLAIN: dict[str, Activation] = {
 }  # fmt: skip
 
 
-def _feed_forward(default: str) -> Custom:
+_FEED_FORWARD = ("feed_forward_proj", "dense_act_fn", "is_gated_act")
+
+
+def _feed_forward(default: str) -> Entry:
     """`feed_forward_proj`, and the two keys that newer files derive from it, which then decide."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -76,28 +79,17 @@ def _feed_forward(default: str) -> Custom:
             facts[f"{mlp}.gated"] = gated
             facts[f"{mlp}.activation"] = (_GATED if gated else _PLAIN)[name]
 
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        said = {(uniform(facts, f"{mlp}.gated"), uniform(facts, f"{mlp}.activation")) for mlp in MLPS}
-        if len(said) > 1:
-            raise Refusal(
-                "feed_forward_proj is one value",
-                found=", ".join(f"{mlp}.activation = {facts.get(f'{mlp}.activation')}" for mlp in MLPS),
-            )
-        gated, function = said.pop()
-        name = next((name for name, kind in (_GATED if gated else _PLAIN).items() if kind == function), None)
-        if name is None:
-            raise Refusal("feed_forward_proj has no name for this", found=f"mlp.activation = {function}")
-        config["feed_forward_proj"] = f"gated-{name}" if gated else name
-
-    claims = [f"{mlp}.{fact}" for mlp in MLPS for fact in ("gated", "activation")]
-    return custom(["feed_forward_proj", "dense_act_fn", "is_gated_act"], claims, read=read, write=write)
+    return decided(
+        _FEED_FORWARD,
+        [f"{mlp}.{fact}" for mlp in MLPS for fact in ("gated", "activation")],
+        read=read,
+        values={"feed_forward_proj": [*_PLAIN, *(f"gated-{name}" for name in _GATED)]},
+        why="the function of the MLP, with gated- before it where it has a gate; dense_act_fn and is_gated_act must agree with it",
+    )
 
 
-def _whole(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if type(value) is not bool:
-        raise CkptError(f"key {key!r} is neither true nor false", found=repr(value)[:60])
-    return value
+def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    return values.checked(key, config.get(key, default), values.flag)
 
 
 def _version(config: Mapping[str, Any], why: str) -> tuple[int, int]:
@@ -114,41 +106,40 @@ def _version(config: Mapping[str, Any], why: str) -> tuple[int, int]:
 
 def _head(
     scale: Callable[[Mapping[str, Any], bool], float],
-    holds: Callable[[bool, float, float], bool],
-    *keys: str,
-    written_for: Callable[[float], str] | None = None,
-) -> Custom:
+    written: Sequence[tuple[object, ...]],
+    *,
+    keys: tuple[str, ...] = ("tie_word_embeddings",),
+    read_only: tuple[str, ...] = (),
+    why: str,
+) -> Entry:
     """The head: tied or not, and the factor of the logits, which depends on that (`scale`) and on the class.
 
-    `holds` says whether a class computes (tied, factor, d_model ** -0.5), in every version that reads the file;
-    `written_for` for which version a head of its own is written, where versions disagree.
+    `keys` are written as one of `written`, which every version of transformers that reads the file computes alike.
     """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        tied = _whole(config, "tie_word_embeddings", True)
+        tied = _flag(config, "tie_word_embeddings", True)
         facts["head.tied"] = tied
         facts["head.scale"] = scale(config, tied)
 
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        tied, factor, root = facts.get("head.tied"), facts.get("head.scale", 1.0), facts["hidden"] ** -0.5
-        if tied is None or not holds(tied, factor, root):
-            raise Refusal(
-                "the head is not one that every version computes", found=f"head.tied = {tied}, head.scale = {factor}"
-            )
-        config["tie_word_embeddings"] = tied
-        if not tied and written_for is not None:
-            config |= {"transformers_version": written_for(factor), "scale_decoder_outputs": factor != 1}
-
-    return custom(["tie_word_embeddings", *keys], ["head.tied", "head.scale"], read=read, write=write)
+    return decided(
+        [*keys, *read_only],
+        ["head.tied", "head.scale"],
+        read=read,
+        values={keys: written},
+        uses=["d_model", "transformers_version"],
+        tolerance=1e-9,
+        why=why,
+    )
 
 
 def _root(config: Mapping[str, Any]) -> float:
-    return positive(config, "d_model", 512) ** -0.5
+    return values.checked("d_model", config.get("d_model", 512), values.whole) ** -0.5
 
 
 def _t5_scale(config: Mapping[str, Any], tied: bool) -> float:
     """Version 5 ties every head and keeps what the file said about it as `scale_decoder_outputs`."""
-    return _root(config) if _whole(config, "scale_decoder_outputs", tied) else 1.0
+    return _root(config) if _flag(config, "scale_decoder_outputs", tied) else 1.0
 
 
 def _mt5_scale(config: Mapping[str, Any], tied: bool) -> float:
@@ -168,10 +159,6 @@ def _umt5_scale(config: Mapping[str, Any], tied: bool) -> float:
         return _root(config)
     version = known or _version(config, "versions 4 and 5 of transformers scale a head of its own differently")
     return 1.0 if version < (5, 0) else _root(config)
-
-
-def _tied_is_scaled(tied: bool, factor: float, root: float) -> bool:
-    return _close(factor, root if tied else 1.0)
 
 
 def _own_is_either(tied: bool, factor: float, root: float) -> bool:
@@ -235,18 +222,23 @@ def _relative_bias(where: str) -> list[Any]:
 T5 = _COMMON.replace("T5ForConditionalGeneration",
     _relative_bias("relative_bias"),
     _feed_forward("relu"),
-    _head(_t5_scale, _tied_is_scaled, "scale_decoder_outputs"),
+    _head(_t5_scale, [(True,), (False,)], read_only=("scale_decoder_outputs",),
+          why="a tied head gets the outputs times d_model ** -0.5, a head of its own gets them as they are"),
 )
 
 MT5 = T5.replace("MT5ForConditionalGeneration",
     _feed_forward("gated-gelu"),
-    _head(_mt5_scale, lambda tied, factor, root: not tied and factor == 1),
+    # a tied head is read by the version that wrote the file, and is not written: version 4 scales what it gets, version 5 does not
+    _head(_mt5_scale, [(False,)], why="a head of its own, whose logits are not scaled, is what every version computes"),
     ignore("scale_decoder_outputs", why="a key of T5Config"),
 )
 
 UMT5 = MT5.replace("UMT5ForConditionalGeneration",
     _relative_bias("attention.relative_bias"),
-    _head(_umt5_scale, _own_is_either, "scale_decoder_outputs", "transformers_version", written_for=lambda factor: "5.24.0" if factor == 1 else "5.0.0"),
+    # versions disagree about a head of its own: the config says which one it is written for
+    _head(_umt5_scale, [(True, configs.LEFT_OUT, configs.LEFT_OUT), (False, "5.24.0", False), (False, "5.0.0", True)],
+          keys=("tie_word_embeddings", "transformers_version", "scale_decoder_outputs"),
+          why="a tied head is scaled by d_model ** -0.5, a head of its own is or is not, as version and scale_decoder_outputs say"),
     without=[f"{stack}.relative_bias.bidirectional" for stack in STACKS],
 )
 
@@ -342,7 +334,14 @@ def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:
 
 
 FAMILIES = [
-    Family("t5", T5, TABLES, rewrite=_as_t5, as_stored=stored_head, other_names=("T5WithLMHeadModel",)),
-    Family("umt5", UMT5, TABLES, rewrite=_as_umt5, as_stored=stored_head, losses=_umt5_losses),
-    Family("mt5", MT5, TABLES, rewrite=_as_mt5, as_stored=stored_head),
+    Family(
+        "t5",
+        T5,
+        TABLES,
+        rewrites=(*SCALED_AND_CENTRED, _as_t5),
+        as_stored=stored_head,
+        other_names=("T5WithLMHeadModel",),
+    ),
+    Family("umt5", UMT5, TABLES, rewrites=(*SCALED_AND_CENTRED, _as_umt5), as_stored=stored_head, losses=_umt5_losses),
+    Family("mt5", MT5, TABLES, rewrites=(*SCALED_AND_CENTRED, _as_mt5), as_stored=stored_head),
 ]

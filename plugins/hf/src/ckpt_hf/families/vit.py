@@ -17,9 +17,11 @@ from ckpt_core.sdk import (
     Custom,
     Facts,
     Loss,
-    Refusal,
     Table,
+    configs,
     custom,
+    decided,
+    derived,
     drop,
     fact_is,
     ignore,
@@ -30,54 +32,35 @@ from ckpt_core.sdk import (
     rewrites,
     row,
     schema,
+    values,
 )
-from ckpt_hf.common import ACTIVATION, GENERIC, MLP_BIASES, NORMS, Family, derived_head_dim, norms, positive
+from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, GENERIC, MLP_BIASES, NORMS, Family, norms
 from ckpt_hf.weights import NAMES
 
 _POOLER = "add_pooling_layer"
-_SQUARES = ("height", "width", "patch")
+_SIZES = ("patches.height", "patches.width", "patches.patch")
 
 
-def _sizes() -> Custom:
-    """`image_size` and `patch_size`, each a number of pixels, or a pair of them; and so the number of positions."""
+_IMAGES = ("image_size", "patch_size")
 
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        height, width = _pair(config, "image_size", 224)
-        patch, other = _pair(config, "patch_size", 16)
-        if patch != other:
-            raise CkptError(
-                "patches that are not square are not supported", found=f"patch_size = {config['patch_size']}"
-            )
-        if min(height, width) < patch:
-            raise CkptError(
-                "an image has no patch", found=f"image_size = {config.get('image_size', 224)}, patch_size = {patch}"
-            )
-        facts |= {"patches.height": height, "patches.width": width, "patches.patch": patch}
-        facts["positions.count"] = (height // patch) * (width // patch) + 1
 
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        height, width, patch = (facts[f"patches.{name}"] for name in _SQUARES)
-        count = facts.get("positions.count")
-        expected = (height // patch) * (width // patch) + facts["patches.class_tokens"]
-        if count != expected:
-            raise Refusal(
-                "there is a learned position for each patch and class token",
-                found=f"positions.count = {count}",
-                expected=f"{expected} for images of {height} x {width} in patches of {patch}",
-            )
-        config["image_size"] = height if height == width else [height, width]
-        config["patch_size"] = patch
-
-    claims = [*(f"patches.{name}" for name in _SQUARES), "positions.count"]
-    return custom(["image_size", "patch_size"], claims, read=read, write=write)
+def _read_sizes(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    height, width = _pair(config, "image_size", 224)
+    patch, other = _pair(config, "patch_size", 16)
+    if patch != other:
+        raise CkptError("patches that are not square are not supported", found=f"patch_size = {config['patch_size']}")
+    if min(height, width) < patch:
+        raise CkptError(
+            "an image has no patch", found=f"image_size = {config.get('image_size', 224)}, patch_size = {patch}"
+        )
+    facts |= {"patches.height": height, "patches.width": width, "patches.patch": patch}
+    facts["positions.count"] = (height // patch) * (width // patch) + 1
 
 
 def _pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
     value = config.get(key, default)
-    if isinstance(value, list) and len(value) == 2:
-        return positive({key: value[0]}, key), positive({key: value[1]}, key)
-    size = positive(config, key, default)
-    return size, size
+    first, second = value if isinstance(value, list) and len(value) == 2 else (value, value)
+    return values.checked(key, first, values.whole), values.checked(key, second, values.whole)
 
 
 def _labels() -> Custom:
@@ -86,7 +69,7 @@ def _labels() -> Custom:
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         named = config.get("id2label")
         if named is None:
-            facts["classifier.classes"] = positive(config, "num_labels", 2)
+            facts["classifier.classes"] = values.checked("num_labels", config.get("num_labels", 2), values.whole)
             return
         numbers = [str(number) for number in range(len(named))]
         if {str(key) for key in named} != set(numbers) or not numbers:
@@ -106,34 +89,18 @@ def _labels() -> Custom:
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {str(label): number for number, label in enumerate(labels)}
 
-    return custom(["id2label", "label2id", "num_labels"], ["classifier.classes"], read=read, write=write)
+    return custom(
+        ["id2label", "label2id", "num_labels"],
+        ["classifier.classes"],
+        read=read,
+        write=write,
+        uses=(),
+        why="names that are numbered are a note, of which no fact is made, and are written twice, the second time the other way round",
+    )
 
 
 def _unnamed(count: int) -> list[str]:
     return [f"LABEL_{number}" for number in range(count)]
-
-
-def _pooler() -> Custom:
-    """The pooler, dense and tanh, of hidden size; files may lack it, as `with_pooler` says."""
-    keys = ["pooler_output_size", "pooler_act", _POOLER]
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if not config.get(_POOLER, True):
-            return
-        size, act = config.get("pooler_output_size"), config.get("pooler_act", "tanh")
-        if size not in (None, config.get("hidden_size")):
-            raise CkptError(
-                "a pooler of another size than the model's is not supported", found=f"pooler_output_size = {size}"
-            )
-        if act != "tanh":
-            raise CkptError("a pooler without tanh is not supported", found=f"pooler_act = {act!r}", expected="'tanh'")
-        facts |= {"classifier.hidden": True, "classifier.pooling": schema.Pooling.FIRST}
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        if facts.present("classifier") and facts.get("classifier.hidden") is not True:
-            raise Refusal("the pooler is dense and tanh", found="classifier.hidden = False")
-
-    return custom(keys, ["classifier.hidden", "classifier.pooling"], read=read, write=write)
 
 
 def with_pooler(config: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
@@ -147,12 +114,15 @@ _COMMON = Config("", GENERIC).replace("",
     fact_is("causal", False),
     fact_is("patches.bias", True),
     fact_is("patches.class_tokens", 1),
-    _sizes(),
+    decided(_IMAGES, [*_SIZES, "positions.count"], read=_read_sizes,
+            values={_IMAGES: [(configs.value_of("patches.height"), configs.value_of("patches.patch")),
+                              (configs.value_of("patches.height", "patches.width"), configs.value_of("patches.patch"))]},
+            why="a number of pixels, or a pair of them, height first; there is a learned position for each patch and the class token"),
     key("num_channels", "patches.channels", default=3),
     key("hidden_size", "hidden"),
     key("num_hidden_layers", "layers"),
     key("num_attention_heads", "attention.heads", "attention.groups"),
-    derived_head_dim("hidden_size", "num_attention_heads"),
+    derived(None, "attention.head_dim", "hidden_size / num_attention_heads"),
     key("intermediate_size", "mlp.ffn"),
     key("hidden_act", "mlp.activation", default="gelu", via=ACTIVATION),
     fact_is("mlp.gated", False),
@@ -177,7 +147,15 @@ CLASSIFICATION = _COMMON.replace("ViTForImageClassification",
     ignore("pooler_output_size", "pooler_act", why="it has no pooler"),
 )
 
-MODEL = _COMMON.replace("ViTModel", _pooler())
+MODEL = _COMMON.replace("ViTModel",
+    # The pooler, dense and tanh, of hidden size. Files may lack it, and no config says so: the tensors do (`with_pooler`).
+    configs.switched(_POOLER, [
+        fact_is("classifier.hidden", True),
+        fact_is("classifier.pooling", schema.Pooling.FIRST),
+        configs.repeats("pooler_output_size", "hidden_size", written=False),
+        key_is("pooler_act", "tanh", or_absent=True, written=False),
+    ], default=True, written=False),
+)
 
 
 CLASSIFICATION_ROWS = Table(rows=[
@@ -298,14 +276,14 @@ FAMILIES = [
                 drop("vit.pooler.*", why="ViTForImageClassification has no pooler"),
             ]
         ),
-        rewrite=_as_vit,
+        rewrites=(*ALL_BIASES_OR_NONE, _as_vit),
     ),
     Family(
         "vit",
         MODEL,
         MODEL_TABLES,
         leftovers=Table(rows=[drop("embeddings.mask_token", why="stands for hidden patches in pretraining alone")]),
-        rewrite=_as_vit,
+        rewrites=(*ALL_BIASES_OR_NONE, _as_vit),
         as_stored=with_pooler,
         losses=_model_losses,
     ),
