@@ -103,7 +103,7 @@ def _may_be_config(file: str) -> bool:
         config = documents.read_json(file)
     except (FormatError, OSError):
         return True
-    return isinstance(config, dict) and not config.keys().isdisjoint(("model_type", "architectures"))
+    return not isinstance(config, dict) or not config.keys().isdisjoint(("model_type", "architectures"))
 
 
 def read_index(path: str) -> dict[str, str]:

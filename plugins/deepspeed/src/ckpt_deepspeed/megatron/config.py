@@ -97,8 +97,6 @@ def _write_widths(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
 
 
 def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if "seq_length" in config:
-        notes["max_positions"] = config["seq_length"]
     given = config.get("position_embedding_type")
     kind = given.value if isinstance(given, torch_files.Opaque) and given.qualname == ".".join(POSITIONS) else given
     if kind == _ROTARY:
@@ -203,6 +201,7 @@ GPT = Config("GPTModelPipe", [
     key("padded_vocab_size", "tokens.padded_vocabulary"),
     # `checkpoint_info` beside the args says it, since 2022.
     key("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
+    note("seq_length", "max_positions", gives_way=True),
     custom(["position_embedding_type", "max_position_embeddings", "seq_length", "encoder_seq_length"],
            ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions),
     custom(["glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe"], ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation),

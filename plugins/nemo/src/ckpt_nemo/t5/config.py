@@ -258,8 +258,6 @@ def _position_count() -> Custom:
         for section, kind in kinds.items():
             if config.get(kind, "learned_absolute") == "learned_absolute":
                 facts[f"{section}.positions.count"] = whole(config, "max_position_embeddings")
-        if "max_position_embeddings" in config:
-            notes["max_positions"] = config["max_position_embeddings"]
 
     def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
         counts = {section: facts.get(f"{section}.positions.count") for section in SECTIONS}
@@ -267,7 +265,8 @@ def _position_count() -> Custom:
         if len(learned) > 1:
             found = ", ".join(f"{count} in the {section}" for section, count in counts.items())
             raise Refusal("max_position_embeddings is one number", found=found)
-        config["max_position_embeddings"] = learned.pop() if learned else notes.get("max_positions", 512)
+        if learned:
+            config["max_position_embeddings"] = learned.pop()
 
     return custom(
         ["max_position_embeddings"],
@@ -275,7 +274,7 @@ def _position_count() -> Custom:
         read=read,
         write=write,
         uses=list(kinds.values()),
-        why="the number of learned positions, where a stack has such; else a note",
+        why="the number of learned positions, where a stack has such",
     )
 
 
@@ -484,6 +483,7 @@ T5 = Config("MegatronT5Model", [
     fact_is("kind", "encoder-decoder"),
     _hidden(),
     _tokens(),
+    note("max_position_embeddings", "max_positions", default=512, gives_way=True),
     _position_count(),
     *_STACKS,
     key("share_decoder_tokens_head_embeddings", "head.tied", default=True),
