@@ -294,8 +294,8 @@ def test_a_switch_is_on_or_off(key: str) -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ({"layernorm_epsilon": 1e-5, "norm_epsilon": 1e-6}, "two names of one arg"),
-        ({"layernorm_zero_centered_gamma": True, "apply_layernorm_1p": False}, "two names of one arg"),
+        ({"layernorm_epsilon": 1e-5, "norm_epsilon": 1e-6}, "'layernorm_epsilon' and 'norm_epsilon' disagree"),
+        ({"layernorm_zero_centered_gamma": True, "apply_layernorm_1p": False}, "'apply_layernorm_1p' disagree"),
         ({"swiglu": True, "squared_relu": True}, "more than one activation"),
         ({"moe_layer_freq": -1}, "moe_layer_freq"),
         ({"moe_layer_freq": [0, 1, 2, 1]}, "neither 0 nor 1"),

@@ -15,6 +15,8 @@ from ckpt_core.config.lenses import (
     Repeats,
     all_agree,
     derived,
+    elsewhere,
+    fact_as,
     fact_is,
     ignore,
     implied,
@@ -33,6 +35,6 @@ from ckpt_core.config.views import TableError
 __all__ = [
     "LEFT_OUT", "REQUIRED", "AllAgree", "ByLayer", "Choice", "Codec", "Config", "Custom", "Decided", "Derived", "Entry", "FactIs", "Ignore", "Implied",
     "InOtherLayers", "Key", "KeyIs", "Nested", "Note", "Repeats", "Said", "Switch", "TableError", "Tagged", "ValueType", "Where", "all_agree", "by_layer",
-    "choice", "custom", "decided", "derived", "fact_is", "ignore", "implied", "in_other_layers", "key", "key_is", "layers_of", "nested", "note",
+    "choice", "custom", "decided", "derived", "elsewhere", "fact_as", "fact_is", "ignore", "implied", "in_other_layers", "key", "key_is", "layers_of", "nested", "note",
     "one_of", "pairs_by_hand", "repeats", "same_as", "switched", "tagged", "uniform", "value_of", "where",
 ]  # fmt: skip

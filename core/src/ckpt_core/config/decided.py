@@ -11,19 +11,17 @@ from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer, differing
 from ckpt_core.architecture.facts import default_of
-from ckpt_core.config.entry import LEFT_OUT, REQUIRED, Entry, Reader, Writer, literal, quoted
+from ckpt_core.config.entry import LEFT_OUT, REQUIRED, UNEXPECTED, Entry, Reader, Writer, literal, quoted
 from ckpt_core.config.said import Said
 from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, covers
 from ckpt_core.errors import CkptError, Refusal
-
-_UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def read_by(reader: Reader, entry: Entry, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     """Call a reader that a person wrote; what it trips over is a wrong value of the file."""
     try:
         reader(config, facts, notes)
-    except _UNEXPECTED as error:  # a value no reader expects
+    except UNEXPECTED as error:  # a value no reader expects
         given = ", ".join(f"{key} = {str(config[key])[:60]}" for key in entry.keys if key in config)
         names = ", ".join(map(repr, entry.keys)) or "those it is computed from"
         raise CkptError(
@@ -64,7 +62,7 @@ class Custom(Entry):
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         try:
             self.writer(facts, notes, config)
-        except _UNEXPECTED as error:  # another kind of model, without the facts that this kind always has
+        except UNEXPECTED as error:  # another kind of model, without the facts that this kind always has
             names = ", ".join(map(repr, self.own_keys)) or " and ".join(self.own_claims)
             raise Refusal(f"it cannot say {names} of this model", found=f"no {error}", fact=self.own_claims) from error
 

@@ -14,6 +14,10 @@ Reader = Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]
 Writer = Callable[[Facts, Mapping[str, Any], Any], None]
 
 
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a function trips over where a config has a value that nobody expects there."""
+
+
 class _Mark:
     """A value that no config has."""
 

@@ -11,6 +11,7 @@ from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.config.entry import (
     AS_LEFT_OUT,
     REQUIRED,
+    UNEXPECTED,
     Entry,
     Fate,
     SameAs,
@@ -61,17 +62,19 @@ class Key(Entry):
         if value is None:
             default = self._of_null if self.key in config else self.default
             if default is REQUIRED:
-                raise CkptError(f"key {self.key!r} is missing", fix=did_you_mean(self.key, config))
+                lack = "is null" if self.key in config else "is missing"
+                fix = None if self.key in config else did_you_mean(self.key, config)
+                raise CkptError(f"key {self.key!r} {lack}", fix=fix)
             value = config.get(default.key) if isinstance(default, SameAs) else default
             if value is None:
                 return
         fact = self._meaning(self.key, value)
-        if self.times:
+        if self.times and fact is not None:
             if config.get(self.times) is None:
                 return  # its own line says that it is missing
             fact = fact * checked(self.times, config[self.times], whole)
-        for path in self.paths:
-            facts[path] = fact
+        if fact is not None:  # None: the value says that there is no such thing
+            facts.update(dict.fromkeys(self.paths, fact))
         if self.noted:
             notes[self.noted] = value
 
@@ -84,6 +87,9 @@ class Key(Entry):
             raise CkptError(
                 f"key {name!r}: {problem.problem}", found=problem.found, expected=problem.expected
             ) from None
+        except UNEXPECTED as error:  # a value that the codec does not expect
+            found, expected = f"{name} = {str(value)[:60]}", f"other values ({error})"
+            raise CkptError(f"key {name!r} has a wrong value", found=found, expected=expected) from error
 
     @property
     def _of_null(self) -> object:
@@ -227,6 +233,59 @@ class FactIs(Entry):
 def fact_is(path: str, value: object) -> FactIs:
     """The fact at `path` has this value in every model of this kind; no key says it."""
     return FactIs(path, value)
+
+
+@dataclass(frozen=True)
+class FactAs(Entry):
+    """A fact that is always another fact."""
+
+    path: str
+    other: str
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return (self.other,)
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if self.other in facts:
+            facts[self.path] = facts[self.other]
+
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        if facts.get(self.path) != facts.get(self.other):
+            found = f"{self.path} = {facts.get(self.path)}, {self.other} = {facts.get(self.other)}"
+            raise Refusal(f"{self.path} is always {self.other}", found=found, fact=self.path)
+
+    def words(self) -> str:
+        return f"`{self.path}` is always `{self.other}`"
+
+
+def fact_as(path: str, other: str) -> FactAs:
+    """The fact at `path` is that at `other`; no key says it."""
+    return FactAs(path, other)
+
+
+@dataclass(frozen=True)
+class Elsewhere(Entry):
+    """Facts that a format says outside of this config: by the shapes of its tensors, or in another file."""
+
+    paths: tuple[str, ...]
+    why: str
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return self.paths
+
+    def words(self) -> str:
+        return f"{quoted(self.paths)}: {self.why}"
+
+
+def elsewhere(*paths: str, why: str) -> Elsewhere:
+    """No key says these facts; `why` says what does. The format's own reader enters them, and its writer says them."""
+    return Elsewhere(paths, why)
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,9 @@ class Tagged(_Holder):
     key: str | None
     path: str
     tags: tuple[str, ...]
-    kinds: Mapping[str, Lines]
+    kinds: Mapping[Any, Lines]
     when: Mapping[str, str]
-    default: str | None
+    default: object
     codec: Codec | None
     rest: Mapping[str, object]
 
@@ -170,12 +170,14 @@ class Tagged(_Holder):
             if inner is not None
             else self.default
         )
-        if not isinstance(name, str) or name not in self.kinds:
+        if type(name) is int and set(self.kinds) == {False, True}:  # a switch may be saved as 0 or 1
+            name = name == 1 if name in (0, 1) else name
+        if not any(name is kind or (isinstance(kind, str) and name == kind) for kind in self.kinds):
             where = self.tags[0] if self.key is None else f"{self.key}.{self.tags[0]}"
             raise CkptError(
                 f"key {where!r} has a value that is not supported",
                 found=repr(name)[:60],
-                expected=", ".join(self.kinds),
+                expected=", ".join(map(str, self.kinds)),
             )
         lines = self.kinds[name]
         if self.key is not None and inner is not None:
@@ -186,13 +188,13 @@ class Tagged(_Holder):
         _read(lines, config if self.key is None else _Inside(inner or {}, config), facts, notes)
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        name = self._kind_of(facts)
+        name = self._kind_of(facts) if self.path or self.when else self._first_that_writes(facts, notes, config)
         lines = self.kinds[name]
         held = [claim for entry in lines for claim in entry.claims] + [self.path] * bool(self.path)
         stray = [path for path in facts if self._owns(path) and not any(covers(claim, path) for claim in held)]
         if stray:
             raise Refusal(
-                f"{self.tags[0]} is one of {', '.join(self.kinds)}",
+                f"{self.tags[0]} is one of {', '.join(map(str, self.kinds))}",
                 found=f"{name}, with " + ", ".join(f"{path} = {facts[path]}" for path in stray),
                 fact=stray,
             )
@@ -204,7 +206,18 @@ class Tagged(_Holder):
         else:
             config[self.key] = {self.tags[0]: name, **self.rest, **said}
 
-    def _kind_of(self, facts: Facts) -> str:
+    def _first_that_writes(self, facts: Facts, notes: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+        refusals = []
+        for name, lines in self.kinds.items():
+            try:
+                _written(lines, facts, notes, config)
+            except Refusal as problem:
+                refusals.append(problem)
+            else:
+                return name
+        raise refusals[-1]
+
+    def _kind_of(self, facts: Facts) -> Any:
         if self.path:
             value = one_value(facts, (self.path,), self.tags[0])
             name = self.default if value is None else self.codec.write(value) if self.codec else str(value)
@@ -212,8 +225,8 @@ class Tagged(_Holder):
             name = next((name for name in self.kinds if holds(self.when.get(name, ""), facts)), None)
         if name not in self.kinds:
             said = f"{self.path} = {facts.get(self.path)}" if self.path else "none of them"
-            raise Refusal(f"{self.tags[0]} is one of {', '.join(self.kinds)}", found=said, fact=self.claims)
-        return str(name)
+            raise Refusal(f"{self.tags[0]} is one of {', '.join(map(str, self.kinds))}", found=said, fact=self.claims)
+        return name
 
     def words(self) -> str:
         tag = f"`{self.tags[0]}`" + (f" (older: {quoted(self.tags[1:])})" if self.tags[1:] else "")
@@ -228,16 +241,17 @@ def tagged(
     path: str = "",
     *,
     tag: str | Sequence[str],
-    kinds: Mapping[str, Iterable[Entry | Sequence[Entry]]],
+    kinds: Mapping[Any, Iterable[Entry | Sequence[Entry]]],
     when: Mapping[str, str] | None = None,
-    default: str | None = None,
+    default: object = None,
     via: Codec | None = None,
     rest: Mapping[str, object] | None = None,
 ) -> Tagged:
     """The object at `key` (None: the config itself) is of the kind that its `tag` names, and holds the lines of that kind.
 
     `tag` may be several names, the oldest last. `default` is the kind where there is no object, or no tag. To write, the fact at
-    `path` names the kind (`via` a codec); without a path the first kind is taken whose condition in `when` holds (see `where`).
+    `path` names the kind (`via` a codec); without a path the first kind is taken whose condition in `when` holds (see `where`),
+    and without conditions the first whose lines can say the facts.
     `rest` are keys that are written with these values where the kind has no line for them.
     """
     tags = (tag,) if isinstance(tag, str) else tuple(tag)

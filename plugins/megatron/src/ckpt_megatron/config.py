@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Config, Entry, Facts, Refusal, custom, fact_is, key, note, schema, uniform
+from ckpt_core.sdk import Architecture, Config, Entry, Facts, Refusal, decided, fact_is, key, note, schema, values
 from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, window
 from ckpt_megatron.args.mlp import activation, widths
 from ckpt_megatron.args.norms import norms
@@ -20,26 +20,11 @@ from ckpt_megatron.args.values import flag, neutral
 from ckpt_megatron.args.vocabulary import head, vocabulary
 
 
-def _residual(key: str) -> Entry:
-    return custom(
-        [key],
-        ["residual_from_norm"],
-        read=lambda args, facts, notes: facts.update(residual_from_norm=flag(args, key)),
-        write=lambda facts, notes, args: args.update({key: uniform(facts, "residual_from_norm")}),
-    )
+def _read_interleaved(args: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    notes["interleaved"] = flag(args, "rotary_interleaved")
 
 
-def _interleaved(key: str) -> Entry:
-    """Whether rotary pairs are neighbours, which is a matter of how q and k are arranged; never written so."""
-    return custom(
-        [key],
-        [],
-        read=lambda args, facts, notes: notes.update(interleaved=flag(args, key)),
-        write=lambda facts, notes, args: args.update({key: False}),
-    )
-
-
-def _common(attention: str) -> list[Entry]:
+def _common(attention: str) -> list[Entry | list[Entry]]:
     """The lines that models with usual and with latent attention share; `attention` is the path of theirs."""
     latent = attention == "latent_attention"
     return [
@@ -54,7 +39,7 @@ def _common(attention: str) -> list[Entry]:
         positions(attention),
         vocabulary(),
         head(),
-        _residual("apply_residual_connection_post_layernorm"),
+        key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False, type=values.switch),
         note("init_method_std", "initializer_range"),
         # Megatron asks its tokenizer for these; they are kept in the args for formats that have them in a config.
         note("bos_token_id", "bos"),
@@ -90,7 +75,13 @@ GPT = Config(
     [
         *_common("attention"),
         neutral("multi_latent_attention", False),
-        _interleaved("rotary_interleaved"),
+        decided(
+            ["rotary_interleaved"],
+            [],
+            read=_read_interleaved,
+            values={"rotary_interleaved": [False]},
+            why="whether rotary pairs are neighbours, which is a matter of how q and k are arranged; never written so",
+        ),
         groups(),
         head_dim(),
         window(),

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Custom, Facts, PerLayer, Refusal, custom, uniform
+from ckpt_core.sdk import Activation, CkptError, Custom, Entry, Facts, PerLayer, custom, decided, uniform
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
 from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count
 
-_ACTIVATIONS: dict[tuple[Activation, bool], dict[str, bool]] = {
-    (Activation.SILU, True): {"swiglu": True},
-    (Activation.GELU_QUICK, True): {"quick_geglu": True},
-    (Activation.RELU_SQUARED, False): {"squared_relu": True},
-    (Activation.GELU_TANH, False): {"bias_gelu_fusion": True},
-    (Activation.GELU_ERF, False): {},
-}
 _FLAGS = ("swiglu", "quick_geglu", "squared_relu", "openai_gelu", "bias_gelu_fusion")
+_WRITTEN = ("swiglu", "quick_geglu", "squared_relu", None, "bias_gelu_fusion")
+"""The flag that is written, None for no flag; --openai-gelu is read by the legacy model alone."""
 _WIDTHS = (
     "num_layers",
     "ffn_hidden_size",
@@ -28,10 +23,16 @@ _WIDTHS = (
 )
 
 
-def activation() -> Custom:
+def activation() -> Entry:
     """One flag for each activation; erf GELU without any."""
-    keys = [*_FLAGS, "use_legacy_models"]
-    return custom(keys, ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation)
+    return decided(
+        [*_FLAGS, "use_legacy_models"],
+        ["mlp.activation", "mlp.gated"],
+        read=_read_activation,
+        values={_FLAGS: [tuple(flag == chosen for flag in _FLAGS) for chosen in _WRITTEN]},
+        uses=["add_bias_linear", "disable_bias_linear"],
+        why="one flag for each activation, erf GELU without any; the tanh form of GELU exists only fused with a bias",
+    )
 
 
 def _read_activation(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
@@ -49,19 +50,6 @@ def _read_activation(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
     facts["mlp.gated"] = flags in (["swiglu"], ["quick_geglu"])
 
 
-def _write_activation(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-    kind = (uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated"))
-    if kind not in _ACTIVATIONS:
-        raise Refusal(
-            "no argument gives this activation",
-            found=f"mlp.activation = {kind[0]}, mlp.gated = {kind[1]}",
-            expected=", ".join(" ".join(flags) or "gelu (erf)" for flags in _ACTIVATIONS.values()),
-        )
-    if kind[0] is Activation.GELU_TANH and not _is_fused(bool(facts.get("mlp.up_bias"))):
-        raise Refusal("the tanh form of GELU exists only fused with a bias", found="mlp.up_bias = False")
-    args |= dict.fromkeys(_FLAGS, False) | _ACTIVATIONS[kind]
-
-
 def _is_fused(biased: bool) -> bool:
     """Whether bias_gelu_fusion does anything: a run without biases turns it off, and computes the erf form.
 
@@ -74,7 +62,9 @@ def _is_fused(biased: bool) -> bool:
 def widths() -> Custom:
     """The number of layers, the widths of their MLPs, and experts with their router in all layers or some."""
     claims = ["layers", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.*", "mlp.moe.shared?"]
-    return custom([*_WIDTHS, *ROUTER_KEYS], claims, read=_read_widths, write=_write_widths)
+    why = "which layers have experts decides what the widths mean, and each key of the router what the next one does"
+    uses = ["hidden_size", "swiglu", "mlp.up_bias"]
+    return custom([*_WIDTHS, *ROUTER_KEYS], claims, read=_read_widths, write=_write_widths, uses=uses, why=why)
 
 
 def _read_widths(args: Args, facts: Facts, notes: dict[str, Any]) -> None:

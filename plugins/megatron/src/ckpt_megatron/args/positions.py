@@ -63,7 +63,11 @@ def positions(attention: str) -> Custom:
 
     claims = ["positions.count", f"{attention}.rotary.*", f"{attention}.rotary?"]
     claims += ["latent_attention.scale"] if latent else []
-    return custom([*_KEYS, *LATENT_ROTARY_KEYS], claims, read=read, write=write)
+    why = "which of the kinds of positions there is decides which of the other args are looked at, and how"
+    uses = ["num_layers", "layers"]
+    if latent:
+        uses += ["layernorm_epsilon", "latent_attention.nope_dim", "latent_attention.rope_dim"]
+    return custom([*_KEYS, *LATENT_ROTARY_KEYS], claims, read=read, write=write, uses=uses, why=why)
 
 
 def learned_or_rotary(facts: Facts, attention: str) -> tuple[int | None, float | None]:

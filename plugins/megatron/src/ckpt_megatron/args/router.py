@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Custom, Facts, Refusal, custom, uniform
+from ckpt_core.sdk import CkptError, Entry, Facts, Refusal, decided, uniform
 from ckpt_megatron.args.values import Args, flag, given, positive
 
 _DENSE = {
@@ -89,19 +88,19 @@ def write_router(facts: Facts, args: dict[str, Any]) -> None:
     }
 
 
-def undisturbed() -> Custom:
+_CAPACITY, _BALANCING = "moe_expert_capacity_factor", "moe_router_load_balancing_type"
+
+
+def undisturbed() -> Entry:
     """Every token reaches the experts that score best, however many others do: no capacity, no Sinkhorn routing."""
-    capacity, balancing = "moe_expert_capacity_factor", "moe_router_load_balancing_type"
+    why = "every token reaches the experts that score best: no capacity, no Sinkhorn routing"
+    return decided([_CAPACITY, _BALANCING], [], read=_check_undisturbed, values={_CAPACITY: [None]}, why=why)
 
-    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
-        if given(args, capacity, -1) >= 0:  # TransformerConfig takes a negative one for none
-            raise CkptError(f"args.{capacity} drops tokens, which is not supported", found=args[capacity])
-        kinds = args.get(balancing)
-        for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
-            if kind not in _LOSSES:
-                raise CkptError(f"args.{balancing} routes in a way that is not supported", found=repr(kind)[:80])
 
-    def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-        args[capacity] = None
-
-    return custom([capacity, balancing], [], read=read, write=write)
+def _check_undisturbed(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+    if given(args, _CAPACITY, -1) >= 0:  # TransformerConfig takes a negative one for none
+        raise CkptError(f"args.{_CAPACITY} drops tokens, which is not supported", found=args[_CAPACITY])
+    kinds = args.get(_BALANCING)
+    for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
+        if kind not in _LOSSES:
+            raise CkptError(f"args.{_BALANCING} routes in a way that is not supported", found=repr(kind)[:80])

@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Custom, Facts, custom
+from ckpt_core.sdk import CkptError, Entry, key_is
 
 Args = Mapping[str, Any]
 
 
-def neutral(key: str, *values: object) -> Custom:
-    """A key under which Megatron computes something else unless it has one of `values`; the first is written."""
-
-    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
-        if args.get(key) not in (None, *values):
-            raise CkptError(
-                f"args.{key} asks for something that is not supported",
-                found=repr(args[key])[:80],
-                expected=repr(values[0]),
-            )
-
-    def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-        args[key] = values[0]
-
-    return custom([key], [], read=read, write=write)
+def neutral(key: str, value: object) -> Entry:
+    """A key under which Megatron computes something else unless it has this value, or is left out or None."""
+    as_number = (int(value),) if isinstance(value, bool) else ()  # a switch may be saved as 0 or 1
+    return key_is(key, value, *as_number, *([None] if value is not None else []), or_absent=True)
 
 
 def given(args: Args, key: str, default: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from ckpt_core.sdk import Custom, Facts, Refusal, custom
-from ckpt_megatron.args.values import Args, flag
+from ckpt_core.sdk import Custom, Entry, Facts, custom, key, one_of, values
+from ckpt_megatron.args.values import Args
 
 _SIZES = ("orig_vocab_size", "vocab_size")
 
@@ -33,19 +33,11 @@ def vocabulary() -> Custom:
         args |= dict.fromkeys(_SIZES, facts["tokens.vocabulary"])
 
     claims = ["tokens.vocabulary", "tokens.padded_vocabulary"]
-    return custom(["padded_vocab_size", *_SIZES], claims, read=read, write=write)
+    why = "the rows that are stored, and how many of them are tokens: the largest number that fits among two keys"
+    return custom(["padded_vocab_size", *_SIZES], claims, read=read, write=write, uses=[], why=why)
 
 
-def head() -> Custom:
+def head() -> Entry:
     """Tied to the embedding unless --untie-embeddings-and-output-weights."""
-    key = "untie_embeddings_and_output_weights"
-
-    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
-        facts["head.tied"] = not flag(args, key)
-
-    def write(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-        if "head.tied" not in facts:
-            raise Refusal("it has a head over the vocabulary", found="no head")
-        args[key] = not facts["head.tied"]
-
-    return custom([key], ["head.tied"], read=read, write=write)
+    untied = one_of({False: True, True: False})
+    return key("untie_embeddings_and_output_weights", "head.tied", default=False, type=values.switch, via=untied)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Custom, Facts, Refusal, custom, uniform
+from ckpt_core.sdk import Activation, CkptError, Entry, Facts, configs, decided
 
 _GELU = "torch.nn.functional.gelu"
 _FUNCTIONS: dict[str, Activation] = {
@@ -27,20 +27,24 @@ _FUNCTIONS: dict[str, Activation] = {
 _ENGINE = ("use_te_activation_func", "use_transformer_engine_op_fuser")
 
 
-def activation(package: str) -> Custom:
+def activation(package: str) -> Entry:
     """The activation; `package` is where functions that torch does not have are looked up when writing."""
     names = {kind: name for name, kind in _FUNCTIONS.items() if name.startswith((f"{package}.", "torch."))}
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        kind, gated = uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated")
-        if kind not in names:
-            raise Refusal("it has no such activation", found=f"mlp.activation = {kind}", expected=", ".join(names))
-        config |= {"activation_func": names[kind], "gated_linear_unit": gated}
-        if kind is not Activation.SILU or not gated:  # of which alone it is a kernel, and not another function
-            config["bias_activation_fusion"] = False
-
-    keys = ["activation_func", "gated_linear_unit", "bias_activation_fusion", *_ENGINE]
-    return custom(keys, ["mlp.activation", "mlp.gated"], read=_read, write=write)
+    # Only for SiLU-GLU is the fused kernel the same function.
+    rows = [
+        (name, gated, configs.LEFT_OUT if kind is Activation.SILU and gated else False)
+        for kind, name in names.items()
+        for gated in (False, True)
+    ]
+    keys = ("activation_func", "gated_linear_unit", "bias_activation_fusion")
+    return decided(
+        [*keys, *_ENGINE],
+        ["mlp.activation", "mlp.gated"],
+        read=_read,
+        values={keys: rows},
+        uses=["add_bias_linear"],
+        why="activation_func by name, and the fused kernels that take its place: those of GELU compute the tanh form",
+    )
 
 
 def _read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
-from ckpt_core.sdk import CkptError, Custom, Entry, Facts, custom, ignore
+from ckpt_core.sdk import Entry, ignore, key_is
 
 _FILE = "config_fields.txt"
 
@@ -37,24 +36,15 @@ def listed() -> tuple[list[ConfigField], dict[str, str]]:
     return rows, {effect: meaning.strip() for effect, _, meaning in legend}
 
 
-def inert(key: str, *values: object, since: str = "") -> Custom:
+def inert(key: str, *values: object, since: str = "") -> Entry:
     """A field under which the model computes something else unless it has one of `values`, the default among them."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if config.get(key) is not None and config[key] not in values:
-            raise CkptError(
-                f"key {key!r} asks for something that is not supported",
-                found=repr(config[key])[:80],
-                expected=(" or ".join(map(repr, values)) or "null") + since,
-                fix=f"if this model's outputs do not depend on it, -o ignore_keys={key}",
-            )
-
-    return custom([key], [], read=read, write=lambda facts, notes, config: None)
+    fix = f"if this model's outputs do not depend on it, -o ignore_keys={key}"
+    return key_is(key, *dict.fromkeys((*values, None)), or_absent=True, written=False, why=since, fix=fix)
 
 
 def _of_versions(field: ConfigField) -> str:
     held = [f"{name} {span}" for name, span in (("Megatron-Core", field.core), ("Bridge", field.bridge)) if span]
-    return f" (a field of {', '.join(held)})" if held else ""
+    return f"a field of {', '.join(held)}" if held else ""
 
 
 def _harmless() -> list[Entry]:

@@ -5,21 +5,23 @@ How many rows the vocabulary has is not here: the formats say it in ways of thei
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
     CkptError,
     Config,
-    Custom,
     Entry,
     Facts,
-    Refusal,
-    custom,
+    configs,
+    decided,
+    derived,
     fact_is,
     ignore,
+    implied,
     key,
+    key_is,
     note,
     one_of,
     same_as,
@@ -46,53 +48,75 @@ _SPECS = (
 )
 
 
-def of_fields(line: Entry) -> Custom:
+@dataclass(frozen=True)
+class OfFields(Entry):
     """A line about arguments as one about fields: under the fields' names, without what is an argument alone."""
-    names = {key: _RENAMED.get(key, key) for key in line.keys if key not in _ARGUMENTS_ALONE}
 
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    line: Entry
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {key: _RENAMED.get(key, key) for key in self.line.keys if key not in _ARGUMENTS_ALONE}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._names.values())
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return self.line.claims
+
+    @property
+    def uses(self) -> tuple[str, ...] | None:
+        used = self.line.uses
+        return None if used is None else tuple(_RENAMED.get(name, name) for name in used)
+
+    @property
+    def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
+        return self.line.by_hand
+
+    def words(self) -> str:
+        return self.line.words()
+
+    def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         known = {key: value for key, value in config.items() if key not in _ARGUMENTS_ALONE}
-        line.read(known | {key: config[name] for key, name in names.items() if name in config}, facts, notes)
+        self.line.read(known | {key: config[name] for key, name in self._names.items() if name in config}, facts, notes)
 
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        args: dict[str, Any] = {}
-        line.write(facts, notes, args)
-        config |= {names[key]: value for key, value in args.items() if key in names}
-
-    return custom(names.values(), line.claims, read=read, write=write)
+    def write(self, facts: Facts, notes: Mapping[str, Any], config: Any) -> None:
+        args = dict(config)
+        self.line.write(facts, notes, args)
+        config.update({self._names[key]: value for key, value in args.items() if key in self._names})
 
 
-def _balancing() -> Custom:
-    """Sinkhorn chooses other experts; the others only add a loss. Since core 0.14 it may be a list."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        kinds = config.get("moe_router_load_balancing_type", "none")
-        for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind not in _BALANCED:
-                raise CkptError(
-                    "key 'moe_router_load_balancing_type' asks for something that is not supported",
-                    found=repr(kind)[:80],
-                    expected=" or ".join(_BALANCED),
-                )
-
-    return custom(["moe_router_load_balancing_type"], [], read=read, write=lambda facts, notes, config: None)
+def of_fields(*lines: Entry) -> list[Entry]:
+    """Lines about arguments as lines about fields."""
+    return [OfFields(line) for line in lines]
 
 
-def _layer_spec() -> Custom:
-    """What a layer is made of: one of the specs of the usual blocks, as a function or a partial of one."""
+_BALANCING, _SPEC = "moe_router_load_balancing_type", "transformer_layer_spec"
 
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        spec = config.get("transformer_layer_spec")
-        name = spec.get("_target_") if isinstance(spec, dict) else spec
-        if name is not None and str(name).rpartition(".")[2].partition("(")[0] not in _SPECS:
+
+def _check_balancing(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    kinds = config.get(_BALANCING, "none")
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind not in _BALANCED:
             raise CkptError(
-                "key 'transformer_layer_spec' makes layers that we do not know",
-                found=str(name)[:120],
-                expected=" or ".join(_SPECS),
-                fix="if they are layers of the usual kind, leave it out with -o ignore_keys=transformer_layer_spec",
+                f"key {_BALANCING!r} asks for something that is not supported",
+                found=repr(kind)[:80],
+                expected=" or ".join(_BALANCED),
             )
 
-    return custom(["transformer_layer_spec"], [], read=read, write=lambda facts, notes, config: None)
+
+def _check_spec(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    spec = config.get(_SPEC)
+    name = spec.get("_target_") if isinstance(spec, dict) else spec
+    if name is not None and str(name).rpartition(".")[2].partition("(")[0] not in _SPECS:
+        raise CkptError(
+            f"key {_SPEC!r} makes layers that we do not know",
+            found=str(name)[:120],
+            expected=" or ".join(_SPECS),
+            fix=f"if they are layers of the usual kind, leave it out with -o ignore_keys={_SPEC}",
+        )
 
 
 def _common(attention: str, package: str, *, yarn: bool = False) -> list[Entry]:
@@ -102,23 +126,29 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[Entry]:
         fact_is("causal", True),
         key("hidden_size", "hidden"),
         key("num_attention_heads", f"{attention}.heads"),
-        of_fields(widths()),
+        *of_fields(widths()),
         activation(package),
-        of_fields(biases(latent)),
-        of_fields(norms(latent)),
+        *of_fields(biases(latent), *norms(latent)),
         positions(attention, yarn=yarn),
         key("share_embeddings_and_output_weights", "head.tied", default=True),
         key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
-        custom(
-            ["vocab_size", "make_vocab_size_divisible_by", "should_pad_vocab"],
-            ["tokens.vocabulary", "tokens.padded_vocabulary"],
-            read=lambda config, facts, notes: None,
-            write=lambda facts, notes, config: None,
+        configs.elsewhere(
+            "tokens.vocabulary", "tokens.padded_vocabulary", why="each format says it in a way of its own"
         ),
+        *implied("vocab_size", "make_vocab_size_divisible_by", "should_pad_vocab", why="read with the files"),
         note("init_method_std", "initializer_range"),
         generation(),
-        _balancing(),
-        _layer_spec(),
+        # Sinkhorn chooses other experts; the others only add a loss. Since core 0.14 it may be a list.
+        decided(
+            [_BALANCING],
+            [],
+            read=_check_balancing,
+            values={},
+            why="no routing by Sinkhorn, which chooses other experts",
+        ),
+        decided(
+            [_SPEC], [], read=_check_spec, values={}, why="one of the specs of the usual blocks, or a partial of one"
+        ),
         *AT_DEFAULT,
         *HARMLESS,
     ]
@@ -134,7 +164,7 @@ def usual(name: str, package: str, *, yarn: bool = False) -> Config:
             note("rotary_interleaved", "interleaved"),
             key("num_query_groups", "attention.groups", default=same_as("num_attention_heads")),
             head_dim(),
-            window(),
+            *window(),
             key(
                 "softmax_type", "attention.sinks", default="vanilla", via=one_of({"vanilla": False, "learnable": True})
             ),
@@ -152,12 +182,7 @@ def latent(name: str, package: str) -> Config:
     return Config(
         name,
         [
-            custom(
-                ["multi_latent_attention"],
-                [],
-                read=lambda config, facts, notes: None,
-                write=lambda facts, notes, config: config.update(multi_latent_attention=True),
-            ),
+            key_is("multi_latent_attention", True, or_absent=True),
             key("q_lora_rank", "latent_attention.q_rank", default=None),
             key("kv_lora_rank", "latent_attention.kv_rank"),
             key("qk_head_dim", "latent_attention.nope_dim"),
@@ -173,15 +198,7 @@ def latent(name: str, package: str) -> Config:
     )
 
 
-def scaled_embedding() -> Custom:
+def scaled_embedding() -> Entry:
     """No field says it: the models of Gemma multiply the embedding by the square root of hidden_size."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        facts["tokens.scale"] = config["hidden_size"] ** 0.5
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        if not math.isclose(facts["tokens.scale"], facts["hidden"] ** 0.5, rel_tol=1e-6):
-            scale = facts["tokens.scale"]
-            raise Refusal("the embedding is scaled by the square root of hidden_size", found=f"tokens.scale = {scale}")
-
-    return custom([], ["tokens.scale"], read=read, write=write)
+    # frameworks round the root to their own precision
+    return derived(None, "tokens.scale", "hidden_size ** 0.5", rounding="none", tolerance=1e-6)

@@ -33,7 +33,9 @@ def generation() -> Custom:
         if settings:
             config[FIELD] = {"_target_": f"{CLASS}.from_dict", "_call_": True, "config_dict": settings}
 
-    return custom([FIELD], [], read=read, write=write)
+    return custom(
+        [FIELD], [], read=read, write=write, uses=[], why="ids of special tokens, each a note, inside of an object"
+    )
 
 
 def settings_of(value: object) -> dict[str, Any]:

@@ -90,7 +90,12 @@ def positions(attention: str, *, yarn: bool = False) -> Custom:
 
     claims = ["positions.count", f"{attention}.rotary.*", f"{attention}.rotary?"]
     claims += ["latent_attention.scale"] if latent else []
-    return custom([*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS, *YARN_KEYS], claims, read=read, write=write)
+    why = "which of the kinds of positions there is decides which of the other fields are looked at, and how"
+    uses = ["num_layers", "layers"]
+    if latent:
+        uses += ["layernorm_epsilon", "latent_attention.nope_dim", "latent_attention.rope_dim"]
+    keys = [*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS, *YARN_KEYS]
+    return custom(keys, claims, read=read, write=write, uses=uses, why=why)
 
 
 def _latent_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
