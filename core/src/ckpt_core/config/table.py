@@ -61,11 +61,9 @@ class Config:
         return notes
 
     def fates(self, config: Mapping[str, Any]) -> dict[str, Fate]:
-        """What becomes of every key of a config that this table reads, for the ledger."""
-        known: dict[str, Fate] = {}
-        for entry in self.entries:
-            for key in entry.keys:
-                known.setdefault(key, entry.fate)
+        """What becomes of every key of a config that this table reads, for the ledger. A note carries its key, also where it gives way."""
+        known = {key: entry.fate for entry in self.entries for key in entry.keys}
+        known |= {key: entry.fate for entry in self.entries if entry.gives_way for key in entry.keys}
         return {key: known[key] for key in config if key in known}
 
     def read(self, config: Mapping[str, Any], file: str) -> tuple[Facts, dict[str, Any]]:

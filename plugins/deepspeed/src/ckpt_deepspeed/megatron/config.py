@@ -201,7 +201,6 @@ GPT = Config("GPTModelPipe", [
     key("padded_vocab_size", "tokens.padded_vocabulary"),
     # `checkpoint_info` beside the args says it, since 2022.
     key("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
-    note("seq_length", "max_positions", gives_way=True),
     custom(["position_embedding_type", "max_position_embeddings", "seq_length", "encoder_seq_length"],
            ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions),
     custom(["glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe"], ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation),
@@ -210,6 +209,7 @@ GPT = Config("GPTModelPipe", [
     custom(["embed_layernorm", "use_bnb_optimizer"], ["tokens.norm.*"], read=_read_embedding_norm, write=_write_embedding_norm),
     key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
     fact_is("head.tied", True),  # GPTModelPipe: there is no other head
+    note("seq_length", "max_positions", gives_way=True),
     note("init_method_std", "initializer_range"),
     # The code asks its tokenizer for these; they are kept in the args for formats that have them in a config.
     note("bos_token_id", "bos"),
