@@ -446,3 +446,21 @@ def test_a_refusal_of_all_agree_names_the_facts_that_differ() -> None:
     with pytest.raises(Refusal) as refused:
         line.write(Facts({**alike, "mlp.norm.eps": 1e-6}), {}, {})
     assert refused.value.found == "no attention.norm, final_norm.eps = 1e-05, mlp.norm.eps = 1e-06"
+
+
+@pytest.mark.parametrize("count", [1 << 40, 10**9, 0, -1, True, "6"])
+def test_no_number_of_layers_makes_the_lines_count_without_end(count: object) -> None:
+    """Lines that differ by layer are not read where the number of layers is none: a file may say any."""
+
+    def every_fourth(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        raise AssertionError(f"counts {facts['layers']} layers")
+
+    table = Config(
+        "toy",
+        [
+            key("n_layer", "layers"),
+            decided([], ["attention.rotary?"], read=every_fourth, values={}, uses=["layers"], why="every fourth layer"),
+        ],
+    )
+    with pytest.raises(CkptError, match="'n_layer' does not say a number of layers"):
+        table.read({"n_layer": count}, "config.json")

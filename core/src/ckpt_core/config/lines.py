@@ -7,6 +7,7 @@ from typing import Any
 
 from ckpt_core.architecture import Facts
 from ckpt_core.config.entry import Entry
+from ckpt_core.config.values import layers
 from ckpt_core.config.views import FactsSaid, FactsSeen, KeysSeen, KeysWritten, Scope, TableError, overlap, touches
 from ckpt_core.errors import CkptError, Problems, Refusal
 
@@ -90,6 +91,7 @@ class Lines(Sequence[Entry]):
             said = FactsSaid(facts, scope)
             try:
                 self._entries[index].read(KeysSeen(config, scope), said, noted.setdefault(index, {}))
+                _check_layers(self._entries[index], said.own())
             except CkptError as problem:
                 failed.add(index)
                 problems.add(problem)
@@ -122,3 +124,14 @@ class Lines(Sequence[Entry]):
         weak = {index for index in parts if self._entries[index].gives_way}
         config = {key: value for index in sorted(parts) for key, value in parts[index].items()}
         return config | {key: value for index in sorted(parts.keys() - weak) for key, value in parts[index].items()}
+
+
+def _check_layers(entry: Entry, said: Mapping[str, Any]) -> None:
+    """Lines that differ by layer count them: no number that a file says may make them count without end."""
+    for path, value in said.items():
+        if path.rpartition(".")[2] == "layers" and layers.read(value) is None:
+            raise CkptError(
+                f"key {' or '.join(map(repr, entry.keys)) or repr(path)} does not say a number of layers",
+                found=repr(value)[:60],
+                expected=layers.words,
+            )
