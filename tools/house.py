@@ -50,7 +50,9 @@ def hand_written_pairs() -> list[Pair]:
             reasons |= {places: one.why for places in found if one.why}
             pairs |= found
         elif isinstance(one, Codec):
-            pairs |= {(_place(read), _place(write)): (read, write) for read, write in one.by_hand}
+            found = {(_place(read), _place(write)): (read, write) for read, write in one.by_hand}
+            reasons |= {places: one.meaning for places in found if one.meaning}
+            pairs |= found
     return sorted(
         (
             Pair(

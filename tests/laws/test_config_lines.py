@@ -464,3 +464,16 @@ def test_no_number_of_layers_makes_the_lines_count_without_end(count: object) ->
     )
     with pytest.raises(CkptError, match="'n_layer' does not say a number of layers"):
         table.read({"n_layer": count}, "config.json")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ignore("patches", why="counted by the class", written=lambda facts: facts["hidden"] * 2, uses=["hidden"])[0],
+        custom(["patches"], [], read=nothing, write=lambda facts, notes, config: config.update(patches=facts["hidden"]), uses=["hidden"], why="a test"),
+    ],
+)  # fmt: skip
+def test_a_model_without_the_facts_of_a_kind_is_refused_and_no_crash(line: Any) -> None:
+    with pytest.raises(Refusal, match="it cannot say 'patches' of this model") as caught:
+        Config("table", [line]).write(Facts(), {})
+    assert "hidden" in str(caught.value)

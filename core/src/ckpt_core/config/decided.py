@@ -60,11 +60,7 @@ class Custom(Entry):
         read_by(self.reader, self, config, facts, notes)
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        try:
-            self.writer(facts, notes, config)
-        except UNEXPECTED as error:  # another kind of model, without the facts that this kind always has
-            names = ", ".join(map(repr, self.own_keys)) or " and ".join(self.own_claims)
-            raise Refusal(f"it cannot say {names} of this model", found=f"no {error}", fact=self.own_claims) from error
+        self.writer(facts, notes, config)
 
     def words(self) -> str:
         return "; ".join(part for part in (quoted(self.own_claims), self.why) if part)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.architecture import Facts
-from ckpt_core.config.entry import Entry
+from ckpt_core.config.entry import UNEXPECTED, Entry
 from ckpt_core.config.values import layers
 from ckpt_core.config.views import FactsSaid, FactsSeen, KeysSeen, KeysWritten, Scope, TableError, overlap, touches
 from ckpt_core.errors import CkptError, Problems, Refusal
@@ -119,6 +119,11 @@ class Lines(Sequence[Entry]):
                 if not problem.facts:
                     problem.facts = tuple(entry.claims)
                 problems.add(problem)
+            except UNEXPECTED as error:  # another kind of model, without the facts that this kind always has
+                failed.add(index)
+                names = ", ".join(map(repr, entry.keys)) or " and ".join(entry.claims)
+                found = f"no {error}" if isinstance(error, KeyError) else str(error)
+                problems.add(Refusal(f"it cannot say {names} of this model", found=found, fact=entry.claims))
             parts[index] = part.own
             written |= part.own
         weak = {index for index in parts if self._entries[index].gives_way}
