@@ -136,7 +136,7 @@ def _check_layers(entry: Entry, said: Mapping[str, Any]) -> None:
     for path, value in said.items():
         if path.rpartition(".")[2] == "layers" and layers.read(value) is None:
             raise CkptError(
-                f"key {' or '.join(map(repr, entry.keys)) or repr(path)} does not say a number of layers",
+                f"key {' or '.join(map(repr, entry.keys)) or repr(path)} is not a number of layers",
                 found=repr(value)[:60],
                 expected=layers.words,
             )
