@@ -82,7 +82,7 @@ def turned(architecture: Architecture) -> Iterator[tuple[str, list[Architecture]
     default is not there to be felt."""
     facts, shapes = facts_of(architecture), _shapes(architecture)
     for path, value in facts.items():
-        if path in _SHAPELESS or value == default_of(path):
+        if path in _SHAPELESS or (not path.endswith("?") and value == default_of(path)):
             continue
         models = []
         for changes in _others(path, value, facts):
