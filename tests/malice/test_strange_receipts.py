@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ckpt_core.api import convert, plan_conversion
+from ckpt_core.config import TableError
 from ckpt_core.errors import CkptError
-from ckpt_core.plugins.discovery import all_plugins
+from ckpt_core.plugins.discovery import all_plugins, require
 from ckpt_core.receipt.checksum import with_checksum
 from ckpt_tests.goldens import goldens
 
@@ -55,3 +56,12 @@ def test_the_receipt_is_named(source: Path) -> None:
     assert "the receipt beside the source records layout choices of nanotron" in said
     assert str(source / "ckpt-receipt.json") in said and "remove the receipt" in said
     assert planned(source, "nanotron", {}) == ""
+
+
+def test_a_mistake_in_a_table_is_not_laid_on_the_receipt(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(**_: object) -> None:
+        raise TableError("the line of `a` writes the key 'b', which is not its own")
+
+    monkeypatch.setattr(require("nanotron").hooks, "ckpt_write", mistaken)
+    with pytest.raises(TableError, match="not its own"):
+        planned(source, "nanotron", {})

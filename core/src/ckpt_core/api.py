@@ -21,6 +21,7 @@ from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
+from ckpt_core.config import TableError
 from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
@@ -163,7 +164,7 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
         _check_returned(plugin, "ckpt_write", target, Target)
         target.launch = launched(plugin, target, request, resumed=resumed)
         return target
-    except (CkptError, OSError):
+    except (CkptError, OSError, TableError):  # a mistake in a table is the plugin's, whatever the receipt says
         raise
     except Exception as error:
         recorded = checkpoint.format != plugin.name and plugin.name in checkpoint.provenance.origins
