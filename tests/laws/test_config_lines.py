@@ -275,6 +275,17 @@ def test_what_is_near_enough_is_said() -> None:
     assert table.write(Facts({"hidden": 64, "tokens.scale": 8.000001}), {})["scaled"] is True
 
 
+def test_a_line_in_an_object_may_have_a_key_of_the_name_of_a_fact_that_it_uses() -> None:
+    table = Config(
+        "table",
+        [LAYERS, nested("o", [key("experts", "mlp.moe.experts"), by_layer("layers", "mlp.moe", rules.indices())])],
+    )
+    config = {"layers": 3, "o": {"experts": 8, "layers": [0, 2]}}
+    facts, _ = table.read(config, "file")
+    assert facts["mlp.moe?"] == PerLayer((True, False, True))
+    assert table.write(facts, {}) == config
+
+
 def test_a_switch_that_is_not_written_is_read() -> None:
     pooler = switched("pooling", [fact_is("classifier.hidden", True)], default=True, written=False)
     table, facts = Config("table", [pooler]), {"classifier.hidden": True}
@@ -376,6 +387,8 @@ WRONG: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "two names that disagree": ([key("a", "hidden", also=["b"])], {"a": 1, "b": 2}, "'a' and 'b' disagree"),
     "an unknown kind": ([SCALING], {"rope_scaling": {"rope_type": "spiral"}}, "rope_scaling.rope_type"),
     "a key of another kind": ([SCALING], {"rope_scaling": {"rope_type": "linear", "factor": 2, "low": 1}}, "unknown config key 'rope_scaling.low' for rope_type=linear"),
+    "a key that an object lacks": ([nested("o", [HEADS])], {"o": {}}, "'heads' is missing (in 'o')"),
+    "and that stands beside it": ([nested("o", [HEADS]), note("heads", "heads", gives_way=True)], {"o": {}, "heads": 4}, "'heads' is missing (in 'o')"),
     "an unknown key inside": (MOE[:1], {"moe": {"experts": 2, "layers_with": [0], "exports": 3}}, "did you mean 'experts'"),
     "a list that is too short": ([LAYERS, WINDOW, by_layer("which", "attention.window", rules.each())], {"layers": 3, "window": 4, "which": [1]}, "'which' does not choose layers"),
     "an unknown value": (NORMS, {"norm": "BatchNorm"}, "'norm' has an unknown value"),

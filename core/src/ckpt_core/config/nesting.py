@@ -26,9 +26,16 @@ class _Holder(Entry):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        own = {*self.keys, *self.claims, *(key for lines in self._held() for key in lines.keys)}
-        used = (name for lines in self._held() for entry in lines for name in entry.uses or ())
-        return tuple(dict.fromkeys(name for name in used if name not in own))
+        own = {*self.keys, *self.claims}
+        used = (
+            name
+            for lines in self._held()
+            for entry in lines
+            for name in entry.uses or ()
+            # a line that uses the name of its own key means the fact of that name
+            if name not in own and not any(name in other.keys for other in lines if other is not entry)
+        )
+        return tuple(dict.fromkeys(used))
 
     @property
     def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
@@ -39,9 +46,11 @@ class _Holder(Entry):
         return any(covers(claim, path) for path in facts for claim in claims)
 
 
-def _read(lines: Lines, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+def _read(lines: Lines, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any], inside: str = "") -> None:
     problems = Problems(f"config of {lines.name}")
     lines.read(config, facts, notes, problems)
+    for problem in problems.found if inside else ():
+        problem.problem += f" (in {inside!r})"
     problems.raise_any()
 
 
@@ -58,19 +67,19 @@ def _written(lines: Lines, facts: Facts, notes: Mapping[str, Any], outside: Mapp
 
 
 class _Inside(Mapping[str, Any]):
-    """An object's keys, and behind them those of the config around it."""
+    """An object's keys, and behind them those of the config around it; its own lines' keys are looked for in it alone."""
 
-    def __init__(self, inner: Mapping[str, Any], outer: Mapping[str, Any]) -> None:
-        self._inner, self._outer = inner, outer
+    def __init__(self, inner: Mapping[str, Any], outer: Mapping[str, Any], lines: Lines) -> None:
+        self._inner, self._outer, self._own = inner, outer, lines.keys
 
     def __getitem__(self, key: str) -> Any:
-        return self._inner[key] if key in self._inner else self._outer[key]
+        return self._inner[key] if key in self._inner or key in self._own else self._outer[key]
 
     def __iter__(self) -> Any:
-        return iter({**self._outer, **self._inner})
+        return iter({**dict.fromkeys(key for key in self._outer if key not in self._own), **self._inner})
 
     def __len__(self) -> int:
-        return len({**self._outer, **self._inner})
+        return sum(1 for _ in self)
 
 
 def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
@@ -111,7 +120,7 @@ class Nested(_Holder):
                 raise CkptError(f"key {self.key!r} is missing", fix=did_you_mean(self.key, config))
             return
         _refuse_unknown(self.lines, inner, self.key)
-        _read(self.lines, _Inside(inner, config), facts, notes)
+        _read(self.lines, _Inside(inner, config, self.lines), facts, notes, self.key)
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         if self.optional and not self._is_there(facts, self.lines):
@@ -185,7 +194,8 @@ class Tagged(_Holder):
             _refuse_unknown(lines, own, self.key, f" for {self.tags[0]}={name}")
         if self.path and name != self.default:
             facts[self.path] = self.codec.read(name) if self.codec else name
-        _read(lines, config if self.key is None else _Inside(inner or {}, config), facts, notes)
+        around = config if self.key is None else _Inside(inner or {}, config, lines)
+        _read(lines, around, facts, notes, self.key or "")
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         name = self._kind_of(facts) if self.path or self.when else self._first_that_writes(facts, notes, config)
@@ -217,10 +227,19 @@ class Tagged(_Holder):
                 return name
         raise refusals[-1]
 
+    def _name_of(self, value: object) -> object:
+        if self.codec is None:
+            return str(value)
+        try:
+            return self.codec.write(value)
+        except Refusal:
+            expected, found = ", ".join(map(str, self.kinds)), f"{self.path} = {value}"
+            raise Refusal(f"{self.tags[0]} is one of {expected}", found=found, fact=self.claims) from None
+
     def _kind_of(self, facts: Facts) -> Any:
         if self.path:
             value = one_value(facts, (self.path,), self.tags[0])
-            name = self.default if value is None else self.codec.write(value) if self.codec else str(value)
+            name = self.default if value is None else self._name_of(value)
         else:
             name = next((name for name in self.kinds if holds(self.when.get(name, ""), facts)), None)
         if name not in self.kinds:
