@@ -49,8 +49,8 @@ def _config_read_as(**changes: object) -> Iterator[None]:
 @contextlib.contextmanager
 def scores_not_divided() -> Iterator[None]:
     """1: q as NeMo has it, in a class that does not divide."""
+    from ckpt_core import rewrite
     from ckpt_core.rewrite import map_attentions, map_layers
-    from ckpt_hf.families import t5
 
     def unfolded(model, wanted=None):
         architecture = map_layers(
@@ -58,7 +58,7 @@ def scores_not_divided() -> Iterator[None]:
         )
         return replace(model, architecture=architecture)
 
-    with mock.patch.object(t5, "folded_attention_scale", unfolded):
+    with mock.patch.object(rewrite, "folded_attention_scale", unfolded):
         yield
 
 

@@ -165,7 +165,9 @@ def test_a_framework_that_cannot_run_is_one_line(format: str, tmp_path: Path, mo
     """A stand-in of each framework's name that fails when it is imported, as one does whose kernels are for a GPU."""
     hooks = require(format).hooks
     (tmp_path / "run").mkdir()
-    checkpoint = types.SimpleNamespace(path=str(tmp_path / "run"), parallel={}, provenance=types.SimpleNamespace(hints={}))
+    checkpoint = types.SimpleNamespace(
+        path=str(tmp_path / "run"), parallel={}, provenance=types.SimpleNamespace(hints={})
+    )
     assert hooks.ckpt_logits(checkpoint=checkpoint, inputs=INPUTS) is None
     package = tmp_path / "site"
     for part in {**APART, **NEVER}[format].split("."):

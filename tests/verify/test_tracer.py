@@ -16,6 +16,7 @@ from ckpt_core.layout import Table, Tables
 from ckpt_core.plugins.discovery import format_names
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
+from ckpt_core.verify import tracer
 from ckpt_core.verify.tracer import Misplaced, trace
 from ckpt_tests.program import ckpt
 
@@ -67,8 +68,8 @@ def test_one_wrong_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trace_after(monkeypatch: pytest.MonkeyPatch, change: Callable[[Checkpoint], Checkpoint]) -> list[Misplaced]:
-    read = ckpt_nanotron.read.read
-    monkeypatch.setattr(ckpt_nanotron.read, "read", lambda path, request: change(read(path, request)))
+    opened = tracer.checkpoint_at
+    monkeypatch.setattr(tracer, "checkpoint_at", lambda *asked: change(opened(*asked)))
     return trace("nanotron", SQUARE, BF16, pp=2).misplaced
 
 
