@@ -11,9 +11,13 @@ _WIDTH = 78
 
 
 def floors(container: str) -> list[list[str]]:
-    """The rooms of a package, floor by floor from the top, as its `layers` contract lists them."""
+    """The rooms of a package, floor by floor from the top, as its `layers` contract lists them; `plugins` are the packages there."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (layers,) = [one["layers"] for one in contracts if one.get("containers") == [container]]
+    (layers,) = [
+        one["layers"]
+        for one in contracts
+        if one["type"] == "layers" and one.get("containers", ["plugins"]) == [container]
+    ]
     return [[room.strip(" ()") for room in layer.replace(":", "|").split("|")] for layer in layers]
 
 
@@ -67,6 +71,9 @@ def sentence(container: str, room: str) -> str:
 
 
 def _file(container: str, room: str) -> Path | None:
+    if container == "plugins":
+        file = ROOT / container / room.removeprefix("ckpt_") / "src" / room / "__init__.py"
+        return file if file.is_file() else None
     package, *inner = container.split(".")
     source = ROOT / ("core" if package == "ckpt_core" else "") / "src" / package
     base = source.joinpath(*inner)

@@ -432,6 +432,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "floors": floors.drawing,
     "rooms": floors.rooms,
     "sdk": sdk_names.page,
+    "plugin-sdk": sdk_names.of_plugin,
 }
 
 

@@ -1,4 +1,4 @@
-"""The names of `ckpt_core.sdk`, as `docs/reference/sdk.md` lists them: each with its signature and one sentence."""
+"""The names of `ckpt_core.sdk` and of the plugins' public modules, as `docs/reference/sdk.md` lists them: each with its signature and one sentence."""
 
 from __future__ import annotations
 
@@ -106,6 +106,13 @@ def page() -> str:
         listed = {key: value for key, value in inner[name].items() if not any(value is one for one in own.values())}
         parts += [f"## {name}", sentence(sdk, name), "\n".join(_rows(module, listed))]
     return "\n\n".join(part for part in parts if part)
+
+
+def of_plugin(name: str) -> str:
+    """What the public module of a plugin is, and its names."""
+    module = importlib.import_module(name)
+    said = (inspect.getdoc(module) or "").replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")
+    return said + "\n\n" + "\n".join(_rows(module, names(module)))
 
 
 def _rows(module: ModuleType, listed: dict[str, Any]) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""`ckpt_core.sdk`, all that an author imports: every name is documented, and listed in docs/reference/sdk.md."""
+"""What an author imports, `ckpt_core.sdk` and the plugins' public modules: every name is documented, and listed in docs/reference/sdk.md."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,10 +10,14 @@ import sdk_names
 
 from ckpt_core import sdk
 
+ROOT = Path(__file__).parents[2]
+PUBLIC = {f"{file.parent.name}.sdk": file for file in (ROOT / "plugins").glob("*/src/*/sdk.py")}
 
-@pytest.mark.parametrize("name", ["", *sdk_names.namespaces()])
+
+@pytest.mark.parametrize("name", ["", *sdk_names.namespaces(), *PUBLIC])
 def test_every_name_is_documented(name: str) -> None:
-    module = sdk_names.namespaces()[name] if name else sdk
+    spaces = {"": sdk, **sdk_names.namespaces()}
+    module = spaces[name] if name in spaces else pytest.importorskip(name)
     assert len(set(module.__all__)) == len(module.__all__) and all(hasattr(module, one) for one in module.__all__)
     assert not [one for one in module.__all__ if not sdk_names.sentence(module, one)]
 
@@ -22,6 +27,12 @@ def test_the_page_counts_what_it_lists() -> None:
     assert page.startswith(f"{len(sdk.__all__)} names, {len(sdk_names.namespaces())} of them namespaces")
     names = [name for name in sdk.__all__ if name not in sdk_names.namespaces()]
     assert all(f"| `{name}" in page for name in names)
+
+
+def test_the_page_lists_the_public_modules() -> None:
+    page = (ROOT / "docs/reference/sdk.md").read_text()
+    assert PUBLIC
+    assert all(f"<!-- generated: plugin-sdk {name} -->" in page for name in PUBLIC)
 
 
 class Undocumented:

@@ -14,7 +14,7 @@ from typing import Any
 from ckpt_core.architecture import Architecture
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal
 from ckpt_core.launch import Launch
-from ckpt_core.layout import Native, Table
+from ckpt_core.layout import Native
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes.files import FileState
@@ -109,30 +109,6 @@ def _of_one_thing(path: str, fact: str) -> bool:
     """Whether a path is a fact's (`final_norm.kind`, `attention.window?`), or one of the two is a part of the other."""
     bare = fact.removesuffix(".*").removesuffix("?")
     return path == bare or path.startswith(f"{bare}.") or bare.startswith(f"{path}.")
-
-
-@dataclass
-class NamedModel:
-    """A model under one format's names, for another format that keeps it: DeepSpeed keeps models of transformers.
-
-    `tables` say which of that format's tensors holds what; what they drop may lie beside the model. `class_name` is
-    what that format calls this kind of model. `hints` are its layout choices, as in a `Checkpoint` of it. To write, the
-    model is given as it must be stored (`tensors`, rewritten where that is exact, with the `rewrites` and `losses`),
-    and `documents` are the config files that describe it, by path; `said` and `tokens` are as in a `Target` and its
-    decisions.
-    """
-
-    class_name: str
-    architecture: Architecture
-    tables: Sequence[Table]
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    hints: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, LazyParameter] = field(default_factory=dict)
-    documents: dict[str, bytes] = field(default_factory=dict)
-    rewrites: tuple[str, ...] = ()
-    losses: list[Loss] = field(default_factory=list)
-    said: Mapping[str, Any] = field(default_factory=dict)
-    tokens: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from ckpt_core import ledger as ledgers
 from ckpt_core import rewrite as rewrites
 from ckpt_core import tensors as lazy
 from ckpt_core.architecture import Activation, Architecture, Facts, PerLayer, RotaryKind, architecture_of, facts_of
-from ckpt_core.checkpoint import Checkpoint, Loss, NamedModel, Placement, Provenance, Sidecar, Target
+from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Provenance, Sidecar, Target
 from ckpt_core.config import (
     Config,
     Custom,
@@ -38,7 +38,6 @@ from ckpt_core.format import Folder, Format
 from ckpt_core.layout import Native, Table, drop, row
 from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
-from ckpt_core.plugins.named import named_by, named_for
 from ckpt_core.reading import IGNORE_KEYS, check_agreement, given, without_ignored
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.storage import archive as trees
@@ -75,7 +74,6 @@ __all__ = [
     "FormatInfo",
     "Ledger",
     "Loss",
-    "NamedModel",
     "Native",
     "Option",
     "ParameterBuilder",
@@ -123,8 +121,6 @@ __all__ = [
     "layouts",
     "lazy",
     "ledgers",
-    "named_by",
-    "named_for",
     "nested",
     "note",
     "one_of",

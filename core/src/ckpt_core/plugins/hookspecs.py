@@ -6,13 +6,13 @@ A plugin is a module with the functions below, marked `@hookimpl`, and an entry 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Checkpoint, NamedModel, Target
+from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.description import Description
 from ckpt_core.launch import Launch
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
@@ -73,18 +73,6 @@ def ckpt_tables() -> Sequence[FamilyTables]:  # type: ignore[empty-body]
 def ckpt_launch(target: Target, request: WriteRequest, resumed: bool) -> Launch | None:
     """How the framework is started with `target`, which `ckpt_write` made of `request`, once it lies at the destination.
     `resumed`: it lies there already, with the state of an optimizer. Optional: for formats that a program trains."""
-
-
-@hookspec(firstresult=True)
-def ckpt_named(path: str, names: Collection[str]) -> NamedModel | None:
-    """The model of this format whose config *file* is `path` and whose tensors, kept by another format, are called
-    `names`; None if the file is no config of this format. Optional: for formats whose models others keep."""
-
-
-@hookspec(firstresult=True)
-def ckpt_name(checkpoint: Checkpoint) -> NamedModel:  # type: ignore[empty-body]
-    """`checkpoint` as a model of this format, to be kept by another one; `Refusal` for what this one cannot hold
-    exactly. Optional, as `ckpt_named`."""
 
 
 @hookspec(firstresult=True)

@@ -12,7 +12,6 @@ from ckpt_core.sdk import (
     CkptError,
     FormatError,
     Loss,
-    NamedModel,
     ParameterBuilder,
     Problems,
     Provenance,
@@ -23,7 +22,6 @@ from ckpt_core.sdk import (
     company,
     disk,
     layouts,
-    named_by,
     original_of,
     torch_files,
 )
@@ -42,8 +40,8 @@ from ckpt_deepspeed.files import (
 )
 from ckpt_deepspeed.flat import Flat, Kept, shards_of
 from ckpt_deepspeed.universal import read_universal
+from ckpt_hf.sdk import CONFIG, TransformersModel, model_of_config
 
-CONFIG = "config.json"
 # Files of a run of DeepSpeed or of transformers' Trainer, and of ours.
 _OWN_FILES = {CONFIG, LATEST, LATEST_UNIVERSAL, "zero_to_fp32.py", "trainer_state.json"}
 _OWN_STARTS = (".", "ckpt-receipt", "rng_state")
@@ -76,9 +74,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             fix=f"give the model's {CONFIG} with --config, or put it beside the step's folder",
         )
     names = found.kept.keys() - found.aliases.keys()
-    format, model = named_by(config, names)
+    model = model_of_config(config, names)
     if request.architecture is not None and beside is not None:
-        check_agreement(request.architecture, named_by(beside, names)[1].architecture, beside)
+        check_agreement(request.architecture, model_of_config(beside, names).architecture, beside)
     checkpoint = Checkpoint(
         "deepspeed",
         path,
@@ -91,8 +89,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         ledger=folder.enter(path, masters_read=request.weights != "model"),
         provenance=Provenance(
             hints=found.hints,
-            origins={format: model.hints},
-            evidence=[*found.evidence, f"{model.class_name} of format {format} by {config}"],
+            origins={"hf": model.hints},
+            evidence=[*found.evidence, f"{model.class_name} of format hf by {config}"],
             losses=[
                 *model.losses,
                 *(
@@ -127,7 +125,7 @@ def _is_companion(name: str) -> bool:
     return not (name in _OWN_FILES or name.startswith(_OWN_STARTS) or name.endswith(_OWN_ENDS))
 
 
-def _assembled(found: Found, model: NamedModel, where: str) -> dict:
+def _assembled(found: Found, model: TransformersModel, where: str) -> dict:
     layout = layouts.BoundTables(model.tables, model.architecture)
     natives = layout.natives()
     assembler = ParameterBuilder(layout.parameters, where)

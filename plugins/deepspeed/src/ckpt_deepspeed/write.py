@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from ckpt_core.sdk import (
     Checkpoint,
     DType,
-    NamedModel,
     Native,
     Placement,
     Target,
     WriteRequest,
     dtypes,
     layouts,
-    named_for,
     storage_dtype,
     torch_files,
 )
@@ -28,6 +26,7 @@ from ckpt_deepspeed.universal import (
     write_optimizer_state,
     write_parameter,
 )
+from ckpt_hf.sdk import CONFIG, TransformersModel, model_of_checkpoint
 
 _TAG = "global_step0_universal"
 
@@ -35,7 +34,7 @@ _TAG = "global_step0_universal"
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """A universal folder of weights alone, with the model's `config.json`. Raises `Refusal` naming what transformers cannot hold."""
     hints, options = checkpoint.hints_for("deepspeed"), request.options
-    model = named_for("hf", checkpoint)
+    model = model_of_checkpoint(checkpoint)
     flat = bool(hints.get("flat") if options.get("flat") is None else options["flat"])
     moments = bool(options.get("moments", True))
     natives = list(layouts.BoundTables(model.tables, model.architecture).natives().values())
@@ -68,19 +67,21 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=losses,
         said=model.said,
-        config={"dtype": dtype.name, "model": json.loads(model.documents["config.json"])},
+        config={"dtype": dtype.name, "model": json.loads(model.documents[CONFIG])},
         held=checkpoint.sidecars.keys() & written.documents.keys() & {"preprocessor_config.json"},
     )
 
 
-def _module_dtype(model: NamedModel, natives: Sequence[Native], request: WriteRequest, known: object) -> DType:
+def _module_dtype(model: TransformersModel, natives: Sequence[Native], request: WriteRequest, known: object) -> DType:
     """The training dtype: what was asked for, that of the source's module, or the commonest."""
     if request.dtype is not None or isinstance(known, str):
         return request.dtype or dtypes.dtype_named(str(known))
     return dtypes.commonest(storage_dtype(native, model.tensors, None) for native in natives)
 
 
-def _write_states(written: Written, model: NamedModel, natives: Sequence[Native], flat: bool, dtype: DType) -> None:
+def _write_states(
+    written: Written, model: TransformersModel, natives: Sequence[Native], flat: bool, dtype: DType
+) -> None:
     """The model states: names, shapes, and the weights in the training dtype, which ZeRO-3 leaves empty."""
     owners = {piece.parameter: native.name for native in natives if not native.row.copy for piece in native.pieces}
     aliases = {native.name: owners[native.pieces[0].parameter] for native in natives if native.row.copy}

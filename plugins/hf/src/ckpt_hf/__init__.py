@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_core.sdk import (
@@ -14,7 +14,6 @@ from ckpt_core.sdk import (
     Checkpoint,
     FamilyTables,
     FormatInfo,
-    NamedModel,
     Option,
     ReadRequest,
     Target,
@@ -117,20 +116,6 @@ def ckpt_tables() -> list[FamilyTables]:
     from ckpt_hf.config import FAMILIES
 
     return [FamilyTables(family.class_name, family.config, family.tables) for family in FAMILIES]
-
-
-@hookimpl
-def ckpt_named(path: str, names: Collection[str]) -> NamedModel | None:
-    from ckpt_hf.named import named
-
-    return named(path, names)
-
-
-@hookimpl
-def ckpt_name(checkpoint: Checkpoint) -> NamedModel:
-    from ckpt_hf.named import name
-
-    return name(checkpoint)
 
 
 @hookimpl

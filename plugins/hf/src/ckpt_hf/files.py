@@ -32,6 +32,7 @@ from ckpt_core.sdk import (
 )
 
 CONFIG = "config.json"
+"""The file that says what a model of transformers is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""Models of transformers in the files of other frameworks: what a plugin whose format keeps such a model imports.
+
+DeepSpeed and others save the tensors of a transformers model under the names that they have in its class, and no config, or
+transformers' own. Their plugins say where the tensors lie; what is in them, and which config belongs to them, is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_core.sdk import (
+    Architecture,
+    Checkpoint,
+    CkptError,
+    Loss,
+    Table,
+    architecture_of,
+    documents,
+    lazy,
+    storage_dtype,
+)
+from ckpt_hf.classes import code_beside, family_of
+from ckpt_hf.files import CONFIG
+from ckpt_hf.names import matching
+from ckpt_hf.write import choose, config_text, losses_of, settings_beside, settings_said
+
+__all__ = ["CONFIG", "TransformersModel", "model_of_checkpoint", "model_of_config"]
+
+
+@dataclass(frozen=True)
+class TransformersModel:
+    """A transformers model whose tensors another framework's files keep.
+
+    `class_name` is its class, and `tables` say which of its tensors holds what; what they drop may lie beside the model.
+    `losses` is what the model lacks, or what is assumed of it.
+
+    Of a config: `notes` is what it says besides the architecture. `hints` are the choices of an HF folder of this model:
+    the `origins` of a checkpoint, under `hf`.
+
+    Of a checkpoint: `tensors` are its parameters as the class must have them, after the exact `rewrites` that led there.
+    `documents` are the config files that describe the model, by path. `said` and `tokens` are those of a `Target` and of
+    its decisions.
+    """
+
+    class_name: str
+    architecture: Architecture
+    tables: Sequence[Table]
+    losses: Sequence[Loss] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, lazy.LazyParameter] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    rewrites: Sequence[str] = ()
+    said: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Sequence[str] = ()
+
+
+def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
+    """The model of the `config.json` at `path`, whose tensors are called `names` in the files of another framework.
+
+    The names may all have a prefix that their wrappers left. Raises an error if the file is not a config of transformers,
+    if it is one of a class that is not read, or if the names can be read in several ways.
+    """
+    config = documents.read_json_object(path) if path.endswith(".json") else {}
+    if "model_type" not in config:
+        raise CkptError(
+            "this is not a config of transformers", file=path, expected=f"a {CONFIG} with the key model_type"
+        )
+    family = family_of(config, path)
+    facts, notes = family.config.read(family.as_stored(config, names), path)
+    architecture = architecture_of(facts, path)
+    arrangement = family.arranged_by(config)
+    match = matching(family.spellings(arrangement), names, architecture, family.leftovers)
+    return TransformersModel(
+        family.class_name,
+        architecture,
+        [*match.layout.tables, match.leftovers],
+        losses=list(code_beside(config, family)),
+        notes=notes,
+        hints={"model_type": family.model_type, "arrangement": arrangement},
+    )
+
+
+def model_of_checkpoint(checkpoint: Checkpoint) -> TransformersModel:
+    """`checkpoint` as the transformers model that holds it exactly. Raises `Refusal` naming what no class can hold."""
+    fit = choose(checkpoint)
+    dtypes = [storage_dtype(native, fit.model.tensors, None).torch for native in fit.natives()]
+    return TransformersModel(
+        fit.family.class_name,
+        fit.model.architecture,
+        fit.tables,
+        losses=list(losses_of(checkpoint, fit)),
+        tensors=fit.model.tensors,
+        documents={CONFIG: config_text(fit, dtypes), **settings_beside(checkpoint, fit.model)},
+        rewrites=fit.model.rewrites,
+        said=fit.said | settings_said(checkpoint),
+        tokens=fit.tokens,
+    )
