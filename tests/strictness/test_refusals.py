@@ -34,7 +34,7 @@ NANOTRON = [
     ("llama",      {"hidden_act": "quick_gelu"},                  "main", ["gelu_quick"]),
     ("qwen2",      {},                                            "0.4",  ["bias"]),
     ("qwen2_moe",  {},                                            "0.4",  ["moe"]),
-    ("qwen2_moe",  {"norm_topk_prob": True},                      "main", ["renormalised"]),
+    ("qwen2_moe",  {"norm_topk_prob": True},                      "main", ["mlp.moe.router.normalise is always False"]),
     ("smollm3",    {},                                            "0.4",  ["nanotron 0.4", "attention.rotary"]),
     ("smollm3",    {"no_rope_layers": [0, 1, 1]},                 "main", ["attention.rotary"]),
     ("smollm3",    {"no_rope_layers": [0, 0, 0]},                 "main", ["rotary"]),
@@ -42,7 +42,7 @@ NANOTRON = [
     ("qwen2",      WINDOWS | {"max_window_layers": 1},            "main", ["window"]),
     ("starcoder2", {"tie_word_embeddings": False},                "main", ["head.tied"]),
     ("starcoder2", {"use_bias": False},                           "main", ["bias"]),
-    ("starcoder2", {"rope_parameters": LINEAR},                   "main", ["plain rotary"]),
+    ("starcoder2", {"rope_parameters": LINEAR},                   "main", ["attention.rotary.scaling.kind = linear"]),
     ("starcoder2", {"rope_parameters": PLAIN | {"rope_theta": 1.5}}, "main", ["rope_theta", "1.5"]),
 ]
 # fmt: on

@@ -150,8 +150,8 @@ CONFIGS: dict[str, tuple[dict, str]] = {
     "biases": ({"attention_bias": True}, "'attention_bias' has a value that is not supported"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "another model": ({"model_type": "gpt2"}, "no job has a model of this type"),
-    "a scaling that nobody has proven": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling is not one of NxDT's"),
-    "half a scaling": ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling is not one of NxDT's"),
+    "a scaling that nobody has proven": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'rope_scaling.rope_type' has a value that is not supported"),
+    "half a scaling": ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "'low_freq_factor' is missing"),
     "a base for transformers 5 alone": ({"rope_parameters": {"rope_theta": 5e5}}, "unknown config key 'rope_parameters'"),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from ckpt_core.config.entry import literal
 from ckpt_core.errors import CkptError, Refusal
 
 __all__ = [
-    "Codec", "ValueType", "checked", "count", "flag", "layers", "number", "one_of", "positive", "switch", "text", "whole",
+    "Codec", "ValueType", "checked", "count", "flag", "integral", "layers", "number", "one_of", "positive", "switch", "text", "whole",
 ]  # fmt: skip
 
 
@@ -61,6 +61,16 @@ def one_of(names: Mapping[object, object]) -> Codec:
         f"{', '.join(literal(name) for name in names if names[name] == value)} = {value}" for value in back
     )
     return Named(read, write, listed)
+
+
+def _as_whole(value: Any) -> int:
+    if value != int(value):
+        raise Refusal("it is a whole number", found=str(value))
+    return int(value)
+
+
+integral = Named(lambda value: value, _as_whole, "written as a whole number")
+"""A key that its framework takes only as a whole number, of a fact that is a real one."""
 
 
 @dataclass(frozen=True, slots=True)

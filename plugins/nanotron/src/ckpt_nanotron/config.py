@@ -8,26 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_core.sdk import (
     Activation,
     Architecture,
     CkptError,
     Config,
+    Entry,
     Facts,
     PerLayer,
     Refusal,
     RotaryKind,
+    by_layer,
+    configs,
     custom,
+    decided,
+    derived,
     fact_is,
     key,
     key_is,
+    nested,
     note,
     one_of,
+    rules,
     same_as,
     schema,
     uniform,
+    values,
 )
 
 ACTIVATION = one_of(
@@ -43,56 +51,65 @@ ACTIVATION = one_of(
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 
 
-def _read_head_dim(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    for name, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
-        if value is not None and (type(value) is not int or value <= 0):
-            raise CkptError(f"key {name!r} is not a positive whole number", found=repr(value)[:60])
-    if hidden is not None and heads is not None:
-        facts["attention.head_dim"] = hidden // heads
+def _head_dim(rounding: Literal["exact", "floor"]) -> Entry:
+    """No version has a key head_dim."""
+    return derived(None, "attention.head_dim", "hidden_size / num_attention_heads", rounding=rounding)
 
 
-def _write_head_dim(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    # There is no head_dim key in any version: it is hidden_size / num_attention_heads.
-    head_dim, heads = uniform(facts, "attention.head_dim"), uniform(facts, "attention.heads")
-    if head_dim * heads != facts["hidden"]:
-        raise Refusal("head_dim is always hidden_size / num_attention_heads", found=f"attention.head_dim = {head_dim}")
-
-
-HEAD_DIM = custom([], ["attention.head_dim"], read=_read_head_dim, write=_write_head_dim)
-
-
-def _read_rotary(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    facts["attention.rotary.theta"] = config.get("rope_theta", 10000.0)
-    facts["attention.rotary.fraction"] = 1.0
+def _read_scaling(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     factor = config.get("rope_seq_len_interpolation_factor")
     if factor is not None:
         facts["attention.rotary.scaling.kind"] = RotaryKind.LINEAR
         facts["attention.rotary.scaling.factor"] = factor
 
 
-def _write_rotary(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    theta = uniform(facts, "attention.rotary.theta")
-    if theta is None:
-        raise Refusal("it always rotates", found="no rotary positions")
-    config["rope_theta"] = theta
+def _read_arrangement(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """No fact follows: the reader of the checkpoint looks at the key, for the choice of tensor tables."""
+
+
+def _write_arrangement(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     config["rope_interleaved"] = bool(notes.get("interleaved", False))
-    config["rope_scaling"] = None
-    kind = uniform(facts, "attention.rotary.scaling.kind")
-    if uniform(facts, "attention.rotary.fraction") != 1.0:
-        raise Refusal(
-            "it rotates whole heads", found=f"attention.rotary.fraction = {facts['attention.rotary.fraction']}"
-        )
-    if kind is not None and kind is not RotaryKind.LINEAR:
-        # The key exists in every version, and no forward pass reads it (huggingface/nanotron#255).
-        raise Refusal(
-            "rope_scaling is stored but never applied by nanotron", found=f"attention.rotary.scaling.kind = {kind}"
-        )
-    config["rope_seq_len_interpolation_factor"] = uniform(facts, "attention.rotary.scaling.factor")
 
 
-_ROTARY_KEYS = ["rope_theta", "rope_interleaved", "rope_scaling", "rope_seq_len_interpolation_factor"]
-ROTARY = custom(_ROTARY_KEYS, ["attention.rotary.*"], read=_read_rotary, write=_write_rotary)
+_FACTOR = configs.value_of("attention.rotary.scaling.factor")
+
+
+def _read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    window, rotated = config.get("sliding_window_size"), facts.present("attention.rotary")
+    if window is not None:
+        facts["attention.window"] = window
+        if isinstance(rotated, PerLayer):
+            facts["attention.window?"] = rotated
+
+
+def _read_shared(moe: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    width = moe.get("shared_expert_intermediate_size")
+    if width is None:
+        raise CkptError("key 'shared_expert_intermediate_size' is missing")
+    if moe.get("enable_shared_expert", False):
+        facts["mlp.moe.shared.ffn"] = width
+    else:
+        notes["nanotron.shared_expert_intermediate_size"] = width
+
+
+def _write_shared(facts: Facts, notes: Mapping[str, Any], moe: dict[str, Any]) -> None:
+    unused = notes.get("nanotron.shared_expert_intermediate_size", uniform(facts, "mlp.moe.ffn"))
+    moe["shared_expert_intermediate_size"] = uniform(facts, "mlp.moe.shared.ffn") or unused
+
+
+def _read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    grouped, multi = config.get("grouped_query", False), config.get("multi_query", False)
+    if grouped and multi:
+        raise CkptError("keys 'grouped_query' and 'multi_query' exclude each other", found="both are true")
+    # neither flag means multi-query (Starcoder2Config.__post_init__)
+    facts["attention.groups"] = config.get("num_kv_heads") if grouped else 1
+
+
+def _write_groups(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+    groups = uniform(facts, "attention.groups")
+    grouped = groups > 1 or bool(notes.get("grouped", False))
+    config |= {"grouped_query": grouped, "multi_query": not grouped, "num_kv_heads": groups if grouped else None}
+
 
 # fmt: off
 LLAMA = Config("nanotron's LlamaConfig", [
@@ -108,14 +125,22 @@ LLAMA = Config("nanotron's LlamaConfig", [
     key_is("is_llama_config", True, or_absent=True),
     note("max_position_embeddings", "max_positions", default=2048),
     key("num_attention_heads", "attention.heads"),
-    key("num_hidden_layers", "layers"),
+    key("num_hidden_layers", "layers", type=values.layers),
     key("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
     note("pretraining_tp", "nanotron.pretraining_tp", default=1),
     key("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
     *(fact_is(f"{norm}.kind", "rms") for norm in _NORMS),
     fact_is("mlp.gated", True),
-    HEAD_DIM,
-    ROTARY,
+    # models/llama.py asserts that hidden_size is a multiple (main, 2025)
+    _head_dim("exact"),
+    key("rope_theta", "attention.rotary.theta", default=10000.0, null=configs.REQUIRED),
+    fact_is("attention.rotary.fraction", 1.0),
+    custom(["rope_interleaved"], [], read=_read_arrangement, write=_write_arrangement, uses=[],
+           why="whether rotary pairs are neighbours: how the rows of q and k are arranged, which is a choice of the writer, and not a fact"),
+    # rope_scaling exists in every version, and no forward pass reads it (huggingface/nanotron#255)
+    decided(["rope_scaling", "rope_seq_len_interpolation_factor"], ["attention.rotary.scaling.*"], read=_read_scaling,
+            values={"rope_scaling": [None], "rope_seq_len_interpolation_factor": [None, _FACTOR]},
+            why="rope_seq_len_interpolation_factor is the factor of linear scaling; rope_scaling is stored but never applied by nanotron"),
     key("tie_word_embeddings", "head.tied", default=False),
     note("use_cache", "nanotron.use_cache", default=True),
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
@@ -129,9 +154,12 @@ LLAMA = Config("nanotron's LlamaConfig", [
 QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
     key_is("is_qwen2_config", True, or_absent=True),
     key("attention_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=False),
-    custom(["no_rope_layer", "sliding_window_size"], ["attention.rotary?", "attention.window", "attention.window?"],
-           read=lambda config, facts, notes: _read_layer_pattern(config, facts),
-           write=lambda facts, notes, config: _write_layer_pattern(facts, config)),
+    _head_dim("floor"),  # models/qwen.py rounds down, and asserts nothing (main, 2025)
+    by_layer("no_rope_layer", "attention.rotary", ~rules.every_nth(), plain=None),
+    # the window is dropped on layers without rope (models/qwen.py, main)
+    decided(["sliding_window_size"], ["attention.window", "attention.window?"], read=_read_window,
+            values={"sliding_window_size": [None, configs.value_of("attention.window")]}, uses=["attention.rotary", "attention.rotary.*"],
+            why="the window holds on exactly the layers with rope"),
     note("flex_attention_mask", "nanotron.flex_attention_mask"),
     note("_fused_rotary_emb", "nanotron.fused_rotary_emb", default=True),
     note("_fused_rms_norm", "nanotron.fused_rms_norm", default=True),
@@ -140,11 +168,24 @@ QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
     note("_use_doc_masking", "nanotron.use_doc_masking", default=False),
     note("log_attn_probs", "nanotron.log_attn_probs", default=False),
     note("ring_attn_heads_k_stride", "nanotron.ring_attn_heads_k_stride"),
-    custom(["moe_config", "intermediate_size", "num_hidden_layers"],
-           ["layers", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.experts", "mlp.moe.ffn", "mlp.moe.router.top_k",
-            "mlp.moe.router.score", "mlp.moe.router.normalise", "mlp.moe.shared.ffn", "mlp.moe.shared.gate"],
-           read=lambda config, facts, notes: _read_moe(config, facts, notes),
-           write=lambda facts, notes, config: _write_moe(facts, notes, config)),
+    key("num_hidden_layers", "layers", type=values.layers),
+    # the width of the layers without experts; nanotron wants the key where every layer has them, too
+    configs.in_other_layers("intermediate_size", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn"),
+    nested("moe_config", optional=True, lines=[
+        key("num_experts", "mlp.moe.experts"),
+        key("top_k", "mlp.moe.router.top_k"),
+        # softmax over all experts, then top-k, never renormalised (nn/moe.py, main)
+        fact_is("mlp.moe.router.score", "softmax"),
+        fact_is("mlp.moe.router.normalise", False),
+        key("moe_intermediate_size", "mlp.moe.ffn"),
+        custom(["shared_expert_intermediate_size"], ["mlp.moe.shared.ffn"], read=_read_shared, write=_write_shared,
+               uses=["enable_shared_expert", "mlp.moe.ffn"],
+               why="the key is always there, and a note where enable_shared_expert is false"),
+        note("router_aux_loss_coef", "nanotron.router_aux_loss_coef", default=0.01),
+        by_layer("layers", "mlp.moe", rules.indices(everywhere=-1), default=[-1]),
+        configs.switched("enable_shared_expert", [fact_is("mlp.moe.shared.gate", True)]),  # it is always gated
+        note("token_dispatcher_type", "nanotron.token_dispatcher_type", default="alltoall"),
+    ]),
     without=["is_llama_config"],
 )
 
@@ -157,12 +198,10 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
     note("bos_token_id", "bos", default=49152),
     note("embd_pdrop", "nanotron.embd_pdrop", default=0.1),
     note("eos_token_id", "eos", default=49152),
-    custom(["global_attn_layers", "sliding_window_size"], ["attention.window", "attention.window?"],
-           read=lambda config, facts, notes: _read_global_layers(config, facts),
-           write=lambda facts, notes, config: _write_global_layers(facts, config)),
-    custom(["grouped_query", "multi_query", "num_kv_heads"], ["attention.groups"],
-           read=lambda config, facts, notes: _read_groups(config, facts),
-           write=lambda facts, notes, config: _write_groups(facts, notes, config)),
+    key("sliding_window_size", "attention.window", default=None),
+    by_layer("global_attn_layers", "attention.window", ~rules.indices(), plain=[]),
+    custom(["grouped_query", "multi_query", "num_kv_heads"], ["attention.groups"], read=_read_groups, write=_write_groups, uses=[],
+           why="neither flag means multi-query; grouped attention of one key and value has tensors of its own, which is a choice of the writer"),
     key("hidden_size", "hidden"),
     note("initializer_range", "initializer_range", default=0.02),
     key("intermediate_size", "mlp.ffn"),
@@ -178,13 +217,11 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
     fact_is("head.tied", True),
     note("max_position_embeddings", "max_positions", default=4096),
     key("num_attention_heads", "attention.heads"),
-    key("num_hidden_layers", "layers"),
+    key("num_hidden_layers", "layers", type=values.layers),
     note("resid_pdrop", "nanotron.resid_pdrop", default=0.1),
-    HEAD_DIM,
-    custom(["rope_theta"], ["attention.rotary.*"],
-           read=lambda config, facts, notes: facts.update({"attention.rotary.theta": config.get("rope_theta", 10000),
-                                                           "attention.rotary.fraction": 1.0}),
-           write=lambda facts, notes, config: _write_whole_theta(facts, config)),
+    _head_dim("exact"),  # models/starcoder2.py asserts that hidden_size is a multiple
+    key("rope_theta", "attention.rotary.theta", default=10000, null=configs.REQUIRED, via=values.integral),
+    fact_is("attention.rotary.fraction", 1.0),
     note("scale_attention_softmax_in_fp32", "nanotron.scale_attention_softmax_in_fp32", default=True),
     key_is("scale_attn_weights", True, or_absent=True),
     key_is("use_position_embeddings", False, or_absent=True),
@@ -192,162 +229,6 @@ STARCODER2 = Config("nanotron's Starcoder2Config", [
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
 ])
 # fmt: on
-
-
-def _count(config: Mapping[str, Any]) -> int:
-    count = config.get("num_hidden_layers")
-    if type(count) is not int or not 0 < count <= 100_000:
-        raise CkptError("key 'num_hidden_layers' is not a number of layers", found=repr(count))
-    return count
-
-
-def _read_layer_pattern(config: Mapping[str, Any], facts: Facts) -> None:
-    every, window = config.get("no_rope_layer"), config.get("sliding_window_size")
-    rotated = PerLayer(every is None or (index + 1) % every != 0 for index in range(_count(config)))
-    if not all(rotated):
-        facts["attention.rotary?"] = rotated
-    if window is not None:
-        facts["attention.window"] = window
-        if not all(rotated):  # the window is dropped on layers without rope (models/qwen.py, main)
-            facts["attention.window?"] = rotated
-
-
-def _write_layer_pattern(facts: Facts, config: dict[str, Any]) -> None:
-    count = facts["layers"]
-    rotated = facts.present("attention.rotary")
-    config["no_rope_layer"] = None
-    if isinstance(rotated, PerLayer):
-        every = rotated.index(False) + 1
-        if rotated != PerLayer((index + 1) % every != 0 for index in range(count)):
-            raise Refusal(
-                "no_rope_layer is 'every n-th layer'",
-                found=f"no rope in layers {[i for i, r in enumerate(rotated) if not r]}",
-            )
-        config["no_rope_layer"] = every
-    elif rotated is False:
-        raise Refusal("no layer of it would rotate", found="no rotary positions")
-    windowed = facts.present("attention.window")
-    config["sliding_window_size"] = uniform(facts, "attention.window")
-    if windowed is not False and windowed != rotated:
-        raise Refusal(
-            "the window holds on exactly the layers with rope", found=f"attention.window in layers: {windowed}"
-        )
-
-
-_MOE_KEYS = {
-    "num_experts": "mlp.moe.experts",
-    "top_k": "mlp.moe.router.top_k",
-    "moe_intermediate_size": "mlp.moe.ffn",
-    "shared_expert_intermediate_size": "mlp.moe.shared.ffn",
-}
-_MOE_NOTES = {"router_aux_loss_coef": 0.01, "token_dispatcher_type": "alltoall"}
-
-
-def _read_moe(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count, moe = _count(config), config.get("moe_config")
-    facts["layers"] = count
-    facts["mlp.ffn"] = config.get("intermediate_size")
-    if moe is None:
-        return
-    unknown = sorted(set(moe) - set(_MOE_KEYS) - set(_MOE_NOTES) - {"layers", "enable_shared_expert"})
-    if unknown:
-        raise CkptError(f"unknown config key 'moe_config.{unknown[0]}'")
-    for name, path in _MOE_KEYS.items():
-        if moe.get(name) is None:
-            raise CkptError(f"key 'moe_config.{name}' is missing")
-        facts[path] = moe[name]
-    if not moe.get("enable_shared_expert", False):
-        del facts["mlp.moe.shared.ffn"]
-        notes["nanotron.shared_expert_intermediate_size"] = moe["shared_expert_intermediate_size"]
-    else:
-        facts["mlp.moe.shared.gate"] = True
-    # softmax over all experts, then top-k, never renormalised (main, nn/moe.py)
-    facts["mlp.moe.router.score"], facts["mlp.moe.router.normalise"] = "softmax", False
-    layers = moe.get("layers", [-1])
-    sparse = PerLayer(index in layers or -1 in layers for index in range(count))
-    if all(sparse):
-        notes["unused_ffn"] = facts.pop("mlp.ffn")
-    else:
-        facts["mlp.moe?"] = sparse
-        facts["mlp.ffn?"] = PerLayer(not moe_layer for moe_layer in sparse)
-    notes |= {f"nanotron.{name}": moe[name] for name in _MOE_NOTES if name in moe}
-
-
-def _write_moe(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    sparse = facts.present("mlp.moe")
-    config["num_hidden_layers"] = facts["layers"]
-    config["moe_config"] = None
-    config["intermediate_size"] = uniform(facts, "mlp.ffn")
-    if sparse is False:
-        return
-    if config["intermediate_size"] is None:
-        config["intermediate_size"] = notes.get("unused_ffn") or uniform(facts, "mlp.moe.ffn")
-    if facts.get("mlp.moe.router.score") != "softmax" or facts.get("mlp.moe.router.normalise"):
-        found = ", ".join(
-            f"{path} = {facts.get(path)}" for path in ("mlp.moe.router.score", "mlp.moe.router.normalise")
-        )
-        raise Refusal("its router is a softmax that is never renormalised", found=found)
-    shared = facts.get("mlp.moe.shared.ffn")
-    if shared is not None and not facts.get("mlp.moe.shared.gate"):
-        raise Refusal("its shared expert is always gated", found="mlp.moe.shared.gate = False")
-    config["moe_config"] = {
-        "num_experts": uniform(facts, "mlp.moe.experts"),
-        "top_k": uniform(facts, "mlp.moe.router.top_k"),
-        "moe_intermediate_size": uniform(facts, "mlp.moe.ffn"),
-        "shared_expert_intermediate_size": shared
-        or notes.get("nanotron.shared_expert_intermediate_size", uniform(facts, "mlp.moe.ffn")),
-        "router_aux_loss_coef": notes.get("nanotron.router_aux_loss_coef", _MOE_NOTES["router_aux_loss_coef"]),
-        "layers": list(range(facts["layers"]))
-        if sparse is True
-        else [index for index, moe in enumerate(sparse) if moe],
-        "enable_shared_expert": shared is not None,
-        "token_dispatcher_type": notes.get("nanotron.token_dispatcher_type", _MOE_NOTES["token_dispatcher_type"]),
-    }
-
-
-def _read_global_layers(config: Mapping[str, Any], facts: Facts) -> None:
-    window, everywhere = config.get("sliding_window_size"), config.get("global_attn_layers") or []
-    if window is not None:
-        facts["attention.window"] = window
-        if everywhere:
-            facts["attention.window?"] = PerLayer(index not in everywhere for index in range(_count(config)))
-
-
-def _write_global_layers(facts: Facts, config: dict[str, Any]) -> None:
-    present = facts.present("attention.window")
-    config["sliding_window_size"] = uniform(facts, "attention.window")
-    config["global_attn_layers"] = (
-        [index for index, slides in enumerate(present) if not slides] if isinstance(present, PerLayer) else []
-    )
-
-
-def _read_groups(config: Mapping[str, Any], facts: Facts) -> None:
-    grouped, multi = config.get("grouped_query", False), config.get("multi_query", False)
-    if grouped and multi:
-        raise CkptError("keys 'grouped_query' and 'multi_query' exclude each other", found="both are true")
-    if grouped:
-        facts["attention.groups"] = config.get("num_kv_heads")
-    else:  # neither flag means multi-query (Starcoder2Config.__post_init__)
-        facts["attention.groups"] = 1
-
-
-def _write_groups(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    groups = uniform(facts, "attention.groups")
-    grouped = groups > 1 or bool(notes.get("grouped", False))
-    config |= {"grouped_query": grouped, "multi_query": not grouped, "num_kv_heads": groups if grouped else None}
-
-
-def _write_whole_theta(facts: Facts, config: dict[str, Any]) -> None:
-    theta = uniform(facts, "attention.rotary.theta")
-    if (
-        theta is None
-        or uniform(facts, "attention.rotary.fraction") != 1.0
-        or facts.get("attention.rotary.scaling.kind") is not None
-    ):
-        raise Refusal("it has plain rotary positions over whole heads, in every layer")
-    if theta != int(theta):
-        raise Refusal("rope_theta is a whole number", found=f"attention.rotary.theta = {theta}")
-    config["rope_theta"] = int(theta)
 
 
 # fmt: off

@@ -20,7 +20,8 @@ from ckpt_core.sdk import (
     Refusal,
     RotaryKind,
     architecture_of,
-    custom,
+    configs,
+    decided,
     documents,
     fact_is,
     facts_of,
@@ -30,72 +31,24 @@ from ckpt_core.sdk import (
     note,
     one_of,
     same_as,
-    uniform,
+    tagged,
+    values,
 )
 
 CONFIG = "config.json"
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 
-# The kinds whose result is known to be that of transformers, and their keys in rope_scaling.
-# fmt: off
-_SCALING = {
-    RotaryKind.LINEAR: {"factor": "factor"},
-    RotaryKind.LLAMA3: {"factor": "factor", "low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
-                        "original_max_position_embeddings": "original_positions"},
-}
-# fmt: on
-
-
-def _read_rotary(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    facts["attention.rotary.theta"] = float(config.get("rope_theta", 10000.0))
-    scaling = config.get("rope_scaling")
-    if scaling is None:
-        return
-    kinds = {str(kind): kind for kind in _SCALING}
-    kind = kinds.get(str(scaling.get("rope_type", scaling.get("type"))))
-    if kind is None or not {"rope_type", "type", *_SCALING[kind]} >= scaling.keys() >= _SCALING[kind].keys():
-        known = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in _SCALING.items())
-        raise CkptError("rope_scaling is not one of NxDT's", found=str(scaling)[:200], expected=known)
-    facts["attention.rotary.scaling.kind"] = kind
-    for setting, name in _SCALING[kind].items():
-        value = scaling[setting]
-        facts[f"attention.rotary.scaling.{name}"] = int(value) if name == "original_positions" else float(value)
-
-
-def _write_rotary(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    if facts.present("attention.rotary") is not True:
-        raise Refusal("every layer of it rotates", found=f"attention.rotary: {facts.present('attention.rotary')}")
-    if uniform(facts, "attention.rotary.fraction") != 1.0:
-        fraction = facts["attention.rotary.fraction"]
-        raise Refusal("it rotates whole heads", found=f"attention.rotary.fraction = {fraction}")
-    config["rope_theta"] = uniform(facts, "attention.rotary.theta")
-    config["rope_scaling"] = None
-    kind = uniform(facts, "attention.rotary.scaling.kind")
-    if kind is None:
-        return
-    if kind not in _SCALING:
-        found = f"attention.rotary.scaling.kind = {kind}"
-        raise Refusal("its rotary scaling is none, linear or llama3", found=found)
-    values = {key: uniform(facts, f"attention.rotary.scaling.{name}") for key, name in _SCALING[kind].items()}
-    config["rope_scaling"] = {"rope_type": str(kind), **values}
-
 
 def _read_head_dim(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     hidden, heads, given = (config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
     if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
-        raise CkptError("hidden_size is no multiple of num_attention_heads", found=f"{hidden} and {heads}")
+        raise CkptError("hidden_size is not a multiple of num_attention_heads", found=f"{hidden} and {heads}")
     facts["attention.head_dim"] = hidden // heads
     if given not in (None, hidden // heads):
         raise CkptError("head_dim is not what NxDT computes with", found=given, expected=f"{hidden} / {heads}")
 
 
-def _write_head_dim(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    head_dim, heads = uniform(facts, "attention.head_dim"), uniform(facts, "attention.heads")
-    if head_dim * heads != facts["hidden"]:
-        found = f"attention.head_dim = {head_dim}, {heads} heads, hidden {facts['hidden']}"
-        raise Refusal("head_dim is always hidden_size / num_attention_heads", found=found)
-    config["head_dim"] = head_dim
-
+_SCALING = "attention.rotary.scaling"
 
 # fmt: off
 LLAMA = Config("NxDT's LlamaForCausalLM", [
@@ -108,14 +61,27 @@ LLAMA = Config("NxDT's LlamaForCausalLM", [
     key("num_hidden_layers", "layers"),
     key("num_attention_heads", "attention.heads"),
     key("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
-    custom(["head_dim"], ["attention.head_dim"], read=_read_head_dim, write=_write_head_dim),
+    decided(["head_dim"], ["attention.head_dim"], read=_read_head_dim, values={"head_dim": [configs.value_of("attention.head_dim")]},
+            uses=["hidden_size", "num_attention_heads"], why="head_dim is always hidden_size / num_attention_heads"),
     key("intermediate_size", "mlp.ffn"),
     key("hidden_act", "mlp.activation", default="silu", via=one_of({"silu": Activation.SILU})),
     fact_is("mlp.gated", True),
     key("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-6),
     *(fact_is(f"{norm}.kind", "rms") for norm in _NORMS),
     key("tie_word_embeddings", "head.tied", default=False),
-    custom(["rope_theta", "rope_scaling"], ["attention.rotary.*", "attention.rotary?"], read=_read_rotary, write=_write_rotary),
+    key("rope_theta", "attention.rotary.theta", default=10000.0, null=configs.REQUIRED, type=values.positive),
+    fact_is("attention.rotary.fraction", 1.0),
+    # the kinds whose result is known to be that of transformers
+    tagged("rope_scaling", f"{_SCALING}.kind", tag=["rope_type", "type"], via=one_of({str(kind): kind for kind in (RotaryKind.LINEAR, RotaryKind.LLAMA3)}), kinds={
+        None: [],
+        "linear": [key("factor", f"{_SCALING}.factor", type=values.number)],
+        "llama3": [
+            key("factor", f"{_SCALING}.factor", type=values.number),
+            key("low_freq_factor", f"{_SCALING}.low_frequency_factor", type=values.number),
+            key("high_freq_factor", f"{_SCALING}.high_frequency_factor", type=values.number),
+            key("original_max_position_embeddings", f"{_SCALING}.original_positions", type=values.whole),
+        ],
+    }),
     # All linear layers of the job's model are built without biases, whatever these say.
     key_is("attention_bias", False, or_absent=True),
     key_is("mlp_bias", False, or_absent=True),

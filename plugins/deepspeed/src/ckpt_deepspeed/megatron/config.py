@@ -1,7 +1,7 @@
 """What the args of a Megatron-DeepSpeed checkpoint mean (bigscience-workshop/Megatron-DeepSpeed, the code of BLOOM).
 
 The args are the whole command line, some 200 attributes. Every one is named here: those that say what the model is,
-those that would make it something we do not describe (`neutral`), and those that tell how to train it.
+those that would make it something we do not describe (`key_is`), and those that tell how to train it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Custom,
     Facts,
     Refusal,
     custom,
+    decided,
+    derived,
     fact_is,
     ignore,
     key,
+    key_is,
     note,
     same_as,
     schema,
     torch_files,
     uniform,
+    values,
 )
 
 POSITIONS = "megatron.enums", "PositionEmbeddingType"
@@ -41,59 +44,9 @@ _BIASES = (*(f"attention.{part}_bias" for part in ("q", "k", "v", "out")), "mlp.
 _GLU = {"swiglu": Activation.SILU, "geglu": Activation.GELU_ERF, "reglu": Activation.RELU}
 
 
-def neutral(key: str, *values: object) -> Custom:
-    """A key under which another thing is computed unless it has one of `values`; the first is written."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        if config.get(key) not in (None, *values):
-            raise CkptError(
-                f"args.{key} asks for something that is not supported",
-                found=repr(config[key])[:80],
-                expected=repr(values[0]),
-            )
-
-    return custom([key], [], read=read, write=lambda facts, notes, config: config.update({key: values[0]}))
-
-
-def _size(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if type(value) is not int or not 0 < value < 1 << 40:
-        raise CkptError(f"args.{key} is not a positive whole number", found=repr(value)[:60])
-    return value
-
-
 def _flag(config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key)
-    if value is not None and type(value) is not bool:
-        raise CkptError(f"args.{key} is neither true nor false", found=repr(value)[:60])
-    return bool(value)
-
-
-def _read_widths(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    facts["hidden"], facts["attention.heads"], facts["attention.groups"] = hidden, heads, heads
-    facts["attention.head_dim"] = hidden // heads if config.get("kv_channels") is None else _size(config, "kv_channels")
-    facts["mlp.ffn"] = 4 * hidden if config.get("ffn_hidden_size") is None else _size(config, "ffn_hidden_size")
-
-
-def _write_widths(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    heads, groups, width, ffn = (
-        uniform(facts, path) for path in ("attention.heads", "attention.groups", "attention.head_dim", "mlp.ffn")
-    )
-    if heads is None or groups != heads:
-        raise Refusal(
-            "every head has keys and values of its own", found=f"attention.groups = {groups} of {heads} heads"
-        )
-    if ffn is None:
-        raise Refusal("ffn_hidden_size cannot say that there is no mlp.ffn")
-    if facts["hidden"] % heads:
-        raise Refusal(f"hidden_size={facts['hidden']} must be a multiple of num_attention_heads={heads} (arguments.py)")
-    config |= {
-        "hidden_size": facts["hidden"],
-        "num_attention_heads": heads,
-        "kv_channels": width,
-        "ffn_hidden_size": ffn,
-    }
+    return value is not None and bool(values.checked(key, value, values.flag))
 
 
 def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -102,7 +55,9 @@ def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, An
     if kind == _ROTARY:
         facts["attention.rotary.theta"] = _THETA
     elif kind == _ABSOLUTE:
-        facts["positions.count"] = _size(config, "max_position_embeddings")
+        facts["positions.count"] = values.checked(
+            "max_position_embeddings", config.get("max_position_embeddings"), values.whole
+        )
     elif kind == _ALIBI:
         facts["attention.alibi"] = True
     else:
@@ -156,57 +111,44 @@ def _read_activation(config: Mapping[str, Any], facts: Facts, notes: dict[str, A
         notes["megatron_deepspeed.onnx_safe"] = True
 
 
-def _write_activation(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    kind, gated = uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated")
-    names = {activation: name for name, activation in _GLU.items()}
-    if (kind not in names) if gated else (kind not in (Activation.GELU_TANH, Activation.GELU_ERF)):
-        raise Refusal(
-            "no argument gives this activation",
-            found=f"mlp.activation = {kind}, mlp.gated = {gated}",
-            expected="gelu_tanh, gelu_erf; gated: silu, gelu_erf, relu",
-        )
-    config |= {
-        "glu_activation": names[kind] if gated else None,
-        "bias_gelu_fusion": kind is Activation.GELU_TANH and not gated,
-    }
-    config |= {"openai_gelu": False, "onnx_safe": None}
-
-
 def _read_embedding_norm(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     # The optimizer of bitsandbytes brings its own embedding, with a norm (layers.py).
     if _flag(config, "embed_layernorm") or _flag(config, "use_bnb_optimizer"):
         facts["tokens.norm.kind"], facts["tokens.norm.eps"], facts["tokens.norm.bias"] = "layer", _EMBEDDING_EPS, True
 
 
-def _write_embedding_norm(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    present = facts.present("tokens.norm")
-    wanted = {"kind": "layer", "eps": _EMBEDDING_EPS, "weight": True, "bias": True, "zero_centred": False}
-    found = {name: facts.get(f"tokens.norm.{name}") for name in wanted}
-    if present and found != wanted:
-        raise Refusal(
-            f"the norm on the embedding is a LayerNorm with bias and an epsilon of {_EMBEDDING_EPS:g}",
-            found=", ".join(f"tokens.norm.{name} = {found[name]}" for name in wanted if found[name] != wanted[name]),
-        )
-    config |= {"embed_layernorm": bool(present), "use_bnb_optimizer": False}
-
+_ACTIVATION = ("glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe")
+_ACTIVATIONS = [
+    (None, False, False, None),
+    (None, True, False, None),
+    *((name, False, False, None) for name in _GLU),
+]
+_EMBEDDING_NORM = ("embed_layernorm", "use_bnb_optimizer")
 
 # fmt: off
 GPT = Config("GPTModelPipe", [
     fact_is("kind", "decoder"),
     fact_is("causal", True),
     key("num_layers", "layers"),
-    custom(["hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size"],
-           ["hidden", "attention.heads", "attention.groups", "attention.head_dim", "mlp.ffn"], read=_read_widths, write=_write_widths),
+    key("hidden_size", "hidden", type=values.whole),
+    # every head has keys and values of its own
+    key("num_attention_heads", "attention.heads", "attention.groups", type=values.whole),
+    # arguments.py asserts that hidden_size is a multiple, where kv_channels is left out
+    derived("kv_channels", "attention.head_dim", "hidden_size / num_attention_heads"),
+    derived("ffn_hidden_size", "mlp.ffn", "4 * hidden_size"),
     *(fact_is(bias, True) for bias in _BIASES),
     key("padded_vocab_size", "tokens.padded_vocabulary"),
     # `checkpoint_info` beside the args says it, since 2022.
     key("original_vocab_size", "tokens.vocabulary", default=same_as("padded_vocab_size")),
     custom(["position_embedding_type", "max_position_embeddings", "seq_length", "encoder_seq_length"],
-           ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions),
-    custom(["glu_activation", "bias_gelu_fusion", "openai_gelu", "onnx_safe"], ["mlp.activation", "mlp.gated"], read=_read_activation, write=_write_activation),
+           ["attention.rotary.theta", "attention.rotary.fraction", "positions.count", "attention.alibi"], read=_read_positions, write=_write_positions, uses=["attention.rotary?"],
+           why="the type is an enum of the framework; it decides which of the lengths are written, and the note of the longest sequence fills the others"),
+    decided(_ACTIVATION, ["mlp.activation", "mlp.gated"], read=_read_activation, values={_ACTIVATION: _ACTIVATIONS},
+            why="gelu_erf, or gelu_tanh by the fused kernel; gated: silu, gelu_erf, relu"),
     key("layernorm_epsilon", *(f"{norm}.eps" for norm in BLOCK_NORMS), default=1e-5),
     *(fact_is(f"{norm}.{name}", value) for norm in BLOCK_NORMS for name, value in (("kind", "layer"), ("bias", True))),
-    custom(["embed_layernorm", "use_bnb_optimizer"], ["tokens.norm.*"], read=_read_embedding_norm, write=_write_embedding_norm),
+    decided(_EMBEDDING_NORM, ["tokens.norm.*"], read=_read_embedding_norm, values={_EMBEDDING_NORM: [(False, False), (True, False)]},
+            why=f"the norm on the embedding is a LayerNorm with bias and an epsilon of {_EMBEDDING_EPS:g}"),
     key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
     fact_is("head.tied", True),  # GPTModelPipe: there is no other head
     note("seq_length", "max_positions", gives_way=True),
@@ -215,9 +157,9 @@ GPT = Config("GPTModelPipe", [
     note("bos_token_id", "bos"),
     note("eos_token_id", "eos"),
     note("pad_token_id", "pad"),
-    neutral("pretrain_causal_attention", True),
-    neutral("sync_tp_duplicated_parameters", False, True),  # ranks are averaged in every forward, and here if they differ
-    neutral("decoder_seq_length", None),
+    key_is("pretrain_causal_attention", True, None, or_absent=True),
+    key_is("sync_tp_duplicated_parameters", False, True, None, or_absent=True),  # ranks are averaged in every forward, and here if they differ
+    key_is("decoder_seq_length", None, or_absent=True),
     ignore("apply_query_key_layer_scaling", why="divides scores by the layer's number and multiplies them back"),
     ignore("attention_softmax_in_fp32", "fp32_residual_connection", "masked_softmax_fusion", "bias_dropout_fusion", "memory_centric_tiled_linear", "tile_factor",
            "fp16", "bf16", "params_dtype", "use_cpu_initialization", "abort_on_unmet_fused_kernel_constraints", "inference",
