@@ -93,6 +93,7 @@ class Decided(Entry):
     used: tuple[str, ...]
     why: str
     tolerance: float = 0.0
+    assuming: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ class Decided(Entry):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return self.used
+        return (*self.used, *self.assuming)
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         read_by(self.reader, self, config, facts, notes)
@@ -115,7 +116,7 @@ class Decided(Entry):
         return tuple((self.reader, one.function) for one in said if one.function is not None)
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        seen = {key: config[key] for key in self.used if key in config}
+        seen = {**self.assuming, **{key: config[key] for key in self.uses if key in config}}
         wanted = {path: facts[path] for path in facts if self._is_claimed(path)}
         beside = Facts({path: facts[path] for path in facts if not self._is_claimed(path)})
         for rows in itertools.product(*self.values.values()):
@@ -200,6 +201,7 @@ def decided(
     why: str,
     uses: Iterable[str] = (),
     tolerance: float = 0.0,
+    assuming: Mapping[str, object] | None = None,
 ) -> Decided:
     """Keys of few values decide the facts at `claims`, as `read` (which gets what `Entry.read` gets) says.
 
@@ -207,13 +209,14 @@ def decided(
     tuple of keys, with tuples of values), the preferred value first. A value is a constant, `LEFT_OUT`, or what a fact is
     (`value_of`, `layers_of`). The first combination that reads back to the facts, numbers to within a relative `tolerance`, is
     written. Keys without values are only read. `why` says in words what is decided; it is in the documentation, and in the
-    refusal where nothing fits.
+    refusal where nothing fits. `assuming` are keys that no line of the table writes and that `read` looks at, such as the version of
+    the framework, with the values under which the search reads what it tries.
     """
     rows: dict[tuple[str, ...], tuple[tuple[object, ...], ...]] = {}
     for names, options in values.items():
         together = isinstance(names, tuple)
         rows[names if together else (str(names),)] = tuple(one if together else (one,) for one in options)
-    return Decided(tuple(keys), tuple(claims), read, rows, tuple(uses), why, tolerance)
+    return Decided(tuple(keys), tuple(claims), read, rows, tuple(uses), why, tolerance, dict(assuming or {}))
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
 from ckpt_nemo.container.saved import Saved
 from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in, padded
-from ckpt_nemo.gpt.config import LEGACY, MCORE
+from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING
 from ckpt_nemo.gpt.files import Found, bias_blocks, is_gated_bias, tensors_of
 from ckpt_nemo.gpt.rotary import check_frequencies
-from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.gpt.weights import TABLES, legacy
 
 _IGNORED = frozenset(entry.key for entry in TRAINING)

@@ -22,11 +22,10 @@ from ckpt_core.sdk import (
 )
 from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
-from ckpt_nemo.gpt.config import LEGACY, MCORE
+from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rewrites import expressed_for
 from ckpt_nemo.gpt.template import TARGET, TEMPLATE
-from ckpt_nemo.gpt.training_keys import TRAINING
 from ckpt_nemo.gpt.versions import Since, by_version, needs
 from ckpt_nemo.gpt.write_distributed import add_distributed
 from ckpt_nemo.gpt.write_ranks import add_ranks

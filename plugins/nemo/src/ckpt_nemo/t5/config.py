@@ -24,7 +24,7 @@ from ckpt_core.sdk import (
     note,
     uniform,
 )
-from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.config import TRAINING
 
 Values = Mapping[str, Any]
 SECTIONS = ("encoder", "decoder")

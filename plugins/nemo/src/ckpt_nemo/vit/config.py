@@ -22,7 +22,7 @@ from ckpt_core.sdk import (
     schema,
     uniform,
 )
-from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.config import TRAINING
 from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS
 
 Values = Mapping[str, Any]

@@ -26,7 +26,7 @@ from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
 from ckpt_nemo.container.saved import Saved
-from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.config import TRAINING
 from ckpt_nemo.vit.config import VIT, choices_of, explanations
 from ckpt_nemo.vit.files import Stages
 from ckpt_nemo.vit.image_processor import of_nemo

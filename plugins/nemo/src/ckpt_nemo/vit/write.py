@@ -25,7 +25,7 @@ from ckpt_core.sdk import (
     storage_dtype,
 )
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
-from ckpt_nemo.gpt.training_keys import TRAINING
+from ckpt_nemo.gpt.config import TRAINING
 from ckpt_nemo.vit.config import POSITIONS, VIT, choices_of
 from ckpt_nemo.vit.files import Stages, order
 from ckpt_nemo.vit.image_processor import differences
