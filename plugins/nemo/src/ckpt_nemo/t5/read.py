@@ -35,11 +35,12 @@ from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.saved import Rank, Saved
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
-from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
+from ckpt_nemo.t5.config import SECTIONS, T5, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.tokens import like_t5, tokens_of
 from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TABLES, TOKENS, Blocks
 from ckpt_nemo.t5.words import differences, explanations
+from ckpt_nemo.values import flag
 
 
 def read(saved: Saved, request: ReadRequest) -> Checkpoint:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Refusal, facts_of, rewrites
-from ckpt_nemo.t5.config import SECTIONS, T5, flag, sections
+from ckpt_nemo.t5.config import SECTIONS, T5, sections
+from ckpt_nemo.values import flag
 
 
 def expressed_for(

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Activation, Architecture, schema
-from ckpt_nemo.t5.config import SECTIONS, flag
+from ckpt_nemo.t5.config import SECTIONS
 from ckpt_nemo.t5.weights import Blocks
+from ckpt_nemo.values import flag
 
 Values = Mapping[str, Any]
 
