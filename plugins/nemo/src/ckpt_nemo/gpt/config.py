@@ -252,7 +252,10 @@ _KINDS = {
 
 def _norms(*inner: str) -> Entry:
     """Norms before attention, before the MLP and at the end; with qk_layernorm, on queries and keys too (`inner`)."""
-    kinds, more = ("normalization", "layernorm_epsilon"), ("layernorm_zero_centered_gamma", "qk_layernorm") if inner else ()
+    kinds, more = (
+        ("normalization", "layernorm_epsilon"),
+        ("layernorm_zero_centered_gamma", "qk_layernorm") if inner else (),
+    )
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         name = str(given(config, "normalization", "layernorm")).lower()

@@ -278,7 +278,11 @@ def _stack(section: str) -> list[Entry | list[Any]]:
         _scores(section),
         _activation(section),
         key_is(
-            f"{section}.arch", "transformer", None, or_absent=True, why="a perceiver attends from latent vectors, which no other format has"
+            f"{section}.arch",
+            "transformer",
+            None,
+            or_absent=True,
+            why="a perceiver attends from latent vectors, which no other format has",
         ),
         key_is(
             f"{section}.transformer_block_type",
@@ -287,7 +291,13 @@ def _stack(section: str) -> list[Entry | list[Any]]:
             or_absent=True,
             why="normformer has further norms, post_ln no norm at the end",
         ),
-        key_is(f"{section}.num_moe_experts", 1, None, or_absent=True, why="its experts are weighted by a sigmoid of the router (SwitchMLP)"),
+        key_is(
+            f"{section}.num_moe_experts",
+            1,
+            None,
+            or_absent=True,
+            why="its experts are weighted by a sigmoid of the router (SwitchMLP)",
+        ),
         key_is(
             f"{section}.window_size",
             None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -11,22 +10,27 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Custom,
+    Entry,
     Facts,
     Refusal,
+    configs,
     custom,
+    decided,
     fact_is,
     ignore,
     key,
+    key_is,
     layouts,
     note,
+    one_of,
     schema,
-    uniform,
+    values,
 )
 from ckpt_nemo.gpt.config import TRAINING
+from ckpt_nemo.values import Values, flag, given, whole
 from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS
 
-Values = Mapping[str, Any]
-
+LEFT_OUT, value_of = configs.LEFT_OUT, configs.value_of
 CLASS_TOKENS = 8
 POSITIONS = "position_embedding_type"
 LEGACY = "megatron_legacy"
@@ -45,32 +49,12 @@ _FAST = "fast-"
 _TRAINING = [entry for entry in TRAINING if entry.key not in {LEGACY}]
 
 
-def given(config: Values, key: str, default: Any) -> Any:
-    """The value of a key; left out or null it is `default`."""
-    value = config.get(key)
-    return default if value is None else value
-
-
-def _flag(config: Values, key: str, default: bool = False) -> bool:
-    value = given(config, key, default)
-    if type(value) is not bool:
-        raise CkptError(f"key {key!r} is neither true nor false", found=repr(value)[:60])
-    return value
-
-
-def _whole(config: Values, key: str, default: int | None = None) -> int:
-    value = config.get(key, default)
-    if type(value) is not int or not 0 < value < 1 << 40:
-        raise CkptError(f"key {key!r} is not a positive whole number", found=repr(value)[:60])
-    return value
-
-
 def choices_of(config: Values, patch_layer: str) -> dict[str, layouts.Value]:
     """The choices of the tables that a config makes, beside the layer for patches, which names alone say."""
     return {
         "patch_layer": patch_layer,
         POSITIONS: given(config, POSITIONS, ABSOLUTE),
-        LEGACY: _flag(config, LEGACY),
+        LEGACY: flag(config, LEGACY),
         "separate_gate": str(given(config, ACTIVATION, "gelu")) in _GATED,
     }
 
@@ -84,8 +68,8 @@ def _images() -> Custom:
     fields = ("height", "width", "patch", "channels")
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        height, width, patch, channels = (_whole(config, key) for key in keys)
-        tokens = _whole(config, "class_token_length", CLASS_TOKENS)
+        height, width, patch, channels = (whole(config, key) for key in keys)
+        tokens = whole(config, "class_token_length", CLASS_TOKENS)
         if height % patch or width % patch:
             raise CkptError(
                 "images are not made of whole patches", found=f"img_h = {height}, img_w = {width}, patch_dim = {patch}"
@@ -127,7 +111,8 @@ def _images() -> Custom:
         config["class_token_length"] = tokens
 
     claims = [*(f"patches.{name}" for name in (*fields, "class_tokens")), "positions.count"]
-    return custom([*keys, "class_token_length"], claims, read=read, write=write)
+    why = "images are read of any whole number of patches, and written only of numbers that NeMo can load"
+    return custom([*keys, "class_token_length"], claims, read=read, write=write, uses=[], why=why)
 
 
 def _patches(facts: Facts) -> int:
@@ -135,51 +120,34 @@ def _patches(facts: Facts) -> int:
     return (facts["patches.height"] // facts["patches.patch"]) * (facts["patches.width"] // facts["patches.patch"])
 
 
-def _patch_bias() -> Custom:
-    """No key says it: the linear layer has a bias, the convolution has none."""
-
-    def nothing(*_: object) -> None: ...
-
-    return custom([], ["patches.bias"], read=nothing, write=nothing)
-
-
-def _position_kind() -> Custom:
-    """Both kinds are tables of positions; they have different names."""
-
-    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        kind = given(config, POSITIONS, ABSOLUTE)
-        if kind not in (ABSOLUTE, PARAMETERS):
-            raise CkptError(
-                f"key {POSITIONS!r} has an unknown value", found=repr(kind)[:60], expected=f"{ABSOLUTE} or {PARAMETERS}"
-            )
-
-    return custom([POSITIONS], [], read=read, write=lambda facts, notes, config: None)
-
-
 # --- layers ------------------------------------------------------------------------------------------------------------
 
 
-def _head_dim() -> Custom:
+def _head_dim() -> Entry:
     """`kv_channels`, the elements of a head; null means hidden size / heads."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
-        if config.get("kv_channels") is None and hidden % heads:
+        hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+        if config.get("kv_channels") is not None:
+            facts["attention.head_dim"] = whole(config, "kv_channels")
+        elif hidden % heads:
             raise CkptError(
                 f"hidden_size={hidden} is not a multiple of num_attention_heads={heads}, and kv_channels is null"
             )
-        facts["attention.head_dim"] = (
-            hidden // heads if config.get("kv_channels") is None else _whole(config, "kv_channels")
-        )
+        else:
+            facts["attention.head_dim"] = hidden // heads
 
-    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-        width, heads = uniform(facts, "attention.head_dim"), uniform(facts, "attention.heads")
-        config["kv_channels"] = None if width * heads == facts["hidden"] else width
+    return decided(
+        ["kv_channels"],
+        ["attention.head_dim"],
+        read=read,
+        values={"kv_channels": [None, value_of("attention.head_dim")]},
+        uses=["hidden_size", "num_attention_heads"],
+        why="null means hidden_size / num_attention_heads, which must then be a whole number",
+    )
 
-    return custom(["kv_channels"], ["attention.head_dim"], read=read, write=write)
 
-
-def _norms() -> Custom:
+def _norms() -> Entry:
     """`normalization` of the layers and the end; a norm before the layers is always an ordinary LayerNorm."""
     keys = ["normalization", "layernorm_epsilon", "preprocess_layernorm"]
 
@@ -189,11 +157,9 @@ def _norms() -> Custom:
             raise CkptError(
                 "key 'normalization' has an unknown value", found=repr(name)[:60], expected=", ".join(_KINDS)
             )
-        eps = given(config, "layernorm_epsilon", 1e-5)
-        if isinstance(eps, bool) or not isinstance(eps, int | float):
-            raise CkptError("key 'layernorm_epsilon' is not a number", found=repr(eps)[:60])
+        eps = values.checked("layernorm_epsilon", given(config, "layernorm_epsilon", 1e-5), values.number)
         kinds = dict.fromkeys(_NORMS, _KINDS[name])
-        if _flag(config, "preprocess_layernorm"):
+        if flag(config, "preprocess_layernorm"):
             kinds["input_norm"] = _KINDS["layernorm"]
         for norm, (kind, bias, centred) in kinds.items():
             facts |= {
@@ -203,42 +169,20 @@ def _norms() -> Custom:
                 f"{norm}.eps": float(eps),
             }
 
-    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-        kind = _one_kind(facts, _NORMS)
-        before = facts.present("input_norm")
-        eps = {uniform(facts, f"{norm}.eps") for norm in (*_NORMS, *(["input_norm"] if before else []))}
-        if before and _one_kind(facts, ("input_norm",)) != "layernorm":
-            raise Refusal(
-                "the norm before the layers is a LayerNorm", found=f"input_norm.kind = {facts['input_norm.kind']}"
-            )
-        if len(eps) > 1:
-            raise Refusal(
-                "layernorm_epsilon is one value",
-                found=", ".join(f"{norm}.eps = {facts.get(f'{norm}.eps')}" for norm in (*_NORMS, "input_norm")),
-            )
-        config |= {"normalization": kind, "layernorm_epsilon": eps.pop()}
-        if before:
-            config["preprocess_layernorm"] = True
-
-    return custom(keys, [f"{norm}.*" for norm in (*_NORMS, "input_norm")], read=read, write=write)
-
-
-def _one_kind(facts: Facts, norms: tuple[str, ...]) -> str:
-    said = {
-        norm: tuple(uniform(facts, f"{norm}.{part}") for part in ("kind", "bias", "zero_centred", "weight"))
-        for norm in norms
-    }
-    for name, kind in _KINDS.items():
-        if set(said.values()) == {(*kind, True)}:
-            return name
-    found = "; ".join(
-        f"{norm}.kind = {kind}, bias = {bias}, zero_centred = {centred}"
-        for norm, (kind, bias, centred, _) in said.items()
+    named = ("normalization", "layernorm_epsilon")
+    return decided(
+        keys,
+        [f"{norm}.*" for norm in (*_NORMS, "input_norm")],
+        read=read,
+        values={
+            named: [(name, value_of("attention.norm.eps")) for name in _KINDS],
+            "preprocess_layernorm": [LEFT_OUT, True],
+        },
+        why="all norms are of one kind, with one epsilon, and a LayerNorm has a bias; one before the layers is a LayerNorm",
     )
-    raise Refusal("normalization has no name for such norms", found=found, expected=", ".join(_KINDS))
 
 
-def _activation() -> Custom:
+def _activation() -> Entry:
     """The function of the MLP (ParallelMLP): the fused kernel and openai_gelu are the tanh form of GELU, else gelu is the erf form.
 
     VitBackbone leaves bias_activation_fusion off unless the config says otherwise, and never reads bias_gelu_fusion.
@@ -252,16 +196,16 @@ def _activation() -> Custom:
         if known is None:
             expected = ", ".join([*_PLAIN, *_GATED, *(_FAST + gated for gated in _GATED)])
             raise CkptError("key 'activation' has an unknown value", found=repr(name)[:60], expected=expected)
-        gelu, fused = plain in ("gelu", "geglu"), _flag(config, "bias_activation_fusion")
+        gelu, fused = plain in ("gelu", "geglu"), flag(config, "bias_activation_fusion")
         if fused and not gelu:
             raise CkptError(
                 f"with bias_activation_fusion no {name} is applied",
                 found=f"activation: {name}, bias_activation_fusion: true",
                 expected="false",
             )
-        if _flag(config, "openai_gelu") or fused:
+        if flag(config, "openai_gelu") or fused:
             known = Activation.GELU_TANH
-        elif _flag(config, "onnx_safe") and not gelu:
+        elif flag(config, "onnx_safe") and not gelu:
             raise CkptError(
                 f"onnx_safe: true puts an approximate GELU in place of {name}",
                 found=f"activation: {name}",
@@ -269,42 +213,23 @@ def _activation() -> Custom:
             )
         facts["mlp.gated"], facts["mlp.activation"] = plain in _GATED, known
 
-    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-        kind, gated = uniform(facts, "mlp.activation"), uniform(facts, "mlp.gated")
-        tanh = kind is Activation.GELU_TANH
-        plain = Activation.GELU_ERF if tanh else kind
-        name = next((name for name, known in (_GATED if gated else _PLAIN).items() if known is plain), None)
-        if name is None:
-            raise Refusal("no value of 'activation' says this", found=f"mlp.activation = {kind}, mlp.gated = {gated}")
-        config |= {
-            ACTIVATION: _FAST + name if gated else name,
-            "bias_activation_fusion": tanh,
-            "openai_gelu": False,
-            "onnx_safe": False,
-        }
-
-    return custom(keys, ["mlp.activation", "mlp.gated"], read=read, write=write)
-
-
-def _head() -> Custom:
-    """`finetune`: one linear layer; without it dense, tanh and linear, on the first class token."""
-    claims = ["classifier.classes", "classifier.hidden", "classifier.pooling"]
-
-    def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        facts["classifier.classes"] = _whole(config, "num_classes")
-        facts["classifier.hidden"] = not _flag(config, "finetune")
-        facts["classifier.pooling"] = schema.Pooling.FIRST
-
-    def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-        if facts.get("classifier.classes") is None:
-            raise Refusal("a head with classes ends every model", found="classifier.classes absent")
-        config["num_classes"] = facts["classifier.classes"]
-        config["finetune"] = not facts["classifier.hidden"]
-
-    return custom(["num_classes", "finetune"], claims, read=read, write=write)
+    # A GELU comes before the names that bias_activation_fusion does not take.
+    names = [*_PLAIN, *(_FAST + name for name in _GATED)]
+    return decided(
+        keys,
+        ["mlp.activation", "mlp.gated"],
+        read=read,
+        values={
+            ACTIVATION: names,
+            "bias_activation_fusion": [False, True],
+            "openai_gelu": [False],
+            "onnx_safe": [False],
+        },
+        why="the tanh form of GELU is the fused kernel, or openai_gelu, whatever activation says",
+    )
 
 
-def _unfused_name() -> Custom:
+def _unfused_name() -> Entry:
     """The older name of bias_activation_fusion, which no VitBackbone of 1.23 or later reads."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -315,7 +240,14 @@ def _unfused_name() -> Custom:
                 fix="say which: set bias_activation_fusion, or leave the key out with -o ignore_keys=bias_gelu_fusion (the erf form)",
             )
 
-    return custom(["bias_gelu_fusion"], [], read=read, write=lambda facts, notes, config: None)
+    return decided(
+        ["bias_gelu_fusion"],
+        [],
+        read=read,
+        values={},
+        uses=["bias_activation_fusion"],
+        why="not true without bias_activation_fusion: versions before 1.23 read it, and later ones do not",
+    )
 
 
 _BIASES = (
@@ -333,8 +265,9 @@ VIT = Config("MegatronVitClassificationModel", [
     fact_is("kind", "encoder"),
     fact_is("causal", False),
     _images(),
-    _patch_bias(),
-    _position_kind(),
+    configs.elsewhere("patches.bias", why="the linear layer has a bias, the convolution has none: the names of the tensors say which"),
+    # Both kinds are tables of positions, which have different names; the writer says which it takes.
+    key_is(POSITIONS, ABSOLUTE, PARAMETERS, None, or_absent=True, written=False),
     key("num_layers", "layers"),
     key("hidden_size", "hidden"),
     key("ffn_hidden_size", "mlp.ffn"),
@@ -345,7 +278,10 @@ VIT = Config("MegatronVitClassificationModel", [
     _activation(),
     _unfused_name(),
     key("layerscale", "layer_scale", default=False),
-    _head(),
+    # one linear layer; without finetune dense, tanh and linear, on the first class token
+    key("num_classes", "classifier.classes", type=values.whole),
+    key("finetune", "classifier.hidden", default=False, type=values.flag, via=one_of({False: True, True: False})),
+    fact_is("classifier.pooling", schema.Pooling.FIRST),
     note("labels", "labels"),
     ignore(LEGACY, why="the order of q, k and v in fused tensors: read with them"),
     ignore("encoder_seq_length", "max_position_embeddings", why="VitBackbone counts the patches itself",
