@@ -116,7 +116,9 @@ def _images() -> Custom:
 
 
 def _patches(facts: Facts) -> int:
-    """How many patches an image has."""
+    """How many patches an image has; `Refusal` for a model without images."""
+    if "patches.patch" not in facts:
+        raise Refusal("a vision transformer reads images", found="no patches", fact="patches.patch")
     return (facts["patches.height"] // facts["patches.patch"]) * (facts["patches.width"] // facts["patches.patch"])
 
 
