@@ -275,6 +275,41 @@ def test_what_is_near_enough_is_said() -> None:
     assert table.write(Facts({"hidden": 64, "tokens.scale": 8.000001}), {})["scaled"] is True
 
 
+def read_tanh(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """A flag that the code reads since its version 2."""
+    facts["mlp.activation"] = "gelu_tanh" if config.get("tanh") and config["version"] >= 2 else "gelu"
+
+
+def tanh(**assumed: Any) -> Any:
+    values = {"tanh": (LEFT_OUT, True)}
+    return decided(["tanh"], ["mlp.activation"], read=read_tanh, values=values, why="a flag since version 2", **assumed)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_what_is_decided_by_a_key_of_no_line_is_searched_under_what_is_assumed(name: str) -> None:
+    """The key itself is not written; a file that says another value of it is read by that one."""
+    version = ignore("version", why="the writer of the format says it")
+    table, facts = Config("table", [tanh(assuming={"version": 2}), version]), {"mlp.activation": name}
+    config = table.write(Facts(facts), {})
+    assert config == ({"tanh": True} if name == "gelu_tanh" else {})
+    assert table.read({**config, "version": 2}, "file")[0] == facts
+    assert table.read({**config, "version": 1}, "file")[0] == {"mlp.activation": "gelu"}
+
+
+def test_a_key_that_is_not_assumed_is_not_known_to_the_search() -> None:
+    with pytest.raises(Refusal, match="no value of tanh says this"):
+        Config("table", [tanh(uses=["version"])]).write(Facts({"mlp.activation": "gelu_tanh"}), {})
+    with pytest.raises(TableError, match="'version'"):  # it must be declared, as any key of another line
+        Config("table", [tanh()]).read({"tanh": True, "version": 2}, "file")
+
+
+def test_what_a_line_writes_is_not_assumed_otherwise() -> None:
+    table = Config("table", [tanh(assuming={"version": 2}), key("version", "layers", type=values.layers)])
+    assert table.write(Facts({"mlp.activation": "gelu_tanh", "layers": 2}), {}) == {"tanh": True, "version": 2}
+    with pytest.raises(Refusal, match="no value of tanh says this"):
+        table.write(Facts({"mlp.activation": "gelu_tanh", "layers": 1}), {})
+
+
 def test_a_line_in_an_object_may_have_a_key_of_the_name_of_a_fact_that_it_uses() -> None:
     table = Config(
         "table",

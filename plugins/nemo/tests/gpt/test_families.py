@@ -22,7 +22,7 @@ HELD = {
 }  # fmt: skip
 REWRITTEN = {"gpt2_scaled": "attention scale folded into q", "gpt_neox_in_sequence": "zero biases added"}
 REFUSED = {
-    "smollm3": ["attention.rotary? differs between layers"],
+    "smollm3": ["attention.rotary? = ", "all layers have rotary positions or none has"],
     "gemma2": ["no head.softcap", "no mlp.out_norm.kind", "no attention.softcap"],
     "phi3_longrope": ["attention.rotary.scaling.kind = longrope"],
     "olmo2": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],

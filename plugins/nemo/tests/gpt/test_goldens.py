@@ -221,7 +221,7 @@ def test_a_ckpt_becomes_a_nemo_with_its_tokenizer(golden: Golden, tmp_path: Path
 )
 def test_notices_another_reading(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gate and up of each rank put one after the other; q, k and v by head; a norm that does not add one; erf for tanh."""
-    from ckpt_nemo.gpt import norms
+    from ckpt_nemo.gpt import config
 
     fc1, qkv = "mlp.linear_fc1.weight", "self_attention.linear_qkv.weight"
     wrong = {
@@ -230,7 +230,7 @@ def test_notices_another_reading(golden: Golden, monkeypatch: pytest.MonkeyPatch
             monkeypatch, {"((q[r] + k + v) g d) h": "(g (q[r] + k + v) d) h"}, qkv
         ),
         "legacy-gpt2-ln1p-tp2-nemo": lambda: monkeypatch.setattr(
-            norms, "_KINDS", {**norms._KINDS, "layernorm1p": ("layer", False)}
+            config, "_KINDS", {**config._KINDS, "layernorm1p": ("layer", False)}
         ),
     }
     wrong[golden.folder.name]()

@@ -252,10 +252,6 @@ _KINDS = {
 
 def _norms(*inner: str) -> Entry:
     """Norms before attention, before the MLP and at the end; with qk_layernorm, on queries and keys too (`inner`)."""
-    kinds, more = (
-        ("normalization", "layernorm_epsilon"),
-        ("layernorm_zero_centered_gamma", "qk_layernorm") if inner else (),
-    )
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         name = str(given(config, "normalization", "layernorm")).lower()
@@ -269,19 +265,19 @@ def _norms(*inner: str) -> Entry:
             facts[f"{norm}.eps"] = float(given(config, "layernorm_epsilon", 1e-5))
             facts[f"{norm}.zero_centred"] = centred
 
-    eps = value_of("attention.norm.eps")
-    rows = {kinds: [(name, eps) for name in ("layernorm", "layernorm1p", "rmsnorm")]}
+    names = ("layernorm", "layernorm1p", "rmsnorm")
+    keys: tuple[str, ...] = ("normalization", "layernorm_epsilon")
+    rows: list[tuple[object, ...]] = [(name, value_of("attention.norm.eps")) for name in names]
+    more: dict[str, list[Any]] = {}
     if inner:
-        gamma, qk = more
-        rows = {
-            (*kinds, gamma): [*((*row, LEFT_OUT) for row in rows[kinds]), ("rmsnorm", eps, True)],
-            qk: [LEFT_OUT, True],
-        }
+        keys = (*keys, "layernorm_zero_centered_gamma")
+        rows = [*((*row, LEFT_OUT) for row in rows), (*rows[-1], True)]
+        more = {"qk_layernorm": [LEFT_OUT, True]}
     return decided(
-        [*kinds, *more],
+        [*keys, *more],
         [f"{norm}.*" for norm in (*_NORMS, *inner)],
         read=read,
-        values=rows,
+        values={keys: rows, **more},
         why="all norms of a model are of one kind, with one epsilon, and a LayerNorm has a bias"
         + ("" if inner else "; with -o names=mcore an RMSNorm may be zero-centred"),
     )
@@ -355,6 +351,7 @@ def _rotary(*scaled: str) -> Entry:
             scaling = {"kind": RotaryKind.LINEAR, "factor": float(interpolation)}
         facts.update({f"{_ROTARY}.scaling.{name}": said for name, said in scaling.items()})
 
+    built_in = ", ".join(f"{name} {value:g}" for name, value in _LLAMA3.items())
     return decided(
         ["rotary_percentage", "rotary_base", "seq_len_interpolation_factor", *scaled],
         [f"{_ROTARY}.*", f"{_ROTARY}?"],
@@ -367,8 +364,8 @@ def _rotary(*scaled: str) -> Entry:
         },
         uses=["position_embedding_type"],
         assuming=_READS_ALL,
-        why="all layers have rotary positions or none has; seq_len_interpolation_factor is the one way to scale them"
-        + "".join(f", besides {key} has these numbers built in: {_LLAMA3}" for key in scaled),
+        why="all layers have rotary positions or none has; seq_len_interpolation_factor scales them"
+        + "".join(f", and so does {key}, whose numbers are built in: {built_in}" for key in scaled),
     )
 
 
