@@ -223,7 +223,7 @@ class TestFile:
             ("tiny/page.html", "in the checkpoint itself"),
             ("tiny/model.safetensors", "in the checkpoint itself"),
             ("link/page.html", "in the checkpoint itself"),
-            ("other.safetensors", "no HTML page"),
+            ("other.safetensors", "not an HTML page"),
             ("folder", "this is a folder"),
             ("missing/page.html", "does not exist"),
         ],

@@ -162,14 +162,14 @@ def test_a_link_to_an_empty_folder_is_something_that_exists(model: Path, tmp_pat
 
 
 def test_what_appears_at_the_destination_meanwhile_is_kept(model: Path, tmp_path: Path, work: list[str]) -> None:
-    """Without --overwrite anything; with it what is no checkpoint."""
+    """Without --overwrite anything; with it what is not a checkpoint."""
     destination = tmp_path / "run"
 
     def appear(_: object) -> None:
         destination.mkdir(exist_ok=True)
         (destination / "mine").write_text("mine")
 
-    for overwrite, problem in ((False, "the destination exists"), (True, "the destination is no checkpoint")):
+    for overwrite, problem in ((False, "the destination exists"), (True, "the destination is not a checkpoint")):
         with pytest.raises(CkptError, match=problem):
             convert(model, destination, **ARGUMENTS, overwrite=overwrite, listener=appear)
         assert contents(destination).keys() == {"mine"} and staging_of(destination).is_dir()

@@ -187,7 +187,7 @@ def a_receipt_of_no_conversion(run: Path) -> None:
 def test_overwrite_replaces_no_more_than_checkpoints(model: Path, tmp_path: Path, there: Callable) -> None:
     there(tmp_path / "run")
     before = contents(tmp_path)
-    with pytest.raises(CkptError, match="no checkpoint"):
+    with pytest.raises(CkptError, match="not a checkpoint"):
         convert(model, tmp_path / "run", **TO, overwrite=True)
     assert contents(tmp_path) == before
 

@@ -89,7 +89,7 @@ def test_what_is_there_is_kept_or_replaced_whole(model: Path, tmp_path: Path, th
         convert(model, out)
     assert contents(tmp_path) == before
     if there == "file":
-        with pytest.raises(CkptError, match="no checkpoint"):
+        with pytest.raises(CkptError, match="not a checkpoint"):
             convert(model, out, overwrite=True)
         assert contents(tmp_path) == before
         out.unlink()

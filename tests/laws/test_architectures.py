@@ -274,7 +274,7 @@ def objects(value: object, path: tuple = ()) -> Iterator[tuple]:
 
 
 def leaves(value: object, path: tuple = ()) -> Iterator[tuple]:
-    """The path of everything in a JSON value that is no object."""
+    """The path of everything in a JSON value that is not an object."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, (*path, key))

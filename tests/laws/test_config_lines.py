@@ -411,7 +411,7 @@ WRONG: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "0 is not False": ([key_is("n", False)], {"n": 0}, "not supported"),
     "null is not False": ([key_is("n", False, or_absent=True)], {"n": None}, "not supported"),
     "another value, and why": ([key_is("n", 1, why="it has no meaning here")], {"n": 2}, "it has no meaning here"),
-    "a quotient that is no whole number": ([HIDDEN, HEADS, derived(None, "attention.head_dim", "hidden_size / heads")], {"hidden_size": 100, "heads": 12}, "hidden_size / heads is not a whole number"),
+    "a quotient that is not a whole number": ([HIDDEN, HEADS, derived(None, "attention.head_dim", "hidden_size / heads")], {"hidden_size": 100, "heads": 12}, "hidden_size / heads is not a whole number"),
     "a size of the wrong type": ([HIDDEN], {"hidden_size": 8.0}, "'hidden_size' is not a positive whole number"),
     "two names that mean different things": ([key("act", "mlp.activation", also=["function"], via=one_of({"silu": "s", "swish": "s", "relu": "r"}))], {"act": "silu", "function": "relu"}, "'act' and 'function' disagree"),
     "a repeated key that differs": ([HEADS, repeats("kv_heads", "heads")], {"heads": 4, "kv_heads": 2}, "'heads' and 'kv_heads' disagree"),

@@ -76,7 +76,7 @@ def _rank(judge: Callable[[Case], None], case: Case, told: dict[str, str], error
     try:
         judge(case)
         status = 0
-    except BaseException:  # CheckpointingException of Megatron is no Exception
+    except BaseException:  # CheckpointingException of Megatron is not an Exception
         error.write_text(traceback.format_exc())
     finally:
         sys.stdout.flush()

@@ -60,7 +60,7 @@ def judge(rank: int, world: int, runs: list[dict[str, Any]]) -> None:
     for run in runs:
         try:
             judge_one(rank, world, run)
-        except BaseException:  # CheckpointingException of Megatron is no Exception
+        except BaseException:  # CheckpointingException of Megatron is not an Exception
             Path(f"{run['out']}.error").write_text(traceback.format_exc())
         from megatron.core import num_microbatches_calculator, parallel_state
         from megatron.training import global_vars

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ckpt_core.errors import FormatError
@@ -81,6 +81,7 @@ def test_a_tar_is_listed_as_the_standard_library_lists_it(files: dict[str, bytes
 
 
 @settings(max_examples=60)
+@example(files={"a" * 97 + "ß" * 20: b"cut in a letter at byte 100"}, known=False)
 @given(files=_CONTENTS, known=st.booleans())
 def test_a_planned_tar_is_read_by_the_standard_library_and_by_us(files: dict[str, bytes], known: bool) -> None:
     members = {f"./{name}": data if known else OutputFile("", len(data), ((0, data),)) for name, data in files.items()}

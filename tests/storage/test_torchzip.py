@@ -393,7 +393,7 @@ BROKEN = {
     "name with dots": zipped(GOOD | {"model/../../x": b"x"}),
     "name with a backslash": zipped(GOOD).replace(b"model/version", b"model\\version"),
     "name of a drive": zipped(GOOD | {"C:/x": b"x"}),
-    "name that is no UTF-8": zipped(GOOD).replace(b"model/version", b"model/versio\xff"),
+    "name that is not UTF-8": zipped(GOOD).replace(b"model/version", b"model/versio\xff"),
     "damaged pickle": GOOD_ZIP.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v1"),
     # the pickle
     "hostile pickle": zipped(GOOD | {"model/data.pkl": b"cos\nsystem\nX\x0c\x00\x00\x00touch CANARY\x85R."}),

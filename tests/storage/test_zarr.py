@@ -125,7 +125,7 @@ REFUSED = {
     "a structured dtype": ({"dtype": [["a", "<f4"]]}, "dtype"),
     "an unknown key": ({"shards": [1]}, "shards"),
     "a negative size": ({"shape": [-5, 4]}, "shape"),
-    "a size that is no integer": ({"shape": [5.0, 4]}, "shape"),
+    "a size that is not an integer": ({"shape": [5.0, 4]}, "shape"),
     "an endless size": ({"shape": [1 << 59, 4]}, "3.0"),
     "another size": ({"shape": [5, 7]}, "0.2"),
     "a smaller size": ({"shape": [3, 4]}, "2.0"),

@@ -225,7 +225,7 @@ def _inside(folder: _Folder, recognised: Recognised) -> CkptError | None:
     if not found or (len(found) > 1 and iterations):
         return None
     return CkptError(
-        f"the folder is no checkpoint, but holds {'one' if len(found) == 1 else len(found)}",
+        f"the folder is not a checkpoint, but holds {'one' if len(found) == 1 else len(found)}",
         file=folder.path,
         found=_listed(found),
         fix=f"give {found[0].rpartition(' (')[0]}" if len(found) == 1 else "give one of these",

@@ -10,7 +10,7 @@ _TAIL = 200
 
 def printable(text: str, longest: int = LONGEST) -> str:
     """`text` on one line, its middle left out where it is too long, and what has no shape spelled out: control
-    characters (a terminal obeys them), newlines, direction marks, bytes of a file name that are no UTF-8.
+    characters (a terminal obeys them), newlines, direction marks, bytes of a file name that are not UTF-8.
 
     >>> printable("a\\x1b[2J\\nb")
     'a\\\\x1b[2J\\\\nb'

@@ -28,7 +28,7 @@ def check_page_file(path: str, src: str, checkpoint: Checkpoint) -> None:
         raise UsageError("the folder of the page does not exist", file=path, fix=f"mkdir {os.path.dirname(path)}")
     if os.path.exists(final) and not _is_page(final):
         raise UsageError(
-            "the page would replace a file that is no HTML page", file=path, fix="remove it, or choose another name"
+            "the page would replace a file that is not an HTML page", file=path, fix="remove it, or choose another name"
         )
 
 

@@ -32,7 +32,7 @@ def element(name: str, *children: object, **attributes: object) -> Markup:
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Parts in a row, escaped where they are no markup."""
+    """Parts in a row, escaped where they are not markup."""
     return Markup("".join(part if isinstance(part, Markup) else escaped(str(part)) for part in parts))
 
 

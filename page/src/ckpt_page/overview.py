@@ -60,7 +60,7 @@ def dtype_text(name: str, held: tuple[int, int]) -> str:
 
 
 def warnings(survey: Survey) -> Markup:
-    """Values that are no numbers, and what reading the checkpoint already loses."""
+    """Values that are not numbers, and what reading the checkpoint already loses."""
     parts: list[object] = []
     if survey.not_finite:
         found = [f"{name}: {not_finite_text(bad)}" for name, bad in survey.not_finite.items()]

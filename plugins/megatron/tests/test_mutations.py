@@ -74,7 +74,7 @@ CHANGES: dict[str, tuple[Callable[[dict], object], int, int, str]] = {
     "add": (lambda c: c["model"].update({"decoder.extra.weight": torch.zeros(3)}), 0, 0, "'decoder.extra.weight' is not part"),
     "reshape": (lambda c: c["model"].update({f"{LAYER}.mlp.linear_fc2.weight": torch.zeros(28, 96)}), 0, 0, "does not have the shape"),
     "shorten": (lambda c: c["model"].update({"embedding.word_embeddings.weight": torch.zeros(100, 96)}), 0, 0, "does not have the shape"),
-    "no tensor": (lambda c: c["model"].update({f"{LAYER}.mlp.linear_fc2.weight": "gone"}), 0, 0, "is no tensor"),
+    "no tensor": (lambda c: c["model"].update({f"{LAYER}.mlp.linear_fc2.weight": "gone"}), 0, 0, "is not a tensor"),
     "another dtype": (
         lambda c: c["model"].update({f"{LAYER}.mlp.linear_fc2.weight": torch.zeros(96, 28, dtype=torch.bfloat16)}), 1, 0, "different dtypes: bf16, fp32"),
     "integers": (lambda c: c["model"].update({f"{LAYER}.input_layernorm.weight": torch.zeros(96, dtype=torch.int64)}), 0, 0, "int64"),
@@ -227,13 +227,13 @@ METADATA_CHANGES: dict[str, tuple[Callable, str]] = {
     "too long": (lambda m: _set(m, length=1 << 40), "lies outside the file"),
     "too short": (lambda m: _set(m, length=100), "torch file|ends too early|zip"),
     "negative": (lambda m: _set(m, offset=-1), "is impossible"),
-    "somewhere else": (lambda m: _set(m, offset=info_of(m, "decoder.final_layernorm.weight").offset), "share bytes|no torch file|zip"),
+    "somewhere else": (lambda m: _set(m, offset=info_of(m, "decoder.final_layernorm.weight").offset), "share bytes|not a torch file|zip"),
     "a smaller shape": (lambda m: setattr(entry(m), "size", torch.Size([4, 96, 55])), "do not tile"),
     "a missing chunk": (lambda m: entry(m).chunks.pop(), "do not tile|places"),
     "a larger chunk": (lambda m: setattr(entry(m).chunks[0], "sizes", torch.Size([1, 96, 57])), "do not tile"),
     "overlapping chunks": (lambda m: setattr(entry(m).chunks[1], "offsets", entry(m).chunks[0].offsets), "do not tile"),
     "another dtype": (lambda m: setattr(entry(m).properties, "dtype", torch.bfloat16), "is not what the checkpoint's metadata says"),
-    "another kind": (lambda m: m.state_dict_metadata.update({"decoder.layers.mlp.linear_fc2.weight": 3}), "no tensor and no object"),
+    "another kind": (lambda m: m.state_dict_metadata.update({"decoder.layers.mlp.linear_fc2.weight": 3}), "neither a tensor nor an object"),
     "a harmful class": (lambda m: setattr(m, "planner_data", Harmful()), "system"),
 }  # fmt: skip
 

@@ -106,7 +106,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no weights": ("fused", lambda run: shutil.rmtree(run / "model"), "there are no weights here"),
     "an unfinished save": ("fused", lambda run: (run / "done").unlink(), "was not finished"),
     "no dict": ("fused", lambda run: torch.save([1], run / FILE.format(0, 0)), "holds no dict of tensors"),
-    "no torch file": ("fused", lambda run: (run / FILE.format(0, 0)).write_bytes(b"nothing"), "no torch file"),
+    "no torch file": ("fused", lambda run: (run / FILE.format(0, 0)).write_bytes(b"nothing"), "not a torch file"),
     "a stage of another rank": (
         "fused", lambda run: shutil.copy(run / FILE.format(0, 0), run / FILE.format(0, 1)), "'model.norm.weight' is missing"),
     "a missing tensor file": ("xser", lambda run: (run / f"{FILE.format(0, 1)}.tensors/tensor_3.pt").unlink(), "is missing"),

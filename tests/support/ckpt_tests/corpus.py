@@ -220,7 +220,7 @@ def _(host: Path) -> None:
     write(host / "pytorch_model.bin", torch_zip(b"}" + text("w") + tensor + b"s", **{"data/0": bytes(24)}))
 
 
-@case("weights that are no tensors", "hf-bin", "not a named tensor|no tensor")
+@case("weights that are not tensors", "hf-bin", "not a named tensor|no tensor")
 def _(host: Path) -> None:
     write(
         host / "pytorch_model.bin",
@@ -315,11 +315,11 @@ CONFIG = "./model_config.yaml"
 HEADERS = {
     "a size beyond the end": (124, b"77777777777\0", "cut off"),
     "a size of 2**80": (124, b"\x80" + b"\0" + b"\xff" * 10, "cut off"),
-    "a negative size": (124, b"\xff" * 12, "no number"),
-    "a size with a sign": (124, b"-0000000010\0", "no number"),
-    "a size of digits that are not octal": (124, b"00000000999\0", "no number"),
+    "a negative size": (124, b"\xff" * 12, "not a number"),
+    "a size with a sign": (124, b"-0000000010\0", "not a number"),
+    "a size of digits that are not octal": (124, b"00000000999\0", "not a number"),
     "a dialect that nobody knows": (257, b"ustarX", "dialect"),
-    "a name that is no UTF-8": (2, b"\xff\xfe", "UTF-8"),
+    "a name that is not UTF-8": (2, b"\xff\xfe", "UTF-8"),
 }
 for what, (at, value, says) in HEADERS.items():
     CASES.append(
@@ -334,7 +334,7 @@ def pax(record: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
 EXTENDED = {
     "a PAX path that climbs": (pax(b"20 path=../../evil1\n"), "points elsewhere"),
     "a PAX size beyond the end": (pax(b"24 size=999999999999999\n"), "cut off"),
-    "a PAX size that is no number": (pax(b"12 size=-12\n"), "no number"),
+    "a PAX size that is not a number": (pax(b"12 size=-12\n"), "not a number"),
     "a PAX record longer than its header": (pax(b"99 path=x\n"), "damaged"),
     "a PAX record of no length": (pax(b"0 path=x\n"), "damaged"),
     "a PAX header of two megabytes": (pax(b"2097152 comment=" + b"x" * (2097152 - 17) + b"\n"), "too long"),
@@ -515,7 +515,7 @@ def _(host: Path) -> None:
     write(path, path.read_bytes()[:-1000])
 
 
-@case("a .distcp of zeros", "dist", "no torch file")
+@case("a .distcp of zeros", "dist", "not a torch file")
 def _(host: Path) -> None:
     path = host / "release/__0_0.distcp"
     write(path, bytes(path.stat().st_size))
@@ -560,7 +560,7 @@ def _(host: Path) -> None:
     (host / "release/common.pt").mkdir()
 
 
-@case("a metadata.json that is no object", "dist", "metadata.json|no installed format")
+@case("a metadata.json that is not an object", "dist", "metadata.json|no installed format")
 def _(host: Path) -> None:
     write(host / "release/metadata.json", b"[1, 2]")
 
@@ -667,7 +667,7 @@ SAFETENSORS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a name given twice": (lambda header: json.dumps(header).encode()[:-1] + b', "a": 1, "a": 2}', "twice"),
     "a header of brackets": (lambda header: b"[" * 100_000, "nested too deeply"),
     "a header that is a list": (lambda header: b"[]", "not an object"),
-    "a header that is no UTF-8": (lambda header: b'{"\xff\xfe": 1}', "JSON"),
+    "a header that is not UTF-8": (lambda header: b'{"\xff\xfe": 1}', "JSON"),
     "a number of a million digits": (lambda header: b'{"a": ' + b"9" * 1_000_000 + b"}", "JSON"),
     "a shape that is NaN": (
         lambda header: json.dumps(header).replace('"shape": [', '"shape": [NaN, ', 1).encode(),
@@ -825,7 +825,7 @@ for what, (data, says) in YAML.items():
     )
 
 
-# --- what is no file --------------------------------------------------------------------------------------------------------
+# --- what is not a file --------------------------------------------------------------------------------------------------------
 
 
 def replaced(host: Path, name: str) -> Path:
@@ -893,12 +893,12 @@ def _(host: Path) -> None:
     (host / "release/mp_rank_01").symlink_to("..")
 
 
-@case("a tracker that points elsewhere", "megatron", "no checkpoint, but holds one")
+@case("a tracker that points elsewhere", "megatron", "not a checkpoint, but holds one")
 def _(host: Path) -> None:
     write(host / "latest_checkpointed_iteration.txt", b"../../../etc")
 
 
-@case("a tracker without end", "megatron", "no checkpoint, but holds one")
+@case("a tracker without end", "megatron", "not a checkpoint, but holds one")
 def _(host: Path) -> None:
     write(host / "latest_checkpointed_iteration.txt", b"1" * 1_000_000)
 
@@ -912,7 +912,7 @@ def _(path: Path) -> None:
 
 
 RECEIPTS = {
-    "that is no JSON": (b"{", "JSON"),
+    "that is not JSON": (b"{", "JSON"),
     "that is a list": (b"[]", "object"),
     "of brackets": (b"[" * 100_000, "nested too deeply|JSON"),
 }
@@ -920,7 +920,7 @@ for what, (data, says) in RECEIPTS.items():
     CASES.append(Case(f"a receipt {what}", "hf", says, lambda host, data=data: write(host / "ckpt-receipt.json", data)))
 
 
-# --- what is no checkpoint at all -------------------------------------------------------------------------------------------
+# --- what is not a checkpoint at all -------------------------------------------------------------------------------------------
 
 _HOLLOW = """
     config.json model_config.json config.yaml metadata.json latest latest_checkpointed_iteration.txt .metadata common.pt

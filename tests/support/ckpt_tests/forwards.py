@@ -15,7 +15,7 @@ from ckpt_core.reference import Inputs, forward
 from ckpt_tests.goldens import Golden
 
 TOLERANCE = 1e-4
-# Rotary frequencies rounded to bf16, with which NeMo itself computed these logits, are no part of any architecture.
+# Rotary frequencies rounded to bf16, with which NeMo itself computed these logits, are not part of any architecture.
 ROUNDED_FREQUENCIES = {"legacy-llama-bf16-O2-tp2-nemo": 5e-3}
 # Replicated tensors that differ from rank to rank on purpose: only the masters are one model.
 OUT_OF_STEP = {"bloom-tp4-bf16-desync"}

@@ -76,7 +76,7 @@ def own_layout(golden: Golden, folder: Path) -> tuple[Path, dict]:
 
 
 def off_by(golden: Golden, model: PreTrainedModel) -> float:
-    """How far a transformers model is from the recorded logits, where the target is no padding.
+    """How far a transformers model is from the recorded logits, where the target is not padding.
 
     NeMo masks queries as well as keys, so that it computes something else where there is padding.
     """

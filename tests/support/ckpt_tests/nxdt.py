@@ -58,7 +58,7 @@ def rank_files(root: Path) -> list[Path]:
 
 
 def tensors(root: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of every rank, by file and name. Rotary buffers are no parameters."""
+    """Every tensor of every rank, by file and name. Rotary buffers are not parameters."""
     return {
         f"{path.name}:{name}": tensor
         for path in rank_files(root)

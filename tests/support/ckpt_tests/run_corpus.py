@@ -99,7 +99,7 @@ def run_case(case: Case, hosts: Path, folder: Path) -> dict[str, object]:
 
 
 def run_strays(folder: Path) -> list[dict[str, object]]:
-    """Every format made to read what is no checkpoint of it, or nothing at all."""
+    """Every format made to read what is not a checkpoint of it, or nothing at all."""
     folder.mkdir()
     paths = make_strays(folder)
     return [

@@ -125,7 +125,7 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
 
 def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield path, f"{value} is no number"
+        yield path, f"{value} is not a number"
     elif dataclasses.is_dataclass(value):
         for each in dataclasses.fields(value):
             yield from _not_finite(f"{path}.{each.name}".lstrip("."), getattr(value, each.name))

@@ -30,7 +30,7 @@ class Unprintable(CkptError):
 
 
 def paint(text: str, style: str, stream: TextIO | None = None) -> str:
-    """`text` in a colour or `bold` or `dim`; as it is if `stream` (stdout) is no terminal, or NO_COLOR is set."""
+    """`text` in a colour or `bold` or `dim`; as it is if `stream` (stdout) is not a terminal, or NO_COLOR is set."""
     stream = stream or sys.stdout
     if os.environ.get("NO_COLOR") or stream is None or not stream.isatty():
         return text

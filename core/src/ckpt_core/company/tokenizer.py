@@ -161,7 +161,7 @@ def pieces_of(file: Sidecar) -> int:
             at = len(data) + 1
         count += key >> 3 == 1
     if at != len(data) or not count:
-        raise FormatError("this is no SentencePiece model", file=file.path, expected="a protocol buffer of pieces")
+        raise FormatError("this is not a SentencePiece model", file=file.path, expected="a protocol buffer of pieces")
     return count
 
 
@@ -172,4 +172,4 @@ def _varint(data: bytes, at: int, file: str) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if data[at - 1] < 0x80:
             return value, at
-    raise FormatError("this is no SentencePiece model", file=file, expected="a protocol buffer of pieces")
+    raise FormatError("this is not a SentencePiece model", file=file, expected="a protocol buffer of pieces")

@@ -19,7 +19,7 @@ from ckpt_core.storage.documents import read_json_object
 
 
 def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
-    """Refuse to write over the source, to touch what exists (without `overwrite`), and ever to replace what is no checkpoint."""
+    """Refuse to write over the source, to touch what exists (without `overwrite`), and ever to replace what is not a checkpoint."""
     real = os.path.realpath(destination)
     for state in plan.source.files:
         path = os.path.realpath(state.path)
@@ -55,7 +55,7 @@ def _check_replaceable(plan: Plan, destination: str, overwrite: bool) -> None:
     if overwrite:
         if not _is_checkpoint(destination):
             raise CkptError(
-                "the destination is no checkpoint, and --overwrite replaces nothing else",
+                "the destination is not a checkpoint, and --overwrite replaces nothing else",
                 file=destination,
                 expected="a checkpoint: with a receipt of ckpt, or of a format that is installed",
                 fix="move it away, or use another name",
@@ -97,7 +97,7 @@ def _is_checkpoint(path: str) -> bool:
 
 
 def _foreign(path: str) -> list[str]:
-    """The files and folders in a checkpoint's folder that are no part of it: by our receipt, else by its reader's ledger."""
+    """The files and folders in a checkpoint's folder that are not part of it: by our receipt, else by its reader's ledger."""
     if os.path.islink(path) or not os.path.isdir(path) or is_empty_folder(path):
         return []
     receipt = receipt_path(path)

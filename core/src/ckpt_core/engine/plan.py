@@ -141,7 +141,7 @@ class Plan:
         """Identifies the conversion: the sources' states, the architecture, every placement and document."""
         digest = blake3()
         for part in self._identity():
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")  # a path may be no UTF-8
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
@@ -300,7 +300,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
                 )
             )
         if placed.file not in files:
-            problems.add(CkptError(f"{native.name!r} is placed in {placed.file!r}, which is no file of the target"))
+            problems.add(CkptError(f"{native.name!r} is placed in {placed.file!r}, which is not a file of the target"))
             continue
         extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
         strides = contiguous_strides(native.shape)

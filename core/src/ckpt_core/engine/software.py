@@ -1,6 +1,6 @@
 """Which code this process runs: two that run the same turn the same values into the same bytes.
 
-A version alone does not tell: a developer's has many contents. Plugins are no part of it, for they only make plans.
+A version alone does not tell: a developer's has many contents. Plugins are not part of it, for they only make plans.
 """
 
 from __future__ import annotations

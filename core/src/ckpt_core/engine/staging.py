@@ -149,14 +149,14 @@ class Staging:
         """Refuse an `out/` in which there is more than the files of this plan, each a regular file in real folders."""
         for name in self._files():
             if name not in self._plan.outputs and name != RECEIPT:
-                self._refuse(f"{name}, which is no file of this conversion", os.path.join(self.out, name))
+                self._refuse(f"{name}, which is not a file of this conversion", os.path.join(self.out, name))
 
     def _files(self) -> Iterator[str]:
         """The names of all files in `out/`. Refuses links, pipes, devices, and files with a name elsewhere too."""
         if not os.path.lexists(self.out):
             return
         if not stat.S_ISDIR(os.lstat(self.out).st_mode):
-            self._refuse("out is no folder", self.out)
+            self._refuse("out is not a folder", self.out)
         pending = [""]
         while pending:
             prefix = pending.pop()
@@ -219,7 +219,7 @@ class Staging:
         with os.fdopen(descriptor, "rb") as journal:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                self._refuse(f"a {_JOURNAL} that is no file of its own", self._journal_path)
+                self._refuse(f"a {_JOURNAL} that is not a file of its own", self._journal_path)
             return journal.read()
 
     def is_published(self) -> bool:

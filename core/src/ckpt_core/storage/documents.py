@@ -77,7 +77,7 @@ def _integer(digits: str) -> int:
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def read_json(path: str | os.PathLike) -> object:
@@ -157,7 +157,7 @@ class _Loader(Composer, _Events, SafeConstructor, Resolver):  # Composer first: 
 
 
 def _refuse_tag(loader: yaml.SafeLoader, node: yaml.Node) -> object:
-    raise yaml.YAMLError(f"the tag {node.tag} is no plain data")
+    raise yaml.YAMLError(f"the tag {node.tag} is not plain data")
 
 
 for _kind in ("set", "omap", "pairs", "binary"):

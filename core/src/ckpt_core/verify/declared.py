@@ -91,7 +91,7 @@ class Sentences:
         try:
             file = resources.files(module) / FILE
             text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        except TypeError:  # hooks in a module that is no package
+        except TypeError:  # hooks in a module that is not a package
             text = ""
         return cls.parsed(text, f"{module}/{FILE}")
 

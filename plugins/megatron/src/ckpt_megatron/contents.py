@@ -72,7 +72,7 @@ DIST = ledgers.Contents({"sharded_backend*": "how tensors are kept", "common_bac
 # Bridge's latest_train_state.pt (training/state.py, TrainState)
 TRACKED = ledgers.Contents({"step": "the iteration to read", "*": ledgers.PROGRESS})
 
-# Names in the metadata of a distributed checkpoint that are no weights
+# Names in the metadata of a distributed checkpoint that are not weights
 NAMES = ledgers.Contents(
     {
         # DistributedOptimizer, and Float16Optimizer; chained ones may have a prefix

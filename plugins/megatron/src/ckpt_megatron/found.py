@@ -78,5 +78,5 @@ def stored_args(value: object, file: str) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, torch_files.Opaque) or not isinstance(value.state, dict):
-        raise FormatError("args is no Namespace", file=file, found=torch_files.brief(value))
+        raise FormatError("args is not a Namespace", file=file, found=torch_files.brief(value))
     return {str(key): item for key, item in value.state.items()}

@@ -64,7 +64,7 @@ def _tensors(model: object, path: str, kernel_states: dict[str, object]) -> dict
                 problems.add(FormatError(f"the tensor {name!r} is stored twice", file=path))
             found[name] = value
         else:
-            problems.add(FormatError(f"the entry {prefix!r} is no tensor", file=path, found=torch_files.brief(value)))
+            problems.add(FormatError(f"the entry {prefix!r} is not a tensor", file=path, found=torch_files.brief(value)))
 
     walk(model, "")
     problems.raise_any()
@@ -125,7 +125,7 @@ def _second_is_expert(ranks: Sequence[RankFile], args: Mapping[str, Any] | None)
         stages = args.get("pipeline_model_parallel_size")
         if isinstance(stages, int):
             return stages == 1
-    # Without args: a file that has both ends of the model is no stage of a pipeline.
+    # Without args: a file that has both ends of the model is not a stage of a pipeline.
     names = {plain(name) for tensors in ranks[0].chunks for name in tensors}
     return "embedding.word_embeddings.weight" in names and "decoder.final_layernorm.weight" in names
 

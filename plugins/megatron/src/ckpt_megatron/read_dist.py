@@ -119,7 +119,7 @@ def _common(folder: str, checkpoint: chunked.DistributedCheckpoint) -> tuple[dic
     else:
         return {}, folder
     if not isinstance(value, dict):
-        raise FormatError("the common state is no dict", file=path, found=torch_files.brief(value))
+        raise FormatError("the common state is not a dict", file=path, found=torch_files.brief(value))
     return value, path
 
 

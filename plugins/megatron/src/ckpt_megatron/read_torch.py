@@ -113,5 +113,5 @@ def _viewed(tensor: StoredTensor, name: str, local: int) -> StoredTensor:
     shape = (local, rows, columns // local) if name.endswith("weight1") else (local, rows // local, columns)
     viewed = StoredTensor.contiguous(tensor.file, tensor.dtype, shape, tensor.offset)
     if viewed.elements != tensor.elements or tensor.strides != (columns, 1):
-        raise FormatError(f"{name!r} is no view of {local} experts", file=tensor.file, found=f"shape {tensor.shape}")
+        raise FormatError(f"{name!r} is not a view of {local} experts", file=tensor.file, found=f"shape {tensor.shape}")
     return viewed

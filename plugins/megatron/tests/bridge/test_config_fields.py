@@ -81,7 +81,7 @@ def test_another_value_of_a_field_that_changes_the_function_is_refused_by_name(
 
 
 def test_no_value_of_any_other_field_changes_the_model(run: Path) -> None:
-    """All fields that are said to change nothing, of the newest version too, at values that are no defaults."""
+    """All fields that are said to change nothing, of the newest version too, at values that are not defaults."""
     with open_checkpoint(run) as one:
         expected = one.architecture
     fields = with_effect(*(LEGEND.keys() - {"read", "default"}))

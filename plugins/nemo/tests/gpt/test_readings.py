@@ -377,7 +377,7 @@ def test_shards_of_fsdp_are_refused(models: Path, tmp_path: Path) -> None:
 def test_pieces_are_counted() -> None:
     assert piece_count(nemo.sentencepiece(61), "x") == 61
     for damaged in (b"", b"\x0a\xff", b"\x0a\x05abc", b"\x0b\x00", b"{}"):
-        with pytest.raises(CkptError, match="no SentencePiece model"):
+        with pytest.raises(CkptError, match="not a SentencePiece model"):
             piece_count(damaged, "x")
 
 

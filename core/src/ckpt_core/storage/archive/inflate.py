@@ -2,7 +2,7 @@
 
 Deflate can only be followed from its beginning. So one pass over the file keeps copies of the decompressor, some
 megabytes apart: a range is read from the copy before it. The pass also checks every checksum. Nothing that is
-inflated is kept, so a bomb costs time alone, and not much of that: what shrinks to nothing is no weights.
+inflated is kept, so a bomb costs time alone, and not much of that: what shrinks to nothing is not weights.
 
 What is read this way is told by its content, alike at planning, when copying, and in every process: a gzip file
 that holds a tar. No other format that is read here is that.

@@ -115,12 +115,13 @@ class _Reader:
             self._extend(extensions, kind, data, size)
             return data + _filled(size)
         raw = self._raw_name(header, data)
-        name = self._normal(raw if extensions.name is None else extensions.name)
+        # Where an extension has the name, the header has its first 100 bytes, cut anywhere: in a letter, too.
+        name = self._normal(self._text(raw) if extensions.name is None else extensions.name)
         size = size if extensions.size is None else extensions.size
         if kind in _REFUSED:
             self._fail(f"the tar member {name!r} is {_REFUSED[kind]}", expected="files and folders")
         # Before POSIX a folder was a file whose name ends in a slash.
-        if kind == _FOLDER or (kind == _OLD_FILE and raw.endswith("/")):
+        if kind == _FOLDER or (kind == _OLD_FILE and raw.endswith(b"/")):
             if size:
                 self._fail(f"the tar member {name!r} is a folder with data", found=f"{size} bytes")
             self._enter_folder(name)
@@ -189,7 +190,7 @@ class _Reader:
                 self._name_once(extensions, self._text(value))
             elif key == "size":
                 if not re.fullmatch(rb"\d{1,19}", value):
-                    self._fail("a size in the tar is no number", found=repr(value[:40]))
+                    self._fail("a size in the tar is not a number", found=repr(value[:40]))
                 extensions.size = int(value)
 
     def _name_once(self, extensions: _Extensions, name: str) -> None:
@@ -208,12 +209,12 @@ class _Reader:
             yield self._text(match[2]), content[match.end() : end - 1]
             at = end
 
-    def _raw_name(self, header: bytes, data: int) -> str:
-        name = self._text(header[:100].split(b"\0", 1)[0])
+    def _raw_name(self, header: bytes, data: int) -> bytes:
+        name = header[:100].split(b"\0", 1)[0]
         magic, prefix = header[257:263], header[345:500].split(b"\0", 1)[0]
         if magic not in (_POSIX, _GNU, _OLD) or (prefix and magic != _POSIX):
             self._fail("a tar header is of an unknown dialect", found=f"{magic!r} at byte {data - BLOCK}")
-        return f"{self._text(prefix)}/{name}" if prefix else name
+        return prefix + b"/" + name if prefix else name
 
     def _normal(self, raw: str) -> str:
         """A member's name without `./` and doubled slashes; the folder itself is the empty name."""
@@ -230,7 +231,7 @@ class _Reader:
             return int.from_bytes(raw[1:], "big")
         match = _OCTAL.fullmatch(raw)
         if match is None:
-            self._fail(f"a {what} in the tar is no number", found=f"{raw!r} in the header at byte {data - BLOCK}")
+            self._fail(f"a {what} in the tar is not a number", found=f"{raw!r} in the header at byte {data - BLOCK}")
         return int(match[1] or b"0", 8)
 
     def _check_end(self, at: int) -> None:

@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint may really lie: links must not carry what is no part of it into what is written.
+"""Where the files of a checkpoint may really lie: links must not carry what is not part of it into what is written.
 
 A stranger's folder may hold a `tokenizer.json` that is a link to a private file, or a folder of templates that is a link to
 `~/.ssh`. So every file is looked at where it really lies, with the links of all its folders followed:

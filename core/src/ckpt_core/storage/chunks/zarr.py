@@ -103,7 +103,7 @@ def read_array(folder: Tree, name: str) -> ChunkedTensor:
 
 def _fields(value: object, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError("the description of an array is no object", file=file, found=brief(value))
+        raise FormatError("the description of an array is not an object", file=file, found=brief(value))
     problems = Problems(f"reading {file}")
     for key in _KEYS.keys() - value.keys() - _OPTIONAL:
         problems.add(FormatError(f"the description of an array has no {key}", file=file))

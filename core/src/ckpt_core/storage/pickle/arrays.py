@@ -50,7 +50,7 @@ def _empty_array(args: Args, reading: Reading) -> np.ndarray[Any, Any]:
     """`_reconstruct(numpy.ndarray, (0,), b"b")`: an array that BUILD fills."""
     if len(args) != 3 or not isinstance(args[0], Opaque) or args[0].qualname != "numpy.ndarray" or args[1] != (0,):
         reading.fail(
-            "numpy _reconstruct is asked for something that is no array", found=brief(args[0] if args else None)
+            "numpy _reconstruct is asked for something that is not an array", found=brief(args[0] if args else None)
         )
     return np.empty(0, np.int8)
 

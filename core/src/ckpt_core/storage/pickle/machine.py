@@ -244,7 +244,7 @@ class Machine:
         elif isinstance(target, Opaque) and not target.is_reference:
             target.items = _extended(target.items, items)
         else:
-            self.fail("the pickle appends to something that is no list", found=brief(target))
+            self.fail("the pickle appends to something that is not a list", found=brief(target))
 
     def append_item(self) -> None:
         item = self.stack.pop()
@@ -258,7 +258,7 @@ class Machine:
             self.charge(32 + 40 * len(flat))
             target.entries = _extended(target.entries, zip(flat[::2], flat[1::2], strict=True))
         else:
-            self.fail("the pickle sets items of something that is no dict", found=brief(target))
+            self.fail("the pickle sets items of something that is not a dict", found=brief(target))
 
     def _fill(self, target: dict[Any, Any], flat: list[Any]) -> None:
         before = sys.getsizeof(target)
@@ -272,7 +272,7 @@ class Machine:
     def add_items(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]
         if not isinstance(target, set):
-            self.fail("the pickle adds to something that is no set", found=brief(target))
+            self.fail("the pickle adds to something that is not a set", found=brief(target))
         self._checked_update(target, items)
 
     def make_frozenset(self) -> None:
@@ -309,7 +309,7 @@ class Machine:
 
     def fetch_global(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            self.fail("the pickle names a global by something that is no text", found=f"{brief(module)}, {brief(name)}")
+            self.fail("the pickle names a global by something that is not text", found=f"{brief(module)}, {brief(name)}")
         known = self._globals.get((module, name))
         if known is None:
             if len(module) > self.limits.name or len(name) > self.limits.name:
@@ -335,7 +335,7 @@ class Machine:
 
     def _call(self, target: Any, args: Any, kwargs: Any = None) -> None:
         if not isinstance(target, Opaque) or not target.is_reference:
-            self.fail("the pickle calls something that is no class or function", found=brief(target))
+            self.fail("the pickle calls something that is not a class or function", found=brief(target))
         if type(args) is not tuple or not (kwargs is None or isinstance(kwargs, dict)):
             self.fail(f"the pickle calls {target.qualname} with odd arguments", found=brief(args), expected="a tuple")
         maker = self._makers.get(target.qualname)

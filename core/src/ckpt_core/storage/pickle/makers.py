@@ -106,7 +106,7 @@ def _fill(target: dict[Any, Any], args: Args, reading: Reading) -> dict[Any, Any
     pairs = source.items() if isinstance(source, dict) else source
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            reading.fail("a dict is made from something that is no list of pairs", found=brief(pair))
+            reading.fail("a dict is made from something that is not a list of pairs", found=brief(pair))
         fill_dict(target, list(pair), reading)
     return target
 

@@ -81,7 +81,7 @@ def read_torch_file(
         raise unreadable(file, error) from error
     is_tar = head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar"
     raise FormatError(
-        "this is no torch file",
+        "this is not a torch file",
         file=file,
         found="a tar archive" if is_tar else "a bare pickle" if head[:1] == b"\x80" else f"first bytes {head[:8]!r}",
         expected="a zip archive, or a pickle with torch's magic number",
@@ -133,7 +133,7 @@ class _ZipFile:
         ]
         if len(folders) != 1:
             self.fail(
-                "the zip archive is no torch file", found=f"{len(folders)} members called NAME/data.pkl", expected="one"
+                "the zip archive is not a torch file", found=f"{len(folders)} members called NAME/data.pkl", expected="one"
             )
         (folder,) = folders
         if f"{folder}/constants.pkl" in self._members:

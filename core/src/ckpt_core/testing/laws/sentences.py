@@ -90,7 +90,7 @@ class Said(Law):
         idle = [
             pattern for pattern in self.quirks.unreached if not any(fnmatch(name, pattern) for name in _everything(met))
         ]
-        assert not idle, f"Quirks.unreached names what is no row, key or parameter: {', '.join(idle)}"
+        assert not idle, f"Quirks.unreached names what is not a row, key or parameter: {', '.join(idle)}"
 
     def _all_plans(self, workshop: Workshop) -> Iterator[object]:
         for model in self.quirks.models.values():

@@ -45,7 +45,7 @@ def positive(args: Args, key: str, default: float) -> Any:
     """A number above zero, or `default` where it is absent or None."""
     value = given(args, key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CkptError(f"key {key!r} is no positive number", found=repr(value)[:80])
+        raise CkptError(f"key {key!r} is not a positive number", found=repr(value)[:80])
     return value
 
 

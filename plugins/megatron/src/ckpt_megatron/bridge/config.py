@@ -95,7 +95,7 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
 
 
 def version_of(target: str, fields: Mapping[str, Any]) -> str:
-    """The oldest of `VERSIONS` that is no older than a class and these fields."""
+    """The oldest of `VERSIONS` that is not older than a class and these fields."""
     of_class = (0, 3, 1) if target == _MLA_CLASS else _parts(OLD)
     newest = max([of_class, *(since for key, since in _since().items() if key in fields)])
     return next((version for version in VERSIONS if newest <= _parts(version)), VERSIONS[-1])

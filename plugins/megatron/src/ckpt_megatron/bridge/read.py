@@ -119,7 +119,7 @@ def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
     rows, size = found.rows(EMBEDDING), fields.get("vocab_size")
     if type(size) is not int or size < 1:
         raise CkptError(
-            "key 'vocab_size' is no number of tokens", file=file, found=repr(size)[:60], expected=f"at most {rows}"
+            "key 'vocab_size' is not a number of tokens", file=file, found=repr(size)[:60], expected=f"at most {rows}"
         )
     expected = size
     if fields.get("should_pad_vocab"):

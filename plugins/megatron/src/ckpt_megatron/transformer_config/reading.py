@@ -19,7 +19,7 @@ RANKS = {
 
 
 def refuse_adapters(found: Found, fix: str) -> None:
-    """Refuse the weights of a LoRA training, which are no whole model."""
+    """Refuse the weights of a LoRA training, which are not a whole model."""
     adapters = sorted(name for name in found.names if ".adapter." in name or ".to_wrap." in name)
     if adapters:
         raise FormatError("the weights are those of a LoRA training", file=found.folder, found=adapters[0], fix=fix)

@@ -26,7 +26,7 @@ def fields(data: bytes, file: str) -> Iterator[tuple[int, int | bytes]]:
         if kind == 2:
             size, at = _varint(data, at, file)
         if size is None or at + size > len(data):
-            raise FormatError("this is no SentencePiece model", file=file, found=f"a field of kind {kind}")
+            raise FormatError("this is not a SentencePiece model", file=file, found=f"a field of kind {kind}")
         yield tag >> 3, data[at : at + size]
         at += size
 
@@ -35,7 +35,7 @@ def piece_count(data: bytes, file: str) -> int:
     """How many pieces a model has; `FormatError` if it has none."""
     count = sum(field == PIECES for field, _ in fields(data, file))
     if not count:
-        raise FormatError("this is no SentencePiece model", file=file, found=f"no piece in {len(data)} bytes")
+        raise FormatError("this is not a SentencePiece model", file=file, found=f"no piece in {len(data)} bytes")
     return count
 
 
@@ -49,4 +49,4 @@ def _varint(data: bytes, at: int, file: str) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise FormatError("this is no SentencePiece model", file=file, found="a number that does not end")
+    raise FormatError("this is not a SentencePiece model", file=file, found="a number that does not end")
