@@ -64,7 +64,9 @@ def _tensors(model: object, path: str, kernel_states: dict[str, object]) -> dict
                 problems.add(FormatError(f"the tensor {name!r} is stored twice", file=path))
             found[name] = value
         else:
-            problems.add(FormatError(f"the entry {prefix!r} is not a tensor", file=path, found=torch_files.brief(value)))
+            problems.add(
+                FormatError(f"the entry {prefix!r} is not a tensor", file=path, found=torch_files.brief(value))
+            )
 
     walk(model, "")
     problems.raise_any()

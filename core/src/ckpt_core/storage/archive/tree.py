@@ -152,7 +152,9 @@ def open_tree(path: str | os.PathLike[str]) -> Tree:
         return _Folder(path, home_of(path))
     FileState.of(path)  # that says what is wrong with a file that is none
     if not is_archive(path):
-        raise FormatError("this is neither a folder nor a tar archive", file=path, expected="a folder, a tar or a tar.gz")
+        raise FormatError(
+            "this is neither a folder nor a tar archive", file=path, expected="a folder, a tar or a tar.gz"
+        )
     with open_stored(path) as stream:
         listing = list_tar(stream, path, stream.seek(0, os.SEEK_END))
     files = {name: Extent(path, member.offset, member.size) for name, member in listing.files.items()}

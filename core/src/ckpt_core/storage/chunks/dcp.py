@@ -67,7 +67,9 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
     for name, entry in described.items():
         try:
             if not isinstance(name, str) or not isinstance(entry, Opaque):
-                raise FormatError("an entry of the metadata is neither a tensor nor an object", file=path, found=brief(entry))
+                raise FormatError(
+                    "an entry of the metadata is neither a tensor nor an object", file=path, found=brief(entry)
+                )
             if entry.qualname == f"{_MODULE}metadata.BytesStorageMetadata":
                 objects[name] = _only(blobs.pop(name, {}), name, path)
             else:

@@ -309,7 +309,9 @@ class Machine:
 
     def fetch_global(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            self.fail("the pickle names a global by something that is not text", found=f"{brief(module)}, {brief(name)}")
+            self.fail(
+                "the pickle names a global by something that is not text", found=f"{brief(module)}, {brief(name)}"
+            )
         known = self._globals.get((module, name))
         if known is None:
             if len(module) > self.limits.name or len(name) > self.limits.name:

@@ -133,7 +133,9 @@ class _ZipFile:
         ]
         if len(folders) != 1:
             self.fail(
-                "the zip archive is not a torch file", found=f"{len(folders)} members called NAME/data.pkl", expected="one"
+                "the zip archive is not a torch file",
+                found=f"{len(folders)} members called NAME/data.pkl",
+                expected="one",
             )
         (folder,) = folders
         if f"{folder}/constants.pkl" in self._members:
