@@ -152,6 +152,11 @@ MISTAKES: dict[str, Changes] = {
     "a framework that is imported": (HOOKS, [
         ("from ckpt_core.sdk import", "import torch\n\nfrom ckpt_core.sdk import"),
     ], "test_it_imports_no_framework", "importing the plugin imports"),
+    "an option that is another choice than that of the tables": (HOOKS, [
+        ("sdk import Folder, Format, FormatInfo", "sdk import Folder, Format, FormatInfo, Option, layouts"),
+        ("a file for each rank\"),", "a file for each rank\", options=(Option('names', 'old or new names', ('old', 'new')),)),"),
+        ("    TABLES,\n)", "    layouts.Tables(TABLES, [layouts.Choice('names', ('new', 'older'), default='new')]),\n)"),
+    ], "test_options_offer_the_values_of_their_choices", "option names offers old, new, and the choice of the tables new, older"),
     EAGER: (HOOKS, [IN_HOOKS, (
         "FORMAT = Format(",
         "class Eager(Format):\n"

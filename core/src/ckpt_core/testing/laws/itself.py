@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckpt_core.api import plan_conversion
 from ckpt_core.architecture import Architecture
+from ckpt_core.layout import Tables
 from ckpt_core.plugins import SDK
 from ckpt_core.plugins.discovery import all_plugins, detect, load, require
 from ckpt_core.testing.laws.base import Law, no_crash
@@ -37,6 +38,28 @@ class Manners(Law):
             sizes = getattr(self.quirks, name)
             assert sizes == (1,) or name in info.parallel, f"ckpt_info().parallel lacks {name!r}"
             assert name not in info.parallel or len(sizes) > 1, f"give Quirks({name}=(1, 2, ...)) to test --{name}"
+
+    def test_options_offer_the_values_of_their_choices(self) -> None:
+        """An `-o` option that is called as a choice of the tables is that choice, with the same values."""
+        plugin = require(self.format)
+        choices = {
+            choice.name: choice.values
+            for family in plugin.hooks.ckpt_tables() or ()
+            if isinstance(family.tables, Tables)
+            for choice in family.tables.choices
+        }
+        for option in plugin.info.options:
+            if (values := choices.get(option.name)) is None:
+                continue
+            if option.kind is bool:
+                offered = ("False", "True")
+            elif isinstance(option.kind, tuple):
+                offered = option.kind
+            else:
+                offered = tuple(str(value) for value in values if type(value) is option.kind)
+            assert set(offered) == set(map(str, values)), (
+                f"option {option.name} offers {', '.join(offered)}, and the choice of the tables {', '.join(map(str, values))}"
+            )
 
     def test_it_has_the_hooks(self) -> None:
         plugin = require(self.format)
