@@ -21,9 +21,9 @@ def names(module: ModuleType) -> dict[str, Any]:
     return {name: getattr(module, name) for name in module.__all__}
 
 
-def namespaces() -> dict[str, ModuleType]:
-    """The namespaces of the SDK by the names that it has for them."""
-    return {name: value for name, value in names(sdk).items() if isinstance(value, ModuleType)}
+def namespaces(module: ModuleType = sdk) -> dict[str, ModuleType]:
+    """The namespaces of a public module by the names that it has for them."""
+    return {name: value for name, value in names(module).items() if isinstance(value, ModuleType)}
 
 
 def sentence(module: ModuleType, name: str) -> str:
@@ -109,10 +109,15 @@ def page() -> str:
 
 
 def of_plugin(name: str) -> str:
-    """What the public module of a plugin is, and its names."""
+    """What the public module of a plugin is, its names, and those of its namespaces."""
     module = importlib.import_module(name)
-    said = (inspect.getdoc(module) or "").replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")
-    return said + "\n\n" + "\n".join(_rows(module, names(module)))
+    inner = namespaces(module)
+    paragraphs = (inspect.getdoc(module) or "").split("\n\n")
+    parts = [" ".join(paragraph.split()) for paragraph in paragraphs]
+    parts += ["\n".join(_rows(module, {key: value for key, value in names(module).items() if key not in inner}))]
+    for space, value in inner.items():
+        parts += [f"#### {space}", sentence(module, space), "\n".join(_rows(value, names(value)))]
+    return "\n\n".join(parts)
 
 
 def _rows(module: ModuleType, listed: dict[str, Any]) -> Iterator[str]:

@@ -227,7 +227,7 @@ PIPELINE: dict[str, tuple[str, Callable[[dict], object], str]] = {
     "another activation": (RANK.format(0), on_args(glu_activation="liglu", bias_gelu_fusion=False), "liglu"),
     "a strange position": (RANK.format(0), on_args(position_embedding_type=7), "position_embedding_type"),
     "a wrong kind of value": (RANK.format(0), on_args(hidden_size="wide"), "hidden_size"),
-    "no args": (RANK.format(0), lambda c: c.update(args=7), "no Namespace"),
+    "no args": (RANK.format(0), lambda c: c.update(args=7), "not a Namespace"),
     "another vocabulary": (RANK.format(0), lambda c: c["checkpoint_info"].update(padded_vocab_size=999), "disagree"),
     "another world": (RANK.format(3), lambda c: c.update(mp_world_size=8), "mp_world_size is 8"),
 }  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 from ckpt_core.sdk import Config, Ledger, chunked, ledgers
 from ckpt_megatron.masters import KEY, optimizers
 
+__all__ = ["DIST", "LIGHTNING", "NAMES", "enter_names", "enter_state"]
+
 # mp_rank_*/model_optim_rng.pt, common.pt, and since core 0.19 the object common_state
 STATE = ledgers.Contents(
     {
@@ -52,6 +54,7 @@ LIGHTNING = ledgers.Contents(
         "content_metadata": ledgers.PROVENANCE,
     }
 )
+"""What a checkpoint of PyTorch Lightning holds."""
 
 # What else the args say: all but the lines of `config` tell how to train.
 ARGS = ledgers.Contents(
@@ -68,6 +71,7 @@ RUN_SECTIONS = ledgers.Contents({"model": "architecture", "*": ledgers.SETTINGS}
 
 # metadata.json of a distributed checkpoint (core/dist_checkpointing/core.py, CheckpointingConfig)
 DIST = ledgers.Contents({"sharded_backend*": "how tensors are kept", "common_backend*": "how tensors are kept"})
+"""What the metadata.json of a distributed checkpoint holds."""
 
 # Bridge's latest_train_state.pt (training/state.py, TrainState)
 TRACKED = ledgers.Contents({"step": "the iteration to read", "*": ledgers.PROGRESS})
@@ -89,6 +93,7 @@ NAMES = ledgers.Contents(
         "*": ledgers.UNKNOWN_KEY,
     }
 )
+"""Names in a distributed checkpoint that are not weights."""
 
 
 def enter_args(ledger: Ledger, file: str, args: Mapping[str, Any], table: Config) -> None:

@@ -16,6 +16,7 @@ from ckpt_core.sdk import CkptError, FormatError, disk, torch_files
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DIST_METADATA = "metadata.json"
+"""The file of a distributed checkpoint that says how its tensors are kept."""
 COMMON = "common.pt"
 SIDECARS = "tokenizer"
 RUN_CONFIG = "run_config.yaml"

@@ -74,7 +74,7 @@ def height(shards: list[Shard]) -> int:
 
 
 def stored_args(value: object, file: str) -> dict[str, Any] | None:
-    """The attributes of a stored Namespace."""
+    """The attributes of the Namespace that a file holds as `value`; None where it holds none. Raises `FormatError` for anything else."""
     if value is None:
         return None
     if not isinstance(value, torch_files.Opaque) or not isinstance(value.state, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,16 @@ from ckpt_core.sdk import DType, Refusal, WriteRequest, torch_files
 from ckpt_megatron.names import LegacySpelling
 
 DIVISIBLE = "make_vocab_size_divisible_by"
+"""The argument that says what the rows of an embedding are a multiple of, times the tensor parallel ranks."""
+
+
+def padded(vocabulary: int, multiple: int, tp: int) -> int:
+    """The rows of an embedding of so many tokens, `multiple` being `DIVISIBLE` (training/tokenizer, _vocab_size_with_padding).
+
+    >>> padded(101, 8, 2)
+    112
+    """
+    return math.ceil(vocabulary / (multiple * tp)) * multiple * tp
 
 
 @dataclass(frozen=True)
@@ -115,5 +126,5 @@ class FileLayout:
 
 
 def namespace(args: Mapping[str, object]) -> torch_files.Opaque:
-    """What args are stored as."""
+    """The Namespace that args are stored as."""
     return torch_files.Opaque("argparse", "Namespace", args=(), state=dict(args))

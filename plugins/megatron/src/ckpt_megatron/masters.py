@@ -15,6 +15,8 @@ from typing import Any
 
 from ckpt_core.sdk import FormatError, StoredTensor
 
+__all__ = ["present", "replaced"]
+
 _BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
 KEY = "fp32_from_fp16_params"
 # optimizer.state.param (DistributedOptimizer), optimizer.state.fp32_param (Float16Optimizer); chained ones may have a prefix

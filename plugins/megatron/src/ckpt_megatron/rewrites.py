@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from ckpt_core.sdk import Activation, Architecture, Problems, Refusal, facts_of, layouts, rewrites, schema
 from ckpt_megatron.config import decoder_of
-from ckpt_megatron.layout import FileLayout
+from ckpt_megatron.layout import FileLayout, padded
 from ckpt_megatron.weights import TABLES
 
 
@@ -25,7 +24,7 @@ def expressed_for(model: rewrites.Rewritable, multiple: int, *, by_fields: bool 
     if not by_fields or not _one_scale(model.architecture):
         model = rewrites.folded_attention_scale(model)
     model = with_biases(model, fused_gelu=not by_fields)
-    return rewrites.vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
+    return rewrites.vocabulary_rows(model, padded(tokens.vocabulary, multiple, tp=1))
 
 
 def _one_scale(architecture: Architecture) -> bool:
@@ -33,15 +32,15 @@ def _one_scale(architecture: Architecture) -> bool:
     return len({layer.attention.scale for layer in decoder_of(architecture).layers if layer.attention}) < 2
 
 
-def with_biases(model: rewrites.Rewritable, fused_gelu: bool) -> rewrites.Rewritable:
+def with_biases(model: rewrites.Rewritable, *, fused_gelu: bool = False, always: bool = False) -> rewrites.Rewritable:
     """Zero biases where Megatron has them only all together: a zero bias changes nothing.
 
     --add-bias-linear gives one to every linear layer, --add-qkv-bias to q, k and v, and a LayerNorm always has one.
-    `fused_gelu`: GELU's tanh form is only reached through a bias.
+    `fused_gelu`: GELU's tanh form is only reached through a bias. `always`: the framework has no layers without biases.
     """
     layers = decoder_of(model.architecture).layers
     tanh = any(layer.mlp.activation is Activation.GELU_TANH and not layer.mlp.gated for layer in layers)
-    every = (fused_gelu and tanh) or any(_has_linear_bias(layer) for layer in layers)
+    every = always or (fused_gelu and tanh) or any(_has_linear_bias(layer) for layer in layers)
     inputs = every or any(_has_input_bias(layer) for layer in layers)
 
     def biased(layer: schema.Layer) -> schema.Layer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import Refusal
@@ -30,17 +30,27 @@ def stages(
             found="" if counts is None else f"stages of {', '.join(map(str, counts))} layers",
             fix=f"another --pp, or -o {FIRST}=N and -o {LAST}=N for uneven stages",
         )
-    held, start = {}, 0
-    for chunk in range(vpp):
-        for rank, count in enumerate(counts):
-            held[rank, chunk] = range(start, start + count // vpp)
-            start += count // vpp
     args: dict[str, Any] = {FIRST: first, LAST: last, "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None}
     args["num_layers_per_virtual_pipeline_stage"] = (
         counts[0] // vpp if vpp > 1 and first is None and last is None else None
     )
     args["num_virtual_stages_per_pipeline_rank"] = vpp if vpp > 1 and (first is not None or last is not None) else None
-    return held, args
+    return layers_of_stages(counts, vpp), args
+
+
+def layers_of_stages(counts: Sequence[int], vpp: int) -> dict[tuple[int, int], range]:
+    """The layers of each (pipeline rank, virtual stage), of ranks that hold so many; virtual stages are counted through all
+    ranks before the next.
+
+    >>> layers_of_stages([2, 2], 2)
+    {(0, 0): range(0, 1), (1, 0): range(1, 2), (0, 1): range(2, 3), (1, 1): range(3, 4)}
+    """
+    held, start = {}, 0
+    for chunk in range(vpp):
+        for rank, count in enumerate(counts):
+            held[rank, chunk] = range(start, start + count // vpp)
+            start += count // vpp
+    return held
 
 
 def _counts(layers: int, pp: int, first: int | None, last: int | None) -> list[int] | None:

@@ -9,11 +9,27 @@ from __future__ import annotations
 
 from ckpt_core.sdk import Native, Table, drop, layouts, row
 
+__all__ = [
+    "ATTENTION",
+    "EXPERTS",
+    "FC2",
+    "HEAD",
+    "INTERLEAVED",
+    "LAYER",
+    "MODEL",
+    "NORMS",
+    "ROUTER",
+    "TABLES",
+    "VERSION",
+]
+
 # fmt: off
 INTERLEAVED = layouts.Choice("rotary_interleaved", (False, True), default=False,
     help="the two elements of a rotary pair are neighbours (--rotary-interleaved, as in GPT-J)")
+"""The order of the elements of rotary pairs."""
 VERSION = layouts.Choice("checkpoint_version", (0.0, 1.0, 2.0, 3.0), default=3.0,
     help="the order of q, k and v in their tensor, which Megatron-LM has changed twice")
+"""The version of the checkpoint, which the state of a file says."""
 CHOICES = [
     INTERLEAVED,
     VERSION,
@@ -41,6 +57,7 @@ HEAD = layouts.fragment("head", [
     ("d",                                          {"rotary_interleaved": False}),
     ("(e c + o)",                                  {"rotary_interleaved": True}),
 ])
+"""The elements of one head, as a norm of queries or keys has them."""
 
 MODEL = Table(rows=[
     row("embedding.word_embeddings.weight",     "v h", "embedding.tokens.weight", tp="v"),
@@ -56,6 +73,7 @@ MODEL = Table(rows=[
     # The main model's outputs do not depend on it.
     drop("mtp.*",                               why="multi-token prediction layers"),
 ])
+"""What lies outside of the layers."""
 
 NORMS = [
     row("input_layernorm.weight",               "h", "attention.norm.weight"),
@@ -63,6 +81,7 @@ NORMS = [
     row("pre_mlp_layernorm.weight",             "h", "mlp.norm.weight"),
     row("pre_mlp_layernorm.bias",               "h", "mlp.norm.bias"),
 ]
+"""The rows of a layer's norms."""
 
 QKV = [
     row("self_attention.linear_qkv.weight",     "<qkv> h", "attention.{part}.weight", tp="g",    when="attention.groups%tp=0"),
@@ -81,6 +100,7 @@ ATTENTION = [
     row("self_attention.linear_proj.weight",    "h (g r d)", "attention.out.weight",    tp="g r", when="attention"),
     row("self_attention.linear_proj.bias",      "h",         "attention.out.bias",                when="attention"),
 ]
+"""The rows of attention but for q, k and v."""
 
 # The rotated rows are always interleaved pairs, as in DeepSeek's own files.
 LATENT = [
@@ -109,6 +129,7 @@ FC2 = [
     row("mlp.linear_fc2.weight",                "h f",               "mlp.down.weight",          tp="f"),
     row("mlp.linear_fc2.bias",                  "h",                 "mlp.down.bias"),
 ]
+"""The rows of the second linear layer of an MLP."""
 
 ROUTER = [
     row("mlp.router.weight",                    "x h",               "mlp.router.weight"),
@@ -123,6 +144,7 @@ ROUTER = [
     row("mlp.shared_experts.linear_fc1.weight", "f h",               "mlp.shared.up.weight",     tp="f", when="!mlp.gated"),
     row("mlp.shared_experts.linear_fc1.bias",   "f",                 "mlp.shared.up.bias",       tp="f", when="!mlp.gated"),
 ]
+"""The rows of a router, and of what experts share."""
 
 EXPERTS = [
     row("mlp.experts.local_experts.{x}.linear_fc1.weight", "((gate + up) f) h", "mlp.experts.{part}.weight", tp="f", ep="x", when="mlp.gated"),
@@ -132,6 +154,7 @@ EXPERTS = [
     row("mlp.experts.local_experts.{x}.linear_fc2.weight", "h f",               "mlp.experts.down.weight",   tp="f", ep="x"),
     row("mlp.experts.local_experts.{x}.linear_fc2.bias",   "h",                 "mlp.experts.down.bias",             ep="x"),
 ]
+"""The rows of experts that are a module each."""
 # GroupedMLP (until 0.16): stored as [h, x * 2f] and [x * f, h], but used as .view(x, h, 2f) and .view(x, f, h).
 GROUPED_EXPERTS = [
     row("mlp.experts.weight1",                  "x h ((gate + up) f)", "mlp.experts.{part}.weight", tp="f", ep="x", when="mlp.gated"),
@@ -140,6 +163,7 @@ GROUPED_EXPERTS = [
 ]
 
 LAYER = "decoder.layers.{l}"
+"""What the names of a layer's tensors begin with."""
 
 TABLES = layouts.Tables(
     [
@@ -151,6 +175,7 @@ TABLES = layouts.Tables(
     CHOICES,
     [ORDER, HEAD],
 )
+"""The tables of a GPTModel."""
 # fmt: on
 
 

@@ -12,8 +12,9 @@ from os.path import basename, dirname
 from typing import Any
 
 from ckpt_core.sdk import Config, Target, WriteRequest, launches
+from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
-from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION
+from ckpt_nemo.container.tokenizer import SECTION
 from ckpt_nemo.gpt import config as gpt
 from ckpt_nemo.gpt.versions import newer
 from ckpt_nemo.kinds import KINDS

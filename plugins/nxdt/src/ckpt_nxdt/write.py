@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from ckpt_core.sdk import (
     storage_dtype,
     torch_files,
 )
+from ckpt_megatron.sdk import DIVISIBLE, padded
 from ckpt_nxdt.config import CONFIG, table_for, write_config
 from ckpt_nxdt.detect import attention_of
 from ckpt_nxdt.files import BEGUN, DONE, MODEL
@@ -35,8 +35,6 @@ from ckpt_nxdt.stages import given_cuts, pipeline_ranks
 from ckpt_nxdt.weights import TABLES, Arrangement
 from ckpt_nxdt.xser import plan_xser
 
-_DIVISIBLE = "make_vocab_size_divisible_by"
-
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
@@ -44,8 +42,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     style = str(_chosen("model_style", options, hints) or "hf")
     model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
-    multiple = _counted(_DIVISIBLE, options) or 1
-    model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(_DIVISIBLE) is not None)
+    multiple = _counted(DIVISIBLE, options) or 1
+    model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(DIVISIBLE) is not None)
     if style == "hf":  # the job builds its embedding from this
         config["vocab_size"] = rows
     arrangement = _arrangement(style, model.architecture, options, hints)
@@ -97,12 +95,12 @@ def _padded(
     tokens = model.architecture.tokens
     if tokens is None:
         raise Refusal("a job's model reads tokens", found="no token embedding")
-    rows = math.ceil(tokens.vocabulary / (multiple * tp)) * multiple * tp
+    rows = padded(tokens.vocabulary, multiple, tp)
     if style == "hf" and rows != tokens.vocabulary and not asked:
         raise Refusal(
             f"tp={tp} does not divide the vocabulary of {tokens.vocabulary}",
             expected="a vocabulary that it divides; the hf style knows no padding",
-            fix=f"-o {_DIVISIBLE}=1 adds {rows - tokens.vocabulary} tokens whose logits are 0",
+            fix=f"-o {DIVISIBLE}=1 adds {rows - tokens.vocabulary} tokens whose logits are 0",
         )
     return rewrites.vocabulary_rows(model, rows), rows
 

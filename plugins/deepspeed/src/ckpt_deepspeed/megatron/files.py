@@ -26,6 +26,7 @@ from ckpt_deepspeed.flat import Kept
 from ckpt_deepspeed.megatron.config import GPT
 from ckpt_deepspeed.megatron.weights import is_divided
 from ckpt_deepspeed.universal import read_universal
+from ckpt_megatron.sdk import stored_args
 
 EMBEDDING, FIRST_LAYER, BEHIND = (
     1,
@@ -138,12 +139,9 @@ def read_folder(folder: Folder, weights: str, given: Architecture | None) -> Fou
 
 def _args(states: Mapping[str, Any], path: str) -> dict[str, Any] | None:
     """The attributes of the stored Namespace, with the true vocabulary that `checkpoint_info` says."""
-    value = states.get("args")
-    if value is None:
+    args = stored_args(states.get("args"), path)
+    if args is None:
         return None
-    if not isinstance(value, torch_files.Opaque) or not isinstance(value.state, dict):
-        raise FormatError("args is no Namespace", file=path, found=torch_files.brief(value))
-    args = {str(key): item for key, item in value.state.items()}
     info = section(states, "checkpoint_info", path)
     if info.get("padded_vocab_size", args.get("padded_vocab_size")) != args.get("padded_vocab_size"):
         raise FormatError(

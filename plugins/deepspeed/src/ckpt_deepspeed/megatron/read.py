@@ -33,8 +33,10 @@ from ckpt_deepspeed.flat import Kept, shards_of
 from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, read_args
 from ckpt_deepspeed.megatron.drift import Drift
 from ckpt_deepspeed.megatron.files import TOKENIZER, Found, read_folder
-from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, check_buffer, inverse_frequencies
-from ckpt_deepspeed.megatron.weights import TABLES, VERSION, is_gated
+from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, check_buffer
+from ckpt_deepspeed.megatron.weights import TABLES, is_gated
+from ckpt_megatron.sdk import inverse_frequencies
+from ckpt_megatron.sdk import weights as megatron
 
 _EMBEDDING = "embed.word_embeddings.weight"
 
@@ -159,12 +161,12 @@ def _assembled(
     folder: Folder, found: Found, architecture: Architecture
 ) -> tuple[dict[str, lazy.LazyParameter], list[Loss]]:
     """The canonical tensors, put together from all ranks, and what ranks do not agree on."""
-    layout = layouts.BoundTables(TABLES, architecture, {VERSION.name: VERSION.until(found.version)})
+    layout = layouts.BoundTables(TABLES, architecture, {megatron.VERSION.name: megatron.VERSION.until(found.version)})
     assembler = ParameterBuilder(layout.parameters, found.folder)
     if found.merged:
         _add_merged(assembler, layout, found)
         return assembler.finish(), []
-    held, frequencies = found.masters or found.weights, inverse_frequencies(architecture)
+    held, frequencies = found.masters or found.weights, inverse_frequencies(attention_of(decoder_of(architecture)))
     whole: dict[str, tuple[Native, list[int]]] = {}
     off = 0.0
     for rank in range(found.tp):

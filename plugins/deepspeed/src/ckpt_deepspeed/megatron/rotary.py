@@ -7,20 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckpt_core.sdk import Architecture, FormatError, StoredTensor, disk, dtypes
-from ckpt_deepspeed.megatron.config import attention_of, decoder_of
+from ckpt_core.sdk import FormatError, StoredTensor, disk, dtypes
 
 INVERSE_FREQUENCIES = "self_attention.rotary_emb.inv_freq"
 _EXACT, _ROUNDING = 1e-5, 2.0**-7  # of float32 powers, and of bfloat16
-
-
-def inverse_frequencies(architecture: Architecture) -> np.ndarray | None:
-    """The buffer of one layer [d / 2] in float32; None without rotary positions."""
-    attention = attention_of(decoder_of(architecture))
-    if attention.rotary is None:
-        return None
-    exponents = np.arange(0, attention.head_dim, 2, dtype=np.float32) / np.float32(attention.head_dim)
-    return np.float32(1) / (attention.rotary.theta ** exponents.astype(np.float64)).astype(np.float32)
 
 
 def check_buffer(stored: StoredTensor, expected: np.ndarray | None) -> float:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from ckpt_core.sdk import Native, Table, drop, layouts, row
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES
+from ckpt_megatron.sdk import weights as megatron
 
 # fmt: off
-VERSION = layouts.Choice("checkpoint_version", (0.0, 1.0, 2.0, 3.0), default=3.0,
-    help="the order of q, k and v in their tensor, which Megatron-LM has changed twice")
-
-# Every rank's tensor is arranged so by itself.
+# The orders of Megatron-LM's versions; every rank's tensor is arranged so by itself.
 QKV = layouts.fragment("qkv", [
     ("((q[r] + k + v) g d)", {"checkpoint_version": 0.0}),
     ("(g d (q[r] + k + v))", {"checkpoint_version": 1.0}),
@@ -49,7 +47,7 @@ LAYER = Table("layers.{l}", to="layers.{l}", rows=[
     drop(INVERSE_FREQUENCIES,                    why="computed from the base, and compared with it"),
 ])
 
-TABLES = layouts.Tables([MODEL, LAYER], [VERSION], [QKV])
+TABLES = layouts.Tables([MODEL, LAYER], [megatron.VERSION], [QKV])
 # fmt: on
 
 

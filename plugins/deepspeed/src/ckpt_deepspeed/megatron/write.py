@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,14 +21,13 @@ from ckpt_core.sdk import (
     facts_of,
     layouts,
     rewrites,
-    schema,
     torch_files,
 )
 from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
 from ckpt_deepspeed.megatron.config import GPT, attention_of, decoder_of, tokens_of
 from ckpt_deepspeed.megatron.files import FIRST_LAYER, TOKENIZER, parameter_name, place_of
-from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES, inverse_frequencies
-from ckpt_deepspeed.megatron.weights import TABLES, VERSION
+from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES
+from ckpt_deepspeed.megatron.weights import TABLES
 from ckpt_deepspeed.universal import (
     DS_VERSION,
     NEW_MOMENTS,
@@ -38,8 +36,8 @@ from ckpt_deepspeed.universal import (
     write_optimizer_state,
     write_parameter,
 )
-
-_DIVISIBLE = "make_vocab_size_divisible_by"
+from ckpt_megatron.sdk import DIVISIBLE, inverse_frequencies, namespace, padded, with_biases
+from ckpt_megatron.sdk import weights as megatron
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         float(hints.get("checkpoint_version") or 3.0),
     )
     moments = bool(options.get("moments", True))
-    multiple = int(options.get(_DIVISIBLE) or hints.get(_DIVISIBLE) or 128)
-    model = _expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), multiple * layout.tp)
+    multiple = int(options.get(DIVISIBLE) or hints.get(DIVISIBLE) or 128)
+    model = _expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), multiple, layout.tp)
     facts = facts_of(model.architecture)
     args = GPT.write(facts, checkpoint.notes)
     _check_ranks(model.architecture, layout)
     dtype = request.dtype or dtypes.commonest(assembly.dtype for assembly in model.tensors.values())
     args |= _run_args(layout, multiple, dtype)
     written = Written()
-    bound = layouts.BoundTables(TABLES, model.architecture, {VERSION.name: VERSION.until(layout.version)})
+    bound = layouts.BoundTables(
+        TABLES, model.architecture, {megatron.VERSION.name: megatron.VERSION.until(layout.version)}
+    )
     natives = [list(bound.natives({"tp": (rank, layout.tp)}).values()) for rank in range(layout.tp)]
     if universal:
         _write_universal(written, layout, natives, facts["layers"], moments)
@@ -93,7 +93,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         written.documents,
         {f"{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
         parallel={"tp": layout.tp, "pp": layout.pp},
-        decisions={"model": GPT.name, "universal": universal, _DIVISIBLE: multiple, "rewrites": list(model.rewrites)},
+        decisions={"model": GPT.name, "universal": universal, DIVISIBLE: multiple, "rewrites": list(model.rewrites)},
         losses=list(_losses(dtype, universal, moments)),
         said=GPT.said(args),
         config=args,
@@ -119,35 +119,14 @@ def _losses(dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _expressed_for(model: rewrites.Rewritable, multiple: int) -> rewrites.Rewritable:
+def _expressed_for(model: rewrites.Rewritable, multiple: int, tp: int) -> rewrites.Rewritable:
     """The model as GPTModelPipe has it: usual attention scale, a bias everywhere, padded vocabulary."""
     decoder_of(model.architecture)
     tokens = tokens_of(model.architecture)
-    model = _with_biases(rewrites.folded_attention_scale(model))
-    if tokens.padded_vocabulary % multiple == 0:
+    model = with_biases(rewrites.folded_attention_scale(model), always=True)
+    if tokens.padded_vocabulary % (multiple * tp) == 0:
         return model  # rows that were padded already, and trained
-    return rewrites.vocabulary_rows(model, math.ceil(tokens.vocabulary / multiple) * multiple)
-
-
-def _with_biases(model: rewrites.Rewritable) -> rewrites.Rewritable:
-    """Zero biases on all linear layers and norms, which always have one here: a zero bias changes nothing."""
-
-    def norm(old):
-        return old if old is None or old.kind != "layer" else replace(old, bias=True)
-
-    def biased(layer: schema.Layer) -> schema.Layer:
-        mlp = replace(layer.mlp, norm=norm(layer.mlp.norm), up_bias=True, down_bias=True)
-        if layer.attention is None or layer.mlp.moe is not None:
-            return layer
-        attention = replace(
-            layer.attention, norm=norm(layer.attention.norm), q_bias=True, k_bias=True, v_bias=True, out_bias=True
-        )
-        return replace(layer, mlp=mlp, attention=attention)
-
-    wanted = rewrites.map_layers(model.architecture, biased)
-    decoder = decoder_of(wanted)
-    wanted = replace(wanted, decoder=replace(decoder, final_norm=norm(decoder.final_norm)))
-    return rewrites.zero_biases(model, wanted)
+    return rewrites.vocabulary_rows(model, padded(tokens.vocabulary, multiple, tp))
 
 
 def _check_ranks(architecture: Architecture, layout: _Layout) -> None:
@@ -165,7 +144,7 @@ def _run_args(layout: _Layout, multiple: int, dtype: DType) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
-        _DIVISIBLE: multiple,
+        DIVISIBLE: multiple,
         "params_dtype": dtype,
         "bf16": dtype.name == "bf16",
         "fp16": dtype.name == "fp16",
@@ -187,7 +166,8 @@ def _write_layers(
     written: Written, layout: _Layout, ranks: Sequence[Sequence[Native]], architecture: Architecture, dtype: DType
 ) -> None:
     """`layer_XX-model_YY` for every place in the list of pipeline layers that holds tensors, and every rank."""
-    layers, frequencies = len(decoder_of(architecture).layers), inverse_frequencies(architecture)
+    decoder = decoder_of(architecture)
+    layers, frequencies = len(decoder.layers), inverse_frequencies(attention_of(decoder))
     for rank, natives in enumerate(ranks):
         places: dict[int, list[tuple[str, Native]]] = {}
         for native in natives:
@@ -256,12 +236,7 @@ def _write_states(
 ) -> None:
     """`mp_rank_MM` for every pair of ranks, and the name of the step; a loader needs all keys, and args only to compare."""
     original = args.get("original_vocab_size")
-    namespace = torch_files.Opaque(
-        "argparse",
-        "Namespace",
-        args=(),
-        state={key: value for key, value in args.items() if key != "original_vocab_size"},
-    )
+    stored = namespace({key: value for key, value in args.items() if key != "original_vocab_size"})
     for number in range(layout.tp * layout.pp):
         natives = ranks[number % layout.tp]
         body = {
@@ -281,7 +256,7 @@ def _write_states(
             "mp_world_size": layout.tp * layout.pp,
             "ds_config": {},
             "ds_version": DS_VERSION,
-            "args": namespace,
+            "args": stored,
             "checkpoint_version": layout.version,
             "iteration": layout.step,
             "tokens": 0,

@@ -17,6 +17,7 @@ _DENSE = {
     "moe_router_group_topk": None,
 }
 ROUTER_KEYS = tuple(_DENSE)
+"""The arguments that say how a router chooses experts."""
 _LOSSES = (None, "none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # in training alone; "sinkhorn" always routes
 _ROUTER = "mlp.moe.router"
 # A group is scored by the sum of its best topk / group_topk experts, where HF takes the best one or the best two.

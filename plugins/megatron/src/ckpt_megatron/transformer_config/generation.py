@@ -14,7 +14,9 @@ from typing import Any
 from ckpt_core.sdk import Custom, Facts, company, custom
 
 FIELD = "generation_config"
+"""The field that holds them."""
 CLASS = "transformers.generation.configuration_utils.GenerationConfig"
+"""The class of transformers that is in it."""
 _IDS = {role: f"{name}_id" for role, name in company.ROLES.items()}
 
 

@@ -10,12 +10,14 @@ from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 
 EMBEDDING = "embedding.word_embeddings.weight"
+"""The tensor whose rows are the padded vocabulary."""
 RANKS = {
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
     "ep": "expert_model_parallel_size",
     "vpp": "virtual_pipeline_model_parallel_size",
 }
+"""The fields that say how many ranks there are, by the names that `ckpt` has for these numbers."""
 
 
 def refuse_adapters(found: Found, fix: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from ckpt_core.sdk import FormatError, chunked, disk, documents, torch_files, trees
-from ckpt_megatron.contents import DIST, LIGHTNING, enter_names
+from ckpt_megatron.sdk import contents
 from ckpt_nemo.container.saved import Saved, unwrapped
 
 METADATA = "metadata.json"
@@ -42,13 +42,13 @@ def distributed_weights(tree: trees.Tree, saved: Saved) -> None:
             raise FormatError(f"the tensor {name!r} is stored twice, under different prefixes", file=tree.path)
         into[name] = tensor
     weights = {name for name in checkpoint.tensors if not _OPTIMIZER.match(name)}
-    enter_names(saved.ledger, checkpoint, weights)
+    contents.enter_names(saved.ledger, checkpoint, weights)
     for name in tree.files:
         if tree[name].file != tree.place(name):
             saved.ledger.used("weights", tree.place(name))
     saved.ledger.used("how tensors are kept", tree.place(METADATA))
-    saved.ledger.contents(tree.place(METADATA), value, DIST)
+    saved.ledger.contents(tree.place(METADATA), value, contents.DIST)
     if COMMON in tree and isinstance(common := torch_files.read_torch_member(tree, COMMON), dict):
-        saved.ledger.contents(tree.place(COMMON), common, LIGHTNING)
+        saved.ledger.contents(tree.place(COMMON), common, contents.LIGHTNING)
     extra = [tree[name].file for name in (METADATA, COMMON) if name in tree]
     saved.states += [disk.FileState.of(path) for path in sorted({*checkpoint.files, *extra})]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, company, disk, ledgers, torch_files, trees
-from ckpt_megatron.contents import LIGHTNING, enter_state
+from ckpt_megatron.sdk import contents
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
 from ckpt_nemo.container.omegaconf import plain, resolved, root_of
@@ -158,14 +158,14 @@ def open_lightning(path: str, step: Step) -> Saved:
         distributed_weights(trees.open_tree(step.folder), saved)
     else:
         places = sorted(step.ranks)
-        contents = {place: _content(step.ranks[place]) for place in places}
+        held = {place: _content(step.ranks[place]) for place in places}
         first = step.ranks[places[0]]
-        config, config_file, section = _config(contents[places[0]], first, step)
+        config, config_file, section = _config(held[places[0]], first, step)
         saved = Saved(path, step.place, "ckpt", "ranks", config, config_file, section=section)
         for place in places:
-            _check_same(contents[place], config, step.ranks[place], first, problems)
-            saved.ranks.append(_rank(place, contents[place], step.ranks[place], saved.ledger))
-            enter_state(saved.ledger, step.ranks[place], contents[place], LIGHTNING)
+            _check_same(held[place], config, step.ranks[place], first, problems)
+            saved.ranks.append(_rank(place, held[place], step.ranks[place], saved.ledger))
+            contents.enter_state(saved.ledger, step.ranks[place], held[place], contents.LIGHTNING)
         saved.states = [disk.FileState.of(file) for file in step.ranks.values()]
     saved.root = os.path.dirname(step.base) if os.path.basename(step.base) == FOLDER else step.base
     if config_file.endswith(HPARAMS):

@@ -19,7 +19,7 @@ from ckpt_core.sdk import (
     torch_files,
     trees,
 )
-from ckpt_megatron.contents import NAMES
+from ckpt_megatron.sdk import contents
 
 # `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
@@ -176,7 +176,7 @@ def state_dict(value: object, file: str, ledger: Ledger) -> dict[str, StoredTens
     for stored_as, tensor in value.items():
         name = unwrapped(str(stored_as))
         if name.endswith("_extra_state"):
-            ledger.contents(file, {stored_as: tensor}, NAMES)
+            ledger.contents(file, {stored_as: tensor}, contents.NAMES)
             continue
         if not isinstance(tensor, StoredTensor):
             problems.add(

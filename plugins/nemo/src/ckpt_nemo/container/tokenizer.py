@@ -10,7 +10,6 @@ is taken, or the one given with `-o tokenizer=FILE`. No path that a stranger's c
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,10 +19,10 @@ from typing import Any
 from blake3 import blake3
 
 from ckpt_core.sdk import CkptError, FormatError, Loss, Sidecar, documents, trees
+from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.sentencepiece import piece_count
 
 SECTION = "tokenizer"
-DIVISIBLE = "make_vocab_size_divisible_by"
 _DIGITS = re.compile(r"^[0-9a-f]{32}_")
 _LIMIT = 256 << 20
 # key of the section -> the name under which other formats know the file
@@ -109,15 +108,6 @@ def multiple_in(config: Mapping[str, Any]) -> int:
     if type(value) is not int or not 0 < value <= 1 << 20:
         raise CkptError(f"key {DIVISIBLE!r} is not a number of rows", found=repr(value)[:80])
     return value
-
-
-def padded(vocabulary: int, multiple: int, tp: int) -> int:
-    """The rows that NeMo gives its embedding.
-
-    >>> padded(101, 8, 2)
-    112
-    """
-    return math.ceil(vocabulary / (multiple * tp)) * multiple * tp
 
 
 @dataclass

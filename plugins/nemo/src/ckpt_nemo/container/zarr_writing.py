@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ckpt_core.sdk import DType, Native, Placement, disk, torch_files
-from ckpt_megatron.write_dist import backend_document
+from ckpt_megatron.sdk import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import Members
 

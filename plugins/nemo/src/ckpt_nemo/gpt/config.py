@@ -31,9 +31,7 @@ from ckpt_core.sdk import (
     uniform,
     values,
 )
-from ckpt_megatron.args.mlp import read_experts, write_experts
-from ckpt_megatron.args.positions import learned_or_rotary
-from ckpt_megatron.args.router import ROUTER_KEYS
+from ckpt_megatron.sdk import ROUTER_KEYS, learned_or_rotary, read_experts, write_experts
 from ckpt_nemo.values import Values, flag, given, is_since
 
 LEFT_OUT, value_of = configs.LEFT_OUT, configs.value_of

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, chunked, layouts
-from ckpt_megatron import masters
-from ckpt_megatron.names import is_fused, layer_of, renumbered
-from ckpt_megatron.read_dist import split
+from ckpt_megatron.sdk import dist_tensors, is_fused, layer_of, masters, renumbered
 from ckpt_nemo.container.saved import Rank, Saved
 from ckpt_nemo.gpt.weights import ROTARY, TIED_COPY, is_legacy, legacy, plain
 
@@ -163,7 +161,7 @@ def _of_all(saved: Saved, weights: str, found: Found, problems: Problems) -> Non
     stacks: dict[str, int] = {}
     for stored_as, tensor in tensors.items():
         try:
-            for name, shards in split(stored_as, tensor, stacks):
+            for name, shards in dist_tensors(stored_as, tensor, stacks):
                 # What is stored per layer lies together in one copy.
                 copies = share.tensors.setdefault(plain(name), [[]])
                 copies[0] += shards

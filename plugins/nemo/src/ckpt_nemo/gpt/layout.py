@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_core.sdk import Architecture, Problems, Refusal, WriteRequest, layouts
-from ckpt_nemo.container.tokenizer import DIVISIBLE, multiple_in
+from ckpt_megatron.sdk import DIVISIBLE, layers_of_stages
+from ckpt_nemo.container.tokenizer import multiple_in
 from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
 
 # The last NeMo 1, which most runs have: what is written is for it unless it takes a newer one.
@@ -96,12 +97,7 @@ class FileLayout:
             )
         if self.vpp > 1 and self.pp == 1:
             raise Refusal("virtual stages need more than one pipeline stage", found=f"vpp={self.vpp} pp=1")
-        size = layers // count
-        return {
-            (rank, chunk): range((chunk * self.pp + rank) * size, (chunk * self.pp + rank + 1) * size)
-            for chunk in range(self.vpp)
-            for rank in range(self.pp)
-        }
+        return layers_of_stages([layers // self.pp] * self.pp, self.vpp)
 
     def check(self, architecture: Architecture) -> None:
         """Raise `Refusal`s for ranks that the model or the backend cannot have."""

@@ -23,11 +23,11 @@ from ckpt_core.sdk import (
     lazy,
     original_of,
 )
-from ckpt_megatron.names import te
+from ckpt_megatron.sdk import padded, te
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import unresolved
 from ckpt_nemo.container.saved import Saved
-from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in, padded
+from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING
 from ckpt_nemo.gpt.files import Found, bias_blocks, is_gated_bias, tensors_of
 from ckpt_nemo.gpt.rotary import check_frequencies

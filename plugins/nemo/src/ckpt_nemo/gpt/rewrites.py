@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Refusal, facts_of, rewrites
-from ckpt_megatron.rewrites import with_biases
-from ckpt_nemo.container.tokenizer import padded
+from ckpt_megatron.sdk import padded, with_biases
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.versions import newer
 

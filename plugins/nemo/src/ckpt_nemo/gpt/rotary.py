@@ -11,20 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from ckpt_core.sdk import Architecture, DType, FormatError, Loss, StoredTensor, disk, dtypes, layouts, lazy, schema
+from ckpt_megatron.sdk import inverse_frequencies
 
 _TOLERANCES = {"fp32": 1e-5, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 1e-5}
 _SMALLEST_FP16 = 2.0**-24
 
 
 def frequencies(architecture: Architecture) -> np.ndarray | None:
-    """base ** (-2 i / d) in float32, d being the rotated part of the head dim; None without rotary positions."""
+    """Those of a model, in float32; None without rotary positions."""
     attention = architecture.decoder.layers[0].attention if architecture.decoder else None
-    if attention is None or attention.rotary is None:
-        return None
-    width = int(attention.head_dim * attention.rotary.fraction)
-    exponents = np.arange(0, width, 2).astype(np.float32) / np.float32(width)
-    # A power in float64, rounded once: what float32 libraries differ by is no part of the format.
-    return np.float32(1.0) / (np.float64(attention.rotary.theta) ** exponents).astype(np.float32)
+    return None if attention is None else inverse_frequencies(attention)
 
 
 def stored_bytes(architecture: Architecture, dtype: DType) -> tuple[DType, int, bytes]:

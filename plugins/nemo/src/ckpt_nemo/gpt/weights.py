@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 
 from ckpt_core.sdk import Table, drop, layouts, row
-from ckpt_megatron import names
-from ckpt_megatron import weights as megatron
-from ckpt_megatron.names import LegacySpelling
+from ckpt_megatron.sdk import LegacySpelling, plain_name
+from ckpt_megatron.sdk import weights as megatron
 
 TIED_COPY = "word_embeddings.weight"  # on the last of several pipeline stages
 ROTARY = "language_model.rotary_pos_emb.inv_freq"  # on every stage
@@ -80,7 +79,7 @@ def plain(name: str) -> str:
     """
     if name == TIED_COPY:
         return "output_layer.weight"
-    name = names.plain(name)
+    name = plain_name(name)
     for te, own in _TE_LAYER:
         name = name.replace(te, own)
     return name

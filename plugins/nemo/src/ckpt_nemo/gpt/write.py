@@ -20,7 +20,8 @@ from ckpt_core.sdk import (
     rewrites,
     schema,
 )
-from ckpt_nemo.container.tokenizer import DIVISIBLE, SECTION, Artifacts, artifacts_of, padded, section_in
+from ckpt_megatron.sdk import DIVISIBLE, padded
+from ckpt_nemo.container.tokenizer import SECTION, Artifacts, artifacts_of, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING
 from ckpt_nemo.gpt.layout import FileLayout

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.sdk import DType, Native, Placement, chunked, layouts, rewrites, schema, storage_dtype, torch_files
-from ckpt_megatron.extra_states import stacked_extra_states
-from ckpt_megatron.names import te
-from ckpt_megatron.write_dist import backend_document, dist_files, dist_place
+from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import Form, Members, distributed_folder
 from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckpt_core.sdk import Architecture, DType, Native, dtypes, layouts, rewrites, schema, storage_dtype
-from ckpt_megatron.extra_states import linear_extra_states
-from ckpt_megatron.names import renumbered, te
+from ckpt_megatron.sdk import linear_extra_states, renumbered, te
 from ckpt_nemo.container.writing import Constant, Entry, Form, Members, State, add_rank
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rotary import frequencies, stored_bytes

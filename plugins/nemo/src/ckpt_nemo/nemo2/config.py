@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import Config, Facts, Refusal, RotaryKind, uniform
-from ckpt_megatron.args.latent_rotary import check_any_version
-from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
-from ckpt_megatron.transformer_config.generation import CLASS, settings_of
-from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
+from ckpt_megatron.sdk import check_any_version, transformer_config
 from ckpt_nemo.nemo2.classes import PACKAGE, is_known, lineage, scales_embedding
 from ckpt_nemo.nemo2.graph import Call
 
 _FUNCTIONS = "nemo.collections.llm.fn.activation"
-GPT = usual("NeMo 2's GPTConfig", _FUNCTIONS)
-MLA = latent("NeMo 2's GPTConfig with latent attention", _FUNCTIONS)
-GEMMA = GPT.replace("NeMo 2's GemmaConfig", scaled_embedding())
+GPT = transformer_config.usual("NeMo 2's GPTConfig", _FUNCTIONS)
+MLA = transformer_config.latent("NeMo 2's GPTConfig with latent attention", _FUNCTIONS)
+GEMMA = GPT.replace("NeMo 2's GemmaConfig", transformer_config.scaled_embedding())
 
 # Fields that the Megatron-Core of NeMo 2.4 (0.13) does not have: what it does without them, and the fact they would say
 _LATER: dict[str, tuple[object, str]] = {
@@ -116,5 +113,7 @@ def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> 
         value = fields.pop(key, usual_value)
         if value != usual_value:
             raise Refusal(f"NeMo 2.4 has no field {key!r}, and so no {path}", found=f"{key} = {value}")
-    settings = settings_of(fields.pop(GENERATION, None))
-    return fields | ({GENERATION: Call(CLASS, settings)} if settings else {})
+    settings = transformer_config.settings_of(fields.pop(transformer_config.GENERATION, None))
+    return fields | (
+        {transformer_config.GENERATION: Call(transformer_config.GENERATION_CLASS, settings)} if settings else {}
+    )

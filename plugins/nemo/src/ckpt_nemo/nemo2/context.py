@@ -25,9 +25,7 @@ from ckpt_core.sdk import (
     torch_files,
     trees,
 )
-from ckpt_megatron.transformer_config.config_fields import HARMLESS
-from ckpt_megatron.transformer_config.generation import FIELD as GENERATION
-from ckpt_megatron.transformer_config.targets import plain
+from ckpt_megatron.sdk import transformer_config
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
 from ckpt_nemo.nemo2.files import GRAPH, MODEL
@@ -119,7 +117,7 @@ def _dump(context: trees.Tree) -> dict[str, Any] | None:
     if MODEL not in context:
         return None
     file = context.place(MODEL)
-    value = plain(documents.parse_yaml(context.read(MODEL), file))
+    value = transformer_config.plain(documents.parse_yaml(context.read(MODEL), file))
     if not isinstance(value, dict):
         raise FormatError("the file describes no model", file=file, found=torch_files.brief(value))
     return value
@@ -262,4 +260,8 @@ def _meant(classes: Classes, given: Mapping[str, Any], options: Mapping[str, Any
 
 def _telling(table: Config) -> set[str]:
     """The fields that a table does something with."""
-    return set(table.keys) - {key for entry in HARMLESS for key in entry.keys} - {GENERATION}
+    return (
+        set(table.keys)
+        - {key for entry in transformer_config.HARMLESS for key in entry.keys}
+        - {transformer_config.GENERATION}
+    )

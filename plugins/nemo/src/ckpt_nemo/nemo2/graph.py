@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import FormatError, torch_files
-from ckpt_megatron.transformer_config.targets import dotted
+from ckpt_megatron.sdk import transformer_config
 
 _CALLS = ("fiddle._src.config.Config", "fiddle._src.partial.Partial")
 _METADATA = ("fiddle._src.config", "BuildableTraverserMetadata")
@@ -133,7 +133,7 @@ class _Reader:
 
     def _name(self, value: object) -> str:
         if isinstance(value, dict) and isinstance(value.get("module"), str) and isinstance(value.get("name"), str):
-            return dotted(f"{value['module']}.{value['name']}")
+            return transformer_config.dotted(f"{value['module']}.{value['name']}")
         raise FormatError(
             "a type of the graph has no name", file=self._file, found=torch_files.brief(value), expected="module, name"
         )

@@ -19,18 +19,14 @@ from ckpt_core.sdk import (
     torch_files,
     trees,
 )
-from ckpt_megatron import weights
-from ckpt_megatron.files import DIST_METADATA
-from ckpt_megatron.found import Found
-from ckpt_megatron.read import choices_of_tensors, rank_tensors
-from ckpt_megatron.read_dist import read_dist
-from ckpt_megatron.transformer_config.reading import (
-    EMBEDDING,
-    described,
-    dropped,
-    layout_hints,
-    parallel,
-    refuse_adapters,
+from ckpt_megatron.sdk import (
+    DIST_METADATA,
+    Found,
+    choices_of_tensors,
+    rank_tensors,
+    read_dist,
+    transformer_config,
+    weights,
 )
 from ckpt_nemo.nemo2.context import Described, read_context
 from ckpt_nemo.nemo2.files import GRAPH, MODEL, find
@@ -52,11 +48,11 @@ def read(path: str, request: ReadRequest) -> Description:
     model = read_context(context, request.options)
     tokenizer = read_tokenizer(model.tokenizer, context)
     found = read_dist(place.weights, request.weights, reader)
-    refuse_adapters(found, _MERGE)
+    transformer_config.refuse_adapters(found, _MERGE)
     _check_rows(model, tokenizer, found, asked=company.asked_vocabulary(request) is not None)
-    rows = found.rows(EMBEDDING)
+    rows = found.rows(transformer_config.EMBEDDING)
     model.facts |= {"tokens.padded_vocabulary": rows, "tokens.vocabulary": rows}
-    architecture, choices = described(model.facts, model.notes, found, model.file)
+    architecture, choices = transformer_config.described(model.facts, model.notes, found, model.file)
     if request.weights == "master":
         model.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
@@ -76,11 +72,11 @@ def read(path: str, request: ReadRequest) -> Description:
         vocabulary=Vocabulary(rows=lambda tokens: rows if made else tokens, tokenizer=tokenizer.size),
         notes=model.notes,
         sidecars=tokenizer.files,
-        parallel=parallel(model.fields),
+        parallel=transformer_config.parallel(model.fields),
         ledger=found.ledger,
         hints=_hints(model, tokenizer, found),
         evidence=model.evidence,
-        losses=[*model.losses, *dropped(found)],
+        losses=[*model.losses, *transformer_config.dropped(found)],
         masters=found.masters,
     )
 
@@ -98,7 +94,7 @@ def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:
 
 def _check_rows(model: Described, tokenizer: Tokenizer, found: Found, asked: bool) -> None:
     """The embedding has the rows that vocab_size says, or a row for every token."""
-    rows, said = found.rows(EMBEDDING), model.fields.get("vocab_size")
+    rows, said = found.rows(transformer_config.EMBEDDING), model.fields.get("vocab_size")
     if said is not None and said != rows:
         raise CkptError(
             "the embedding has another number of rows than the vocabulary",
@@ -117,7 +113,7 @@ def _check_rows(model: Described, tokenizer: Tokenizer, found: Found, asked: boo
 
 def _hints(model: Described, tokenizer: Tokenizer, found: Found) -> dict[str, Any]:
     """The choices by which the same checkpoint can be written again."""
-    hints = layout_hints(model.fields, model.facts, found) | {
+    hints = transformer_config.layout_hints(model.fields, model.facts, found) | {
         "classes": {"config": model.classes.config, "model": model.classes.model},
         "vocab_size": model.fields.get("vocab_size"),
     }

@@ -8,12 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, rewrites
-from ckpt_megatron.builder import GPTBuilder
-from ckpt_megatron.layout import DIVISIBLE, FileLayout
-from ckpt_megatron.rewrites import expressed_for
-from ckpt_megatron.transformer_config.targets import named
-from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
-from ckpt_megatron.write_dist import write_dist
+from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, transformer_config, write_dist
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
 from ckpt_nemo.nemo2.graph import Call, Named, plain_of, write_graph
@@ -34,13 +29,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
     classes = classes_for(facts, hints.get("classes") or {})
     fields = written_fields(facts, checkpoint.notes, classes)
-    check_layout(model, facts, layout)
-    numbered = number_layers(fields, facts, hints)
+    transformer_config.check_layout(model, facts, layout)
+    numbered = transformer_config.number_layers(fields, facts, hints)
     rows = facts["tokens.padded_vocabulary"]
     # of more rows than there are tokens, a reader would take the last for padding
     implied = fixed is None and tokenizer.size == facts["tokens.vocabulary"] and _rows_of(tokenizer, layout) == rows
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": None if implied else rows}
-    fields |= running(layout, model, request.dtype)
+    fields |= transformer_config.running(layout, model, request.dtype)
     builder = GPTBuilder(layout, model, request.dtype)
     write_dist(builder, {}, homogeneous=not numbered, prefix=_PREFIX)
     graph = write_graph(_graph(classes, fields, tokenizer))
@@ -78,14 +73,17 @@ def _rows_of(tokenizer: WrittenTokenizer, layout: FileLayout) -> int | None:
 
 
 def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> Call:
-    given = {key: Named(value) if key in FUNCTIONS else value for key, value in fields.items()}
+    given = {key: Named(value) if key in transformer_config.FUNCTIONS else value for key, value in fields.items()}
     model = Call(classes.model, {"config": Call(classes.config, given), "tokenizer": tokenizer.call})
     return Call(_ROOT, {"model": model})
 
 
 def _dump(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> dict[str, Any]:
     """model.yaml, which NeMo does not read, but people and other tools do."""
-    said = {key: named(value) if key in FUNCTIONS else plain_of(value) for key, value in sorted(fields.items())}
+    said = {
+        key: transformer_config.named(value) if key in transformer_config.FUNCTIONS else plain_of(value)
+        for key, value in sorted(fields.items())
+    }
     call = tokenizer.call
     return {
         "_target_": classes.model,

@@ -30,7 +30,7 @@ from ckpt_core.sdk import (
     original_of,
     rewrites,
 )
-from ckpt_megatron import masters
+from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.saved import Rank, Saved

@@ -24,8 +24,9 @@ from ckpt_core.sdk import (
     schema,
     storage_dtype,
 )
+from ckpt_megatron.sdk import DIVISIBLE, padded
 from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
-from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, padded, section_in
+from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, section_in
 from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
 from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
@@ -34,7 +35,6 @@ from ckpt_nemo.t5.template import SENTINELS_OF_T5, TARGET, TEMPLATE, VERSION
 from ckpt_nemo.t5.tokens import like_t5, special_tokens, tokens_of
 from ckpt_nemo.t5.weights import LAYERS, ROOT, TABLES, Blocks
 
-DIVISIBLE = "make_vocab_size_divisible_by"
 _NATIVE, _SCRIPT = "native", "script"
 _SOURCE = "the config of the source"
 

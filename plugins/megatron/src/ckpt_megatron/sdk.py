@@ -1,0 +1,68 @@
+"""Megatron's dialect: what a plugin whose framework trains Megatron's models imports.
+
+NeMo, Megatron-Bridge, Megatron-DeepSpeed and others call the tensors of a GPTModel by one of its versions' names, divide them over
+ranks as it does, pad its vocabulary, and store its arguments or its config class. What they share is said here, and what is their own, in
+their plugins.
+"""
+
+from __future__ import annotations
+
+from ckpt_megatron import contents, masters, transformer_config, weights
+from ckpt_megatron.args.latent_rotary import check_any_version
+from ckpt_megatron.args.mlp import read_experts, write_experts
+from ckpt_megatron.args.positions import learned_or_rotary
+from ckpt_megatron.args.router import ROUTER_KEYS
+from ckpt_megatron.builder import GPTBuilder
+from ckpt_megatron.extra_states import linear_extra_states, stacked_extra_states
+from ckpt_megatron.files import DIST_METADATA
+from ckpt_megatron.found import Found, stored_args
+from ckpt_megatron.frequencies import inverse_frequencies
+from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
+from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
+from ckpt_megatron.names import plain as plain_name
+from ckpt_megatron.read import choices_of_tensors, rank_tensors
+from ckpt_megatron.read_dist import read_dist
+from ckpt_megatron.read_dist import split as dist_tensors
+from ckpt_megatron.rewrites import expressed_for, with_biases
+from ckpt_megatron.stages import layers_of_stages
+from ckpt_megatron.write_dist import backend_document, dist_files, dist_place, write_dist
+
+__all__ = [
+    "DIST_METADATA",
+    "DIVISIBLE",
+    "ROUTER_KEYS",
+    "FileLayout",
+    "Found",
+    "GPTBuilder",
+    "LegacySpelling",
+    "backend_document",
+    "check_any_version",
+    "choices_of_tensors",
+    "contents",
+    "dist_files",
+    "dist_place",
+    "dist_tensors",
+    "expressed_for",
+    "inverse_frequencies",
+    "is_fused",
+    "layer_of",
+    "layers_of_stages",
+    "learned_or_rotary",
+    "linear_extra_states",
+    "masters",
+    "namespace",
+    "padded",
+    "plain_name",
+    "rank_tensors",
+    "read_dist",
+    "read_experts",
+    "renumbered",
+    "stacked_extra_states",
+    "stored_args",
+    "te",
+    "transformer_config",
+    "weights",
+    "with_biases",
+    "write_dist",
+    "write_experts",
+]
