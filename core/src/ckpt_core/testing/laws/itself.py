@@ -51,6 +51,7 @@ class Manners(Law):
         for option in plugin.info.options:
             if (values := choices.get(option.name)) is None:
                 continue
+            offered: tuple[str, ...]
             if option.kind is bool:
                 offered = ("False", "True")
             elif isinstance(option.kind, tuple):
