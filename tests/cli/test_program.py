@@ -150,7 +150,7 @@ class TestWords:
 
     @pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "1e9", "1 2"])
     def test_no_sizes(self, text):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match="not a size"):
             parse_size(text)
 
     def test_numbers(self):

@@ -307,5 +307,5 @@ def test_blocks_before_1_13_were_those_of_the_self_attention_alone(copy: Path) -
 
 def test_a_config_that_is_not_there_is_said_so(copy: Path) -> None:
     (copy / "model_config.yaml").write_text("{}\n")
-    with pytest.raises(CkptError):
+    with pytest.raises(CkptError, match="no config is stored"):
         open_checkpoint(copy)
