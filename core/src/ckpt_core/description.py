@@ -71,7 +71,8 @@ class Vocabulary:
 class Description:
     """A checkpoint as a plugin describes it.
 
-    `architecture` is what `config`, a file, says; without `config` it is that of `--config` (see `reading.given`).
+    `architecture` is what `config`, a file, says; without `config` it is that of `--config` (see `reading.given`). `said` is what
+    the config alone says, where the tensors decide more than it: `--config` must agree with that.
     `tables` say which tensor holds what, under the `choices` that were found out, and `ranks` are the tensors found. `where` is the folder or file of the weights,
     which errors name. `root` is where our own receipt would lie: `where`, unless said. `files` are those that are read,
     config files among them. `vocabulary` is None where the config itself says the true one.
@@ -86,6 +87,7 @@ class Description:
     where: str
     files: Sequence[FileState]
     config: str | None = None
+    said: Architecture | None = None
     root: str | None = None
     vocabulary: Vocabulary | None = None
     choices: Chosen = field(default_factory=dict)

@@ -44,7 +44,7 @@ def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint
 def checkpoint_of(description: Description, format: str, path: str, request: ReadRequest) -> Checkpoint:
     """The checkpoint at `path` as it is described. Raises every problem of its tensors at once."""
     if request.architecture is not None and description.config is not None:
-        check_agreement(request.architecture, description.architecture, description.config)
+        check_agreement(request.architecture, description.said or description.architecture, description.config)
     checkpoint = Checkpoint(
         format,
         path,

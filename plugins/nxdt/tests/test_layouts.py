@@ -133,7 +133,9 @@ def test_copies_that_differ_are_refused_or_kept_as_heads(sources: dict[str, Path
     run = without_receipt(written(sources["llama"], tmp_path / "run", **REPLICATED))
     spoil(run, "weight_k", rank=1)
     refused(run, problem="(?s)differ, so they are no copies.*kv_replicas=separate")
-    with open_checkpoint(run, options={"kv_replicas": "separate"}) as source:
+    # --config must agree with what the config beside the weights says, and not with the heads that copies are read as
+    config = str(sources["llama"] / "config.json")
+    with open_checkpoint(run, config=config, options={"kv_replicas": "separate"}) as source:
         assert source.architecture.decoder.layers[0].attention.groups == 4
         keys = source["layers.0.attention.k.weight"].numpy()
     stored = [nxdt.load(run / FILE.format(rank, 0))["model.layers.0.self_attn.qkv_proj.weight_k"] for rank in range(4)]

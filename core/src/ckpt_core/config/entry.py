@@ -107,7 +107,7 @@ def one_value(facts: Facts, paths: tuple[str, ...], key: str) -> Any:
     values = {path: facts[path] for path in paths if path in facts}
     if len(set(values.values())) > 1:
         found = ", ".join(f"{path}={value}" for path, value in values.items())
-        raise Refusal(f"{key} is one value", found=found, fact=tuple(values))
+        raise Refusal(f"{key} is one value for {' and '.join(values)}", found=found, fact=tuple(values))
     value = next(iter(values.values()), None)
     if isinstance(value, PerLayer):
         raise Refusal(f"{key} is one value for all layers", found=f"{paths[0]} = {value}", fact=paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ckpt_core.sdk import (
     Checkpoint,
+    Description,
     FamilyTables,
     FormatInfo,
     Option,
@@ -70,7 +71,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_nxdt.read import read
 
     return read(path, request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ckpt_core.sdk import Ledger, ledgers, torch_files
-from ckpt_nxdt.files import BEGUN, DONE, Found, root_of
+from ckpt_nxdt.files import BEGUN, DONE, FolderContents, root_of
 from ckpt_nxdt.files import OPTIMIZER as FOLDER
 from ckpt_nxdt.job import FRAGMENT
 from ckpt_nxdt.xser import read_xser
@@ -23,16 +23,16 @@ _INFO = ledgers.Contents({"[0-9]*": "where each tensor lies"})
 _FILES = {USER_CONTENT: ledgers.PROGRESS, SCHEDULER: ledgers.SCHEDULE, FRAGMENT: ledgers.SETTINGS}
 
 
-def enter_training(ledger: Ledger, found: Found, masters_read: set[str]) -> None:
+def enter_training(ledger: Ledger, contents: FolderContents, masters_read: set[str]) -> None:
     """The marks of the job, and the state of its training; `masters_read` are the files whose masters are the weights."""
-    root = root_of(found.folder)
+    root = root_of(contents.folder)
     for name in (BEGUN, DONE):
         if os.path.isfile(mark := os.path.join(root, name)):
             ledger.used("whether the checkpoint is complete", mark)
     for name, reason in _FILES.items():
         if os.path.isfile(file := os.path.join(root, name)):
             ledger.left(reason, file, size=os.path.getsize(file))
-    for rank in found.files:
+    for rank in contents.files:
         if os.path.isfile(info := f"{rank.path}.info.pt"):
             ledger.used("where each tensor lies", info)
             ledger.contents(info, torch_files.read_torch_file(info), _INFO)

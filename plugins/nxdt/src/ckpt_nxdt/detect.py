@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import Architecture, CkptError, FormatError, errors, schema
-from ckpt_nxdt.files import Held
+from ckpt_nxdt.files import Weights
 from ckpt_nxdt.weights import Arrangement
 
 _MARKS = {
@@ -25,7 +25,7 @@ _SEPARATE = "-o kv_replicas=separate keeps every copy as a key-value head of its
 
 
 @dataclass
-class Detected:
+class Detection:
     """The arrangement of a checkpoint and what it rests on. `copies` of every key-value head lie on ranks of their own;
     `separate`: they differ, and each is read as a head."""
 
@@ -40,7 +40,7 @@ class Clues:
     """All that an arrangement is told by: the tensors, the signs that a job wrote them, the model's attention, the
     user's options, and what our own receipt recorded."""
 
-    held: Held
+    weights: Weights
     trained: Sequence[str]
     attention: schema.Attention
     options: Mapping[str, Any]
@@ -57,11 +57,11 @@ def attention_of(architecture: Architecture) -> schema.Attention:
     return attention
 
 
-def detect_arrangement(clues: Clues) -> Detected:
+def detect_arrangement(clues: Clues) -> Detection:
     """The arrangement of the tensors; raises what the files cannot decide, and what a user says against them."""
-    style = _style(clues.held)
-    qkv = _qkv(clues.held) if style == "hf" else "separate"
-    detected = Detected(Arrangement(style, qkv))
+    style = _style(clues.weights)
+    qkv = _qkv(clues.weights) if style == "hf" else "separate"
+    detected = Detection(Arrangement(style, qkv))
     detected.evidence.append(f"model_style {style}" + (f", qkv {qkv}" if style == "hf" else "") + ", by tensor names")
     if qkv in ("linear", "fused"):
         detected.copies = _copies(clues, qkv)
@@ -77,58 +77,60 @@ def detect_arrangement(clues: Clues) -> Detected:
     return detected
 
 
-def _style(held: Held) -> str:
-    if any(name.startswith("language_model.") for name in held.names):
+def _style(weights: Weights) -> str:
+    if any(name.startswith("language_model.") for name in weights.names):
         return "megatron"
-    if any(name.startswith("model.") for name in held.names):
+    if any(name.startswith("model.") for name in weights.names):
         return "hf"
-    shown = ", ".join(sorted(held.names)[:3]) or "no tensors"
+    shown = ", ".join(sorted(weights.names)[:3]) or "no tensors"
     expected = "model.layers.0... (model_source hf) or language_model.encoder.layers.0... (megatron)"
-    raise FormatError("these are no tensors of a model that we know", file=held.folder, found=shown, expected=expected)
+    raise FormatError(
+        "these are no tensors of a model that we know", file=weights.folder, found=shown, expected=expected
+    )
 
 
-def _qkv(held: Held) -> str:
+def _qkv(weights: Weights) -> str:
     for qkv, mark in _MARKS.items():
-        if any(name.endswith(mark) for name in held.names):
+        if any(name.endswith(mark) for name in weights.names):
             return qkv
     expected = " | ".join(f"{mark} ({qkv})" for qkv, mark in _MARKS.items())
-    raise FormatError("there are no attention inputs", file=held.folder, expected=expected)
+    raise FormatError("there are no attention inputs", file=weights.folder, expected=expected)
 
 
 def _keys(clues: Clues, qkv: str) -> tuple[str, int]:
     """The tensor that holds k of one layer, and the row where k begins in it."""
-    held, attention = clues.held, clues.attention
-    name = min(name for name in held.names if name.endswith(_MARKS[qkv]))
-    for rank in range(held.tp):
-        if len(held.shape(name, rank)) != 2:
-            raise FormatError(f"tensor {name!r} is no matrix on tensor parallel rank {rank}", file=held.folder)
-    return name, attention.heads // held.tp * attention.head_dim if qkv == "fused" else 0
+    weights, attention = clues.weights, clues.attention
+    name = min(name for name in weights.names if name.endswith(_MARKS[qkv]))
+    for rank in range(weights.tp):
+        if len(weights.shape(name, rank)) != 2:
+            raise FormatError(f"tensor {name!r} is no matrix on tensor parallel rank {rank}", file=weights.folder)
+    return name, attention.heads // weights.tp * attention.head_dim if qkv == "fused" else 0
 
 
 def _copies(clues: Clues, qkv: str) -> int:
     """kv_size_multiplier: ranks x key-value heads per rank / key-value heads."""
-    held, attention = clues.held, clues.attention
+    weights, attention = clues.weights, clues.attention
     name, start = _keys(clues, qkv)
-    rows = held.shape(name, 0)[0] - start
+    rows = weights.shape(name, 0)[0] - start
     if qkv == "fused":
         rows //= 2
-    copies, rest = divmod(rows * held.tp, attention.groups * attention.head_dim)
+    copies, rest = divmod(rows * weights.tp, attention.groups * attention.head_dim)
     if rest or copies < 2:
         return 1  # where that is wrong too, the shapes do not fit the tables, and are named
-    if held.tp != attention.groups * copies:
+    if weights.tp != attention.groups * copies:
         raise FormatError(
-            f"the files hold {copies} times the {attention.groups} key-value heads of the model on {held.tp} ranks",
-            file=held.folder,
-            found=f"{name!r} of shape {held.shape(name, 0)}",
+            f"the files hold {copies} times the {attention.groups} key-value heads of the model on {weights.tp} ranks",
+            file=weights.folder,
+            found=f"{name!r} of shape {weights.shape(name, 0)}",
             expected="one key-value head per rank where heads have copies: tp = heads x kv_size_multiplier",
             fix="check num_key_value_heads in the config",
         )
     return copies
 
 
-def _order_copies(clues: Clues, detected: Detected) -> None:
+def _order_copies(clues: Clues, detected: Detection) -> None:
     """On which ranks the copies of a key-value head lie."""
-    held, options = clues.held, clues.options
+    weights, options = clues.weights, clues.options
     qkv, copies, groups = detected.arrangement.qkv, detected.copies, clues.attention.groups
     where = f"{copies} copies of every key-value head"
     if options.get("kv_replicas") == "separate":
@@ -136,13 +138,13 @@ def _order_copies(clues: Clues, detected: Detected) -> None:
         detected.evidence.append(f"{where} read as heads of their own, by option")
         return
     name, start = _keys(clues, qkv)
-    rows = [held.row(name, rank, start) for rank in range(held.tp)]
-    neighbours = all(rows[rank] == rows[rank - rank % copies] for rank in range(held.tp))
-    strided = all(rows[rank] == rows[rank % groups] for rank in range(held.tp))
+    rows = [weights.row(name, rank, start) for rank in range(weights.tp)]
+    neighbours = all(rows[rank] == rows[rank - rank % copies] for rank in range(weights.tp))
+    strided = all(rows[rank] == rows[rank % groups] for rank in range(weights.tp))
     if not neighbours and not strided:
         raise FormatError(
             f"the {where} differ, so they are no copies",
-            file=held.folder,
+            file=weights.folder,
             found=f"{name!r}: trn2 jobs that start from scratch with a kv_replicator train every copy on its own",
             fix=_SEPARATE,
         )
@@ -150,7 +152,7 @@ def _order_copies(clues: Clues, detected: Detected) -> None:
         detected.evidence.append(f"{where}: of one head, in the same order on trn1 and trn2")
         return
     hardware, layout, because = _hardware(clues, neighbours, strided, groups, where)
-    _check_order(held, hardware, layout, neighbours, strided, groups, where)
+    _check_order(weights, hardware, layout, neighbours, strided, groups, where)
     detected.arrangement = Arrangement("hf", qkv, hardware, layout)
     detected.evidence.append(f"{where} in the order of {hardware}, {because}")
     if (hardware, layout) == ("trn2", "aws-converter"):
@@ -174,21 +176,21 @@ def _hardware(clues: Clues, neighbours: bool, strided: bool, groups: int, where:
         return str(clues.recorded["hw_backend"]), str(layout or recorded or "native"), "by the receipt"
     raise errors.UsageError(
         f"nothing says whether these files are for trn1 or for trn2: {where} lie {groups} ranks apart",
-        file=clues.held.folder,
+        file=clues.weights.folder,
         found="the order of a trn1 job, and what AWS's converter writes for both",
         expected="-o hw_backend=trn1, or -o hw_backend=trn2 -o layout=aws-converter, as given to the converter",
     )
 
 
 def _check_order(
-    held: Held, hardware: str, layout: str, neighbours: bool, strided: bool, groups: int, where: str
+    weights: Weights, hardware: str, layout: str, neighbours: bool, strided: bool, groups: int, where: str
 ) -> None:
     """Raise where the copies do not lie as they are said to."""
     if (hardware, layout) == ("trn2", "native"):
         if not neighbours:
             raise FormatError(
                 f"a trn2 job has the {where} on neighbouring ranks; here they lie {groups} ranks apart",
-                file=held.folder,
+                file=weights.folder,
                 found="what AWS's converter writes for trn2, by mistake",
                 fix=f"-o layout=aws-converter gives the model it was made from; {_SEPARATE}",
             )
@@ -196,14 +198,14 @@ def _check_order(
         said = f"-o hw_backend={hardware} -o layout={layout}"
         fix = "leave both out: the files say it"
         raise errors.UsageError(
-            f"the files contradict {said}: {where} lie on neighbouring ranks", file=held.folder, fix=fix
+            f"the files contradict {said}: {where} lie on neighbouring ranks", file=weights.folder, fix=fix
         )
 
 
 def _megatron_layout(clues: Clues, evidence: list[str]) -> str:
     """native or aws-converter: they differ where a rank has several heads of one tensor."""
     attention = clues.attention
-    per_rank = max(1, attention.groups // clues.held.tp)
+    per_rank = max(1, attention.groups // clues.weights.tp)
     given = clues.options.get("layout")
     if given is not None:
         evidence.append(f"order of q, k and v: {given}, by option")
@@ -220,6 +222,6 @@ def _megatron_layout(clues: Clues, evidence: list[str]) -> str:
     raise errors.UsageError(
         f"nothing says who wrote these files: with {per_rank} {heads} per rank a job interleaves them head by head, "
         "and AWS's converter puts all of q, k and v together",
-        file=clues.held.folder,
+        file=clues.weights.folder,
         expected="-o layout=native (a job wrote them, or they are to be read as a job does) or -o layout=aws-converter",
     )

@@ -60,7 +60,7 @@ class RankFile:
 
 
 @dataclass
-class Found:
+class FolderContents:
     """What lies in a checkpoint folder; `trained`: the signs that a job wrote it."""
 
     folder: str
@@ -83,23 +83,27 @@ class Found:
                 if not file.rank.ep or tensor.expert:  # the rest is kept by expert rank 0
                     yield name, tensor
 
-    def weights(self) -> Held:
+    def weights(self) -> Weights:
         """The tensors themselves, each in one shard."""
         tensors = {
             file.rank: {name: [Shard((0,) * len(tensor.shape), tensor)] for name, tensor in file.tensors.items()}
             for file in self.files
         }
-        return Held(self.folder, self.tp, self.ep, tensors)
+        return Weights(self.folder, self.tp, self.ep, tensors, {file.rank: file.path for file in self.files})
 
 
 @dataclass
-class Held:
-    """The tensors that are read, the weights or their masters: by rank and name, each as the shards that tile it."""
+class Weights:
+    """The tensors that are read, the weights or their masters: by rank and name, each as the shards that tile it.
+
+    `paths` are the model's files by rank, which say the names.
+    """
 
     folder: str
     tp: int
     ep: int
     tensors: Mapping[Rank, Mapping[str, list[Shard]]]
+    paths: Mapping[Rank, str]
 
     @functools.cached_property
     def names(self) -> set[str]:
@@ -205,7 +209,7 @@ def root_of(folder: str) -> str:
     return os.path.dirname(os.path.abspath(folder)) if _is_model_folder(folder) else folder
 
 
-def read_files(folder: str) -> Found:
+def read_files(folder: str) -> FolderContents:
     """The rank files of a checkpoint, from headers alone; every problem with them is raised at once."""
     weights = _weights_folder(folder) or folder
     problems = Problems(f"reading {weights}")
@@ -229,7 +233,7 @@ def read_files(folder: str) -> Found:
         expected = f"files of every rank of tp={tp} pp={pp} ep={ep}"
         problems.add(FormatError(f"no file of rank {rank}", file=weights, expected=expected))
     problems.raise_any()
-    return Found(folder, files, tp, pp, ep, _signs_of_training(folder, files))
+    return FolderContents(folder, files, tp, pp, ep, _signs_of_training(folder, files))
 
 
 def _read_rank(path: str, rank: Rank) -> RankFile:

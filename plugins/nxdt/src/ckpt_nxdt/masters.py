@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ckpt_core.sdk import CkptError, FormatError, Problems, Shard, StoredTensor, disk, torch_files
-from ckpt_nxdt.files import Found, Held, Rank, RankFile, optimizer_files
+from ckpt_nxdt.files import FolderContents, Rank, RankFile, Weights, optimizer_files
 from ckpt_nxdt.xser import read_xser
 
 _KEY = "sharded_master_weights"
@@ -22,9 +22,9 @@ _EXPECTED, _FIX = f"{_KEY} in optim/ (use_master_weights_in_ckpt)", "use --weigh
 _UNDECAYED = ("bias",), ("bias", "LayerNorm", "norm")
 
 
-def present(found: Found) -> bool:
+def present(contents: FolderContents) -> bool:
     """Whether the optimizer of the first rank holds masters."""
-    path = optimizer_files(found.folder).get(Rank(0, 0, 0))
+    path = optimizer_files(contents.folder).get(Rank(0, 0, 0))
     try:
         content = read_xser(path) if path else None
     except CkptError:  # a damaged optimizer is no obstacle to reading weights
@@ -32,19 +32,19 @@ def present(found: Found) -> bool:
     return isinstance(content, dict) and bool(content.get(_KEY))
 
 
-def read_masters(found: Found) -> tuple[Held, list[disk.FileState]]:
+def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState]]:
     """The masters of every rank's parameters, and the files they lie in."""
     by_rank: dict[Rank, dict[int, str]] = {}
-    for rank, path in optimizer_files(found.folder).items():
+    for rank, path in optimizer_files(contents.folder).items():
         by_rank.setdefault(replace(rank, dp=0), {})[rank.dp] = path
     masters: dict[Rank, dict[str, list[Shard]]] = {}
     states: list[disk.FileState] = []
     problems = Problems("reading fp32 masters")
-    for file in found.files:
+    for file in contents.files:
         paths = by_rank.get(file.rank)
         if paths is None:
             problem = f"there are no fp32 masters of rank {file.rank}"
-            problems.add(FormatError(problem, file=found.folder, expected=_EXPECTED, fix=_FIX))
+            problems.add(FormatError(problem, file=contents.folder, expected=_EXPECTED, fix=_FIX))
             continue
         try:
             masters[file.rank] = _of_rank(file, paths)
@@ -54,7 +54,8 @@ def read_masters(found: Found) -> tuple[Held, list[disk.FileState]]:
         held = {shard.stored.file for shards in masters[file.rank].values() for shard in shards}
         states += [disk.FileState.of(path) for path in sorted({*paths.values(), *held})]
     problems.raise_any()
-    return Held(found.folder, found.tp, found.ep, masters), states
+    files = {file.rank: file.path for file in contents.files}
+    return Weights(contents.folder, contents.tp, contents.ep, masters, files), states
 
 
 def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[Shard]]:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
+    TORCH,
     Architecture,
     Checkpoint,
-    DType,
     Loss,
     Native,
-    Placement,
     Refusal,
     Target,
+    TargetBuilder,
     WriteRequest,
-    disk,
     documents,
     errors,
     facts_of,
-    layouts,
     rewrites,
-    storage_dtype,
-    torch_files,
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
 from ckpt_nxdt.config import CONFIG, table_for, write_config
@@ -51,25 +46,22 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     ranks = _ranks(request, copies, config)
     # AWS's converter calls a plain file beside an empty folder xser (--save_xser).
     xser = bool(_chosen("xser", options, hints)) and arrangement.layout == "native"
-    written = _Written(model, arrangement, ranks, request.dtype, xser)
-    written.write_ranks()
+    builder = TargetBuilder(model, TABLES, request.dtype, choices=arrangement.choices)
+    for tp in range(ranks.tp):
+        for ep in range(ranks.ep):
+            _add_rank(builder, ranks, tp, ep, xser)
     folder = request.destination or "."
-    written.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
-    written.documents[FRAGMENT] = documents.dump_yaml(job).encode()
+    builder.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+    builder.documents[FRAGMENT] = documents.dump_yaml(job).encode()
     if arrangement.layout == "native":
-        written.documents |= {BEGUN: b"1", DONE: b"1"}
-    return Target(
+        builder.documents |= {BEGUN: b"1", DONE: b"1"}
+    return builder.target(
         "nxdt",
-        model.architecture,
-        model.tensors,
-        written.files,
-        written.placements,
-        written.documents,
-        {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in written.documents},
+        sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
         parallel=ranks.parallel,
-        decisions=_decisions(arrangement, ranks, xser) | {"rewrites": list(model.rewrites)},
-        losses=list(_losses(checkpoint)),
+        decisions=_decisions(arrangement, ranks, xser),
+        losses=_losses(checkpoint),
         said=table_for(str(config["model_type"])).said(config),
         config={"job": job, "model": config},
     )
@@ -181,61 +173,42 @@ def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
         yield Loss("unsaid", "a tied head", "NxDT never ties: embedding and head are written as two equal matrices")
 
 
-@dataclass
-class _Written:
-    """The target as it grows."""
+# --- the files -----------------------------------------------------------------------------------------------------
 
-    model: rewrites.Rewritable
-    arrangement: Arrangement
-    ranks: Ranks
-    dtype: DType | None
-    xser: bool
 
-    def __post_init__(self) -> None:
-        self.files: list[disk.OutputFile] = []
-        self.placements: list[Placement] = []
-        self.documents: dict[str, bytes] = {}
-
-    def write_ranks(self) -> None:
-        architecture, ranks = self.model.architecture, self.ranks
-        layout = layouts.BoundTables(TABLES, architecture, self.arrangement.choices)
-        for tp in range(ranks.tp):
-            for ep in range(ranks.ep):
-                natives = layout.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})
-                for pp in range(ranks.pp):
-                    expert = f"ep_rank_{ep:02d}_" if ranks.ep > 1 else ""
-                    path = f"{MODEL}/dp_rank_00_{expert}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
-                    self._write_file(path, {native.name: native for native in self._held(natives, pp)}, ep)
-
-    def _held(self, natives: Mapping[str, Native], pp: int) -> Iterator[Native]:
-        """The tensors of one pipeline rank, in the order of the modules."""
-        ends = [native for native in natives.values() if native.layer is None]
-        first = [native for native in ends if native.row.canonical.startswith("embedding.") and not native.row.copy]
-        if pp == 0:
-            yield from first
-        inside = [
-            native for native in natives.values() if native.layer is not None and self.ranks.stages[native.layer] == pp
-        ]
-        yield from sorted(inside, key=lambda native: native.layer or 0)
-        if pp == self.ranks.pp - 1:
-            yield from (native for native in ends if native not in first)
-
-    def _write_file(self, path: str, natives: Mapping[str, Native], ep: int) -> None:
-        experts = {name for name, native in natives.items() if "ep" in dict(native.row.splits)}
-        absent = set(natives) - experts if ep else set()  # these lie with expert rank 0 alone
-        specs = {
-            name: (storage_dtype(native, self.model.tensors, self.dtype), native.shape)
-            for name, native in natives.items()
-            if self.xser or name not in absent
-        }
-        if self.xser:
-            plan = plan_xser(path, specs, experts=experts, absent=absent)
-            self.files += plan.files
-            self.documents |= plan.documents
-            places = plan.places
+def _add_rank(builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool) -> None:
+    """The files of all pipeline stages of one tensor and expert parallel rank."""
+    natives = builder.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})
+    experts = {name for name, native in natives.items() if "ep" in dict(native.row.splits)}
+    absent = natives.keys() - experts if ep else set()  # these lie with expert rank 0 alone
+    number = f"ep_rank_{ep:02d}_" if ranks.ep > 1 else ""
+    for pp in range(ranks.pp):
+        path = f"{MODEL}/dp_rank_00_{number}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+        stage = {native.name: native for native in _of_stage(list(natives.values()), ranks, pp)}
+        if xser:
+            _add_xser(builder, path, stage, experts & stage.keys(), absent & stage.keys())
         else:
-            file, offsets = torch_files.plan_state_dict(path, specs)
-            self.files.append(file)
-            places = {name: (path, offset) for name, offset in offsets.items()}
-        for name, (place, offset) in places.items():
-            self.placements.append(Placement(natives[name], specs[name][0], place, offset))
+            builder.add_file(path, {name: native for name, native in stage.items() if name not in absent}, TORCH)
+
+
+def _of_stage(natives: Sequence[Native], ranks: Ranks, pp: int) -> Iterator[Native]:
+    """The tensors of one pipeline rank, in the order of the modules."""
+    ends = [native for native in natives if native.layer is None]
+    first = [native for native in ends if native.row.canonical.startswith("embedding.") and not native.row.copy]
+    if pp == 0:
+        yield from first
+    inside = [native for native in natives if native.layer is not None and ranks.stages[native.layer] == pp]
+    yield from sorted(inside, key=lambda native: native.layer or 0)
+    if pp == ranks.pp - 1:
+        yield from (native for native in ends if native not in first)
+
+
+def _add_xser(
+    builder: TargetBuilder, path: str, natives: Mapping[str, Native], experts: set[str], absent: set[str]
+) -> None:
+    specs = {name: (builder.dtype_of(native), native.shape) for name, native in natives.items()}
+    plan = plan_xser(path, specs, experts=experts, absent=absent)
+    builder.files += plan.files
+    builder.documents |= plan.documents
+    for name, (file, offset) in plan.places.items():
+        builder.place(natives[name], file, offset)
