@@ -1,6 +1,6 @@
 """The conformance kit on the litgpt format."""
 
-from ckpt_core.testing import ABSENT, FormatConformance, Quirks, example
+from ckpt_core.testing import ABSENT, FormatConformance, Quirks, TorchEntries, example
 
 EPS = {
     f"{norm}.eps": 1e-5 for norm in ("attention.norm", "attention.out_norm", "mlp.norm", "mlp.out_norm", "final_norm")
@@ -28,7 +28,8 @@ class TestConformance(FormatConformance):
             "attention.window",
             "attention.rotary.scaling=llama3",
         ),
-        entries=None,
+        configs=("model_config.yaml",),
+        entries=TorchEntries(),
         unreached={
             "lm_head.bias (*)": "phi has it, of which the kit has no example",
             "attn.norm_*": "Qwen 3 and OLMo 2 have it, of which the kit has no example that litgpt holds",

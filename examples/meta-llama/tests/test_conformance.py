@@ -1,6 +1,6 @@
 """The conformance kit on the meta-llama format."""
 
-from ckpt_core.testing import FormatConformance, Quirks, example
+from ckpt_core.testing import FormatConformance, Quirks, TorchEntries, example
 
 
 class TestConformance(FormatConformance):
@@ -10,7 +10,7 @@ class TestConformance(FormatConformance):
         tp=(1, 2, 4),
         configs=("params.json",),
         expresses=("attention.rotary.theta",),
-        entries=None,
+        entries=TorchEntries(),
         unreached={"key rope_*_factor": "Llama 3.1 and later; the variation with llama3 scaling writes them"},
         frameworks=("llama", "llama_models", "fairscale"),
     )
