@@ -520,7 +520,7 @@ def compare(sides: list[Side], jobs: list[Job], sources: Path, workers: int) -> 
             worker = side.worker()
             for key in keys:
                 job = index[key]
-                src = job.golden or str(sources / job.source)
+                src = job.golden or str(_source_in(sources, job.source))
                 found[key] = worker.ask(
                     task="convert", src=src, **{n: v for n, v in asdict(job).items() if n in _ASKED}
                 )
@@ -541,15 +541,21 @@ def compare(sides: list[Side], jobs: list[Job], sources: Path, workers: int) -> 
 _ASKED = ("to", "layout", "options", "back")
 
 
-def _sources(worker: Worker, place: Path, jobs: Iterable[Job]) -> None:
+def _source_in(sources: Path, name: str) -> Path:
+    """Where the checkpoint of a source lies: beside all others, since what lies inside one is a file of it."""
+    return sources / name.replace("/", "+")
+
+
+def _sources(worker: Worker, sources: Path, jobs: Iterable[Job]) -> None:
     """Write the `ir` checkpoints that are not there yet."""
     for name in dict.fromkeys(job.source for job in jobs if job.golden is None):
         model, _, variation = name.partition("/")
         example, changes = MODELS[model]
-        if not (place / name).exists():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
+        place = _source_in(sources, name)
+        if not place.exists():
+            sources.mkdir(parents=True, exist_ok=True)
             request = {"example": example, "changes": changes, "variation": variation or None}
-            worker.ask(task="source", place=str(place / name), **request)
+            worker.ask(task="source", place=str(place), **request)
 
 
 def main(arguments: list[str]) -> int:
@@ -582,7 +588,7 @@ def main(arguments: list[str]) -> int:
             print(*jobs, sep="\n")
             return 0
         # A folder's kit may be another than the commit's, so its sources are written anew.
-        kept = given.cache.resolve() / "sources"
+        kept = given.cache.resolve() / "models"
         sources = kept if not os.path.isdir(given.base) else Path(work) / "sources"
         _sources(worker, sources, jobs)
         worker.close()
