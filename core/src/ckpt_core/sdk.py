@@ -43,7 +43,7 @@ from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.storage import archive as trees
 from ckpt_core.storage import bytes as disk
 from ckpt_core.storage import chunks as chunked
-from ckpt_core.storage import documents, dtypes, safetensors
+from ckpt_core.storage import containers, documents, dtypes, safetensors
 from ckpt_core.storage import torch as torch_files
 from ckpt_core.storage.containers import SAFETENSORS, TORCH
 from ckpt_core.storage.dtypes import DType
@@ -100,6 +100,7 @@ __all__ = [
     "chunked",
     "company",
     "configs",
+    "containers",
     "custom",
     "decided",
     "derived",

@@ -10,6 +10,8 @@ from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.torch import StateDict, plan_state_dict, read_state_dict
 
+__all__ = ["SAFETENSORS", "TORCH", "Container"]
+
 Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 """The dtype and the shape of each tensor of a file, by name."""
 

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_core.sdk import (
+    IGNORE_KEYS,
     Architecture,
     Checkpoint,
+    Description,
     FamilyTables,
     FormatInfo,
     Option,
@@ -71,7 +73,7 @@ def ckpt_info() -> FormatInfo:
                 "",
                 side="read",
             ),
-            Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
+            IGNORE_KEYS,
         ),
     )
 
@@ -98,7 +100,7 @@ def ckpt_notes(path: str) -> Mapping[str, object] | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_hf.read import read
 
     return read(path, request)

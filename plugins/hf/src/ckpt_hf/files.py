@@ -14,20 +14,20 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_core.sdk import (
-    DType,
     FormatError,
     Loss,
     Native,
-    Placement,
     Problems,
     Sidecar,
     StoredTensor,
+    TargetBuilder,
     company,
+    containers,
     disk,
     documents,
-    safetensors,
     torch_files,
 )
 
@@ -36,9 +36,10 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """One of the two ways transformers keeps weights."""
+class WeightFiles:
+    """One of the two ways transformers keeps weights: the container, and the names of its files."""
 
+    container: containers.Container
     suffix: str
     stem: str
 
@@ -54,9 +55,9 @@ class Container:
         return self.single if count == 1 else f"{self.stem}-{number:05d}-of-{count:05d}{self.suffix}"
 
 
-SAFETENSORS = Container(".safetensors", "model")
-BIN = Container(".bin", "pytorch_model")
-CONTAINERS = (SAFETENSORS, BIN)
+SAFETENSORS = WeightFiles(containers.SAFETENSORS, ".safetensors", "model")
+BIN = WeightFiles(containers.TORCH, ".bin", "pytorch_model")
+KINDS = (SAFETENSORS, BIN)
 
 # Weights of other frameworks or of other formats; never carried along, whatever folder they lie in.
 WEIGHT_SUFFIXES = (
@@ -76,11 +77,11 @@ WEIGHT_SUFFIXES = (
 )
 
 
-def container_of(folder: str) -> Container | None:
+def kind_of(folder: str) -> WeightFiles | None:
     """How the weights in a folder are kept; None if there are none."""
-    for container in CONTAINERS:
-        if any(os.path.isfile(os.path.join(folder, name)) for name in (container.single, container.index)):
-            return container
+    for kind in KINDS:
+        if any(os.path.isfile(os.path.join(folder, name)) for name in (kind.single, kind.index)):
+            return kind
     return None
 
 
@@ -91,8 +92,8 @@ def looks_like(path: str) -> str | None:
         return None
     if os.path.isfile(path):
         return f"a weight file beside {CONFIG}" if path.endswith((SAFETENSORS.suffix, BIN.suffix)) else None
-    container = container_of(path)
-    return f"{CONFIG} beside {container.stem}*{container.suffix}" if container else None
+    kind = kind_of(path)
+    return f"{CONFIG} beside {kind.stem}*{kind.suffix}" if kind else None
 
 
 def _may_be_config(file: str) -> bool:
@@ -105,6 +106,12 @@ def _may_be_config(file: str) -> bool:
     except (FormatError, OSError):
         return True
     return not isinstance(config, dict) or not config.keys().isdisjoint(("model_type", "architectures"))
+
+
+def config_in(path: str) -> dict[str, Any] | None:
+    """The config in a file; None if it is not one of transformers."""
+    config = documents.read_json_object(path) if path.endswith(".json") else {}
+    return config if "model_type" in config else None
 
 
 def read_index(path: str) -> dict[str, str]:
@@ -174,9 +181,7 @@ def _against_index(tensors: Mapping[str, StoredTensor], folder: str, index: str)
 
 def read_weights(path: str) -> torch_files.StateDict:
     """The stored tensors of one weight file."""
-    if path.endswith(SAFETENSORS.suffix):
-        return torch_files.StateDict(safetensors.read_header(path).tensors)
-    return torch_files.read_state_dict(path)
+    return containers.Container.of(path).read(path)
 
 
 def sidecars(folder: str) -> dict[str, Sidecar]:
@@ -189,47 +194,22 @@ def sidecars(folder: str) -> dict[str, Sidecar]:
     )
 
 
-def plan_files(
-    natives: Iterable[tuple[Native, DType]], container: Container, limit: int
-) -> tuple[list[disk.OutputFile], list[Placement], dict[str, bytes]]:
-    """Shards of at most `limit` bytes of tensors each (a larger tensor gets its own), and the index if there are several."""
-    shards: list[dict[str, tuple[Native, DType]]] = [{}]
+def add_weights(builder: TargetBuilder, tensors: Iterable[Native], kind: WeightFiles, limit: int) -> None:
+    """Shards of at most `limit` bytes of `tensors` each (a larger tensor gets its own), and the index if there are several."""
+    shards: list[dict[str, Native]] = [{}]
     sizes = [0]
-    for native, dtype in natives:
-        size = _bytes(native, dtype)
+    for native in tensors:
+        size = builder.bytes_of(native)
         if sizes[-1] + size > limit and shards[-1]:
             shards.append({})
             sizes.append(0)
-        shards[-1][native.name] = (native, dtype)
+        shards[-1][native.name] = native
         sizes[-1] += size
-    files: list[disk.OutputFile] = []
-    placements: list[Placement] = []
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        path = container.shard(number, len(shards))
-        specs = {name: (dtype, native.shape) for name, (native, dtype) in shard.items()}
-        file, offsets = _plan_one(path, container, specs)
-        files.append(file)
-        placements += [Placement(native, dtype, path, offsets[name]) for name, (native, dtype) in shard.items()]
+        path = kind.shard(number, len(shards))
+        builder.add_file(path, shard, kind.container, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, path)
-    written = {}
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
-        written[container.index] = (json.dumps(index, indent=2) + "\n").encode()
-    return files, placements, written
-
-
-def _bytes(native: Native, dtype: DType) -> int:
-    size = dtype.size
-    for count in native.shape:
-        size *= count
-    return size
-
-
-def _plan_one(
-    path: str, container: Container, specs: Mapping[str, tuple[DType, tuple[int, ...]]]
-) -> tuple[disk.OutputFile, dict[str, int]]:
-    if container is BIN:
-        return torch_files.plan_state_dict(path, specs)
-    plan = safetensors.plan_file(specs, {"format": "pt"})
-    return disk.OutputFile(path, plan.size, ((0, plan.header),)), plan.offsets
+        builder.documents[kind.index] = (json.dumps(index, indent=2) + "\n").encode()

@@ -63,20 +63,19 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
     """The HF state dict of a checkpoint as torch tensors, its config, and its commonest dtype by torch's name."""
     import torch
 
-    from ckpt_core.sdk import lazy, storage_dtype
+    from ckpt_core.sdk import dtypes, lazy
 
     fit = choose(checkpoint)
-    model = fit.model
-    natives = fit.natives()
+    builder = fit.builder()
+    natives = fit.natives(builder)
     source = lazy.SourceFiles(checkpoint.files)
     state: dict[str, torch.Tensor] = {}
-    names: list[str] = []
     try:
         for native in natives:
-            dtype = storage_dtype(native, model.tensors, None)
+            dtype = builder.dtype_of(native)
             flat = np.empty(int(np.prod(native.shape)), dtype.numpy)
             for piece in native.pieces:
-                assembly = model.tensors[piece.parameter]
+                assembly = fit.model.tensors[piece.parameter]
                 box = tuple((0, size) for size in assembly.parameter.shape)
                 block = lazy.StoredPart("", dtype, 0, lazy.flat_tile(piece.tile, lazy.contiguous_strides(native.shape)))
                 values = lazy.stored_values(
@@ -91,11 +90,10 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
                     view[...] = lazy.tile_view(values, tile, box)
             tensor = torch.from_numpy(flat.view(np.int16) if dtype.name == "bf16" else flat)
             state[native.name] = (tensor.view(torch.bfloat16) if dtype.name == "bf16" else tensor).reshape(native.shape)
-            names.append(dtype.torch)
     finally:
         source.close()
     config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
-    return state, config, max(set(names), key=names.count)
+    return state, config, dtypes.commonest(map(builder.dtype_of, natives)).torch
 
 
 def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgement.Judgement | None:

@@ -46,6 +46,11 @@ class Match:
     leftovers: Table
     natives: dict[str, Native]
 
+    @property
+    def tables(self) -> list[Table]:
+        """The tables of the model, and what may lie beside it."""
+        return [*self.layout.tables, self.leftovers]
+
 
 def matching(
     spellings: Sequence[TableSet], names: Collection[str], architecture: Architecture, leftovers: Table = _NOTHING

@@ -1,4 +1,4 @@
-"""Reading an HF folder into a checkpoint."""
+"""What lies in an HF folder."""
 
 from __future__ import annotations
 
@@ -8,108 +8,85 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Checkpoint,
     CkptError,
+    Description,
+    Facts,
     Ledger,
     Loss,
-    ParameterBuilder,
-    Provenance,
+    RankTensors,
     ReadRequest,
-    Shard,
     architecture_of,
-    check_agreement,
     disk,
     documents,
     layouts,
-    original_of,
+    without_ignored,
 )
 from ckpt_hf.classes import code_beside, family_of
-from ckpt_hf.files import CONFIG, read_tensors, sidecars
+from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
 from ckpt_hf.names import Match, matching
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 
 
 def architecture_in(path: str) -> Architecture | None:
     """The architecture in an HF config file, for `--config`; None if the file is not one."""
-    if not path.endswith(".json"):
-        return None
-    config = documents.read_json_object(path)
-    if "model_type" not in config:
-        return None
-    facts, _ = family_of(config, path).config.read(config, path)
-    return architecture_of(facts, path)
+    said = _said_in(path)
+    return None if said is None else architecture_of(said[0], path)
 
 
 def notes_in(path: str) -> dict[str, Any] | None:
     """The notes in an HF config file, for `--config`; None if the file is not one."""
-    if not path.endswith(".json"):
-        return None
-    config = documents.read_json_object(path)
-    if "model_type" not in config:
-        return None
-    return family_of(config, path).config.read(config, path)[1]
+    said = _said_in(path)
+    return None if said is None else said[1]
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint in an HF folder, or in one weight file with its config beside it or given by `--config`."""
+def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
+    config = config_in(path)
+    return None if config is None else family_of(config, path).config.read(config, path)
+
+
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies in an HF folder, or in one weight file with its config beside it."""
     if request.weights == "master":
         raise CkptError("an HF folder has no fp32 masters", file=path, fix="use --weights model")
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):
         raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
-    config = documents.read_json_object(config_file)
-    ledger, asked = Ledger(), filter(None, str(request.options.get("ignore_keys") or "").split(","))
-    ledger.asked(config_file, [key for key in map(str.strip, asked) if config.pop(key, None) is not None])
+    ledger = Ledger()
+    config = without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
-    tensors = stored.tensors
-    said = family.as_stored(config, tensors.keys())
+    said = family.as_stored(config, stored.tensors.keys())
     facts, notes = family.config.read(said, config_file)
     ledger.config(config_file, family.config.fates(said))
     ledger.used("class of the model", config_file, "model_type", "architectures")
     enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)
-    if request.architecture is not None:
-        check_agreement(request.architecture, architecture, config_file)
     arrangement = family.arranged_by(config)
-    match = matching(family.spellings(arrangement), tensors, architecture, family.leftovers)
+    match = matching(family.spellings(arrangement), stored.tensors, architecture, family.leftovers)
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
-    assembler = ParameterBuilder(match.layout.parameters, folder)
-    for problem in layouts.account(match.natives, [*match.layout.tables, match.leftovers], tensors, folder):
-        assembler.problems.add(problem)
-    for name, native in match.natives.items():
-        if name in tensors:
-            assembler.add(native, [Shard((0,) * len(tensors[name].shape), tensors[name])])
     evidence = [f"{family.class_name} by model_type={family.model_type!r}"]
     if match.spelling.hints():
         evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
     if stored.wrapper:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
-    checkpoint = Checkpoint(
-        "hf",
-        path,
-        architecture,
-        assembler.finish(),
-        [*stored.states, disk.FileState.of(config_file)],
+    return Description(
+        architecture=architecture,
+        tables=match.tables,
+        ranks=[RankTensors({}, stored.tensors, folder)],
+        where=folder,
+        files=[*stored.states, disk.FileState.of(config_file)],
+        config=config_file,
         notes=notes,
         sidecars=sidecars(folder),
-        parallel={},
         ledger=ledger,
-        provenance=Provenance(
-            hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
-            evidence=evidence,
-            losses=[
-                *code_beside(config, family),
-                *stored.losses,
-                *_unread(match, tensors),
-            ],
-        ),
+        hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
+        evidence=evidence,
+        losses=[*code_beside(config, family), *stored.losses, *_unread(match, stored.tensors)],
     )
-    return original_of(checkpoint, folder)
 
 
 def _weight_set(path: str, folder: str, asked: str) -> WeightSet:

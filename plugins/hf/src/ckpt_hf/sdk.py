@@ -17,12 +17,11 @@ from ckpt_core.sdk import (
     Loss,
     Table,
     architecture_of,
-    documents,
+    dtypes,
     lazy,
-    storage_dtype,
 )
 from ckpt_hf.classes import code_beside, family_of
-from ckpt_hf.files import CONFIG
+from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.names import matching
 from ckpt_hf.write import choose, config_text, losses_of, settings_beside, settings_said
 
@@ -63,8 +62,8 @@ def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
     The names may all have a prefix that their wrappers left. Raises an error if the file is not a config of transformers,
     if it is one of a class that is not read, or if the names can be read in several ways.
     """
-    config = documents.read_json_object(path) if path.endswith(".json") else {}
-    if "model_type" not in config:
+    config = config_in(path)
+    if config is None:
         raise CkptError(
             "this is not a config of transformers", file=path, expected=f"a {CONFIG} with the key model_type"
         )
@@ -76,7 +75,7 @@ def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
     return TransformersModel(
         family.class_name,
         architecture,
-        [*match.layout.tables, match.leftovers],
+        match.tables,
         losses=list(code_beside(config, family)),
         notes=notes,
         hints={"model_type": family.model_type, "arrangement": arrangement},
@@ -86,14 +85,15 @@ def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
 def model_of_checkpoint(checkpoint: Checkpoint) -> TransformersModel:
     """`checkpoint` as the transformers model that holds it exactly. Raises `Refusal` naming what no class can hold."""
     fit = choose(checkpoint)
-    dtypes = [storage_dtype(native, fit.model.tensors, None).torch for native in fit.natives()]
+    builder = fit.builder()
+    dtype = dtypes.commonest(map(builder.dtype_of, fit.natives(builder)))
     return TransformersModel(
         fit.family.class_name,
         fit.model.architecture,
         fit.tables,
         losses=list(losses_of(checkpoint, fit)),
         tensors=fit.model.tensors,
-        documents={CONFIG: config_text(fit, dtypes), **settings_beside(checkpoint, fit.model)},
+        documents={CONFIG: config_text(fit, dtype), **settings_beside(checkpoint, fit.model)},
         rewrites=fit.model.rewrites,
         said=fit.said | settings_said(checkpoint),
         tokens=fit.tokens,

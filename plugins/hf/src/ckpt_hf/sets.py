@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from ckpt_core.sdk import CkptError, FormatError, Ledger, company, ledgers
 from ckpt_hf.files import (
-    CONTAINERS,
+    KINDS,
     WEIGHT_SUFFIXES,
-    Container,
+    WeightFiles,
     read_index,
     read_weights,
 )
@@ -56,8 +56,8 @@ def chosen_set(folder: str, asked: str = "") -> WeightSet:
     """
     if asked:
         return _asked_for(folder, [name.strip() for name in asked.split(",") if name.strip()])
-    for container in CONTAINERS:
-        sets = _sets(folder, container)
+    for kind in KINDS:
+        sets = _sets(folder, kind)
         if len(sets) > 1:
             raise FormatError(
                 f"two sets of weights lie side by side, {sets[0]} and {sets[1]}: the folder was saved into twice",
@@ -72,15 +72,15 @@ def chosen_set(folder: str, asked: str = "") -> WeightSet:
     )
 
 
-def _sets(folder: str, container: Container) -> list[WeightSet]:
+def _sets(folder: str, kind: WeightFiles) -> list[WeightSet]:
     found = []
-    if os.path.isfile(os.path.join(folder, container.single)):
-        found.append(WeightSet((container.single,)))
-    if os.path.isfile(os.path.join(folder, container.index)):
-        files = tuple(sorted(set(read_index(os.path.join(folder, container.index)).values())))
+    if os.path.isfile(os.path.join(folder, kind.single)):
+        found.append(WeightSet((kind.single,)))
+    if os.path.isfile(os.path.join(folder, kind.index)):
+        files = tuple(sorted(set(read_index(os.path.join(folder, kind.index)).values())))
         if found and files == found[0].files:  # an index of one file says nothing new
-            return [WeightSet(files, container.index)]
-        found.append(WeightSet(files, container.index))
+            return [WeightSet(files, kind.index)]
+        found.append(WeightSet(files, kind.index))
     return found
 
 
@@ -156,7 +156,7 @@ def _reason(name: str, read: WeightSet) -> ledgers.Reason:
     for beginning, reason in _TRAINING.items():
         if name.startswith(beginning):
             return reason
-    if name.endswith(tuple(container.suffix for container in CONTAINERS)):
+    if name.endswith(tuple(kind.suffix for kind in KINDS)):
         same = name.endswith(read.suffix)
         return ledgers.Reason(
             "weights under other names" if same else "weights in another container", f"{read} is read"

@@ -11,23 +11,23 @@ from typing import Any
 from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
+    DType,
     Loss,
     Native,
     Refusal,
     Target,
+    TargetBuilder,
     WriteRequest,
     company,
     configs,
     disk,
     errors,
     facts_of,
-    layouts,
     rewrites,
-    storage_dtype,
 )
 from ckpt_hf.common import Family, TableSet
 from ckpt_hf.config import FAMILIES
-from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, plan_files
+from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
 
 
 @dataclass(frozen=True)
@@ -48,41 +48,32 @@ class Fit:
         """The notes that its config says."""
         return self.family.config.said(self.config)
 
-    def natives(self) -> list[Native]:
-        """The tensors of its files."""
+    def builder(self, dtype: DType | None = None) -> TargetBuilder:
+        """A target of the model, whose tensors are all of `dtype`, or keep their own."""
+        return TargetBuilder(self.model, self.tables, dtype)
+
+    def natives(self, builder: TargetBuilder) -> list[Native]:
+        """The tensors of its files, as its `builder` has them."""
         copies = self.family.loads_copies(self.model.architecture)
-        bound = layouts.BoundTables(self.tables, self.model.architecture).natives().values()
-        return [native for native in bound if copies or not native.row.copy]
+        return [native for native in builder.natives().values() if copies or not native.row.copy]
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold."""
     fit = choose(checkpoint, str(request.options.get("hf_class") or ""), list(_asked(request.options)))
-    model = fit.model
-    natives = [(native, storage_dtype(native, model.tensors, request.dtype)) for native in fit.natives()]
-    container = BIN if request.options.get("container") == "bin" else SAFETENSORS
-    files, placements, documents = plan_files(
-        natives, container, disk.parse_size(str(request.options.get("max_shard_size") or "5GB"))
-    )
-    documents[CONFIG] = config_text(fit, [dtype.torch for _, dtype in natives])
-    documents |= settings_beside(checkpoint, model)
-    sidecars = {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in documents}
-    return Target(
+    builder = fit.builder(request.dtype)
+    kind = BIN if request.options.get("container") == "bin" else SAFETENSORS
+    limit = disk.parse_size(str(request.options.get("max_shard_size") or "5GB"))
+    add_weights(builder, fit.natives(builder), kind, limit)
+    builder.documents[CONFIG] = config_text(fit, builder.commonest_dtype)
+    builder.documents |= settings_beside(checkpoint, fit.model)
+    return builder.target(
         "hf",
-        model.architecture,
-        model.tensors,
-        files,
-        placements,
-        documents,
-        sidecars,
-        decisions={
-            "hf_class": fit.family.class_name,
-            "rewrites": list(model.rewrites),
-            **({"tokens": fit.tokens} if fit.tokens else {}),
-        },
-        losses=list(losses_of(checkpoint, fit)),
+        sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
+        decisions={"hf_class": fit.family.class_name, **({"tokens": fit.tokens} if fit.tokens else {})},
+        losses=losses_of(checkpoint, fit),
         said=fit.said | settings_said(checkpoint),
-        held={company.PROCESSOR} & documents.keys(),
+        held={company.PROCESSOR} & builder.documents.keys(),
     )
 
 
@@ -183,12 +174,11 @@ def _config(family: Family, model: rewrites.Rewritable, notes: dict[str, object]
     return family.config.write(facts_of(model.architecture), notes)
 
 
-def config_text(fit: Fit, dtypes: list[str]) -> bytes:
-    """`config.json` for tensors of these dtypes (torch's names); the commonest is that of the model."""
-    dtype = max(set(dtypes), key=dtypes.count)
+def config_text(fit: Fit, dtype: DType) -> bytes:
+    """`config.json` of a model most of whose tensors are of `dtype`."""
     config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
     # transformers 4 reads torch_dtype, transformers 5 dtype
-    config |= {"torch_dtype": dtype, "dtype": dtype}
+    config |= {"torch_dtype": dtype.torch, "dtype": dtype.torch}
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
