@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 PACKAGES = [
     "core",
     "page",
-    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed")),
+    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp")),
 ]
 HELPERS = ("-e", "tests/support")  # what the tests share
 DEMO = ROOT / "tests/data/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"

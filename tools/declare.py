@@ -31,11 +31,13 @@ from ckpt_core.verify.declared import FILE, Declared
 from ckpt_core.verify.holes import model_of_holes
 from ckpt_tests import judged
 from ckpt_tests.forwards import opened
-from ckpt_tests.goldens import every_golden
+from ckpt_tests.goldens import every_golden, of_2026
 
 HEAD = """# Layout sentences of format {format}: native | canonical | sentence | division over ranks | map of values | under | shown by
 # `under` is the decision that a line is for, where others are for other decisions; the last column names checkpoints of the framework itself that are read by the sentence and give its own logits.
 """
+# Formats that keep models of transformers under the names that `hf` declares.
+KEEPING_HF = ("deepspeed", "fsdp")
 # Choices of a writer that change sentences; each is tried with every example.
 CHOICES: dict[str, list[dict[str, str]]] = {
     "megatron": [
@@ -94,7 +96,7 @@ class Seen:
 def shown() -> Iterator[Seen]:
     """Every sentence by which a checkpoint of a framework is read, and those by which it is written back."""
     with tempfile.TemporaryDirectory() as folder:
-        for golden in every_golden():
+        for golden in [*every_golden(), *of_2026("fsdp")]:
             with reading() as seen, opened(golden, Path(folder)) as model:
                 lines = dict.fromkeys(Declared.of(native.row, str(golden)) for native in seen)
             yield from (Seen(model.format, line, {}) for line in lines)
@@ -134,14 +136,14 @@ def seen_in(
 def gathered() -> dict[str, list[Declared]]:
     """The lines of every format: those that are shown, in the order in which they are read, then the others.
 
-    The tensors of `ir` are arranged as the canonical parameters are; there is nothing to declare. What DeepSpeed keeps of a
-    transformers model is declared by `hf`.
+    The tensors of `ir` are arranged as the canonical parameters are; there is nothing to declare. What DeepSpeed and FSDP
+    keep of a transformers model is declared by `hf`.
     """
     names: dict[str, dict[Declared, list[str]]] = {name: {} for name in format_names() if name != "ir"}
     decisions: dict[tuple[str, Declared], list[Mapping[str, object]]] = {}
     for one in [*shown(), *written()]:
         line = replace(one.line, shown_by=())
-        if one.format in names and (one.format != "deepspeed" or one.line.shown_by or line not in names["hf"]):
+        if one.format in names and (one.format not in KEEPING_HF or one.line.shown_by or line not in names["hf"]):
             names[one.format].setdefault(line, []).extend(one.line.shown_by)
             decisions.setdefault((one.format, line), []).extend([one.decisions] if one.decisions else [])
     return {

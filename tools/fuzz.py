@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ from ckpt_core.storage.torch.reading import read_torch_file, read_torch_member
 from ckpt_core.storage.torch.writing import TensorSpec
 
 GOLDENS = Path(__file__).parents[1] / "tests/data/golden"
+GOLDENS_2026 = Path(__file__).parents[1] / "tests/data/golden-2026"
 SECONDS = 5
 MEMORY = 64 << 20  # of one input
 _LEAK = 400 << 20  # of a whole run, the inputs that it keeps included
@@ -157,6 +159,30 @@ def read_config(path: Path) -> None:
     ckpt_architecture(str(path))
 
 
+def rank_file() -> tuple[bytes, Callable[[Path], object]]:
+    """The pickle of a rank's DTensors, and a reader of such a pickle, which lies in a torch file with right checksums."""
+    from ckpt_fsdp.parts import Parts
+
+    source = next(GOLDENS_2026.rglob("model_world_size_4_rank_1.pt"))
+    with zipfile.ZipFile(source) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in members if name.endswith("/data.pkl"))
+
+    def read(path: Path) -> None:
+        file = path.with_suffix(".pt")
+        with zipfile.ZipFile(file, "w") as archive:
+            for member, data in {**members, name: path.read_bytes()}.items():
+                archive.writestr(member, data)
+        held, parts = read_torch_file(file), Parts(4)
+        for tensor, value in held.items() if isinstance(held, dict) else ():
+            try:
+                parts.of(str(tensor), value, 1, str(file))
+            except CkptError:  # the next one may be read to another end
+                continue
+
+    return members[name], read
+
+
 def make_targets(folder: Path) -> list[Target]:
     """Every reader, with its files in a folder of its own."""
 
@@ -179,7 +205,9 @@ def make_targets(folder: Path) -> list[Target]:
     opcodes = tuple(
         bytes([code]) for code in b"\x80\x81\x85\x86\x87\x88\x8a\x8c\x8e\x8f\x90\x92\x93\x94\x95\x96}])(tRbsuehjpqQ."
     )
+    of_rank, read_rank = rank_file()
     return [
+        Target("ranks", at("ranks", "data.pkl"), read_rank, [of_rank], (*opcodes, b"K\x04", b"Shard", b"Replicate", b"_coordinate_on_dim")),
         Target("safetensors", at("safetensors", "x.safetensors"), safetensors.read_header, [header.header + bytes(header.size - len(header.header))], (b'"', b"{", b"[", b"F32")),
         Target("torch", at("torch", "x.pt"), read_torch_file, [torch_file(), *golden("common.pt")], (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", *opcodes)),
         Target("legacy", at("legacy", "x.pt"), read_torch_file, [legacy_file()], opcodes),
@@ -203,6 +231,7 @@ HOSTS: dict[str, dict[str, object]] = {
     "megatron-bridge": {},
     "nxdt": {},
     "deepspeed": {},
+    "fsdp": {},
 }
 _DESCRIPTIONS = (
     ".json",
@@ -214,6 +243,7 @@ _DESCRIPTIONS = (
     "latest",
     "newest",
     "checkpoint",
+    ".metadata",
 )
 
 

@@ -53,6 +53,9 @@ FOREIGN: dict[str, tuple[Files, list[str]]] = {
     "a decoder folder of text":            ({"model/model/decoder/notes.txt": "hello"},                               []),
     "rank files of text":                  ({"model/dp_rank_00_tp_rank_00_pp_rank_00.pt": "notes"},                   []),
     "model states of text":                ({"global_step1/mp_rank_00_model_states.pt": "notes"},                     []),
+    "verl's rank files of text":           ({"actor/model_world_size_1_rank_0.pt": "notes"},                          []),
+    "a .metadata of text":                 ({".metadata": "notes", "__0_0.distcp": "notes"},                          []),
+    "a .metadata without data":            ({".metadata": b"\x80\x02}."},                                             []),
     "layer files of text":                 ({"global_step1/layer_01-model_00-model_states.pt": "notes"},              []),
 }
 # fmt: on

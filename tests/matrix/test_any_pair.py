@@ -24,22 +24,31 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "nxdt": {"tp": 2, "pp": 2, "options": {"dst.hw_backend": "trn1"}},
     "megatron-deepspeed": {"tp": 2, "pp": 1},
     "deepspeed": {},
+    "fsdp": {},
 }
 # Neuron's jobs pad no vocabulary: 131 tokens are not divided.
 UNDIVIDED: dict[tuple[str, str], dict[str, object]] = {("mixtral", "nxdt"): {"options": {"dst.hw_backend": "trn1"}}}
 _MEGATRONS = {"megatron", "megatron-bridge", "nemo", "nemo2"}
 # A model of each kind, and the formats that can hold it.
 MODELS = {
-    "llama": ("nanotron", "main_llama_tp2_pp1_bf16", {"hf", "ir", "nanotron", "nxdt", "deepspeed"} | _MEGATRONS),
-    "mixtral": ("megatron", "mixtral_groupedmlp_ep2_torch", {"hf", "ir", "nxdt", "deepspeed"} | _MEGATRONS),
-    "gpt2": ("megatron", "legacy_ckptver0_gpt2_tp2", {"hf", "ir", "megatron-deepspeed", "deepspeed"} | _MEGATRONS),
+    "llama": (
+        "nanotron",
+        "main_llama_tp2_pp1_bf16",
+        {"hf", "ir", "nanotron", "nxdt", "deepspeed", "fsdp"} | _MEGATRONS,
+    ),
+    "mixtral": ("megatron", "mixtral_groupedmlp_ep2_torch", {"hf", "ir", "nxdt", "deepspeed", "fsdp"} | _MEGATRONS),
+    "gpt2": (
+        "megatron",
+        "legacy_ckptver0_gpt2_tp2",
+        {"hf", "ir", "megatron-deepspeed", "deepspeed", "fsdp"} | _MEGATRONS,
+    ),
 }
-# All pairs of the one that every format holds; of the others, every format from and to HF.
+# All pairs of the one that every format holds; of the others, every format from and to HF, as fsdp, which keeps HF's tensors.
 PAIRS = [
     (model, *pair)
     for model, (_, _, holders) in MODELS.items()
     for pair in itertools.product(sorted(holders), repeat=2)
-    if model == "llama" or "hf" in pair
+    if (model == "llama" and "fsdp" not in pair) or "hf" in pair
 ]
 
 

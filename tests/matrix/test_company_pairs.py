@@ -55,6 +55,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "nxdt": {},
     "megatron-deepspeed": {"tp": 2},
     "deepspeed": {},
+    "fsdp": {},
 }
 # A model of each kind, its notes and files, and the formats that can hold it.
 MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
@@ -73,8 +74,12 @@ MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
     "t5": (example("t5"), {"eos": 3, "pad": 1, "decoder_start": 1}, FILES, {"hf", "nemo", "deepspeed"}),
     "vit": (example("vit", **SHARED, **SQUARE), {}, PROCESSOR, {"hf", "nemo"}),
 }
+# fsdp keeps what hf keeps of a model, and goes from and to that alone.
 PAIRS = [
-    (model, *pair) for model, (*_, holders) in MODELS.items() for pair in itertools.product(sorted(holders), repeat=2)
+    (model, *pair)
+    for model, (*_, holders) in MODELS.items()
+    for pair in itertools.product(sorted(holders), repeat=2)
+    if "fsdp" not in pair or "hf" in pair
 ]
 
 

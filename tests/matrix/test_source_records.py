@@ -27,6 +27,7 @@ TORCH_FILES: dict[str, tuple[tuple[str, str], str, dict[str, object]]] = {
     "nemo": (LLAMA, "model.nemo", {"to": "nemo", "tp": 2, "options": {"backend": "ranks"}}),
     "nxdt, xser": (LLAMA, "model", {"to": "nxdt", "tp": 2, "options": {"hw_backend": "trn1", "xser": "true"}}),
     "deepspeed": (LLAMA, "model", {"to": "deepspeed"}),
+    "fsdp": (LLAMA, "model", {"to": "fsdp"}),
     "megatron-deepspeed": (BLOOM, "model", {"to": "megatron-deepspeed", "tp": 2}),
 }
 

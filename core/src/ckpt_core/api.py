@@ -93,13 +93,26 @@ def config_architecture(path: str | None) -> Architecture | None:
     )
 
 
+_CONFIGS = ("config.json", "architecture.json")
+
+
+def _config_file(path: str) -> str:
+    """The config that is given: a file, or the one in the folder of a model."""
+    if not os.path.isdir(path):
+        return path
+    found = [file for name in _CONFIGS if os.path.isfile(file := os.path.join(path, name))]
+    if not found:
+        raise CkptError("the folder that --config names has no config", file=path, expected=" or ".join(_CONFIGS))
+    return found[0]
+
+
 def _reading(
     plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike[str] | None, weights: str
 ) -> ReadRequest:
     """What a plugin is asked to read, with typed options and the config file that the user gave."""
     if weights not in _WEIGHTS:
         raise UsageError("there are no such weights", found=f"{weights!r:.60}", expected=", ".join(_WEIGHTS))
-    given = None if config is None else path_of(config, "config")
+    given = None if config is None else _config_file(path_of(config, "config"))
     return ReadRequest(typed_options(plugin.info, options, "read"), config_architecture(given), weights, given)
 
 

@@ -83,8 +83,24 @@ def dropped(metadata: Any, name: str) -> None:
         del metadata.storage_data[index]
 
 
+_FUSED = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+
+
+def _name_of(key: str) -> str:
+    """What an error calls a tensor: the first that a key of all layers holds, under the name of a local module."""
+    name = re.sub(r"^decoder\.layers\.(?!\d)", "decoder.layers.0.", key.removeprefix("module."))
+    for fused, separate in _FUSED.items():
+        name = name.replace(fused, separate)
+    return name.replace(".experts.experts.", ".experts.local_experts.0.")
+
+
 class DistributedEntries:
     """The tensors of a folder, for the conformance kit. What is changed is appended to a data file."""
+
+    name_of = staticmethod(_name_of)
 
     def find(self, folder: str) -> list[Entry]:
         (path,) = Path(folder).rglob(".metadata")
@@ -92,7 +108,7 @@ class DistributedEntries:
         for key, entry in metadata.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
                 file = next(info.relative_path for index, info in metadata.storage_data.items() if index.fqn == key)
-                found.append(Entry(str(path.parent / file), key, _name_of(key)))
+                found.append(Entry(str(path.parent / file), key, self.name_of(key)))
         return found
 
     def _change(self, entry: Entry, key: str, tensor: torch.Tensor | None) -> None:
@@ -136,17 +152,3 @@ class DistributedEntries:
 
     def retype(self, entry: Entry) -> None:
         self._change(entry, entry.key, self._tensor(entry).view(torch.int32))
-
-
-_FUSED = {
-    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
-    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
-}
-
-
-def _name_of(key: str) -> str:
-    """What an error calls a tensor: the first that a key of all layers holds, under the name of a local module."""
-    name = re.sub(r"^decoder\.layers\.(?!\d)", "decoder.layers.0.", key.removeprefix("module."))
-    for fused, separate in _FUSED.items():
-        name = name.replace(fused, separate)
-    return name.replace(".experts.experts.", ".experts.local_experts.0.")

@@ -24,12 +24,12 @@ OUT_OF_STEP = {"bloom-tp4-bf16-desync"}
 def opened(golden: Golden, folder: Path) -> OpenCheckpoint:
     """The golden, with the config that its format lacks (written to `folder` where the case only describes it)."""
     arguments: dict[str, Any] = {}
-    if golden.case["framework"] == "nxdt":
+    if golden.case.get("framework") == "nxdt":
         arguments["config"] = str(golden.folder / golden.case["architecture_config"].split()[0])
         arguments["options"] = {name: golden.case[name] for name in ("model_style", "hw_backend")}
         if "layout" not in golden.case and (golden.folder / "source_hf").is_dir():
             arguments["options"]["layout"] = "aws-converter"
-    elif golden.case["framework"].startswith("deepspeed") and "ds_config" in golden.case:
+    elif golden.case.get("framework", "").startswith("deepspeed") and "ds_config" in golden.case:
         body = {**golden.case["model"], "model_type": "llama", "architectures": [golden.case["hf_architecture"]]}
         (folder / "config.json").write_text(json.dumps(body))
         arguments["config"] = str(folder / "config.json")
@@ -37,7 +37,7 @@ def opened(golden: Golden, folder: Path) -> OpenCheckpoint:
 
 
 def _from_masters(golden: Golden) -> bool:
-    return golden.folder.name in OUT_OF_STEP or golden.case["framework"].startswith("deepspeed")
+    return golden.folder.name in OUT_OF_STEP or golden.case.get("framework", "").startswith("deepspeed")
 
 
 def recorded(golden: Golden) -> tuple[Inputs, torch.Tensor]:

@@ -89,10 +89,12 @@ def each(framework: str, which: Callable[[Golden], bool] = lambda golden: True) 
     return pytest.mark.parametrize("golden", [golden for golden in goldens(framework) if which(golden)], ids=str)
 
 
-def of_2026(part: str, framework: str) -> list[Golden]:
-    """The newer cases of a framework that have a checkpoint: those below PART/ that are shipped, or all of them."""
+def of_2026(part: str, framework: str | None = None) -> list[Golden]:
+    """The newer cases of a framework that have a checkpoint: those below PART/ that are shipped, or all of them.
+
+    Without `framework`, all below PART/, which are of one."""
     folder = Path(os.environ.get("CKPT_GOLDENS_2026") or _SHIPPED_2026) / part
     found = [Golden(path.parent) for path in sorted(folder.rglob("case.json"))]
     if not found:
         raise pytest.UsageError(f"no golden lies below {folder}: set CKPT_GOLDENS_2026 to where they are, or unset it")
-    return [golden for golden in found if golden.case["framework"] == framework and golden.checkpoint.is_dir()]
+    return [golden for golden in found if golden.case.get("framework") == framework and golden.checkpoint.is_dir()]

@@ -58,7 +58,7 @@ def reading(command: Callable) -> Callable:
         click.option(
             "--config",
             metavar="FILE",
-            help="The architecture (an HF config.json or our architecture.json) of a source that does not say.",
+            help="The architecture (an HF config.json or our architecture.json, or a folder with one) of a source that does not say.",
         ),
         click.option(
             "--from", "format", metavar="FORMAT", help="The format of the source, where it is not recognised."

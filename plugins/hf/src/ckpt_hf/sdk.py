@@ -82,15 +82,19 @@ def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
     )
 
 
-def model_of_checkpoint(checkpoint: Checkpoint) -> TransformersModel:
-    """`checkpoint` as the transformers model that holds it exactly. Raises `Refusal` naming what no class can hold."""
+def model_of_checkpoint(checkpoint: Checkpoint, *, held: bool = False) -> TransformersModel:
+    """`checkpoint` as the transformers model that holds it exactly. Raises `Refusal` naming what no class can hold.
+
+    Its tensors have the names of saved files; with `held` those of the module that transformers 5 has in memory, which
+    differ for some classes: experts are fused there.
+    """
     fit = choose(checkpoint)
     builder = fit.builder()
     dtype = dtypes.commonest(map(builder.dtype_of, fit.natives(builder)))
     return TransformersModel(
         fit.family.class_name,
         fit.model.architecture,
-        fit.tables,
+        fit.family.spellings(fit.family.arranged_by(fit.config))[-1] if held else fit.tables,
         losses=list(losses_of(checkpoint, fit)),
         tensors=fit.model.tensors,
         documents={CONFIG: config_text(fit, dtype), **settings_beside(checkpoint, fit.model)},

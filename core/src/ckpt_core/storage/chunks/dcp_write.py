@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
 from ckpt_core.storage.chunks.dcp import METADATA
@@ -43,9 +44,16 @@ class DistributedPlan:
 
 
 def plan_distributed(
-    folder: str, chunks: Sequence[ChunkSpec], objects: Mapping[str, tuple[str, bytes]]
+    folder: str,
+    chunks: Sequence[ChunkSpec],
+    objects: Mapping[str, tuple[str, bytes]] = MappingProxyType({}),
+    paths: Mapping[str, tuple[str, ...]] | None = None,
 ) -> DistributedPlan:
-    """Lay out `chunks` in files of `folder`, then `objects`: by name, the file and the bytes of a torch file."""
+    """Lay out `chunks` in files of `folder`, then `objects`: by name, the file and the bytes of a torch file.
+
+    `folder` may be empty: the files then lie at the root of the output. `paths` is where each tensor stood in the nest of dicts
+    that was saved: torch's `dcp_to_torch_save` and accelerate's `merge_fsdp_weights` make that nest again.
+    """
     files: dict[str, _File] = {}
     described: dict[str, object] = {}
     located: dict[Opaque, Opaque] = {}
@@ -75,7 +83,7 @@ def plan_distributed(
         )
     body: dict[str, object] = {
         "state_dict_metadata": described,
-        "planner_data": None,
+        "planner_data": None if paths is None else dict(paths),
         "storage_data": located,
         "storage_meta": None,
     }
@@ -114,7 +122,9 @@ class _File:
         return self._at + -self._at % _ALIGNMENT
 
     def finished(self, folder: str) -> OutputFile:
-        return OutputFile(f"{folder}/{self._path}", self._at, tuple(self._literals), tuple(self._checksums))
+        return OutputFile(
+            f"{folder}/{self._path}" if folder else self._path, self._at, tuple(self._literals), tuple(self._checksums)
+        )
 
 
 def _object(name: str, state: dict[str, object] | None) -> Opaque:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import (
-    IGNORE_KEYS,
     Checkpoint,
-    Description,
     FamilyTables,
     FormatInfo,
     Option,
@@ -42,7 +40,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("moments", "write Adam moments of zero into a universal checkpoint", bool, True, side="write"),
             Option("vocab", "the true vocabulary, where the checkpoint does not say it", int, None, side="read"),
-            IGNORE_KEYS,
+            Option("ignore_keys", "args to leave out, separated by commas", str, "", side="read"),
         ),
         parallel=("tp", "pp"),
     )
@@ -57,7 +55,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Description:
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
     from ckpt_deepspeed.megatron.read import read
 
     return read(path, request)

@@ -1,0 +1,81 @@
+"""What lies in an FSDP checkpoint beside the weights, and what becomes of it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+
+from ckpt_core.sdk import Ledger, chunked, ledgers
+
+# Keys of a distributed checkpoint. accelerate: utils/fsdp_utils.py; torchtitan and plain loops name what they save themselves.
+KEYS = ledgers.Contents(
+    {
+        "optimizer*": ledgers.OPTIMIZER,
+        "optim.*": ledgers.OPTIMIZER,
+        "lr_scheduler*": ledgers.SCHEDULE,
+        "scheduler*": ledgers.SCHEDULE,
+        "dataloader*": ledgers.LOADER,
+        "train_dataloader*": ledgers.LOADER,
+        "rng*": ledgers.RANDOM,
+        "random*": ledgers.RANDOM,
+        "scaler*": ledgers.SCALER,
+        "train_state*": ledgers.PROGRESS,
+        "step": ledgers.PROGRESS,
+        "global_step": ledgers.PROGRESS,
+        "epoch": ledgers.PROGRESS,
+        "iteration": ledgers.PROGRESS,
+    }
+)
+
+# extra_state_world_size_N_rank_R.pt of verl
+EXTRA = ledgers.Contents({"lr_scheduler": ledgers.SCHEDULE, "rng": ledgers.RANDOM})
+
+_UNREAD = ledgers.Reason("weights in another container", "those that FSDP saved are read")
+# Files and folders beside the weights, by name: of verl, of accelerate (checkpointing.py) and of transformers' Trainer.
+_BESIDE = {
+    "optim_world_size_*_rank_*.pt": ledgers.OPTIMIZER,
+    "optimizer_*": ledgers.OPTIMIZER,
+    "optimizer*.bin": ledgers.OPTIMIZER,
+    "optimizer.pt": ledgers.OPTIMIZER,
+    "scheduler*": ledgers.SCHEDULE,
+    "lr_scheduler*": ledgers.SCHEDULE,
+    "rng_state*": ledgers.RANDOM,
+    "random_states_*": ledgers.RANDOM,
+    "scaler*": ledgers.SCALER,
+    "sampler*": ledgers.LOADER,
+    "dl_state_dict*": ledgers.LOADER,
+    "data.pt": ledgers.LOADER,
+    "trainer_state.json": ledgers.PROGRESS,
+    "training_args.bin": ledgers.SETTINGS,
+    "model*.safetensors*": _UNREAD,
+    "pytorch_model*.bin*": _UNREAD,
+}
+
+
+def is_of_model(key: str) -> bool:
+    """Whether a key of a distributed checkpoint can be a tensor of the model: no other part of a training is called so."""
+    return KEYS.of(key) is ledgers.UNKNOWN_KEY
+
+
+def enter_keys(ledger: Ledger, held: chunked.DistributedCheckpoint, model: set[str]) -> None:
+    """The keys of a distributed checkpoint; `model` are those that are read."""
+    (file,) = held.described_in
+    others = {key: tensor for key, tensor in held.tensors.items() if key not in model}
+    ledger.contents(file, {**others, **held.objects}, KEYS)
+    ledger.used("weights", file, *sorted(model))
+
+
+def is_of_training(name: str) -> bool:
+    """Whether a file beside the weights is the state of a training, by its name."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _BESIDE)
+
+
+def enter_beside(ledger: Ledger, folder: str) -> None:
+    """The state of a training in the files beside the weights."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        reason = next((why for pattern, why in _BESIDE.items() if fnmatch.fnmatchcase(entry.name, pattern)), None)
+        if reason is None:
+            continue
+        inner = [entry] if entry.is_file() else [one for one in os.scandir(entry.path) if one.is_file()]
+        size = sum(one.stat().st_size for one in inner)
+        ledger.left(reason, entry.path, size=size, files=max(1, len(inner)))

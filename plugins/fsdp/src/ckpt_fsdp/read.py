@@ -1,0 +1,116 @@
+"""Reading what FSDP saved of a transformers model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from ckpt_core.sdk import CkptError, Description, FormatError, Loss, ReadRequest, Sidecar, company
+from ckpt_fsdp.contents import enter_beside, is_of_training
+from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
+from ckpt_fsdp.stored import Stored, read_chunks, read_ranks, states
+from ckpt_hf.sdk import CONFIG, model_of_config
+
+HF = "hf"
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".index.json")
+_OF_ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "base_layer")
+
+
+def read(path: str, request: ReadRequest) -> Description:
+    """The checkpoint at `path`: a folder of rank files, of a distributed checkpoint, or one that holds a single one of them."""
+    where = place(path)
+    stored = read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
+    _refuse_adapters(stored.names, where)
+    _check_asked(stored, request, where)
+    beside = _config_beside(where, path)
+    config = beside or request.config
+    if config is None:
+        raise CkptError(
+            "nothing says what the model is: FSDP saves names and tensors, and no config",
+            file=path,
+            fix=f"give the {CONFIG} of the model that was trained with --config; its tokenizer beside it is taken along",
+        )
+    model = model_of_config(config, stored.names)
+    _enter(stored, where, path)
+    return Description(
+        architecture=model.architecture,
+        tables=model.tables,
+        ranks=stored.ranks(where.weights),
+        where=where.weights,
+        root=path,
+        files=states([*stored.files, config]),
+        config=beside,
+        notes=model.notes,
+        sidecars=_sidecars(beside, where),
+        parallel={"dp": stored.world} if stored.world else {},
+        ledger=stored.ledger,
+        hints={"layout": "accelerate"} if where.home != where.weights else {},
+        origins={HF: model.hints},
+        evidence=[f"{model.class_name} of format {HF} by {config}"],
+        losses=[
+            *model.losses,
+            *(
+                Loss("dropped", name, "not a weight of the model")
+                for name in sorted(stored.names)
+                if any(table.drops_name(name) for table in model.tables)
+            ),
+        ],
+        masters=all(dtype.name == "fp32" for dtype in stored.dtypes),
+    )
+
+
+def _refuse_adapters(names: Collection[str], where: Place) -> None:
+    found = sorted(name for name in names if set(name.split(".")) & set(_OF_ADAPTERS))
+    if found:
+        raise CkptError(
+            "the model was trained with LoRA: its weights are those of a base and of an adapter, which are not merged",
+            file=where.weights,
+            found=f"{len(found)} tensors, {found[0]!r} among them",
+            fix="merge it where it was trained (merge_and_unload), and save that",
+        )
+
+
+def _check_asked(stored: Stored, request: ReadRequest, where: Place) -> None:
+    """FSDP keeps one set of weights: they are the masters where they are in fp32."""
+    if request.weights == "master" and not all(dtype.name == "fp32" for dtype in stored.dtypes):
+        raise FormatError(
+            "there are no fp32 masters: FSDP keeps the parameters in the dtype that the optimizer steps in",
+            file=where.weights,
+            found=", ".join(sorted(dtype.name for dtype in stored.dtypes)),
+            fix="use --weights model",
+        )
+
+
+def _config_beside(where: Place, path: str) -> str | None:
+    """The config that lies in the checkpoint (verl), beside it, or in the folder above it (the Trainer's output); else None."""
+    above = os.path.dirname(os.path.abspath(where.home))
+    for folder in (os.path.join(where.home, HUGGINGFACE), where.home, where.weights, path, above):
+        file = os.path.join(folder, CONFIG)
+        if os.path.isfile(file):
+            return file
+    return None
+
+
+def _sidecars(beside: str | None, where: Place) -> dict[str, Sidecar]:
+    """The files of the model: all beside its config where that lies in the checkpoint, else those that are known to be of one."""
+    if beside is None:
+        return {}
+    folder = os.path.dirname(beside)
+    if folder in (where.home, os.path.join(where.home, HUGGINGFACE)):
+        return company.files_in(folder, _is_companion)
+    return company.companions_of(beside)
+
+
+def _is_companion(name: str) -> bool:
+    own = name in (CONFIG, TRACKER, SETTINGS) or name.startswith((".", "ckpt-receipt")) or name.endswith(_WEIGHTS)
+    return not own and not is_of_training(name)
+
+
+def _enter(stored: Stored, where: Place, path: str) -> None:
+    """The state of a training beside the weights, in the folder that was given and in that of the model."""
+    for folder in dict.fromkeys(map(os.path.abspath, (path, where.home, os.path.join(where.home, HUGGINGFACE)))):
+        if os.path.isdir(folder):
+            enter_beside(stored.ledger, folder)
+        if os.path.isfile(tracker := os.path.join(folder, TRACKER)):
+            stored.ledger.used("the step to read", tracker)

@@ -1,0 +1,187 @@
+"""The tensors that FSDP saved, put together over ranks: from verl's rank files, and from distributed checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ckpt_core.sdk import (
+    DType,
+    FormatError,
+    Ledger,
+    Problems,
+    RankTensors,
+    Shard,
+    chunked,
+    disk,
+    documents,
+    torch_files,
+)
+from ckpt_fsdp.contents import EXTRA, enter_keys, is_of_model
+from ckpt_fsdp.files import EXTRA as EXTRA_NAME
+from ckpt_fsdp.files import SETTINGS, rank_files
+from ckpt_fsdp.parts import Part, Parts
+
+
+@dataclass
+class Stored:
+    """Tensors by the names that FSDP gave them.
+
+    `copies` has every tensor's parts as often as it is held whole: replicas must be equal, which is found out when they are read.
+    """
+
+    copies: list[dict[str, Sequence[Shard]]]
+    dtypes: set[DType]
+    files: list[str]
+    ledger: Ledger = field(default_factory=Ledger)
+    world: int | None = None
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.copies[0])
+
+    def ranks(self, where: str) -> Iterator[RankTensors]:
+        """What the core puts together: a copy after the other."""
+        for copy in self.copies:
+            yield RankTensors({}, copy, where)
+
+
+# --- torch.distributed.checkpoint ------------------------------------------------------------------------------------
+
+
+def read_chunks(folder: str) -> Stored:
+    """The tensors in a distributed checkpoint that are not of an optimizer or of another part of a training."""
+    held = chunked.read_distributed(folder)
+    model = {name: tensor for name, tensor in held.tensors.items() if is_of_model(name)}
+    shards: dict[str, Sequence[Shard]] = {
+        name: [Shard(origin, stored) for origin, stored in tensor.stored()] for name, tensor in model.items()
+    }
+    found = Stored([shards], {tensor.dtype for tensor in model.values()}, held.files)
+    enter_keys(found.ledger, held, set(model))
+    return found
+
+
+# --- a file for each rank --------------------------------------------------------------------------------------------
+
+
+def read_ranks(folder: str) -> Stored:
+    """The tensors in the files of all ranks. Raises what is not as the names of the files, or the other ranks, say."""
+    files = rank_files(folder)
+    world = len(files)
+    found = Stored([], set(), list(files), world=world)
+    _check_settings(folder, world, found)
+    _check_steps(folder, found)
+    parts, copies, first = Parts(world), dict[str, dict[tuple, list[Shard]]](), dict[str, Part]()
+    problems = Problems(f"reading {folder}")
+    for rank, file in enumerate(files):
+        held = _state_dict(file)
+        for name in first.keys() - held.keys():
+            problems.add(FormatError(f"rank {rank} has no {name!r}, which rank 0 has", file=file))
+        for name, value in held.items():
+            try:
+                part = parts.of(name, value, rank, file)
+                _check_alike(name, part, first, rank, file)
+            except FormatError as problem:
+                problems.add(problem)
+                continue
+            copies.setdefault(name, {}).setdefault(part.copy, []).extend(part.shards)
+            found.dtypes.add(part.dtype)
+    for name, held_parts in copies.items():
+        for shards in held_parts.values():
+            have, want = sum(shard.stored.elements for shard in shards), math.prod(first[name].shape)
+            if have != want:
+                problems.add(
+                    FormatError(
+                        f"the parts of {name!r} do not add up to it",
+                        file=folder,
+                        found=f"{have} elements over all ranks",
+                        expected=f"{want}: {first[name].said}",
+                    )
+                )
+    problems.raise_any()
+    found.copies = [
+        {name: copy for name, of_name in copies.items() if (copy := _nth(of_name, number)) is not None}
+        for number in range(max(map(len, copies.values()), default=1))
+    ] or [{}]
+    for file in files:
+        found.ledger.used("weights", file)
+    return found
+
+
+def _nth(copies: Mapping[tuple, list[Shard]], number: int) -> Sequence[Shard] | None:
+    return list(copies.values())[number] if number < len(copies) else None
+
+
+def _state_dict(file: str) -> Mapping[str, object]:
+    held = torch_files.read_torch_file(file)
+    if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
+        raise FormatError("the file of a rank holds no state dict", file=file, found=torch_files.brief(held))
+    return held
+
+
+def _check_alike(name: str, part: Part, first: dict[str, Part], rank: int, file: str) -> None:
+    known = first.get(name)
+    if known is None and rank:
+        raise FormatError(f"rank {rank} has {name!r}, which rank 0 has not", file=file)
+    if known is not None and part.said != known.said:
+        raise FormatError(
+            f"ranks say different things of {name!r}",
+            file=file,
+            found=part.said,
+            expected=f"as rank 0 says: {known.said}",
+            fix="the files are of different runs: copy those of one step again",
+        )
+    first.setdefault(name, part)
+
+
+def _check_settings(folder: str, world: int, found: Stored) -> None:
+    """verl's fsdp_config.json, which says the world size once more."""
+    file = os.path.join(folder, SETTINGS)
+    if not os.path.isfile(file):
+        return
+    said = documents.read_json_object(file).get("world_size", world)
+    if said != world:
+        raise FormatError(
+            f"{SETTINGS} is of another run than the files of the ranks",
+            file=file,
+            found=f"world_size {said!r:.40}",
+            expected=f"{world}, as the names of the files say",
+            fix="remove the files of the run that is not wanted",
+        )
+    found.ledger.used("parallel layout", file)
+    found.files.append(file)
+
+
+def _check_steps(folder: str, found: Stored) -> None:
+    """Every rank saves its learning rate schedule, whose count is the step: ranks of two steps look alike otherwise."""
+    steps: dict[object, str] = {}
+    for name in sorted(os.listdir(folder)):
+        match = EXTRA_NAME.fullmatch(name)
+        if match is None or int(match[1]) != found.world or int(match[2]) >= int(match[1]):
+            continue
+        file = os.path.join(folder, name)
+        state = torch_files.read_torch_file(file)
+        if not isinstance(state, dict):
+            raise FormatError("the extra state of a rank is no dict", file=file, found=torch_files.brief(state))
+        found.ledger.contents(file, state, EXTRA)
+        found.ledger.used("that the ranks are of one step", file)
+        found.files.append(file)
+        schedule = state.get("lr_scheduler")
+        step = schedule.get("last_epoch") if isinstance(schedule, dict) else None
+        if type(step) is int:
+            steps.setdefault(step, file)
+    if len(steps) > 1:
+        (one, first), (other, second) = list(steps.items())[:2]
+        raise FormatError(
+            "the files of the ranks are of different steps",
+            file=second,
+            found=f"step {other} of the learning rate schedule",
+            expected=f"{one}, as in {first}",
+            fix="copy the files of one step again",
+        )
+
+
+def states(files: Sequence[str]) -> list[disk.FileState]:
+    return [disk.FileState.of(file) for file in dict.fromkeys(files)]

@@ -1,0 +1,79 @@
+"""Writing a distributed checkpoint of a transformers model, which torch loads into any FSDP and any number of ranks.
+
+    nested       {"model": state_dict}, as most scripts save
+    flat         the state dict itself, as torchtitan does
+    accelerate   pytorch_model_fsdp_0/, in which accelerate and the Trainer look, nested
+
+Every tensor is one chunk: a loading rank reads the part that is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ckpt_core.sdk import Checkpoint, Target, TargetBuilder, WriteRequest, chunked, disk, rewrites
+from ckpt_hf.sdk import model_of_checkpoint
+
+ACCELERATE = "pytorch_model_fsdp_0"
+_MODEL = "model"
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The checkpoint and the model's `config.json`. Raises `Refusal` naming what transformers cannot hold.
+
+    A tied head is written twice, as a state dict has it: torch's loader asks for every name of the module.
+    """
+    options = request.options
+    layout = str(options.get("layout") or checkpoint.hints_for("fsdp").get("layout") or "nested")
+    names = str(options.get("names") or "held")
+    model = model_of_checkpoint(checkpoint, held=names == "held")
+    held = rewrites.Rewritable(model.architecture, model.tensors, tuple(model.rewrites))
+    builder = TargetBuilder(held, model.tables, request.dtype)
+    natives = list(builder.natives().values())
+    prefix = () if layout == "flat" else (_MODEL,)
+    folder = ACCELERATE if layout == "accelerate" else ""
+    limit = disk.parse_size(str(options.get("max_shard_size") or "5GB"))
+    chunks = [
+        chunked.ChunkSpec(
+            ".".join((*prefix, native.name)),
+            builder.dtype_of(native),
+            native.shape,
+            (0,) * len(native.shape),
+            native.shape,
+            file,
+        )
+        for native, file in zip(natives, _files([builder.bytes_of(native) for native in natives], limit), strict=True)
+    ]
+    paths = {chunk.tensor: (*prefix, native.name) for native, chunk in zip(natives, chunks, strict=True)}
+    plan = chunked.plan_distributed(folder, chunks, paths=paths)
+    builder.files += plan.files
+    for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
+        builder.place(native, _in(folder, chunk.file), offset)
+    builder.documents |= {_in(folder, chunked.METADATA): plan.metadata, **model.documents}
+    return builder.target(
+        "fsdp",
+        sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
+        decisions={
+            "layout": layout,
+            "names": names,
+            "hf_class": model.class_name,
+            **({"tokens": list(model.tokens)} if model.tokens else {}),
+        },
+        losses=model.losses,
+        said=model.said,
+        held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json"},
+    )
+
+
+def _in(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _files(sizes: Sequence[int], limit: int) -> Iterator[str]:
+    """The file of each tensor, whose `sizes` are in bytes."""
+    number, taken = 0, 0
+    for size in sizes:
+        if taken and taken + size > limit:
+            number, taken = number + 1, 0
+        taken += size
+        yield f"__0_{number}.distcp"
