@@ -20,11 +20,14 @@ from ckpt_core.layout import BoundTables, Native, account
 from ckpt_core.ledger import Ledger
 from ckpt_core.plugins.discovery import Plugin
 from ckpt_core.plugins.request import Option, ReadRequest
-from ckpt_core.receipt.origin import original_of
+from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard
 
+__all__ = ["IGNORE_KEYS", "Averaged", "Receipt", "Vocabulary", "given", "receipt_of", "without_ignored"]
+
 IGNORE_KEYS = Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read")
+"""The option of every reader of a config that may have keys of no meaning."""
 
 
 def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:

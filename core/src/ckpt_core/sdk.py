@@ -1,7 +1,7 @@
 """All that the author of a plugin imports, and all that the plugins of this project import."""
 
 from ckpt_core import architecture as schema
-from ckpt_core import company, errors
+from ckpt_core import company, errors, reading
 from ckpt_core import config as configs
 from ckpt_core import launch as launches
 from ckpt_core import layout as layouts
@@ -126,6 +126,7 @@ __all__ = [
     "note",
     "one_of",
     "original_of",
+    "reading",
     "receipt_of",
     "rewrites",
     "row",

@@ -1,5 +1,6 @@
 """What a model comes with besides its tensors: tokenizer, ids of special tokens, generation config, licence."""
 
+from ckpt_core.checkpoint import Sidecar
 from ckpt_core.company.companions import FOLDERS, companions_of, files_below, files_in, known_ids
 from ckpt_core.company.image_processor import PROCESSOR, processor_file, processor_settings
 from ckpt_core.company.tokenizer import GENERATION, ROLES, has_tokenizer, is_token, pieces_of, size_of
@@ -10,6 +11,7 @@ __all__ = [
     "GENERATION",
     "PROCESSOR",
     "ROLES",
+    "Sidecar",
     "asked_vocabulary",
     "companions_of",
     "files_below",

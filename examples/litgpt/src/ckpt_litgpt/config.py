@@ -8,7 +8,6 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    RotaryKind,
     by_layer,
     configs,
     custom,
@@ -18,10 +17,10 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
-    nested,
     note,
     rules,
     same_as,
+    schema,
 )
 
 QKV = ("attention.q_bias", "attention.k_bias", "attention.v_bias")
@@ -96,8 +95,8 @@ GPT = Config("litgpt's GPT", [
     key_is("rope_interleave", False, or_absent=True),
     key_is("rope_local_base_freq", None, or_absent=True, why="two bases of rotary positions are not read"),
     ignore("rope_indices", why="used with rope_local_base_freq alone"),
-    nested("rope_adjustments", [
-        fact_is(f"{SCALING}.kind", RotaryKind.LLAMA3),
+    configs.nested("rope_adjustments", [
+        fact_is(f"{SCALING}.kind", schema.RotaryKind.LLAMA3),
         key("factor", f"{SCALING}.factor"),
         key("low_freq_factor", f"{SCALING}.low_frequency_factor"),
         key("high_freq_factor", f"{SCALING}.high_frequency_factor"),

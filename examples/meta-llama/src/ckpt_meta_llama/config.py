@@ -8,7 +8,6 @@ from ckpt_core.sdk import (
     Activation,
     Config,
     Facts,
-    RotaryKind,
     configs,
     custom,
     derived,
@@ -17,6 +16,7 @@ from ckpt_core.sdk import (
     key,
     note,
     same_as,
+    schema,
 )
 
 NORMS = ("attention.norm", "mlp.norm", "final_norm")
@@ -71,7 +71,7 @@ LLAMA = Config("Meta's Llama", [
     fact_is("head.tied", False),
     key("rope_theta", "attention.rotary.theta", default=10000.0),
     configs.switched("use_scaled_rope", [                           # Llama 3.1; the factor of 3.2 is said
-        fact_is("attention.rotary.scaling.kind", RotaryKind.LLAMA3),
+        fact_is("attention.rotary.scaling.kind", schema.RotaryKind.LLAMA3),
         fact_is("attention.rotary.scaling.low_frequency_factor", 1.0),
         fact_is("attention.rotary.scaling.original_positions", 8192),
         key("rope_scaling_factor", "attention.rotary.scaling.factor", default=8.0),

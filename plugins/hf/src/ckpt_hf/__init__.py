@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_core.sdk import (
-    IGNORE_KEYS,
     Architecture,
     Checkpoint,
     Description,
@@ -21,6 +20,7 @@ from ckpt_core.sdk import (
     Target,
     WriteRequest,
     hookimpl,
+    reading,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def ckpt_info() -> FormatInfo:
                 "",
                 side="read",
             ),
-            IGNORE_KEYS,
+            reading.IGNORE_KEYS,
         ),
     )
 

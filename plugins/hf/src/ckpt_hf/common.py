@@ -12,17 +12,14 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Entry,
     Facts,
     Loss,
-    PerLayer,
     Table,
     configs,
     decided,
     derived,
     fact_is,
     ignore,
-    implied,
     key,
     key_is,
     layouts,
@@ -70,7 +67,7 @@ GENERIC: list[Any] = [
            "unsloth_version", "unsloth_fixed", "is_llama_config", "is_qwen2_config", why="names, not meaning"),
     # nanotron's own converters leave this key in HF configs; HF rotates halves whatever it says
     key_is("rope_interleaved", False, or_absent=True, written=False),
-    implied("torch_dtype", "dtype", why="every tensor knows its own dtype"),
+    configs.implied("torch_dtype", "dtype", why="every tensor knows its own dtype"),
     ignore("use_cache", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript", "use_bfloat16",
            "_attn_implementation_autoset", "_attn_implementation", "attn_implementation", "attn_implementation_internal",
            "chunk_size_feed_forward", "use_flash_attn", "output_router_logits", "_experts_implementation", "gradient_checkpointing", "_flash_attn_2_enabled",
@@ -185,12 +182,12 @@ class Family:
 CAUSAL = key_is("is_causal", True, or_absent=True, written=False)
 
 
-def unbiased(*keys: str) -> list[Entry]:
+def unbiased(*keys: str) -> list[configs.Entry]:
     """Biases that a class never has and has no key for; published files say so nevertheless."""
     return [key_is(key, False, or_absent=True, written=False) for key in keys]
 
 
-def alias(key: str, own: str) -> Entry:
+def alias(key: str, own: str) -> configs.Entry:
     """A second name of the key `own`, which the class does not read: it must say the same, where both are there."""
     return configs.repeats(key, own, written=False)
 
@@ -216,7 +213,7 @@ def transformers_version(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return (int(major), int(minor) if minor.isdigit() else 0) if major.isdigit() else None
 
 
-def head_dim(default: int | None = None) -> Entry:
+def head_dim(default: int | None = None) -> configs.Entry:
     """Left out it is `default`, or else hidden size / heads, which null always means; transformers rounds down."""
     return derived(
         "head_dim", "attention.head_dim", "hidden_size / num_attention_heads", rounding="floor", default=default
@@ -241,7 +238,9 @@ def _first_that_slides(windowed: tuple[bool, ...]) -> int:
     return windowed.index(True) if any(windowed) else len(windowed)
 
 
-def windows(slides: Rule, *, default: int | None = None, by_count: bool = False, uses: Iterable[str] = ()) -> Entry:
+def windows(
+    slides: Rule, *, default: int | None = None, by_count: bool = False, uses: Iterable[str] = ()
+) -> configs.Entry:
     """Which layers see a window only: `layer_types` where given, else the rule of the family's config class.
 
     `default` is the class's window. `by_count`: the class knows `max_window_layers` too. `uses` are further keys that `slides` looks at.
@@ -252,7 +251,9 @@ def windows(slides: Rule, *, default: int | None = None, by_count: bool = False,
         window = config.get("sliding_window", default)
         used = values.checked("use_sliding_window", config.get("use_sliding_window", False), values.flag)
         if used and window is not None:
-            enter_windows(facts, window, present or PerLayer(slides(index, config) for index in range(facts["layers"])))
+            enter_windows(
+                facts, window, present or schema.PerLayer(slides(index, config) for index in range(facts["layers"]))
+            )
 
     keys: tuple[str, ...] = ("use_sliding_window", "sliding_window", "layer_types")
     some: tuple[object, ...] = (True, configs.value_of("attention.window"), _LAYER_TYPES)
@@ -272,7 +273,7 @@ def windows(slides: Rule, *, default: int | None = None, by_count: bool = False,
     )
 
 
-def given_windows(config: Mapping[str, Any], layers: int) -> PerLayer | None:
+def given_windows(config: Mapping[str, Any], layers: int) -> schema.PerLayer | None:
     """Which layers have a window by `layer_types`; None without that key."""
     kinds = config.get("layer_types")
     if kinds is None:
@@ -280,15 +281,15 @@ def given_windows(config: Mapping[str, Any], layers: int) -> PerLayer | None:
     known = ("full_attention", "sliding_attention")
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
         raise CkptError("key 'layer_types' is not one known kind per layer", found=str(kinds)[:80])
-    return PerLayer(kind == "sliding_attention" for kind in kinds)
+    return schema.PerLayer(kind == "sliding_attention" for kind in kinds)
 
 
-def alternating_windows(default: int) -> Entry:
+def alternating_windows(default: int) -> configs.Entry:
     """The layers of `layer_types` see a window; without it every second one does, the first among them (Gemma 2)."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         layers = facts["layers"]
-        present = given_windows(config, layers) or PerLayer(index % 2 == 0 for index in range(layers))
+        present = given_windows(config, layers) or schema.PerLayer(index % 2 == 0 for index in range(layers))
         window = config.get("sliding_window", default)
         if window is None and any(present):
             raise CkptError(
@@ -313,14 +314,14 @@ def alternating_windows(default: int) -> Entry:
     )
 
 
-def enter_windows(facts: Facts, window: object, present: PerLayer) -> None:
+def enter_windows(facts: Facts, window: object, present: schema.PerLayer) -> None:
     if any(present):
         facts["attention.window"] = window
         if not all(present):
             facts["attention.window?"] = present
 
 
-def dense_width() -> Entry:
+def dense_width() -> configs.Entry:
     """The width of the layers without experts. A width that no layer has is kept as a note: transformers wants the key."""
     return configs.in_other_layers(
         "intermediate_size",

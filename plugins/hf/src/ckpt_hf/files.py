@@ -19,15 +19,14 @@ from typing import Any
 from ckpt_core.sdk import (
     FormatError,
     Loss,
-    Native,
     Problems,
-    Sidecar,
     StoredTensor,
     TargetBuilder,
     company,
     containers,
     disk,
     documents,
+    layouts,
     torch_files,
 )
 
@@ -184,7 +183,7 @@ def read_weights(path: str) -> torch_files.StateDict:
     return containers.Container.of(path).read(path)
 
 
-def sidecars(folder: str) -> dict[str, Sidecar]:
+def sidecars(folder: str) -> dict[str, company.Sidecar]:
     """Every file that travels along: all small files beside the weights, and the folders of chat templates."""
     return company.files_in(
         folder,
@@ -194,9 +193,9 @@ def sidecars(folder: str) -> dict[str, Sidecar]:
     )
 
 
-def add_weights(builder: TargetBuilder, tensors: Iterable[Native], kind: WeightFiles, limit: int) -> None:
+def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind: WeightFiles, limit: int) -> None:
     """Shards of at most `limit` bytes of `tensors` each (a larger tensor gets its own), and the index if there are several."""
-    shards: list[dict[str, Native]] = [{}]
+    shards: list[dict[str, layouts.Native]] = [{}]
     sizes = [0]
     for native in tensors:
         size = builder.bytes_of(native)

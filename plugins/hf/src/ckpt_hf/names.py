@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import Architecture, CkptError, Native, Table, layouts
+from ckpt_core.sdk import Architecture, CkptError, Table, layouts
 from ckpt_hf.common import TableSet
 
 _MOST_PREFIXES = 4
@@ -44,7 +44,7 @@ class Match:
     spelling: Spelling
     layout: layouts.BoundTables
     leftovers: Table
-    natives: dict[str, Native]
+    natives: dict[str, layouts.Native]
 
     @property
     def tables(self) -> list[Table]:
@@ -88,7 +88,7 @@ def matching(
     return Match(spelling, layout, leftovers.renamed(spelling.of), layout.natives())
 
 
-def _candidates(bound: Sequence[tuple[TableSet, dict[str, Native]]], found: set[str]) -> Iterator[Spelling]:
+def _candidates(bound: Sequence[tuple[TableSet, dict[str, layouts.Native]]], found: set[str]) -> Iterator[Spelling]:
     """The spellings that may be: the class's own, then those under which one of its first names is found."""
     yield Spelling()
     tried = {Spelling()}
@@ -110,7 +110,7 @@ def _before(probe: str, found: set[str]) -> list[str]:
 
 
 def _explains(
-    spelling: Spelling, tables: TableSet, natives: dict[str, Native], found: set[str], leftovers: Table
+    spelling: Spelling, tables: TableSet, natives: dict[str, layouts.Native], found: set[str], leftovers: Table
 ) -> bool:
     if any(spelling.of(name) not in found for name, native in natives.items() if not native.row.copy):
         return False

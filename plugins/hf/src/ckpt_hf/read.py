@@ -11,7 +11,6 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     Facts,
-    Ledger,
     Loss,
     RankTensors,
     ReadRequest,
@@ -19,7 +18,8 @@ from ckpt_core.sdk import (
     disk,
     documents,
     layouts,
-    without_ignored,
+    ledgers,
+    reading,
 )
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
@@ -52,8 +52,8 @@ def read(path: str, request: ReadRequest) -> Description:
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):
         raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
-    ledger = Ledger()
-    config = without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
+    ledger = ledgers.Ledger()
+    config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)

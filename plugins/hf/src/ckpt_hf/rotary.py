@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Custom, Facts, Refusal, RotaryKind, custom, errors, schema, uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, custom, errors, schema
 
 # transformers' names of the fields of `RotaryScaling`
 _NAMES = {
@@ -30,7 +30,7 @@ _NAMES = {
 _WHOLE = {"original_positions"}
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 # Version 5 fills in the length trained for where the config leaves it out (modeling_rope_utils.standardize_rope_params).
-_DEFAULT_ORIGINAL = {RotaryKind.LLAMA3, RotaryKind.YARN, RotaryKind.LONGROPE}
+_DEFAULT_ORIGINAL = {schema.RotaryKind.LLAMA3, schema.RotaryKind.YARN, schema.RotaryKind.LONGROPE}
 
 
 def rotary_keys(
@@ -41,7 +41,7 @@ def rotary_keys(
     partial: float | None = None,
     theta_key: str = "rope_theta",
     fraction_key: str = "partial_rotary_factor",
-) -> Custom:
+) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
     `partial`: the fraction of a head that the class rotates where no key says it. Most classes have no such key and
@@ -67,29 +67,29 @@ def rotary_keys(
             facts[f"{path}.{name}"] = value
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        theta = uniform(facts, f"{path}.theta")
+        theta = configs.uniform(facts, f"{path}.theta")
         if theta is None and always:
             raise Refusal("it always rotates", found=f"no {path}: no rotary positions")
         if theta is None:
             return
-        fraction, kind = uniform(facts, f"{path}.fraction"), uniform(facts, f"{path}.scaling.kind")
+        fraction, kind = configs.uniform(facts, f"{path}.fraction"), configs.uniform(facts, f"{path}.scaling.kind")
         if partial is None and fraction != 1.0:
             raise Refusal("it always rotates whole heads", found=f"{path}.fraction = {fraction}")
-        if kind is RotaryKind.PROPORTIONAL and fraction != 1.0:
+        if kind is schema.RotaryKind.PROPORTIONAL and fraction != 1.0:
             raise Refusal(
                 "transformers then rotates whole heads",
                 found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}",
             )
         scaling: dict[str, Any] = {} if kind is None else {"rope_type": str(kind)}
         for name, key in _NAMES.items():
-            value = uniform(facts, f"{path}.scaling.{name}")
+            value = configs.uniform(facts, f"{path}.scaling.{name}")
             if value is not None:
                 scaling[key] = list(value) if isinstance(value, tuple) else value
         config[theta_key] = theta
         config["rope_scaling"] = scaling or None
         config["rope_parameters"] = {"rope_type": "default", **scaling, "rope_theta": theta}
-        if kind is RotaryKind.DYNAMIC:  # it stretches what is longer than this
-            config["max_position_embeddings"] = uniform(facts, f"{path}.scaling.max_positions")
+        if kind is schema.RotaryKind.DYNAMIC:  # it stretches what is longer than this
+            config["max_position_embeddings"] = configs.uniform(facts, f"{path}.scaling.max_positions")
         if partial is not None:
             config[fraction_key] = config["rope_parameters"]["partial_rotary_factor"] = fraction
 
@@ -134,12 +134,12 @@ def _facts(
             found=facts["fraction"],
             fix="delete the key from config.json",
         )
-    if kind != "default" and kind not in set(RotaryKind):
-        raise CkptError("unknown rope_type", found=kind, expected=", ".join(["default", *RotaryKind]))
+    if kind != "default" and kind not in set(schema.RotaryKind):
+        raise CkptError("unknown rope_type", found=kind, expected=", ".join(["default", *schema.RotaryKind]))
     known = {
         key
         for name, key in _NAMES.items()
-        if kind != "default" and name in frozenset().union(*schema.SCALING_FIELDS[RotaryKind(kind)])
+        if kind != "default" and name in frozenset().union(*schema.SCALING_FIELDS[schema.RotaryKind(kind)])
     }
     for key in given:
         if key not in known | _COMMON:
@@ -148,19 +148,19 @@ def _facts(
             )
     if kind == "default":
         return facts
-    if RotaryKind(kind) is RotaryKind.PROPORTIONAL and facts["fraction"] != 1.0:
+    if schema.RotaryKind(kind) is schema.RotaryKind.PROPORTIONAL and facts["fraction"] != 1.0:
         raise CkptError("partial_rotary_factor is not supported for rope_type=proportional", found=facts["fraction"])
-    facts["scaling.kind"] = RotaryKind(kind)
+    facts["scaling.kind"] = schema.RotaryKind(kind)
     for name, key in _NAMES.items():
         value = given.get(key)
         if value is not None:
             facts[f"scaling.{name}"] = _scaling_value(name, value, key)
     positions = config.get("max_position_embeddings")
-    if RotaryKind(kind) in _DEFAULT_ORIGINAL and "scaling.original_positions" not in facts and positions:
+    if schema.RotaryKind(kind) in _DEFAULT_ORIGINAL and "scaling.original_positions" not in facts and positions:
         facts["scaling.original_positions"] = config.get("original_max_position_embeddings", positions)
-    if RotaryKind(kind) is RotaryKind.DYNAMIC:
+    if schema.RotaryKind(kind) is schema.RotaryKind.DYNAMIC:
         facts["scaling.max_positions"] = positions
-    if RotaryKind(kind) is RotaryKind.LONGROPE and "scaling.factor" not in facts and positions:
+    if schema.RotaryKind(kind) is schema.RotaryKind.LONGROPE and "scaling.factor" not in facts and positions:
         # transformers stretches by the ratio of the two lengths where no factor is given
         facts["scaling.factor"] = _number(positions, "max_position_embeddings") / int(
             facts["scaling.original_positions"]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, Ledger, company, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, ledgers
 from ckpt_hf.files import (
     KINDS,
     WEIGHT_SUFFIXES,
@@ -129,7 +129,7 @@ def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
             )
 
 
-def enter_left_out(ledger: Ledger, folder: str, read: WeightSet) -> None:
+def enter_left_out(ledger: ledgers.Ledger, folder: str, read: WeightSet) -> None:
     """Enter the weights in the folder that are not read, and the state of a training beside them."""
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)

@@ -11,9 +11,7 @@ from typing import Any
 from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
-    DType,
     Loss,
-    Native,
     Refusal,
     Target,
     TargetBuilder,
@@ -21,8 +19,10 @@ from ckpt_core.sdk import (
     company,
     configs,
     disk,
+    dtypes,
     errors,
     facts_of,
+    layouts,
     rewrites,
 )
 from ckpt_hf.common import Family, TableSet
@@ -48,11 +48,11 @@ class Fit:
         """The notes that its config says."""
         return self.family.config.said(self.config)
 
-    def builder(self, dtype: DType | None = None) -> TargetBuilder:
+    def builder(self, dtype: dtypes.DType | None = None) -> TargetBuilder:
         """A target of the model, whose tensors are all of `dtype`, or keep their own."""
         return TargetBuilder(self.model, self.tables, dtype)
 
-    def natives(self, builder: TargetBuilder) -> list[Native]:
+    def natives(self, builder: TargetBuilder) -> list[layouts.Native]:
         """The tensors of its files, as its `builder` has them."""
         copies = self.family.loads_copies(self.model.architecture)
         return [native for native in builder.natives().values() if copies or not native.row.copy]
@@ -174,7 +174,7 @@ def _config(family: Family, model: rewrites.Rewritable, notes: dict[str, object]
     return family.config.write(facts_of(model.architecture), notes)
 
 
-def config_text(fit: Fit, dtype: DType) -> bytes:
+def config_text(fit: Fit, dtype: dtypes.DType) -> bytes:
     """`config.json` of a model most of whose tensors are of `dtype`."""
     config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
     # transformers 4 reads torch_dtype, transformers 5 dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import DType, TargetBuilder, rewrites, schema
+from ckpt_core.sdk import TargetBuilder, dtypes, rewrites, schema
 from ckpt_megatron import weights
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout
@@ -13,7 +13,7 @@ class GPTBuilder(TargetBuilder):
     one's own.
     """
 
-    def __init__(self, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None) -> None:
+    def __init__(self, layout: FileLayout, model: rewrites.Rewritable, dtype: dtypes.DType | None) -> None:
         super().__init__(model, weights.TABLES, dtype)
         self.layout = layout
         self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Config, Entry, Facts, Refusal, decided, fact_is, key, note, schema, values
+from ckpt_core.sdk import Architecture, Config, Facts, Refusal, configs, decided, fact_is, key, note, schema, values
 from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, window
 from ckpt_megatron.args.mlp import activation, widths
 from ckpt_megatron.args.norms import norms
@@ -24,7 +24,7 @@ def _read_interleaved(args: Mapping[str, Any], facts: Facts, notes: dict[str, An
     notes["interleaved"] = flag(args, "rotary_interleaved")
 
 
-def _common(attention: str) -> list[Entry | list[Entry]]:
+def _common(attention: str) -> list[configs.Entry | list[configs.Entry]]:
     """The lines that models with usual and with latent attention share; `attention` is the path of theirs."""
     latent = attention == "latent_attention"
     return [

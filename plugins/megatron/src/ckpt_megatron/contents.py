@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Config, Ledger, chunked, ledgers
+from ckpt_core.sdk import Config, chunked, ledgers
 from ckpt_megatron.masters import KEY, optimizers
 
 __all__ = ["DIST", "LIGHTNING", "NAMES", "enter_names", "enter_state"]
@@ -96,14 +96,14 @@ NAMES = ledgers.Contents(
 """Names in a distributed checkpoint that are not weights."""
 
 
-def enter_args(ledger: Ledger, file: str, args: Mapping[str, Any], table: Config) -> None:
+def enter_args(ledger: ledgers.Ledger, file: str, args: Mapping[str, Any], table: Config) -> None:
     """Every arg: those that the table reads, and those that tell how to train."""
     fates = table.fates(args)
     ledger.contents(file, {key: value for key, value in args.items() if key not in fates}, ARGS, section="args")
     ledger.config(file, fates, section="args")
 
 
-def enter_state(ledger: Ledger, file: str, content: Mapping[Any, Any], table: ledgers.Contents) -> None:
+def enter_state(ledger: ledgers.Ledger, file: str, content: Mapping[Any, Any], table: ledgers.Contents) -> None:
     """What a rank's file holds, its fp32 masters apart from the rest of the optimizer."""
     ledger.contents(file, content, table)
     for key in ("optimizer", "optimizer_states"):
@@ -114,7 +114,7 @@ def enter_state(ledger: Ledger, file: str, content: Mapping[Any, Any], table: le
             ledger.left(ledgers.MASTERS, file, f"{key}.{KEY}", size=size)
 
 
-def enter_names(ledger: Ledger, checkpoint: chunked.DistributedCheckpoint, weights: set[str]) -> None:
+def enter_names(ledger: ledgers.Ledger, checkpoint: chunked.DistributedCheckpoint, weights: set[str]) -> None:
     """What a distributed checkpoint holds beside the tensors `weights`."""
     file = checkpoint.described_in[0] if len(checkpoint.described_in) == 1 else checkpoint.folder
     for name, value in {**checkpoint.tensors, **checkpoint.objects}.items():

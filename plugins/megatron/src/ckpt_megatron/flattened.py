@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import DType, StoredTensor, chunked
+from ckpt_core.sdk import StoredTensor, chunked, dtypes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FlattenedTensor:
     shape: tuple[int, ...]
 
     @property
-    def dtype(self) -> DType:
+    def dtype(self) -> dtypes.DType:
         return self.flat.dtype
 
     def stored(self) -> Iterator[tuple[tuple[int, ...], StoredTensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Ledger, Shard, disk, layouts, torch_files
+from ckpt_core.sdk import FormatError, disk, layouts, lazy, ledgers, torch_files
 from ckpt_megatron.names import LegacySpelling
 
 
@@ -18,10 +18,10 @@ class Share:
 
     ranks: layouts.Ranks
     expert: bool
-    tensors: dict[str, list[list[Shard]]] = field(default_factory=dict)
+    tensors: dict[str, list[list[lazy.Shard]]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, shards: list[Shard], stored_as: str) -> None:
+    def add(self, name: str, shards: list[lazy.Shard], stored_as: str) -> None:
         self.tensors.setdefault(name, []).append(shards)
         self.names[name] = stored_as
 
@@ -46,7 +46,7 @@ class Found:
     masters: bool = False
     iteration: object = None
     dropped: set[str] = field(default_factory=set)
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
     @property
     def states(self) -> list[disk.FileState]:
@@ -65,7 +65,7 @@ class Found:
         return sum(height(shards) for shards in held)
 
 
-def height(shards: list[Shard]) -> int:
+def height(shards: list[lazy.Shard]) -> int:
     """The rows that the shards of one tensor reach."""
     for shard in shards:
         if not shard.stored.shape:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import DType, Refusal, WriteRequest, torch_files
+from ckpt_core.sdk import Refusal, WriteRequest, dtypes, torch_files
 from ckpt_megatron.names import LegacySpelling
 
 DIVISIBLE = "make_vocab_size_divisible_by"
@@ -91,7 +91,7 @@ class FileLayout:
         """
         return self.tp > 1 and self.ep > 1
 
-    def args(self, dtype: DType, tokenizer: str | None) -> dict[str, object]:
+    def args(self, dtype: dtypes.DType, tokenizer: str | None) -> dict[str, object]:
         """The args that do not describe the model, but that a loader asks for."""
         return {
             "tensor_model_parallel_size": self.tp,

@@ -14,16 +14,14 @@ from ckpt_core.sdk import (
     Description,
     FormatError,
     Loss,
-    Native,
     Problems,
     RankTensors,
     ReadRequest,
-    Vocabulary,
     architecture_of,
     chunked,
     company,
-    given,
     layouts,
+    reading,
 )
 from ckpt_megatron import weights
 from ckpt_megatron.args.vocabulary import is_said
@@ -66,7 +64,7 @@ def read(path: str, request: ReadRequest) -> Description:
         root=root,
         files=found.states,
         config=None if found.args is None else found.args_file,
-        vocabulary=Vocabulary(rows=lambda tokens: -(-tokens // multiple) * multiple, said=model.counted),
+        vocabulary=reading.Vocabulary(rows=lambda tokens: -(-tokens // multiple) * multiple, said=model.counted),
         notes=model.notes,
         sidecars=company.files_below(os.path.join(root, SIDECARS)),
         parallel=found.parallel,
@@ -118,7 +116,7 @@ def _model(found: Found, request: ReadRequest) -> _Model:
     choices: dict[str, layouts.Value] = {"checkpoint_version": version}
     if found.args is None:
         lacks = "the checkpoint holds no args, so nothing says what the model is"
-        architecture = given(request, found.folder, rows=found.rows(_EMBEDDING), problem=lacks)
+        architecture = reading.given(request, found.folder, rows=found.rows(_EMBEDDING), problem=lacks)
         model = _Model(architecture, choices, evidence=["architecture: given with --config, as no args are stored"])
     else:
         args = dict(found.args)
@@ -164,11 +162,11 @@ def rank_tensors(found: Found, architecture: Architecture) -> Iterator[RankTenso
             yield RankTensors(share.ranks, tensors, _where(found, share), called)
 
 
-def _if_expert(native: Native) -> str | None:
+def _if_expert(native: layouts.Native) -> str | None:
     return native.name if weights.is_expert(native) else None
 
 
-def _if_shared(native: Native) -> str | None:
+def _if_shared(native: layouts.Native) -> str | None:
     return None if weights.is_expert(native) else native.name
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.sdk import FormatError, Ledger, Problems, Shard, chunked, documents, torch_files
+from ckpt_core.sdk import FormatError, Problems, chunked, documents, lazy, ledgers, torch_files
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
@@ -33,7 +33,7 @@ def read_dist(
     folder: str,
     weights: str,
     read: Callable[[str], chunked.DistributedCheckpoint] = chunked.read_distributed,
-    ledger: Ledger | None = None,
+    ledger: ledgers.Ledger | None = None,
 ) -> Found:
     """A torch_dist folder, from headers alone. `weights` is auto, model or master.
 
@@ -55,7 +55,7 @@ def read_dist(
         [*checkpoint.files, *extra],
         _parallel(args),
         iteration=common.get("iteration"),
-        ledger=ledger or Ledger(),
+        ledger=ledger or ledgers.Ledger(),
     )
     model = {unwrapped(name): tensor for name, tensor in checkpoint.tensors.items() if not _belongs_to_optimizer(name)}
     masters = {
@@ -172,9 +172,9 @@ def _with_masters(
 
 def split(
     stored_as: str, tensor: chunked.ChunkedTensor | FlattenedTensor, stacks: dict[str, int]
-) -> Iterator[tuple[str, list[Shard]]]:
+) -> Iterator[tuple[str, list[lazy.Shard]]]:
     """The tensors of the tables that a stored one holds, and the shards of each."""
-    shards = [Shard(origin, stored) for origin, stored in tensor.stored()]
+    shards = [lazy.Shard(origin, stored) for origin, stored in tensor.stored()]
     parts = [(stored_as, shards)]
     if _STACKED.match(stored_as):
         stacks[stored_as] = tensor.shape[0] if tensor.shape else 0
@@ -189,7 +189,7 @@ def split(
                 yield name.replace(DIST_EXPERTS, f".mlp.experts.local_experts.{expert}."), shard
 
 
-def _halves(name: str, shards: list[Shard], tensor: _Stored) -> Iterator[tuple[str, list[Shard]]]:
+def _halves(name: str, shards: list[lazy.Shard], tensor: _Stored) -> Iterator[tuple[str, list[lazy.Shard]]]:
     half = _GATE_UP.get(name[-2:]) if name[-9:-2] == ".weight" else None
     if half is None:
         yield name, shards
@@ -198,9 +198,9 @@ def _halves(name: str, shards: list[Shard], tensor: _Stored) -> Iterator[tuple[s
     yield name[:-2], [replace(shard, origin=(shard.origin[0] + half * rows, *shard.origin[1:])) for shard in shards]
 
 
-def _along_first(shards: Sequence[Shard]) -> Iterator[tuple[int, list[Shard]]]:
+def _along_first(shards: Sequence[lazy.Shard]) -> Iterator[tuple[int, list[lazy.Shard]]]:
     """The shards of each index of the first dimension, which they lose."""
-    by_index: dict[int, list[Shard]] = {}
+    by_index: dict[int, list[lazy.Shard]] = {}
     for shard in shards:
         stored = shard.stored
         if not stored.shape:
@@ -208,5 +208,5 @@ def _along_first(shards: Sequence[Shard]) -> Iterator[tuple[int, list[Shard]]]:
         for number in range(stored.shape[0]):
             offset = stored.offset + number * stored.strides[0] * stored.dtype.size
             inner = replace(stored, shape=stored.shape[1:], offset=offset, strides=stored.strides[1:])
-            by_index.setdefault(shard.origin[0] + number, []).append(Shard(shard.origin[1:], inner))
+            by_index.setdefault(shard.origin[0] + number, []).append(lazy.Shard(shard.origin[1:], inner))
     yield from sorted(by_index.items(), key=lambda item: item[0])

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, ledgers
+from ckpt_core.sdk import FormatError, Problems, StoredTensor, lazy, ledgers
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import Found, Share
@@ -67,7 +67,7 @@ def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: Probl
             if ".mlp.experts." in name:
                 expert_ranks = {"tp": (place[0], grid.etp), "ep": (place[1], grid.ep)}
                 share, pair = experts.setdefault(place, Share(expert_ranks, True)), place
-            share.add(name, [Shard((0,) * len(tensor.shape), tensor)], raw)
+            share.add(name, [lazy.Shard((0,) * len(tensor.shape), tensor)], raw)
             held_by.setdefault((rank.tp, pair, rank.pp), {}).setdefault(name, set()).add(rank.path)
     for files in held_by.values():
         everywhere = set().union(*files.values())

@@ -7,7 +7,7 @@ other versions and specs call them is in `names`. A sentence describes the tenso
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Native, Table, drop, layouts, row
+from ckpt_core.sdk import Table, drop, layouts, row
 
 __all__ = [
     "ATTENTION",
@@ -179,6 +179,6 @@ TABLES = layouts.Tables(
 # fmt: on
 
 
-def is_expert(native: Native) -> bool:
+def is_expert(native: layouts.Native) -> bool:
     """Whether expert parallel ranks divide this tensor, and expert tensor parallel ranks its width."""
     return "ep" in dict(native.row.splits)

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_core.sdk import Native, chunked, layouts, torch_files
+from ckpt_core.sdk import chunked, layouts, torch_files
 from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import stacked_extra_states
@@ -52,7 +52,9 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
     builder.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
 
 
-def _place(builder: GPTBuilder, native: Native, homogeneous: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+def _place(
+    builder: GPTBuilder, native: layouts.Native, homogeneous: bool
+) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     experts = 0 if native.layer is None else builder.experts(native.layer)
     if native.layer is None:
         name = native.name

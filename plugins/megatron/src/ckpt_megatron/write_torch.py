@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ckpt_core.sdk import Native, Placement, layouts, torch_files
+from ckpt_core.sdk import Placement, layouts, torch_files
 from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states
@@ -20,7 +20,7 @@ class _Kept:
 
     name: str
     shape: tuple[int, ...]
-    native: Native
+    native: layouts.Native
 
 
 def write_torch(
@@ -53,7 +53,7 @@ def _choices(layout: FileLayout) -> dict[str, layouts.Value]:
 
 def _stage(
     builder: GPTBuilder,
-    natives: list[Native],
+    natives: list[layouts.Native],
     placed: Mapping[tuple[int, int], range],
     stage: tuple[int, int],
     expert_rank: int,
@@ -71,7 +71,7 @@ def _stage(
         yield _Kept(_name(builder, native, here.start, expert_rank), _stored_shape(native), native)
 
 
-def _name(builder: GPTBuilder, native: Native, first_layer: int, expert_rank: int) -> str:
+def _name(builder: GPTBuilder, native: layouts.Native, first_layer: int, expert_rank: int) -> str:
     """The name in a rank file, where layers and experts are numbered from 0."""
     layout, experts = builder.layout, builder.experts(native.layer)
     layer, expert = native.layer, expert_of(native.name)
@@ -87,7 +87,7 @@ def _name(builder: GPTBuilder, native: Native, first_layer: int, expert_rank: in
     return name
 
 
-def _stored_shape(native: Native) -> tuple[int, ...]:
+def _stored_shape(native: layouts.Native) -> tuple[int, ...]:
     """GroupedMLP keeps its three-dimensional weights as [h, x * 2f] and [x * f, h], without moving an element."""
     if native.row.native.endswith("experts.weight1"):
         experts, hidden, width = native.shape

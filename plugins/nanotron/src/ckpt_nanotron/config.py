@@ -15,11 +15,8 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Entry,
     Facts,
-    PerLayer,
     Refusal,
-    RotaryKind,
     by_layer,
     configs,
     custom,
@@ -28,13 +25,11 @@ from ckpt_core.sdk import (
     fact_is,
     key,
     key_is,
-    nested,
     note,
     one_of,
     rules,
     same_as,
     schema,
-    uniform,
     values,
 )
 
@@ -51,7 +46,7 @@ ACTIVATION = one_of(
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 
 
-def _head_dim(rounding: Literal["exact", "floor"]) -> Entry:
+def _head_dim(rounding: Literal["exact", "floor"]) -> configs.Entry:
     """No version has a key head_dim."""
     return derived(None, "attention.head_dim", "hidden_size / num_attention_heads", rounding=rounding)
 
@@ -59,7 +54,7 @@ def _head_dim(rounding: Literal["exact", "floor"]) -> Entry:
 def _read_scaling(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     factor = config.get("rope_seq_len_interpolation_factor")
     if factor is not None:
-        facts["attention.rotary.scaling.kind"] = RotaryKind.LINEAR
+        facts["attention.rotary.scaling.kind"] = schema.RotaryKind.LINEAR
         facts["attention.rotary.scaling.factor"] = factor
 
 
@@ -78,7 +73,7 @@ def _read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
     window, rotated = config.get("sliding_window_size"), facts.present("attention.rotary")
     if window is not None:
         facts["attention.window"] = window
-        if isinstance(rotated, PerLayer):
+        if isinstance(rotated, schema.PerLayer):
             facts["attention.window?"] = rotated
 
 
@@ -93,8 +88,8 @@ def _read_shared(moe: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) ->
 
 
 def _write_shared(facts: Facts, notes: Mapping[str, Any], moe: dict[str, Any]) -> None:
-    unused = notes.get("nanotron.shared_expert_intermediate_size", uniform(facts, "mlp.moe.ffn"))
-    moe["shared_expert_intermediate_size"] = uniform(facts, "mlp.moe.shared.ffn") or unused
+    unused = notes.get("nanotron.shared_expert_intermediate_size", configs.uniform(facts, "mlp.moe.ffn"))
+    moe["shared_expert_intermediate_size"] = configs.uniform(facts, "mlp.moe.shared.ffn") or unused
 
 
 def _read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -106,7 +101,7 @@ def _read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
 
 
 def _write_groups(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    groups = uniform(facts, "attention.groups")
+    groups = configs.uniform(facts, "attention.groups")
     grouped = groups > 1 or bool(notes.get("grouped", False))
     config |= {"grouped_query": grouped, "multi_query": not grouped, "num_kv_heads": groups if grouped else None}
 
@@ -171,7 +166,7 @@ QWEN2 = LLAMA.replace("nanotron's Qwen2Config",
     key("num_hidden_layers", "layers", type=values.layers),
     # the width of the layers without experts; nanotron wants the key where every layer has them, too
     configs.in_other_layers("intermediate_size", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn"),
-    nested("moe_config", optional=True, lines=[
+    configs.nested("moe_config", optional=True, lines=[
         key("num_experts", "mlp.moe.experts"),
         key("top_k", "mlp.moe.router.top_k"),
         # softmax over all experts, then top-k, never renormalised (nn/moe.py, main)

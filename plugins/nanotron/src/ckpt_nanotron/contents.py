@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.sdk import Ledger, documents, ledgers, torch_files
+from ckpt_core.sdk import documents, ledgers, torch_files
 from ckpt_nanotron.files import METADATA, optimizer_files
 
 # config.yaml, and its section model
@@ -31,7 +31,7 @@ _OPTIMIZER = ledgers.Contents({"gradient_accumulator": "weights", "*": ledgers.O
 _FOLDERS = {"optimizer": ledgers.OPTIMIZER, "lr_scheduler": ledgers.SCHEDULE, "random": ledgers.RANDOM}
 
 
-def enter_training(ledger: Ledger, step: str, masters_read: bool) -> None:
+def enter_training(ledger: ledgers.Ledger, step: str, masters_read: bool) -> None:
     """The state of the training: optimizer, schedule, random generators, and how far it got."""
     for folder, reason in _FOLDERS.items():
         for inside, _, names in os.walk(os.path.join(step, folder)):

@@ -17,18 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.sdk import (
-    CkptError,
-    FormatError,
-    Native,
-    Problems,
-    Shard,
-    StoredTensor,
-    disk,
-    layouts,
-    safetensors,
-    torch_files,
-)
+from ckpt_core.sdk import CkptError, FormatError, Problems, StoredTensor, disk, layouts, lazy, safetensors, torch_files
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -53,7 +42,7 @@ class Stored:
     """One parameter as it lies on disk: the whole shape, and the shards that hold it by (tp, pp) rank."""
 
     shape: tuple[int, ...]
-    shards: list[Shard] = field(default_factory=list)
+    shards: list[lazy.Shard] = field(default_factory=list)
     ranks: list[tuple[int, int]] = field(default_factory=list)
     sharded: bool = False
 
@@ -192,7 +181,7 @@ def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tu
         if len(headers) > 1:
             raise FormatError(f"{name} is stored whole and in shards", file=whole[0], fix="remove the stale files")
         data = header.tensors["data"]
-        return Stored(data.shape, [Shard((0,) * len(data.shape), data)], [(0, 0)]), ""
+        return Stored(data.shape, [lazy.Shard((0,) * len(data.shape), data)], [(0, 0)]), ""
     numbers = {(int(m["tps"]), int(m["pps"]), int(m["pp"])) for _, m, _ in headers}
     if len(numbers) > 1 or {int(m["tp"]) for _, m, _ in headers} != set(range(int(match["tps"]))):
         raise FormatError(
@@ -229,7 +218,7 @@ def parse_shape(text: str, path: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+(?=[\s,)])", text))
 
 
-def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: str) -> list[Shard]:
+def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: str) -> list[lazy.Shard]:
     """The parts of a stored shard and where they begin in the whole, from `local_global_slices_pairs`."""
     shards = []
     if not text:
@@ -260,7 +249,7 @@ def parse_slices(text: str, data: StoredTensor, shape: tuple[int, ...], path: st
             data.offset + start * data.dtype.size,
             data.strides,
         )
-        shards.append(Shard(tuple(low for low, _ in there), part))
+        shards.append(lazy.Shard(tuple(low for low, _ in there), part))
     if sum(shard.stored.elements for shard in shards) != data.elements:
         raise FormatError(
             "local_global_slices_pairs leaves out a part of the tensor", file=path, found=repr(text)[:120]
@@ -332,7 +321,7 @@ def _master_of(
         holders = [held[name] for _, held in sorted(by_rank.items()) if name in held]
         if not holders:
             raise FormatError(f"no optimizer file holds the master of {name}", file=step)
-        return Stored(stored.shape, [Shard((0,) * len(stored.shape), holders[0])], [(0, 0)])
+        return Stored(stored.shape, [lazy.Shard((0,) * len(stored.shape), holders[0])], [(0, 0)])
     shards = []
     for shard, rank in zip(stored.shards, stored.ranks, strict=True):
         master = by_rank.get(rank, {}).get(name)
@@ -347,18 +336,18 @@ def _master_of(
             raise FormatError(
                 f"the master of {name} has another shape than its weight", file=master.file, found=master.shape
             )
-        shards.append(Shard(shard.origin, part))
+        shards.append(lazy.Shard(shard.origin, part))
     return Stored(stored.shape, shards, stored.ranks, sharded=True)
 
 
-def file_name(native: Native, tp: tuple[int, int], pp: tuple[int, int], sharded: bool) -> str:
+def file_name(native: layouts.Native, tp: tuple[int, int], pp: tuple[int, int], sharded: bool) -> str:
     """The path below STEP of a parameter's file on one rank."""
     *folders, leaf = native.name.split(".")
     suffix = f"_pp-rank-{pp[0]}-of-{pp[1]}_tp-rank-{tp[0]}-of-{tp[1]}" if sharded else ""
     return "/".join(["model", *folders, f"model_{leaf}{suffix}.safetensors"])
 
 
-def slices_metadata(local: Native, whole: Native, rank: int, version: str) -> dict[str, str]:
+def slices_metadata(local: layouts.Native, whole: layouts.Native, rank: int, version: str) -> dict[str, str]:
     """The metadata of one shard: where its contiguous chunks lie in the whole parameter.
 
     A dimension whose sentence is a sum is chunked, one chunk per term; others are one range.
@@ -390,7 +379,7 @@ def _along(dim: int, start: int, stop: int, dims: int) -> str:
     return "|".join(f"{start},{stop},None" if n == dim else "None,None,None" for n in range(dims))
 
 
-def split_dim(native: Native) -> int:
+def split_dim(native: layouts.Native) -> int:
     """The native dimension that tensor parallel ranks divide: the one that holds the split axis."""
     axes = set(dict(native.row.splits)["tp"].split())
     for dim, names in enumerate(layouts.parse(native.row.sentence).names_by_dim()):
@@ -399,7 +388,7 @@ def split_dim(native: Native) -> int:
     raise CkptError(f"no dimension of {native.name} holds its split axis", found=native.row.sentence)
 
 
-def _chunks(native: Native, dim: int) -> list[tuple[int, int]] | None:
+def _chunks(native: layouts.Native, dim: int) -> list[tuple[int, int]] | None:
     """(start, size) of each term along a dimension whose parts lie one after the other; None if it is not a sum.
 
     A sum inside of the axis that ranks divide is none: each rank's groups of q, k and v are one range.

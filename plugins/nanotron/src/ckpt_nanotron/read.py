@@ -13,17 +13,16 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     Facts,
-    Ledger,
     Loss,
     Problems,
     RankTensors,
     ReadRequest,
-    Vocabulary,
     architecture_of,
     company,
     disk,
     documents,
-    given,
+    ledgers,
+    reading,
 )
 from ckpt_nanotron.config import MODELS, ModelClass, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
@@ -73,7 +72,7 @@ def read(path: str, request: ReadRequest) -> Description:
         root=path if step == path else os.path.dirname(step),
         files=states,
         config=model.config,
-        vocabulary=Vocabulary(
+        vocabulary=reading.Vocabulary(
             rows=lambda tokens: -(-tokens // multiple) * multiple,
             said=multiple == 1,
             asked=None if asked is None else _vocabulary(str(asked), step),
@@ -116,14 +115,14 @@ class ConfigModel:
     files: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
     multiple: int = 1
 
 
 def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     training_file = os.path.join(step, TRAINING_CONFIG)
     sections = documents.read_yaml_object(training_file) if os.path.isfile(training_file) else {}
-    training, ledger = _section(sections, "model"), Ledger()
+    training, ledger = _section(sections, "model"), ledgers.Ledger()
     ledger.contents(training_file, sections, RUN_SECTIONS)
     ledger.contents(training_file, training, RUN_MODEL, section="model")
     config_file = os.path.join(step, CONFIG)
@@ -172,7 +171,7 @@ def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
 def _model_of_user(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     """A folder of weights alone: the architecture from `--config`, the rotary order from the user."""
     name = "model.token_position_embeddings.pp_block.token_embedding.weight"
-    architecture = given(
+    architecture = reading.given(
         request,
         step,
         rows=files.parameters[name].shape[0] if name in files.parameters else None,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, DType, documents
+from ckpt_core.sdk import CkptError, documents, dtypes
 from ckpt_nanotron.config import Release
 
 _STAGE = "Stable Training Stage"
@@ -38,7 +38,7 @@ def training_yaml(
     step_folder: str,
     tp: int,
     pp: int,
-    dtype: DType,
+    dtype: dtypes.DType,
     vocabulary_multiple: int,
     has_tokenizer: bool,
 ) -> bytes:

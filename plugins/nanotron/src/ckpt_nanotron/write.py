@@ -13,7 +13,6 @@ from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
     Loss,
-    Native,
     Problems,
     Refusal,
     Target,
@@ -194,7 +193,7 @@ def pipeline_stages(model: ModelClass, config: Mapping[str, Any], pp: int) -> di
     return stages
 
 
-def stage_of(native: Native, stages: Mapping[str, int]) -> int:
+def stage_of(native: layouts.Native, stages: Mapping[str, int]) -> int:
     """The pipeline stage that holds a parameter; a tied head lies with the embedding."""
     if native.layer is not None:
         return stages[f"layer {native.layer}"]

@@ -15,10 +15,8 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Ledger,
     Problems,
     Refusal,
-    RotaryKind,
     architecture_of,
     configs,
     decided,
@@ -28,10 +26,11 @@ from ckpt_core.sdk import (
     ignore,
     key,
     key_is,
+    ledgers,
     note,
     one_of,
     same_as,
-    tagged,
+    schema,
     values,
 )
 
@@ -72,7 +71,7 @@ LLAMA = Config("NxDT's LlamaForCausalLM", [
     key("rope_theta", "attention.rotary.theta", default=10000.0, null=configs.REQUIRED, type=values.positive),
     fact_is("attention.rotary.fraction", 1.0),
     # the kinds whose result is known to be that of transformers
-    tagged("rope_scaling", f"{_SCALING}.kind", tag=["rope_type", "type"], via=one_of({str(kind): kind for kind in (RotaryKind.LINEAR, RotaryKind.LLAMA3)}), kinds={
+    configs.tagged("rope_scaling", f"{_SCALING}.kind", tag=["rope_type", "type"], via=one_of({str(kind): kind for kind in (schema.RotaryKind.LINEAR, schema.RotaryKind.LLAMA3)}), kinds={
         None: [],
         "linear": [key("factor", f"{_SCALING}.factor", type=values.number)],
         "llama3": [
@@ -114,7 +113,7 @@ def table_for(kind: str) -> Config:
     return _TABLES[kind]
 
 
-def read_config(path: str, ledger: Ledger) -> tuple[Architecture, dict[str, Any]]:
+def read_config(path: str, ledger: ledgers.Ledger) -> tuple[Architecture, dict[str, Any]]:
     """The architecture and the notes in a `config.json` that lies beside a checkpoint, whose keys enter `ledger`."""
     body = documents.read_json_object(path)
     kind = body.get("model_type")
@@ -143,7 +142,7 @@ def write_config(architecture: Architecture, notes: Mapping[str, Any], style: st
         body = _TABLES[kind].write(facts, notes)
     except CkptError as problem:
         problems.add(problem)
-    if style == "megatron" and facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3:
+    if style == "megatron" and facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3:
         found = "attention.rotary.scaling.kind = llama3"
         problems.add(Refusal("the megatron style has no llama3 scaling", found=found))
     problems.raise_any()

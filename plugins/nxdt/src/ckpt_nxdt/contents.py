@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.sdk import Ledger, ledgers, torch_files
+from ckpt_core.sdk import ledgers, torch_files
 from ckpt_nxdt.files import BEGUN, DONE, FolderContents, root_of
 from ckpt_nxdt.files import OPTIMIZER as FOLDER
 from ckpt_nxdt.job import FRAGMENT
@@ -23,7 +23,7 @@ _INFO = ledgers.Contents({"[0-9]*": "where each tensor lies"})
 _FILES = {USER_CONTENT: ledgers.PROGRESS, SCHEDULER: ledgers.SCHEDULE, FRAGMENT: ledgers.SETTINGS}
 
 
-def enter_training(ledger: Ledger, contents: FolderContents, masters_read: set[str]) -> None:
+def enter_training(ledger: ledgers.Ledger, contents: FolderContents, masters_read: set[str]) -> None:
     """The marks of the job, and the state of its training; `masters_read` are the files whose masters are the weights."""
     root = root_of(contents.folder)
     for name in (BEGUN, DONE):

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, disk, torch_files
+from ckpt_core.sdk import FormatError, Problems, StoredTensor, disk, lazy, torch_files
 from ckpt_nxdt.xser import AbsentTensor, read_xser
 
 BEGUN, DONE = "checkpoint", "done"
@@ -86,7 +86,7 @@ class FolderContents:
     def weights(self) -> Weights:
         """The tensors themselves, each in one shard."""
         tensors = {
-            file.rank: {name: [Shard((0,) * len(tensor.shape), tensor)] for name, tensor in file.tensors.items()}
+            file.rank: {name: [lazy.Shard((0,) * len(tensor.shape), tensor)] for name, tensor in file.tensors.items()}
             for file in self.files
         }
         return Weights(self.folder, self.tp, self.ep, tensors, {file.rank: file.path for file in self.files})
@@ -102,14 +102,14 @@ class Weights:
     folder: str
     tp: int
     ep: int
-    tensors: Mapping[Rank, Mapping[str, list[Shard]]]
+    tensors: Mapping[Rank, Mapping[str, list[lazy.Shard]]]
     paths: Mapping[Rank, str]
 
     @functools.cached_property
     def names(self) -> set[str]:
         return {name for held in self.tensors.values() for name in held}
 
-    def shards(self, name: str, tp: int) -> list[Shard]:
+    def shards(self, name: str, tp: int) -> list[lazy.Shard]:
         """A tensor on a tensor parallel rank; nothing if no file of the rank has it."""
         return next((held[name] for rank, held in self.tensors.items() if rank.tp == tp and name in held), [])
 

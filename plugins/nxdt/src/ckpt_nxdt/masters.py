@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ckpt_core.sdk import CkptError, FormatError, Problems, Shard, StoredTensor, disk, torch_files
+from ckpt_core.sdk import CkptError, FormatError, Problems, StoredTensor, disk, lazy, torch_files
 from ckpt_nxdt.files import FolderContents, Rank, RankFile, Weights, optimizer_files
 from ckpt_nxdt.xser import read_xser
 
@@ -37,7 +37,7 @@ def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState
     by_rank: dict[Rank, dict[int, str]] = {}
     for rank, path in optimizer_files(contents.folder).items():
         by_rank.setdefault(replace(rank, dp=0), {})[rank.dp] = path
-    masters: dict[Rank, dict[str, list[Shard]]] = {}
+    masters: dict[Rank, dict[str, list[lazy.Shard]]] = {}
     states: list[disk.FileState] = []
     problems = Problems("reading fp32 masters")
     for file in contents.files:
@@ -58,7 +58,7 @@ def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState
     return Weights(contents.folder, contents.tp, contents.ep, masters, files), states
 
 
-def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[Shard]]:
+def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[lazy.Shard]]:
     ranks = sorted(by_data_rank)
     paths = [by_data_rank[rank] for rank in ranks]
     if ranks != list(range(len(ranks))):
@@ -68,7 +68,7 @@ def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[
     shapes = contents[0]["shape_info"]
     wanted = {name: shape for name, shape in file.shapes.items() if shape and not name.endswith(".inv_freq")}
     names = _order(wanted, list(shapes.values()), paths[0])
-    found: dict[str, list[Shard]] = {}
+    found: dict[str, list[lazy.Shard]] = {}
     for number, name in zip(shapes, names, strict=True):
         shape = wanted[name]
         rows = -(-shape[0] // len(paths))
@@ -85,7 +85,7 @@ def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[
                 )
             count = min(rows, shape[0] - start)
             if count > 0:
-                shards.append(Shard((start, *([0] * (len(shape) - 1))), replace(shard, shape=(count, *shape[1:]))))
+                shards.append(lazy.Shard((start, *([0] * (len(shape) - 1))), replace(shard, shape=(count, *shape[1:]))))
             start += rows
         found[name] = shards
     return found

@@ -11,16 +11,14 @@ from ckpt_core.sdk import (
     Architecture,
     Description,
     FormatError,
-    Ledger,
     Loss,
-    Native,
     RankTensors,
     ReadRequest,
-    Receipt,
     company,
     disk,
-    given,
-    receipt_of,
+    layouts,
+    ledgers,
+    reading,
     rewrites,
     schema,
 )
@@ -42,7 +40,7 @@ def read(path: str, request: ReadRequest) -> Description:
     folder, evidence = find_folder(path)
     contents = read_files(folder)
     root = root_of(folder)
-    receipt = receipt_of(root, "nxdt")
+    receipt = reading.receipt_of(root, "nxdt")
     model = _model(root, request, receipt)
     weights, states, said = _weights(contents, request.weights)
     recorded = receipt.decisions if receipt else {}
@@ -85,21 +83,21 @@ class _Model:
     states: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
 
-def _model(root: str, request: ReadRequest, receipt: Receipt | None) -> _Model:
+def _model(root: str, request: ReadRequest, receipt: reading.Receipt | None) -> _Model:
     """The model of the config.json that lies beside the weights, or of `--config`."""
     beside = os.path.join(root, CONFIG)
     if not os.path.isfile(beside):
-        architecture = given(
+        architecture = reading.given(
             request,
             root,
             problem="nothing says what the model is: these checkpoints hold no config",
             expected=f"{CONFIG} beside them: the Hugging Face config of the job (model.model_config)",
         )
         return _Model(architecture, evidence=["architecture: given with --config"])
-    ledger = Ledger()
+    ledger = ledgers.Ledger()
     architecture, notes = read_config(beside, ledger)
     states, evidence = [disk.FileState.of(beside)], [f"architecture: {CONFIG}"]
     # config.json never says that a head is tied, for the job's sake; the copies are compared when they are read.
@@ -169,7 +167,7 @@ def _rank_tensors(weights: Weights) -> Iterator[RankTensors]:
         yield RankTensors(ranks, tensors, weights.paths[rank], needed=_is_expert if rank.ep else None)
 
 
-def _is_expert(native: Native) -> bool:
+def _is_expert(native: layouts.Native) -> bool:
     return "ep" in dict(native.row.splits)
 
 

@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
-    TORCH,
     Architecture,
     Checkpoint,
     Loss,
-    Native,
     Refusal,
     Target,
     TargetBuilder,
     WriteRequest,
+    containers,
     documents,
     errors,
     facts_of,
+    layouts,
     rewrites,
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
@@ -188,10 +188,12 @@ def _add_rank(builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool
         if xser:
             _add_xser(builder, path, stage, experts & stage.keys(), absent & stage.keys())
         else:
-            builder.add_file(path, {name: native for name, native in stage.items() if name not in absent}, TORCH)
+            builder.add_file(
+                path, {name: native for name, native in stage.items() if name not in absent}, containers.TORCH
+            )
 
 
-def _of_stage(natives: Sequence[Native], ranks: Ranks, pp: int) -> Iterator[Native]:
+def _of_stage(natives: Sequence[layouts.Native], ranks: Ranks, pp: int) -> Iterator[layouts.Native]:
     """The tensors of one pipeline rank, in the order of the modules."""
     ends = [native for native in natives if native.layer is None]
     first = [native for native in ends if native.row.canonical.startswith("embedding.") and not native.row.copy]
@@ -204,7 +206,7 @@ def _of_stage(natives: Sequence[Native], ranks: Ranks, pp: int) -> Iterator[Nati
 
 
 def _add_xser(
-    builder: TargetBuilder, path: str, natives: Mapping[str, Native], experts: set[str], absent: set[str]
+    builder: TargetBuilder, path: str, natives: Mapping[str, layouts.Native], experts: set[str], absent: set[str]
 ) -> None:
     specs = {name: (builder.dtype_of(native), native.shape) for name, native in natives.items()}
     plan = plan_xser(path, specs, experts=experts, absent=absent)

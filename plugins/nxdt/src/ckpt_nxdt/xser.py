@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import DType, FormatError, StoredTensor, disk, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, disk, dtypes, torch_files
 
 _CLASS = ("torch_xla.utils.serialization", "TensorReference")
 _REFERENCES = frozenset(
@@ -37,7 +37,7 @@ class AbsentTensor:
     """A tensor that a nest refers to, whose own `file` is not there; dtype and shape if the info file has them."""
 
     file: str
-    dtype: DType | None
+    dtype: dtypes.DType | None
     shape: tuple[int, ...] | None
     expert: bool
 
@@ -99,7 +99,7 @@ class _Nest:
             )
         return tensor
 
-    def _info_of(self, tid: int) -> tuple[DType | None, tuple[int, ...] | None, bool]:
+    def _info_of(self, tid: int) -> tuple[dtypes.DType | None, tuple[int, ...] | None, bool]:
         path = f"{self.path}.info.pt"
         if self._info is None:
             info = torch_files.read_torch_file(path) if os.path.isfile(path) else {}
@@ -112,7 +112,7 @@ class _Nest:
         described = entry if isinstance(entry, dict) else {}
         dtype, shape = described.get("dtype"), described.get("shape")
         is_shape = isinstance(shape, tuple | list) and all(type(size) is int and size >= 0 for size in shape)
-        if not isinstance(dtype, DType) or shape is None or not is_shape:
+        if not isinstance(dtype, dtypes.DType) or shape is None or not is_shape:
             raise FormatError(
                 f"the info file does not describe tensor {tid}", file=path, found=torch_files.brief(entry)
             )
@@ -130,7 +130,7 @@ class XserPlan:
 
 def plan_xser(
     path: str,
-    tensors: Mapping[str, tuple[DType, tuple[int, ...]]],
+    tensors: Mapping[str, tuple[dtypes.DType, tuple[int, ...]]],
     *,
     experts: Collection[str] = (),
     absent: Collection[str] = (),

@@ -11,9 +11,7 @@ from typing import Any
 
 from ckpt_core.sdk import (
     CkptError,
-    Entry,
     Facts,
-    RotaryKind,
     Table,
     by_layer,
     configs,
@@ -26,6 +24,7 @@ from ckpt_core.sdk import (
     layouts,
     row,
     rules,
+    schema,
     values,
 )
 from ckpt_hf.common import (
@@ -46,7 +45,7 @@ def _scale(facts: Facts) -> float | None:
     """The scale of the scores: yarn's `mscale_all_dim` enters it squared; None where it is the usual one."""
     rotary = f"{_LATENT}.rotary.scaling"
     stretch, factor = facts.get(f"{rotary}.mscale_all_dim"), facts.get(f"{rotary}.factor")
-    if facts.get(f"{rotary}.kind") is not RotaryKind.YARN or not stretch or not factor or factor <= 1:
+    if facts.get(f"{rotary}.kind") is not schema.RotaryKind.YARN or not stretch or not factor or factor <= 1:
         return None
     width = facts.get(f"{_LATENT}.nope_dim", 0) + facts.get(f"{_LATENT}.rope_dim", 0)
     return width**-0.5 * (0.1 * stretch * math.log(factor) + 1.0) ** 2
@@ -58,7 +57,7 @@ def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
         facts[f"{_LATENT}.scale"] = scale
 
 
-def _dense_layers(default: int) -> list[Entry]:
+def _dense_layers(default: int) -> list[configs.Entry]:
     return [
         key("num_hidden_layers", "layers", type=values.layers),
         dense_width(),

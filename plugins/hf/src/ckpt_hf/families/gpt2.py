@@ -8,7 +8,6 @@ from typing import Any
 from ckpt_core.sdk import (
     Config,
     Facts,
-    PerLayer,
     Table,
     configs,
     decided,
@@ -19,6 +18,7 @@ from ckpt_core.sdk import (
     key,
     layouts,
     row,
+    schema,
     values,
 )
 from ckpt_hf.common import (
@@ -46,7 +46,7 @@ def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
     if by_width and not by_layer:
         return
     scales = _scales(facts["attention.head_dim"], facts["layers"], by_width, by_layer)
-    facts["attention.scale"] = PerLayer(scales) if by_layer else scales[0]
+    facts["attention.scale"] = schema.PerLayer(scales) if by_layer else scales[0]
 
 
 # fmt: off

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, PerLayer, configs, decided, fact_is, ignore, key, rules, same_as
+from ckpt_core.sdk import CkptError, Config, Facts, configs, decided, fact_is, ignore, key, rules, same_as, schema
 from ckpt_hf import weights
 from ckpt_hf.common import (
     ACTIVATION,
@@ -42,7 +42,7 @@ def _rope_layers(config: Mapping[str, Any], count: int) -> list[bool]:
 def _read_rope_layers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     layers = _rope_layers(config, facts["layers"])
     if not all(layers):
-        facts["attention.rotary?"] = PerLayer(layers)
+        facts["attention.rotary?"] = schema.PerLayer(layers)
 
 
 def _interval(rotated: tuple[bool, ...]) -> int:

@@ -5,20 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import (
-    Architecture,
-    CkptError,
-    Custom,
-    Facts,
-    Refusal,
-    RotaryKind,
-    custom,
-    key,
-    key_is,
-    layouts,
-    row,
-    uniform,
-)
+from ckpt_core.sdk import Architecture, CkptError, Facts, Refusal, configs, custom, key, key_is, layouts, row, schema
 from ckpt_hf.common import Family, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
@@ -28,7 +15,7 @@ _ORIGINAL = "original_max_position_embeddings"
 _ROTARY = rotary_keys(partial=1.0)
 
 
-def _rotary() -> Custom:
+def _rotary() -> configs.Custom:
     """longrope alone, under three names; it stretches by `max_position_embeddings` / `original_max_position_embeddings`.
 
     Version 4 accepts exactly three keys in `rope_scaling`, so no factor can be written beside the lists.
@@ -44,10 +31,10 @@ def _rotary() -> Custom:
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         _ROTARY.write(facts, notes, config)
-        kind = uniform(facts, "attention.rotary.scaling.kind")
+        kind = configs.uniform(facts, "attention.rotary.scaling.kind")
         if kind is None:
             return
-        if kind is not RotaryKind.LONGROPE:
+        if kind is not schema.RotaryKind.LONGROPE:
             raise Refusal("it has longrope only", found=f"attention.rotary.scaling.kind = {kind}")
         if facts.get("attention.rotary.scaling.attention_factor") is not None:
             raise Refusal(

@@ -8,7 +8,6 @@ from typing import Any
 from ckpt_core.sdk import (
     CkptError,
     Facts,
-    PerLayer,
     configs,
     decided,
     fact_is,
@@ -18,6 +17,7 @@ from ckpt_core.sdk import (
     rewrites,
     row,
     rules,
+    schema,
     values,
 )
 from ckpt_hf import weights
@@ -50,7 +50,9 @@ def _every_other(index: int, config: Mapping[str, Any]) -> bool:
 def _read_sparse_layers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     dense, step = set(config.get("mlp_only_layers") or []), config.get("decoder_sparse_step", 1)
     none = 0 in (config.get("num_experts"), config.get("num_local_experts"))
-    sparse = PerLayer(index not in dense and not none and (index + 1) % step == 0 for index in range(facts["layers"]))
+    sparse = schema.PerLayer(
+        index not in dense and not none and (index + 1) % step == 0 for index in range(facts["layers"])
+    )
     if not all(sparse):
         facts["mlp.moe?"] = sparse
 

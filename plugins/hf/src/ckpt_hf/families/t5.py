@@ -15,7 +15,6 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Entry,
     Facts,
     Loss,
     Table,
@@ -55,7 +54,7 @@ _PLAIN: dict[str, Activation] = {
 _FEED_FORWARD = ("feed_forward_proj", "dense_act_fn", "is_gated_act")
 
 
-def _feed_forward(default: str) -> Entry:
+def _feed_forward(default: str) -> configs.Entry:
     """`feed_forward_proj`, and the two keys that newer files derive from it, which then decide."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -111,7 +110,7 @@ def _head(
     keys: tuple[str, ...] = ("tie_word_embeddings",),
     read_only: tuple[str, ...] = (),
     why: str,
-) -> Entry:
+) -> configs.Entry:
     """The head: tied or not, and the factor of the logits, which depends on that (`scale`) and on the class.
 
     `keys` are written as one of `written`, which every version of transformers that reads the file computes alike.

@@ -14,7 +14,6 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
-    Custom,
     Facts,
     Loss,
     Table,
@@ -63,7 +62,7 @@ def _pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
     return values.checked(key, first, values.whole), values.checked(key, second, values.whole)
 
 
-def _labels() -> Custom:
+def _labels() -> configs.Custom:
     """The classes by name; a config that names none has LABEL_0, LABEL_1, ... as transformers calls them."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:

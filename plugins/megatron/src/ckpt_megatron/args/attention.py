@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Entry, Facts, by_layer, configs, decided, derived, key, one_of, rules, tagged
+from ckpt_core.sdk import CkptError, Facts, by_layer, configs, decided, derived, key, one_of, rules
 from ckpt_megatron.args.values import Args, flag, has_linear_biases
 
 
-def groups() -> Entry:
+def groups() -> configs.Entry:
     """Query groups: num_query_groups is 1 by default, and read only with --group-query-attention."""
-    return tagged(
+    return configs.tagged(
         None,
         tag="group_query_attention",
         kinds={
@@ -22,7 +22,7 @@ def groups() -> Entry:
     )
 
 
-def head_dim() -> Entry:
+def head_dim() -> configs.Entry:
     """kv_channels; Megatron rounds down what it computes without it (arguments.py, validate_args)."""
     formula = "hidden_size / num_attention_heads"
     return derived("kv_channels", "attention.head_dim", formula, rounding="floor", type=None)
@@ -40,7 +40,7 @@ def _read_window(value: Any) -> int | None:
 _WINDOW = configs.Codec(_read_window, lambda width: (int(width) - 1, 0), "(w - 1, 0) for a window of w")  # type: ignore[call-overload]
 
 
-def window() -> list[Entry]:
+def window() -> list[configs.Entry]:
     """Sliding windows, in all layers or some: is_layer_window_attention (transformer/utils.py)."""
     return [
         key("window_size", "attention.window", default=None, via=_WINDOW),
@@ -48,7 +48,7 @@ def window() -> list[Entry]:
     ]
 
 
-def softmax() -> list[Entry]:
+def softmax() -> list[configs.Entry]:
     """The softmax of the scores: with sinks or without. Its scale has no argument, only the config class has it."""
     return [
         key("softmax_type", "attention.sinks", default="vanilla", via=one_of({"vanilla": False, "learnable": True})),
@@ -61,7 +61,7 @@ def _read_scale(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
         facts["attention.scale"] = args["softmax_scale"]
 
 
-def biases(latent: bool) -> Entry:
+def biases(latent: bool) -> configs.Entry:
     """add_bias_linear is for all linear layers together, add_qkv_bias for q, k and v."""
     linear = ["mlp.up_bias", "mlp.down_bias", "latent_attention.bias" if latent else "attention.out_bias"]
     inputs = [] if latent else [f"attention.{part}_bias" for part in "qkv"]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Refusal, RotaryKind, uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, schema
 from ckpt_megatron.args.values import Args, given, positive
 
 # MLATransformerConfig until core 0.13, of which the args lack some of these keys
@@ -43,7 +43,7 @@ def read_latent_rotary(args: Args, facts: Facts) -> None:
     if kind == "rope" or factor == 1.0:
         return
     scaling = {
-        "kind": RotaryKind.YARN,
+        "kind": schema.RotaryKind.YARN,
         "factor": factor,
         "original_positions": value["original_max_position_embeddings"],
         "beta_fast": value["beta_fast"],
@@ -85,16 +85,16 @@ def check_any_version(args: Args) -> None:
 
 def write_latent_rotary(facts: Facts, args: dict[str, Any]) -> None:
     """Enter the args; `Refusal` for what they cannot say, or if they do not imply the attention scale."""
-    if uniform(facts, f"{_ROTARY}.fraction") != 1.0:
+    if configs.uniform(facts, f"{_ROTARY}.fraction") != 1.0:
         raise Refusal("latent attention rotates all of its rotary elements", found=f"{_ROTARY}.fraction")
     if facts.present(_ROTARY) is not True:
         raise Refusal("latent attention rotates in every layer", found=f"{_ROTARY}? = {facts.present(_ROTARY)}")
     prefix = f"{_ROTARY}.scaling."
-    scaling = {name.removeprefix(prefix): uniform(facts, name) for name in facts if name.startswith(prefix)}
+    scaling = {name.removeprefix(prefix): configs.uniform(facts, name) for name in facts if name.startswith(prefix)}
     kind = scaling.pop("kind", None)
     if kind is None:
         args |= {"rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
-    elif kind is RotaryKind.YARN:
+    elif kind is schema.RotaryKind.YARN:
         args |= _yarn(scaling)
     else:
         raise Refusal(
@@ -129,7 +129,9 @@ def _yarn(scaling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usual_scale(facts: Facts) -> float:
-    width: int = uniform(facts, "latent_attention.nope_dim") + uniform(facts, "latent_attention.rope_dim")
+    width: int = configs.uniform(facts, "latent_attention.nope_dim") + configs.uniform(
+        facts, "latent_attention.rope_dim"
+    )
     return 1 / math.sqrt(width)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Custom, Entry, Facts, PerLayer, custom, decided, uniform
+from ckpt_core.sdk import Activation, CkptError, Facts, configs, custom, decided, schema
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
 from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count
 
@@ -23,7 +23,7 @@ _WIDTHS = (
 )
 
 
-def activation() -> Entry:
+def activation() -> configs.Entry:
     """One flag for each activation; erf GELU without any."""
     return decided(
         [*_FLAGS, "use_legacy_models"],
@@ -59,7 +59,7 @@ def _is_fused(biased: bool) -> bool:
     return biased
 
 
-def widths() -> Custom:
+def widths() -> configs.Custom:
     """The number of layers, the widths of their MLPs, and experts with their router in all layers or some."""
     claims = ["layers", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.*", "mlp.moe.shared?"]
     why = "which layers have experts decides what the widths mean, and each key of the router what the next one does"
@@ -95,7 +95,7 @@ def read_experts(args: Args, facts: Facts, notes: dict[str, Any], experts: objec
         notes["unused_ffn"] = width
     else:
         facts["mlp.ffn"] = width
-        facts["mlp.moe?"], facts["mlp.ffn?"] = PerLayer(sparse), PerLayer(not moe for moe in sparse)
+        facts["mlp.moe?"], facts["mlp.ffn?"] = schema.PerLayer(sparse), schema.PerLayer(not moe for moe in sparse)
     facts["mlp.moe.experts"] = experts
     facts["mlp.moe.ffn"] = given(args, "moe_ffn_hidden_size", width)
     shared = args.get("moe_shared_expert_intermediate_size")
@@ -106,25 +106,25 @@ def read_experts(args: Args, facts: Facts, notes: dict[str, Any], experts: objec
 
 
 def _write_widths(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-    sparse, width = facts.present("mlp.moe"), uniform(facts, "mlp.ffn")
+    sparse, width = facts.present("mlp.moe"), configs.uniform(facts, "mlp.ffn")
     args["num_layers"] = facts["layers"]
     args |= {"num_experts": None, "moe_layer_freq": 1, "moe_ffn_hidden_size": None, "ffn_hidden_size": width}
     args |= {"moe_shared_expert_intermediate_size": None, "moe_shared_expert_gate": False}
     if sparse is False:
         args |= router_of_dense()
         return
-    args["num_experts"] = uniform(facts, "mlp.moe.experts")
+    args["num_experts"] = configs.uniform(facts, "mlp.moe.experts")
     write_experts(facts, notes, args)
 
 
 def write_experts(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
     """The args of a model with experts but for their number, which not all call alike."""
-    sparse, width = facts.present("mlp.moe"), uniform(facts, "mlp.ffn")
-    args["moe_ffn_hidden_size"] = uniform(facts, "mlp.moe.ffn")
+    sparse, width = facts.present("mlp.moe"), configs.uniform(facts, "mlp.ffn")
+    args["moe_ffn_hidden_size"] = configs.uniform(facts, "mlp.moe.ffn")
     args["ffn_hidden_size"] = width if width is not None else notes.get("unused_ffn") or args["moe_ffn_hidden_size"]
-    if isinstance(sparse, PerLayer):
+    if isinstance(sparse, schema.PerLayer):
         args["moe_layer_freq"] = [int(moe) for moe in sparse]
     if facts.present("mlp.moe.shared"):
-        args["moe_shared_expert_intermediate_size"] = uniform(facts, "mlp.moe.shared.ffn")
-        args["moe_shared_expert_gate"] = uniform(facts, "mlp.moe.shared.gate")
+        args["moe_shared_expert_intermediate_size"] = configs.uniform(facts, "mlp.moe.shared.ffn")
+        args["moe_shared_expert_gate"] = configs.uniform(facts, "mlp.moe.shared.gate")
     write_router(facts, args)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Entry, configs, key, key_is, values
+from ckpt_core.sdk import configs, key, key_is, values
 
 _ALIKE = "all norms of a model are of one kind"
 
 
-def norms(latent: bool) -> list[Entry]:
+def norms(latent: bool) -> list[configs.Entry]:
     """Norms before attention, before the MLP and at the end; with --qk-layernorm, on queries and keys too."""
     first = "latent_attention.norm" if latent else "attention.norm"
     if latent:
-        inside: list[Entry] = [
+        inside: list[configs.Entry] = [
             key_is("qk_layernorm", True, why="latent attention without norms on its latents is not supported"),
             configs.all_agree(first, "latent_attention.kv_norm", why=_ALIKE),
             configs.where("latent_attention.q_rank", [configs.all_agree(first, "latent_attention.q_norm", why=_ALIKE)]),

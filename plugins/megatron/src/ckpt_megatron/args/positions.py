@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Custom, Facts, Refusal, custom, uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, custom
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
 from ckpt_megatron.args.values import Args, flag
@@ -28,7 +28,7 @@ _KEYS = (
 )
 
 
-def positions(attention: str) -> Custom:
+def positions(attention: str) -> configs.Custom:
     """Learned or rotary positions of a model whose attention facts lie under `attention`."""
     latent = attention == "latent_attention"
 
@@ -72,7 +72,7 @@ def positions(attention: str) -> Custom:
 
 def learned_or_rotary(facts: Facts, attention: str) -> tuple[int | None, float | None]:
     """How many positions are learned, and the base of rotary ones; a `Refusal` if a model has both."""
-    learned, theta = facts.get("positions.count"), uniform(facts, f"{attention}.rotary.theta")
+    learned, theta = facts.get("positions.count"), configs.uniform(facts, f"{attention}.rotary.theta")
     if learned is not None and theta is not None:
         raise Refusal(
             "positions are either learned or rotary",

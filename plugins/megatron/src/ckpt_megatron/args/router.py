@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Entry, Facts, Refusal, decided, uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, decided
 from ckpt_megatron.args.values import Args, flag, given, positive
 
 _DENSE = {
@@ -58,20 +58,22 @@ def router_of_dense() -> dict[str, Any]:
 
 def write_router(facts: Facts, args: dict[str, Any]) -> None:
     """Enter the args of the router of a model with experts."""
-    said = {name: uniform(facts, f"{_ROUTER}.{name}") for name in ("top_k", "score", "normalise", "scale", "bias")}
+    said = {
+        name: configs.uniform(facts, f"{_ROUTER}.{name}") for name in ("top_k", "score", "normalise", "scale", "bias")
+    }
     top_k, score, normalise = said["top_k"], said["score"], said["normalise"]
-    biased = uniform(facts, f"{_ROUTER}.correction_bias")
-    groups, chosen = uniform(facts, f"{_ROUTER}.groups"), uniform(facts, f"{_ROUTER}.group_top_k")
+    biased = configs.uniform(facts, f"{_ROUTER}.correction_bias")
+    groups, chosen = configs.uniform(facts, f"{_ROUTER}.groups"), configs.uniform(facts, f"{_ROUTER}.group_top_k")
     if score == "sigmoid" and normalise != (top_k > 1):
         raise Refusal(
             "chosen sigmoid scores are always divided by their sum", found=f"{_ROUTER}.normalise = {normalise}"
         )
     if biased and score != "sigmoid":
         raise Refusal("only a sigmoid router has expert_bias", found=f"{_ROUTER}.score = {score}")
-    if said["bias"] and not uniform(facts, "mlp.up_bias"):
+    if said["bias"] and not configs.uniform(facts, "mlp.up_bias"):
         raise Refusal("the router has a bias only with add_bias_linear", found=f"{_ROUTER}.bias = True")
     if groups is not None:
-        wanted = uniform(facts, f"{_ROUTER}.group_score")
+        wanted = configs.uniform(facts, f"{_ROUTER}.group_score")
         on_logits = wanted == "top2" and score == "softmax" and normalise
         if _GROUP_SCORES.get(top_k // chosen) != wanted or on_logits:
             raise Refusal(
@@ -92,7 +94,7 @@ def write_router(facts: Facts, args: dict[str, Any]) -> None:
 _CAPACITY, _BALANCING = "moe_expert_capacity_factor", "moe_router_load_balancing_type"
 
 
-def undisturbed() -> Entry:
+def undisturbed() -> configs.Entry:
     """Every token reaches the experts that score best, however many others do: no capacity, no Sinkhorn routing."""
     why = "every token reaches the experts that score best: no capacity, no Sinkhorn routing"
     return decided([_CAPACITY, _BALANCING], [], read=_check_undisturbed, values={_CAPACITY: [None]}, why=why)

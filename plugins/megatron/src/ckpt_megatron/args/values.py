@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Entry, key_is
+from ckpt_core.sdk import CkptError, configs, key_is
 
 Args = Mapping[str, Any]
 
 
-def neutral(key: str, value: object) -> Entry:
+def neutral(key: str, value: object) -> configs.Entry:
     """A key under which Megatron computes something else unless it has this value, or is left out or None."""
     as_number = (int(value),) if isinstance(value, bool) else ()  # a switch may be saved as 0 or 1
     return key_is(key, value, *as_number, *([None] if value is not None else []), or_absent=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from ckpt_core.sdk import Custom, Entry, Facts, custom, key, one_of, values
+from ckpt_core.sdk import Facts, configs, custom, key, one_of, values
 from ckpt_megatron.args.values import Args
 
 _SIZES = ("orig_vocab_size", "vocab_size")
@@ -20,7 +20,7 @@ def _is_size(size: object, padded: int) -> TypeGuard[int]:
     return type(size) is int and 0 < size <= padded
 
 
-def vocabulary() -> Custom:
+def vocabulary() -> configs.Custom:
     """padded_vocab_size rows are stored; how many are real, the args say only if a tokenizer did not."""
 
     def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def vocabulary() -> Custom:
     return custom(["padded_vocab_size", *_SIZES], claims, read=read, write=write, uses=[], why=why)
 
 
-def head() -> Entry:
+def head() -> configs.Entry:
     """Tied to the embedding unless --untie-embeddings-and-output-weights."""
     untied = one_of({False: True, True: False})
     return key("untie_embeddings_and_output_weights", "head.tied", default=False, type=values.switch, via=untied)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Config, Facts, FormatError, Refusal, RotaryKind, documents, ignore, torch_files, uniform
+from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, ignore, schema, torch_files
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
@@ -118,7 +118,7 @@ def newest_for(facts: Facts) -> str:
 
 
 def _uncompressed(facts: Facts) -> bool:
-    return facts.present("latent_attention") is not False and uniform(facts, "latent_attention.q_rank") is None
+    return facts.present("latent_attention") is not False and configs.uniform(facts, "latent_attention.q_rank") is None
 
 
 def needs(target: str, fields: Mapping[str, Any]) -> str | None:
@@ -138,7 +138,7 @@ def written_fields(
     target = _class_for(facts, version, hint)
     table = table_of(target, {"multi_latent_attention": facts.present("latent_attention") is not False})
     fields = table.write(facts, {**notes, "interleaved": False})
-    if facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3:
+    if facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3:
         of_class = short(target).startswith(("Llama31", "Llama32"))
         unwanted = ("rope_scaling", "rope_scaling_factor") if of_class else tuple(LLAMA31_FIELDS)
         if not of_class and "rope_scaling" not in fields:
@@ -185,13 +185,13 @@ def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
 
 def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     scaled = facts.get("tokens.scale", 1.0) != 1.0
-    llama31 = facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3
+    llama31 = facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3
     if scaled:
         return hint if hint is not None and scales_embedding(hint) else _GEMMA_CLASS
     if facts.present("latent_attention") is not False:
         if version != OLD:
             return _MLA_CLASS
-        sigmoid = uniform(facts, "mlp.moe.router.score") == "sigmoid"
+        sigmoid = configs.uniform(facts, "mlp.moe.router.score") == "sigmoid"
         return f"{_DEEPSEEK}.DeepSeekV{3 if sigmoid else 2}ModelProvider"
     if llama31 and version == OLD:
         return hint if hint is not None and short(hint).startswith(("Llama31", "Llama32")) else _LLAMA31_CLASS

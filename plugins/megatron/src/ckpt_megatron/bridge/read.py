@@ -11,15 +11,14 @@ from ckpt_core.sdk import (
     Description,
     Facts,
     FormatError,
-    Ledger,
     Loss,
     ReadRequest,
-    Sidecar,
+    company,
     disk,
     ledgers,
+    reading,
     torch_files,
     trees,
-    without_ignored,
 )
 from ckpt_megatron import weights
 from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
@@ -47,8 +46,8 @@ def read(path: str, request: ReadRequest) -> Description:
     file = os.path.join(folder, RUN_CONFIG)
     sections = run_config(disk.read_small(file), file)
     target, fields = model_section(sections, file)
-    losses, ledger = _losses_of_class(target, file), Ledger()
-    fields = without_ignored(fields, request, ledger, file, "model")
+    losses, ledger = _losses_of_class(target, file), ledgers.Ledger()
+    fields = reading.without_ignored(fields, request, ledger, file, "model")
     table = table_of(target, fields)
     facts, notes = table.read(fields, file)
     if not os.path.isfile(os.path.join(folder, DIST_METADATA)) or container_of(folder) != "torch_dist":
@@ -136,10 +135,10 @@ def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
     return size
 
 
-def _sidecars(folder: str) -> dict[str, Sidecar]:
+def _sidecars(folder: str) -> dict[str, company.Sidecar]:
     tree = trees.open_tree(folder).below(TOKENIZER)
     extents = {name: tree[name] for name in sorted(tree.files)}
-    return {name: Sidecar(extent.file, extent.size, extent.offset) for name, extent in extents.items()}
+    return {name: company.Sidecar(extent.file, extent.size, extent.offset) for name, extent in extents.items()}
 
 
 def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: Found) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Entry, Facts, configs, decided
+from ckpt_core.sdk import Activation, CkptError, Facts, configs, decided
 
 _GELU = "torch.nn.functional.gelu"
 _FUNCTIONS: dict[str, Activation] = {
@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, Activation] = {
 _ENGINE = ("use_te_activation_func", "use_transformer_engine_op_fuser")
 
 
-def activation(package: str) -> Entry:
+def activation(package: str) -> configs.Entry:
     """The activation; `package` is where functions that torch does not have are looked up when writing."""
     names = {kind: name for name, kind in _FUNCTIONS.items() if name.startswith((f"{package}.", "torch."))}
     # Only for SiLU-GLU is the fused kernel the same function.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
-from ckpt_core.sdk import Entry, ignore, key_is
+from ckpt_core.sdk import configs, ignore, key_is
 
 _FILE = "config_fields.txt"
 
@@ -36,7 +36,7 @@ def listed() -> tuple[list[ConfigField], dict[str, str]]:
     return rows, {effect: meaning.strip() for effect, _, meaning in legend}
 
 
-def inert(key: str, *values: object, since: str = "") -> Entry:
+def inert(key: str, *values: object, since: str = "") -> configs.Entry:
     """A field under which the model computes something else unless it has one of `values`, the default among them."""
     fix = f"if this model's outputs do not depend on it, -o ignore_keys={key}"
     return key_is(key, *dict.fromkeys((*values, None)), or_absent=True, written=False, why=since, fix=fix)
@@ -47,7 +47,7 @@ def _of_versions(field: ConfigField) -> str:
     return f"a field of {', '.join(held)}" if held else ""
 
 
-def _harmless() -> list[Entry]:
+def _harmless() -> list[configs.Entry]:
     rows, legend = listed()
     return [
         line
@@ -57,7 +57,7 @@ def _harmless() -> list[Entry]:
     ]
 
 
-def _at_default() -> Iterator[Entry]:
+def _at_default() -> Iterator[configs.Entry]:
     for field in listed()[0]:
         if field.effect == "default":
             values = [] if field.default in ("None", "none") else [ast.literal_eval(field.default)]

@@ -12,14 +12,12 @@ from typing import Any
 from ckpt_core.sdk import (
     CkptError,
     Config,
-    Entry,
     Facts,
     configs,
     decided,
     derived,
     fact_is,
     ignore,
-    implied,
     key,
     key_is,
     note,
@@ -49,10 +47,10 @@ _SPECS = (
 
 
 @dataclass(frozen=True)
-class OfFields(Entry):
+class OfFields(configs.Entry):
     """A line about arguments as one about fields: under the fields' names, without what is an argument alone."""
 
-    line: Entry
+    line: configs.Entry
 
     @property
     def _names(self) -> dict[str, str]:
@@ -88,7 +86,7 @@ class OfFields(Entry):
         config.update({self._names[key]: value for key, value in args.items() if key in self._names})
 
 
-def of_fields(*lines: Entry) -> list[Entry]:
+def of_fields(*lines: configs.Entry) -> list[configs.Entry]:
     """Lines about arguments as lines about fields."""
     return [OfFields(line) for line in lines]
 
@@ -119,7 +117,7 @@ def _check_spec(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
         )
 
 
-def _common(attention: str, package: str, *, yarn: bool = False) -> list[Entry]:
+def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs.Entry]:
     latent = attention == "latent_attention"
     return [
         fact_is("kind", "decoder"),
@@ -135,7 +133,7 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[Entry]:
         configs.elsewhere(
             "tokens.vocabulary", "tokens.padded_vocabulary", why="each format says it in a way of its own"
         ),
-        *implied("vocab_size", "make_vocab_size_divisible_by", "should_pad_vocab", why="read with the files"),
+        *configs.implied("vocab_size", "make_vocab_size_divisible_by", "should_pad_vocab", why="read with the files"),
         note("init_method_std", "initializer_range"),
         generation(),
         # Sinkhorn chooses other experts; the others only add a loss. Since core 0.14 it may be a list.
@@ -198,7 +196,7 @@ def latent(name: str, package: str) -> Config:
     )
 
 
-def scaled_embedding() -> Entry:
+def scaled_embedding() -> configs.Entry:
     """No field says it: the models of Gemma multiply the embedding by the square root of hidden_size."""
     # frameworks round the root to their own precision
     return derived(None, "tokens.scale", "hidden_size ** 0.5", rounding="none", tolerance=1e-6)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Custom, Facts, company, custom
+from ckpt_core.sdk import Facts, company, configs, custom
 
 FIELD = "generation_config"
 """The field that holds them."""
@@ -20,7 +20,7 @@ CLASS = "transformers.generation.configuration_utils.GenerationConfig"
 _IDS = {role: f"{name}_id" for role, name in company.ROLES.items()}
 
 
-def generation() -> Custom:
+def generation() -> configs.Custom:
     """The ids are notes of their own; the other settings, if there are any, go along as the note `generation`."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:

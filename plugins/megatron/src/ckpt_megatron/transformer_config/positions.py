@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Custom, Facts, RotaryKind, custom, uniform
+from ckpt_core.sdk import CkptError, Facts, configs, custom, schema
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
@@ -39,7 +39,7 @@ _KEYS = (
 )
 
 
-def positions(attention: str, *, yarn: bool = False) -> Custom:
+def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
     """Positions of a model whose attention facts lie under `attention`; `yarn`: the class has the fields of it.
 
     A Llama 3.1 scaling is written in both ways: by the fields of the class, and by rope_scaling where that can say it.
@@ -114,14 +114,14 @@ def _read_rotary(config: Mapping[str, Any], facts: Facts) -> None:
     if f"{_ROTARY}.scaling.kind" in facts:
         found = f"old_context_len = {config['old_context_len']}, and {facts[f'{_ROTARY}.scaling.kind']}"
         raise CkptError("positions are scaled twice", found=found)
-    facts[f"{_ROTARY}.scaling.kind"] = RotaryKind.LLAMA3
+    facts[f"{_ROTARY}.scaling.kind"] = schema.RotaryKind.LLAMA3
     facts.update({f"{_ROTARY}.scaling.{name}": config[key] for key, name in LLAMA31_FIELDS.items()})
 
 
 def _write_rotary(facts: Facts, config: dict[str, Any]) -> None:
     prefix = _SCALING
-    scaling = {name.removeprefix(prefix): uniform(facts, name) for name in facts if name.startswith(prefix)}
-    if scaling.get("kind") is RotaryKind.LLAMA3:
+    scaling = {name.removeprefix(prefix): configs.uniform(facts, name) for name in facts if name.startswith(prefix)}
+    if scaling.get("kind") is schema.RotaryKind.LLAMA3:
         config |= {key: scaling[name] for key, name in LLAMA31_FIELDS.items()}
         if all(scaling[name] == value for name, value in _BUILT_IN.items()):
             config |= {"rope_scaling": True, "rope_scaling_factor": scaling["factor"]}

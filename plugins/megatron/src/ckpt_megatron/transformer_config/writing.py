@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import DType, Facts, Refusal, dtypes, rewrites
+from ckpt_core.sdk import Facts, Refusal, dtypes, rewrites
 from ckpt_megatron.layout import FileLayout
 from ckpt_megatron.rewrites import check_ranks
 from ckpt_megatron.transformer_config.reading import RANKS
@@ -29,7 +29,7 @@ def number_layers(fields: dict[str, Any], facts: Facts, hints: Mapping[str, Any]
     return isinstance(fields["moe_layer_freq"], list)
 
 
-def running(layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None) -> dict[str, Any]:
+def running(layout: FileLayout, model: rewrites.Rewritable, dtype: dtypes.DType | None) -> dict[str, Any]:
     """The fields that do not say what the model is, but that a loader builds it by."""
     most = dtypes.commonest(dtype or assembly.dtype for assembly in model.tensors.values())
     sizes = {key: getattr(layout, name) for name, key in RANKS.items() if name != "vpp"}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Refusal, RotaryKind, uniform
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, schema
 from ckpt_megatron.args.values import positive
 
 _NUMBERS = {
@@ -25,7 +25,7 @@ _SCALING = f"{_ROTARY}.scaling"
 
 def read_yarn(config: Mapping[str, Any], facts: Facts) -> None:
     """Enter the scaling of a model whose position_embedding_type is yarn."""
-    scaling: dict[str, Any] = {"kind": RotaryKind.YARN}
+    scaling: dict[str, Any] = {"kind": schema.RotaryKind.YARN}
     for key, name in _NUMBERS.items():
         if config.get(key) is None:
             raise CkptError(f"key {key!r} is missing, and position_embedding_type is yarn", found="null")
@@ -56,12 +56,14 @@ def refuse_yarn_elsewhere(config: Mapping[str, Any]) -> None:
 
 def write_yarn(facts: Facts, config: dict[str, Any]) -> None:
     """Enter the fields that say the scaling."""
-    if uniform(facts, f"{_ROTARY}.fraction") != 1.0:
+    if configs.uniform(facts, f"{_ROTARY}.fraction") != 1.0:
         raise Refusal("yarn rotates whole heads", found=f"{_ROTARY}.fraction")
-    said = {name: uniform(facts, f"{_SCALING}.{name}") for name in (*_NUMBERS.values(), "mscale", "mscale_all_dim")}
+    said = {
+        name: configs.uniform(facts, f"{_SCALING}.{name}") for name in (*_NUMBERS.values(), "mscale", "mscale_all_dim")
+    }
     config |= {key: said[name] if said[name] is not None else _USUAL.get(name) for key, name in _NUMBERS.items()}
-    config |= {"rotary_percent": 1.0, _ROUNDED: uniform(facts, f"{_SCALING}.truncate") is not False}
-    wanted = uniform(facts, f"{_SCALING}.attention_factor")
+    config |= {"rotary_percent": 1.0, _ROUNDED: configs.uniform(facts, f"{_SCALING}.truncate") is not False}
+    wanted = configs.uniform(facts, f"{_SCALING}.attention_factor")
     if wanted is not None:
         # no field says it; with mscale_all_dim of zero it follows from mscale alone
         config["yarn_mscale_all_dim"] = 0.0
@@ -73,7 +75,7 @@ def write_yarn(facts: Facts, config: dict[str, Any]) -> None:
 
 
 def is_yarn(facts: Facts) -> bool:
-    return uniform(facts, f"{_SCALING}.kind") is RotaryKind.YARN
+    return configs.uniform(facts, f"{_SCALING}.kind") is schema.RotaryKind.YARN
 
 
 def _stretch(factor: float, mscale: float) -> float:
