@@ -137,7 +137,7 @@ class TestIds:
         held = files(tmp_path, generation_config__json="{")
         ids, reasons = known_ids(checkpoint({"bos": 1}, held))
         assert ids == {"bos": 1} and "not by the tokenizer" in reasons[0]
-        with pytest.raises(FormatError, match="generation_config.json"):
+        with pytest.raises(FormatError, match=r"generation_config\.json"):
             ids_of(held)
 
     def test_the_size_counts_added_tokens(self, tmp_path: Path) -> None:

@@ -517,7 +517,7 @@ def test_broken_pickles_are_refused(name, tmp_path, monkeypatch):
     ids=["opcodes", "memory", "memory per byte", "memory of the walk", "stack", "string", "depth", "walk"],
 )
 def test_limits_can_be_lowered(limits, data):
-    with pytest.raises(FormatError, match="too |far more"):
+    with pytest.raises(FormatError, match=r"too |far more"):
         read(data, limits=limits)
 
 
