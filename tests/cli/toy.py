@@ -6,18 +6,20 @@ import os
 
 import numpy as np
 
-from ckpt_core.architecture import dumps, from_json, parameters
-from ckpt_core.checkpoint import Checkpoint, Loss, OutputFile, Placement, Sidecar, Target
+from ckpt_core.architecture import dumps, from_json
+from ckpt_core.checkpoint import Loss, Sidecar
+from ckpt_core.description import Description, RankTensors
 from ckpt_core.errors import Refusal
-from ckpt_core.layout import Link, Native, Part, Tile, row
+from ckpt_core.ir.weights import table
 from ckpt_core.plugins import FormatInfo, Option, hookimpl
 from ckpt_core.plugins.judgement import Judgement
 from ckpt_core.rewrite import Rewritable, untied_head
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.storage.safetensors import plan_file, read_header
-from ckpt_core.tensors.assembly import ParameterBuilder, Shard, SourceFiles
+from ckpt_core.storage.safetensors import read_header
+from ckpt_core.tensors.assembly import SourceFiles
+from ckpt_core.writing import TargetBuilder
 
 FILE = "toy.safetensors"
 
@@ -44,28 +46,23 @@ def ckpt_architecture(path):
     return from_json(read_json_object(path), path)
 
 
-def natives(architecture):
-    for name, parameter in parameters(architecture).items():
-        links = tuple(Link(size, axis, 1, axis, 1) for axis, size in enumerate(parameter.shape))
-        zeros = (0,) * len(parameter.shape)
-        yield Native(name, parameter.shape, (Part(name, Tile(links, zeros, zeros)),), row(name, "x", name))
-
-
 @hookimpl
 def ckpt_read(path, request):
     if request.options["crash"]:
         raise ZeroDivisionError("on purpose")
     architecture = from_json(read_json_object(os.path.join(path, "architecture.json")))
     file = os.path.join(path, FILE)
-    stored = read_header(file).tensors
-    assembler = ParameterBuilder(parameters(architecture), file)
-    for native in natives(architecture):
-        tensor = stored[native.name]
-        assembler.add(native, [Shard((0,) * len(tensor.shape), tensor)])
     tokenizer = os.path.join(path, "tokenizer.json")
     sidecars = {"tokenizer.json": Sidecar(tokenizer, os.path.getsize(tokenizer))} if os.path.exists(tokenizer) else {}
-    return Checkpoint(
-        "toy", path, architecture, assembler.finish(), [FileState.of(file)], {"eos": 2}, sidecars, {"tp": 1}
+    return Description(
+        architecture=architecture,
+        tables=[table(architecture)],
+        ranks=[RankTensors({}, read_header(file).tensors, file)],
+        where=path,
+        files=[FileState.of(file)],
+        notes={"eos": 2},
+        sidecars=sidecars,
+        parallel={"tp": 1},
     )
 
 
@@ -77,24 +74,11 @@ def ckpt_write(checkpoint, request):
         raise OSError(28, "No space left on device", "/full")
     model = Rewritable(checkpoint.architecture, checkpoint.tensors)
     model = untied_head(model) if request.options["untie"] else model
-    placed = {
-        native.name: (request.dtype or model.tensors[native.name].dtype, native)
-        for native in natives(model.architecture)
-    }
-    plan = plan_file({name: (dtype, native.shape) for name, (dtype, native) in placed.items()})
-    placements = [Placement(native, dtype, FILE, plan.offsets[name]) for name, (dtype, native) in placed.items()]
-    return Target(
-        "toy",
-        model.architecture,
-        model.tensors,
-        [OutputFile(FILE, plan.size, ((0, plan.header),))],
-        placements,
-        {"architecture.json": dumps(model.architecture).encode()},
-        checkpoint.sidecars,
-        {"tp": 1},
-        {"rewrites": list(model.rewrites)},
-        [Loss("dropped", "nothing much", "a test of losses")],
-    )
+    builder = TargetBuilder(model, [table(model.architecture)], request.dtype)
+    builder.add_file(FILE, builder.natives())
+    builder.documents["architecture.json"] = dumps(model.architecture).encode()
+    losses = [Loss("dropped", "nothing much", "a test of losses")]
+    return builder.target("toy", sidecars=checkpoint.sidecars, parallel={"tp": 1}, losses=losses)
 
 
 @hookimpl

@@ -79,9 +79,9 @@ class TargetBuilder:
         for name, native in tensors.items():
             self.place(native, path, offsets[name])
 
-    def place(self, native: Native, path: str, offset: int) -> None:
-        """Put the data of a tensor into a file, from byte `offset` on."""
-        self.placements.append(Placement(native, self.dtype_of(native), path, offset))
+    def place(self, native: Native, path: str, offset: int, dtype: DType | None = None) -> None:
+        """Put the data of a tensor into a file, from byte `offset` on. `dtype` is that of this place, if it has one of its own."""
+        self.placements.append(Placement(native, dtype or self.dtype_of(native), path, offset))
 
     def target(
         self,

@@ -285,6 +285,22 @@ def test_masters_of_another_step_are_refused(spoil: dict, problem: str, tmp_path
         fingerprint(run, weights="master")
 
 
+def test_a_weight_without_its_master_is_refused_and_the_other_way_round(tmp_path: Path) -> None:
+    run = written(tmp_path, tp=2, dtype="bf16")
+    file, name = run / STEP / "layer_04-model_01-model_states.pt", "mlp.dense_4h_to_h.bias"
+    whole = deepspeed.load(file)
+    without = {other: tensor for other, tensor in whole.items() if other != name}
+    for trained, stored, problem in (
+        (whole, without, f"tensor 'layers.1.{name}', whose fp32 master is there, is missing"),
+        (without, whole, f"the fp32 master of 'layers.1.{name}' is missing"),
+    ):
+        deepspeed.save(trained, file)
+        shard(run, 2, 1, 2)
+        deepspeed.save(stored, file)
+        with pytest.raises(CkptError, match=problem):
+            fingerprint(run, weights="master")
+
+
 # --- to transformers, and refused ----------------------------------------------------------------------------------
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, launches
+from ckpt_core.sdk import (
+    Checkpoint,
+    Description,
+    FormatInfo,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+    launches,
+)
 
 
 @hookimpl
@@ -30,7 +40,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_deepspeed.read import read
 
     return read(path, request)

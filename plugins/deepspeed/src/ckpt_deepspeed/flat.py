@@ -46,12 +46,12 @@ def pieces_of(sequence: Sequence[StoredTensor], start: int, count: int) -> tuple
     return tuple(found)
 
 
-def shards_of(kept: Kept, shape: tuple[int, ...]) -> list[Shard]:
-    """A parameter of `shape` as shards; with a shape of its own, shards of that one."""
+def shards_of(kept: Kept, shape: tuple[int, ...] | None = None) -> list[Shard]:
+    """A parameter as shards: of its own shape, or of `shape` where no file says it."""
     if isinstance(kept, StoredTensor):
         return [Shard((0,) * len(kept.shape), kept)]
     shape = kept.shape if kept.shape is not None else shape
-    if kept.elements != math.prod(shape):
+    if shape is None or kept.elements != math.prod(shape):
         return [
             Shard((0,), piece(stored, 0, stored.elements)) for stored in kept.pieces
         ]  # fits nothing, and is told so

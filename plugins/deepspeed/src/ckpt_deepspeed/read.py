@@ -8,21 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import (
-    Checkpoint,
+    Architecture,
     CkptError,
+    Description,
     FormatError,
     Loss,
-    ParameterBuilder,
     Problems,
-    Provenance,
+    RankTensors,
     ReadRequest,
     Sidecar,
     StoredTensor,
-    check_agreement,
     company,
     disk,
     layouts,
-    original_of,
     torch_files,
 )
 from ckpt_deepspeed import zero
@@ -49,8 +47,11 @@ _OWN_ENDS = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 
 
 @dataclass
-class Found:
-    """What the files keep under transformers' names: `kept` is read, and must round to what `rounded` has."""
+class ModelWeights:
+    """What the files keep under transformers' names: `kept` is read, and must round to what `rounded` has.
+
+    `aliases` are further names of tensors, by whose name in `kept`.
+    """
 
     kept: dict[str, Kept]
     rounded: dict[str, StoredTensor] = field(default_factory=dict)
@@ -61,10 +62,10 @@ class Found:
     masters: bool = False
 
 
-def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint at the folder of a step, or at the run folder that holds it."""
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies at the folder of a step, or at the run folder that holds it."""
     folder = scan(find_folder(path))
-    found = _found(folder, request.weights)
+    weights = _weights(folder, request.weights)
     beside = _config_beside(path, folder.path)
     config = request.config or beside
     if config is None:
@@ -73,36 +74,31 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             file=path,
             fix=f"give the model's {CONFIG} with --config, or put it beside the step's folder",
         )
-    names = found.kept.keys() - found.aliases.keys()
+    names = weights.kept.keys() - weights.aliases.keys()
     model = model_of_config(config, names)
-    if request.architecture is not None and beside is not None:
-        check_agreement(request.architecture, model_of_config(beside, names).architecture, beside)
-    checkpoint = Checkpoint(
-        "deepspeed",
-        path,
-        model.architecture,
-        _assembled(found, model, folder.path),
-        [*folder.states, disk.FileState.of(config)],
+    said: Architecture | None = None
+    if beside is not None and beside != config:
+        said = model_of_config(beside, names).architecture
+    dropped = [name for name in sorted(weights.kept) if any(table.drops_name(name) for table in model.tables)]
+    return Description(
+        architecture=model.architecture,
+        tables=model.tables,
+        ranks=[_rank_tensors(weights, model, folder.path)],
+        where=folder.path,
+        root=path,
+        files=[*folder.states, disk.FileState.of(config)],
+        config=beside,
+        said=said,
         notes=model.notes,
         sidecars=_sidecars(beside, path),
-        parallel=found.parallel,
+        parallel=weights.parallel,
         ledger=folder.enter(path, masters_read=request.weights != "model"),
-        provenance=Provenance(
-            hints=found.hints,
-            origins={"hf": model.hints},
-            evidence=[*found.evidence, f"{model.class_name} of format hf by {config}"],
-            losses=[
-                *model.losses,
-                *(
-                    Loss("dropped", name, "not a weight of the model")
-                    for name in sorted(found.kept)
-                    if any(table.drops_name(name) for table in model.tables)
-                ),
-            ],
-            masters=found.masters,
-        ),
+        hints=weights.hints,
+        origins={"hf": model.hints},
+        evidence=[*weights.evidence, f"{model.class_name} of format hf by {config}"],
+        losses=[*model.losses, *(Loss("dropped", name, "not a weight of the model") for name in dropped)],
+        masters=weights.masters,
     )
-    return original_of(checkpoint, path)
 
 
 def _config_beside(path: str, folder: str) -> str | None:
@@ -125,25 +121,26 @@ def _is_companion(name: str) -> bool:
     return not (name in _OWN_FILES or name.startswith(_OWN_STARTS) or name.endswith(_OWN_ENDS))
 
 
-def _assembled(found: Found, model: TransformersModel, where: str) -> dict:
-    layout = layouts.BoundTables(model.tables, model.architecture)
-    natives = layout.natives()
-    assembler = ParameterBuilder(layout.parameters, where)
-    for problem in layouts.account(natives, layout.tables, found.kept, where):
-        assembler.problems.add(problem)
-    for name, native in natives.items():
-        if name not in found.kept or (native.row.copy and name in found.aliases):
-            continue
-        assembler.add(native, shards_of(found.kept[name], native.shape))
-        if name in found.rounded and not native.row.copy:
-            assembler.add_rounded(native, shards_of(found.rounded[name], native.shape))
-    return assembler.finish()
+def _rank_tensors(weights: ModelWeights, model: TransformersModel, where: str) -> RankTensors:
+    """The tensors of the one rank that there is. An alias of the tables lies nowhere but under its owner's name."""
+    natives = layouts.BoundTables(model.tables, model.architecture).natives()
+    aliases = {name for name, native in natives.items() if native.row.copy}
+    return RankTensors(
+        {},
+        {
+            name: shards_of(kept, natives[name].shape if name in natives else None)
+            for name, kept in weights.kept.items()
+            if name not in aliases & weights.aliases.keys()
+        },
+        where,
+        rounded={name: stored for name, stored in weights.rounded.items() if name not in aliases},
+    )
 
 
 # --- what the files keep -------------------------------------------------------------------------------------------
 
 
-def _found(folder: Folder, weights: str) -> Found:
+def _weights(folder: Folder, weights: str) -> ModelWeights:
     models = _models(folder)
     for file, states in models:
         folder.ledger.contents(file, states, STATES)
@@ -152,13 +149,13 @@ def _found(folder: Folder, weights: str) -> Found:
     aliases = {str(alias): str(owner) for alias, owner in section(first, "shared_params", path).items()}
     stored = {name: tensor for name, tensor in module.items() if tensor.elements}
     if weights == "model":
-        return _found_model(folder, stored, len(module), aliases, path)
+        return _module_weights(folder, stored, len(module), aliases, path)
     if folder.universal:
-        found = _found_universal(folder, first, path, aliases)
+        found = _universal_weights(folder, first, path, aliases)
     elif folder.optimizers:
-        found = _found_partitions(folder, models, stored)
+        found = _partitioned_weights(folder, models, stored)
     else:
-        return _found_alone(folder, first, stored, aliases, path, weights)
+        return _unpartitioned_weights(folder, first, stored, aliases, path, weights)
     found.kept |= zero.frozen(models)
     found.aliases = aliases
     found.rounded = {name: stored[name] for name in found.kept if name in stored}
@@ -169,28 +166,30 @@ def _found(folder: Folder, weights: str) -> Found:
     return _with_aliases(found, path)
 
 
-def _found_universal(folder: Folder, states: Mapping[str, Any], path: str, aliases: Mapping[str, str]) -> Found:
+def _universal_weights(
+    folder: Folder, states: Mapping[str, Any], path: str, aliases: Mapping[str, str]
+) -> ModelWeights:
     known = zero.param_shapes(states, path) if states.get("param_shapes") is not None else []
     shapes = {name: shape for group in known for name, shape in group.items()}
     masters = read_universal(folder, aliases, shapes)
     hints = {"flat": any(isinstance(one, Flat) for one in masters.values())}
     evidence = f"weights: the fp32 parameters of {os.path.basename(folder.path)}/{UNIVERSAL}"
-    return Found(masters, hints=hints, evidence=[evidence], masters=True)
+    return ModelWeights(masters, hints=hints, evidence=[evidence], masters=True)
 
 
-def _found_partitions(
+def _partitioned_weights(
     folder: Folder, models: Sequence[tuple[str, Mapping[str, Any]]], stored: Mapping[str, StoredTensor]
-) -> Found:
+) -> ModelWeights:
     path, first = models[0]
     parts = zero.partitions(folder, 0, models)
     reading = zero.fitting(zero.readings(first, path, parts), stored, parts[0].path)
     evidence = (
         f"weights: the fp32 masters of {len(parts)} ZeRO partitions, by {reading.by}; DeepSpeed loads them itself"
     )
-    return Found(dict(reading.masters), parallel={"dp": len(parts)}, evidence=[evidence], masters=True)
+    return ModelWeights(dict(reading.masters), parallel={"dp": len(parts)}, evidence=[evidence], masters=True)
 
 
-def _with_aliases(found: Found, path: str) -> Found:
+def _with_aliases(found: ModelWeights, path: str) -> ModelWeights:
     for alias, owner in found.aliases.items():
         if owner not in found.kept:
             raise FormatError(
@@ -248,9 +247,9 @@ def _module(states: Mapping[str, Any], path: str) -> dict[str, StoredTensor]:
     return dict(module)
 
 
-def _found_model(
+def _module_weights(
     folder: Folder, stored: dict[str, StoredTensor], names: int, aliases: dict[str, str], path: str
-) -> Found:
+) -> ModelWeights:
     if len(stored) != names or not stored:
         raise CkptError(
             "the files hold no weights but the fp32 masters",
@@ -258,7 +257,7 @@ def _found_model(
             found="empty tensors, as ZeRO-3 leaves them" if names else "no module",
             fix="use --weights master",
         )
-    return Found(
+    return ModelWeights(
         dict(stored),
         aliases={},
         evidence=["weights: the module in the training dtype"],
@@ -266,19 +265,19 @@ def _found_model(
     )
 
 
-def _found_alone(
+def _unpartitioned_weights(
     folder: Folder,
     states: Mapping[str, Any],
     stored: dict[str, StoredTensor],
     aliases: dict[str, str],
     path: str,
     weights: str,
-) -> Found:
+) -> ModelWeights:
     """A checkpoint without optimizer files: of plain DeepSpeed, whose bf16 optimizer keeps its masters in the model states."""
     groups = section(states, "optimizer", path).get("fp32_groups")
     if isinstance(groups, list) and groups:
         masters = _by_values(groups, {name: tensor for name, tensor in stored.items() if name not in aliases}, path)
-        found = Found(dict(masters), {name: stored[name] for name in masters}, aliases, masters=True)
+        found = ModelWeights(dict(masters), {name: stored[name] for name in masters}, aliases, masters=True)
         found.kept |= {
             name: tensor for name, tensor in stored.items() if name not in found.kept and name not in aliases
         }
@@ -293,7 +292,7 @@ def _found_alone(
             file=folder.path,
             fix="use --weights model",
         )
-    found = _found_model(folder, stored, len(section(states, "module", path)), aliases, path)
+    found = _module_weights(folder, stored, len(section(states, "module", path)), aliases, path)
     found.masters = exact
     return found
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
-from ckpt_core.sdk import FormatError, Loss, Native, Placement, Problems, StoredTensor, disk, dtypes, torch_files
+from ckpt_core.sdk import FormatError, Loss, Native, Problems, StoredTensor, TargetBuilder, dtypes, torch_files
 from ckpt_deepspeed.files import FP32 as FP32_FILE
 from ckpt_deepspeed.files import UNIVERSAL, Folder
 from ckpt_deepspeed.flat import Flat, Kept, piece
@@ -61,25 +61,18 @@ def read_universal(folder: Folder, aliases: Collection[str], shapes: Shapes) -> 
     return found
 
 
-@dataclass
-class Written:
-    """A target's files as they are planned, one after the other."""
-
-    files: list[disk.OutputFile] = field(default_factory=list)
-    placements: list[Placement] = field(default_factory=list)
-    documents: dict[str, bytes] = field(default_factory=dict)
-
-    def add(self, path: str, value: object, known: Mapping[tuple, bytes] = MappingProxyType({})) -> dict[tuple, int]:
-        """Plan a torch file; returns where its tensors begin. `known` is the data of tensors that hold no weights."""
-        file, offsets = torch_files.plan_nest(path, value)
-        self.files.append(
-            replace(file, literals=(*file.literals, *((offsets[inside], data) for inside, data in known.items())))
-        )
-        return offsets
+def add_nest(
+    builder: TargetBuilder, path: str, value: object, known: Mapping[tuple, bytes] = MappingProxyType({})
+) -> dict[tuple, int]:
+    """A torch file of the target; returns where its tensors begin. `known` is the data of tensors that hold no weights."""
+    file, offsets = torch_files.plan_nest(path, value)
+    literals = (*file.literals, *((offsets[inside], data) for inside, data in known.items()))
+    builder.files.append(replace(file, literals=literals))
+    return offsets
 
 
-def write_parameter(
-    written: Written,
+def add_parameter(
+    builder: TargetBuilder,
     folder: str,
     name: str,
     parts: Sequence[Native],
@@ -89,7 +82,7 @@ def write_parameter(
     rows: Mapping[str, Native],
     moments: bool,
 ) -> None:
-    """Plan the files of one parameter: `parts` are its blocks of rows, most often one.
+    """The files of one parameter: `parts` are its blocks of rows, most often one.
 
     `beside` is what stands beside it in the dict, and `rows` single rows of it that do, too.
     """
@@ -97,30 +90,29 @@ def write_parameter(
     for file in (FP32_FILE, *(_MOMENTS if moments else ())):
         path = f"{folder}/{UNIVERSAL}/{name}/{file}"
         if flat:
-            start = written.add(path, torch_files.TensorSpec(dtypes.FP32, (math.prod(shape),)))[()]
+            start = add_nest(builder, path, torch_files.TensorSpec(dtypes.FP32, (math.prod(shape),)))[()]
         else:
             extra = {key: torch_files.TensorSpec(dtypes.FP32, native.shape) for key, native in rows.items()}
-            offsets = written.add(path, {**beside, **extra, PARAMETER: torch_files.TensorSpec(dtypes.FP32, shape)})
+            content = {**beside, **extra, PARAMETER: torch_files.TensorSpec(dtypes.FP32, shape)}
+            offsets = add_nest(builder, path, content)
             start = offsets[(PARAMETER,)]
-            if file == FP32_FILE:
-                written.placements += [
-                    Placement(native, dtypes.FP32, path, offsets[(key,)]) for key, native in rows.items()
-                ]
+            for key, native in rows.items() if file == FP32_FILE else ():
+                builder.place(native, path, offsets[(key,)], dtypes.FP32)
         if file != FP32_FILE:
             continue  # zeros: an optimizer that begins anew
         for part in parts:
-            written.placements.append(Placement(part, dtypes.FP32, path, start))
+            builder.place(part, path, start, dtypes.FP32)
             start += math.prod(part.shape) * dtypes.FP32.size
     if moments and not flat:
-        written.add(
-            f"{folder}/{UNIVERSAL}/{name}/{_STEP}", torch_files.TensorSpec(dtypes.FP32, ())
-        )  # torch's AdamW asks for it
+        # torch's AdamW asks for it
+        add_nest(builder, f"{folder}/{UNIVERSAL}/{name}/{_STEP}", torch_files.TensorSpec(dtypes.FP32, ()))
 
 
-def write_optimizer_state(written: Written, folder: str) -> None:
-    """Plan what the loaders of 0.19.8 ask for besides parameters, as of an optimizer before its first step."""
+def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
+    """What the loaders of 0.19.8 ask for besides parameters, as of an optimizer before its first step."""
     groups = [{"params": [number]} for number in range(_GROUPS)]
-    written.add(
+    add_nest(
+        builder,
         f"{folder}/{UNIVERSAL}/{_OPTIMIZER_STATE}",
         {
             "ds_version": DS_VERSION,

@@ -9,24 +9,23 @@ from ckpt_core.sdk import (
     Checkpoint,
     DType,
     Native,
-    Placement,
     Target,
+    TargetBuilder,
     WriteRequest,
     dtypes,
-    layouts,
-    storage_dtype,
+    rewrites,
     torch_files,
 )
 from ckpt_deepspeed.files import LATEST_UNIVERSAL
 from ckpt_deepspeed.universal import (
     DS_VERSION,
     NEW_MOMENTS,
-    Written,
+    add_nest,
+    add_optimizer_state,
+    add_parameter,
     torch_size,
-    write_optimizer_state,
-    write_parameter,
 )
-from ckpt_hf.sdk import CONFIG, TransformersModel, model_of_checkpoint
+from ckpt_hf.sdk import CONFIG, model_of_checkpoint
 
 _TAG = "global_step0_universal"
 
@@ -37,51 +36,42 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = model_of_checkpoint(checkpoint)
     flat = bool(hints.get("flat") if options.get("flat") is None else options["flat"])
     moments = bool(options.get("moments", True))
-    natives = list(layouts.BoundTables(model.tables, model.architecture).natives().values())
-    written = Written()
+    builder = TargetBuilder(
+        rewrites.Rewritable(model.architecture, model.tensors, tuple(model.rewrites)), model.tables, request.dtype
+    )
+    natives = list(builder.natives().values())
     owned = [native for native in natives if not native.row.copy]
     for native in owned:
         beside = {} if flat else {"cat_dim": 0}
-        write_parameter(written, _TAG, native.name, [native], flat=flat, beside=beside, rows={}, moments=moments)
-    write_optimizer_state(written, _TAG)
-    dtype = _module_dtype(model, owned, request, hints.get("module"))
-    _write_states(written, model, natives, flat, dtype)
-    written.documents |= {LATEST_UNIVERSAL: _TAG.encode(), **model.documents}
-    losses = [*model.losses]
-    if moments:
-        losses.append(NEW_MOMENTS)
-    return Target(
+        add_parameter(builder, _TAG, native.name, [native], flat=flat, beside=beside, rows={}, moments=moments)
+    add_optimizer_state(builder, _TAG)
+    dtype = _module_dtype(builder, owned, hints.get("module"))
+    _add_states(builder, natives, flat, dtype)
+    builder.documents |= {LATEST_UNIVERSAL: _TAG.encode(), **model.documents}
+    return builder.target(
         "deepspeed",
-        model.architecture,
-        model.tensors,
-        written.files,
-        written.placements,
-        written.documents,
-        {path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in written.documents},
+        sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
         decisions={
             "container": "universal",
             "hf_class": model.class_name,
             "flat": flat,
-            "rewrites": list(model.rewrites),
             **({"tokens": model.tokens} if model.tokens else {}),
         },
-        losses=losses,
+        losses=[*model.losses, *([NEW_MOMENTS] if moments else [])],
         said=model.said,
         config={"dtype": dtype.name, "model": json.loads(model.documents[CONFIG])},
-        held=checkpoint.sidecars.keys() & written.documents.keys() & {"preprocessor_config.json"},
+        held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json"},
     )
 
 
-def _module_dtype(model: TransformersModel, natives: Sequence[Native], request: WriteRequest, known: object) -> DType:
+def _module_dtype(builder: TargetBuilder, natives: Sequence[Native], known: object) -> DType:
     """The training dtype: what was asked for, that of the source's module, or the commonest."""
-    if request.dtype is not None or isinstance(known, str):
-        return request.dtype or dtypes.dtype_named(str(known))
-    return dtypes.commonest(storage_dtype(native, model.tensors, None) for native in natives)
+    if builder.dtype is not None:
+        return builder.dtype
+    return dtypes.dtype_named(known) if isinstance(known, str) else dtypes.commonest(map(builder.dtype_of, natives))
 
 
-def _write_states(
-    written: Written, model: TransformersModel, natives: Sequence[Native], flat: bool, dtype: DType
-) -> None:
+def _add_states(builder: TargetBuilder, natives: Sequence[Native], flat: bool, dtype: DType) -> None:
     """The model states: names, shapes, and the weights in the training dtype, which ZeRO-3 leaves empty."""
     owners = {piece.parameter: native.name for native in natives if not native.row.copy for piece in native.pieces}
     aliases = {native.name: owners[native.pieces[0].parameter] for native in natives if native.row.copy}
@@ -112,8 +102,7 @@ def _write_states(
         "ds_version": DS_VERSION,
     }
     path = f"{_TAG}/" + ("zero_pp_rank_0_mp_rank_00_model_states.pt" if flat else "mp_rank_00_model_states.pt")
-    offsets = written.add(path, body)
-    if not flat:
-        written.placements += [
-            Placement(native, dtype, path, offsets["module", native.name]) for native in natives if not native.row.copy
-        ]
+    offsets = add_nest(builder, path, body)
+    for native in () if flat else natives:
+        if not native.row.copy:
+            builder.place(native, path, offsets["module", native.name], dtype)

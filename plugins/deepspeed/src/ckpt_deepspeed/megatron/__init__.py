@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import (
+    IGNORE_KEYS,
     Checkpoint,
+    Description,
     FamilyTables,
     FormatInfo,
     Option,
@@ -40,7 +42,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("moments", "write Adam moments of zero into a universal checkpoint", bool, True, side="write"),
             Option("vocab", "the true vocabulary, where the checkpoint does not say it", int, None, side="read"),
-            Option("ignore_keys", "args to leave out, separated by commas", str, "", side="read"),
+            IGNORE_KEYS,
         ),
         parallel=("tp", "pp"),
     )
@@ -55,7 +57,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_deepspeed.megatron.read import read
 
     return read(path, request)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_core.sdk import Loss, Native, ParameterBuilder, Shard, disk, dtypes, lazy, schema
+from ckpt_core.sdk import Averaged, Loss, Native, Shard, disk, dtypes, lazy, schema
 
 _BOX = 1 << 20  # elements
 
@@ -21,15 +21,17 @@ _BOX = 1 << 20  # elements
 class Drift:
     """Compares what ranks hold, and keeps what was found.
 
-    `spreads`: by row of the tables, the tensors that differ and by how much. `unchecked`: the tensors whose masters can't be
-    compared with the stored weights, since no one tensor rounds to what several ranks store.
+    `averaged` are the tensors that differ, and `spreads` says by how much, by row of the tables. `unchecked`: the tensors whose
+    masters can't be compared with the stored weights, since no one tensor rounds to what several ranks store, and by how much
+    the weights differ.
     """
 
     parameters: Mapping[str, schema.Parameter]
     folder: str
     states: Sequence[disk.FileState]
+    averaged: dict[str, Averaged] = field(default_factory=dict)
     spreads: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
-    unchecked: list[tuple[float, str]] = field(default_factory=list)
+    unchecked: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._source = lazy.SourceFiles(self.states)
@@ -40,10 +42,29 @@ class Drift:
     def __exit__(self, *_: object) -> None:
         self._source.close()
 
-    def spread(self, native: Native, ranks: Sequence[Sequence[Shard]]) -> float | None:
+    def compare(
+        self, native: Native, weights: Sequence[Sequence[Shard]], masters: Sequence[Sequence[Shard]] = ()
+    ) -> None:
+        """Compare a tensor that every rank holds: its weights, and its masters if they are what is read.
+
+        Raises `FormatError` if it is not that of the model.
+        """
+        read = masters or weights
+        spread = self._spread(native, read)
+        if spread is not None:
+            self.averaged[native.name] = Averaged(read)
+            self.spreads.setdefault(native.row.native, []).append((spread, native.name))
+        if masters:
+            apart = self._spread(native, weights)
+            if spread is not None or apart is not None:
+                self.unchecked[native.name] = apart or 0.0
+
+    def _spread(self, native: Native, ranks: Sequence[Sequence[Shard]]) -> float | None:
         """The largest difference between what ranks hold of one tensor; None if all are equal, bit for bit."""
-        first, *others = (self._assembly(native, shards) for shards in ranks)
-        low: float | None = None
+        if len(ranks) < 2:
+            return None
+        first, *others = (self._tensor(native, shards) for shards in ranks)
+        largest: float | None = None
         for box in lazy.boxes(first.parameter.shape, _BOX):
             raw = self._source.read(first, box)
             least = most = dtypes.decode(raw, first.dtype)
@@ -56,18 +77,14 @@ class Drift:
                     least, most = np.fmin(least, values), np.fmax(most, values)
             if not equal:
                 with np.errstate(invalid="ignore"):
-                    low = max(low or 0.0, float(np.fmax.reduce(most - least, axis=None)))
-        return low
+                    largest = max(largest or 0.0, float(np.fmax.reduce(most - least, axis=None)))
+        return largest
 
-    def note(self, native: Native, spread: float) -> None:
-        """Keep what `spread` found of a tensor."""
-        self.spreads.setdefault(native.row.native, []).append((spread, native.name))
-
-    def _assembly(self, native: Native, shards: Sequence[Shard]) -> lazy.LazyParameter:
+    def _tensor(self, native: Native, shards: Sequence[Shard]) -> lazy.LazyParameter:
         (piece,) = native.pieces
-        assembler = ParameterBuilder({piece.parameter: self.parameters[piece.parameter]}, self.folder)
-        assembler.add(native, shards)
-        return assembler.finish()[piece.parameter]
+        builder = lazy.ParameterBuilder({piece.parameter: self.parameters[piece.parameter]}, self.folder)
+        builder.add(native, shards)
+        return builder.finish()[piece.parameter]
 
     def losses(self, ranks: int) -> list[Loss]:
         """What a user must know of it."""
@@ -80,7 +97,7 @@ class Drift:
             )
             found.append(Loss("assumed", row + several, reason))
         if self.unchecked:
-            largest, where = max(self.unchecked)
+            largest, where = max((apart, name) for name, apart in self.unchecked.items())
             reason = f"not compared with the stored weights, whose copies differ by up to {largest:.3g} between ranks ({where})"
             found.append(Loss("assumed", f"fp32 masters of {len(self.unchecked)} tensors", reason))
         return found

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import Architecture, CkptError, FormatError, Problems, StoredTensor, torch_files
 from ckpt_deepspeed import zero
 from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
-from ckpt_deepspeed.flat import Kept
+from ckpt_deepspeed.flat import Flat, Kept
 from ckpt_deepspeed.megatron.config import GPT
 from ckpt_deepspeed.megatron.weights import is_divided
 from ckpt_deepspeed.universal import read_universal
@@ -84,7 +84,7 @@ def parameter_name(native: str, layers: int) -> str:
 
 
 @dataclass
-class Found:
+class StepContents:
     """What a folder holds. `weights` and `masters` are per tensor parallel rank, by the names of the tables.
 
     A universal checkpoint has one entry, `merged` over `tp` ranks. `copies` are masters that the last pipeline stage
@@ -107,7 +107,7 @@ class Found:
     has_masters: bool = False
 
 
-def read_folder(folder: Folder, weights: str, given: Architecture | None) -> Found:
+def read_folder(folder: Folder, weights: str, given: Architecture | None) -> StepContents:
     """Everything in a step's folder, from headers alone. `weights` is auto, model or master; `given` is of `--config`."""
     models = [(path, read_states(path)) for _, path in sorted(folder.models.items())]
     ranks(set(folder.models), "model parallel rank", folder.path)
@@ -115,26 +115,28 @@ def read_folder(folder: Folder, weights: str, given: Architecture | None) -> Fou
         folder.ledger.contents(file, states, STATES)
     path, first = models[0]
     args = _args(first, path)
-    found = Found(folder.path, args, path, *_grid(folder, models, args), layers=_layers(folder, args, given, path))
+    step = StepContents(
+        folder.path, args, path, *_grid(folder, models, args), layers=_layers(folder, args, given, path)
+    )
     version = first.get("checkpoint_version", 3.0)
-    found.version = float(version) if isinstance(version, int | float) else 3.0
+    step.version = float(version) if isinstance(version, int | float) else 3.0
     _check_same_model(models)
     if folder.universal:
-        found.merged = found.has_masters = True
+        step.merged = step.has_masters = True
         masters = read_universal(folder, (), {})
-        found.masters = [{of_parameter(name, found.layers): kept for name, kept in masters.items()}]
+        step.masters = [{of_parameter(name, step.layers): kept for name, kept in masters.items()}]
         if weights == "model" or folder.layers:
             raise CkptError(
                 "a universal checkpoint holds the fp32 parameters alone",
                 file=folder.path,
                 fix="use --weights master, or read the step's own folder",
             )
-        return found
-    found.weights = _layer_files(folder, found)
-    found.has_masters = bool(folder.optimizers)
+        return step
+    step.weights = _layer_files(folder, step)
+    step.has_masters = bool(folder.optimizers)
     if weights == "master" and folder.optimizers:
-        _read_masters(folder, models, found)
-    return found
+        _read_masters(folder, models, step)
+    return step
 
 
 def _args(states: Mapping[str, Any], path: str) -> dict[str, Any] | None:
@@ -253,12 +255,12 @@ def _check_same_model(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     problems.raise_any()
 
 
-def _layer_files(folder: Folder, found: Found) -> list[dict[str, Kept]]:
+def _layer_files(folder: Folder, step: StepContents) -> list[dict[str, Kept]]:
     """The weights of every tensor parallel rank."""
-    held: list[dict[str, Kept]] = [{} for _ in range(found.tp)]
+    held: list[dict[str, Kept]] = [{} for _ in range(step.tp)]
     problems = Problems(f"reading {folder.path}")
     for place in sorted({place for place, _ in folder.layers}):
-        for rank in range(found.tp):
+        for rank in range(step.tp):
             path = folder.layers.get((place, rank))
             if path is None:
                 problems.add(
@@ -271,7 +273,7 @@ def _layer_files(folder: Folder, found: Found) -> list[dict[str, Kept]]:
                 continue
             for name, tensor in content.items():
                 if isinstance(tensor, StoredTensor) and isinstance(name, str):
-                    held[rank][native_name(place, name, found.layers)] = tensor
+                    held[rank][native_name(place, name, step.layers)] = tensor
                 else:
                     problems.add(
                         FormatError(
@@ -284,33 +286,39 @@ def _layer_files(folder: Folder, found: Found) -> list[dict[str, Kept]]:
     return held
 
 
-def _read_masters(folder: Folder, models: Sequence[tuple[str, Mapping[str, Any]]], found: Found) -> None:
-    found.masters = [{} for _ in range(found.tp)]
-    found.copies = [{} for _ in range(found.tp)]
+def _read_masters(folder: Folder, models: Sequence[tuple[str, Mapping[str, Any]]], step: StepContents) -> None:
+    step.masters = [{} for _ in range(step.tp)]
+    step.copies = [{} for _ in range(step.tp)]
     told = set()
     for mp, (path, states) in enumerate(models):
-        stage, rank = divmod(mp, found.tp)
+        stage, rank = divmod(mp, step.tp)
         parts = zero.partitions(folder, mp, [(path, states)])
         # What no rank divides may have been changed on its own: see `drift`.
         weights = {
             name: kept
-            for name, kept in found.weights[rank].items()
+            for name, kept in step.weights[rank].items()
             if isinstance(kept, StoredTensor) and is_divided(name)
         }
         named = [
-            zero.Reading(one.by, {of_parameter(name, found.layers): flat for name, flat in one.masters.items()})
+            zero.Reading(one.by, {of_parameter(name, step.layers): flat for name, flat in one.masters.items()})
             for one in zero.readings(states, path, parts)
         ]
         reading = zero.fitting(named, weights, parts[0].path)
         told.add(reading.by)
-        for name, flat in reading.masters.items():
+        for name, master in reading.masters.items():
+            flat = _with_shape(master, step.weights[rank].get(name))
             if stage and name.startswith("embed."):
                 # The last stage's module is a whole embedding, of which the word embeddings alone are tied.
                 if name == "embed.word_embeddings.weight":
-                    found.copies[rank][name] = flat
-            elif name in found.masters[rank]:
+                    step.copies[rank][name] = flat
+            elif name in step.masters[rank]:
                 raise FormatError(f"the master of {name!r} is in two pipeline stages", file=path)
             else:
-                found.masters[rank][name] = flat
-        found.dp = len(parts)
-    found.by = ", ".join(sorted(told))
+                step.masters[rank][name] = flat
+        step.dp = len(parts)
+    step.by = ", ".join(sorted(told))
+
+
+def _with_shape(master: Flat, weight: Kept | None) -> Flat:
+    """A master with the shape of its weight, where no file says it (`param_slice_mappings`)."""
+    return replace(master, shape=weight.shape) if master.shape is None and weight is not None else master

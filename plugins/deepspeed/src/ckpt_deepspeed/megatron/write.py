@@ -12,10 +12,10 @@ from ckpt_core.sdk import (
     DType,
     Loss,
     Native,
-    Placement,
     Problems,
     Refusal,
     Target,
+    TargetBuilder,
     WriteRequest,
     dtypes,
     facts_of,
@@ -31,10 +31,10 @@ from ckpt_deepspeed.megatron.weights import TABLES
 from ckpt_deepspeed.universal import (
     DS_VERSION,
     NEW_MOMENTS,
-    Written,
+    add_nest,
+    add_optimizer_state,
+    add_parameter,
     torch_size,
-    write_optimizer_state,
-    write_parameter,
 )
 from ckpt_megatron.sdk import DIVISIBLE, inverse_frequencies, namespace, padded, with_biases
 from ckpt_megatron.sdk import weights as megatron
@@ -74,27 +74,20 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     _check_ranks(model.architecture, layout)
     dtype = request.dtype or dtypes.commonest(assembly.dtype for assembly in model.tensors.values())
     args |= _run_args(layout, multiple, dtype)
-    written = Written()
-    bound = layouts.BoundTables(
-        TABLES, model.architecture, {megatron.VERSION.name: megatron.VERSION.until(layout.version)}
-    )
-    natives = [list(bound.natives({"tp": (rank, layout.tp)}).values()) for rank in range(layout.tp)]
+    choices = {megatron.VERSION.name: megatron.VERSION.until(layout.version)}
+    builder = TargetBuilder(model, TABLES, dtype, choices=choices)
+    natives = [list(builder.natives({"tp": (rank, layout.tp)}).values()) for rank in range(layout.tp)]
     if universal:
-        _write_universal(written, layout, natives, facts["layers"], moments)
+        _add_universal(builder, layout, natives, facts["layers"], moments)
     else:
-        _write_layers(written, layout, natives, model.architecture, dtype)
-    _write_states(written, layout, args, natives, facts["layers"])
-    return Target(
+        _add_layers(builder, layout, natives, dtype)
+    _add_states(builder, layout, args, natives, facts["layers"])
+    return builder.target(
         "megatron-deepspeed",
-        model.architecture,
-        model.tensors,
-        written.files,
-        written.placements,
-        written.documents,
-        {f"{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
+        sidecars={f"{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
         parallel={"tp": layout.tp, "pp": layout.pp},
-        decisions={"model": GPT.name, "universal": universal, DIVISIBLE: multiple, "rewrites": list(model.rewrites)},
-        losses=list(_losses(dtype, universal, moments)),
+        decisions={"model": GPT.name, "universal": universal, DIVISIBLE: multiple},
+        losses=_losses(dtype, universal, moments),
         said=GPT.said(args),
         config=args,
     )
@@ -162,11 +155,9 @@ def _run_args(layout: _Layout, multiple: int, dtype: DType) -> dict[str, Any]:
 # --- the files -----------------------------------------------------------------------------------------------------
 
 
-def _write_layers(
-    written: Written, layout: _Layout, ranks: Sequence[Sequence[Native]], architecture: Architecture, dtype: DType
-) -> None:
+def _add_layers(builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequence[Native]], dtype: DType) -> None:
     """`layer_XX-model_YY` for every place in the list of pipeline layers that holds tensors, and every rank."""
-    decoder = decoder_of(architecture)
+    decoder = decoder_of(builder.architecture)
     layers, frequencies = len(decoder.layers), inverse_frequencies(attention_of(decoder))
     for rank, natives in enumerate(ranks):
         places: dict[int, list[tuple[str, Native]]] = {}
@@ -176,18 +167,17 @@ def _write_layers(
         for place in sorted(places):
             path = f"{layout.folder}/layer_{place:02d}-model_{rank:02d}-model_states.pt"
             specs = {name: torch_files.TensorSpec(dtype, native.shape) for name, native in places[place]}
+            buffer: dict[tuple, bytes] = {}
             if frequencies is not None and FIRST_LAYER <= place < FIRST_LAYER + layers:
+                specs |= {INVERSE_FREQUENCIES: torch_files.TensorSpec(dtype, frequencies.shape)}
                 buffer = {(INVERSE_FREQUENCIES,): dtypes.encode(frequencies, dtype).tobytes()}
-                offsets = written.add(
-                    path, specs | {INVERSE_FREQUENCIES: torch_files.TensorSpec(dtype, frequencies.shape)}, buffer
-                )
-            else:
-                offsets = written.add(path, specs)
-            written.placements += [Placement(native, dtype, path, offsets[(name,)]) for name, native in places[place]]
+            offsets = add_nest(builder, path, specs, buffer)
+            for name, native in places[place]:
+                builder.place(native, path, offsets[(name,)])
 
 
-def _write_universal(
-    written: Written, layout: _Layout, ranks: Sequence[Sequence[Native]], layers: int, moments: bool
+def _add_universal(
+    builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequence[Native]], layers: int, moments: bool
 ) -> None:
     """One folder per parameter, as tools/convert_checkpoint/ds_to_universal.py of Megatron-DeepSpeed has them ("v0.1")."""
     for blocks in zip(*ranks, strict=True):
@@ -201,8 +191,8 @@ def _write_universal(
         name = parameter_name(blocks[0].name, layers)
         if beside.get("cat_dim") == 1:
             parts = [_columns(blocks)]
-        write_parameter(written, layout.folder, name, parts, flat=False, beside=beside, rows=rows, moments=moments)
-    write_optimizer_state(written, layout.folder)
+        add_parameter(builder, layout.folder, name, parts, flat=False, beside=beside, rows=rows, moments=moments)
+    add_optimizer_state(builder, layout.folder)
 
 
 def _columns(blocks: Sequence[Native]) -> Native:
@@ -231,8 +221,8 @@ def _last_row(table: Native) -> Native:
     )
 
 
-def _write_states(
-    written: Written, layout: _Layout, args: Mapping[str, Any], ranks: Sequence[Sequence[Native]], layers: int
+def _add_states(
+    builder: TargetBuilder, layout: _Layout, args: Mapping[str, Any], ranks: Sequence[Sequence[Native]], layers: int
 ) -> None:
     """`mp_rank_MM` for every pair of ranks, and the name of the step; a loader needs all keys, and args only to compare."""
     original = args.get("original_vocab_size")
@@ -263,5 +253,5 @@ def _write_states(
             "checkpoint_info": {"padded_vocab_size": args["padded_vocab_size"], "original_vocab_size": original},
         }
         path = f"{layout.folder}/mp_rank_{number:02d}_model_states.pt"
-        written.documents[path] = torch_files.torch_bytes(body, path)
-    written.documents[LATEST_UNIVERSAL if layout.universal else LATEST] = layout.folder.encode()
+        builder.documents[path] = torch_files.torch_bytes(body, path)
+    builder.documents[LATEST_UNIVERSAL if layout.universal else LATEST] = layout.folder.encode()
