@@ -111,14 +111,13 @@ def relative_bias_of_rank_0() -> Iterator[None]:
     read = importlib.import_module("ckpt_nemo.t5.read")  # the package has a function of that name
 
     seen: dict[str, object] = {}
-    shard = read._shard
+    own_heads = read._with_own_heads
 
-    def of_first(name, stored, native, t):
-        if name in read.RELATIVE_TABLES:
-            stored = seen.setdefault(name, stored)
-        return shard(name, stored, native, t)
+    def of_first(tensors, architecture, t, tp):
+        tables = {name: seen.setdefault(name, tensors[name]) for name in tensors if name in read.RELATIVE_TABLES}
+        return own_heads({**tensors, **tables}, architecture, t, tp)
 
-    with mock.patch.object(read, "_shard", of_first):
+    with mock.patch.object(read, "_with_own_heads", of_first):
         yield
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import (
+    IGNORE_KEYS,
     Checkpoint,
+    Description,
     FamilyTables,
     FormatInfo,
     Option,
@@ -108,7 +110,7 @@ def ckpt_info() -> FormatInfo:
                 side="read",
             ),
             Option("megatron_legacy", "the order of q, k and v, where no config says it", bool, None, side="read"),
-            Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read"),
+            IGNORE_KEYS,
         ),
         parallel=("tp", "pp", "ep"),
     )
@@ -122,7 +124,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+def ckpt_read(path: str, request: ReadRequest) -> Description:
     from ckpt_nemo.container.opening import open_saved
     from ckpt_nemo.kinds import kind_of
 

@@ -105,7 +105,7 @@ def test_llama_3_scaling_is_said_where_it_is_nemos(tmp_path: Path) -> None:
     )
     assert fingerprint(tmp_path / "x.nemo") == fingerprint(tmp_path / "hf")
     tiny.build(tmp_path / "other", "llama", rope_parameters=scaling | {"factor": 32.0}, max_position_embeddings=131072)
-    with pytest.raises(CkptError, match="scale_positional_embedding has these numbers built in"):
+    with pytest.raises(CkptError, match="scale_positional_embedding, whose numbers are built in: factor 8"):
         convert(tmp_path / "other", tmp_path / "y.nemo", to="nemo")
 
 

@@ -88,7 +88,7 @@ CONFIGS: dict[str, tuple[str, object, str]] = {
     "tensor_model_parallel_size": ("ranks", 4, "tensor_model_parallel_size is 4 in the config"),
     "pipeline_model_parallel_size": ("ranks", 1, "pipeline_model_parallel_size is 1 in the config"),
     "ffn_hidden_size": ("ranks", 55, "55|does not have the shape"),
-    "kv_channels": ("ranks", 10, "does not have the shape"),
+    "kv_channels": ("ranks", 10, r"rotary frequencies do not fit the config[^$]*shape \(5,\), by the width of a head \(kv_channels\)"),
     "bias": ("ranks", True, "bias"),
     "rotary_base": ("ranks", 500.0, "rotary frequencies"),
     "rotary_percentage": ("ranks", 0.5, "rotary frequencies"),

@@ -10,15 +10,19 @@ import pytest
 import torch
 import yaml
 
+import ckpt_nemo
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import facts_of
 from ckpt_core.errors import CkptError
+from ckpt_core.sdk import ReadRequest
 from ckpt_tests import nemo_t5
 from ckpt_tests.damage import tensor_mutations
 from ckpt_tests.seq2seq import build
 
 LAYER = "enc_dec_model.enc_dec_model.decoder.model.layers.1."
 QUERY = f"{LAYER}inter_attention.query.weight"
+TABLE = "enc_dec_model.decoder_relative_position_embedding.relative_position_embedding.weight"
+HEAD_BIAS = "enc_dec_model.tokens_head.bias"
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +99,27 @@ def test_copies_that_differ_are_refused_when_they_are_read(name: str, copy: Path
 
 
 def test_each_rank_gives_the_relative_bias_of_its_own_heads_alone(copy: Path, nemo: Path) -> None:
-    name = "enc_dec_model.decoder_relative_position_embedding.relative_position_embedding.weight"
-    edit_rank(copy, lambda held: held[name][:, :2].add_(1))  # the other rank's
+    edit_rank(copy, lambda held: held[TABLE][:, :2].add_(1))  # the other rank's
     assert fingerprint(copy) == fingerprint(nemo)
-    edit_rank(copy, lambda held: held[name][:, 3:].add_(1))
+    edit_rank(copy, lambda held: held[TABLE][:, 3:].add_(1))
     assert fingerprint(copy) != fingerprint(nemo)
+
+
+# Those that the reader looks into before the core knows whether they are part of the model.
+LOOKED_INTO: dict[str, tuple[Callable[[dict], object], str]] = {
+    "a table for more heads": (lambda held: held.update({TABLE: held[TABLE].repeat(1, 2)}), "does not have the shape"),
+    "a table of no matrix": (lambda held: held.update({TABLE: held[TABLE].flatten()}), "does not have the shape"),
+    "a bias of the head": (lambda held: held.update({HEAD_BIAS: torch.ones(3, dtype=torch.int64)}), f"{HEAD_BIAS}' is not part"),
+    "an empty bias of the head": (lambda held: held.update({HEAD_BIAS: torch.ones(0)}), f"{HEAD_BIAS}' is not part"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOKED_INTO)
+def test_a_tensor_that_the_reader_looks_into_is_refused_as_any_other(name: str, copy: Path) -> None:
+    change, problem = LOOKED_INTO[name]
+    edit_rank(copy, change)
+    with pytest.raises(CkptError, match=problem):
+        open_checkpoint(copy)
 
 
 def test_names_of_the_half_precision_wrapper_are_read(copy: Path, nemo: Path) -> None:
@@ -156,6 +176,13 @@ def test_copies_on_other_stages_are_compared(name: str, staged: Path, tmp_path: 
     edit_rank(folder, lambda held: held[name].view(-1)[:1].add_(1), "tp_rank_00_pp_rank_002")
     with pytest.raises(CkptError, match="two copies of"):
         convert(folder, tmp_path / "hf", to="hf")
+
+
+def test_a_copy_of_another_dtype_does_not_change_that_of_the_model(staged: Path, tmp_path: Path) -> None:
+    """The one in which the model is written again; what the copy holds is compared when it is read."""
+    folder, name = Path(shutil.copytree(staged, tmp_path / "nemo")), "enc_dec_model.word_embeddings.weight"
+    edit_rank(folder, lambda held: held.update({name: held[name].bfloat16()}), "tp_rank_00_pp_rank_002")
+    assert ckpt_nemo.ckpt_read(path=str(folder), request=ReadRequest()).hints["dtype"] == "fp32"
 
 
 # --- the config ------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from ckpt_core.sdk import FormatError, torch_files
+from ckpt_core.sdk import CkptError, FormatError, Problems, torch_files
 
 _MAX_DEPTH = 64
 _MAX_NODES = 100_000
@@ -94,6 +94,17 @@ def unresolved(value: object) -> bool:
     if isinstance(value, list):
         return any(map(unresolved, value))
     return isinstance(value, str) and "${" in value
+
+
+def check_resolved(config: Mapping[str, Any], unread: Collection[str], file: str) -> None:
+    """Raise every key, but for the `unread` ones, that refers to a value which is not stored."""
+    problems = Problems(f"reading {file}")
+    for key, value in config.items():
+        if key not in unread and unresolved(value):
+            problems.add(
+                CkptError(f"key {key!r} refers to a value that is not stored", file=file, found=str(value)[:80])
+            )
+    problems.raise_any()
 
 
 _NOTHING = object()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ckpt_core.sdk import (
     Config,
@@ -16,6 +18,10 @@ from ckpt_core.sdk import (
     StoredTensor,
     chunked,
     disk,
+    dtypes,
+    layouts,
+    lazy,
+    schema,
     torch_files,
     trees,
 )
@@ -124,11 +130,10 @@ class Saved:
             return max(rank.tp for rank in self.ranks) + 1, max(rank.pp for rank in self.ranks) + 1
         return _size(self.config, "tensor_model_parallel_size"), _size(self.config, "pipeline_model_parallel_size")
 
-    def enter_config(self, table: Config, config: Mapping[str, Any], left_out: Iterable[str]) -> None:
-        """Enter what became of the keys of the config: what `table` says of those in `config`, and those `left_out`."""
+    def enter_config(self, table: Config, config: Mapping[str, Any]) -> None:
+        """Enter what became of the keys of the config: what `table` says of those in `config`."""
         self.ledger.used("architecture", self.config_file)
         self.ledger.config(self.config_file, table.fates(config), self.section)
-        self.ledger.asked(self.config_file, left_out)
 
     def close(self, sidecars: Mapping[str, Sidecar]) -> Ledger:
         """The ledger, with every file of the archive in it; `sidecars` go along with the model."""
@@ -165,6 +170,17 @@ class Saved:
 def _size(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     return value if type(value) is int and 0 < value < 1 << 20 else 1
+
+
+def values_of(tensor: StoredTensor, name: str, source: lazy.SourceFiles) -> np.ndarray:
+    """All values of a stored tensor, which is small, in its shape; `name` is what errors call it."""
+    loops = enumerate(zip(tensor.shape, tensor.strides, strict=True))
+    links = tuple(layouts.Link(size, axis, 1, 0, stride) for axis, (size, stride) in loops)
+    tile = layouts.Tile(links, (0,) * len(tensor.shape), (0,))
+    parameter = schema.Parameter(name, tuple(schema.Axis(f"axis {n}", size) for n, size in enumerate(tensor.shape)))
+    part = lazy.StoredPart(tensor.file, tensor.dtype, tensor.offset, tile)
+    whole = tuple((0, size) for size in tensor.shape)
+    return dtypes.decode(source.read(lazy.LazyParameter(parameter, tensor.dtype, (part,)), whole), tensor.dtype)
 
 
 def state_dict(value: object, file: str, ledger: Ledger) -> dict[str, StoredTensor]:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from ckpt_core.sdk import DType, Native, Placement, disk, torch_files
 from ckpt_megatron.sdk import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
-from ckpt_nemo.container.writing import Members
+from ckpt_nemo.container.writing import NemoBuilder
 
 _DTYPES = {"fp32": "<f4", "fp16": "<f2", "fp64": "<f8", "bf16": "bfloat16"}
 
@@ -29,7 +29,7 @@ class ZarrChunk:
 
 
 def add_zarr(
-    members: Members,
+    builder: NemoBuilder,
     folder: str,
     chunks: Iterable[ZarrChunk],
     objects: Iterable[str],
@@ -40,17 +40,17 @@ def add_zarr(
     """Enter the arrays, and an empty extra state for each name in `objects`; `short`: see `_object_file`."""
     for chunk in chunks:
         name = f"{folder}/{chunk.key}/{'.'.join(map(str, chunk.index))}"
-        members.files.setdefault(f"{folder}/{chunk.key}/.zarray", _array(chunk))
-        members.files[name] = disk.OutputFile(name, math.prod(chunk.shape) * chunk.dtype.size)
-        members.placements.append(Placement(chunk.native, chunk.dtype, name, 0))
+        builder.members.setdefault(f"{folder}/{chunk.key}/.zarray", _array(chunk))
+        builder.members[name] = disk.OutputFile(name, math.prod(chunk.shape) * chunk.dtype.size)
+        builder.placements.append(Placement(chunk.native, chunk.dtype, name, 0))
     # What a TransformerEngine module without fp8 stores: a torch file of a stream that holds a torch file of None.
     nothing = torch_files.torch_bytes(
         torch_files.Opaque("_io", "BytesIO", args=(torch_files.torch_bytes(None, "archive"),)), "shard"
     )
     for name in objects:
-        members.files[f"{folder}/{_object_file(name, short)}"] = nothing
-    members.files[f"{folder}/{COMMON}"] = torch_files.torch_bytes(common, COMMON)
-    members.files[f"{folder}/{METADATA}"] = backend_document("zarr")
+        builder.members[f"{folder}/{_object_file(name, short)}"] = nothing
+    builder.members[f"{folder}/{COMMON}"] = torch_files.torch_bytes(common, COMMON)
+    builder.members[f"{folder}/{METADATA}"] = backend_document("zarr")
 
 
 def _object_file(name: str, short: bool) -> str:

@@ -464,6 +464,8 @@ TRAINING = [
             why="training of experts"),
 ]
 
+TRAINING_KEYS = frozenset(entry.key for entry in TRAINING)
+
 _COMMON: list[Entry | list[Any]] = [
     fact_is("kind", "decoder"),
     fact_is("causal", True),

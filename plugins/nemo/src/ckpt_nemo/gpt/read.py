@@ -3,53 +3,80 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
-    Checkpoint,
     CkptError,
-    Loss,
-    ParameterBuilder,
-    Problems,
-    Provenance,
+    Description,
+    Native,
+    RankTensors,
     ReadRequest,
+    Vocabulary,
     architecture_of,
-    check_agreement,
-    company,
+    given,
     layouts,
-    lazy,
-    original_of,
+    without_ignored,
 )
 from ckpt_megatron.sdk import padded, te
 from ckpt_nemo.container.lightning import SUFFIX
-from ckpt_nemo.container.omegaconf import unresolved
+from ckpt_nemo.container.omegaconf import check_resolved
 from ckpt_nemo.container.saved import Saved
 from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in
-from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING
+from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
 from ckpt_nemo.gpt.files import Found, bias_blocks, is_gated_bias, tensors_of
 from ckpt_nemo.gpt.rotary import check_frequencies
-from ckpt_nemo.gpt.weights import TABLES, legacy
-
-_IGNORED = frozenset(entry.key for entry in TRAINING)
+from ckpt_nemo.gpt.weights import OUTPUT, TABLES, legacy
 
 
-def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
-    """The checkpoint of a GPT model that was opened as `saved`."""
+def read_gpt(saved: Saved, request: ReadRequest) -> Description:
+    """A GPT model that was opened as `saved`."""
     found = tensors_of(saved, request.weights)
     described = _described(saved, found, request)
     architecture = described.architecture
+    _check_parts(saved, found, architecture)
+    tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
+    if request.weights == "master":
+        described.evidence.append("weights: fp32 masters of the optimizer")
+        saved.ledger.read_masters()
+    tp, pp = saved.parallel
+    sidecars = saved.companions | tokenizer.files
+    return Description(
+        architecture=architecture,
+        tables=TABLES,
+        choices=described.choices,
+        ranks=_rank_tensors(saved, found, architecture),
+        where=saved.place,
+        root=saved.root,
+        files=saved.states,
+        config=saved.config_file if saved.config else None,
+        # override_vocab_size says how many rows there are, and not how many of them are tokens
+        vocabulary=Vocabulary(
+            rows=lambda tokens: padded(tokens, multiple_in(saved.config), tp), tokenizer=tokenizer.count
+        ),
+        notes=described.notes,
+        sidecars=sidecars,
+        parallel={"tp": tp, "pp": pp} | ({"vpp": found.vpp} if found.vpp > 1 else {}),
+        ledger=saved.close(sidecars),
+        hints=_hints(saved, found, described, tokenizer),
+        evidence=described.evidence,
+        losses=[*check_frequencies(found.rotary, architecture, saved.states), *tokenizer.losses],
+        masters=found.masters,
+    )
+
+
+def _check_parts(saved: Saved, found: Found, architecture: Architecture) -> None:
+    """As many layers as the config says, and no copy of an embedding to which the head is not tied."""
     layers = len(architecture.decoder.layers) if architecture.decoder else 0
     if found.layers != layers:
-        fix = "files of a pipeline stage are missing, or stale"
         raise CkptError(
             "the files hold another number of layers than the config says",
             file=saved.place,
             found=found.layers,
             expected=layers,
-            fix=fix,
+            fix="files of a pipeline stage are missing, or stale",
         )
     if found.tied_copy and not (architecture.head and architecture.head.tied):
         raise CkptError(
@@ -58,32 +85,6 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Checkpoint:
             found="model.word_embeddings.weight",
             expected="share_embeddings_and_output_weights = True",
         )
-    tensors = _assembled(saved, found, described)
-    losses = [*described.losses, *check_frequencies(found.rotary, architecture, saved.states)]
-    tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
-    if request.weights == "master":
-        described.evidence.append("weights: fp32 masters of the optimizer")
-        saved.ledger.read_masters()
-    tp, pp = saved.parallel
-    checkpoint = Checkpoint(
-        "nemo",
-        saved.path,
-        architecture,
-        tensors,
-        saved.states,
-        notes=described.notes,
-        sidecars=saved.companions | tokenizer.files,
-        parallel={"tp": tp, "pp": pp} | ({"vpp": found.vpp} if found.vpp > 1 else {}),
-        ledger=saved.close(saved.companions | tokenizer.files),
-        provenance=Provenance(
-            hints=_hints(saved, found, described, tokenizer),
-            evidence=described.evidence,
-            losses=[*losses, *tokenizer.losses],
-            masters=found.masters,
-        ),
-    )
-    checkpoint = original_of(checkpoint, saved.root)
-    return _with_true_vocabulary(checkpoint, saved, tokenizer, request)
 
 
 @dataclass
@@ -95,22 +96,21 @@ class _Described:
     choices: dict[str, layouts.Value] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
-    losses: list[Loss] = field(default_factory=list)
 
 
 def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
-    table = LEGACY if found.legacy else MCORE
     if not saved.config:
         return _described_by_user(saved, found, request)
-    config = {key: value for key, value in saved.config.items() if key not in _left_out(request)}
+    table = LEGACY if found.legacy else MCORE
+    config = without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
     version = request.options.get("nemo_version")
     if version is not None:
         config["nemo_version"] = version
-    _check_resolved(config, saved.config_file)
+    check_resolved(config, TRAINING_KEYS, saved.config_file)
     facts, notes = table.read(config, saved.config_file)
     facts["tokens.padded_vocabulary"] = facts["tokens.vocabulary"] = found.rows(saved.place)
     described = _Described(architecture_of(facts, saved.config_file), config)
-    saved.enter_config(table, config, _left_out(request) & saved.config.keys())
+    saved.enter_config(table, config)
     described.choices = {
         "megatron_legacy": bool(found.legacy and config.get("megatron_legacy")),
         "rotary_interleaved": bool(notes.pop("interleaved", False)),
@@ -118,27 +118,11 @@ def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     }
     described.notes = notes
     described.evidence += _evidence(saved, found, described)
-    if request.architecture is not None:
-        check_agreement(request.architecture, described.architecture, saved.config_file)
     return described
 
 
 def _is_gate_separate(found: Found) -> bool:
     return any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
-
-
-def _left_out(request: ReadRequest) -> set[str]:
-    return set(filter(None, str(request.options.get("ignore_keys") or "").split(",")))
-
-
-def _check_resolved(config: Mapping[str, Any], file: str) -> None:
-    problems = Problems(f"reading {file}")
-    for key, value in config.items():
-        if key not in _IGNORED and unresolved(value):
-            problems.add(
-                CkptError(f"key {key!r} refers to a value that is not stored", file=file, found=str(value)[:80])
-            )
-    problems.raise_any()
 
 
 def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str]:
@@ -159,14 +143,13 @@ def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str
 
 def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     """A checkpoint without config: the architecture from `--config`, the order of q, k, v from the user."""
-    architecture = request.architecture
-    if architecture is None or architecture.tokens is None:
-        raise CkptError(
-            "the checkpoint holds no config",
-            file=saved.place,
-            expected="hyper_parameters or hparams.yaml",
-            fix="give one with --config",
-        )
+    architecture = given(
+        request,
+        saved.place,
+        rows=found.rows(saved.place),
+        problem="the checkpoint holds no config",
+        expected="hyper_parameters or hparams.yaml",
+    )
     blocks = request.options.get("megatron_legacy")
     if found.legacy and blocks is None:
         raise CkptError(
@@ -174,10 +157,8 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
             file=saved.place,
             fix="say whether the model was trained with megatron_legacy: -o megatron_legacy=true or false (the default of NeMo)",
         )
-    rows = found.rows(saved.place)
-    tokens = replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows)
     choices: dict[str, layouts.Value] = {"megatron_legacy": bool(blocks), "separate_gate": _is_gate_separate(found)}
-    described = _Described(replace(architecture, tokens=tokens), {}, choices)
+    described = _Described(architecture, {}, choices)
     described.evidence = [
         "architecture: given with --config, as no config is stored",
         *_evidence(saved, found, described),
@@ -188,30 +169,22 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
 # --- tensors -------------------------------------------------------------------------------------------------------
 
 
-def _assembled(saved: Saved, found: Found, described: _Described) -> dict[str, lazy.LazyParameter]:
-    """The canonical tensors, put together from the shares of all ranks; what several ranks hold is compared."""
-    architecture = described.architecture
-    layout = layouts.BoundTables(TABLES, architecture, described.choices)
-    assembler = ParameterBuilder(layout.parameters, saved.place)
+def _rank_tensors(saved: Saved, found: Found, architecture: Architecture) -> Iterator[RankTensors]:
+    """The tensors of all ranks; the copies of one that several files of a rank hold, one after the other."""
     spelled = _Spelling(found, architecture)
     for share in found.shares:
-        natives = layout.natives(share.ranks)
-        names = {
-            name: spelled.of(name, copy=name in natives and natives[name].row.copy)
-            for name in natives.keys() | share.tensors.keys()
-        }
         where = saved.place + _ranks(share.ranks)
-        renamed = {names[name]: native for name, native in natives.items()}
-        for problem in layouts.account(renamed, layout.tables, [names[name] for name in share.tensors], where):
-            assembler.problems.add(problem)
-        for name, native in natives.items():
-            for shards in share.tensors.get(name, []):
-                if found.bias_ranks > 1 and is_gated_bias(name):
-                    for rank, block in enumerate(bias_blocks(shards, found.bias_ranks)):
-                        assembler.add(layout.natives({"tp": (rank, found.bias_ranks)})[name], block)
-                else:
-                    assembler.add(replace(native, name=names[name]), shards)
-    return assembler.finish()
+        for copy in range(max(map(len, share.tensors.values()), default=1)):
+            held = {name: copies[copy] for name, copies in share.tensors.items() if copy < len(copies)}
+            tensors = {spelled.of(name): shards for name, shards in held.items() if not spelled.is_by_rank(name)}
+            yield RankTensors(share.ranks, tensors, where, spelled.called)
+            biases = {
+                name: list(bias_blocks(held[name], found.bias_ranks)) for name in filter(spelled.is_by_rank, held)
+            }
+            for rank in range(found.bias_ranks if biases else 0):
+                blocks = {spelled.of(name): parts[rank] for name, parts in biases.items()}
+                ranks = {"tp": (rank, found.bias_ranks)}
+                yield RankTensors(ranks, blocks, saved.place + _ranks(ranks), spelled.called_by_rank)
 
 
 class _Spelling:
@@ -221,11 +194,22 @@ class _Spelling:
         self._found = found
         layers = architecture.decoder.layers if architecture.decoder else ()
         self._moe = any(layer.mlp.moe for layer in layers)
+        self._tied = architecture.head is not None and architecture.head.tied
 
-    def of(self, name: str, copy: bool) -> str:
+    def of(self, name: str) -> str:
         if self._found.legacy:
-            return f"model.{legacy(name, copy)}"
+            return f"model.{legacy(name, self._tied and name == OUTPUT)}"
         return "model." + (te(name, latent=False, moe=self._moe, grouped=False) if self._found.fused_names else name)
+
+    def is_by_rank(self, name: str) -> bool:
+        """Whether a tensor holds what several ranks had, one after the other; see `bias_blocks`."""
+        return self._found.bias_ranks > 1 and is_gated_bias(name)
+
+    def called(self, native: Native) -> str | None:
+        return None if self.is_by_rank(native.name) else self.of(native.name)
+
+    def called_by_rank(self, native: Native) -> str | None:
+        return self.of(native.name) if self.is_by_rank(native.name) else None
 
 
 def _ranks(ranks: layouts.Ranks) -> str:
@@ -256,16 +240,3 @@ def _hints(saved: Saved, found: Found, described: _Described, tokenizer: Tokeniz
     if saved.container == "ckpt":
         hints["step"] = os.path.basename(saved.place).removesuffix(SUFFIX)
     return hints
-
-
-def _with_true_vocabulary(
-    checkpoint: Checkpoint, saved: Saved, tokenizer: Tokenizer, request: ReadRequest
-) -> Checkpoint:
-    """The vocabulary that the user gives, else that of the tokenizer, where the embedding has the rows it leads to."""
-    # override_vocab_size says how many rows there are, and not how many of them are tokens
-    return company.settled(
-        checkpoint,
-        request,
-        padded=lambda count: padded(count, multiple_in(saved.config), saved.parallel[0]),
-        tokenizer=tokenizer.count,
-    )

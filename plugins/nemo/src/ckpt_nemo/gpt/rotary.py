@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckpt_core.sdk import Architecture, DType, FormatError, Loss, StoredTensor, disk, dtypes, layouts, lazy, schema
+from ckpt_core.sdk import Architecture, DType, FormatError, Loss, StoredTensor, disk, dtypes, lazy
 from ckpt_megatron.sdk import inverse_frequencies
+from ckpt_nemo.container.saved import values_of
 
 _TOLERANCES = {"fp32": 1e-5, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 1e-5}
 _SMALLEST_FP16 = 2.0**-24
@@ -45,9 +46,11 @@ def check_frequencies(
                     "rotary frequencies do not fit the config",
                     file=tensor.file,
                     found=found,
-                    expected=f"shape {None if expected is None else expected.shape}",
+                    expected="none without rotary positions"
+                    if expected is None
+                    else f"shape {expected.shape}, by the width of a head (kv_channels) and rotary_percentage",
                 )
-            values = _values(tensor, source)
+            values = values_of(tensor, "rotary_pos_emb.inv_freq", source)
             tolerance = _TOLERANCES.get(tensor.dtype.name, 1e-5) * expected + (
                 _SMALLEST_FP16 if tensor.dtype.name == "fp16" else 0
             )
@@ -64,14 +67,3 @@ def check_frequencies(
         source.close()
     why = "the model was trained with frequencies rounded to {}; the exact ones are taken, as everywhere else"
     return [Loss("assumed", "rotary_pos_emb.inv_freq", why.format(name)) for name in sorted(rounded)]
-
-
-def _values(tensor: StoredTensor, source: lazy.SourceFiles) -> np.ndarray:
-    (count,) = tensor.shape
-    tile = layouts.Tile((layouts.Link(count, 0, 1, 0, tensor.strides[0]),), (0,), (0,))
-    parameter = schema.Parameter("rotary_pos_emb.inv_freq", (schema.Axis("e", count),))
-    raw = source.read(
-        lazy.LazyParameter(parameter, tensor.dtype, (lazy.StoredPart(tensor.file, tensor.dtype, tensor.offset, tile),)),
-        ((0, count),),
-    )
-    return dtypes.decode(raw, tensor.dtype)

@@ -13,6 +13,7 @@ from ckpt_core.sdk import Table, drop, layouts, row
 from ckpt_megatron.sdk import LegacySpelling, plain_name
 from ckpt_megatron.sdk import weights as megatron
 
+OUTPUT = "output_layer.weight"
 TIED_COPY = "word_embeddings.weight"  # on the last of several pipeline stages
 ROTARY = "language_model.rotary_pos_emb.inv_freq"  # on every stage
 
@@ -78,7 +79,7 @@ def plain(name: str) -> str:
     'output_layer.weight'
     """
     if name == TIED_COPY:
-        return "output_layer.weight"
+        return OUTPUT
     name = plain_name(name)
     for te, own in _TE_LAYER:
         name = name.replace(te, own)

@@ -22,16 +22,15 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
 from ckpt_nemo.container.tokenizer import SECTION, Artifacts, artifacts_of, section_in
-from ckpt_nemo.container.writing import STEP, Form, Members, container_for, packed
-from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING
+from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, container_for
+from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rewrites import expressed_for
 from ckpt_nemo.gpt.template import TARGET, TEMPLATE
 from ckpt_nemo.gpt.versions import Since, by_version, needs
+from ckpt_nemo.gpt.weights import TABLES
 from ckpt_nemo.gpt.write_distributed import add_distributed
 from ckpt_nemo.gpt.write_ranks import add_ranks
-
-_TRAINING = frozenset(entry.key for entry in TRAINING)
 
 
 def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
@@ -62,17 +61,17 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         why = "NeMo trains virtual stages and expert parallel ranks with megatron_amp_O2 alone: write them with --dtype bf16"
         losses.append(Loss("unsaid", f"weights in {config['precision']} bits", why))
     form = Form(container, str(hints.get("step") or STEP), config)
-    members = Members()
+    builder = NemoBuilder(model, TABLES, request.dtype, form, choices=layout.choices)
     if layout.backend == "ranks":
-        add_ranks(members, layout, model, request.dtype, form)
+        add_ranks(builder, layout)
     else:
-        add_distributed(members, layout, model, request.dtype, form)
-    target = Target(
-        "nemo",
-        model.architecture,
-        model.tensors,
-        [],
-        [],
+        add_distributed(builder, layout)
+    return builder.packed(
+        config,
+        artifacts.files,
+        {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held},
+        held=artifacts.held,
+        losses=losses,
         parallel=layout.parallel,
         decisions={
             "model": _table(layout).name,
@@ -83,14 +82,9 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             DIVISIBLE: layout.multiple,
             "nemo_version": layout.version,
             "needs": by_version(needed),
-            "rewrites": list(model.rewrites),
         },
-        losses=losses,
         said=_table(layout).said(config),
-        held=artifacts.held,
     )
-    companions = {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held}
-    return packed(members, config, artifacts.files, companions, form, target)
 
 
 def _unread(needed: Mapping[str, Since]) -> list[Loss]:
@@ -153,7 +147,7 @@ def _config(
     if _says(table, before, model.architecture):
         config = dict(before)
     else:
-        kept = {key: value for key, value in before.items() if key in _TRAINING}
+        kept = {key: value for key, value in before.items() if key in TRAINING_KEYS}
         config = {**TEMPLATE, **kept, **said}
         config["data"] = (
             {**config["data"], "seq_length": config["encoder_seq_length"]}

@@ -10,13 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import DType, Native, Placement, chunked, layouts, rewrites, schema, storage_dtype, torch_files
+from ckpt_core.sdk import DType, Native, Placement, chunked, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.distributed import COMMON, METADATA
-from ckpt_nemo.container.writing import Form, Members, distributed_folder
+from ckpt_nemo.container.writing import NemoBuilder, distributed_folder
 from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr
 from ckpt_nemo.gpt.layout import FileLayout
-from ckpt_nemo.gpt.weights import TABLES
 
 _PREFIX = "model."
 _GATED = re.compile(r"\.linear_fc1\.(weight|bias)$")
@@ -37,14 +36,12 @@ class _Part:
         return (*([1] * (len(self.whole) - len(self.native.shape))), *self.native.shape)
 
 
-def add_distributed(
-    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form
-) -> None:
+def add_distributed(builder: NemoBuilder, layout: FileLayout) -> None:
     """Enter the files of a distributed checkpoint."""
-    layers = model.architecture.decoder.layers if model.architecture.decoder else ()
+    layers, form = _layers(builder), builder.form
     homogeneous = len({layer.mlp.moe is not None for layer in layers}) == 1
     ranks = layout.tp if layout.backend == "zarr" else 1
-    parts = list(_parts(layout, model, dtype, ranks, homogeneous))
+    parts = list(_parts(builder, layout, ranks, homogeneous))
     style = "local" if layout.backend == "zarr" else "te"
     keys = [part.key.removeprefix(_PREFIX) for part in parts]
     # Without these a loader of default strictness fails with "Missing key ... _extra_state".
@@ -53,34 +50,29 @@ def add_distributed(
     folder = distributed_folder(form)
     if layout.backend == "zarr":
         chunks = [ZarrChunk(part.key, part.native, part.dtype, part.whole, _index(part), part.shape) for part in parts]
-        add_zarr(members, folder, chunks, objects, common, short=layout.old_core)
+        add_zarr(builder, folder, chunks, objects, common, short=layout.old_core)
     else:
-        _add_torch_dist(members, folder, parts, objects, common)
+        _add_torch_dist(builder, folder, parts, objects, common)
 
 
 def _index(part: _Part) -> tuple[int, ...]:
     return tuple(start // size for start, size in zip(part.origin, part.shape, strict=True))
 
 
-def _parts(
-    layout: FileLayout,
-    model: rewrites.Rewritable,
-    dtype: DType | None,
-    ranks: int,
-    homogeneous: bool,
-) -> Iterator[_Part]:
+def _layers(builder: NemoBuilder) -> Sequence[schema.Layer]:
+    return builder.architecture.decoder.layers if builder.architecture.decoder else ()
+
+
+def _parts(builder: NemoBuilder, layout: FileLayout, ranks: int, homogeneous: bool) -> Iterator[_Part]:
     """Every tensor as `ranks` tensor parallel ranks have it, layer by layer; a gated linear_fc1 in its two halves."""
-    architecture = model.architecture
-    layers = architecture.decoder.layers if architecture.decoder else ()
-    bound = layouts.BoundTables(TABLES, architecture, layout.choices)
-    wholes = bound.natives()
-    by_rank = [bound.natives({"tp": (rank, ranks)}) for rank in range(ranks)]
+    layers, wholes = _layers(builder), builder.natives()
+    by_rank = [builder.natives({"tp": (rank, ranks)}) for rank in range(ranks)]
     ordered = sorted(wholes.values(), key=lambda native: -1 if native.layer is None else native.layer)
     for whole in ordered:
         if whole.row.copy:
             continue
         key, place, sizes = _place(whole, layers, homogeneous)
-        kind = storage_dtype(whole, model.tensors, dtype)
+        kind = builder.dtype_of(whole)
         gated = _GATED.search(whole.name) is not None and layers[whole.layer or 0].mlp.gated
         joined = gated and whole.name.endswith(".bias") and layout.old_core
         for rank in range(ranks if dict(whole.row.splits).get("tp") else 1):
@@ -105,7 +97,7 @@ def _place(
 
 
 def _add_torch_dist(
-    members: Members, folder: str, parts: Sequence[_Part], objects: Sequence[str], common: Mapping[str, object]
+    builder: NemoBuilder, folder: str, parts: Sequence[_Part], objects: Sequence[str], common: Mapping[str, object]
 ) -> None:
     files = dist_files([math.prod(part.shape) * part.dtype.size for part in parts])
     chunks = [
@@ -114,9 +106,9 @@ def _add_torch_dist(
     ]
     nothing = torch_files.torch_bytes([None], "archive")
     plan = chunked.plan_distributed(folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
-    members.files |= {file.path: file for file in plan.files}
+    builder.members |= {file.path: file for file in plan.files}
     for part, chunk, offset in zip(parts, chunks, plan.offsets, strict=True):
-        members.placements.append(Placement(part.native, part.dtype, f"{folder}/{chunk.file}", offset))
-    members.files[f"{folder}/{COMMON}"] = torch_files.torch_bytes(dict(common), COMMON)
-    members.files[f"{folder}/{chunked.METADATA}"] = plan.metadata
-    members.files[f"{folder}/{METADATA}"] = backend_document("torch_dist")
+        builder.placements.append(Placement(part.native, part.dtype, f"{folder}/{chunk.file}", offset))
+    builder.members[f"{folder}/{COMMON}"] = torch_files.torch_bytes(dict(common), COMMON)
+    builder.members[f"{folder}/{chunked.METADATA}"] = plan.metadata
+    builder.members[f"{folder}/{METADATA}"] = backend_document("torch_dist")

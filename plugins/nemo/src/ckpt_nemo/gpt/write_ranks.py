@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_core.sdk import Architecture, DType, Native, dtypes, layouts, rewrites, schema, storage_dtype
+from ckpt_core.sdk import Architecture, Native, dtypes, schema
 from ckpt_megatron.sdk import linear_extra_states, renumbered, te
-from ckpt_nemo.container.writing import Constant, Entry, Form, Members, State, add_rank
+from ckpt_nemo.container.writing import Constant, Entry, NemoBuilder, State
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rotary import frequencies, stored_bytes
-from ckpt_nemo.gpt.weights import ROTARY, TABLES, legacy
+from ckpt_nemo.gpt.weights import ROTARY, legacy
 
 
-def add_ranks(
-    members: Members, layout: FileLayout, model: rewrites.Rewritable, dtype: DType | None, form: Form
-) -> None:
+def add_ranks(builder: NemoBuilder, layout: FileLayout) -> None:
     """Enter the file of every rank."""
-    architecture = model.architecture
-    bound = layouts.BoundTables(TABLES, architecture, layout.choices)
-    stages = layout.stages(len(_layers(architecture)))
+    stages = layout.stages(len(_layers(builder.architecture)))
     for t in range(layout.tp):
-        natives = list(bound.natives({"tp": (t, layout.tp)}).values())
+        natives = list(builder.natives({"tp": (t, layout.tp)}).values())
         for p in range(layout.pp):
-            chunks = [
-                _state(natives, layout, model, dtype, stages[p, chunk], (p, chunk)) for chunk in range(layout.vpp)
-            ]
-            add_rank(members, (t, p), (layout.tp, layout.pp), chunks, form)
+            chunks = [_state(builder, natives, layout, stages[p, chunk], (p, chunk)) for chunk in range(layout.vpp)]
+            builder.add_rank((t, p), (layout.tp, layout.pp), chunks)
 
 
 def _layers(architecture: Architecture) -> tuple[schema.Layer, ...]:
@@ -33,29 +27,24 @@ def _layers(architecture: Architecture) -> tuple[schema.Layer, ...]:
 
 
 def _state(
-    natives: list[Native],
-    layout: FileLayout,
-    model: rewrites.Rewritable,
-    dtype: DType | None,
-    here: range,
-    place: tuple[int, int],
+    builder: NemoBuilder, natives: list[Native], layout: FileLayout, here: range, place: tuple[int, int]
 ) -> State:
     """The state dict of one (virtual) stage at `place`, in the order of the modules. A chunk of several has no `model.`."""
     prefix = "model." if layout.vpp == 1 else ""
     found: dict[str, Entry] = {}
-    rotary = layout.names == "legacy" and frequencies(model.architecture) is not None
+    rotary = layout.names == "legacy" and frequencies(builder.architecture) is not None
     for native in _stage(natives, layout, here, place):
         if native is None:
             if rotary:
-                found[f"{prefix}{ROTARY}"] = _rotary(model, dtype)
+                found[f"{prefix}{ROTARY}"] = _rotary(builder)
             continue
         name = renumbered(native.name, None if native.layer is None else native.layer - here.start, None)
         if layout.names == "legacy":
             name = legacy(name, native.row.copy)
         elif layout.fused:
-            moe = native.layer is not None and _layers(model.architecture)[native.layer].mlp.moe is not None
+            moe = native.layer is not None and _layers(builder.architecture)[native.layer].mlp.moe is not None
             name = te(name, latent=False, moe=moe, grouped=False)
-        found[f"{prefix}{name}"] = native, storage_dtype(native, model.tensors, dtype)
+        found[f"{prefix}{name}"] = native
     if layout.names == "mcore" and layout.fused:
         # NeMo 1.23 loads rank files strictly: without these keys "Missing key(s) ... _extra_state".
         found |= dict.fromkeys(linear_extra_states(list(found)))
@@ -76,8 +65,8 @@ def _stage(natives: list[Native], layout: FileLayout, here: range, place: tuple[
         yield from (native for native in ends if not (native.row.copy and layout.pp == 1))
 
 
-def _rotary(model: rewrites.Rewritable, dtype: DType | None) -> Constant:
+def _rotary(builder: NemoBuilder) -> Constant:
     """In the model's dtype: with O2 the whole module is cast, without it everything is float32."""
-    kind = dtype or model.tensors["embedding.tokens.weight"].dtype
-    kind, count, data = stored_bytes(model.architecture, kind if kind.size < dtypes.FP32.size else dtypes.FP32)
+    kind = builder.dtype or builder.model.tensors["embedding.tokens.weight"].dtype
+    kind, count, data = stored_bytes(builder.architecture, kind if kind.size < dtypes.FP32.size else dtypes.FP32)
     return Constant(kind, (count,), data)

@@ -11,96 +11,83 @@ import numpy as np
 
 from ckpt_core.sdk import (
     Architecture,
-    Checkpoint,
     CkptError,
+    Description,
     FormatError,
     Loss,
-    Native,
-    Provenance,
     ReadRequest,
     Refusal,
-    Shard,
     Sidecar,
-    StoredTensor,
+    Vocabulary,
     architecture_of,
-    check_agreement,
-    company,
-    layouts,
     lazy,
-    original_of,
-    rewrites,
+    without_ignored,
 )
 from ckpt_megatron.sdk import masters
-from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
+from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
 from ckpt_nemo.container.lightning import SUFFIX
-from ckpt_nemo.container.saved import Rank, Saved
+from ckpt_nemo.container.saved import Rank, Saved, values_of
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.tokens import like_t5, tokens_of
-from ckpt_nemo.t5.weights import RELATIVE_TABLES, ROOT, TABLES, TOKENS, Blocks
+from ckpt_nemo.t5.weights import (
+    CROSS_TABLE,
+    DECODER_TOKENS,
+    HEAD_BIAS,
+    LAST_STAGE_TOKENS,
+    RELATIVE_TABLES,
+    ROOT,
+    TABLES,
+    TOKENS,
+    Blocks,
+)
 from ckpt_nemo.t5.words import differences, explanations
 from ckpt_nemo.values import flag
 
 
-def read(saved: Saved, request: ReadRequest) -> Checkpoint:
-    """The checkpoint of an encoder-decoder model that was opened as `saved`."""
+def read(saved: Saved, request: ReadRequest) -> Description:
+    """An encoder-decoder model that was opened as `saved`."""
     check_by_rank(saved, "a T5 of NeMo 1")
-    config = sections(_without(saved.config, request))
+    config = sections(without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section))
     ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
     facts, notes = T5.read(config, saved.config_file)
-    saved.enter_config(T5, config, filter(None, str(request.options.get("ignore_keys") or "").split(",")))
+    saved.enter_config(T5, config)
     rows = _rows(saved, ranks)
     facts |= {"tokens.vocabulary": rows, "tokens.padded_vocabulary": rows}
     architecture = architecture_of(facts, saved.config_file)
-    if request.architecture is not None:
-        check_agreement(request.architecture, architecture, saved.config_file)
     blocks = _blocks(saved, config, request)
     stages = _stages(saved, config, architecture)
-    bound = layouts.BoundTables(TABLES, architecture, {**blocks.choices, "relative_bias": "own_heads"})
-    tensors = assembled(saved, ranks, bound, stages.name, shard=_shard)
-    tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
-    tokenizer_losses = _name_tokens(tokenizer, saved.config, notes)
     tp, pp = saved.parallel
-    checkpoint = Checkpoint(
-        "nemo",
-        saved.path,
-        architecture,
-        tensors,
-        saved.states,
-        notes=notes,
-        sidecars=saved.companions | _sidecars(tokenizer),
-        parallel={"tp": tp, "pp": pp},
-        ledger=saved.close(saved.companions | _sidecars(tokenizer)),
-        provenance=Provenance(
-            explanations=explanations(config, architecture, _largest(tensors, saved)),
-            hints=_hints(saved, blocks, stages, tokenizer, tensors),
-            evidence=[*differences(config, blocks, architecture)],
-            losses=[*tokenizer.losses, *tokenizer_losses],
-            masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
-        ),
-    )
+    ranks = {(t, stage): _with_own_heads(tensors, architecture, t, tp) for (t, stage), tensors in ranks.items()}
+    tokenizer = find_tokenizer(saved.config, saved.artifacts, request.options.get("tokenizer"))
+    losses = [*tokenizer.losses, *_name_tokens(tokenizer, saved.config, notes)]
+    evidence = differences(config, blocks, architecture)
     if request.weights == "master":
-        checkpoint = checkpoint.because("weights: fp32 masters of the optimizer")
+        evidence.append("weights: fp32 masters of the optimizer")
         saved.ledger.read_masters()
-    return company.settled(
-        original_of(checkpoint, saved.root),
-        request,
+    sidecars = saved.companions | _sidecars(tokenizer)
+    return Description(
+        architecture=architecture,
+        tables=TABLES,
+        choices={**blocks.choices, "relative_bias": "own_heads"},
+        ranks=rank_tensors(saved, ranks, stages.name),
+        where=saved.place,
+        root=saved.root,
+        files=saved.states,
+        config=saved.config_file,
         # the T5s of transformers have rows of their own beyond their tokenizers', which NVIDIA's script takes as they are
-        padded=lambda count: count,
-        tokenizer=_token_count(tokenizer, saved.config),
+        vocabulary=Vocabulary(rows=lambda tokens: tokens, tokenizer=_token_count(tokenizer, saved.config)),
+        notes=notes,
+        sidecars=sidecars,
+        parallel={"tp": tp, "pp": pp},
+        ledger=saved.close(sidecars),
+        hints=_hints(saved, blocks, stages, tokenizer, ranks),
+        evidence=evidence,
+        losses=losses,
+        explanations=explanations(config, architecture, _largest(saved, ranks)),
+        masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
     )
-
-
-def _without(config: Mapping[str, Any], request: ReadRequest) -> dict[str, Any]:
-    """The config without the keys that the user asks to ignore; `encoder.key` names one of a section."""
-    kept = {
-        key: dict(value) if isinstance(value, Mapping) and key in SECTIONS else value for key, value in config.items()
-    }
-    for key in filter(None, str(request.options.get("ignore_keys") or "").split(",")):
-        section, dot, rest = key.strip().partition(".")
-        (kept.get(section, {}) if dot else kept).pop(rest if dot else section, None)
-    return kept
 
 
 # --- the tensors of a rank -------------------------------------------------------------------------------------------
@@ -132,13 +119,16 @@ def _rows(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> int:
     return sum(shape[0] for shape in held)
 
 
-def _shard(name: str, stored: StoredTensor, native: Native, t: int) -> Shard:
-    """A stored tensor; of a table of relative biases, the columns of the rank's own heads."""
-    shape = stored.shape
-    if name in RELATIVE_TABLES and len(shape) == 2 and shape[1] != native.shape[1] and not shape[1] % native.shape[1]:
-        offset = stored.offset + t * native.shape[1] * stored.strides[1] * stored.dtype.size
-        stored = replace(stored, shape=(shape[0], native.shape[1]), offset=offset)
-    return Shard((0,) * len(shape), stored)
+def _with_own_heads(tensors: Tensors, architecture: Architecture, t: int, tp: int) -> Tensors:
+    """The tensors of tensor parallel rank `t`; of each table of relative biases, the columns of the rank's own heads."""
+    own = dict(tensors)
+    for name in tensors.keys() & RELATIVE_TABLES.keys():
+        stored, attention = tensors[name], getattr(architecture, RELATIVE_TABLES[name]).layers[0].attention
+        if len(stored.shape) == 2 and stored.shape[1] == attention.heads and not attention.heads % tp:
+            columns = attention.heads // tp
+            offset = stored.offset + t * columns * stored.strides[1] * stored.dtype.size
+            own[name] = replace(stored, shape=(stored.shape[0], columns), offset=offset)
+    return own
 
 
 # --- what the config leaves to the reader ------------------------------------------------------------------------------
@@ -205,11 +195,12 @@ def _sidecars(tokenizer: Tokenizer) -> dict[str, Sidecar]:
 
 
 def _hints(
-    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, tensors: Mapping[str, lazy.LazyParameter]
+    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, ranks: Mapping[tuple[int, int], Tensors]
 ) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
-    dtypes = {assembly.dtype.name for assembly in tensors.values()}
+    copies = (DECODER_TOKENS, LAST_STAGE_TOKENS)
+    dtypes = {stored.dtype.name for tensors in ranks.values() for name, stored in tensors.items() if name not in copies}
     return {
         "kind": "t5",
         "container": saved.container,
@@ -224,7 +215,17 @@ def _hints(
     }
 
 
-def _largest(tensors: Mapping[str, lazy.LazyParameter], saved: Saved) -> dict[str, float]:
+def _largest(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> dict[str, float]:
     """The largest absolute value of the small tensors that no HF class may have: what leaving one out would change."""
-    names = [name for name in ("head.bias", "decoder.cross_relative_bias.weight") if name in tensors]
-    return {name: float(np.abs(rewrites.values_of(tensors[name], saved.states)).max()) for name in names}
+    source = lazy.SourceFiles(saved.states)
+    try:
+        found = {}
+        for name in (HEAD_BIAS, CROSS_TABLE):
+            held = [tensors[name] for tensors in ranks.values() if name in tensors]
+            # the core refuses others, and names their file
+            floats = [stored for stored in held if stored.dtype.floating]
+            values = [np.abs(values_of(stored, name, source)).max(initial=0.0) for stored in floats]
+            found[name] = float(np.max(values, initial=0.0))
+        return found
+    finally:
+        source.close()

@@ -15,7 +15,10 @@ DECODER_TOKENS = f"{ROOT}.decoder_embedding.word_embeddings.weight"
 LAST_STAGE_TOKENS = f"{ROOT}.word_embeddings.weight"
 LAYERS = {stack: f"{ROOT}.{ROOT}.{stack}.model.layers" for stack in ("encoder", "decoder")}
 _TABLE = "relative_position_embedding.relative_position_embedding.weight"
-RELATIVE_TABLES = tuple(f"{ROOT}.{name}_{_TABLE}" for name in ("encoder", "decoder", "decoder_cross_attention"))
+CROSS_TABLE = f"{ROOT}.decoder_cross_attention_{_TABLE}"
+# and the stack whose heads they have columns for
+RELATIVE_TABLES = {f"{ROOT}.encoder_{_TABLE}": "encoder", f"{ROOT}.decoder_{_TABLE}": "decoder", CROSS_TABLE: "decoder"}
+HEAD_BIAS = f"{ROOT}.tokens_head.bias"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpt_core.sdk import Activation, Architecture, schema
 from ckpt_nemo.t5.config import SECTIONS
-from ckpt_nemo.t5.weights import Blocks
+from ckpt_nemo.t5.weights import CROSS_TABLE, HEAD_BIAS, Blocks
 from ckpt_nemo.values import flag
 
 Values = Mapping[str, Any]
@@ -119,17 +119,19 @@ def explanations(config: Values, architecture: Architecture, largest: Mapping[st
     def say(fact: str, key: str, default: object, why: str) -> None:
         found[fact] = f"{key}: {str(config.get(key, default)).lower()}. {why}"
 
-    if "head.bias" in largest:
+    if architecture.head is not None and architecture.head.bias:
         say(
             "head.bias",
             "tokens_head_bias",
             True,
-            f"tokens_head.bias is trained: without it logits move by up to {largest['head.bias']:.3g}",
+            f"tokens_head.bias is trained: without it logits move by up to {largest[HEAD_BIAS]:.3g}",
         )
     for section in SECTIONS:
         stack = getattr(architecture, section)
         if stack.cross_relative_bias is not None:
-            why = f"every cross attention adds a learned bias: without it scores move by up to {largest['decoder.cross_relative_bias.weight']:.3g}"
+            why = (
+                f"every cross attention adds a learned bias: without it scores move by up to {largest[CROSS_TABLE]:.3g}"
+            )
             say(f"{section}.cross_relative_bias", f"{section}.relative_position_bias_self_attention_only", True, why)
         if stack.positions is not None:
             say(

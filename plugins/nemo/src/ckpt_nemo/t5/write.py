@@ -19,15 +19,13 @@ from ckpt_core.sdk import (
     architecture_of,
     dtypes,
     facts_of,
-    layouts,
     rewrites,
     schema,
-    storage_dtype,
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
 from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
 from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, section_in
-from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
+from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, State, container_for
 from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.rewrites import expressed_for
@@ -80,17 +78,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     section = section_in(artifacts, container, request.destination)
     config = _config(model, said, checkpoint, before, files, artifacts, section, rows)
     form = Form(container, str(hints.get("step") or STEP), config)
-    members = Members()
+    builder = NemoBuilder(model, TABLES, files.dtype, form, choices=files.blocks.choices)
     for t in range(tp):
-        natives = layouts.BoundTables(TABLES, model.architecture, files.blocks.choices).natives({"tp": (t, tp)})
+        natives = builder.natives({"tp": (t, tp)})
         for stage in range(pp):
-            add_rank(members, (t, stage), (tp, pp), [_state(natives, model, files, stage)], form)
-    target = Target(
-        "nemo",
-        model.architecture,
-        model.tensors,
-        [],
-        [],
+            builder.add_rank((t, stage), (tp, pp), [_state(natives, files.stages, stage)])
+    return builder.packed(
+        config,
+        artifacts.files,
+        {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held},
+        held=artifacts.held,
+        losses=[*artifacts.losses, *_unshared(config)],
         parallel={"tp": tp, "pp": pp},
         decisions={
             "model": T5.name,
@@ -98,14 +96,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "layout": _SCRIPT if files.blocks.decoder else _NATIVE,
             DIVISIBLE: config[DIVISIBLE],
             **({SPLIT: files.stages.split} if pp > 1 else {}),
-            "rewrites": list(model.rewrites),
         },
-        losses=[*artifacts.losses, *_unshared(config)],
         said=T5.said(sections(config)) | _roles(artifacts, config),
-        held=artifacts.held,
     )
-    companions = {name: file for name, file in checkpoint.sidecars.items() if name not in artifacts.held}
-    return packed(members, config, artifacts.files, companions, form, target)
 
 
 # --- what is decided -------------------------------------------------------------------------------------------------
@@ -260,14 +253,10 @@ def _unshared(config: Mapping[str, Any]) -> list[Loss]:
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], model: rewrites.Rewritable, files: _Files, stage: int) -> State:
+def _state(natives: Mapping[str, Native], stages: Stages, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
-    found = {}
-    for name in sorted(natives, key=_order):
-        local = files.stages.name(name, stage)
-        if local is not None:
-            found[local] = natives[name], storage_dtype(natives[name], model.tensors, files.dtype)
-    return found
+    named = ((stages.name(name, stage), natives[name]) for name in sorted(natives, key=_order))
+    return {name: native for name, native in named if name is not None}
 
 
 def _order(name: str) -> int:

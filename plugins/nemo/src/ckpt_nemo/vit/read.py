@@ -9,89 +9,69 @@ from typing import Any
 from ckpt_core.sdk import (
     Activation,
     Architecture,
-    Checkpoint,
-    CkptError,
+    Description,
     FormatError,
-    Provenance,
     ReadRequest,
     Refusal,
     architecture_of,
-    check_agreement,
     company,
     layouts,
-    original_of,
+    without_ignored,
 )
 from ckpt_megatron.sdk import masters
-from ckpt_nemo.container.by_rank import Tensors, assembled, check_by_rank
+from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
 from ckpt_nemo.container.lightning import SUFFIX
-from ckpt_nemo.container.omegaconf import unresolved
-from ckpt_nemo.container.saved import Saved
-from ckpt_nemo.gpt.config import TRAINING
+from ckpt_nemo.container.omegaconf import check_resolved
+from ckpt_nemo.container.saved import Rank, Saved
+from ckpt_nemo.gpt.config import TRAINING_KEYS
 from ckpt_nemo.vit.config import VIT, choices_of, explanations
 from ckpt_nemo.vit.files import Stages
 from ckpt_nemo.vit.image_processor import of_nemo
 from ckpt_nemo.vit.weights import LINEAR, TABLES, patch_layer
 
-_TRAINING = frozenset(entry.key for entry in TRAINING)
 
-
-def read(saved: Saved, request: ReadRequest) -> Checkpoint:
-    """The checkpoint of a vision transformer that was opened as `saved`."""
+def read(saved: Saved, request: ReadRequest) -> Description:
+    """A vision transformer that was opened as `saved`."""
     check_by_rank(saved, "a ViT of NeMo")
-    config = _without(saved, request)
+    config = without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
+    check_resolved(config, TRAINING_KEYS, saved.config_file)
     layer = patch_layer(saved.names, saved.place)
     facts, notes = VIT.read(config, saved.config_file)
-    saved.enter_config(VIT, config, saved.config.keys() - config.keys())
+    saved.enter_config(VIT, config)
     facts["patches.bias"] = layer == LINEAR
     architecture = architecture_of(facts, saved.config_file)
-    if request.architecture is not None:
-        check_agreement(request.architecture, architecture, saved.config_file)
-    bound = layouts.BoundTables(TABLES, architecture, choices_of(config, layer))
+    choices = choices_of(config, layer)
     _check_positions(saved, architecture)
-    ranks = {(rank.tp, rank.pp): _tensors(saved, rank, request) for rank in saved.ranks}
-    stages = _stages(saved, architecture)
-    tensors = assembled(saved, ranks, bound, stages.name)
+    ranks = {(rank.tp, rank.pp): _tensors(rank, request) for rank in saved.ranks}
     sidecars = dict(saved.companions)
     if company.PROCESSOR in saved.artifacts:
         sidecars[company.PROCESSOR] = saved.artifacts[company.PROCESSOR]
     elif architecture.patches is not None:
         notes["image_processor"] = of_nemo(architecture.patches)
+    if request.weights == "master":
+        saved.ledger.read_masters()
     tp, pp = saved.parallel
-    checkpoint = Checkpoint(
-        "nemo",
-        saved.path,
-        architecture,
-        tensors,
-        saved.states,
+    return Description(
+        architecture=architecture,
+        tables=TABLES,
+        choices=choices,
+        ranks=rank_tensors(saved, ranks, _stages(saved, architecture).name),
+        where=saved.place,
+        root=saved.root,
+        files=saved.states,
+        config=saved.config_file,
         notes=notes,
         sidecars=sidecars,
         parallel={"tp": tp, "pp": pp},
         ledger=saved.close(sidecars),
-        provenance=Provenance(
-            explanations=explanations(config),
-            hints=_hints(saved, bound.choices),
-            evidence=list(_evidence(config, architecture, bound.choices, request)),
-            masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
-        ),
+        hints=_hints(saved, choices),
+        evidence=list(_evidence(config, architecture, choices, request)),
+        explanations=explanations(config),
+        masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
     )
-    if request.weights == "master":
-        saved.ledger.read_masters()
-    return original_of(checkpoint, saved.root)
 
 
-def _without(saved: Saved, request: ReadRequest) -> dict[str, Any]:
-    """The config without the keys that the user asks to ignore; what else refers to nothing that is stored is an error."""
-    left_out = set(filter(None, str(request.options.get("ignore_keys") or "").split(",")))
-    config = {key: value for key, value in saved.config.items() if key not in left_out}
-    for key, value in config.items():
-        if key not in _TRAINING and unresolved(value):
-            raise CkptError(
-                f"key {key!r} refers to a value that is not stored", file=saved.config_file, found=str(value)[:80]
-            )
-    return config
-
-
-def _tensors(saved: Saved, rank: Any, request: ReadRequest) -> Tensors:
+def _tensors(rank: Rank, request: ReadRequest) -> Tensors:
     """The tensors of a rank by name, masters in their place where those are asked for."""
     if len(rank.chunks) != 1:
         raise FormatError(

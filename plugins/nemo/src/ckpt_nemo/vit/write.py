@@ -22,10 +22,9 @@ from ckpt_core.sdk import (
     layouts,
     rewrites,
     schema,
-    storage_dtype,
 )
-from ckpt_nemo.container.writing import STEP, Form, Members, State, add_rank, container_for, packed
-from ckpt_nemo.gpt.config import TRAINING
+from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, State, container_for
+from ckpt_nemo.gpt.config import TRAINING_KEYS
 from ckpt_nemo.vit.config import POSITIONS, VIT, choices_of
 from ckpt_nemo.vit.files import Stages, order
 from ckpt_nemo.vit.image_processor import differences
@@ -34,7 +33,6 @@ from ckpt_nemo.vit.template import TARGET, TEMPLATE, VERSIONS
 from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, TABLES
 
 _SOURCE = "the config of the source"
-_TRAINING = frozenset(entry.key for entry in TRAINING)
 
 
 @dataclass(frozen=True)
@@ -65,30 +63,24 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     config = _config(kept, model, files, hints)
     form = Form(container, str(hints.get("step") or STEP), config)
     stages = Stages(files.pp, len(model.architecture.encoder.layers) if model.architecture.encoder else 0)
-    members = Members()
+    builder = NemoBuilder(model, TABLES, files.dtype, form, choices=files.choices)
     for t in range(files.tp):
-        natives = layouts.BoundTables(TABLES, model.architecture, files.choices).natives({"tp": (t, files.tp)})
+        natives = builder.natives({"tp": (t, files.tp)})
         for stage in range(files.pp):
-            add_rank(members, (t, stage), (files.tp, files.pp), [_state(natives, model, files, stages, stage)], form)
+            builder.add_rank((t, stage), (files.tp, files.pp), [_state(natives, stages, stage)])
     processor = (
         company.processor_file(checkpoint, model.architecture) if company.PROCESSOR in checkpoint.sidecars else None
     )
-    target = Target(
-        "nemo",
-        model.architecture,
-        model.tensors,
-        [],
-        [],
-        parallel={"tp": files.tp, "pp": files.pp},
-        decisions={"model": VIT.name, "container": container, "patch_layer": layer, "rewrites": list(model.rewrites)},
+    return builder.packed(
+        config,
+        {} if processor is None else {company.PROCESSOR: processor},
+        {name: file for name, file in checkpoint.sidecars.items() if name != company.PROCESSOR},
+        held={company.PROCESSOR} & checkpoint.sidecars.keys(),
         losses=list(_losses(checkpoint, model.architecture)),
+        parallel={"tp": files.tp, "pp": files.pp},
+        decisions={"model": VIT.name, "container": container, "patch_layer": layer},
         # what NeMo does otherwise than a noted processor is among the losses already
         said=VIT.said(config) | {"image_processor": checkpoint.notes.get("image_processor")},
-        held={company.PROCESSOR} & checkpoint.sidecars.keys(),
-    )
-    companions = {name: file for name, file in checkpoint.sidecars.items() if name != company.PROCESSOR}
-    return packed(
-        members, config, {} if processor is None else {company.PROCESSOR: processor}, companions, form, target
     )
 
 
@@ -105,7 +97,9 @@ def _patch_layer(architecture: Architecture, request: WriteRequest, hints: Mappi
 
 def _adapted(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """A new config for another model than that of `before`: its training settings, and what is `said`."""
-    kept = {key: value for key, value in before.items() if key in _TRAINING and not key.startswith("megatron_legacy")}
+    kept = {
+        key: value for key, value in before.items() if key in TRAINING_KEYS and not key.startswith("megatron_legacy")
+    }
     return {**TEMPLATE, **kept, **said, **({POSITIONS: before[POSITIONS]} if POSITIONS in before else {})}
 
 
@@ -153,13 +147,7 @@ def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Loss
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(
-    natives: Mapping[str, Native], model: rewrites.Rewritable, files: _Files, stages: Stages, stage: int
-) -> State:
+def _state(natives: Mapping[str, Native], stages: Stages, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
-    found = {}
-    for name in sorted(natives, key=order):
-        local = stages.name(name, stage)
-        if local is not None:
-            found[f"model.{local}"] = natives[name], storage_dtype(natives[name], model.tensors, files.dtype)
-    return found
+    named = ((stages.name(name, stage), natives[name]) for name in sorted(natives, key=order))
+    return {f"model.{name}": native for name, native in named if name is not None}
