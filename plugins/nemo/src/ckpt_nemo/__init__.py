@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import (
-    IGNORE_KEYS,
     Checkpoint,
     Description,
     FamilyTables,
@@ -14,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -110,7 +110,7 @@ def ckpt_info() -> FormatInfo:
                 side="read",
             ),
             Option("megatron_legacy", "the order of q, k and v, where no config says it", bool, None, side="read"),
-            IGNORE_KEYS,
+            reading.IGNORE_KEYS,
         ),
         parallel=("tp", "pp", "ep"),
     )

@@ -15,7 +15,7 @@ import os
 import posixpath
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, disk, documents, torch_files, trees
+from ckpt_core.sdk import FormatError, Problems, company, disk, documents, ledgers, torch_files, trees
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import resolved
 from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
@@ -73,21 +73,21 @@ def _at_root(tree: trees.Tree) -> list[str]:
     return sorted(name for name in names if not name.startswith(".") and name in tree)
 
 
-def companions_in(tree: trees.Tree) -> dict[str, Sidecar]:
+def companions_in(tree: trees.Tree) -> dict[str, company.Sidecar]:
     """The files that travel with the model, by their own names."""
     held = tree.below(COMPANIONS)
     return {name: _sidecar(held[name]) for name in sorted(held.files)}
 
 
-def _sidecar(extent: trees.Extent) -> Sidecar:
-    return Sidecar(extent.file, extent.size, extent.offset)
+def _sidecar(extent: trees.Extent) -> company.Sidecar:
+    return company.Sidecar(extent.file, extent.size, extent.offset)
 
 
 def _states(tree: trees.Tree, names: list[str]) -> list[disk.FileState]:
     return [disk.FileState.of(tree[name].file) for name in names]
 
 
-def _ranks(tree: trees.Tree, held: list[str], ledger: Ledger) -> list[Rank]:
+def _ranks(tree: trees.Tree, held: list[str], ledger: ledgers.Ledger) -> list[Rank]:
     if not held:
         raise FormatError(
             "there are no weights",

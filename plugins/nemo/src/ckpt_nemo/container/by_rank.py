@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from ckpt_core.sdk import FormatError, Native, RankTensors, StoredTensor
+from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, layouts
 from ckpt_nemo.container.saved import Saved
 
 Tensors = dict[str, StoredTensor]
@@ -32,7 +32,7 @@ def rank_tensors(
     files = {(rank.tp, rank.pp): rank.file for rank in saved.ranks}
     for (t, stage), tensors in sorted(ranks.items()):
 
-        def called(native: Native, stage: int = stage) -> str | None:
+        def called(native: layouts.Native, stage: int = stage) -> str | None:
             return local_name(native.name, stage)
 
         yield RankTensors({"tp": (t, tp)}, tensors, files[t, stage], called)

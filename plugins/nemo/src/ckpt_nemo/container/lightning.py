@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Ledger, Problems, Sidecar, company, disk, ledgers, torch_files, trees
+from ckpt_core.sdk import FormatError, Problems, company, disk, ledgers, torch_files, trees
 from ckpt_megatron.sdk import contents
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
@@ -192,7 +192,7 @@ def _check_finished(step: Step) -> None:
         )
 
 
-def _rank(place: tuple[int, int], content: Mapping[Any, Any], file: str, ledger: Ledger) -> Rank:
+def _rank(place: tuple[int, int], content: Mapping[Any, Any], file: str, ledger: ledgers.Ledger) -> Rank:
     """Virtual pipeline stages are `model0`, `model1`, ...; `state_dict` is empty beside them."""
     stages = [content[f"model{number}"] for number in range(len(content)) if f"model{number}" in content]
     chunks = [state_dict(stage, file, ledger) for stage in stages or [content.get("state_dict")]]
@@ -241,14 +241,14 @@ def _check_same(
             )
 
 
-def _beside(step: Step) -> dict[str, Sidecar]:
+def _beside(step: Step) -> dict[str, company.Sidecar]:
     """Files that a tokenizer may consist of, in the folder of the checkpoints and the one above."""
-    found: dict[str, Sidecar] = {}
+    found: dict[str, company.Sidecar] = {}
     for folder in _unique((step.base, os.path.dirname(step.base))):
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
             if os.path.isfile(path) and not os.path.islink(path) and name.endswith((".model", ".json", ".txt")):
-                found.setdefault(name, Sidecar(path, os.path.getsize(path)))
+                found.setdefault(name, company.Sidecar(path, os.path.getsize(path)))
     return found
 
 

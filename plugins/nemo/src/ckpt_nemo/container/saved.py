@@ -12,15 +12,15 @@ import numpy as np
 from ckpt_core.sdk import (
     Config,
     FormatError,
-    Ledger,
     Problems,
-    Sidecar,
     StoredTensor,
     chunked,
+    company,
     disk,
     dtypes,
     layouts,
     lazy,
+    ledgers,
     schema,
     torch_files,
     trees,
@@ -102,10 +102,10 @@ class Saved:
     tensors: dict[str, chunked.ChunkedTensor] = field(default_factory=dict)
     masters: dict[str, chunked.ChunkedTensor] = field(default_factory=dict)
     states: list[disk.FileState] = field(default_factory=list)
-    artifacts: dict[str, Sidecar] = field(default_factory=dict)
-    companions: dict[str, Sidecar] = field(default_factory=dict)
+    artifacts: dict[str, company.Sidecar] = field(default_factory=dict)
+    companions: dict[str, company.Sidecar] = field(default_factory=dict)
     root: str = ""
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
     tree: trees.Tree | None = None
     section: str = ""
 
@@ -135,7 +135,7 @@ class Saved:
         self.ledger.used("architecture", self.config_file)
         self.ledger.config(self.config_file, table.fates(config), self.section)
 
-    def close(self, sidecars: Mapping[str, Sidecar]) -> Ledger:
+    def close(self, sidecars: Mapping[str, company.Sidecar]) -> ledgers.Ledger:
         """The ledger, with every file of the archive in it; `sidecars` go along with the model."""
         if self.tree is not None:
             self.ledger.archive(self.tree, [sidecar.extent for sidecar in sidecars.values()])
@@ -183,7 +183,7 @@ def values_of(tensor: StoredTensor, name: str, source: lazy.SourceFiles) -> np.n
     return dtypes.decode(source.read(lazy.LazyParameter(parameter, tensor.dtype, (part,)), whole), tensor.dtype)
 
 
-def state_dict(value: object, file: str, ledger: Ledger) -> dict[str, StoredTensor]:
+def state_dict(value: object, file: str, ledger: ledgers.Ledger) -> dict[str, StoredTensor]:
     """The tensors of a stored state dict by unwrapped name; extra states (None, or bytes of fp8 scales) are left out."""
     if not isinstance(value, Mapping):
         raise FormatError("there is no state dict", file=file, found=torch_files.brief(value))

@@ -18,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ckpt_core.sdk import CkptError, FormatError, Loss, Sidecar, documents, trees
+from ckpt_core.sdk import CkptError, FormatError, Loss, company, documents, trees
 from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.sentencepiece import piece_count
 
@@ -34,13 +34,13 @@ class Tokenizer:
     """The tokenizer of a checkpoint: its section of the config, its files by their usual names, and its size if known."""
 
     section: dict[str, Any]
-    files: dict[str, Sidecar] = field(default_factory=dict)
+    files: dict[str, company.Sidecar] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     count: int | None = None
     losses: list[Loss] = field(default_factory=list)
 
 
-def find_tokenizer(config: Mapping[str, Any], artifacts: Mapping[str, Sidecar], given: str | None) -> Tokenizer:
+def find_tokenizer(config: Mapping[str, Any], artifacts: Mapping[str, company.Sidecar], given: str | None) -> Tokenizer:
     """The tokenizer that `config` names among `artifacts`; `given` is a file in place of the one it names."""
     section = config.get(SECTION)
     found = Tokenizer(dict(section) if isinstance(section, Mapping) else {})
@@ -49,7 +49,7 @@ def find_tokenizer(config: Mapping[str, Any], artifacts: Mapping[str, Sidecar], 
         if given is not None and key == (
             "model" if found.section.get("library") in (None, "sentencepiece") else "vocab_file"
         ):
-            found.files[usual], found.names[key] = Sidecar(given, _size(given)), os.path.basename(given)
+            found.files[usual], found.names[key] = company.Sidecar(given, _size(given)), os.path.basename(given)
         elif isinstance(named, str) and named:
             _enter(found, key, named, artifacts)
     model, vocabulary = found.files.get("tokenizer.model"), found.files.get("vocab.json")
@@ -67,7 +67,7 @@ def _size(path: str) -> int:
         raise CkptError(f"cannot read the tokenizer: {error.strerror}", file=path) from error
 
 
-def _enter(found: Tokenizer, key: str, named: str, artifacts: Mapping[str, Sidecar]) -> None:
+def _enter(found: Tokenizer, key: str, named: str, artifacts: Mapping[str, company.Sidecar]) -> None:
     base = named.removeprefix("nemo:").rpartition("/")[2]
     stored = (
         base if base in artifacts else next((name for name in sorted(artifacts) if _DIGITS.sub("", name) == base), None)
@@ -83,7 +83,7 @@ def _enter(found: Tokenizer, key: str, named: str, artifacts: Mapping[str, Sidec
         found.losses.append(Loss("dropped", f"{SECTION}.{key} {named}", why))
 
 
-def content(file: Sidecar) -> bytes:
+def content(file: company.Sidecar) -> bytes:
     """The bytes of a tokenizer file."""
     if file.size > _LIMIT:
         raise FormatError(
@@ -136,7 +136,7 @@ def section_in(artifacts: Artifacts, container: str, destination: str) -> dict[s
 
 
 def artifacts_of(
-    sidecars: Mapping[str, Sidecar], before: Mapping[str, Any], names: Mapping[str, str], name: str | None
+    sidecars: Mapping[str, company.Sidecar], before: Mapping[str, Any], names: Mapping[str, str], name: str | None
 ) -> Artifacts:
     """The artifacts among `sidecars`. `before` is the section that the source had, `names` its files' names there;
     `name` that of a Hugging Face tokenizer."""
@@ -169,7 +169,7 @@ def artifacts_of(
     return made
 
 
-def _is_sentencepiece(file: Sidecar) -> bool:
+def _is_sentencepiece(file: company.Sidecar) -> bool:
     """Tokenizers of other kinds (tiktoken's) are called tokenizer.model too."""
     try:
         piece_count(content(file), file.path)

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
-    DType,
     Loss,
-    Native,
     Refusal,
-    Sidecar,
     Target,
     TargetBuilder,
+    company,
     disk,
     documents,
+    dtypes,
     layouts,
     rewrites,
     torch_files,
@@ -39,12 +38,12 @@ STEP = "step=0-consumed_samples=0.0"
 class Constant:
     """A tensor whose values are known in advance: a buffer."""
 
-    dtype: DType
+    dtype: dtypes.DType
     shape: tuple[int, ...]
     data: bytes
 
 
-Entry = Native | Constant | None
+Entry = layouts.Native | Constant | None
 State = Mapping[str, Entry]
 """The state dict of one rank, or of one of its virtual stages, by stored name and in the order of the modules.
 
@@ -94,7 +93,7 @@ class NemoBuilder(TargetBuilder):
         self,
         model: rewrites.Rewritable,
         tables: layouts.Tables,
-        dtype: DType | None,
+        dtype: dtypes.DType | None,
         form: Form,
         *,
         choices: layouts.Chosen | None = None,
@@ -141,7 +140,7 @@ class NemoBuilder(TargetBuilder):
         self,
         config: Mapping[str, Any],
         artifacts: Mapping[str, bytes],
-        companions: Mapping[str, Sidecar],
+        companions: Mapping[str, company.Sidecar],
         *,
         held: Collection[str],
         losses: Sequence[Loss],
@@ -155,7 +154,7 @@ class NemoBuilder(TargetBuilder):
         """
         container = self.form.container
         text = documents.dump_yaml({"cfg": dict(config)} if container == "ckpt" else dict(config)).encode()
-        sidecars: dict[str, Sidecar] = {}
+        sidecars: dict[str, company.Sidecar] = {}
         if container == "nemo":
             # an archive is planned with the content of its small members
             small = {name: file for name, file in companions.items() if file.size <= _EMBEDDED}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ckpt_core.sdk import DType, Native, Placement, disk, torch_files
+from ckpt_core.sdk import Placement, disk, dtypes, layouts, torch_files
 from ckpt_megatron.sdk import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder
@@ -21,8 +21,8 @@ class ZarrChunk:
     """A chunk of the array `key` (of `whole` shape): at `index` of the grid of chunks of `shape`."""
 
     key: str
-    native: Native
-    dtype: DType
+    native: layouts.Native
+    dtype: dtypes.DType
     whole: tuple[int, ...]
     index: tuple[int, ...]
     shape: tuple[int, ...]

@@ -13,11 +13,8 @@ from ckpt_core.sdk import (
     Activation,
     CkptError,
     Config,
-    Custom,
-    Entry,
     Facts,
     Refusal,
-    RotaryKind,
     configs,
     custom,
     decided,
@@ -28,7 +25,7 @@ from ckpt_core.sdk import (
     key_is,
     note,
     same_as,
-    uniform,
+    schema,
     values,
 )
 from ckpt_megatron.sdk import ROUTER_KEYS, learned_or_rotary, read_experts, write_experts
@@ -40,12 +37,12 @@ LEFT_OUT, value_of = configs.LEFT_OUT, configs.value_of
 _READS_ALL = {"nemo_version": "2.0"}
 
 
-def _off(*keys: str) -> list[Entry]:
+def _off(*keys: str) -> list[configs.Entry]:
     """Keys under which NeMo computes something that is not supported, unless they are false, null or absent."""
     return [_at(key, False, 0, written=False) for key in keys]
 
 
-def _at(key: str, *values: object, written: bool = True) -> Entry:
+def _at(key: str, *values: object, written: bool = True) -> configs.Entry:
     """A key under which NeMo computes something that is not supported, unless it has one of `values`, is null or absent."""
     return key_is(key, *values, None, or_absent=True, written=written)
 
@@ -53,7 +50,7 @@ def _at(key: str, *values: object, written: bool = True) -> Entry:
 # --- attention and biases --------------------------------------------------------------------------------------------
 
 
-def _legacy_groups() -> Entry:
+def _legacy_groups() -> configs.Entry:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         groups, heads = config.get("num_query_groups"), config["num_attention_heads"]
         if groups not in (None, heads):
@@ -72,7 +69,7 @@ def _legacy_groups() -> Entry:
     )
 
 
-def _window() -> Entry:
+def _window() -> configs.Entry:
     """TransformerEngine counts the positions before the query."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -96,7 +93,7 @@ _LINEAR = ("attention.out_bias", "mlp.up_bias", "mlp.down_bias")
 _INPUTS = ("attention.q_bias", "attention.k_bias", "attention.v_bias")
 
 
-def _biases() -> Entry:
+def _biases() -> configs.Entry:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         bias = flag(config, "bias", True)
         facts.update(dict.fromkeys(_LINEAR, bias))
@@ -131,7 +128,7 @@ def _named_activation(config: Values) -> tuple[str, bool, Activation]:
     return plain, plain in _GATED, found
 
 
-def _legacy_activation() -> Entry:
+def _legacy_activation() -> configs.Entry:
     """ParallelMLP (mlp.py): the fused kernels are tanh; else openai_gelu takes the place of any activation."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -169,7 +166,7 @@ def _legacy_activation() -> Entry:
     )
 
 
-def _mcore_activation() -> Entry:
+def _mcore_activation() -> configs.Entry:
     """Megatron-Core's MLP: its fused GELU needs a bias, and is tanh. openai_gelu is read since NeMo 2.0."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -211,7 +208,7 @@ _WIDTHS = (
 )
 
 
-def _widths() -> Custom:
+def _widths() -> configs.Custom:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         width, experts = config["ffn_hidden_size"], config.get("num_moe_experts")
         if experts is None:
@@ -220,11 +217,13 @@ def _widths() -> Custom:
             read_experts(config, facts, notes, experts, width)
 
     def write(facts: Facts, notes: Values, config: dict[str, Any]) -> None:
-        config["ffn_hidden_size"] = uniform(facts, "mlp.ffn")
+        config["ffn_hidden_size"] = configs.uniform(facts, "mlp.ffn")
         if facts.present("mlp.moe") is not False:
-            if uniform(facts, "mlp.moe.router.bias"):  # since core 0.14, and no release with these models had it
+            if configs.uniform(
+                facts, "mlp.moe.router.bias"
+            ):  # since core 0.14, and no release with these models had it
                 raise Refusal("no router has a bias", found="mlp.moe.router.bias = True")
-            config["num_moe_experts"] = uniform(facts, "mlp.moe.experts")
+            config["num_moe_experts"] = configs.uniform(facts, "mlp.moe.experts")
             write_experts(facts, notes, config)
 
     return custom(
@@ -248,7 +247,7 @@ _KINDS = {
 }
 
 
-def _norms(*inner: str) -> Entry:
+def _norms(*inner: str) -> configs.Entry:
     """Norms before attention, before the MLP and at the end; with qk_layernorm, on queries and keys too (`inner`)."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -287,7 +286,7 @@ _POSITIONS = 2048
 _POSITION_KEYS = ("position_embedding_type", "max_position_embeddings", "encoder_seq_length")
 
 
-def _positions(count: str) -> Custom:
+def _positions(count: str) -> configs.Custom:
     """Learned, rotary or none; `count` is the key that says how many learned positions there are."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -330,7 +329,7 @@ _LLAMA3 = {"factor": 8.0, "low_frequency_factor": 1.0, "high_frequency_factor": 
 _ROTARY = "attention.rotary"
 
 
-def _rotary(*scaled: str) -> Entry:
+def _rotary(*scaled: str) -> configs.Entry:
     """Rotary positions; `scaled` is the key of Llama 3.1's scaling, which only Megatron-Core has."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -341,12 +340,12 @@ def _rotary(*scaled: str) -> Entry:
         interpolation = config.get("seq_len_interpolation_factor")
         scaling: dict[str, object] = {}
         if any(flag(config, key) for key in scaled):
-            scaling = {"kind": RotaryKind.LLAMA3, **_LLAMA3}
+            scaling = {"kind": schema.RotaryKind.LLAMA3, **_LLAMA3}
         if interpolation not in (None, 1, 1.0):
             if scaling:
                 found = f"seq_len_interpolation_factor = {interpolation}"
                 raise CkptError("positions are both interpolated and scaled", found=found)
-            scaling = {"kind": RotaryKind.LINEAR, "factor": float(interpolation)}
+            scaling = {"kind": schema.RotaryKind.LINEAR, "factor": float(interpolation)}
         facts.update({f"{_ROTARY}.scaling.{name}": said for name, said in scaling.items()})
 
     built_in = ", ".join(f"{name} {value:g}" for name, value in _LLAMA3.items())
@@ -382,7 +381,7 @@ def _whole_if_it_is(base: float) -> float:
     return int(base) if base == int(base) else base
 
 
-def _embedding_scale() -> Entry:
+def _embedding_scale() -> configs.Entry:
     """Gemma's embeddings: EmbeddingScalingMixin multiplies what the embedding gives, positions included."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -466,7 +465,7 @@ TRAINING = [
 
 TRAINING_KEYS = frozenset(entry.key for entry in TRAINING)
 
-_COMMON: list[Entry | list[Any]] = [
+_COMMON: list[configs.Entry | list[Any]] = [
     fact_is("kind", "decoder"),
     fact_is("causal", True),
     key("num_layers", "layers"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import FormatError, Problems, Shard, StoredTensor, chunked, layouts
+from ckpt_core.sdk import FormatError, Problems, StoredTensor, chunked, layouts, lazy
 from ckpt_megatron.sdk import dist_tensors, is_fused, layer_of, masters, renumbered
 from ckpt_nemo.container.saved import Rank, Saved
 from ckpt_nemo.gpt.weights import ROTARY, TIED_COPY, is_legacy, legacy, plain
@@ -20,7 +20,7 @@ class Share:
     """The tensors that the ranks `ranks` hold, by the name of the tables: every copy found, as the shards that tile it."""
 
     ranks: layouts.Ranks
-    tensors: dict[str, list[list[Shard]]] = field(default_factory=dict)
+    tensors: dict[str, list[list[lazy.Shard]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Found:
         return sum(held)
 
 
-def _height(shards: list[Shard]) -> int:
+def _height(shards: list[lazy.Shard]) -> int:
     return max((shard.origin[0] + shard.stored.shape[0] for shard in shards if shard.stored.shape), default=0)
 
 
@@ -104,7 +104,7 @@ def _of_ranks(saved: Saved, weights: str, found: Found, problems: Problems) -> N
                 name = plain(raw)
                 layer = layer_of(name)
                 name = renumbered(name, None if layer is None else start + layer, None)
-                share.tensors.setdefault(name, []).append([Shard((0,) * len(tensor.shape), tensor)])
+                share.tensors.setdefault(name, []).append([lazy.Shard((0,) * len(tensor.shape), tensor)])
                 held_by.setdefault((rank.pp, name), []).append(rank.file)
     for (stage, name), files in held_by.items():
         for rank in saved.ranks:
@@ -216,12 +216,12 @@ def _bias_ranks(tensors: Mapping[str, chunked.ChunkedTensor]) -> int:
     return 1
 
 
-def bias_blocks(shards: list[Shard], ranks: int) -> Iterator[list[Shard]]:
+def bias_blocks(shards: list[lazy.Shard], ranks: int) -> Iterator[list[lazy.Shard]]:
     """The shards of each rank's part of such a bias, each counted from its own beginning."""
     length = _height(shards) // ranks
     for rank in range(ranks):
         inside = [shard for shard in shards if rank * length <= shard.origin[0] < (rank + 1) * length]
-        yield [Shard((shard.origin[0] - rank * length,), shard.stored) for shard in inside]
+        yield [lazy.Shard((shard.origin[0] - rank * length,), shard.stored) for shard in inside]
 
 
 def is_gated_bias(name: str) -> bool:

@@ -11,14 +11,11 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Description,
-    Native,
     RankTensors,
     ReadRequest,
-    Vocabulary,
     architecture_of,
-    given,
     layouts,
-    without_ignored,
+    reading,
 )
 from ckpt_megatron.sdk import padded, te
 from ckpt_nemo.container.lightning import SUFFIX
@@ -53,7 +50,7 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Description:
         files=saved.states,
         config=saved.config_file if saved.config else None,
         # override_vocab_size says how many rows there are, and not how many of them are tokens
-        vocabulary=Vocabulary(
+        vocabulary=reading.Vocabulary(
             rows=lambda tokens: padded(tokens, multiple_in(saved.config), tp), tokenizer=tokenizer.count
         ),
         notes=described.notes,
@@ -102,7 +99,7 @@ def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     if not saved.config:
         return _described_by_user(saved, found, request)
     table = LEGACY if found.legacy else MCORE
-    config = without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
+    config = reading.without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
     version = request.options.get("nemo_version")
     if version is not None:
         config["nemo_version"] = version
@@ -143,7 +140,7 @@ def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str
 
 def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     """A checkpoint without config: the architecture from `--config`, the order of q, k, v from the user."""
-    architecture = given(
+    architecture = reading.given(
         request,
         saved.place,
         rows=found.rows(saved.place),
@@ -205,10 +202,10 @@ class _Spelling:
         """Whether a tensor holds what several ranks had, one after the other; see `bias_blocks`."""
         return self._found.bias_ranks > 1 and is_gated_bias(name)
 
-    def called(self, native: Native) -> str | None:
+    def called(self, native: layouts.Native) -> str | None:
         return None if self.is_by_rank(native.name) else self.of(native.name)
 
-    def called_by_rank(self, native: Native) -> str | None:
+    def called_by_rank(self, native: layouts.Native) -> str | None:
         return self.of(native.name) if self.is_by_rank(native.name) else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckpt_core.sdk import Architecture, DType, FormatError, Loss, StoredTensor, disk, dtypes, lazy
+from ckpt_core.sdk import Architecture, FormatError, Loss, StoredTensor, disk, dtypes, lazy
 from ckpt_megatron.sdk import inverse_frequencies
 from ckpt_nemo.container.saved import values_of
 
@@ -24,7 +24,7 @@ def frequencies(architecture: Architecture) -> np.ndarray | None:
     return None if attention is None else inverse_frequencies(attention)
 
 
-def stored_bytes(architecture: Architecture, dtype: DType) -> tuple[DType, int, bytes]:
+def stored_bytes(architecture: Architecture, dtype: dtypes.DType) -> tuple[dtypes.DType, int, bytes]:
     """The dtype, the number and the bytes of the frequencies of a model whose tensors are of `dtype`."""
     values = frequencies(architecture)
     assert values is not None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import DType, Native, Placement, chunked, schema, torch_files
+from ckpt_core.sdk import Placement, chunked, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder, distributed_folder
@@ -26,8 +26,8 @@ class _Part:
     """A native tensor, or a half of one, inside the tensor `key` of `whole` shape: its first index, per dimension."""
 
     key: str
-    native: Native
-    dtype: DType
+    native: layouts.Native
+    dtype: dtypes.DType
     whole: tuple[int, ...]
     origin: tuple[int, ...]
 
@@ -87,7 +87,7 @@ def _parts(builder: NemoBuilder, layout: FileLayout, ranks: int, homogeneous: bo
 
 
 def _place(
-    native: Native, layers: Sequence[schema.Layer], homogeneous: bool
+    native: layouts.Native, layers: Sequence[schema.Layer], homogeneous: bool
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     moe = None if native.layer is None else layers[native.layer].mlp.moe
     name = native.name if native.layer is None else te(native.name, latent=False, moe=moe is not None, grouped=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_core.sdk import Architecture, Native, dtypes, schema
+from ckpt_core.sdk import Architecture, dtypes, layouts, schema
 from ckpt_megatron.sdk import linear_extra_states, renumbered, te
 from ckpt_nemo.container.writing import Constant, Entry, NemoBuilder, State
 from ckpt_nemo.gpt.layout import FileLayout
@@ -27,7 +27,7 @@ def _layers(architecture: Architecture) -> tuple[schema.Layer, ...]:
 
 
 def _state(
-    builder: NemoBuilder, natives: list[Native], layout: FileLayout, here: range, place: tuple[int, int]
+    builder: NemoBuilder, natives: list[layouts.Native], layout: FileLayout, here: range, place: tuple[int, int]
 ) -> State:
     """The state dict of one (virtual) stage at `place`, in the order of the modules. A chunk of several has no `model.`."""
     prefix = "model." if layout.vpp == 1 else ""
@@ -51,7 +51,9 @@ def _state(
     return found
 
 
-def _stage(natives: list[Native], layout: FileLayout, here: range, place: tuple[int, int]) -> Iterator[Native | None]:
+def _stage(
+    natives: list[layouts.Native], layout: FileLayout, here: range, place: tuple[int, int]
+) -> Iterator[layouts.Native | None]:
     """The tensors of a stage; None where the rotary frequencies go, of which every stage before Megatron-Core has a copy."""
     first, last = place == (0, 0), place == (layout.pp - 1, layout.vpp - 1)
     outside = [native for native in natives if native.layer is None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import Config, Facts, Refusal, RotaryKind, uniform
+from ckpt_core.sdk import Config, Facts, Refusal, configs, schema
 from ckpt_megatron.sdk import check_any_version, transformer_config
 from ckpt_nemo.nemo2.classes import PACKAGE, is_known, lineage, scales_embedding
 from ckpt_nemo.nemo2.graph import Call
@@ -61,7 +61,7 @@ def classes_for(facts: Facts, hint: Mapping[str, Any]) -> Classes:
 
 def _does(classes: Classes, facts: Facts) -> bool:
     names = lineage(classes.config)
-    llama31 = facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3
+    llama31 = facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3
     return (
         is_known(classes.config)
         and ("Llama31Config" in names) == llama31
@@ -74,13 +74,13 @@ def _family_of(facts: Facts) -> Classes:
     def has(path: str) -> bool:
         return facts.present(path) is not False
 
-    rms = uniform(facts, "final_norm.kind") == "rms"
+    rms = configs.uniform(facts, "final_norm.kind") == "rms"
     if facts.get("tokens.scale", 1.0) != 1.0:
         return _pair("gemma", "GemmaConfig", "GemmaModel")
     if has("latent_attention"):
-        sigmoid = uniform(facts, "mlp.moe.router.score") == "sigmoid"
+        sigmoid = configs.uniform(facts, "mlp.moe.router.score") == "sigmoid"
         return _pair("deepseek", "DeepSeekV3Config" if sigmoid else "DeepSeekV2Config", "DeepSeekModel")
-    if facts.get("attention.rotary.scaling.kind") is RotaryKind.LLAMA3:
+    if facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3:
         return _pair("llama", "Llama31Config", "LlamaModel")
     if not has("attention.rotary"):
         return _pair("base", "GPTConfig", "GPTModel")
@@ -89,10 +89,10 @@ def _family_of(facts: Facts) -> Classes:
     if has("mlp.moe"):
         return _pair("mixtral", "MixtralConfig", "MixtralModel")
     if not rms:
-        squared = uniform(facts, "mlp.activation") == "relu_squared"
+        squared = configs.uniform(facts, "mlp.activation") == "relu_squared"
         names = ("nemotron", "NemotronConfig", "NemotronModel")
         return _pair(*(names if squared else ("starcoder2", "Starcoder2Config", "Starcoder2Model")))
-    if uniform(facts, "attention.q_bias"):
+    if configs.uniform(facts, "attention.q_bias"):
         return _pair("qwen2", "Qwen2Config", "Qwen2Model")
     if has("attention.window"):
         return _pair("mistral", "MistralConfig7B", "MistralModel")

@@ -12,19 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import (
-    CkptError,
-    Config,
-    Facts,
-    FormatError,
-    Ledger,
-    Loss,
-    Problems,
-    documents,
-    ledgers,
-    torch_files,
-    trees,
-)
+from ckpt_core.sdk import CkptError, Config, Facts, FormatError, Loss, Problems, documents, ledgers, torch_files, trees
 from ckpt_megatron.sdk import transformer_config
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
@@ -63,7 +51,7 @@ class Described:
     losses: list[Loss] = field(default_factory=list)
     sections: dict[str, Any] = field(default_factory=dict)
 
-    def enter(self, ledger: Ledger, context: trees.Tree) -> None:
+    def enter(self, ledger: ledgers.Ledger, context: trees.Tree) -> None:
         """Enter what became of the fields of the config, and of what else the graph in io.json has."""
         for name in (GRAPH, MODEL):
             if name in context:

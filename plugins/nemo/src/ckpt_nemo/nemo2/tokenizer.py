@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import Loss, Sidecar, company, trees
+from ckpt_core.sdk import Loss, company, trees
 from ckpt_nemo.nemo2.classes import short
 from ckpt_nemo.nemo2.graph import Call
 
@@ -34,7 +34,7 @@ class Tokenizer:
     """
 
     size: int | None = None
-    files: dict[str, Sidecar] = field(default_factory=dict)
+    files: dict[str, company.Sidecar] = field(default_factory=dict)
     hint: dict[str, Any] | None = None
 
 
@@ -79,8 +79,8 @@ def _is_file_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value)
 
 
-def _sidecars(files: Mapping[str, trees.Extent]) -> dict[str, Sidecar]:
-    return {name: Sidecar(extent.file, extent.size, extent.offset) for name, extent in sorted(files.items())}
+def _sidecars(files: Mapping[str, trees.Extent]) -> dict[str, company.Sidecar]:
+    return {name: company.Sidecar(extent.file, extent.size, extent.offset) for name, extent in sorted(files.items())}
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -91,12 +91,12 @@ class WrittenTokenizer:
     """The call for `io.json`, or None without a tokenizer; its files by their place in the context; how many tokens."""
 
     call: Call | None
-    files: dict[str, Sidecar]
+    files: dict[str, company.Sidecar]
     size: int | None
     losses: list[Loss]
 
 
-def write_tokenizer(sidecars: Mapping[str, Sidecar], hint: Mapping[str, Any] | None) -> WrittenTokenizer:
+def write_tokenizer(sidecars: Mapping[str, company.Sidecar], hint: Mapping[str, Any] | None) -> WrittenTokenizer:
     """The tokenizer among the files of a model, said as in the source (`hint`) where its files are the same."""
     flat = {name: sidecar for name, sidecar in sidecars.items() if "/" not in name}
     nested = sorted(sidecars.keys() - flat.keys())
@@ -125,7 +125,7 @@ def write_tokenizer(sidecars: Mapping[str, Sidecar], hint: Mapping[str, Any] | N
     return WrittenTokenizer(Call(target, named), files, company.size_of(flat), losses)
 
 
-def _left(flat: Mapping[str, Sidecar], taken: Mapping[str, Sidecar]) -> list[Loss]:
+def _left(flat: Mapping[str, company.Sidecar], taken: Mapping[str, company.Sidecar]) -> list[Loss]:
     return [
         Loss("dropped", name, "no tokenizer of NeMo has such a file") for name in sorted(flat.keys() - taken.keys())
     ]

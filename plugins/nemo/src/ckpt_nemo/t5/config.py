@@ -12,9 +12,7 @@ from ckpt_core.sdk import (
     Activation,
     CkptError,
     Config,
-    Entry,
     Facts,
-    PerLayer,
     configs,
     decided,
     derived,
@@ -23,6 +21,7 @@ from ckpt_core.sdk import (
     key,
     key_is,
     note,
+    schema,
     values,
 )
 from ckpt_nemo.gpt.config import TRAINING
@@ -70,7 +69,7 @@ def nested(flat: Values, base: Values) -> dict[str, Any]:
 # --- both stacks together --------------------------------------------------------------------------------------------
 
 
-def _hidden() -> Entry:
+def _hidden() -> configs.Entry:
     keys = tuple(f"{section}.hidden_size" for section in SECTIONS)
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -86,7 +85,7 @@ def _hidden() -> Entry:
     return decided(keys, ["hidden"], read=read, values={keys: [said]}, why="one width for both stacks")
 
 
-def _position_count() -> Entry:
+def _position_count() -> configs.Entry:
     """One number for the learned positions of both stacks; with relative positions it is a note."""
     kinds = {section: f"{section}.position_embedding_type" for section in SECTIONS}
     counts = [f"{section}.positions.count" for section in SECTIONS]
@@ -109,7 +108,7 @@ def _position_count() -> Entry:
 # --- one stack -------------------------------------------------------------------------------------------------------
 
 
-def _norms(section: str) -> Entry:
+def _norms(section: str) -> configs.Entry:
     """`normalization` and its epsilon. `layernorm1p` stores gamma - 1."""
     kind_key, eps_key = f"{section}.normalization", f"{section}.layernorm_epsilon"
     norms = [*(f"{block}.norm" for block in BLOCKS[section]), f"{section}.mlp.norm", f"{section}.final_norm"]
@@ -131,7 +130,7 @@ def _norms(section: str) -> Entry:
     )
 
 
-def _positions(section: str) -> Entry:
+def _positions(section: str) -> configs.Entry:
     """A table of relative biases for the whole stack, or one of learned positions."""
     kind, buckets, distance, self_only = (
         f"{section}.{name}"
@@ -176,7 +175,7 @@ def _positions(section: str) -> Entry:
     )
 
 
-def _scores(section: str) -> Entry:
+def _scores(section: str) -> configs.Entry:
     """The factors of scores and of the relative bias in layer L (from 1):
 
         normalize   query_key_layer_scaling    scores
@@ -194,7 +193,7 @@ def _scores(section: str) -> Entry:
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
         layers = values.checked(count, config.get(count), values.layers)
         normalises, numbers = flag(config, normalise, True), flag(config, by_layer, True)
-        numbered = PerLayer(float(index + 1) for index in range(layers))
+        numbered = schema.PerLayer(float(index + 1) for index in range(layers))
         for block in blocks:
             if not normalises:
                 facts[f"{block}.scale"] = numbered if numbers else 1.0
@@ -212,7 +211,7 @@ def _scores(section: str) -> Entry:
     )
 
 
-def _activation(section: str) -> Entry:
+def _activation(section: str) -> configs.Entry:
     """The function of the MLP. `activation` alone does not say it (ParallelMLP, r1.16):
 
     1. `bias_activation_fusion` (once bias_gelu_fusion): the fused kernel computes the tanh form of GELU.
@@ -260,7 +259,7 @@ def _activation(section: str) -> Entry:
     )
 
 
-def _stack(section: str) -> list[Entry | list[Any]]:
+def _stack(section: str) -> list[configs.Entry | list[Any]]:
     blocks, mlp = BLOCKS[section], f"{section}.mlp"
     biases = [f"{block}.{part}_bias" for block in blocks for part in ("q", "k", "v", "out")]
     biases += [f"{mlp}.up_bias", f"{mlp}.down_bias"]

@@ -17,11 +17,10 @@ from ckpt_core.sdk import (
     Loss,
     ReadRequest,
     Refusal,
-    Sidecar,
-    Vocabulary,
     architecture_of,
+    company,
     lazy,
-    without_ignored,
+    reading,
 )
 from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
@@ -49,7 +48,7 @@ from ckpt_nemo.values import flag
 def read(saved: Saved, request: ReadRequest) -> Description:
     """An encoder-decoder model that was opened as `saved`."""
     check_by_rank(saved, "a T5 of NeMo 1")
-    config = sections(without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section))
+    config = sections(reading.without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section))
     ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
     facts, notes = T5.read(config, saved.config_file)
     saved.enter_config(T5, config)
@@ -77,7 +76,7 @@ def read(saved: Saved, request: ReadRequest) -> Description:
         files=saved.states,
         config=saved.config_file,
         # the T5s of transformers have rows of their own beyond their tokenizers', which NVIDIA's script takes as they are
-        vocabulary=Vocabulary(rows=lambda tokens: tokens, tokenizer=_token_count(tokenizer, saved.config)),
+        vocabulary=reading.Vocabulary(rows=lambda tokens: tokens, tokenizer=_token_count(tokenizer, saved.config)),
         notes=notes,
         sidecars=sidecars,
         parallel={"tp": tp, "pp": pp},
@@ -186,7 +185,7 @@ def _token_count(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
     return None if file is None else tokens_of(content(file), config, file.path).count
 
 
-def _sidecars(tokenizer: Tokenizer) -> dict[str, Sidecar]:
+def _sidecars(tokenizer: Tokenizer) -> dict[str, company.Sidecar]:
     """The tokenizer's files; under the name that transformers' T5 looks for, where its sentinels are those of a T5."""
     files = dict(tokenizer.files)
     if like_t5(tokenizer.section) and "tokenizer.model" in files:

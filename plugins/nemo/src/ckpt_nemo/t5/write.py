@@ -9,16 +9,15 @@ from typing import Any
 from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
-    DType,
     Loss,
-    Native,
     Refusal,
-    Sidecar,
     Target,
     WriteRequest,
     architecture_of,
+    company,
     dtypes,
     facts_of,
+    layouts,
     rewrites,
     schema,
 )
@@ -45,7 +44,7 @@ class _Files:
     stages: Stages
     blocks: Blocks
     multiple: int
-    dtype: DType | None
+    dtype: dtypes.DType | None
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
@@ -139,7 +138,7 @@ def _multiple(request: WriteRequest, before: Mapping[str, Any]) -> int:
     return multiple
 
 
-def _dtype(request: WriteRequest, hints: Mapping[str, Any]) -> DType | None:
+def _dtype(request: WriteRequest, hints: Mapping[str, Any]) -> dtypes.DType | None:
     """The dtype that is asked for, else the one the model had in NeMo: what was folded in float32 goes back to it."""
     if request.dtype is not None or not isinstance(hints.get("dtype"), str):
         return request.dtype
@@ -150,7 +149,7 @@ def _artifacts(
     checkpoint: Checkpoint, before: Mapping[str, Any], hints: Mapping[str, Any], request: WriteRequest
 ) -> Artifacts:
     """The tokenizer: as it was in NeMo; else the SentencePiece model of a T5, with T5's sentinels."""
-    sidecars: dict[str, Sidecar] = dict(checkpoint.sidecars)
+    sidecars: dict[str, company.Sidecar] = dict(checkpoint.sidecars)
     if "spiece.model" in sidecars:
         sidecars["tokenizer.model"] = sidecars["spiece.model"]
     section = before.get(TOKENIZER)
@@ -253,7 +252,7 @@ def _unshared(config: Mapping[str, Any]) -> list[Loss]:
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], stages: Stages, stage: int) -> State:
+def _state(natives: Mapping[str, layouts.Native], stages: Stages, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
     named = ((stages.name(name, stage), natives[name]) for name in sorted(natives, key=_order))
     return {name: native for name, native in named if name is not None}

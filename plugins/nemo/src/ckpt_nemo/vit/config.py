@@ -9,8 +9,6 @@ from ckpt_core.sdk import (
     Activation,
     CkptError,
     Config,
-    Custom,
-    Entry,
     Facts,
     Refusal,
     configs,
@@ -62,7 +60,7 @@ def choices_of(config: Values, patch_layer: str) -> dict[str, layouts.Value]:
 # --- images ------------------------------------------------------------------------------------------------------------
 
 
-def _images() -> Custom:
+def _images() -> configs.Custom:
     """Images in patches: a class token or more, a position for each of them and for each patch."""
     keys = ("img_h", "img_w", "patch_dim", "num_channels")
     fields = ("height", "width", "patch", "channels")
@@ -125,7 +123,7 @@ def _patches(facts: Facts) -> int:
 # --- layers ------------------------------------------------------------------------------------------------------------
 
 
-def _head_dim() -> Entry:
+def _head_dim() -> configs.Entry:
     """`kv_channels`, the elements of a head; null means hidden size / heads."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
@@ -149,7 +147,7 @@ def _head_dim() -> Entry:
     )
 
 
-def _norms() -> Entry:
+def _norms() -> configs.Entry:
     """`normalization` of the layers and the end; a norm before the layers is always an ordinary LayerNorm."""
     keys = ["normalization", "layernorm_epsilon", "preprocess_layernorm"]
 
@@ -184,7 +182,7 @@ def _norms() -> Entry:
     )
 
 
-def _activation() -> Entry:
+def _activation() -> configs.Entry:
     """The function of the MLP (ParallelMLP): the fused kernel and openai_gelu are the tanh form of GELU, else gelu is the erf form.
 
     VitBackbone leaves bias_activation_fusion off unless the config says otherwise, and never reads bias_gelu_fusion.
@@ -231,7 +229,7 @@ def _activation() -> Entry:
     )
 
 
-def _unfused_name() -> Entry:
+def _unfused_name() -> configs.Entry:
     """The older name of bias_activation_fusion, which no VitBackbone of 1.23 or later reads."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:

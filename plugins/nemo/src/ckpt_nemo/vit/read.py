@@ -16,7 +16,7 @@ from ckpt_core.sdk import (
     architecture_of,
     company,
     layouts,
-    without_ignored,
+    reading,
 )
 from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
@@ -33,7 +33,7 @@ from ckpt_nemo.vit.weights import LINEAR, TABLES, patch_layer
 def read(saved: Saved, request: ReadRequest) -> Description:
     """A vision transformer that was opened as `saved`."""
     check_by_rank(saved, "a ViT of NeMo")
-    config = without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
+    config = reading.without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
     check_resolved(config, TRAINING_KEYS, saved.config_file)
     layer = patch_layer(saved.names, saved.place)
     facts, notes = VIT.read(config, saved.config_file)

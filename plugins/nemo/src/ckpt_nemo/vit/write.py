@@ -10,9 +10,7 @@ from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
     CkptError,
-    DType,
     Loss,
-    Native,
     Target,
     WriteRequest,
     architecture_of,
@@ -42,7 +40,7 @@ class _Files:
     tp: int
     pp: int
     choices: layouts.Chosen
-    dtype: DType | None
+    dtype: dtypes.DType | None
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
@@ -147,7 +145,7 @@ def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Loss
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
 
 
-def _state(natives: Mapping[str, Native], stages: Stages, stage: int) -> State:
+def _state(natives: Mapping[str, layouts.Native], stages: Stages, stage: int) -> State:
     """The state dict of a stage, in the order of the modules."""
     named = ((stages.name(name, stage), natives[name]) for name in sorted(natives, key=order))
     return {f"model.{name}": native for name, native in named if name is not None}
