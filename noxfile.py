@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 PACKAGES = [
     "core",
     "page",
-    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp")),
+    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp", "peft")),
 ]
 HELPERS = ("-e", "tests/support")  # what the tests share
 DEMO = ROOT / "tests/data/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
@@ -156,6 +156,14 @@ def real_deepspeed(session: nox.Session) -> None:
     session.install("-r", "tests/real/requirements-deepspeed.txt")
     install(session, "transformers>=4.45", "safetensors", "pytest")
     judge(session, "check_deepspeed.py")
+
+
+@nox.session
+def real_peft(session: nox.Session) -> None:
+    """The released PEFT (PyPI 0.21.2, on CPU) merges adapters of every kind: every tensor of ours is its, bit for bit."""
+    session.install("-r", "tests/real/requirements-peft.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_peft.py")
 
 
 @nox.session

@@ -18,7 +18,7 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.storage.safetensors import read_header
-from ckpt_core.tensors.assembly import SourceFiles
+from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.writing import TargetBuilder
 
 FILE = "toy.safetensors"

@@ -16,7 +16,8 @@ from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.bytes.files import pread_into, pwrite_all
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
-from ckpt_core.tensors.assembly import Shard, boxes, flat_tile, tile_view, tiles_exactly
+from ckpt_core.tensors.assembly import Shard, flat_tile, tiles_exactly
+from ckpt_core.tensors.boxes import boxes, tile_view
 from ckpt_core.tensors.strided import read_box, write_box
 from ckpt_tests.packing import points
 

@@ -22,6 +22,7 @@ from ckpt_core.arguments import OptionValue, check_count, check_format, options_
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.config import TableError
+from ckpt_core.description import Fragment
 from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
@@ -40,8 +41,8 @@ from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.dtypes import DType, dtype_named
-from ckpt_core.tensors.assembly import SourceFiles
 from ckpt_core.tensors.digest import fingerprint as combine
+from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK_BYTES = 4 << 20
 _WEIGHTS = ("auto", "model", "master")
@@ -113,7 +114,20 @@ def _reading(
     if weights not in _WEIGHTS:
         raise UsageError("there are no such weights", found=f"{weights!r:.60}", expected=", ".join(_WEIGHTS))
     given = None if config is None else _config_file(path_of(config, "config"))
-    return ReadRequest(typed_options(plugin.info, options, "read"), config_architecture(given), weights, given)
+    typed = typed_options(plugin.info, options, "read")
+    for option in plugin.info.options:
+        if option.kind is Checkpoint and isinstance(typed.get(option.name), str):
+            typed[option.name] = _other(typed[option.name], option.name, given)
+    return ReadRequest(typed, config_architecture(given), weights, given)
+
+
+def _other(path: str, option: str, config: str | None) -> Checkpoint:
+    """The checkpoint that an option names. `config` says its architecture, where it does not itself."""
+    try:
+        return read_checkpoint(path, config=config)
+    except CkptError as error:
+        error.problem = f"-o {option}={path}: {error.problem}"
+        raise
 
 
 def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpoint:
@@ -121,6 +135,8 @@ def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpo
     did not foresee: that too is one clear error.
     """
     named = tuple(value for value in (*request.options.values(), request.config) if isinstance(value, str))
+    for other in request.options.values():
+        named += (other.path, *other.provenance.named) if isinstance(other, Checkpoint) else ()
     with at_home(path, named) as home:
         try:
             checkpoint = checkpoint_at(plugin, path, request)
@@ -203,6 +219,28 @@ def read_checkpoint(
     local = localised(path_of(path, "path"))
     plugin, fact = find_format(local, format)
     return _read(plugin, local, _reading(plugin, options_of(options), config, weights), fact)
+
+
+def read_fragment(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Mapping[str, OptionValue] | None = None,
+    weights: str = "auto",
+) -> tuple[str, str, Fragment] | None:
+    """What lies at a path that is not a model by itself, with its format and the fact that says so; None for a model.
+
+    The arguments and errors are those of `open_checkpoint`.
+    """
+    local = localised(path_of(path, "path"))
+    plugin, fact = find_format(local, format)
+    if not plugin.hooks.ckpt_fragment.get_hookimpls():
+        return None
+    request = _reading(plugin, options_of(options), config, weights)
+    with at_home(local):
+        fragment = plugin.hooks.ckpt_fragment(path=local, request=request)
+    return None if fragment is None else (plugin.name, fact, fragment)
 
 
 def open_checkpoint(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Sidecar
+from ckpt_core.errors import CkptError
 from ckpt_core.layout import Chosen, Native, Ranks, Table, Tables
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.bytes.files import FileState
@@ -101,3 +102,16 @@ class Description:
     losses: Sequence[Loss] = ()
     explanations: Mapping[str, str] = field(default_factory=dict)
     masters: bool = False
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What lies at a path and is not a model by itself, such as an adapter without its base.
+
+    `lines` are what `ckpt inspect` says of it, under labels; `facts` are the same as JSON. `lacks` is the error by which it is
+    refused wherever a model is asked for.
+    """
+
+    lines: Mapping[str, Sequence[str]]
+    facts: Mapping[str, Any]
+    lacks: CkptError

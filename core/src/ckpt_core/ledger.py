@@ -197,6 +197,11 @@ class Ledger:
             if entry.what == MASTERS.what:
                 self.used("weights", entry.file, *filter(None, [entry.key]))
 
+    def joined(self, other: Iterable[Entry]) -> None:
+        """Enter what another ledger says: that of a checkpoint which is read along with this one."""
+        for entry in other:
+            self._entries.setdefault((entry.file, entry.key), entry)
+
     def archive(self, tree: Tree, companions: Iterable[Extent]) -> None:
         """Enter the files of an archive, or of a folder that takes the place of one, that the reader did not."""
         carried = set(companions)

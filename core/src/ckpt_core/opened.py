@@ -12,7 +12,8 @@ from ckpt_core.architecture import Architecture, Axis
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import did_you_mean
 from ckpt_core.storage.dtypes import DType, decode
-from ckpt_core.tensors.assembly import LazyParameter, SourceFiles
+from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.tensors.source import SourceFiles
 
 Index = SupportsIndex | slice | EllipsisType
 """One index of a tensor: an int, a slice with a positive step, or `...`."""

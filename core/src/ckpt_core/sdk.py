@@ -32,7 +32,7 @@ from ckpt_core.config import (
     uniform,
     values,
 )
-from ckpt_core.description import Averaged, Description, RankTensors, Vocabulary
+from ckpt_core.description import Averaged, Description, Fragment, RankTensors, Vocabulary
 from ckpt_core.errors import CkptError, FormatError, Problems, Refusal
 from ckpt_core.format import Folder, Format
 from ckpt_core.layout import Native, Table, drop, row
@@ -72,6 +72,7 @@ __all__ = [
     "Format",
     "FormatError",
     "FormatInfo",
+    "Fragment",
     "Ledger",
     "Loss",
     "Native",

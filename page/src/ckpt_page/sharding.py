@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ckpt_core.architecture import Parameter
 from ckpt_core.layout import Tile
-from ckpt_core.tensors.assembly import Box, LazyParameter, StoredPart
+from ckpt_core.tensors.assembly import LazyParameter, StoredPart
+from ckpt_core.tensors.boxes import Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def shares_of(assembly: LazyParameter) -> list[Share]:
 
     A tensor that is computed (a sum of others, a constant) has none of its own.
     """
-    found = _shares(assembly.blocks, "weights") + _shares(assembly.copies, "copy")
+    found = _shares(assembly.value_blocks, "weights") + _shares(assembly.copies, "copy")
     found += _shares(assembly.rounded, "rounded")
     return found + [share for rank in assembly.averaged for share in _shares(rank, "averaged")]
 

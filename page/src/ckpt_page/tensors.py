@@ -23,7 +23,7 @@ def tensors(survey: Survey) -> Markup:
     links = anchors(held)
     rows = []
     for name, assembly in held.items():
-        size = sum(block.tile.elements * block.dtype.size for block in assembly.blocks)
+        size = sum(block.tile.elements * block.dtype.size for block in assembly.value_blocks)
         shares = files.shares[name]
         cells: list[object] = [
             shape_text(assembly),

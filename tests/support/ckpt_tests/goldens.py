@@ -93,8 +93,19 @@ def of_2026(part: str, framework: str | None = None) -> list[Golden]:
     """The newer cases of a framework that have a checkpoint: those below PART/ that are shipped, or all of them.
 
     Without `framework`, all below PART/, which are of one."""
+    return [
+        golden for golden in _of_2026(part) if golden.case.get("framework") == framework and golden.checkpoint.is_dir()
+    ]
+
+
+def beside(part: str, file: str) -> list[Golden]:
+    """The newer cases below PART/ that have a file of this name: those that are shipped, or all of them."""
+    return [golden for golden in _of_2026(part) if (golden.folder / file).is_file()]
+
+
+def _of_2026(part: str) -> list[Golden]:
     folder = Path(os.environ.get("CKPT_GOLDENS_2026") or _SHIPPED_2026) / part
     found = [Golden(path.parent) for path in sorted(folder.rglob("case.json"))]
     if not found:
         raise pytest.UsageError(f"no golden lies below {folder}: set CKPT_GOLDENS_2026 to where they are, or unset it")
-    return [golden for golden in found if golden.case.get("framework") == framework and golden.checkpoint.is_dir()]
+    return found

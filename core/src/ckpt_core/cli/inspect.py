@@ -17,6 +17,7 @@ from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
 
 if TYPE_CHECKING:
+    from ckpt_core.description import Fragment
     from ckpt_core.verify.statistics import Statistics
 
 
@@ -30,8 +31,13 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
 
     Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
     """
-    from ckpt_core.api import read_checkpoint
+    from ckpt_core.api import read_checkpoint, read_fragment
 
+    if (fragment := read_fragment(src, **asked)) is not None:
+        if stats or html is not None:
+            raise fragment[2].lacks
+        _show_fragment(src, *fragment, as_json=as_json)
+        return
     checkpoint = read_checkpoint(src, **asked)
     if html is not None:
         page = _page()
@@ -51,6 +57,21 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
         show(survey)
         if html is not None:
             Page().say("page", html)
+
+
+def _show_fragment(src: str, format: str, fact: str, fragment: Fragment, *, as_json: bool) -> None:
+    """What is no model by itself, and what it lacks to be one."""
+    if as_json:
+        lacks = fragment.lacks.to_json()
+        emit_json({"path": src, "format": format, "evidence": [fact], "fragment": dict(fragment.facts), "lacks": lacks})
+        return
+    page = Page()
+    page.say("path", src)
+    page.say("format", format)
+    page.say("because", fact)
+    for label, lines in fragment.lines.items():
+        page.say(label, *lines)
+    page.say("lacks", *str(fragment.lacks).splitlines())
 
 
 def _page() -> ModuleType:

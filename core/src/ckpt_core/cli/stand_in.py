@@ -108,6 +108,7 @@ def _kind(layer: Layer, tensors: Mapping[str, LazyParameter]) -> object:
             held.fill,
             tuple((factor.assembly.parameter.shape, factor.assembly.bits, factor.axes) for factor in held.factors),
             tuple((term.rows, term.weights) for term in held.added),
+            held.merged is not None,
         )
         for name, held in sorted(tensors.items())
     )

@@ -1,7 +1,7 @@
 """What a model comes with besides its tensors: tokenizer, ids of special tokens, generation config, licence."""
 
 from ckpt_core.checkpoint import Sidecar
-from ckpt_core.company.companions import FOLDERS, companions_of, files_below, files_in, known_ids
+from ckpt_core.company.companions import FOLDERS, companions_of, files_below, files_in, is_companion, known_ids
 from ckpt_core.company.image_processor import PROCESSOR, processor_file, processor_settings
 from ckpt_core.company.tokenizer import GENERATION, ROLES, has_tokenizer, is_token, pieces_of, size_of
 from ckpt_core.company.vocabulary import asked_vocabulary, settled, with_vocabulary
@@ -17,6 +17,7 @@ __all__ = [
     "files_below",
     "files_in",
     "has_tokenizer",
+    "is_companion",
     "is_token",
     "known_ids",
     "pieces_of",

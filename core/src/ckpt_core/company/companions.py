@@ -75,11 +75,16 @@ def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -
     return found.because(f"by {config}: {', '.join([*sorted(added), *sorted(files)])}")
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file of this name belongs to a model, whatever else is in its folder."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS) or name.partition("/")[0] in FOLDERS
+
+
 def companions_of(config: str) -> dict[str, Sidecar]:
     """The files beside a config that belong to its model. `FormatError` for one that really lies outside of their folder."""
     folder = os.path.dirname(os.path.abspath(config))
     with at_home(config):
-        return files_in(folder, lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS))
+        return files_in(folder, is_companion)
 
 
 def files_in(folder: str, wanted: Callable[[str], bool]) -> dict[str, Sidecar]:

@@ -120,7 +120,8 @@ class Plan:
         largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[
             : self.workers
         ]
-        return self.footprint + _BUFFERS * sum(largest)
+        factors = max((t.assembly.merged.working_bytes for t in self.transfers if t.assembly.merged), default=0)
+        return self.footprint + _BUFFERS * sum(largest) + self.workers * factors
 
     @functools.cached_property
     def footprint(self) -> int:
@@ -159,6 +160,8 @@ class Plan:
             yield f"{assembly.dtype} {assembly.maps} {assembly.factors} {assembly.fill} {assembly.added}"
             for block in assembly.all_blocks:
                 yield str(block)
+            if assembly.merged is not None:
+                yield f"{assembly.merged.dtype} {assembly.merged.updates}"
         for path, data in sorted(self.target.documents.items()):
             yield f"{path} {blake3(data).hexdigest()}"
         for path, sidecar in sorted(self.target.sidecars.items()):
@@ -336,7 +339,7 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
         fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
         return fastest is not None and fastest.axis != last
 
-    turned = any(transposed(block) for block in (*assembly.blocks, *(delivery.block for delivery in deliveries)))
+    turned = any(transposed(block) for block in (*assembly.value_blocks, *(delivery.block for delivery in deliveries)))
     return max(1, (budget if turned else min(budget, _CHUNK)) // max(4, assembly.dtype.size))
 
 

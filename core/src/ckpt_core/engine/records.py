@@ -16,7 +16,8 @@ from ckpt_core.errors import CkptError
 from ckpt_core.layout import Link
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.tensor import Record
-from ckpt_core.tensors.assembly import LazyParameter, SourceFiles, StoredPart
+from ckpt_core.tensors.assembly import LazyParameter, StoredPart
+from ckpt_core.tensors.source import SourceFiles
 
 _PRIME = (1 << 61) - 1
 _BASE = 0x1B9E3779B97F4A7C % _PRIME
@@ -38,16 +39,18 @@ def watched(tensors: Mapping[str, LazyParameter]) -> dict[str, LazyParameter]:
             return blocks
         return tuple(block if _taken(block, left) else replace(block, record=None) for block in blocks)
 
-    return {
-        name: replace(
+    def watch(assembly: LazyParameter) -> LazyParameter:
+        merged = assembly.merged
+        return replace(
             assembly,
             blocks=kept(assembly.blocks),
             copies=kept(assembly.copies),
             rounded=kept(assembly.rounded),
             averaged=tuple(map(kept, assembly.averaged)),
+            merged=None if merged is None else replace(merged, base=watch(merged.base)),
         )
-        for name, assembly in tensors.items()
-    }
+
+    return {name: watch(assembly) for name, assembly in tensors.items()}
 
 
 def _taken(block: StoredPart, left: set[StoredPart]) -> bool:
@@ -59,6 +62,8 @@ def _taken(block: StoredPart, left: set[StoredPart]) -> bool:
 
 def _own_blocks(assembly: LazyParameter) -> Iterable[StoredPart]:
     """What is read once while a tensor is put together; not what its factors and sums are made of, which is read again and again."""
+    if assembly.merged is not None:
+        return _own_blocks(assembly.merged.base)
     return (*assembly.blocks, *assembly.copies, *assembly.rounded, *(one for rank in assembly.averaged for one in rank))
 
 

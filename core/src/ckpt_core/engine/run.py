@@ -23,7 +23,7 @@ from ckpt_core.receipt.make import make_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt
 from ckpt_core.storage.bytes.files import pwrite_all, written
-from ckpt_core.tensors.assembly import SourceFiles
+from ckpt_core.tensors.source import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_w
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
-from ckpt_core.tensors.assembly import Box, SourceFiles, boxes, tile_view
+from ckpt_core.tensors.boxes import Box, boxes, tile_view
 from ckpt_core.tensors.digest import TensorDigest
+from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
 from ckpt_core.tensors.strided import write_box
 

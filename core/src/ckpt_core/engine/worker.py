@@ -32,7 +32,7 @@ from ckpt_core.engine.staging import TOKEN, boot_id
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.tensors.assembly import SourceFiles
+from ckpt_core.tensors.source import SourceFiles
 
 _SAMPLE = 64
 _SECOND = 1.0

@@ -13,7 +13,7 @@ import pluggy
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Target
-from ckpt_core.description import Description
+from ckpt_core.description import Description, Fragment
 from ckpt_core.launch import Launch
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
 from ckpt_core.plugins.tables import FamilyTables
@@ -56,6 +56,12 @@ def ckpt_notes(path: str) -> Mapping[str, object] | None:
 @hookspec(firstresult=True)
 def ckpt_read(path: str, request: ReadRequest) -> Description:  # type: ignore[empty-body]
     """What lies at `path`, from headers alone: the model, and the tensors of every rank. The core makes the checkpoint of it."""
+
+
+@hookspec(firstresult=True)
+def ckpt_fragment(path: str, request: ReadRequest) -> Fragment | None:
+    """What lies at `path`, where that is not a model as `request` stands: an adapter without its base. None for a model. `ckpt inspect`
+    shows it. Optional."""
 
 
 @hookspec(firstresult=True)

@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.architecture import Architecture
+from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import UsageError, did_you_mean
 from ckpt_core.storage.dtypes import DType
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An `-o name=value` of a format. `kind` is bool, int, float, str or a tuple of choices; `side` is read, write or both."""
+    """An `-o name=value` of a format. `kind` is bool, int, float, str or a tuple of choices; `side` is read, write or both.
+
+    The value of a read option of kind `Checkpoint` is the path of another checkpoint, of any format: a reader is given what
+    was read there.
+    """
 
     name: str
     help: str
@@ -27,7 +32,11 @@ class Option:
             if text in self.kind:
                 return text
             raise UsageError(f"option {self.name} has no value {text!r}", expected=" | ".join(self.kind))
-        parser: Callable[[str], object] = _parse_bool if self.kind is bool else self.kind
+        parser: Callable[[str], object] = self.kind
+        if self.kind is bool:
+            parser = _parse_bool
+        elif self.kind is Checkpoint:
+            parser = str
         try:
             return parser(text)
         except ValueError:

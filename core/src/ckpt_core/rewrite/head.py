@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ckpt_core.architecture import parameters, same_value
 from ckpt_core.rewrite.model import Rewritable, scaled
-from ckpt_core.tensors.assembly import resized
+from ckpt_core.tensors.assembly import with_rows
 
 
 def vocabulary_rows(model: Rewritable, rows: int) -> Rewritable:
@@ -15,13 +15,7 @@ def vocabulary_rows(model: Rewritable, rows: int) -> Rewritable:
     if tokens is None or tokens.padded_vocabulary == rows:
         return model
     architecture = replace(model.architecture, tokens=replace(tokens, padded_vocabulary=rows))
-    wanted = parameters(architecture)
-    tensors = {
-        name: resized(assembly, wanted[name])
-        if wanted[name].shape != assembly.parameter.shape
-        else replace(assembly, parameter=wanted[name])
-        for name, assembly in model.tensors.items()
-    }
+    tensors = with_rows(model.tensors, parameters(architecture))
     return model.rewritten(architecture, tensors, f"vocabulary table of {rows} rows (was {tokens.padded_vocabulary})")
 
 
@@ -40,6 +34,8 @@ def tied_head(model: Rewritable) -> Rewritable:
     head, tokens = model.architecture.head, "embedding.tokens.weight"
     if head is None or head.tied or model.tensors["head.weight"].maps != model.tensors[tokens].maps:
         return model
+    if any(model.tensors[name].merged for name in ("head.weight", tokens)):
+        return model  # what is compared is what lies in files, and not what is computed of it
     tensors = dict(model.tensors)
     copy = tensors.pop("head.weight")
     tensors[tokens] = replace(tensors[tokens], copies=(*tensors[tokens].copies, *copy.blocks))

@@ -11,7 +11,9 @@ from ckpt_core.architecture import Architecture, Attention, Layer, Stack, same_v
 from ckpt_core.layout import scale
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.tensors.assembly import LazyParameter, SourceFiles, boxes
+from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK = 1 << 20
 

@@ -3,18 +3,23 @@
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors.assembly import (
     LazyParameter,
+    LowRank,
+    Merged,
     ParameterBuilder,
     Shard,
-    SourceFiles,
     StoredPart,
-    boxes,
     flat_tile,
-    tile_view,
+    with_rows,
 )
+from ckpt_core.tensors.boxes import boxes, tile_view
+from ckpt_core.tensors.merged import placed, update_tile
+from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import storage_dtype, stored_values
 
 __all__ = [
     "LazyParameter",
+    "LowRank",
+    "Merged",
     "ParameterBuilder",
     "Shard",
     "SourceFiles",
@@ -22,7 +27,10 @@ __all__ = [
     "boxes",
     "contiguous_strides",
     "flat_tile",
+    "placed",
     "storage_dtype",
     "stored_values",
     "tile_view",
+    "update_tile",
+    "with_rows",
 ]

@@ -1,12 +1,9 @@
-"""Canonical tensors as they lie on disk: lazy, unsharded, and read one box at a time."""
+"""Canonical tensors as they lie on disk: lazy, unsharded, and described block by block (`source` reads them)."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,17 +12,10 @@ import numpy as np
 from ckpt_core.architecture import Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
-from ckpt_core.storage.archive.inflate import Inflated, inflated
-from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
 from ckpt_core.storage.chunks.tensor import tiles
-from ckpt_core.storage.dtypes import FP32, DType, decode, encode
-from ckpt_core.storage.tensor import Record, StoredTensor, contiguous_strides
-from ckpt_core.tensors.scratch import scratch
-from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
-
-Box = tuple[tuple[int, int], ...]
-"""A part of a tensor: (start, stop) per axis."""
+from ckpt_core.storage.dtypes import FP32, DType
+from ckpt_core.storage.tensor import Record, StoredTensor
+from ckpt_core.tensors.boxes import Box, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +41,7 @@ class StoredPart:
 
     def within(self, box: Box) -> list[Tile]:
         """The parts of the tile inside a box."""
-        tiles = [self.tile]
-        for axis, (start, stop) in enumerate(box):
-            tiles = [part for tile in tiles for part in tile.cut_canonical(axis, start, stop)]
-        return tiles
+        return within(self.tile, box)
 
 
 def flat_tile(tile: Tile, strides: Sequence[int], origin: Sequence[int] | None = None) -> Tile:
@@ -91,6 +78,55 @@ class WeightedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """`scale * up @ down`, added to those elements of a tensor that `tile` covers; its native dimensions are (out, in).
+
+    `up` is [out, rank], `down` [rank, in]. `magnitude` [out] is DoRA's. `turned`: the framework keeps the weight as [in, out], which
+    decides in which order it sums the squares of a norm. `narrowed`: the product is rounded to the dtype of the tensor
+    before it is added, and not only the sum.
+    """
+
+    up: LazyParameter
+    down: LazyParameter
+    scale: float
+    tile: Tile
+    magnitude: LazyParameter | None = None
+    turned: bool = False
+    narrowed: bool = False
+
+    @property
+    def factors(self) -> tuple[LazyParameter, ...]:
+        """The tensors it is made of."""
+        return (self.up, self.down) if self.magnitude is None else (self.up, self.down, self.magnitude)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A tensor, and what is added to it. `dtype` is that of the sum; without updates the tensor is rounded to it."""
+
+    base: LazyParameter
+    updates: tuple[LowRank, ...]
+    dtype: DType
+
+    @property
+    def blocks(self) -> tuple[StoredPart, ...]:
+        """Everything that is read for it."""
+        factors = (factor for update in self.updates for factor in update.factors)
+        return (*self.base.all_blocks, *(block for factor in factors for block in factor.all_blocks))
+
+    @property
+    def working_bytes(self) -> int:
+        """How many bytes the factors of the largest update take while they are multiplied."""
+        sizes = (sum(factor.parameter.elements for factor in update.factors) for update in self.updates)
+        return 12 * max(sizes, default=0)  # as float32, and as float64
+
+    def over(self, base: LazyParameter, rows: int) -> Merged:
+        """The same for a base with `rows` rows on axis 0; updates lose those that it does not have."""
+        cut = (replace(update, tile=tile) for update in self.updates for tile in update.tile.cut_canonical(0, 0, rows))
+        return replace(self, base=base, updates=tuple(cut))
+
+
+@dataclass(frozen=True, slots=True)
 class LazyParameter:
     """One canonical tensor and the blocks it is put together from.
 
@@ -101,6 +137,7 @@ class LazyParameter:
     mean over `blocks` and all of them, and `dtype` is float32.
     `maps` turn stored into canonical values, in order, and `factors` multiply those.
     `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
+    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum.
     """
 
     parameter: Parameter
@@ -113,6 +150,7 @@ class LazyParameter:
     rounded: tuple[StoredPart, ...] = ()
     averaged: tuple[tuple[StoredPart, ...], ...] = ()
     added: tuple[WeightedRows, ...] = ()
+    merged: Merged | None = None
 
     @property
     def value_dtype(self) -> DType:
@@ -141,14 +179,19 @@ class LazyParameter:
     def all_blocks(self) -> tuple[StoredPart, ...]:
         """Everything that is read to put the tensor together, and to check it."""
         own = (*self.blocks, *self.copies, *self.rounded, *(block for rank in self.averaged for block in rank))
-        return (*own, *(block for term in self.added for block in term.assembly.all_blocks))
+        merged = () if self.merged is None else self.merged.blocks
+        return (*own, *(block for term in self.added for block in term.assembly.all_blocks), *merged)
+
+    @property
+    def value_blocks(self) -> tuple[StoredPart, ...]:
+        """The blocks of the values themselves: of a merged tensor those of the one that is merged into."""
+        return self.blocks if self.merged is None else self.merged.base.value_blocks
 
     def paths(self) -> set[str]:
         return {block.path for block in self.all_blocks}
 
 
 _UNBOUNDED = 1 << 10
-_PIECE = 1 << 20
 
 
 def significant_bits(factor: float) -> int:
@@ -165,214 +208,6 @@ def significant_bits(factor: float) -> int:
         return 0
     whole = int(math.ldexp(fraction, 53))
     return 53 - ((whole & -whole).bit_length() - 1)
-
-
-class SourceFiles:
-    """Open source files, each checked to be what it was when the plan was made."""
-
-    def __init__(self, states: Iterable[FileState]) -> None:
-        self._states = {state.path: state for state in states}
-        self._files = OpenFiles()
-        self._inflated: dict[str, Inflated | None] = {}
-
-    def read(
-        self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
-    ) -> np.ndarray:
-        """The canonical values of `box`, a (start, stop) for each axis: an array of shape (stop - start, ...), C-contiguous, of raw
-        elements of `assembly.value_dtype` (bf16 as uint16).
-
-        `transient`: they may lie in this thread's buffer, where its next read replaces them. The box's contribution to the
-        checksums of the records that it lies in is added to `sums`. `FormatError` where a file changed or is cut off, or
-        where replicas differ that must agree.
-        """
-        shape = tuple(stop - start for start, stop in box)
-        if assembly.fill is not None:
-            return np.full(shape, assembly.fill, np.float32)
-        if assembly.added:
-            return self._mapped(assembly, box, self._sum(assembly.added, box))
-        raw = scratch("raw", shape, assembly.dtype.numpy) if transient else np.empty(shape, assembly.dtype.numpy)
-        if assembly.averaged:
-            self._average(assembly, box, raw, sums)
-        else:
-            self._gather(assembly.blocks, box, raw, sums)
-        for block in assembly.copies:
-            for tile in block.within(box):
-                self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
-        for block in assembly.rounded:
-            for tile in block.within(box):
-                self._compare_rounded(assembly, block, tile, tile_view(raw, tile, box), sums)
-        if not assembly.maps and not assembly.factors:
-            return raw
-        return self._mapped(assembly, box, decode(raw, assembly.dtype))
-
-    def _mapped(self, assembly: LazyParameter, box: Box, values: np.ndarray) -> np.ndarray:
-        for value_map in assembly.maps:
-            values = value_map.apply(values)
-        for factor in assembly.factors:
-            values = values * self._factor(factor, box)
-        return np.ascontiguousarray(values, dtype=np.float32)
-
-    def _factor(self, factor: Factor, box: Box) -> np.ndarray:
-        """The float32 values of a factor inside a box of the other tensor, with an axis of one wherever it has none."""
-        inside = tuple(box[axis] for axis in factor.axes)
-        values = decode(self.read(factor.assembly, inside), factor.assembly.value_dtype)
-        return values.reshape([stop - start if axis in factor.axes else 1 for axis, (start, stop) in enumerate(box)])
-
-    def _sum(self, terms: Sequence[WeightedRows], box: Box) -> np.ndarray:
-        """The float32 rows of `box` of a sum; of each tensor no more is read than the rows between the first and the last that count."""
-        (start, stop), *inner = box
-        total = np.zeros([stop - start, *(high - low for low, high in inner)], np.float32)
-        for term in terms:
-            rows, weights = np.array(term.rows[start:stop]), np.array(term.weights[start:stop], np.float32)
-            if not rows.size:
-                continue
-            first, last = int(rows.min()), int(rows.max()) + 1
-            single = len(term.assembly.parameter.axes) < len(box)
-            held = self.read(term.assembly, tuple(inner) if single else ((first, last), *inner))
-            values = decode(held, term.assembly.value_dtype)
-            values = values[None] if single else values
-            for number in range(rows.shape[1]):
-                share = weights[:, number].reshape(-1, *[1] * len(inner))
-                part = np.zeros_like(total)  # a row that does not count may hold infinities
-                total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
-        return total
-
-    def _gather(self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
-        """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
-        parts = [(block, tile) for block in blocks for tile in block.within(box)]
-        if sum(tile.elements for _, tile in parts) != raw.size:
-            raw[...] = 0
-        for block, tile in parts:
-            self._fill(block, tile, tile_view(raw, tile, box), sums)
-
-    def _average(self, assembly: LazyParameter, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
-        ranks = (assembly.blocks, *assembly.averaged)
-        mean[...] = 0
-        for blocks in ranks:
-            stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
-            self._gather(blocks, box, stored, sums)
-            mean += decode(stored, blocks[0].dtype)
-        mean /= np.float32(len(ranks))
-
-    def _fill(self, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
-        offset = block.offset + tile.native_base[0] * block.dtype.size
-        add = None if sums is None or block.record is None else _adder(block.record, sums)
-        with self._reading(block.path) as read:
-            read_box(read, offset, [link.stride for link in tile.links], view, add)
-
-    @contextlib.contextmanager
-    def _reading(self, path: str) -> Iterator[ReadInto]:
-        """How to read a file: its own bytes, or, of a tar in gzip, the inflated ones."""
-        state = self._states.get(path)
-        if path not in self._inflated:
-            self._inflated[path] = inflated(path, state)
-        if (contents := self._inflated[path]) is not None:
-            yield contents.read_into
-            return
-        with self._files.descriptor(path, state) as descriptor:
-            yield functools.partial(pread_into, descriptor, path=path)
-
-    def _compare(
-        self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
-    ) -> None:
-        copy = scratch("copy", view.shape, block.dtype.numpy)
-        self._fill(block, tile, copy, sums)
-        if block.dtype != assembly.dtype or not np.array_equal(_bits(copy), _bits(view)):
-            self._check_records((block, *assembly.blocks))
-            raise FormatError(
-                f"two copies of {assembly.parameter.name} differ",
-                file=block.path,
-                expected=f"the values in {assembly.blocks[0].path}",
-                fix="the checkpoint says they are one tensor (a tied head, a replicated parameter): find out which copy is right",
-            )
-
-    def _compare_rounded(
-        self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
-    ) -> None:
-        copy = scratch("copy", view.shape, block.dtype.numpy)
-        self._fill(block, tile, copy, sums)
-        rounded = encode(decode(np.ascontiguousarray(view), assembly.dtype), block.dtype)
-        if not np.array_equal(_bits(rounded), _bits(copy)):
-            self._check_records((block, *assembly.blocks))
-            raise FormatError(
-                f"{assembly.parameter.name} in {assembly.dtype} does not round to its copy in {block.dtype}",
-                file=assembly.blocks[0].path,
-                expected=f"the values in {block.path}, before they were rounded",
-                fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
-            )
-
-    def _check_records(self, blocks: Iterable[StoredPart]) -> None:
-        """Of values that contradict each other, say which are damaged, where a checksum tells."""
-        for record in {block.record for block in blocks if block.record is not None}:
-            self.check_record(record)
-
-    def check_record(self, record: Record) -> None:
-        """Read a record for its checksum alone; `FormatError` if it is damaged."""
-        crc, end = 0, record.offset + record.size
-        with self._reading(record.file) as read:
-            for start in range(record.offset, end, _PIECE):
-                piece = bytearray(min(_PIECE, end - start))
-                read(memoryview(piece), start)
-                crc = crc32.crc32(piece, crc)
-        record.check(crc)
-
-    def recheck(self) -> None:
-        """Raise `FormatError` if any source file changed since the plan was made."""
-        for state in self._states.values():
-            if FileState.of(state.path) != state:
-                state.check(os.stat(state.path))
-
-    def close(self) -> None:
-        self._files.close()
-
-
-def _adder(record: Record, sums: Counter[str]) -> WriteFrom:
-    """Adds bytes at an offset of the file to the sum of the record that they are of."""
-
-    key, end = record.key, record.offset + record.size
-
-    def add(view: memoryview, offset: int) -> None:
-        behind = end - offset - len(view)
-        sums[key] ^= crc32.shifted(crc32.remainder(view), behind)
-
-    return add
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    """The elements as whole numbers of the same bits, by which a NaN equals itself, and -0 not 0."""
-    return array.view(f"u{array.itemsize}")
-
-
-def tile_view(raw: np.ndarray, tile: Tile, box: Box) -> np.ndarray:
-    """The elements of a box that a tile covers, as a writable view of the box's values.
-
-    `raw` has the shape of `box`, (stop - start) for each axis, and is C-contiguous; the view has an axis for each link of the
-    tile, of the link's size.
-    """
-    steps = contiguous_strides(raw.shape)
-    start = sum((base - low) * step for base, (low, _), step in zip(tile.canonical_base, box, steps, strict=True))
-    flat = raw.reshape(-1)[start:]
-    sizes = [link.size for link in tile.links]
-    strides = [link.step * steps[link.axis] * raw.itemsize for link in tile.links]
-    return np.lib.stride_tricks.as_strided(flat, sizes, strides)
-
-
-def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:
-    """Cut a shape into boxes of at most `elements` elements, in row-major order; a single element is never cut."""
-    inner = 1
-    axis = len(shape)
-    while axis > 0 and inner * shape[axis - 1] <= elements:
-        axis -= 1
-        inner *= shape[axis]
-    if axis == 0:
-        yield tuple((0, size) for size in shape)
-        return
-    step = max(1, elements // inner)
-    rest = tuple((0, size) for size in shape[axis:])
-    for index in np.ndindex(*shape[: axis - 1]):
-        fixed = tuple((i, i + 1) for i in index)
-        for start in range(0, shape[axis - 1], step):
-            yield (*fixed, (start, min(start + step, shape[axis - 1])), *rest)
 
 
 @dataclass
@@ -528,6 +363,16 @@ def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     return tiles(shape, boxes)
 
 
+def with_rows(tensors: Mapping[str, LazyParameter], parameters: Mapping[str, Parameter]) -> dict[str, LazyParameter]:
+    """The same tensors as `parameters` has them: where the number of rows on axis 0 is another, cut or padded with zeros."""
+    return {
+        name: resized(assembly, parameters[name])
+        if parameters[name].shape != assembly.parameter.shape
+        else replace(assembly, parameter=parameters[name])
+        for name, assembly in tensors.items()
+    }
+
+
 def resized(assembly: LazyParameter, parameter: Parameter) -> LazyParameter:
     """The same tensor with another number of rows on axis 0: cut, or padded with zeros (vocabulary padding)."""
     rows = min(parameter.shape[0], assembly.parameter.shape[0])
@@ -542,4 +387,7 @@ def resized(assembly: LazyParameter, parameter: Parameter) -> LazyParameter:
         copies=cut(assembly.copies),
         rounded=cut(assembly.rounded),
         averaged=tuple(map(cut, assembly.averaged)),
+        merged=None
+        if assembly.merged is None
+        else assembly.merged.over(resized(assembly.merged.base, parameter), rows),
     )

@@ -12,7 +12,9 @@ from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.tensors.assembly import LazyParameter, SourceFiles, boxes
+from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK_ELEMENTS = 1 << 20
 

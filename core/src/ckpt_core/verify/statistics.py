@@ -17,7 +17,8 @@ from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.run import Listener
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.tensors.assembly import SourceFiles, boxes
+from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.source import SourceFiles
 
 _ELEMENTS = 1 << 20
 

@@ -6,6 +6,7 @@ transformers' own. Their plugins say where the tensors lie; what is in them, and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +16,21 @@ from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
     Loss,
+    Native,
     Table,
     architecture_of,
+    documents,
     dtypes,
+    layouts,
     lazy,
+    rewrites,
 )
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.names import matching
 from ckpt_hf.write import choose, config_text, losses_of, settings_beside, settings_said
 
-__all__ = ["CONFIG", "TransformersModel", "model_of_checkpoint", "model_of_config"]
+__all__ = ["CONFIG", "ModelInMemory", "TransformersModel", "model_in_memory", "model_of_checkpoint", "model_of_config"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +107,37 @@ def model_of_checkpoint(checkpoint: Checkpoint, *, held: bool = False) -> Transf
         said=fit.said | settings_said(checkpoint),
         tokens=fit.tokens,
     )
+
+
+@dataclass(frozen=True)
+class ModelInMemory:
+    """A transformers model as a program holds it that changes single modules of it: PEFT does.
+
+    `names` has every tensor under each name that a version of transformers has for it: those of files, and those in memory, where
+    version 5 fuses the experts. `tensors` are its parameters as the class must have them, after the exact `rewrites` that led there.
+    """
+
+    class_name: str
+    architecture: Architecture
+    tensors: Mapping[str, lazy.LazyParameter]
+    names: Mapping[str, Native]
+    rewrites: Sequence[str] = ()
+
+
+def model_in_memory(checkpoint: Checkpoint) -> ModelInMemory:
+    """`checkpoint` as transformers holds it. A checkpoint of format `hf` has the class that its config names, any other the first
+    class that holds it exactly. Raises `Refusal` naming what no class can hold.
+    """
+    if checkpoint.format == "hf":
+        folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path) or "."
+        file = os.path.join(folder, CONFIG)
+        config: Mapping[str, Any] = documents.read_json_object(file)
+        family = family_of(config, file)
+        model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors)
+    else:
+        fit = choose(checkpoint)
+        config, family, model = fit.config, fit.family, fit.model
+    names: dict[str, Native] = {}
+    for tables in reversed(family.spellings(family.arranged_by(config))):
+        names |= layouts.BoundTables(tables, model.architecture).natives()
+    return ModelInMemory(family.class_name, model.architecture, model.tensors, names, model.rewrites)

@@ -16,7 +16,7 @@ from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.rewrite import Rewritable, resized_images
-from ckpt_core.tensors.assembly import SourceFiles
+from ckpt_core.tensors.source import SourceFiles
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.models import weights
 from ckpt_tests.nemo import config_of, members

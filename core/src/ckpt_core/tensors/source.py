@@ -1,0 +1,238 @@
+"""Reading canonical tensors: the values of one box at a time, out of files that are what they were when the plan was made."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from ckpt_core.errors import FormatError
+from ckpt_core.layout import Tile
+from ckpt_core.storage.archive.inflate import Inflated, inflated
+from ckpt_core.storage.bytes import crc32
+from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.dtypes import decode, encode
+from ckpt_core.storage.tensor import Record
+from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
+from ckpt_core.tensors.boxes import Box, tile_view
+from ckpt_core.tensors.merged import merged_values
+from ckpt_core.tensors.scratch import scratch
+from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
+
+_PIECE = 1 << 20
+
+
+class SourceFiles:
+    """Open source files, each checked to be what it was when the plan was made."""
+
+    def __init__(self, states: Iterable[FileState]) -> None:
+        self._states = {state.path: state for state in states}
+        self._files = OpenFiles()
+        self._inflated: dict[str, Inflated | None] = {}
+        self._norms: dict[str, np.ndarray] = {}
+        self._sound: set[Record] = set()
+
+    def read(
+        self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
+    ) -> np.ndarray:
+        """The canonical values of `box`, a (start, stop) for each axis: an array of shape (stop - start, ...), C-contiguous, of raw
+        elements of `assembly.value_dtype` (bf16 as uint16).
+
+        `transient`: they may lie in this thread's buffer, where its next read replaces them. The box's contribution to the
+        checksums of the records that it lies in is added to `sums`. `FormatError` where a file changed or is cut off, or
+        where replicas differ that must agree.
+        """
+        shape = tuple(stop - start for start, stop in box)
+        if assembly.fill is not None:
+            return np.full(shape, assembly.fill, np.float32)
+        if assembly.added:
+            return self._mapped(assembly, box, self._sum(assembly.added, box))
+        if assembly.merged is not None:
+            raw = self._merged(assembly.merged, box, sums)
+            return self._mapped(assembly, box, decode(raw, assembly.dtype)) if _is_mapped(assembly) else raw
+        raw = scratch("raw", shape, assembly.dtype.numpy) if transient else np.empty(shape, assembly.dtype.numpy)
+        if assembly.averaged:
+            self._average(assembly, box, raw, sums)
+        else:
+            self._gather(assembly.blocks, box, raw, sums)
+        for block in assembly.copies:
+            for tile in block.within(box):
+                self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
+        for block in assembly.rounded:
+            for tile in block.within(box):
+                self._compare_rounded(assembly, block, tile, tile_view(raw, tile, box), sums)
+        if not _is_mapped(assembly):
+            return raw
+        return self._mapped(assembly, box, decode(raw, assembly.dtype))
+
+    def floats(self, assembly: LazyParameter, box: Box) -> np.ndarray:
+        """The same values as float32; they may be those of `read` themselves."""
+        return decode(self.read(assembly, box), assembly.value_dtype)
+
+    def _merged(self, merged: Merged, box: Box, sums: Counter[str] | None) -> np.ndarray:
+        for update in merged.updates:
+            for factor in update.factors:
+                self._check_records_once(factor.all_blocks)
+
+        left = [
+            merged.base
+        ]  # it is read once for this box; what is read of it besides, for norms, must not count twice
+
+        def read(held: LazyParameter, inside: Box) -> np.ndarray:
+            counted = sums if left and held is left[0] else None
+            if counted is not None:
+                left.clear()
+            return self.read(held, inside, sums=counted)
+
+        return merged_values(merged, box, read, self._norms)
+
+    def _mapped(self, assembly: LazyParameter, box: Box, values: np.ndarray) -> np.ndarray:
+        for value_map in assembly.maps:
+            values = value_map.apply(values)
+        for factor in assembly.factors:
+            values = values * self._factor(factor, box)
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+    def _factor(self, factor: Factor, box: Box) -> np.ndarray:
+        """The float32 values of a factor inside a box of the other tensor, with an axis of one wherever it has none."""
+        inside = tuple(box[axis] for axis in factor.axes)
+        values = decode(self.read(factor.assembly, inside), factor.assembly.value_dtype)
+        return values.reshape([stop - start if axis in factor.axes else 1 for axis, (start, stop) in enumerate(box)])
+
+    def _sum(self, terms: Sequence[WeightedRows], box: Box) -> np.ndarray:
+        """The float32 rows of `box` of a sum; of each tensor no more is read than the rows between the first and the last that count."""
+        (start, stop), *inner = box
+        total = np.zeros([stop - start, *(high - low for low, high in inner)], np.float32)
+        for term in terms:
+            rows, weights = np.array(term.rows[start:stop]), np.array(term.weights[start:stop], np.float32)
+            if not rows.size:
+                continue
+            first, last = int(rows.min()), int(rows.max()) + 1
+            single = len(term.assembly.parameter.axes) < len(box)
+            held = self.read(term.assembly, tuple(inner) if single else ((first, last), *inner))
+            values = decode(held, term.assembly.value_dtype)
+            values = values[None] if single else values
+            for number in range(rows.shape[1]):
+                share = weights[:, number].reshape(-1, *[1] * len(inner))
+                part = np.zeros_like(total)  # a row that does not count may hold infinities
+                total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
+        return total
+
+    def _gather(self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
+        """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
+        parts = [(block, tile) for block in blocks for tile in block.within(box)]
+        if sum(tile.elements for _, tile in parts) != raw.size:
+            raw[...] = 0
+        for block, tile in parts:
+            self._fill(block, tile, tile_view(raw, tile, box), sums)
+
+    def _average(self, assembly: LazyParameter, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
+        ranks = (assembly.blocks, *assembly.averaged)
+        mean[...] = 0
+        for blocks in ranks:
+            stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
+            self._gather(blocks, box, stored, sums)
+            mean += decode(stored, blocks[0].dtype)
+        mean /= np.float32(len(ranks))
+
+    def _fill(self, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
+        offset = block.offset + tile.native_base[0] * block.dtype.size
+        add = None if sums is None or block.record is None else _adder(block.record, sums)
+        with self._reading(block.path) as read:
+            read_box(read, offset, [link.stride for link in tile.links], view, add)
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[ReadInto]:
+        """How to read a file: its own bytes, or, of a tar in gzip, the inflated ones."""
+        state = self._states.get(path)
+        if path not in self._inflated:
+            self._inflated[path] = inflated(path, state)
+        if (contents := self._inflated[path]) is not None:
+            yield contents.read_into
+            return
+        with self._files.descriptor(path, state) as descriptor:
+            yield functools.partial(pread_into, descriptor, path=path)
+
+    def _compare(
+        self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
+    ) -> None:
+        copy = scratch("copy", view.shape, block.dtype.numpy)
+        self._fill(block, tile, copy, sums)
+        if block.dtype != assembly.dtype or not np.array_equal(_bits(copy), _bits(view)):
+            self._check_records((block, *assembly.blocks))
+            raise FormatError(
+                f"two copies of {assembly.parameter.name} differ",
+                file=block.path,
+                expected=f"the values in {assembly.blocks[0].path}",
+                fix="the checkpoint says they are one tensor (a tied head, a replicated parameter): find out which copy is right",
+            )
+
+    def _compare_rounded(
+        self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
+    ) -> None:
+        copy = scratch("copy", view.shape, block.dtype.numpy)
+        self._fill(block, tile, copy, sums)
+        rounded = encode(decode(np.ascontiguousarray(view), assembly.dtype), block.dtype)
+        if not np.array_equal(_bits(rounded), _bits(copy)):
+            self._check_records((block, *assembly.blocks))
+            raise FormatError(
+                f"{assembly.parameter.name} in {assembly.dtype} does not round to its copy in {block.dtype}",
+                file=assembly.blocks[0].path,
+                expected=f"the values in {block.path}, before they were rounded",
+                fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
+            )
+
+    def _check_records(self, blocks: Iterable[StoredPart]) -> None:
+        """Of values that contradict each other, say which are damaged, where a checksum tells."""
+        for record in {block.record for block in blocks if block.record is not None}:
+            self.check_record(record)
+
+    def _check_records_once(self, blocks: Iterable[StoredPart]) -> None:
+        """Check the records of what is read again and again, before it is read first."""
+        for record in {block.record for block in blocks if block.record is not None} - self._sound:
+            self.check_record(record)
+            self._sound.add(record)
+
+    def check_record(self, record: Record) -> None:
+        """Read a record for its checksum alone; `FormatError` if it is damaged."""
+        crc, end = 0, record.offset + record.size
+        with self._reading(record.file) as read:
+            for start in range(record.offset, end, _PIECE):
+                piece = bytearray(min(_PIECE, end - start))
+                read(memoryview(piece), start)
+                crc = crc32.crc32(piece, crc)
+        record.check(crc)
+
+    def recheck(self) -> None:
+        """Raise `FormatError` if any source file changed since the plan was made."""
+        for state in self._states.values():
+            if FileState.of(state.path) != state:
+                state.check(os.stat(state.path))
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def _is_mapped(assembly: LazyParameter) -> bool:
+    return bool(assembly.maps or assembly.factors)
+
+
+def _adder(record: Record, sums: Counter[str]) -> WriteFrom:
+    """Adds bytes at an offset of the file to the sum of the record that they are of."""
+
+    key, end = record.key, record.offset + record.size
+
+    def add(view: memoryview, offset: int) -> None:
+        behind = end - offset - len(view)
+        sums[key] ^= crc32.shifted(crc32.remainder(view), behind)
+
+    return add
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The elements as whole numbers of the same bits, by which a NaN equals itself, and -0 not 0."""
+    return array.view(f"u{array.itemsize}")

@@ -1,0 +1,58 @@
+"""LoRA adapters that PEFT saved: read as the model that they make of their base."""
+
+from __future__ import annotations
+
+from ckpt_core.sdk import Checkpoint, FormatInfo, Fragment, Option, ReadRequest, hookimpl
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="peft",
+        summary="PEFT LoRA adapters: adapter_config.json with adapter_model.safetensors or .bin, merged into their base",
+        families=("models of format hf",),
+        writes=False,
+        options=(
+            Option(
+                "base", "the model that the adapter was trained on, a checkpoint of any format", Checkpoint, side="read"
+            ),
+            Option(
+                "merge",
+                "the dtype of merged tensors: that of the base, as PEFT has it, or the float32 sum without rounding",
+                ("base", "fp32"),
+                "base",
+                side="read",
+            ),
+            Option(
+                "residual_base",
+                "the base given is what the start of the training left of the model (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)",
+                bool,
+                False,
+                side="read",
+            ),
+            Option(
+                "ignore_keys", "keys of adapter_config.json to leave out, separated by commas", str, "", side="read"
+            ),
+        ),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_peft.files import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_fragment(path: str, request: ReadRequest) -> Fragment | None:
+    from ckpt_peft.show import fragment
+
+    return fragment(path, request)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_peft.read import read
+
+    return read(path, request)

@@ -1,0 +1,124 @@
+"""The files of an adapter's folder, and the names of the tensors in them.
+
+adapter_config.json
+adapter_model.safetensors        or  adapter_model.bin
+tokenizer.json, chat_template.jinja, ...                 travel with the merged model
+optimizer.pt, trainer_state.json, ...                    of transformers' Trainer, left behind
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_core.sdk import (
+    FormatError,
+    Ledger,
+    ReadRequest,
+    Sidecar,
+    StoredTensor,
+    company,
+    disk,
+    documents,
+    ledgers,
+    safetensors,
+    torch_files,
+    without_ignored,
+)
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT loads the first that is there
+
+# transformers' Trainer saves these beside an adapter (trainer.py, `_save_checkpoint`).
+_TRAINING = {
+    "optimizer.pt": ledgers.OPTIMIZER,
+    "optimizer.bin": ledgers.OPTIMIZER,
+    "scheduler.pt": ledgers.SCHEDULE,
+    "scaler.pt": ledgers.SCALER,
+    "rng_state": ledgers.RANDOM,
+    "trainer_state.json": ledgers.PROGRESS,
+    "training_args.bin": ledgers.SETTINGS,
+}
+_CARD = ledgers.Reason("the adapter's card", "it describes the adapter, and not the merged model")
+_WEIGHTS_OF_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+_NOT_COMPANIONS = (*_TRAINING, "adapter_", "README", "ckpt-receipt", ".")
+
+
+@dataclass(frozen=True)
+class Files:
+    """An adapter as its files have it: `config`, and the tensors of `weights` by their names."""
+
+    folder: str
+    config: Mapping[str, Any]
+    weights: str
+    tensors: Mapping[str, StoredTensor]
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def config_file(self) -> str:
+        """The path of adapter_config.json."""
+        return os.path.join(self.folder, CONFIG)
+
+    @property
+    def states(self) -> list[disk.FileState]:
+        """The files that are read."""
+        return [disk.FileState.of(self.config_file), disk.FileState.of(self.weights)]
+
+
+def looks_like(path: str) -> str | None:
+    """The fact by which a path is an adapter of PEFT: a config with `peft_type`. A damaged config is one too, by its name."""
+    folder = _folder_of(path)
+    file = None if folder is None else os.path.join(folder, CONFIG)
+    if file is None or not os.path.isfile(file):
+        return None
+    try:
+        config = documents.read_json(file)
+    except (FormatError, OSError):
+        return CONFIG
+    return f"{CONFIG} with peft_type" if isinstance(config, dict) and "peft_type" in config else None
+
+
+def _folder_of(path: str) -> str | None:
+    """The folder of an adapter, which may be given by its weights."""
+    if os.path.isdir(path):
+        return path
+    return os.path.dirname(path) or "." if os.path.basename(path) in WEIGHTS else None
+
+
+def open_files(path: str, request: ReadRequest) -> Files:
+    """The adapter at a path; `FormatError` if a file is missing or damaged."""
+    folder = _folder_of(path) or path
+    config_file, ledger = os.path.join(folder, CONFIG), Ledger()
+    config = without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
+    there = [os.path.join(folder, name) for name in WEIGHTS if os.path.isfile(os.path.join(folder, name))]
+    if not there:
+        raise FormatError("the adapter has no weights", file=folder, expected=" or ".join(WEIGHTS))
+    weights, *others = there
+    for other in others:
+        ledger.left(ledgers.UNREAD_WEIGHTS, other, size=os.path.getsize(other))
+    return Files(folder, config, weights, _tensors(weights, ledger), ledger)
+
+
+def _tensors(file: str, ledger: Ledger) -> Mapping[str, StoredTensor]:
+    if file.endswith(".safetensors"):
+        return safetensors.read_header(file).tensors
+    held = torch_files.read_state_dict(file)
+    if held.beside:
+        ledger.left(ledgers.UNKNOWN_KEY, file, *held.beside)
+    return held.tensors
+
+
+def companions(folder: str, ledger: Ledger) -> dict[str, Sidecar]:
+    """The files of the adapter's folder that belong to the merged model; what else lies there is entered as left."""
+    for name in sorted(os.listdir(folder)):
+        file = os.path.join(folder, name)
+        reason = next((one for start, one in _TRAINING.items() if name.startswith(start)), None)
+        if name.startswith("README"):
+            reason = _CARD
+        if reason is not None and os.path.isfile(file):
+            ledger.left(reason, file, size=os.path.getsize(file))
+    return company.files_in(
+        folder, lambda name: not name.startswith(_NOT_COMPANIONS) and not name.endswith(_WEIGHTS_OF_OTHERS)
+    )

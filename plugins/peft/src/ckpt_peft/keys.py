@@ -1,0 +1,117 @@
+"""The names of an adapter's tensors, taken apart.
+
+    base_model.model.   model.layers.0.self_attn.q_proj   .lora_A.weight
+    what PEFT puts on   the module of the model           what the tensor is of it
+
+In a state dict, and in what accelerate and verl save of one, the name of the adapter stands in it: `.lora_A.default.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ckpt_core.sdk import FormatError, Problems, StoredTensor
+
+PREFIX = "base_model.model."
+
+DOWN, UP, MAGNITUDE, BIAS = "A", "B", "magnitude", "bias of B"
+
+_ROLES = {
+    DOWN: re.compile(r"(.+)\.lora_A(?:\.default)?\.weight"),
+    UP: re.compile(r"(.+)\.lora_B(?:\.default)?\.weight"),
+    "embedding A": re.compile(r"(.+)\.lora_embedding_A(?:\.default)?"),
+    "embedding B": re.compile(r"(.+)\.lora_embedding_B(?:\.default)?"),
+    MAGNITUDE: re.compile(r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?"),
+    BIAS: re.compile(r"(.+)\.lora_B(?:\.default)?\.bias"),
+}
+_BASE_LAYER = re.compile(r"(.+)\.base_layer(\.(?:weight|bias))")
+_SAVED = re.compile(r"(.+)\.modules_to_save(?:\.default)?(\.\w+)")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor with the name that it has in the file."""
+
+    key: str
+    stored: StoredTensor
+
+
+@dataclass
+class Adapted:
+    """The tensors of one adapted module: `path` is that of the module, or of the wrapper (`.base_layer`) that it lies in."""
+
+    path: str
+    embedding: bool = False
+    tensors: dict[str, Named] = field(default_factory=dict)
+
+    @property
+    def down(self) -> Named:
+        """A, which is [rank, in]."""
+        return self.tensors[DOWN]
+
+    @property
+    def up(self) -> Named:
+        """B, which is [out, rank]."""
+        return self.tensors[UP]
+
+
+@dataclass
+class Contents:
+    """What an adapter's tensors are: `adapted` modules, and `saved`, whole tensors of the model by their names.
+
+    Of what is saved, `inside` are names that are saved in the place of the base's own (`.base_layer.weight`).
+    """
+
+    by_path: dict[tuple[str, bool], Adapted] = field(default_factory=dict)
+    saved: dict[str, Named] = field(default_factory=dict)
+    inside: set[str] = field(default_factory=set)
+
+    @property
+    def adapted(self) -> list[Adapted]:
+        """The adapted modules, in the order of the file."""
+        return list(self.by_path.values())
+
+
+def sorted_out(tensors: Mapping[str, StoredTensor], file: str) -> Contents:
+    """Every tensor by what it is; raises those that are nothing known, and matrices that lack their other half."""
+    contents, problems = Contents(), Problems(f"reading {file}")
+    for key, stored in tensors.items():
+        if not key.startswith(PREFIX):
+            problems.add(
+                FormatError(
+                    f"tensor {key!r} is not of an adapter", file=file, expected=f"names that begin with {PREFIX}"
+                )
+            )
+        elif not _enter(contents, key.removeprefix(PREFIX), Named(key, stored)):
+            problems.add(FormatError(f"two tensors are {key!r} under different names", file=file))
+    for adapted in contents.adapted:
+        for role in (DOWN, UP):
+            if role not in adapted.tensors:
+                there = next(iter(adapted.tensors.values())).key
+                problems.add(
+                    FormatError(f"the matrix {role} of {adapted.path} is missing", file=file, found=f"only {there}")
+                )
+                break
+    problems.raise_any()
+    return contents
+
+
+def _enter(contents: Contents, name: str, tensor: Named) -> bool:
+    """Enter a tensor; False if its place is taken."""
+    for role, pattern in _ROLES.items():
+        if match := pattern.fullmatch(name):
+            embedding = role.startswith("embedding ")
+            kinds = (False, True) if role == MAGNITUDE else (embedding,)  # a magnitude is called alike of both kinds
+            place = next(
+                (place for kind in kinds if (place := (match[1], kind)) in contents.by_path), (match[1], kinds[0])
+            )
+            adapted = contents.by_path.setdefault(place, Adapted(*place))
+            taken = adapted.tensors.setdefault(role.removeprefix("embedding "), tensor)
+            return taken is tensor
+    if match := _BASE_LAYER.fullmatch(name) or _SAVED.fullmatch(name):
+        name = match[1] + match[2]
+        if match.re is _BASE_LAYER:
+            contents.inside.add(name)
+    return contents.saved.setdefault(name, tensor) is tensor

@@ -1,0 +1,515 @@
+"""The model that an adapter makes of its base: for every tensor of the adapter, where in the model it belongs.
+
+    a pair A, B            added to the weight of its module (`lazy.LowRank`), whatever tensor of the base that lies in
+    a bias of B            added to the bias
+    a saved tensor         takes the place of the base's, rounded to its dtype, as PEFT loads it into that module
+
+PEFT computes in float32 and rounds once; a parameter (`target_parameters`) and an embedding have their product rounded first
+(peft 0.21.2, tuners/lora/layer.py: `ParamWrapper.get_delta_weight`, `Embedding.merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from ckpt_core.sdk import (
+    Architecture,
+    CkptError,
+    DType,
+    FormatError,
+    Native,
+    ParameterBuilder,
+    Problems,
+    Refusal,
+    Shard,
+    StoredTensor,
+    disk,
+    dtypes,
+    errors,
+    layouts,
+    lazy,
+    schema,
+)
+from ckpt_hf.sdk import ModelInMemory
+from ckpt_peft.keys import BIAS, MAGNITUDE, Adapted, Contents, Named
+from ckpt_peft.settings import Settings
+
+EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
+_BASE_LAYER = ".base_layer"
+_STEP = 1 << 20
+_FLOATS = ("fp32", "bf16", "fp16")
+
+
+@dataclass
+class Merger:
+    """A model while an adapter is merged into it. `states` are the files of the adapter. `exact` keeps the float32 sums."""
+
+    model: ModelInMemory
+    settings: Settings
+    file: str
+    states: Sequence[disk.FileState]
+    exact: bool
+    architecture: Architecture = field(init=False)
+    tensors: dict[str, lazy.LazyParameter] = field(init=False)
+    updates: dict[str, list[lazy.LowRank]] = field(default_factory=dict)
+    adapted: list[Target] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
+    rewrites: list[str] = field(default_factory=list)
+    problems: Problems = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.architecture, self.tensors = self.model.architecture, dict(self.model.tensors)
+        self.problems = Problems(f"merging {self.file}")
+
+    # --- whole tensors -------------------------------------------------------------------------------------------------
+
+    def replace_saved(self, contents: Contents) -> None:
+        """Put the saved tensors in the place of the base's: first those that PEFT loads into the model itself, which a tied head shares,
+        and then those of the copies that `modules_to_save` makes of modules, which it does not."""
+        own = [name for name in contents.saved if name not in contents.inside and self.settings.saves(name)]
+        for names in ([name for name in contents.saved if name not in own], own):
+            found: dict[str, list[tuple[Native, Named]]] = {}
+            for name in names:
+                native, named = self.model.names.get(name), contents.saved[name]
+                if native is None:
+                    self.problems.add(self._unknown(name, named))
+                elif native.shape != named.stored.shape:
+                    self.problems.add(self._other_shape(named, native.shape, name))
+                elif native.row.via is not None:
+                    self.problems.add(self._mapped(named))
+                elif _is_alias(native):
+                    self.problems.add(self._alias(named))
+                else:
+                    self.saved.append(name)
+                    for parameter in {piece.parameter for piece in native.pieces}:
+                        place = self._place(
+                            parameter, native, names is own and "modules_to_save made a copy of one of them"
+                        )
+                        found.setdefault(place, []).append((native, named))
+            for parameter, parts in found.items():
+                self._replace(parameter, parts)
+
+    def _place(self, parameter: str, native: Native, apart: str | bool) -> str:
+        """The parameter that a tensor of the model is changed in. `apart` says why the head of a tied model is no longer the embedding, if it is
+        not: unless `ensure_weight_tying` had both trained as one."""
+        if parameter != EMBEDDING:
+            return parameter
+        if apart and self._is_tied and not self.settings.tied:
+            self._untie(str(apart))
+        return HEAD if _is_tied_head(native) and not self._is_tied else EMBEDDING
+
+    def _replace(self, parameter: str, parts: Sequence[tuple[Native, Named]]) -> None:
+        base = self.tensors[parameter]
+        builder = ParameterBuilder({parameter: base.parameter}, self.file)
+        copied = any(
+            not native.row.copy for native, _ in parts
+        )  # a head that is still tied must be a copy of the embedding
+        for native, named in parts:
+            inside = (piece for piece in native.pieces if piece.parameter in (parameter, EMBEDDING))
+            pieces = tuple(layouts.Part(parameter, piece.tile) for piece in inside)
+            whole = replace(native, pieces=pieces, row=replace(native.row, copy=native.row.copy and copied))
+            builder.add(whole, [Shard((0,) * len(native.shape), named.stored)])
+        try:
+            (held,) = builder.finish().values()
+        except CkptError as error:
+            self.problems.add(error)
+            return
+        dtype = _dtype_of(base)
+        same = held.dtype == dtype or self.exact
+        self.tensors[parameter] = held if same else _merged(held, (), dtype)
+
+    # --- products ------------------------------------------------------------------------------------------------------
+
+    def add(self, adapted: Adapted) -> None:
+        """Enter what the pair of a module adds to the model."""
+        try:
+            target = self._target(adapted)
+            self._check(target)
+        except CkptError as error:
+            error.file = error.file or self.file
+            self.problems.add(error)
+            return
+        self.adapted.append(target)
+        if _is_tied_head(target.native) and self._is_tied and self.settings.tied:
+            return  # it is the pair of the embedding, under another name: see `check_whole`
+        scale, magnitude = self.settings.scale(target.looked_up), adapted.tensors.get(MAGNITUDE)
+        for piece, down, up, tile in target.products():
+            self._update(
+                # PEFT's own merge writes into the tensor that both share, and so changes the other one as well.
+                self._place(piece, target.native, "the adapter changes one of them"),
+                lazy.LowRank(
+                    up,
+                    down,
+                    scale,
+                    tile,
+                    magnitude=None if magnitude is None else _whole(magnitude.key, magnitude.stored),
+                    turned=target.out > target.into,
+                    narrowed=target.narrowed and not self.exact and magnitude is None,
+                ),
+            )
+        if (bias := adapted.tensors.get(BIAS)) is not None:
+            self._add_bias(target, bias, scale)
+
+    def _add_bias(self, target: Target, bias: Named, scale: float) -> None:
+        name = f"{target.adapted.path}.bias"
+        native = self.model.names.get(name)
+        if native is None or native.shape != bias.stored.shape:
+            self.problems.add(
+                Refusal(
+                    f"{bias.key!r} has no bias that it could be added to",
+                    file=self.file,
+                    found="no bias in the base" if native is None else f"shape {bias.stored.shape}",
+                    expected=None if native is None else f"shape {native.shape} of {name}",
+                )
+            )
+            return
+        parameter = schema.Parameter(bias.key, (schema.Axis("out", native.shape[0]), schema.Axis("in", 1)))
+        up = replace(
+            _whole(bias.key, replace(bias.stored, shape=(*bias.stored.shape, 1), strides=(*bias.stored.strides, 1))),
+            parameter=parameter,
+        )
+        one = lazy.LazyParameter(
+            schema.Parameter("one", (schema.Axis("rank", 1), schema.Axis("in", 1))), dtypes.FP32, (), fill=1.0
+        )
+        for piece in native.pieces:
+            tile = replace(piece.tile, native_base=(*piece.tile.native_base, 0))
+            self._update(piece.parameter, lazy.LowRank(up, one, scale, tile))
+
+    def _untie(self, why: str) -> None:
+        head = self.architecture.head
+        assert head is not None
+        self.architecture = replace(self.architecture, head=replace(head, tied=False))
+        parameter = schema.parameters(self.architecture)[HEAD]
+        self.tensors[HEAD] = replace(self.tensors[EMBEDDING], parameter=parameter)
+        self.rewrites.append(f"the head is untied from the embedding, as {why}")
+
+    @property
+    def _is_tied(self) -> bool:
+        return self.architecture.head is not None and self.architecture.head.tied
+
+    def _update(self, parameter: str, update: lazy.LowRank) -> None:
+        self.updates.setdefault(parameter, []).append(update)
+
+    def _check(self, target: Target) -> None:
+        if target.native.row.via is not None:
+            raise self._mapped(target.adapted.down)
+        if _is_alias(target.native):
+            raise self._alias(target.adapted.down)
+        for named in target.adapted.tensors.values():
+            if named.stored.dtype.name not in _FLOATS:
+                raise Refusal(f"{named.key!r} is {named.stored.dtype}", expected=" or ".join(_FLOATS))
+        found, said = target.rank, self.settings.rank(target.looked_up)
+        if found != said:
+            raise FormatError(
+                f"the rank of {target.adapted.path} is not the one of the config",
+                found=f"{found}, by the shape {target.adapted.down.stored.shape} of {target.adapted.down.key}",
+                expected=f"{said}, by r or rank_pattern",
+            )
+        has = MAGNITUDE in target.adapted.tensors
+        if has != self.settings.dora:
+            raise FormatError(
+                f"{target.adapted.path} has {'a' if has else 'no'} magnitude, and use_dora is {str(self.settings.dora).lower()}",
+                expected="magnitudes for DoRA, and for nothing else",
+            )
+        if (BIAS in target.adapted.tensors) != (self.settings.lora_bias and not target.adapted.embedding):
+            raise FormatError(
+                f"{target.adapted.path} has {'a' if BIAS in target.adapted.tensors else 'no'} bias of B, and lora_bias is "
+                f"{str(self.settings.lora_bias).lower()}"
+            )
+
+    # --- finding modules -----------------------------------------------------------------------------------------------
+
+    def _target(self, adapted: Adapted) -> Target:
+        """The tensor of the model that a pair belongs to, by its name; of several parameters of one module, by its shape."""
+        module = adapted.path
+        while module.endswith(_BASE_LAYER):
+            module = module.removesuffix(_BASE_LAYER)
+        names = self.model.names
+        weight = f"{module}.weight"
+        if weight in names:
+            return self._fitting(adapted, [weight])
+        inner = [name for name in names if name.rpartition(".")[0] == module and len(names[name].shape) == 3]
+        if not inner:
+            raise self._unknown(module, adapted.down)
+        return self._fitting(adapted, inner)
+
+    def _fitting(self, adapted: Adapted, candidates: Sequence[str]) -> Target:
+        fits = [
+            target
+            for name in candidates
+            for target in targets_of(adapted, self.model.names[name], self.settings)
+            if target.fits
+        ]
+        if len(fits) == 1:
+            return fits[0]
+        shapes = f"A {adapted.down.stored.shape}, B {adapted.up.stored.shape}"
+        if fits:
+            raise FormatError(
+                f"the shapes of {adapted.path} fit several parameters",
+                found=f"{shapes}: {', '.join(t.native.name for t in fits)}",
+            )
+        wanted = "; ".join(f"{name} is {self.model.names[name].shape}" for name in candidates)
+        raise FormatError(
+            f"the shapes of {adapted.path} do not fit the base",
+            found=shapes,
+            expected=wanted,
+            fix="give the base that it was trained on",
+        )
+
+    def _unknown(self, name: str, named: Named) -> FormatError:
+        return FormatError(
+            f"the base has no {name}, which the adapter changes",
+            file=self.file,
+            found=f"{named.key}; the base is a {self.model.class_name}",
+            expected="the model that the adapter was trained on",
+            fix=errors.did_you_mean(
+                name, [one.removesuffix(".weight") for one in self.model.names], "give that model with -o base=FOLDER"
+            ),
+        )
+
+    def _mapped(self, named: Named) -> Refusal:
+        return Refusal(
+            f"{named.key!r} changes a tensor that is kept with a map of values, which is not done", file=self.file
+        )
+
+    def _alias(self, named: Named) -> Refusal:
+        return Refusal(
+            f"{named.key!r} changes one of several names of an embedding, which then are not one", file=self.file
+        )
+
+    def _other_shape(self, named: Named, expected: tuple[int, ...], name: str) -> FormatError:
+        return FormatError(
+            f"{named.key!r} does not have the shape of the base",
+            file=self.file,
+            found=f"shape {named.stored.shape}",
+            expected=f"shape {expected} of {name}",
+            fix="give the base that it was trained on",
+        )
+
+    # --- what must be there --------------------------------------------------------------------------------------------
+
+    def check_whole(self) -> None:
+        """Raise every module that the config has adapted or saved, and of which the files hold nothing, with all problems before."""
+        done = {target.native.name for target in self.adapted} | set(self.saved)
+        of_experts = any(_of_one_expert(target.native) for target in self.adapted)
+        absent = []
+        for name, native in self.model.names.items():
+            module, _, kind = name.rpartition(".")
+            if kind != "weight" or len(native.shape) != 2 or name in done or not self.settings.targets_module(module):
+                continue
+            # Experts are modules in transformers 4 alone, and a router is a linear module there.
+            parameters = {piece.parameter for piece in native.pieces}
+            expected = of_experts if _of_one_expert(native) else not any(".router." in one for one in parameters)
+            if expected and not _is_alias(native):
+                absent.append(module)
+        if absent:
+            self.problems.add(
+                FormatError(
+                    f"target_modules names {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""),
+                    file=self.file,
+                    found="the adapter has no tensors of it",
+                    fix="copy the adapter again, or give the base that it was trained on",
+                )
+            )
+        self._check_tied()
+        for module in self.settings.saved_modules:
+            if not any(self.settings.saves(name) and _matches_module(module, name) for name in self.saved):
+                self.problems.add(
+                    FormatError(
+                        f"modules_to_save names {module!r}, and the adapter has no tensor of it", file=self.file
+                    )
+                )
+        for parameter in self.settings.target_parameters:
+            if not any(name == parameter or name.endswith(f".{parameter}") for name in done):
+                self.problems.add(
+                    FormatError(
+                        f"target_parameters names {parameter!r}, and the adapter has no tensors of it", file=self.file
+                    )
+                )
+        self.problems.raise_any()
+
+    def _check_tied(self) -> None:
+        """With `ensure_weight_tying` PEFT saves the one pair of embedding and head twice: A of the head is B of the embedding, turned round."""
+        heads = [one.adapted for one in self.adapted if _is_tied_head(one.native)]
+        tokens = [one.adapted for one in self.adapted if one.adapted.embedding]
+        if not (heads and self._is_tied and self.settings.tied):
+            return
+        pairs = [(head, other) for head in heads for other in tokens]
+        same = all(
+            self._is_turned(head.down, other.up) and self._is_turned(head.up, other.down) for head, other in pairs
+        )
+        if not pairs or not same:
+            self.problems.add(
+                FormatError(
+                    f"{heads[0].down.key} and its B are not those of the embedding",
+                    file=self.file,
+                    expected="one pair for both, as ensure_weight_tying says",
+                )
+            )
+
+    def _is_turned(self, one: Named, other: Named) -> bool:
+        turned = replace(other.stored, shape=other.stored.shape[::-1], strides=other.stored.strides[::-1])
+        left, right = _whole(one.key, one.stored), _whole(other.key, turned)
+        source = lazy.SourceFiles(self.states)
+        try:
+            boxes = lazy.boxes(left.parameter.shape, _STEP)
+            return left.parameter.shape == right.parameter.shape and all(
+                bool((source.floats(left, box) == source.floats(right, box)).all()) for box in boxes
+            )
+        finally:
+            source.close()
+
+    def finish(self) -> dict[str, lazy.LazyParameter]:
+        """The tensors of the merged model; raises every problem found."""
+        for parameter, updates in self.updates.items():
+            base = self.tensors[parameter]
+            dtype = dtypes.FP32 if self.exact else _dtype_of(base)
+            if dtype.name not in _FLOATS:
+                self.problems.add(
+                    Refusal(
+                        f"{parameter} of the base is {dtype}, into which nothing is merged",
+                        file=self.file,
+                        expected=" or ".join(_FLOATS),
+                    )
+                )
+                continue
+            self.tensors[parameter] = _merged(base, tuple(updates), dtype)
+        self.problems.raise_any()
+        return {name: self.tensors[name] for name in schema.parameters(self.architecture)}
+
+
+# --- one pair ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """A pair of matrices and the tensor that it changes: `out` and `into` are the dimensions of that tensor which B and A run over.
+
+    `narrowed`: its product is rounded to the dtype of the tensor before it is added. `looked_up` is what patterns name it by.
+    """
+
+    adapted: Adapted
+    native: Native
+    out: int
+    into: int
+    narrowed: bool
+    looked_up: str
+
+    @property
+    def experts(self) -> int:
+        """How many matrices the tensor holds, each with a product of its own."""
+        return self.native.shape[0] if len(self.native.shape) == 3 else 1
+
+    @property
+    def rank(self) -> int:
+        """The rank of each product."""
+        return self.adapted.down.stored.shape[0] // self.experts
+
+    @property
+    def fits(self) -> bool:
+        """Whether the shapes of the pair are those of the tensor."""
+        down, up, magnitude = (
+            self.adapted.down.stored.shape,
+            self.adapted.up.stored.shape,
+            self.adapted.tensors.get(MAGNITUDE),
+        )
+        out, into = self.native.shape[self.out], self.native.shape[self.into]
+        return (
+            len(down) == len(up) == 2
+            and down[0] == up[1]
+            and down[0] > 0
+            and down[0] % self.experts == 0
+            and (down[1], up[0]) == (into, out)
+            and (magnitude is None or (magnitude.stored.shape == (out,) and self.experts == 1))
+        )
+
+    def products(self) -> Iterator[tuple[str, lazy.LazyParameter, lazy.LazyParameter, layouts.Tile]]:
+        """For each part of each matrix the parameter it is of, A, B, and which elements of their product it takes."""
+        for number in range(self.experts):
+            down, up = self._pair(number)
+            for piece in self.native.pieces:
+                tiles = piece.tile.cut_native(0, number, number + 1) if self.experts > 1 else [piece.tile]
+                for tile in tiles:
+                    yield piece.parameter, down, up, lazy.update_tile(tile, self.out, self.into)
+
+    def _pair(self, number: int) -> tuple[lazy.LazyParameter, lazy.LazyParameter]:
+        """A and B of one expert. The rank axis of A has the experts outside, that of B has them inside (`ParamWrapper`)."""
+        down, up = self.adapted.down, self.adapted.up
+        if self.experts == 1:
+            return _whole(down.key, down.stored), _whole(up.key, up.stored)
+        rank, one, other = self.rank, down.stored, up.stored
+        first = replace(
+            one, shape=(rank, one.shape[1]), offset=one.offset + number * rank * one.strides[0] * one.dtype.size
+        )
+        second = replace(
+            other,
+            shape=(other.shape[0], rank),
+            offset=other.offset + number * other.strides[1] * other.dtype.size,
+            strides=(other.strides[0], other.strides[1] * self.experts),
+        )
+        return _whole(f"{down.key} of expert {number}", first), _whole(f"{up.key} of expert {number}", second)
+
+
+def targets_of(adapted: Adapted, native: Native, settings: Settings) -> Iterator[Target]:
+    """A pair on a tensor, in each way that the tensor's dimensions may be meant: one, where its parameters say which is the output."""
+    dims = len(native.shape)
+    if dims not in (2, 3):
+        return
+    parameter = settings.targets_parameter(native.name)
+    looked_up = native.name if parameter else native.name.removesuffix(".weight")
+    if adapted.embedding:
+        # The module looks rows up: its input are the rows, and its output the columns.
+        yield Target(adapted, native, 1, 0, narrowed=True, looked_up=looked_up)
+        return
+    matrix = {dims - 2, dims - 1}
+    for out in (
+        matrix if 1 in native.shape[-2:] else {_out_dimension(native)}
+    ):  # of one row, or one column, the shapes say which
+        (into,) = matrix - {out}
+        yield Target(adapted, native, out, into, narrowed=parameter, looked_up=looked_up)
+
+
+def _out_dimension(native: Native) -> int:
+    """The dimension of a weight that its output runs over: a parameter has the axes of its output first, but for an expert's number.
+
+    transformers keeps linear weights as [out, in], and those of Conv1D (GPT-2) as [in, out].
+    """
+    matrix = (len(native.shape) - 2, len(native.shape) - 1)
+    links = [link for piece in native.pieces for link in piece.tile.links if link.dim in matrix and link.size > 1]
+    return min(links, key=lambda link: link.axis).dim if links else matrix[0]
+
+
+def _of_one_expert(native: Native) -> bool:
+    return "{x}" in native.row.native
+
+
+def _is_tied_head(native: Native) -> bool:
+    return native.row.copy and native.row.when == "head.tied"
+
+
+def _is_alias(native: Native) -> bool:
+    """Whether a tensor is one more name of another one, and not the tied head: T5 has its embedding under three names."""
+    return native.row.copy and not _is_tied_head(native)
+
+
+def _matches_module(module: str, name: str) -> bool:
+    return name == module or f".{module}." in f".{name}."
+
+
+def _dtype_of(base: lazy.LazyParameter) -> DType:
+    """The dtype that a tensor of the base has in transformers: float32 where its values were computed."""
+    return dtypes.FP32 if base.computed else base.dtype
+
+
+def _merged(base: lazy.LazyParameter, updates: tuple[lazy.LowRank, ...], dtype: DType) -> lazy.LazyParameter:
+    return lazy.LazyParameter(base.parameter, dtype, (), merged=lazy.Merged(base, updates, dtype))
+
+
+def _whole(key: str, stored: StoredTensor) -> lazy.LazyParameter:
+    """A tensor of the adapter as it lies in the file."""
+    parameter = schema.Parameter(key, tuple(schema.Axis(str(axis), size) for axis, size in enumerate(stored.shape)))
+    tile = lazy.flat_tile(lazy.placed(stored.shape), stored.strides)
+    return lazy.LazyParameter(
+        parameter, stored.dtype, (lazy.StoredPart(stored.file, stored.dtype, stored.offset, tile, stored.record),)
+    )
