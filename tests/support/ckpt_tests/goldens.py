@@ -92,10 +92,9 @@ def each(framework: str, which: Callable[[Golden], bool] = lambda golden: True) 
 def of_2026(part: str, framework: str | None = None) -> list[Golden]:
     """The newer cases of a framework that have a checkpoint: those below PART/ that are shipped, or all of them.
 
-    Without `framework`, all below PART/, which are of one."""
-    return [
-        golden for golden in _of_2026(part) if golden.case.get("framework") == framework and golden.checkpoint.is_dir()
-    ]
+    Without `framework`, all below PART/."""
+    wanted = [golden for golden in _of_2026(part) if framework in (None, golden.case.get("framework"))]
+    return [golden for golden in wanted if golden.checkpoint.is_dir()]
 
 
 def beside(part: str, file: str) -> list[Golden]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 
-from ckpt_core.sdk import Ledger, chunked, ledgers
+from ckpt_core.sdk import chunked, ledgers
 
 # Keys of a distributed checkpoint. accelerate: utils/fsdp_utils.py; torchtitan and plain loops name what they save themselves.
 KEYS = ledgers.Contents(
@@ -57,7 +57,7 @@ def is_of_model(key: str) -> bool:
     return KEYS.of(key) is ledgers.UNKNOWN_KEY
 
 
-def enter_keys(ledger: Ledger, held: chunked.DistributedCheckpoint, model: set[str]) -> None:
+def enter_keys(ledger: ledgers.Ledger, held: chunked.DistributedCheckpoint, model: set[str]) -> None:
     """The keys of a distributed checkpoint; `model` are those that are read."""
     (file,) = held.described_in
     others = {key: tensor for key, tensor in held.tensors.items() if key not in model}
@@ -70,7 +70,7 @@ def is_of_training(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _BESIDE)
 
 
-def enter_beside(ledger: Ledger, folder: str) -> None:
+def enter_beside(ledger: ledgers.Ledger, folder: str) -> None:
     """The state of a training in the files beside the weights."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         reason = next((why for pattern, why in _BESIDE.items() if fnmatch.fnmatchcase(entry.name, pattern)), None)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, Problems, chunked, disk, torch_files
+from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, torch_files
 
 HUGGINGFACE = "huggingface"
 """verl's folder of the config, the tokenizer and all else that the model comes with."""
@@ -120,7 +120,7 @@ def rank_files(folder: str) -> list[str]:
             fix="remove the stale ones",
         )
     ((world, files),) = found.items()
-    problems = Problems(f"reading {folder}")
+    problems = errors.Problems(f"reading {folder}")
     for rank in files:
         if rank >= world:
             problems.add(FormatError("a file is of a rank beyond the world size", file=files[rank]))

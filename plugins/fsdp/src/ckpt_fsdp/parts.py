@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from ckpt_core.sdk import DType, FormatError, Shard, StoredTensor, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy, torch_files
 from ckpt_fsdp.mesh import Mesh, read_mesh
 
 _MOST_DIMENSIONS = 64
@@ -29,8 +29,8 @@ class Part:
     """
 
     shape: tuple[int, ...]
-    dtype: DType
-    shards: tuple[Shard, ...]
+    dtype: dtypes.DType
+    shards: tuple[lazy.Shard, ...]
     copy: tuple[object, ...]
     said: str
 
@@ -45,7 +45,7 @@ class Parts:
     def of(self, name: str, value: object, rank: int, file: str) -> Part:
         """The part that is stored under `name` in the file of `rank`; `FormatError` for one that can't be."""
         if isinstance(value, StoredTensor):  # a buffer, or a parameter that FSDP leaves whole: every rank has it
-            whole = Shard((0,) * len(value.shape), value)
+            whole = lazy.Shard((0,) * len(value.shape), value)
             return Part(value.shape, value.dtype, (whole,), (rank,), f"a whole {value.dtype} tensor of {value.shape}")
         try:
             if isinstance(value, torch_files.Opaque) and value.name == "DTensor":
@@ -93,7 +93,7 @@ class Parts:
                 expected=f"{size} at {origin} of {shape}: rank {rank} of {mesh}, placed {_words(placements)}",
             )
         replicas = tuple(place for place, how in zip(coordinate, placements, strict=True) if how.dim is None)
-        shards = () if empty else (Shard(origin, local),)
+        shards = () if empty else (lazy.Shard(origin, local),)
         return Part(
             shape,
             dtype,
@@ -245,10 +245,10 @@ def _words(placements: Sequence[_Placement]) -> str:
     return ", ".join(map(str, placements))
 
 
-def _meta(value: object, file: str) -> tuple[tuple[int, ...], DType]:
+def _meta(value: object, file: str) -> tuple[tuple[int, ...], dtypes.DType]:
     fields = value.fields() if isinstance(value, torch_files.Opaque) else {}
     shape, dtype = fields.get("shape", fields.get("0")), fields.get("dtype", fields.get("2"))
-    if not _is_shape(shape) or not isinstance(dtype, DType):
+    if not _is_shape(shape) or not isinstance(dtype, dtypes.DType):
         raise FormatError(
             "a DTensor has no shape and dtype",
             file=file,
@@ -298,7 +298,7 @@ def _sharded(state: object, rank: int, world: int, file: str) -> Part:
             )
         dtypes.add(tensor.dtype)
         if tensor.elements:
-            shards.append(Shard(tuple(origin), tensor))
+            shards.append(lazy.Shard(tuple(origin), tensor))
     properties = described.get("tensor_properties")
     dtype = _dtype_of(properties) or next(iter(dtypes), None)
     if dtype is None or not dtypes <= {dtype}:
@@ -308,11 +308,11 @@ def _sharded(state: object, rank: int, world: int, file: str) -> Part:
     return Part(tuple(shape), dtype, tuple(shards), (), f"{dtype} {tuple(shape)} in shards")
 
 
-def _dtype_of(properties: object) -> DType | None:
+def _dtype_of(properties: object) -> dtypes.DType | None:
     """The dtype of TensorProperties, which pickles itself as a tuple that begins with it."""
     state = properties.state if isinstance(properties, torch_files.Opaque) else None
     first = state[0] if isinstance(state, tuple) and state else state.get("dtype") if isinstance(state, dict) else None
-    return first if isinstance(first, DType) else None
+    return first if isinstance(first, dtypes.DType) else None
 
 
 def _about(name: str, problem: FormatError) -> FormatError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from ckpt_core.sdk import CkptError, Description, FormatError, Loss, ReadRequest, Sidecar, company
+from ckpt_core.sdk import CkptError, Description, FormatError, ReadRequest, company, ledgers
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
 from ckpt_fsdp.stored import Stored, read_chunks, read_ranks, states
@@ -51,7 +51,7 @@ def read(path: str, request: ReadRequest) -> Description:
         losses=[
             *model.losses,
             *(
-                Loss("dropped", name, "not a weight of the model")
+                ledgers.Loss("dropped", name, "not a weight of the model")
                 for name in sorted(stored.names)
                 if any(table.drops_name(name) for table in model.tables)
             ),
@@ -92,7 +92,7 @@ def _config_beside(where: Place, path: str) -> str | None:
     return None
 
 
-def _sidecars(beside: str | None, where: Place) -> dict[str, Sidecar]:
+def _sidecars(beside: str | None, where: Place) -> dict[str, company.Sidecar]:
     """The files of the model: all beside its config where that lies in the checkpoint, else those that are known to be of one."""
     if beside is None:
         return {}

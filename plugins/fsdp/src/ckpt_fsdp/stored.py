@@ -7,18 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import (
-    DType,
-    FormatError,
-    Ledger,
-    Problems,
-    RankTensors,
-    Shard,
-    chunked,
-    disk,
-    documents,
-    torch_files,
-)
+from ckpt_core.sdk import FormatError, RankTensors, chunked, disk, documents, dtypes, errors, lazy, ledgers, torch_files
 from ckpt_fsdp.contents import EXTRA, enter_keys, is_of_model
 from ckpt_fsdp.files import EXTRA as EXTRA_NAME
 from ckpt_fsdp.files import SETTINGS, rank_files
@@ -32,10 +21,10 @@ class Stored:
     `copies` has every tensor's parts as often as it is held whole: replicas must be equal, which is found out when they are read.
     """
 
-    copies: list[dict[str, Sequence[Shard]]]
-    dtypes: set[DType]
+    copies: list[dict[str, Sequence[lazy.Shard]]]
+    dtypes: set[dtypes.DType]
     files: list[str]
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
     world: int | None = None
 
     @property
@@ -55,8 +44,8 @@ def read_chunks(folder: str) -> Stored:
     """The tensors in a distributed checkpoint that are not of an optimizer or of another part of a training."""
     held = chunked.read_distributed(folder)
     model = {name: tensor for name, tensor in held.tensors.items() if is_of_model(name)}
-    shards: dict[str, Sequence[Shard]] = {
-        name: [Shard(origin, stored) for origin, stored in tensor.stored()] for name, tensor in model.items()
+    shards: dict[str, Sequence[lazy.Shard]] = {
+        name: [lazy.Shard(origin, stored) for origin, stored in tensor.stored()] for name, tensor in model.items()
     }
     found = Stored([shards], {tensor.dtype for tensor in model.values()}, held.files)
     enter_keys(found.ledger, held, set(model))
@@ -73,8 +62,8 @@ def read_ranks(folder: str) -> Stored:
     found = Stored([], set(), list(files), world=world)
     _check_settings(folder, world, found)
     _check_steps(folder, found)
-    parts, copies, first = Parts(world), dict[str, dict[tuple, list[Shard]]](), dict[str, Part]()
-    problems = Problems(f"reading {folder}")
+    parts, copies, first = Parts(world), dict[str, dict[tuple, list[lazy.Shard]]](), dict[str, Part]()
+    problems = errors.Problems(f"reading {folder}")
     for rank, file in enumerate(files):
         held = _state_dict(file)
         for name in first.keys() - held.keys():
@@ -110,7 +99,7 @@ def read_ranks(folder: str) -> Stored:
     return found
 
 
-def _nth(copies: Mapping[tuple, list[Shard]], number: int) -> Sequence[Shard] | None:
+def _nth(copies: Mapping[tuple, list[lazy.Shard]], number: int) -> Sequence[lazy.Shard] | None:
     return list(copies.values())[number] if number < len(copies) else None
 
 

@@ -9,9 +9,10 @@ Every tensor is one chunk: a loading rank reads the part that is its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from ckpt_core.sdk import Checkpoint, Target, TargetBuilder, WriteRequest, chunked, disk, rewrites
+from ckpt_core.sdk import Checkpoint, Target, TargetBuilder, WriteRequest, chunked, disk, dtypes, layouts, rewrites
 from ckpt_hf.sdk import model_of_checkpoint
 
 ACCELERATE = "pytorch_model_fsdp_0"
@@ -29,27 +30,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = model_of_checkpoint(checkpoint, held=names == "held")
     held = rewrites.Rewritable(model.architecture, model.tensors, tuple(model.rewrites))
     builder = TargetBuilder(held, model.tables, request.dtype)
-    natives = list(builder.natives().values())
     prefix = () if layout == "flat" else (_MODEL,)
+    natives = {".".join((*prefix, name)): native for name, native in builder.natives().items()}
+    paths = {key: (*prefix, native.name) for key, native in natives.items()}
     folder = ACCELERATE if layout == "accelerate" else ""
-    limit = disk.parse_size(str(options.get("max_shard_size") or "5GB"))
-    chunks = [
-        chunked.ChunkSpec(
-            ".".join((*prefix, native.name)),
-            builder.dtype_of(native),
-            native.shape,
-            (0,) * len(native.shape),
-            native.shape,
-            file,
-        )
-        for native, file in zip(natives, _files([builder.bytes_of(native) for native in natives], limit), strict=True)
-    ]
-    paths = {chunk.tensor: (*prefix, native.name) for native, chunk in zip(natives, chunks, strict=True)}
-    plan = chunked.plan_distributed(folder, chunks, paths=paths)
-    builder.files += plan.files
-    for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
-        builder.place(native, _in(folder, chunk.file), offset)
-    builder.documents |= {_in(folder, chunked.METADATA): plan.metadata, **model.documents}
+    add_distributed(builder, natives, paths, folder, str(options.get("max_shard_size") or "5GB"))
+    builder.documents |= model.documents
     return builder.target(
         "fsdp",
         sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
@@ -63,6 +49,43 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         said=model.said,
         held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json"},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A tensor of zeros that the files hold besides those of the model."""
+
+    key: str
+    dtype: dtypes.DType
+    shape: tuple[int, ...]
+
+
+def add_distributed(
+    builder: TargetBuilder,
+    natives: Mapping[str, layouts.Native],
+    paths: Mapping[str, tuple[str, ...]],
+    folder: str,
+    limit: str,
+    zeros: Sequence[Zeros] = (),
+) -> None:
+    """Plan a distributed checkpoint of tensors by key in a folder of the output, its files of at most `limit` each."""
+    sizes = [builder.bytes_of(native) for native in natives.values()]
+    chunks = [
+        _chunk(key, builder.dtype_of(native), native.shape, file)
+        for (key, native), file in zip(natives.items(), _files(sizes, disk.parse_size(limit)), strict=True)
+    ]
+    last = chunks[-1].file
+    others = [_chunk(one.key, one.dtype, one.shape, last) for one in zeros]
+    paths = paths or {key: (key,) for key in (*natives, *(one.key for one in zeros))}
+    plan = chunked.plan_distributed(folder, [*chunks, *others], paths=paths)
+    builder.files += plan.files
+    for native, chunk, offset in zip(natives.values(), chunks, plan.offsets, strict=False):
+        builder.place(native, _in(folder, chunk.file), offset)
+    builder.documents[_in(folder, chunked.METADATA)] = plan.metadata
+
+
+def _chunk(key: str, dtype: dtypes.DType, shape: tuple[int, ...], file: str) -> chunked.ChunkSpec:
+    return chunked.ChunkSpec(key, dtype, shape, (0,) * len(shape), shape, file)
 
 
 def _in(folder: str, name: str) -> str:

@@ -87,7 +87,10 @@ NAMES = ledgers.Contents(
         "optimizer.*": ledgers.OPTIMIZER,
         "chained_*": ledgers.OPTIMIZER,
         "rng_state*": ledgers.RANDOM,
-        "rerun_state_machine_state*": ledgers.PROGRESS,
+        "rerun_state_machine*": ledgers.PROGRESS,
+        # of Megatron-FSDP
+        "opt_param_scheduler*": ledgers.SCHEDULE,
+        "num_floating_point_operations_so_far": ledgers.PROGRESS,
         "common_state*": "architecture",
         "*_extra_state*": ledgers.KERNEL_STATE,
         "*": ledgers.UNKNOWN_KEY,

@@ -3,6 +3,7 @@
 ROOT/latest_checkpointed_iteration.txt            an iteration, or the word release
 ROOT/iter_0000100/mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt        torch: one file per rank, see `read_torch`
 ROOT/iter_0000100/metadata.json .metadata common.pt __0_0.distcp   torch_dist: see `read_dist`
+ROOT/iter_0000100/.metadata __0_0.distcp                           fsdp_dtensor, of Megatron-FSDP: see `megatron_fsdp`
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import os
 import re
 from collections.abc import Iterator
 
-from ckpt_core.sdk import CkptError, FormatError, disk, torch_files
+from ckpt_core.sdk import CkptError, FormatError, chunked, disk, torch_files
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DIST_METADATA = "metadata.json"
 """The file of a distributed checkpoint that says how its tensors are kept."""
 COMMON = "common.pt"
+FSDP_DTENSOR = "fsdp_dtensor"
+"""The container of Megatron-FSDP, by its name in Megatron's --ckpt-format."""
 SIDECARS = "tokenizer"
 RUN_CONFIG = "run_config.yaml"
 MODEL_FILE = "model_optim_rng.pt"
@@ -114,17 +117,29 @@ def _kind(folder: str) -> str | None:
             return str(backend)
     if any(True for _ in rank_files(folder)):
         return "torch"
-    return None
+    return FSDP_DTENSOR if not os.path.isfile(metadata) and _is_of_megatron_fsdp(folder) else None
+
+
+def _is_of_megatron_fsdp(folder: str) -> bool:
+    """Whether the keys of a distributed checkpoint without a metadata.json are those of Megatron-FSDP."""
+    file = os.path.join(folder, chunked.METADATA)
+    if not os.path.isfile(file):
+        return False
+    try:
+        keys = disk.read_small(file)
+    except (CkptError, OSError):
+        return False
+    return b"model.module." in keys and b"decoder.layers." in keys
 
 
 def container_of(folder: str) -> str:
-    """`torch`, `torch_dist` or `zarr` (the same tensors, until core 0.15); raises where it is none of them."""
+    """`torch`, `torch_dist`, `zarr` (the same tensors, until core 0.15) or `fsdp_dtensor`; raises where it is none of them."""
     kind = _kind(folder)
     if kind is None:
         raise FormatError(
             "there are no weights here",
             file=folder,
-            expected="mp_rank_* folders, or metadata.json (torch_dist or zarr) and what it describes",
+            expected="mp_rank_* folders, metadata.json (torch_dist or zarr) and what it describes, or .metadata of Megatron-FSDP",
         )
     return kind
 

@@ -27,12 +27,18 @@ from ckpt_megatron import weights
 from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
-from ckpt_megatron.files import SIDECARS, TRACKER, container_of, find_folder
+from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER, container_of, find_folder
 from ckpt_megatron.found import Found, Share, height
 from ckpt_megatron.layout import DIVISIBLE
+from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
 
+_READERS = {
+    "torch_dist": chunked.read_distributed,
+    "zarr": chunked.read_zarr,
+    FSDP_DTENSOR: read_fsdp,
+}
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
@@ -43,9 +49,8 @@ def read(path: str, request: ReadRequest) -> Description:
     if container == "torch":
         found = read_torch(folder, request.weights)
     else:
-        found = read_dist(
-            folder, request.weights, chunked.read_zarr if container == "zarr" else chunked.read_distributed
-        )
+        kind = FSDP_DTENSOR if container == FSDP_DTENSOR else "torch_dist"
+        found = read_dist(folder, request.weights, _READERS[container], container=kind)
     _check_iteration(found)
     model = _model(found, request)
     if request.weights == "master":
@@ -156,7 +161,7 @@ def rank_tensors(found: Found, architecture: Architecture) -> Iterator[RankTenso
         )
     _check_experts(found, architecture)
     for share in found.shares:
-        called = None if found.container == "torch_dist" else _if_expert if share.expert else _if_shared
+        called = None if found.container != "torch" else _if_expert if share.expert else _if_shared
         for copy in range(max(map(len, share.tensors.values()), default=1)):
             tensors = {name: copies[copy] for name, copies in share.tensors.items() if copy < len(copies)}
             yield RankTensors(share.ranks, tensors, _where(found, share), called)

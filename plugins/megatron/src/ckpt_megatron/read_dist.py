@@ -17,16 +17,19 @@ from dataclasses import replace
 
 from ckpt_core.sdk import FormatError, Problems, chunked, documents, lazy, ledgers, torch_files
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
-from ckpt_megatron.files import COMMON, DIST_METADATA
+from ckpt_megatron.files import COMMON, DIST_METADATA, FSDP_DTENSOR
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
 from ckpt_megatron.found import Found, Share, stored_args
 from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
+from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
 
 _STACKED = re.compile(r"^decoder\.layers\.(?!\d)")
 _COMMON_STATE = "common_state/shard_0_1"  # since core 0.19, instead of common.pt
 _Stored = chunked.ChunkedTensor | FlattenedTensor
-_GATE_UP = {"_w": 0, "_v": 1}  # singleton_local_shards stores the two halves of linear_fc1 by themselves
+# singleton_local_shards and Megatron-FSDP store the two halves of linear_fc1 by themselves; grouped experts are numbered
+_HALF = re.compile(r"(?P<name>.*linear_fc1\.(?P<kind>weight|bias)\d*)_(?P<half>[wv])")
+_GATE_UP = {"w": 0, "v": 1}
 
 
 def read_dist(
@@ -34,8 +37,9 @@ def read_dist(
     weights: str,
     read: Callable[[str], chunked.DistributedCheckpoint] = chunked.read_distributed,
     ledger: ledgers.Ledger | None = None,
+    container: str = "torch_dist",
 ) -> Found:
-    """A torch_dist folder, from headers alone. `weights` is auto, model or master.
+    """A torch_dist folder, or one of another `container` with the same modules, from headers alone. `weights` is auto, model or master.
 
     `read`: how the tensors are kept, under the same keys. `ledger` is what became of files and keys so far.
     """
@@ -48,7 +52,7 @@ def read_dist(
     ]
     found = Found(
         folder,
-        "torch_dist",
+        container,
         args,
         common_file,
         [share],
@@ -63,10 +67,12 @@ def read_dist(
         for name, tensor in checkpoint.tensors.items()
         if (match := DIST_MASTER.fullmatch(name))
     }
-    found.masters = bool(masters)
-    if weights == "master" and not masters:
+    # Megatron-FSDP keeps the main weights as the model itself
+    own = container == FSDP_DTENSOR and all(tensor.dtype.name == "fp32" for tensor in model.values())
+    found.masters = bool(masters) or own
+    if weights == "master" and not found.masters:
         _refuse_masters(checkpoint)
-    held: Mapping[str, _Stored] = _with_masters(model, masters, folder) if weights == "master" else model
+    held: Mapping[str, _Stored] = _with_masters(model, masters, folder) if weights == "master" and masters else model
     problems = Problems(f"reading {folder}")
     stacks: dict[str, int] = {}
     for stored_as, tensor in held.items():
@@ -94,7 +100,7 @@ def read_dist(
     numbers = [index for name in share.tensors if (index := layer_of(name)) is not None]
     found.layers = max(numbers, default=-1) + 1
     model_names = {name for name in checkpoint.tensors if not _belongs_to_optimizer(name)}
-    enter_names(found.ledger, checkpoint, model_names)
+    enter_names(found.ledger, checkpoint, model_names | (set(VALUES) if container == FSDP_DTENSOR else set()))
     if os.path.isfile(metadata := os.path.join(folder, DIST_METADATA)):
         found.ledger.used("how tensors are kept", metadata)
         found.ledger.contents(metadata, documents.read_json_object(metadata), DIST)
@@ -116,6 +122,9 @@ def _common(folder: str, checkpoint: chunked.DistributedCheckpoint) -> tuple[dic
         path = checkpoint.objects[_COMMON_STATE].file
         value = checkpoint.objects[_COMMON_STATE].read()
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    elif "args" in checkpoint.objects:  # of Megatron-FSDP
+        (path,) = checkpoint.described_in
+        value = {key: checkpoint.objects[key].read() for key in VALUES if key in checkpoint.objects}
     else:
         return {}, folder
     if not isinstance(value, dict):
@@ -181,7 +190,7 @@ def split(
         parts = [(_STACKED.sub(f"decoder.layers.{layer}.", stored_as), inner) for layer, inner in _along_first(shards)]
     for name, inner in parts:
         if DIST_EXPERTS not in name:
-            yield from _halves(plain(name), inner, tensor)
+            yield from _halves(name, inner, tensor)
         elif re.search(r"\.experts\.experts\.\d+\.", name):  # singleton_local_shards
             yield from _halves(name.replace(DIST_EXPERTS, ".mlp.experts.local_experts."), inner, tensor)
         else:
@@ -190,12 +199,15 @@ def split(
 
 
 def _halves(name: str, shards: list[lazy.Shard], tensor: _Stored) -> Iterator[tuple[str, list[lazy.Shard]]]:
-    half = _GATE_UP.get(name[-2:]) if name[-9:-2] == ".weight" else None
-    if half is None:
-        yield name, shards
+    match = _HALF.fullmatch(name)
+    if match is None:
+        yield plain(name), shards
         return
-    rows = tensor.shape[-2]
-    yield name[:-2], [replace(shard, origin=(shard.origin[0] + half * rows, *shard.origin[1:])) for shard in shards]
+    half, rows = _GATE_UP[match["half"]], tensor.shape[-1 if match["kind"] == "bias" else -2]
+    yield (
+        plain(match["name"]),
+        [replace(shard, origin=(shard.origin[0] + half * rows, *shard.origin[1:])) for shard in shards],
+    )
 
 
 def _along_first(shards: Sequence[lazy.Shard]) -> Iterator[tuple[int, list[lazy.Shard]]]:

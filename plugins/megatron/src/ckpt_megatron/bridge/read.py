@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     FormatError,
     Loss,
     ReadRequest,
+    chunked,
     company,
     disk,
     ledgers,
@@ -24,9 +25,10 @@ from ckpt_megatron import weights
 from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
-from ckpt_megatron.files import DIST_METADATA, TRACKER, container_of
+from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
+from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.read import choices_of_tensors, rank_tensors
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.transformer_config.reading import (
@@ -50,11 +52,13 @@ def read(path: str, request: ReadRequest) -> Description:
     fields = reading.without_ignored(fields, request, ledger, file, "model")
     table = table_of(target, fields)
     facts, notes = table.read(fields, file)
-    if not os.path.isfile(os.path.join(folder, DIST_METADATA)) or container_of(folder) != "torch_dist":
+    container = container_of(folder)
+    if container not in ("torch_dist", FSDP_DTENSOR):
         raise FormatError(
             "the weights are not of torch_dist", file=folder, fix="save them with checkpoint.ckpt_format: torch_dist"
         )
-    found = read_dist(folder, request.weights, ledger=ledger)
+    reader = read_fsdp if container == FSDP_DTENSOR else chunked.read_distributed
+    found = read_dist(folder, request.weights, reader, ledger, container)
     refuse_adapters(
         found, "merge them into checkpoint.pretrained_checkpoint with Megatron-Bridge, and convert the result"
     )
