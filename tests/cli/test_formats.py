@@ -124,6 +124,16 @@ def test_a_reader_and_a_writer_that_return_nothing(ckpt, install, model: Path, t
     assert ran.code == 1 and "ckpt_write of format odd returns no Target\n  found: None from ckpt-odd 2.0" in ran.err
 
 
+def test_a_reader_that_assembles_its_checkpoint_itself(ckpt, install, model: Path) -> None:
+    """Only what is made of another checkpoint, as an adapter is, can't be described."""
+    made = "from ckpt_core.checkpoint import Checkpoint\n" + READ.replace(
+        "None", "Checkpoint('odd', path, None, {}, [])"
+    )
+    install("odd", plugin(read=made))
+    ran = ckpt("inspect", model, "--from", "odd")
+    assert ran.code == 1 and "ckpt_read of format odd returns no Description\n  found: Checkpoint(" in ran.err
+
+
 # Several formats that recognise one folder
 
 MORE_SPECIFIC = "import os; return 'spice beside the toy' if os.path.exists(f'{path}/spice') else None"

@@ -31,9 +31,9 @@ IGNORE_KEYS = Option("ignore_keys", "config keys to leave out, separated by comm
 
 
 def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint that a plugin describes."""
+    """The checkpoint that a plugin describes, or that it made of another one, which an option of its names."""
     described = plugin.hooks.ckpt_read(path=path, request=request)
-    if isinstance(described, Checkpoint):
+    if isinstance(described, Checkpoint) and any(option.kind is Checkpoint for option in plugin.info.options):
         return described
     if not isinstance(described, Description):
         raise CkptError(

@@ -54,8 +54,11 @@ def ckpt_notes(path: str) -> Mapping[str, object] | None:
 
 
 @hookspec(firstresult=True)
-def ckpt_read(path: str, request: ReadRequest) -> Description:  # type: ignore[empty-body]
-    """What lies at `path`, from headers alone: the model, and the tensors of every rank. The core makes the checkpoint of it."""
+def ckpt_read(path: str, request: ReadRequest) -> Description | Checkpoint:  # type: ignore[empty-body]
+    """What lies at `path`, from headers alone: the model, and the tensors of every rank. The core makes the checkpoint of it.
+
+    A format with a read option of kind `Checkpoint` returns the checkpoint that it made of the one there.
+    """
 
 
 @hookspec(firstresult=True)
