@@ -440,3 +440,18 @@ def test_no_other_format_takes_what_lightning_stored(models: Path, tmp_path: Pat
     for path in (tmp_path / "run", step.parent, step):
         assert [plugin.name for plugin, _ in detect(str(path))] == ["nemo"]
     assert fingerprint(step, options={"vocab": "61"}) == fingerprint(models / "grouped")
+
+
+@pytest.mark.parametrize("backend", ["ranks", "zarr", "torch_dist"])
+def test_of_an_unpacked_archive_a_stray_file_alone_is_not_looked_at(backend: str, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    options = {"container": "folder", "names": "mcore", "backend": backend}
+    convert(models / "heads", folder, to="nemo", options=options)
+    assert _not_known(folder) == []
+    (folder / "notes.txt").write_text("hello")
+    assert _not_known(folder) == ["files that the reader does not know, 5 B: notes.txt"]
+
+
+def _not_known(folder: Path) -> list[str]:
+    with open_checkpoint(folder) as source:
+        return [loss.subject for loss in source.checkpoint.all_losses if "does not know" in loss.subject]

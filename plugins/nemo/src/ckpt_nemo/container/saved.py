@@ -136,8 +136,8 @@ class Saved:
         self.ledger.config(self.config_file, table.fates(config), self.section)
 
     def close(self, sidecars: Mapping[str, company.Sidecar]) -> ledgers.Ledger:
-        """The ledger, with every file of the archive in it; `sidecars` go along with the model."""
-        if self.tree is not None:
+        """The ledger, with every file of an archive in it, of which the core sees one file; `sidecars` go along with the model."""
+        if self.tree is not None and self.container == "nemo":
             self.ledger.archive(self.tree, [sidecar.extent for sidecar in sidecars.values()])
         return self.ledger
 
