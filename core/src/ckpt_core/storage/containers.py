@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.safetensors import Header, read_header
 from ckpt_core.storage.torch import StateDict, plan_state_dict, read_state_dict
 
-__all__ = ["SAFETENSORS", "TORCH", "Container"]
+__all__ = ["SAFETENSORS", "TORCH", "Container", "Header", "read_header"]
 
 Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 """The dtype and the shape of each tensor of a file, by name."""
@@ -33,7 +34,7 @@ class Container:
 
 
 def _read_safetensors(path: str) -> StateDict:
-    return StateDict(safetensors.read_header(path).tensors)
+    return StateDict(read_header(path).tensors)
 
 
 def _plan_safetensors(path: str, specs: Specs, metadata: Mapping[str, str] | None) -> tuple[OutputFile, dict[str, int]]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Ledger, ledgers
+from ckpt_core.sdk import ledgers
 
 _CLIENT = ledgers.Reason("state of the trainer's own", "client_state of save_checkpoint, which the weights do not need")
 
@@ -73,20 +73,20 @@ PARTITION = ledgers.Contents(
 ARGS = ledgers.Contents({"iteration": ledgers.PROGRESS, "consumed_*": ledgers.PROGRESS, "*": ledgers.SETTINGS})
 
 
-def enter_partition(ledger: Ledger, file: str, content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def enter_partition(ledger: ledgers.Ledger, file: str, content: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """An optimizer file whose masters are read."""
     ledger.used("weights", file)
     ledger.contents(file, content, OPTIMIZER_FILE)
     ledger.contents(file, state, PARTITION, section="optimizer_state_dict")
 
 
-def enter_unread(ledger: Ledger, files: list[str]) -> None:
+def enter_unread(ledger: ledgers.Ledger, files: list[str]) -> None:
     """Optimizer files of which nothing is read, the masters in them included."""
     for file in files:
         ledger.left(ledgers.OPTIMIZER, file, size=os.path.getsize(file))
 
 
-def enter_universal(ledger: Ledger, folder: str, read: set[str]) -> None:
+def enter_universal(ledger: ledgers.Ledger, folder: str, read: set[str]) -> None:
     """What stands in the folders of the parameters beside what is read: moments, steps, and the optimizer's own file."""
     for inside, _, names in os.walk(folder):
         for name in names:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Ledger, Problems, disk, torch_files
+from ckpt_core.sdk import FormatError, Problems, disk, ledgers, torch_files
 from ckpt_deepspeed.contents import enter_universal, enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"
@@ -43,9 +43,9 @@ class Folder:
     partitioned: dict[tuple[int, int], str] = field(default_factory=dict)  # mp, dp
     optimizers: dict[tuple[int, int], str] = field(default_factory=dict)  # mp, dp
     universal: dict[str, str] = field(default_factory=dict)  # parameter
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
-    def enter(self, run: str, masters_read: bool) -> Ledger:
+    def enter(self, run: str, masters_read: bool) -> ledgers.Ledger:
         """The ledger, with what no reader looks at; `run` is the folder that the user gave."""
         enter_universal(self.ledger, os.path.join(self.path, UNIVERSAL), set(self.universal.values()))
         if not masters_read:

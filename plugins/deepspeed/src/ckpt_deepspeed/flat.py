@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ckpt_core.sdk import Shard, StoredTensor, lazy
+from ckpt_core.sdk import StoredTensor, lazy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ def pieces_of(sequence: Sequence[StoredTensor], start: int, count: int) -> tuple
     return tuple(found)
 
 
-def shards_of(kept: Kept, shape: tuple[int, ...] | None = None) -> list[Shard]:
+def shards_of(kept: Kept, shape: tuple[int, ...] | None = None) -> list[lazy.Shard]:
     """A parameter as shards: of its own shape, or of `shape` where no file says it."""
     if isinstance(kept, StoredTensor):
-        return [Shard((0,) * len(kept.shape), kept)]
+        return [lazy.Shard((0,) * len(kept.shape), kept)]
     shape = kept.shape if kept.shape is not None else shape
     if shape is None or kept.elements != math.prod(shape):
         return [
-            Shard((0,), piece(stored, 0, stored.elements)) for stored in kept.pieces
+            lazy.Shard((0,), piece(stored, 0, stored.elements)) for stored in kept.pieces
         ]  # fits nothing, and is told so
     found, position = [], 0
     for stored in kept.pieces:
@@ -66,7 +66,7 @@ def shards_of(kept: Kept, shape: tuple[int, ...] | None = None) -> list[Shard]:
                 strides=lazy.contiguous_strides(size),
                 offset=stored.offset + taken * stored.dtype.size,
             )
-            found.append(Shard(origin, part))
+            found.append(lazy.Shard(origin, part))
             taken += count
         position += stored.elements
     return found

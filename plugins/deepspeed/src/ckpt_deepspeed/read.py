@@ -16,7 +16,6 @@ from ckpt_core.sdk import (
     Problems,
     RankTensors,
     ReadRequest,
-    Sidecar,
     StoredTensor,
     company,
     disk,
@@ -110,7 +109,7 @@ def _config_beside(path: str, folder: str) -> str | None:
     return None
 
 
-def _sidecars(beside: str | None, path: str) -> dict[str, Sidecar]:
+def _sidecars(beside: str | None, path: str) -> dict[str, company.Sidecar]:
     """The files of the model: all that are not a run's where its config lies among them, else those that are known."""
     if beside is None:
         return company.companions_of(os.path.join(path, CONFIG))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from ckpt_core.sdk import FormatError, Loss, Native, Problems, StoredTensor, TargetBuilder, dtypes, torch_files
+from ckpt_core.sdk import FormatError, Loss, Problems, StoredTensor, TargetBuilder, dtypes, layouts, torch_files
 from ckpt_deepspeed.files import FP32 as FP32_FILE
 from ckpt_deepspeed.files import UNIVERSAL, Folder
 from ckpt_deepspeed.flat import Flat, Kept, piece
@@ -75,11 +75,11 @@ def add_parameter(
     builder: TargetBuilder,
     folder: str,
     name: str,
-    parts: Sequence[Native],
+    parts: Sequence[layouts.Native],
     *,
     flat: bool,
     beside: Mapping[str, object],
-    rows: Mapping[str, Native],
+    rows: Mapping[str, layouts.Native],
     moments: bool,
 ) -> None:
     """The files of one parameter: `parts` are its blocks of rows, most often one.

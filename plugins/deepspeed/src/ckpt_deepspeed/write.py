@@ -5,17 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ckpt_core.sdk import (
-    Checkpoint,
-    DType,
-    Native,
-    Target,
-    TargetBuilder,
-    WriteRequest,
-    dtypes,
-    rewrites,
-    torch_files,
-)
+from ckpt_core.sdk import Checkpoint, Target, TargetBuilder, WriteRequest, dtypes, layouts, rewrites, torch_files
 from ckpt_deepspeed.files import LATEST_UNIVERSAL
 from ckpt_deepspeed.universal import (
     DS_VERSION,
@@ -64,14 +54,14 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def _module_dtype(builder: TargetBuilder, natives: Sequence[Native], known: object) -> DType:
+def _module_dtype(builder: TargetBuilder, natives: Sequence[layouts.Native], known: object) -> dtypes.DType:
     """The training dtype: what was asked for, that of the source's module, or the commonest."""
     if builder.dtype is not None:
         return builder.dtype
     return dtypes.dtype_named(known) if isinstance(known, str) else dtypes.commonest(map(builder.dtype_of, natives))
 
 
-def _add_states(builder: TargetBuilder, natives: Sequence[Native], flat: bool, dtype: DType) -> None:
+def _add_states(builder: TargetBuilder, natives: Sequence[layouts.Native], flat: bool, dtype: dtypes.DType) -> None:
     """The model states: names, shapes, and the weights in the training dtype, which ZeRO-3 leaves empty."""
     owners = {piece.parameter: native.name for native in natives if not native.row.copy for piece in native.pieces}
     aliases = {native.name: owners[native.pieces[0].parameter] for native in natives if native.row.copy}

@@ -279,7 +279,7 @@ def _sharded(state: object, rank: int, world: int, file: str) -> Part:
             expected=f"rank {rank} of {world}",
             fix="give the files their own names back",
         )
-    shape, shards, dtypes = described.get("size"), [], set()
+    shape, shards, held = described.get("size"), [], set()
     if not _is_shape(shape):
         raise FormatError("a ShardedTensor has no shape", file=file, found=torch_files.brief(shape))
     for shard in state[0]:
@@ -296,14 +296,14 @@ def _sharded(state: object, rank: int, world: int, file: str) -> Part:
                 found=f"{tensor.shape}",
                 expected=f"{tuple(size)}",
             )
-        dtypes.add(tensor.dtype)
+        held.add(tensor.dtype)
         if tensor.elements:
             shards.append(lazy.Shard(tuple(origin), tensor))
     properties = described.get("tensor_properties")
-    dtype = _dtype_of(properties) or next(iter(dtypes), None)
-    if dtype is None or not dtypes <= {dtype}:
+    dtype = _dtype_of(properties) or next(iter(held), None)
+    if dtype is None or not held <= {dtype}:
         raise FormatError(
-            "the dtype of a ShardedTensor is not clear", file=file, found=", ".join(map(str, dtypes)) or "none"
+            "the dtype of a ShardedTensor is not clear", file=file, found=", ".join(map(str, held)) or "none"
         )
     return Part(tuple(shape), dtype, tuple(shards), (), f"{dtype} {tuple(shape)} in shards")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ckpt_core.sdk import Placement, layouts, torch_files
+from ckpt_core.sdk import layouts, torch_files
 from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states
@@ -123,9 +123,8 @@ def _write_rank(
     builder.files.append(file)
     by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items()}
     for key, tensors in zip(keys, chunks, strict=True):
-        builder.placements += [
-            Placement(kept.native, builder.dtype_of(kept.native), path, by_name[key, kept.name]) for kept in tensors
-        ]
+        for kept in tensors:
+            builder.place(kept.native, path, by_name[key, kept.name])
 
 
 def _nested(state: Mapping[str, object], spelling: LegacySpelling) -> dict[str, object]:

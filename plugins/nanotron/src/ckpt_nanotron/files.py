@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.sdk import CkptError, FormatError, Problems, StoredTensor, disk, layouts, lazy, safetensors, torch_files
+from ckpt_core.sdk import CkptError, FormatError, Problems, StoredTensor, containers, disk, layouts, lazy, torch_files
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -99,7 +99,7 @@ def _is_step(folder: str) -> bool:
             empty = False
             if name.startswith("model_") and name.endswith(".safetensors"):
                 try:
-                    return set(safetensors.read_header(os.path.join(below, name)).tensors) == {"data"}
+                    return set(containers.read_header(os.path.join(below, name)).tensors) == {"data"}
                 except (CkptError, OSError):
                     return True
     return empty
@@ -168,7 +168,7 @@ def _walk(root: str, problems: Problems) -> Iterator[tuple[str, str, re.Match[st
 
 
 def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tuple[Stored, str]:
-    headers = [(path, match, safetensors.read_header(path)) for path, match in files]
+    headers = [(path, match, containers.read_header(path)) for path, match in files]
     for path, _, header in headers:
         # 0.4's Mamba code adds a scalar mark beside the data
         if set(header.tensors) - {"_no_weight_decay"} != {"data"}:

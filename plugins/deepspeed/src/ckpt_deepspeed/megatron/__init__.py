@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import (
-    IGNORE_KEYS,
     Checkpoint,
     Description,
     FamilyTables,
@@ -14,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -42,7 +42,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("moments", "write Adam moments of zero into a universal checkpoint", bool, True, side="write"),
             Option("vocab", "the true vocabulary, where the checkpoint does not say it", int, None, side="read"),
-            IGNORE_KEYS,
+            reading.IGNORE_KEYS,
         ),
         parallel=("tp", "pp"),
     )

@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     Config,
     Facts,
     Refusal,
+    configs,
     custom,
     decided,
     derived,
@@ -27,7 +28,6 @@ from ckpt_core.sdk import (
     same_as,
     schema,
     torch_files,
-    uniform,
     values,
 )
 
@@ -70,7 +70,7 @@ def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, An
 
 def _write_positions(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
     rotary, alibi, count = (
-        uniform(facts, path) for path in ("attention.rotary.theta", "attention.alibi", "positions.count")
+        configs.uniform(facts, path) for path in ("attention.rotary.theta", "attention.alibi", "positions.count")
     )
     if [rotary is not None, bool(alibi), count is not None].count(True) != 1 or facts.present(
         "attention.rotary"

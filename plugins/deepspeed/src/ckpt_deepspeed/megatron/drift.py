@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_core.sdk import Averaged, Loss, Native, Shard, disk, dtypes, lazy, schema
+from ckpt_core.sdk import Loss, disk, dtypes, layouts, lazy, reading, schema
 
 _BOX = 1 << 20  # elements
 
@@ -29,7 +29,7 @@ class Drift:
     parameters: Mapping[str, schema.Parameter]
     folder: str
     states: Sequence[disk.FileState]
-    averaged: dict[str, Averaged] = field(default_factory=dict)
+    averaged: dict[str, reading.Averaged] = field(default_factory=dict)
     spreads: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     unchecked: dict[str, float] = field(default_factory=dict)
 
@@ -43,7 +43,10 @@ class Drift:
         self._source.close()
 
     def compare(
-        self, native: Native, weights: Sequence[Sequence[Shard]], masters: Sequence[Sequence[Shard]] = ()
+        self,
+        native: layouts.Native,
+        weights: Sequence[Sequence[lazy.Shard]],
+        masters: Sequence[Sequence[lazy.Shard]] = (),
     ) -> None:
         """Compare a tensor that every rank holds: its weights, and its masters if they are what is read.
 
@@ -52,14 +55,14 @@ class Drift:
         read = masters or weights
         spread = self._spread(native, read)
         if spread is not None:
-            self.averaged[native.name] = Averaged(read)
+            self.averaged[native.name] = reading.Averaged(read)
             self.spreads.setdefault(native.row.native, []).append((spread, native.name))
         if masters:
             apart = self._spread(native, weights)
             if spread is not None or apart is not None:
                 self.unchecked[native.name] = apart or 0.0
 
-    def _spread(self, native: Native, ranks: Sequence[Sequence[Shard]]) -> float | None:
+    def _spread(self, native: layouts.Native, ranks: Sequence[Sequence[lazy.Shard]]) -> float | None:
         """The largest difference between what ranks hold of one tensor; None if all are equal, bit for bit."""
         if len(ranks) < 2:
             return None
@@ -80,7 +83,7 @@ class Drift:
                     largest = max(largest or 0.0, float(np.fmax.reduce(most - least, axis=None)))
         return largest
 
-    def _tensor(self, native: Native, shards: Sequence[Shard]) -> lazy.LazyParameter:
+    def _tensor(self, native: layouts.Native, shards: Sequence[lazy.Shard]) -> lazy.LazyParameter:
         (piece,) = native.pieces
         builder = lazy.ParameterBuilder({piece.parameter: self.parameters[piece.parameter]}, self.folder)
         builder.add(native, shards)

@@ -9,24 +9,20 @@ from dataclasses import dataclass, field, replace
 
 from ckpt_core.sdk import (
     Architecture,
-    Averaged,
     CkptError,
     Description,
     FormatError,
-    Ledger,
     Loss,
-    Native,
     Problems,
     RankTensors,
     ReadRequest,
-    Shard,
     StoredTensor,
-    Vocabulary,
     architecture_of,
     company,
-    given,
     layouts,
-    without_ignored,
+    lazy,
+    ledgers,
+    reading,
 )
 from ckpt_deepspeed.contents import ARGS
 from ckpt_deepspeed.files import find_folder, scan
@@ -72,7 +68,7 @@ def read(path: str, request: ReadRequest) -> Description:
         root=path,
         files=folder.states,
         config=model.config,
-        vocabulary=Vocabulary(
+        vocabulary=reading.Vocabulary(
             rows=lambda tokens: -(-tokens // model.multiple) * model.multiple,
             said=model.counted,
         ),
@@ -104,13 +100,13 @@ class _Model:
     multiple: int = 1
 
 
-def _model(step: StepContents, request: ReadRequest, ledger: Ledger) -> _Model:
+def _model(step: StepContents, request: ReadRequest, ledger: ledgers.Ledger) -> _Model:
     rows = _rows(step)
     if step.args is None:
         lacks = "the checkpoint holds no args, so nothing says what the model is"
-        architecture = given(request, step.args_file, rows=rows, problem=lacks)
+        architecture = reading.given(request, step.args_file, rows=rows, problem=lacks)
         return _Model(architecture, evidence=["architecture: given with --config, as no args are stored"])
-    args = without_ignored(step.args, request, ledger, step.args_file, section="args")
+    args = reading.without_ignored(step.args, request, ledger, step.args_file, section="args")
     fates = GPT.fates(args)
     ledger.contents(step.args_file, {key: args[key] for key in args if key not in fates}, ARGS, section="args")
     ledger.config(step.args_file, fates, section="args")
@@ -189,7 +185,7 @@ def _compared(step: StepContents, tables: layouts.BoundTables, drift: Drift) -> 
 def _rank_tensors(step: StepContents, drift: Drift) -> Iterator[RankTensors]:
     """The tensors of every tensor parallel rank. Rank 0 holds the average of those that are not alike on all ranks."""
 
-    def is_alike(native: Native) -> bool:
+    def is_alike(native: layouts.Native) -> bool:
         return native.name not in drift.averaged
 
     for rank, weights in enumerate(step.weights):
@@ -209,8 +205,8 @@ def _rank_tensors(step: StepContents, drift: Drift) -> Iterator[RankTensors]:
         yield RankTensors(ranks, {name: shards_of(kept) for name, kept in last_stage.items()}, where, needed=needed)
 
 
-def _held(kept: Mapping[str, Kept], rank: int, drift: Drift) -> dict[str, Sequence[Shard] | Averaged]:
-    held: dict[str, Sequence[Shard] | Averaged] = {
+def _held(kept: Mapping[str, Kept], rank: int, drift: Drift) -> dict[str, Sequence[lazy.Shard] | reading.Averaged]:
+    held: dict[str, Sequence[lazy.Shard] | reading.Averaged] = {
         name: shards_of(one) for name, one in kept.items() if name not in drift.averaged
     }
     return held if rank else {**held, **drift.averaged}

@@ -7,7 +7,7 @@ Layers have their global numbers here (`layers.0`); in files they are known by t
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Native, Table, drop, layouts, row
+from ckpt_core.sdk import Table, drop, layouts, row
 from ckpt_deepspeed.megatron.rotary import INVERSE_FREQUENCIES
 from ckpt_megatron.sdk import weights as megatron
 
@@ -63,6 +63,6 @@ def is_divided(native: str) -> bool:
     return native.endswith(_DIVIDED)
 
 
-def is_gated(native: Native) -> bool:
+def is_gated(native: layouts.Native) -> bool:
     """Whether a tensor holds up and gate: those of all ranks, one after the other, are not one up and one gate."""
     return native.row.canonical.startswith("mlp.{part}.")

@@ -9,9 +9,7 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
-    DType,
     Loss,
-    Native,
     Problems,
     Refusal,
     Target,
@@ -93,7 +91,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def _losses(dtype: DType, universal: bool, moments: bool) -> Sequence[Loss]:
+def _losses(dtype: dtypes.DType, universal: bool, moments: bool) -> Sequence[Loss]:
     found = []
     if universal and moments:
         found.append(NEW_MOMENTS)
@@ -132,7 +130,7 @@ def _check_ranks(architecture: Architecture, layout: _Layout) -> None:
     problems.raise_any()
 
 
-def _run_args(layout: _Layout, multiple: int, dtype: DType) -> dict[str, Any]:
+def _run_args(layout: _Layout, multiple: int, dtype: dtypes.DType) -> dict[str, Any]:
     """The args that do not describe the model, but that a loader compares or a reader asks for."""
     return {
         "tensor_model_parallel_size": layout.tp,
@@ -155,12 +153,14 @@ def _run_args(layout: _Layout, multiple: int, dtype: DType) -> dict[str, Any]:
 # --- the files -----------------------------------------------------------------------------------------------------
 
 
-def _add_layers(builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequence[Native]], dtype: DType) -> None:
+def _add_layers(
+    builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequence[layouts.Native]], dtype: dtypes.DType
+) -> None:
     """`layer_XX-model_YY` for every place in the list of pipeline layers that holds tensors, and every rank."""
     decoder = decoder_of(builder.architecture)
     layers, frequencies = len(decoder.layers), inverse_frequencies(attention_of(decoder))
     for rank, natives in enumerate(ranks):
-        places: dict[int, list[tuple[str, Native]]] = {}
+        places: dict[int, list[tuple[str, layouts.Native]]] = {}
         for native in natives:
             place, name = place_of(native.name, layers)
             places.setdefault(place, []).append((name, native))
@@ -177,12 +177,12 @@ def _add_layers(builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequenc
 
 
 def _add_universal(
-    builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequence[Native]], layers: int, moments: bool
+    builder: TargetBuilder, layout: _Layout, ranks: Sequence[Sequence[layouts.Native]], layers: int, moments: bool
 ) -> None:
     """One folder per parameter, as tools/convert_checkpoint/ds_to_universal.py of Megatron-DeepSpeed has them ("v0.1")."""
     for blocks in zip(*ranks, strict=True):
         splits, rows = dict(blocks[0].row.splits), {}
-        parts: Sequence[Native] = blocks if splits else blocks[:1]
+        parts: Sequence[layouts.Native] = blocks if splits else blocks[:1]
         beside = (
             {"cat_dim": 1 if blocks[0].row.native.endswith(("dense.weight", "4h_to_h.weight")) else 0} if splits else {}
         )
@@ -195,7 +195,7 @@ def _add_universal(
     add_optimizer_state(builder, layout.folder)
 
 
-def _columns(blocks: Sequence[Native]) -> Native:
+def _columns(blocks: Sequence[layouts.Native]) -> layouts.Native:
     """The tensors of all ranks side by side."""
     width, pieces = blocks[0].shape[1], []
     for rank, block in enumerate(blocks):
@@ -205,7 +205,7 @@ def _columns(blocks: Sequence[Native]) -> Native:
     return replace(blocks[0], shape=(blocks[0].shape[0], width * len(blocks)), pieces=tuple(pieces))
 
 
-def _last_row(table: Native) -> Native:
+def _last_row(table: layouts.Native) -> layouts.Native:
     """The last row of a table of word embeddings, which stands for its padding."""
     last = table.shape[0] - 1
     (piece,) = table.pieces
@@ -222,7 +222,11 @@ def _last_row(table: Native) -> Native:
 
 
 def _add_states(
-    builder: TargetBuilder, layout: _Layout, args: Mapping[str, Any], ranks: Sequence[Sequence[Native]], layers: int
+    builder: TargetBuilder,
+    layout: _Layout,
+    args: Mapping[str, Any],
+    ranks: Sequence[Sequence[layouts.Native]],
+    layers: int,
 ) -> None:
     """`mp_rank_MM` for every pair of ranks, and the name of the step; a loader needs all keys, and args only to compare."""
     original = args.get("original_vocab_size")
