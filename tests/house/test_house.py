@@ -7,6 +7,12 @@ import ast
 import pytest
 
 import house
+from ckpt_core import sdk
+
+
+def test_the_sdk_is_small() -> None:
+    assert house.BUDGETS["names in ckpt_core.sdk"] == 60
+    assert len(sdk.__all__) <= 60
 
 
 def test_no_function_of_a_plugin_builds_a_table() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Provenance
 from ckpt_core.company.vocabulary import settled, with_vocabulary
-from ckpt_core.description import Averaged, Description, RankTensors, Vocabulary
+from ckpt_core.description import Averaged, Description, Fragment, RankTensors, Vocabulary
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import BoundTables, Native, account
 from ckpt_core.ledger import Ledger
@@ -24,7 +24,17 @@ from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard
 
-__all__ = ["IGNORE_KEYS", "Averaged", "Receipt", "Vocabulary", "given", "receipt_of", "without_ignored"]
+__all__ = [
+    "IGNORE_KEYS",
+    "Averaged",
+    "Fragment",
+    "Provenance",
+    "Receipt",
+    "Vocabulary",
+    "given",
+    "receipt_of",
+    "without_ignored",
+]
 
 IGNORE_KEYS = Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read")
 """The option of every reader of a config that may have keys of no meaning."""

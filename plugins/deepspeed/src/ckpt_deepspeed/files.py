@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Problems, disk, ledgers, torch_files
+from ckpt_core.sdk import FormatError, disk, errors, ledgers, torch_files
 from ckpt_deepspeed.contents import enter_universal, enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"
@@ -100,7 +100,7 @@ def _is_step(path: str) -> bool:
 def scan(path: str, strict: bool = True) -> Folder:
     """The files of the step in a folder; `strict`: raises for files that are not supported, or of the same ranks."""
     folder = Folder(path)
-    problems = Problems(f"reading {path}")
+    problems = errors.Problems(f"reading {path}")
     for name in sorted(os.listdir(path)):
         if _EXPERT.fullmatch(name):
             problems.add(FormatError("DeepSpeed's own expert layers are not supported", file=os.path.join(path, name)))

@@ -12,14 +12,14 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     FormatError,
-    Loss,
-    Problems,
     RankTensors,
     ReadRequest,
     StoredTensor,
     company,
     disk,
+    errors,
     layouts,
+    ledgers,
     torch_files,
 )
 from ckpt_deepspeed import zero
@@ -95,7 +95,7 @@ def read(path: str, request: ReadRequest) -> Description:
         hints=weights.hints,
         origins={"hf": model.hints},
         evidence=[*weights.evidence, f"{model.class_name} of format hf by {config}"],
-        losses=[*model.losses, *(Loss("dropped", name, "not a weight of the model") for name in dropped)],
+        losses=[*model.losses, *(ledgers.Loss("dropped", name, "not a weight of the model") for name in dropped)],
         masters=weights.masters,
     )
 
@@ -232,7 +232,7 @@ def _module(states: Mapping[str, Any], path: str) -> dict[str, StoredTensor]:
             found="module.language_model",
             expected="layer_*-model_* files, as are saved without --no-pipeline-parallel",
         )
-    problems = Problems(f"reading {path}")
+    problems = errors.Problems(f"reading {path}")
     for name, value in module.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             problems.add(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from ckpt_core.sdk import FormatError, Loss, Problems, StoredTensor, TargetBuilder, dtypes, layouts, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, TargetBuilder, dtypes, errors, layouts, ledgers, torch_files
 from ckpt_deepspeed.files import FP32 as FP32_FILE
 from ckpt_deepspeed.files import UNIVERSAL, Folder
 from ckpt_deepspeed.flat import Flat, Kept, piece
@@ -22,7 +22,7 @@ from ckpt_deepspeed.zero import Shapes
 
 PARAMETER = "param"
 DS_VERSION = "0.19.8"
-NEW_MOMENTS = Loss(
+NEW_MOMENTS = ledgers.Loss(
     "assumed",
     "Adam moments",
     "zeros: the optimizer begins anew, from these weights; those of the source, if it has any, are not carried",
@@ -36,7 +36,7 @@ _GROUPS = 64
 def read_universal(folder: Folder, aliases: Collection[str], shapes: Shapes) -> dict[str, Kept]:
     """Every parameter but `aliases`; `shapes` are those of the tensors that are kept flat."""
     found: dict[str, Kept] = {}
-    problems = Problems(f"reading {folder.path}")
+    problems = errors.Problems(f"reading {folder.path}")
     for name, path in folder.universal.items():
         if name in aliases:
             continue

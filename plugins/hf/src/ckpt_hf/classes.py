@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ckpt_core.sdk import CkptError, Loss, errors
+from ckpt_core.sdk import CkptError, errors, ledgers
 from ckpt_hf.common import Family
 from ckpt_hf.config import BY_TYPE, FAMILIES
 
@@ -55,7 +55,7 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
     return next(iter(families.values()))
 
 
-def code_beside(config: Mapping[str, object], family: Family) -> Iterator[Loss]:
+def code_beside(config: Mapping[str, object], family: Family) -> Iterator[ledgers.Loss]:
     """The code that `auto_map` makes the model's own: it is not looked at, so what it changes is not carried.
 
     Code of tokenizers and processors is none of the model; it travels with their files.
@@ -66,7 +66,7 @@ def code_beside(config: Mapping[str, object], family: Family) -> Iterator[Loss]:
         if str(role) == "AutoConfig" or str(role).startswith("AutoModel"):
             code.setdefault(_file_of(str(reference)), []).append(str(role))
     for name, roles in code.items():
-        yield Loss(
+        yield ledgers.Loss(
             "assumed",
             name,
             f"the config says by auto_map that this code is the model ({', '.join(roles)}); it was not looked at: read as "

@@ -13,7 +13,6 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Loss,
     Table,
     configs,
     decided,
@@ -23,6 +22,7 @@ from ckpt_core.sdk import (
     key,
     key_is,
     layouts,
+    ledgers,
     note,
     one_of,
     rewrites,
@@ -151,7 +151,7 @@ class Family:
     leftovers: Table = member(default_factory=Table)
     rewrites: Sequence[Rewrite] = SCALED_AND_CENTRED
     as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
-    losses: Callable[[Architecture], Iterable[Loss]] = lambda architecture: ()
+    losses: Callable[[Architecture], Iterable[ledgers.Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False
     other_names: tuple[str, ...] = ()
 

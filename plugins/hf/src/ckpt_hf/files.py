@@ -18,15 +18,15 @@ from typing import Any
 
 from ckpt_core.sdk import (
     FormatError,
-    Loss,
-    Problems,
     StoredTensor,
     TargetBuilder,
     company,
     containers,
     disk,
     documents,
+    errors,
     layouts,
+    ledgers,
     torch_files,
 )
 
@@ -131,12 +131,12 @@ class Stored:
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     states: list[disk.FileState] = field(default_factory=list)
     wrapper: str = ""
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[ledgers.Loss] = field(default_factory=list)
 
 
 def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored:
     """Every tensor of these files, checked against the index if there is one."""
-    problems = Problems(f"reading {folder}")
+    problems = errors.Problems(f"reading {folder}")
     stored = Stored()
     for name in files:
         path = os.path.join(folder, name)
@@ -145,7 +145,7 @@ def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored
         stored.wrapper = stored.wrapper or held.wrapper
         if held.beside:
             stored.losses.append(
-                Loss(
+                ledgers.Loss(
                     "dropped",
                     f"{name}: {', '.join(held.beside)}",
                     f"beside the weights, which are its {held.wrapper!r}",

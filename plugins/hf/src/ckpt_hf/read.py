@@ -11,7 +11,6 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     Facts,
-    Loss,
     RankTensors,
     ReadRequest,
     architecture_of,
@@ -96,9 +95,9 @@ def _weight_set(path: str, folder: str, asked: str) -> WeightSet:
     return chosen_set(folder, asked)
 
 
-def _unread(match: Match, names: Collection[str]) -> Iterator[Loss]:
+def _unread(match: Match, names: Collection[str]) -> Iterator[ledgers.Loss]:
     """What lies beside the tensors of the model, by the rule that leaves it."""
     others = set(names) - match.natives.keys()
     for dropped in match.leftovers.drops:
         if any(layouts.matches(dropped.native, name) for name in others):
-            yield Loss("dropped", dropped.native, dropped.why)
+            yield ledgers.Loss("dropped", dropped.native, dropped.why)

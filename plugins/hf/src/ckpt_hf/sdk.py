@@ -15,14 +15,13 @@ from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
     CkptError,
-    Loss,
-    Native,
     Table,
     architecture_of,
     documents,
     dtypes,
     layouts,
     lazy,
+    ledgers,
     rewrites,
 )
 from ckpt_hf.classes import code_beside, family_of
@@ -51,7 +50,7 @@ class TransformersModel:
     class_name: str
     architecture: Architecture
     tables: Sequence[Table]
-    losses: Sequence[Loss] = ()
+    losses: Sequence[ledgers.Loss] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     hints: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, lazy.LazyParameter] = field(default_factory=dict)
@@ -120,7 +119,7 @@ class ModelInMemory:
     class_name: str
     architecture: Architecture
     tensors: Mapping[str, lazy.LazyParameter]
-    names: Mapping[str, Native]
+    names: Mapping[str, layouts.Native]
     rewrites: Sequence[str] = ()
 
 
@@ -137,7 +136,7 @@ def model_in_memory(checkpoint: Checkpoint) -> ModelInMemory:
     else:
         fit = choose(checkpoint)
         config, family, model = fit.config, fit.family, fit.model
-    names: dict[str, Native] = {}
+    names: dict[str, layouts.Native] = {}
     for tables in reversed(family.spellings(family.arranged_by(config))):
         names |= layouts.BoundTables(tables, model.architecture).natives()
     return ModelInMemory(family.class_name, model.architecture, model.tensors, names, model.rewrites)

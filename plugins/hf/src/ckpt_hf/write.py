@@ -11,7 +11,6 @@ from typing import Any
 from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
-    Loss,
     Refusal,
     Target,
     TargetBuilder,
@@ -23,6 +22,7 @@ from ckpt_core.sdk import (
     errors,
     facts_of,
     layouts,
+    ledgers,
     rewrites,
 )
 from ckpt_hf.common import Family, TableSet
@@ -182,16 +182,18 @@ def config_text(fit: Fit, dtype: dtypes.DType) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[Loss]:
+def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[ledgers.Loss]:
     """What the source has and the HF model has not."""
     yield from fit.family.losses(fit.model.architecture)
     left_out = sorted(checkpoint.tensors.keys() & {"classifier.weight", "classifier.bias"} - fit.model.tensors.keys())
     if left_out:
-        yield Loss("dropped", ", ".join(left_out), "the model is written without its classes, as -o headless=true asks")
+        yield ledgers.Loss(
+            "dropped", ", ".join(left_out), "the model is written without its classes, as -o headless=true asks"
+        )
     if checkpoint.architecture.tokens is not None:
         tokens = checkpoint.architecture.tokens
         if tokens.padded_vocabulary > tokens.vocabulary:
-            yield Loss(
+            yield ledgers.Loss(
                 "dropped",
                 f"{tokens.padded_vocabulary - tokens.vocabulary} rows of the vocabulary",
                 "padding beyond the true vocabulary",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Problems, StoredTensor, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, errors, torch_files
 from ckpt_megatron import masters
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.files import optimizer_file
@@ -50,7 +50,7 @@ class RankFile:
 def _tensors(model: object, path: str, kernel_states: dict[str, object]) -> dict[str, StoredTensor]:
     """A nest of dicts as one dict of tensors with dotted names, in the order of the file; without states of kernels."""
     found: dict[str, StoredTensor] = {}
-    problems = Problems(f"reading {path}")
+    problems = errors.Problems(f"reading {path}")
 
     def walk(value: object, prefix: str) -> None:
         if isinstance(value, dict):
@@ -148,7 +148,7 @@ def _iteration_folder(ranks: Sequence[RankFile]) -> str:
     return os.path.dirname(os.path.dirname(ranks[0].path))
 
 
-def check_ranks(ranks: Sequence[RankFile], grid: Grid, problems: Problems) -> None:
+def check_ranks(ranks: Sequence[RankFile], grid: Grid, problems: errors.Problems) -> None:
     """Every rank has its file, and every file is of the same model and the place that its folder says."""
     folder = _iteration_folder(ranks)
     _check_sizes(ranks[0], grid, folder, problems)
@@ -162,7 +162,7 @@ def check_ranks(ranks: Sequence[RankFile], grid: Grid, problems: Problems) -> No
     _check_saved_ranks(ranks, grid, problems)
 
 
-def _check_complete(ranks: Sequence[RankFile], grid: Grid, folder: str, problems: Problems) -> None:
+def _check_complete(ranks: Sequence[RankFile], grid: Grid, folder: str, problems: errors.Problems) -> None:
     """A file for every pair of tensor and pipeline rank, and for every expert rank: not for every triple (see `Grid`)."""
     if max(grid.tp, grid.pp, grid.ep) > len(ranks):
         found = f"{len(ranks)} files, of tensor ranks up to {grid.tp - 1}, pipeline {grid.pp - 1}, expert {grid.ep - 1}"
@@ -180,7 +180,7 @@ def _check_complete(ranks: Sequence[RankFile], grid: Grid, folder: str, problems
             problems.add(FormatError(f"there is no file of expert parallel rank {e}", file=folder))
 
 
-def _check_sizes(first: RankFile, grid: Grid, folder: str, problems: Problems) -> None:
+def _check_sizes(first: RankFile, grid: Grid, folder: str, problems: errors.Problems) -> None:
     """The args say how many ranks there were."""
     args = first.args or {}
     tensor = "tensor_model_parallel_size" if "tensor_model_parallel_size" in args else "model_parallel_size"
@@ -199,7 +199,7 @@ def _check_sizes(first: RankFile, grid: Grid, folder: str, problems: Problems) -
             )
 
 
-def _check_same_model(rank: RankFile, first: RankFile, problems: Problems) -> None:
+def _check_same_model(rank: RankFile, first: RankFile, problems: errors.Problems) -> None:
     """Every file has the args and the iteration; two stories mean that the files are of two models, or of two times."""
     for key in ("iteration", "checkpoint_version"):
         if rank.content.get(key) != first.content.get(key):
@@ -222,7 +222,7 @@ def _check_same_model(rank: RankFile, first: RankFile, problems: Problems) -> No
             )
 
 
-def _check_ends(rank: RankFile, grid: Grid, predicts: bool, problems: Problems) -> None:
+def _check_ends(rank: RankFile, grid: Grid, predicts: bool, problems: errors.Problems) -> None:
     """The embedding begins the first stage and the last norm ends the last one: stages in another order have neither.
 
     `predicts`: layers of multi-token prediction come after the last norm, in its stage or another, and embed once more.
@@ -242,7 +242,7 @@ def _check_ends(rank: RankFile, grid: Grid, predicts: bool, problems: Problems) 
             )
 
 
-def _check_saved_ranks(ranks: Sequence[RankFile], grid: Grid, problems: Problems) -> None:
+def _check_saved_ranks(ranks: Sequence[RankFile], grid: Grid, problems: errors.Problems) -> None:
     """Files that were swapped fit as well as others; but each file's args tell the global rank that wrote it.
 
     Converters write the same rank into all files, which tells nothing. The order of ranks is tp, (cp, ep,) dp, pp
@@ -274,7 +274,7 @@ def _check_saved_ranks(ranks: Sequence[RankFile], grid: Grid, problems: Problems
             )
 
 
-def layers_per_stage(ranks: Sequence[RankFile], grid: Grid, problems: Problems) -> list[int]:
+def layers_per_stage(ranks: Sequence[RankFile], grid: Grid, problems: errors.Problems) -> list[int]:
     """The number of layers of every stage in the order of the model: all stages of the first chunk, then of the second."""
     counts: dict[tuple[int, int], tuple[int, str]] = {}
     for rank in ranks:

@@ -13,14 +13,14 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     FormatError,
-    Loss,
-    Problems,
     RankTensors,
     ReadRequest,
     architecture_of,
     chunked,
     company,
+    errors,
     layouts,
+    ledgers,
     reading,
 )
 from ckpt_megatron import weights
@@ -77,7 +77,9 @@ def read(path: str, request: ReadRequest) -> Description:
         hints=_hints(found),
         evidence=model.evidence,
         losses=[
-            Loss("dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend")
+            ledgers.Loss(
+                "dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend"
+            )
             for name in sorted(found.dropped)
         ],
         masters=found.masters,
@@ -196,7 +198,7 @@ def _check_experts(found: Found, architecture: Architecture) -> None:
         return
     etp, ep = found.parallel.get("etp", found.parallel["tp"]), found.parallel["ep"]
     held = {(share.ranks["tp"][0], share.ranks["ep"][0]) for share in found.shares if share.expert}
-    problems = Problems(f"reading {found.folder}")
+    problems = errors.Problems(f"reading {found.folder}")
     for t in range(etp):
         for e in range(ep):
             if (t, e) not in held:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.sdk import FormatError, Problems, chunked, documents, lazy, ledgers, torch_files
+from ckpt_core.sdk import FormatError, chunked, documents, errors, lazy, ledgers, torch_files
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA, FSDP_DTENSOR
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
@@ -73,7 +73,7 @@ def read_dist(
     if weights == "master" and not found.masters:
         _refuse_masters(checkpoint)
     held: Mapping[str, _Stored] = _with_masters(model, masters, folder) if weights == "master" and masters else model
-    problems = Problems(f"reading {folder}")
+    problems = errors.Problems(f"reading {folder}")
     stacks: dict[str, int] = {}
     for stored_as, tensor in held.items():
         try:
@@ -157,7 +157,7 @@ def _refuse_masters(checkpoint: chunked.DistributedCheckpoint) -> None:
 def _with_masters(
     model: Mapping[str, chunked.ChunkedTensor], masters: Mapping[str, chunked.ChunkedTensor], folder: str
 ) -> dict[str, _Stored]:
-    problems = Problems("reading fp32 masters")
+    problems = errors.Problems("reading fp32 masters")
     found: dict[str, _Stored] = {}
     for name, tensor in model.items():
         flat = masters.get(name)

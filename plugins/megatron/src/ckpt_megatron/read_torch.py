@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from ckpt_core.sdk import FormatError, Problems, StoredTensor, lazy, ledgers
+from ckpt_core.sdk import FormatError, StoredTensor, errors, lazy, ledgers
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import Found, Share
@@ -25,7 +25,7 @@ def read_torch(folder: str, weights: str) -> Found:
     ranks = [RankFile(path, numbers, weights) for path, numbers in rank_files(folder)]
     grid, first = Grid.of(ranks), ranks[0]
     found = Found(folder, "torch", first.args, first.path, [], [rank.path for rank in ranks], grid.sizes)
-    problems = Problems(f"reading {folder}")
+    problems = errors.Problems(f"reading {folder}")
     check_ranks(ranks, grid, problems)
     version = first.content.get("checkpoint_version", 0)
     found.version = float(version) if isinstance(version, int | float) else 3.0
@@ -49,7 +49,7 @@ def read_torch(folder: str, weights: str) -> Found:
     return found
 
 
-def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: Problems) -> list[Share]:
+def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: errors.Problems) -> list[Share]:
     """Every tensor under its global name, with those of the same ranks."""
     dense = {t: Share({"tp": (t, grid.tp)}, False) for t in range(grid.tp)}
     experts: dict[tuple[int, int], Share] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_core.sdk import Activation, Architecture, Problems, Refusal, facts_of, layouts, rewrites, schema
+from ckpt_core.sdk import Activation, Architecture, Refusal, errors, facts_of, layouts, rewrites, schema
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout, padded
 from ckpt_megatron.weights import TABLES
@@ -81,7 +81,7 @@ def _with_norm_bias(norm: schema.Norm | None) -> schema.Norm | None:
 
 def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
     """`Refusal`s for what the ranks or the kind of files of `layout` cannot hold."""
-    problems = Problems(f"tp={layout.tp} pp={layout.pp} ep={layout.ep}")
+    problems = errors.Problems(f"tp={layout.tp} pp={layout.pp} ep={layout.ep}")
     layers = decoder_of(architecture).layers
     attention, moe = layers[0].attention, any(layer.mlp.moe for layer in layers)
     if attention is not None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.sdk import CkptError, FormatError, Problems, StoredTensor, containers, disk, layouts, lazy, torch_files
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, containers, disk, errors, layouts, lazy, torch_files
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -108,7 +108,7 @@ def _is_step(folder: str) -> bool:
 def read_files(step: str) -> Files:
     """All parameters below STEP/model, from headers alone; every disagreement between shards is reported."""
     root = os.path.join(step, "model")
-    problems = Problems(f"reading {root}")
+    problems = errors.Problems(f"reading {root}")
     found: dict[str, list[tuple[str, re.Match[str]]]] = {}
     for name, path, match in _walk(root, problems):
         found.setdefault(name, []).append((path, match))
@@ -141,7 +141,7 @@ def read_files(step: str) -> Files:
     return Files(parameters, states, tp, pp, versions.pop() if versions else "?")
 
 
-def _walk(root: str, problems: Problems) -> Iterator[tuple[str, str, re.Match[str]]]:
+def _walk(root: str, problems: errors.Problems) -> Iterator[tuple[str, str, re.Match[str]]]:
     """(parameter name, path, parsed file name) of every file below a folder; links that leave it are not followed."""
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
@@ -304,7 +304,7 @@ def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[disk.FileS
     if not by_rank:
         raise FormatError("there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model")
     found: dict[str, Stored] = {}
-    problems = Problems("reading fp32 masters")
+    problems = errors.Problems("reading fp32 masters")
     for name, stored in files.parameters.items():
         try:
             found[name] = _master_of(name, stored, by_rank, step)

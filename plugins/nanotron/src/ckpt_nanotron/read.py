@@ -13,14 +13,13 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     Facts,
-    Loss,
-    Problems,
     RankTensors,
     ReadRequest,
     architecture_of,
     company,
     disk,
     documents,
+    errors,
     ledgers,
     reading,
 )
@@ -114,7 +113,7 @@ class ConfigModel:
     notes: dict[str, Any] = field(default_factory=dict)
     files: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[ledgers.Loss] = field(default_factory=list)
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
     multiple: int = 1
 
@@ -140,7 +139,7 @@ def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     newer = "rope_interleaved" in config or kind.kind == "qwen2"
     release, interleaved = "main" if newer else "0.4", False
     states, evidence = [disk.FileState.of(config_file)], [f"{kind.config.name} by {kind.marker}"]
-    losses: list[Loss] = []
+    losses: list[ledgers.Loss] = []
     if kind.kind == "starcoder2":
         release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
     else:
@@ -204,7 +203,7 @@ def _section(value: object, key: str) -> Mapping[str, Any]:
 
 def _check_twins(config: Mapping[str, Any], twin: Mapping[str, Any], file: str) -> None:
     """The model config is stored twice; if they differ, someone edited one of them."""
-    problems = Problems(f"{CONFIG} and {TRAINING_CONFIG} describe different models")
+    problems = errors.Problems(f"{CONFIG} and {TRAINING_CONFIG} describe different models")
     for key in sorted(config.keys() & twin.keys()):
         if config[key] != twin[key]:
             problems.add(CkptError(f"{key} is {config[key]} in {CONFIG}, {twin[key]} in {TRAINING_CONFIG}", file=file))
@@ -235,10 +234,10 @@ def _scale(training: Mapping[str, Any], facts: Facts, evidence: list[str]) -> No
         evidence.append("attention scale: 1/head_dim by model.init_method.use_mup in config.yaml")
 
 
-def _rope_scaling(config: Mapping[str, Any], losses: list[Loss]) -> None:
+def _rope_scaling(config: Mapping[str, Any], losses: list[ledgers.Loss]) -> None:
     if config.get("rope_scaling") is not None:
         losses.append(
-            Loss(
+            ledgers.Loss(
                 "assumed",
                 f"rope_scaling={json.dumps(config['rope_scaling'])}",
                 "nanotron stores it and computes plain rotary positions",
@@ -246,13 +245,15 @@ def _rope_scaling(config: Mapping[str, Any], losses: list[Loss]) -> None:
         )
 
 
-def _tied_head(config: Mapping[str, Any], files: Files, facts: Facts, evidence: list[str], losses: list[Loss]) -> None:
+def _tied_head(
+    config: Mapping[str, Any], files: Files, facts: Facts, evidence: list[str], losses: list[ledgers.Loss]
+) -> None:
     """Release 0.1 had the key tie_word_embeddings but never tied: a head that is stored is the head that was trained."""
     if config.get("tie_word_embeddings") and "model.lm_head.pp_block.weight" in files.parameters:
         facts["head.tied"] = False
         evidence.append("head: untied, since lm_head is stored")
         losses.append(
-            Loss(
+            ledgers.Loss(
                 "assumed",
                 "tie_word_embeddings=true",
                 "lm_head is stored beside it, as release 0.1 does, which never tied",

@@ -12,8 +12,6 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
-    Loss,
-    Problems,
     Refusal,
     Target,
     TargetBuilder,
@@ -22,6 +20,7 @@ from ckpt_core.sdk import (
     errors,
     facts_of,
     layouts,
+    ledgers,
     rewrites,
     schema,
 )
@@ -141,7 +140,7 @@ def _variants(model: rewrites.Rewritable) -> Iterator[rewrites.Rewritable]:
         yield bare
 
 
-def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss]]:
+def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[ledgers.Loss]]:
     """Notes as nanotron's strict types take them, one integer for each special token; and which files say some of these."""
     ids, reasons = company.known_ids(checkpoint)
     notes, losses = {**checkpoint.notes, **ids}, []
@@ -152,7 +151,7 @@ def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss
         elif value is None and name in _DEFAULTS:
             notes.pop(name, None)
             losses.append(
-                Loss(
+                ledgers.Loss(
                     "unsaid",
                     f"no {name} token",
                     f"nanotron's config needs one; its default {_DEFAULTS[name]} is written",
@@ -163,7 +162,7 @@ def _notes(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str], list[Loss
 
 def _check_ranks(architecture: Architecture, tp: int, pp: int, *, copied: bool) -> None:
     """Raises `Refusal` for ranks that can't divide the model; `copied`: every rank has the one key-value head."""
-    problems = Problems(f"tp={tp} pp={pp}")
+    problems = errors.Problems(f"tp={tp} pp={pp}")
     decoder = decoder_of(architecture)
     attention = attention_of(decoder)
     for axis, size in (("query heads", attention.heads), ("key-value heads", attention.groups)):

@@ -15,12 +15,12 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Problems,
     Refusal,
     architecture_of,
     configs,
     decided,
     documents,
+    errors,
     fact_is,
     facts_of,
     ignore,
@@ -136,7 +136,7 @@ def write_config(architecture: Architecture, notes: Mapping[str, Any], style: st
     facts = facts_of(architecture)
     facts.pop("tokens.padded_vocabulary", None)
     kind = "mixtral" if facts.present("mlp.moe") is True else "llama"
-    problems = Problems(f"{_TABLES[kind].name} cannot hold this architecture")
+    problems = errors.Problems(f"{_TABLES[kind].name} cannot hold this architecture")
     body: dict[str, Any] = {}
     try:
         body = _TABLES[kind].write(facts, notes)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import FormatError, Problems, StoredTensor, disk, lazy, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, disk, errors, lazy, torch_files
 from ckpt_nxdt.xser import AbsentTensor, read_xser
 
 BEGUN, DONE = "checkpoint", "done"
@@ -212,7 +212,7 @@ def root_of(folder: str) -> str:
 def read_files(folder: str) -> FolderContents:
     """The rank files of a checkpoint, from headers alone; every problem with them is raised at once."""
     weights = _weights_folder(folder) or folder
-    problems = Problems(f"reading {weights}")
+    problems = errors.Problems(f"reading {weights}")
     files: list[RankFile] = []
     paths: dict[Rank, str] = {}
     for path, rank in _rank_files(weights):
@@ -243,7 +243,7 @@ def _read_rank(path: str, rank: Rank) -> RankFile:
     if not isinstance(content, dict):
         raise FormatError("the file holds no dict of tensors", file=path, found=torch_files.brief(content))
     file = RankFile(path, rank)
-    problems = Problems(f"reading {path}")
+    problems = errors.Problems(f"reading {path}")
     if "lora_config" in content or any(".lora_" in str(name) for name in content):
         raise FormatError(
             "the file holds LoRA adapters, which are no model by themselves",

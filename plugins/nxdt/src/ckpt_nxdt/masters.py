@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ckpt_core.sdk import CkptError, FormatError, Problems, StoredTensor, disk, lazy, torch_files
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, errors, lazy, torch_files
 from ckpt_nxdt.files import FolderContents, Rank, RankFile, Weights, optimizer_files
 from ckpt_nxdt.xser import read_xser
 
@@ -39,7 +39,7 @@ def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState
         by_rank.setdefault(replace(rank, dp=0), {})[rank.dp] = path
     masters: dict[Rank, dict[str, list[lazy.Shard]]] = {}
     states: list[disk.FileState] = []
-    problems = Problems("reading fp32 masters")
+    problems = errors.Problems("reading fp32 masters")
     for file in contents.files:
         paths = by_rank.get(file.rank)
         if paths is None:

@@ -11,7 +11,6 @@ from ckpt_core.sdk import (
     Architecture,
     Description,
     FormatError,
-    Loss,
     RankTensors,
     ReadRequest,
     company,
@@ -82,7 +81,7 @@ class _Model:
     notes: dict[str, Any] = field(default_factory=dict)
     states: list[disk.FileState] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[ledgers.Loss] = field(default_factory=list)
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
 
@@ -127,7 +126,7 @@ def _as_stored(weights: Weights, model: _Model, detected: Detection) -> Architec
     if _is_tied(architecture) and _certainly_differ(weights, _EMBEDDING[style], _HEAD[style]):
         architecture = _with_tied(architecture, tied=False)
         reason = "the head differs from the embedding; NxDT never ties them"
-        model.losses.append(Loss("assumed", "tie_word_embeddings=true", reason))
+        model.losses.append(ledgers.Loss("assumed", "tie_word_embeddings=true", reason))
     if detected.separate:
         groups = attention_of(architecture).groups * detected.copies
         architecture = rewrites.map_layers(architecture, lambda layer: _with_groups(layer, groups))

@@ -9,7 +9,6 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
-    Loss,
     Refusal,
     Target,
     TargetBuilder,
@@ -19,6 +18,7 @@ from ckpt_core.sdk import (
     errors,
     facts_of,
     layouts,
+    ledgers,
     rewrites,
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
@@ -167,10 +167,12 @@ def _decisions(arrangement: Arrangement, ranks: Ranks, xser: bool) -> dict[str, 
     return found
 
 
-def _losses(checkpoint: Checkpoint) -> Iterator[Loss]:
+def _losses(checkpoint: Checkpoint) -> Iterator[ledgers.Loss]:
     head = checkpoint.architecture.head
     if head is not None and head.tied:
-        yield Loss("unsaid", "a tied head", "NxDT never ties: embedding and head are written as two equal matrices")
+        yield ledgers.Loss(
+            "unsaid", "a tied head", "NxDT never ties: embedding and head are written as two equal matrices"
+        )
 
 
 # --- the files -----------------------------------------------------------------------------------------------------

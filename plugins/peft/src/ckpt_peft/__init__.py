@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Fragment, Option, ReadRequest, hookimpl
+from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl, reading
 
 
 @hookimpl
@@ -45,7 +45,7 @@ def ckpt_detect(path: str) -> str | None:
 
 
 @hookimpl
-def ckpt_fragment(path: str, request: ReadRequest) -> Fragment | None:
+def ckpt_fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
     from ckpt_peft.show import fragment
 
     return fragment(path, request)

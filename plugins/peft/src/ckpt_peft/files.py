@@ -15,17 +15,15 @@ from typing import Any
 
 from ckpt_core.sdk import (
     FormatError,
-    Ledger,
     ReadRequest,
-    Sidecar,
     StoredTensor,
     company,
+    containers,
     disk,
     documents,
     ledgers,
-    safetensors,
+    reading,
     torch_files,
-    without_ignored,
 )
 
 CONFIG = "adapter_config.json"
@@ -54,7 +52,7 @@ class Files:
     config: Mapping[str, Any]
     weights: str
     tensors: Mapping[str, StoredTensor]
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
     @property
     def config_file(self) -> str:
@@ -90,8 +88,8 @@ def _folder_of(path: str) -> str | None:
 def open_files(path: str, request: ReadRequest) -> Files:
     """The adapter at a path; `FormatError` if a file is missing or damaged."""
     folder = _folder_of(path) or path
-    config_file, ledger = os.path.join(folder, CONFIG), Ledger()
-    config = without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
+    config_file, ledger = os.path.join(folder, CONFIG), ledgers.Ledger()
+    config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
     there = [os.path.join(folder, name) for name in WEIGHTS if os.path.isfile(os.path.join(folder, name))]
     if not there:
         raise FormatError("the adapter has no weights", file=folder, expected=" or ".join(WEIGHTS))
@@ -101,16 +99,16 @@ def open_files(path: str, request: ReadRequest) -> Files:
     return Files(folder, config, weights, _tensors(weights, ledger), ledger)
 
 
-def _tensors(file: str, ledger: Ledger) -> Mapping[str, StoredTensor]:
+def _tensors(file: str, ledger: ledgers.Ledger) -> Mapping[str, StoredTensor]:
     if file.endswith(".safetensors"):
-        return safetensors.read_header(file).tensors
+        return containers.SAFETENSORS.read(file).tensors
     held = torch_files.read_state_dict(file)
     if held.beside:
         ledger.left(ledgers.UNKNOWN_KEY, file, *held.beside)
     return held.tensors
 
 
-def companions(folder: str, ledger: Ledger) -> dict[str, Sidecar]:
+def companions(folder: str, ledger: ledgers.Ledger) -> dict[str, company.Sidecar]:
     """The files of the adapter's folder that belong to the merged model; what else lies there is entered as left."""
     for name in sorted(os.listdir(folder)):
         file = os.path.join(folder, name)

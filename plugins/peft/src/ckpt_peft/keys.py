@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import FormatError, Problems, StoredTensor
+from ckpt_core.sdk import FormatError, StoredTensor, errors
 
 PREFIX = "base_model.model."
 
@@ -76,7 +76,7 @@ class Contents:
 
 def sorted_out(tensors: Mapping[str, StoredTensor], file: str) -> Contents:
     """Every tensor by what it is; raises those that are nothing known, and matrices that lack their other half."""
-    contents, problems = Contents(), Problems(f"reading {file}")
+    contents, problems = Contents(), errors.Problems(f"reading {file}")
     for key, stored in tensors.items():
         if not key.startswith(PREFIX):
             problems.add(

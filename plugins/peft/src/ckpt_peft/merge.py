@@ -16,13 +16,8 @@ from dataclasses import dataclass, field, replace
 from ckpt_core.sdk import (
     Architecture,
     CkptError,
-    DType,
     FormatError,
-    Native,
-    ParameterBuilder,
-    Problems,
     Refusal,
-    Shard,
     StoredTensor,
     disk,
     dtypes,
@@ -56,11 +51,11 @@ class Merger:
     adapted: list[Target] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     rewrites: list[str] = field(default_factory=list)
-    problems: Problems = field(init=False)
+    problems: errors.Problems = field(init=False)
 
     def __post_init__(self) -> None:
         self.architecture, self.tensors = self.model.architecture, dict(self.model.tensors)
-        self.problems = Problems(f"merging {self.file}")
+        self.problems = errors.Problems(f"merging {self.file}")
 
     # --- whole tensors -------------------------------------------------------------------------------------------------
 
@@ -69,7 +64,7 @@ class Merger:
         and then those of the copies that `modules_to_save` makes of modules, which it does not."""
         own = [name for name in contents.saved if name not in contents.inside and self.settings.saves(name)]
         for names in ([name for name in contents.saved if name not in own], own):
-            found: dict[str, list[tuple[Native, Named]]] = {}
+            found: dict[str, list[tuple[layouts.Native, Named]]] = {}
             for name in names:
                 native, named = self.model.names.get(name), contents.saved[name]
                 if native is None:
@@ -90,7 +85,7 @@ class Merger:
             for parameter, parts in found.items():
                 self._replace(parameter, parts)
 
-    def _place(self, parameter: str, native: Native, apart: str | bool) -> str:
+    def _place(self, parameter: str, native: layouts.Native, apart: str | bool) -> str:
         """The parameter that a tensor of the model is changed in. `apart` says why the head of a tied model is no longer the embedding, if it is
         not: unless `ensure_weight_tying` had both trained as one."""
         if parameter != EMBEDDING:
@@ -99,9 +94,9 @@ class Merger:
             self._untie(str(apart))
         return HEAD if _is_tied_head(native) and not self._is_tied else EMBEDDING
 
-    def _replace(self, parameter: str, parts: Sequence[tuple[Native, Named]]) -> None:
+    def _replace(self, parameter: str, parts: Sequence[tuple[layouts.Native, Named]]) -> None:
         base = self.tensors[parameter]
-        builder = ParameterBuilder({parameter: base.parameter}, self.file)
+        builder = lazy.ParameterBuilder({parameter: base.parameter}, self.file)
         copied = any(
             not native.row.copy for native, _ in parts
         )  # a head that is still tied must be a copy of the embedding
@@ -109,7 +104,7 @@ class Merger:
             inside = (piece for piece in native.pieces if piece.parameter in (parameter, EMBEDDING))
             pieces = tuple(layouts.Part(parameter, piece.tile) for piece in inside)
             whole = replace(native, pieces=pieces, row=replace(native.row, copy=native.row.copy and copied))
-            builder.add(whole, [Shard((0,) * len(native.shape), named.stored)])
+            builder.add(whole, [lazy.Shard((0,) * len(native.shape), named.stored)])
         try:
             (held,) = builder.finish().values()
         except CkptError as error:
@@ -390,7 +385,7 @@ class Target:
     """
 
     adapted: Adapted
-    native: Native
+    native: layouts.Native
     out: int
     into: int
     narrowed: bool
@@ -451,7 +446,7 @@ class Target:
         return _whole(f"{down.key} of expert {number}", first), _whole(f"{up.key} of expert {number}", second)
 
 
-def targets_of(adapted: Adapted, native: Native, settings: Settings) -> Iterator[Target]:
+def targets_of(adapted: Adapted, native: layouts.Native, settings: Settings) -> Iterator[Target]:
     """A pair on a tensor, in each way that the tensor's dimensions may be meant: one, where its parameters say which is the output."""
     dims = len(native.shape)
     if dims not in (2, 3):
@@ -470,7 +465,7 @@ def targets_of(adapted: Adapted, native: Native, settings: Settings) -> Iterator
         yield Target(adapted, native, out, into, narrowed=parameter, looked_up=looked_up)
 
 
-def _out_dimension(native: Native) -> int:
+def _out_dimension(native: layouts.Native) -> int:
     """The dimension of a weight that its output runs over: a parameter has the axes of its output first, but for an expert's number.
 
     transformers keeps linear weights as [out, in], and those of Conv1D (GPT-2) as [in, out].
@@ -480,15 +475,15 @@ def _out_dimension(native: Native) -> int:
     return min(links, key=lambda link: link.axis).dim if links else matrix[0]
 
 
-def _of_one_expert(native: Native) -> bool:
+def _of_one_expert(native: layouts.Native) -> bool:
     return "{x}" in native.row.native
 
 
-def _is_tied_head(native: Native) -> bool:
+def _is_tied_head(native: layouts.Native) -> bool:
     return native.row.copy and native.row.when == "head.tied"
 
 
-def _is_alias(native: Native) -> bool:
+def _is_alias(native: layouts.Native) -> bool:
     """Whether a tensor is one more name of another one, and not the tied head: T5 has its embedding under three names."""
     return native.row.copy and not _is_tied_head(native)
 
@@ -497,12 +492,12 @@ def _matches_module(module: str, name: str) -> bool:
     return name == module or f".{module}." in f".{name}."
 
 
-def _dtype_of(base: lazy.LazyParameter) -> DType:
+def _dtype_of(base: lazy.LazyParameter) -> dtypes.DType:
     """The dtype that a tensor of the base has in transformers: float32 where its values were computed."""
     return dtypes.FP32 if base.computed else base.dtype
 
 
-def _merged(base: lazy.LazyParameter, updates: tuple[lazy.LowRank, ...], dtype: DType) -> lazy.LazyParameter:
+def _merged(base: lazy.LazyParameter, updates: tuple[lazy.LowRank, ...], dtype: dtypes.DType) -> lazy.LazyParameter:
     return lazy.LazyParameter(base.parameter, dtype, (), merged=lazy.Merged(base, updates, dtype))
 
 

@@ -11,14 +11,12 @@ from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
     FormatError,
-    Loss,
-    Provenance,
     ReadRequest,
-    Sidecar,
     company,
     errors,
     lazy,
     ledgers,
+    reading,
     schema,
 )
 from ckpt_hf.sdk import model_in_memory
@@ -67,7 +65,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         notes=base.notes,
         sidecars=sidecars,
         ledger=ledger,
-        provenance=Provenance(
+        provenance=reading.Provenance(
             hints={},
             origins={**known.origins, base.format: known.hints},
             evidence=[
@@ -146,7 +144,7 @@ def _with_vocabulary(base: Checkpoint, contents: Contents, files: Files) -> Chec
     return replace(base, architecture=architecture, tensors=tensors).because(said)
 
 
-def _sidecars(files: Files, base: Checkpoint) -> Mapping[str, Sidecar]:
+def _sidecars(files: Files, base: Checkpoint) -> Mapping[str, company.Sidecar]:
     """The files that go along: the tokenizer is the adapter's, where it has one, and everything else of the base's."""
     own = companions(files.folder, files.ledger)
     found = dict(base.sidecars)
@@ -175,24 +173,24 @@ def _evidence(merger: Merger, contents: Contents) -> Iterator[str]:
     yield from (f"rewritten before the merge: {one}" for one in merger.model.rewrites)
 
 
-def _losses(settings: Settings, base: Checkpoint, merger: Merger) -> Iterator[Loss]:
+def _losses(settings: Settings, base: Checkpoint, merger: Merger) -> Iterator[ledgers.Loss]:
     rounded = Counter(merger.tensors[name].dtype.name for name in merger.updates)
     for dtype, count in rounded.items():
         if dtype == "fp32":
             continue
-        yield Loss(
+        yield ledgers.Loss(
             "rounded",
             f"{count} merged tensors",
             f"computed in float32 and rounded to {dtype}, the dtype of the base, as PEFT does; -o merge=fp32 keeps the float32 sums",
         )
     if not _is_named(settings.base, base.path):
-        yield Loss(
+        yield ledgers.Loss(
             "assumed",
             f"{base.path} is the base",
             f"the adapter names {settings.base!r}" if settings.base else "the adapter names none",
         )
     if settings.revision and "/snapshots/" not in os.path.abspath(base.path):
-        yield Loss(
+        yield ledgers.Loss(
             "assumed", f"the base is of revision {settings.revision!r}", "nothing in its folder says its revision"
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Ledger, Problems, Refusal, errors
+from ckpt_core.sdk import CkptError, Refusal, errors, ledgers
 
 _LORA = "LORA"
 
@@ -135,7 +135,7 @@ def _names(targets: str | tuple[str, ...], name: str) -> bool:
 
 def read_settings(config: Mapping[str, Any], file: str, residual_base: bool) -> Settings:
     """The settings of a config; every key that is refused, unknown or of a wrong type is raised at once."""
-    problems = Problems(f"reading {file}")
+    problems = errors.Problems(f"reading {file}")
     for problem in problems_of(config, residual_base):
         problem.file = file
         problems.add(problem)
@@ -143,7 +143,7 @@ def read_settings(config: Mapping[str, Any], file: str, residual_base: bool) -> 
     return _settings(config)
 
 
-def enter(config: Mapping[str, Any], file: str, ledger: Ledger) -> None:
+def enter(config: Mapping[str, Any], file: str, ledger: ledgers.Ledger) -> None:
     """Enter every key in the ledger."""
     ledger.config(file, {key: ("left", _SILENT[key]) if key in _SILENT else ("used", "the merge") for key in config})
 

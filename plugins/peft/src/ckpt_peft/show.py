@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, Fragment, ReadRequest
+from ckpt_core.sdk import Checkpoint, ReadRequest, reading
 from ckpt_peft.files import Files, open_files
 from ckpt_peft.keys import MAGNITUDE, Adapted, Contents, sorted_out
 from ckpt_peft.read import lacks_base
@@ -16,7 +16,7 @@ from ckpt_peft.settings import Settings, problems_of, read_settings
 _MOST = 8
 
 
-def fragment(path: str, request: ReadRequest) -> Fragment | None:
+def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
     """The adapter at `path`; None where its base is given, so that there is a model."""
     if isinstance(request.options.get("base"), Checkpoint):
         return None
@@ -41,7 +41,7 @@ def fragment(path: str, request: ReadRequest) -> Fragment | None:
         "saved": sorted(contents.saved),
         "refused": refused,
     }
-    return Fragment({label: said for label, said in lines.items() if said}, facts, lacks_base(files))
+    return reading.Fragment({label: said for label, said in lines.items() if said}, facts, lacks_base(files))
 
 
 def _kind(config: Mapping[str, Any], contents: Contents) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_core.sdk import Loss, disk, dtypes, layouts, lazy, reading, schema
+from ckpt_core.sdk import disk, dtypes, layouts, lazy, ledgers, reading, schema
 
 _BOX = 1 << 20  # elements
 
@@ -89,7 +89,7 @@ class Drift:
         builder.add(native, shards)
         return builder.finish()[piece.parameter]
 
-    def losses(self, ranks: int) -> list[Loss]:
+    def losses(self, ranks: int) -> list[ledgers.Loss]:
         """What a user must know of it."""
         found = []
         for row, spreads in self.spreads.items():
@@ -98,9 +98,9 @@ class Drift:
             reason = (
                 f"the average over {ranks} tensor parallel ranks, whose copies differ by up to {largest:.3g} ({where})"
             )
-            found.append(Loss("assumed", row + several, reason))
+            found.append(ledgers.Loss("assumed", row + several, reason))
         if self.unchecked:
             largest, where = max((apart, name) for name, apart in self.unchecked.items())
             reason = f"not compared with the stored weights, whose copies differ by up to {largest:.3g} between ranks ({where})"
-            found.append(Loss("assumed", f"fp32 masters of {len(self.unchecked)} tensors", reason))
+            found.append(ledgers.Loss("assumed", f"fp32 masters of {len(self.unchecked)} tensors", reason))
         return found

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, CkptError, FormatError, Problems, StoredTensor, torch_files
+from ckpt_core.sdk import Architecture, CkptError, FormatError, StoredTensor, errors, torch_files
 from ckpt_deepspeed import zero
 from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
@@ -162,7 +162,7 @@ def _grid(
     """Tensor, pipeline and data parallel ranks; raises where files, args and states tell different stories."""
     said = (args or {}).get("tensor_model_parallel_size", 1)
     tp = ranks({rank for _, rank in folder.layers}, "tensor parallel rank", folder.path) if folder.layers else said
-    problems = Problems(f"reading {folder.path}")
+    problems = errors.Problems(f"reading {folder.path}")
     if type(said) is not int or said < 1 or (args is not None and said != tp):
         problems.add(
             FormatError(
@@ -235,7 +235,7 @@ def _layers(folder: Folder, args: Mapping[str, Any] | None, given: Architecture 
 
 def _check_same_model(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Every file has the args; two stories mean that the files are of two models."""
-    problems = Problems("args")
+    problems = errors.Problems("args")
     told = [(path, _args(states, path) or {}) for path, states in models]
     meaning = {key for entry in GPT.entries if entry.claims for key in entry.keys}
     file, first = told[0]
@@ -258,7 +258,7 @@ def _check_same_model(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 def _layer_files(folder: Folder, step: StepContents) -> list[dict[str, Kept]]:
     """The weights of every tensor parallel rank."""
     held: list[dict[str, Kept]] = [{} for _ in range(step.tp)]
-    problems = Problems(f"reading {folder.path}")
+    problems = errors.Problems(f"reading {folder.path}")
     for place in sorted({place for place, _ in folder.layers}):
         for rank in range(step.tp):
             path = folder.layers.get((place, rank))

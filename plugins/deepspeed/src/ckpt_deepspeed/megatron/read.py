@@ -12,13 +12,12 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     FormatError,
-    Loss,
-    Problems,
     RankTensors,
     ReadRequest,
     StoredTensor,
     architecture_of,
     company,
+    errors,
     layouts,
     lazy,
     ledgers,
@@ -146,10 +145,10 @@ def _check_exact(step: StepContents) -> None:
         )
 
 
-def _rounded_frequencies(step: StepContents, architecture: Architecture) -> list[Loss]:
+def _rounded_frequencies(step: StepContents, architecture: Architecture) -> list[ledgers.Loss]:
     """The loss where rotary frequencies are stored in 16 bits. Raises if any are those of another model."""
     exact, off = inverse_frequencies(attention_of(decoder_of(architecture))), 0.0
-    problems = Problems(f"reading {step.folder}")
+    problems = errors.Problems(f"reading {step.folder}")
     for held in step.weights:
         for name, kept in held.items():
             if name.endswith(INVERSE_FREQUENCIES) and isinstance(kept, StoredTensor):
@@ -159,7 +158,7 @@ def _rounded_frequencies(step: StepContents, architecture: Architecture) -> list
                     problems.add(problem)
     problems.raise_any()
     reason = f"stored in 16 bits, by up to {off:.2g} off; the exact ones are meant"
-    return [Loss("assumed", "rotary frequencies", reason)] if off else []
+    return [ledgers.Loss("assumed", "rotary frequencies", reason)] if off else []
 
 
 # --- the tensors -----------------------------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ def _rounded_frequencies(step: StepContents, architecture: Architecture) -> list
 
 def _compared(step: StepContents, tables: layouts.BoundTables, drift: Drift) -> Drift:
     """What every rank holds whole, compared between the ranks. Raises for tensors that can't be compared."""
-    problems = Problems(f"reading {step.folder}")
+    problems = errors.Problems(f"reading {step.folder}")
     with drift:
         for name, native in tables.natives({"tp": (0, step.tp)}).items():
             weights = [shards_of(held[name]) for held in step.weights if name in held]
@@ -214,7 +213,7 @@ def _held(kept: Mapping[str, Kept], rank: int, drift: Drift) -> dict[str, Sequen
 
 def _check_pairs(weights: Mapping[str, Kept], masters: Mapping[str, Kept], where: str) -> None:
     """Raise for every weight without a master, and every master without a weight."""
-    problems = Problems(f"reading {where}")
+    problems = errors.Problems(f"reading {where}")
     for name in sorted(weights.keys() ^ masters.keys()):
         if not name.endswith(INVERSE_FREQUENCIES):
             lacks = (

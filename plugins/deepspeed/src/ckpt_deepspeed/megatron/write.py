@@ -9,15 +9,15 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
-    Loss,
-    Problems,
     Refusal,
     Target,
     TargetBuilder,
     WriteRequest,
     dtypes,
+    errors,
     facts_of,
     layouts,
+    ledgers,
     rewrites,
     torch_files,
 )
@@ -91,14 +91,14 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def _losses(dtype: dtypes.DType, universal: bool, moments: bool) -> Sequence[Loss]:
+def _losses(dtype: dtypes.DType, universal: bool, moments: bool) -> Sequence[ledgers.Loss]:
     found = []
     if universal and moments:
         found.append(NEW_MOMENTS)
     if dtype.name == "bf16" and not universal:
         # BF16_Optimizer makes its masters when it is built, and does not refresh them from weights that are loaded later.
         found.append(
-            Loss(
+            ledgers.Loss(
                 "assumed",
                 "zero_optimization.stage 1 or above",
                 "with stage 0 and bf16, DeepSpeed overwrites weights loaded without optimizer files at the first step",
@@ -121,7 +121,7 @@ def _expressed_for(model: rewrites.Rewritable, multiple: int, tp: int) -> rewrit
 
 
 def _check_ranks(architecture: Architecture, layout: _Layout) -> None:
-    problems = Problems(f"tp={layout.tp} pp={layout.pp}")
+    problems = errors.Problems(f"tp={layout.tp} pp={layout.pp}")
     layers, heads = decoder_of(architecture).layers, attention_of(decoder_of(architecture)).heads
     if heads % layout.tp:
         problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads"))

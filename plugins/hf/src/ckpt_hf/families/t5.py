@@ -16,7 +16,6 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Loss,
     Table,
     configs,
     decided,
@@ -26,6 +25,7 @@ from ckpt_core.sdk import (
     key,
     key_is,
     layouts,
+    ledgers,
     note,
     rewrites,
     row,
@@ -322,10 +322,10 @@ def _as_umt5(model: rewrites.Rewritable) -> rewrites.Rewritable:
     return rewrites.normed_logit_scale(model, root)
 
 
-def _umt5_losses(architecture: Architecture) -> Iterator[Loss]:
+def _umt5_losses(architecture: Architecture) -> Iterator[ledgers.Loss]:
     if architecture.head is not None and not architecture.head.tied:
         scaled = architecture.head.scale != 1
-        yield Loss(
+        yield ledgers.Loss(
             "assumed",
             "transformers 5" if scaled else "transformers 4, or 5.24 and later",
             f"the logits of a UMT5 with a head of its own are {'not scaled by version 4' if scaled else 'scaled by versions 5.0 to 5.23'}",

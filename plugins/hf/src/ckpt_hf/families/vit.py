@@ -15,7 +15,6 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Loss,
     Table,
     configs,
     custom,
@@ -27,6 +26,7 @@ from ckpt_core.sdk import (
     key,
     key_is,
     layouts,
+    ledgers,
     note,
     rewrites,
     row,
@@ -255,9 +255,9 @@ def _as_vit(model: rewrites.Rewritable) -> rewrites.Rewritable:
     return rewrites.zero_biases(model, architecture)
 
 
-def _model_losses(architecture: Architecture) -> Iterator[Loss]:
+def _model_losses(architecture: Architecture) -> Iterator[ledgers.Loss]:
     if architecture.classifier is None:
-        yield Loss(
+        yield ledgers.Loss(
             "unsaid",
             "that there is no pooler",
             "ViTModel starts a random one, unless built with add_pooling_layer=False",

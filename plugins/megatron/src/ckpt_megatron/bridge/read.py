@@ -11,7 +11,6 @@ from ckpt_core.sdk import (
     Description,
     Facts,
     FormatError,
-    Loss,
     ReadRequest,
     chunked,
     company,
@@ -106,7 +105,7 @@ def _enter_progress(found: Found, folder: str, path: str) -> None:
                 found.ledger.contents(tracker, torch_files.read_torch_file(tracker), TRACKED)
 
 
-def _losses_of_class(target: str, file: str) -> list[Loss]:
+def _losses_of_class(target: str, file: str) -> list[ledgers.Loss]:
     """Refuse the classes of Bridge that do more than their fields say; a class of someone else is taken by its fields."""
     if is_plain(target):
         return []
@@ -114,7 +113,7 @@ def _losses_of_class(target: str, file: str) -> list[Loss]:
         raise CkptError(
             f"models of {short(target)} are not supported", file=file, found=target, expected="a plain GPTModel"
         )
-    return [Loss("assumed", target, "no class of Megatron-Bridge's; taken for what its fields say")]
+    return [ledgers.Loss("assumed", target, "no class of Megatron-Bridge's; taken for what its fields say")]
 
 
 def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:

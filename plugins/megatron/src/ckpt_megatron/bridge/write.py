@@ -8,13 +8,13 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Checkpoint,
-    Loss,
     Target,
     WriteRequest,
     company,
     documents,
     dtypes,
     facts_of,
+    ledgers,
     rewrites,
     torch_files,
 )
@@ -89,14 +89,14 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def _assumed(target: str, fields: dict[str, Any], version: str) -> list[Loss]:
+def _assumed(target: str, fields: dict[str, Any], version: str) -> list[ledgers.Loss]:
     """A class or field that older versions stop at, and a newest version that is not the newest, where nobody asked for one."""
     needed = needs(target, fields)
     if needed is None:
         return []
     way = "which has no other" if needed.startswith("yarn") else f"for which -o bridge_version={OLD} writes"
     range_ = "0.4 or later" if version == VERSIONS[-1] else f"{version} to 0.5, as 0.6 computes something else"
-    return [Loss("assumed", f"Megatron-Bridge {range_}", f"there is no {needed} in {OLD}, {way}")]
+    return [ledgers.Loss("assumed", f"Megatron-Bridge {range_}", f"there is no {needed} in {OLD}, {way}")]
 
 
 def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:

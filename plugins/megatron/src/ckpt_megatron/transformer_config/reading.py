@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Facts, FormatError, Loss, architecture_of, layouts
+from ckpt_core.sdk import Architecture, Facts, FormatError, architecture_of, layouts, ledgers
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -62,7 +62,7 @@ def _names(facts: Facts, found: Found) -> str:
     return "te"
 
 
-def dropped(found: Found) -> list[Loss]:
+def dropped(found: Found) -> list[ledgers.Loss]:
     """What was left behind of the weights."""
     reason = "multi-token prediction layers, on which the model's own outputs do not depend"
-    return [Loss("dropped", name, reason) for name in sorted(found.dropped)]
+    return [ledgers.Loss("dropped", name, reason) for name in sorted(found.dropped)]

@@ -15,7 +15,7 @@ import os
 import posixpath
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Problems, company, disk, documents, ledgers, torch_files, trees
+from ckpt_core.sdk import FormatError, company, disk, documents, errors, ledgers, torch_files, trees
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import resolved
 from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
@@ -50,7 +50,7 @@ def open_archive(path: str, tree: trees.Tree, container: str) -> Saved:
     else:
         saved.ranks = _ranks(tree, held, saved.ledger)
     saved.states = tree.states if container == "nemo" else [*saved.states, *_states(tree, [CONFIG, *held])]
-    problems = Problems(f"reading {tree.path}")
+    problems = errors.Problems(f"reading {tree.path}")
     saved.check_ranks(problems)
     problems.raise_any()
     return saved

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Problems, company, disk, ledgers, torch_files, trees
+from ckpt_core.sdk import FormatError, company, disk, errors, ledgers, torch_files, trees
 from ckpt_megatron.sdk import contents
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
@@ -149,7 +149,7 @@ def _content(path: str) -> Mapping[Any, Any]:
 def open_lightning(path: str, step: Step) -> Saved:
     """The checkpoint of one training step."""
     _check_finished(step)
-    problems = Problems(f"reading {step.place}")
+    problems = errors.Problems(f"reading {step.place}")
     if step.folder is not None:
         content = _common(step)
         file = os.path.join(step.folder, COMMON)
@@ -226,7 +226,7 @@ def _own_config(content: Mapping[Any, Any], file: str) -> dict[str, Any] | None:
 
 
 def _check_same(
-    content: Mapping[Any, Any], config: Mapping[str, Any], file: str, first: str, problems: Problems
+    content: Mapping[Any, Any], config: Mapping[str, Any], file: str, first: str, problems: errors.Problems
 ) -> None:
     """Every rank's file has the config; two stories mean that the files are of two runs."""
     own = _own_config(content, file) or {}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, Problems, torch_files
+from ckpt_core.sdk import CkptError, FormatError, errors, torch_files
 
 _MAX_DEPTH = 64
 _MAX_NODES = 100_000
@@ -98,7 +98,7 @@ def unresolved(value: object) -> bool:
 
 def check_resolved(config: Mapping[str, Any], unread: Collection[str], file: str) -> None:
     """Raise every key, but for the `unread` ones, that refers to a value which is not stored."""
-    problems = Problems(f"reading {file}")
+    problems = errors.Problems(f"reading {file}")
     for key, value in config.items():
         if key not in unread and unresolved(value):
             problems.add(

@@ -12,12 +12,12 @@ import numpy as np
 from ckpt_core.sdk import (
     Config,
     FormatError,
-    Problems,
     StoredTensor,
     chunked,
     company,
     disk,
     dtypes,
+    errors,
     layouts,
     lazy,
     ledgers,
@@ -141,7 +141,7 @@ class Saved:
             self.ledger.archive(self.tree, [sidecar.extent for sidecar in sidecars.values()])
         return self.ledger
 
-    def check_ranks(self, problems: Problems) -> None:
+    def check_ranks(self, problems: errors.Problems) -> None:
         """Note ranks that are missing, and sizes that the config contradicts (stale files of another layout)."""
         if not self.ranks:
             return
@@ -187,7 +187,7 @@ def state_dict(value: object, file: str, ledger: ledgers.Ledger) -> dict[str, St
     """The tensors of a stored state dict by unwrapped name; extra states (None, or bytes of fp8 scales) are left out."""
     if not isinstance(value, Mapping):
         raise FormatError("there is no state dict", file=file, found=torch_files.brief(value))
-    problems = Problems(f"reading {file}")
+    problems = errors.Problems(f"reading {file}")
     found: dict[str, StoredTensor] = {}
     for stored_as, tensor in value.items():
         name = unwrapped(str(stored_as))

@@ -18,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ckpt_core.sdk import CkptError, FormatError, Loss, company, documents, trees
+from ckpt_core.sdk import CkptError, FormatError, company, documents, ledgers, trees
 from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.sentencepiece import piece_count
 
@@ -37,7 +37,7 @@ class Tokenizer:
     files: dict[str, company.Sidecar] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     count: int | None = None
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[ledgers.Loss] = field(default_factory=list)
 
 
 def find_tokenizer(config: Mapping[str, Any], artifacts: Mapping[str, company.Sidecar], given: str | None) -> Tokenizer:
@@ -80,7 +80,7 @@ def _enter(found: Tokenizer, key: str, named: str, artifacts: Mapping[str, compa
         )
     else:
         why = "the config names a file of the training machine: give it with -o tokenizer=FILE"
-        found.losses.append(Loss("dropped", f"{SECTION}.{key} {named}", why))
+        found.losses.append(ledgers.Loss("dropped", f"{SECTION}.{key} {named}", why))
 
 
 def content(file: company.Sidecar) -> bytes:
@@ -121,7 +121,7 @@ class Artifacts:
     files: dict[str, bytes] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     count: int | None = None
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[ledgers.Loss] = field(default_factory=list)
 
 
 def section_in(artifacts: Artifacts, container: str, destination: str) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def artifacts_of(
         if made.section["library"] is None:
             made.section["library"] = "huggingface"
             why = "NeMo loads no Hugging Face tokenizer from its archive: name one (repository or folder) with -o tokenizer_name=..."
-            made.losses.append(Loss("unsaid", "tokenizer", why))
+            made.losses.append(ledgers.Loss("unsaid", "tokenizer", why))
         return made
     for key, sidecar in chosen.items():
         data = content(sidecar)

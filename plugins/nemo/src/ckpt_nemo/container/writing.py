@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
-    Loss,
     Refusal,
     Target,
     TargetBuilder,
@@ -21,6 +20,7 @@ from ckpt_core.sdk import (
     documents,
     dtypes,
     layouts,
+    ledgers,
     rewrites,
     torch_files,
     trees,
@@ -143,7 +143,7 @@ class NemoBuilder(TargetBuilder):
         companions: Mapping[str, company.Sidecar],
         *,
         held: Collection[str],
-        losses: Sequence[Loss],
+        losses: Sequence[ledgers.Loss],
         parallel: Mapping[str, int],
         decisions: Mapping[str, Any],
         said: Mapping[str, Any],
@@ -170,7 +170,7 @@ class NemoBuilder(TargetBuilder):
             why = (
                 "weights alone are written: start a run with model.restore_from_path or these weights, not by resuming"
             )
-            losses = [*losses, Loss("unsaid", "optimizer states and the progress of training", why)]
+            losses = [*losses, ledgers.Loss("unsaid", "optimizer states and the progress of training", why)]
         return self.target(
             "nemo",
             sidecars=sidecars,

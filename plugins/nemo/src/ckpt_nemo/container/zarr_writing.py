@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ckpt_core.sdk import Placement, disk, dtypes, layouts, torch_files
+from ckpt_core.sdk import disk, dtypes, layouts, torch_files
 from ckpt_megatron.sdk import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder
@@ -42,7 +42,7 @@ def add_zarr(
         name = f"{folder}/{chunk.key}/{'.'.join(map(str, chunk.index))}"
         builder.members.setdefault(f"{folder}/{chunk.key}/.zarray", _array(chunk))
         builder.members[name] = disk.OutputFile(name, math.prod(chunk.shape) * chunk.dtype.size)
-        builder.placements.append(Placement(chunk.native, chunk.dtype, name, 0))
+        builder.place(chunk.native, name, 0, chunk.dtype)
     # What a TransformerEngine module without fp8 stores: a torch file of a stream that holds a torch file of None.
     nothing = torch_files.torch_bytes(
         torch_files.Opaque("_io", "BytesIO", args=(torch_files.torch_bytes(None, "archive"),)), "shard"

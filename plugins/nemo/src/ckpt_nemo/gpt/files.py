@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import FormatError, Problems, StoredTensor, chunked, layouts, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, chunked, errors, layouts, lazy
 from ckpt_megatron.sdk import dist_tensors, is_fused, layer_of, masters, renumbered
 from ckpt_nemo.container.saved import Rank, Saved
 from ckpt_nemo.gpt.weights import ROTARY, TIED_COPY, is_legacy, legacy, plain
@@ -67,7 +67,7 @@ def tensors_of(saved: Saved, weights: str) -> Found:
     names = saved.names
     # The keys of distributed checkpoints are those of TransformerEngine's modules, even for local ones.
     found = Found(is_legacy(names), saved.backend != "ranks" or any(map(is_fused, names)), [], 0)
-    problems = Problems(f"reading {saved.place}")
+    problems = errors.Problems(f"reading {saved.place}")
     if saved.backend == "ranks":
         _of_ranks(saved, weights, found, problems)
     else:
@@ -79,7 +79,7 @@ def tensors_of(saved: Saved, weights: str) -> Found:
 # --- rank files ----------------------------------------------------------------------------------------------------
 
 
-def _of_ranks(saved: Saved, weights: str, found: Found, problems: Problems) -> None:
+def _of_ranks(saved: Saved, weights: str, found: Found, problems: errors.Problems) -> None:
     tp, pp = saved.parallel
     found.vpp = len(saved.ranks[0].chunks)
     found.masters = all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks)
@@ -112,7 +112,7 @@ def _of_ranks(saved: Saved, weights: str, found: Found, problems: Problems) -> N
                 problems.add(FormatError(f"tensor {name!r} is missing", file=rank.file, expected=f"as in {files[0]}"))
 
 
-def _layers_per_stage(saved: Saved, vpp: int, pp: int, problems: Problems) -> list[int]:
+def _layers_per_stage(saved: Saved, vpp: int, pp: int, problems: errors.Problems) -> list[int]:
     """The number of layers of every stage in the order of the model: all stages of the first chunk, then of the second."""
     counts: dict[tuple[int, int], tuple[int, str]] = {}
     for rank in saved.ranks:
@@ -136,7 +136,7 @@ def _layers_per_stage(saved: Saved, vpp: int, pp: int, problems: Problems) -> li
     return [counts[chunk, stage][0] for chunk in range(vpp) for stage in range(pp) if (chunk, stage) in counts]
 
 
-def _check_ends(rank: Rank, pp: int, problems: Problems) -> None:
+def _check_ends(rank: Rank, pp: int, problems: errors.Problems) -> None:
     """The embedding begins the first stage and the last norm ends the last one: stages in another order have neither."""
     for chunk, tensors in enumerate(rank.chunks):
         names, stage = {plain(name) for name in tensors}, f"stage {rank.pp}, chunk {chunk}"
@@ -153,7 +153,7 @@ def _check_ends(rank: Rank, pp: int, problems: Problems) -> None:
 # --- distributed checkpoints ---------------------------------------------------------------------------------------
 
 
-def _of_all(saved: Saved, weights: str, found: Found, problems: Problems) -> None:
+def _of_all(saved: Saved, weights: str, found: Found, problems: errors.Problems) -> None:
     tensors = _with_masters(saved) if weights == "master" else saved.tensors
     found.masters = bool(saved.masters)
     found.bias_ranks = _bias_ranks(tensors)
@@ -179,7 +179,7 @@ def _with_masters(saved: Saved) -> dict[str, chunked.ChunkedTensor]:
         raise FormatError(
             "there are no fp32 masters (optimizer.state.fp32_param)", file=saved.place, fix="use --weights model"
         )
-    problems = Problems("reading fp32 masters")
+    problems = errors.Problems("reading fp32 masters")
     found = {}
     for name, tensor in saved.tensors.items():
         master = saved.masters.get(name)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Problems, Refusal, WriteRequest, layouts
+from ckpt_core.sdk import Architecture, Refusal, WriteRequest, errors, layouts
 from ckpt_megatron.sdk import DIVISIBLE, layers_of_stages
 from ckpt_nemo.container.tokenizer import multiple_in
 from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
@@ -101,7 +101,7 @@ class FileLayout:
 
     def check(self, architecture: Architecture) -> None:
         """Raise `Refusal`s for ranks that the model or the backend cannot have."""
-        problems = Problems(" ".join(f"{name}={size}" for name, size in self.parallel.items()))
+        problems = errors.Problems(" ".join(f"{name}={size}" for name, size in self.parallel.items()))
         layers = architecture.decoder.layers if architecture.decoder else ()
         moe = any(layer.mlp.moe for layer in layers)
         if self.ep > 1 and not moe:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckpt_core.sdk import Architecture, FormatError, Loss, StoredTensor, disk, dtypes, lazy
+from ckpt_core.sdk import Architecture, FormatError, StoredTensor, disk, dtypes, lazy, ledgers
 from ckpt_megatron.sdk import inverse_frequencies
 from ckpt_nemo.container.saved import values_of
 
@@ -33,7 +33,7 @@ def stored_bytes(architecture: Architecture, dtype: dtypes.DType) -> tuple[dtype
 
 def check_frequencies(
     stored: Sequence[StoredTensor], architecture: Architecture, states: Sequence[disk.FileState]
-) -> list[Loss]:
+) -> list[ledgers.Loss]:
     """Compare every stored copy with the base of the config; a rounded one is a loss."""
     expected = frequencies(architecture)
     rounded: set[str] = set()
@@ -66,4 +66,4 @@ def check_frequencies(
     finally:
         source.close()
     why = "the model was trained with frequencies rounded to {}; the exact ones are taken, as everywhere else"
-    return [Loss("assumed", "rotary_pos_emb.inv_freq", why.format(name)) for name in sorted(rounded)]
+    return [ledgers.Loss("assumed", "rotary_pos_emb.inv_freq", why.format(name)) for name in sorted(rounded)]

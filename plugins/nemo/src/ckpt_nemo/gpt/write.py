@@ -10,13 +10,13 @@ from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
     Config,
-    Loss,
     Refusal,
     Target,
     WriteRequest,
     architecture_of,
     dtypes,
     facts_of,
+    ledgers,
     rewrites,
     schema,
 )
@@ -59,7 +59,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     losses = [*artifacts.losses, *_unread(needed)]
     if (layout.vpp > 1 or layout.ep > 1) and not config["megatron_amp_O2"]:
         why = "NeMo trains virtual stages and expert parallel ranks with megatron_amp_O2 alone: write them with --dtype bf16"
-        losses.append(Loss("unsaid", f"weights in {config['precision']} bits", why))
+        losses.append(ledgers.Loss("unsaid", f"weights in {config['precision']} bits", why))
     form = Form(container, str(hints.get("step") or STEP), config)
     builder = NemoBuilder(model, TABLES, request.dtype, form, choices=layout.choices)
     if layout.backend == "ranks":
@@ -87,11 +87,11 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
 
 
-def _unread(needed: Mapping[str, Since]) -> list[Loss]:
+def _unread(needed: Mapping[str, Since]) -> list[ledgers.Loss]:
     """The keys that no NeMo 1 reads. Weights that it cannot read are none of them: there it fails, and says so."""
     why = "an older one ignores it, and restores another model or fails: restore this with {}"
     return [
-        Loss("unsaid", f"{subject} before {line.release}", why.format(line))
+        ledgers.Loss("unsaid", f"{subject} before {line.release}", why.format(line))
         for subject, line in needed.items()
         if line.key and line.version >= (2, 0)
     ]

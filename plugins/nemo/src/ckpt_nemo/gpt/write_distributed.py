@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import Placement, chunked, dtypes, layouts, schema, torch_files
+from ckpt_core.sdk import chunked, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder, distributed_folder
@@ -108,7 +108,7 @@ def _add_torch_dist(
     plan = chunked.plan_distributed(folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
     builder.members |= {file.path: file for file in plan.files}
     for part, chunk, offset in zip(parts, chunks, plan.offsets, strict=True):
-        builder.placements.append(Placement(part.native, part.dtype, f"{folder}/{chunk.file}", offset))
+        builder.place(part.native, f"{folder}/{chunk.file}", offset, part.dtype)
     builder.members[f"{folder}/{COMMON}"] = torch_files.torch_bytes(dict(common), COMMON)
     builder.members[f"{folder}/{chunked.METADATA}"] = plan.metadata
     builder.members[f"{folder}/{METADATA}"] = backend_document("torch_dist")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, FormatError, Loss, Problems, documents, ledgers, torch_files, trees
+from ckpt_core.sdk import CkptError, Config, Facts, FormatError, documents, errors, ledgers, torch_files, trees
 from ckpt_megatron.sdk import transformer_config
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
@@ -48,7 +48,7 @@ class Described:
     tokenizer: Call | None
     file: str
     evidence: list[str] = field(default_factory=list)
-    losses: list[Loss] = field(default_factory=list)
+    losses: list[ledgers.Loss] = field(default_factory=list)
     sections: dict[str, Any] = field(default_factory=dict)
 
     def enter(self, ledger: ledgers.Ledger, context: trees.Tree) -> None:
@@ -82,7 +82,7 @@ def read_context(context: trees.Tree, options: Mapping[str, Any]) -> Described:
     tokenizer = graph.arguments.get("tokenizer")
     described.sections = sections
     described.tokenizer = tokenizer if isinstance(tokenizer, Call) else None
-    described.losses += [Loss("dropped", key, "left out with -o ignore_keys") for key in ignored]
+    described.losses += [ledgers.Loss("dropped", key, "left out with -o ignore_keys") for key in ignored]
     return described
 
 
@@ -149,7 +149,7 @@ def _described(
         )
         if not is_known(classes.config):
             reason = f"no class of NeMo's; taken for what its fields and the model class {short(classes.model)} say"
-            described.losses.append(Loss("assumed", classes.config, reason))
+            described.losses.append(ledgers.Loss("assumed", classes.config, reason))
         return described
     if not is_known(classes.config):
         raise CkptError(
@@ -214,7 +214,7 @@ def _agreed(
     """The fields of both files. Raises every one that describes the model and in which they disagree."""
     believe = options.get("believe")
     fields = given | said if believe == MODEL else said | given
-    problems = Problems("the files of the context disagree")
+    problems = errors.Problems("the files of the context disagree")
     for key, meant in _meant(classes, given, options).items():
         if key not in said or said[key] in meant or key not in _telling(table_of(classes, fields)):
             continue

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import Loss, company, trees
+from ckpt_core.sdk import company, ledgers, trees
 from ckpt_nemo.nemo2.classes import short
 from ckpt_nemo.nemo2.graph import Call
 
@@ -93,14 +93,16 @@ class WrittenTokenizer:
     call: Call | None
     files: dict[str, company.Sidecar]
     size: int | None
-    losses: list[Loss]
+    losses: list[ledgers.Loss]
 
 
 def write_tokenizer(sidecars: Mapping[str, company.Sidecar], hint: Mapping[str, Any] | None) -> WrittenTokenizer:
     """The tokenizer among the files of a model, said as in the source (`hint`) where its files are the same."""
     flat = {name: sidecar for name, sidecar in sidecars.items() if "/" not in name}
     nested = sorted(sidecars.keys() - flat.keys())
-    losses = [Loss("dropped", name, "NeMo keeps the files of a tokenizer in one flat folder") for name in nested]
+    losses = [
+        ledgers.Loss("dropped", name, "NeMo keeps the files of a tokenizer in one flat folder") for name in nested
+    ]
     arguments = dict(hint["arguments"]) if hint is not None else {}
     kind = short(hint["target"]) if hint is not None else ""
     if hint is not None and kind not in ("AutoTokenizer", "SentencePieceTokenizer"):
@@ -125,7 +127,8 @@ def write_tokenizer(sidecars: Mapping[str, company.Sidecar], hint: Mapping[str, 
     return WrittenTokenizer(Call(target, named), files, company.size_of(flat), losses)
 
 
-def _left(flat: Mapping[str, company.Sidecar], taken: Mapping[str, company.Sidecar]) -> list[Loss]:
+def _left(flat: Mapping[str, company.Sidecar], taken: Mapping[str, company.Sidecar]) -> list[ledgers.Loss]:
     return [
-        Loss("dropped", name, "no tokenizer of NeMo has such a file") for name in sorted(flat.keys() - taken.keys())
+        ledgers.Loss("dropped", name, "no tokenizer of NeMo has such a file")
+        for name in sorted(flat.keys() - taken.keys())
     ]

@@ -14,12 +14,12 @@ from ckpt_core.sdk import (
     CkptError,
     Description,
     FormatError,
-    Loss,
     ReadRequest,
     Refusal,
     architecture_of,
     company,
     lazy,
+    ledgers,
     reading,
 )
 from ckpt_megatron.sdk import masters
@@ -169,12 +169,12 @@ def _stages(saved: Saved, config: Mapping[str, Any], architecture: Architecture)
         raise
 
 
-def _name_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], notes: dict[str, Any]) -> list[Loss]:
+def _name_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], notes: dict[str, Any]) -> list[ledgers.Loss]:
     """Note which tokens begin, end and pad a sequence: NeMo's decoder starts with the first of them, not with padding."""
     file = tokenizer.files.get("tokenizer.model")
     if file is None:
         why = "the tokenizer is not stored with the weights: NeMo starts the decoder with its bos_id, transformers needs to be told"
-        return [Loss("unsaid", "decoder_start_token_id, eos_token_id, pad_token_id", why)]
+        return [ledgers.Loss("unsaid", "decoder_start_token_id, eos_token_id, pad_token_id", why)]
     notes |= tokens_of(content(file), config, file.path).notes
     return []
 

@@ -9,7 +9,6 @@ from typing import Any
 from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
-    Loss,
     Refusal,
     Target,
     WriteRequest,
@@ -18,6 +17,7 @@ from ckpt_core.sdk import (
     dtypes,
     facts_of,
     layouts,
+    ledgers,
     rewrites,
     schema,
 )
@@ -242,11 +242,11 @@ def _leading_to(rows: int, files: _Files, tokens: int | None) -> int:
     return rows // files.tp
 
 
-def _unshared(config: Mapping[str, Any]) -> list[Loss]:
+def _unshared(config: Mapping[str, Any]) -> list[ledgers.Loss]:
     if config.get("share_token_embeddings") is not False:
         return []
     why = "the stacks have positions of their own, which NeMo has only with embeddings of their own: written equal, trained apart"
-    return [Loss("assumed", "share_token_embeddings: false", why)]
+    return [ledgers.Loss("assumed", "share_token_embeddings: false", why)]
 
 
 # --- the state dict of a rank ------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
     CkptError,
-    Loss,
     Target,
     WriteRequest,
     architecture_of,
@@ -18,6 +17,7 @@ from ckpt_core.sdk import (
     dtypes,
     facts_of,
     layouts,
+    ledgers,
     rewrites,
     schema,
 )
@@ -132,14 +132,14 @@ def _says(before: Mapping[str, Any], architecture: Architecture) -> bool:
         return False
 
 
-def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[Loss]:
+def _losses(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[ledgers.Loss]:
     settings = company.processor_settings(checkpoint)
     if settings is None or architecture.patches is None:
         return
     otherwise = differences({key: value for key, value in settings.items() if key != "size"}, architecture.patches)
     if otherwise:
         why = f"NeMo prepares images in code, by the mean and standard deviation of ImageNet; {company.PROCESSOR} says {', '.join(otherwise)}"
-        yield Loss("unsaid", "the image processor", why)
+        yield ledgers.Loss("unsaid", "the image processor", why)
 
 
 # --- the state dict of a rank ------------------------------------------------------------------------------------------
