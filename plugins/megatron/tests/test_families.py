@@ -20,10 +20,14 @@ from ckpt_tests.models import load, logits_of, weights
 
 TOLERANCE = 1e-5
 HELD = ["llama", "mistral", "qwen2", "qwen2_moe", "smollm3", "starcoder2", "mixtral", "qwen3", "qwen3_moe", "gpt2", "nemotron", "phi3",
-        "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_halves", "falcon_in_sequence"]  # fmt: skip
+        "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_halves", "falcon_in_sequence", "glm", "glm4_moe", "arcee", "internlm3", "dots1", "hy_v3", "ernie4_5", "stablelm"]  # fmt: skip
 # Exact, but said in other words: a scale that no argument sets is folded into q, biases that only all layers can have
 # are written as zeros.
-REWRITTEN = {"gpt2_scaled": "attention scale folded into q", "gpt_neox_in_sequence": "zero biases added"}
+REWRITTEN = {
+    "gpt2_scaled": "attention scale folded into q",
+    "gpt_neox_in_sequence": "zero biases added",
+    "seed_oss": "zero biases added",
+}
 REFUSED = {
     "gemma": ["no tokens.scale", "mlp.activation = gelu_tanh, mlp.gated = True"],
     "gemma2": ["no tokens.scale", "no head.softcap", "no mlp.out_norm.kind", "no attention.out_norm.kind", "no attention.softcap"],
@@ -37,6 +41,17 @@ REFUSED = {
     "falcon_new": ["no parallel"],
     "falcon_new_one_norm": ["no parallel", "no shared_norm"],
     "gpt_neox": ["no parallel"],
+    "gemma3": ["no tokens.scale", "no mlp.out_norm.kind", "no attention.out_norm.kind"],
+    "olmo3": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
+    "olmoe": ["no attention.qk_norm_whole"],
+    "glm4": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
+    "minimax_m2": ["no attention.qk_norm_whole"],
+    "cohere": ["no head.scale", "no parallel", "no shared_norm"],
+    "cohere2": ["no head.scale", "no parallel", "no shared_norm"],
+    "ernie4_5_moe": ["only a sigmoid router has expert_bias", "mlp.moe.router.score = softmax"],
+    "exaone4": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
+    "opt": ["no positions.offset"],
+    "glm4_moe_lite": ["latent_attention.norm.eps = 1e-05, latent_attention.kv_norm.eps = 1e-06"],
 }  # fmt: skip
 # Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of
 # keys where multi_query says one.

@@ -20,15 +20,19 @@ _ALIKE = {key: value for key, value in SIZES.items() if key not in ("num_key_val
 _GPT2 = {
     "vocab_size": 61, "n_embd": 96, "n_inner": 56, "n_layer": 2, "n_head": 12, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+_EXPERTS = {
+    "moe_intermediate_size": 24, "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+}  # fmt: skip
 _LATENT = {
     **SIZES, "num_key_value_heads": 12, "kv_lora_rank": 20, "q_lora_rank": 28, "qk_nope_head_dim": 14, "qk_rope_head_dim": 10, "v_head_dim": 18,
-    "moe_intermediate_size": 24, "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+    **_EXPERTS,
     "routed_scaling_factor": 1.75,
 }  # fmt: skip
 YARN = {
     "rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 30.0, "beta_slow": 2.0,
     "mscale": 0.7, "mscale_all_dim": 0.9,
 }  # fmt: skip
+YARN_PLAIN = {key: value for key, value in YARN.items() if not key.startswith("mscale")}
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 5000.0, "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.25, 1.5], "long_factor": [2.0, 3.0, 4.0],
@@ -45,6 +49,7 @@ class Case:
 
 
 _EPS = {"rms_norm_eps": 0.5}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 CASES = {
     "mixtral": Case(
         "mixtral",
@@ -145,6 +150,124 @@ CASES = {
         {**_ALIKE, "intermediate_size": 56, "use_parallel_residual": False, "attention_bias": False},
         {"hidden_act": "relu"},
     ),
+    "gemma3": Case(
+        "gemma3_text",
+        {
+            **SIZES,
+            "head_dim": 10,
+            "query_pre_attn_scalar": 17,
+            "sliding_window": 9,
+            "layer_types": [_FULL, _SLIDING],
+            "rope_parameters": {
+                _FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 3000.0},
+                _SLIDING: {"rope_type": "default", "rope_theta": 70.0},
+            },
+        },
+        {
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": theta}
+                for kind, theta in ((_FULL, 3000.0), (_SLIDING, 70.0))
+            },
+            "rope_scaling": None,
+        },
+    ),
+    "olmo3": Case(
+        "olmo3",
+        {
+            **SIZES,
+            "sliding_window": 9,
+            "layer_types": [_FULL, _SLIDING],
+            "rope_parameters": {_FULL: {**YARN_PLAIN, "rope_theta": 3000.0}, _SLIDING: {"rope_theta": 3000.0}},
+        },
+        {"layer_types": [_SLIDING, _FULL]},
+    ),
+    "olmoe": Case(
+        "olmoe",
+        {**_ALIKE, "num_key_value_heads": 4, "intermediate_size": 24, "num_experts": 7, "num_experts_per_tok": 3},
+        {"norm_topk_prob": True},
+    ),
+    "glm": Case("glm", {**SIZES, "head_dim": 12}, _EPS),
+    "glm4": Case("glm4", {**SIZES, "head_dim": 12}, _EPS),
+    "glm4_moe": Case(
+        "glm4_moe",
+        {
+            **SIZES,
+            **_EXPERTS,
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_group": 2,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.75,
+        },
+        {"norm_topk_prob": False},
+    ),
+    "minimax_m2": Case(
+        "minimax_m2",
+        {
+            **SIZES,
+            "head_dim": 10,
+            "intermediate_size": 24,
+            "num_local_experts": 7,
+            "num_experts_per_tok": 3,
+            "rotary_dim": 6,
+        },
+        {"num_experts_per_tok": 2},
+    ),
+    "seed_oss": Case("seed_oss", {**SIZES, "head_dim": 10, "mlp_bias": True}, _EPS),
+    "arcee": Case("arcee", {**SIZES, "head_dim": 10}, {"hidden_act": "relu"}),
+    "internlm3": Case("internlm3", {**SIZES, "head_dim": 10, "attention_bias": True, "mlp_bias": True}, _EPS),
+    "cohere": Case("cohere", {**SIZES, "head_dim": 10, "logit_scale": 0.5}, {"logit_scale": 1.0}),
+    "cohere2": Case(
+        "cohere2", {**SIZES, "sliding_window": 9, "layer_types": [_FULL, _SLIDING]}, {"layer_norm_eps": 0.5}
+    ),
+    "ernie4_5": Case("ernie4_5", {**SIZES, "head_dim": 16}, _EPS),
+    "ernie4_5_moe": Case(
+        "ernie4_5_moe",
+        {**SIZES, "moe_num_experts": 7, "moe_k": 3, "moe_intermediate_size": 24, "moe_num_shared_experts": 2},
+        {"moe_k": 2},
+    ),
+    "dots1": Case(
+        "dots1",
+        {
+            **SIZES,
+            **_EXPERTS,
+            "head_dim": 10,
+            "n_group": 2,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "sliding_window": 9,
+            "layer_types": [_FULL, _SLIDING],
+        },
+        {"norm_topk_prob": False},
+    ),
+    "hy_v3": Case(
+        "hy_v3",
+        {
+            **SIZES,
+            "head_dim": 10,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "num_shared_experts": 2,
+        },
+        {"router_scaling_factor": 1.0},
+    ),
+    "exaone4": Case(
+        "exaone4",
+        {**SIZES, "head_dim": 10, "sliding_window": 9, "layer_types": [_FULL, _SLIDING]},
+        {"rms_norm_eps": 0.5},
+    ),
+    "stablelm": Case(
+        "stablelm", {**SIZES, "use_qkv_bias": True, "partial_rotary_factor": 0.5}, {"layer_norm_eps": 0.5}
+    ),
+    "opt": Case("opt", {**_ALIKE, "ffn_dim": 56}, {"activation_function": "gelu"}),
+    "glm4_moe_lite": Case(
+        "glm4_moe_lite",
+        {key: value for key, value in _LATENT.items() if key != "first_k_dense_replace"}
+        | {"n_group": 2, "topk_group": 1},
+        {"norm_topk_prob": False},
+    ),
 }
 
 
@@ -178,7 +301,6 @@ _THETA = {"rope_type": "default", "rope_theta": 300.0}
 _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.5, "original_max_position_embeddings": 32,
 }  # fmt: skip
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _COMMON: list[dict[str, object]] = [
     {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "quick_gelu"}, {"rms_norm_eps": 0.25},
     {"rope_parameters": _THETA}, {"rope_parameters": _LINEAR}, {"rope_parameters": _LLAMA3}, {"rope_parameters": YARN},
@@ -231,7 +353,7 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "deepseek_v2": [
         {"hidden_act": "gelu"}, {"rms_norm_eps": 0.25}, {"rope_parameters": _THETA}, {"rope_parameters": _LINEAR}, _TIED, _BIASED, {"mlp_bias": True},
         {"first_k_dense_replace": 0}, {"first_k_dense_replace": 2}, {"norm_topk_prob": True}, {"topk_group": 2}, {"n_shared_experts": 3},
-        {"rope_parameters": {key: value for key, value in YARN.items() if not key.startswith("mscale")}},
+        {"rope_parameters": YARN_PLAIN},
     ],
     "deepseek_v3": [
         {"hidden_act": "gelu"}, {"rms_norm_eps": 0.25}, {"rope_parameters": _THETA}, _TIED, _BIASED, {"first_k_dense_replace": 0}, {"norm_topk_prob": False},
@@ -248,4 +370,27 @@ CHANGES: dict[str, list[dict[str, object]]] = {
         {"hidden_act": "gelu_new"}, {"layer_norm_eps": 0.25}, {"rotary_pct": 0.25}, {"rotary_pct": 1.0}, {"rotary_emb_base": 300.0}, _TIED,
         {"attention_bias": False}, {"use_parallel_residual": False}, {"rope_parameters": _LINEAR | {"partial_rotary_factor": 0.5}},
     ],
+    "gemma3": [
+        {"final_logit_softcapping": 2.0}, {"query_pre_attn_scalar": 10}, {"layer_types": [_SLIDING, _FULL]}, {"use_bidirectional_attention": True},
+        {"rope_parameters": {_FULL: _THETA, _SLIDING: _LINEAR}},
+    ],
+    "olmo3": [{"layer_types": [_FULL, _FULL]}, {"layer_types": [_SLIDING, _SLIDING]}, {"rope_parameters": {_FULL: _THETA, _SLIDING: {"rope_theta": 9.0}}}],
+    "olmoe": [{"clip_qkv": 0.5}, {"norm_topk_prob": True}],
+    "glm": [{"partial_rotary_factor": 1.0}, {"attention_bias": False}],
+    "glm4_moe": [{"use_qk_norm": False}, {"n_group": 1}, {"attention_bias": False}, {"first_k_dense_replace": 0}],
+    "minimax_m2": [{"rotary_dim": 10}, {"rotary_dim": None}],
+    "seed_oss": [{"attention_out_bias": True, "attention_bias": False}],
+    "cohere": [{"use_qk_norm": True}, {"attention_bias": True}],
+    "cohere2": [{"layer_types": [_FULL, _FULL]}, {"layer_types": [_SLIDING, _SLIDING]}],
+    "ernie4_5": [{"use_bias": True}],
+    "ernie4_5_moe": [{"use_bias": True}, {"moe_layer_start_index": 0, "moe_layer_interval": 2}, {"moe_norm_min": 0.9}],
+    "dots1": [{"sliding_window": None, "layer_types": None}, {"layer_types": None, "max_window_layers": 1}],
+    "hy_v3": [{"mlp_layer_types": ["sparse", "dense"]}, {"mlp_bias": True}],
+    "exaone4": [{"sliding_window": None, "layer_types": [_FULL, _FULL]}, {"layer_types": [_FULL, _FULL]}],
+    "stablelm": [{"use_parallel_residual": True}, {"qk_layernorm": True}],
+    "opt": [
+        {"do_layer_norm_before": False}, {"word_embed_proj_dim": 48}, {"_remove_final_layer_norm": True}, {"layer_norm_elementwise_affine": False},
+        {"enable_bias": False},
+    ],
+    "glm4_moe_lite": [{"mlp_layer_types": ["sparse", "dense"]}, {"rope_interleave": False}],
 }  # fmt: skip

@@ -171,7 +171,9 @@ class Decided(Entry):
 def same_facts(one: Mapping[str, Any], two: Mapping[str, Any], beside: Mapping[str, Any]) -> bool:
     """Whether two sets of facts say the same of a model that has the facts `beside`. A fact not said is at its default."""
     full = [
-        Facts({**beside, **{path: _plain(value) for path, value in said.items() if not _in_no_layer(path, value)}})
+        Facts(
+            {**beside, **{path: _plain(value) for path, value in said.items() if not _is_nowhere(path, value, beside)}}
+        )
         for said in (one, two)
     ]
     for path in full[0].keys() ^ full[1].keys():
@@ -182,9 +184,11 @@ def same_facts(one: Mapping[str, Any], two: Mapping[str, Any], beside: Mapping[s
     return not differing(*full)
 
 
-def _in_no_layer(path: str, value: object) -> bool:
-    """Whether a fact says that no layer has a thing: then it does not exist, and is not said elsewhere."""
-    return path.endswith("?") and isinstance(value, PerLayer) and not any(value)
+def _is_nowhere(path: str, value: object, beside: Mapping[str, Any]) -> bool:
+    """Whether a fact says that no layer has a thing that the model does not have either: then it need not be said."""
+    bare = path.removesuffix("?")
+    nowhere = bare != path and isinstance(value, PerLayer) and not any(value)
+    return nowhere and not Facts(beside).present(bare)
 
 
 def _plain(value: object) -> object:

@@ -220,6 +220,30 @@ def head_dim(default: int | None = None) -> configs.Entry:
     )
 
 
+def usual_head_dim() -> configs.Entry:
+    """hidden size / heads, of classes that size other things by it: a `head_dim` in the config may only repeat it."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        if type(hidden) is not int or type(heads) is not int or heads < 1:
+            return  # their own lines say what is wrong
+        if hidden % heads or config.get("head_dim") not in (None, hidden // heads):
+            raise CkptError(
+                "key 'head_dim' is not hidden_size / num_attention_heads, as this class has it",
+                found=f"head_dim = {config.get('head_dim')}, {hidden} / {heads}",
+            )
+        facts["attention.head_dim"] = hidden // heads
+
+    return decided(
+        ["head_dim"],
+        ["attention.head_dim"],
+        read=read,
+        values={"head_dim": [configs.value_of("attention.head_dim")]},
+        uses=["hidden_size", "num_attention_heads"],
+        why="always hidden_size / num_attention_heads, which must be a whole number",
+    )
+
+
 def divides(architecture: Architecture) -> str | None:
     """transformers 5 rejects it (`validate_architecture` of the class), even with head_dim given."""
     layer = architecture.decoder.layers[0] if architecture.decoder else None
@@ -284,12 +308,20 @@ def given_windows(config: Mapping[str, Any], layers: int) -> schema.PerLayer | N
     return schema.PerLayer(kind == "sliding_attention" for kind in kinds)
 
 
-def alternating_windows(default: int) -> configs.Entry:
-    """The layers of `layer_types` see a window; without it every second one does, the first among them (Gemma 2)."""
+def alternating_windows(default: int, *, period: int = 2, period_key: str = "") -> configs.Entry:
+    """The layers of `layer_types` see a window; without it all but every `period`-th do (Gemma 2 and 3, OLMo 3, Cohere 2).
+
+    `default` is the class's window. `period_key`: the class reads the period from this key, where there is no `layer_types`.
+    """
+    own = (period_key,) if period_key else ()
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         layers = facts["layers"]
-        present = given_windows(config, layers) or schema.PerLayer(index % 2 == 0 for index in range(layers))
+        present = given_windows(config, layers)
+        if present is None:
+            given = config.get(period_key) if period_key else None
+            every = period if given is None else values.checked(period_key, given, values.whole)
+            present = schema.PerLayer((index + 1) % every != 0 for index in range(layers))
         window = config.get("sliding_window", default)
         if window is None and any(present):
             raise CkptError(
@@ -299,7 +331,7 @@ def alternating_windows(default: int) -> configs.Entry:
         enter_windows(facts, window, present)
 
     return decided(
-        ["sliding_window", "layer_types"],
+        ["sliding_window", "layer_types", *own],
         ["attention.window", "attention.window?"],
         read=read,
         # the class builds the mask of windows even where no layer uses it, and needs a size for it
@@ -310,7 +342,9 @@ def alternating_windows(default: int) -> configs.Entry:
             ]
         },
         uses=["layers"],
-        why="layer_types says which layers have a window; without it every second one, the first among them",
+        why="layer_types says which layers have a window; without it "
+        + ("every second one, the first among them" if period == 2 else f"all but every {period}-th layer")
+        + (f", or every n-th by {period_key}" if period_key else ""),
     )
 
 

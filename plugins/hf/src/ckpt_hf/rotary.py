@@ -41,20 +41,32 @@ def rotary_keys(
     partial: float | None = None,
     theta_key: str = "rope_theta",
     fraction_key: str = "partial_rotary_factor",
+    width_key: str = "",
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
     `partial`: the fraction of a head that the class rotates where no key says it. Most classes have no such key and
-    rotate whole heads whatever it says; they get None.
+    rotate whole heads whatever it says; they get None. `width_key`: a key that says the rotated elements of a head
+    by their number, where there is no fraction.
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
-    known = dict.fromkeys([*outside, *outside.values()])
+    known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
+    head_dim = f"{path.rpartition('.')[0]}.head_dim"
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         flat = {common: _agreed(config, common, key) for common, key in outside.items()}
         given = {key: value for key, value in flat.items() if value is not None}
+        if width_key and config.get(width_key) is not None:
+            fraction = _number(config[width_key], width_key) / facts[head_dim]
+            if given.setdefault("partial_rotary_factor", fraction) != fraction:
+                raise CkptError(
+                    f"keys {width_key!r} and {fraction_key!r} disagree",
+                    found=f"{config[width_key]} of {facts[head_dim]}, {given['partial_rotary_factor']}",
+                )
         scaling, parameters = (_object(config.get(key), key) for key in ("rope_scaling", "rope_parameters"))
-        four = {**(scaling or {}), **given} if scaling is not None or given else None
+        # transformers 5 writes a fraction beside rope_parameters, too (configuration_glm4.py), where the one inside counts
+        by_four = scaling is not None or (given if parameters is None else "rope_theta" in given)
+        four = {**(scaling or {}), **given} if by_four else None
         five = {**given, **parameters} if parameters is not None else None
         readings = [_facts(one, config, default_theta, partial) for one in (four, five) if one is not None]
         if len(readings) == 2 and readings[0] != readings[1]:
@@ -80,11 +92,7 @@ def rotary_keys(
                 "transformers then rotates whole heads",
                 found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}",
             )
-        scaling: dict[str, Any] = {} if kind is None else {"rope_type": str(kind)}
-        for name, key in _NAMES.items():
-            value = configs.uniform(facts, f"{path}.scaling.{name}")
-            if value is not None:
-                scaling[key] = list(value) if isinstance(value, tuple) else value
+        scaling = _scaling({name: configs.uniform(facts, f"{path}.{name}") for name in _SCALING})
         config[theta_key] = theta
         config["rope_scaling"] = scaling or None
         config["rope_parameters"] = {"rope_type": "default", **scaling, "rope_theta": theta}
@@ -92,15 +100,157 @@ def rotary_keys(
             config["max_position_embeddings"] = configs.uniform(facts, f"{path}.scaling.max_positions")
         if partial is not None:
             config[fraction_key] = config["rope_parameters"]["partial_rotary_factor"] = fraction
+        if width_key:
+            config[width_key] = int(fraction * configs.uniform(facts, head_dim))
 
     return custom(
         [*known, "rope_scaling", "rope_parameters", "max_position_embeddings"],
         [f"{path}.*"],
         read=read,
         write=write,
-        uses=["original_max_position_embeddings"],
+        uses=["original_max_position_embeddings", *([head_dim] if width_key else [])],
         why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
+
+
+def rotary_by_window(
+    *, default_theta: float, sliding_theta: float, sliding_key: str = "", path: str = "attention.rotary"
+) -> configs.Custom:
+    """The config line for rotary keys of a class whose layers with a window rotate by other angles than those without.
+
+    Version 5 says it twice over, `rope_parameters` {"full_attention": {...}, "sliding_attention": {...}}; version 4 has `rope_theta` and
+    `rope_scaling` for the layers without a window, and for the others `sliding_key`, or `rope_theta` again where there is none.
+    """
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        scaling, parameters = (_object(config.get(key), key) or {} for key in ("rope_scaling", "rope_parameters"))
+        if parameters.keys() - _LAYER_KINDS:
+            # transformers 5.12 takes a flat object for every layer, 5.24 for none (configuration_olmo3.py)
+            raise CkptError(
+                "key 'rope_parameters' has no object for each kind of layer, and the versions of transformers differ in what it then means",
+                found=", ".join(parameters)[:80],
+                expected=" and ".join(_LAYER_KINDS),
+            )
+        theta, own = config.get("rope_theta"), config.get(sliding_key) if sliding_key else None
+        full, sliding = ({} | (_object(parameters.get(kind), kind) or {}) for kind in _LAYER_KINDS)
+        full |= scaling
+        full.setdefault("rope_theta", default_theta if theta is None else theta)
+        sliding.setdefault("rope_theta", sliding_theta if own is None else own)
+        readings = [(full, sliding)]
+        if not (theta is None and own is None and not scaling):
+            whole = default_theta if theta is None else theta
+            apart = (sliding_theta if own is None else own) if sliding_key else whole
+            readings.append(({**scaling, "rope_theta": whole}, {"rope_theta": apart}))
+        slides = _slides(facts)
+        said = [tuple(_facts(one, config, default_theta, None) for one in reading) for reading in readings]
+        there = [{slides_here: one[slides_here] for slides_here in slides} for one in said]
+        if any(one != there[0] for one in there):
+            raise CkptError(
+                f"rope_parameters and rope_theta/{sliding_key or 'rope_scaling'} disagree",
+                found=f"transformers 5 reads {said[0]}, transformers 4 reads {said[1]}",
+                fix="say both kinds of layer in rope_parameters",
+            )
+        facts.update(_of_layers(path, [said[0][slides_here] for slides_here in slides]))
+
+    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
+        slides = _slides(facts)
+        if facts.present(path) is not True:
+            raise Refusal("it always rotates", found=f"{path} in layers: {facts.present(path)}")
+        of_kind: dict[bool, dict[str, Any]] = {}
+        for index, slides_here in enumerate(slides):
+            here = {name: _in_layer(facts, f"{path}.{name}", index) for name in ("theta", "fraction", *_SCALING)}
+            if of_kind.setdefault(slides_here, here) != here:
+                raise Refusal(
+                    "layers with a window rotate alike, and so do those without",
+                    found=f"layer {index}: {here}, and before it {of_kind[slides_here]}",
+                )
+        if any(said["fraction"] != 1.0 for said in of_kind.values()):
+            raise Refusal("it always rotates whole heads", found=f"{path}.fraction = {facts[f'{path}.fraction']}")
+        usual = {False: {"theta": default_theta}, True: {"theta": sliding_theta}}
+        full, sliding = (of_kind.get(kind, usual[kind]) for kind in (False, True))
+        if not sliding_key and True not in of_kind:
+            sliding = {"theta": full["theta"]}
+        if not sliding_key and False not in of_kind:
+            full = {"theta": sliding["theta"]}
+        # version 4 has no scaling for layers with a window, nor always a theta: where it can't say the model, it is not told a part of it
+        if not _scaling(sliding) and (sliding_key or full["theta"] == sliding["theta"]):
+            config["rope_theta"], config["rope_scaling"] = full["theta"], _scaling(full) or None
+            if sliding_key:
+                config[sliding_key] = sliding["theta"]
+        config["rope_parameters"] = {
+            kind: {"rope_type": "default", **_scaling(said), "rope_theta": said["theta"]}
+            for kind, said in zip(_LAYER_KINDS, (full, sliding), strict=True)
+        }
+        if full.get("scaling.kind") is schema.RotaryKind.DYNAMIC:
+            config["max_position_embeddings"] = full["scaling.max_positions"]
+
+    return custom(
+        [
+            "rope_theta",
+            *([sliding_key] if sliding_key else []),
+            "rope_scaling",
+            "rope_parameters",
+            "max_position_embeddings",
+        ],
+        [f"{path}.*"],
+        read=read,
+        write=write,
+        uses=["layers", "attention.window", "original_max_position_embeddings"],
+        why="layers with a window and those without rotate by other angles; said twice, as version 4 says it and as version 5 does",
+    )
+
+
+_LAYER_KINDS = ("full_attention", "sliding_attention")
+_SCALING = ("scaling.kind", *(f"scaling.{name}" for name in _NAMES), "scaling.max_positions")
+
+
+def _slides(facts: Facts) -> list[bool]:
+    windowed = facts.present("attention.window")
+    return list(windowed) if isinstance(windowed, schema.PerLayer) else [windowed] * facts["layers"]
+
+
+def _in_layer(facts: Facts, path: str, index: int) -> Any:
+    value, there = facts.get(path), facts.get(f"{path}?", True)
+    here = there[index] if isinstance(there, schema.PerLayer) else there
+    return (
+        (value[index] if isinstance(value, schema.PerLayer) else value)
+        if here and _scaled(facts, path, index)
+        else None
+    )
+
+
+def _scaled(facts: Facts, path: str, index: int) -> bool:
+    owner, found, _ = path.partition(".scaling.")
+    there = facts.get(f"{owner}.scaling?", True) if found else True
+    return bool(there[index] if isinstance(there, schema.PerLayer) else there)
+
+
+def _of_layers(path: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What each layer says of its rotation, as facts of all of them."""
+    found: dict[str, Any] = {}
+    scaled = schema.PerLayer("scaling.kind" in said for said in layers)
+    if any(scaled) and not all(scaled):
+        found[f"{path}.scaling?"] = scaled
+    for name in dict.fromkeys(name for said in layers for name in said):
+        column = schema.PerLayer(said.get(name) for said in layers)
+        lacking = schema.PerLayer(value is not None for value in column)
+        if any(not here and owner for here, owner in zip(lacking, scaled, strict=True)):
+            found[f"{path}.{name}?"] = lacking
+        distinct = {value for value in column if value is not None}
+        found[f"{path}.{name}"] = distinct.pop() if len(distinct) == 1 else column
+    return found
+
+
+def _scaling(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary parameters that facts below `rotary` say of a scaling; none for the usual angles."""
+    if said.get("scaling.kind") is None:
+        return {}
+    values = {key: said.get(f"scaling.{name}") for name, key in _NAMES.items()}
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {
+        "rope_type": str(said["scaling.kind"]),
+        **{key: value for key, value in listed.items() if value is not None},
+    }
 
 
 def _agreed(config: Mapping[str, Any], common: str, own: str) -> object:

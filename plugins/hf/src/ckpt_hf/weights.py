@@ -54,6 +54,14 @@ LAYER_NORM_BIASES = (
 )
 MODEL_WITH_BIAS = MODEL.extend(row("model.norm.bias", "h", "final_norm.bias"))
 
+# Rotated elements lie in adjacent pairs (e c); those that do not rotate follow them (o).
+ADJACENT = (
+    row("self_attn.q_proj.weight", "(g r (e c + o)) h", "attention.q.weight"),
+    row("self_attn.q_proj.bias",   "(g r (e c + o))",   "attention.q.bias"),
+    row("self_attn.k_proj.weight", "(g (e c + o)) h",   "attention.k.weight"),
+    row("self_attn.k_proj.bias",   "(g (e c + o))",     "attention.k.bias"),
+)
+
 EXPERTS = (
     row("mlp.gate.weight",                  "x h",                 "mlp.router.weight"),
     row("mlp.experts.{x}.gate_proj.weight", "f h",                 "mlp.experts.gate.weight",   under={"names": "stored"}),

@@ -57,7 +57,8 @@ def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
         facts[f"{_LATENT}.scale"] = scale
 
 
-def _dense_layers(default: int) -> list[configs.Entry]:
+def dense_layers(default: int) -> list[configs.Entry]:
+    """The first layers have no experts; how many, `first_k_dense_replace` says, or `default`."""
     return [
         key("num_hidden_layers", "layers", type=values.layers),
         dense_width(),
@@ -98,15 +99,37 @@ def _read_groups_v2(config: Mapping[str, Any], facts: Facts, notes: dict[str, An
         _enter_groups(config, facts, "max", _size(config, "n_group"), _size(config, "topk_group"))
 
 
-def _read_groups_v3(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count, best = _size(config, "n_group", 8), _size(config, "topk_group", 4)
-    if (count, best) != (1, 1):
-        _enter_groups(config, facts, "top2", count, best)
+def groups_by_two_best(count: int, best: int) -> configs.Entry:
+    """`n_group` and `topk_group`; `count` and `best` are the class's own where a config leaves them out."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        given = _size(config, "n_group", count), _size(config, "topk_group", best)
+        if given != (1, 1):
+            _enter_groups(config, facts, "top2", *given)
+
+    return decided(
+        _GROUP_KEYS,
+        _GROUPING,
+        read=read,
+        values={_GROUP_KEYS: [(1, 1), _GROUPS]},
+        uses=["n_routed_experts"],
+        why="the best groups are chosen first, by their two best experts each; one group of one is no choice",
+    )
 
 
 def _read_predictors(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     """The layers that predict further tokens take no part in the model, and are not kept."""
 
+
+# Experts are chosen by the sigmoids of their logits and a learned offset, which takes no part in their shares.
+SIGMOID_ROUTER = [fact_is(f"{_ROUTER}.score", "sigmoid"), fact_is(f"{_ROUTER}.correction_bias", True)]
+PREDICTORS = decided(
+    ["num_nextn_predict_layers"],
+    [],
+    read=_read_predictors,
+    values={"num_nextn_predict_layers": (0,)},
+    why="the layers that predict further tokens take no part in the model, and are not kept",
+)
 
 _GROUP_KEYS = ("n_group", "topk_group")
 _GROUPS = (configs.value_of(_GROUPING[0]), configs.value_of(_GROUPING[1]))
@@ -138,7 +161,7 @@ _BASE = LLAMA.replace("DeepSeek",
 DEEPSEEK_V2 = _BASE.replace("DeepseekV2ForCausalLM",
     key("num_attention_heads", f"{_LATENT}.heads", type=values.whole),
     configs.repeats("num_key_value_heads", "num_attention_heads"),
-    _dense_layers(0),
+    dense_layers(0),
     key("n_routed_experts", "mlp.moe.experts"),
     key("num_experts_per_tok", f"{_ROUTER}.top_k"),
     key("routed_scaling_factor", f"{_ROUTER}.scale", default=1.0),
@@ -156,21 +179,18 @@ DEEPSEEK_V2 = _BASE.replace("DeepseekV2ForCausalLM",
 DEEPSEEK_V3 = _BASE.replace("DeepseekV3ForCausalLM",
     key("num_attention_heads", f"{_LATENT}.heads", type=values.whole),
     configs.repeats("num_key_value_heads", "num_attention_heads", default=128),
-    _dense_layers(3),
+    dense_layers(3),
     key("n_routed_experts", "mlp.moe.experts"),
     key("num_experts_per_tok", f"{_ROUTER}.top_k", default=8),
     key("norm_topk_prob", f"{_ROUTER}.normalise", default=True),
     key("routed_scaling_factor", f"{_ROUTER}.scale", default=2.5),
-    decided(_GROUP_KEYS, _GROUPING, read=_read_groups_v3, uses=["n_routed_experts"], values={_GROUP_KEYS: [(1, 1), _GROUPS]},
-            why="the best groups are chosen first, by their two best experts each; one group of one is no choice"),
-    fact_is(f"{_ROUTER}.score", "sigmoid"),
-    fact_is(f"{_ROUTER}.correction_bias", True),
+    groups_by_two_best(8, 4),
+    SIGMOID_ROUTER,
     key_is("topk_method", "noaux_tc", or_absent=True),
     key_is("scoring_func", "sigmoid", or_absent=True),
     key_is("rope_interleave", True, False, or_absent=True),  # an arrangement of tensors, and not a fact (see `FAMILIES`)
     key("n_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
-    decided(["num_nextn_predict_layers"], [], read=_read_predictors, values={"num_nextn_predict_layers": (0,)},
-            why="the layers that predict further tokens take no part in the model, and are not kept"),
+    PREDICTORS,
 )
 
 
@@ -182,6 +202,14 @@ ROPE = layouts.fragment("rope", [
     ("c e", {"rope_interleave": False}),
 ])
 
+SHARED_EXPERTS = (
+    row("mlp.shared_experts.gate_proj.weight", "f h", "mlp.shared.gate.weight"),
+    row("mlp.shared_experts.up_proj.weight",   "f h", "mlp.shared.up.weight"),
+    row("mlp.shared_experts.down_proj.weight", "h f", "mlp.shared.down.weight"),
+)
+# in float32 in every file: it decides between experts whose scores are close
+CORRECTION = row("mlp.gate.e_score_correction_bias", "x", "mlp.router.correction_bias", dtype="fp32")
+
 DEEPSEEK_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")), "input_layernorm.weight").extend(
     row("input_layernorm.weight",              "h",                                   "attention.norm.weight"),
     row("self_attn.q_proj.weight",             "(g (q_nope[dn] + q_rope[<rope>])) h",  "attention.{part}.weight", when="!latent_attention.q_rank"),
@@ -192,13 +220,12 @@ DEEPSEEK_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qk
     row("self_attn.kv_a_layernorm.weight",     "kl",                                  "attention.kv_norm.weight"),
     row("self_attn.kv_b_proj.weight",          "(g (k_nope[dn] + v[dv])) kl",         "attention.{part}.weight"),
     row("self_attn.o_proj.weight",             "h (g dv)",                            "attention.out.weight"),
-    row("mlp.shared_experts.gate_proj.weight", "f h",                                 "mlp.shared.gate.weight"),
-    row("mlp.shared_experts.up_proj.weight",   "f h",                                 "mlp.shared.up.weight"),
-    row("mlp.shared_experts.down_proj.weight", "h f",                                 "mlp.shared.down.weight"),
-    # in float32 in every file: it decides between experts whose scores are close
-    row("mlp.gate.e_score_correction_bias",    "x",                                   "mlp.router.correction_bias", dtype="fp32"),
+    *SHARED_EXPERTS,
+    CORRECTION,
     *EXPERTS,
 )
+
+PREDICTING_LAYER = Table(rows=[drop("model.layers.{layers}.*", why="the layer that predicts a further token; transformers does not load it")])
 
 TABLES = layouts.Tables([MODEL, DEEPSEEK_LAYER], [NAMES, ROPE_INTERLEAVE], [ROPE])
 # fmt: on
@@ -216,13 +243,15 @@ FAMILIES = [
         DEEPSEEK_V3,
         TABLES,
         arrangement="rope_interleave",
-        leftovers=Table(
-            rows=[
-                drop(
-                    "model.layers.{layers}.*",
-                    why="the layer that predicts a further token; transformers does not load it",
-                )
-            ]
-        ),
+        leftovers=PREDICTING_LAYER,
+    ),
+    # Kimi K2 has DeepSeek's class under a model_type of its own, and says every key.
+    Family(
+        "kimi_k2",
+        DEEPSEEK_V3,
+        TABLES,
+        arrangement="rope_interleave",
+        leftovers=PREDICTING_LAYER,
+        other_names=("KimiK2ForCausalLM",),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Gemma 1 and 2: zero-centred norms, a scaled embedding; Gemma 2 adds norms on outputs, soft caps and windows."""
+"""Gemma 1, 2 and 3: zero-centred norms, a scaled embedding; 2 adds norms on outputs, soft caps and windows, 3 norms on q and k."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from ckpt_hf.common import (
     unbiased,
 )
 from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.rotary import rotary_by_window
 from ckpt_hf.weights import LAYER, MODEL
 
 _OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
@@ -90,9 +91,25 @@ GEMMA2_LAYER = LAYER.without("post_attention_layernorm.weight").extend(
     row("pre_feedforward_layernorm.weight",  "h", "mlp.norm.weight"),
     row("post_feedforward_layernorm.weight", "h", "mlp.out_norm.weight"),
 )
+
+GEMMA3 = GEMMA2.replace("Gemma3ForCausalLM",
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS, "attention.qk_norm")), default=1e-6),
+    norms("rms", "attention.qk_norm", zero_centred=True),
+    key("attn_logit_softcapping", "attention.softcap", default=None),
+    key("final_logit_softcapping", "head.softcap", default=None),
+    alternating_windows(4096, period=6, period_key="sliding_window_pattern"),
+    ignore("_sliding_window_pattern", why="saved by transformers 5 beside the layer_types that it gave"),
+    rotary_by_window(default_theta=1000000.0, sliding_theta=10000.0, sliding_key="rope_local_base_freq"),
+)
+
+GEMMA3_LAYER = GEMMA2_LAYER.extend(
+    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
+    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+)
 # fmt: on
 
 FAMILIES = [
     Family("gemma", GEMMA, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE),
     Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE),
+    Family("gemma3_text", GEMMA3, layouts.Tables([MODEL, GEMMA3_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE),
 ]

@@ -1,0 +1,57 @@
+"""Cohere 1 and 2: parallel blocks behind one norm, adjacent rotary pairs, scaled logits; 2 rotates in layers with a window only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.sdk import Facts, configs, decided, fact_is, ignore, key, key_is, layouts, schema
+from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, alternating_windows, norms, unbiased
+from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.rotary import rotary_keys
+from ckpt_hf.weights import ADJACENT, LAYER, MODEL
+
+
+def _read_rotated(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    windowed = facts.present("attention.window")
+    if windowed is not True:
+        facts["attention.rotary?"] = windowed or schema.PerLayer([False] * facts["layers"])
+
+
+# fmt: off
+COHERE = LLAMA.replace("CohereForCausalLM",
+    key("layer_norm_eps", "attention.norm.eps", "final_norm.eps", default=1e-5),
+    norms("layer", "attention.norm", "final_norm"),
+    fact_is("parallel", True),
+    fact_is("shared_norm", True),
+    key("logit_scale", "head.scale", default=0.0625, null=configs.REQUIRED),
+    key("tie_word_embeddings", "head.tied", default=True),
+    rotary_keys(default_theta=500000.0),
+    key_is("use_qk_norm", False, or_absent=True, why="each head then has a norm with weights of its own"),
+    ignore("model_max_length", why="a length of the tokenizer"),
+    unbiased("mlp_bias"),
+    without=["rms_norm_eps", "mlp.norm.kind"],
+)
+
+COHERE2 = COHERE.replace("Cohere2ForCausalLM",
+    alternating_windows(4096, period=4, period_key="sliding_window_pattern"),
+    rotary_keys(always=False),
+    decided([], ["attention.rotary?"], read=_read_rotated, values={}, uses=["layers", "attention.window", "attention.rotary.*"],
+            why="the layers with a window rotate, and no others"),
+    # Of the code that the first files were trained with; other values would be another model.
+    key_is("position_embedding_type", "rope_gptj", or_absent=True, written=False),
+    key_is("order_of_interleaved_layers", "local_attn_first", or_absent=True, written=False),
+    key_is("use_embedding_sharing", True, or_absent=True, written=False),
+    key_is("use_gated_activation", True, or_absent=True, written=False),
+    key_is("use_parallel_block", True, or_absent=True, written=False),
+    key_is("use_parallel_embedding", False, or_absent=True, written=False),
+    configs.repeats("layer_switch", "sliding_window_pattern", written=False),
+)
+
+COHERE_LAYER = LAYER.replace(*ADJACENT).without("post_attention_layernorm.weight")
+# fmt: on
+
+FAMILIES = [
+    Family("cohere", COHERE, layouts.Tables([MODEL, COHERE_LAYER]), rewrites=ALL_BIASES_OR_NONE),
+    Family("cohere2", COHERE2, layouts.Tables([MODEL, COHERE_LAYER]), rewrites=ALL_BIASES_OR_NONE),
+]

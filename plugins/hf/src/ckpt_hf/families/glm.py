@@ -1,0 +1,132 @@
+"""GLM-4, dense and mixtures: heads of which the first half rotates, in the dense classes in adjacent pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.sdk import CkptError, Facts, configs, decided, key, layouts, row, rules, schema, values
+from ckpt_hf.common import NORMS, Family, groups, head_dim, norms, unbiased
+from ckpt_hf.families.deepseek import (
+    CORRECTION,
+    DEEPSEEK_V3,
+    PREDICTING_LAYER,
+    PREDICTORS,
+    SHARED_EXPERTS,
+    SIGMOID_ROUTER,
+    TABLES,
+    dense_layers,
+    groups_by_two_best,
+)
+from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.rotary import rotary_keys
+from ckpt_hf.weights import ADJACENT, EXPERTS, LAYER, MLP, MODEL, NAMES
+
+_OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
+_EPS = 1.5625e-7
+
+
+def _read_qk_norm(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if values.checked("use_qk_norm", config.get("use_qk_norm", False), values.flag):
+        facts["attention.qk_norm.kind"], facts["attention.qk_norm.eps"] = "rms", facts["final_norm.eps"]
+
+
+_SPARSE = ("mlp_layer_types", "first_k_dense_replace")
+_MLP_TYPES = configs.layers_of("mlp.moe", rules.each(having="sparse", lacking="dense"))
+
+
+def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    dense = values.checked(_SPARSE[1], config.get(_SPARSE[1], 1), values.count)
+    first = [("sparse", "dense")[index < dense] for index in range(facts["layers"])]
+    kinds = config.get(_SPARSE[0]) or first
+    if not isinstance(kinds, list) or len(kinds) != facts["layers"] or {*kinds} - {"sparse", "dense"}:
+        raise CkptError(f"key {_SPARSE[0]!r} is not one known kind per layer", found=str(kinds)[:80])
+    if kinds != first and _SPARSE[1] in config:  # of the code beside the files; transformers does not read it
+        raise CkptError(f"keys {_SPARSE[0]!r} and {_SPARSE[1]!r} disagree", found=f"{kinds} and {dense}"[:80])
+    if "sparse" not in kinds:
+        raise CkptError(f"key {_SPARSE[0]!r} has no layer with experts", found=str(kinds)[:80])
+    if "dense" in kinds:
+        facts["mlp.moe?"] = schema.PerLayer(kind == "sparse" for kind in kinds)
+
+
+# fmt: off
+GLM = LLAMA.replace("GlmForCausalLM",
+    groups(2),
+    head_dim(default=128),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=_EPS),
+    key("attention_bias", *(f"attention.{part}_bias" for part in "qkv"), default=True),
+    rotary_keys(partial=0.5),
+    unbiased("mlp_bias"),
+)
+
+GLM4 = GLM.replace("Glm4ForCausalLM",
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS)), default=_EPS),
+    norms("rms", *_OUT_NORMS),
+)
+
+GLM4_MOE = LLAMA.replace("Glm4MoeForCausalLM",
+    groups(8),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    key("attention_bias", *(f"attention.{part}_bias" for part in "qkv"), default=False),
+    decided(["use_qk_norm"], ["attention.qk_norm.*"], read=_read_qk_norm, uses=["final_norm.eps"], values={"use_qk_norm": [False, True]},
+            why="whether q and k have norms, of the epsilon of all others"),
+    rotary_keys(partial=0.5),
+    dense_layers(1),
+    key("moe_intermediate_size", "mlp.moe.ffn"),
+    key("n_routed_experts", "mlp.moe.experts", also=["num_local_experts"], default=128),
+    key("n_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k", default=8),
+    key("norm_topk_prob", "mlp.moe.router.normalise", default=True),
+    key("routed_scaling_factor", "mlp.moe.router.scale", default=1.0),
+    groups_by_two_best(1, 1),
+    SIGMOID_ROUTER,
+    PREDICTORS,
+    unbiased("mlp_bias"),
+)
+
+# GLM-4.7-Flash: DeepSeek's latent attention and experts, with other defaults.
+GLM4_MOE_LITE = DEEPSEEK_V3.replace("Glm4MoeLiteForCausalLM",
+    key("kv_lora_rank", "latent_attention.kv_rank", default=512),
+    key("qk_nope_head_dim", "latent_attention.nope_dim", default=192),
+    key("v_head_dim", "latent_attention.value_dim", default=256),
+    key("q_lora_rank", "latent_attention.q_rank", default=768, null=None, type=values.whole),
+    key("rms_norm_eps", "latent_attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
+    configs.repeats("num_key_value_heads", "num_attention_heads", default=20),
+    decided(_SPARSE, ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [_MLP_TYPES]}, uses=["layers", "mlp.moe.*"],
+            why="mlp_layer_types says which layers have experts; without it all but the first"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k", default=4),
+    key("routed_scaling_factor", "mlp.moe.router.scale", default=1.8),
+    key("n_routed_experts", "mlp.moe.experts", also=["num_local_experts"]),
+    groups_by_two_best(1, 1),
+)
+
+GLM_LAYER = LAYER.replace(*ADJACENT).without(*MLP).extend(
+    row("mlp.gate_up_proj.weight", "((gate + up) f) h", "mlp.{part}.weight"),
+    row("mlp.down_proj.weight",    "h f",               "mlp.down.weight"),
+)
+
+GLM4_LAYER = GLM_LAYER.extend(
+    row("post_self_attn_layernorm.weight", "h", "attention.out_norm.weight"),
+    row("post_mlp_layernorm.weight",       "h", "mlp.out_norm.weight"),
+)
+
+GLM4_MOE_LAYER = LAYER.extend(
+    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
+    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    CORRECTION,
+    *SHARED_EXPERTS,
+    *EXPERTS,
+)
+# fmt: on
+
+FAMILIES = [
+    Family("glm", GLM, layouts.Tables([MODEL, GLM_LAYER])),
+    Family("glm4", GLM4, layouts.Tables([MODEL, GLM4_LAYER])),
+    Family(
+        "glm4_moe",
+        GLM4_MOE,
+        layouts.Tables([MODEL, GLM4_MOE_LAYER], [NAMES]),
+        leftovers=PREDICTING_LAYER,
+    ),
+    Family("glm4_moe_lite", GLM4_MOE_LITE, TABLES, arrangement="rope_interleave", leftovers=PREDICTING_LAYER),
+]

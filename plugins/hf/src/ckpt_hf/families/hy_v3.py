@@ -1,0 +1,59 @@
+"""Hy 3 (Tencent): norms of q and k, and experts that are chosen by sigmoids with a learned offset, beside a shared one."""
+
+from __future__ import annotations
+
+from ckpt_core.sdk import by_layer, configs, fact_is, ignore, key, layouts, row, rules, values
+from ckpt_hf.common import ALL_BIASES_OR_NONE, NORMS, Family, dense_width, groups, head_dim, norms, unbiased
+from ckpt_hf.families.deepseek import PREDICTING_LAYER, PREDICTORS, SIGMOID_ROUTER
+from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.rotary import rotary_keys
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
+
+# fmt: off
+HY_V3 = LLAMA.replace("HYV3ForCausalLM",
+    groups(8),
+    head_dim(default=128),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm")), default=1e-5),
+    norms("rms", "attention.qk_norm"),
+    rotary_keys(default_theta=11158840.0),
+    key("num_hidden_layers", "layers", type=values.layers),
+    dense_width(),
+    by_layer("mlp_layer_types", "mlp.moe", rules.some(rules.each(having="sparse", lacking="dense") | ~rules.first_layers()), default=1),
+    key("moe_intermediate_size", "mlp.moe.ffn"),
+    key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=192),
+    key("num_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k", default=8),
+    key("router_scaling_factor", "mlp.moe.router.scale", default=2.826),
+    fact_is("mlp.moe.router.normalise", True),
+    SIGMOID_ROUTER,
+    PREDICTORS,
+    ignore("enable_moe_fp32_combine", why="a precision of a sum, not another function"),
+    unbiased("mlp_bias"),
+)
+
+HY_V3_LAYER = LAYER.extend(
+    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
+    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    *EXPERTS[1:],
+    row("mlp.router.gate.weight",          "x h", "mlp.router.weight",          under={"names": "stored"}),
+    row("mlp.expert_bias",                 "x",   "mlp.router.correction_bias", dtype="fp32", under={"names": "stored"}),
+    row("mlp.shared_mlp.gate_proj.weight", "f h", "mlp.shared.gate.weight",     under={"names": "stored"}),
+    row("mlp.shared_mlp.up_proj.weight",   "f h", "mlp.shared.up.weight",       under={"names": "stored"}),
+    row("mlp.shared_mlp.down_proj.weight", "h f", "mlp.shared.down.weight",     under={"names": "stored"}),
+    row("mlp.gate.weight",                     "x h", "mlp.router.weight",          under={"names": "held"}),
+    row("mlp.e_score_correction_bias",         "x",   "mlp.router.correction_bias", dtype="fp32", under={"names": "held"}),
+    row("mlp.shared_experts.gate_proj.weight", "f h", "mlp.shared.gate.weight",     under={"names": "held"}),
+    row("mlp.shared_experts.up_proj.weight",   "f h", "mlp.shared.up.weight",       under={"names": "held"}),
+    row("mlp.shared_experts.down_proj.weight", "h f", "mlp.shared.down.weight",     under={"names": "held"}),
+)
+# fmt: on
+
+FAMILIES = [
+    Family(
+        "hy_v3",
+        HY_V3,
+        layouts.Tables([MODEL, HY_V3_LAYER], [NAMES]),
+        leftovers=PREDICTING_LAYER,
+        rewrites=ALL_BIASES_OR_NONE,
+    )
+]

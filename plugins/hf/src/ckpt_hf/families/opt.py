@@ -1,0 +1,102 @@
+"""OPT: learned positions of which the first two rows serve none, LayerNorm, an ungated MLP, biases everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.sdk import (
+    Config,
+    Facts,
+    Table,
+    configs,
+    decided,
+    derived,
+    fact_is,
+    ignore,
+    key,
+    key_is,
+    layouts,
+    note,
+    row,
+    values,
+)
+from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
+    ATTENTION_BIASES,
+    CAUSAL,
+    GENERIC,
+    MLP_BIASES,
+    NORMS,
+    Family,
+    activation,
+    norms,
+)
+
+_OFFSET = 2
+
+
+def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    count = values.checked("max_position_embeddings", config.get("max_position_embeddings", 2048), values.whole)
+    facts["positions.count"], notes["max_positions"] = count + _OFFSET, count
+
+
+# fmt: off
+OPT = Config("", GENERIC).replace("OPTForCausalLM",
+    fact_is("kind", "decoder"),
+    fact_is("causal", True),
+    CAUSAL,
+    key("hidden_size", "hidden"),
+    key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
+    key("num_hidden_layers", "layers"),
+    key("num_attention_heads", "attention.heads", "attention.groups"),
+    derived(None, "attention.head_dim", "hidden_size / num_attention_heads"),
+    decided(["max_position_embeddings"], ["positions.count"], read=_read_positions,
+            values={"max_position_embeddings": [configs.value_of("positions.count", by=lambda count: count - _OFFSET)]},
+            why="two rows less than the table of positions has"),
+    fact_is("positions.offset", _OFFSET),
+    key("ffn_dim", "mlp.ffn", default=3072),
+    key("activation_function", "mlp.activation", default="relu", via=activation("relu")),
+    fact_is("mlp.gated", False),
+    norms("layer", *NORMS, eps=1e-5),
+    key("layer_norm_elementwise_affine", *(f"{norm}.{part}" for norm in NORMS for part in ("weight", "bias")), default=True),
+    key("enable_bias", *ATTENTION_BIASES, *MLP_BIASES, default=True),
+    key("tie_word_embeddings", "head.tied", default=True),
+    key_is("do_layer_norm_before", True, or_absent=True, why="norms then follow the sum with the residual stream"),
+    key_is("_remove_final_layer_norm", False, or_absent=True, why="there is then no last norm"),
+    configs.repeats("word_embed_proj_dim", "hidden_size"),
+    ignore("dropout", "layerdrop", why="training only"),
+    note("init_std", "initializer_range"),
+    without=["max_position_embeddings", "initializer_range"],
+)
+
+MODEL = Table(rows=[
+    row("model.decoder.embed_tokens.weight",     "v h", "embedding.tokens.weight"),
+    row("model.decoder.embed_positions.weight",  "p h", "positions.weight"),
+    row("model.decoder.final_layer_norm.weight", "h",   "final_norm.weight"),
+    row("model.decoder.final_layer_norm.bias",   "h",   "final_norm.bias"),
+    row("lm_head.weight",                        "v h", "head.weight"),
+    row("lm_head.weight",                        "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+])
+
+LAYER = Table("model.decoder.layers.{l}", to="layers.{l}", rows=[
+    row("self_attn_layer_norm.weight", "h",         "attention.norm.weight"),
+    row("self_attn_layer_norm.bias",   "h",         "attention.norm.bias"),
+    row("self_attn.q_proj.weight",     "(g r d) h", "attention.q.weight"),
+    row("self_attn.q_proj.bias",       "(g r d)",   "attention.q.bias"),
+    row("self_attn.k_proj.weight",     "(g d) h",   "attention.k.weight"),
+    row("self_attn.k_proj.bias",       "(g d)",     "attention.k.bias"),
+    row("self_attn.v_proj.weight",     "(g d) h",   "attention.v.weight"),
+    row("self_attn.v_proj.bias",       "(g d)",     "attention.v.bias"),
+    row("self_attn.out_proj.weight",   "h (g r d)", "attention.out.weight"),
+    row("self_attn.out_proj.bias",     "h",         "attention.out.bias"),
+    row("final_layer_norm.weight",     "h",         "mlp.norm.weight"),
+    row("final_layer_norm.bias",       "h",         "mlp.norm.bias"),
+    row("fc1.weight",                  "f h",       "mlp.up.weight"),
+    row("fc1.bias",                    "f",         "mlp.up.bias"),
+    row("fc2.weight",                  "h f",       "mlp.down.weight"),
+    row("fc2.bias",                    "h",         "mlp.down.bias"),
+])
+# fmt: on
+
+FAMILIES = [Family("opt", OPT, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]
