@@ -19,8 +19,14 @@ HELD = {
     "llama": ("mcore", "1.23.0"), "mistral": ("mcore", "1.23.0"), "qwen2": ("mcore", "2.0.0"), "qwen2_moe": ("mcore", "2.4.0"),
     "starcoder2": ("mcore", "1.23.0"), "mixtral": ("mcore", "1.23.0"), "qwen3": ("mcore", "2.0.0"), "qwen3_moe": ("mcore", "2.1.0"),
     "gpt2": ("legacy", "1.23.0"), "nemotron": ("mcore", "1.23.0"), "phi3": ("mcore", "1.23.0"), "gemma": ("mcore", "2.0.0"),
+    "glm": ("mcore", "2.0.0"), "glm4_moe": ("mcore", "2.2.0"), "arcee": ("mcore", "1.23.0"), "internlm3": ("mcore", "1.23.0"),
+    "ernie4_5": ("mcore", "1.23.0"), "hy_v3": ("mcore", "2.2.0"), "stablelm": ("mcore", "2.0.0"),
 }  # fmt: skip
-REWRITTEN = {"gpt2_scaled": "attention scale folded into q", "gpt_neox_in_sequence": "zero biases added"}
+REWRITTEN = {
+    "gpt2_scaled": "attention scale folded into q",
+    "gpt_neox_in_sequence": "zero biases added",
+    "seed_oss": "zero biases added",
+}
 REFUSED = {
     "smollm3": ["attention.rotary? = ", "all layers have rotary positions or none has"],
     "gemma2": ["no head.softcap", "no mlp.out_norm.kind", "no attention.softcap"],
@@ -37,6 +43,18 @@ REFUSED = {
     "falcon_new_one_norm": ["no parallel", "no shared_norm"],
     "falcon_in_sequence": ["tp=2 does not divide axis g=1"],
     "gpt_neox": ["no parallel"],
+    "gemma3": ["no mlp.out_norm.kind"],
+    "olmo3": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
+    "olmoe": ["no attention.qk_norm_whole"],
+    "glm4": ["no mlp.out_norm.kind"],
+    "minimax_m2": ["no attention.qk_norm_whole"],
+    "cohere": ["no head.scale", "no parallel", "no shared_norm"],
+    "cohere2": ["no head.scale", "no parallel", "no shared_norm"],
+    "ernie4_5_moe": ["expert_bias", "mlp.moe.router.score = softmax"],
+    "dots1": ["attention.window in every layer or in none"],
+    "exaone4": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
+    "opt": ["no positions.offset"],
+    "glm4_moe_lite": ["no latent_attention.heads"],
 }  # fmt: skip
 OPTIONS = {"make_vocab_size_divisible_by": "16"}
 
