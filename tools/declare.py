@@ -112,7 +112,7 @@ def shown() -> Iterator[Seen]:
 
 def written() -> Iterator[Seen]:
     """Every sentence by which an example is written."""
-    for format in format_names():
+    for format in (name for name in format_names() if require(name).info.writes):
         for options in CHOICES.get(format, [{}]):
             for architecture in EXAMPLES:
                 for layout in LAYOUTS if require(format).info.parallel else LAYOUTS[:1]:
@@ -139,7 +139,8 @@ def gathered() -> dict[str, list[Declared]]:
     The tensors of `ir` are arranged as the canonical parameters are; there is nothing to declare. What DeepSpeed and FSDP
     keep of a transformers model is declared by `hf`.
     """
-    names: dict[str, dict[Declared, list[str]]] = {name: {} for name in format_names() if name != "ir"}
+    writing = (name for name in format_names() if require(name).info.writes)
+    names: dict[str, dict[Declared, list[str]]] = {name: {} for name in writing if name != "ir"}
     decisions: dict[tuple[str, Declared], list[Mapping[str, object]]] = {}
     for one in [*shown(), *written()]:
         line = replace(one.line, shown_by=())

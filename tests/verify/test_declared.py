@@ -12,11 +12,12 @@ import pytest
 from ckpt_core.architecture import dumps
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Row, parse
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
 from ckpt_core.verify.declared import Sentences
 from ckpt_core.verify.tracer import Trace, trace
+from ckpt_tests.formats import written
 from ckpt_tests.program import ckpt
 from ckpt_tests.rows import wrong_everywhere
 from declare import file_of, gathered, text
@@ -25,7 +26,7 @@ from declare import file_of, gathered, text
 SQUARE = example("llama", hidden=216)
 BLOOM = example("bloom", hidden=216)
 OPTIONS = {"nxdt": {"hw_backend": "trn1"}}
-DECLARING = [name for name in format_names() if name != "ir"]
+DECLARING = [name for name in written() if name != "ir"]
 
 
 def test_the_files_say_what_the_tables_say() -> None:

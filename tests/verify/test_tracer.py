@@ -13,11 +13,11 @@ import ckpt_nanotron.read
 from ckpt_core.architecture import dumps
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.layout import Table, Tables
-from ckpt_core.plugins.discovery import format_names
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
 from ckpt_core.verify import tracer
 from ckpt_core.verify.tracer import Misplaced, trace
+from ckpt_tests.formats import written
 from ckpt_tests.program import ckpt
 
 # hidden = heads x head_dim: the output projection is square, so a transposed one has the right shape
@@ -31,7 +31,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
 OTHERS = {"megatron-deepspeed": example("bloom", hidden=216)}
 
 
-@pytest.mark.parametrize("format", format_names())
+@pytest.mark.parametrize("format", written())
 def test_every_format_finds_what_it_wrote(format: str) -> None:
     seen = trace(format, OTHERS.get(format, SQUARE), BF16, **LAYOUTS.get(format, {}))
     assert seen.misplaced == []

@@ -8,11 +8,12 @@ In a state dict, and in what accelerate and verl save of one, the name of the ad
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ckpt_core.sdk import FormatError, StoredTensor, errors
+from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy, schema
 
 PREFIX = "base_model.model."
 
@@ -32,10 +33,54 @@ _SAVED = re.compile(r"(.+)\.modules_to_save(?:\.default)?(\.\w+)")
 
 @dataclass(frozen=True)
 class Named:
-    """A tensor with the name that it has in the file."""
+    """A tensor with the name that it has in the files: `shards` tile it."""
 
     key: str
-    stored: StoredTensor
+    shape: tuple[int, ...]
+    shards: tuple[lazy.Shard, ...]
+
+    @classmethod
+    def whole(cls, key: str, stored: StoredTensor) -> Named:
+        """A tensor that a file holds whole."""
+        return cls(key, stored.shape, (lazy.Shard((0,) * len(stored.shape), stored),))
+
+    @property
+    def dtype(self) -> dtypes.DType:
+        """The dtype that it is stored in."""
+        return self.shards[0].stored.dtype
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    def turned(self) -> Named:
+        """The matrix with its rows as columns."""
+        shards = (
+            lazy.Shard(
+                one.origin[::-1], replace(one.stored, shape=one.stored.shape[::-1], strides=one.stored.strides[::-1])
+            )
+            for one in self.shards
+        )
+        return Named(self.key, self.shape[::-1], tuple(shards))
+
+    def part(self, axis: int, start: int, count: int, step: int = 1) -> Named:
+        """Every `step`-th index of an axis from `start` on, `count` of them, of a tensor that one file holds."""
+        ((_, stored),) = ((one.origin, one.stored) for one in self.shards)
+        shape = (*stored.shape[:axis], count, *stored.shape[axis + 1 :])
+        strides = (*stored.strides[:axis], stored.strides[axis] * step, *stored.strides[axis + 1 :])
+        offset = stored.offset + start * stored.strides[axis] * stored.dtype.size
+        return Named.whole(f"{self.key} from {start}", replace(stored, shape=shape, strides=strides, offset=offset))
+
+    def lazy(self) -> lazy.LazyParameter:
+        """The tensor as one that is read when it is asked for."""
+        axes = tuple(schema.Axis(str(axis), size) for axis, size in enumerate(self.shape))
+        parts = []
+        for origin, stored in ((one.origin, one.stored) for one in self.shards):
+            tile = replace(lazy.placed(stored.shape), canonical_base=tuple(origin))
+            flat = lazy.flat_tile(tile, stored.strides)
+            parts.append(lazy.StoredPart(stored.file, stored.dtype, stored.offset, flat, stored.record))
+        return lazy.LazyParameter(schema.Parameter(self.key, axes), self.dtype, tuple(parts))
 
 
 @dataclass
@@ -84,7 +129,7 @@ def sorted_out(tensors: Mapping[str, StoredTensor], file: str) -> Contents:
                     f"tensor {key!r} is not of an adapter", file=file, expected=f"names that begin with {PREFIX}"
                 )
             )
-        elif not _enter(contents, key.removeprefix(PREFIX), Named(key, stored)):
+        elif not _enter(contents, key.removeprefix(PREFIX), Named.whole(key, stored)):
             problems.add(FormatError(f"two tensors are {key!r} under different names", file=file))
     for adapted in contents.adapted:
         for role in (DOWN, UP):

@@ -13,19 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.sdk import (
-    Architecture,
-    CkptError,
-    FormatError,
-    Refusal,
-    StoredTensor,
-    disk,
-    dtypes,
-    errors,
-    layouts,
-    lazy,
-    schema,
-)
+from ckpt_core.sdk import Architecture, CkptError, FormatError, Refusal, disk, dtypes, errors, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_peft.keys import BIAS, MAGNITUDE, Adapted, Contents, Named
 from ckpt_peft.settings import Settings
@@ -69,7 +57,7 @@ class Merger:
                 native, named = self.model.names.get(name), contents.saved[name]
                 if native is None:
                     self.problems.add(self._unknown(name, named))
-                elif native.shape != named.stored.shape:
+                elif native.shape != named.shape:
                     self.problems.add(self._other_shape(named, native.shape, name))
                 elif native.row.via is not None:
                     self.problems.add(self._mapped(named))
@@ -104,7 +92,7 @@ class Merger:
             inside = (piece for piece in native.pieces if piece.parameter in (parameter, EMBEDDING))
             pieces = tuple(layouts.Part(parameter, piece.tile) for piece in inside)
             whole = replace(native, pieces=pieces, row=replace(native.row, copy=native.row.copy and copied))
-            builder.add(whole, [lazy.Shard((0,) * len(native.shape), named.stored)])
+            builder.add(whole, named.shards)
         try:
             (held,) = builder.finish().values()
         except CkptError as error:
@@ -138,7 +126,7 @@ class Merger:
                     down,
                     scale,
                     tile,
-                    magnitude=None if magnitude is None else _whole(magnitude.key, magnitude.stored),
+                    magnitude=None if magnitude is None else magnitude.lazy(),
                     turned=target.out > target.into,
                     narrowed=target.narrowed and not self.exact and magnitude is None,
                 ),
@@ -149,27 +137,23 @@ class Merger:
     def _add_bias(self, target: Target, bias: Named, scale: float) -> None:
         name = f"{target.adapted.path}.bias"
         native = self.model.names.get(name)
-        if native is None or native.shape != bias.stored.shape:
+        if native is None or native.shape != bias.shape:
             self.problems.add(
                 Refusal(
                     f"{bias.key!r} has no bias that it could be added to",
                     file=self.file,
-                    found="no bias in the base" if native is None else f"shape {bias.stored.shape}",
+                    found="no bias in the base" if native is None else f"shape {bias.shape}",
                     expected=None if native is None else f"shape {native.shape} of {name}",
                 )
             )
             return
-        parameter = schema.Parameter(bias.key, (schema.Axis("out", native.shape[0]), schema.Axis("in", 1)))
-        up = replace(
-            _whole(bias.key, replace(bias.stored, shape=(*bias.stored.shape, 1), strides=(*bias.stored.strides, 1))),
-            parameter=parameter,
-        )
+        column = Named(bias.key, (*bias.shape, 1), tuple(_column(shard) for shard in bias.shards))
         one = lazy.LazyParameter(
             schema.Parameter("one", (schema.Axis("rank", 1), schema.Axis("in", 1))), dtypes.FP32, (), fill=1.0
         )
         for piece in native.pieces:
             tile = replace(piece.tile, native_base=(*piece.tile.native_base, 0))
-            self._update(piece.parameter, lazy.LowRank(up, one, scale, tile))
+            self._update(piece.parameter, lazy.LowRank(column.lazy(), one, scale, tile))
 
     def _untie(self, why: str) -> None:
         head = self.architecture.head
@@ -192,13 +176,13 @@ class Merger:
         if _is_alias(target.native):
             raise self._alias(target.adapted.down)
         for named in target.adapted.tensors.values():
-            if named.stored.dtype.name not in _FLOATS:
-                raise Refusal(f"{named.key!r} is {named.stored.dtype}", expected=" or ".join(_FLOATS))
+            if named.dtype.name not in _FLOATS:
+                raise Refusal(f"{named.key!r} is {named.dtype}", expected=" or ".join(_FLOATS))
         found, said = target.rank, self.settings.rank(target.looked_up)
         if found != said:
             raise FormatError(
                 f"the rank of {target.adapted.path} is not the one of the config",
-                found=f"{found}, by the shape {target.adapted.down.stored.shape} of {target.adapted.down.key}",
+                found=f"{found}, by the shape {target.adapted.down.shape} of {target.adapted.down.key}",
                 expected=f"{said}, by r or rank_pattern",
             )
         has = MAGNITUDE in target.adapted.tensors
@@ -238,7 +222,7 @@ class Merger:
         ]
         if len(fits) == 1:
             return fits[0]
-        shapes = f"A {adapted.down.stored.shape}, B {adapted.up.stored.shape}"
+        shapes = f"A {adapted.down.shape}, B {adapted.up.shape}"
         if fits:
             raise FormatError(
                 f"the shapes of {adapted.path} fit several parameters",
@@ -277,7 +261,7 @@ class Merger:
         return FormatError(
             f"{named.key!r} does not have the shape of the base",
             file=self.file,
-            found=f"shape {named.stored.shape}",
+            found=f"shape {named.shape}",
             expected=f"shape {expected} of {name}",
             fix="give the base that it was trained on",
         )
@@ -344,8 +328,7 @@ class Merger:
             )
 
     def _is_turned(self, one: Named, other: Named) -> bool:
-        turned = replace(other.stored, shape=other.stored.shape[::-1], strides=other.stored.strides[::-1])
-        left, right = _whole(one.key, one.stored), _whole(other.key, turned)
+        left, right = one.lazy(), other.turned().lazy()
         source = lazy.SourceFiles(self.states)
         try:
             boxes = lazy.boxes(left.parameter.shape, _STEP)
@@ -399,14 +382,14 @@ class Target:
     @property
     def rank(self) -> int:
         """The rank of each product."""
-        return self.adapted.down.stored.shape[0] // self.experts
+        return self.adapted.down.shape[0] // self.experts
 
     @property
     def fits(self) -> bool:
         """Whether the shapes of the pair are those of the tensor."""
         down, up, magnitude = (
-            self.adapted.down.stored.shape,
-            self.adapted.up.stored.shape,
+            self.adapted.down.shape,
+            self.adapted.up.shape,
             self.adapted.tensors.get(MAGNITUDE),
         )
         out, into = self.native.shape[self.out], self.native.shape[self.into]
@@ -416,7 +399,7 @@ class Target:
             and down[0] > 0
             and down[0] % self.experts == 0
             and (down[1], up[0]) == (into, out)
-            and (magnitude is None or (magnitude.stored.shape == (out,) and self.experts == 1))
+            and (magnitude is None or (magnitude.shape == (out,) and self.experts == 1))
         )
 
     def products(self) -> Iterator[tuple[str, lazy.LazyParameter, lazy.LazyParameter, layouts.Tile]]:
@@ -432,18 +415,10 @@ class Target:
         """A and B of one expert. The rank axis of A has the experts outside, that of B has them inside (`ParamWrapper`)."""
         down, up = self.adapted.down, self.adapted.up
         if self.experts == 1:
-            return _whole(down.key, down.stored), _whole(up.key, up.stored)
-        rank, one, other = self.rank, down.stored, up.stored
-        first = replace(
-            one, shape=(rank, one.shape[1]), offset=one.offset + number * rank * one.strides[0] * one.dtype.size
-        )
-        second = replace(
-            other,
-            shape=(other.shape[0], rank),
-            offset=other.offset + number * other.strides[1] * other.dtype.size,
-            strides=(other.strides[0], other.strides[1] * self.experts),
-        )
-        return _whole(f"{down.key} of expert {number}", first), _whole(f"{up.key} of expert {number}", second)
+            return down.lazy(), up.lazy()
+        first = down.part(0, number * self.rank, self.rank)
+        second = up.part(1, number, self.rank, self.experts)
+        return first.lazy(), second.lazy()
 
 
 def targets_of(adapted: Adapted, native: layouts.Native, settings: Settings) -> Iterator[Target]:
@@ -501,10 +476,7 @@ def _merged(base: lazy.LazyParameter, updates: tuple[lazy.LowRank, ...], dtype: 
     return lazy.LazyParameter(base.parameter, dtype, (), merged=lazy.Merged(base, updates, dtype))
 
 
-def _whole(key: str, stored: StoredTensor) -> lazy.LazyParameter:
-    """A tensor of the adapter as it lies in the file."""
-    parameter = schema.Parameter(key, tuple(schema.Axis(str(axis), size) for axis, size in enumerate(stored.shape)))
-    tile = lazy.flat_tile(lazy.placed(stored.shape), stored.strides)
-    return lazy.LazyParameter(
-        parameter, stored.dtype, (lazy.StoredPart(stored.file, stored.dtype, stored.offset, tile, stored.record),)
-    )
+def _column(shard: lazy.Shard) -> lazy.Shard:
+    """A part of a vector as one of a matrix of one column."""
+    stored = shard.stored
+    return lazy.Shard((*shard.origin, 0), replace(stored, shape=(*stored.shape, 1), strides=(*stored.strides, 1)))

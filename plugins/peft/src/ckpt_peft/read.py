@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_core.sdk import (
@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     FormatError,
     ReadRequest,
     company,
+    disk,
     errors,
     lazy,
     ledgers,
@@ -50,18 +51,34 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     for adapted in contents.adapted:
         merger.add(adapted)
     merger.check_whole()
+    enter(files.config, files.config_file, files.ledger)
+    saved = _saved(merger)
+    return merged_checkpoint("peft", path, base, merger, files.states, _sidecars(files, base), files.ledger, saved)
+
+
+def merged_checkpoint(
+    format: str,
+    path: str,
+    base: Checkpoint,
+    merger: Merger,
+    states: Sequence[disk.FileState],
+    sidecars: Mapping[str, company.Sidecar],
+    ledger: ledgers.Ledger,
+    evidence: Iterable[str] = (),
+) -> Checkpoint:
+    """The checkpoint that a merger made of a base: read from the base's files and from the adapter's (`states`).
+
+    Raises every problem of the merge. `ledger` is that of the adapter; `evidence` is what its reading rests on besides.
+    """
     tensors = merger.finish()
-    ledger = files.ledger
-    enter(files.config, files.config_file, ledger)
-    sidecars = _sidecars(files, base)
     ledger.joined(base.ledger)
     known = base.provenance
     return Checkpoint(
-        "peft",
+        format,
         path,
         merger.architecture,
         tensors,
-        [*base.files, *(state for state in files.states if state not in base.files)],
+        [*base.files, *(state for state in states if state not in base.files)],
         notes=base.notes,
         sidecars=sidecars,
         ledger=ledger,
@@ -71,9 +88,10 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             evidence=[
                 f"base: {base.path} of format {base.format}, a {merger.model.class_name}",
                 *(f"base: {one}" for one in known.evidence),
-                *_evidence(merger, contents),
+                *_evidence(merger),
+                *evidence,
             ],
-            losses=[*known.losses, *_losses(settings, base, merger)],
+            losses=[*known.losses, *_losses(merger.settings, base, merger)],
             explanations=known.explanations,
         ),
     )
@@ -115,12 +133,12 @@ def _with_vocabulary(base: Checkpoint, contents: Contents, files: Files) -> Chec
     tokens = base.architecture.tokens
     names = model_in_memory(base).names
     rows = {
-        name: (native, named.stored.shape[0])
+        name: (native, named.shape[0])
         for name, named in contents.saved.items()
         if (native := names.get(name)) is not None
         and {piece.parameter for piece in native.pieces} <= {EMBEDDING, HEAD, "head.bias"}
-        and len(named.stored.shape) == len(native.shape)
-        and named.stored.shape[1:] == native.shape[1:]
+        and len(named.shape) == len(native.shape)
+        and named.shape[1:] == native.shape[1:]
     }
     if tokens is None or all(native.shape[0] == found for native, found in rows.values()):
         return base
@@ -156,7 +174,7 @@ def _sidecars(files: Files, base: Checkpoint) -> Mapping[str, company.Sidecar]:
     return found | own
 
 
-def _evidence(merger: Merger, contents: Contents) -> Iterator[str]:
+def _evidence(merger: Merger) -> Iterator[str]:
     settings = merger.settings
     kind = "DoRA" if settings.dora else "LoRA"
     scales = sorted({settings.scale(target.looked_up) for target in merger.adapted})
@@ -165,12 +183,14 @@ def _evidence(merger: Merger, contents: Contents) -> Iterator[str]:
     )
     if merger.adapted:
         yield f"merged: {kind} of {len(merger.adapted)} modules into {len(merger.updates)} tensors, scale {said}"
-    if merger.saved:
-        yield f"replaced by what the adapter saved: {', '.join(sorted(merger.saved)[:4])}" + (
-            f" and {len(merger.saved) - 4} more" if len(merger.saved) > 4 else ""
-        )
     yield from merger.rewrites
     yield from (f"rewritten before the merge: {one}" for one in merger.model.rewrites)
+
+
+def _saved(merger: Merger) -> Iterator[str]:
+    if merger.saved:
+        more = f" and {len(merger.saved) - 4} more" if len(merger.saved) > 4 else ""
+        yield f"replaced by what the adapter saved: {', '.join(sorted(merger.saved)[:4])}{more}"
 
 
 def _losses(settings: Settings, base: Checkpoint, merger: Merger) -> Iterator[ledgers.Loss]:

@@ -71,7 +71,7 @@ def _targets(contents: Contents, settings: Settings | None) -> list[str]:
 
 
 def _said(adapted: Adapted, settings: Settings | None) -> str:
-    rank = f"A {list(adapted.down.stored.shape)}, B {list(adapted.up.stored.shape)}"
+    rank = f"A {list(adapted.down.shape)}, B {list(adapted.up.shape)}"
     scale = None if settings is None else _scale(adapted, settings)
     return f"{rank}{'' if scale is None else f', scale {scale:.6g}'}{', magnitudes' if MAGNITUDE in adapted.tensors else ''}"
 
@@ -86,7 +86,7 @@ def _fact(adapted: Adapted, settings: Settings | None) -> dict[str, Any]:
     return {
         "module": adapted.path,
         "tensors": {
-            role: {"key": named.key, "shape": list(named.stored.shape), "dtype": named.stored.dtype.name}
+            role: {"key": named.key, "shape": list(named.shape), "dtype": named.dtype.name}
             for role, named in adapted.tensors.items()
         },
         **({} if settings is None else {"scale": _scale(adapted, settings)}),

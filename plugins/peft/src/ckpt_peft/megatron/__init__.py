@@ -1,0 +1,49 @@
+"""LoRA adapters that Megatron-Bridge trained: read as the model that they make of their base."""
+
+from __future__ import annotations
+
+from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl, reading
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    return FormatInfo(
+        name="megatron-lora",
+        summary="LoRA adapters of Megatron-Bridge: iter_* with run_config.yaml and adapter tensors alone, merged into their base",
+        families=("models of format megatron",),
+        writes=False,
+        before=("megatron-bridge",),
+        options=(
+            Option(
+                "base", "the model that the adapter was trained on, a checkpoint of any format", Checkpoint, side="read"
+            ),
+            Option(
+                "merge",
+                "the dtype of merged tensors: that of the base, or the float32 sum without rounding",
+                ("base", "fp32"),
+                "base",
+                side="read",
+            ),
+        ),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_peft.megatron.files import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
+    from ckpt_peft.megatron.read import fragment
+
+    return fragment(path, request)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
+    from ckpt_peft.megatron.read import read
+
+    return read(path, request)

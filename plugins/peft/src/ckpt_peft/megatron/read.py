@@ -1,0 +1,142 @@
+"""Reading an adapter of Megatron-Bridge: the checkpoint of its base, with the adapter merged into it.
+
+Bridge adds `alpha / dim * linear_out @ linear_in` to the weight of a module, which is the fused one (`linear_qkv`, `linear_fc1`): the rows of its
+product are arranged as those of the weight. In bf16 its own merge (`LoRAMerge`) multiplies in bf16; this one computes in float32 and rounds
+once, as PEFT does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckpt_core.sdk import Checkpoint, CkptError, ReadRequest, Refusal, errors, layouts, reading, rewrites
+from ckpt_hf.sdk import ModelInMemory
+from ckpt_megatron.sdk import expressed_for, weights
+from ckpt_peft.keys import MAGNITUDE
+from ckpt_peft.megatron.files import Files, open_files
+from ckpt_peft.merge import Merger
+from ckpt_peft.read import merged_checkpoint
+from ckpt_peft.settings import Settings
+
+_LORA = ("megatron.bridge.peft.lora.LoRA",)
+_DORA = ("megatron.bridge.peft.dora.DoRA",)
+# What changes the product, or the modules it belongs to, at the value at which it does not.
+_NEUTRAL = {"normalize_moe_lora": False, "experts_shared_outer_loras": False, "share_expert_adapters": True}
+_SILENT = (
+    "_target_", "a2a_experimental", "dropout", "dropout_position", "exclude_modules", "lora_A_init_method", "lora_B_init_method", "lora_dtype",
+    "sequence_parallel_input_regather", "target_modules", "dim", "alpha", "canonical_mapping", "params_to_save",
+)  # fmt: skip
+
+
+def read(path: str, request: ReadRequest) -> Checkpoint:
+    """The merged model of the adapter at `path` and of `-o base`. `UsageError` without a base."""
+    if request.weights == "master":
+        raise CkptError("an adapter has no fp32 masters", file=path, fix="use --weights model")
+    files = open_files(path)
+    base = request.options.get("base")
+    if not isinstance(base, Checkpoint):
+        raise _lacks_base(files)
+    settings = _settings(files)
+    merger = Merger(_model(base), settings, files.folder, files.states, exact=request.options.get("merge") == "fp32")
+    for adapted in files.adapted:
+        merger.add(adapted)
+    merger.check_whole()
+    return merged_checkpoint("megatron-lora", path, base, merger, files.states, base.sidecars, files.ledger)
+
+
+def _model(base: Checkpoint) -> ModelInMemory:
+    """A base as Megatron's GPTModel, whose weights the adapter's names are about."""
+    own = rewrites.Rewritable(base.architecture, base.tensors, files=base.files)
+    model = expressed_for(own, 1, by_fields=True)
+    names = layouts.BoundTables(weights.TABLES, model.architecture).natives()
+    if all(model.tensors.get(name) == tensor for name, tensor in base.tensors.items()):
+        model = own  # what Megatron needs besides are biases of zeros
+    return ModelInMemory("GPTModel", model.architecture, model.tensors, names, model.rewrites)
+
+
+def _settings(files: Files) -> Settings:
+    """What the section `peft` says of the merge. Raises everything in it that is not done."""
+    section, problems = files.peft, errors.Problems(f"reading {files.config_file}")
+    for problem in _problems(section):
+        problem.file = files.config_file
+        problems.add(problem)
+    problems.raise_any()
+    targets = section.get("target_modules")
+    named = isinstance(targets, list) and all(isinstance(one, str) and "*" not in one for one in targets)
+    return Settings(
+        base=files.base,
+        revision=None,
+        default_rank=section["dim"],
+        default_alpha=section["alpha"],
+        rank_pattern={},
+        alpha_pattern={},
+        rslora=False,
+        dora=section["_target_"] in _DORA,
+        bias="none",
+        lora_bias=False,
+        saved_modules=(),
+        targets=tuple(targets) if named and targets else None,
+        target_parameters=(),
+        excluded=tuple(section.get("exclude_modules") or ()),
+        layers=None,
+        layers_pattern=(),
+        tied=False,
+    )
+
+
+def _problems(section: Mapping[str, Any]) -> Iterator[CkptError]:
+    kind = section.get("_target_")
+    if kind not in (*_LORA, *_DORA):
+        yield Refusal(f"adapters of {kind!r:.80} are not merged", expected=" or ".join((*_LORA, *_DORA)))
+    for key, value in section.items():
+        if key in _NEUTRAL and value != _NEUTRAL[key]:
+            yield Refusal(
+                f"key 'peft.{key}' asks for what is not done", found=str(value)[:60], expected=str(_NEUTRAL[key])
+            )
+        elif key not in (*_NEUTRAL, *_SILENT):
+            yield CkptError(f"unknown config key 'peft.{key}'", found=str(value)[:60])
+    dim, alpha = section.get("dim"), section.get("alpha")
+    if type(dim) is not int or dim < 1:
+        yield CkptError("key 'peft.dim' is not a rank", found=repr(dim)[:60], expected="a number of at least 1")
+    if type(alpha) not in (int, float):
+        yield CkptError("key 'peft.alpha' is not a number", found=repr(alpha)[:60])
+
+
+def _lacks_base(files: Files) -> errors.UsageError:
+    return errors.UsageError(
+        "this is an adapter, which is not a model without its base",
+        file=files.folder,
+        found=f"an adapter of {files.base!r}" if files.base else "an adapter that names no base",
+        fix="give the folder of the base, in any format: -o base=FOLDER",
+    )
+
+
+def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
+    """The adapter at `path`; None where its base is given, so that there is a model."""
+    if isinstance(request.options.get("base"), Checkpoint):
+        return None
+    files = open_files(path)
+    refused = [problem.problem for problem in _problems(files.peft)]
+    count = sum(named.elements for one in files.adapted for named in one.tensors.values())
+    kinds: dict[str, int] = {}
+    for one in files.adapted:
+        module = ".".join("*" if part.isdigit() else part for part in one.path.split("."))
+        said = f"{module}: A {list(one.down.shape)}, B {list(one.up.shape)}{', magnitudes' if MAGNITUDE in one.tensors else ''}"
+        kinds[said] = kinds.get(said, 0) + 1
+    lines = {
+        "adapter": [f"{files.peft.get('_target_')}: {len(files.adapted)} modules adapted"],
+        "rank": [f"{files.peft.get('dim')}, alpha {files.peft.get('alpha')}"],
+        "targets": [f"{said}, {number} of them" if number > 1 else said for said, number in kinds.items()],
+        "base": [files.base or "not named"],
+        "parameters": [f"{count:,}"],
+        "refused": refused,
+    }
+    facts = {
+        "peft": dict(files.peft),
+        "base": files.base,
+        "parameters": count,
+        "adapted": sorted(one.path for one in files.adapted),
+        "refused": refused,
+    }
+    return reading.Fragment({label: said for label, said in lines.items() if said}, facts, _lacks_base(files))
