@@ -47,7 +47,7 @@ def hand_written_pairs() -> list[Pair]:
     for one in gc.get_objects():
         if isinstance(one, Custom):
             found = pairs_by_hand([one])
-            reasons |= {places: one.why for places in found if one.why}
+            reasons |= dict.fromkeys(found, one.why)
             pairs |= found
         elif isinstance(one, Codec):
             found = {(_place(read), _place(write)): (read, write) for read, write in one.by_hand}

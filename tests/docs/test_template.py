@@ -121,7 +121,7 @@ MISTAKES: dict[str, Changes] = {
     "a fact that is written and not read": (CONFIG, [IN_CONFIG, (
         'key("tied", "head.tied", default=False),',
         'key("tied", "head.tied", default=False), ignore("softcap", why="wrong"), fact_is("attention.sinks", False),'
-        ' custom([], ["attention.softcap"], read=lambda *_: None, write=lambda *_: None),',
+        ' custom([], ["attention.softcap"], read=lambda *_: None, write=lambda *_: None, why="a test", uses=[]),',
     )], "test_a_fact_is_expressed_or_refused_by_name and softcap", ""),
     "a rewrite that is another function": (HOOKS, [IN_HOOKS, (
         "    TABLES,\n)",
@@ -132,7 +132,7 @@ MISTAKES: dict[str, Changes] = {
         'key("vocabulary", "tokens.vocabulary"),',
         'custom(["vocabulary"], ["tokens.vocabulary"],'
         ' read=lambda config, facts, notes: facts.update({"tokens.vocabulary": config["vocabulary"] - 1}),'
-        ' write=lambda facts, notes, config: config.update(vocabulary=facts["tokens.vocabulary"])),',
+        ' write=lambda facts, notes, config: config.update(vocabulary=facts["tokens.vocabulary"]), why="a test", uses=[]),',
     )], "test_what_is_written_reads_back", ""),
     "a file that is named without its rank": (HOOKS, [
         ('weights="rank-{tp}.safetensors", counts={"tp": "ranks"}', 'weights="rank-0.safetensors"'),

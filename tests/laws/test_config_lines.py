@@ -483,6 +483,11 @@ def test_pairs_that_a_person_wrote_are_counted_once_each() -> None:
     assert len(pairs_by_hand([*held, line])) == 2
 
 
+def test_a_line_by_hand_says_what_for() -> None:
+    with pytest.raises(TableError, match="line of `a` is written by hand"):
+        custom(["a"], ["hidden"], read=nothing, write=nothing, why=" ", uses=[])
+
+
 def test_a_refusal_of_all_agree_names_the_facts_that_differ() -> None:
     """Only those, by their paths; and a thing that does not exist as such."""
     line = all_agree("final_norm", "attention.norm", "mlp.norm", why="alike")

@@ -13,7 +13,7 @@ from ckpt_core.architecture import Facts, PerLayer, differing
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.config.entry import LEFT_OUT, REQUIRED, UNEXPECTED, Entry, Reader, Writer, literal, quoted
 from ckpt_core.config.said import Said
-from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, covers
+from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, TableError, covers
 from ckpt_core.errors import CkptError, Refusal
 
 
@@ -37,8 +37,8 @@ class Custom(Entry):
     own_claims: tuple[str, ...]
     reader: Reader
     writer: Writer
-    why: str = ""
-    used: tuple[str, ...] | None = None
+    why: str
+    used: tuple[str, ...]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class Custom(Entry):
         return self.own_claims
 
     @property
-    def uses(self) -> tuple[str, ...] | None:
+    def uses(self) -> tuple[str, ...]:
         return self.used
 
     @property
@@ -72,14 +72,18 @@ def custom(
     *,
     read: Reader,
     write: Writer,
-    why: str = "",
-    uses: Iterable[str] | None = None,
+    why: str,
+    uses: Iterable[str],
 ) -> Custom:
     """The escape hatch: two functions, written by hand as inverses; `why` says why no other line serves, and what it means.
 
     `uses` are keys and facts of other lines that the functions look at. A claim `path.*` covers everything below a path.
+    Raises `TableError` where `why` says nothing.
     """
-    return Custom(tuple(keys), tuple(claims), read, write, why, None if uses is None else tuple(uses))
+    keys, claims = tuple(keys), tuple(claims)
+    if not why.strip():
+        raise TableError(f"the line of {quoted(keys or claims)} is written by hand, and `why` does not say what for")
+    return Custom(keys, claims, read, write, why, tuple(uses))
 
 
 @dataclass(frozen=True)

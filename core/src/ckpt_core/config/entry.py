@@ -52,8 +52,8 @@ class Entry:
         return ()
 
     @property
-    def uses(self) -> tuple[str, ...] | None:
-        """Keys and facts of other lines that this one looks at. None: it is written by hand and names none, and sees all."""
+    def uses(self) -> tuple[str, ...]:
+        """Keys and facts of other lines that this one looks at."""
         return ()
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:

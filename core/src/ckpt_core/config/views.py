@@ -47,19 +47,18 @@ class Scope:
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.keys = frozenset(entry.keys)
-        self.everything = entry.uses is None
-        self._used = frozenset(entry.uses or ())
-        self._seen = (*entry.claims, *(entry.uses or ()))
+        self._used = frozenset(entry.uses)
+        self._seen = (*entry.claims, *entry.uses)
         self._answers: dict[str, bool] = {}
 
     def sees_key(self, key: object) -> bool:
-        return self.everything or key in self.keys or key in self._used
+        return key in self.keys or key in self._used
 
     def sees_fact(self, path: str) -> bool:
         """Whether the line may look at a fact, or ask whether anything exists at or below a path."""
         if path not in self._answers:  # a table asks for the same paths again and again
             bare = path.removesuffix("?")
-            self._answers[path] = self.everything or any(
+            self._answers[path] = any(
                 covers(name, path) or name.removesuffix("?").removesuffix(".*") == bare or name.startswith(f"{bare}.")
                 for name in self._seen
             )
@@ -137,7 +136,7 @@ class FactsSeen(Facts):
     """The facts as one line sees them: its own, and those it uses."""
 
     def __init__(self, facts: Facts, scope: Scope) -> None:
-        seen = facts if scope.everything else {path: facts[path] for path in facts if scope.sees_fact(path)}
+        seen = {path: facts[path] for path in facts if scope.sees_fact(path)}
         super().__init__(seen)
         self._scope, self._all = scope, facts
 

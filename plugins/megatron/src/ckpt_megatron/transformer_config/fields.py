@@ -65,9 +65,8 @@ class OfFields(configs.Entry):
         return self.line.claims
 
     @property
-    def uses(self) -> tuple[str, ...] | None:
-        used = self.line.uses
-        return None if used is None else tuple(_RENAMED.get(name, name) for name in used)
+    def uses(self) -> tuple[str, ...]:
+        return tuple(_RENAMED.get(name, name) for name in self.line.uses)
 
     @property
     def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
