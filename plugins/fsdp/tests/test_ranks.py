@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_fsdp import files, mesh, parts
 from ckpt_tests import fsdp
 from ckpt_tests.deepspeed import inert, save
 from ckpt_tests.folders import assert_same_bits
@@ -92,7 +94,7 @@ def test_a_slice_of_a_larger_mesh(model: dict[str, torch.Tensor], tmp_path: Path
 # --- older torch -----------------------------------------------------------------------------------------------------
 
 
-def old_dtensor(local: torch.Tensor, shape: torch.Size, rank: int, world: int) -> object:
+def old_dtensor(local: torch.Tensor, shape: torch.Size, ranks: torch.Tensor) -> object:
     """A DTensor as torch 2.4 pickled it: other modules, and a mesh with the tensor of its ranks."""
 
     def made(module: str, name: str, **state: object) -> object:
@@ -105,7 +107,7 @@ def old_dtensor(local: torch.Tensor, shape: torch.Size, rank: int, world: int) -
         "torch.distributed.device_mesh",
         "DeviceMesh",
         device_type="cuda",
-        mesh=torch.arange(world),
+        mesh=ranks,
         mesh_dim_names=("fsdp",),
     )
     meta = inert(kinds, "TensorMeta")(shape, torch.empty(shape).stride(), local.dtype)
@@ -125,10 +127,26 @@ def old_dtensor(local: torch.Tensor, shape: torch.Size, rank: int, world: int) -
 def test_dtensors_of_torch_2_4(model: dict[str, torch.Tensor], tmp_path: Path) -> None:
     for rank in range(3):
         state = {
-            name: old_dtensor(fsdp.part(tensor, (3,), [Shard(0)], (rank,)), tensor.shape, rank, 3)
+            name: old_dtensor(fsdp.part(tensor, (3,), [Shard(0)], (rank,)), tensor.shape, torch.arange(3))
             for name, tensor in model.items()
         }
         save(state, tmp_path / f"run/model_world_size_3_rank_{rank}.pt")
+    fsdp.with_config(tmp_path / "run", CONFIG)
+    convert(tmp_path / "run", tmp_path / "hf", to="hf")
+    assert_same_bits(weights(tmp_path / "hf"), model)
+
+
+def test_slices_of_a_mesh_of_torch_2_4(model: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """A slice kept its own ranks alone, and those of other slices have copies."""
+    for rank in range(4):
+        column, row = rank % 2, rank // 2
+        state = {
+            name: old_dtensor(
+                fsdp.part(tensor, (2,), [Shard(0)], (row,)), tensor.shape, torch.tensor([column, column + 2])
+            )
+            for name, tensor in model.items()
+        }
+        save(state, tmp_path / f"run/model_world_size_4_rank_{rank}.pt")
     fsdp.with_config(tmp_path / "run", CONFIG)
     convert(tmp_path / "run", tmp_path / "hf", to="hf")
     assert_same_bits(weights(tmp_path / "hf"), model)
@@ -218,6 +236,7 @@ LIES: dict[str, tuple[fsdp.Change, str]] = {
     "a mesh of other ranks":             (spec(set_mesh(_rank_map=torch.tensor([0, 5]))),      "a device mesh is not of this world"),
     "a mesh without this rank":          (spec(set_mesh(_rank_map=torch.tensor([0]))),         "a device mesh"),
     "one rank twice":                    (spec(set_mesh(_rank_map=torch.tensor([1, 1]))),      "does not have one rank at each coordinate"),
+    "more ranks than the world has":     (spec(set_mesh(_rank_map=torch.tensor([0, 1, 0, 1]))),  "a device mesh is not of this world"),
     "ranks that are fractions":          (spec(set_mesh(_rank_map=torch.tensor([0.0, 1.0]))),  "a device mesh is impossible"),
     "another rank's file":               (spec(set_mesh(_rank=0)),                             "written by another rank than its name says"),
     "another coordinate":                (spec(set_mesh(_coordinate_on_dim=(0,))),             "written by another rank than its name says"),
@@ -324,3 +343,37 @@ def test_a_run_is_read_at_the_step_that_its_tracker_names(run: Path, tmp_path: P
     (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("7")
     with open_checkpoint(tmp_path / "run") as source:
         assert all("global_step_7" in state.path for state in source.checkpoint.files)
+
+
+def test_the_mesh_that_all_tensors_of_a_file_share_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(parts, "read_mesh", lambda value, file: read.append(file) or mesh.read_mesh(value, file))
+    open_checkpoint(run).close()
+    assert len(read) == 4
+
+
+def test_optimizer_files_that_lead_nowhere_are_left(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/optim_world_size_4_rank_0.pt").symlink_to("gone")
+    receipt = convert(tmp_path / "run", tmp_path / "hf", to="hf")
+    assert any("optim_world_size_4_rank_0.pt" in loss["subject"] for loss in receipt.body["losses"])
+
+
+def test_what_cannot_be_looked_into_is_no_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker that holds no number, and a folder of somebody else, beside the one that is a checkpoint."""
+    shutil.copytree(run, tmp_path / "step/actor")
+    (tmp_path / "step/closed").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/latest_checkpointed_iteration.txt").write_text("9" * 100)
+    listed = os.listdir
+
+    def listdir(folder: str) -> list[str]:
+        if str(folder).endswith("closed"):
+            raise PermissionError(folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert [place.weights for place in files.places(str(tmp_path / "step"))] == [str(tmp_path / "step/actor")]
+    assert files.places(str(tmp_path / "empty")) == []

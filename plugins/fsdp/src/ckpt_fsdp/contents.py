@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
+from collections.abc import Iterable
 
 from ckpt_core.sdk import chunked, ledgers
 
 # Keys of a distributed checkpoint. accelerate: utils/fsdp_utils.py; torchtitan and plain loops name what they save themselves.
 KEYS = ledgers.Contents(
     {
-        "optimizer*": ledgers.OPTIMIZER,
-        "optim.*": ledgers.OPTIMIZER,
+        "optim*": ledgers.OPTIMIZER,
+        "opt.*": ledgers.OPTIMIZER,
         "lr_scheduler*": ledgers.SCHEDULE,
         "scheduler*": ledgers.SCHEDULE,
         "dataloader*": ledgers.LOADER,
@@ -52,16 +54,25 @@ _BESIDE = {
 }
 
 
-def is_of_model(key: str) -> bool:
-    """Whether a key of a distributed checkpoint can be a tensor of the model: no other part of a training is called so."""
-    return KEYS.of(key) is ledgers.UNKNOWN_KEY
+def contents_of(keys: Iterable[str]) -> ledgers.Contents:
+    """What the keys of a distributed checkpoint are; what is not known can be a tensor of the model.
+
+    torch's own guide keeps the model and the optimizer in one object, {"app": {"model": ..., "optim": ...}}: what holds
+    an optimizer holds the other parts of a training, too.
+    """
+    around = {key.partition(".")[0] for key in keys if KEYS.of(key.partition(".")[2]) is ledgers.OPTIMIZER}
+    holders = [holder for holder in sorted(around) if KEYS.of(holder) is ledgers.UNKNOWN_KEY]
+    inner = {f"{glob.escape(holder)}.{name}": row for holder in holders for name, row in KEYS.rows.items()}
+    return ledgers.Contents({**KEYS.rows, **inner})
 
 
-def enter_keys(ledger: ledgers.Ledger, held: chunked.DistributedCheckpoint, model: set[str]) -> None:
+def enter_keys(
+    ledger: ledgers.Ledger, held: chunked.DistributedCheckpoint, model: set[str], contents: ledgers.Contents
+) -> None:
     """The keys of a distributed checkpoint; `model` are those that are read."""
     (file,) = held.described_in
     others = {key: tensor for key, tensor in held.tensors.items() if key not in model}
-    ledger.contents(file, {**others, **held.objects}, KEYS)
+    ledger.contents(file, {**others, **held.objects}, contents)
     ledger.used("weights", file, *sorted(model))
 
 
@@ -76,6 +87,6 @@ def enter_beside(ledger: ledgers.Ledger, folder: str) -> None:
         reason = next((why for pattern, why in _BESIDE.items() if fnmatch.fnmatchcase(entry.name, pattern)), None)
         if reason is None:
             continue
-        inner = [entry] if entry.is_file() else [one for one in os.scandir(entry.path) if one.is_file()]
+        inner = [one for one in (os.scandir(entry.path) if entry.is_dir() else [entry]) if one.is_file()]
         size = sum(one.stat().st_size for one in inner)
         ledger.left(reason, entry.path, size=size, files=max(1, len(inner)))

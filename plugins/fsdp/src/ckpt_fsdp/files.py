@@ -44,7 +44,7 @@ def places(path: str) -> list[Place]:
     """What at `path` may be a checkpoint; several where a folder holds more than one. Never raises for what is in a file."""
     if not os.path.isdir(path):
         return []
-    names = sorted(os.listdir(path))
+    names = _names_in(path)
     if _has_rank_files(path, names):
         return [Place(path, path, True, "model_world_size_*_rank_* files")]
     if _is_distributed(path, names):
@@ -56,12 +56,20 @@ def places(path: str) -> list[Place]:
         inner = os.path.join(path, name)
         if not os.path.isdir(inner) or os.path.islink(inner):
             continue
-        inside = os.listdir(inner)
+        inside = _names_in(inner)
         if _OF_ACCELERATE.fullmatch(name) and _is_distributed(inner, inside):
             found.append(Place(inner, path, False, f"{name}/{chunked.METADATA}"))
         elif _has_rank_files(inner, inside):
             found.append(Place(inner, inner, True, f"model_world_size_*_rank_* files in {name}"))
     return found or _tracked(path, names)
+
+
+def _names_in(folder: str) -> list[str]:
+    """What is in a folder; nothing in one that may not be looked into."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _has_rank_files(path: str, names: Iterable[str]) -> bool:
@@ -70,18 +78,21 @@ def _has_rank_files(path: str, names: Iterable[str]) -> bool:
 
 def _is_distributed(path: str, names: Sequence[str]) -> bool:
     """Whether a folder is of torch.distributed.checkpoint, and not one of Megatron-Core's own."""
-    if chunked.METADATA not in names or any(name in names for name in _OF_MEGATRON):
+    if any(name in names for name in _OF_MEGATRON) or not any(name.endswith(".distcp") for name in names):
         return False
+    # A copy made with `cp folder/*` lacks the file, whose name begins with a dot: the reader says so.
     # A pickle has the first byte of a legacy torch file; one that never came is empty, or a pointer.
-    held = torch_files.may_be_torch_file(os.path.join(path, chunked.METADATA))
-    return held and any(name.endswith(".distcp") for name in names)
+    return chunked.METADATA not in names or torch_files.may_be_torch_file(os.path.join(path, chunked.METADATA))
 
 
 def _tracked(path: str, names: list[str]) -> list[Place]:
     """What verl's own tracker in the folder of a run points to."""
     if TRACKER not in names or not os.path.isfile(file := os.path.join(path, TRACKER)):
         return []
-    step = disk.read_small(file, 64).decode("ascii", "replace").strip()
+    try:
+        step = disk.read_small(file, 64).decode("ascii", "replace").strip()
+    except FormatError:  # it is not a number, or a link to elsewhere
+        return []
     folder = os.path.join(path, f"global_step_{step}")
     return places(folder) if step.isdigit() and os.path.isdir(folder) else []
 

@@ -41,6 +41,7 @@ class Parts:
 
     world: int
     _meshes: set[Mesh] = field(default_factory=set)
+    _last: tuple[object, Mesh] | None = None
 
     def of(self, name: str, value: object, rank: int, file: str) -> Part:
         """The part that is stored under `name` in the file of `rank`; `FormatError` for one that can't be."""
@@ -98,17 +99,17 @@ class Parts:
             shape,
             dtype,
             shards,
-            (mesh.base(rank), *replicas),
+            # Until torch 2.8 a slice of a mesh kept its own ranks alone: other slices have other first ranks.
+            (mesh.ranks[0], mesh.base(rank), *replicas),
             f"{dtype} {shape} over {mesh}, placed {_words(placements)}",
         )
 
     def _mesh(self, value: object, rank: int, file: str) -> Mesh:
+        if self._last is not None and self._last[0] is value:  # the tensors of a file share one object
+            return self._last[1]
         mesh = read_mesh(value, file)
-        if mesh not in self._meshes:
-            mesh.check(file)
-            self._meshes.add(mesh)
         coordinate = mesh.coordinate(rank)
-        if max(mesh.ranks) >= self.world or coordinate is None:
+        if max(mesh.ranks) >= self.world or len(mesh.ranks) > self.world or coordinate is None:
             raise FormatError(
                 "a device mesh is not of this world",
                 file=file,
@@ -116,6 +117,9 @@ class Parts:
                 expected=f"ranks 0 to {self.world - 1}, as the names of the files say",
                 fix="the file is of another run, or of another rank: copy the files of one step again",
             )
+        if mesh not in self._meshes:
+            mesh.check(file)
+            self._meshes.add(mesh)
         fields = value.fields() if isinstance(value, torch_files.Opaque) else {}
         own = fields.get("_rank", rank), fields.get("_coordinate_on_dim", coordinate)
         if own[0] not in (None, rank) or (own[1] is not None and _listed(own[1]) != list(coordinate)):
@@ -126,6 +130,7 @@ class Parts:
                 expected=f"rank {rank} at {coordinate}",
                 fix="give the files their own names back",
             )
+        self._last = value, mesh
         return mesh
 
 

@@ -23,7 +23,7 @@ def read(path: str, request: ReadRequest) -> Description:
     stored = read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
     _refuse_adapters(stored.names, where)
     _check_asked(stored, request, where)
-    beside = _config_beside(where, path)
+    beside = _config_beside(where, path, request.config)
     config = beside or request.config
     if config is None:
         raise CkptError(
@@ -82,10 +82,13 @@ def _check_asked(stored: Stored, request: ReadRequest, where: Place) -> None:
         )
 
 
-def _config_beside(where: Place, path: str) -> str | None:
-    """The config that lies in the checkpoint (verl), beside it, or in the folder above it (the Trainer's output); else None."""
-    above = os.path.dirname(os.path.abspath(where.home))
-    for folder in (os.path.join(where.home, HUGGINGFACE), where.home, where.weights, path, above):
+def _config_beside(where: Place, path: str, given: str | None) -> str | None:
+    """The config that lies in the checkpoint (verl) or beside it; else None.
+
+    Without one that is `given`, the folder above it is looked into, too: the Trainer's output. It may be any other folder.
+    """
+    above = [] if given else [os.path.dirname(os.path.abspath(where.home))]
+    for folder in (os.path.join(where.home, HUGGINGFACE), where.home, where.weights, path, *above):
         file = os.path.join(folder, CONFIG)
         if os.path.isfile(file):
             return file
@@ -94,12 +97,13 @@ def _config_beside(where: Place, path: str) -> str | None:
 
 def _sidecars(beside: str | None, where: Place) -> dict[str, company.Sidecar]:
     """The files of the model: all beside its config where that lies in the checkpoint, else those that are known to be of one."""
-    if beside is None:
-        return {}
-    folder = os.path.dirname(beside)
-    if folder in (where.home, os.path.join(where.home, HUGGINGFACE)):
-        return company.files_in(folder, _is_companion)
-    return company.companions_of(beside)
+    homes = (where.home, os.path.join(where.home, HUGGINGFACE))
+    if beside is not None and os.path.dirname(beside) in homes:
+        return company.files_in(os.path.dirname(beside), _is_companion)
+    found = {} if beside is None else company.companions_of(beside)
+    for folder in homes:
+        found |= company.files_in(folder, company.is_companion)
+    return found
 
 
 def _is_companion(name: str) -> bool:

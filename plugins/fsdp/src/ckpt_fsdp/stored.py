@@ -6,12 +6,18 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ckpt_core.sdk import FormatError, RankTensors, chunked, disk, documents, dtypes, errors, lazy, ledgers, torch_files
-from ckpt_fsdp.contents import EXTRA, enter_keys, is_of_model
+from ckpt_fsdp.contents import EXTRA, contents_of, enter_keys
 from ckpt_fsdp.files import EXTRA as EXTRA_NAME
 from ckpt_fsdp.files import SETTINGS, rank_files
 from ckpt_fsdp.parts import Part, Parts
+
+# What wrappers of single layers leave within names, where a script saves `model.state_dict()` as it is: torch.compile of a
+# layer, FSDP1 with `use_orig_params`, activation checkpointing.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,12 +49,30 @@ class Stored:
 def read_chunks(folder: str) -> Stored:
     """The tensors in a distributed checkpoint that are not of an optimizer or of another part of a training."""
     held = chunked.read_distributed(folder)
-    model = {name: tensor for name, tensor in held.tensors.items() if is_of_model(name)}
+    contents = contents_of(held.tensors)
+    model = {name: tensor for name, tensor in held.tensors.items() if contents.of(name) is ledgers.UNKNOWN_KEY}
     shards: dict[str, Sequence[lazy.Shard]] = {
-        name: [lazy.Shard(origin, stored) for origin, stored in tensor.stored()] for name, tensor in model.items()
+        name: [lazy.Shard(origin, stored) for origin, stored in tensor.stored()]
+        for name, tensor in unwrapped(model, folder).items()
     }
     found = Stored([shards], {tensor.dtype for tensor in model.values()}, held.files)
-    enter_keys(found.ledger, held, set(model))
+    enter_keys(found.ledger, held, set(model), contents)
+    return found
+
+
+def unwrapped(held: Mapping[str, T], file: str) -> dict[str, T]:
+    """A state dict under the names that its module has without wrappers around its layers; `FormatError` if two are one then."""
+    found: dict[str, T] = {}
+    for name, value in held.items():
+        bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if bare in found:
+            raise FormatError(
+                f"{bare!r} is there twice, within wrappers and without",
+                file=file,
+                found=", ".join(sorted(set(held) & {name, bare})),
+                fix="save the state dict of the module that is wrapped",
+            )
+        found[bare] = value
     return found
 
 
@@ -107,7 +131,7 @@ def _state_dict(file: str) -> Mapping[str, object]:
     held = torch_files.read_torch_file(file)
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
         raise FormatError("the file of a rank holds no state dict", file=file, found=torch_files.brief(held))
-    return held
+    return unwrapped(held, file)
 
 
 def _check_alike(name: str, part: Part, first: dict[str, Part], rank: int, file: str) -> None:
