@@ -290,3 +290,22 @@ def test_a_class_that_rotates_where_windows_are_holds_no_other_model(name: str, 
             continue
         with pytest.raises(CkptError, match=r"attention\.(rotary|window)"):
             choose(other, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "class_name"),
+    [("deepseek_v3", "kimi_k2", "DeepseekV3ForCausalLM"), ("qwen2", "mimo", "MiMoForCausalLM")],
+)
+def test_a_family_that_is_another_under_its_own_name_is_read_as_it(
+    name: str, model_type: str, class_name: str, tmp_path: Path
+) -> None:
+    """transformers has no class of these names: the same weights and keys under the other name are the same model."""
+    build(CASES[name], tmp_path / "hf") if name in CASES else tiny.build(tmp_path / "hf", name)
+    stored = load_file(tmp_path / "hf" / "model.safetensors")
+    other = respelt(name, tmp_path, stored, model_type=model_type, architectures=[class_name])
+    one, two = read_checkpoint(tmp_path / "hf"), read_checkpoint(other)
+    assert one.architecture == two.architecture
+    convert(other, tmp_path / "back", to="hf")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == (model_type, [class_name])
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))

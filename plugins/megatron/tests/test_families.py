@@ -51,6 +51,8 @@ REFUSED = {
     "ernie4_5_moe": ["only a sigmoid router has expert_bias", "mlp.moe.router.score = softmax"],
     "exaone4": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
     "opt": ["no positions.offset"],
+    "hunyuan": ["no attention.qk_norm_after_rotary"],
+    "hunyuan_moe": ["no attention.qk_norm_after_rotary"],
     "glm4_moe_lite": ["latent_attention.norm.eps = 1e-05, latent_attention.kv_norm.eps = 1e-06"],
 }  # fmt: skip
 # Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of

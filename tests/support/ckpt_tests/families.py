@@ -268,6 +268,12 @@ CASES = {
         | {"n_group": 2, "topk_group": 1},
         {"norm_topk_prob": False},
     ),
+    "hunyuan": Case("hunyuan_v1_dense", {**SIZES, "head_dim": 10}, _EPS),
+    "hunyuan_moe": Case(
+        "hunyuan_v1_moe",
+        {**SIZES, "head_dim": 10, "num_experts": 7, "moe_topk": 3, "intermediate_size": 24},
+        {"moe_topk": 2},
+    ),
 }
 
 
@@ -393,4 +399,6 @@ CHANGES: dict[str, list[dict[str, object]]] = {
         {"enable_bias": False},
     ],
     "glm4_moe_lite": [{"mlp_layer_types": ["sparse", "dense"]}, {"rope_interleave": False}],
+    "hunyuan": [{"rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 300.0}}, {"attention_bias": True}],
+    "hunyuan_moe": [{"moe_topk": [3, 3]}, {"moe_topk": [3, 2]}],
 }  # fmt: skip

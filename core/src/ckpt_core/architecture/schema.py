@@ -134,7 +134,8 @@ class Attention:
     `relative_bias_scale` multiplies the relative bias of this layer, shared or own.
     `head_scale`: a learned factor per head on the attention output.
     `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
-    `qk_norm` is applied to q and k before rotation, per head, or over all heads at once if `qk_norm_whole`.
+    `qk_norm` is applied to q and k, per head, or over all heads at once if `qk_norm_whole`; before rotation, or after it if
+    `qk_norm_after_rotary`.
     """
 
     heads: int
@@ -149,6 +150,7 @@ class Attention:
     out_bias: bool = False
     qk_norm: Norm | None = None
     qk_norm_whole: bool = False
+    qk_norm_after_rotary: bool = False
     rotary: Rotary | None = None
     alibi: bool = False
     relative_bias: RelativeBias | None = None

@@ -155,6 +155,7 @@ def _attention(words: _Words, path: str) -> str:
     parts += words.tell(f"{path}.scale", "scale {}")
     parts += words.norm(f"{path}.qk_norm", "q/k norm")
     parts += words.tell(f"{path}.qk_norm_whole", "over all heads at once{}")
+    parts += words.tell(f"{path}.qk_norm_after_rotary", "after rotation{}")
     parts += words.tell(f"{path}.window", "window {}")
     parts += words.tell(f"{path}.softcap", "softcap {}")
     parts += words.tell(f"{path}.sinks", "sinks{}")

@@ -29,15 +29,13 @@ def attend(
     q = weights.linear(x, f"{name}.q").unflatten(-1, (groups, per_group, width))
     k = weights.linear(memory, f"{name}.k").unflatten(-1, (groups, 1, width))
     v = weights.linear(memory, f"{name}.v").unflatten(-1, (groups, 1, width))
-    if attention.qk_norm is not None:
-        if attention.qk_norm_whole:
-            q, k = (weights.norm(part, f"{name}.{letter}_norm", attention.qk_norm, axes=axes) for part, letter, axes in ((q, "q", 3), (k.squeeze(3), "k", 2)))  # fmt: skip
-            k = k.unsqueeze(3)
-        else:
-            q, k = (weights.norm(part, f"{name}.{letter}_norm", attention.qk_norm) for part, letter in ((q, "q"), (k, "k")))  # fmt: skip
-    q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # [batch, g, r or 1, position, d]
+    if not attention.qk_norm_after_rotary:
+        q, k = _normed(weights, name, attention, q, k)
     if attention.rotary is not None:
-        q, k = rotate(q, attention.rotary, q.shape[-2]), rotate(k, attention.rotary, k.shape[-2])
+        q, k = (rotate(part.movedim(1, 3), attention.rotary, part.shape[1]).movedim(3, 1) for part in (q, k))
+    if attention.qk_norm_after_rotary:
+        q, k = _normed(weights, name, attention, q, k)
+    q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # [batch, g, r or 1, position, d]
     scale = width**-0.5 if attention.scale is None else attention.scale
     scores = q @ k.transpose(-1, -2) * scale
     if attention.softcap is not None:
@@ -58,6 +56,19 @@ def attend(
     if attention.head_scale:
         mixed = mixed * weights.vector(f"{name}.head_scale.weight").reshape(groups, per_group, 1, 1)
     return weights.linear(mixed.permute(0, 3, 1, 2, 4), f"{name}.out", contracted=3)
+
+
+def _normed(
+    weights: Weights, name: str, attention: Attention, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries [batch, position, g, r, d] and keys [batch, position, g, 1, d] as the norms of q and k leave them."""
+    norm = attention.qk_norm
+    if norm is None:
+        return q, k
+    if attention.qk_norm_whole:
+        keys = weights.norm(k.squeeze(3), f"{name}.k_norm", norm, axes=2).unsqueeze(3)
+        return weights.norm(q, f"{name}.q_norm", norm, axes=3), keys
+    return weights.norm(q, f"{name}.q_norm", norm), weights.norm(k, f"{name}.k_norm", norm)
 
 
 def attend_latent(

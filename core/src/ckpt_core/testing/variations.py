@@ -141,6 +141,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         },
         "attention.qk_norm": _norm("attention.qk_norm"),
         "attention.qk_norm_whole": {"attention.qk_norm_whole": True, **_norm("attention.qk_norm")},
+        "attention.qk_norm_after_rotary": {"attention.qk_norm_after_rotary": True, **_norm("attention.qk_norm")},
         "attention.rotary": {"attention.rotary": ABSENT},
         "attention.rotary?": {"attention.rotary?": _each_layer(count, True)},
         "attention.rotary? every third": {

@@ -21,6 +21,7 @@ from ckpt_hf.families import (
     glm,
     gpt2,
     gpt_neox,
+    hunyuan,
     hy_v3,
     internlm3,
     llama,
@@ -72,6 +73,7 @@ FAMILIES: list[Family] = [
     *exaone4.FAMILIES,
     *stablelm.FAMILIES,
     *opt.FAMILIES,
+    *hunyuan.FAMILIES,
 ]
 # Of classes that share a type, the first is meant by a config that names none.
 BY_TYPE = {family.model_type: family for family in reversed(FAMILIES)}

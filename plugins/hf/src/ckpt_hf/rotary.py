@@ -42,12 +42,13 @@ def rotary_keys(
     theta_key: str = "rope_theta",
     fraction_key: str = "partial_rotary_factor",
     width_key: str = "",
+    alpha: bool = False,
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
     `partial`: the fraction of a head that the class rotates where no key says it. Most classes have no such key and
     rotate whole heads whatever it says; they get None. `width_key`: a key that says the rotated elements of a head
-    by their number, where there is no fraction.
+    by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
@@ -64,6 +65,9 @@ def rotary_keys(
                     found=f"{config[width_key]} of {facts[head_dim]}, {given['partial_rotary_factor']}",
                 )
         scaling, parameters = (_object(config.get(key), key) for key in ("rope_scaling", "rope_parameters"))
+        if alpha:
+            theta = given.get("rope_theta", default_theta)
+            scaling, parameters = (_stretched(one, theta, facts[head_dim]) for one in (scaling, parameters))
         # transformers 5 writes a fraction beside rope_parameters, too (configuration_glm4.py), where the one inside counts
         by_four = scaling is not None or (given if parameters is None else "rope_theta" in given)
         four = {**(scaling or {}), **given} if by_four else None
@@ -108,9 +112,18 @@ def rotary_keys(
         [f"{path}.*"],
         read=read,
         write=write,
-        uses=["original_max_position_embeddings", *([head_dim] if width_key else [])],
+        uses=["original_max_position_embeddings", *([head_dim] if width_key or alpha else [])],
         why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
+
+
+def _stretched(given: dict[str, Any] | None, theta: object, width: int) -> dict[str, Any] | None:
+    """Parameters in which a fixed `alpha` stretches theta, as the theta that it makes (modeling_hunyuan_v1_dense.py)."""
+    if given is None or given.get("rope_type", given.get("type")) != "dynamic" or given.get("alpha") is None:
+        return given
+    base = _number(given.get("rope_theta", theta), "rope_theta")
+    # the class reads none of the others beside it
+    return {"rope_theta": base * _number(given["alpha"], "alpha") ** (width / (width - 2))}
 
 
 def rotary_by_window(

@@ -54,6 +54,8 @@ REFUSED = {
     "dots1": ["attention.window in every layer or in none"],
     "exaone4": ["no mlp.out_norm.kind", "no attention.out_norm.kind"],
     "opt": ["no positions.offset"],
+    "hunyuan": ["no attention.qk_norm_after_rotary"],
+    "hunyuan_moe": ["no attention.qk_norm_after_rotary"],
     "glm4_moe_lite": ["no latent_attention.heads"],
 }  # fmt: skip
 OPTIONS = {"make_vocab_size_divisible_by": "16"}

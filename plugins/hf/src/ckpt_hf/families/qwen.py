@@ -8,8 +8,10 @@ from typing import Any
 from ckpt_core.sdk import (
     CkptError,
     Facts,
+    Table,
     configs,
     decided,
+    drop,
     fact_is,
     key,
     key_is,
@@ -34,6 +36,7 @@ from ckpt_hf.common import (
     unbiased,
     windows,
 )
+from ckpt_hf.families.deepseek import PREDICTORS
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
 
@@ -95,6 +98,9 @@ QWEN2 = LLAMA.replace("Qwen2ForCausalLM",
     unbiased("mlp_bias"),
     without=["attention_bias"],
 )
+
+# MiMo, whose class is beside its files, is Qwen 2 with layers that predict further tokens.
+MIMO = QWEN2.replace("MiMoForCausalLM", PREDICTORS)
 
 QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
     groups(16),
@@ -163,5 +169,13 @@ FAMILIES = [
         QWEN3_MOE,
         layouts.Tables([MODEL, QWEN3_LAYER.extend(*EXPERTS)], [NAMES]),
         rewrites=ALL_BIASES_OR_NONE,
+    ),
+    Family(
+        "mimo",
+        MIMO,
+        weights.LLAMA,
+        leftovers=Table(
+            rows=[drop("model.mtp_layers.*", why="the layers that predict further tokens, which are not kept")]
+        ),
     ),
 ]
