@@ -404,7 +404,7 @@ MUTATIONS: dict[str, Mutation] = {
     "heads that do not divide": config(not_a_multiple, "att"),
     "no marker": config(without_marker, "which nanotron model", "model_config.json"),
     "two markers": config(two_markers, "which nanotron model", "model_config.json"),
-    "config is no JSON": text_of_config("{CONFIG,,}", "not valid JSON"),
+    "config is not JSON": text_of_config("{CONFIG,,}", "not valid JSON"),
     "config is a list": text_of_config("[1, 2]", "not an object"),
     "config with a key twice": text_of_config('{CONFIG, "vocab_size": 3}', "'vocab_size' occurs twice"),
     "config with a NaN": text_of_config('{"rope_theta": NaN, CONFIG}'),
@@ -447,7 +447,7 @@ def latest(text: str) -> Callable[[Path], None]:
 
 RUNS = {
     "latest.txt names no step": (latest("99"), "99"),
-    "latest.txt is no number": (latest("../0"), "latest.txt"),
+    "latest.txt is not a number": (latest("../0"), "latest.txt"),
 }
 
 

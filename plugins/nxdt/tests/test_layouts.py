@@ -132,7 +132,7 @@ def test_copies_that_differ_are_refused_or_kept_as_heads(sources: dict[str, Path
     """Kept, they are the model that a job computes with: every rank attends with the keys that it has."""
     run = without_receipt(written(sources["llama"], tmp_path / "run", **REPLICATED))
     spoil(run, "weight_k", rank=1)
-    refused(run, problem="(?s)differ, so they are no copies.*kv_replicas=separate")
+    refused(run, problem="(?s)differ, so they are not copies.*kv_replicas=separate")
     # --config must agree with what the config beside the weights says, and not with the heads that copies are read as
     config = str(sources["llama"] / "config.json")
     with open_checkpoint(run, config=config, options={"kv_replicas": "separate"}) as source:
@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "cuts out of order": ("llama", {"pp": 3}, {"pipeline_cuts": "3,1"}, "do not fit the pipeline"),
     "too few cuts": ("llama", {"pp": 3}, {"pipeline_cuts": "3"}, "do not fit the pipeline"),
     "a cut behind the last layer": ("llama", {"pp": 2}, {"pipeline_cuts": "4"}, "do not fit the pipeline"),
-    "cuts that are no layers": ("llama", {"pp": 2}, {"pipeline_cuts": "all"}, "pipeline_cuts has no value"),
+    "cuts that are not layers": ("llama", {"pp": 2}, {"pipeline_cuts": "all"}, "pipeline_cuts has no value"),
     "ranks that do not divide the heads": ("llama", {"tp": 16}, {"hw_backend": "trn1"}, "tp=16 does not divide"),
 }  # fmt: skip
 

@@ -60,7 +60,7 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
 
 
 def _show_fragment(src: str, format: str, fact: str, fragment: Fragment, *, as_json: bool) -> None:
-    """What is no model by itself, and what it lacks to be one."""
+    """What is not a model by itself, and what it lacks to be one."""
     if as_json:
         lacks = fragment.lacks.to_json()
         emit_json({"path": src, "format": format, "evidence": [fact], "fragment": dict(fragment.facts), "lacks": lacks})

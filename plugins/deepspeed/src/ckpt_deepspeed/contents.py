@@ -18,7 +18,7 @@ _CLIENT = ledgers.Reason("state of the trainer's own", "client_state of save_che
 STATES = ledgers.Contents(
     {
         "module": "weights",
-        "buffer_names": "which tensors are no parameters",
+        "buffer_names": "which tensors are not parameters",
         "param_shapes": "shapes of the parameters",
         "frozen_param_shapes": "shapes of the parameters",
         "frozen_param_fragments": "weights",

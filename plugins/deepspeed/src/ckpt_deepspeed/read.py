@@ -237,7 +237,7 @@ def _module(states: Mapping[str, Any], path: str) -> dict[str, StoredTensor]:
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             problems.add(
                 FormatError(
-                    f"the entry {torch_files.brief(name)} of module is no tensor",
+                    f"the entry {torch_files.brief(name)} of module is not a tensor",
                     file=path,
                     found=torch_files.brief(value),
                 )

@@ -44,7 +44,7 @@ class Partition:
         if not isinstance(found, list) or not all(
             isinstance(one, StoredTensor) and len(one.shape) == 1 for one in found
         ):
-            raise FormatError(f"{key} is no list of flat tensors", file=self.path, found=torch_files.brief(found))
+            raise FormatError(f"{key} is not a list of flat tensors", file=self.path, found=torch_files.brief(found))
         return found
 
 
@@ -167,7 +167,7 @@ def param_shapes(model: Mapping[str, Any], path: str) -> list[Shapes]:
     given = model.get("param_shapes")
     groups = [given] if isinstance(given, dict) else given
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise FormatError("param_shapes is no list of groups", file=path, found=torch_files.brief(given))
+        raise FormatError("param_shapes is not a list of groups", file=path, found=torch_files.brief(given))
     return [
         {str(name): shape_of(shape, f"param_shapes[{name!r}]", path) for name, shape in group.items()}
         for group in groups
@@ -177,7 +177,7 @@ def param_shapes(model: Mapping[str, Any], path: str) -> list[Shapes]:
 def shape_of(value: object, what: str, path: str) -> tuple[int, ...]:
     """A stored torch.Size."""
     if not isinstance(value, tuple | list) or not all(type(size) is int and 0 <= size < 1 << 40 for size in value):
-        raise FormatError(f"{what} is no shape", file=path, found=torch_files.brief(value))
+        raise FormatError(f"{what} is not a shape", file=path, found=torch_files.brief(value))
     return tuple(value)
 
 
@@ -243,7 +243,7 @@ def _slices(parts: Sequence[Partition], groups: Sequence[Sequence[StoredTensor]]
                     or not 0 <= start <= start + count <= stored.elements
                 ):
                     raise FormatError(
-                        f"param_slice_mappings[{name!r}] is no range of its group",
+                        f"param_slice_mappings[{name!r}] is not a range of its group",
                         file=part.path,
                         found=f"{torch_files.brief(start)} + {torch_files.brief(count)} of {stored.elements}",
                     )

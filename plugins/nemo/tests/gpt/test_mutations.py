@@ -57,7 +57,7 @@ CHANGES: dict[str, tuple[Callable[[dict], object], int, int, str]] = {
     "headscale": (lambda s: s.update({f"{LAYER}.self_attention.head_scale_tensor": torch.ones(1, 6, 1, 1)}), 0, 0, "head_scale_tensor"),
     "reshape": (lambda s: s.update({f"{LAYER}.mlp.dense_4h_to_h.weight": torch.zeros(28, 96)}), 0, 0, "does not have the shape"),
     "shorten": (lambda s: s.update({"model.language_model.embedding.word_embeddings.weight": torch.zeros(100, 96)}), 0, 0, "different numbers of rows"),
-    "no tensor": (lambda s: s.update({f"{LAYER}.mlp.dense_4h_to_h.weight": "gone"}), 0, 0, "is no tensor"),
+    "no tensor": (lambda s: s.update({f"{LAYER}.mlp.dense_4h_to_h.weight": "gone"}), 0, 0, "is not a tensor"),
     "another dtype": (
         lambda s: s.update({f"{LAYER}.mlp.dense_4h_to_h.weight": torch.zeros(96, 28, dtype=torch.bfloat16)}), 1, 0, "different dtypes: bf16, fp32"),
     "integers": (lambda s: s.update({f"{LAYER}.input_layernorm.weight": torch.zeros(96, dtype=torch.int64)}), 0, 0, "int64|different dtypes"),

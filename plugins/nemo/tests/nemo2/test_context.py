@@ -182,7 +182,7 @@ def test_a_class_of_someone_else_needs_all_fields(run: Path) -> None:
     with open_checkpoint(run) as source:
         assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["recipes.MyConfig"]
     without_dump(run)
-    refused(run, "MyConfig is no class of NeMo's", "model.yaml")
+    refused(run, "MyConfig is not a class of NeMo's", "model.yaml")
 
 
 @pytest.mark.parametrize(

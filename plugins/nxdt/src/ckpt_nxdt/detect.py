@@ -85,7 +85,7 @@ def _style(weights: Weights) -> str:
     shown = ", ".join(sorted(weights.names)[:3]) or "no tensors"
     expected = "model.layers.0... (model_source hf) or language_model.encoder.layers.0... (megatron)"
     raise FormatError(
-        "these are no tensors of a model that we know", file=weights.folder, found=shown, expected=expected
+        "these are not tensors of a model that we know", file=weights.folder, found=shown, expected=expected
     )
 
 
@@ -103,7 +103,7 @@ def _keys(clues: Clues, qkv: str) -> tuple[str, int]:
     name = min(name for name in weights.names if name.endswith(_MARKS[qkv]))
     for rank in range(weights.tp):
         if len(weights.shape(name, rank)) != 2:
-            raise FormatError(f"tensor {name!r} is no matrix on tensor parallel rank {rank}", file=weights.folder)
+            raise FormatError(f"tensor {name!r} is not a matrix on tensor parallel rank {rank}", file=weights.folder)
     return name, attention.heads // weights.tp * attention.head_dim if qkv == "fused" else 0
 
 
@@ -143,7 +143,7 @@ def _order_copies(clues: Clues, detected: Detection) -> None:
     strided = all(rows[rank] == rows[rank % groups] for rank in range(weights.tp))
     if not neighbours and not strided:
         raise FormatError(
-            f"the {where} differ, so they are no copies",
+            f"the {where} differ, so they are not copies",
             file=weights.folder,
             found=f"{name!r}: trn2 jobs that start from scratch with a kv_replicator train every copy on its own",
             fix=_SEPARATE,

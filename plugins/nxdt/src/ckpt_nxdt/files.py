@@ -246,7 +246,7 @@ def _read_rank(path: str, rank: Rank) -> RankFile:
     problems = errors.Problems(f"reading {path}")
     if "lora_config" in content or any(".lora_" in str(name) for name in content):
         raise FormatError(
-            "the file holds LoRA adapters, which are no model by themselves",
+            "the file holds LoRA adapters, which are not models by themselves",
             file=path,
             fix="save the merged model (peft: save_lora_base, merge)",
         )
@@ -260,7 +260,7 @@ def _read_rank(path: str, rank: Rank) -> RankFile:
         elif value is not None or not rank.ep:  # expert ranks have None for what rank 0 keeps
             problems.add(
                 FormatError(
-                    f"the entry {torch_files.brief(name)} is no tensor", file=path, found=torch_files.brief(value)
+                    f"the entry {torch_files.brief(name)} is not a tensor", file=path, found=torch_files.brief(value)
                 )
             )
     problems.raise_any()

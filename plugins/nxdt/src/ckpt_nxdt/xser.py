@@ -5,7 +5,7 @@
     X.info.pt               {tid: {"dtype", "shape", "expert_model_parallel"}}
 
 The format is `torch_xla.utils.serialization`'s. NeuronX Distributed adds the info file, and since SDK 2.20 its
-loader fails without one. It refers from every expert rank's file to all tensors, and keeps those that are no expert's
+loader fails without one. It refers from every expert rank's file to all tensors, and keeps those that are not an expert's
 with expert rank 0 alone: a reference whose file is absent is therefore a value, an `AbsentTensor`.
 """
 

@@ -277,7 +277,7 @@ def _layer_files(folder: Folder, step: StepContents) -> list[dict[str, Kept]]:
                 else:
                     problems.add(
                         FormatError(
-                            f"the entry {torch_files.brief(name)} is no tensor",
+                            f"the entry {torch_files.brief(name)} is not a tensor",
                             file=path,
                             found=torch_files.brief(tensor),
                         )

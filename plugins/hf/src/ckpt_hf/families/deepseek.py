@@ -113,7 +113,7 @@ def groups_by_two_best(count: int, best: int) -> configs.Entry:
         read=read,
         values={_GROUP_KEYS: [(1, 1), _GROUPS]},
         uses=["n_routed_experts"],
-        why="the best groups are chosen first, by their two best experts each; one group of one is no choice",
+        why="the best groups are chosen first, by their two best experts each; one group of one is not a choice",
     )
 
 

@@ -1,7 +1,7 @@
 """Megatron-Core's distributed checkpoints: all ranks' tensors by name, each in chunks.
 
 metadata.json       {"sharded_backend": "zarr" (before NeMo 2.0) or "torch_dist", ...}
-common.pt           what is no tensor of the model; {} in a .nemo
+common.pt           what is not a tensor of the model; {} in a .nemo
 KEY/.zarray KEY/0.0 zarr: a folder per tensor
 .metadata *.distcp  torch_dist
 """

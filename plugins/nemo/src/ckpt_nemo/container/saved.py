@@ -196,7 +196,7 @@ def state_dict(value: object, file: str, ledger: ledgers.Ledger) -> dict[str, St
             continue
         if not isinstance(tensor, StoredTensor):
             problems.add(
-                FormatError(f"the entry {stored_as!r} is no tensor", file=file, found=torch_files.brief(tensor))
+                FormatError(f"the entry {stored_as!r} is not a tensor", file=file, found=torch_files.brief(tensor))
             )
         elif name in found:
             problems.add(FormatError(f"the tensor {name!r} is stored twice, under different prefixes", file=file))

@@ -13,7 +13,7 @@ _FIXED = {1: 8, 5: 4}  # bytes of a value, by kind
 
 
 def fields(data: bytes, file: str) -> Iterator[tuple[int, int | bytes]]:
-    """The number and the value of every field: an integer, or bytes; `FormatError` for what is no protocol buffer."""
+    """The number and the value of every field: an integer, or bytes; `FormatError` for what is not a protocol buffer."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at, file)

@@ -94,5 +94,5 @@ def refusal_of(config: str) -> str | None:
     names = lineage(config)
     reason = next((_REFUSED[name] for name in names if name in _REFUSED), None)
     if reason is None and is_known(config) and "GPTConfig" not in names:
-        reason = "it is no GPT"
+        reason = "it is not a GPT"
     return reason

@@ -153,7 +153,7 @@ def _described(
         return described
     if not is_known(classes.config):
         raise CkptError(
-            f"{short(classes.config)} is no class of NeMo's, and {GRAPH} has only the fields that were given",
+            f"{short(classes.config)} is not a class of NeMo's, and {GRAPH} has only the fields that were given",
             file=file,
             found=classes.config,
             expected=f"a class of NeMo 2.0 to 2.4, or {MODEL} beside it",

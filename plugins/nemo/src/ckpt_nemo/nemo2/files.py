@@ -81,7 +81,7 @@ def _only_below(path: str) -> Place:
     kept = {name: place for name, place in places.items() if name.removesuffix(_COPY) == name or len(places) == 1}
     if len(kept) != 1:
         raise FormatError(
-            "this is no checkpoint of NeMo 2" if not kept else "several checkpoints lie here",
+            "this is not a checkpoint of NeMo 2" if not kept else "several checkpoints lie here",
             file=path,
             found=", ".join(places) or "no io.json",
             expected=f"{CONTEXT}/{GRAPH} and {WEIGHTS}/{_METADATA}",

@@ -55,7 +55,7 @@ def read_graph(value: object, file: str) -> Any:
     """The root of a graph: `Call`s, `Named` things, dicts, lists and plain values."""
     if not isinstance(value, dict) or not isinstance(value.get("objects"), dict) or "root" not in value:
         raise FormatError(
-            "this is no graph of fiddle's", file=file, found=torch_files.brief(value), expected="root, objects"
+            "this is not a graph of fiddle's", file=file, found=torch_files.brief(value), expected="root, objects"
         )
     return _Reader(value["objects"], file).value(value["root"], 0)
 

@@ -113,7 +113,9 @@ def _rows(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> int:
     held = [tensors[TOKENS].shape for (_, stage), tensors in ranks.items() if stage == 0 and TOKENS in tensors]
     if not held or any(len(shape) != 2 for shape in held):
         raise FormatError(
-            f"tensor {TOKENS!r} is missing, or is no matrix", file=saved.place, found=", ".join(map(str, held)) or None
+            f"tensor {TOKENS!r} is missing, or is not a matrix",
+            file=saved.place,
+            found=", ".join(map(str, held)) or None,
         )
     return sum(shape[0] for shape in held)
 

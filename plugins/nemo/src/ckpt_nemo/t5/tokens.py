@@ -63,7 +63,7 @@ def special_tokens(model: bytes, section: Mapping[str, Any], ul2: bool, file: st
     vocabulary = _Vocabulary(pieces, ids)
     count = section.get("num_sentinel_tokens") or 0
     if type(count) is not int or not 0 <= count <= _MAX_SENTINELS:
-        raise FormatError("tokenizer.num_sentinel_tokens is no number of tokens", file=file, found=repr(count)[:60])
+        raise FormatError("tokenizer.num_sentinel_tokens is not a number of tokens", file=file, found=repr(count)[:60])
     numbers = range(count)
     sentinels = [
         f"<extra_id_{n}>"

@@ -134,7 +134,7 @@ def _blocks(request: WriteRequest, hints: Mapping[str, Any]) -> Blocks:
 def _multiple(request: WriteRequest, before: Mapping[str, Any]) -> int:
     multiple = int(request.options.get(DIVISIBLE) or before.get(DIVISIBLE) or 128)
     if multiple < 1:
-        raise Refusal(f"{DIVISIBLE} is no size", found=multiple)
+        raise Refusal(f"{DIVISIBLE} is not a size", found=multiple)
     return multiple
 
 
