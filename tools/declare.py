@@ -96,7 +96,7 @@ class Seen:
 def shown() -> Iterator[Seen]:
     """Every sentence by which a checkpoint of a framework is read, and those by which it is written back."""
     with tempfile.TemporaryDirectory() as folder:
-        for golden in [*every_golden(), *of_2026("fsdp")]:
+        for golden in [*every_golden(), *of_2026("fsdp"), *of_2026("torchtitan")]:
             with reading() as seen, opened(golden, Path(folder)) as model:
                 lines = dict.fromkeys(Declared.of(native.row, str(golden)) for native in seen)
             yield from (Seen(model.format, line, {}) for line in lines)

@@ -25,6 +25,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "megatron-deepspeed": {"tp": 2, "pp": 1},
     "deepspeed": {},
     "fsdp": {},
+    "torchtitan": {},
 }
 # Neuron's jobs pad no vocabulary: 131 tokens are not divided.
 UNDIVIDED: dict[tuple[str, str], dict[str, object]] = {("mixtral", "nxdt"): {"options": {"dst.hw_backend": "trn1"}}}

@@ -56,6 +56,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "megatron-deepspeed": {"tp": 2},
     "deepspeed": {},
     "fsdp": {},
+    "torchtitan": {},
 }
 # A model of each kind, its notes and files, and the formats that can hold it.
 MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
@@ -74,12 +75,12 @@ MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
     "t5": (example("t5"), {"eos": 3, "pad": 1, "decoder_start": 1}, FILES, {"hf", "nemo", "deepspeed"}),
     "vit": (example("vit", **SHARED, **SQUARE), {}, PROCESSOR, {"hf", "nemo"}),
 }
-# fsdp keeps what hf keeps of a model, and goes from and to that alone.
+# What fsdp and torchtitan keep beside a model is what hf keeps; they go from and to that alone.
 PAIRS = [
     (model, *pair)
     for model, (*_, holders) in MODELS.items()
     for pair in itertools.product(sorted(holders), repeat=2)
-    if "fsdp" not in pair or "hf" in pair
+    if not {"fsdp", "torchtitan"} & set(pair) or "hf" in pair
 ]
 
 

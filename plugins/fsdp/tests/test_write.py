@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example
 from ckpt_core.testing.examples import calm_numbers, write_ir
+from ckpt_tests import distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
 LAYOUTS = ("nested", "flat", "accelerate")
@@ -96,6 +100,24 @@ def test_two_readings_that_are_both_whole_are_refused(tmp_path: Path) -> None:
     (tmp_path / "both/config.json").write_text((tmp_path / "run/config.json").read_text())
     with pytest.raises(CkptError, match=r"ema\.model\.embed_tokens\.weight|model\.model\.embed_tokens\.weight"):
         fingerprint(tmp_path / "both")
+
+
+def test_empty_chunks_of_ranks_without_rows_are_nothing(tmp_path: Path) -> None:
+    """Several ranks may say so at one place, which lies in one file, or in none."""
+    convert(write_ir(tmp_path / "ir", MODELS["llama"]), tmp_path / "run", to="fsdp")
+    known = fingerprint(tmp_path / "run")
+
+    def change(metadata: Any) -> None:
+        for number, (name, entry) in enumerate(list(metadata.state_dict_metadata.items())):
+            end = torch.Size([entry.size[0], *([0] * (len(entry.size) - 1))])
+            entry.chunks += [ChunkStorageMetadata(end, torch.Size([0, *entry.size[1:]]))] * 2
+            if number % 2:
+                somewhere = metadata.storage_data[MetadataIndex(name, torch.Size([0] * len(entry.size)))]
+                info = dataclasses.replace(somewhere, offset=somewhere.offset + somewhere.length, length=0)
+                metadata.storage_data[MetadataIndex(name, end)] = info
+
+    distributed.changed(tmp_path / "run", change)
+    assert fingerprint(tmp_path / "run") == known
 
 
 def test_other_values_of_a_training_are_named(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def opened(golden: Golden, folder: Path) -> OpenCheckpoint:
         arguments["options"] = {name: golden.case[name] for name in ("model_style", "hw_backend")}
         if "layout" not in golden.case and (golden.folder / "source_hf").is_dir():
             arguments["options"]["layout"] = "aws-converter"
+    elif golden.case.get("framework", "").startswith("torchtitan"):
+        arguments["options"] = {"drop_expert_bias": "true"}
     elif golden.case.get("framework", "").startswith("deepspeed") and "ds_config" in golden.case:
         body = {**golden.case["model"], "model_type": "llama", "architectures": [golden.case["hf_architecture"]]}
         (folder / "config.json").write_text(json.dumps(body))

@@ -189,6 +189,7 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
             found=f"{brief(dtype)} {brief(shape)} {brief(chunks)}",
         )
     found = []
+    empty: set[tuple[int, ...]] = set()
     for chunk in chunks:
         box = _fields(chunk, [f"{_MODULE}metadata.ChunkStorageMetadata"], path)
         origin, size = box.get("offsets"), box.get("sizes")
@@ -196,10 +197,14 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
             raise FormatError(
                 f"a chunk of {name!r} is impossible", file=path, found=f"{brief(size)} at {brief(origin)}"
             )
+        # Ranks for which no rows are left write empty chunks (FSDP), several of them at one place.
+        if 0 in size and 0 not in shape:
+            empty.add(tuple(origin))
+            continue
         if tuple(origin) not in blobs:
             raise FormatError(f"the chunk of {name!r} at {tuple(origin)} lies nowhere", file=path)
         found.append(Chunk(tuple(origin), tuple(size), blobs[tuple(origin)]))
-    if len(found) != len(blobs):
+    if len(found) != len(blobs.keys() - (empty - {chunk.origin for chunk in found})):
         raise FormatError(f"{name!r} has {len(found)} chunks that lie in {len(blobs)} places", file=path)
     check_tiling(name, tuple(shape), found, path)
     return ChunkedTensor(name, dtype, tuple(shape), tuple(found))
