@@ -35,7 +35,7 @@ MODELS = {
     "llama": (
         "nanotron",
         "main_llama_tp2_pp1_bf16",
-        {"hf", "ir", "nanotron", "nxdt", "deepspeed", "fsdp"} | _MEGATRONS,
+        {"hf", "ir", "nanotron", "nxdt", "deepspeed", "fsdp", "torchtitan"} | _MEGATRONS,
     ),
     "mixtral": ("megatron", "mixtral_groupedmlp_ep2_torch", {"hf", "ir", "nxdt", "deepspeed", "fsdp"} | _MEGATRONS),
     "gpt2": (
@@ -49,7 +49,7 @@ PAIRS = [
     (model, *pair)
     for model, (_, _, holders) in MODELS.items()
     for pair in itertools.product(sorted(holders), repeat=2)
-    if (model == "llama" and "fsdp" not in pair) or "hf" in pair
+    if (model == "llama" and not {"fsdp", "torchtitan"} & set(pair)) or "hf" in pair
 ]
 
 

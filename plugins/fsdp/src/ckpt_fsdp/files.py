@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, torch_files
+from ckpt_fsdp.titan.files import is_step
 
 HUGGINGFACE = "huggingface"
 """verl's folder of the config, the tokenizer and all else that the model comes with."""
@@ -77,12 +78,13 @@ def _has_rank_files(path: str, names: Iterable[str]) -> bool:
 
 
 def _is_distributed(path: str, names: Sequence[str]) -> bool:
-    """Whether a folder is of torch.distributed.checkpoint, and not one of Megatron-Core's own."""
+    """Whether a folder is of torch.distributed.checkpoint, and not one of Megatron-Core's own, or of torchtitan."""
     if any(name in names for name in _OF_MEGATRON) or not any(name.endswith(".distcp") for name in names):
         return False
     # A copy made with `cp folder/*` lacks the file, whose name begins with a dot: the reader says so.
     # A pickle has the first byte of a legacy torch file; one that never came is empty, or a pointer.
-    return chunked.METADATA not in names or torch_files.may_be_torch_file(os.path.join(path, chunked.METADATA))
+    held = torch_files.may_be_torch_file(os.path.join(path, chunked.METADATA))
+    return chunked.METADATA not in names or (held and not is_step(path))
 
 
 def _tracked(path: str, names: list[str]) -> list[Place]:

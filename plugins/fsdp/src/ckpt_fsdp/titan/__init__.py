@@ -20,7 +20,6 @@ def ckpt_info() -> FormatInfo:
         name="torchtitan",
         summary="torchtitan: step folders of torch DCP, of its own llama3, qwen3 and deepseek_v3",
         families=("llama3", "qwen3, dense and mixtures", "deepseek_v3"),
-        before=("fsdp",),
         options=(
             Option(
                 "model",

@@ -14,13 +14,13 @@ _EMBEDDING = b"tok_embeddings.weight"
 
 def find_step(path: str) -> str | None:
     """The folder of a step at `path`: itself, or the last one in it; None if there is none."""
-    if _is_step(path):
+    if is_step(path):
         return path
     if not os.path.isdir(path):
         return None
     steps = [(int(match[1]), name) for name in os.listdir(path) if (match := _STEP.fullmatch(name))]
     folders = (os.path.join(path, name) for _, name in sorted(steps, reverse=True))
-    return next(filter(_is_step, folders), None)
+    return next(filter(is_step, folders), None)
 
 
 def step_at(path: str) -> str:
@@ -37,7 +37,8 @@ def looks_like(path: str) -> str | None:
     return None if folder is None else f"a {chunked.METADATA} with torchtitan's names in {os.path.basename(folder)}"
 
 
-def _is_step(folder: str) -> bool:
+def is_step(folder: str) -> bool:
+    """Whether a folder holds a distributed checkpoint with torchtitan's names."""
     file = os.path.join(folder, chunked.METADATA)
     if not os.path.isfile(file):
         return False

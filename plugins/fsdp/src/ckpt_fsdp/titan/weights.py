@@ -36,24 +36,21 @@ MODEL = Table(rows=[
     drop("freqs_cis",            why="computed from theta"),  # a buffer of the first versions
 ])
 
-
-def _attention(prefix: str, qkv: str) -> list:
-    under = {"qkv": qkv}
-    return [
-        row(f"attention.{prefix}wq.weight", "(g r <elements>) h", "attention.q.weight", under=under),
-        row(f"attention.{prefix}wk.weight", "(g <elements>) h",   "attention.k.weight", under=under),
-        row(f"attention.{prefix}wv.weight", "(g d) h",            "attention.v.weight", under=under, when="attention"),
-        row(f"attention.{prefix}wq.bias",   "(g r <elements>)",   "attention.q.bias",   under=under),
-        row(f"attention.{prefix}wk.bias",   "(g <elements>)",     "attention.k.bias",   under=under),
-        row(f"attention.{prefix}wv.bias",   "(g d)",              "attention.v.bias",   under=under),
-    ]
-
-
 LAYER = Table("layers.{l}", to="layers.{l}", rows=[
     row("attention_norm.weight",   "h",         "attention.norm.weight"),
     row("ffn_norm.weight",         "h",         "mlp.norm.weight"),
-    *_attention("qkv_linear.", "qkv_linear"),
-    *_attention("", "bare"),
+    row("attention.qkv_linear.wq.weight",       "(g r <elements>) h",  "attention.q.weight",  under={"qkv": "qkv_linear"}),
+    row("attention.qkv_linear.wk.weight",       "(g <elements>) h",    "attention.k.weight",  under={"qkv": "qkv_linear"}),
+    row("attention.qkv_linear.wv.weight",       "(g d) h",             "attention.v.weight",  when="attention", under={"qkv": "qkv_linear"}),
+    row("attention.qkv_linear.wq.bias",         "(g r <elements>)",    "attention.q.bias",    under={"qkv": "qkv_linear"}),
+    row("attention.qkv_linear.wk.bias",         "(g <elements>)",      "attention.k.bias",    under={"qkv": "qkv_linear"}),
+    row("attention.qkv_linear.wv.bias",         "(g d)",               "attention.v.bias",    under={"qkv": "qkv_linear"}),
+    row("attention.wq.weight",                  "(g r <elements>) h",  "attention.q.weight",  under={"qkv": "bare"}),
+    row("attention.wk.weight",                  "(g <elements>) h",    "attention.k.weight",  under={"qkv": "bare"}),
+    row("attention.wv.weight",                  "(g d) h",             "attention.v.weight",  when="attention", under={"qkv": "bare"}),
+    row("attention.wq.bias",                    "(g r <elements>)",    "attention.q.bias",    under={"qkv": "bare"}),
+    row("attention.wk.bias",                    "(g <elements>)",      "attention.k.bias",    under={"qkv": "bare"}),
+    row("attention.wv.bias",                    "(g d)",               "attention.v.bias",    under={"qkv": "bare"}),
     row("attention.wo.weight",     "h (g r d)", "attention.out.weight", when="attention"),
     row("attention.q_norm.weight", "<elements>", "attention.q_norm.weight", when="attention"),
     row("attention.k_norm.weight", "<elements>", "attention.k_norm.weight"),
