@@ -138,6 +138,7 @@ def test_saved_tensors_take_the_place_of_the_base(tmp_path: Path) -> None:
     tensors = {
         f"{PREFIX}lm_head.weight": head,  # in float32, which PEFT rounds to the dtype of the base when it loads them
         f"{PREFIX}model.norm.modules_to_save.default.weight": norm,
+        f"{PREFIX}model.norm.modules_to_save.default.bias": before["model.norm.bias"],
         f"{PREFIX}{Q}.base_layer.bias": bias,
         **pair(Q, before[f"{Q}.weight"]),
     }
@@ -146,11 +147,11 @@ def test_saved_tensors_take_the_place_of_the_base(tmp_path: Path) -> None:
         for name, tensor in {"lm_head.weight": head, "model.norm.weight": norm, f"{Q}.bias": bias}.items()
     }
     wanted[f"{Q}.weight"] = added(before[f"{Q}.weight"], delta(tensors, Q))
-    adapter = adapters.save(tmp_path / "adapter", tensors, modules_to_save=["lm_head", "norm"], bias="lora_only")
+    adapter = adapters.save(tmp_path / "adapter", tensors, modules_to_save=["lm_head", "model.norm"], bias="lora_only")
     assert_only_changed(merged(tmp_path, adapter), before, wanted)
 
 
-@pytest.mark.parametrize("where", ["embedding", "head", "head saved", "embedding saved"])
+@pytest.mark.parametrize("where", ["embedding", "head", "head saved", "head saved by the end", "embedding saved"])
 def test_the_head_of_a_tied_model_is_its_own_where_the_adapter_changes_one_of_them(tmp_path: Path, where: str) -> None:
     before = adapters.base(tmp_path / "base", dtype=torch.float32, tie_word_embeddings=True)
     shared = before[f"{EMBED}.weight"]
@@ -159,6 +160,8 @@ def test_the_head_of_a_tied_model_is_its_own_where_the_adapter_changes_one_of_th
         "embedding": (embedding_pair(EMBED, shared), {}, None),
         "head": (pair(HEAD, shared), {}, None),
         "head saved": ({f"{PREFIX}lm_head.weight": saved}, {"modules_to_save": ["lm_head"]}, saved),
+        # PEFT compares the ends of names, so that "head" means "lm_head".
+        "head saved by the end": ({f"{PREFIX}lm_head.weight": saved}, {"modules_to_save": ["head"]}, saved),
         "embedding saved": ({f"{PREFIX}{EMBED}.weight": saved}, {"modules_to_save": ["embed_tokens"]}, saved),
     }[where]
     if where == "embedding":
@@ -189,6 +192,43 @@ def test_trained_as_one_they_stay_tied(tmp_path: Path) -> None:
     assert torch.allclose(
         ours[f"{EMBED}.weight"], before[f"{EMBED}.weight"] + (up @ down).T * (ALPHA / RANK), atol=1e-6
     )
+
+
+def test_two_pairs_that_should_be_one_are_both_merged(tmp_path: Path) -> None:
+    """On a bf16 base PEFT casts the two views of one pair to float32, each on its own: they are trained apart."""
+    before = adapters.base(tmp_path / "base", tie_word_embeddings=True)
+    shared = before[f"{EMBED}.weight"]
+    tokens, head = embedding_pair(EMBED, shared), pair(HEAD, shared)
+    adapter = adapters.save(tmp_path / "adapter", tokens | head, ensure_weight_tying=True)
+    down, up = tokens.values()
+    wanted = {
+        f"{EMBED}.weight": shared + ((up @ down).T * (ALPHA / RANK)).to(shared.dtype),
+        f"{HEAD}.weight": added(shared, delta(head, HEAD)),
+    }
+    assert_only_changed(merged(tmp_path, adapter), before, wanted)
+    assert "are two" in (tmp_path / "out/ckpt-receipt.json").read_text()
+
+
+def test_modules_that_are_saved_again_beside_added_tokens(tmp_path: Path) -> None:
+    """PEFT then saves everything in the wrappers: what was trained a second time, and what was there before."""
+    before = adapters.base(tmp_path / "base")
+    trained = {
+        name: torch.randn(67, before[name].shape[1]).bfloat16() for name in (f"{EMBED}.weight", "lm_head.weight")
+    }
+    tensors = pair(Q, before[f"{Q}.weight"])
+    for name, tensor in trained.items():
+        module = PREFIX + name.removesuffix(".weight")
+        tensors |= {f"{module}.weight": tensor, f"{module}.modules_to_save.weight": tensor.clone()}
+        tensors[f"{module}.original_module.weight"] = torch.randn(tensor.shape).bfloat16()
+    adapter = adapters.save(tmp_path / "adapter", tensors, modules_to_save=["embed_tokens", "lm_head"])
+    ours = merged(tmp_path, adapter)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in trained.items())
+    ledger = json.loads((tmp_path / "out/ckpt-receipt.json").read_text())["source"]["ledger"]
+    left = {one["what"]: one["places"] for one in ledger if one["fate"] == "left"}
+    for what, key in (("saved twice", "modules_to_save"), ("from before the training", "original_module")):
+        (places,) = (places for name, places in left.items() if what in name)
+        (keys,) = places.values()
+        assert sorted(keys) == [f"{PREFIX}{module}.{key}.weight" for module in (HEAD, EMBED)]
 
 
 def test_added_tokens_are_those_of_the_adapter(tmp_path: Path) -> None:

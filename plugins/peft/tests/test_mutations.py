@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
 
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.cli.main import main
@@ -87,10 +88,17 @@ DAMAGED: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, object], tuple[
     "a saved module that is not there": (same, {"modules_to_save": ["lm_head"]}, ("modules_to_save names 'lm_head'",)),
     "a target parameter that is not there": (same, {"target_parameters": ["mlp.experts.down_proj"]}, ("target_parameters names 'mlp.experts.down_proj'",)),
     "more tokens, of the norm": (more(f"{PREFIX}{EMBED}.weight", 67, 95), {}, (EMBED, "(67, 95)")),
-    "one pair for head and embedding, which differ": (
-        lambda t: {**t, **embedding_pair(EMBED, torch.empty(61, 96)), **pair("lm_head", torch.empty(61, 96))}, {"ensure_weight_tying": True},
-        ("are not those of the embedding", "ensure_weight_tying"),
+    "a part of what modules_to_save means": (
+        more(f"{PREFIX}model.layers.0.input_layernorm.weight", 96), {"modules_to_save": ["input_layernorm"]},
+        ("modules_to_save means model.layers.1.input_layernorm.weight",),
     ),
+    "a part of what target_parameters means": (same, {"target_parameters": ["q_proj.weight"]}, ("target_parameters means model.layers.0.self_attn.q_proj.weight",)),
+    "a tensor that is saved twice and differs": (
+        lambda t: {**t, f"{PREFIX}model.norm.weight": torch.ones(96), f"{PREFIX}model.norm.modules_to_save.weight": torch.zeros(96)},
+        {"modules_to_save": ["model.norm"]}, (f"{PREFIX}model.norm.modules_to_save.weight", "differ"),
+    ),
+    "what was replaced, by nothing": (more(f"{PREFIX}model.norm.original_module.weight", 96), {}, ("original_module", "was replaced")),
+    "no tensors": (lambda t: {}, {"target_modules": None}, ("the adapter has no tensors",)),
 }  # fmt: skip
 
 # Config keys that ask for what a merge is not, or say nothing known.
@@ -129,6 +137,51 @@ def test_it_is_refused_by_name(name: str, base: Path, tensors: Tensors, tmp_path
     for word in words:
         assert word in str(refusal.value)
     assert_nothing_at(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("bias", "key"), [("all", "mlp.c_fc.bias"), ("lora_only", "self_attn.q_proj.base_layer.bias")])
+def test_biases_that_were_trained_are_there(bias: str, key: str, tmp_path: Path) -> None:
+    before = adapters.base(tmp_path / "base", "starcoder2")
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    pairs = {name: one for module in modules for name, one in pair(module, before[f"{module}.weight"]).items()}
+    some = {
+        f"{PREFIX}model.layers.0.{key}": torch.ones(before[f"model.layers.0.{key.replace('.base_layer', '')}"].shape)
+    }
+    adapter = saved(tmp_path / "adapter", pairs | some, target_modules=["q_proj"], bias=bias)
+    with pytest.raises(CkptError, match=rf"bias={bias} means model\..*bias"):
+        open_checkpoint(adapter, options={"base": str(tmp_path / "base")})
+    adapter = saved(tmp_path / "adapter", pairs, target_modules=["q_proj"], bias="lora_only")
+    with open_checkpoint(adapter, options={"base": str(tmp_path / "base")}) as opened:
+        assert any(loss.subject == "biases of the base" for loss in opened.checkpoint.provenance.losses)
+
+
+def test_one_pair_for_head_and_embedding_is_one(tmp_path: Path) -> None:
+    before = adapters.base(tmp_path / "base", dtype=torch.float32, tie_word_embeddings=True)
+    table = before[f"{EMBED}.weight"]
+    two = embedding_pair(EMBED, table) | pair("lm_head", table)
+    adapter = saved(tmp_path / "adapter", two, target_modules=["embed_tokens"], ensure_weight_tying=True)
+    with pytest.raises(CkptError, match=r"(?s)are not those of the embedding.*ensure_weight_tying"):
+        open_checkpoint(adapter, options={"base": str(tmp_path / "base")})
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_an_embedding_that_the_model_does_not_use_is_refused(saves: bool, tmp_path: Path) -> None:
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 11}
+    model = T5ForConditionalGeneration(T5Config(**sizes))
+    model.save_pretrained(tmp_path / "base")
+    table = model.shared.weight.detach()
+    tensors = {f"{PREFIX}shared.weight": table + 1} if saves else embedding_pair("shared", table)
+    adapter = saved(tmp_path / "adapter", tensors, target_modules=None, modules_to_save=["shared"] if saves else None)
+    with pytest.raises(CkptError, match=r"(?s)shared.* does not use.*encoder\.embed_tokens"):
+        open_checkpoint(adapter, options={"base": str(tmp_path / "base")})
+
+
+def test_inspect_explains_methods_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "adapter"
+    adapter = adapters.save(folder, {"prompt_embeddings": torch.ones(4, 4)}, peft_type="PROMPT_TUNING")
+    assert main(["inspect", str(adapter)]) == 0
+    shown = capsys.readouterr().out
+    assert "PROMPT_TUNING" in shown and "are not merged" in shown and "saved whole" not in shown
 
 
 def test_what_is_not_refused_is_what_the_cases_start_from(base: Path, tensors: Tensors, tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ _ROLES = {
     BIAS: re.compile(r"(.+)\.lora_B(?:\.default)?\.bias"),
 }
 _BASE_LAYER = re.compile(r"(.+)\.base_layer(\.(?:weight|bias))")
-_SAVED = re.compile(r"(.+)\.modules_to_save(?:\.default)?(\.\w+)")
+_SAVED = re.compile(r"(.+)\.modules_to_save(?:\.default)?(\.[\w.]+)")
+# Where tokens were added, PEFT saves everything in the wrappers of the embedding and of the head: the module, once more, and the one before
+# the training (peft 0.21.2, utils/save_and_load.py, "DEAL WITH EMBEDDINGS").
+_ORIGINAL = re.compile(r"(.+)\.original_module(\.[\w.]+)")
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,15 @@ class Adapted:
 class Contents:
     """What an adapter's tensors are: `adapted` modules, and `saved`, whole tensors of the model by their names.
 
-    Of what is saved, `inside` are names that are saved in the place of the base's own (`.base_layer.weight`).
+    Of what is saved, `inside` are names that are saved in the place of the base's own (`.base_layer.weight`), `again` are the tensors that are
+    saved a second time, and `originals` those that the saved ones took the place of.
     """
 
     by_path: dict[tuple[str, bool], Adapted] = field(default_factory=dict)
     saved: dict[str, Named] = field(default_factory=dict)
     inside: set[str] = field(default_factory=set)
+    again: dict[str, Named] = field(default_factory=dict)
+    originals: dict[str, Named] = field(default_factory=dict)
 
     @property
     def adapted(self) -> list[Adapted]:
@@ -139,6 +145,13 @@ def sorted_out(tensors: Mapping[str, StoredTensor], file: str) -> Contents:
                     FormatError(f"the matrix {role} of {adapted.path} is missing", file=file, found=f"only {there}")
                 )
                 break
+    for name, named in contents.originals.items():
+        if name not in contents.saved:
+            problems.add(
+                FormatError(
+                    f"tensor {named.key!r} was replaced, and by what is missing", file=file, expected=f"{PREFIX}{name}"
+                )
+            )
     problems.raise_any()
     return contents
 
@@ -155,8 +168,15 @@ def _enter(contents: Contents, name: str, tensor: Named) -> bool:
             adapted = contents.by_path.setdefault(place, Adapted(*place))
             taken = adapted.tensors.setdefault(role.removeprefix("embedding "), tensor)
             return taken is tensor
+    if match := _ORIGINAL.fullmatch(name):
+        return contents.originals.setdefault(match[1] + match[2], tensor) is tensor
     if match := _BASE_LAYER.fullmatch(name) or _SAVED.fullmatch(name):
         name = match[1] + match[2]
         if match.re is _BASE_LAYER:
             contents.inside.add(name)
+        elif name in contents.saved:
+            return contents.again.setdefault(name, tensor) is tensor
+    elif (before := contents.saved.get(name)) is not None and ".modules_to_save." in before.key:
+        contents.saved[name] = tensor
+        return contents.again.setdefault(name, before) is before
     return contents.saved.setdefault(name, tensor) is tensor

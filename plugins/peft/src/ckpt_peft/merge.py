@@ -10,13 +10,13 @@ PEFT computes in float32 and rounds once; a parameter (`target_parameters`) and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_core.sdk import Architecture, CkptError, FormatError, Refusal, disk, dtypes, errors, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_peft.keys import BIAS, MAGNITUDE, Adapted, Contents, Named
-from ckpt_peft.settings import Settings
+from ckpt_peft.settings import Settings, saved_as
 
 EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
 _BASE_LAYER = ".base_layer"
@@ -39,10 +39,12 @@ class Merger:
     adapted: list[Target] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     rewrites: list[str] = field(default_factory=list)
+    as_one: bool = field(init=False)
     problems: errors.Problems = field(init=False)
 
     def __post_init__(self) -> None:
         self.architecture, self.tensors = self.model.architecture, dict(self.model.tensors)
+        self.as_one = self.settings.tied
         self.problems = errors.Problems(f"merging {self.file}")
 
     # --- whole tensors -------------------------------------------------------------------------------------------------
@@ -64,6 +66,11 @@ class Merger:
                 elif _is_alias(native):
                     self.problems.add(self._alias(named))
                 else:
+                    if names is own:
+                        try:
+                            self._check_alone(native, named)
+                        except CkptError as error:
+                            self.problems.add(error)
                     self.saved.append(name)
                     for parameter in {piece.parameter for piece in native.pieces}:
                         place = self._place(
@@ -78,7 +85,7 @@ class Merger:
         not: unless `ensure_weight_tying` had both trained as one."""
         if parameter != EMBEDDING:
             return parameter
-        if apart and self._is_tied and not self.settings.tied:
+        if apart and self._is_tied and not self.as_one:
             self._untie(str(apart))
         return HEAD if _is_tied_head(native) and not self._is_tied else EMBEDDING
 
@@ -102,7 +109,41 @@ class Merger:
         same = held.dtype == dtype or self.exact
         self.tensors[parameter] = held if same else _merged(held, (), dtype)
 
+    def check_again(self, contents: Contents) -> None:
+        """Raise an error for a tensor that is saved twice and not alike."""
+        for name, named in contents.again.items():
+            if not self._is_same(named, contents.saved[name]):
+                self.problems.add(
+                    FormatError(
+                        f"{named.key!r} and {contents.saved[name].key!r} differ",
+                        file=self.file,
+                        expected="one tensor under both names",
+                    )
+                )
+
     # --- products ------------------------------------------------------------------------------------------------------
+
+    def add_all(self, adapted: Sequence[Adapted]) -> None:
+        """Enter what the pairs of all modules add to the model.
+
+        With `ensure_weight_tying` PEFT makes the pair of the head of views of the embedding's. Where the base is bf16 or fp16 it then casts
+        each of the four to float32, and they are trained apart (peft 0.21.2, `cast_adapter_dtype` after `LoraLayer.update_layer`).
+        """
+        if self.as_one and self._is_tied and _dtype_of(self.tensors[EMBEDDING]).name in ("bf16", "fp16"):
+            heads = {name.removesuffix(".weight") for name, native in self.model.names.items() if _is_tied_head(native)}
+            pairs = [
+                (head, tokens)
+                for head in adapted
+                for tokens in adapted
+                if head.path in heads and not head.embedding and tokens.embedding
+            ]
+            if not all(self._is_one_pair(head, tokens) for head, tokens in pairs):
+                self.as_one = False
+                self.rewrites.append(
+                    "ensure_weight_tying is true, and the pairs of head and embedding are two: both are merged"
+                )
+        for one in adapted:
+            self.add(one)
 
     def add(self, adapted: Adapted) -> None:
         """Enter what the pair of a module adds to the model."""
@@ -114,7 +155,7 @@ class Merger:
             self.problems.add(error)
             return
         self.adapted.append(target)
-        if _is_tied_head(target.native) and self._is_tied and self.settings.tied:
+        if _is_tied_head(target.native) and self._is_tied and self.as_one:
             return  # it is the pair of the embedding, under another name: see `check_whole`
         scale, magnitude = self.settings.scale(target.looked_up), adapted.tensors.get(MAGNITUDE)
         for piece, down, up, tile in target.products():
@@ -175,6 +216,7 @@ class Merger:
             raise self._mapped(target.adapted.down)
         if _is_alias(target.native):
             raise self._alias(target.adapted.down)
+        self._check_alone(target.native, target.adapted.down)
         for named in target.adapted.tensors.values():
             if named.dtype.name not in _FLOATS:
                 raise Refusal(f"{named.key!r} is {named.dtype}", expected=" or ".join(_FLOATS))
@@ -195,6 +237,22 @@ class Merger:
             raise FormatError(
                 f"{target.adapted.path} has {'a' if BIAS in target.adapted.tensors else 'no'} bias of B, and lora_bias is "
                 f"{str(self.settings.lora_bias).lower()}"
+            )
+
+    def _check_alone(self, native: layouts.Native, named: Named) -> None:
+        """Raise an error for a change of an embedding alone that the model looks up under other names, each a module of its own (T5)."""
+        if native.row.copy or EMBEDDING not in {piece.parameter for piece in native.pieces}:
+            return
+        others = [
+            name
+            for name, other in self.model.names.items()
+            if _is_alias(other) and EMBEDDING in {piece.parameter for piece in other.pieces}
+        ]
+        if others:
+            raise Refusal(
+                f"{named.key!r} changes a module that the model does not use",
+                file=self.file,
+                found=f"the model looks tokens up in {' and '.join(others)}, which PEFT leaves as they are",
             )
 
     # --- finding modules -----------------------------------------------------------------------------------------------
@@ -292,8 +350,9 @@ class Merger:
                 )
             )
         self._check_tied()
+        self._check_parts(done)
         for module in self.settings.saved_modules:
-            if not any(self.settings.saves(name) and _matches_module(module, name) for name in self.saved):
+            if not any(saved_as(module, name) for name in self.saved):
                 self.problems.add(
                     FormatError(
                         f"modules_to_save names {module!r}, and the adapter has no tensor of it", file=self.file
@@ -308,16 +367,48 @@ class Merger:
                 )
         self.problems.raise_any()
 
+    @property
+    def own_biases(self) -> set[str]:
+        """The biases of the adapted modules, which `lora_only` trains."""
+        found = {f"{target.native.name.removesuffix('.weight')}.bias" for target in self.adapted}
+        return found & self.model.names.keys()
+
+    def _check_parts(self, done: set[str]) -> None:
+        """Find tensors that a key of the config means and that the adapter lacks, where it has others that the key means, too."""
+        settings, own_biases = self.settings, self.own_biases
+        some = settings.bias == "lora_only" and bool(own_biases & done)
+        meant: dict[str, Callable[[str], bool]] = {
+            "modules_to_save": settings.saves,
+            "target_parameters": settings.targets_parameter,
+            "bias=all": lambda name: settings.bias == "all" and name.endswith(".bias"),
+            "bias=lora_only": lambda name: some and name in own_biases,
+        }
+        # transformers 4 and 5 have different names of one tensor (experts), and the adapter has one of them.
+        held = {piece.parameter for name in done for piece in self.model.names[name].pieces}
+        for key, means in meant.items():
+            absent = [
+                name
+                for name, native in self.model.names.items()
+                if means(name) and not _is_alias(native) and not held & {piece.parameter for piece in native.pieces}
+            ]
+            if absent:
+                self.problems.add(
+                    FormatError(
+                        f"{key} means {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""),
+                        file=self.file,
+                        found="the adapter has no tensors of it",
+                        fix="copy the adapter again, or give the base that it was trained on",
+                    )
+                )
+
     def _check_tied(self) -> None:
         """With `ensure_weight_tying` PEFT saves the one pair of embedding and head twice: A of the head is B of the embedding, turned round."""
         heads = [one.adapted for one in self.adapted if _is_tied_head(one.native)]
         tokens = [one.adapted for one in self.adapted if one.adapted.embedding]
-        if not (heads and self._is_tied and self.settings.tied):
+        if not (heads and self._is_tied and self.as_one):
             return
         pairs = [(head, other) for head in heads for other in tokens]
-        same = all(
-            self._is_turned(head.down, other.up) and self._is_turned(head.up, other.down) for head, other in pairs
-        )
+        same = all(self._is_one_pair(head, other) for head, other in pairs)
         if not pairs or not same:
             self.problems.add(
                 FormatError(
@@ -327,8 +418,14 @@ class Merger:
                 )
             )
 
+    def _is_one_pair(self, head: Adapted, tokens: Adapted) -> bool:
+        return self._is_turned(head.down, tokens.up) and self._is_turned(head.up, tokens.down)
+
     def _is_turned(self, one: Named, other: Named) -> bool:
-        left, right = one.lazy(), other.turned().lazy()
+        return self._is_same(one, other.turned())
+
+    def _is_same(self, one: Named, other: Named) -> bool:
+        left, right = one.lazy(), other.lazy()
         source = lazy.SourceFiles(self.states)
         try:
             boxes = lazy.boxes(left.parameter.shape, _STEP)
@@ -461,10 +558,6 @@ def _is_tied_head(native: layouts.Native) -> bool:
 def _is_alias(native: layouts.Native) -> bool:
     """Whether a tensor is one more name of another one, and not the tied head: T5 has its embedding under three names."""
     return native.row.copy and not _is_tied_head(native)
-
-
-def _matches_module(module: str, name: str) -> bool:
-    return name == module or f".{module}." in f".{name}."
 
 
 def _dtype_of(base: lazy.LazyParameter) -> dtypes.DType:

@@ -29,6 +29,10 @@ from ckpt_peft.settings import Settings, enter, read_settings
 _OF_TOKENIZER = ledgers.Reason(
     "tokenizer of the base", "the adapter has its own, which is the one that it was trained with"
 )
+_AGAIN = ledgers.Reason("tensors that are saved twice", "they are equal to those under the names of the model")
+_ORIGINAL = ledgers.Reason(
+    "tensors from before the training", "those that were trained, which are saved too, took their place"
+)
 _NOT_OF_TOKENIZER = (company.GENERATION, company.PROCESSOR)
 
 
@@ -42,16 +46,21 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
         raise lacks_base(files)
     settings = read_settings(files.config, files.config_file, bool(request.options.get("residual_base")))
     check_revision(settings, base, files)
+    if not files.tensors:
+        raise FormatError("the adapter has no tensors", file=files.weights, expected="pairs of lora_A and lora_B")
     contents = sorted_out(files.tensors, files.weights)
     base = _with_vocabulary(base, contents, files)
     merger = Merger(
         model_in_memory(base), settings, files.weights, files.states, exact=request.options.get("merge") == "fp32"
     )
+    merger.check_again(contents)
     merger.replace_saved(contents)
-    for adapted in contents.adapted:
-        merger.add(adapted)
+    merger.add_all(contents.adapted)
     merger.check_whole()
     enter(files.config, files.config_file, files.ledger)
+    for reason, left in ((_AGAIN, contents.again), (_ORIGINAL, contents.originals)):
+        for named in left.values():
+            files.ledger.left(reason, files.weights, named.key)
     saved = _saved(merger)
     return merged_checkpoint("peft", path, base, merger, files.states, _sidecars(files, base), files.ledger, saved)
 
@@ -202,6 +211,12 @@ def _losses(settings: Settings, base: Checkpoint, merger: Merger) -> Iterator[le
             "rounded",
             f"{count} merged tensors",
             f"computed in float32 and rounded to {dtype}, the dtype of the base, as PEFT does; -o merge=fp32 keeps the float32 sums",
+        )
+    if settings.bias == "lora_only" and merger.own_biases and not merger.own_biases & set(merger.saved):
+        yield ledgers.Loss(
+            "assumed",
+            "biases of the base",
+            "bias=lora_only trained those of the adapted modules, and the adapter has none: PEFT did not always save them",
         )
     if not _is_named(settings.base, base.path):
         yield ledgers.Loss(

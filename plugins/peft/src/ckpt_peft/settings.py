@@ -14,7 +14,7 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, Refusal, errors, ledgers
 
-_LORA = "LORA"
+LORA = "LORA"
 
 # Keys that say how the adapter was trained, or how a framework makes its modules.
 _SILENT = {
@@ -90,11 +90,13 @@ class Settings:
 
     def saves(self, name: str) -> bool:
         """Whether a tensor is one of a module of `modules_to_save`."""
-        return any(_matches(rf"(^|.*\.){module}($|\..*)", name) for module in self.saved_modules)
+        return any(saved_as(module, name) for module in self.saved_modules)
 
     def targets_module(self, name: str) -> bool:
         """Whether `target_modules` means a module of this path, as PEFT decides it (`check_target_module_exists`)."""
-        if self.targets is None or self.saves(name) or _names(self.excluded, name):
+        if self.targets is None or _names(self.excluded, name):
+            return False
+        if any(_matches(rf"(^|.*\.){module}($|\..*)", name) for module in self.saved_modules):
             return False
         if isinstance(self.targets, str):
             return _matches(self.targets, name, whole=True)
@@ -110,6 +112,13 @@ class Settings:
         patterns = [rf"(?:^|.*?\.){one}\.(\d+)\." for one in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
         found = next((match for pattern in patterns if (match := re.match(pattern, name))), None)
         return found is not None and int(found[1]) in self.layers
+
+
+def saved_as(module: str, name: str) -> bool:
+    """Whether an entry of `modules_to_save` means the module of a tensor, or one around it. PEFT compares the ends of their paths without a dot
+    (peft 0.21.2, utils/other.py, `_set_trainable`): "norm" means "input_layernorm" too."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]).endswith(module) for count in range(1, len(parts)))
 
 
 def _matched(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -151,8 +160,8 @@ def enter(config: Mapping[str, Any], file: str, ledger: ledgers.Ledger) -> None:
 def problems_of(config: Mapping[str, Any], residual_base: bool) -> Iterator[CkptError]:
     """Everything in a config that keeps the adapter from being merged."""
     kind = config.get("peft_type")
-    if kind != _LORA:
-        yield Refusal(f"adapters of peft_type {kind!r:.40} are not merged", expected=_LORA)
+    if kind != LORA:
+        yield Refusal(f"adapters of peft_type {kind!r:.40} are not merged", expected=LORA)
         return
     for key, value in config.items():
         if key in _TYPES:

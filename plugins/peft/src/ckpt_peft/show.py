@@ -11,7 +11,7 @@ from ckpt_core.sdk import Checkpoint, ReadRequest, reading
 from ckpt_peft.files import Files, open_files
 from ckpt_peft.keys import MAGNITUDE, Adapted, Contents, sorted_out
 from ckpt_peft.read import lacks_base
-from ckpt_peft.settings import Settings, problems_of, read_settings
+from ckpt_peft.settings import LORA, Settings, problems_of, read_settings
 
 _MOST = 8
 
@@ -23,11 +23,12 @@ def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
     files = open_files(path, request)
     residual = bool(request.options.get("residual_base"))
     refused = [problem.problem for problem in problems_of(files.config, residual)]
-    contents = sorted_out(files.tensors, files.weights)
+    of_lora = files.config.get("peft_type") == LORA
+    contents = sorted_out(files.tensors, files.weights) if of_lora else Contents()
     settings = None if refused else read_settings(files.config, files.config_file, residual)
     lines = {
         "adapter": [_kind(files.config, contents)],
-        "rank": _ranks(files.config),
+        "rank": _ranks(files.config) if of_lora else [],
         "targets": _targets(contents, settings),
         "saved": _some(sorted(contents.saved)),
         "base": [f"{files.config.get('base_model_name_or_path') or 'not named'}" + _revision(files.config)],
@@ -46,9 +47,11 @@ def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
 
 def _kind(config: Mapping[str, Any], contents: Contents) -> str:
     method = str(config.get("peft_type"))
-    kind = "DoRA" if config.get("use_dora") else {"LORA": "LoRA"}.get(method, method)
+    kind = "DoRA" if config.get("use_dora") else {LORA: "LoRA"}.get(method, method)
     said = [kind, *["rank-stabilised (rslora)"] * bool(config.get("use_rslora"))]
     said += ["lm_head and embedding tied"] * bool(config.get("ensure_weight_tying"))
+    if method != LORA:
+        return kind
     saved = len(contents.saved)
     return f"{', '.join(said)}: {len(contents.adapted)} modules adapted, {saved} tensor{'s' * (saved != 1)} saved whole"
 
