@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, torch_files
-from ckpt_fsdp.titan.files import is_step
+from ckpt_fsdp.steps import is_step
 
 HUGGINGFACE = "huggingface"
 """verl's folder of the config, the tokenizer and all else that the model comes with."""

@@ -44,7 +44,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_fsdp.titan.files import looks_like
+    from ckpt_fsdp.steps import looks_like
 
     return looks_like(path)
 

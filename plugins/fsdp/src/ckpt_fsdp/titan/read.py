@@ -22,8 +22,8 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
+from ckpt_fsdp.steps import step_at
 from ckpt_fsdp.stored import Stored, read_chunks, states
-from ckpt_fsdp.titan.files import step_at
 from ckpt_fsdp.titan.models import choices_of, model_of
 from ckpt_fsdp.titan.weights import BIAS, TABLES
 from ckpt_hf.sdk import CONFIG, model_of_config
