@@ -23,7 +23,7 @@ def read(path: str, request: ReadRequest) -> Description:
     stored = read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
     _refuse_adapters(stored.names, where)
     _check_asked(stored, request, where)
-    beside = _config_beside(where, path, request.config)
+    beside = _config_beside(where, path)
     config = beside or request.config
     if config is None:
         raise CkptError(
@@ -82,13 +82,9 @@ def _check_asked(stored: Stored, request: ReadRequest, where: Place) -> None:
         )
 
 
-def _config_beside(where: Place, path: str, given: str | None) -> str | None:
-    """The config that lies in the checkpoint (verl) or beside it; else None.
-
-    Without one that is `given`, the folder above it is looked into, too: the Trainer's output. It may be any other folder.
-    """
-    above = [] if given else [os.path.dirname(os.path.abspath(where.home))]
-    for folder in (os.path.join(where.home, HUGGINGFACE), where.home, where.weights, path, *above):
+def _config_beside(where: Place, path: str) -> str | None:
+    """The config that lies in the checkpoint (verl), or None. What lies around it may be of any other model."""
+    for folder in (os.path.join(where.home, HUGGINGFACE), where.home, where.weights, path):
         file = os.path.join(folder, CONFIG)
         if os.path.isfile(file):
             return file
