@@ -30,7 +30,10 @@ def opened(golden: Golden, folder: Path) -> OpenCheckpoint:
         if "layout" not in golden.case and (golden.folder / "source_hf").is_dir():
             arguments["options"]["layout"] = "aws-converter"
     elif golden.case.get("framework", "").startswith("torchtitan"):
+        arguments["config"] = str(golden.folder / "config.json")
         arguments["options"] = {"drop_expert_bias": "true"}
+    elif golden.folder.parent.name == "fsdp" and (golden.folder / "config.json").is_file():
+        arguments["config"] = str(golden.folder / "config.json")
     elif golden.case.get("framework", "").startswith("deepspeed") and "ds_config" in golden.case:
         body = {**golden.case["model"], "model_type": "llama", "architectures": [golden.case["hf_architecture"]]}
         (folder / "config.json").write_text(json.dumps(body))

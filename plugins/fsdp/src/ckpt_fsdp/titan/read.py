@@ -76,9 +76,8 @@ def read(path: str, request: ReadRequest) -> Description:
 
 
 def _config_beside(path: str, folder: str) -> str | None:
-    """A config of transformers in the folder of the step, or in one around it."""
-    above = os.path.dirname(os.path.abspath(folder))
-    for place in (folder, path, above, os.path.dirname(above)):
+    """A config of transformers in the folder of the step, or in the one that was given; around them may lie any other's."""
+    for place in (folder, path):
         file = os.path.join(place, CONFIG)
         if os.path.isfile(file):
             return file
