@@ -163,5 +163,5 @@ def section(states: Mapping[str, Any], key: str, path: str, kind: type = dict) -
     if value is None:
         return kind()
     if not isinstance(value, kind):
-        raise FormatError(f"{key} is no {kind.__name__}", file=path, found=torch_files.brief(value))
+        raise FormatError(f"{key} is not a {kind.__name__}", file=path, found=torch_files.brief(value))
     return value
