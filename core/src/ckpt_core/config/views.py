@@ -50,6 +50,7 @@ class Scope:
         self._used = frozenset(entry.uses)
         self._seen = (*entry.claims, *entry.uses)
         self._answers: dict[str, bool] = {}
+        self._last: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def sees_key(self, key: object) -> bool:
         return key in self.keys or key in self._used
@@ -63,6 +64,12 @@ class Scope:
                 for name in self._seen
             )
         return self._answers[path]
+
+    def seen_of(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of `paths` that the line may look at; a writer asks many classes about the same ones."""
+        if paths != self._last[0]:
+            self._last = (paths, tuple(path for path in paths if self.sees_fact(path)))
+        return self._last[1]
 
     def claims(self, path: str) -> bool:
         return any(covers(claim, path) for claim in self.entry.claims)
@@ -136,7 +143,7 @@ class FactsSeen(Facts):
     """The facts as one line sees them: its own, and those it uses."""
 
     def __init__(self, facts: Facts, scope: Scope) -> None:
-        seen = {path: facts[path] for path in facts if scope.sees_fact(path)}
+        seen = {path: facts[path] for path in scope.seen_of(tuple(facts))}
         super().__init__(seen)
         self._scope, self._all = scope, facts
 
