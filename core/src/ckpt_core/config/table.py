@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.architecture import Facts
@@ -35,6 +35,9 @@ class Config:
     def __init__(self, name: str, entries: Iterable[Entry | Sequence[Entry]]) -> None:
         self.name = name
         self.entries = Lines(name, entries)
+        claims = [claim for entry in self.entries for claim in entry.claims]
+        self._exact = frozenset(claims)
+        self._below = tuple(claim[:-1] for claim in claims if claim.endswith(".*"))
 
     def replace(self, name: str, *entries: Entry | Sequence[Entry], without: Iterable[str] = ()) -> Config:
         """A variant: entries that share a key or claim with a new one, or are named in `without`, are left out.
@@ -89,7 +92,7 @@ class Config:
     def write(self, facts: Facts, notes: Mapping[str, Any]) -> dict[str, Any]:
         """The config that says `facts`; raises every refusal at once."""
         unsaid, refused = Problems(""), Problems("")
-        for refusal in self._unsaid(facts):
+        for refusal in self.unsaid(facts):
             unsaid.add(refusal)
         config = self.entries.write(facts, notes, refused, {})
         problems = Problems(f"{self.name} cannot hold this architecture")
@@ -100,12 +103,12 @@ class Config:
         problems.raise_any()
         return config
 
-    def _unsaid(self, facts: Facts) -> Iterable[Refusal]:
-        claims = [claim for entry in self.entries for claim in entry.claims]
-        exact = set(claims)
-        below = tuple(claim[:-1] for claim in claims if claim.endswith(".*"))
+    def unsaid(self, facts: Facts) -> Iterator[Refusal]:
+        """A refusal for each fact that no line says, and that is not as the schema has it where nothing is said."""
         for path, value in facts.items():
-            if path in exact or (path.startswith(below) and path.removesuffix("?") + ".*" not in exact):
+            if path in self._exact or (
+                path.startswith(self._below) and path.removesuffix("?") + ".*" not in self._exact
+            ):
                 continue
             if path.endswith("?"):
                 found = "layers " + ", ".join(str(index) for index, exists in enumerate(value) if exists)

@@ -86,13 +86,17 @@ def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
     )
 
 
-def model_of_checkpoint(checkpoint: Checkpoint, *, held: bool = False) -> TransformersModel:
+def model_of_checkpoint(
+    checkpoint: Checkpoint, *, held: bool = False, among: Collection[str] = ()
+) -> TransformersModel:
     """`checkpoint` as the transformers model that holds it exactly. Raises `Refusal` naming what no class can hold.
+
+    `among` are the names of the only classes that the other framework has.
 
     Its tensors have the names of saved files; with `held` those of the module that transformers 5 has in memory, which
     differ for some classes: experts are fused there.
     """
-    fit = choose(checkpoint)
+    fit = choose(checkpoint, among=among)
     builder = fit.builder()
     dtype = dtypes.commonest(map(builder.dtype_of, fit.natives(builder)))
     return TransformersModel(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
     Checkpoint,
     CkptError,
+    Facts,
     Refusal,
     Target,
     TargetBuilder,
@@ -107,13 +108,16 @@ def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[rewrites.Rewritable
 
 
 def choose(
-    checkpoint: Checkpoint, wanted: str = "", asked: Iterable[Callable[[rewrites.Rewritable], rewrites.Rewritable]] = ()
+    checkpoint: Checkpoint,
+    wanted: str = "",
+    asked: Iterable[Callable[[rewrites.Rewritable], rewrites.Rewritable]] = (),
+    among: Collection[str] = (),
 ) -> Fit:
     """The class to write: `wanted`, else the one the source came from if it fits, else the first that fits.
 
-    `asked` are changes of the model that the user asked for.
+    `asked` are changes of the model that the user asked for. `among` are the only classes that may be chosen, if there are any.
     """
-    families = list(FAMILIES)
+    families = [family for family in FAMILIES if not among or family.class_name in among]
     if wanted:
         families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
         if not families:
@@ -130,18 +134,23 @@ def choose(
         model = change(model)
     ids, reasons = company.known_ids(checkpoint)
     notes = {**checkpoint.notes, **ids}
-    refusals: list[tuple[int, Family, CkptError]] = []
-    for family, variant in _candidates(model, families):
-        try:
-            config = _config(family, variant, notes)
-        except (Refusal, errors.ProblemsFound) as problem:
-            refusals.append((len(getattr(problem, "problems", [problem])), family, problem))
+    refused: list[_Candidate] = []
+    for candidate in _candidates(model, families):
+        if candidate.lacks:
+            refused.append(candidate)
             continue
+        try:
+            config = candidate.config(notes)
+        except (Refusal, errors.ProblemsFound):
+            refused.append(candidate)
+            continue
+        family = candidate.family
         arrangement = family.arranged_by(hints.get("arrangement") or {})
         null = [entry.name for entry in family.config.entries if isinstance(entry, configs.Note) and entry.null]
         unknown = [f"{role}: null, as nothing says it" for role in null if role not in notes]
-        return Fit(family, variant, config | arrangement, family.spellings(arrangement)[0], [*reasons, *unknown])
-    _, nearest, lack = min(refusals, key=lambda refusal: refusal[0])
+        spelling = family.spellings(arrangement)[0]
+        return Fit(family, candidate.model, config | arrangement, spelling, [*reasons, *unknown])
+    nearest, lack = _nearest(refused, notes)
     explained = checkpoint.explained(lack)
     if len(families) == 1 and not explained:
         raise lack
@@ -150,28 +159,63 @@ def choose(
             f"{nearest.class_name} does not hold this model exactly",
             found=errors.Lines([*str(lack).split("\n"), *explained]),
         )
+    which = f"none of {', '.join(sorted(among))}" if among else "no transformers class"
+    ask = "" if among else ", or ask for a class with -o hf_class=... to see what it lacks"
     raise Refusal(
-        f"no transformers class holds this architecture exactly; the nearest is {nearest.class_name}",
+        f"{which} holds this architecture exactly; the nearest is {nearest.class_name}",
         found=errors.Lines([*str(lack).split("\n"), *explained]),
-        fix="convert to ir or to the source's own format, or ask for a class with -o hf_class=... to see what it lacks",
+        fix=f"convert to ir or to the source's own format{ask}",
     )
 
 
-def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[tuple[Family, rewrites.Rewritable]]:
+@dataclass(frozen=True)
+class _Candidate:
+    """A class, and the model as it would be written there. `lacks`: how many facts its config has no line for, or 1 where the
+    class holds no such model for another reason."""
+
+    family: Family
+    model: rewrites.Rewritable
+    facts: Facts
+    lacks: int
+
+    @classmethod
+    def of(cls, family: Family, model: rewrites.Rewritable, facts: Facts) -> _Candidate:
+        constrained = family.constraint(model.architecture) is not None
+        return cls(family, model, facts, 1 if constrained else sum(1 for _ in family.config.unsaid(facts)))
+
+    def config(self, notes: dict[str, object]) -> dict[str, object]:
+        """Its config. Raises `Refusal` or `ProblemsFound` for what the class cannot hold."""
+        reason = self.family.constraint(self.model.architecture)
+        if reason is not None:
+            raise Refusal(f"{self.family.class_name}: {reason}")
+        return self.family.config.write(self.facts, notes)
+
+
+def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[_Candidate]:
     """Every class with the model as it is; then with what each of them asks for first, which changes least; and so on."""
+    facts = facts_of(model.architecture)
     for family in families:
-        yield family, model
+        yield _Candidate.of(family, model, facts)
     for changes in itertools.zip_longest(*(family.rewrites for family in families)):
         for family, change in zip(families, changes, strict=True):
             if change is not None and (changed := change(model)) is not model:
-                yield family, changed
+                yield _Candidate.of(family, changed, facts_of(changed.architecture))
 
 
-def _config(family: Family, model: rewrites.Rewritable, notes: dict[str, object]) -> dict[str, object]:
-    reason = family.constraint(model.architecture)
-    if reason is not None:
-        raise Refusal(f"{family.class_name}: {reason}")
-    return family.config.write(facts_of(model.architecture), notes)
+def _nearest(refused: Iterable[_Candidate], notes: dict[str, object]) -> tuple[Family, CkptError]:
+    """The class with the fewest problems, and those: the first of several. Only classes that may be it write a config."""
+    fewest: tuple[int, int, Family, CkptError] | None = None
+    for order, candidate in sorted(enumerate(refused), key=lambda one: (one[1].lacks, one[0])):
+        if fewest is not None and candidate.lacks > fewest[0]:
+            break
+        try:
+            candidate.config(notes)
+        except (Refusal, errors.ProblemsFound) as problem:
+            count = len(getattr(problem, "problems", [problem]))
+            if fewest is None or (count, order) < fewest[:2]:
+                fewest = count, order, candidate.family, problem
+    assert fewest is not None, "a class that was refused holds the model"
+    return fewest[2:]
 
 
 def config_text(fit: Fit, dtype: dtypes.DType) -> bytes:

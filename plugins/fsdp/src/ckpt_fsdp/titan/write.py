@@ -10,11 +10,11 @@ from ckpt_hf.sdk import model_of_checkpoint
 
 # The classes of transformers that torchtitan's own adapters map to its models.
 _CLASSES = {
-    "LlamaForCausalLM": (LLAMA3,),
-    "Qwen2ForCausalLM": (QWEN3,),
-    "Qwen3ForCausalLM": (QWEN3,),
-    "Qwen3MoeForCausalLM": (QWEN3,),
-    "DeepseekV3ForCausalLM": (DEEPSEEK_V3,),
+    "LlamaForCausalLM": LLAMA3,
+    "Qwen2ForCausalLM": QWEN3,
+    "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3,
+    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
 }
 # What the classes of transformers have, and torchtitan's models have not.
 _LACKS = (
@@ -29,15 +29,13 @@ _LACKS = (
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The step, with transformers' config of the model beside it. Raises `Refusal` naming what torchtitan has not."""
-    model = model_of_checkpoint(checkpoint)
-    if model.class_name not in _CLASSES:
-        raise Refusal("torchtitan has no such model here", found=model.class_name, expected=", ".join(_CLASSES))
+    model = model_of_checkpoint(checkpoint, among=_CLASSES)
     facts = facts_of(model.architecture)
     for path in _LACKS:
         if facts.get(path):
             raise Refusal(f"torchtitan's models have no {path}", found=f"{path} = {facts[path]}")
     options, hints = request.options, checkpoint.hints_for("torchtitan")
-    kind = model_of(model.architecture, options.get("model") or _CLASSES[model.class_name][0], checkpoint.path)
+    kind = model_of(model.architecture, options.get("model") or _CLASSES[model.class_name], checkpoint.path)
     release = str(options.get("release") or hints.get("release") or "0.3")
     choices = {**RELEASES[release], **rotary_of(kind)}
     if kind == DEEPSEEK_V3:
