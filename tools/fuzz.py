@@ -232,6 +232,7 @@ HOSTS: dict[str, dict[str, object]] = {
     "nxdt": {},
     "deepspeed": {},
     "fsdp": {},
+    "torchtitan": {},
 }
 _DESCRIPTIONS = (
     ".json",

@@ -16,7 +16,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # What an example may be long at most, all Python but its tests: half of what an outsider once wrote without `Format`.
 LINES = {"litgpt": 254, "meta-llama": 163}
 # The laws of the kit that are held here; those that try every fact, key and option take longer, and are in the example's own tests.
-LAWS = "loads or hooks or framework or detects or reads_back or writes_back or receipt or layout or dtype or notes or sidecars"
+LAWS = (
+    "loads or hooks or framework or detects or reads_back or writes_back or receipt or layout or dtype or notes or sidecars"
+    " or missing or too_many or shape or integer or truncated or unknown"
+)
 
 every_example = pytest.mark.parametrize("name", LINES)
 

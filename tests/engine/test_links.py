@@ -90,7 +90,7 @@ def test_a_download_of_links_to_blobs_is_read(model: Path, tmp_path: Path) -> No
 
 FORMATS = {
     "hf": {}, "ir": {}, "nanotron": {"tp": 2}, "megatron": {"options": {"container": "torch"}}, "megatron-bridge": {}, "nemo2": {},
-    "nxdt": {}, "deepspeed": {}, "fsdp": {},
+    "nxdt": {}, "deepspeed": {}, "fsdp": {}, "torchtitan": {},
 }  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def test_shards_have_an_index_and_hold_no_more_than_they_may(source: Checkpoint,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda index: index.update(embed="../away.safetensors"), "the index names a file outside of the folder"),
+        (lambda index: index.update(embed="../away.safetensors"), "the index names a file outside the folder"),
         (
             lambda index: index.update(embed="model-00002-of-00009.safetensors"),
             r"can't be read(.|\n)*model-00002-of-00009",

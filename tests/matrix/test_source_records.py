@@ -28,6 +28,7 @@ TORCH_FILES: dict[str, tuple[tuple[str, str], str, dict[str, object]]] = {
     "nxdt, xser": (LLAMA, "model", {"to": "nxdt", "tp": 2, "options": {"hw_backend": "trn1", "xser": "true"}}),
     "deepspeed": (LLAMA, "model", {"to": "deepspeed"}),
     "fsdp": (LLAMA, "model", {"to": "fsdp"}),
+    "torchtitan": (LLAMA, "model", {"to": "torchtitan"}),
     "megatron-deepspeed": (BLOOM, "model", {"to": "megatron-deepspeed", "tp": 2}),
 }
 

@@ -11,8 +11,9 @@ convert("run/step-1000", "hf-model", to="hf")
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.plugins.discovery import Plugin, all_plugins, detect, format_names, launched, require
+from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt
@@ -130,16 +131,20 @@ def _other(path: str, option: str, config: str | None) -> Checkpoint:
         raise
 
 
-def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpoint:
-    """What a plugin reads, and the `fact` by which `path` is of its format. Files may be damaged in ways that the plugin
-    did not foresee: that too is one clear error.
-    """
+def _named_by(request: ReadRequest) -> tuple[str, ...]:
+    """The paths that a user names besides the source; files may lie there, too."""
     named = tuple(value for value in (*request.options.values(), request.config) if isinstance(value, str))
     for other in request.options.values():
         named += (other.path, *other.provenance.named) if isinstance(other, Checkpoint) else ()
+    return named
+
+
+@contextlib.contextmanager
+def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None]:
+    """While a plugin reads. Files may be damaged in ways that it did not foresee: that too is one clear error."""
     with at_home(path, named) as home:
         try:
-            checkpoint = checkpoint_at(plugin, path, request)
+            yield
         except CkptError as error:  # of a file that was refused, a reader may say no more than that it lacks it
             raise home.refused or broken_off(path, error) or error from None
         except OSError:
@@ -151,6 +156,13 @@ def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpo
                 found=f"{type(error).__name__}: {error}",
                 fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
+
+
+def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpoint:
+    """What a plugin reads, and the `fact` by which `path` is of its format."""
+    named = _named_by(request)
+    with _guarded(plugin, path, named):
+        checkpoint = checkpoint_at(plugin, path, request)
     known = checkpoint.provenance
     known = replace(known, named=named, evidence=(f"{plugin.name}: {fact}", *known.evidence))
     checkpoint = replace(checkpoint, provenance=known)
@@ -160,16 +172,6 @@ def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpo
     companions = [sidecar.path for sidecar in checkpoint.sidecars.values() if not sidecar.offset]
     ledger = checkpoint.ledger.closed(path, read, companions, RECEIPT)
     return with_sound_ids(replace(checkpoint, ledger=ledger))
-
-
-def _check_returned(plugin: Plugin, hook: str, returned: object, wanted: type) -> None:
-    """What a plugin hands back, before anything is done with it."""
-    if not isinstance(returned, wanted):
-        raise CkptError(
-            f"{hook} of format {plugin.name} returns no {wanted.__name__}",
-            found=f"{returned!r:.80} from {plugin.distribution}",
-            fix="report this to the plugin's authors",
-        )
 
 
 def _notes_in(config: str) -> Mapping[str, Any]:
@@ -190,7 +192,7 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
     """
     try:
         target: Target = plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
-        _check_returned(plugin, "ckpt_write", target, Target)
+        check_returned(plugin, "ckpt_write", target, Target)
         target.launch = launched(plugin, target, request, resumed=resumed)
         return target
     except (CkptError, OSError, TableError):  # a mistake in a table is the plugin's, whatever the receipt says
@@ -221,26 +223,28 @@ def read_checkpoint(
     return _read(plugin, local, _reading(plugin, options_of(options), config, weights), fact)
 
 
-def read_fragment(
+def read_model_or_fragment(
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
-) -> tuple[str, str, Fragment] | None:
-    """What lies at a path that is not a model by itself, with its format and the fact that says so; None for a model.
+) -> Checkpoint | tuple[str, str, Fragment]:
+    """The checkpoint at a path, or what lies there that is not a model by itself, with its format and the fact that says so.
 
     The arguments and errors are those of `open_checkpoint`.
     """
     local = localised(path_of(path, "path"))
     plugin, fact = find_format(local, format)
-    if not plugin.hooks.ckpt_fragment.get_hookimpls():
-        return None
     request = _reading(plugin, options_of(options), config, weights)
-    with at_home(local):
-        fragment = plugin.hooks.ckpt_fragment(path=local, request=request)
-    return None if fragment is None else (plugin.name, fact, fragment)
+    if plugin.hooks.ckpt_fragment.get_hookimpls():
+        with _guarded(plugin, local, _named_by(request)):
+            fragment = plugin.hooks.ckpt_fragment(path=local, request=request)
+        if fragment is not None:
+            check_returned(plugin, "ckpt_fragment", fragment, Fragment)
+            return plugin.name, fact, fragment
+    return _read(plugin, local, request, fact)
 
 
 def open_checkpoint(

@@ -15,6 +15,7 @@ from ckpt_core.architecture import Architecture, Facts, PerLayer, facts_of, para
 from ckpt_core.architecture.examples import example, example_architectures
 from ckpt_core.checkpoint import Target
 from ckpt_core.config import Config
+from ckpt_core.config.views import covers
 from ckpt_core.errors import CkptError, ProblemsFound, UsageError, did_you_mean
 from ckpt_core.layout import Native, Row, Table, Under, parse, words_of
 from ckpt_core.layout.bind import join
@@ -229,13 +230,9 @@ def _says(config: Config, facts: Facts) -> bool:
 def _facts_said(config: Config, facts: Facts) -> Iterator[tuple[str, list[SaidBy]]]:
     """How each fact is said: by the lines that claim its path, or what it is below."""
     for path in facts:
-        lines = [entry for entry in config.entries if any(_covers(claim, path) for claim in entry.claims)]
+        lines = [entry for entry in config.entries if any(covers(claim, path) for claim in entry.claims)]
         if lines:
             yield path, [SaidBy(entry.keys, entry.words().replace("`", "")) for entry in lines]
-
-
-def _covers(claim: str, path: str) -> bool:
-    return claim == path or (claim.endswith(".*") and path.startswith(claim[:-1]))
 
 
 # Names

@@ -111,7 +111,7 @@ def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[tuple[tuple[int, int], 
                 raise IndexError("a step must be positive")
             box.append((start, max(start, stop)))
             strides.append(step)
-        elif isinstance(part, SupportsIndex) and not isinstance(part, np.ndarray):
+        elif isinstance(part, SupportsIndex) and not isinstance(part, bool | np.bool_ | np.ndarray):
             position = range(size)[part]
             box.append((position, position + 1))
             strides.append(1)

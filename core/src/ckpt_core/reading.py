@@ -18,7 +18,7 @@ from ckpt_core.description import Averaged, Description, Fragment, RankTensors, 
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import BoundTables, Native, account
 from ckpt_core.ledger import Ledger
-from ckpt_core.plugins.discovery import Plugin
+from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.storage.tensor import StoredTensor
@@ -45,12 +45,7 @@ def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint
     described = plugin.hooks.ckpt_read(path=path, request=request)
     if isinstance(described, Checkpoint) and any(option.kind is Checkpoint for option in plugin.info.options):
         return described
-    if not isinstance(described, Description):
-        raise CkptError(
-            f"ckpt_read of format {plugin.name} returns no Description",
-            found=f"{described!r:.80} from {plugin.distribution}",
-            fix="report this to the plugin's authors",
-        )
+    check_returned(plugin, "ckpt_read", described, Description)
     return checkpoint_of(described, plugin.name, path, request)
 
 

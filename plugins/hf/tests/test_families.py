@@ -27,7 +27,14 @@ from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.models import load, logits_of, weights
 
 TOLERANCE = 1e-5
-OF_ANOTHER_CLASS = 1e-4  # which adds up in another order
+OF_ANOTHER_CLASS = 1e-4
+# Models that come back as another class, which adds up in another order.
+ADDS_OTHERWISE = {
+    ("phi3", "GlmForCausalLM"),
+    ("ernie4_5", "LlamaForCausalLM"),
+    ("glm4_moe_lite", "DeepseekV3ForCausalLM"),
+    ("hy_v3", "Glm4MoeForCausalLM"),
+}
 MOVED = 1e-3  # what a wrong fact does to logits, at the least
 
 
@@ -115,7 +122,7 @@ def test_a_field_survives_or_is_refused_by_name(name: str, change: dict[str, obj
         ), refusal
         return
     back = load(tmp_path / "back")
-    near = TOLERANCE if type(back) is type(model) else OF_ANOTHER_CLASS
+    near = OF_ANOTHER_CLASS if (name, type(back).__name__) in ADDS_OTHERWISE else TOLERANCE
     assert (logits_of(back, tokens()) - logits_of(model, tokens())).abs().max() < near
 
 
@@ -241,7 +248,7 @@ def test_without_a_hint_a_class_is_chosen_that_computes_the_same(case: tuple[str
         "hy_v3": "glm4_moe",
     }
     assert fit.family.model_type == simpler.get(name, CASES[name].model_type)
-    near = OF_ANOTHER_CLASS if name in simpler else TOLERANCE
+    near = OF_ANOTHER_CLASS if (name, fit.family.class_name) in ADDS_OTHERWISE else TOLERANCE
     assert (logits_of(model_of(checkpoint), tokens()) - expected).abs().max() < near
 
 

@@ -56,6 +56,8 @@ def test_every_tensor_comes_back(golden: Golden, tmp_path: Path) -> None:
 
 @each(read=False)
 def test_a_class_that_is_not_read_is_refused_by_its_type(golden: Golden, tmp_path: Path) -> None:
-    with pytest.raises(CkptError, match=model_type(golden)):
+    with pytest.raises(CkptError) as refusal:
         convert(golden.source, tmp_path / "ir", to="ir")
+    # not in the whole text, where the file's path may have it
+    assert model_type(golden) in f"{refusal.value.problem} {refusal.value.found}"
     assert_nothing_at(tmp_path / "ir")

@@ -7,8 +7,7 @@ from ckpt_core.testing import FormatConformance
 
 class FirstParty(FormatConformance):
     """A format of this repository. Not all of the goldens that its sentences name are shipped: tests/verify holds the sentences
-    against the whole set. And its tables are for more models than a class of the kit tries: tests/families and tests/verify
-    reach the rest."""
+    against the whole set. And its tables are for more models than a class of the kit tries."""
 
     test_what_bears_a_sentence_out_exists = None
     test_every_row_and_key_is_reached = None

@@ -378,7 +378,7 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     ],
     "gemma3": [
         {"final_logit_softcapping": 2.0}, {"query_pre_attn_scalar": 10}, {"layer_types": [_SLIDING, _FULL]}, {"use_bidirectional_attention": True},
-        {"rope_parameters": {_FULL: _THETA, _SLIDING: _LINEAR}},
+        {"attn_logit_softcapping": 2.0}, {"rope_parameters": {_FULL: _THETA, _SLIDING: _LINEAR}},
     ],
     "olmo3": [{"layer_types": [_FULL, _FULL]}, {"layer_types": [_SLIDING, _SLIDING]}, {"rope_parameters": {_FULL: _THETA, _SLIDING: {"rope_theta": 9.0}}}],
     "olmoe": [{"clip_qkv": 0.5}, {"norm_topk_prob": True}],

@@ -31,14 +31,14 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
 
     Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
     """
-    from ckpt_core.api import read_checkpoint, read_fragment
+    from ckpt_core.api import read_model_or_fragment
 
-    if (fragment := read_fragment(src, **asked)) is not None:
+    checkpoint = read_model_or_fragment(src, **asked)
+    if isinstance(checkpoint, tuple):
         if stats or html is not None:
-            raise fragment[2].lacks
-        _show_fragment(src, *fragment, as_json=as_json)
+            raise checkpoint[2].lacks
+        _show_fragment(src, *checkpoint, as_json=as_json)
         return
-    checkpoint = read_checkpoint(src, **asked)
     if html is not None:
         page = _page()
         page.check_page_file(html, src, checkpoint)  # before everything is read for nothing

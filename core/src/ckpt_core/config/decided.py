@@ -13,7 +13,7 @@ from ckpt_core.architecture import Facts, PerLayer, differing
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.config.entry import LEFT_OUT, REQUIRED, UNEXPECTED, Entry, Reader, Writer, literal, quoted
 from ckpt_core.config.said import Said
-from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, TableError, covers
+from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, TableError
 from ckpt_core.errors import CkptError, Refusal
 
 
@@ -121,11 +121,12 @@ class Decided(Entry):
 
     def write(self, facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         seen = {**self.assuming, **{key: config[key] for key in self.uses if key in config}}
-        wanted = {path: facts[path] for path in facts if self._is_claimed(path)}
-        beside = Facts({path: facts[path] for path in facts if not self._is_claimed(path)})
+        scope = Scope(self)
+        wanted = {path: facts[path] for path in facts if scope.claims(path)}
+        beside = Facts({path: facts[path] for path in facts if path not in wanted})
         for rows in itertools.product(*self.values.values()):
             tried = self._to_try(rows, facts)
-            if tried is not None and self._says(KeysSeen(seen | tried, Scope(self)), beside, wanted):
+            if tried is not None and self._says(seen | tried, scope, beside, wanted):
                 config.update(tried)
                 return
         raise Refusal(
@@ -152,13 +153,10 @@ class Decided(Entry):
                     tried[key] = value
         return tried
 
-    def _is_claimed(self, path: str) -> bool:
-        return any(covers(claim, path) for claim in self.own_claims)
-
-    def _says(self, config: Mapping[str, Any], beside: Facts, wanted: Mapping[str, Any]) -> bool:
-        said = FactsSaid(beside, Scope(self))
+    def _says(self, config: Mapping[str, Any], scope: Scope, beside: Facts, wanted: Mapping[str, Any]) -> bool:
+        said = FactsSaid(beside, scope)
         try:
-            self.read(config, said, {})
+            self.read(KeysSeen(config, scope), said, {})
         except CkptError:
             return False
         own = said.own()

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 from ckpt_core.config.values import checked, whole
@@ -35,11 +36,11 @@ class Formula:
     text: str
     rounding: Rounding = "exact"
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_names(self._tree)))
 
-    @property
+    @cached_property
     def _tree(self) -> ast.expr:
         return ast.parse(self.text, mode="eval").body
 

@@ -17,13 +17,12 @@ from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.format.names import NamePattern
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.storage.containers import Container
+from ckpt_core.storage.containers import WEIGHT_SUFFIXES, Container, read_index
 from ckpt_core.storage.documents import dump_yaml, read_json_object, read_yaml_object
 from ckpt_core.storage.tensor import StoredTensor
 
 DIMENSIONS = ("tp", "pp", "ep")
 _MOST_MISSING = 1000  # files that are named one by one
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".index.json")
 
 
 @dataclass(frozen=True)
@@ -177,27 +176,22 @@ class Folder:
     def _indexed(self, folder: str) -> Iterator[WeightFile]:
         """The shards that the index names, each with the tensors that the index says; any other tensor is an error."""
         index = os.path.join(folder, self.index)
-        places = read_json_object(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise FormatError("the index has no weight_map from tensor to file", file=index)
-        for name in places.values():
-            if os.path.basename(name) != name or name in ("", ".", ".."):
-                raise FormatError("the index names a file outside of the folder", file=index, found=name)
+        places = read_index(index)
         shards = [self._file(folder, name, {}) for name in sorted(set(places.values()))]
+        held = {os.path.basename(shard.path): shard for shard in shards}
         problems = Problems(f"reading {folder}")
-        for shard in shards:
-            name = os.path.basename(shard.path)
+        for name, shard in held.items():
             for tensor in sorted(shard.tensors):
                 if places.get(tensor) != name:
-                    said = places.get(tensor, "no file")
+                    expected = f"in {places.get(tensor, 'no file')}"
                     problems.add(
                         FormatError(
-                            f"tensor {tensor!r} is not where the index says", file=shard.path, expected=f"in {said}"
+                            f"tensor {tensor!r} is not where the index says", file=shard.path, expected=expected
                         )
                     )
-            for tensor, place in places.items():
-                if place == name and tensor not in shard.tensors:
-                    problems.add(FormatError(f"tensor {tensor!r} is missing from its shard", file=shard.path))
+        for tensor, name in places.items():
+            if tensor not in held[name].tensors:
+                problems.add(FormatError(f"tensor {tensor!r} is missing from its shard", file=held[name].path))
         problems.raise_any()
         yield from shards
 
@@ -213,11 +207,6 @@ class Folder:
             return [self.weights] * len(numbers)
         return [self._shard_pattern.name({"shard": number, "shards": shard}) for number in numbers]
 
-    def index_text(self, places: Mapping[str, str], size: int) -> bytes:
-        """The index of shards: which file holds each tensor, and their `size` in bytes."""
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        return (json.dumps(index, indent=2) + "\n").encode()
-
     # --- what goes along ---
 
     def sidecars(self, path: str) -> dict[str, Sidecar]:
@@ -228,7 +217,7 @@ class Folder:
 
     def _is_companion(self, name: str) -> bool:
         own = name in (self.config, self.index) or self.pattern.numbers(name) is not None
-        return not own and not name.startswith((".", "ckpt-receipt")) and not name.endswith(_WEIGHTS)
+        return not own and not name.startswith((".", "ckpt-receipt")) and not name.endswith(WEIGHT_SUFFIXES)
 
     def companion(self, name: str) -> str:
         """Where a file that travels along is written."""

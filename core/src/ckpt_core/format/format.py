@@ -23,6 +23,7 @@ from ckpt_core.rewrite import vocabulary_rows
 from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.containers import index_text
 from ckpt_core.writing import TargetBuilder
 
 _VOCABULARY, _PADDED = "tokens.vocabulary", "tokens.padded_vocabulary"
@@ -215,7 +216,7 @@ class Format:
     def _asked(self, options: Mapping[str, Any]) -> dict[str, Value]:
         """The choices that options make."""
         values = {one.name: {str(value): value for value in one.values} for one in self.tables.choices}
-        return {name: values[name][options[name]] for name in values if options.get(name) is not None}
+        return {name: values[name][str(options[name])] for name in values if options.get(name) is not None}
 
     # --- reading ---
 
@@ -331,7 +332,7 @@ class Format:
                 file, {name: natives[name] for name, place in places.items() if place == file}, self.folder.container
             )
         if len(builder.files) > 1:
-            builder.documents[self.folder.index] = self.folder.index_text(places, sum(sizes.values()))
+            builder.documents[self.folder.index] = index_text(places, sum(sizes.values()))
 
 
 def even_stage(native: Native, layers: int, pp: int) -> int:

@@ -53,7 +53,9 @@ class Native:
             for tile in part.tile.cut_native(0, rank * rows, (rank + 1) * rows):
                 base = (tile.native_base[0] - rank * rows, *tile.native_base[1:])
                 parts.append(Part(part.parameter, Tile(tile.links, tile.canonical_base, base)))
-        return Native(self.name, (rows, *self.shape[1:]), tuple(parts), self.row, self.layer)
+        shape = (rows, *self.shape[1:])
+        padding = math.prod(shape) - sum(part.tile.elements for part in parts) if self.padding else 0
+        return Native(self.name, shape, tuple(parts), self.row, self.layer, padding)
 
 
 class BoundTables:

@@ -79,6 +79,7 @@ def conditions(text: str) -> tuple[Condition, ...]:
     return tuple(found)
 
 
+@functools.cache  # a row is in many tables
 def check_paths(text: str, subject: type) -> None:
     """`CkptError` for a path of `when` that does not lead through the fields of `subject`."""
     for path in (path for condition in conditions(text) for path in condition.paths()):

@@ -210,6 +210,16 @@ def _comes_before(one: Plugin, other: Plugin) -> bool:
     return other.name in one.info.before and one.name not in other.info.before
 
 
+def check_returned(plugin: Plugin, hook: str, returned: object, wanted: type) -> None:
+    """What a plugin hands back, before anything is done with it. Raises `CkptError` for what is not a `wanted`."""
+    if not isinstance(returned, wanted):
+        raise CkptError(
+            f"{hook} of format {plugin.name} returns no {wanted.__name__}",
+            found=f"{returned!r:.80} from {plugin.distribution}",
+            fix="report this to the plugin's authors",
+        )
+
+
 def _failed(plugin: Plugin, path: str, error: Exception) -> CkptError:
     return CkptError(
         f"format {plugin.name} fails to look at this path",

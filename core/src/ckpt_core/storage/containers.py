@@ -1,17 +1,28 @@
-"""The two kinds of file that hold named tensors and nothing else: safetensors, and the state dict of a torch file."""
+"""The two kinds of file that hold named tensors and nothing else, safetensors and the state dict of a torch file; and the index of several."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ckpt_core.errors import FormatError
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.safetensors import Header, read_header
 from ckpt_core.storage.torch import StateDict, plan_state_dict, read_state_dict
 
-__all__ = ["SAFETENSORS", "TORCH", "Container", "Header", "read_header"]
+__all__ = ["SAFETENSORS", "TORCH", "WEIGHT_SUFFIXES", "Container", "Header", "index_text", "read_header", "read_index"]
+
+# fmt: off
+WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", ".index.json",
+)
+# fmt: on
+"""How the names of weights end, of whatever framework: such a file is never carried along as a companion."""
 
 Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 """The dtype and the shape of each tensor of a file, by name."""
@@ -50,3 +61,20 @@ SAFETENSORS = Container("safetensors", _read_safetensors, _plan_safetensors)
 """Files of safetensors."""
 TORCH = Container("torch", read_state_dict, _plan_torch)
 """Files of `torch.save` that hold a state dict."""
+
+
+def read_index(path: str) -> dict[str, str]:
+    """Which file of its folder holds each tensor, as an index of transformers says. `FormatError` for one that says something else."""
+    places = read_json_object(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise FormatError("the index has no weight_map from tensor to file", file=path)
+    for name in places.values():
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise FormatError("the index names a file outside the folder", file=path, found=name)
+    return places
+
+
+def index_text(places: Mapping[str, str], size: int) -> bytes:
+    """The index of shards: which file holds each tensor, and their `size` in bytes."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()

@@ -99,8 +99,9 @@ class SourceFiles:
 
     def _factor(self, factor: Factor, box: Box) -> np.ndarray:
         """The float32 values of a factor inside a box of the other tensor, with an axis of one wherever it has none."""
+        self._check_records_once(factor.assembly.all_blocks)
         inside = tuple(box[axis] for axis in factor.axes)
-        values = decode(self.read(factor.assembly, inside), factor.assembly.value_dtype)
+        values = self.floats(factor.assembly, inside)
         return values.reshape([stop - start if axis in factor.axes else 1 for axis, (start, stop) in enumerate(box)])
 
     def _sum(self, terms: Sequence[WeightedRows], box: Box) -> np.ndarray:
@@ -111,10 +112,10 @@ class SourceFiles:
             rows, weights = np.array(term.rows[start:stop]), np.array(term.weights[start:stop], np.float32)
             if not rows.size:
                 continue
+            self._check_records_once(term.assembly.all_blocks)
             first, last = int(rows.min()), int(rows.max()) + 1
             single = len(term.assembly.parameter.axes) < len(box)
-            held = self.read(term.assembly, tuple(inner) if single else ((first, last), *inner))
-            values = decode(held, term.assembly.value_dtype)
+            values = self.floats(term.assembly, tuple(inner) if single else ((first, last), *inner))
             values = values[None] if single else values
             for number in range(rows.shape[1]):
                 share = weights[:, number].reshape(-1, *[1] * len(inner))

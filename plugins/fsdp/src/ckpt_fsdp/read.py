@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from ckpt_core.sdk import CkptError, Description, FormatError, ReadRequest, company, ledgers
+from ckpt_core.sdk import CkptError, Description, FormatError, ReadRequest, company, containers, ledgers
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
 from ckpt_fsdp.stored import Stored, read_chunks, read_ranks, states
@@ -13,7 +13,6 @@ from ckpt_hf.sdk import CONFIG, model_of_config
 
 HF = "hf"
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".index.json")
 _OF_ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "base_layer")
 
 
@@ -103,7 +102,11 @@ def _sidecars(beside: str | None, where: Place) -> dict[str, company.Sidecar]:
 
 
 def _is_companion(name: str) -> bool:
-    own = name in (CONFIG, TRACKER, SETTINGS) or name.startswith((".", "ckpt-receipt")) or name.endswith(_WEIGHTS)
+    own = (
+        name in (CONFIG, TRACKER, SETTINGS)
+        or name.startswith((".", "ckpt-receipt"))
+        or name.endswith(containers.WEIGHT_SUFFIXES)
+    )
     return not own and not is_of_training(name)
 
 

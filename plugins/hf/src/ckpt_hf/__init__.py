@@ -36,7 +36,7 @@ def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="hf",
         summary="Hugging Face transformers: config.json with safetensors or .bin weights, single or sharded",
-        families=tuple(family.class_name for family in FAMILIES),
+        families=tuple(dict.fromkeys(family.class_name for family in FAMILIES)),
         options=(
             Option("container", "file format of the weights", ("safetensors", "bin"), "safetensors", side="write"),
             Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),

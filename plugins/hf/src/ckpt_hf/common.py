@@ -365,3 +365,9 @@ def dense_width() -> configs.Entry:
         fallback="mlp.moe.ffn",
         type=values.whole,
     )
+
+
+def code_of_its_author(other: str) -> Callable[[Architecture], Iterable[ledgers.Loss]]:
+    """The losses of a family whose `model_type` transformers does not have; `other` is one that it has, and that is the same model."""
+    why = f"transformers has no such type: load it with the code of its author, or write it with -o hf_class={other}"
+    return lambda architecture: [ledgers.Loss("assumed", "model_type", why)]

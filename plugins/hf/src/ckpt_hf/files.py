@@ -10,7 +10,6 @@ Where safetensors and .bin lie side by side, safetensors is what transformers lo
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,23 +57,6 @@ SAFETENSORS = WeightFiles(containers.SAFETENSORS, ".safetensors", "model")
 BIN = WeightFiles(containers.TORCH, ".bin", "pytorch_model")
 KINDS = (SAFETENSORS, BIN)
 
-# Weights of other frameworks or of other formats; never carried along, whatever folder they lie in.
-WEIGHT_SUFFIXES = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".ot",
-    ".tflite",
-    ".npz",
-    ".index.json",
-)
-
 
 def kind_of(folder: str) -> WeightFiles | None:
     """How the weights in a folder are kept; None if there are none."""
@@ -111,17 +93,6 @@ def config_in(path: str) -> dict[str, Any] | None:
     """The config in a file; None if it is not one of transformers."""
     config = documents.read_json_object(path) if path.endswith(".json") else {}
     return config if "model_type" in config else None
-
-
-def read_index(path: str) -> dict[str, str]:
-    """Which file of the folder holds each tensor, as an index says."""
-    weight_map = documents.read_json_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise FormatError("the index has no weight_map from tensor to file", file=path)
-    for name in weight_map.values():
-        if os.path.basename(name) != name or name in ("", ".", ".."):
-            raise FormatError("the index names a file outside the folder", file=path, found=name)
-    return weight_map
 
 
 @dataclass
@@ -166,7 +137,7 @@ def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored
 
 
 def _against_index(tensors: Mapping[str, StoredTensor], folder: str, index: str) -> Iterator[FormatError]:
-    weight_map = read_index(index)
+    weight_map = containers.read_index(index)
     for name, file in weight_map.items():
         if name not in tensors:
             yield FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file))
@@ -188,7 +159,9 @@ def sidecars(folder: str) -> dict[str, company.Sidecar]:
     return company.files_in(
         folder,
         lambda name: (
-            name != CONFIG and not name.startswith((".", "ckpt-receipt")) and not name.endswith(WEIGHT_SUFFIXES)
+            name != CONFIG
+            and not name.startswith((".", "ckpt-receipt"))
+            and not name.endswith(containers.WEIGHT_SUFFIXES)
         ),
     )
 
@@ -210,5 +183,4 @@ def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind:
         builder.add_file(path, shard, kind.container, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, path)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
-        builder.documents[kind.index] = (json.dumps(index, indent=2) + "\n").encode()
+        builder.documents[kind.index] = containers.index_text(weight_map, sum(sizes))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckpt_core.sdk import Checkpoint, CkptError, judgement
+from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
@@ -49,12 +50,20 @@ def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
     from ckpt_core.sdk import dtypes
 
     state, config, kept = state_dict(checkpoint)
+    name, model_type = config["architectures"][0], config["model_type"]
+    if not hasattr(transformers, name) or model_type not in transformers.CONFIG_MAPPING:
+        raise CkptError(
+            "transformers has no such class without the code of its author",
+            file=checkpoint.path,
+            found=f"{name} of model_type {model_type!r}",
+            fix="convert it to an HF folder of another class with -o hf_class=..., and load that",
+        )
     with tempfile.TemporaryDirectory() as folder:  # holds config.json alone: AutoConfig reads files
         with open(os.path.join(folder, "config.json"), "w") as file:
             json.dump(config, file)
         settings = transformers.AutoConfig.from_pretrained(folder)
     wanted = getattr(torch, kept if dtype == "keep" else dtypes.dtype_named(dtype).torch)
-    kind = getattr(transformers, config["architectures"][0])  # the Auto classes of version 5 insist on a path
+    kind = getattr(transformers, name)  # the Auto classes of version 5 insist on a path
     model = kind.from_pretrained(None, config=settings, state_dict=state, dtype=wanted)
     return model.eval()
 
@@ -111,6 +120,11 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgemen
     framework = f"transformers {transformers.__version__}"
     try:
         with judgement.loading():
+            config = config_in(os.path.join(checkpoint.path, CONFIG)) if os.path.isdir(checkpoint.path) else None
+            if config is not None and config["model_type"] not in transformers.CONFIG_MAPPING:
+                raise judgement.CannotRun(
+                    f"it has no model_type {config['model_type']!r} without the code of its author"
+                )
             name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
             if not hasattr(transformers, name):
                 raise judgement.CannotRun(f"it has no class {name}")

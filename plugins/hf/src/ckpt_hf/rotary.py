@@ -119,8 +119,10 @@ def rotary_keys(
 
 def _stretched(given: dict[str, Any] | None, theta: object, width: int) -> dict[str, Any] | None:
     """Parameters in which a fixed `alpha` stretches theta, as the theta that it makes (modeling_hunyuan_v1_dense.py)."""
-    if given is None or given.get("rope_type", given.get("type")) != "dynamic" or given.get("alpha") is None:
+    if given is None or given.get("rope_type", given.get("type")) != "dynamic" or not given.get("alpha"):
         return given
+    if unknown := sorted(map(str, given.keys() - {*_COMMON, *_NAMES.values(), "alpha"})):
+        raise CkptError(f"unknown key {unknown[0]!r} of rotary scaling", found=", ".join(unknown)[:80])
     base = _number(given.get("rope_theta", theta), "rope_theta")
     # the class reads none of the others beside it
     return {"rope_theta": base * _number(given["alpha"], "alpha") ** (width / (width - 2))}

@@ -11,12 +11,10 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, company, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, containers, ledgers
 from ckpt_hf.files import (
     KINDS,
-    WEIGHT_SUFFIXES,
     WeightFiles,
-    read_index,
     read_weights,
 )
 
@@ -77,7 +75,7 @@ def _sets(folder: str, kind: WeightFiles) -> list[WeightSet]:
     if os.path.isfile(os.path.join(folder, kind.single)):
         found.append(WeightSet((kind.single,)))
     if os.path.isfile(os.path.join(folder, kind.index)):
-        files = tuple(sorted(set(read_index(os.path.join(folder, kind.index)).values())))
+        files = tuple(sorted(set(containers.read_index(os.path.join(folder, kind.index)).values())))
         if found and files == found[0].files:  # an index of one file says nothing new
             return [WeightSet(files, kind.index)]
         found.append(WeightSet(files, kind.index))
@@ -97,7 +95,7 @@ def _asked_for(folder: str, names: Sequence[str]) -> WeightSet:
                 expected="names, without a path",
             )
         if name.endswith(".index.json"):
-            files += sorted(set(read_index(path).values()))
+            files += sorted(set(containers.read_index(path).values()))
             index = name if len(names) == 1 else None
         else:
             files.append(name)
@@ -135,10 +133,10 @@ def enter_left_out(ledger: ledgers.Ledger, folder: str, read: WeightSet) -> None
         path = os.path.join(folder, name)
         if name in read.files or name == read.index:
             continue
-        if os.path.isfile(path) and name.endswith(WEIGHT_SUFFIXES):
+        if os.path.isfile(path) and name.endswith(containers.WEIGHT_SUFFIXES):
             ledger.left(_reason(name, read), path, size=os.path.getsize(path))
         elif os.path.isdir(path) and not name.startswith(".") and name not in company.FOLDERS:
-            inner = [one for one in os.scandir(path) if one.name.endswith(WEIGHT_SUFFIXES) and one.is_file()]
+            inner = [one for one in os.scandir(path) if one.name.endswith(containers.WEIGHT_SUFFIXES) and one.is_file()]
             for one in inner:
                 ledger.left(
                     ledgers.Reason("weights in a folder of their own", f"{read} is read"),

@@ -70,4 +70,27 @@ EXPERTS = (
     row("mlp.experts.gate_up_proj",         "x ((gate + up) f) h", "mlp.experts.{part}.weight", under={"names": "held"}),
     row("mlp.experts.down_proj",            "x h f",               "mlp.experts.down.weight",   under={"names": "held"}),
 )
+
+# The layers of what began in fairseq: OPT, Blenderbot.
+FAIRSEQ_ATTENTION = (
+    row("self_attn_layer_norm.weight",    "h",         "attention.norm.weight"),
+    row("self_attn_layer_norm.bias",      "h",         "attention.norm.bias"),
+    row("self_attn.q_proj.weight",        "(g r d) h", "attention.q.weight"),
+    row("self_attn.q_proj.bias",          "(g r d)",   "attention.q.bias"),
+    row("self_attn.k_proj.weight",        "(g d) h",   "attention.k.weight"),
+    row("self_attn.k_proj.bias",          "(g d)",     "attention.k.bias"),
+    row("self_attn.v_proj.weight",        "(g d) h",   "attention.v.weight"),
+    row("self_attn.v_proj.bias",          "(g d)",     "attention.v.bias"),
+    row("self_attn.out_proj.weight",      "h (g r d)", "attention.out.weight"),
+    row("self_attn.out_proj.bias",        "h",         "attention.out.bias"),
+)
+
+FAIRSEQ_MLP = (
+    row("final_layer_norm.weight", "h",   "mlp.norm.weight"),
+    row("final_layer_norm.bias",   "h",   "mlp.norm.bias"),
+    row("fc1.weight",              "f h", "mlp.up.weight"),
+    row("fc1.bias",                "f",   "mlp.up.bias"),
+    row("fc2.weight",              "h f", "mlp.down.weight"),
+    row("fc2.bias",                "h",   "mlp.down.bias"),
+)
 # fmt: on

@@ -95,6 +95,7 @@ def test_a_field_without_meaning_may_be_left_out(run: Path) -> None:
     with open_checkpoint(run, options={"ignore_keys": "surprising_key"}) as source:
         (loss,) = [loss for loss in source.checkpoint.all_losses if "surprising_key" in loss.subject]
         assert loss.kind == "dropped" and "ignore_keys" in loss.reason
+        assert source.checkpoint.provenance.losses == []
 
 
 def test_a_class_of_someone_else_is_taken_by_its_fields(run: Path) -> None:

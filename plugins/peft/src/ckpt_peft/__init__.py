@@ -1,4 +1,4 @@
-"""LoRA adapters that PEFT saved: read as the model that they make of their base."""
+"""LoRA adapters that PEFT and Megatron-Bridge saved: read as the model that they make of their base."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ckpt_core.api import plan_conversion
-from ckpt_core.architecture import Architecture
+from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tables
 from ckpt_core.plugins import SDK
 from ckpt_core.plugins.discovery import all_plugins, detect, load, require
@@ -103,9 +103,8 @@ class Manners(Law):
             assert not hooks.ckpt_detect(path=str(path)), f"it takes {path.name} for its own"
             if path.is_file():
                 read_config = functools.partial(hooks.ckpt_architecture, path=str(path))
-                assert not isinstance(no_crash(read_config), Architecture), (
-                    f"it takes {path.name} for a config of its own"
-                )
+                answer = no_crash(read_config)
+                assert answer is None or isinstance(answer, CkptError), f"it takes {path.name} for a config of its own"
         for other in all_plugins():
             if other.broken is None and other.info.writes and other.name != self.format:
                 foreign = _written_by(other.name, workshop)

@@ -27,6 +27,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.common import ALL_BIASES_OR_NONE, GENERIC, Family, activation, norms
 from ckpt_hf.families.t5 import BLOCKS, MLPS, NORMS, STACKS
+from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP
 
 _BIASES = [f"{block}.{part}_bias" for block in BLOCKS for part in ("q", "k", "v", "out")]
 _BIASES += [f"{mlp}.{part}_bias" for mlp in MLPS for part in ("up", "down")]
@@ -74,19 +75,6 @@ BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
 )
 
 
-_SELF = [
-    row("self_attn_layer_norm.weight",    "h",         "attention.norm.weight"),
-    row("self_attn_layer_norm.bias",      "h",         "attention.norm.bias"),
-    row("self_attn.q_proj.weight",        "(g r d) h", "attention.q.weight"),
-    row("self_attn.q_proj.bias",          "(g r d)",   "attention.q.bias"),
-    row("self_attn.k_proj.weight",        "(g d) h",   "attention.k.weight"),
-    row("self_attn.k_proj.bias",          "(g d)",     "attention.k.bias"),
-    row("self_attn.v_proj.weight",        "(g d) h",   "attention.v.weight"),
-    row("self_attn.v_proj.bias",          "(g d)",     "attention.v.bias"),
-    row("self_attn.out_proj.weight",      "h (g r d)", "attention.out.weight"),
-    row("self_attn.out_proj.bias",        "h",         "attention.out.bias"),
-]
-
 _CROSS = [
     row("encoder_attn_layer_norm.weight", "h",         "cross_attention.norm.weight"),
     row("encoder_attn_layer_norm.bias",   "h",         "cross_attention.norm.bias"),
@@ -98,15 +86,6 @@ _CROSS = [
     row("encoder_attn.v_proj.bias",       "(g d)",     "cross_attention.v.bias"),
     row("encoder_attn.out_proj.weight",   "h (g r d)", "cross_attention.out.weight"),
     row("encoder_attn.out_proj.bias",     "h",         "cross_attention.out.bias"),
-]
-
-_MLP = [
-    row("final_layer_norm.weight", "h",   "mlp.norm.weight"),
-    row("final_layer_norm.bias",   "h",   "mlp.norm.bias"),
-    row("fc1.weight",              "f h", "mlp.up.weight"),
-    row("fc1.bias",                "f",   "mlp.up.bias"),
-    row("fc2.weight",              "h f", "mlp.down.weight"),
-    row("fc2.bias",                "h",   "mlp.down.bias"),
 ]
 
 MODEL = Table(rows=[
@@ -126,8 +105,8 @@ MODEL = Table(rows=[
 
 TABLES = layouts.Tables([
     MODEL,
-    Table("model.encoder.layers.{l}", to="encoder.layers.{l}", rows=[*_SELF, *_MLP]),
-    Table("model.decoder.layers.{l}", to="decoder.layers.{l}", rows=[*_SELF, *_CROSS, *_MLP]),
+    Table("model.encoder.layers.{l}", to="encoder.layers.{l}", rows=[*FAIRSEQ_ATTENTION, *FAIRSEQ_MLP]),
+    Table("model.decoder.layers.{l}", to="decoder.layers.{l}", rows=[*FAIRSEQ_ATTENTION, *_CROSS, *FAIRSEQ_MLP]),
 ])
 # fmt: on
 

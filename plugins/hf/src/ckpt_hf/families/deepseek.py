@@ -29,6 +29,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.common import (
     Family,
+    code_of_its_author,
     dense_width,
     divides,
     norms,
@@ -117,18 +118,12 @@ def groups_by_two_best(count: int, best: int) -> configs.Entry:
     )
 
 
-def _read_predictors(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    """The layers that predict further tokens take no part in the model, and are not kept."""
-
-
 # Experts are chosen by the sigmoids of their logits and a learned offset, which takes no part in their shares.
 SIGMOID_ROUTER = [fact_is(f"{_ROUTER}.score", "sigmoid"), fact_is(f"{_ROUTER}.correction_bias", True)]
-PREDICTORS = decided(
-    ["num_nextn_predict_layers"],
-    [],
-    read=_read_predictors,
-    values={"num_nextn_predict_layers": (0,)},
+PREDICTORS = ignore(
+    "num_nextn_predict_layers",
     why="the layers that predict further tokens take no part in the model, and are not kept",
+    written=lambda facts: 0,
 )
 
 _GROUP_KEYS = ("n_group", "topk_group")
@@ -253,5 +248,6 @@ FAMILIES = [
         arrangement="rope_interleave",
         leftovers=PREDICTING_LAYER,
         other_names=("KimiK2ForCausalLM",),
+        losses=code_of_its_author("deepseek_v3"),
     ),
 ]

@@ -95,7 +95,7 @@ GEMMA2_LAYER = LAYER.without("post_attention_layernorm.weight").extend(
 GEMMA3 = GEMMA2.replace("Gemma3ForCausalLM",
     key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS, "attention.qk_norm")), default=1e-6),
     norms("rms", "attention.qk_norm", zero_centred=True),
-    key("attn_logit_softcapping", "attention.softcap", default=None),
+    key_is("attn_logit_softcapping", None, or_absent=True, why="the class stores it, and never applies it (modeling_gemma3.py)"),
     key("final_logit_softcapping", "head.softcap", default=None),
     alternating_windows(4096, period=6, period_key="sliding_window_pattern"),
     ignore("_sliding_window_pattern", why="saved by transformers 5 beside the layer_types that it gave"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, key, layouts, row, rules, schema, values
+from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, layouts, row, rules, schema, values
 from ckpt_hf.common import NORMS, Family, groups, head_dim, norms, unbiased
 from ckpt_hf.families.deepseek import (
     CORRECTION,
@@ -98,6 +98,8 @@ GLM4_MOE_LITE = DEEPSEEK_V3.replace("Glm4MoeLiteForCausalLM",
     key("routed_scaling_factor", "mlp.moe.router.scale", default=1.8),
     key("n_routed_experts", "mlp.moe.experts", also=["num_local_experts"]),
     groups_by_two_best(1, 1),
+    configs.repeats("head_dim", "qk_rope_head_dim", written=False),  # an alias of it (configuration_glm4_moe_lite.py)
+    *ignore("qk_head_dim", why="follows from qk_nope_head_dim and qk_rope_head_dim"),
 )
 
 GLM_LAYER = LAYER.replace(*ADJACENT).without(*MLP).extend(

@@ -15,6 +15,8 @@ from ckpt_hf.weights import EXPERTS, LAYER, MLP, MODEL, NAMES
 def _read_top_k(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     given = config.get("moe_topk", 1)
     one, *others = given if isinstance(given, list) and given else [given]
+    if isinstance(given, list) and len(given) < facts["layers"]:
+        raise CkptError("key 'moe_topk' has no number for every layer", found=f"{len(given)} numbers")
     if any(other != one for other in others):
         raise CkptError("key 'moe_topk' differs between layers", found=str(given)[:80], expected="one number")
     facts["mlp.moe.router.top_k"] = values.checked("moe_topk", one, values.whole)
@@ -37,7 +39,7 @@ HUNYUAN = LLAMA.replace("HunYuanDenseV1ForCausalLM",
 HUNYUAN_MOE = HUNYUAN.replace("HunYuanMoEV1ForCausalLM",
     key("intermediate_size", "mlp.moe.ffn", "mlp.moe.shared.ffn"),
     key("num_experts", "mlp.moe.experts", also=["num_local_experts"], type=values.whole),
-    decided(["moe_topk"], ["mlp.moe.router.top_k"], read=_read_top_k, values={"moe_topk": [configs.value_of("mlp.moe.router.top_k")]},
+    decided(["moe_topk"], ["mlp.moe.router.top_k"], read=_read_top_k, values={"moe_topk": [configs.value_of("mlp.moe.router.top_k")]}, uses=["layers"],
             why="how many experts a token takes, or a list with the same number for every layer"),
     fact_is("mlp.moe.router.score", "softmax"),
     fact_is("mlp.moe.router.normalise", True),

@@ -14,10 +14,12 @@ from ckpt_hf.weights import MODEL, NAMES
 
 
 def _read_kinds(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    kinds = config.get("attn_type_list") or []
-    if any(kind != 1 for kind in kinds):
+    kinds = config.get("attn_type_list")
+    if kinds is not None and kinds != [1] * facts["layers"]:
         raise CkptError(
-            "key 'attn_type_list' has a kind of attention that is not supported", found=str(kinds)[:80], expected="1"
+            "key 'attn_type_list' has a kind of attention that is not supported",
+            found=str(kinds)[:80],
+            expected="1 for every layer",
         )
 
 
@@ -44,9 +46,9 @@ MINIMAX_M2 = LLAMA.replace("MiniMaxM2ForCausalLM",
     key_is("shared_intermediate_size", 0, or_absent=True, written=False),
     key_is("sliding_window", None, or_absent=True, written=False),
     *(key_is(f"layernorm_{part}_beta", 1.0, or_absent=True, written=False) for part in ("full_attention", "linear_attention", "mlp")),
-    decided(["attn_type_list"], [], read=_read_kinds, values={}, why="every layer is of kind 1, full attention"),
+    decided(["attn_type_list"], [], read=_read_kinds, values={}, uses=["layers"], why="every layer is of kind 1, full attention"),
     ignore("mlp_intermediate_size", "shared_moe_mode", why="of layers and experts that the model does not have"),
-    ignore("use_mtp", "num_mtp_modules", "mtp_transformer_layers", why="of layers that predict further tokens, which are not kept"),
+    ignore("use_mtp", "num_mtp_modules", "mtp_transformer_layers", why="of layers that predict further tokens, which the files do not have"),
     without=["mlp.ffn"],
 )
 

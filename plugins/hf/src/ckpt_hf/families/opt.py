@@ -32,6 +32,7 @@ from ckpt_hf.common import (
     activation,
     norms,
 )
+from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP
 
 _OFFSET = 2
 
@@ -79,24 +80,7 @@ MODEL = Table(rows=[
     row("lm_head.weight",                        "v h", "embedding.tokens.weight", when="head.tied", copy=True),
 ])
 
-LAYER = Table("model.decoder.layers.{l}", to="layers.{l}", rows=[
-    row("self_attn_layer_norm.weight", "h",         "attention.norm.weight"),
-    row("self_attn_layer_norm.bias",   "h",         "attention.norm.bias"),
-    row("self_attn.q_proj.weight",     "(g r d) h", "attention.q.weight"),
-    row("self_attn.q_proj.bias",       "(g r d)",   "attention.q.bias"),
-    row("self_attn.k_proj.weight",     "(g d) h",   "attention.k.weight"),
-    row("self_attn.k_proj.bias",       "(g d)",     "attention.k.bias"),
-    row("self_attn.v_proj.weight",     "(g d) h",   "attention.v.weight"),
-    row("self_attn.v_proj.bias",       "(g d)",     "attention.v.bias"),
-    row("self_attn.out_proj.weight",   "h (g r d)", "attention.out.weight"),
-    row("self_attn.out_proj.bias",     "h",         "attention.out.bias"),
-    row("final_layer_norm.weight",     "h",         "mlp.norm.weight"),
-    row("final_layer_norm.bias",       "h",         "mlp.norm.bias"),
-    row("fc1.weight",                  "f h",       "mlp.up.weight"),
-    row("fc1.bias",                    "f",         "mlp.up.bias"),
-    row("fc2.weight",                  "h f",       "mlp.down.weight"),
-    row("fc2.bias",                    "h",         "mlp.down.bias"),
-])
+LAYER = Table("model.decoder.layers.{l}", to="layers.{l}", rows=[*FAIRSEQ_ATTENTION, *FAIRSEQ_MLP])
 # fmt: on
 
 FAMILIES = [Family("opt", OPT, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]

@@ -29,6 +29,7 @@ from ckpt_hf.common import (
     SCALED_AND_CENTRED,
     Family,
     alias,
+    code_of_its_author,
     dense_width,
     groups,
     head_dim,
@@ -177,5 +178,6 @@ FAMILIES = [
         leftovers=Table(
             rows=[drop("model.mtp_layers.*", why="the layers that predict further tokens, which are not kept")]
         ),
+        losses=code_of_its_author("qwen2"),
     ),
 ]

@@ -7,6 +7,7 @@ write: they tell how to train or to run a model, and change none of its outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -406,6 +407,20 @@ def _embedding_scale() -> configs.Entry:
 
 
 # fmt: off
+def _read_scores(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """With apply_query_key_layer_scaling scores are divided by the layer's number and multiplied by it again. Before
+    Megatron-Core they are not divided where nothing is divided, and only multiplied (transformer.py, CoreAttention)."""
+    if values.checked("normalize_attention_scores", config.get("normalize_attention_scores", True), values.flag):
+        return
+    if config.get("apply_query_key_layer_scaling"):
+        raise CkptError(
+            "key 'apply_query_key_layer_scaling' multiplies scores by the number of the layer where 'normalize_attention_scores' is false",
+            found="true",
+            expected="false",
+        )
+    facts["attention.scale"] = 1.0
+
+
 TRAINING = [
     *ignore("micro_batch_size", "global_batch_size", "rampup_batch_size", "data", "optim", "seed",
             "resume_from_checkpoint", "restore_from_path", "restore_from_ckpt", "reset_lr", "reset_lr_steps", "validation_param_sync_overlap",
@@ -490,8 +505,9 @@ LEGACY = Config("NeMo's GPT before Megatron-Core", [
     *_COMMON,
     key("ffn_hidden_size", "mlp.ffn"),
     _legacy_groups(),
-    configs.choice("normalize_attention_scores", {True: {}, False: {"attention.scale": 1.0}}, default=True,
-                   why="scores are divided by the root of the head dim, or not at all"),
+    decided(["normalize_attention_scores"], ["attention.scale"], read=_read_scores, uses=["apply_query_key_layer_scaling"],
+            values={"normalize_attention_scores": [True, False]},
+            why="scores are divided by the root of the head dim, or not at all"),
     key("bias", *_LINEAR, *_INPUTS, default=True, type=values.flag),
     _legacy_activation(),
     _norms(),
