@@ -73,11 +73,11 @@ def custom(
     read: Reader,
     write: Writer,
     why: str,
-    uses: Iterable[str],
+    uses: Iterable[str] = (),
 ) -> Custom:
     """The escape hatch: two functions, written by hand as inverses; `why` says why no other line serves, and what it means.
 
-    `uses` are keys and facts of other lines that the functions look at. A claim `path.*` covers everything below a path.
+    `uses` are keys and facts of other lines that the functions look at; most look at none. A claim `path.*` covers everything below a path.
     Raises `TableError` where `why` says nothing.
     """
     keys, claims = tuple(keys), tuple(claims)
