@@ -43,9 +43,12 @@ def update_tile(tile: Tile, out: int, into: int) -> Tile:
     return Tile(links, tile.canonical_base, (tile.native_base[out], tile.native_base[into]))
 
 
-def merged_values(merged: Merged, box: Box, read: Read, norms: dict[str, np.ndarray]) -> np.ndarray:
-    """The raw elements of `box`, of dtype `merged.dtype`. `norms` keeps the norms for which a whole tensor had to be read."""
-    values = _floats(merged.base, box, read)
+def merged_values(merged: Merged, box: Box, raw: np.ndarray, read: Read, norms: dict[str, np.ndarray]) -> np.ndarray:
+    """The raw elements of `box`, of dtype `merged.dtype`, where the base has the elements `raw`, in its value dtype.
+
+    `read` reads everything else. `norms` keeps the norms for which a whole tensor had to be read.
+    """
+    values = _own_floats(raw, merged.base)
     for update in merged.updates:
         for tile in within(update.tile, box):
             part = _Part(tile, box)
@@ -63,8 +66,12 @@ def merged_values(merged: Merged, box: Box, read: Read, norms: dict[str, np.ndar
 
 def _floats(held: LazyParameter, box: Box, read: Read) -> np.ndarray:
     """The values of a box as a float32 array of its own."""
-    values = decode(read(held, box), held.value_dtype)
-    return np.array(values, np.float32, order="C", copy=True)
+    return _own_floats(read(held, box), held)
+
+
+def _own_floats(raw: np.ndarray, held: LazyParameter) -> np.ndarray:
+    """Raw elements of a tensor as a float32 array of its own, which may be changed."""
+    return np.array(decode(raw, held.value_dtype), np.float32, order="C", copy=True)
 
 
 class _Part:

@@ -77,18 +77,8 @@ class SourceFiles:
         for update in merged.updates:
             for factor in update.factors:
                 self._check_records_once(factor.all_blocks)
-
-        left = [
-            merged.base
-        ]  # it is read once for this box; what is read of it besides, for norms, must not count twice
-
-        def read(held: LazyParameter, inside: Box) -> np.ndarray:
-            counted = sums if left and held is left[0] else None
-            if counted is not None:
-                left.clear()
-            return self.read(held, inside, sums=counted)
-
-        return merged_values(merged, box, read, self._norms)
+        # The base counts once for this box: what is read of it besides, for norms, must not count again.
+        return merged_values(merged, box, self.read(merged.base, box, sums=sums), self.read, self._norms)
 
     def _mapped(self, assembly: LazyParameter, box: Box, values: np.ndarray) -> np.ndarray:
         for value_map in assembly.maps:
