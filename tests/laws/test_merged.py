@@ -18,9 +18,9 @@ from ckpt_core.rewrite import Rewritable, tied_head, untied_head
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import BF16, FP32, decode, encode
 from ckpt_core.storage.safetensors import read_header
-from ckpt_core.tensors.assembly import LazyParameter, LowRank, Merged, StoredPart, flat_tile, resized
+from ckpt_core.tensors.assembly import LazyParameter, LowRank, Merged, StoredPart, flat_tile, placed, resized
 from ckpt_core.tensors.boxes import boxes
-from ckpt_core.tensors.merged import placed, product, row_norms
+from ckpt_core.tensors.merged import product, row_norms
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.testing import example
 

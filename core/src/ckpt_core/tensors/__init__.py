@@ -9,10 +9,11 @@ from ckpt_core.tensors.assembly import (
     Shard,
     StoredPart,
     flat_tile,
+    placed,
     with_rows,
 )
 from ckpt_core.tensors.boxes import boxes, tile_view
-from ckpt_core.tensors.merged import placed, update_tile
+from ckpt_core.tensors.merged import update_tile
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import storage_dtype, stored_values
 

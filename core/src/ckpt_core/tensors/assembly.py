@@ -44,6 +44,12 @@ class StoredPart:
         return within(self.tile, box)
 
 
+def placed(shape: Sequence[int]) -> Tile:
+    """The tile of a tensor that lies in a file as it is."""
+    links = tuple(Link(size, axis, 1, axis, 1) for axis, size in enumerate(shape))
+    return Tile(links, (0,) * len(shape), (0,) * len(shape))
+
+
 def flat_tile(tile: Tile, strides: Sequence[int], origin: Sequence[int] | None = None) -> Tile:
     """A tile over native dimensions as a tile over one dimension of elements."""
     origin = origin or (0,) * len(strides)

@@ -229,9 +229,3 @@ def _norms_of(merged: Merged, update: LowRank, read: Read, known: dict[str, np.n
                 squares[part.rows] += added[:, column] * added[:, column]
     known[key] = np.where(squares > 0, np.sqrt(squares), norms)
     return known[key]
-
-
-def placed(shape: Sequence[int]) -> Tile:
-    """The tile of a tensor that lies in a file as it is."""
-    links = tuple(Link(size, axis, 1, axis, 1) for axis, size in enumerate(shape))
-    return Tile(links, (0,) * len(shape), (0,) * len(shape))
