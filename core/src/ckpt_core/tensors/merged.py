@@ -11,7 +11,7 @@ on a CPU, bit for bit: torch takes its products from MKL and its norms from AVX2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
