@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from ckpt_core.architecture import Axis, Parameter
@@ -18,7 +19,18 @@ from ckpt_core.rewrite import Rewritable, tied_head, untied_head
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import BF16, FP32, decode, encode
 from ckpt_core.storage.safetensors import read_header
-from ckpt_core.tensors.assembly import LazyParameter, LowRank, Merged, StoredPart, flat_tile, placed, resized
+from ckpt_core.storage.torch import read_state_dict
+from ckpt_core.tensors.assembly import (
+    Factor,
+    LazyParameter,
+    LowRank,
+    Merged,
+    StoredPart,
+    WeightedRows,
+    flat_tile,
+    placed,
+    resized,
+)
 from ckpt_core.tensors.boxes import boxes
 from ckpt_core.tensors.merged import product, row_norms
 from ckpt_core.tensors.source import SourceFiles
@@ -172,3 +184,39 @@ def test_a_head_is_not_tied_by_what_lies_beneath_a_merge(path: Path) -> None:
     assert tied_head(model).architecture == architecture
     mixed = Rewritable(model.architecture, {**model.tensors, **tensors})
     assert tied_head(mixed) == mixed
+
+
+def in_archive(path: Path, name: str) -> LazyParameter:
+    """A tensor of a torch file, whose record has a CRC-32."""
+    held = read_state_dict(str(path)).tensors[name]
+    axes = tuple(Axis(f"a{n}", size) for n, size in enumerate(held.shape))
+    part = StoredPart(held.file, held.dtype, held.offset, flat_tile(placed(held.shape), held.strides), held.record)
+    return LazyParameter(Parameter(name, axes), held.dtype, (part,))
+
+
+MADE_OF = {
+    "a factor": lambda base, part: replace(base, factors=(Factor(part, (0, 1)),)),
+    "rows that are added up": lambda base, part: replace(
+        base, blocks=(), added=(WeightedRows(part, ((1,),) * OUT, ((0.5,),) * OUT),)
+    ),
+    "a product": lambda base, part: replace(
+        base, blocks=(), merged=Merged(base, (LowRank(part, part, 1.0, placed((OUT, OUT))),), FP32)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_OF)
+def test_what_a_tensor_is_made_of_is_one_of_its_files_and_its_checksum_is_looked_at(kind: str, tmp_path: Path) -> None:
+    for name in ("base", "part"):
+        torch.save({name: torch.from_numpy(random(OUT, OUT))}, tmp_path / f"{name}.pt")
+    base, part = (in_archive(tmp_path / f"{name}.pt", name) for name in ("base", "part"))
+    made = MADE_OF[kind](base, part)
+    assert str(tmp_path / "part.pt") in made.paths()
+    read(tmp_path / "part.pt", made)
+    record = part.blocks[0].record
+    with open(record.file, "r+b") as stream:
+        stream.seek(record.offset + 4)
+        stream.write(b"\x7f")
+    with pytest.raises(FormatError, match="checksum is wrong") as damaged:
+        read(tmp_path / "part.pt", made)
+    assert record.file in str(damaged.value)

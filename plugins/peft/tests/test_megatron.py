@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.cli.main import main
@@ -71,6 +74,62 @@ def test_a_base_of_another_width_is_refused(tmp_path: Path) -> None:
     adapters.base(tmp_path / "base")
     with pytest.raises(CkptError, match="do not fit the base"):
         open_checkpoint(CASES[0].checkpoint, options={"base": str(tmp_path / "base")})
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """The adapter of the golden, saved again by torch with other tensors."""
+    shutil.copytree(CASES[0].checkpoint, folder)
+    (iteration,) = folder.glob("iter_*")
+    metadata = FileSystemReader(iteration).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(one.size) for name, one in metadata.items() if hasattr(one, "size")}
+    dcp.load(tensors, checkpoint_id=iteration, no_dist=True)
+    change(tensors)
+    (iteration / ".metadata").unlink(missing_ok=True)
+    dcp.save(tensors, checkpoint_id=iteration, no_dist=True)
+    return folder
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    name = "decoder.layers.{}self_attention.linear_proj.adapter.linear_in.weight"
+    options = {"base": str(CASES[0].folder / "base")}
+    again = {
+        "wrapped": lambda t: t.update({f"module.{name.format('')}": t[name.format("")].clone()}),
+        "by itself": lambda t: t.update({name.format("1."): t[name.format("")][1].clone()}),
+    }
+    for number, change in enumerate(again.values()):
+        with pytest.raises(CkptError, match=r"layers\.\d\..*linear_proj.*linear_in.* is there twice"):
+            open_checkpoint(rewritten(tmp_path / str(number), change), options=options)
+
+
+def test_the_state_of_a_training_is_left_and_named(tmp_path: Path) -> None:
+    """What Bridge saves with `save_optim` and `save_rng`: the optimizer of the adapter, the random states and the common state."""
+
+    def trained(tensors: dict[str, object]) -> None:
+        for name in list(tensors):
+            for kind in ("exp_avg", "exp_avg_sq", "fp32_param"):
+                tensors[f"optimizer.state.{kind}.module.{name}"] = torch.zeros(3)
+        tensors["rng_state/shard_0_1"] = {"seed": 1}
+        tensors["rerun_state_machine_state/shard_0_1"] = {"step": 1}
+
+    run, options = rewritten(tmp_path / "run", trained), {"base": str(CASES[0].folder / "base")}
+    with open_checkpoint(run, options=options) as opened, open_checkpoint(CASES[0].checkpoint, options=options) as bare:
+        assert opened.format == "megatron-lora"
+        left = {entry.what for entry in opened.checkpoint.ledger if entry.fate == "left"}
+        assert {"optimizer state", "fp32 master weights", "states of random generators"} <= left
+        assert not any("does not know" in what for what in left)
+        name = "layers.1.attention.q.weight"
+        assert (opened[name].numpy() == bare[name].numpy()).all()
+    (iteration,) = run.glob("iter_*")
+    (iteration / "metadata.json").write_text("[]")
+    with pytest.raises(CkptError, match=r"metadata\.json"):
+        open_checkpoint(run, options=options)
+
+
+def test_trackers_that_disagree_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(CASES[0].checkpoint, tmp_path / "run")
+    torch.save({"step": torch.tensor(9)}, tmp_path / "run/latest_train_state.pt")
+    with pytest.raises(CkptError, match="disagree"):
+        open_checkpoint(tmp_path / "run", format="megatron-lora", options={"base": str(CASES[0].folder / "base")})
 
 
 def test_inspect_explains_it(capsys: pytest.CaptureFixture) -> None:

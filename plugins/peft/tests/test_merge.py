@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ckpt_core import convert, open_checkpoint
+from ckpt_hf.sdk import model_in_memory
 from ckpt_tests import adapters
 from ckpt_tests.adapters import ALPHA, PREFIX, RANK, added, delta, embedding_pair, pair
 from ckpt_tests.models import load, logits_of, weights
@@ -270,10 +271,22 @@ def test_the_tokenizer_is_the_adapters(tmp_path: Path) -> None:
         (tmp_path / folder / "tokenizer_config.json").write_text(json.dumps({"mark": mark}))
     (tmp_path / "base/special_tokens_map.json").write_text("{}")
     (tmp_path / "adapter/README.md").write_text("an adapter")
-    (tmp_path / "adapter/trainer_state.json").write_text("{}")
+    for name in ("trainer_state.json", "config.json"):
+        (tmp_path / "adapter" / name).write_text("{}")
     merged(tmp_path, adapters.save(tmp_path / "adapter", pair(Q, before[f"{Q}.weight"])))
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text()) == {"mark": "new"}
     assert (tmp_path / "out/generation_config.json").is_file()
     assert not (tmp_path / "out/special_tokens_map.json").exists() and not (tmp_path / "out/README.md").exists()
     losses = [loss["subject"] for loss in json.loads((tmp_path / "out/ckpt-receipt.json").read_text())["losses"]]
-    assert any("special_tokens_map.json" in loss for loss in losses)
+    for loss in ("special_tokens_map.json", "config of the base", "iteration and consumed samples"):
+        assert any(loss in one for one in losses), loss
+    convert(tmp_path / "adapter", tmp_path / "run", to="megatron-bridge", options={"base": str(tmp_path / "base")})
+    (tokenizer,) = (tmp_path / "run").glob("iter_*/tokenizer")
+    assert sorted(file.name for file in tokenizer.iterdir()) == ["generation_config.json", "tokenizer_config.json"]
+
+
+def test_the_base_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = adapters.base(tmp_path / "base"), []
+    monkeypatch.setattr("ckpt_peft.read.model_in_memory", lambda base: seen.append(base) or model_in_memory(base))
+    merged(tmp_path, adapters.save(tmp_path / "adapter", pair(Q, before[f"{Q}.weight"])))
+    assert len(seen) == 1

@@ -29,6 +29,11 @@ def read_by(reader: Reader, entry: Entry, config: Mapping[str, Any], facts: Fact
         ) from error
 
 
+def _claims_and_why(claims: tuple[str, ...], why: str) -> str:
+    """What a line is about and what for, in words; it may claim no fact."""
+    return "; ".join(part for part in (quoted(claims), why) if part)
+
+
 @dataclass(frozen=True)
 class Custom(Entry):
     """Several keys and facts that belong together; the functions get what `Entry.read` and `Entry.write` get."""
@@ -63,7 +68,7 @@ class Custom(Entry):
         self.writer(facts, notes, config)
 
     def words(self) -> str:
-        return "; ".join(part for part in (quoted(self.own_claims), self.why) if part)
+        return _claims_and_why(self.own_claims, self.why)
 
 
 def custom(
@@ -167,7 +172,7 @@ class Decided(Entry):
         return isinstance(one, float) and isinstance(two, float) and math.isclose(one, two, rel_tol=self.tolerance)
 
     def words(self) -> str:
-        return "; ".join(part for part in (quoted(self.own_claims), self.why) if part)
+        return _claims_and_why(self.own_claims, self.why)
 
 
 def same_facts(one: Mapping[str, Any], two: Mapping[str, Any], beside: Mapping[str, Any]) -> bool:

@@ -185,8 +185,9 @@ class LazyParameter:
     def all_blocks(self) -> tuple[StoredPart, ...]:
         """Everything that is read to put the tensor together, and to check it."""
         own = (*self.blocks, *self.copies, *self.rounded, *(block for rank in self.averaged for block in rank))
+        parts = (*(factor.assembly for factor in self.factors), *(term.assembly for term in self.added))
         merged = () if self.merged is None else self.merged.blocks
-        return (*own, *(block for term in self.added for block in term.assembly.all_blocks), *merged)
+        return (*own, *(block for part in parts for block in part.all_blocks), *merged)
 
     @property
     def value_blocks(self) -> tuple[StoredPart, ...]:

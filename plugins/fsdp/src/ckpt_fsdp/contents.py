@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 
 from ckpt_core.sdk import chunked, ledgers
+from ckpt_hf.sdk import state_of_training
 
 # Keys of a distributed checkpoint. accelerate: utils/fsdp_utils.py; torchtitan and plain loops name what they save themselves.
 KEYS = ledgers.Contents(
@@ -33,22 +34,10 @@ KEYS = ledgers.Contents(
 EXTRA = ledgers.Contents({"lr_scheduler": ledgers.SCHEDULE, "rng": ledgers.RANDOM})
 
 _UNREAD = ledgers.Reason("weights in another container", "those that FSDP saved are read")
-# Files and folders beside the weights, by name: of verl, of accelerate (checkpointing.py) and of transformers' Trainer.
+# Files and folders beside the weights that are not among those of Trainer and accelerate, by name: of verl, and weights.
 _BESIDE = {
     "optim_world_size_*_rank_*.pt": ledgers.OPTIMIZER,
-    "optimizer_*": ledgers.OPTIMIZER,
-    "optimizer*.bin": ledgers.OPTIMIZER,
-    "optimizer.pt": ledgers.OPTIMIZER,
-    "scheduler*": ledgers.SCHEDULE,
-    "lr_scheduler*": ledgers.SCHEDULE,
-    "rng_state*": ledgers.RANDOM,
-    "random_states_*": ledgers.RANDOM,
-    "scaler*": ledgers.SCALER,
-    "sampler*": ledgers.LOADER,
-    "dl_state_dict*": ledgers.LOADER,
     "data.pt": ledgers.LOADER,
-    "trainer_state.json": ledgers.PROGRESS,
-    "training_args.bin": ledgers.SETTINGS,
     "model*.safetensors*": _UNREAD,
     "pytorch_model*.bin*": _UNREAD,
 }
@@ -78,13 +67,18 @@ def enter_keys(
 
 def is_of_training(name: str) -> bool:
     """Whether a file beside the weights is the state of a training, by its name."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _BESIDE)
+    return _reason(name) is not None
+
+
+def _reason(name: str) -> ledgers.Reason | None:
+    own = next((why for pattern, why in _BESIDE.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    return own or state_of_training(name)
 
 
 def enter_beside(ledger: ledgers.Ledger, folder: str) -> None:
     """The state of a training in the files beside the weights."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        reason = next((why for pattern, why in _BESIDE.items() if fnmatch.fnmatchcase(entry.name, pattern)), None)
+        reason = _reason(entry.name)
         if reason is None:
             continue
         inner = [one for one in (os.scandir(entry.path) if entry.is_dir() else [entry]) if one.is_file()]

@@ -27,9 +27,18 @@ from ckpt_core.sdk import (
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.names import matching
+from ckpt_hf.training import state_of_training
 from ckpt_hf.write import choose, config_text, losses_of, settings_beside, settings_said
 
-__all__ = ["CONFIG", "ModelInMemory", "TransformersModel", "model_in_memory", "model_of_checkpoint", "model_of_config"]
+__all__ = [
+    "CONFIG",
+    "ModelInMemory",
+    "TransformersModel",
+    "model_in_memory",
+    "model_of_checkpoint",
+    "model_of_config",
+    "state_of_training",
+]
 
 
 @dataclass(frozen=True)

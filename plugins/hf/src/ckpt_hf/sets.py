@@ -17,18 +17,9 @@ from ckpt_hf.files import (
     WeightFiles,
     read_weights,
 )
+from ckpt_hf.training import state_of_training
 
 OPTION = "weight_files"
-
-# transformers' Trainer (trainer.py, `_save_checkpoint`) and accelerate (checkpointing.py), by how their names begin
-_TRAINING = {
-    "optimizer": ledgers.OPTIMIZER,
-    "scheduler": ledgers.SCHEDULE,
-    "scaler": ledgers.SCALER,
-    "rng_state": ledgers.RANDOM,
-    "random_states": ledgers.RANDOM,
-    "training_args": ledgers.SETTINGS,
-}
 
 
 @dataclass(frozen=True)
@@ -113,7 +104,7 @@ def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
     beginnings = {name.partition(".")[0] for name in names}
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        if not name.endswith(read.suffix) or name in read.files or _of_training(name) or not os.path.isfile(path):
+        if not name.endswith(read.suffix) or name in read.files or state_of_training(name) or not os.path.isfile(path):
             continue
         held = [tensor for tensor in read_weights(path).tensors if tensor.partition(".")[0] in beginnings]
         if held:
@@ -145,15 +136,9 @@ def enter_left_out(ledger: ledgers.Ledger, folder: str, read: WeightSet) -> None
                 )
 
 
-def _of_training(name: str) -> bool:
-    """Whether transformers' Trainer or accelerate wrote a file beside the weights."""
-    return name.startswith(tuple(_TRAINING))
-
-
 def _reason(name: str, read: WeightSet) -> ledgers.Reason:
-    for beginning, reason in _TRAINING.items():
-        if name.startswith(beginning):
-            return reason
+    if reason := state_of_training(name):
+        return reason
     if name.endswith(tuple(kind.suffix for kind in KINDS)):
         same = name.endswith(read.suffix)
         return ledgers.Reason(

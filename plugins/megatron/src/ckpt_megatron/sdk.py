@@ -12,6 +12,7 @@ from ckpt_megatron.args.latent_rotary import check_any_version
 from ckpt_megatron.args.mlp import read_experts, write_experts
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.router import ROUTER_KEYS
+from ckpt_megatron.bridge.files import find_folder as bridge_folder
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import linear_extra_states, stacked_extra_states
 from ckpt_megatron.files import DIST_METADATA
@@ -36,6 +37,7 @@ __all__ = [
     "GPTBuilder",
     "LegacySpelling",
     "backend_document",
+    "bridge_folder",
     "check_any_version",
     "choices_of_tensors",
     "contents",

@@ -25,23 +25,16 @@ from ckpt_core.sdk import (
     reading,
     torch_files,
 )
+from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
+from ckpt_hf.sdk import state_of_training
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT loads the first that is there
 
-# transformers' Trainer saves these beside an adapter (trainer.py, `_save_checkpoint`).
-_TRAINING = {
-    "optimizer.pt": ledgers.OPTIMIZER,
-    "optimizer.bin": ledgers.OPTIMIZER,
-    "scheduler.pt": ledgers.SCHEDULE,
-    "scaler.pt": ledgers.SCALER,
-    "rng_state": ledgers.RANDOM,
-    "trainer_state.json": ledgers.PROGRESS,
-    "training_args.bin": ledgers.SETTINGS,
-}
 _CARD = ledgers.Reason("the adapter's card", "it describes the adapter, and not the merged model")
+_CONFIG_OF_BASE = ledgers.Reason("config of the base", "the base that is given says what the model is")
 _WEIGHTS_OF_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
-_NOT_COMPANIONS = (*_TRAINING, "adapter_", "README", "ckpt-receipt", ".")
+_NOT_COMPANIONS = ("adapter_", "ckpt-receipt", ".")
 
 
 @dataclass(frozen=True)
@@ -112,11 +105,17 @@ def companions(folder: str, ledger: ledgers.Ledger) -> dict[str, company.Sidecar
     """The files of the adapter's folder that belong to the merged model; what else lies there is entered as left."""
     for name in sorted(os.listdir(folder)):
         file = os.path.join(folder, name)
-        reason = next((one for start, one in _TRAINING.items() if name.startswith(start)), None)
-        if name.startswith("README"):
-            reason = _CARD
-        if reason is not None and os.path.isfile(file):
+        if (reason := _left_behind(name)) is not None and os.path.isfile(file):
             ledger.left(reason, file, size=os.path.getsize(file))
-    return company.files_in(
-        folder, lambda name: not name.startswith(_NOT_COMPANIONS) and not name.endswith(_WEIGHTS_OF_OTHERS)
-    )
+    return company.files_in(folder, _is_companion)
+
+
+def _left_behind(name: str) -> ledgers.Reason | None:
+    if name == MODEL_CONFIG:
+        return _CONFIG_OF_BASE
+    return _CARD if name.startswith("README") else state_of_training(name)
+
+
+def _is_companion(name: str) -> bool:
+    own = name.startswith(_NOT_COMPANIONS) or name.endswith(_WEIGHTS_OF_OTHERS)
+    return not own and _left_behind(name) is None

@@ -350,6 +350,7 @@ class Merger:
                 )
             )
         self._check_tied()
+        self._check_layers()
         self._check_parts(done)
         for module in self.settings.saved_modules:
             if not any(saved_as(module, name) for name in self.saved):
@@ -400,6 +401,22 @@ class Merger:
                         fix="copy the adapter again, or give the base that it was trained on",
                     )
                 )
+
+    def _check_layers(self) -> None:
+        """Find a `layers_pattern` that fits no module: with it PEFT adapts nothing, and nothing could be missed."""
+        settings = self.settings
+        modules = (name.rpartition(".")[0] for name in self.model.names)
+        if settings.layers is not None and all(settings.layer_of(module) is None for module in modules):
+            said = ", ".join(settings.layers_pattern)
+            self.problems.add(
+                FormatError(
+                    "layers_to_transform names layers, and no module of the base is in one"
+                    + (f" by layers_pattern {said!r:.80}" if said else ""),
+                    file=self.file,
+                    found=f"a {self.model.class_name}",
+                    expected="the name of the list of layers, such as 'layers'",
+                )
+            )
 
     def _check_tied(self) -> None:
         """With `ensure_weight_tying` PEFT saves the one pair of embedding and head twice: A of the head is B of the embedding, turned round."""

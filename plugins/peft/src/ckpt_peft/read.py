@@ -20,7 +20,7 @@ from ckpt_core.sdk import (
     reading,
     schema,
 )
-from ckpt_hf.sdk import model_in_memory
+from ckpt_hf.sdk import ModelInMemory, model_in_memory
 from ckpt_peft.files import Files, companions, open_files
 from ckpt_peft.keys import Contents, sorted_out
 from ckpt_peft.merge import EMBEDDING, HEAD, Merger
@@ -49,10 +49,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     if not files.tensors:
         raise FormatError("the adapter has no tensors", file=files.weights, expected="pairs of lora_A and lora_B")
     contents = sorted_out(files.tensors, files.weights)
-    base = _with_vocabulary(base, contents, files)
-    merger = Merger(
-        model_in_memory(base), settings, files.weights, files.states, exact=request.options.get("merge") == "fp32"
-    )
+    base, model = _with_vocabulary(base, model_in_memory(base), contents, files)
+    merger = Merger(model, settings, files.weights, files.states, exact=request.options.get("merge") == "fp32")
     merger.check_again(contents)
     merger.replace_saved(contents)
     merger.add_all(contents.adapted)
@@ -134,13 +132,15 @@ def check_revision(settings: Settings, base: Checkpoint, files: Files) -> None:
         )
 
 
-def _with_vocabulary(base: Checkpoint, contents: Contents, files: Files) -> Checkpoint:
-    """The base with as many tokens as the saved embedding has rows: tokens were added to it before the training.
+def _with_vocabulary(
+    base: Checkpoint, model: ModelInMemory, contents: Contents, files: Files
+) -> tuple[Checkpoint, ModelInMemory]:
+    """The base and its model with as many tokens as the saved embedding has rows: tokens were added to it before the training.
 
     Raises an error where not every tensor that has a row for each token is saved with as many rows.
     """
     tokens = base.architecture.tokens
-    names = model_in_memory(base).names
+    names = model.names
     rows = {
         name: (native, named.shape[0])
         for name, named in contents.saved.items()
@@ -150,7 +150,7 @@ def _with_vocabulary(base: Checkpoint, contents: Contents, files: Files) -> Chec
         and named.shape[1:] == native.shape[1:]
     }
     if tokens is None or all(native.shape[0] == found for native, found in rows.values()):
-        return base
+        return base, model
     counts = {found for _, found in rows.values()}
     held = {piece.parameter for native, _ in rows.values() for piece in native.pieces}
     missing = [name for name in (EMBEDDING, HEAD, "head.bias") if name in base.tensors and name not in held]
@@ -168,7 +168,8 @@ def _with_vocabulary(base: Checkpoint, contents: Contents, files: Files) -> Chec
     said = (
         f"vocabulary of {count} tokens: the adapter's embedding has as many rows, the base's {tokens.padded_vocabulary}"
     )
-    return replace(base, architecture=architecture, tensors=tensors).because(said)
+    longer = replace(base, architecture=architecture, tensors=tensors).because(said)
+    return longer, model_in_memory(longer)
 
 
 def _sidecars(files: Files, base: Checkpoint) -> Mapping[str, company.Sidecar]:

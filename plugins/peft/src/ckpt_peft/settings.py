@@ -7,12 +7,12 @@ none of these is refused too, unless it is empty.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Refusal, errors, ledgers
+from ckpt_peft import patterns
 
 LORA = "LORA"
 
@@ -96,10 +96,10 @@ class Settings:
         """Whether `target_modules` means a module of this path, as PEFT decides it (`check_target_module_exists`)."""
         if self.targets is None or _names(self.excluded, name):
             return False
-        if any(_matches(rf"(^|.*\.){module}($|\..*)", name) for module in self.saved_modules):
+        if any(patterns.match(rf"(^|.*\.){module}($|\..*)", name) for module in self.saved_modules):
             return False
         if isinstance(self.targets, str):
-            return _matches(self.targets, name, whole=True)
+            return patterns.fits(self.targets, name)
         return _names(self.targets, name) and self._in_layers(name)
 
     def targets_parameter(self, name: str) -> bool:
@@ -107,11 +107,22 @@ class Settings:
         return _names(self.target_parameters, name)
 
     def _in_layers(self, name: str) -> bool:
-        if self.layers is None:
-            return True
-        patterns = [rf"(?:^|.*?\.){one}\.(\d+)\." for one in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
-        found = next((match for pattern in patterns if (match := re.match(pattern, name))), None)
-        return found is not None and int(found[1]) in self.layers
+        """Whether a module is in a layer that is adapted. The number is what the first group matched, as PEFT has it."""
+        return self.layers is None or self.layer_of(name) in self.layers
+
+    def layer_of(self, name: str) -> int | None:
+        """The number of the layer of a module, by `layers_pattern`; None for one outside of layers."""
+        ways = [rf"(?:^|.*?\.){one}\.(\d+)\." for one in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        found = next((match for way in ways if (match := patterns.match(way, name))), None)
+        if found is None:
+            return None
+        if not (found[1] or "").isdecimal():
+            raise CkptError(
+                f"layers_pattern {', '.join(self.layers_pattern)!r:.80} has a group of its own",
+                found=f"{found[1]!r:.40} in {name}, where PEFT reads the number of the layer",
+                fix="write the group as (?:...)",
+            )
+        return int(found[1])
 
 
 def saved_as(module: str, name: str) -> bool:
@@ -123,19 +134,12 @@ def saved_as(module: str, name: str) -> bool:
 
 def _matched(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first key that is a module's path, or the end of it from a dot on; each key is a regular expression."""
-    return next((value for key, value in pattern.items() if _matches(rf"(.*\.)?({key})$", module)), default)
-
-
-def _matches(pattern: str, name: str, whole: bool = False) -> bool:
-    try:
-        return (re.fullmatch if whole else re.match)(pattern, name) is not None
-    except re.error as error:
-        raise CkptError(f"{pattern!r:.80} is not a regular expression", found=str(error)) from None
+    return next((value for key, value in pattern.items() if patterns.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _names(targets: str | tuple[str, ...], name: str) -> bool:
     if isinstance(targets, str):
-        return bool(targets) and _matches(targets, name, whole=True)
+        return bool(targets) and patterns.fits(targets, name)
     return name in targets or any(name.endswith(f".{one}") for one in targets)
 
 
