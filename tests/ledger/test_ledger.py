@@ -68,6 +68,22 @@ def test_a_walk_finds_what_was_not_entered_and_sums_up_folders_of_others(tmp_pat
     assert (found["iter_2"].bytes, found["iter_2"].files) == (10, 2)
 
 
+def test_a_folder_is_left_as_one_thing_but_for_files_in_it_and_links_are_not_followed(tmp_path: Path) -> None:
+    for name in ("elsewhere/huge", "optim/a/1", "optim/a/deep/2", "optim/b/1", "optim/b/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    ledger = Ledger()
+    for place in ("optim", "linked", "nothing"):
+        ledger.left_whole(OPTIMIZER, str(tmp_path / place), but=[str(tmp_path / "optim/b/1")])
+    found = {Path(entry.file).relative_to(tmp_path).as_posix(): (entry.bytes, entry.files) for entry in ledger}
+    link = len(str(tmp_path / "elsewhere"))
+    assert found == {"optim/a": (10, 2), "optim/b/2": (5, 1), "linked": (link, 1)}
+    whole = Ledger()
+    whole.left_whole(OPTIMIZER, str(tmp_path / "optim"))
+    assert [(entry.bytes, entry.files) for entry in whole] == [(20, 4)]
+
+
 def test_losses_are_one_a_kind_the_largest_first_and_name_places_below_the_source(tmp_path: Path) -> None:
     ledger = Ledger()
     for rank in range(5):

@@ -166,6 +166,17 @@ class Ledger:
         """A file, or keys in it, that stays behind. `size` in bytes; `files`: how many, where `file` is a folder."""
         self._enter(file, keys, "left", reason.what, reason.why, size, files)
 
+    def left_whole(self, reason: Reason, place: str, but: Collection[str] = ()) -> None:
+        """A file, or a folder with all that lies in it, that stays behind without the files `but`; nothing where there is none.
+
+        A folder is one entry, unless one of those files lies in it. Links are left as links.
+        """
+        place, others = os.path.abspath(place), {os.path.abspath(file) for file in but}
+        if os.path.lexists(place) and place not in others:
+            above = {folder for other in others for folder in _folders_of(other)}
+            for path, size, count in _whole(place, others, above):
+                self.left(reason, path, size=size, files=count)
+
     def contents(self, file: str, content: Mapping[Any, Any], table: Contents, section: str = "") -> None:
         """Every key of an unpickled or parsed file, as a table says; keys without a value have nothing to lose.
 
@@ -346,18 +357,20 @@ def _folders_of(place: str) -> Iterator[str]:
 
 def _others(path: str, places: Collection[str], above: Collection[str]) -> Iterator[tuple[str, int, int]]:
     """(path, bytes, files) of whatever below a folder is in no place: files, and folders without any place in them."""
-    with os.scandir(path) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.path in places:
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if entry.path in above:
-                yield from _others(entry.path, places, above)
-            else:
-                yield entry.path, *_weight(entry.path)
-        else:
-            yield entry.path, entry.stat(follow_symlinks=False).st_size, 1
+    for name in sorted(os.listdir(path)):
+        inner = os.path.join(path, name)
+        if inner not in places:
+            yield from _whole(inner, places, above)
+
+
+def _whole(place: str, places: Collection[str], above: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    """(path, bytes, files) of a file or a folder, or of what is in it and in no place. A link is not followed."""
+    if os.path.islink(place) or not os.path.isdir(place):
+        yield place, os.lstat(place).st_size, 1
+    elif place in above:
+        yield from _others(place, places, above)
+    else:
+        yield place, *_weight(place)
 
 
 def _weight(folder: str) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard
+from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
 
 __all__ = [
     "IGNORE_KEYS",
@@ -230,4 +230,4 @@ def _enter(builder: ParameterBuilder, native: Native, rank: RankTensors, name: s
 
 
 def _shards(held: StoredTensor | Sequence[Shard]) -> Sequence[Shard]:
-    return [Shard((0,) * len(held.shape), held)] if isinstance(held, StoredTensor) else held
+    return whole(held) if isinstance(held, StoredTensor) else held

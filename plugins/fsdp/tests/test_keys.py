@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ckpt_core import convert, fingerprint
+from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example
 from ckpt_core.testing.examples import calm_numbers, write_ir
@@ -92,6 +92,23 @@ def test_the_tokenizer_in_the_checkpoint_goes_along_and_before_that_of_the_base(
     for number, path in enumerate((trainer, trainer / "pytorch_model_fsdp_0")):
         convert(path, tmp_path / f"hf{number}", to="hf", config=tmp_path / "base")
         assert (tmp_path / f"hf{number}/tokenizer.json").read_text() == '{"trained": true}'
+
+
+def test_the_state_of_a_training_is_counted_whole_and_links_are_not_followed(
+    trainer: Path, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/huge").write_bytes(b"x" * 5000)
+    (trainer / "optimizer_0/deep").mkdir(parents=True)
+    for name in ("__0_0.distcp", "deep/more"):
+        (trainer / "optimizer_0" / name).write_bytes(b"x" * 100)
+    (trainer / "optimizer_1").symlink_to(tmp_path / "elsewhere")
+    with open_checkpoint(trainer, config=base) as source:
+        left = {
+            Path(entry.file).name: (entry.bytes, entry.files) for entry in source.checkpoint.ledger if not entry.key
+        }
+    assert left["optimizer_0"] == (200, 2)
+    assert left["optimizer_1"] == (len(str(tmp_path / "elsewhere")), 1)
 
 
 def test_a_config_in_the_folder_around_is_not_taken(trainer: Path, base: Path) -> None:

@@ -132,11 +132,11 @@ def test_llama_rotates_neighbours(tmp_path: Path) -> None:
     assert not torch.equal(held, q)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "smollm3"])
-def test_what_it_has_not_is_refused_by_name(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "fact"), [("gpt2", "positions.count"), ("smollm3", "attention.rotary")])
+def test_what_it_has_not_is_refused_by_name(model: str, fact: str, tmp_path: Path) -> None:
     changes = {"hidden": 144, "attention__head_dim": 12, "mlp__ffn": 576} if model == "gpt2" else {}
     source = write_ir(tmp_path / "ir", example(model, **changes), values=calm_numbers)
-    with pytest.raises(CkptError, match="torchtitan has no such model"):
+    with pytest.raises(CkptError, match=rf"none of DeepseekV3ForCausalLM, LlamaForCausalLM[^\0]*{fact}"):
         convert(source, tmp_path / "step", to="torchtitan")
 
 
@@ -162,7 +162,9 @@ def saved(step: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], 
 
 def test_a_bias_of_zero_is_nothing(step: Path) -> None:
     with open_checkpoint(step) as source:
-        assert not source.checkpoint.provenance.losses
+        assert not source.checkpoint.all_losses
+        zeros = [entry.key for entry in source.checkpoint.ledger if entry.what == "nothing, as it is zero"]
+        assert zeros == [f"layers.{layer}.{BIAS}" for layer in range(2)]
 
 
 def test_a_bias_that_the_model_has_no_place_for_is_refused_or_named(step: Path, tmp_path: Path) -> None:
@@ -170,9 +172,44 @@ def test_a_bias_that_the_model_has_no_place_for_is_refused_or_named(step: Path, 
     with pytest.raises(CkptError, match=r"layers\.1\.moe\.expert_bias_E"):
         open_checkpoint(run)
     with open_checkpoint(run, options={"drop_expert_bias": "true"}) as source:
-        (loss,) = source.checkpoint.provenance.losses
-        assert "layers.1" in loss.subject and "layers.0" not in loss.subject
+        (loss,) = source.checkpoint.all_losses
+        assert "layers.1" in loss.subject and "layers.0" not in loss.subject and "routing changes" in loss.reason
     assert fingerprint(run, options={"drop_expert_bias": "true"}) == fingerprint(step)
+
+
+def test_what_is_dropped_is_left_and_not_used(step: Path, tmp_path: Path) -> None:
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({"freqs_cis": torch.zeros(3), "mtp_layers.0.eh_proj.weight": torch.zeros(2, 2)})
+
+    with open_checkpoint(saved(step, tmp_path / "run", add)) as source:
+        fates = {entry.key: (entry.fate, entry.bytes) for entry in source.checkpoint.ledger if entry.key}
+    assert fates["freqs_cis"] == ("left", 12) and fates["mtp_layers.0.eh_proj.weight"] == ("left", 16)
+    assert fates["norm.weight"][0] == "used"
+
+
+def test_what_the_config_beside_says_of_an_hf_folder_is_kept(step: Path) -> None:
+    """Its class, with which the model is written as an HF folder again, and code that an author put beside it."""
+    shutil.copytree(step, step.parent / "coded", ignore=shutil.ignore_patterns("ckpt-receipt.json"))
+    config = step.parent / "coded/config.json"
+    held = json.loads(config.read_text())
+    config.write_text(json.dumps({**held, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}))
+    with open_checkpoint(step.parent / "coded") as source:
+        assert source.checkpoint.hints_for("hf")["model_type"] == held["model_type"]
+        assert any("modeling_own" in str(loss) for loss in source.checkpoint.all_losses)
+
+
+def test_the_model_that_was_asked_for_is_written_again(tmp_path: Path) -> None:
+    source = write_ir(tmp_path / "ir", MODELS["llama3"], values=calm_numbers)
+    convert(source, tmp_path / "step", to="torchtitan", options={"model": "qwen3"})
+    (tmp_path / "step/ckpt-receipt.json").unlink()
+    convert(tmp_path / "step", tmp_path / "again", to="torchtitan", options={"src.model": "qwen3"})
+    assert_same_bits(distributed.tensors(tmp_path / "again"), distributed.tensors(tmp_path / "step"))
+
+
+def test_models_with_names_that_end_as_its_own_are_not_its(tmp_path: Path) -> None:
+    tensors = {"model.embeddings.tok_embeddings.weight": torch.zeros(2, 3)}  # as ModernBERT has it
+    dcp.save(tensors, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    assert [plugin.name for plugin, _ in detect(str(tmp_path / "run"))] == ["fsdp"]
 
 
 # fmt: off

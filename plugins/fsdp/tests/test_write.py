@@ -14,7 +14,7 @@ import transformers
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-from ckpt_core import convert, fingerprint
+from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example
 from ckpt_core.testing.examples import calm_numbers, write_ir
@@ -24,12 +24,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
 LAYOUTS = ("nested", "flat", "accelerate")
 ACCELERATE = "pytorch_model_fsdp_0"
 TIED = {"head__tied": True}
+# Every version of transformers scales what a tied head gets.
+T5 = example("t5", **TIED)
+T5 = dataclasses.replace(T5, head=dataclasses.replace(T5.head, scale=T5.hidden**-0.5))
 MODELS = {
     "llama": example("llama", layers=2),
     "tied": example("llama", layers=1, **TIED),
     "mixtral": example("moe", layers=2),
     "gpt2": example("gpt2", layers=1, hidden=144, attention__head_dim=12, mlp__ffn=576),
-    "t5": example("t5", **TIED),
+    "t5": T5,
     "bloom": example("bloom", layers=1, hidden=144, attention__head_dim=12, mlp__ffn=576),
 }
 
@@ -89,6 +92,24 @@ def test_names_of_files_can_be_asked_for(tmp_path: Path) -> None:
         assert fingerprint(tmp_path / names) == fingerprint(source)
         keys = dcp.FileSystemReader(tmp_path / names).read_metadata().state_dict_metadata
         assert any(key.endswith("experts.gate_up_proj") for key in keys) == fused
+
+
+def test_a_head_of_t5_that_is_stored_twice_is_tied_where_it_is_the_embedding(tmp_path: Path) -> None:
+    """Version 5 says of every T5 that it is tied, and a state dict in memory has the head whatever it is."""
+    convert(write_ir(tmp_path / "ir", T5, values=calm_numbers), tmp_path / "run", to="fsdp")
+    known = fingerprint(tmp_path / "run")
+    state = distributed.tensors(tmp_path / "run")
+    state["model.lm_head.weight"][5, 3] += 1
+    dcp.save(state, checkpoint_id=str(tmp_path / "other"))
+    for version in (None, "5.1.0"):
+        config = {**json.loads((tmp_path / "run/config.json").read_text()), "transformers_version": version}
+        for folder in ("run", "other"):
+            (tmp_path / folder / "config.json").write_text(json.dumps(config))
+        with open_checkpoint(tmp_path / "run") as opened:
+            assert opened.checkpoint.architecture.head.tied
+        assert fingerprint(tmp_path / "run") == known
+    with open_checkpoint(tmp_path / "other") as opened:
+        assert not opened.checkpoint.architecture.head.tied
 
 
 def test_two_readings_that_are_both_whole_are_refused(tmp_path: Path) -> None:

@@ -174,6 +174,21 @@ def test_a_tied_head_that_version_5_saves_unscaled_is_written_out(name: str, tmp
     assert torch.equal(logits_of(load(tmp_path / "back")), logits_of(model))
 
 
+@pytest.mark.parametrize("name", ["t5_v1.0", "t5_v1.1", "mt5", "umt5"])
+def test_version_5_ties_a_stored_head_only_where_it_is_the_embedding(name: str, made: Callable, tmp_path: Path) -> None:
+    """Its folders say `tie_word_embeddings: true` of every head; a state dict in memory stores a tied one, too."""
+    for place in ("same", "other"):
+        shutil.copytree(made(name)[0] / "hf", tmp_path / place)
+        tensors = load_file(tmp_path / place / "model.safetensors")
+        head = tensors["shared.weight"].clone()
+        head[60, 35] += place == "other"
+        save_file({**tensors, "lm_head.weight": head}, tmp_path / place / "model.safetensors", {"format": "pt"})
+        assert config_of(tmp_path / place)["tie_word_embeddings"] is True
+        assert read_checkpoint(tmp_path / place).architecture.head.tied == (place == "same")
+        difference = logits_of(load_model(tmp_path / place)) - logits_of(load(tmp_path / place))
+        assert difference.abs().max() < TOLERANCE  # a factor of the logits is folded into a head of its own
+
+
 @pytest.mark.parametrize(("name", "tied"), [("mt5", True), ("umt5", False)])
 def test_a_head_that_the_versions_scale_differently_needs_the_version(
     name: str, tied: bool, made: Callable, tmp_path: Path

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
@@ -75,7 +77,19 @@ def test_bridge_keeps_it_beside_its_run_config(run: Path, tmp_path: Path) -> Non
     shutil.copyfile(config, run / STEP / "run_config.yaml")
     ((plugin, _),) = detect(str(run))
     assert plugin.name == "megatron-bridge"
-    assert fingerprint(run) == fingerprint(tmp_path / "bridge")
+    known = fingerprint(run)
+    assert known == fingerprint(tmp_path / "bridge")
+    distributed.changed(run / STEP, without("args"))  # it does not rely on them
+    with open_checkpoint(run) as source:
+        fates = {entry.key: entry.fate for entry in source.checkpoint.ledger}
+        assert (fates["iteration"], fates["checkpoint_version"]) == ("left", "used")
+    assert fingerprint(run) == known
+
+
+def test_a_decoder_of_transformers_in_wrappers_is_not_megatrons(tmp_path: Path) -> None:
+    tensors = {"model.module.model.decoder.layers.0.self_attn.q_proj.weight": torch.zeros(2, 3)}  # as BART has it
+    dcp.save(tensors, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    assert [plugin.name for plugin, _ in detect(str(tmp_path / "run"))] == ["fsdp"]
 
 
 def without(name: str) -> Callable[[Any], None]:

@@ -162,8 +162,12 @@ class Table:
 
     def drops_name(self, name: str) -> bool:
         """Whether a native name is one that this table drops."""
+        return self.why_dropped(name) is not None
+
+    def why_dropped(self, name: str) -> str | None:
+        """The reason why this table drops a native name; None if it does not."""
         prefix = f"{self.native}." if self.native else ""
-        return any(matches(prefix + dropped.native, name) for dropped in self.drops)
+        return next((dropped.why for dropped in self.drops if matches(prefix + dropped.native, name)), None)
 
     def without(self, *names: str) -> Table:
         """The same table without the rows of these native names."""

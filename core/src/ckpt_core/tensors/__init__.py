@@ -9,10 +9,13 @@ from ckpt_core.tensors.assembly import (
     Shard,
     StoredPart,
     flat_tile,
+    of_shards,
     placed,
+    whole,
     with_rows,
 )
 from ckpt_core.tensors.boxes import boxes, tile_view
+from ckpt_core.tensors.equal import are_equal
 from ckpt_core.tensors.merged import update_tile
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import storage_dtype, stored_values
@@ -25,13 +28,16 @@ __all__ = [
     "Shard",
     "SourceFiles",
     "StoredPart",
+    "are_equal",
     "boxes",
     "contiguous_strides",
     "flat_tile",
+    "of_shards",
     "placed",
     "storage_dtype",
     "stored_values",
     "tile_view",
     "update_tile",
+    "whole",
     "with_rows",
 ]

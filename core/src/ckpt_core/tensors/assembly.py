@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ckpt_core.architecture import Parameter, same_value
+from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
 from ckpt_core.storage.chunks.tensor import tiles
@@ -24,6 +24,11 @@ class Shard:
 
     origin: tuple[int, ...]
     stored: StoredTensor
+
+
+def whole(stored: StoredTensor) -> list[Shard]:
+    """The one shard of a tensor that lies in one place."""
+    return [Shard((0,) * len(stored.shape), stored)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +296,7 @@ class ParameterBuilder:
             yield piece, blocks
 
     def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
-        whole = _whole_shape(shards)
+        whole = whole_shape(shards)
         if whole is not None and tiles_exactly(whole, shards):
             found = f"shape {whole}"
         else:
@@ -347,7 +352,17 @@ class ParameterBuilder:
         return found
 
 
-def _whole_shape(shards: Sequence[Shard]) -> tuple[int, ...] | None:
+def of_shards(name: str, shape: Sequence[int], shards: Sequence[Shard]) -> LazyParameter:
+    """A tensor of `shape` that `shards` of one dtype tile, as one that is read when it is asked for; its axes have numbers for names."""
+    parts = []
+    for origin, stored in ((shard.origin, shard.stored) for shard in shards):
+        flat = flat_tile(replace(placed(stored.shape), canonical_base=tuple(origin)), stored.strides)
+        parts.append(StoredPart(stored.file, stored.dtype, stored.offset, flat, stored.record))
+    axes = tuple(Axis(str(axis), size) for axis, size in enumerate(shape))
+    return LazyParameter(Parameter(name, axes), shards[0].stored.dtype, tuple(parts))
+
+
+def whole_shape(shards: Sequence[Shard]) -> tuple[int, ...] | None:
     """How far shards of one number of dimensions reach; None without any."""
     if len({len(extent) for shard in shards for extent in (shard.origin, shard.stored.shape)}) != 1:
         return None

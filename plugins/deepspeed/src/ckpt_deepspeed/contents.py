@@ -84,12 +84,3 @@ def enter_unread(ledger: ledgers.Ledger, files: list[str]) -> None:
     """Optimizer files of which nothing is read, the masters in them included."""
     for file in files:
         ledger.left(ledgers.OPTIMIZER, file, size=os.path.getsize(file))
-
-
-def enter_universal(ledger: ledgers.Ledger, folder: str, read: set[str]) -> None:
-    """What stands in the folders of the parameters beside what is read: moments, steps, and the optimizer's own file."""
-    for inside, _, names in os.walk(folder):
-        for name in names:
-            file = os.path.join(inside, name)
-            if file not in read:
-                ledger.left(ledgers.OPTIMIZER, file, size=os.lstat(file).st_size)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import FormatError, disk, errors, ledgers, torch_files
-from ckpt_deepspeed.contents import enter_universal, enter_unread
+from ckpt_deepspeed.contents import enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"
 UNIVERSAL = "zero"
@@ -47,7 +47,8 @@ class Folder:
 
     def enter(self, run: str, masters_read: bool) -> ledgers.Ledger:
         """The ledger, with what no reader looks at; `run` is the folder that the user gave."""
-        enter_universal(self.ledger, os.path.join(self.path, UNIVERSAL), set(self.universal.values()))
+        # Beside what is read, the folders of the parameters hold moments and steps, and one file is the optimizer's own.
+        self.ledger.left_whole(ledgers.OPTIMIZER, os.path.join(self.path, UNIVERSAL), self.universal.values())
         if not masters_read:
             enter_unread(self.ledger, list(self.optimizers.values()))
         for name in (LATEST, LATEST_UNIVERSAL):

@@ -49,7 +49,7 @@ def pieces_of(sequence: Sequence[StoredTensor], start: int, count: int) -> tuple
 def shards_of(kept: Kept, shape: tuple[int, ...] | None = None) -> list[lazy.Shard]:
     """A parameter as shards: of its own shape, or of `shape` where no file says it."""
     if isinstance(kept, StoredTensor):
-        return [lazy.Shard((0,) * len(kept.shape), kept)]
+        return lazy.whole(kept)
     shape = kept.shape if kept.shape is not None else shape
     if shape is None or kept.elements != math.prod(shape):
         return [

@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     disk,
     errors,
     layouts,
+    lazy,
     ledgers,
     torch_files,
 )
@@ -74,10 +75,17 @@ def read(path: str, request: ReadRequest) -> Description:
             fix=f"give the model's {CONFIG} with --config, or put it beside the step's folder",
         )
     names = weights.kept.keys() - weights.aliases.keys()
-    model = model_of_config(config, names)
+
+    def are_same(one: str, other: str) -> bool:
+        held = weights.kept
+        return {one, other} <= held.keys() and lazy.are_equal(
+            shards_of(held[one]), shards_of(held[other]), folder.states
+        )
+
+    model = model_of_config(config, names, are_same)
     said: Architecture | None = None
     if beside is not None and beside != config:
-        said = model_of_config(beside, names).architecture
+        said = model_of_config(beside, names, are_same).architecture
     dropped = [name for name in sorted(weights.kept) if any(table.drops_name(name) for table in model.tables)]
     return Description(
         architecture=model.architecture,

@@ -77,10 +77,6 @@ def _reason(name: str) -> ledgers.Reason | None:
 
 def enter_beside(ledger: ledgers.Ledger, folder: str) -> None:
     """The state of a training in the files beside the weights."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        reason = _reason(entry.name)
-        if reason is None:
-            continue
-        inner = [one for one in (os.scandir(entry.path) if entry.is_dir() else [entry]) if one.is_file()]
-        size = sum(one.stat().st_size for one in inner)
-        ledger.left(reason, entry.path, size=size, files=max(1, len(inner)))
+    for name in sorted(os.listdir(folder)):
+        if (reason := _reason(name)) is not None:
+            ledger.left_whole(reason, os.path.join(folder, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from ckpt_core.sdk import CkptError, Description, FormatError, ReadRequest, company, containers, ledgers
+from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
 from ckpt_fsdp.stored import Stored, read_chunks, read_ranks, states
@@ -21,7 +21,7 @@ def read(path: str, request: ReadRequest) -> Description:
     where = place(path)
     stored = read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
     _refuse_adapters(stored.names, where)
-    _check_asked(stored, request, where)
+    stored.check_asked(request.weights, where.weights)
     beside = _config_beside(where, path)
     config = beside or request.config
     if config is None:
@@ -30,7 +30,8 @@ def read(path: str, request: ReadRequest) -> Description:
             file=path,
             fix=f"give the {CONFIG} of the model that was trained with --config; its tokenizer beside it is taken along",
         )
-    model = model_of_config(config, stored.names)
+    model = model_of_config(config, stored.names, stored.are_same)
+    stored.leave_dropped(model.tables)
     _enter(stored, where, path)
     return Description(
         architecture=model.architecture,
@@ -47,15 +48,8 @@ def read(path: str, request: ReadRequest) -> Description:
         hints={"layout": "accelerate"} if where.home != where.weights else {},
         origins={HF: model.hints},
         evidence=[f"{model.class_name} of format {HF} by {config}"],
-        losses=[
-            *model.losses,
-            *(
-                ledgers.Loss("dropped", name, "not a weight of the model")
-                for name in sorted(stored.names)
-                if any(table.drops_name(name) for table in model.tables)
-            ),
-        ],
-        masters=all(dtype.name == "fp32" for dtype in stored.dtypes),
+        losses=list(model.losses),
+        masters=stored.masters,
     )
 
 
@@ -67,17 +61,6 @@ def _refuse_adapters(names: Collection[str], where: Place) -> None:
             file=where.weights,
             found=f"{len(found)} tensors, {found[0]!r} among them",
             fix="merge it where it was trained (merge_and_unload), and save that",
-        )
-
-
-def _check_asked(stored: Stored, request: ReadRequest, where: Place) -> None:
-    """FSDP keeps one set of weights: they are the masters where they are in fp32."""
-    if request.weights == "master" and not all(dtype.name == "fp32" for dtype in stored.dtypes):
-        raise FormatError(
-            "there are no fp32 masters: FSDP keeps the parameters in the dtype that the optimizer steps in",
-            file=where.weights,
-            found=", ".join(sorted(dtype.name for dtype in stored.dtypes)),
-            fix="use --weights model",
         )
 
 

@@ -8,8 +8,9 @@ import re
 from ckpt_core.sdk import CkptError, FormatError, chunked, disk
 
 _STEP = re.compile(r"step-(\d{1,12})")
-# A key that all of its models have, and no model of transformers.
+# A key that all of its models have, as pickles keep a string: behind its length. ModernBERT has one that ends so.
 _EMBEDDING = b"tok_embeddings.weight"
+_KEY = re.compile(rb"(\x8c%c|X%c\0\0\0)%b" % (len(_EMBEDDING), len(_EMBEDDING), re.escape(_EMBEDDING)))
 
 
 def find_step(path: str) -> str | None:
@@ -43,6 +44,6 @@ def is_step(folder: str) -> bool:
     if not os.path.isfile(file):
         return False
     try:
-        return _EMBEDDING in disk.read_small(file)
+        return _KEY.search(disk.read_small(file)) is not None
     except (CkptError, OSError):
         return False

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ckpt_core.sdk import FormatError, RankTensors, chunked, disk, documents, dtypes, errors, lazy, ledgers, torch_files
+from ckpt_core.sdk import (
+    FormatError,
+    RankTensors,
+    Table,
+    chunked,
+    disk,
+    documents,
+    dtypes,
+    errors,
+    lazy,
+    ledgers,
+    torch_files,
+)
 from ckpt_fsdp.contents import EXTRA, contents_of, enter_keys
 from ckpt_fsdp.files import EXTRA as EXTRA_NAME
 from ckpt_fsdp.files import SETTINGS, rank_files
@@ -17,6 +30,8 @@ from ckpt_fsdp.parts import Part, Parts
 # What wrappers of single layers leave within names, where a script saves `model.state_dict()` as it is: torch.compile of a
 # layer, FSDP1 with `use_orig_params`, activation checkpointing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_BESIDE = "tensors beside the model"
+_STEP = 1 << 20
 T = TypeVar("T")
 
 
@@ -25,6 +40,7 @@ class Stored:
     """Tensors by the names that FSDP gave them.
 
     `copies` has every tensor's parts as often as it is held whole: replicas must be equal, which is found out when they are read.
+    `described` is the file that lists all tensors, where there is one, and `keys` what it calls them.
     """
 
     copies: list[dict[str, Sequence[lazy.Shard]]]
@@ -32,10 +48,64 @@ class Stored:
     files: list[str]
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
     world: int | None = None
+    described: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:
         return set(self.copies[0])
+
+    @property
+    def masters(self) -> bool:
+        """Whether the weights are in fp32: FSDP keeps one set of them, in the dtype that the optimizer steps in."""
+        return all(dtype.name == "fp32" for dtype in self.dtypes)
+
+    def check_asked(self, weights: str, where: str) -> None:
+        """`FormatError` if the `weights` that are asked for are masters, and there are none."""
+        if weights == "master" and not self.masters:
+            raise FormatError(
+                "there are no fp32 masters: FSDP keeps the parameters in the dtype that the optimizer steps in",
+                file=where,
+                found=", ".join(sorted(dtype.name for dtype in self.dtypes)),
+                fix="use --weights model, or what was saved before it was cast for export",
+            )
+
+    def is_zero(self, name: str) -> bool:
+        """Whether a tensor has no element but zeros, in any of its copies."""
+        source = lazy.SourceFiles(states(self.files))
+        try:
+            for stored in (shard.stored for copy in self.copies for shard in copy.get(name, ())):
+                part = lazy.of_shards(name, stored.shape, lazy.whole(stored))
+                if any(source.floats(part, box).any() for box in lazy.boxes(stored.shape, _STEP)):
+                    return False
+            return True
+        finally:
+            source.close()
+
+    def leave(self, why: str, name: str) -> None:
+        """Enter a tensor that stays behind, and the reason."""
+        sizes: Counter[str] = Counter()
+        for stored in (shard.stored for copy in self.copies for shard in copy.get(name, ())):
+            sizes[self.described or stored.file] += stored.elements * stored.dtype.size
+        for file, size in sizes.items():
+            self.ledger.left(ledgers.Reason(_BESIDE, why), file, self.keys.get(name, name), size=size)
+
+    def enter_zeros(self, name: str) -> None:
+        """Enter a tensor that is not read, because it is zero."""
+        if self.described is not None:
+            self.ledger.used("nothing, as it is zero", self.described, self.keys[name])
+
+    def leave_dropped(self, tables: Iterable[Table]) -> None:
+        """Enter the tensors that `tables` drop."""
+        reasons = {name: [table.why_dropped(name) for table in tables] for name in sorted(self.names)}
+        for name, found in reasons.items():
+            if why := next(filter(None, found), None):
+                self.leave(why, name)
+
+    def are_same(self, one: str, other: str) -> bool:
+        """Whether the tensors of two names hold the same elements; not where one of them is missing."""
+        held = self.copies[0]
+        return {one, other} <= held.keys() and lazy.are_equal(held[one], held[other], states(self.files))
 
     def ranks(self, where: str) -> Iterator[RankTensors]:
         """What the core puts together: a copy after the other."""
@@ -56,6 +126,8 @@ def read_chunks(folder: str) -> Stored:
         for name, tensor in unwrapped(model, folder).items()
     }
     found = Stored([shards], {tensor.dtype for tensor in model.values()}, held.files)
+    (found.described,) = held.described_in
+    found.keys = unwrapped({name: name for name in model}, folder)
     enter_keys(found.ledger, held, set(model), contents)
     return found
 
@@ -117,7 +189,7 @@ def read_ranks(folder: str) -> Stored:
     found.copies = [
         {name: copy for name, of_name in copies.items() if (copy := _nth(of_name, number)) is not None}
         for number in range(max(map(len, copies.values()), default=1))
-    ] or [{}]
+    ]
     for file in files:
         found.ledger.used("weights", file)
     return found
@@ -177,7 +249,7 @@ def _check_steps(folder: str, found: Stored) -> None:
         file = os.path.join(folder, name)
         state = torch_files.read_torch_file(file)
         if not isinstance(state, dict):
-            raise FormatError("the extra state of a rank is no dict", file=file, found=torch_files.brief(state))
+            raise FormatError("the extra state of a rank is not a dict", file=file, found=torch_files.brief(state))
         found.ledger.contents(file, state, EXTRA)
         found.ledger.used("that the ranks are of one step", file)
         found.files.append(file)

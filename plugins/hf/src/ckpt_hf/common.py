@@ -34,6 +34,14 @@ from ckpt_core.sdk import (
 
 TableSet = tuple[Table, ...]
 """The tables of one way to make all choices."""
+Same = Callable[[str, str], bool]
+"""Whether the tensors of two names hold the same elements; not where one of them is missing."""
+
+
+def none_same(one: str, other: str) -> bool:
+    """What is known of tensors that nobody has looked at: that each may be one of its own."""
+    return False
+
 
 # transformers' ACT2FN names; the first name of a function is the one we write. "gelu" is the erf form.
 _ACTIVATIONS: dict[object, object] = {
@@ -138,8 +146,8 @@ class Family:
     The choice `names` of the tables is found by the names of tensors, and its default is written. `arrangement` names a
     choice that is also a config key: it changes how tensors are arranged, and not what they compute. `leftovers` drops what
     such files hold besides the model; `{layers}` stands for the number of layers.
-    `rewrites` say with weights what the class cannot say, the least change first; `as_stored` is the config as the names of the tensors
-    beside it say it, and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
+    `rewrites` say with weights what the class cannot say, the least change first; `as_stored` is the config as the tensors beside
+    it say it, by their names and by which of them are the same; and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
     """
 
@@ -150,7 +158,9 @@ class Family:
     arrangement: str = ""
     leftovers: Table = member(default_factory=Table)
     rewrites: Sequence[Rewrite] = SCALED_AND_CENTRED
-    as_stored: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] = lambda config, names: config
+    as_stored: Callable[[Mapping[str, Any], Collection[str], Same], Mapping[str, Any]] = lambda config, names, same: (
+        config
+    )
     losses: Callable[[Architecture], Iterable[ledgers.Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False
     other_names: tuple[str, ...] = ()

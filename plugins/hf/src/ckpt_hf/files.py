@@ -25,6 +25,7 @@ from ckpt_core.sdk import (
     documents,
     errors,
     layouts,
+    lazy,
     ledgers,
     torch_files,
 )
@@ -103,6 +104,13 @@ class Stored:
     states: list[disk.FileState] = field(default_factory=list)
     wrapper: str = ""
     losses: list[ledgers.Loss] = field(default_factory=list)
+
+    def are_same(self, one: str, other: str) -> bool:
+        """Whether the tensors of two names hold the same elements; not where one of them is missing."""
+        held = self.tensors
+        return {one, other} <= held.keys() and lazy.are_equal(
+            lazy.whole(held[one]), lazy.whole(held[other]), self.states
+        )
 
 
 def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored:

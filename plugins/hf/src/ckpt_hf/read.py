@@ -56,7 +56,7 @@ def read(path: str, request: ReadRequest) -> Description:
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
-    said = family.as_stored(config, stored.tensors.keys())
+    said = family.as_stored(config, stored.tensors.keys(), stored.are_same)
     facts, notes = family.config.read(said, config_file)
     ledger.config(config_file, family.config.fates(said))
     ledger.used("class of the model", config_file, "model_type", "architectures")

@@ -25,6 +25,7 @@ from ckpt_core.sdk import (
     rewrites,
 )
 from ckpt_hf.classes import code_beside, family_of
+from ckpt_hf.common import Same, none_same
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.names import matching
 from ckpt_hf.training import state_of_training
@@ -69,10 +70,11 @@ class TransformersModel:
     tokens: Sequence[str] = ()
 
 
-def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
+def model_of_config(path: str, names: Collection[str], same: Same = none_same) -> TransformersModel:
     """The model of the `config.json` at `path`, whose tensors are called `names` in the files of another framework.
 
-    The names may all have a prefix that their wrappers left. Raises an error if the file is not a config of transformers,
+    The names may all have a prefix that their wrappers left. `same` tells whether the tensors of two names hold the same elements,
+    by which transformers itself knows some tied heads; without it none do. Raises an error if the file is not a config of transformers,
     if it is one of a class that is not read, or if the names can be read in several ways.
     """
     config = config_in(path)
@@ -81,7 +83,7 @@ def model_of_config(path: str, names: Collection[str]) -> TransformersModel:
             "this is not a config of transformers", file=path, expected=f"a {CONFIG} with the key model_type"
         )
     family = family_of(config, path)
-    facts, notes = family.config.read(family.as_stored(config, names), path)
+    facts, notes = family.config.read(family.as_stored(config, names, same), path)
     architecture = architecture_of(facts, path)
     arrangement = family.arranged_by(config)
     match = matching(family.spellings(arrangement), names, architecture, family.leftovers)

@@ -28,6 +28,8 @@ MODEL_FILE = "model_optim_rng.pt"
 _MODEL_FILES = (MODEL_FILE, "model_rng.pt")
 _OPTIMIZER_FILES = ("distrib_optim.pt", "optim.pt")
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+# A decoder of transformers behind wrappers has other names within its layers.
+_OF_MEGATRON_FSDP = re.compile(rb"model\.(?:module\.)+decoder\.layers\.\d+\.(?:self_attention|mlp|input_layernorm)\.")
 _ITERATION = re.compile(r"iter_\d{7,}|release")
 
 
@@ -129,7 +131,7 @@ def _is_of_megatron_fsdp(folder: str) -> bool:
         keys = disk.read_small(file)
     except (CkptError, OSError):
         return False
-    return b"model.module." in keys and b"decoder.layers." in keys
+    return _OF_MEGATRON_FSDP.search(keys) is not None
 
 
 def container_of(folder: str) -> str:

@@ -100,7 +100,7 @@ def read_dist(
     numbers = [index for name in share.tensors if (index := layer_of(name)) is not None]
     found.layers = max(numbers, default=-1) + 1
     model_names = {name for name in checkpoint.tensors if not _belongs_to_optimizer(name)}
-    enter_names(found.ledger, checkpoint, model_names | (set(VALUES) if container == FSDP_DTENSOR else set()))
+    enter_names(found.ledger, checkpoint, model_names | (common.keys() if container == FSDP_DTENSOR else set()))
     if os.path.isfile(metadata := os.path.join(folder, DIST_METADATA)):
         found.ledger.used("how tensors are kept", metadata)
         found.ledger.contents(metadata, documents.read_json_object(metadata), DIST)
@@ -122,7 +122,7 @@ def _common(folder: str, checkpoint: chunked.DistributedCheckpoint) -> tuple[dic
         path = checkpoint.objects[_COMMON_STATE].file
         value = checkpoint.objects[_COMMON_STATE].read()
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    elif "args" in checkpoint.objects:  # of Megatron-FSDP
+    elif any(key in checkpoint.objects for key in VALUES):  # of Megatron-FSDP; Bridge's has no args
         (path,) = checkpoint.described_in
         value = {key: checkpoint.objects[key].read() for key in VALUES if key in checkpoint.objects}
     else:

@@ -67,7 +67,7 @@ def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: error
             if ".mlp.experts." in name:
                 expert_ranks = {"tp": (place[0], grid.etp), "ep": (place[1], grid.ep)}
                 share, pair = experts.setdefault(place, Share(expert_ranks, True)), place
-            share.add(name, [lazy.Shard((0,) * len(tensor.shape), tensor)], raw)
+            share.add(name, lazy.whole(tensor), raw)
             held_by.setdefault((rank.tp, pair, rank.pp), {}).setdefault(name, set()).add(rank.path)
     for files in held_by.values():
         everywhere = set().union(*files.values())

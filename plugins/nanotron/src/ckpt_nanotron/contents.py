@@ -33,15 +33,12 @@ _FOLDERS = {"optimizer": ledgers.OPTIMIZER, "lr_scheduler": ledgers.SCHEDULE, "r
 
 def enter_training(ledger: ledgers.Ledger, step: str, masters_read: bool) -> None:
     """The state of the training: optimizer, schedule, random generators, and how far it got."""
+    read = optimizer_files(step).values() if masters_read else ()
     for folder, reason in _FOLDERS.items():
-        for inside, _, names in os.walk(os.path.join(step, folder)):
-            for name in names:
-                path = os.path.join(inside, name)
-                ledger.left(reason, path, size=os.lstat(path).st_size)
-    if masters_read:
-        for path in optimizer_files(step).values():
-            ledger.used("weights", path)
-            ledger.contents(path, torch_files.read_torch_file(path), _OPTIMIZER)
+        ledger.left_whole(reason, os.path.join(step, folder), read)
+    for path in read:
+        ledger.used("weights", path)
+        ledger.contents(path, torch_files.read_torch_file(path), _OPTIMIZER)
     metadata = os.path.join(step, METADATA)
     if os.path.isfile(metadata):
         ledger.used("version of the files", metadata)

@@ -23,8 +23,8 @@ _INFO = ledgers.Contents({"[0-9]*": "where each tensor lies"})
 _FILES = {USER_CONTENT: ledgers.PROGRESS, SCHEDULER: ledgers.SCHEDULE, FRAGMENT: ledgers.SETTINGS}
 
 
-def enter_training(ledger: ledgers.Ledger, contents: FolderContents, masters_read: set[str]) -> None:
-    """The marks of the job, and the state of its training; `masters_read` are the files whose masters are the weights."""
+def enter_training(ledger: ledgers.Ledger, contents: FolderContents, read: set[str]) -> None:
+    """The marks of the job, and the state of its training; of the files `read`, those of the optimizer hold masters that are the weights."""
     root = root_of(contents.folder)
     for name in (BEGUN, DONE):
         if os.path.isfile(mark := os.path.join(root, name)):
@@ -36,10 +36,9 @@ def enter_training(ledger: ledgers.Ledger, contents: FolderContents, masters_rea
         if os.path.isfile(info := f"{rank.path}.info.pt"):
             ledger.used("where each tensor lies", info)
             ledger.contents(info, torch_files.read_torch_file(info), _INFO)
-    for inside, _, names in os.walk(os.path.join(root, FOLDER)):
-        for name in names:
-            file = os.path.join(inside, name)
-            if file not in masters_read:
-                ledger.left(ledgers.OPTIMIZER, file, size=os.lstat(file).st_size)
-            elif isinstance(content := read_xser(file) if ".tensors" not in inside else None, dict):
-                ledger.contents(file, content, _OPTIMIZER)
+    optimizer = os.path.join(root, FOLDER)
+    ledger.left_whole(ledgers.OPTIMIZER, optimizer, read)
+    for file in sorted(read):
+        of_masters = file.startswith(optimizer + os.sep) and ".tensors" not in os.path.dirname(file)
+        if of_masters and isinstance(content := read_xser(file), dict):
+            ledger.contents(file, content, _OPTIMIZER)

@@ -86,8 +86,7 @@ class FolderContents:
     def weights(self) -> Weights:
         """The tensors themselves, each in one shard."""
         tensors = {
-            file.rank: {name: [lazy.Shard((0,) * len(tensor.shape), tensor)] for name, tensor in file.tensors.items()}
-            for file in self.files
+            file.rank: {name: lazy.whole(tensor) for name, tensor in file.tensors.items()} for file in self.files
         }
         return Weights(self.folder, self.tp, self.ep, tensors, {file.rank: file.path for file in self.files})
 

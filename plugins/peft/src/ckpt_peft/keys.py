@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy, schema
+from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy
 
 PREFIX = "base_model.model."
 
@@ -77,13 +77,7 @@ class Named:
 
     def lazy(self) -> lazy.LazyParameter:
         """The tensor as one that is read when it is asked for."""
-        axes = tuple(schema.Axis(str(axis), size) for axis, size in enumerate(self.shape))
-        parts = []
-        for origin, stored in ((one.origin, one.stored) for one in self.shards):
-            tile = replace(lazy.placed(stored.shape), canonical_base=tuple(origin))
-            flat = lazy.flat_tile(tile, stored.strides)
-            parts.append(lazy.StoredPart(stored.file, stored.dtype, stored.offset, flat, stored.record))
-        return lazy.LazyParameter(schema.Parameter(self.key, axes), self.dtype, tuple(parts))
+        return lazy.of_shards(self.key, self.shape, self.shards)
 
 
 @dataclass

@@ -20,7 +20,6 @@ from ckpt_peft.settings import Settings, saved_as
 
 EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
 _BASE_LAYER = ".base_layer"
-_STEP = 1 << 20
 _FLOATS = ("fp32", "bf16", "fp16")
 
 
@@ -112,7 +111,7 @@ class Merger:
     def check_again(self, contents: Contents) -> None:
         """Raise an error for a tensor that is saved twice and not alike."""
         for name, named in contents.again.items():
-            if not self._is_same(named, contents.saved[name]):
+            if not lazy.are_equal(named.shards, contents.saved[name].shards, self.states):
                 self.problems.add(
                     FormatError(
                         f"{named.key!r} and {contents.saved[name].key!r} differ",
@@ -439,18 +438,7 @@ class Merger:
         return self._is_turned(head.down, tokens.up) and self._is_turned(head.up, tokens.down)
 
     def _is_turned(self, one: Named, other: Named) -> bool:
-        return self._is_same(one, other.turned())
-
-    def _is_same(self, one: Named, other: Named) -> bool:
-        left, right = one.lazy(), other.lazy()
-        source = lazy.SourceFiles(self.states)
-        try:
-            boxes = lazy.boxes(left.parameter.shape, _STEP)
-            return left.parameter.shape == right.parameter.shape and all(
-                bool((source.floats(left, box) == source.floats(right, box)).all()) for box in boxes
-            )
-        finally:
-            source.close()
+        return lazy.are_equal(one.shards, other.turned().shards, self.states)
 
     def finish(self) -> dict[str, lazy.LazyParameter]:
         """The tensors of the merged model; raises every problem found."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ckpt_core.sdk import Architecture, CkptError, layouts
+from ckpt_core.sdk import Architecture, CkptError, Refusal, layouts
 
 LLAMA3, QWEN3, DEEPSEEK_V3 = "llama3", "qwen3", "deepseek_v3"
 _ROTARY: dict[str, layouts.Value] = {LLAMA3: "pairs", QWEN3: "halves", DEEPSEEK_V3: "pairs"}
@@ -25,7 +25,7 @@ def model_of(architecture: Architecture, asked: Any, file: str) -> str:
     else:
         raise CkptError("torchtitan has no model of this kind", file=file, expected="layers with attention")
     if asked not in (None, found) and (DEEPSEEK_V3 in (asked, found) or found == QWEN3):
-        raise CkptError(f"the model is not torchtitan's {asked}", file=file, found=found, fix=f"use -o model={found}")
+        raise Refusal(f"the model is not torchtitan's {asked}", file=file, found=found, fix=f"use -o model={found}")
     return str(asked or found)
 
 

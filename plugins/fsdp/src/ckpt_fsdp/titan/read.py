@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ckpt_core.sdk import (
     Architecture,
@@ -15,10 +13,7 @@ from ckpt_core.sdk import (
     RankTensors,
     ReadRequest,
     company,
-    disk,
-    dtypes,
     layouts,
-    lazy,
     ledgers,
     reading,
 )
@@ -34,30 +29,29 @@ def read(path: str, request: ReadRequest) -> Description:
     folder = step_at(path)
     stored = read_chunks(folder)
     _refuse_adapters(stored, folder)
+    stored.check_asked(request.weights, folder)
     beside = _config_beside(path, folder)
     notes: Mapping[str, Any] = {}
+    origins: Mapping[str, Mapping[str, Any]] = {}
+    losses: Sequence[ledgers.Loss] = ()
     if beside is not None:
         described = model_of_config(beside, ())
-        architecture, notes = described.architecture, described.notes
+        architecture, notes, losses = described.architecture, described.notes, described.losses
+        origins = {"hf": described.hints}
     else:
         architecture = reading.given(
             request, path, problem="nothing says what the model is: torchtitan saves names and tensors, and no config"
         )
-    model = model_of(architecture, request.options.get("model"), folder)
+    model = model_of(architecture, request.options.get("model") or _written_as(path), folder)
     choices = choices_of(stored.names, model)
-    tensors, losses = _without_bias(stored.copies[0], architecture, choices, request, folder)
-    masters = all(dtype.name == "fp32" for dtype in stored.dtypes)
-    if request.weights == "master" and not masters:
-        raise CkptError(
-            "there are no fp32 masters: the step is of the model alone, in a narrower dtype",
-            file=folder,
-            fix="use --weights model, or a step that is not the last",
-        )
+    extra = _extra_biases(architecture, choices, stored.names)
+    _leave_biases(stored, extra, request, folder)
+    stored.leave_dropped(TABLES)
     return Description(
         architecture=architecture,
         tables=TABLES,
         choices=choices,
-        ranks=[RankTensors({}, tensors, folder)],
+        ranks=[RankTensors({}, {name: held for name, held in stored.copies[0].items() if name not in extra}, folder)],
         where=folder,
         root=path,
         files=states([*stored.files, *filter(None, [beside or request.config])]),
@@ -65,14 +59,21 @@ def read(path: str, request: ReadRequest) -> Description:
         notes=notes,
         sidecars=company.companions_of(beside) if beside else {},
         ledger=stored.ledger,
+        origins=origins,
         hints={"model": model, "release": "0.2" if choices["head"] == "output" else "0.3"},
         evidence=[
             f"torchtitan's {model}: queries and keys in {choices['rotary']}",
             f"names: {', '.join(f'{name} {choices[name]}' for name in ('head', 'qkv', 'experts'))}",
         ],
-        losses=[*losses, *_dropped(stored)],
-        masters=masters,
+        losses=losses,
+        masters=stored.masters,
     )
+
+
+def _written_as(path: str) -> object:
+    """The model that a step of ours was written as, which nothing else in it tells."""
+    receipt = reading.receipt_of(path, "torchtitan")
+    return None if receipt is None else receipt.decisions.get("model")
 
 
 def _config_beside(path: str, folder: str) -> str | None:
@@ -95,23 +96,20 @@ def _refuse_adapters(stored: Stored, folder: str) -> None:
         )
 
 
-def _without_bias(
-    tensors: Mapping[str, Sequence[lazy.Shard]],
-    architecture: Architecture,
-    choices: Mapping[str, layouts.Value],
-    request: ReadRequest,
-    folder: str,
-) -> tuple[dict[str, Sequence[lazy.Shard]], list[ledgers.Loss]]:
-    """The tensors without the bias on the scores of experts, where the model has no place for it.
-
-    torchtitan routes by score and bias with load_balance_coeff, which is on by default; its own export drops it, and
-    computes another model. Zeros change nothing.
-    """
+def _extra_biases(
+    architecture: Architecture, choices: Mapping[str, layouts.Value], names: Collection[str]
+) -> list[str]:
+    """The biases on the scores of experts, where the model has no place for them."""
     stack = architecture.decoder
     held = any(layer.mlp.moe and layer.mlp.moe.router.correction_bias for layer in stack.layers) if stack else False
-    name = BIAS[str(choices["experts"])]
-    extra = [] if held else sorted(key for key in tensors if key.endswith(f".{name}"))
-    moved = [key for key in extra if any(np.any(values) for values in _values(tensors[key]))]
+    return [] if held else sorted(name for name in names if name.endswith(f".{BIAS[str(choices['experts'])]}"))
+
+
+def _leave_biases(stored: Stored, extra: Collection[str], request: ReadRequest, folder: str) -> None:
+    """Leave them behind. torchtitan routes by score and bias with load_balance_coeff, which is on by default; its own export drops it,
+    and computes another model. Zeros change nothing.
+    """
+    moved = [name for name in extra if not stored.is_zero(name)]
     if moved and not request.options.get("drop_expert_bias"):
         raise CkptError(
             "the router adds a bias to the scores of experts, and the model of the config has no place for it",
@@ -120,23 +118,8 @@ def _without_bias(
             expected="zeros, or a model whose router has one (DeepSeek V3)",
             fix="leave it out with -o drop_expert_bias=true: the outputs are then those of another routing",
         )
-    losses = (
-        [ledgers.Loss("dropped", ", ".join(moved), "as -o drop_expert_bias=true asks: the routing changes")]
-        if moved
-        else []
-    )
-    return {key: shards for key, shards in tensors.items() if key not in extra}, losses
-
-
-def _values(shards: Sequence[lazy.Shard]) -> Iterator[np.ndarray]:
-    """The values of a small tensor, a part after the other."""
-    for shard in shards:
-        stored = shard.stored
-        data = disk.read_range(stored.file, stored.offset, stored.elements * stored.dtype.size)
-        yield dtypes.decode(np.frombuffer(data, stored.dtype.numpy), stored.dtype)
-
-
-def _dropped(stored: Stored) -> Iterator[ledgers.Loss]:
-    for dropped in (drop for table in TABLES for drop in table.drops):
-        if any(layouts.matches(dropped.native, name) for name in stored.names):
-            yield ledgers.Loss("dropped", dropped.native, dropped.why)
+    for name in extra:
+        if name in moved:
+            stored.leave("as -o drop_expert_bias=true asks: the routing changes", name)
+        else:
+            stored.enter_zeros(name)

@@ -35,7 +35,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         if facts.get(path):
             raise Refusal(f"torchtitan's models have no {path}", found=f"{path} = {facts[path]}")
     options, hints = request.options, checkpoint.hints_for("torchtitan")
-    kind = model_of(model.architecture, options.get("model") or _CLASSES[model.class_name], checkpoint.path)
+    asked = options.get("model") or hints.get("model") or _CLASSES[model.class_name]
+    kind = model_of(model.architecture, asked, checkpoint.path)
     release = str(options.get("release") or hints.get("release") or "0.3")
     choices = {**RELEASES[release], **rotary_of(kind)}
     if kind == DEEPSEEK_V3:

@@ -32,7 +32,7 @@ from ckpt_core.sdk import (
     same_as,
     values,
 )
-from ckpt_hf.common import GENERIC, SCALED_AND_CENTRED, Family, norms, transformers_version
+from ckpt_hf.common import GENERIC, SCALED_AND_CENTRED, Family, Same, norms, transformers_version
 
 STACKS = ("encoder", "decoder")
 BLOCKS = ("encoder.attention", "decoder.attention", "decoder.cross_attention")
@@ -51,6 +51,7 @@ _PLAIN: dict[str, Activation] = {
 }  # fmt: skip
 
 
+_HEAD, _EMBEDDING = "lm_head.weight", "shared.weight"
 _FEED_FORWARD = ("feed_forward_proj", "dense_act_fn", "is_gated_act")
 
 
@@ -169,17 +170,18 @@ def _close(one: float, two: float) -> bool:
     return math.isclose(one, two, rel_tol=1e-9)
 
 
-def stored_head(config: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+def stored_head(config: Mapping[str, Any], names: Collection[str], same: Same) -> Mapping[str, Any]:
     """Version 5 writes `tie_word_embeddings: true` whatever the head; a head of its own is known by its tensor.
 
-    It loads such a tensor, and ties it only where it equals the embedding.
+    It loads such a tensor, and ties it only where it equals the embedding (modeling_utils.py, `tie_weights`). A state dict in memory
+    always has one.
     """
-    if (transformers_version(config) or (0, 0)) < (5, 0) or not any(
-        f".{name}".endswith(".lm_head.weight") for name in names
-    ):
+    head = next((name for name in sorted(names) if f".{name}".endswith(f".{_HEAD}")), None)
+    if head is None or (transformers_version(config) or (0, 0)) < (5, 0):
         return config
-    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
-    return {**config, "scale_decoder_outputs": scaled, "tie_word_embeddings": False}
+    said = config.get("tie_word_embeddings") is not False
+    tied = said and same(head, head.removesuffix(_HEAD) + _EMBEDDING)
+    return {**config, "scale_decoder_outputs": config.get("scale_decoder_outputs", said), "tie_word_embeddings": tied}
 
 
 # fmt: off

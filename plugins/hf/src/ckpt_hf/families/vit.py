@@ -33,7 +33,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, GENERIC, MLP_BIASES, NORMS, Family, norms
+from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, GENERIC, MLP_BIASES, NORMS, Family, Same, norms
 from ckpt_hf.weights import NAMES
 
 _POOLER = "add_pooling_layer"
@@ -102,7 +102,7 @@ def _unnamed(count: int) -> list[str]:
     return [f"LABEL_{number}" for number in range(count)]
 
 
-def with_pooler(config: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+def with_pooler(config: Mapping[str, Any], names: Collection[str], same: Same) -> Mapping[str, Any]:
     """The config of a ViTModel, with whether the tensors beside it have a pooler."""
     return {**config, _POOLER: any(name.endswith("pooler.dense.weight") for name in names)}
 

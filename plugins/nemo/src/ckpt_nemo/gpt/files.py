@@ -104,7 +104,7 @@ def _of_ranks(saved: Saved, weights: str, found: Found, problems: errors.Problem
                 name = plain(raw)
                 layer = layer_of(name)
                 name = renumbered(name, None if layer is None else start + layer, None)
-                share.tensors.setdefault(name, []).append([lazy.Shard((0,) * len(tensor.shape), tensor)])
+                share.tensors.setdefault(name, []).append(lazy.whole(tensor))
                 held_by.setdefault((rank.pp, name), []).append(rank.file)
     for (stage, name), files in held_by.items():
         for rank in saved.ranks:
