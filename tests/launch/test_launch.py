@@ -38,6 +38,12 @@ ODD = {
         f"{SCALING}.high_frequency_factor": 4.0,
         f"{SCALING}.original_positions": 8192,
     },
+    "yarn": {
+        f"{SCALING}.kind": RotaryKind.YARN,
+        f"{SCALING}.factor": 4.0,
+        f"{SCALING}.original_positions": 32,
+        f"{SCALING}.truncate": False,
+    },
     "linear": {f"{SCALING}.kind": RotaryKind.LINEAR, f"{SCALING}.factor": 4.0},
     "qwen3": {"attention.qk_norm.kind": "rms", "attention.qk_norm.eps": 1e-5},
     "partial": {"attention.rotary.fraction": 0.5},
@@ -109,13 +115,24 @@ def test_every_argument_of_the_model_is_said_restored_or_at_its_default(tmp_path
     for name in ODD:
         try:
             launch = launched(tmp_path, name, to="megatron", options={"megatron_version": version})
-        except Refusal as refusal:
-            assert name == "window" and version in ("0.13", "0.14"), refusal
+        except CkptError as refusal:
+            assert name in ("window", "yarn") and version < {"window": "0.15", "yarn": "0.19"}[name], refusal
             continue
         for one in launch.arguments:
             assert one.taken or one.words or one.default == one.value, (name, one)
             assert not one.words or one.words[0] == line_of(one.name, version)["flag"]
         assert "--norm-epsilon" in launch.words or name != "eps"
+
+
+def test_yarn_is_started_by_the_arguments_that_no_checkpoint_restores(tmp_path) -> None:
+    launch = launched(tmp_path, "yarn", to="megatron")
+    assert [one.words for one in launch.silent] == [
+        ("--rotary-scaling-factor", "4.0"),
+        ("--yarn-beta-fast", "32.0"),
+        ("--yarn-beta-slow", "1.0"),
+        ("--no-yarn-correction-range-round-to-int",),
+        ("--yarn-original-max-position-embeddings", "32"),
+    ]
 
 
 def test_what_a_version_has_no_argument_for_is_refused_by_name(tmp_path) -> None:

@@ -187,6 +187,59 @@ def test_routers() -> None:
     assert first(MOE).mlp.moe.ffn == 72
 
 
+YARN = {
+    **ARGS,
+    "position_embedding_type": "yarn",
+    "rotary_scaling_factor": 4.0,
+    "yarn_original_max_position_embeddings": 32,
+    "yarn_beta_fast": 24.0,
+    "yarn_beta_slow": 2.0,
+    "yarn_correction_range_round_to_int": False,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
+}
+
+
+def scaling(**args: object):
+    return first({**YARN, **args}).attention.rotary.scaling
+
+
+def test_yarn_of_usual_attention() -> None:
+    """YarnRotaryEmbedding takes the whole head; of the factor of cos and sin, 1 and 0 are the usual one."""
+    found = first({**YARN, "rotary_percent": 0.5, "rotary_seq_len_interpolation_factor": 2}).attention.rotary
+    assert found.fraction == 1.0 and found.scaling == scaling()
+    told = (scaling().kind, scaling().factor, scaling().original_positions, scaling().beta_fast, scaling().beta_slow)
+    assert told == (RotaryKind.YARN, 4.0, 32, 24.0, 2.0)
+    assert scaling().truncate is False and scaling().attention_factor is None and scaling().mscale is None
+    assert (scaling(mscale=0.7, mscale_all_dim=0.4).mscale, scaling(mscale=0.7, mscale_all_dim=0.4).mscale_all_dim) == (
+        0.7,
+        0.4,
+    )
+    assert scaling(mscale=0.5).attention_factor == pytest.approx(0.05 * 1.3862943611198906 + 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [
+        ("rotary_scaling_factor", "factor", 1.0),
+        ("yarn_original_max_position_embeddings", "original_positions", 4096),
+        ("yarn_beta_fast", "beta_fast", 32.0),
+        ("yarn_beta_slow", "beta_slow", 1.0),
+        ("yarn_correction_range_round_to_int", "truncate", True),
+    ],
+)
+def test_null_means_what_megatron_lm_takes_for_it(key: str, name: str, value: object) -> None:
+    """_apply_yarn_config_from_args; args without the key are older than it, and no Megatron-LM built a model of them."""
+    assert getattr(scaling(**{key: None}), name) == value
+    with pytest.raises(CkptError, match=f"{key}(.|\n)*0.19"):
+        first({other: one for other, one in YARN.items() if other != key})
+
+
+def test_yarn_that_the_args_do_not_say_is_refused() -> None:
+    with pytest.raises(CkptError, match="enable_gpt_oss"):
+        first({**ARGS, "enable_gpt_oss": True})
+
+
 YARN_40 = (0.1 * 3.6888794541139363 + 1) ** 2 / 20**0.5  # mscale 1, a factor of 40
 
 
@@ -217,8 +270,8 @@ def test_the_scale_of_latent_scores_follows_the_version() -> None:
 def test_one_mscale_alone_is_a_factor_of_the_rotation() -> None:
     """HF counts mscale and mscale_all_dim only together; Megatron each by itself."""
     args = {**LATENT, "rope_type": "yarn", "layernorm_epsilon": 1e-5, "rotary_scaling_factor": 40.0}
-    scaling = first({**args, "mscale": 0.5, "mscale_all_dim": 0.0}).latent_attention.rotary.scaling
-    assert scaling.attention_factor == pytest.approx(0.05 * 3.6888794541139363 + 1)
+    found = first({**args, "mscale": 0.5, "mscale_all_dim": 0.0}).latent_attention.rotary.scaling
+    assert found.attention_factor == pytest.approx(0.05 * 3.6888794541139363 + 1)
     assert (
         first({**args, "mscale": 1.0, "mscale_all_dim": 0.0}).latent_attention.rotary.scaling.attention_factor is None
     )

@@ -10,7 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Config, Facts, Refusal, configs, decided, fact_is, key, note, schema, values
+from ckpt_core.sdk import (
+    Architecture,
+    Config,
+    Facts,
+    Refusal,
+    configs,
+    decided,
+    fact_is,
+    key,
+    key_is,
+    note,
+    schema,
+    values,
+)
 from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, window
 from ckpt_megatron.args.mlp import activation, widths
 from ckpt_megatron.args.norms import norms
@@ -47,6 +60,14 @@ def _common(attention: str) -> list[configs.Entry | list[configs.Entry]]:
         note("pad_token_id", "pad"),
         note("decoder_start_token_id", "decoder_start"),
         # what would make it another model
+        key_is(
+            "enable_gpt_oss",
+            False,
+            None,
+            or_absent=True,
+            written=False,
+            why="ModelOpt's builder replaces the positions by those of gpt-oss, whatever the args say (post_training/model_builder.py)",
+        ),
         neutral("qk_l2_norm", False),
         neutral("attention_output_gate", False),
         neutral("experimental_attention_variant", None),

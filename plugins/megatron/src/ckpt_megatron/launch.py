@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any
 
 from ckpt_core.sdk import Target, WriteRequest, documents, launches
+from ckpt_megatron.args.yarn import ARGUMENTS
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -73,6 +74,7 @@ _BUILT_IN: dict[str, object] = {
     "beta_slow": 1.0,
     # 0.13 always has yarn with latent attention, which with a factor of 1 is usual rotary positions
     "rope_type": "yarn",
+    **dict.fromkeys(key for key in ARGUMENTS.keys if key.startswith("yarn_")),
 }
 # Arguments that the parser has and nobody passes on: gpt_builder (0.15 to 0.19, model_provider before) gives GPTModel
 # `rope_scaling` without its factor, which stays 8.
@@ -174,6 +176,8 @@ def _argument(name: str, value: Any, version: str, latent: bool) -> launches.Arg
     default = line["default"]
     if name == "rope_type":
         default = "yarn" if latent else "rope"  # of the config classes, where there is none on the command line
+    if name == ARGUMENTS.names["truncate"]:
+        default = ARGUMENTS.nulls["truncate"]  # which argument_utils.py takes for the parser's null
     words = tuple(_words(line, value, default))
     return launches.Argument(
         name, value, words, launches.UNKNOWN if name == "load" else default, bool(line.get("taken")), model

@@ -50,6 +50,15 @@ def test_through_hf_and_back_every_tensor_is_the_original(golden: Golden, tmp_pa
     assert_same_bits(written, {name: tensor for name, tensor in original.items() if not name.startswith("mtp.")})
 
 
+@each(read=True)
+def test_megatron_lm_s_args_say_the_same(golden: Golden, tmp_path: Path) -> None:
+    convert(golden.checkpoint, tmp_path / "run", to="megatron", tp=golden.case["tp"])
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    assert fingerprint(tmp_path / "run") == fingerprint(golden.source)
+    with open_checkpoint(tmp_path / "run") as one, open_checkpoint(golden.source) as two:
+        assert one.architecture.decoder == two.architecture.decoder
+
+
 @each(read=False)
 def test_any_other_model_is_read_to_its_logits_or_refused_by_name(golden: Golden, tmp_path: Path) -> None:
     """Bridge says all of some of them in fields that are known, such as GLM 4.5; those must be right."""

@@ -99,7 +99,7 @@ def test_a_field_of_no_version_is_refused_with_the_way_on(run: Path) -> None:
     with open_checkpoint(run, options={"ignore_keys": "moe_field_of_tomorrow"}) as source:
         (loss,) = [loss for loss in source.checkpoint.all_losses if "moe_field_of_tomorrow" in loss.subject]
         assert loss.kind == "dropped" and "ignore_keys" in loss.reason
-        assert source.checkpoint.provenance.losses == []
+        assert not source.checkpoint.provenance.losses
 
 
 @pytest.mark.parametrize(

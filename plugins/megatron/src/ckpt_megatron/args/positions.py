@@ -9,9 +9,15 @@ from ckpt_core.sdk import CkptError, Facts, Refusal, configs, custom
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
 from ckpt_megatron.args.values import Args, flag
+from ckpt_megatron.args.yarn import ARGUMENTS, check_arguments, is_yarn, without_scaling
 
 _POSITIONS = 2048
-_KINDS = ("learned_absolute", "rope", "none")
+_KINDS = ("learned_absolute", "rope", "yarn", "none")
+_WITHOUT_YARN = (
+    "rotary_percent",
+    "use_rope_scaling",
+    "rotary_seq_len_interpolation_factor",
+)  # which yarn does not look at
 _KEYS = (
     "position_embedding_type",
     "use_rotary_position_embeddings",
@@ -40,6 +46,10 @@ def positions(attention: str) -> configs.Custom:
             facts["positions.count"] = args["max_position_embeddings"]
         if latent:  # MLASelfAttention rotates by itself, whatever the model's embedding type
             read_latent_rotary(args, facts)
+        elif kind == "yarn":
+            check_arguments(args)
+            read_rotary({key: value for key, value in args.items() if key not in _WITHOUT_YARN}, facts)
+            ARGUMENTS.read(args, facts)
         elif kind == "rope":
             read_rotary(args, facts)
 
@@ -58,6 +68,10 @@ def positions(attention: str) -> configs.Custom:
         args["rotary_base"] = int(theta) if theta == int(theta) else theta  # --rotary-base is an integer
         if latent:
             write_latent_rotary(facts, args)
+        elif is_yarn(facts):
+            args["position_embedding_type"] = "yarn"
+            write_rotary(without_scaling(facts), args)
+            ARGUMENTS.write(facts, args)
         else:
             write_rotary(facts, args)
 
@@ -67,7 +81,8 @@ def positions(attention: str) -> configs.Custom:
     uses = ["num_layers", "layers"]
     if latent:
         uses += ["layernorm_epsilon", "latent_attention.nope_dim", "latent_attention.rope_dim"]
-    return custom([*_KEYS, *LATENT_ROTARY_KEYS], claims, read=read, write=write, uses=uses, why=why)
+    keys = [*_KEYS, *dict.fromkeys([*LATENT_ROTARY_KEYS, *ARGUMENTS.keys])]
+    return custom(keys, claims, read=read, write=write, uses=uses, why=why)
 
 
 def learned_or_rotary(facts: Facts, attention: str) -> tuple[int | None, float | None]:
@@ -87,7 +102,7 @@ def _kind(args: Args, latent: bool) -> str:
         kind = "rope"
     elif kind in (None, "learned_absolute"):  # --no-position-embedding, before there was a type
         kind = "learned_absolute" if flag(args, "add_position_embedding", default=True) else "none"
-    if kind not in _KINDS and not (latent and kind in ("yarn", "mrope")):
+    if kind not in _KINDS and not (latent and kind == "mrope"):
         raise CkptError(
             "key 'position_embedding_type' has a value that is not supported",
             found=repr(kind),

@@ -53,5 +53,5 @@ def write_rotary(facts: Facts, args: dict[str, Any]) -> None:
         raise Refusal(
             "it has no such scaling of rotary positions",
             found=f"{prefix}kind = {kind}",
-            expected="linear, llama3, or yarn with latent attention",
+            expected="linear or llama3",
         )

@@ -9,7 +9,7 @@ from ckpt_core.sdk import CkptError, Facts, configs, custom, schema
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
-from ckpt_megatron.transformer_config.yarn import YARN_KEYS, is_yarn, read_yarn, refuse_yarn_elsewhere, write_yarn
+from ckpt_megatron.args.yarn import FIELDS, is_yarn, refuse_yarn_elsewhere, without_scaling
 
 # The classes of Llama 3.1 (NeMo 2, Bridge until 0.3) scale by these fields, and no other class has them.
 LLAMA31_FIELDS = {
@@ -64,7 +64,7 @@ def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
             read_latent_rotary(_latent_arguments(config), facts)
         elif kind == "yarn":
             _read_rotary({key: value for key, value in config.items() if key not in _WITHOUT_YARN}, facts)
-            read_yarn(config, facts)
+            FIELDS.read(config, facts)
         elif kind == "rope":
             refuse_yarn_elsewhere(config)
             _read_rotary(config, facts)
@@ -81,10 +81,8 @@ def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
             config["max_position_embeddings"] = config.get("original_max_position_embeddings")
         elif yarn and is_yarn(facts):
             config["position_embedding_type"] = "yarn"
-            _write_rotary(
-                Facts({path: value for path, value in facts.items() if not path.startswith(_SCALING)}), config
-            )
-            write_yarn(facts, config)
+            _write_rotary(without_scaling(facts), config)
+            FIELDS.write(facts, config)
         else:
             _write_rotary(facts, config)
 
@@ -94,7 +92,7 @@ def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
     uses = ["num_layers", "layers"]
     if latent:
         uses += ["layernorm_epsilon", "latent_attention.nope_dim", "latent_attention.rope_dim"]
-    keys = [*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS, *YARN_KEYS]
+    keys = [*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS, *FIELDS.keys]
     return custom(keys, claims, read=read, write=write, uses=uses, why=why)
 
 
@@ -125,7 +123,7 @@ def _write_rotary(facts: Facts, config: dict[str, Any]) -> None:
         config |= {key: scaling[name] for key, name in LLAMA31_FIELDS.items()}
         if all(scaling[name] == value for name, value in _BUILT_IN.items()):
             config |= {"rope_scaling": True, "rope_scaling_factor": scaling["factor"]}
-        facts = Facts({path: value for path, value in facts.items() if not path.startswith(prefix)})
+        facts = without_scaling(facts)
     args: dict[str, Any] = {"rotary_seq_len_interpolation_factor": None}
     write_rotary(facts, args)
     fields = {argument: key for key, argument in _ARGUMENTS.items()}

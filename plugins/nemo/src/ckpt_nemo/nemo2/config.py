@@ -102,6 +102,11 @@ def _family_of(facts: Facts) -> Classes:
 def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
     """Every field that says what the model is, none of which is left to a default."""
     latent_attention = facts.present("latent_attention") is not False
+    if not latent_attention and configs.uniform(facts, "attention.rotary.scaling.kind") is schema.RotaryKind.YARN:
+        raise Refusal(
+            "no config class of NeMo 2 says yarn: GPTModel has it since Megatron-Core 0.15, and NeMo 2.4 builds on 0.13",
+            found="attention.rotary.scaling.kind = yarn",
+        )
     table = table_of(classes, {"multi_latent_attention": latent_attention})
     fields = table.write(facts, {**notes, "interleaved": False})
     # rope_scaling is a field of GPTModel's later than NeMo 2; here the class is what scales
