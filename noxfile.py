@@ -236,13 +236,18 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
-def build(session: nox.Session) -> None:
-    """Build all wheels, install them into a clean environment and list the formats."""
-    session.install("build")
-    dist = Path(session.create_tmp()) / "dist"
-    shutil.rmtree(dist, ignore_errors=True)
-    for package in PACKAGES:
-        session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), package)
-    session.install("--force-reinstall", *[str(wheel) for wheel in dist.glob("*.whl")])
-    with session.chdir(os.fspath(session.create_tmp())):
-        session.run("ckpt", "formats")
+def release(session: nox.Session) -> None:
+    """Build every wheel and sdist, check them, and run the main job from the wheels alone in a clean environment."""
+    session.install("build", "hatchling>=1.25", "twine", "virtualenv")
+    folder = Path(session.create_tmp())
+    dist, clean, out = folder / "dist", folder / "clean", folder / "hf"
+    for leftover in (dist, clean, out):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for package in [*PACKAGES, "convert"]:
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), package, silent=True)
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    session.run("virtualenv", str(clean), silent=True)
+    session.run(str(clean / "bin/pip"), "install", "--quiet", "--find-links", str(dist), "ckpt-convert", external=True)
+    with session.chdir(os.fspath(folder)):  # not the root, where Python would find the sources
+        for step in (["formats"], ["convert", str(DEMO), "hf", "--to", "hf"], ["verify", str(DEMO), "hf"]):
+            session.run(str(clean / "bin/ckpt"), *step, external=True)
