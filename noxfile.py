@@ -239,7 +239,7 @@ def docs(session: nox.Session) -> None:
 def release(session: nox.Session) -> None:
     """Build every wheel and sdist, check them, and run the main job from the wheels alone in a clean environment."""
     session.install("build", "hatchling>=1.25", "twine", "virtualenv")
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     dist, clean, out = folder / "dist", folder / "clean", folder / "hf"
     for leftover in (dist, clean, out):
         shutil.rmtree(leftover, ignore_errors=True)
