@@ -18,7 +18,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ckpt_core.architecture import Architecture, parameters
+from ckpt_core.architecture import Architecture
 from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
@@ -109,7 +109,11 @@ def _config_file(path: str) -> str:
 
 
 def _reading(
-    plugin: Plugin, options: Mapping[str, str], config: str | os.PathLike[str] | None, weights: str
+    plugin: Plugin,
+    options: Mapping[str, str],
+    config: str | os.PathLike[str] | None,
+    weights: str,
+    alone: bool = False,
 ) -> ReadRequest:
     """What a plugin is asked to read, with typed options and the config file that the user gave."""
     if weights not in _WEIGHTS:
@@ -119,7 +123,7 @@ def _reading(
     for option in plugin.info.options:
         if option.kind is Checkpoint and isinstance(typed.get(option.name), str):
             typed[option.name] = _other(typed[option.name], option.name, given)
-    return ReadRequest(typed, config_architecture(given), weights, given)
+    return ReadRequest(typed, config_architecture(given), weights, given, alone)
 
 
 def _other(path: str, option: str, config: str | None) -> Checkpoint:
@@ -166,7 +170,7 @@ def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpo
     known = checkpoint.provenance
     known = replace(known, named=named, evidence=(f"{plugin.name}: {fact}", *known.evidence))
     checkpoint = replace(checkpoint, provenance=known)
-    if request.config is not None:
+    if request.config is not None and checkpoint.adapter is None:  # what comes with the base stays with it
         checkpoint = with_config(checkpoint, request.config, _notes_in(request.config))
     read = [state.path for state in checkpoint.files]
     companions = [sidecar.path for sidecar in checkpoint.sidecars.values() if not sidecar.offset]
@@ -190,6 +194,12 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
     `Refusal` where the format can't hold the model. The layout choices that a receipt records may be anyone's: where a writer
     can't follow them, and they are not a reading of its own format, the error names the receipt.
     """
+    if plugin.info.adapters and checkpoint.adapter is None:
+        raise Refusal(
+            f"format {plugin.name} holds adapters, and this is a whole model",
+            file=checkpoint.path,
+            fix="give an adapter; without -o base one is converted by itself",
+        )
     try:
         target: Target = plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
         check_returned(plugin, "ckpt_write", target, Target)
@@ -216,11 +226,12 @@ def read_checkpoint(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
+    alone: bool = False,
 ) -> Checkpoint:
-    """Read a checkpoint from headers alone: `open_checkpoint` says the arguments and the errors."""
+    """Read a checkpoint from headers alone: `open_checkpoint` says the arguments and the errors. `alone` is that of a `ReadRequest`."""
     local = localised(path_of(path, "path"))
     plugin, fact = find_format(local, format)
-    return _read(plugin, local, _reading(plugin, options_of(options), config, weights), fact)
+    return _read(plugin, local, _reading(plugin, options_of(options), config, weights, alone), fact)
 
 
 def read_model_or_fragment(
@@ -316,7 +327,8 @@ def plan_conversion(
     reader, fact = find_format(local, format)
     writer = _writer(to, ranks)
     source_options, target_options = split_options(given, reader, writer)
-    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
+    how = _reading(reader, source_options, config, weights, alone=writer.info.adapters)
+    checkpoint = _read(reader, local, how, fact)
     request = WriteRequest(typed_options(writer.info, target_options, "write"), _wanted(dtype), tp, pp, ep, place)
     target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
@@ -336,7 +348,7 @@ def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
         check_count(count, name, f"--{name}")
     check_format(to, "to", optional=False)
     writer = require(to)
-    if not writer.info.writes:
+    if not (writer.info.writes or writer.info.adapters):
         raise UsageError(f"format {to} can only be read")
     for name, count in ranks.items():
         if count not in (None, 1) and name not in writer.info.parallel:
@@ -512,5 +524,5 @@ def fingerprint(
 
 
 def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
-    known = parameters(checkpoint.architecture)
+    known = checkpoint.parameters
     return combine((name, known[name].true_shape, result.digest) for name, result in results.items())

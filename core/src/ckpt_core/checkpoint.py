@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.architecture import Architecture
+from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native
@@ -62,13 +62,26 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What makes a checkpoint an adapter, which is not a model, and changes one: its architecture is that of this model.
+
+    `parameters` are its own tensors. `settings` say, in JSON's types, what is done with them: where two adapters have the same
+    parameters, values and settings, they are the same. `base` is what its files call the model.
+    """
+
+    parameters: Mapping[str, Parameter]
+    settings: Mapping[str, Any]
+    base: str | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The intermediate representation of one checkpoint. Nobody changes one after it was made.
 
     `tensors` maps every canonical name to its lazy tensor. `files` are those that were read. `notes` are facts that
     change no output of the model but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `sidecars` are the files
     that travel with it, by their names beside it. `parallel` is the layout found (`tp`, `pp`, ...). `ledger` says of
-    every file and key of the source what became of it.
+    every file and key of the source what became of it. Where `adapter` is there, this is not a model.
     """
 
     format: str
@@ -81,6 +94,12 @@ class Checkpoint:
     parallel: Mapping[str, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     provenance: Provenance = Provenance()
+    adapter: Adapter | None = None
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The canonical tensors that it must have, by name."""
+        return parameters(self.architecture) if self.adapter is None else self.adapter.parameters
 
     @property
     def all_losses(self) -> list[Loss]:
@@ -127,7 +146,8 @@ class Target:
 
     `said` are the notes as the written config says them, and `held` the names of the source's sidecars that lie inside
     the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`. `config` is
-    what the written config says, key by key, for `launch`: how the framework is started with these files.
+    what the written config says, key by key, for `launch`: how the framework is started with these files. Where `adapter` is
+    there, what is written is not a model.
     """
 
     format: str
@@ -145,3 +165,9 @@ class Target:
     held: Collection[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     launch: Launch | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The canonical tensors that are written, by name."""
+        return parameters(self.architecture) if self.adapter is None else self.adapter.parameters

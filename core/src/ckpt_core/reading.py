@@ -41,7 +41,7 @@ IGNORE_KEYS = Option("ignore_keys", "config keys to leave out, separated by comm
 
 
 def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
-    """The checkpoint that a plugin describes, or that it made of another one, which an option of its names."""
+    """The checkpoint that a plugin describes, or that it made of another one, which an option of its names, or of an adapter alone."""
     described = plugin.hooks.ckpt_read(path=path, request=request)
     if isinstance(described, Checkpoint) and any(option.kind is Checkpoint for option in plugin.info.options):
         return described

@@ -9,7 +9,7 @@ from ckpt_core import ledger as ledgers
 from ckpt_core import rewrite as rewrites
 from ckpt_core import tensors as lazy
 from ckpt_core.architecture import Activation, Architecture, Facts, architecture_of, facts_of
-from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.checkpoint import Adapter, Checkpoint, Target
 from ckpt_core.config import (
     Config,
     by_layer,
@@ -43,6 +43,7 @@ from ckpt_core.writing import TargetBuilder
 
 __all__ = [
     "Activation",
+    "Adapter",
     "Architecture",
     "Checkpoint",
     "CkptError",

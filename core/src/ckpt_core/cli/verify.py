@@ -83,6 +83,7 @@ def command(
     has it, -o src.KEY=VALUE and -o dst.KEY=VALUE to one.
     """
     from ckpt_core.api import read_checkpoint
+    from ckpt_core.plugins.discovery import require
     from ckpt_core.receipt import find_receipt
     from ckpt_core.verify.conversion import verify
 
@@ -98,10 +99,16 @@ def command(
         "options": source_options,
         "weights": weights,
     }
-    source = read_checkpoint(**how)
+    alone = to is not None and require(to).info.adapters
+    if alone and (logits or prompt or plot or row_parallel):
+        raise UsageError(
+            "an adapter computes nothing by itself", found=dst, fix="verify the model that it makes of its base"
+        )
+    source = read_checkpoint(**how, alone=alone)
 
     def read() -> Checkpoint:
-        return read_checkpoint(dst, format=to, config=None if recorded else config, options=target_options)
+        known = None if recorded else config
+        return read_checkpoint(dst, format=to, config=known, options=target_options, alone=alone)
 
     with progress("verifying") as listener:
         verdict = verify(source, read, recorded, dst, how, listener)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
-from ckpt_core.architecture import parameters, to_json
+from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.records import watched
@@ -148,6 +148,8 @@ class Plan:
     def _identity(self) -> Iterator[str]:
         yield VERSION
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
+        if self.target.adapter is not None:
+            yield json.dumps(self.target.adapter.settings, sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
             yield f"{state.path} {state.size} {state.mtime_ns}"
         for file in self.target.files:
@@ -203,7 +205,7 @@ def make_plan(
     Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that.
     """
     workers = workers or min(4, os.cpu_count() or 1)
-    expected = parameters(target.architecture)
+    expected = target.parameters
     problems = Problems(f"writing {target.format}")
     _check_tensors(expected, target, problems)
     _check_files(target, problems)

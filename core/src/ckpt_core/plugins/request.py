@@ -56,7 +56,8 @@ class FormatInfo:
     """What `ckpt formats` shows. `parallel` names the layout flags the writer honours ("tp", "pp", "ep").
 
     `before` names formats that recognise folders of this one too: where both do, this one is read. `keeps` names formats whose
-    tensors this one keeps under their own names, so that what they declare of those holds here.
+    tensors this one keeps under their own names, so that what they declare of those holds here. `adapters`: it is a format of adapters,
+    which it writes, and no models.
     """
 
     name: str
@@ -68,18 +69,20 @@ class FormatInfo:
     writes: bool = True
     before: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    adapters: bool = False
     sdk: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
     """How a source is to be read. `architecture` is what `--config` supplied, `config` the path of that file; `weights`
-    is auto, model or master."""
+    is auto, model or master. `alone`: an adapter is wanted by itself, and not the model that it makes of its base."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     architecture: Architecture | None = None
     weights: str = "auto"
     config: str | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

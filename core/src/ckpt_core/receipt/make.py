@@ -75,6 +75,7 @@ def make_receipt(
         "options": dict(options),
         "losses": [loss.to_json() for loss in losses],
         "architecture": to_json(target.architecture),
+        **({} if target.adapter is None else {"adapter": target.adapter.settings}),
         "tensors": {
             name: {"shape": list(parameter.true_shape), "digest": tensors[name].digest}
             | ({"source_digest": before} if (before := tensors[name].source_digest) else {})

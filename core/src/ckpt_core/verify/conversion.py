@@ -116,12 +116,17 @@ def _planned_again(recorded: Receipt, destination: str, reading: Mapping[str, An
         options=options,
         **recorded.asked,
     )
-    return replace(plan.source, architecture=plan.target.architecture, tensors=dict(plan.target.tensors))
+    target = plan.target
+    return replace(plan.source, architecture=target.architecture, tensors=dict(target.tensors), adapter=target.adapter)
 
 
 def _judge_architectures(
     source: Checkpoint, rewritten: Checkpoint, target: Checkpoint, recorded: Receipt | None, verdict: Verdict
 ) -> None:
+    ours, theirs = ({} if one.adapter is None else one.adapter.settings for one in (rewritten, target))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            verdict.differences.append(Difference(key, str(ours.get(key)), str(theirs.get(key))))
     wrong = set(differing(facts_of(rewritten.architecture), facts_of(target.architecture)))
     for difference in architecture_differences(source.architecture, target.architecture):
         path = difference.subject

@@ -138,9 +138,9 @@ class ModelInMemory:
     rewrites: Sequence[str] = ()
 
 
-def model_in_memory(checkpoint: Checkpoint) -> ModelInMemory:
-    """`checkpoint` as transformers holds it. A checkpoint of format `hf` has the class that its config names, any other the first
-    class that holds it exactly. Raises `Refusal` naming what no class can hold.
+def model_in_memory(checkpoint: Checkpoint, wanted: str = "") -> ModelInMemory:
+    """`checkpoint` as transformers holds it. A checkpoint of format `hf` has the class that its config names, any other the class
+    `wanted`, or the first one that holds it exactly. Raises `Refusal` naming what no class can hold.
     """
     if checkpoint.format == "hf":
         folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path) or "."
@@ -149,7 +149,7 @@ def model_in_memory(checkpoint: Checkpoint) -> ModelInMemory:
         family = family_of(config, file)
         model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors)
     else:
-        fit = choose(checkpoint)
+        fit = choose(checkpoint, wanted)
         config, family, model = fit.config, fit.family, fit.model
     names: dict[str, layouts.Native] = {}
     for tables in reversed(family.spellings(family.arranged_by(config))):

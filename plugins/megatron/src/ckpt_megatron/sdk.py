@@ -13,6 +13,8 @@ from ckpt_megatron.args.mlp import read_experts, write_experts
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.router import ROUTER_KEYS
 from ckpt_megatron.bridge.files import find_folder as bridge_folder
+from ckpt_megatron.bridge.read import architecture_of_run
+from ckpt_megatron.bridge.write import run_of
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import linear_extra_states, stacked_extra_states
 from ckpt_megatron.files import DIST_METADATA
@@ -36,6 +38,7 @@ __all__ = [
     "Found",
     "GPTBuilder",
     "LegacySpelling",
+    "architecture_of_run",
     "backend_document",
     "bridge_folder",
     "check_any_version",
@@ -59,6 +62,7 @@ __all__ = [
     "read_dist",
     "read_experts",
     "renumbered",
+    "run_of",
     "stacked_extra_states",
     "stored_args",
     "te",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl, reading
+from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, reading
 
 
 @hookimpl
@@ -12,6 +12,7 @@ def ckpt_info() -> FormatInfo:
         summary="PEFT LoRA adapters: adapter_config.json with adapter_model.safetensors or .bin, merged into their base",
         families=("models of format hf",),
         writes=False,
+        adapters=True,
         options=(
             Option(
                 "base", "the model that the adapter was trained on, a checkpoint of any format", Checkpoint, side="read"
@@ -29,6 +30,9 @@ def ckpt_info() -> FormatInfo:
                 bool,
                 False,
                 side="read",
+            ),
+            Option(
+                "hf_class", "write for this class of transformers, where several hold the base", str, None, side="write"
             ),
             Option(
                 "ignore_keys", "keys of adapter_config.json to leave out, separated by commas", str, "", side="read"
@@ -56,3 +60,10 @@ def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
     from ckpt_peft.read import read
 
     return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_peft.alone import write
+
+    return write(checkpoint, request)

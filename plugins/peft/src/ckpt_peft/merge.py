@@ -536,13 +536,13 @@ def targets_of(adapted: Adapted, native: layouts.Native, settings: Settings) -> 
         return
     matrix = {dims - 2, dims - 1}
     for out in (
-        matrix if 1 in native.shape[-2:] else {_out_dimension(native)}
+        matrix if 1 in native.shape[-2:] else {out_dimension(native)}
     ):  # of one row, or one column, the shapes say which
         (into,) = matrix - {out}
         yield Target(adapted, native, out, into, narrowed=parameter, looked_up=looked_up)
 
 
-def _out_dimension(native: layouts.Native) -> int:
+def out_dimension(native: layouts.Native) -> int:
     """The dimension of a weight that its output runs over: a parameter has the axes of its output first, but for an expert's number.
 
     transformers keeps linear weights as [out, in], and those of Conv1D (GPT-2) as [in, out].

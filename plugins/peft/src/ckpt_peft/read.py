@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     schema,
 )
 from ckpt_hf.sdk import ModelInMemory, model_in_memory
+from ckpt_peft.alone import read_alone
 from ckpt_peft.files import Files, companions, open_files
 from ckpt_peft.keys import Contents, sorted_out
 from ckpt_peft.merge import EMBEDDING, HEAD, Merger
@@ -37,13 +38,16 @@ _NOT_OF_TOKENIZER = (company.GENERATION, company.PROCESSOR)
 
 
 def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The merged model of the adapter at `path` and of `-o base`. `UsageError` without a base."""
+    """The merged model of the adapter at `path` and of `-o base`; without a base the adapter, where it is wanted alone, or a `UsageError`."""
     if request.weights == "master":
         raise CkptError("an adapter has no fp32 masters", file=path, fix="use --weights model")
     files = open_files(path, request)
     base = request.options.get("base")
     if not isinstance(base, Checkpoint):
-        raise lacks_base(files)
+        found = read_alone(files, path, request) if request.alone else None
+        if found is None:
+            raise lacks_base(files, request.alone)
+        return found
     settings = read_settings(files.config, files.config_file, bool(request.options.get("residual_base")))
     check_revision(settings, base, files)
     if not files.tensors:
@@ -104,8 +108,8 @@ def merged_checkpoint(
     )
 
 
-def lacks_base(files: Files) -> errors.UsageError:
-    """What to give, where no base is given."""
+def lacks_base(files: Files, alone: bool = False) -> errors.UsageError:
+    """What to give, where no base is given; `alone`: only what the base is, and none of its weights, is needed."""
     named = files.config.get("base_model_name_or_path")
     revision = files.config.get("revision")
     return errors.UsageError(
@@ -114,7 +118,9 @@ def lacks_base(files: Files) -> errors.UsageError:
         found=f"an adapter of {named!r}{f', revision {revision!r}' if revision else ''}"
         if named
         else "an adapter that names no base",
-        fix="give the folder of the base, in any format: -o base=FOLDER",
+        fix="give the config.json of the base with --config: its weights are not needed"
+        if alone
+        else "give the folder of the base, in any format: -o base=FOLDER",
     )
 
 

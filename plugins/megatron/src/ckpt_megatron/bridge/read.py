@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
+    Architecture,
     CkptError,
     Description,
     Facts,
     FormatError,
     ReadRequest,
+    architecture_of,
     chunked,
     company,
     disk,
@@ -26,7 +28,7 @@ from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STAT
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
 from ckpt_megatron.found import Found
-from ckpt_megatron.layout import DIVISIBLE
+from ckpt_megatron.layout import DIVISIBLE, padded
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.read import choices_of_tensors, rank_tensors
 from ckpt_megatron.read_dist import read_dist
@@ -116,19 +118,36 @@ def _losses_of_class(target: str, file: str) -> list[ledgers.Loss]:
     return [ledgers.Loss("assumed", target, "no class of Megatron-Bridge's; taken for what its fields say")]
 
 
-def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
-    """vocab_size, which is that without padding; how many rows there are follows from it."""
-    rows, size = found.rows(EMBEDDING), fields.get("vocab_size")
+def architecture_of_run(file: str) -> Architecture:
+    """What the model of a run is, by its run_config.yaml alone. Raises what its class can't be read as."""
+    target, fields = model_section(run_config(disk.read_small(file), file), file)
+    _losses_of_class(target, file)
+    facts, _ = table_of(target, fields).read(fields, file)
+    facts["tokens.vocabulary"] = size = _size(fields, file)
+    facts["tokens.padded_vocabulary"] = _rows(fields, size)
+    return architecture_of(facts, file)
+
+
+def _size(fields: Mapping[str, Any], file: str) -> int:
+    size = fields.get("vocab_size")
     if type(size) is not int or size < 1:
         raise CkptError(
-            "key 'vocab_size' is not a number of tokens", file=file, found=repr(size)[:60], expected=f"at most {rows}"
+            "key 'vocab_size' is not a number of tokens", file=file, found=repr(size)[:60], expected="at least 1"
         )
-    expected = size
-    if fields.get("should_pad_vocab"):
-        multiple = fields.get(DIVISIBLE) or 128
-        ranks = fields.get(RANKS["tp"]) or 1
-        expected = -(-size // (multiple * ranks)) * multiple * ranks
-    if rows != expected:
+    return size
+
+
+def _rows(fields: Mapping[str, Any], size: int) -> int:
+    """How many rows an embedding of so many tokens has."""
+    if not fields.get("should_pad_vocab"):
+        return size
+    return padded(size, fields.get(DIVISIBLE) or 128, fields.get(RANKS["tp"]) or 1)
+
+
+def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
+    """vocab_size, which is that without padding; how many rows there are follows from it."""
+    rows, size = found.rows(EMBEDDING), _size(fields, file)
+    if rows != (expected := _rows(fields, size)):
         raise CkptError(
             "the embedding has another number of rows than the vocabulary",
             file=found.folder,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -33,8 +35,40 @@ _SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_s
 _DONE = ("do_train", "do_valid", "do_test")
 
 
-def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
-    """The folder. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
+@dataclass(frozen=True)
+class Run:
+    """A run as its config says it: the files' `layout`, the `model` as Bridge holds it, and the fields of its class `target`.
+
+    `asked`: somebody wants this version. `numbered`: layers are of several kinds. `pads`: the vocabulary is padded.
+    """
+
+    layout: FileLayout
+    model: rewrites.Rewritable
+    target: str
+    version: str
+    fields: dict[str, Any]
+    asked: bool
+    numbered: bool
+    pads: bool
+
+    def documents(
+        self, destination: str, tokenizer: bool, sections: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    ) -> dict[str, bytes]:
+        """The config and the trackers. `tokenizer`: there is one in the folder. `sections` are more of the config, or more of one that is there."""
+        folder, step = self.layout.folder, self.layout.iteration or 0
+        config = _run_config(self.target, self.fields, f"{destination}/{folder}/{TOKENIZER}" if tokenizer else None)
+        config |= {name: {**config.get(name, {}), **section} for name, section in sections.items()}
+        state = _train_state(step)
+        return {
+            f"{folder}/{RUN_CONFIG}": documents.dump_yaml(config).encode(),
+            f"{folder}/{TRAIN_STATE}": state,
+            LATEST: state,
+            TRACKER: str(step).encode(),
+        }
+
+
+def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
+    """The run that a model is written as. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
     hints, options = checkpoint.hints_for("megatron-bridge"), request.options
     layout = replace(FileLayout.of(request, hints), container="torch_dist")
     if layout.iteration is None:
@@ -57,35 +91,31 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
-    builder = GPTBuilder(layout, model, request.dtype)
+    return Run(layout, model, target, version, fields, bool(asked), numbered, pads)
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The folder. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
+    run = run_of(checkpoint, request)
+    layout = run.layout
+    builder = GPTBuilder(layout, run.model, request.dtype)
     common = {"checkpoint_version": 3.0, "iteration": layout.iteration, "content_metadata": CONTENT}
-    write_dist(builder, common, homogeneous=not numbered)
-    tokenizer = (
-        f"{request.destination}/{layout.folder}/{TOKENIZER}" if company.has_tokenizer(checkpoint.sidecars) else None
-    )
-    builder.documents[f"{layout.folder}/{RUN_CONFIG}"] = documents.dump_yaml(
-        _run_config(target, fields, tokenizer)
-    ).encode()
-    state = _train_state(layout.iteration or 0)
-    builder.documents |= {
-        f"{layout.folder}/{TRAIN_STATE}": state,
-        LATEST: state,
-        TRACKER: str(layout.iteration).encode(),
-    }
+    write_dist(builder, common, homogeneous=not run.numbered)
+    builder.documents |= run.documents(request.destination, company.has_tokenizer(checkpoint.sidecars))
     return builder.target(
         "megatron-bridge",
         sidecars={f"{layout.folder}/{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
         parallel=layout.parallel,
         decisions={
-            "class": target,
-            "bridge_version": version,
+            "class": run.target,
+            "bridge_version": run.version,
             "names": layout.names,
-            "should_pad_vocab": pads,
+            "should_pad_vocab": run.pads,
             DIVISIBLE: layout.multiple,
         },
-        said=table_of(target, fields).said(fields),
-        config=fields,
-        losses=[] if asked else _assumed(target, fields, version),
+        said=table_of(run.target, run.fields).said(run.fields),
+        config=run.fields,
+        losses=[] if run.asked else _assumed(run.target, run.fields, run.version),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl, reading
+from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, reading
 
 
 @hookimpl
@@ -12,6 +12,7 @@ def ckpt_info() -> FormatInfo:
         summary="LoRA adapters of Megatron-Bridge: iter_* with run_config.yaml and adapter tensors alone, merged into their base",
         families=("models of format megatron",),
         writes=False,
+        adapters=True,
         before=("megatron-bridge",),
         options=(
             Option(
@@ -24,6 +25,8 @@ def ckpt_info() -> FormatInfo:
                 "base",
                 side="read",
             ),
+            Option("pretrained_checkpoint", "where Megatron-Bridge finds the imported base", str, None, side="write"),
+            Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
         ),
     )
 
@@ -47,3 +50,10 @@ def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
     from ckpt_peft.megatron.read import read
 
     return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_peft.megatron.alone import write
+
+    return write(checkpoint, request)

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, CkptError, ReadRequest, Refusal, errors, layouts, reading, rewrites
-from ckpt_hf.sdk import ModelInMemory
-from ckpt_megatron.sdk import expressed_for, weights
+from ckpt_core.sdk import Checkpoint, CkptError, ReadRequest, Refusal, errors, reading
 from ckpt_peft.keys import MAGNITUDE
+from ckpt_peft.megatron.alone import gpt_model, read_alone
 from ckpt_peft.megatron.files import Files, open_files
 from ckpt_peft.merge import Merger
 from ckpt_peft.read import merged_checkpoint
@@ -30,29 +29,21 @@ _SILENT = (
 
 
 def read(path: str, request: ReadRequest) -> Checkpoint:
-    """The merged model of the adapter at `path` and of `-o base`. `UsageError` without a base."""
+    """The merged model of the adapter at `path` and of `-o base`; without a base the adapter, where it is wanted alone, or a `UsageError`."""
     if request.weights == "master":
         raise CkptError("an adapter has no fp32 masters", file=path, fix="use --weights model")
     files = open_files(path)
     base = request.options.get("base")
     if not isinstance(base, Checkpoint):
+        if request.alone:
+            return read_alone(files, _settings(files), path)
         raise _lacks_base(files)
     settings = _settings(files)
-    merger = Merger(_model(base), settings, files.folder, files.states, exact=request.options.get("merge") == "fp32")
+    merger = Merger(gpt_model(base), settings, files.folder, files.states, exact=request.options.get("merge") == "fp32")
     for adapted in files.adapted:
         merger.add(adapted)
     merger.check_whole()
     return merged_checkpoint("megatron-lora", path, base, merger, files.states, base.sidecars, files.ledger)
-
-
-def _model(base: Checkpoint) -> ModelInMemory:
-    """A base as Megatron's GPTModel, whose weights the adapter's names are about."""
-    own = rewrites.Rewritable(base.architecture, base.tensors, files=base.files)
-    model = expressed_for(own, 1, by_fields=True)
-    names = layouts.BoundTables(weights.TABLES, model.architecture).natives()
-    if all(model.tensors.get(name) == tensor for name, tensor in base.tensors.items()):
-        model = own  # what Megatron needs besides are biases of zeros
-    return ModelInMemory("GPTModel", model.architecture, model.tensors, names, model.rewrites)
 
 
 def _settings(files: Files) -> Settings:

@@ -1,0 +1,208 @@
+"""An adapter of Megatron-Bridge by itself, without the weights of its base: read, to be written as one of another kind, and written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckpt_core.sdk import (
+    Checkpoint,
+    Refusal,
+    Target,
+    TargetBuilder,
+    WriteRequest,
+    chunked,
+    company,
+    layouts,
+    ledgers,
+    rewrites,
+    schema,
+)
+from ckpt_hf.sdk import ModelInMemory
+from ckpt_megatron.sdk import (
+    DIST_METADATA,
+    architecture_of_run,
+    backend_document,
+    dist_files,
+    dist_place,
+    expressed_for,
+    run_of,
+    weights,
+)
+from ckpt_peft.alone import alone
+from ckpt_peft.keys import DOWN, MAGNITUDE, UP
+from ckpt_peft.megatron.files import Files
+from ckpt_peft.merge import Merger
+from ckpt_peft.pairs import (
+    Pair,
+    adapter_of,
+    all_of,
+    alpha_of,
+    check_same_weights,
+    joined,
+    pairs_in,
+    pairs_of,
+    places_of,
+    without_weights,
+)
+from ckpt_peft.settings import Settings
+
+_KEYS = {DOWN: "linear_in.weight", UP: "linear_out.weight", MAGNITUDE: "weight_magnitude"}
+_LORA, _DORA = "megatron.bridge.peft.lora.LoRA", "megatron.bridge.peft.dora.DoRA"
+_TOKENIZER = "tokenizer"
+
+
+def gpt_model(base: Checkpoint) -> ModelInMemory:
+    """A base as Megatron's GPTModel, whose weights the adapter's names are about."""
+    own = rewrites.Rewritable(base.architecture, base.tensors, files=base.files)
+    model = expressed_for(own, 1, by_fields=True)
+    names = layouts.BoundTables(weights.TABLES, model.architecture).natives()
+    if all(model.tensors.get(name) == tensor for name, tensor in base.tensors.items()):
+        model = own  # what Megatron needs besides are biases of zeros
+    return ModelInMemory("GPTModel", model.architecture, model.tensors, names, model.rewrites)
+
+
+def read_alone(files: Files, settings: Settings, path: str) -> Checkpoint:
+    """The adapter as it is; run_config.yaml says what its base is."""
+    architecture = architecture_of_run(files.config_file)
+    model = gpt_model(without_weights(architecture, "", ""))
+    merger = Merger(model, settings, files.folder, files.states, exact=False)
+    merger.add_all(files.adapted)
+    merger.check_whole()
+    files.ledger.used("architecture", files.config_file, "model")
+    origin = files.sections["model"].get("hf_model_id")
+    base = origin if isinstance(origin, str) and origin else settings.base
+    return alone("megatron-lora", path, architecture, pairs_of(merger, files.states), base, files.states, files.ledger)
+
+
+def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    """The folder of a run. Raises `Refusal` naming what no adapter of Megatron-Bridge can hold."""
+    assert checkpoint.adapter is not None
+    bare = without_weights(checkpoint.architecture, "", "")
+    model, pairs = gpt_model(bare), pairs_in(checkpoint)
+    check_same_weights(model, pairs)
+    known = schema.parameters(model.architecture)
+    said: list[str] = []
+    modules: list[tuple[layouts.Native, list[Pair]]] = []
+    for native in all_of(model.names.values(), pairs):
+        own, how = joined(native, pairs, known)
+        modules.append((native, own))
+        if how is not None:
+            said.append(how)
+    written = {pair.parameter: pair for _, own in modules for pair in own}
+    if absent := sorted(pairs.keys() - written.keys()):
+        raise Refusal(f"{absent[0]} has no module in Megatron's GPTModel", file=checkpoint.path)
+    modules, rank = _of_one_rank(modules, said)
+    written = {pair.parameter: pair for _, own in modules for pair in own}
+    adapter, tensors = adapter_of(written, checkpoint.adapter.base)
+    builder = TargetBuilder(rewrites.Rewritable(checkpoint.architecture, tensors, tuple(said)), (), request.dtype)
+    run = run_of(bare, request)
+    _add_chunks(builder, modules, known, run.layout.folder)
+    scale, dora = (
+        _only(written, "scale", lambda pair: pair.scale),
+        _only(written, "kind", lambda pair: pair.magnitude is not None),
+    )
+    section = {
+        "_target_": _DORA if dora else _LORA,
+        "alpha": alpha_of(scale, rank),
+        "dim": rank,
+        "dropout": 0.0,
+        "exclude_modules": [],
+        "target_modules": _targets(modules, model),
+    }
+    said_of_base = {"pretrained_checkpoint": request.options.get("pretrained_checkpoint"), "finetune": True}
+    sections: dict[str, Mapping[str, Any]] = {"peft": section, "checkpoint": said_of_base}
+    if adapter.base is not None:
+        sections["model"] = {"hf_model_id": adapter.base}
+    builder.documents |= run.documents(request.destination, company.has_tokenizer(checkpoint.sidecars), sections)
+    target = builder.target(
+        "megatron-lora",
+        sidecars={f"{run.layout.folder}/{_TOKENIZER}/{name}": file for name, file in checkpoint.sidecars.items()},
+        decisions={"class": run.target, "bridge_version": run.version, "dim": rank},
+        losses=_losses(request, adapter.base),
+        config=run.fields,
+    )
+    target.adapter = adapter
+    return target
+
+
+def _of_one_rank(
+    modules: Sequence[tuple[layouts.Native, list[Pair]]], said: list[str]
+) -> tuple[list[tuple[layouts.Native, list[Pair]]], int]:
+    """The modules with one rank, as `peft.dim` is that of all: matrices of a smaller one get zeros."""
+    rank = max(pair.rank for _, own in modules for pair in own)
+    wide = [(native, [pair.widened(rank, 0, pair.down.parameter.name) for pair in own]) for native, own in modules]
+    if smaller := sorted({pair.rank for _, own in modules for pair in own} - {rank}):
+        said.append(
+            f"pairs of rank {', '.join(map(str, smaller))} have rank {rank}, with zeros, as peft.dim is one for all modules"
+        )
+    return wide, rank
+
+
+def _only(pairs: Mapping[str, Pair], what: str, of: Any) -> Any:
+    """What all pairs have alike, for which the config has one key."""
+    found = {of(pair): name for name, pair in pairs.items()}
+    if len(found) > 1:
+        raise Refusal(
+            f"an adapter of Megatron-Bridge has one {what} for all modules",
+            found=", ".join(f"{value} ({name})" for value, name in found.items()),
+        )
+    return next(iter(found))
+
+
+def _add_chunks(
+    builder: TargetBuilder,
+    modules: Sequence[tuple[layouts.Native, list[Pair]]],
+    known: Mapping[str, schema.Parameter],
+    folder: str,
+) -> None:
+    """Plan the distributed checkpoint: tensors of all layers in one where every layer has it and they are alike, as Megatron-Core stacks them."""
+    layers = {native.layer for native, _ in modules}
+    kinds: dict[str, set[tuple[int, tuple[int, ...]]]] = {}
+    for native, _ in modules:
+        if native.layer is not None:
+            kinds.setdefault(native.name.replace(f".{native.layer}.", ".", 1), set()).add((native.layer, native.shape))
+    shapes = [{shape for _, shape in held} for held in kinds.values()]
+    whole = all(len(held) == len(layers) for held in kinds.values()) and layers == set(range(len(layers)))
+    stacked = len(layers) if whole and all(len(held) == 1 for held in shapes) else None
+    factors = [
+        (native, f"{native.name.removesuffix('.weight')}.adapter.{_KEYS[role]}", factor)
+        for native, own in modules
+        for role, factor in places_of(native, 0, 1, own, known)
+    ]
+    files = dist_files([math.prod(factor.shape) * builder.dtype_of(factor).size for _, _, factor in factors])
+    chunks = []
+    for (native, name, factor), file in zip(factors, files, strict=True):
+        key, origin, sizes = dist_place(name, native.layer, stacked, 0)
+        ones, zeros = (1,) * len(origin), (0,) * len(factor.shape)
+        dtype = builder.dtype_of(factor)
+        chunks.append(
+            chunked.ChunkSpec(key, dtype, (*sizes, *factor.shape), (*origin, *zeros), (*ones, *factor.shape), file)
+        )
+    plan = chunked.plan_distributed(folder, chunks)
+    builder.files += plan.files
+    for (_, _, factor), chunk, offset in zip(factors, chunks, plan.offsets, strict=True):
+        builder.place(factor, f"{folder}/{chunk.file}", offset)
+    builder.documents[f"{folder}/{chunked.METADATA}"] = plan.metadata
+    builder.documents[f"{folder}/{DIST_METADATA}"] = backend_document("torch_dist")
+
+
+def _targets(modules: Sequence[tuple[layouts.Native, list[Pair]]], model: ModelInMemory) -> list[str]:
+    """The names of the adapted modules; with the layer where not every layer has them."""
+    adapted = {native.name.removesuffix(".weight") for native, _ in modules}
+    short = {name.rpartition(".")[2] for name in adapted}
+    every = {
+        name.removesuffix(".weight")
+        for name, native in model.names.items()
+        if name.endswith(".weight") and len(native.shape) == 2
+    }
+    return sorted(short if all(name in adapted for name in every if name.rpartition(".")[2] in short) else adapted)
+
+
+def _losses(request: WriteRequest, base: str | None) -> list[ledgers.Loss]:
+    if request.options.get("pretrained_checkpoint") is not None:
+        return []
+    said = f"the adapter names {base!r}, " if base else ""
+    reason = f"{said}and Megatron-Bridge needs the folder of the imported base: -o pretrained_checkpoint=FOLDER"
+    return [ledgers.Loss("unsaid", "checkpoint.pretrained_checkpoint", reason)]
