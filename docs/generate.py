@@ -85,7 +85,8 @@ def formats() -> str:
     for name in ["ir", *FIRST_PARTY]:
         info, distribution = require(name).info, require(name).distribution.partition(" ")[0]
         parallel = " ".join(f"`--{size}`" for size in info.parallel)
-        directions = ", ".join(word for word, can in (("read", info.reads), ("write", info.writes)) if can)
+        able = {"read": info.reads, "write": info.writes, "write adapters": info.adapters}
+        directions = ", ".join(word for word, can in able.items() if can)
         rows.append((code(name), code(distribution), directions, parallel, info.summary))
     return table(("format", "distribution", "can", "layouts", "what it is"), rows)
 

@@ -43,6 +43,7 @@ def plugin_json(plugin: Plugin) -> dict[str, object]:
             "summary": info.summary,
             "reads": info.reads,
             "writes": info.writes,
+            "adapters": info.adapters,
             "families": info.families,
             "parallel": info.parallel,
             "before": info.before,
@@ -71,7 +72,8 @@ def show_all(plugins: list[Plugin]) -> None:
             said = "; ".join(filter(None, (plugin.broken, plugin.fix)))
             rows.append((plugin.name, plugin.distribution, "", "", f"broken: {said}"))
         else:
-            can = ["yes" if able else "no" for able in (plugin.info.reads, plugin.info.writes)]
+            writes = "adapters" if plugin.info.adapters else "yes" if plugin.info.writes else "no"
+            can = ["yes" if plugin.info.reads else "no", writes]
             rows.append((plugin.name, plugin.distribution, *can, plugin.info.summary))
     head, *body = table(rows)
     say(paint(head, "bold"))
@@ -86,7 +88,8 @@ def show_one(plugin: Plugin) -> None:
     info, page = plugin.info, Page()
     page.say("format", f"{info.name}: {info.summary}")
     page.say("from", plugin.distribution)
-    page.say("can", " and ".join(word for word, able in (("read", info.reads), ("write", info.writes)) if able))
+    able = {"read": info.reads, "write": info.writes, "write adapters": info.adapters}
+    page.say("can", " and ".join(word for word, can in able.items() if can))
     page.say("families", *(info.families or ["any that its tables hold"]))
     page.say("parallel", " ".join(f"--{name} N" for name in info.parallel) or "none: one unsharded copy")
     if info.before:

@@ -145,7 +145,14 @@ def _check_needed(hooks: pluggy.HookRelay, info: FormatInfo, module: str) -> Non
     for name, why in (
         ("ckpt_detect", "which every format needs"),
         ("ckpt_read", "and FormatInfo says reads=True" if info.reads else ""),
-        ("ckpt_write", "and FormatInfo says writes=True" if info.writes else ""),
+        (
+            "ckpt_write",
+            "and FormatInfo says writes=True"
+            if info.writes
+            else "and FormatInfo says adapters=True"
+            if info.adapters
+            else "",
+        ),
     ):
         if why and not getattr(hooks, name).get_hookimpls():
             raise CkptError(f"it has no hook {name}, {why}", fix=f"add {name} to {module}, and mark it with @hookimpl")

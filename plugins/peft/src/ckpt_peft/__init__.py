@@ -1,4 +1,4 @@
-"""LoRA adapters that PEFT and Megatron-Bridge saved: read as the model that they make of their base."""
+"""LoRA adapters of PEFT and Megatron-Bridge: read as the model that they make of their base, or by themselves, and written as each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, W
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="peft",
-        summary="PEFT LoRA adapters: adapter_config.json with adapter_model.safetensors or .bin, merged into their base",
+        summary="PEFT LoRA adapters: adapter_config.json with adapter_model.safetensors or .bin, merged into their base or by themselves",
         families=("models of format hf",),
         writes=False,
         adapters=True,

@@ -1,4 +1,4 @@
-"""LoRA adapters that Megatron-Bridge trained: read as the model that they make of their base."""
+"""LoRA adapters of Megatron-Bridge: read as the model that they make of their base, or by themselves, and written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, W
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-lora",
-        summary="LoRA adapters of Megatron-Bridge: iter_* with run_config.yaml and adapter tensors alone, merged into their base",
+        summary="LoRA adapters of Megatron-Bridge: iter_* with run_config.yaml and adapter tensors alone, merged into their base or by themselves",
         families=("models of format megatron",),
         writes=False,
         adapters=True,
