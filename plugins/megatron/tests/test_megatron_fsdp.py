@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.plugins.discovery import detect
+from ckpt_core.testing import example
+from ckpt_core.testing.examples import calm_numbers, write_ir
 from ckpt_tests import distributed
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, of_2026
@@ -39,6 +42,75 @@ def test_other_containers_have_the_same_fingerprint(golden: Golden, tmp_path: Pa
     for container in ("torch_dist", "torch"):
         convert(golden.checkpoint, tmp_path / container, to="megatron", tp=2, options={"container": container})
         assert fingerprint(tmp_path / container) == fingerprint(golden.checkpoint)
+
+
+@each
+def test_it_is_written_again_under_its_own_names_with_its_own_bits(golden: Golden, tmp_path: Path) -> None:
+    """In one chunk each; torch reads the same tensors of both."""
+    convert(golden.checkpoint, tmp_path / "again", to="megatron")
+    known = distributed.tensors(golden.checkpoint / STEP)
+    written = distributed.tensors(tmp_path / "again/release")
+    assert_same_bits(written, {name: tensor for name, tensor in known.items() if name.startswith("model.")})
+    assert fingerprint(tmp_path / "again") == fingerprint(golden.checkpoint)
+    (tmp_path / "again/ckpt-receipt.json").unlink()
+    with open_checkpoint(tmp_path / "again") as source:
+        hints = source.checkpoint.provenance.hints
+        assert hints["container"] == "fsdp_dtensor" and not source.checkpoint.provenance.losses
+
+
+MODELS = {
+    "gated": example("llama", layers=2, head__tied=True),
+    "plain": example("gpt2", layers=1),
+    "experts": example("moe", layers=2),
+    "latent": example("latent", layers=2, mlp__norm__eps=1e-6, final_norm__eps=1e-6),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_written_is_read_again(model: str, tmp_path: Path) -> None:
+    """With Megatron-LM's args and with Bridge's run config, grouped experts and single ones; the weights are fp32, unless asked otherwise."""
+    source = write_ir(tmp_path / "ir", MODELS[model], values=calm_numbers)
+    for number, (to, options) in enumerate(WAYS):
+        out = tmp_path / f"{number}"
+        convert(source, out, to=to, options={"container": "fsdp_dtensor", **options})
+        assert fingerprint(out) == fingerprint(source)
+        ((plugin, _),) = detect(str(out))
+        assert plugin.name == to
+        (folder,) = (file.parent for file in out.rglob(".metadata"))
+        names = distributed.tensors(folder).keys()
+        assert {name.startswith("model.module.") for name in names} == {True}
+        halves = {name for name in names if re.search(r"linear_fc1\.weight\d*_[wv]$", name)}
+        assert bool(halves) == (model != "plain")
+        grouped = options.get("experts") != "sequential"
+        assert any(".mlp.experts.linear_fc1.weight" in name for name in halves) == (model in MIXTURES and grouped)
+        assert any(".local_experts." in name for name in halves) == (model in MIXTURES and not grouped)
+        assert {tensor.dtype for tensor in distributed.tensors(folder).values()} == {torch.float32}
+    convert(source, tmp_path / "narrow", to="megatron", dtype="bf16", options={"container": "fsdp_dtensor"})
+    kept = distributed.tensors(tmp_path / "narrow/release")
+    assert torch.bfloat16 in {tensor.dtype for tensor in kept.values()}
+
+
+MIXTURES = ("experts",)
+WAYS = [
+    ("megatron", {"experts": "grouped"}),
+    ("megatron", {"experts": "sequential", "names": "local"}),
+    ("megatron-bridge", {}),
+]
+
+
+def test_legacy_models_have_no_such_container(tmp_path: Path) -> None:
+    source = write_ir(tmp_path / "ir", MODELS["plain"], values=calm_numbers)
+    with pytest.raises(Refusal, match="torch files alone"):
+        convert(source, tmp_path / "out", to="megatron", options={"container": "fsdp_dtensor", "names": "legacy"})
+
+
+@pytest.mark.parametrize("to", ["megatron", "megatron-bridge"])
+def test_grouped_experts_of_local_modules_are_refused(to: str, tmp_path: Path) -> None:
+    """Nobody has seen what Megatron-FSDP makes of GroupedMLP, which has one weight for all experts."""
+    source = write_ir(tmp_path / "ir", MODELS["experts"], values=calm_numbers)
+    options = {"container": "fsdp_dtensor", "names": "local", **({"experts": "grouped"} if to == "megatron" else {})}
+    with pytest.raises(Refusal, match="grouped experts of local modules"):
+        convert(source, tmp_path / "out", to=to, options=options)
 
 
 @each

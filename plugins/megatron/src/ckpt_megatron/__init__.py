@@ -21,10 +21,16 @@ def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron",
         before=("fsdp",),
-        summary="Megatron-LM and Megatron-Core: iter_* or release folders of mp_rank files (torch) or DCP (torch_dist)",
+        summary="Megatron-LM and Megatron-Core: iter_* or release folders of mp_rank files (torch) or DCP (torch_dist, fsdp_dtensor)",
         families=("GPTModel", "GPTModel with latent attention (MLA)", "GPTModel with experts (MoE)"),
         options=(
-            Option("container", "how the tensors are kept", ("torch_dist", "torch"), None, side="write"),
+            Option(
+                "container",
+                "how the tensors are kept: fsdp_dtensor is Megatron-FSDP's",
+                ("torch_dist", "torch", "fsdp_dtensor"),
+                None,
+                side="write",
+            ),
             Option(
                 "names",
                 "tensor names: of TransformerEngine modules, of local ones, or of the models before Core",
@@ -34,7 +40,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option(
                 "experts",
-                "expert modules in torch files: one by one, or grouped",
+                "expert modules in torch files and fsdp_dtensor: one by one, or grouped",
                 ("sequential", "grouped"),
                 None,
                 side="write",

@@ -18,6 +18,7 @@ from typing import Any
 from ckpt_core.sdk import Target, WriteRequest, documents, launches
 from ckpt_megatron.args.yarn import ARGUMENTS
 from ckpt_megatron.config import GPT, MLA
+from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.layout import DIVISIBLE
 
 VERSIONS = ("0.13", "0.14", "0.15", "0.16", "0.17", "0.18", "0.19")
@@ -79,6 +80,10 @@ _BUILT_IN: dict[str, object] = {
 # Arguments that the parser has and nobody passes on: gpt_builder (0.15 to 0.19, model_provider before) gives GPTModel
 # `rope_scaling` without its factor, which stays 8.
 _UNHEARD = {"rope_scaling_factor": 8.0}
+_OF_FSDP = (
+    "Megatron-FSDP is asked for with --use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params"
+    " --use-distributed-optimizer --bf16, as 0.19 has them."
+)
 _EOD_COUNTED = "0.17"  # until then the NullTokenizer has one token more than it is told of
 
 MODEL = tuple(sorted((GPT.keys | MLA.keys) - {*_TOKENS, *_RUNNING, "orig_vocab_size"} - _OF_TOKENIZER))
@@ -127,7 +132,9 @@ def _launch(target: Target, destination: str, resumed: bool, version: str) -> la
     if args["swiglu"]:
         del said["bias_gelu_fusion"]  # core_transformer_config_from_args looks at bias_swiglu_fusion instead
     latent = bool(args.get("multi_latent_attention"))
-    found = [one for name, value in said.items() if (one := _argument(name, value, version, latent)) is not None]
+    # For fsdp_dtensor Megatron takes no argument from the checkpoint (checkpointing.py, _load_base_checkpoint).
+    takes = args["ckpt_format"] != FSDP_DTENSOR
+    found = [one for name, value in said.items() if (one := _argument(name, value, version, latent, takes)) is not None]
     ranks = args["tensor_model_parallel_size"] * args["pipeline_model_parallel_size"]
     ranks *= args["expert_model_parallel_size"]
     return launches.Launch(
@@ -156,13 +163,15 @@ def _tokens(args: Mapping[str, Any], version: str) -> dict[str, Any]:
 
 def _notes(args: Mapping[str, Any]) -> tuple[str, ...]:
     notes = ["Data, batch sizes and the schedule are yours to add."]
+    if args["ckpt_format"] == FSDP_DTENSOR:
+        notes.append(_OF_FSDP)
     if not args.get("tokenizer_model"):
         notes.append("NullTokenizer stands for your tokenizer, which has as many tokens.")
     return tuple(notes)
 
 
-def _argument(name: str, value: Any, version: str, latent: bool) -> launches.Argument | None:
-    """An argument as a version has it; None where another one says it, or there is nothing to say."""
+def _argument(name: str, value: Any, version: str, latent: bool, takes: bool) -> launches.Argument | None:
+    """An argument as a version has it, which may take it from the checkpoint (`takes`); None where another one says it, or there is nothing to say."""
     line, model = line_of(name, version), name in MODEL
     if name in _UNHEARD:
         return launches.Argument(name, value, (), _UNHEARD[name])
@@ -172,7 +181,7 @@ def _argument(name: str, value: Any, version: str, latent: bool) -> launches.Arg
         default = _BUILT_IN.get(name, value)
         if default == value or name == "rope_type" or (other and line_of(other, version).get("flag")):
             return None
-        return launches.Argument(name, value, (), default, bool(line.get("taken")))
+        return launches.Argument(name, value, (), default, takes and bool(line.get("taken")))
     default = line["default"]
     if name == "rope_type":
         default = "yarn" if latent else "rope"  # of the config classes, where there is none on the command line
@@ -180,7 +189,7 @@ def _argument(name: str, value: Any, version: str, latent: bool) -> launches.Arg
         default = ARGUMENTS.nulls["truncate"]  # which argument_utils.py takes for the parser's null
     words = tuple(_words(line, value, default))
     return launches.Argument(
-        name, value, words, launches.UNKNOWN if name == "load" else default, bool(line.get("taken")), model
+        name, value, words, launches.UNKNOWN if name == "load" else default, takes and bool(line.get("taken")), model
     )
 
 

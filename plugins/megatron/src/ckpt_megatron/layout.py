@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import Refusal, WriteRequest, dtypes, torch_files
+from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.names import LegacySpelling
 
 DIVISIBLE = "make_vocab_size_divisible_by"
@@ -52,10 +53,10 @@ class FileLayout:
         container = str(options.get("container") or hints.get("container") or "torch_dist")
         version, spelling = 3.0, LegacySpelling()
         if names == "legacy":
-            if options.get("container") == "torch_dist":
+            if options.get("container") not in (None, "torch"):
                 raise Refusal(
                     "the models before Megatron-Core have torch files alone",
-                    found="-o container=torch_dist -o names=legacy",
+                    found=f"-o container={options['container']} -o names=legacy",
                 )
             container = "torch"
             version = float(hints.get("checkpoint_version", 3.0))
@@ -73,6 +74,10 @@ class FileLayout:
             version,
             spelling,
         )
+
+    def stored_in(self, asked: dtypes.DType | None) -> dtypes.DType | None:
+        """The dtype of all tensors, or None where each keeps its own: Megatron-FSDP stores its fp32 main weights, unless another is asked for."""
+        return dtypes.FP32 if asked is None and self.container == FSDP_DTENSOR else asked
 
     @property
     def folder(self) -> str:
@@ -109,7 +114,9 @@ class FileLayout:
             "bf16": dtype.name == "bf16",
             "fp16": dtype.name == "fp16",
             "ckpt_format": self.container,
-            "use_dist_ckpt": self.container == "torch_dist",
+            "use_dist_ckpt": self.container != "torch",
+            # Megatron takes a folder of torch DCP for Megatron-FSDP's where this is said (checkpointing.py, _get_checkpoint_format)
+            **({"use_megatron_fsdp": True} if self.container == FSDP_DTENSOR else {}),
             "tokenizer_type": "HuggingFaceTokenizer" if tokenizer else None,
             "tokenizer_model": tokenizer,
             "vocab_file": None,

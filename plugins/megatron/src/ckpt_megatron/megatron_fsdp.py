@@ -19,6 +19,8 @@ from ckpt_core.sdk import FormatError, chunked, trees
 from ckpt_megatron.names import unwrapped
 
 PREFIX = "model."
+GATE, UP = "_w", "_v"
+"""How the names of the two halves of a gated linear_fc1 end."""
 VALUES = ("args", "iteration", "checkpoint_version")
 """What is read of the values beside the tensors."""
 

@@ -1,15 +1,16 @@
-"""Writing a Megatron checkpoint: torch files for one parallel layout, or torch_dist for any."""
+"""Writing a Megatron checkpoint: torch files for one parallel layout, or torch_dist or fsdp_dtensor for any."""
 
 from __future__ import annotations
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, dtypes, facts_of, rewrites
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.config import table_for
-from ckpt_megatron.files import SIDECARS, TRACKER
+from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace
 from ckpt_megatron.rewrites import check_ranks, expressed_for
 from ckpt_megatron.stages import stages
 from ckpt_megatron.write_dist import CONTENT, write_dist
+from ckpt_megatron.write_fsdp import write_fsdp
 from ckpt_megatron.write_torch import write_torch
 
 
@@ -26,13 +27,15 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     tokenizer = f"{request.destination}/{SIDECARS}" if company.has_tokenizer(checkpoint.sidecars) else None
     args |= split_args | layout.args(dtype, tokenizer)
     common: dict[str, object] = {"checkpoint_version": layout.version, "iteration": layout.iteration or 0}
-    builder = GPTBuilder(layout, model, request.dtype)
+    builder = GPTBuilder(layout, model, layout.stored_in(request.dtype))
     if layout.container == "torch":
         write_torch(builder, placed, args, common)
     else:
-        common = {"args": namespace(args), **common}
-        common |= {"num_floating_point_operations_so_far": 0, "content_metadata": CONTENT}
-        write_dist(builder, common, homogeneous=args["moe_layer_freq"] == 1)
+        common = {"args": namespace(args), **common, "num_floating_point_operations_so_far": 0}
+        if layout.container == FSDP_DTENSOR:
+            write_fsdp(builder, common)
+        else:
+            write_dist(builder, common | {"content_metadata": CONTENT}, homogeneous=args["moe_layer_freq"] == 1)
     builder.documents[TRACKER] = ("release" if layout.iteration is None else str(layout.iteration)).encode()
     return builder.target(
         "megatron",

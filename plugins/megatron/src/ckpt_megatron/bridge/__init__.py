@@ -32,6 +32,13 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option(
+                "container",
+                "how the tensors are kept: fsdp_dtensor is Megatron-FSDP's",
+                ("torch_dist", "fsdp_dtensor"),
+                None,
+                side="write",
+            ),
+            Option(
                 "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"
             ),
             Option(

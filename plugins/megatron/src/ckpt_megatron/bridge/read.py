@@ -167,6 +167,7 @@ def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: Found) -
     """The choices by which the same checkpoint can be written again."""
     hints = layout_hints(fields, facts, found) | {
         "class": target,
+        "container": found.container,
         "should_pad_vocab": bool(fields.get("should_pad_vocab")),
         "bridge_version": version_of(target, fields),
     }

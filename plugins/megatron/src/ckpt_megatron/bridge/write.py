@@ -23,12 +23,13 @@ from ckpt_core.sdk import (
 from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.builder import GPTBuilder
-from ckpt_megatron.files import TRACKER
+from ckpt_megatron.files import FSDP_DTENSOR, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
 from ckpt_megatron.rewrites import expressed_for
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import CONTENT, write_dist
+from ckpt_megatron.write_fsdp import write_fsdp
 
 _TRAINING = "megatron.bridge.training"
 _SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
@@ -56,7 +57,8 @@ class Run:
     ) -> dict[str, bytes]:
         """The config and the trackers. `tokenizer`: there is one in the folder. `sections` are more of the config, or more of one that is there."""
         folder, step = self.layout.folder, self.layout.iteration or 0
-        config = _run_config(self.target, self.fields, f"{destination}/{folder}/{TOKENIZER}" if tokenizer else None)
+        place = f"{destination}/{folder}/{TOKENIZER}" if tokenizer else None
+        config = _run_config(self.target, self.fields, place, self.layout.container)
         config |= {name: {**config.get(name, {}), **section} for name, section in sections.items()}
         state = _train_state(step)
         return {
@@ -70,7 +72,7 @@ class Run:
 def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
     """The run that a model is written as. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
     hints, options = checkpoint.hints_for("megatron-bridge"), request.options
-    layout = replace(FileLayout.of(request, hints), container="torch_dist")
+    layout = replace(FileLayout.of(request, hints), grouped=True)  # as moe_grouped_gemm says (`written_fields`)
     if layout.iteration is None:
         layout = replace(layout, iteration=hints.get("iteration", 0))
     said = options.get("should_pad_vocab")
@@ -98,9 +100,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
     run = run_of(checkpoint, request)
     layout = run.layout
-    builder = GPTBuilder(layout, run.model, request.dtype)
-    common = {"checkpoint_version": 3.0, "iteration": layout.iteration, "content_metadata": CONTENT}
-    write_dist(builder, common, homogeneous=not run.numbered)
+    builder = GPTBuilder(layout, run.model, layout.stored_in(request.dtype))
+    common: dict[str, object] = {"checkpoint_version": 3.0, "iteration": layout.iteration}
+    if layout.container == FSDP_DTENSOR:
+        write_fsdp(builder, common)
+    else:
+        write_dist(builder, common | {"content_metadata": CONTENT}, homogeneous=not run.numbered)
     builder.documents |= run.documents(request.destination, company.has_tokenizer(checkpoint.sidecars))
     return builder.target(
         "megatron-bridge",
@@ -109,6 +114,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         decisions={
             "class": run.target,
             "bridge_version": run.version,
+            "container": layout.container,
             "names": layout.names,
             "should_pad_vocab": run.pads,
             DIVISIBLE: layout.multiple,
@@ -129,14 +135,14 @@ def _assumed(target: str, fields: dict[str, Any], version: str) -> list[ledgers.
     return [ledgers.Loss("assumed", f"Megatron-Bridge {range_}", f"there is no {needed} in {OLD}, {way}")]
 
 
-def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None) -> dict[str, Any]:
+def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None, container: str) -> dict[str, Any]:
     """The sections that a loader asks for. A training run has its own of the others."""
     model = {key: named(value) if key in FUNCTIONS else value for key, value in sorted(fields.items())}
     found: dict[str, Any] = {
         "_target_": f"{_TRAINING}.config.ConfigContainer",
         "checkpoint": {
             "_target_": f"{_TRAINING}.config.CheckpointConfig",
-            "ckpt_format": "torch_dist",
+            "ckpt_format": container,
             "fully_parallel_save": True,
             "save_optim": False,
             "save_rng": False,
