@@ -92,11 +92,12 @@ def house(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Mutated files through every reader, then whole checkpoints; `nox -s fuzz -- 30` for 30 minutes each."""
+    """Mutated files through every reader, then whole checkpoints and adapters; `nox -s fuzz -- 30` for 30 minutes each."""
     install(session)
     minutes = session.posargs or ["10"]
     session.run("python", "tools/fuzz.py", "--minutes", *minutes)
     session.run("python", "tools/fuzz.py", "--minutes", *minutes, "--checkpoints")
+    session.run("python", "tools/fuzz.py", "--minutes", *minutes, "--adapters")
 
 
 @nox.session

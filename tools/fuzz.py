@@ -2,6 +2,7 @@
 
     python tools/fuzz.py --minutes 10                 every reader: inputs that take new steps in it are mutated on
     python tools/fuzz.py --minutes 10 --checkpoints   whole checkpoints of every format, one file mutated
+    python tools/fuzz.py --minutes 10 --adapters      adapters alone and with their base, one file mutated
     python tools/fuzz.py --inputs 2000 --seed 1       the same inputs each time
     python tools/fuzz.py --engine atheris -max_total_time=600      libFuzzer's engine (pip install atheris)
 
@@ -15,6 +16,7 @@ import gzip
 import json
 import random
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ckpt_core.api import read_checkpoint
 from ckpt_core.errors import CkptError
@@ -248,18 +251,53 @@ _DESCRIPTIONS = (
 )
 
 
+_TOKENS = (b"null", b"-1", b"[]", b"{}", b"0", b"1e999", b"true", b"K\xff", b"N", b"]", b"}")
+
+
+def reading(name: str, path: Path, **how: Any) -> Callable[[Path], object]:
+    """Read the checkpoint at `path`, whichever of its files is mutated. What a reader did not foresee is a finding."""
+
+    def read(_: Path) -> None:
+        try:
+            read_checkpoint(path, format=name, **how)
+        except CkptError as problem:
+            assert "fails on this checkpoint" not in str(problem), f"{problem}\n{_cause(problem)}"
+
+    return read
+
+
+def make_adapters(folder: Path) -> list[Target]:
+    """Adapters of every format, by themselves and merged into their base, with each of their files as the one that is mutated."""
+    golden = GOLDENS_2026 / "lora/bridge-llama-adapter"
+    config, base = golden / "base/config.json", {"base": str(golden / "base")}
+    hows: dict[str, tuple[str, dict[str, Any]]] = {
+        "adapter": ("peft", {"config": config}),
+        "checkpoint": ("megatron-lora", {}),
+    }
+    patterns = (
+        b".*",
+        b"(a+)+",
+        b'"rank_pattern": {"q_proj": 4}',
+        b'"layers_pattern": "layers"',
+        b'"layers_to_transform": 1',
+    )
+    targets = []
+    for name, (format, alone) in hows.items():
+        for way, how in {"alone": {"alone": True, **alone}, "merged": {"options": base}}.items():
+            path = folder / f"{name}-{way}"
+            shutil.copytree(golden / name, path)
+            for file in sorted(path.rglob("*")):
+                if file.is_file() and file.stat().st_size < _LARGEST:
+                    read = reading(format, path, **how)
+                    targets.append(
+                        Target(f"{path.name}-{file.name}", file, read, [file.read_bytes()], _TOKENS + patterns)
+                    )
+    return targets
+
+
 def make_checkpoints(folder: Path) -> list[Target]:
     """Whole checkpoints of every format, with each of the files that describe them as the one that is mutated."""
     from ckpt_core import convert
-
-    def reading(name: str, path: Path) -> Callable[[Path], object]:
-        def read(_: Path) -> None:
-            try:
-                read_checkpoint(path, format=name)
-            except CkptError as problem:
-                assert "fails on this checkpoint" not in str(problem), f"{problem}\n{_cause(problem)}"
-
-        return read
 
     targets = []
     for name, how in HOSTS.items():
@@ -267,8 +305,7 @@ def make_checkpoints(folder: Path) -> list[Target]:
         convert(next(GOLDENS.rglob("main_llama_tied_tp2_pp2")) / "checkpoint", path, to=name, **how)
         for file in sorted(path.rglob("*")):
             if file.is_file() and file.name.endswith(_DESCRIPTIONS) and not file.name.startswith("ckpt-receipt"):
-                tokens = (b"null", b"-1", b"[]", b"{}", b"0", b"1e999", b"true", b"K\xff", b"N", b"]", b"}")
-                targets.append(Target(f"{name}-{file.name}", file, reading(name, path), [file.read_bytes()], tokens))
+                targets.append(Target(f"{name}-{file.name}", file, reading(name, path), [file.read_bytes()], _TOKENS))
     return targets
 
 
@@ -397,7 +434,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--inputs", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", action="store_true", help="mutate whole checkpoints of every format")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--checkpoints", action="store_true", help="mutate whole checkpoints of every format")
+    which.add_argument("--adapters", action="store_true", help="mutate adapters, alone and with their base")
     asked, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         if asked.engine == "atheris":
@@ -408,7 +447,7 @@ def main() -> int:
             asked.seed,
             asked.inputs,
             asked.minutes and asked.minutes * 60,
-            make_checkpoints if asked.checkpoints else make_targets,
+            make_checkpoints if asked.checkpoints else make_adapters if asked.adapters else make_targets,
         )
     grown = peak_memory() - before
     for number, (name, data, text) in enumerate(findings):

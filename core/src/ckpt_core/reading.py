@@ -31,6 +31,7 @@ __all__ = [
     "Provenance",
     "Receipt",
     "Vocabulary",
+    "checkpoint_of",
     "given",
     "receipt_of",
     "without_ignored",

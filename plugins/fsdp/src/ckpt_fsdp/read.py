@@ -19,10 +19,20 @@ _OF_ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lor
 def read(path: str, request: ReadRequest) -> Description:
     """The checkpoint at `path`: a folder of rank files, of a distributed checkpoint, or one that holds a single one of them."""
     where = place(path)
-    stored = read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
+    stored = stored_at(where)
     _refuse_adapters(stored.names, where)
+    return described(stored, where, path, request)
+
+
+def stored_at(where: Place) -> Stored:
+    """The tensors at a place, by the names that they have there."""
+    return read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
+
+
+def described(stored: Stored, where: Place, path: str, request: ReadRequest) -> Description:
+    """The model whose tensors were found at a place in `path`. Raises an error where nothing says what it is."""
     stored.check_asked(request.weights, where.weights)
-    beside = _config_beside(where, path)
+    beside = config_beside(where, path)
     config = beside or request.config
     if config is None:
         raise CkptError(
@@ -60,11 +70,11 @@ def _refuse_adapters(names: Collection[str], where: Place) -> None:
             "the model was trained with LoRA: its weights are those of a base and of an adapter, which are not merged",
             file=where.weights,
             found=f"{len(found)} tensors, {found[0]!r} among them",
-            fix="merge it where it was trained (merge_and_unload), and save that",
+            fix="read it with --from fsdp-lora (ckpt-peft), which needs lora_train_meta.json beside it, or -o lora_alpha=NUMBER",
         )
 
 
-def _config_beside(where: Place, path: str) -> str | None:
+def config_beside(where: Place, path: str) -> str | None:
     """The config that lies in the checkpoint (verl), or None. What lies around it may be of any other model."""
     for folder in (os.path.join(where.home, HUGGINGFACE), where.home, where.weights, path):
         file = os.path.join(folder, CONFIG)

@@ -58,7 +58,7 @@ def read_alone(files: Files, path: str, request: ReadRequest) -> Checkpoint | No
     if architecture is None:
         return None
     settings = read_settings(files.config, files.config_file, bool(request.options.get("residual_base")))
-    contents = sorted_out(files.tensors, files.weights)
+    contents = sorted_out(files.named, files.weights)
     if contents.saved:
         raise Refusal(
             "whole tensors that were trained are put in the place of the base's, and not turned into an adapter of another kind",

@@ -9,7 +9,7 @@ optimizer.pt, trainer_state.json, ...                    of transformers' Traine
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
 from ckpt_hf.sdk import state_of_training
+from ckpt_peft.keys import Named
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT loads the first that is there
@@ -51,6 +52,11 @@ class Files:
     def config_file(self) -> str:
         """The path of adapter_config.json."""
         return os.path.join(self.folder, CONFIG)
+
+    @property
+    def named(self) -> Iterator[Named]:
+        """The tensors, each with its name."""
+        return (Named.whole(key, stored) for key, stored in self.tensors.items())
 
     @property
     def states(self) -> list[disk.FileState]:

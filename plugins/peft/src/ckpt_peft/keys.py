@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy
@@ -119,17 +119,23 @@ class Contents:
         return list(self.by_path.values())
 
 
-def sorted_out(tensors: Mapping[str, StoredTensor], file: str) -> Contents:
+def is_of_pair(key: str) -> bool:
+    """Whether a tensor is one of those that adapt a module."""
+    return key.startswith(PREFIX) and any(pattern.fullmatch(key.removeprefix(PREFIX)) for pattern in _ROLES.values())
+
+
+def sorted_out(tensors: Iterable[Named], file: str) -> Contents:
     """Every tensor by what it is; raises those that are nothing known, and matrices that lack their other half."""
     contents, problems = Contents(), errors.Problems(f"reading {file}")
-    for key, stored in tensors.items():
+    for tensor in tensors:
+        key = tensor.key
         if not key.startswith(PREFIX):
             problems.add(
                 FormatError(
                     f"tensor {key!r} is not of an adapter", file=file, expected=f"names that begin with {PREFIX}"
                 )
             )
-        elif not _enter(contents, key.removeprefix(PREFIX), Named.whole(key, stored)):
+        elif not _enter(contents, key.removeprefix(PREFIX), tensor):
             problems.add(FormatError(f"two tensors are {key!r} under different names", file=file))
     for adapted in contents.adapted:
         for role in (DOWN, UP):

@@ -52,7 +52,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     check_revision(settings, base, files)
     if not files.tensors:
         raise FormatError("the adapter has no tensors", file=files.weights, expected="pairs of lora_A and lora_B")
-    contents = sorted_out(files.tensors, files.weights)
+    contents = sorted_out(files.named, files.weights)
     base, model = _with_vocabulary(base, model_in_memory(base), contents, files)
     merger = Merger(model, settings, files.weights, files.states, exact=request.options.get("merge") == "fp32")
     merger.check_again(contents)

@@ -24,7 +24,7 @@ def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
     residual = bool(request.options.get("residual_base"))
     refused = [problem.problem for problem in problems_of(files.config, residual)]
     of_lora = files.config.get("peft_type") == LORA
-    contents = sorted_out(files.tensors, files.weights) if of_lora else Contents()
+    contents = sorted_out(files.named, files.weights) if of_lora else Contents()
     settings = None if refused else read_settings(files.config, files.config_file, residual)
     lines = {
         "adapter": [_kind(files.config, contents)],
