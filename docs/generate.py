@@ -309,7 +309,7 @@ def canonical_parameters() -> str:
     return "\n\n".join(parts)
 
 
-_GROUPS = ("Before the layers", "Attention", "Latent attention", "MLP", "After the layers")
+_GROUPS = ("Before the layers", "Attention", "Latent attention", "Delta net", "MLP", "After the layers")
 
 
 def _placeholder(match: re.Match[str]) -> str:
@@ -318,7 +318,12 @@ def _placeholder(match: re.Match[str]) -> str:
 
 def _group(name: str, architecture: Architecture) -> str:
     latent = any(layer.latent_attention for stack in architecture.stacks.values() for layer in stack.layers)
-    for part, group in ((".cross_attention.", ""), (".attention.", "Attention"), (".mlp.", "MLP")):
+    for part, group in (
+        (".cross_attention.", ""),
+        (".attention.", "Attention"),
+        (".delta.", "Delta net"),
+        (".mlp.", "MLP"),
+    ):
         if part in name:
             return "Latent attention" if latent and group == "Attention" else group
     return (

@@ -41,7 +41,7 @@ def values_of(value: object) -> Iterator[tuple[str, str, object]]:
 def all_architectures() -> Iterator[Architecture]:
     examples = example_architectures()
     yield from examples.values()
-    for name in VARIED[:3]:
+    for name in (*VARIED[:3], "delta"):
         yield from (variation.architecture for variation in variations(examples[name]).values())
 
 

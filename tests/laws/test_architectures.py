@@ -17,6 +17,7 @@ from ckpt_core.architecture import (
     Architecture,
     Attention,
     Classifier,
+    DeltaNet,
     Head,
     LatentAttention,
     Layer,
@@ -102,6 +103,7 @@ def attentions(draw: st.DrawFn) -> Attention:
             norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), q_bias=flags, k_bias=flags, v_bias=flags, out_bias=flags,
             qk_norm=maybe(norms), qk_norm_whole=flags, rotary=maybe(rotaries(head_dim)), alibi=flags, relative_bias=maybe(relative),
             relative_bias_scale=factors, window=maybe(sizes), softcap=maybe(factors), sinks=flags, head_scale=flags,
+            qk_norm_after_rotary=flags, out_gate=flags,
         )
     )  # fmt: skip
 
@@ -110,6 +112,19 @@ latents = st.builds(
     LatentAttention, heads=sizes, kv_rank=sizes, nope_dim=sizes, rope_dim=st.just(4), value_dim=sizes,
     rotary=rotaries(4), kv_norm=norms, q_rank=maybe(sizes), q_norm=maybe(norms), norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), bias=flags,
 )  # fmt: skip
+
+
+@st.composite
+def deltas(draw: st.DrawFn) -> DeltaNet:
+    heads = draw(st.integers(1, 4))
+    return draw(
+        st.builds(
+            DeltaNet, key_heads=st.just(heads), value_heads=st.just(heads * draw(st.integers(1, 3))), key_dim=sizes, value_dim=sizes,
+            conv=sizes, head_norm=norms, norm=maybe(norms), out_norm=maybe(norms), beta_scale=factors,
+        )
+    )  # fmt: skip
+
+
 routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
     correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]),
@@ -138,11 +153,12 @@ def mlps(draw: st.DrawFn) -> Mlp:
 def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
     kinds = []
     for _ in range(draw(st.integers(1, 3))):
-        latent = draw(flags)
+        mixer = draw(st.sampled_from(["attention", "latent_attention", "delta"]))
+        mixers = {"attention": attentions(), "latent_attention": latents, "delta": deltas()}
         kinds.append(
             draw(
                 st.builds(
-                    Layer, mlp=mlps(), attention=st.none() if latent else attentions(), latent_attention=latents if latent else st.none(),
+                    Layer, mlp=mlps(), **{mixer: mixers[mixer]},
                     cross_attention=maybe(attentions()) if crossing else st.none(), parallel=flags, shared_norm=flags,
                     residual_from_norm=flags, layer_scale=flags,
                 )
@@ -153,7 +169,7 @@ def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
     crossed = relative if layers[0].cross_attention else st.none()
     return draw(
         st.builds(
-            Stack, layers=st.just(layers), causal=flags, positions=maybe(st.builds(Positions, count=sizes, offset=sizes)), input_norm=maybe(norms),
+            Stack, layers=st.just(layers), causal=st.just(True) if any(layer.delta for layer in layers) else flags, positions=maybe(st.builds(Positions, count=sizes, offset=sizes)), input_norm=maybe(norms),
             final_norm=maybe(norms), relative_bias=maybe(shared), cross_relative_bias=maybe(crossed),
         )
     )  # fmt: skip
@@ -241,6 +257,9 @@ def full() -> Architecture:
         q_norm=norm,
         norm=norm,
     )
+    delta = DeltaNet(
+        key_heads=2, value_heads=4, key_dim=3, value_dim=5, conv=6, norm=norm, head_norm=norm, beta_scale=2.0
+    )
     moe = Moe(experts=4, ffn=5, router=Router(top_k=2, groups=2, group_top_k=1), shared=SharedExpert(ffn=6, gate=True))
     dense = Mlp(activation=Activation.SILU, gated=True, ffn=10, norm=norm, up_bias=True)
     sparse = Mlp(activation=Activation.GELU_ERF, gated=True, moe=moe, norm=norm)
@@ -248,6 +267,7 @@ def full() -> Architecture:
         Layer(attention=attention, cross_attention=attention, mlp=dense),
         Layer(attention=attention, cross_attention=attention, mlp=dense),
         Layer(latent_attention=latent, cross_attention=attention, mlp=sparse),
+        Layer(delta=delta, cross_attention=attention, mlp=dense),
     )
     return Architecture(
         hidden=16,
@@ -311,7 +331,7 @@ def test_the_full_one_is_legal_and_uses_every_class() -> None:
     assert from_json(copy.deepcopy(FULL)) == architecture
     seen = {type(at_class) for at_class in _dataclasses_in(architecture)}
     assert seen == {
-        Architecture, Tokens, Stack, Layer, Attention, LatentAttention, Mlp, Moe, Router, SharedExpert, Norm, Rotary, RotaryScaling,
+        Architecture, Tokens, Stack, Layer, Attention, LatentAttention, DeltaNet, Mlp, Moe, Router, SharedExpert, Norm, Rotary, RotaryScaling,
         RelativeBias, Positions, Head, Classifier,
     }  # fmt: skip
 
@@ -352,6 +372,7 @@ REQUIRED = [
     ("decoder", "layers", 1, "mlp", "moe", "router", "top_k"), ("decoder", "layers", 1, "mlp", "moe", "shared", "ffn"),
     ("decoder", "layers", 1, "latent_attention", "kv_rank"), ("decoder", "layers", 1, "latent_attention", "kv_norm"),
     ("decoder", "relative_bias", "buckets"), ("encoder", "positions", "count"),
+    *(("decoder", "layers", 2, "delta", name) for name in ("key_heads", "value_heads", "key_dim", "value_dim", "conv", "head_norm")),
 ]  # fmt: skip
 
 
@@ -411,6 +432,11 @@ CONTRADICTIONS = [
     ((*A[:-1], "mlp", "ffn"), None, "layers.0.mlp"),
     (("decoder", "layers", 1, "mlp", "moe", "router", "top_k"), 5, "layers.2.mlp.moe.router.top_k"),
     (("decoder", "layers", 1, "mlp", "moe", "router", "score"), "max", "layers.2.mlp.moe.router.score"),
+    (("decoder", "layers", 2, "delta", "value_heads"), 5, "layers.3.delta"),
+    (("decoder", "layers", 2, "delta", "conv"), 0, "layers.3.delta.conv"),
+    (("decoder", "layers", 2, "delta", "head_norm", "eps"), -1.0, "layers.3.delta.head_norm.eps"),
+    (("decoder", "layers", 2, "delta"), None, "layers.3"),
+    (("decoder", "causal"), False, "layers.3.delta"),
     (("encoder",), None, "cross_attention"),
     ((*A[:-1], "cross_attention"), None, "decoder.cross_relative_bias"),
 ]

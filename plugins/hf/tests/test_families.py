@@ -246,6 +246,7 @@ def test_without_a_hint_a_class_is_chosen_that_computes_the_same(case: tuple[str
         "glm4_moe_lite": "deepseek_v3",
         "ernie4_5": "llama",
         "hy_v3": "glm4_moe",
+        "qwen3_5_moe": "qwen3_next",
     }
     assert fit.family.model_type == simpler.get(name, CASES[name].model_type)
     near = OF_ANOTHER_CLASS if (name, fit.family.class_name) in ADDS_OTHERWISE else TOLERANCE

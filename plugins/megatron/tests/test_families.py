@@ -53,6 +53,9 @@ REFUSED = {
     "opt": ["no positions.offset"],
     "hunyuan": ["no attention.qk_norm_after_rotary"],
     "hunyuan_moe": ["no attention.qk_norm_after_rotary"],
+    "qwen3_next": ["no attention.out_gate", "no delta.key_heads"],
+    "qwen3_5": ["no attention.out_gate", "no delta.key_heads"],
+    "qwen3_5_moe": ["no attention.out_gate", "no delta.key_heads"],
     "glm4_moe_lite": ["latent_attention.norm.eps = 1e-05, latent_attention.kv_norm.eps = 1e-06"],
 }  # fmt: skip
 # Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of

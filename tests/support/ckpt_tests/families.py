@@ -49,6 +49,12 @@ class Case:
 
 
 _EPS = {"rms_norm_eps": 0.5}
+_LAYERS = ["linear_attention", "full_attention"]
+_DELTA = {
+    "head_dim": 16, "layer_types": _LAYERS, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 9,
+    "linear_value_head_dim": 11, "linear_conv_kernel_dim": 3,
+}  # fmt: skip
+_CHOSEN = {"num_experts_per_tok": 3, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 28}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 CASES = {
     "mixtral": Case(
@@ -274,6 +280,14 @@ CASES = {
         {**SIZES, "head_dim": 10, "num_experts": 7, "moe_topk": 3, "intermediate_size": 24},
         {"moe_topk": 2},
     ),
+    "qwen3_next": Case("qwen3_next", {**SIZES, **_DELTA, **_CHOSEN, "num_experts": 7}, _EPS),
+    "qwen3_5": Case("qwen3_5_text", {**SIZES, **_DELTA, "attention_bias": True}, _EPS),
+    "qwen3_5_moe": Case(
+        "qwen3_5_moe_text",
+        {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+        | {**_DELTA, **_CHOSEN, "num_experts": 7},
+        {"num_experts_per_tok": 2},
+    ),
 }
 
 
@@ -401,4 +415,10 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "glm4_moe_lite": [{"mlp_layer_types": ["sparse", "dense"]}, {"rope_interleave": False}],
     "hunyuan": [{"rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 300.0}}, {"attention_bias": True}],
     "hunyuan_moe": [{"moe_topk": [3, 3]}, {"moe_topk": [3, 2]}],
+    "qwen3_next": [
+        *_FEW, _TIED, _BIASED, {"norm_topk_prob": False}, {"layer_types": _LAYERS[::-1]}, {"layer_types": _LAYERS[1:] * 2},
+        {"layer_types": _LAYERS[:1] * 2}, {"mlp_only_layers": [0]}, {"layer_types": None, "full_attention_interval": 2},
+        {"rope_parameters": _THETA | {"partial_rotary_factor": 0.5}}, {"linear_conv_kernel_dim": 5},
+    ],
+    "qwen3_5": [*_FEW, _TIED, {"rope_parameters": _THETA | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}}],
 }  # fmt: skip

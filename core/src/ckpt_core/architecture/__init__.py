@@ -8,6 +8,7 @@ from ckpt_core.architecture.schema import (
     Architecture,
     Attention,
     Classifier,
+    DeltaNet,
     Head,
     LatentAttention,
     Layer,
@@ -30,7 +31,7 @@ from ckpt_core.architecture.serial import dumps, from_json, to_json
 from ckpt_core.architecture.validate import rotary_width, validate
 
 __all__ = [
-    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
+    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
     "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
     "SharedExpert", "Stack", "Tokens", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",

@@ -77,6 +77,25 @@ _LATENT: dict[str, object] = {
     **_norms("rms", 1e-6, "latent_attention.norm", "latent_attention.q_norm", "latent_attention.kv_norm"),
 }
 
+_DELTA_NET: dict[str, object] = {
+    "delta.key_heads": 4,
+    "delta.value_heads": 8,
+    "delta.key_dim": 14,
+    "delta.value_dim": 10,
+    "delta.conv": 3,
+    **_norms("rms", 1e-6, "delta.norm", "delta.head_norm"),
+}
+
+_DELTA: dict[str, object] = {
+    **_DELTA_NET,
+    "delta?": PerLayer((True, True, False, True, True, False)),
+    "attention?": PerLayer((False, False, True, False, False, True)),
+    "attention.out_gate": True,
+    "attention.rotary.fraction": 0.56,
+    **_norms("rms", 1e-6, *_PRE_NORMS, "attention.qk_norm"),
+    **{f"{name}.zero_centred": True for name in (*_PRE_NORMS, "attention.qk_norm", "delta.norm")},
+}
+
 _GEMMA: dict[str, object] = {
     **{f"{name}.zero_centred": True for name in (*_PRE_NORMS, "attention.out_norm", "mlp.out_norm")},
     **_norms("rms", 1e-6, "attention.out_norm", "mlp.out_norm"),
@@ -160,6 +179,7 @@ _CHANGES: dict[str, dict[str, object]] = {
         "mlp.ffn?": PerLayer((True, False, False, True, False, False)),
     },
     "latent": _LATENT,
+    "delta": _DELTA,
     "t5": _T5,
     "t5-crossed": {
         **_T5,

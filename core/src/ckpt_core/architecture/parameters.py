@@ -8,6 +8,7 @@ Axis names are the field's own letters:
     v vocabulary   h hidden          g query groups   r query heads per group   d head dim
     f ffn          x experts         p positions      b distance buckets
     ql/kl query and key-value latents    dn/dr/dv unrotated, rotated and value dims of latent attention
+    t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
     cls class tokens   y/z patch rows and columns   ch channels   k classes
 
 The head dim of rotated projections is refined: d = (c e) + o, where c = 2 halves of e rotated
@@ -24,6 +25,7 @@ from ckpt_core.architecture.schema import (
     Architecture,
     Attention,
     Classifier,
+    DeltaNet,
     LatentAttention,
     Layer,
     Mlp,
@@ -147,8 +149,11 @@ def _layer(prefix: str, layer: Layer, hidden: Axis) -> Iterator[Parameter]:
         yield from _attention(f"{prefix}attention", layer.attention, hidden)
     if layer.latent_attention is not None:
         yield from _latent_attention(f"{prefix}attention", layer.latent_attention, hidden)
+    if layer.delta is not None:
+        yield from _delta(f"{prefix}delta", layer.delta, hidden)
     if layer.layer_scale:
-        yield Parameter(f"{prefix}attention.layer_scale.weight", (hidden,))
+        mixer = "attention" if layer.delta is None else "delta"
+        yield Parameter(f"{prefix}{mixer}.layer_scale.weight", (hidden,))
     if layer.cross_attention is not None:
         yield from _attention(f"{prefix}cross_attention", layer.cross_attention, hidden)
     yield from _mlp(f"{prefix}mlp", layer.mlp, hidden)
@@ -177,6 +182,10 @@ def _attention(name: str, attention: Attention, hidden: Axis) -> Iterator[Parame
             )
     if attention.relative_bias is not None:
         yield _relative_bias(f"{name}.relative_bias.weight", attention.relative_bias.buckets, attention)
+    if attention.out_gate:
+        yield Parameter(f"{name}.gate.weight", (groups, per_group, plain, hidden))
+        if attention.q_bias:
+            yield Parameter(f"{name}.gate.bias", (groups, per_group, plain))
     if attention.sinks:
         yield Parameter(f"{name}.sinks.weight", (groups, per_group))
     if attention.head_scale:
@@ -214,6 +223,22 @@ def _latent_attention(name: str, latent: LatentAttention, hidden: Axis) -> Itera
     if latent.bias:
         yield Parameter(f"{name}.out.bias", (hidden,))
     yield from _norm(f"{name}.out_norm", latent.out_norm, hidden)
+
+
+def _delta(name: str, delta: DeltaNet, hidden: Axis) -> Iterator[Parameter]:
+    keys, per_key = Axis("g", delta.key_heads), Axis("r", delta.value_heads // delta.key_heads)
+    key, value, taps = Axis("dk", delta.key_dim), Axis("dv", delta.value_dim), Axis("t", delta.conv)
+    yield from _norm(f"{name}.norm", delta.norm, hidden)
+    projected = (("q", (keys, key)), ("k", (keys, key)), ("v", (keys, per_key, value)))
+    for part, axes in (*projected, ("z", (keys, per_key, value)), ("b", (keys, per_key)), ("a", (keys, per_key))):
+        yield Parameter(f"{name}.{part}.weight", (*axes, hidden))
+    for part, axes in projected:
+        yield Parameter(f"{name}.{part}_conv.weight", (*axes, taps))
+    yield Parameter(f"{name}.a_log.weight", (keys, per_key))
+    yield Parameter(f"{name}.dt_bias.weight", (keys, per_key))
+    yield from _norm(f"{name}.head_norm", delta.head_norm, value)
+    yield Parameter(f"{name}.out.weight", (hidden, keys, per_key, value))
+    yield from _norm(f"{name}.out_norm", delta.out_norm, hidden)
 
 
 def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:

@@ -136,6 +136,8 @@ class Attention:
     `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
     `qk_norm` is applied to q and k, per head, or over all heads at once if `qk_norm_whole`; before rotation, or after it if
     `qk_norm_after_rotary`.
+    `out_gate`: the attention output is multiplied, element by element, by the sigmoid of one more projection of the block's
+    input, which has a bias where q has one.
     """
 
     heads: int
@@ -159,6 +161,7 @@ class Attention:
     softcap: float | None = None
     sinks: bool = False
     head_scale: bool = False
+    out_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +186,32 @@ class LatentAttention:
     out_norm: Norm | None = None
     scale: float | None = None
     bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaNet:
+    """A gated delta net (Yang, Kautz and Hatamizadeh 2025): linear attention, which keeps a state instead of scores.
+
+    The projections q, k and v each pass a causal convolution of their own, with a filter over `conv` positions per channel, and
+    then SiLU. Every head of q and k is divided by its length (the square root of the sum of squares and 1e-6), and serves
+    value_heads / key_heads value heads; q is multiplied by key_dim ** -0.5.
+
+    Each value head has a state S of `key_dim` x `value_dim`, zero at first. A position multiplies it by
+    exp(-exp(a_log) * softplus(a + dt_bias)), then adds k (x) beta * (v - S^T k) with beta = `beta_scale` * sigmoid(b), and has
+    the output S^T q. `head_norm` is applied to the output of each head, which is then multiplied by SiLU of the projection z.
+
+    `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv: int
+    head_norm: Norm
+    norm: Norm | None = None
+    out_norm: Norm | None = None
+    beta_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,11 +279,13 @@ class Layer:
     `parallel`: attention and MLP read the same x and are added together. `shared_norm`: in a
     parallel layer the MLP reads the output of the attention's norm. `residual_from_norm`: the
     residual is taken from the norm's output. `layer_scale`: a learned factor per channel on each block's output.
+    Exactly one of `attention`, `latent_attention` and `delta` is given: the block that mixes positions.
     """
 
     mlp: Mlp
     attention: Attention | None = None
     latent_attention: LatentAttention | None = None
+    delta: DeltaNet | None = None
     cross_attention: Attention | None = None
     parallel: bool = False
     shared_norm: bool = False

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from ckpt_core.architecture.schema import SCALING_FIELDS, Architecture, Attention, Mlp, Norm, Rotary, Stack
+from ckpt_core.architecture.schema import SCALING_FIELDS, Architecture, Attention, DeltaNet, Mlp, Norm, Rotary, Stack
 from ckpt_core.errors import CkptError, Problems
 
 
@@ -50,8 +50,11 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
                 yield f"{prefix}{name}", "it has one value per head, and the first layer has no such attention"
     for index, layer in enumerate(stack.layers):
         path = f"{prefix}layers.{index}"
-        if (layer.attention is None) == (layer.latent_attention is None):
-            yield path, "a layer has either attention or latent attention"
+        mixers = [one for one in (layer.attention, layer.latent_attention, layer.delta) if one is not None]
+        if len(mixers) != 1:
+            yield path, "a layer has either attention, or latent attention, or a delta net"
+        if layer.delta is not None:
+            yield from _delta(f"{path}.delta", layer.delta, stack.causal)
         if layer.cross_attention is not None and not crossing:
             yield f"{path}.cross_attention", "there is no encoder to attend to"
         for name, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
@@ -71,6 +74,17 @@ def _attention(path: str, attention: Attention) -> Iterator[tuple[str, str]]:
         yield from _rotary(f"{path}.rotary", attention.rotary, attention.head_dim)
     for name in ("norm", "out_norm", "qk_norm"):
         yield from _norm(f"{path}.{name}", getattr(attention, name))
+
+
+def _delta(path: str, delta: DeltaNet, causal: bool) -> Iterator[tuple[str, str]]:
+    for name in ("key_heads", "value_heads", "key_dim", "value_dim", "conv"):
+        yield from _positive(f"{path}.{name}", getattr(delta, name))
+    if delta.key_heads > 0 and delta.value_heads % delta.key_heads:
+        yield path, f"value_heads={delta.value_heads} is not a multiple of key_heads={delta.key_heads}"
+    if not causal:
+        yield path, "its state comes from earlier positions alone, and the stack is not causal"
+    for name in ("norm", "head_norm", "out_norm"):
+        yield from _norm(f"{path}.{name}", getattr(delta, name))
 
 
 def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str]]:

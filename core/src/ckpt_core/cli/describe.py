@@ -129,6 +129,7 @@ def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
         for path, label in (("attention", "attention"), ("cross_attention", "cross"))
     ]
     rows.append(("latent", _latent(words, f"{prefix}latent_attention")))
+    rows.append(("delta net", _delta(words, f"{prefix}delta")))
     rows.append(("positions", _positions(words, prefix)))
     rows.append(("mlp", _mlp(words, f"{prefix}mlp")))
     norms = [
@@ -136,6 +137,7 @@ def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
         *words.norm(f"{prefix}attention.norm", "attention"),
         *words.norm(f"{prefix}attention.out_norm", "attention output"),
         *words.norm(f"{prefix}latent_attention.norm", "attention"),
+        *words.norm(f"{prefix}delta.norm", "delta net"),
         *words.norm(f"{prefix}cross_attention.norm", "cross attention"),
         *words.norm(f"{prefix}mlp.norm", "mlp"),
         *words.norm(f"{prefix}mlp.out_norm", "mlp output"),
@@ -150,6 +152,8 @@ def _attention(words: _Words, path: str) -> str:
         return ""
     heads, groups, width = (words.take(f"{path}.{name}") for name in ("heads", "groups", "head_dim"))
     parts = [f"{value_text(heads)} heads of {value_text(width)}"]
+    where = words.take(f"{path}?")
+    parts[0] += in_layers(where) if isinstance(where, PerLayer) else ""
     if groups != heads:
         parts.append(f"{value_text(groups)} key-value heads")
     parts += words.tell(f"{path}.scale", "scale {}")
@@ -160,6 +164,7 @@ def _attention(words: _Words, path: str) -> str:
     parts += words.tell(f"{path}.softcap", "softcap {}")
     parts += words.tell(f"{path}.sinks", "sinks{}")
     parts += words.tell(f"{path}.head_scale", "head scale{}")
+    parts += words.tell(f"{path}.out_gate", "gated output{}")
     biases = [name for name in ("q", "k", "v", "out") if words.left.get(f"{path}.{name}_bias") is True]
     for name in biases:
         words.take(f"{path}.{name}_bias")
@@ -184,6 +189,20 @@ def _latent(words: _Words, path: str) -> str:
     return ", ".join(
         [*parts, *words.norm(f"{path}.kv_norm", "latent norm"), *words.norm(f"{path}.q_norm", "query latent norm")]
     )
+
+
+def _delta(words: _Words, path: str) -> str:
+    if not words.has(path):
+        return ""
+    where = words.take(f"{path}?")
+    keys, key, values, value = (
+        value_text(words.take(f"{path}.{name}")) for name in ("key_heads", "key_dim", "value_heads", "value_dim")
+    )
+    parts = [f"{keys} key heads of {key}, {values} value heads of {value}"]
+    parts[0] += in_layers(where) if isinstance(where, PerLayer) else ""
+    parts += words.tell(f"{path}.conv", "convolution over {} positions")
+    parts += words.tell(f"{path}.beta_scale", "beta x {}")
+    return ", ".join([*parts, *words.norm(f"{path}.head_norm", "head norm")])
 
 
 def _positions(words: _Words, prefix: str) -> str:

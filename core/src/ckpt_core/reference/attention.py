@@ -55,7 +55,10 @@ def attend(
     mixed = _softmax(scores, allowed, sinks) @ v
     if attention.head_scale:
         mixed = mixed * weights.vector(f"{name}.head_scale.weight").reshape(groups, per_group, 1, 1)
-    return weights.linear(mixed.permute(0, 3, 1, 2, 4), f"{name}.out", contracted=3)
+    mixed = mixed.permute(0, 3, 1, 2, 4)
+    if attention.out_gate:
+        mixed = mixed * torch.sigmoid(weights.linear(x, f"{name}.gate")).reshape(mixed.shape)
+    return weights.linear(mixed, f"{name}.out", contracted=3)
 
 
 def _normed(

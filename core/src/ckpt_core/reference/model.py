@@ -12,6 +12,7 @@ from ckpt_core.api import OpenCheckpoint
 from ckpt_core.architecture import Architecture, Attention, Layer, Stack
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
+from ckpt_core.reference.delta import mix_by_delta
 from ckpt_core.reference.mlp import feed_forward
 from ckpt_core.reference.weights import DEFAULT_BLOCK, Arithmetic, Weights
 
@@ -96,7 +97,7 @@ def _stack(
     allowed = torch.ones(1, count, count, dtype=torch.bool)
     allowed = allowed.tril() if stack.causal else allowed
     allowed = allowed if mask is None else allowed & mask.bool()[:, None]
-    context = _Context(allowed, memory, memory_mask)
+    context = _Context(allowed, mask, memory, memory_mask)
     if stack.relative_bias is not None:
         table = f"{prefix}relative_bias.weight"
         context.bias = relative_bias(weights, table, stack.relative_bias, count, count)
@@ -113,9 +114,10 @@ def _stack(
 
 @dataclass(slots=True)
 class _Context:
-    """What all layers of a stack share: what a position may see, and the biases that depend on distance alone."""
+    """What all layers of a stack share: what a position may see, which are real, and the biases that depend on distance alone."""
 
     allowed: torch.Tensor
+    mask: torch.Tensor | None
     memory: torch.Tensor | None
     memory_mask: torch.Tensor | None
     bias: torch.Tensor | None = None
@@ -125,22 +127,25 @@ class _Context:
 def _layer(
     weights: Weights, name: str, layer: Layer, x: torch.Tensor, context: _Context
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    block = layer.attention or layer.latent_attention
+    block = layer.attention or layer.latent_attention or layer.delta
     assert block is not None  # validate()
-    normed = weights.norm(x, f"{name}.attention.norm", block.norm)
-    if layer.latent_attention is not None:
+    mixer = "attention" if layer.delta is None else "delta"
+    normed = weights.norm(x, f"{name}.{mixer}.norm", block.norm)
+    if layer.delta is not None:
+        y = mix_by_delta(weights, f"{name}.delta", layer.delta, normed, context.mask)
+    elif layer.latent_attention is not None:
         y = attend_latent(weights, f"{name}.attention", layer.latent_attention, normed, context.allowed)
     elif layer.attention is not None:
         y = attend(weights, f"{name}.attention", layer.attention, normed, normed, context.allowed, context.bias)
-    y = weights.norm(y, f"{name}.attention.out_norm", block.out_norm)
-    y = y * weights.vector(f"{name}.attention.layer_scale.weight") if layer.layer_scale else y
+    y = weights.norm(y, f"{name}.{mixer}.out_norm", block.out_norm)
+    y = y * weights.vector(f"{name}.{mixer}.layer_scale.weight") if layer.layer_scale else y
     residual = normed if layer.residual_from_norm else x
     if layer.parallel:
         inner = normed if layer.shared_norm else weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
-        yield "attention and mlp", residual + y + _fed(weights, name, layer, inner)
+        yield f"{mixer} and mlp", residual + y + _fed(weights, name, layer, inner)
         return
     x = residual + y
-    yield "attention", x
+    yield mixer, x
     if layer.cross_attention is not None:
         x = x + _crossed(weights, f"{name}.cross_attention", layer.cross_attention, x, context)
         yield "cross_attention", x

@@ -60,8 +60,8 @@ def folded_layer_scale(model: Rewritable) -> Rewritable:
 
 
 def _ends_in_a_projection(layer: Layer) -> bool:
-    attention = layer.attention or layer.latent_attention
-    normed = layer.mlp.out_norm is not None or (attention is not None and attention.out_norm is not None)
+    mixer = layer.attention or layer.latent_attention or layer.delta
+    normed = layer.mlp.out_norm is not None or (mixer is not None and mixer.out_norm is not None)
     return layer.mlp.moe is None and not normed
 
 

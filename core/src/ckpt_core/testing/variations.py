@@ -72,6 +72,7 @@ def _inert(base: Facts) -> set[str]:
 
 
 _MOE = {"mlp.ffn": ABSENT, "mlp.ffn?": ABSENT, "mlp.moe.experts": 10, "mlp.moe.ffn": 20, "mlp.moe.router.top_k": 3}
+_DELTA_SIZES = {"key_heads": 2, "value_heads": 4, "key_dim": 6, "value_dim": 10, "conv": 3}
 _YARN = _scaling(RotaryKind.YARN, factor=4.0, original_positions=32)
 
 
@@ -184,6 +185,19 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "attention.softcap": {"attention.softcap": 50.0},
         "attention.sinks": {"attention.sinks": True},
         "attention.head_scale": {"attention.head_scale": True},
+        "attention.out_gate": {"attention.out_gate": True},
+        "delta?": {
+            "delta?": _each_layer(count, False),
+            "attention?": _each_layer(count, True),
+            **{f"delta.{name}": size for name, size in _DELTA_SIZES.items()},
+            **_norm("delta.norm"),
+            **_norm("delta.head_norm"),
+        },
+        **{f"delta.{name}": {f"delta.{name}": 2 * size} for name, size in _DELTA_SIZES.items()},
+        "delta.beta_scale": {"delta.beta_scale": 2.0},
+        "delta.norm": {"delta.norm": ABSENT},
+        "delta.head_norm.eps": {"delta.head_norm.eps": 3e-4},
+        "delta.out_norm": _norm("delta.out_norm"),
         "mlp.ffn": {"mlp.ffn": 2 * facts.get("mlp.ffn", 28)},
         "mlp.ffn, by layer": {"mlp.ffn": PerLayer(56 if index else 28 for index in range(count))},
         **{f"mlp.activation={kind}": {"mlp.activation": kind} for kind in Activation},

@@ -34,6 +34,7 @@ from ckpt_hf.families import (
     opt,
     phi3,
     qwen,
+    qwen3_next,
     seed_oss,
     stablelm,
     starcoder2,
@@ -74,6 +75,7 @@ FAMILIES: list[Family] = [
     *stablelm.FAMILIES,
     *opt.FAMILIES,
     *hunyuan.FAMILIES,
+    *qwen3_next.FAMILIES,
 ]
 # Of classes that share a type, the first is meant by a config that names none.
 BY_TYPE = {family.model_type: family for family in reversed(FAMILIES)}

@@ -7,7 +7,7 @@ silently takes theta = 10000, so both forms are written; where a file has both, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, Refusal, configs, custom, errors, schema
@@ -43,12 +43,14 @@ def rotary_keys(
     fraction_key: str = "partial_rotary_factor",
     width_key: str = "",
     alpha: bool = False,
+    inert: Collection[str] = (),
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
     `partial`: the fraction of a head that the class rotates where no key says it. Most classes have no such key and
     rotate whole heads whatever it says; they get None. `width_key`: a key that says the rotated elements of a head
     by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
+    `inert`: parameters that the class takes, and that change nothing.
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
@@ -65,6 +67,7 @@ def rotary_keys(
                     found=f"{config[width_key]} of {facts[head_dim]}, {given['partial_rotary_factor']}",
                 )
         scaling, parameters = (_object(config.get(key), key) for key in ("rope_scaling", "rope_parameters"))
+        scaling, parameters = (_without(one, inert) for one in (scaling, parameters))
         if alpha:
             theta = given.get("rope_theta", default_theta)
             scaling, parameters = (_stretched(one, theta, facts[head_dim]) for one in (scaling, parameters))
@@ -115,6 +118,10 @@ def rotary_keys(
         uses=["original_max_position_embeddings", *([head_dim] if width_key or alpha else [])],
         why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
+
+
+def _without(given: dict[str, Any] | None, inert: Collection[str]) -> dict[str, Any] | None:
+    return given and {key: value for key, value in given.items() if key not in inert}
 
 
 def _stretched(given: dict[str, Any] | None, theta: object, width: int) -> dict[str, Any] | None:

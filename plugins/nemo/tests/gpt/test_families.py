@@ -56,6 +56,9 @@ REFUSED = {
     "opt": ["no positions.offset"],
     "hunyuan": ["no attention.qk_norm_after_rotary"],
     "hunyuan_moe": ["no attention.qk_norm_after_rotary"],
+    "qwen3_next": ["no attention.out_gate", "no delta.key_heads"],
+    "qwen3_5": ["no attention.out_gate", "no delta.key_heads"],
+    "qwen3_5_moe": ["no attention.out_gate", "no delta.key_heads"],
     "glm4_moe_lite": ["no latent_attention.heads"],
 }  # fmt: skip
 OPTIONS = {"make_vocab_size_divisible_by": "16"}

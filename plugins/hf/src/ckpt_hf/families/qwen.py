@@ -137,7 +137,7 @@ QWEN3_MOE = QWEN3.replace("Qwen3MoeForCausalLM",
     without=["layer_types"],
 )
 
-_SHARED = (
+SHARED_EXPERT = (
     row("mlp.shared_expert.gate_proj.weight", "f h", "mlp.shared.gate.weight"),
     row("mlp.shared_expert.up_proj.weight",   "f h", "mlp.shared.up.weight"),
     row("mlp.shared_expert.down_proj.weight", "h f", "mlp.shared.down.weight"),
@@ -162,7 +162,7 @@ FAMILIES = [
     Family(
         "qwen2_moe",
         QWEN2_MOE,
-        layouts.Tables([MODEL, LAYER.extend(*EXPERTS, *_SHARED)], [NAMES]),
+        layouts.Tables([MODEL, LAYER.extend(*EXPERTS, *SHARED_EXPERT)], [NAMES]),
         rewrites=(*SCALED_AND_CENTRED, _with_shared_experts),
     ),
     Family(
