@@ -109,8 +109,8 @@ CONFIG, WEIGHTS, HOOKS, SENTENCES = "config.py", "weights.py", "__init__.py", "s
 IN_CONFIG = ("sdk import Activation, Config,", "sdk import Activation, Config, custom, ignore,")
 IN_HOOKS = ("sdk import Folder, Format,", "sdk import Folder, Format, hookimpl, rewrites,")
 EAGER = "a detection that is too eager"
-# The line above what pytest says of one failure.
-_SECTION = re.compile(r"^_+ .* _+$", re.MULTILINE)
+# The line above what pytest says of one failure, and the one above its summary: how much of a message that has depends on the terminal.
+_SECTION = re.compile(r"^(?:_+ .* _+|=+ short test summary info =+)$", re.MULTILINE)
 Changes = tuple[str, list[tuple[str, str]], str, str]
 # fmt: off
 MISTAKES: dict[str, Changes] = {
@@ -208,7 +208,8 @@ def test_the_kit_notices(mistake: str, judged: str) -> None:
     name, (*_, law, words) = f"m{[*MISTAKES].index(mistake)}", MISTAKES[mistake]
     failed = [line for line in judged.splitlines() if line.startswith(f"FAILED tests/test_{name}.py")]
     assert failed and all(law.split()[0] in line for line in failed), judged[-3000:]
-    assert any(words in section for section in _SECTION.split(judged) if f"test_{name}.py" in section), judged[-3000:]
+    own = [section for section in _SECTION.split(judged) if f"<tests.test_{name}.TestConformance" in section]
+    assert own and all(words in section for section in own), judged[-3000:]
 
 
 def test_its_detector_decides_by_what_the_config_says(tmp_path: Path) -> None:
