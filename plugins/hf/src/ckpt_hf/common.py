@@ -65,7 +65,8 @@ def activation(*preferred: str, **meant: Activation) -> configs.Codec:
 
 
 NORMS = ("attention.norm", "mlp.norm", "final_norm")
-ATTENTION_BIASES = tuple(f"attention.{part}_bias" for part in ("q", "k", "v", "out"))
+QKV_BIASES = tuple(f"attention.{part}_bias" for part in "qkv")
+ATTENTION_BIASES = (*QKV_BIASES, "attention.out_bias")
 MLP_BIASES = ("mlp.up_bias", "mlp.down_bias")
 
 # fmt: off
@@ -265,7 +266,7 @@ def divides(architecture: Architecture) -> str | None:
 
 Rule = Callable[[int, Mapping[str, Any]], bool]
 
-_LAYER_TYPES = configs.layers_of("attention.window", rules.each(having="sliding_attention", lacking="full_attention"))
+WINDOWED = configs.layers_of("attention.window", rules.each(having="sliding_attention", lacking="full_attention"))
 
 
 def _first_that_slides(windowed: tuple[bool, ...]) -> int:
@@ -290,8 +291,8 @@ def windows(
             )
 
     keys: tuple[str, ...] = ("use_sliding_window", "sliding_window", "layer_types")
-    some: tuple[object, ...] = (True, configs.value_of("attention.window"), _LAYER_TYPES)
-    none: tuple[object, ...] = (False, None, _LAYER_TYPES)
+    some: tuple[object, ...] = (True, configs.value_of("attention.window"), WINDOWED)
+    none: tuple[object, ...] = (False, None, WINDOWED)
     if by_count:
         # transformers before 4.52 has no layer_types: there the layers from max_window_layers on slide.
         keys = (*keys, "max_window_layers")
@@ -309,13 +310,31 @@ def windows(
 
 def given_windows(config: Mapping[str, Any], layers: int) -> schema.PerLayer | None:
     """Which layers have a window by `layer_types`; None without that key."""
-    kinds = config.get("layer_types")
+    return _given_layers("layer_types", config, layers, having="sliding_attention", lacking="full_attention")
+
+
+SPARSE = configs.layers_of("mlp.moe", rules.each(having="sparse", lacking="dense"))
+
+
+def sparse_layers(config: Mapping[str, Any], layers: int, dense: int = 1) -> schema.PerLayer:
+    """Which layers have experts by `mlp_layer_types`; all but the first `dense` without that key. `CkptError` if none has."""
+    sparse = _given_layers("mlp_layer_types", config, layers, having="sparse", lacking="dense")
+    sparse = sparse or schema.PerLayer(index >= dense for index in range(layers))
+    if not any(sparse):
+        raise CkptError("key 'mlp_layer_types' has no layer with experts", found=f"{layers} dense layers")
+    return sparse
+
+
+def _given_layers(
+    key: str, config: Mapping[str, Any], layers: int, *, having: str, lacking: str
+) -> schema.PerLayer | None:
+    """Which layers are of the kind `having` in a list of kinds, one for each layer; None without that key."""
+    kinds = config.get(key)
     if kinds is None:
         return None
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise CkptError("key 'layer_types' is not one known kind per layer", found=str(kinds)[:80])
-    return schema.PerLayer(kind == "sliding_attention" for kind in kinds)
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (having, lacking) for kind in kinds):
+        raise CkptError(f"key {key!r} is not one known kind per layer", found=str(kinds)[:80])
+    return schema.PerLayer(kind == having for kind in kinds)
 
 
 def alternating_windows(default: int, *, period: int = 2, period_key: str = "") -> configs.Entry:
@@ -333,11 +352,6 @@ def alternating_windows(default: int, *, period: int = 2, period_key: str = "") 
             every = period if given is None else values.checked(period_key, given, values.whole)
             present = schema.PerLayer((index + 1) % every != 0 for index in range(layers))
         window = config.get("sliding_window", default)
-        if window is None and any(present):
-            raise CkptError(
-                "key 'sliding_window' is null, and transformers then builds no mask",
-                fix="say in layer_types that no layer slides",
-            )
         enter_windows(facts, window, present)
 
     return decided(
@@ -347,8 +361,8 @@ def alternating_windows(default: int, *, period: int = 2, period_key: str = "") 
         # the class builds the mask of windows even where no layer uses it, and needs a size for it
         values={
             ("sliding_window", "layer_types"): [
-                (configs.value_of("attention.window"), _LAYER_TYPES),
-                (default, _LAYER_TYPES),
+                (configs.value_of("attention.window"), WINDOWED),
+                (default, WINDOWED),
             ]
         },
         uses=["layers"],
@@ -359,7 +373,13 @@ def alternating_windows(default: int, *, period: int = 2, period_key: str = "") 
 
 
 def enter_windows(facts: Facts, window: object, present: schema.PerLayer) -> None:
+    """Enter the window of the layers in `present`. `CkptError` where some layer has one and there is no size for it."""
     if any(present):
+        if window is None:
+            raise CkptError(
+                "key 'sliding_window' is null, and transformers then builds no mask",
+                fix="say in layer_types that no layer slides",
+            )
         facts["attention.window"] = window
         if not all(present):
             facts["attention.window?"] = present

@@ -54,6 +54,16 @@ LAYER_NORM_BIASES = (
 )
 MODEL_WITH_BIAS = MODEL.extend(row("model.norm.bias", "h", "final_norm.bias"))
 
+# Norms of q and k: one for the elements of each head, or one over all heads together.
+QK_NORMS = (
+    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
+    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+)
+WHOLE_QK_NORMS = (
+    row("self_attn.q_norm.weight", "(g r d)", "attention.q_norm.weight"),
+    row("self_attn.k_norm.weight", "(g d)",   "attention.k_norm.weight"),
+)
+
 # Rotated elements lie in adjacent pairs (e c); those that do not rotate follow them (o).
 ADJACENT = (
     row("self_attn.q_proj.weight", "(g r (e c + o)) h", "attention.q.weight"),

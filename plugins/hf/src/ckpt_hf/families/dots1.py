@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, key, key_is, layouts, row, rules, schema, values
-from ckpt_hf.common import ALL_BIASES_OR_NONE, NORMS, Family, enter_windows, given_windows, groups, norms, unbiased
+from ckpt_core.sdk import Facts, configs, decided, key, key_is, layouts, schema, values
+from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
+    NORMS,
+    WINDOWED,
+    Family,
+    enter_windows,
+    given_windows,
+    groups,
+    norms,
+    unbiased,
+)
 from ckpt_hf.families.deepseek import CORRECTION, SHARED_EXPERTS, SIGMOID_ROUTER, dense_layers, groups_by_two_best
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
 
 _WINDOW = ("sliding_window", "layer_types", "max_window_layers")
-_TYPES = configs.layers_of("attention.window", rules.each(having="sliding_attention", lacking="full_attention"))
 
 
 def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     window, first = config.get("sliding_window", 4096), config.get("max_window_layers", 62)
     rule = schema.PerLayer(window is not None and index >= first for index in range(facts["layers"]))
     present = given_windows(config, facts["layers"]) or rule
-    if window is None and any(present):
-        raise CkptError(
-            "key 'sliding_window' is null, and transformers then builds no mask",
-            fix="say in layer_types that no layer slides",
-        )
     enter_windows(facts, window, present)
 
 
@@ -33,7 +37,7 @@ DOTS1 = LLAMA.replace("Dots1ForCausalLM",
     key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm")), default=1e-6),
     norms("rms", "attention.qk_norm"),
     decided(_WINDOW, ["attention.window", "attention.window?"], read=_read_windows, uses=["layers"],
-            values={_WINDOW[:2]: [(configs.value_of("attention.window"), _TYPES), (None, _TYPES)]},
+            values={_WINDOW[:2]: [(configs.value_of("attention.window"), WINDOWED), (None, WINDOWED)]},
             why="layer_types says which layers have a window; without it those from max_window_layers on"),
     dense_layers(0),
     key("moe_intermediate_size", "mlp.moe.ffn"),
@@ -51,8 +55,7 @@ DOTS1 = LLAMA.replace("Dots1ForCausalLM",
 )
 
 DOTS1_LAYER = LAYER.extend(
-    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    *QK_NORMS,
     CORRECTION,
     *SHARED_EXPERTS,
     *EXPERTS,

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, key, layouts, row, rules, schema, values
-from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, enter_windows, given_windows, groups, norms, unbiased
+from ckpt_core.sdk import CkptError, Facts, configs, decided, key, layouts, row, schema, values
+from ckpt_hf.common import ALL_BIASES_OR_NONE, WINDOWED, Family, enter_windows, given_windows, groups, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import LAYER, MODEL
+from ckpt_hf.weights import LAYER, MODEL, QK_NORMS
 
 _NORMS = ("attention.out_norm", "mlp.out_norm", "attention.qk_norm", "final_norm")
 _WINDOW = ("sliding_window", "layer_types", "sliding_window_pattern")
-_TYPES = configs.layers_of("attention.window", rules.each(having="sliding_attention", lacking="full_attention"))
 
 
 def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -24,11 +23,6 @@ def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
             raise CkptError("key 'layer_types' is missing, and transformers has no rule without a sliding_window")
         period = values.checked("sliding_window_pattern", config.get("sliding_window_pattern", 4), values.whole)
         present = schema.PerLayer((index + 1) % period != 0 for index in range(layers))
-    if window is None and any(present):
-        raise CkptError(
-            "key 'sliding_window' is null, and transformers then builds no mask",
-            fix="say in layer_types that no layer slides",
-        )
     enter_windows(facts, window, present)
     if window is None and not facts.present("attention.rotary"):
         raise CkptError("key 'sliding_window' is null, and every layer then rotates")
@@ -43,7 +37,7 @@ EXAONE4 = LLAMA.replace("Exaone4ForCausalLM",
     key("rms_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-5),
     norms("rms", *_NORMS),
     decided(_WINDOW, ["attention.window", "attention.window?", "attention.rotary?"], read=_read_windows, uses=["layers", "attention.rotary.*"],
-            values={_WINDOW[:2]: [(configs.value_of("attention.window"), _TYPES), (None, _TYPES), (4096, _TYPES)]},
+            values={_WINDOW[:2]: [(configs.value_of("attention.window"), WINDOWED), (None, WINDOWED), (4096, WINDOWED)]},
             why="layer_types says which layers have a window; the others do not rotate, unless sliding_window is null"),
     rotary_keys(always=False),
     unbiased("attention_bias", "mlp_bias"),
@@ -51,8 +45,7 @@ EXAONE4 = LLAMA.replace("Exaone4ForCausalLM",
 )
 
 EXAONE4_LAYER = LAYER.without("input_layernorm.weight", "post_attention_layernorm.weight").extend(
-    row("self_attn.q_norm.weight",           "d", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight",           "d", "attention.k_norm.weight"),
+    *QK_NORMS,
     row("post_attention_layernorm.weight",   "h", "attention.out_norm.weight"),
     row("post_feedforward_layernorm.weight", "h", "mlp.out_norm.weight"),
 )

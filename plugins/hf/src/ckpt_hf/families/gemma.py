@@ -35,7 +35,7 @@ from ckpt_hf.common import (
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_by_window
-from ckpt_hf.weights import LAYER, MODEL
+from ckpt_hf.weights import LAYER, MODEL, QK_NORMS
 
 _OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 # The first Gemma files say "gelu" and mean the tanh form.
@@ -103,8 +103,7 @@ GEMMA3 = GEMMA2.replace("Gemma3ForCausalLM",
 )
 
 GEMMA3_LAYER = GEMMA2_LAYER.extend(
-    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    *QK_NORMS,
 )
 # fmt: on
 

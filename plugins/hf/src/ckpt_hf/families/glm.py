@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, layouts, row, rules, schema, values
-from ckpt_hf.common import NORMS, Family, groups, head_dim, norms, unbiased
+from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, layouts, row, schema, values
+from ckpt_hf.common import NORMS, QKV_BIASES, SPARSE, Family, groups, head_dim, norms, sparse_layers, unbiased
 from ckpt_hf.families.deepseek import (
     CORRECTION,
     DEEPSEEK_V3,
@@ -20,7 +20,7 @@ from ckpt_hf.families.deepseek import (
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import ADJACENT, EXPERTS, LAYER, MLP, MODEL, NAMES
+from ckpt_hf.weights import ADJACENT, EXPERTS, LAYER, MLP, MODEL, NAMES, QK_NORMS
 
 _OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 _EPS = 1.5625e-7
@@ -32,21 +32,17 @@ def _read_qk_norm(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
 
 
 _SPARSE = ("mlp_layer_types", "first_k_dense_replace")
-_MLP_TYPES = configs.layers_of("mlp.moe", rules.each(having="sparse", lacking="dense"))
 
 
 def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     dense = values.checked(_SPARSE[1], config.get(_SPARSE[1], 1), values.count)
-    first = [("sparse", "dense")[index < dense] for index in range(facts["layers"])]
-    kinds = config.get(_SPARSE[0]) or first
-    if not isinstance(kinds, list) or len(kinds) != facts["layers"] or {*kinds} - {"sparse", "dense"}:
-        raise CkptError(f"key {_SPARSE[0]!r} is not one known kind per layer", found=str(kinds)[:80])
-    if kinds != first and _SPARSE[1] in config:  # of the code beside the files; transformers does not read it
+    sparse = sparse_layers(config, facts["layers"], dense)
+    first = schema.PerLayer(index >= dense for index in range(len(sparse)))
+    if sparse != first and _SPARSE[1] in config:  # of the code beside the files; transformers does not read it
+        kinds = config[_SPARSE[0]]
         raise CkptError(f"keys {_SPARSE[0]!r} and {_SPARSE[1]!r} disagree", found=f"{kinds} and {dense}"[:80])
-    if "sparse" not in kinds:
-        raise CkptError(f"key {_SPARSE[0]!r} has no layer with experts", found=str(kinds)[:80])
-    if "dense" in kinds:
-        facts["mlp.moe?"] = schema.PerLayer(kind == "sparse" for kind in kinds)
+    if not all(sparse):
+        facts["mlp.moe?"] = sparse
 
 
 # fmt: off
@@ -54,7 +50,7 @@ GLM = LLAMA.replace("GlmForCausalLM",
     groups(2),
     head_dim(default=128),
     key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=_EPS),
-    key("attention_bias", *(f"attention.{part}_bias" for part in "qkv"), default=True),
+    key("attention_bias", *QKV_BIASES, default=True),
     rotary_keys(partial=0.5),
     unbiased("mlp_bias"),
 )
@@ -67,7 +63,7 @@ GLM4 = GLM.replace("Glm4ForCausalLM",
 GLM4_MOE = LLAMA.replace("Glm4MoeForCausalLM",
     groups(8),
     key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
-    key("attention_bias", *(f"attention.{part}_bias" for part in "qkv"), default=False),
+    key("attention_bias", *QKV_BIASES, default=False),
     decided(["use_qk_norm"], ["attention.qk_norm.*"], read=_read_qk_norm, uses=["final_norm.eps"], values={"use_qk_norm": [False, True]},
             why="whether q and k have norms, of the epsilon of all others"),
     rotary_keys(partial=0.5),
@@ -92,7 +88,7 @@ GLM4_MOE_LITE = DEEPSEEK_V3.replace("Glm4MoeLiteForCausalLM",
     key("q_lora_rank", "latent_attention.q_rank", default=768, null=None, type=values.whole),
     key("rms_norm_eps", "latent_attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
     configs.repeats("num_key_value_heads", "num_attention_heads", default=20),
-    decided(_SPARSE, ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [_MLP_TYPES]}, uses=["layers", "mlp.moe.*"],
+    decided(_SPARSE, ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [SPARSE]}, uses=["layers", "mlp.moe.*"],
             why="mlp_layer_types says which layers have experts; without it all but the first"),
     key("num_experts_per_tok", "mlp.moe.router.top_k", default=4),
     key("routed_scaling_factor", "mlp.moe.router.scale", default=1.8),
@@ -113,8 +109,7 @@ GLM4_LAYER = GLM_LAYER.extend(
 )
 
 GLM4_MOE_LAYER = LAYER.extend(
-    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    *QK_NORMS,
     CORRECTION,
     *SHARED_EXPERTS,
     *EXPERTS,

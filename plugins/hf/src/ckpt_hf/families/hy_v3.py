@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import by_layer, configs, fact_is, ignore, key, layouts, row, rules, values
-from ckpt_hf.common import ALL_BIASES_OR_NONE, NORMS, Family, dense_width, groups, head_dim, norms, unbiased
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.sdk import Facts, configs, decided, fact_is, ignore, key, layouts, row, values
+from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
+    NORMS,
+    SPARSE,
+    Family,
+    dense_width,
+    groups,
+    head_dim,
+    norms,
+    sparse_layers,
+    unbiased,
+)
 from ckpt_hf.families.deepseek import PREDICTING_LAYER, PREDICTORS, SIGMOID_ROUTER
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
+
+
+def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    sparse = sparse_layers(config, facts["layers"])
+    if not all(sparse):
+        facts["mlp.moe?"] = sparse
+
 
 # fmt: off
 HY_V3 = LLAMA.replace("HYV3ForCausalLM",
@@ -18,7 +39,8 @@ HY_V3 = LLAMA.replace("HYV3ForCausalLM",
     rotary_keys(default_theta=11158840.0),
     key("num_hidden_layers", "layers", type=values.layers),
     dense_width(),
-    by_layer("mlp_layer_types", "mlp.moe", rules.some(rules.each(having="sparse", lacking="dense") | ~rules.first_layers()), default=1),
+    decided(["mlp_layer_types"], ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [SPARSE]}, uses=["layers", "mlp.moe.*"],
+            why="mlp_layer_types says which layers have experts; without it all but the first"),
     key("moe_intermediate_size", "mlp.moe.ffn"),
     key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=192),
     key("num_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
@@ -32,8 +54,7 @@ HY_V3 = LLAMA.replace("HYV3ForCausalLM",
 )
 
 HY_V3_LAYER = LAYER.extend(
-    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    *QK_NORMS,
     *EXPERTS[1:],
     row("mlp.router.gate.weight",          "x h", "mlp.router.weight",          under={"names": "stored"}),
     row("mlp.expert_bias",                 "x",   "mlp.router.correction_bias", dtype="fp32", under={"names": "stored"}),

@@ -10,7 +10,7 @@ from ckpt_hf.common import NORMS, Family, groups, head_dim, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.families.mixtral import MIXTRAL_LAYER
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import MODEL, NAMES
+from ckpt_hf.weights import MODEL, NAMES, WHOLE_QK_NORMS
 
 
 def _read_kinds(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -53,8 +53,7 @@ MINIMAX_M2 = LLAMA.replace("MiniMaxM2ForCausalLM",
 )
 
 MINIMAX_LAYER = MIXTRAL_LAYER.extend(
-    row("self_attn.q_norm.weight", "(g r d)", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "(g d)",   "attention.k_norm.weight"),
+    *WHOLE_QK_NORMS,
     row("block_sparse_moe.e_score_correction_bias", "x", "mlp.router.correction_bias", under={"names": "stored"}),
     row("mlp.e_score_correction_bias",              "x", "mlp.router.correction_bias", under={"names": "held"}),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckpt_core.sdk import fact_is, key, layouts, row
 from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.weights import LAYER, MODEL
+from ckpt_hf.weights import LAYER, MODEL, WHOLE_QK_NORMS
 
 _NORMS = ("attention.out_norm", "mlp.out_norm", "attention.qk_norm", "final_norm")
 
@@ -19,8 +19,7 @@ OLMO2 = LLAMA.replace("Olmo2ForCausalLM",
 )
 
 OLMO2_LAYER = LAYER.without("input_layernorm.weight", "post_attention_layernorm.weight").extend(
-    row("self_attn.q_norm.weight",           "(g r d)", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight",           "(g d)",   "attention.k_norm.weight"),
+    *WHOLE_QK_NORMS,
     row("post_attention_layernorm.weight",   "h",       "attention.out_norm.weight"),
     row("post_feedforward_layernorm.weight", "h",       "mlp.out_norm.weight"),
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import configs, fact_is, key, key_is, layouts, row
+from ckpt_core.sdk import configs, fact_is, key, key_is, layouts
 from ckpt_hf.common import ALL_BIASES_OR_NONE, NORMS, Family, norms, unbiased, usual_head_dim
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.weights import EXPERTS, LAYER, MLP, MODEL, NAMES
+from ckpt_hf.weights import EXPERTS, LAYER, MLP, MODEL, NAMES, WHOLE_QK_NORMS
 
 # fmt: off
 OLMOE = LLAMA.replace("OlmoeForCausalLM",
@@ -24,8 +24,7 @@ OLMOE = LLAMA.replace("OlmoeForCausalLM",
 )
 
 OLMOE_LAYER = LAYER.without(*MLP).extend(
-    row("self_attn.q_norm.weight", "(g r d)", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "(g d)",   "attention.k_norm.weight"),
+    *WHOLE_QK_NORMS,
     *EXPERTS,
 )
 # fmt: on

@@ -26,6 +26,7 @@ from ckpt_hf import weights
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     NORMS,
+    QKV_BIASES,
     SCALED_AND_CENTRED,
     Family,
     alias,
@@ -39,7 +40,7 @@ from ckpt_hf.common import (
 )
 from ckpt_hf.families.deepseek import PREDICTORS
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
 
 
 def _from_layer(index: int, config: Mapping[str, Any]) -> bool:
@@ -93,7 +94,7 @@ _ROUTER = [
 
 QWEN2 = LLAMA.replace("Qwen2ForCausalLM",
     groups(32),
-    *(fact_is(f"attention.{part}_bias", True) for part in "qkv"),
+    *(fact_is(bias, True) for bias in QKV_BIASES),
     windows(_from_layer, default=4096, by_count=True),
     alias("rotary_emb_base", "rope_theta"),  # of CodeQwen1.5
     unbiased("mlp_bias"),
@@ -109,7 +110,7 @@ QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
     _ROUTER,
     key("shared_expert_intermediate_size", "mlp.moe.shared.ffn", type=values.whole),
     fact_is("mlp.moe.shared.gate", True),
-    key("qkv_bias", *(f"attention.{part}_bias" for part in "qkv"), default=True, null=False),
+    key("qkv_bias", *QKV_BIASES, default=True, null=False),
     windows(_every_other, default=4096, by_count=True),
 )
 
@@ -145,8 +146,7 @@ SHARED_EXPERT = (
 )
 
 QWEN3_LAYER = LAYER.extend(
-    row("self_attn.q_norm.weight", "d", "attention.q_norm.weight"),
-    row("self_attn.k_norm.weight", "d", "attention.k_norm.weight"),
+    *QK_NORMS,
 )
 # fmt: on
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import configs, key, key_is, layouts
-from ckpt_hf.common import Family, groups, norms, unbiased, usual_head_dim
+from ckpt_hf.common import QKV_BIASES, Family, groups, norms, unbiased, usual_head_dim
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import LAYER, LAYER_NORM_BIASES, MODEL_WITH_BIAS
@@ -16,7 +16,7 @@ STABLELM = LLAMA.replace("StableLmForCausalLM",
     norms("layer", "attention.norm", "final_norm", bias=True),
     key("use_parallel_residual", "parallel", "shared_norm", default=False),
     configs.where("!parallel", [configs.all_agree("attention.norm", "mlp.norm", why="all norms are alike")]),
-    key("use_qkv_bias", *(f"attention.{part}_bias" for part in "qkv"), default=False),
+    key("use_qkv_bias", *QKV_BIASES, default=False),
     rotary_keys(partial=0.25),
     key_is("qk_layernorm", False, or_absent=True, why="each head then has a norm with weights of its own"),
     unbiased("attention_bias", "mlp_bias"),

@@ -33,7 +33,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, GENERIC, MLP_BIASES, NORMS, Family, Same, norms
+from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, GENERIC, MLP_BIASES, NORMS, QKV_BIASES, Family, Same, norms
 from ckpt_hf.weights import NAMES
 
 _POOLER = "add_pooling_layer"
@@ -127,7 +127,7 @@ _COMMON = Config("", GENERIC).replace("",
     fact_is("mlp.gated", False),
     key("layer_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-12),
     norms("layer", *NORMS, bias=True),
-    key("qkv_bias", "attention.q_bias", "attention.k_bias", "attention.v_bias", default=True),
+    key("qkv_bias", *QKV_BIASES, default=True),
     [fact_is(bias, True) for bias in ("attention.out_bias", *MLP_BIASES)],
     ignore("hidden_dropout_prob", "attention_probs_dropout_prob", why="training only"),
     ignore("encoder_stride", why="of the decoder of ViTForMaskedImageModeling"),

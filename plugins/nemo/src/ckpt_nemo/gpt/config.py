@@ -30,6 +30,7 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_megatron.sdk import ROUTER_KEYS, learned_or_rotary, read_experts, write_experts
+from ckpt_nemo.activation import GELUS, WRITTEN, named_activation
 from ckpt_nemo.values import Values, flag, given, is_since
 
 LEFT_OUT, value_of = configs.LEFT_OUT, configs.value_of
@@ -111,32 +112,15 @@ def _biases() -> configs.Entry:
 
 # --- the MLP ---------------------------------------------------------------------------------------------------------
 
-_PLAIN = {"gelu": Activation.GELU_ERF, "squared-relu": Activation.RELU_SQUARED, "approx-gelu": Activation.GELU_QUICK}
-_GATED = {"geglu": Activation.GELU_ERF, "swiglu": Activation.SILU, "reglu": Activation.RELU}
-_GELUS = ("gelu", "geglu")
-# As written: `fast-` fuses gate and up, as the tensors then are. A GELU comes before those that openai_gelu replaces.
-_NAMES = [*_PLAIN, *(f"fast-{name}" for name in _GATED)]
-
-
-def _named_activation(config: Values) -> tuple[str, bool, Activation]:
-    """The name without `fast-`, whether it is gated, and what it is called after."""
-    name = given(config, "activation", "gelu")
-    plain = str(name).removeprefix("fast-")
-    found = _PLAIN.get(str(name)) or _GATED.get(plain)
-    if found is None:
-        expected = ", ".join([*_PLAIN, *_GATED, *(f"fast-{gated}" for gated in _GATED)])
-        raise CkptError("key 'activation' has a value that is not supported", found=repr(name), expected=expected)
-    return plain, plain in _GATED, found
-
 
 def _legacy_activation() -> configs.Entry:
     """ParallelMLP (mlp.py): the fused kernels are tanh; else openai_gelu takes the place of any activation."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        name, gated, activation = _named_activation(config)
+        name, gated, activation = named_activation(config)
         fused = flag(config, "bias_activation_fusion", flag(config, "bias_gelu_fusion", True))
         if fused and flag(config, "bias", True):
-            if name not in _GELUS:
+            if name not in GELUS:
                 raise CkptError(
                     f"with bias_activation_fusion no {name} is applied",
                     found=f"activation = {config.get('activation')}, bias_activation_fusion = {fused}",
@@ -145,7 +129,7 @@ def _legacy_activation() -> configs.Entry:
             activation = Activation.GELU_TANH
         elif flag(config, "openai_gelu"):
             activation = Activation.GELU_TANH
-        elif flag(config, "onnx_safe") and name not in _GELUS:
+        elif flag(config, "onnx_safe") and name not in GELUS:
             raise CkptError(
                 "with onnx_safe an approximate GELU takes the place of the activation",
                 found=f"activation = {config['activation']}",
@@ -157,7 +141,7 @@ def _legacy_activation() -> configs.Entry:
         ["mlp.activation", "mlp.gated"],
         read=read,
         values={
-            "activation": _NAMES,
+            "activation": WRITTEN,
             "openai_gelu": [False, True],
             "bias_activation_fusion": [False],
             "onnx_safe": [False],
@@ -171,11 +155,11 @@ def _mcore_activation() -> configs.Entry:
     """Megatron-Core's MLP: its fused GELU needs a bias, and is tanh. openai_gelu is read since NeMo 2.0."""
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        name, gated, activation = _named_activation(config)
+        name, gated, activation = named_activation(config)
         fused = flag(config, "bias_activation_fusion", True)
         if flag(config, "openai_gelu") and is_since(config, (2, 0), "openai_gelu"):
             activation = Activation.GELU_TANH
-        elif name in _GELUS:
+        elif name in GELUS:
             if fused and gated:
                 raise CkptError(
                     "which GELU a fused geglu computes depends on the version of Megatron-Core",
@@ -192,7 +176,7 @@ def _mcore_activation() -> configs.Entry:
         ["activation", *flags],
         ["mlp.activation", "mlp.gated"],
         read=read,
-        values={"activation": _NAMES, flags: [(False, False), (True, False), (False, True)]},
+        values={"activation": WRITTEN, flags: [(False, False), (True, False), (False, True)]},
         uses=["bias"],
         assuming=_READS_ALL,
         why="a GELU fused with a bias is the tanh form, and so is any activation with openai_gelu since NeMo 2.0",

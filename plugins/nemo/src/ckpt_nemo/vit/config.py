@@ -24,6 +24,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_nemo.activation import GATED, GELUS, WRITTEN, named_activation
 from ckpt_nemo.gpt.config import TRAINING
 from ckpt_nemo.values import Values, flag, given, whole
 from ckpt_nemo.vit.weights import ABSOLUTE, PARAMETERS
@@ -41,9 +42,6 @@ _KINDS = {
     "rmsnorm": ("rms", False, False),
 }
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
-_PLAIN = {"gelu": Activation.GELU_ERF, "squared-relu": Activation.RELU_SQUARED, "approx-gelu": Activation.GELU_QUICK}
-_GATED = {"geglu": Activation.GELU_ERF, "swiglu": Activation.SILU, "reglu": Activation.RELU}
-_FAST = "fast-"
 _TRAINING = [entry for entry in TRAINING if entry.key not in {LEGACY}]
 
 
@@ -53,7 +51,7 @@ def choices_of(config: Values, patch_layer: str) -> dict[str, layouts.Value]:
         "patch_layer": patch_layer,
         POSITIONS: given(config, POSITIONS, ABSOLUTE),
         LEGACY: flag(config, LEGACY),
-        "separate_gate": str(given(config, ACTIVATION, "gelu")) in _GATED,
+        "separate_gate": str(given(config, ACTIVATION, "gelu")) in GATED,
     }
 
 
@@ -190,13 +188,8 @@ def _activation() -> configs.Entry:
     keys = [ACTIVATION, "openai_gelu", "bias_activation_fusion", "onnx_safe"]
 
     def read(config: Values, facts: Facts, notes: dict[str, Any]) -> None:
-        name = str(given(config, ACTIVATION, "gelu"))
-        plain = name.removeprefix(_FAST)
-        known = _PLAIN.get(name) or _GATED.get(plain)
-        if known is None:
-            expected = ", ".join([*_PLAIN, *_GATED, *(_FAST + gated for gated in _GATED)])
-            raise CkptError("key 'activation' has an unknown value", found=repr(name)[:60], expected=expected)
-        gelu, fused = plain in ("gelu", "geglu"), flag(config, "bias_activation_fusion")
+        name, gated, function = named_activation(config)
+        gelu, fused = name in GELUS, flag(config, "bias_activation_fusion")
         if fused and not gelu:
             raise CkptError(
                 f"with bias_activation_fusion no {name} is applied",
@@ -204,23 +197,21 @@ def _activation() -> configs.Entry:
                 expected="false",
             )
         if flag(config, "openai_gelu") or fused:
-            known = Activation.GELU_TANH
+            function = Activation.GELU_TANH
         elif flag(config, "onnx_safe") and not gelu:
             raise CkptError(
                 f"onnx_safe: true puts an approximate GELU in place of {name}",
                 found=f"activation: {name}",
                 expected="false",
             )
-        facts["mlp.gated"], facts["mlp.activation"] = plain in _GATED, known
+        facts["mlp.gated"], facts["mlp.activation"] = gated, function
 
-    # A GELU comes before the names that bias_activation_fusion does not take.
-    names = [*_PLAIN, *(_FAST + name for name in _GATED)]
     return decided(
         keys,
         ["mlp.activation", "mlp.gated"],
         read=read,
         values={
-            ACTIVATION: names,
+            ACTIVATION: WRITTEN,  # a GELU comes before the names that bias_activation_fusion does not take
             "bias_activation_fusion": [False, True],
             "openai_gelu": [False],
             "onnx_safe": [False],
