@@ -266,6 +266,7 @@ def _construct(cls: type, values: dict[str, Any], path: str, source: str) -> Any
     return cls(**values)
 
 
+@functools.cache
 def default_of(path: str) -> object:
     """The schema's default of the field at a fact's `path`; `dataclasses.MISSING` if it has none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,10 @@ class Lines(Sequence[Entry]):
         self._scopes = [Scope(entry) for entry in self._entries]
         self.keys = frozenset(key for entry in self._entries for key in entry.keys)
         self._refuse_two_speakers()
-        self._to_read = self._ordered(lambda used, other: any(touches(used, claim) for claim in other.claims))
-        self._to_write = self._ordered(lambda used, other: used in other.keys)
+        claims = [(claim, index) for index, entry in enumerate(self._entries) for claim in entry.claims]
+        keys = [(key, index) for index, entry in enumerate(self._entries) for key in entry.keys]
+        self._to_read = self._ordered(lambda used: {index for claim, index in claims if touches(used, claim)})
+        self._to_write = self._ordered(lambda used: {index for key, index in keys if key == used})
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,10 +52,11 @@ class Lines(Sequence[Entry]):
                     raise TableError(f"{self.name}: two lines say the fact {claim!r}: {other} and {entry}")
             claims += [(claim, entry) for claim in entry.claims]
 
-    def _ordered(self, gives: Callable[[str, Entry], bool]) -> list[tuple[int, frozenset[int]]]:
+    def _ordered(self, givers: Callable[[str], set[int]]) -> list[tuple[int, frozenset[int]]]:
         """The lines, each after those that give what it uses, and which those are."""
         order: list[tuple[int, frozenset[int]]] = []
         entered: dict[int, bool] = {}
+        known = functools.cache(givers)  # many lines use the same
 
         def enter(index: int) -> None:
             if entered.get(index) is False:
@@ -60,12 +64,7 @@ class Lines(Sequence[Entry]):
             if index in entered:
                 return
             entered[index] = False
-            used = self._entries[index].uses or ()
-            needed = frozenset(
-                other
-                for other, entry in enumerate(self._entries)
-                if other != index and any(gives(name, entry) for name in used)
-            )
+            needed = frozenset().union(*(known(name) for name in self._entries[index].uses)) - {index}
             for other in sorted(needed):
                 enter(other)
             entered[index] = True
@@ -88,7 +87,7 @@ class Lines(Sequence[Entry]):
                 failed.add(index)
                 continue
             scope = self._scopes[index]
-            said = FactsSaid(facts, scope)
+            said = FactsSaid(facts, scope, tuple(facts))
             try:
                 self._entries[index].read(KeysSeen(config, scope), said, noted.setdefault(index, {}))
                 _check_layers(self._entries[index], said.own())
@@ -106,6 +105,7 @@ class Lines(Sequence[Entry]):
         failed: set[int] = set()
         written: dict[str, Any] = dict(outside)
         parts: dict[int, dict[str, Any]] = {}
+        paths = tuple(facts)
         for index, needed in self._to_write:
             if failed & needed:
                 failed.add(index)
@@ -113,7 +113,7 @@ class Lines(Sequence[Entry]):
             scope, entry = self._scopes[index], self._entries[index]
             part = KeysWritten(written, scope)
             try:
-                entry.write(FactsSeen(facts, scope), notes, part)
+                entry.write(FactsSeen(facts, scope, paths), notes, part)
             except Refusal as problem:
                 failed.add(index)
                 if not problem.facts:

@@ -50,26 +50,32 @@ class Scope:
         self._used = frozenset(entry.uses)
         self._seen = (*entry.claims, *entry.uses)
         self._answers: dict[str, bool] = {}
-        self._last: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self._seen_of: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def sees_key(self, key: object) -> bool:
         return key in self.keys or key in self._used
 
     def sees_fact(self, path: str) -> bool:
         """Whether the line may look at a fact, or ask whether anything exists at or below a path."""
-        if path not in self._answers:  # a table asks for the same paths again and again
+        answer = self._answers.get(path)
+        if answer is None:  # a table asks for the same paths again and again
             bare = path.removesuffix("?")
-            self._answers[path] = any(
+            answer = self._answers[path] = any(
                 covers(name, path) or name.removesuffix("?").removesuffix(".*") == bare or name.startswith(f"{bare}.")
                 for name in self._seen
             )
-        return self._answers[path]
+        return answer
 
     def seen_of(self, paths: tuple[str, ...]) -> tuple[str, ...]:
         """Those of `paths` that the line may look at; a writer asks many classes about the same ones."""
-        if paths != self._last[0]:
-            self._last = (paths, tuple(path for path in paths if self.sees_fact(path)))
-        return self._last[1]
+        before, seen = self._seen_of
+        if paths != before:
+            answers = self._answers
+            for path in {*paths} - answers.keys():
+                self.sees_fact(path)
+            seen = tuple([path for path in paths if answers[path]])
+            self._seen_of = (paths, seen)
+        return seen
 
     def claims(self, path: str) -> bool:
         return any(covers(claim, path) for claim in self.entry.claims)
@@ -142,9 +148,9 @@ class KeysWritten(MutableMapping[str, Any]):
 class FactsSeen(Facts):
     """The facts as one line sees them: its own, and those it uses."""
 
-    def __init__(self, facts: Facts, scope: Scope) -> None:
-        seen = {path: facts[path] for path in scope.seen_of(tuple(facts))}
-        super().__init__(seen)
+    def __init__(self, facts: Facts, scope: Scope, paths: tuple[str, ...]) -> None:
+        """`paths` are those of `facts`, which every line of a table is given alike."""
+        super().__init__({path: facts[path] for path in scope.seen_of(paths)})
         self._scope, self._all = scope, facts
 
     def _look(self, path: Any) -> None:
@@ -174,8 +180,8 @@ class FactsSeen(Facts):
 class FactsSaid(FactsSeen):
     """The facts as one line enters them: `said` are the paths it has entered."""
 
-    def __init__(self, facts: Facts, scope: Scope) -> None:
-        super().__init__(facts, scope)
+    def __init__(self, facts: Facts, scope: Scope, paths: tuple[str, ...]) -> None:
+        super().__init__(facts, scope, paths)
         self.said: set[str] = set()
 
     def __setitem__(self, path: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from ckpt_core.sdk import (
     ledgers,
     rewrites,
 )
-from ckpt_hf.common import Family, TableSet
+from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
 
@@ -196,10 +197,16 @@ def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[
     facts = facts_of(model.architecture)
     for family in families:
         yield _Candidate.of(family, model, facts)
+
+    @functools.cache
+    def after(change: Rewrite) -> tuple[rewrites.Rewritable, Facts]:
+        changed = change(model)
+        return changed, facts_of(changed.architecture)
+
     for changes in itertools.zip_longest(*(family.rewrites for family in families)):
         for family, change in zip(families, changes, strict=True):
-            if change is not None and (changed := change(model)) is not model:
-                yield _Candidate.of(family, changed, facts_of(changed.architecture))
+            if change is not None and after(change)[0] is not model:
+                yield _Candidate.of(family, *after(change))
 
 
 def _nearest(refused: Iterable[_Candidate], notes: dict[str, object]) -> tuple[Family, CkptError]:
