@@ -16,7 +16,7 @@ from ckpt_core.layout import Table, Tables
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.examples import example
 from ckpt_core.verify import tracer
-from ckpt_core.verify.tracer import Misplaced, trace
+from ckpt_core.verify.tracer import MisplacedElement, trace
 from ckpt_tests.formats import written
 from ckpt_tests.program import ckpt
 
@@ -38,7 +38,7 @@ def test_every_format_finds_what_it_wrote(format: str) -> None:
     assert seen.compared > 10_000 and seen.elements > 1_000_000
 
 
-def wrong_table(monkeypatch: pytest.MonkeyPatch, name: str, sentence: str) -> list[Misplaced]:
+def wrong_table(monkeypatch: pytest.MonkeyPatch, name: str, sentence: str) -> list[MisplacedElement]:
     """What is misplaced if the reader takes a row to have another sentence than the writer did."""
 
     def wrong(table: Table) -> Table:
@@ -67,7 +67,7 @@ def test_one_wrong_head(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(first) == "layers.2.attention.k.weight: index 2 of axis g is read where index 1 was written"
 
 
-def trace_after(monkeypatch: pytest.MonkeyPatch, change: Callable[[Checkpoint], Checkpoint]) -> list[Misplaced]:
+def trace_after(monkeypatch: pytest.MonkeyPatch, change: Callable[[Checkpoint], Checkpoint]) -> list[MisplacedElement]:
     opened = tracer.checkpoint_at
     monkeypatch.setattr(tracer, "checkpoint_at", lambda *asked: change(opened(*asked)))
     return trace("nanotron", SQUARE, BF16, pp=2).misplaced

@@ -13,7 +13,7 @@ from ckpt_core.sizes import size_text
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_page.markup import Markup, breakable, element, join
 from ckpt_page.overview import dtype_text, section
-from ckpt_page.sharding import Share, box_text, cut_text, shares_of
+from ckpt_page.sharding import FileShare, box_text, cut_text, shares_of
 from ckpt_page.strips import Run, ranges_text, runs_of, strip
 from ckpt_page.treemap import Leaf, treemap
 
@@ -186,7 +186,7 @@ class Files:
         inside = os.path.relpath(path, self._root)
         return os.path.basename(path) if inside == os.curdir else path if inside.startswith(os.pardir) else inside
 
-    def text(self, shares: Iterable[Share]) -> str:
+    def text(self, shares: Iterable[FileShare]) -> str:
         """The numbers of the files of shares, by role: `1–4; copies in 5–8`."""
         held: dict[str, list[int]] = {}
         for share in shares:
@@ -275,7 +275,7 @@ def _cut_rows(files: Files, tensors: Mapping[str, LazyParameter]) -> list[list[o
     return rows
 
 
-def _part_text(files: Files, assembly: LazyParameter, share: Share) -> str:
+def _part_text(files: Files, assembly: LazyParameter, share: FileShare) -> str:
     """`g 2 to 4 in no. 3`, the number of a file."""
     role = "" if share.role == "weights" else f" ({share.role})"
     return f"{box_text(assembly.parameter, share.box)} in no. {files.numbers[share.path]}{role}"

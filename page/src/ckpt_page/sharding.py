@@ -13,7 +13,7 @@ from ckpt_core.tensors.boxes import Box
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class FileShare:
     """What one file holds of a canonical tensor: `box` is the smallest that has all of it, `elements` counts it.
 
     `role` is `weights`, or, for what is compared with them while they are read, `copy` (the same values again) or
@@ -31,7 +31,7 @@ class Share:
         return self.elements == math.prod(stop - start for start, stop in self.box)
 
 
-def shares_of(assembly: LazyParameter) -> list[Share]:
+def shares_of(assembly: LazyParameter) -> list[FileShare]:
     """The shares of all files in a tensor, those of the weights first, in the order of their place in the tensor.
 
     A tensor that is computed (a sum of others, a constant) has none of its own.
@@ -41,7 +41,7 @@ def shares_of(assembly: LazyParameter) -> list[Share]:
     return found + [share for rank in assembly.averaged for share in _shares(rank, "averaged")]
 
 
-def _shares(blocks: Iterable[StoredPart], role: str) -> list[Share]:
+def _shares(blocks: Iterable[StoredPart], role: str) -> list[FileShare]:
     held: dict[str, tuple[Box, int]] = {}
     for block in blocks:
         box, elements = bounds(block.tile), block.tile.elements
@@ -50,7 +50,7 @@ def _shares(blocks: Iterable[StoredPart], role: str) -> list[Share]:
             box = tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(before, box, strict=True))
             elements += count
         held[block.path] = box, elements
-    shares = [Share(path, box, elements, role) for path, (box, elements) in held.items()]
+    shares = [FileShare(path, box, elements, role) for path, (box, elements) in held.items()]
     return sorted(shares, key=lambda share: share.box)
 
 
@@ -62,7 +62,7 @@ def bounds(tile: Tile) -> Box:
     return tuple(zip(tile.canonical_base, stops, strict=True))
 
 
-def cut_text(parameter: Parameter, shares: Iterable[Share]) -> str:
+def cut_text(parameter: Parameter, shares: Iterable[FileShare]) -> str:
     """How the weights of a tensor are cut, in words: `g in 4 parts`, `x in 2, f in 4 parts`, `whole`."""
     own = [share for share in shares if share.role == "weights"]
     if not own:

@@ -11,28 +11,14 @@ import pytest
 import torch
 
 from ckpt_core import convert
-from ckpt_core.errors import CkptError
 from ckpt_core.testing import example
 from ckpt_core.testing.examples import small_numbers, write_ir
 from ckpt_tests import deepspeed
 from ckpt_tests.deepspeed import Zero
-from ckpt_tests.folders import assert_nothing_at
+from ckpt_tests.refusals import changed, refused
 
 STEP = "global_step7"
 NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
-
-
-def refused(run: Path, *, problem: str, **arguments: object) -> None:
-    target = run.parent / "refused"
-    with pytest.raises(CkptError, match=problem):
-        convert(run, target, to="ir", **arguments)
-    assert_nothing_at(target)
-
-
-def changed(path: Path, change: Callable[[dict], object]) -> None:
-    content = deepspeed.load(path)
-    change(content)
-    deepspeed.save(content, path)
 
 
 # --- ZeRO ------------------------------------------------------------------------------------------------------------
@@ -134,7 +120,7 @@ ZERO: dict[str, tuple[int, str, Callable[[dict], object], str]] = {
 def test_a_changed_file_of_zero_is_refused(name: str, zero_runs: dict[int, Path], tmp_path: Path) -> None:
     stage, file, change, problem = ZERO[name]
     run = shutil.copytree(zero_runs[stage], tmp_path / "run")
-    changed(run / STEP / file, change)
+    changed(run / STEP / file, change, deepspeed.load, deepspeed.save)
     refused(run, problem=problem)
 
 
@@ -237,7 +223,7 @@ PIPELINE: dict[str, tuple[str, Callable[[dict], object], str]] = {
 def test_a_changed_file_of_a_pipeline_is_refused(name: str, pipeline: Path, tmp_path: Path) -> None:
     file, change, problem = PIPELINE[name]
     run = shutil.copytree(pipeline, tmp_path / "run")
-    changed(run / "global_step0" / file, change)
+    changed(run / "global_step0" / file, change, deepspeed.load, deepspeed.save)
     refused(run, problem=problem)
 
 

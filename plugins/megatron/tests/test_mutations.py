@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import shutil
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from ckpt_core import convert
-from ckpt_core.errors import CkptError
-from ckpt_tests import tiny
-from ckpt_tests.folders import assert_nothing_at
+from ckpt_tests import refusals, tiny
+from ckpt_tests.refusals import changed
+
+refused = functools.partial(refusals.refused, format="megatron")
 
 RANK = "release/mp_rank_{:02d}_{:03d}/model_optim_rng.pt"
 LAYER = "decoder.layers.0"
@@ -39,19 +41,6 @@ def copied(original: Path, tmp_path: Path) -> Path:
     shutil.copytree(original, run)
     (run / "ckpt-receipt.json").unlink()
     return run
-
-
-def refused(run: Path, tmp_path: Path, *, problem: str) -> None:
-    with pytest.raises(CkptError, match=problem):
-        convert(run, tmp_path / "ir", to="ir", format="megatron")
-    assert_nothing_at(tmp_path / "ir")
-
-
-def changed(run: Path, change: Callable[[dict], None], tp: int = 0, pp: int = 0) -> None:
-    path = run / RANK.format(tp, pp)
-    content = torch.load(path, weights_only=False)
-    change(content)
-    torch.save(content, path)
 
 
 def renamed(content: dict, old: str, new: str) -> None:
@@ -100,46 +89,46 @@ def test_a_changed_rank_file_is_refused(name: str, originals: dict[str, Path], t
     change, tp, pp, problem = CHANGES[name]
     run = copied(originals["torch"], tmp_path)
     for rank in [(tp, pp)] if tp != ALL else [(0, 0), (0, 1), (1, 0), (1, 1)]:
-        changed(run, change, *rank)
-    refused(run, tmp_path, problem=problem)
+        changed(run / RANK.format(*rank), change)
+    refused(run, problem=problem)
 
 
 def test_a_missing_rank_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     shutil.rmtree(run / "release/mp_rank_01_001")
-    refused(run, tmp_path, problem="no file of tensor parallel rank 1, pipeline rank 1")
+    refused(run, problem="no file of tensor parallel rank 1, pipeline rank 1")
 
 
 def test_a_stale_rank_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     shutil.copytree(run / "release/mp_rank_01_001", run / "release/mp_rank_02_001")
-    refused(run, tmp_path, problem="3 ranks|rank 2, pipeline rank 0")
+    refused(run, problem="3 ranks|rank 2, pipeline rank 0")
 
 
 def test_swapped_stages_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     swap(run / RANK.format(0, 0), run / RANK.format(0, 1))
-    refused(run, tmp_path, problem="the embedding is not in the first pipeline stage")
+    refused(run, problem="the embedding is not in the first pipeline stage")
 
 
 def test_swapped_tensor_ranks_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     """Both files have the same shapes; the rank that Megatron saves among the args, and we too, tells them apart."""
     run = copied(originals["torch"], tmp_path)
     swap(run / RANK.format(0, 1), run / RANK.format(1, 1))
-    refused(run, tmp_path, problem="written by another rank than its folder says")
+    refused(run, problem="written by another rank than its folder says")
 
 
 def test_converters_save_the_same_rank_in_all_files(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     for rank in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        changed(run, on_args(rank=0, world_size=1), *rank)
+        changed(run / RANK.format(*rank), on_args(rank=0, world_size=1))
     convert(run, tmp_path / "ir", to="ir")
 
 
 def test_a_file_of_another_iteration_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
-    changed(run, lambda content: content.update(iteration=7), 1, 1)
-    refused(run, tmp_path, problem="iteration is 7")
+    changed(run / RANK.format(1, 1), lambda content: content.update(iteration=7))
+    refused(run, problem="iteration is 7")
 
 
 def test_a_folder_of_another_iteration_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -147,13 +136,13 @@ def test_a_folder_of_another_iteration_is_refused(originals: dict[str, Path], tm
         run = copied(originals[container], tmp_path / container)
         (run / "release").rename(run / "iter_0000009")
         (run / "latest_checkpointed_iteration.txt").write_text("9")
-        refused(run, tmp_path, problem="of another iteration than the folder")
+        refused(run, problem="of another iteration than the folder")
 
 
 def test_a_rank_without_bounds_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     (run / "release/mp_rank_01_001").rename(run / "release/mp_rank_99999999999_001")
-    refused(run, tmp_path, problem="fewer files than ranks")
+    refused(run, problem="fewer files than ranks")
 
 
 def swap(one: Path, two: Path) -> None:
@@ -169,7 +158,7 @@ def swap(one: Path, two: Path) -> None:
 def test_a_wrong_tracker_is_refused(content: str, problem: str, originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch"], tmp_path)
     (run / "latest_checkpointed_iteration.txt").write_text(content)
-    refused(run, tmp_path, problem=problem)
+    refused(run, problem=problem)
 
 
 def test_two_iterations_without_a_tracker_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -177,7 +166,7 @@ def test_two_iterations_without_a_tracker_are_refused(originals: dict[str, Path]
     (run / "latest_checkpointed_iteration.txt").unlink()
     convert(run, tmp_path / "one", to="ir")
     shutil.copytree(run / "release", run / "iter_0000009")
-    refused(run, tmp_path, problem="says which iteration to read")
+    refused(run, problem="says which iteration to read")
 
 
 # --- torch_dist ----------------------------------------------------------------------------------------------------
@@ -246,7 +235,7 @@ def test_changed_metadata_is_refused(name: str, originals: dict[str, Path], tmp_
     metadata = pickle.loads(path.read_bytes())  # ours, written a moment ago
     change(metadata)
     path.write_bytes(pickle.dumps(metadata))
-    refused(run, tmp_path, problem=problem)
+    refused(run, problem=problem)
     assert not Path("/tmp/ckpt-was-here").exists()
 
 
@@ -254,7 +243,7 @@ def test_a_truncated_file_is_refused(originals: dict[str, Path], tmp_path: Path)
     run = copied(originals["torch_dist"], tmp_path)
     path = run / "release/__0_0.distcp"
     os.truncate(path, path.stat().st_size // 2)
-    refused(run, tmp_path, problem="lies outside the file that holds it")
+    refused(run, problem="lies outside the file that holds it")
 
 
 @pytest.mark.parametrize("name", ["metadata.json", ".metadata"])
@@ -263,17 +252,17 @@ def test_a_link_that_leaves_the_folder_is_refused(originals: dict[str, Path], tm
     path = run / "release" / name
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    refused(run, tmp_path, problem="a link that leads out of the checkpoint")
+    refused(run, problem="a link that leads out of the checkpoint")
 
 
 def test_swapped_files_are_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch_dist"], tmp_path)
     swap(run / "release/__0_0.distcp", run / "release/__1_0.distcp")
-    refused(run, tmp_path, problem="lies outside the file that holds it")
+    refused(run, problem="lies outside the file that holds it")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"sharded_backend": "tensorstore"}', b"[]"])
 def test_other_backends_are_refused(content: bytes, originals: dict[str, Path], tmp_path: Path) -> None:
     run = copied(originals["torch_dist"], tmp_path)
     (run / "release/metadata.json").write_bytes(content)
-    refused(run, tmp_path, problem="no weights|which iteration")
+    refused(run, problem="no weights|which iteration")

@@ -20,6 +20,7 @@ from ckpt_hf import load_model
 from ckpt_tests import nxdt, tiny
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.models import load, logits_of
+from ckpt_tests.refusals import refused
 
 HEADS, GROUPS, HEAD_DIM, LAYERS = 8, 2, 12, 5
 FILE = "model/dp_rank_00_tp_rank_{:02d}_pp_rank_{:02d}.pt"
@@ -46,11 +47,6 @@ def written(source: Path, folder: Path, **arguments) -> Path:
 def without_receipt(folder: Path) -> Path:
     (folder / "ckpt-receipt.json").unlink()
     return folder
-
-
-def refused(folder: Path, *, problem: str, **arguments) -> None:
-    with pytest.raises(CkptError, match=problem):
-        fingerprint(folder, **arguments)
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------

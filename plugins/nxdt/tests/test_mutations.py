@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from ckpt_core import convert
-from ckpt_core.errors import CkptError
-from ckpt_tests import nxdt, tiny
-from ckpt_tests.folders import assert_nothing_at
+from ckpt_tests import nxdt, refusals, tiny
 from ckpt_tests.goldens import Golden, each
+from ckpt_tests.refusals import changed
+
+refused = functools.partial(refusals.refused, format="nxdt")
 
 FILE = "model/dp_rank_00_tp_rank_{:02d}_pp_rank_{:02d}.pt"
 LAYER = "model.layers.0."
@@ -39,19 +41,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def copied(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "run"))
-
-
-def refused(run: Path, tmp_path: Path, *, problem: str, **arguments) -> None:
-    with pytest.raises(CkptError, match=problem):
-        convert(run, tmp_path / "ir", to="ir", format="nxdt", **arguments)
-    assert_nothing_at(tmp_path / "ir")
-
-
-def changed(run: Path, change: Callable[[dict], object], tp: int, pp: int) -> None:
-    path = run / FILE.format(tp, pp)
-    content = torch.load(path)
-    change(content)
-    torch.save(content, path)
 
 
 def shifted(content: dict, name: str) -> None:
@@ -85,8 +74,8 @@ CHANGES: dict[str, tuple[str, Callable[[dict], object], int, int, str]] = {
 def test_a_changed_rank_file_is_refused(name: str, originals: dict[str, Path], tmp_path: Path) -> None:
     style, change, tp, pp, problem = CHANGES[name]
     run = copied(originals[style], tmp_path)
-    changed(run, change, tp, pp)
-    refused(run, tmp_path, problem=problem)
+    changed(run / FILE.format(tp, pp), change)
+    refused(run, problem=problem)
 
 
 def swap(one: Path, two: Path) -> None:
@@ -135,7 +124,7 @@ def test_a_changed_folder_is_refused(name: str, originals: dict[str, Path], tmp_
     style, change, problem = FOLDERS[name]
     run = copied(originals[style], tmp_path)
     change(run)
-    refused(run, tmp_path, problem=problem)
+    refused(run, problem=problem)
 
 
 CONFIGS: dict[str, tuple[dict, str]] = {
@@ -162,7 +151,7 @@ def test_a_config_that_does_not_fit_is_refused(name: str, originals: dict[str, P
     run = copied(originals["fused"], tmp_path)
     body = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**body, **keys}))
-    refused(run, tmp_path, problem=problem)
+    refused(run, problem=problem)
 
 
 def test_two_configs_must_agree(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -190,7 +179,7 @@ def test_two_configs_must_agree(originals: dict[str, Path], tmp_path: Path) -> N
 def test_options_that_the_files_contradict(
     style: str, options: dict, problem: str, originals: dict[str, Path], tmp_path: Path
 ) -> None:
-    refused(copied(originals[style], tmp_path), tmp_path, problem=problem, options=options)
+    refused(copied(originals[style], tmp_path), problem=problem, options=options)
 
 
 # --- masters -------------------------------------------------------------------------------------------------------
@@ -233,7 +222,7 @@ def test_masters_that_are_not_complete_are_refused(golden: Golden, name: str, tm
     change, problem = MASTERS[name]
     run = Path(shutil.copytree(golden.checkpoint, tmp_path / "run"))
     change(run)
-    refused(run, tmp_path, problem=problem, config=str(golden.folder / "config/config.json"), weights="master")
+    refused(run, problem=problem, config=str(golden.folder / "config/config.json"), weights="master")
 
 
 @each("nxdt", has_masters)
@@ -246,4 +235,4 @@ def test_masters_stand_in_for_weights_that_were_not_saved(golden: Golden, tmp_pa
     expected = convert(golden.checkpoint, tmp_path / "masters", to="ir", config=config, weights="master")
     assert convert(run, tmp_path / "ir", to="ir", config=config).fingerprint == expected.fingerprint
     shutil.rmtree(tmp_path / "ir")
-    refused(run, tmp_path, problem="the file of tensor .* is missing", config=config, weights="model")
+    refused(run, problem="the file of tensor .* is missing", config=config, weights="model")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint
     from ckpt_core.receipt import Receipt
     from ckpt_core.verify.conversion import Verdict
-    from ckpt_core.verify.logits import Apart, LogitsReport
+    from ckpt_core.verify.logits import LogitDifference, LogitsReport
     from ckpt_core.verify.row_parallel import RowParallelReport
 
 
@@ -197,7 +197,7 @@ def _report_json(report: LogitsReport, tolerance: float) -> dict[str, object]:
     }
 
 
-def _apart_json(one: Apart) -> dict[str, object]:
+def _apart_json(one: LogitDifference) -> dict[str, object]:
     return {
         "largest": one.largest,
         "relative": one.relative,
@@ -266,6 +266,6 @@ def _summed_json(report: RowParallelReport) -> dict[str, object]:
     return {"ranks": report.ranks} | {dtype: _apart_json(one) for dtype, one in report.by_dtype.items()}
 
 
-def _apart_text(one: Apart, tolerance: float) -> str:
+def _apart_text(one: LogitDifference, tolerance: float) -> str:
     agreement = f"{100 * one.agreement:.4g}% of the most likely tokens agree"
     return f"{one.largest:.3g} apart at most (tolerance {tolerance * one.scale:.3g}), {one.mean:.3g} on average, {agreement}"

@@ -25,7 +25,7 @@ _SEED = 20240229
 
 
 @dataclass(frozen=True, slots=True)
-class Departed:
+class StrayElement:
     """An element that lies elsewhere in a native tensor than a sentence puts it; `found` and `expected` in words."""
 
     tensor: str
@@ -57,7 +57,7 @@ def sampled(shape: Sequence[int]) -> np.ndarray:
 
 def departure(
     native: Native, known: Mapping[str, Parameter], sentence: str, padding: Mapping[str, int] | None = None
-) -> Departed | None:
+) -> StrayElement | None:
     """The first element of a native tensor that does not lie where `sentence` puts it; `padding` gives the sizes of axes
     that no parameter has.
 
@@ -125,7 +125,7 @@ def _reach(tile: Tile, axis: int) -> int:
 
 def _first(
     native: Native, sentence: str, parts: Sequence[_Part], axes: Mapping[str, int], shared: bool
-) -> Departed | None:
+) -> StrayElement | None:
     """The first departure if axes have these sizes; `shared`: they are those of the tensor's share, and indices count from its start."""
     finer = {
         name: size
@@ -147,7 +147,7 @@ def _first(
             place = tuple(index + low for index, low in zip(found.place, start, strict=True))
             apart = [axis for axis, index in enumerate(found.place) if index]
             axis = apart[0] if apart else 0
-            return Departed(
+            return StrayElement(
                 piece.parameter,
                 part.axes[axis].name,
                 place[axis],

@@ -30,7 +30,7 @@ LOGITS = "logits"
 
 
 @dataclass(frozen=True, slots=True)
-class Apart:
+class LogitDifference:
     """How far two results are apart: `largest` and `mean` of |a - b|; `scale` is the largest |b|, at least 1.
 
     `agreement` is the share of positions whose most likely token is the same (1.0 for what are not logits).
@@ -61,14 +61,14 @@ class LogitsReport:
     """
 
     positions: int
-    steps: list[Apart] = field(default_factory=list)
-    judges: dict[str, Apart] = field(default_factory=dict)
+    steps: list[LogitDifference] = field(default_factory=list)
+    judges: dict[str, LogitDifference] = field(default_factory=dict)
     frameworks: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     alone: dict[str, str] = field(default_factory=dict)
 
     @property
-    def logits(self) -> Apart:
+    def logits(self) -> LogitDifference:
         return self.steps[-1]
 
     def first_apart(self, tolerance: float) -> str | None:
@@ -117,7 +117,7 @@ def _steps(architecture: Architecture) -> int:
     return 2 + sum(len(stack.layers) * 2 + 1 for stack in architecture.stacks.values())
 
 
-def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart:
+def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> LogitDifference:
     """How far two results of one step are apart, padding aside."""
     columns = min(a.shape[-1], b.shape[-1])  # vocabularies may be padded
     if a.shape[:-1] != b.shape[:-1]:
@@ -131,7 +131,7 @@ def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> Apart:
     difference = (a - b).abs()
     agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean()) if name == LOGITS else 1.0
     largest = float(difference.max()) if bool(torch.isfinite(difference).all()) else math.nan
-    return Apart(name, largest, float(difference.mean()), max(1.0, float(b.abs().max())), agreement)
+    return LogitDifference(name, largest, float(difference.mean()), max(1.0, float(b.abs().max())), agreement)
 
 
 def _judge(side: Checkpoint, values: torch.Tensor, inputs: Inputs, memory: int, report: LogitsReport) -> None:

@@ -15,7 +15,7 @@ from ckpt_core.api import OpenCheckpoint
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.reference.weights import Arithmetic
-from ckpt_core.verify.logits import LOGITS, Apart, apart
+from ckpt_core.verify.logits import LOGITS, LogitDifference, apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RowParallelReport:
     """The logits of sums over `ranks` partial products against those of single ones, by the dtype of the products."""
 
     ranks: int
-    by_dtype: dict[str, Apart]
+    by_dtype: dict[str, LogitDifference]
 
 
 def compare_row_parallel(checkpoint: Checkpoint, inputs: Inputs, ranks: int, memory: int) -> RowParallelReport:

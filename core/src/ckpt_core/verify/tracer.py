@@ -31,12 +31,12 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import StoredPart
 from ckpt_core.verify.declared import Declared, Sentences
-from ckpt_core.verify.elements import Departed, departure, sampled
+from ckpt_core.verify.elements import StrayElement, departure, sampled
 from ckpt_core.verify.holes import model_of_holes
 
 
 @dataclass(frozen=True, slots=True)
-class Misplaced:
+class MisplacedElement:
     """An element that is looked for where another one was put. `found` says which, or that nothing was."""
 
     tensor: str
@@ -59,8 +59,8 @@ class Trace:
     elements: int = 0
     files: int = 0
     compared: int = 0
-    misplaced: list[Misplaced] = field(default_factory=list)
-    departed: list[Departed] = field(default_factory=list)
+    misplaced: list[MisplacedElement] = field(default_factory=list)
+    departed: list[StrayElement] = field(default_factory=list)
     sentences: list[Declared] = field(default_factory=list)
     undeclared: list[str] = field(default_factory=list)
 
@@ -191,7 +191,7 @@ def _explained(
     written: Mapping[str, Sequence[StoredPart]],
     wanted: Mapping[str, Parameter],
     out: str,
-) -> Misplaced:
+) -> MisplacedElement:
     """Which element was put where `place` is looked for, and on which axis the two differ first."""
     address = int(_offsets(block, place[None])[0])
     for name, blocks in written.items():
@@ -203,11 +203,13 @@ def _explained(
                 continue
             if name != parameter.name:
                 axis = parameter.axes[0]
-                return Misplaced(parameter.name, axis.name, int(place[0]), f"{name} {_text(wanted[name], there)}")
+                return MisplacedElement(
+                    parameter.name, axis.name, int(place[0]), f"{name} {_text(wanted[name], there)}"
+                )
             number = next(number for number, index in enumerate(there) if index != place[number])
-            return Misplaced(name, parameter.axes[number].name, int(place[number]), f"index {there[number]}")
+            return MisplacedElement(name, parameter.axes[number].name, int(place[number]), f"index {there[number]}")
     axis = parameter.axes[0]
-    return Misplaced(parameter.name, axis.name, int(place[0]), "nothing")
+    return MisplacedElement(parameter.name, axis.name, int(place[0]), "nothing")
 
 
 def _coordinate(block: StoredPart, address: int) -> tuple[int, ...] | None:
@@ -251,7 +253,7 @@ def hold_against_declared(found: Trace, plugin: Plugin, target: Target) -> None:
     found.sentences = list(met)
 
 
-def _departure(native: Native, known: Mapping[str, Parameter], said: Declared, line: Declared) -> Departed:
+def _departure(native: Native, known: Mapping[str, Parameter], said: Declared, line: Declared) -> StrayElement:
     """How a native tensor departs from the line that its row should be: at an element, or as a whole."""
     if said.canonical == line.canonical:
         wrong = departure(native, known, line.sentence)
@@ -264,7 +266,7 @@ def _departure(native: Native, known: Mapping[str, Parameter], said: Declared, l
     piece = native.pieces[0]
     axis = known[piece.parameter].axes[0].name
     found = f"in {native.name} by its {_COLUMN[differs]} {shown}"
-    return Departed(piece.parameter, axis, 0, found, f"one is {expected}")
+    return StrayElement(piece.parameter, axis, 0, found, f"one is {expected}")
 
 
 _COLUMN = {

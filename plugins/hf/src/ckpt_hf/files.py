@@ -97,7 +97,7 @@ def config_in(path: str) -> dict[str, Any] | None:
 
 
 @dataclass
-class Stored:
+class StoredFiles:
     """The stored tensors of some weight files by name, the states of the files, and what else the files hold."""
 
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
@@ -113,10 +113,10 @@ class Stored:
         )
 
 
-def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored:
+def read_tensors(folder: str, files: Iterable[str], index: str | None) -> StoredFiles:
     """Every tensor of these files, checked against the index if there is one."""
     problems = errors.Problems(f"reading {folder}")
-    stored = Stored()
+    stored = StoredFiles()
     for name in files:
         path = os.path.join(folder, name)
         stored.states.append(disk.FileState.of(path))

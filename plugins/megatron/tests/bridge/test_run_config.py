@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ from ckpt_core import convert, open_checkpoint
 from ckpt_core.architecture import Activation
 from ckpt_core.errors import CkptError
 from ckpt_megatron.bridge.config import is_plain
-from ckpt_tests import distributed
+from ckpt_tests import distributed, refusals
 from ckpt_tests.families import CASES, build
 from ckpt_tests.folders import assert_nothing_at
+
+refused = functools.partial(refusals.refused, format="megatron-bridge")
 
 STEP = "iter_0000007"
 GELU = "torch.nn.functional.gelu"
@@ -46,15 +49,6 @@ def model(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     body = yaml.safe_load(path.read_text())
     change(body["model"])
     path.write_text(yaml.safe_dump(body))
-
-
-def refused(run: Path, *words: str) -> None:
-    out = run.parent / "refused"
-    with pytest.raises(CkptError) as error:
-        convert(run, out, to="ir", format="megatron-bridge")
-    for word in words:
-        assert word in str(error.value), f"{word!r} is not named in:\n{error.value}"
-    assert_nothing_at(out)
 
 
 def layer(run: Path, **options: str):

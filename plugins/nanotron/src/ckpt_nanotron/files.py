@@ -38,7 +38,7 @@ _NUMBER = r"(?:\d{1,15}|np\.int64\(\d{1,15}\))"
 
 
 @dataclass
-class Stored:
+class StoredParameter:
     """One parameter as it lies on disk: the whole shape, and the shards that hold it by (tp, pp) rank."""
 
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Stored:
 class Files:
     """Everything found below STEP/model: parameters by name, file states, the layout and the checkpoint version."""
 
-    parameters: dict[str, Stored]
+    parameters: dict[str, StoredParameter]
     states: list[disk.FileState]
     tp: int
     pp: int
@@ -167,7 +167,7 @@ def _walk(root: str, problems: errors.Problems) -> Iterator[tuple[str, str, re.M
                 yield f"{prefix}.{match['leaf']}", path, match
 
 
-def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tuple[Stored, str]:
+def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tuple[StoredParameter, str]:
     headers = [(path, match, containers.read_header(path)) for path, match in files]
     for path, _, header in headers:
         # 0.4's Mamba code adds a scalar mark beside the data
@@ -181,7 +181,7 @@ def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tu
         if len(headers) > 1:
             raise FormatError(f"{name} is stored whole and in shards", file=whole[0], fix="remove the stale files")
         data = header.tensors["data"]
-        return Stored(data.shape, [lazy.Shard((0,) * len(data.shape), data)], [(0, 0)]), ""
+        return StoredParameter(data.shape, [lazy.Shard((0,) * len(data.shape), data)], [(0, 0)]), ""
     numbers = {(int(m["tps"]), int(m["pps"]), int(m["pp"])) for _, m, _ in headers}
     if len(numbers) > 1 or {int(m["tp"]) for _, m, _ in headers} != set(range(int(match["tps"]))):
         raise FormatError(
@@ -196,7 +196,7 @@ def _read_parameter(name: str, files: Sequence[tuple[str, re.Match[str]]]) -> tu
         raise FormatError(
             f"the shards of {name} disagree about its shape", file=os.path.dirname(path), found=str(sorted(shapes))
         )
-    stored = Stored(shapes.pop(), sharded=True)
+    stored = StoredParameter(shapes.pop(), sharded=True)
     for shard_path, shard_match, shard_header in headers:
         pairs = shard_header.metadata.get("local_global_slices_pairs", "")
         data = shard_header.tensors["data"]
@@ -288,7 +288,7 @@ def optimizer_files(step: str) -> dict[tuple[int, int], str]:
     return found
 
 
-def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[disk.FileState]]:
+def masters(step: str, files: Files) -> tuple[dict[str, StoredParameter], list[disk.FileState]]:
     """The fp32 masters (`gradient_accumulator`) in place of the weights, sliced like the model's own shards."""
     by_rank: dict[tuple[int, int], Mapping[str, StoredTensor]] = {}
     states = []
@@ -303,7 +303,7 @@ def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[disk.FileS
         states.append(disk.FileState.of(path))
     if not by_rank:
         raise FormatError("there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model")
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredParameter] = {}
     problems = errors.Problems("reading fp32 masters")
     for name, stored in files.parameters.items():
         try:
@@ -315,13 +315,13 @@ def masters(step: str, files: Files) -> tuple[dict[str, Stored], list[disk.FileS
 
 
 def _master_of(
-    name: str, stored: Stored, by_rank: Mapping[tuple[int, int], Mapping[str, StoredTensor]], step: str
-) -> Stored:
+    name: str, stored: StoredParameter, by_rank: Mapping[tuple[int, int], Mapping[str, StoredTensor]], step: str
+) -> StoredParameter:
     if not stored.sharded:
         holders = [held[name] for _, held in sorted(by_rank.items()) if name in held]
         if not holders:
             raise FormatError(f"no optimizer file holds the master of {name}", file=step)
-        return Stored(stored.shape, [lazy.Shard((0,) * len(stored.shape), holders[0])], [(0, 0)])
+        return StoredParameter(stored.shape, [lazy.Shard((0,) * len(stored.shape), holders[0])], [(0, 0)])
     shards = []
     for shard, rank in zip(stored.shards, stored.ranks, strict=True):
         master = by_rank.get(rank, {}).get(name)
@@ -337,7 +337,7 @@ def _master_of(
                 f"the master of {name} has another shape than its weight", file=master.file, found=master.shape
             )
         shards.append(lazy.Shard(shard.origin, part))
-    return Stored(stored.shape, shards, stored.ranks, sharded=True)
+    return StoredParameter(stored.shape, shards, stored.ranks, sharded=True)
 
 
 def file_name(native: layouts.Native, tp: tuple[int, int], pp: tuple[int, int], sharded: bool) -> str:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, FormatError, Refusal
-from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.container.saved import SavedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ KINDS = (
 # fmt: on
 
 
-def kind_of(saved: Saved) -> Kind:
+def kind_of(saved: SavedCheckpoint) -> Kind:
     """The kind of a checkpoint; a `FormatError` naming the class where it is not supported."""
     for kind in KINDS:
         if saved.target in kind.targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tarfile
@@ -12,9 +13,9 @@ import pytest
 import torch
 
 from ckpt_core import convert
-from ckpt_core.errors import CkptError
-from ckpt_tests import nemo, tiny
-from ckpt_tests.folders import assert_nothing_at
+from ckpt_tests import nemo, refusals, tiny
+
+refused = functools.partial(refusals.refused, format="nemo")
 
 RANK = "tp_rank_{:02d}_pp_rank_{:03d}/model_weights.ckpt"
 LAYER = "model.language_model.encoder.layers.0"
@@ -31,12 +32,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     convert(folder / "tied", folder / "ranks.nemo", to="nemo", tp=2, pp=2)
     convert(folder / "grouped", folder / "zarr.nemo", to="nemo", tp=2)
     return {kind: folder / f"{kind}.nemo" for kind in ("ranks", "zarr")}
-
-
-def refused(path: Path, tmp_path: Path, *, problem: str) -> None:
-    with pytest.raises(CkptError, match=problem):
-        convert(path, tmp_path / "ir", to="ir", format="nemo")
-    assert_nothing_at(tmp_path / "ir")
 
 
 def spoiled(state: dict, name: str) -> None:
@@ -78,7 +73,7 @@ def test_a_changed_rank_file_is_refused(name: str, originals: dict[str, Path], t
     damaged = nemo.repack(
         originals["ranks"], tmp_path / "x.nemo", lambda files: nemo.changed_torch(files, RANK.format(tp, pp), change)
     )
-    refused(damaged, tmp_path, problem=problem)
+    refused(damaged, problem=problem)
 
 
 CONFIGS: dict[str, tuple[str, object, str]] = {
@@ -123,7 +118,7 @@ def test_a_changed_config_is_refused(key: str, originals: dict[str, Path], tmp_p
     damaged = nemo.repack(
         originals[kind], tmp_path / "x.nemo", lambda files: nemo.changed_config(files, **{key: value})
     )
-    refused(damaged, tmp_path, problem=problem)
+    refused(damaged, problem=problem)
 
 
 def test_a_key_that_has_no_effect_can_be_left_out(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -178,7 +173,7 @@ FILES: dict[str, tuple[Callable[[Files], object], str]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_changed_files_are_refused(name: str, originals: dict[str, Path], tmp_path: Path) -> None:
     change, problem = FILES[name]
-    refused(nemo.repack(originals["ranks"], tmp_path / "x.nemo", change), tmp_path, problem=problem)
+    refused(nemo.repack(originals["ranks"], tmp_path / "x.nemo", change), problem=problem)
     assert not Path("/tmp/ckpt-was-here").exists()
 
 
@@ -213,17 +208,17 @@ ZARR: dict[str, tuple[Callable[[Files], object], str]] = {
 @pytest.mark.parametrize("name", ZARR)
 def test_a_changed_distributed_checkpoint_is_refused(name: str, originals: dict[str, Path], tmp_path: Path) -> None:
     change, problem = ZARR[name]
-    refused(nemo.repack(originals["zarr"], tmp_path / "x.nemo", change), tmp_path, problem=problem)
+    refused(nemo.repack(originals["zarr"], tmp_path / "x.nemo", change), problem=problem)
 
 
 def test_a_path_that_leaves_the_archive_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     damaged = nemo.repack(originals["zarr"], tmp_path / "x.nemo", lambda files: files.update({"../../etc/evil": b""}))
-    refused(damaged, tmp_path, problem="points elsewhere")
+    refused(damaged, problem="points elsewhere")
 
 
 def test_a_truncated_archive_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "x.nemo").write_bytes(originals["ranks"].read_bytes()[:100_000])
-    refused(tmp_path / "x.nemo", tmp_path, problem="cut off")
+    refused(tmp_path / "x.nemo", problem="cut off")
 
 
 def test_a_tokenizer_that_the_archive_lacks_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -232,7 +227,7 @@ def test_a_tokenizer_that_the_archive_lacks_is_refused(originals: dict[str, Path
     damaged = nemo.repack(
         originals["ranks"], tmp_path / "x.nemo", lambda files: nemo.changed_config(files, tokenizer=tokenizer)
     )
-    refused(damaged, tmp_path, problem="lacks the tokenizer file")
+    refused(damaged, problem="lacks the tokenizer file")
 
 
 def test_no_path_of_a_config_is_followed(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -271,5 +266,5 @@ def test_the_state_dict_of_a_pickle_is_never_run(originals: dict[str, Path], tmp
         torch.save({"model.language_model.output_layer.weight": Harmful()}, out)
         files[RANK.format(0, 0)] = out.getvalue()
 
-    refused(nemo.repack(originals["ranks"], tmp_path / "x.nemo", harm), tmp_path, problem="system")
+    refused(nemo.repack(originals["ranks"], tmp_path / "x.nemo", harm), problem="system")
     assert not Path("/tmp/ckpt-was-here").exists()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ckpt_core.api import plan_conversion
+from ckpt_core.architecture import Architecture
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tables
 from ckpt_core.plugins import SDK
@@ -119,9 +120,16 @@ class Manners(Law):
 
 def _written_by(format: str, workshop: Workshop) -> str | None:
     """A checkpoint of another format, headers over holes; None if the format does not hold the model, or is broken, neither of
-    which is the fault of the one under test."""
-    try:
-        plan = plan_conversion(workshop.source(workshop.base()), workshop.new(), to=format)
-    except Exception:
-        return None
-    return materialise(plan.target, workshop.new())
+    which is the fault of the one under test. Written once for all formats that are tested on this model."""
+    key = (format, workshop.base())
+    if key not in _WRITTEN:
+        try:
+            plan = plan_conversion(workshop.source(workshop.base()), workshop.new(), to=format)
+        except Exception:
+            _WRITTEN[key] = None
+        else:
+            _WRITTEN[key] = materialise(plan.target, workshop.new())
+    return _WRITTEN[key]
+
+
+_WRITTEN: dict[tuple[str, Architecture], str | None] = {}

@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -23,7 +24,7 @@ def ckpt_info() -> FormatInfo:
         summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
         families=("GPTModelProvider", "Llama31ModelProvider", "GemmaModelProvider", "MLAModelProvider"),
         options=(
-            Option("ignore_keys", "model fields to leave out, separated by commas", str, "", side="read"),
+            reading.IGNORE_KEYS,
             Option(
                 "bridge_version",
                 "the Bridge to write for, where classes differ: 0.2 (to 0.3.0), 0.4 (from 0.3.1) or 0.6, the default",

@@ -18,7 +18,7 @@ from typing import Any
 from ckpt_core.sdk import FormatError, company, disk, documents, errors, ledgers, torch_files, trees
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import resolved
-from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint, rank_of, state_dict
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights"
@@ -32,10 +32,10 @@ def has_weights(tree: trees.Tree) -> bool:
     return f"{WEIGHTS}/metadata.json" in tree or any(f"{folder}{RANK_FILE}" in tree for folder in folders)
 
 
-def open_archive(path: str, tree: trees.Tree, container: str) -> Saved:
+def open_archive(path: str, tree: trees.Tree, container: str) -> SavedCheckpoint:
     """The checkpoint in `tree`, which holds `CONFIG`."""
     config, section = read_config(tree.read(CONFIG), tree.place(CONFIG))
-    saved = Saved(path, tree.path, container, "ranks", config, tree.place(CONFIG), tree=tree, section=section)
+    saved = SavedCheckpoint(path, tree.path, container, "ranks", config, tree.place(CONFIG), tree=tree, section=section)
     saved.artifacts = {name: _sidecar(tree[name]) for name in _at_root(tree) if name not in (CONFIG, RANK_FILE)}
     saved.companions = companions_in(tree)
     folders = ["", *(f"{folder}/" for folder in tree.folders)]

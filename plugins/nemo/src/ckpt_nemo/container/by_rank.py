@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, layouts
-from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.container.saved import SavedCheckpoint
 
 Tensors = dict[str, StoredTensor]
 
 
-def check_by_rank(saved: Saved, kind: str) -> None:
+def check_by_rank(saved: SavedCheckpoint, kind: str) -> None:
     """Raise `FormatError` unless `saved` is a config and a state dict per rank; `kind` is what errors call the model."""
     if saved.backend != "ranks":
         raise FormatError(
@@ -25,7 +25,7 @@ def check_by_rank(saved: Saved, kind: str) -> None:
 
 
 def rank_tensors(
-    saved: Saved, ranks: Mapping[tuple[int, int], Tensors], local_name: Callable[[str, int], str | None]
+    saved: SavedCheckpoint, ranks: Mapping[tuple[int, int], Tensors], local_name: Callable[[str, int], str | None]
 ) -> Iterator[RankTensors]:
     """The `ranks` (tp, pp), each with its file. `local_name` is that of a tensor on a pipeline stage, None where it is on another."""
     tp, _ = saved.parallel

@@ -12,7 +12,7 @@ import re
 
 from ckpt_core.sdk import FormatError, chunked, disk, documents, torch_files, trees
 from ckpt_megatron.sdk import contents
-from ckpt_nemo.container.saved import Saved, unwrapped
+from ckpt_nemo.container.saved import SavedCheckpoint, unwrapped
 
 METADATA = "metadata.json"
 COMMON = "common.pt"
@@ -21,7 +21,7 @@ _OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optimizer\.")
 _READERS = {"zarr": chunked.read_zarr, "torch_dist": chunked.read_distributed}
 
 
-def distributed_weights(tree: trees.Tree, saved: Saved) -> None:
+def distributed_weights(tree: trees.Tree, saved: SavedCheckpoint) -> None:
     """Enter the tensors of a distributed checkpoint into `saved`."""
     value = documents.parse_json(tree.read(METADATA, 1 << 20), tree.place(METADATA))
     if not isinstance(value, dict) or (backend := value.get("sharded_backend")) not in _READERS:

@@ -22,7 +22,7 @@ from ckpt_megatron.sdk import contents
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
 from ckpt_nemo.container.omegaconf import plain, resolved, root_of
-from ckpt_nemo.container.saved import Rank, Saved, rank_of, state_dict
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint, rank_of, state_dict
 
 SUFFIX = ".ckpt"
 FOLDER = "checkpoints"
@@ -146,7 +146,7 @@ def _content(path: str) -> Mapping[Any, Any]:
     return content
 
 
-def open_lightning(path: str, step: Step) -> Saved:
+def open_lightning(path: str, step: Step) -> SavedCheckpoint:
     """The checkpoint of one training step."""
     _check_finished(step)
     problems = errors.Problems(f"reading {step.place}")
@@ -154,14 +154,14 @@ def open_lightning(path: str, step: Step) -> Saved:
         content = _common(step)
         file = os.path.join(step.folder, COMMON)
         config, config_file, section = _config(content, file, step)
-        saved = Saved(path, step.folder, "ckpt", "", config, config_file, section=section)
+        saved = SavedCheckpoint(path, step.folder, "ckpt", "", config, config_file, section=section)
         distributed_weights(trees.open_tree(step.folder), saved)
     else:
         places = sorted(step.ranks)
         held = {place: _content(step.ranks[place]) for place in places}
         first = step.ranks[places[0]]
         config, config_file, section = _config(held[places[0]], first, step)
-        saved = Saved(path, step.place, "ckpt", "ranks", config, config_file, section=section)
+        saved = SavedCheckpoint(path, step.place, "ckpt", "ranks", config, config_file, section=section)
         for place in places:
             _check_same(held[place], config, step.ranks[place], first, problems)
             saved.ranks.append(_rank(place, held[place], step.ranks[place], saved.ledger))

@@ -7,7 +7,7 @@ import os
 from ckpt_core.sdk import CkptError, FormatError, disk, trees
 from ckpt_nemo.container import lightning
 from ckpt_nemo.container.archive import CONFIG, WEIGHTS, has_weights, open_archive, read_config
-from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.container.saved import SavedCheckpoint
 from ckpt_nemo.nemo2.files import is_graph
 
 SUFFIX = ".nemo"
@@ -15,7 +15,7 @@ SUFFIX = ".nemo"
 _NEMO2 = (("context", "io.json"), ("io.json",), ("..", "context", "io.json"))
 
 
-def open_saved(path: str, hparams: str | None = None) -> Saved:
+def open_saved(path: str, hparams: str | None = None) -> SavedCheckpoint:
     """The checkpoint at `path`: an archive, a folder that holds one (or is one unpacked), or a training run.
 
     `hparams` is the config file of a checkpoint that holds none.
@@ -32,7 +32,7 @@ def open_saved(path: str, hparams: str | None = None) -> Saved:
     return saved
 
 
-def _opened(path: str) -> Saved:
+def _opened(path: str) -> SavedCheckpoint:
     archive = _archive_at(path)
     if archive is not None:
         tree = trees.open_tree(archive)

@@ -81,7 +81,7 @@ class Rank:
 
 
 @dataclass
-class Saved:
+class SavedCheckpoint:
     """A checkpoint as it lies on disk, from headers alone.
 
     `container` is `nemo`, `folder` or `ckpt`; `backend` is `ranks`, or the one of Megatron-Core's distributed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ckpt_core.sdk import FormatError, StoredTensor, chunked, errors, layouts, lazy
 from ckpt_megatron.sdk import dist_tensors, is_fused, layer_of, masters, renumbered
-from ckpt_nemo.container.saved import Rank, Saved
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 from ckpt_nemo.gpt.weights import ROTARY, TIED_COPY, is_legacy, legacy, plain
 
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -16,7 +16,7 @@ _GATED_BIAS, _GATED_WEIGHT = ".mlp.linear_fc1.bias", ".mlp.linear_fc1.weight"
 
 
 @dataclass
-class Share:
+class RankShare:
     """The tensors that the ranks `ranks` hold, by the name of the tables: every copy found, as the shards that tile it."""
 
     ranks: layouts.Ranks
@@ -24,7 +24,7 @@ class Share:
 
 
 @dataclass
-class Found:
+class GptContents:
     """The tensors of a GPT checkpoint.
 
     `rotary` are the stored frequencies; `tied_copy`: the last stage holds a copy of the embedding, under the name that
@@ -33,7 +33,7 @@ class Found:
 
     legacy: bool
     fused_names: bool
-    shares: list[Share]
+    shares: list[RankShare]
     layers: int
     vpp: int = 1
     rotary: list[StoredTensor] = field(default_factory=list)
@@ -62,11 +62,11 @@ def _height(shards: list[lazy.Shard]) -> int:
     return max((shard.origin[0] + shard.stored.shape[0] for shard in shards if shard.stored.shape), default=0)
 
 
-def tensors_of(saved: Saved, weights: str) -> Found:
+def tensors_of(saved: SavedCheckpoint, weights: str) -> GptContents:
     """The tensors in `saved`. `weights` is auto, model or master: the fp32 masters of the optimizer."""
     names = saved.names
     # The keys of distributed checkpoints are those of TransformerEngine's modules, even for local ones.
-    found = Found(is_legacy(names), saved.backend != "ranks" or any(map(is_fused, names)), [], 0)
+    found = GptContents(is_legacy(names), saved.backend != "ranks" or any(map(is_fused, names)), [], 0)
     problems = errors.Problems(f"reading {saved.place}")
     if saved.backend == "ranks":
         _of_ranks(saved, weights, found, problems)
@@ -79,14 +79,14 @@ def tensors_of(saved: Saved, weights: str) -> Found:
 # --- rank files ----------------------------------------------------------------------------------------------------
 
 
-def _of_ranks(saved: Saved, weights: str, found: Found, problems: errors.Problems) -> None:
+def _of_ranks(saved: SavedCheckpoint, weights: str, found: GptContents, problems: errors.Problems) -> None:
     tp, pp = saved.parallel
     found.vpp = len(saved.ranks[0].chunks)
     found.masters = all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks)
     stages = _layers_per_stage(saved, found.vpp, pp, problems)
     found.layers = sum(stages)
     problems.raise_any()
-    found.shares = [Share({"tp": (t, tp)}) for t in range(tp)]
+    found.shares = [RankShare({"tp": (t, tp)}) for t in range(tp)]
     held_by: dict[tuple[int, str], list[str]] = {}
     for rank in saved.ranks:
         chunks = rank.chunks
@@ -112,7 +112,7 @@ def _of_ranks(saved: Saved, weights: str, found: Found, problems: errors.Problem
                 problems.add(FormatError(f"tensor {name!r} is missing", file=rank.file, expected=f"as in {files[0]}"))
 
 
-def _layers_per_stage(saved: Saved, vpp: int, pp: int, problems: errors.Problems) -> list[int]:
+def _layers_per_stage(saved: SavedCheckpoint, vpp: int, pp: int, problems: errors.Problems) -> list[int]:
     """The number of layers of every stage in the order of the model: all stages of the first chunk, then of the second."""
     counts: dict[tuple[int, int], tuple[int, str]] = {}
     for rank in saved.ranks:
@@ -153,11 +153,11 @@ def _check_ends(rank: Rank, pp: int, problems: errors.Problems) -> None:
 # --- distributed checkpoints ---------------------------------------------------------------------------------------
 
 
-def _of_all(saved: Saved, weights: str, found: Found, problems: errors.Problems) -> None:
+def _of_all(saved: SavedCheckpoint, weights: str, found: GptContents, problems: errors.Problems) -> None:
     tensors = _with_masters(saved) if weights == "master" else saved.tensors
     found.masters = bool(saved.masters)
     found.bias_ranks = _bias_ranks(tensors)
-    share = Share({})
+    share = RankShare({})
     stacks: dict[str, int] = {}
     for stored_as, tensor in tensors.items():
         try:
@@ -174,7 +174,7 @@ def _of_all(saved: Saved, weights: str, found: Found, problems: errors.Problems)
     found.layers = max((index for name in share.tensors if (index := layer_of(name)) is not None), default=-1) + 1
 
 
-def _with_masters(saved: Saved) -> dict[str, chunked.ChunkedTensor]:
+def _with_masters(saved: SavedCheckpoint) -> dict[str, chunked.ChunkedTensor]:
     if not saved.masters:
         raise FormatError(
             "there are no fp32 masters (optimizer.state.fp32_param)", file=saved.place, fix="use --weights model"

@@ -20,15 +20,15 @@ from ckpt_core.sdk import (
 from ckpt_megatron.sdk import padded, te
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
-from ckpt_nemo.container.saved import Saved
+from ckpt_nemo.container.saved import SavedCheckpoint
 from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
-from ckpt_nemo.gpt.files import Found, bias_blocks, is_gated_bias, tensors_of
+from ckpt_nemo.gpt.files import GptContents, bias_blocks, is_gated_bias, tensors_of
 from ckpt_nemo.gpt.rotary import check_frequencies
 from ckpt_nemo.gpt.weights import OUTPUT, TABLES, legacy
 
 
-def read_gpt(saved: Saved, request: ReadRequest) -> Description:
+def read_gpt(saved: SavedCheckpoint, request: ReadRequest) -> Description:
     """A GPT model that was opened as `saved`."""
     found = tensors_of(saved, request.weights)
     described = _described(saved, found, request)
@@ -64,7 +64,7 @@ def read_gpt(saved: Saved, request: ReadRequest) -> Description:
     )
 
 
-def _check_parts(saved: Saved, found: Found, architecture: Architecture) -> None:
+def _check_parts(saved: SavedCheckpoint, found: GptContents, architecture: Architecture) -> None:
     """As many layers as the config says, and no copy of an embedding to which the head is not tied."""
     layers = len(architecture.decoder.layers) if architecture.decoder else 0
     if found.layers != layers:
@@ -95,7 +95,7 @@ class _Described:
     evidence: list[str] = field(default_factory=list)
 
 
-def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
+def _described(saved: SavedCheckpoint, found: GptContents, request: ReadRequest) -> _Described:
     if not saved.config:
         return _described_by_user(saved, found, request)
     table = LEGACY if found.legacy else MCORE
@@ -118,11 +118,11 @@ def _described(saved: Saved, found: Found, request: ReadRequest) -> _Described:
     return described
 
 
-def _is_gate_separate(found: Found) -> bool:
+def _is_gate_separate(found: GptContents) -> bool:
     return any(name.endswith(".mlp.dense_h_to_4h_2.weight") for name in found.names)
 
 
-def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str]:
+def _evidence(saved: SavedCheckpoint, found: GptContents, described: _Described) -> Iterator[str]:
     said = described.config.get("mcore_gpt", False)
     kind = "before Megatron-Core" if found.legacy else "of Megatron-Core"
     yield f"names {kind}" + ("" if bool(said) != found.legacy else f" (though mcore_gpt is {said})")
@@ -138,7 +138,7 @@ def _evidence(saved: Saved, found: Found, described: _Described) -> Iterator[str
         yield f"gate and up biases of {found.bias_ranks} ranks one after the other, as Megatron-Core stored them before 0.8"
 
 
-def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Described:
+def _described_by_user(saved: SavedCheckpoint, found: GptContents, request: ReadRequest) -> _Described:
     """A checkpoint without config: the architecture from `--config`, the order of q, k, v from the user."""
     architecture = reading.given(
         request,
@@ -166,7 +166,7 @@ def _described_by_user(saved: Saved, found: Found, request: ReadRequest) -> _Des
 # --- tensors -------------------------------------------------------------------------------------------------------
 
 
-def _rank_tensors(saved: Saved, found: Found, architecture: Architecture) -> Iterator[RankTensors]:
+def _rank_tensors(saved: SavedCheckpoint, found: GptContents, architecture: Architecture) -> Iterator[RankTensors]:
     """The tensors of all ranks; the copies of one that several files of a rank hold, one after the other."""
     spelled = _Spelling(found, architecture)
     for share in found.shares:
@@ -187,7 +187,7 @@ def _rank_tensors(saved: Saved, found: Found, architecture: Architecture) -> Ite
 class _Spelling:
     """Names of the tables as the files have them, so that errors speak of what is there; layers have global numbers."""
 
-    def __init__(self, found: Found, architecture: Architecture) -> None:
+    def __init__(self, found: GptContents, architecture: Architecture) -> None:
         self._found = found
         layers = architecture.decoder.layers if architecture.decoder else ()
         self._moe = any(layer.mlp.moe for layer in layers)
@@ -217,7 +217,7 @@ def _ranks(ranks: layouts.Ranks) -> str:
 # --- what goes along -----------------------------------------------------------------------------------------------
 
 
-def _hints(saved: Saved, found: Found, described: _Described, tokenizer: Tokenizer) -> dict[str, Any]:
+def _hints(saved: SavedCheckpoint, found: GptContents, described: _Described, tokenizer: Tokenizer) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
     hints: dict[str, Any] = {

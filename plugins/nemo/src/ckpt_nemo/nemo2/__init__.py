@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -41,7 +42,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("believe", "which file counts where the two disagree", ("io.json", "model.yaml"), None, side="read"),
             Option("vocab", "the true vocabulary, where no tokenizer says it", int, None, side="read"),
-            Option("ignore_keys", "config fields to leave out, separated by commas", str, "", side="read"),
+            reading.IGNORE_KEYS,
             Option(
                 "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"
             ),

@@ -12,7 +12,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, FormatError, documents, errors, ledgers, torch_files, trees
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Facts,
+    FormatError,
+    ReadRequest,
+    documents,
+    errors,
+    ledgers,
+    reading,
+    torch_files,
+    trees,
+)
 from ckpt_megatron.sdk import transformer_config
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
@@ -37,7 +49,7 @@ _SENTINEL = "_HAS_DEFAULT_FACTORY"  # how model.yaml before 2.3 names a default 
 
 
 @dataclass
-class Described:
+class ModelContext:
     """A model as its context describes it. `fields` are all that is known of its config; `file` says them."""
 
     classes: Classes
@@ -60,8 +72,11 @@ class Described:
         ledger.config(self.file, self.table.fates(self.fields), section="model.config")
 
 
-def read_context(context: trees.Tree, options: Mapping[str, Any]) -> Described:
-    """The model that the files in `context` describe, under the options `nemo_version`, `believe` and `ignore_keys`."""
+def read_context(context: trees.Tree, request: ReadRequest, ledger: ledgers.Ledger) -> ModelContext:
+    """The model that the files in `context` describe, under the options `nemo_version`, `believe` and `ignore_keys`.
+
+    `ledger` learns which fields were left out.
+    """
     (graph, sections), dump = _graph(context), _dump(context)
     file = context.place(GRAPH)
     call = graph.arguments.get("config")
@@ -73,16 +88,13 @@ def read_context(context: trees.Tree, options: Mapping[str, Any]) -> Described:
         raise CkptError(f"models of {short(classes.config)} are not supported: {reason}", file=file)
     given = {name: plain_of(value) for name, value in call.arguments.items()}
     said = _fields_of(dump, classes, context) if dump is not None else None
-    ignored = [key for key in str(options.get("ignore_keys") or "").split(",") if key]
-    for key in ignored:
-        given.pop(key, None)
-        if said is not None:
-            said.pop(key, None)
-    described = _described(classes, given, said, context, options)
+    given = reading.without_ignored(given, request, ledger, file, "model.config")
+    if said is not None:
+        said = reading.without_ignored(said, request, ledger, context.place(MODEL), "model.config")
+    described = _described(classes, given, said, context, request.options)
     tokenizer = graph.arguments.get("tokenizer")
     described.sections = sections
     described.tokenizer = tokenizer if isinstance(tokenizer, Call) else None
-    described.losses += [ledgers.Loss("dropped", key, "left out with -o ignore_keys") for key in ignored]
     return described
 
 
@@ -137,13 +149,13 @@ def _described(
     said: dict[str, Any] | None,
     context: trees.Tree,
     options: Mapping[str, Any],
-) -> Described:
+) -> ModelContext:
     file = context.place(GRAPH if said is None else MODEL)
     if said is not None:
         fields = _agreed(classes, given, said, context, options)
         table = table_of(classes, fields)
         facts, notes = table.read(fields, file)
-        described = Described(classes, fields, facts, notes, table, None, file)
+        described = ModelContext(classes, fields, facts, notes, table, None, file)
         described.evidence.append(
             f"architecture: {short(classes.config)} in {MODEL}, and {len(given)} fields in {GRAPH}"
         )
@@ -179,14 +191,14 @@ def _described(
     return first
 
 
-def _reading(classes: Classes, given: Mapping[str, Any], version: str, file: str) -> Described:
+def _reading(classes: Classes, given: Mapping[str, Any], version: str, file: str) -> ModelContext:
     fields = {**defaults(classes.config, version), **given}
     table = table_of(classes, fields)
     facts, notes = table.read(fields, file)
-    return Described(classes, fields, facts, notes, table, None, file)
+    return ModelContext(classes, fields, facts, notes, table, None, file)
 
 
-def _differing(one: Described, two: Described) -> Iterator[str]:
+def _differing(one: ModelContext, two: ModelContext) -> Iterator[str]:
     """The fields whose values in another version make another model of one reading."""
     for key in one.fields.keys() | two.fields.keys():
         if one.fields.get(key) != two.fields.get(key):

@@ -26,7 +26,7 @@ _DEPTH, _STEPS = 64, 1_000_000
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedObject:
     """A class, a function or a dtype: named, not called."""
 
     name: str
@@ -42,7 +42,7 @@ class Call:
 
 def plain_of(value: Any) -> Any:
     """A value of a graph as model.yaml says it."""
-    if isinstance(value, Named):
+    if isinstance(value, NamedObject):
         return value.name
     if isinstance(value, Call):
         return {"_target_": value.target, **{name: plain_of(item) for name, item in value.arguments.items()}}
@@ -52,7 +52,7 @@ def plain_of(value: Any) -> Any:
 
 
 def read_graph(value: object, file: str) -> Any:
-    """The root of a graph: `Call`s, `Named` things, dicts, lists and plain values."""
+    """The root of a graph: `Call`s, `NamedObject`s, dicts, lists and plain values."""
     if not isinstance(value, dict) or not isinstance(value.get("objects"), dict) or "root" not in value:
         raise FormatError(
             "this is not a graph of fiddle's", file=file, found=torch_files.brief(value), expected="root, objects"
@@ -79,7 +79,7 @@ class _Reader:
         if kind == "leaf":
             return value.get("value")
         if kind == "pyref":
-            return Named(self._name(value))
+            return NamedObject(self._name(value))
         if kind == "ref":
             return self._referred(value.get("key"), depth)
         return self._object(value, depth)
@@ -119,7 +119,7 @@ class _Reader:
         for item in items if isinstance(items, list) else []:
             if isinstance(item, list) and len(item) == 2 and self._element(item[0]) == "fn_or_cls":
                 called = self.value(item[1], depth + 1)
-                if isinstance(called, Named):
+                if isinstance(called, NamedObject):
                     return called.name
         raise FormatError(
             "nothing says what is called", file=self._file, found=torch_files.brief(metadata), expected="fn_or_cls"
@@ -184,7 +184,7 @@ class _Writer:
     def value(self, value: Any, path: str) -> dict[str, Any]:
         if isinstance(value, Call):
             return {"type": "ref", "key": self.call(value, path)}
-        if isinstance(value, Named):
+        if isinstance(value, NamedObject):
             return {**_pyref(value.name), "paths": [path]}
         if isinstance(value, list | tuple):
             kind = "list" if isinstance(value, list) else "tuple"

@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     company,
     disk,
     documents,
+    ledgers,
     reading,
     torch_files,
     trees,
@@ -28,7 +29,7 @@ from ckpt_megatron.sdk import (
     transformer_config,
     weights,
 )
-from ckpt_nemo.nemo2.context import Described, read_context
+from ckpt_nemo.nemo2.context import ModelContext, read_context
 from ckpt_nemo.nemo2.files import GRAPH, MODEL, find
 from ckpt_nemo.nemo2.tokenizer import Tokenizer, read_tokenizer
 
@@ -45,9 +46,10 @@ def read(path: str, request: ReadRequest) -> Description:
     place = find(path)
     reader = _reader(place.weights)
     context = trees.open_tree(place.context)
-    model = read_context(context, request.options)
+    ledger = ledgers.Ledger()
+    model = read_context(context, request, ledger)
     tokenizer = read_tokenizer(model.tokenizer, context)
-    found = read_dist(place.weights, request.weights, reader)
+    found = read_dist(place.weights, request.weights, reader, ledger)
     transformer_config.refuse_adapters(found, _MERGE)
     _check_rows(model, tokenizer, found, asked=company.asked_vocabulary(request) is not None)
     rows = found.rows(transformer_config.EMBEDDING)
@@ -92,7 +94,7 @@ def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:
     return _READERS[backend]
 
 
-def _check_rows(model: Described, tokenizer: Tokenizer, found: Found, asked: bool) -> None:
+def _check_rows(model: ModelContext, tokenizer: Tokenizer, found: Found, asked: bool) -> None:
     """The embedding has the rows that vocab_size says, or a row for every token."""
     rows, said = found.rows(transformer_config.EMBEDDING), model.fields.get("vocab_size")
     if said is not None and said != rows:
@@ -111,7 +113,7 @@ def _check_rows(model: Described, tokenizer: Tokenizer, found: Found, asked: boo
         )
 
 
-def _hints(model: Described, tokenizer: Tokenizer, found: Found) -> dict[str, Any]:
+def _hints(model: ModelContext, tokenizer: Tokenizer, found: Found) -> dict[str, Any]:
     """The choices by which the same checkpoint can be written again."""
     hints = transformer_config.layout_hints(model.fields, model.facts, found) | {
         "classes": {"config": model.classes.config, "model": model.classes.model},

@@ -11,7 +11,7 @@ from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of,
 from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, transformer_config, write_dist
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
-from ckpt_nemo.nemo2.graph import Call, Named, plain_of, write_graph
+from ckpt_nemo.nemo2.graph import Call, NamedObject, plain_of, write_graph
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
 
 _PREFIX = "module."
@@ -73,7 +73,7 @@ def _rows_of(tokenizer: WrittenTokenizer, layout: FileLayout) -> int | None:
 
 
 def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> Call:
-    given = {key: Named(value) if key in transformer_config.FUNCTIONS else value for key, value in fields.items()}
+    given = {key: NamedObject(value) if key in transformer_config.FUNCTIONS else value for key, value in fields.items()}
     model = Call(classes.model, {"config": Call(classes.config, given), "tokenizer": tokenizer.call})
     return Call(_ROOT, {"model": model})
 

@@ -25,7 +25,7 @@ from ckpt_core.sdk import (
 from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
 from ckpt_nemo.container.lightning import SUFFIX
-from ckpt_nemo.container.saved import Rank, Saved, values_of
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint, values_of
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
@@ -45,7 +45,7 @@ from ckpt_nemo.t5.words import differences, explanations
 from ckpt_nemo.values import flag
 
 
-def read(saved: Saved, request: ReadRequest) -> Description:
+def read(saved: SavedCheckpoint, request: ReadRequest) -> Description:
     """An encoder-decoder model that was opened as `saved`."""
     check_by_rank(saved, "a T5 of NeMo 1")
     config = sections(reading.without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section))
@@ -108,7 +108,7 @@ def _tensors(rank: Rank, config: Mapping[str, Any], request: ReadRequest) -> Ten
     return masters.replaced([found], {"optimizer": rank.optimizer}, rank.file, None)[0]
 
 
-def _rows(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> int:
+def _rows(saved: SavedCheckpoint, ranks: Mapping[tuple[int, int], Tensors]) -> int:
     """The rows of the embedding, over all ranks."""
     held = [tensors[TOKENS].shape for (_, stage), tensors in ranks.items() if stage == 0 and TOKENS in tensors]
     if not held or any(len(shape) != 2 for shape in held):
@@ -135,14 +135,14 @@ def _with_own_heads(tensors: Tensors, architecture: Architecture, t: int, tp: in
 # --- what the config leaves to the reader ------------------------------------------------------------------------------
 
 
-def _blocks(saved: Saved, config: Mapping[str, Any], request: ReadRequest) -> Blocks:
+def _blocks(saved: SavedCheckpoint, config: Mapping[str, Any], request: ReadRequest) -> Blocks:
     """Where fused rows are blocks; for the cross attention that is true from NeMo 1.13 on alone."""
     legacy = {section: flag(config, f"{section}.megatron_legacy", False) for section in SECTIONS}
     cross = legacy["decoder"] and _since_1_13(saved, config, request)
     return Blocks(legacy["encoder"], legacy["decoder"], cross)
 
 
-def _since_1_13(saved: Saved, config: Mapping[str, Any], request: ReadRequest) -> bool:
+def _since_1_13(saved: SavedCheckpoint, config: Mapping[str, Any], request: ReadRequest) -> bool:
     """Whether the model was trained since that release: as the user says, by a key that came with it, by the version.
 
     The version comes last: the base YAML of NVIDIA's script (r1.16) says 1.11.0rc0, and models that it makes keep that.
@@ -160,7 +160,7 @@ def _since_1_13(saved: Saved, config: Mapping[str, Any], request: ReadRequest) -
     )
 
 
-def _stages(saved: Saved, config: Mapping[str, Any], architecture: Architecture) -> Stages:
+def _stages(saved: SavedCheckpoint, config: Mapping[str, Any], architecture: Architecture) -> Stages:
     _, pp = saved.parallel
     split = config.get(SPLIT)
     layers = {stack: len(getattr(architecture, stack).layers) for stack in SECTIONS}
@@ -196,7 +196,11 @@ def _sidecars(tokenizer: Tokenizer) -> dict[str, company.Sidecar]:
 
 
 def _hints(
-    saved: Saved, blocks: Blocks, stages: Stages, tokenizer: Tokenizer, ranks: Mapping[tuple[int, int], Tensors]
+    saved: SavedCheckpoint,
+    blocks: Blocks,
+    stages: Stages,
+    tokenizer: Tokenizer,
+    ranks: Mapping[tuple[int, int], Tensors],
 ) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
@@ -216,7 +220,7 @@ def _hints(
     }
 
 
-def _largest(saved: Saved, ranks: Mapping[tuple[int, int], Tensors]) -> dict[str, float]:
+def _largest(saved: SavedCheckpoint, ranks: Mapping[tuple[int, int], Tensors]) -> dict[str, float]:
     """The largest absolute value of the small tensors that no HF class may have: what leaving one out would change."""
     source = lazy.SourceFiles(saved.states)
     try:

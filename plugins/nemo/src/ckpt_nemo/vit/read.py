@@ -22,7 +22,7 @@ from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
-from ckpt_nemo.container.saved import Rank, Saved
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 from ckpt_nemo.gpt.config import TRAINING_KEYS
 from ckpt_nemo.vit.config import VIT, choices_of, explanations
 from ckpt_nemo.vit.files import Stages
@@ -30,7 +30,7 @@ from ckpt_nemo.vit.image_processor import of_nemo
 from ckpt_nemo.vit.weights import LINEAR, TABLES, patch_layer
 
 
-def read(saved: Saved, request: ReadRequest) -> Description:
+def read(saved: SavedCheckpoint, request: ReadRequest) -> Description:
     """A vision transformer that was opened as `saved`."""
     check_by_rank(saved, "a ViT of NeMo")
     config = reading.without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section)
@@ -82,7 +82,7 @@ def _tensors(rank: Rank, request: ReadRequest) -> Tensors:
     return masters.replaced(rank.chunks, {"optimizer": rank.optimizer}, rank.file, None)[0]
 
 
-def _check_positions(saved: Saved, architecture: Architecture) -> None:
+def _check_positions(saved: SavedCheckpoint, architecture: Architecture) -> None:
     """A table for images of another size: NeMo would interpolate it while loading (bilinear, in half precision)."""
     positions = architecture.encoder.positions if architecture.encoder else None
     for rank in saved.ranks:
@@ -102,7 +102,7 @@ def _check_positions(saved: Saved, architecture: Architecture) -> None:
                 )
 
 
-def _stages(saved: Saved, architecture: Architecture) -> Stages:
+def _stages(saved: SavedCheckpoint, architecture: Architecture) -> Stages:
     _, pp = saved.parallel
     layers = len(architecture.encoder.layers) if architecture.encoder else 0
     try:
@@ -134,7 +134,7 @@ def _evidence(
         yield "weights: fp32 masters of the optimizer"
 
 
-def _hints(saved: Saved, choices: layouts.Chosen) -> dict[str, Any]:
+def _hints(saved: SavedCheckpoint, choices: layouts.Chosen) -> dict[str, Any]:
     """The choices by which the same files can be written again, the config among them."""
     tp, pp = saved.parallel
     hints = {
