@@ -161,7 +161,6 @@ def test_two_configs_must_agree(originals: dict[str, Path], tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(body))
     refused(
         run,
-        tmp_path,
         problem="norm.eps is 1e-06 in the checkpoint, 0.001 in --config",
         config=str(tmp_path / "config.json"),
     )
