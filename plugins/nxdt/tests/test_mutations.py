@@ -135,7 +135,7 @@ CONFIGS: dict[str, tuple[dict, str]] = {
     "a wider model": ({"hidden_size": 112, "head_dim": 14}, "does not have the shape"),
     "another width": ({"intermediate_size": 64}, "does not have the shape"),
     "a larger vocabulary": ({"vocab_size": 65}, "does not have the shape|does not divide"),
-    "a head_dim of its own": ({"head_dim": 16}, "key 'head_dim' is not hidden_size / num_attention_heads"),
+    "a head_dim of its own": ({"head_dim": 16}, "head_dim is not what NxDT computes with"),
     "biases": ({"attention_bias": True}, "'attention_bias' has a value that is not supported"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "another model": ({"model_type": "gpt2"}, "no job has a model of this type"),

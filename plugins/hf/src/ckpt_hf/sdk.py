@@ -25,7 +25,7 @@ from ckpt_core.sdk import (
     rewrites,
 )
 from ckpt_hf.classes import code_beside, family_of
-from ckpt_hf.common import Same, none_same, usual_head_dim
+from ckpt_hf.common import Same, none_same
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.names import matching
 from ckpt_hf.training import state_of_training
@@ -39,7 +39,6 @@ __all__ = [
     "model_of_checkpoint",
     "model_of_config",
     "state_of_training",
-    "usual_head_dim",
 ]
 
 

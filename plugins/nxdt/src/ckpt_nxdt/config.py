@@ -14,9 +14,11 @@ from ckpt_core.sdk import (
     Architecture,
     CkptError,
     Config,
+    Facts,
     Refusal,
     architecture_of,
     configs,
+    decided,
     documents,
     errors,
     fact_is,
@@ -31,10 +33,20 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_hf.sdk import usual_head_dim
 
 CONFIG = "config.json"
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
+
+
+def _read_head_dim(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    hidden, heads, given = (config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
+        raise CkptError("hidden_size is not a multiple of num_attention_heads", found=f"{hidden} and {heads}")
+    facts["attention.head_dim"] = hidden // heads
+    if given not in (None, hidden // heads):
+        raise CkptError("head_dim is not what NxDT computes with", found=given, expected=f"{hidden} / {heads}")
+
+
 _SCALING = "attention.rotary.scaling"
 
 # fmt: off
@@ -48,7 +60,8 @@ LLAMA = Config("NxDT's LlamaForCausalLM", [
     key("num_hidden_layers", "layers"),
     key("num_attention_heads", "attention.heads"),
     key("num_key_value_heads", "attention.groups", default=same_as("num_attention_heads")),
-    usual_head_dim(),                                                           # the class computes it so, and reads no key
+    decided(["head_dim"], ["attention.head_dim"], read=_read_head_dim, values={"head_dim": [configs.value_of("attention.head_dim")]},
+            uses=["hidden_size", "num_attention_heads"], why="head_dim is always hidden_size / num_attention_heads"),
     key("intermediate_size", "mlp.ffn"),
     key("hidden_act", "mlp.activation", default="silu", via=one_of({"silu": Activation.SILU})),
     fact_is("mlp.gated", True),
