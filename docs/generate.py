@@ -108,11 +108,47 @@ def _format_page(name: str) -> str:
         }
         parts += ["### Options of " + name, table(("`-o`", "values", "default", "side", "what it does"),
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
-    families = declared_families(require(name))
+    families = [family for family in declared_families(require(name)) if not family.like]
     parts += _configs(families, name)
     parts += _choices(families, name)
     parts += _tables(families, name)
+    parts += _of_other_heads(name)
     return "\n\n".join(parts)
+
+
+def _of_other_heads(name: str) -> list[str]:
+    """The kinds that are another one but for their head: what each head has is said once, of the first kind that has it."""
+    families = declared_families(require(name))
+    plain = {family.name: family for family in families if not family.like}
+    kinds_by_head: dict[tuple[object, ...], list[FamilyTables]] = {}
+    for family in families:
+        if family.like and family.config and isinstance(family.tables, Tables):
+            rows = [one for each in family.tables for one in each.rows if one.canonical.startswith("classifier.")]
+            kinds_by_head.setdefault((*rows, len(family.name) - len(_stem(family))), []).append(family)
+    parts = [f"### Other heads of {name}"] if kinds_by_head else []
+    for (*rows, _), kinds in kinds_by_head.items():
+        first = kinds[0]
+        base = plain[first.like].config
+        assert base is not None and first.config is not None
+        known = {id(entry) for entry in base.entries}
+        said = [entry for entry in first.config.entries if id(entry) not in known]
+        parts += [f"**{first.name}**: as {first.like} but for its head, and {_or_not(rows)}", _config_table(said)]
+        parts += [_row_table(rows, ())] if rows else []
+        parts += [f"Likewise {', '.join(code(kind.name) for kind in kinds[1:])}."] if kinds[1:] else []
+    return parts
+
+
+def _stem(family: FamilyTables) -> str:
+    """What the name of a kind of transformers begins with: the family, and not its head."""
+    return re.sub(r"(ForCausalLM|LMHeadModel)$", "", family.like)
+
+
+def _or_not(rows: Iterable[Row]) -> str:
+    return (
+        "its tensors have the names that they have there:"
+        if rows
+        else "without the prefix in the names of its tensors:"
+    )
 
 
 def _configs(families: Sequence[FamilyTables], name: str) -> list[str]:
@@ -258,6 +294,53 @@ def names() -> str:
         if rows:
             parts += [f"### `{canonical}`", table(("format", "name", "layout of one rank", ""), rows)]
     return "\n\n".join(parts)
+
+
+def families() -> str:
+    """What becomes of a model of each family in each format, by `docs/families.txt`, and why where nothing does."""
+    recorded: dict[str, dict[str, tuple[str, str]]] = {}
+    for line in (PAGES / "families.txt").read_text().splitlines()[1:]:
+        name, format, word, why = [part.strip() for part in f"{line} ".split(" | ", 3)]
+        recorded.setdefault(name, {})[format] = word, why
+    formats = [name for name in ["ir", *FIRST_PARTY] if any(name in found for found in recorded.values())]
+    marks = {"exact": "exact", "rewritten": "rewritten", "refused": "-"}
+    rows = [
+        (code(name), *(marks[found[format][0]] if format in found else "?" for format in formats))
+        for name, found in recorded.items()
+    ]
+    counts = [
+        (word, *(sum(found.get(format, ("",))[0] == word for found in recorded.values()) for format in formats))
+        for word in marks
+    ]
+    whys: dict[tuple[str, str], list[str]] = {}
+    for name, found in recorded.items():
+        for format, (word, why) in found.items():
+            if word != "exact":
+                whys.setdefault((format, f"{word}: {why}"), []).append(name)
+    said = sorted(whys.items(), key=lambda item: (formats.index(item[0][0]), -len(item[1])))
+    known = {name.partition(" ")[0] for name in recorded}
+    new = [one.name for one in declared_families(require("hf")) if not one.like and one.name not in known]
+    parts = [
+        f"{len(recorded)} families:",
+        table(("", *map(code, formats)), counts),
+        table(("family", *map(code, formats)), rows),
+    ]
+    parts += [f"Not recorded yet: {', '.join(map(code, new))}."] if new else []
+    reasons = [
+        (code(format), why, ", ".join(code(name.partition(" ")[0]) for name in names)) for (format, why), names in said
+    ]
+    return "\n\n".join([*parts, "### Why", table(("format", "what", "families"), reasons)])
+
+
+def heads() -> str:
+    """The families whose decoder transformers has with other heads, by what comes after their names."""
+    kinds: dict[str, list[str]] = {}
+    for family in declared_families(require("hf")):
+        if family.like:
+            kinds.setdefault(family.name.removeprefix(_stem(family)).removeprefix("Text"), []).append(_stem(family))
+    return table(
+        ("class", "of", "families"), [(code(f"...{end}"), len(names), ", ".join(names)) for end, names in kinds.items()]
+    )
 
 
 def declared() -> str:
@@ -431,6 +514,8 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "format-details": format_details,
     "declared": declared,
     "names": names,
+    "families": families,
+    "heads": heads,
     "judged": judged,
     "canonical-parameters": canonical_parameters,
     "architecture-fields": architecture_fields,

@@ -189,9 +189,39 @@ class TestTransformers:
         for family in FAMILIES:
             settings = getattr(transformers, beside.get(family.class_name, family.class_name)).config_class()
             written = {entry.key for entry in family.config.entries if isinstance(entry, Note) and entry.null}
+            # of a classifier padding is a fact, whose line writes null, too, where there is none
+            written |= {
+                key for entry in family.config.entries if "classifier.padding" in entry.claims for key in entry.keys
+            }
             for role in ("bos", "eos", "pad", "decoder_start"):
                 if getattr(settings, f"{role}_token_id", None) is not None:
                     assert f"{role}_token_id" in written, f"{family.class_name} has a {role} of its own"
+
+
+class TestModules:
+    """The folders of what sentence-transformers runs after a model."""
+
+    def test_they_travel_with_the_model(self, tmp_path: Path) -> None:
+        write_ir(tmp_path / "ir", example("llama-headless"))
+        convert(tmp_path / "ir", tmp_path / "hf", to="hf", sync=False)
+        modules = [
+            {"path": ""},
+            {"path": "1_Pooling"},
+            {"path": "2_Dense"},
+            {"path": "../ir"},
+            {"path": ".."},
+            {"path": "gone"},
+        ]
+        (tmp_path / "hf/modules.json").write_text(json.dumps(modules))
+        held = {"1_Pooling/config.json": b"{}", "2_Dense/model.safetensors": b"a layer", "2_Dense/config.json": b"[]"}
+        for name, content in held.items():
+            (tmp_path / "hf" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "hf" / name).write_bytes(content)
+        convert(tmp_path / "hf", tmp_path / "there", to="ir", sync=False)
+        receipt = convert(tmp_path / "there", tmp_path / "back", to="hf", sync=False)
+        assert {name: (tmp_path / "back" / name).read_bytes() for name in held} == held
+        assert not receipt.body["losses"]
+        assert not read_checkpoint(tmp_path / "hf").provenance.losses
 
 
 class TestGeneration:

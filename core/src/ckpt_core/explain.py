@@ -297,9 +297,17 @@ def without_place(canonical: str) -> str:
 
 def _names_of(plugin: Plugin) -> Iterator[tuple[str, NativeName]]:
     """What a format declares; of one that declares nothing, what it writes of the kit's examples."""
-    tables = [table for family in declared_families(plugin) for table in family.tables]
+    families = declared_families(plugin)
+    tables = [table for family in families if not family.like for table in family.tables]
     if tables:
-        yield from declared_names(tables)
+        found = dict.fromkeys(declared_names(tables))
+        yield from found
+        known = {canonical for canonical, _ in found}
+        for family in families:  # of a kind that is like another, what that one has not
+            if family.like:
+                yield from (
+                    (canonical, name) for canonical, name in declared_names(family.tables) if canonical not in known
+                )
     elif plugin.info.writes:
         for architecture in example_architectures().values():
             for canonical, names in in_format(plugin, architecture).names.items():

@@ -29,10 +29,8 @@ def change(folder: Path, **keys: object) -> Path:
 
 
 REFUSED = {
-    "LlamaForSequenceClassification": "reward model",
-    "LlamaForTokenClassification": "classifier of tokens",
+    "LlamaForRewardModel": "reward model",
     "LlamaForQuestionAnswering": "answer",
-    "LlamaModel": "bare model",
     "LlamaBidirectionalModel": "bare model",
     "LlamaEncoderModel": "encoder",
     "LlamaForScoring": "none of transformers'",
@@ -55,7 +53,7 @@ def test_another_class_is_refused_by_name(name: str, folder: Path) -> None:
 def test_a_reward_model_is_one_problem_and_not_one_per_tensor(folder: Path) -> None:
     held = load_file(folder / "model.safetensors")
     save_file({"score.weight": held.pop("lm_head.weight"), **held}, folder / "model.safetensors")
-    change(folder, architectures=["LlamaForSequenceClassification"])
+    change(folder, architectures=["LlamaForRewardModel"])
     with pytest.raises(CkptError) as refusal:
         read_checkpoint(folder)
     assert "score.weight" not in str(refusal.value)
@@ -68,6 +66,22 @@ def test_names_of_the_class_itself_are_read(named: object, folder: Path) -> None
     expected = fingerprint(folder)
     change(folder, architectures=named)
     assert fingerprint(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("LlamaForSequenceClassification", r"score\.weight"),
+        ("LlamaForTokenClassification", r"score\.bias"),
+        ("LlamaModel", ""),
+    ],
+)
+def test_a_class_that_the_tensors_are_not_of_is_refused_by_the_tensors(name: str, lacks: str, folder: Path) -> None:
+    """A config may name the class of another head than the one beside it."""
+    change(folder, architectures=[name])
+    with pytest.raises(CkptError, match=r"lm_head\.weight") as refusal:
+        read_checkpoint(folder)
+    assert lacks.replace("\\", "") in str(refusal.value)
 
 
 @pytest.mark.parametrize("named", ["LlamaForCausalLM", [3], {"a": 1}, ["LlamaForCausalLM", "LlamaModel"]])

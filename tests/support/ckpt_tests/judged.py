@@ -8,7 +8,13 @@ import torch
 from transformers import (
     BlenderbotConfig,
     BlenderbotForConditionalGeneration,
+    GPT2Config,
+    GPT2ForTokenClassification,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+    Qwen3ForTokenClassification,
+    Qwen3Model,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
@@ -30,6 +36,7 @@ _VIT = {"image_size": 24, "patch_size": 8, "hidden_size": 72, "num_attention_hea
 _CASES = CASES | {
     "deepseek_v3_lite": Case("deepseek_v3", CASES["deepseek_v3_halves"].config | {"rope_interleave": True}),
 }
+_QWEN3 = CASES["qwen3"].config | {"pad_token_id": 7, "num_labels": 3}
 OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
     "t5": (T5ForConditionalGeneration, T5Config(**_T5)),
     "t5_gated": (T5ForConditionalGeneration, T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
@@ -41,6 +48,10 @@ OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
             encoder_ffn_dim=56, decoder_ffn_dim=56, max_position_embeddings=40,
         ),
     ),
+    "qwen3_bare": (Qwen3Model, Qwen3Config(**_QWEN3)),
+    "qwen3_scored": (Qwen3ForSequenceClassification, Qwen3Config(**_QWEN3)),
+    "qwen3_tagged": (Qwen3ForTokenClassification, Qwen3Config(**_QWEN3)),
+    "gpt2_tagged": (GPT2ForTokenClassification, GPT2Config(**CASES["gpt2"].config, num_labels=3)),
     "vit": (ViTForImageClassification, ViTConfig(**_VIT)),
     "vit_headless": (ViTModel, ViTConfig(**_VIT, pooler_output_size=72)),
 }  # fmt: skip
@@ -77,4 +88,7 @@ def computed(model: PreTrainedModel) -> tuple[Inputs, torch.Tensor]:
     with torch.no_grad():
         if model.config.is_encoder_decoder:
             return Inputs(tokens=tokens, source=source), model(input_ids=source, decoder_input_ids=tokens).logits
-        return Inputs(tokens=tokens), model(input_ids=tokens).logits
+        if model.config.pad_token_id is not None:
+            tokens[0, -5:] = model.config.pad_token_id
+        found = model(input_ids=tokens)
+        return Inputs(tokens=tokens), found.logits if "logits" in found else found.last_hidden_state

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckpt_core.architecture.facts import Facts, PerLayer, architecture_of
-from ckpt_core.architecture.schema import Activation, Architecture
+from ckpt_core.architecture.schema import Activation, Architecture, Pooling
 
 ABSENT = object()
 """As the new value of a fact: the thing does not exist."""
@@ -150,6 +150,15 @@ _CHANGES: dict[str, dict[str, object]] = {
     "llama": {},
     "llama-padded": {"tokens.vocabulary": 205},
     "llama-tied": {"head.tied": True},
+    "llama-headless": {"head": ABSENT},
+    "llama-scored": {
+        "head": ABSENT,
+        "classifier.classes": 17,
+        "classifier.bias": False,
+        "classifier.pooling": Pooling.LAST,
+        "classifier.padding": 3,
+    },
+    "llama-tagged": {"head": ABSENT, "classifier.classes": 17, "classifier.pooling": Pooling.EACH},
     "qwen": {"attention.q_bias": True, "attention.k_bias": True, "attention.v_bias": True},
     "gpt2": _GPT2,
     "bloom": {

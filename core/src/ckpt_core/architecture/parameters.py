@@ -126,7 +126,8 @@ def _classifier(classifier: Classifier, hidden: Axis) -> Iterator[Parameter]:
         yield Parameter("classifier.dense.bias", (Axis("i", hidden.size),))
     if classifier.classes is not None:
         yield Parameter("classifier.weight", (Axis("k", classifier.classes), hidden))
-        yield Parameter("classifier.bias", (Axis("k", classifier.classes),))
+        if classifier.bias:
+            yield Parameter("classifier.bias", (Axis("k", classifier.classes),))
 
 
 def _stack(prefix: str, stack: Stack, hidden: Axis) -> Iterator[Parameter]:

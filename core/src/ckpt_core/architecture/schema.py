@@ -41,9 +41,11 @@ class RotaryKind(StrEnum):
 
 
 class Pooling(StrEnum):
-    """How a classifier sums up a sequence."""
+    """What a classifier reads of a sequence."""
 
-    FIRST = "first"
+    FIRST = "first"  # the first position
+    LAST = "last"  # the last position that is not padding
+    EACH = "each"  # every position, each of which gets classes of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,11 +363,14 @@ class Classifier:
     """Logits over `classes` from the pooled sequence; `hidden` adds dense + tanh before.
 
     `classes` None: there are no logits, and what is pooled is the output (ViTModel with its pooler).
+    `padding` is the token that pooling LAST does not count: the last position with another token is read. None: the last position is.
     """
 
     classes: int | None = None
     hidden: bool = False
     pooling: Pooling = Pooling.FIRST
+    bias: bool = True
+    padding: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,19 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from ckpt_core.architecture.schema import SCALING_FIELDS, Architecture, Attention, DeltaNet, Mlp, Norm, Rotary, Stack
+from ckpt_core.architecture.schema import (
+    SCALING_FIELDS,
+    Architecture,
+    Attention,
+    Classifier,
+    DeltaNet,
+    Mlp,
+    Norm,
+    Pooling,
+    Rotary,
+    Stack,
+    Tokens,
+)
 from ckpt_core.errors import CkptError, Problems
 
 
@@ -32,10 +44,21 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
             yield "tokens.padded_vocabulary", "fewer rows than tokens"
     if architecture.head is not None and architecture.tokens is None:
         yield "head", "a head over the vocabulary needs tokens"
-    if architecture.classifier is not None and architecture.classifier.classes is not None:
-        yield from _positive("classifier.classes", architecture.classifier.classes)
+    if architecture.classifier is not None:
+        yield from _classifier(architecture.classifier, architecture.tokens)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, crossing=architecture.encoder is not None and stack is architecture.decoder)
+
+
+def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple[str, str]]:
+    if classifier.classes is not None:
+        yield from _positive("classifier.classes", classifier.classes)
+    if classifier.padding is None:
+        return
+    if classifier.pooling is not Pooling.LAST or tokens is None:
+        yield "classifier.padding", "has a meaning only where the last token of a sequence is read"
+    elif not 0 <= classifier.padding < tokens.vocabulary:
+        yield "classifier.padding", f"{classifier.padding} is not one of {tokens.vocabulary} tokens"
 
 
 def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str]]:

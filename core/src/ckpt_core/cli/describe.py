@@ -270,5 +270,10 @@ def _classifier(words: _Words) -> str:
             ["none, the pooled sequence is the output", *words.tell("classifier.hidden", "dense and tanh{}")]
         )
     return ", ".join(
-        [f"{words.take('classifier.classes')} classes", *words.tell("classifier.hidden", "dense and tanh before{}")]
+        [
+            f"{words.take('classifier.classes')} classes",
+            *words.tell("classifier.pooling", "of the {} position"),
+            *words.tell("classifier.padding", "padding is token {}", always=True),
+            *words.tell("classifier.hidden", "dense and tanh before{}"),
+        ]
     )

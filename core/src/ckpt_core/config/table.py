@@ -94,6 +94,13 @@ class Config:
         unsaid, refused = Problems(""), Problems("")
         for refusal in self.unsaid(facts):
             unsaid.add(refusal)
+        if self._lacks_its_head(facts):
+            raise Refusal(
+                f"{self.name} gives logits over the vocabulary, and this model has no such head",
+                found=_head_in_words(facts),
+                fix="convert to ir, or to a format that holds the source's own class",
+                fact=("head", "classifier"),
+            )
         config = self.entries.write(facts, notes, refused, {})
         problems = Problems(f"{self.name} cannot hold this architecture")
         for problem in refused.found:
@@ -102,6 +109,11 @@ class Config:
             problems.add(problem)
         problems.raise_any()
         return config
+
+    def _lacks_its_head(self, facts: Facts) -> bool:
+        """Whether a decoder has no head where every model of this kind has one."""
+        always = any(claim.startswith("head.") for claim in self._exact)
+        return always and facts.get("kind") == "decoder" and facts.present("head") is False
 
     def unsaid(self, facts: Facts) -> Iterator[Refusal]:
         """A refusal for each fact that no line says, and that is not as the schema has it where nothing is said."""
@@ -117,3 +129,8 @@ class Config:
             default = default_of(path)
             if default is dataclasses.MISSING or value != default:
                 yield Refusal(f"{self.name} has no {path}", found=f"{path} = {value}", fact=path)
+
+
+def _head_in_words(facts: Facts) -> str:
+    said = [f"{path} = {facts[path]}" for path in ("classifier.classes", "classifier.pooling") if path in facts]
+    return ", ".join(said) or "no head.tied: a bare decoder"

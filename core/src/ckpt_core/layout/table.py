@@ -254,6 +254,14 @@ class Tables:
         for values in itertools.product(*(choice.values for choice in left)):
             yield self.chosen({**fixed, **dict(zip((choice.name for choice in left), values, strict=True))})
 
+    def beside(self, *tables: Table) -> Tables:
+        """These tables and more, under the same choices."""
+        return Tables([*self.tables, *tables], self.choices)
+
+    def renamed(self, name: Callable[[str], str]) -> Tables:
+        """The same tables with other native names; see `Table.renamed`."""
+        return Tables([table.renamed(name) for table in self.tables], self.choices)
+
     def under(self, choices: Chosen | None = None) -> tuple[Table, ...]:
         """The tables with the rows of these choices alone."""
         chosen = self.chosen(choices)

@@ -14,9 +14,11 @@ class FamilyTables:
     """One kind of model as a format declares it; what `ckpt_tables` gives, in the order in which a writer prefers them.
 
     `name` is what the framework calls the kind (`LlamaForCausalLM`), `config` the lines of its config, if it has one,
-    and `tables` hold its tensors, with the choices that their rows stand under.
+    and `tables` hold its tensors, with the choices that their rows stand under. `like` names the kind that this one is but for its
+    head: what all of such kinds have is said once.
     """
 
     name: str
     config: Config | None = None
     tables: Tables | Iterable[Table] = ()
+    like: str = ""

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ckpt_core.api import OpenCheckpoint
-from ckpt_core.architecture import Architecture, Attention, Layer, Stack
+from ckpt_core.architecture import Architecture, Attention, Classifier, Layer, Pooling, Stack
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
@@ -60,7 +60,7 @@ def forward(
             yield step
             x = step.values
         memory = x
-    yield Step("logits", _logits(weights, architecture, x))
+    yield Step("logits", _logits(weights, architecture, x, inputs.tokens))
 
 
 def _embedded(weights: Weights, architecture: Architecture, inputs: Inputs, source: bool) -> torch.Tensor:
@@ -169,10 +169,10 @@ def _fed(weights: Weights, name: str, layer: Layer, x: torch.Tensor) -> torch.Te
     return y * weights.vector(f"{name}.mlp.layer_scale.weight") if layer.layer_scale else y
 
 
-def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
+def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
     classifier, head = architecture.classifier, architecture.head
     if classifier is not None:
-        pooled = x[:, 0]
+        pooled = _pooled(classifier, x, tokens)
         if classifier.hidden:
             pooled = torch.tanh(weights.linear(pooled, "classifier.dense"))
         return pooled if classifier.classes is None else weights.linear(pooled, "classifier")
@@ -182,3 +182,17 @@ def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor) -> to
     if head.bias:
         logits = logits + weights.vector("head.bias")
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def _pooled(classifier: Classifier, x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    """What a classifier reads: [batch, h], or `x` itself where every position has classes of its own."""
+    match classifier.pooling:
+        case Pooling.FIRST:
+            return x[:, 0]
+        case Pooling.EACH:
+            return x
+        case Pooling.LAST:
+            if classifier.padding is None or tokens is None:
+                return x[:, -1]
+            counted = (tokens != classifier.padding) * torch.arange(tokens.shape[-1])
+            return x[torch.arange(len(x)), counted.argmax(-1)]

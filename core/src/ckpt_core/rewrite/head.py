@@ -1,4 +1,4 @@
-"""The token tables: how many rows they have, whether they are one, and what scales the logits."""
+"""The token tables: how many rows they have, whether they are one, and what scales the logits; and models without a head."""
 
 from __future__ import annotations
 
@@ -89,3 +89,19 @@ def folded_embedding_scale(model: Rewritable) -> Rewritable:
     return model.rewritten(
         architecture, tensors, f"embedding scale folded into the embedding (factor {tokens.scale:.9g})"
     )
+
+
+def without_head(model: Rewritable) -> Rewritable:
+    """The model without its head: what the head reads is the output. Of a classifier with a dense layer, the linear one alone goes.
+
+    This changes the model: it is never done unless asked for.
+    """
+    head, classifier = model.architecture.head, model.architecture.classifier
+    classes = classifier.classes if classifier else None
+    if head is None and classes is None:
+        return model
+    kept = replace(classifier, classes=None) if classifier and classifier.hidden else None
+    architecture = replace(model.architecture, head=None, classifier=kept)
+    tensors = {name: model.tensors[name] for name in parameters(architecture)}
+    said = "the head over the vocabulary" if classes is None else f"the {classes} classes"
+    return model.rewritten(architecture, tensors, f"{said} left out")

@@ -65,20 +65,6 @@ def _ends_in_a_projection(layer: Layer) -> bool:
     return layer.mlp.moe is None and not normed
 
 
-def without_classes(model: Rewritable) -> Rewritable:
-    """The model without the linear layer of its classes: what that reads is the output.
-
-    This changes the model: it is never done unless asked for.
-    """
-    classifier = model.architecture.classifier
-    if classifier is None or classifier.classes is None:
-        return model
-    kept = replace(classifier, classes=None) if classifier.hidden else None
-    architecture = replace(model.architecture, classifier=kept)
-    tensors = {name: model.tensors[name] for name in parameters(architecture)}
-    return model.rewritten(architecture, tensors, f"the {classifier.classes} classes left out")
-
-
 def resized_images(model: Rewritable, size: str) -> Rewritable:
     """The model for images of another size (`224`, or height x width: `224x192`), its positions interpolated.
 

@@ -14,6 +14,7 @@ from ckpt_core.architecture import (
     Facts,
     Layer,
     PerLayer,
+    Pooling,
     RotaryKind,
     Stack,
     architecture_of,
@@ -117,6 +118,11 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         },
         "classifier": {"classifier.classes": 17},
         "classifier.hidden": {"classifier.hidden": not facts.get("classifier.hidden")},
+        "classifier.bias": {"classifier.bias": not facts.get("classifier.bias", True), "classifier.classes": 17},
+        **{
+            f"classifier.pooling={pooling}": {"classifier.pooling": pooling, "classifier.classes": 17}
+            for pooling in Pooling
+        },
         "eps": {"attention.norm.eps": 3e-4} | dict.fromkeys(eps, 3e-4),
         "attention.norm.eps": {"attention.norm.eps": 3e-4},
         "mlp.norm.eps": {"mlp.norm.eps": 3e-4},

@@ -53,7 +53,7 @@ def ckpt_info() -> FormatInfo:
             Option("fold_layer_scale", "multiply the layer scale of a ViT into its weights", bool, False, side="write"),
             Option(
                 "headless",
-                "leave out the classes of a ViT: ViTModel, with what is before them as pooler",
+                "leave out the head: a bare model (LlamaModel), or of a ViT a ViTModel, with what is before its classes as pooler",
                 bool,
                 False,
                 side="write",
@@ -117,7 +117,7 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_hf.config import FAMILIES
 
-    return [FamilyTables(family.class_name, family.config, family.tables) for family in FAMILIES]
+    return [FamilyTables(family.class_name, family.config, family.tables, family.like) for family in FAMILIES]
 
 
 @hookimpl

@@ -31,6 +31,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf.heads import ALL, Head, unsaid_of_vocabulary
 
 TableSet = tuple[Table, ...]
 """The tables of one way to make all choices."""
@@ -140,6 +141,10 @@ SCALED_AND_CENTRED: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, cent
 ALL_BIASES_OR_NONE: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, with_out_bias, centred)
 
 
+# How the classes with a head over the vocabulary are called, after the name of the family.
+_LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
+
+
 @dataclass(frozen=True)
 class Family:
     """A transformers model class: its `model_type`, its config table and its tensor tables.
@@ -150,6 +155,8 @@ class Family:
     `rewrites` say with weights what the class cannot say, the least change first; `as_stored` is the config as the tensors beside
     it say it, by their names and by which of them are the same; and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
+    `heads` are the other heads for which transformers has a class of this decoder; `head` is the one of this class, and `like` the name of
+    the class with a head over the vocabulary, where this is one of those. `padding` is the class's own id of padding, for configs that say none.
     """
 
     model_type: str
@@ -165,6 +172,10 @@ class Family:
     losses: Callable[[Architecture], Iterable[ledgers.Loss]] = lambda architecture: ()
     loads_copies: Callable[[Architecture], bool] = lambda architecture: False
     other_names: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ALL
+    head: Head | None = None
+    like: str = ""
+    padding: int | None = None
 
     @property
     def class_name(self) -> str:
@@ -179,6 +190,30 @@ class Family:
         """The unusual arrangement that a config asks for, as the keys that say so."""
         value = config.get(self.arrangement)
         return {self.arrangement: value} if isinstance(value, bool) and value != self._usual[self.arrangement] else {}
+
+    def with_head(self, head: Head) -> Family:
+        """The class of this decoder with `head` in place of one over the vocabulary."""
+        ending = next(end for end in _LANGUAGE_MODEL if self.class_name.endswith(end))
+        # the decoder of a model that also sees is called so by transformers: Gemma3TextModel
+        text = "Text" if self.model_type.endswith("_text") else ""
+        notes, gone = unsaid_of_vocabulary(self.config)
+        prefix = next(table.native for table in self.tables if "{l}" in table.native).partition(".")[0] + "."
+        name = (lambda native: native.removeprefix(prefix)) if head.bare else (lambda native: native)
+        return replace(
+            self,
+            config=self.config.replace(
+                self.class_name.removesuffix(ending) + text + head.ending,
+                *notes,
+                *head.lines(self.padding),
+                without=gone,
+            ),
+            tables=self.tables.beside(*head.tables).renamed(name),
+            leftovers=self.leftovers.renamed(name),
+            other_names=(),
+            heads=(),
+            head=head,
+            like=self.class_name,
+        )
 
     def spellings(self, arrangement: Mapping[str, layouts.Value]) -> list[TableSet]:
         """The tables of an arrangement, one set for each value of the choice `names`; the one that is written first."""

@@ -43,7 +43,7 @@ from ckpt_hf.families import (
 )
 
 # The order is that of preference where several classes can hold a model exactly.
-FAMILIES: list[Family] = [
+_SAID: list[Family] = [
     *llama.FAMILIES,
     *qwen.FAMILIES,
     *mixtral.FAMILIES,
@@ -77,5 +77,7 @@ FAMILIES: list[Family] = [
     *hunyuan.FAMILIES,
     *qwen3_next.FAMILIES,
 ]
+# The classes of the same decoders with other heads follow those that are said.
+FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]
 # Of classes that share a type, the first is meant by a config that names none.
 BY_TYPE = {family.model_type: family for family in reversed(FAMILIES)}

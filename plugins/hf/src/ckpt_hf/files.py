@@ -33,6 +33,9 @@ from ckpt_core.sdk import (
 CONFIG = "config.json"
 """The file that says what a model of transformers is."""
 
+MODULES = "modules.json"
+"""The file in which sentence-transformers says what it runs: the model, and modules after it in folders of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
@@ -163,8 +166,14 @@ def read_weights(path: str) -> torch_files.StateDict:
 
 
 def sidecars(folder: str) -> dict[str, company.Sidecar]:
-    """Every file that travels along: all small files beside the weights, and the folders of chat templates."""
-    return company.files_in(
+    """Every file that travels along: all small files beside the weights, the folders of chat templates, and those of the modules
+    that sentence-transformers runs after the model."""
+    modules = {
+        f"{module}/{name}": file
+        for module in module_folders(folder)
+        for name, file in company.files_below(os.path.join(folder, module)).items()
+    }
+    return modules | company.files_in(
         folder,
         lambda name: (
             name != CONFIG
@@ -172,6 +181,17 @@ def sidecars(folder: str) -> dict[str, company.Sidecar]:
             and not name.endswith(containers.WEIGHT_SUFFIXES)
         ),
     )
+
+
+def module_folders(folder: str) -> list[str]:
+    """The folders of the modules that sentence-transformers runs after the model: pooling, dense layers. `modules.json` names them."""
+    path = os.path.join(folder, MODULES)
+    if not os.path.isfile(path):
+        return []
+    modules = documents.read_json(path)
+    named = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    inside = [name for name in named if isinstance(name, str) and name == os.path.basename(name) and name.strip(".")]
+    return sorted({name for name in inside if os.path.isdir(os.path.join(folder, name))})
 
 
 def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind: WeightFiles, limit: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -136,10 +137,23 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgemen
     given = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
     arguments = {_ARGUMENTS["source" in given][name]: tensor for name, tensor in given.items()}
     with torch.no_grad():
-        outputs = model(**arguments)
-    # a bare ViTModel ends in its pooler, or in its last layer
-    final = next(value for name in _OUTPUTS if (value := getattr(outputs, name, None)) is not None)
+        final = torch.cat([_final(model(**rows)) for rows in _batches(model, arguments)])
     return judgement.Judgement(framework, logits=final.float().numpy())
+
+
+def _batches(model: PreTrainedModel, arguments: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The inputs, in one batch. A classifier that knows no padding is given one row after another: transformers refuses several,
+    as it could not tell where each of them ends (modeling_layers.py, GenericForSequenceClassification)."""
+    if not hasattr(model, "score") or getattr(model.config, "pad_token_id", None) is not None:
+        yield arguments
+        return
+    for rows in zip(*(tensor.split(1) for tensor in arguments.values()), strict=True):
+        yield dict(zip(arguments, rows, strict=True))
+
+
+def _final(outputs: Any) -> torch.Tensor:
+    """The logits of a model; a bare one ends in its pooler, or in its last layer."""
+    return next(value for name in _OUTPUTS if (value := getattr(outputs, name, None)) is not None)
 
 
 _OUTPUTS = ("logits", "pooler_output", "last_hidden_state")

@@ -15,6 +15,7 @@ from ckpt_core.sdk import CkptError, FormatError, company, containers, ledgers
 from ckpt_hf.files import (
     KINDS,
     WeightFiles,
+    module_folders,
     read_weights,
 )
 from ckpt_hf.training import state_of_training
@@ -120,13 +121,14 @@ def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
 
 def enter_left_out(ledger: ledgers.Ledger, folder: str, read: WeightSet) -> None:
     """Enter the weights in the folder that are not read, and the state of a training beside them."""
+    travelling = {*company.FOLDERS, *module_folders(folder)}
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if name in read.files or name == read.index:
             continue
         if os.path.isfile(path) and name.endswith(containers.WEIGHT_SUFFIXES):
             ledger.left(_reason(name, read), path, size=os.path.getsize(path))
-        elif os.path.isdir(path) and not name.startswith(".") and name not in company.FOLDERS:
+        elif os.path.isdir(path) and not name.startswith(".") and name not in travelling:
             inner = [one for one in os.scandir(path) if one.name.endswith(containers.WEIGHT_SUFFIXES) and one.is_file()]
             for one in inner:
                 ledger.left(

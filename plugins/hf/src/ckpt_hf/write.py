@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
+    Architecture,
     Checkpoint,
     CkptError,
     Facts,
@@ -27,6 +28,7 @@ from ckpt_core.sdk import (
     ledgers,
     rewrites,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
@@ -105,7 +107,7 @@ def _asked(options: Mapping[str, Any]) -> Iterator[Callable[[rewrites.Rewritable
     if options.get("fold_layer_scale"):
         yield rewrites.folded_layer_scale
     if options.get("headless"):
-        yield rewrites.without_classes
+        yield rewrites.without_head
 
 
 def choose(
@@ -133,6 +135,7 @@ def choose(
         model = rewrites.vocabulary_rows(model, tokens.vocabulary)
     for change in asked:
         model = change(model)
+    families = [family for family in families if _has_head_of(family, model.architecture)] or families
     ids, reasons = company.known_ids(checkpoint)
     notes = {**checkpoint.notes, **ids}
     refused: list[_Candidate] = []
@@ -192,6 +195,13 @@ class _Candidate:
         return self.family.config.write(self.facts, notes)
 
 
+def _has_head_of(family: Family, architecture: Architecture) -> bool:
+    """Whether a class is one of models with this kind of head."""
+    if family.head is not None:
+        return family.head.is_of(architecture)
+    return not any(head.is_of(architecture) for head in heads.ALL)
+
+
 def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[_Candidate]:
     """Every class with the model as it is; then with what each of them asks for first, which changes least; and so on."""
     facts = facts_of(model.architecture)
@@ -236,11 +246,7 @@ def config_text(fit: Fit, dtype: dtypes.DType) -> bytes:
 def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[ledgers.Loss]:
     """What the source has and the HF model has not."""
     yield from fit.family.losses(fit.model.architecture)
-    left_out = sorted(checkpoint.tensors.keys() & {"classifier.weight", "classifier.bias"} - fit.model.tensors.keys())
-    if left_out:
-        yield ledgers.Loss(
-            "dropped", ", ".join(left_out), "the model is written without its classes, as -o headless=true asks"
-        )
+    yield from _left_out(checkpoint, fit.model)
     if checkpoint.architecture.tokens is not None:
         tokens = checkpoint.architecture.tokens
         if tokens.padded_vocabulary > tokens.vocabulary:
@@ -249,3 +255,16 @@ def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[ledgers.Loss]:
                 f"{tokens.padded_vocabulary - tokens.vocabulary} rows of the vocabulary",
                 "padding beyond the true vocabulary",
             )
+
+
+def _left_out(checkpoint: Checkpoint, written: rewrites.Rewritable) -> Iterator[ledgers.Loss]:
+    """The head of the source, where the model is written without one."""
+    names = {"classifier.weight", "classifier.bias", "head.weight", "head.bias"}
+    left_out = sorted(checkpoint.tensors.keys() & names - written.tensors.keys())
+    before, after = checkpoint.architecture, written.architecture
+    if before.head is not None and after.head is None:
+        what = ", ".join(left_out) or "the head, which is the embedding"
+        yield ledgers.Loss("dropped", what, "the model is written without its head, as -o headless=true asks")
+    elif before.classifier != after.classifier:
+        why = "the model is written without its classes, as -o headless=true asks"
+        yield ledgers.Loss("dropped", ", ".join(left_out), why)

@@ -139,5 +139,12 @@ def _has_own_head(architecture: Architecture) -> bool:
 
 
 FAMILIES = [
-    Family("blenderbot", BLENDERBOT, TABLES, rewrites=(*ALL_BIASES_OR_NONE, _as_blenderbot), loads_copies=_has_own_head)
+    Family(
+        "blenderbot",
+        BLENDERBOT,
+        TABLES,
+        rewrites=(*ALL_BIASES_OR_NONE, _as_blenderbot),
+        loads_copies=_has_own_head,
+        heads=(),
+    )
 ]

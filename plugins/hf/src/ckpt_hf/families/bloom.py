@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     row,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
@@ -106,4 +107,12 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 # fmt: on
 
 
-FAMILIES = [Family("bloom", BLOOM, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "bloom",
+        BLOOM,
+        layouts.Tables([MODEL, LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+    )
+]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Facts, configs, decided, fact_is, ignore, key, key_is, layouts, schema
+from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, alternating_windows, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
@@ -52,6 +53,6 @@ COHERE_LAYER = LAYER.replace(*ADJACENT).without("post_attention_layernorm.weight
 # fmt: on
 
 FAMILIES = [
-    Family("cohere", COHERE, layouts.Tables([MODEL, COHERE_LAYER]), rewrites=ALL_BIASES_OR_NONE),
-    Family("cohere2", COHERE2, layouts.Tables([MODEL, COHERE_LAYER]), rewrites=ALL_BIASES_OR_NONE),
+    Family("cohere", COHERE, layouts.Tables([MODEL, COHERE_LAYER]), rewrites=ALL_BIASES_OR_NONE, heads=(heads.BARE,)),
+    Family("cohere2", COHERE2, layouts.Tables([MODEL, COHERE_LAYER]), rewrites=ALL_BIASES_OR_NONE, heads=(heads.BARE,)),
 ]

@@ -27,6 +27,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import (
     Family,
     code_of_its_author,
@@ -232,6 +233,7 @@ FAMILIES = [
         DEEPSEEK_V2,
         layouts.Tables([MODEL, DEEPSEEK_LAYER], [NAMES], [ROPE], decided={"rope_interleave": True}),
         divides,
+        heads=(heads.BARE, heads.SCORED),
     ),
     Family(
         "deepseek_v3",
@@ -249,5 +251,6 @@ FAMILIES = [
         leftovers=PREDICTING_LAYER,
         other_names=("KimiK2ForCausalLM",),
         losses=code_of_its_author("deepseek_v3"),
+        heads=(),
     ),
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Facts, configs, decided, key, key_is, layouts, schema, values
+from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     NORMS,
@@ -62,4 +63,8 @@ DOTS1_LAYER = LAYER.extend(
 )
 # fmt: on
 
-FAMILIES = [Family("dots1", DOTS1, layouts.Tables([MODEL, DOTS1_LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "dots1", DOTS1, layouts.Tables([MODEL, DOTS1_LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE, heads=(heads.BARE,)
+    )
+]

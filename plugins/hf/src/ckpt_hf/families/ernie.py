@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import ATTENTION_BIASES, MLP_BIASES, NORMS, Family, dense_width, groups, head_dim
 from ckpt_hf.families.deepseek import PREDICTORS, SHARED_EXPERTS
 from ckpt_hf.families.llama import LLAMA
@@ -104,7 +105,7 @@ ERNIE_MOE_LAYER = ERNIE_LAYER.extend(
 # fmt: on
 
 FAMILIES = [
-    Family("ernie4_5", ERNIE4_5, layouts.Tables([MODEL, ERNIE_LAYER])),
+    Family("ernie4_5", ERNIE4_5, layouts.Tables([MODEL, ERNIE_LAYER]), heads=(heads.BARE,)),
     Family(
         "ernie4_5_moe",
         ERNIE4_5_MOE,
@@ -112,5 +113,6 @@ FAMILIES = [
         leftovers=Table(
             rows=[drop("model.mtp_*", why="the layers that predict further tokens; transformers does not load them")]
         ),
+        heads=(heads.BARE,),
     ),
 ]

@@ -27,6 +27,7 @@ from ckpt_core.sdk import (
     row,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, norms
 from ckpt_hf.rotary import rotary_keys
 
@@ -137,4 +138,12 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 ])
 # fmt: on
 
-FAMILIES = [Family("falcon", FALCON, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "falcon",
+        FALCON,
+        layouts.Tables([MODEL, LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+    )
+]

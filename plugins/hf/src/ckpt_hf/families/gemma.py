@@ -19,7 +19,7 @@ from ckpt_core.sdk import (
     row,
     values,
 )
-from ckpt_hf import weights
+from ckpt_hf import heads, weights
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     NORMS,
@@ -108,7 +108,15 @@ GEMMA3_LAYER = GEMMA2_LAYER.extend(
 # fmt: on
 
 FAMILIES = [
-    Family("gemma", GEMMA, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE),
-    Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE),
-    Family("gemma3_text", GEMMA3, layouts.Tables([MODEL, GEMMA3_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE),
+    Family("gemma", GEMMA, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE, padding=0),
+    Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE, padding=0),
+    Family(
+        "gemma3_text",
+        GEMMA3,
+        layouts.Tables([MODEL, GEMMA3_LAYER]),
+        divides,
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED),
+        padding=0,
+    ),
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, layouts, row, schema, values
+from ckpt_hf import heads
 from ckpt_hf.common import NORMS, QKV_BIASES, SPARSE, Family, groups, head_dim, norms, sparse_layers, unbiased
 from ckpt_hf.families.deepseek import (
     CORRECTION,
@@ -117,13 +118,21 @@ GLM4_MOE_LAYER = LAYER.extend(
 # fmt: on
 
 FAMILIES = [
-    Family("glm", GLM, layouts.Tables([MODEL, GLM_LAYER])),
-    Family("glm4", GLM4, layouts.Tables([MODEL, GLM4_LAYER])),
+    Family("glm", GLM, layouts.Tables([MODEL, GLM_LAYER]), padding=151329),
+    Family("glm4", GLM4, layouts.Tables([MODEL, GLM4_LAYER]), padding=151329),
     Family(
         "glm4_moe",
         GLM4_MOE,
         layouts.Tables([MODEL, GLM4_MOE_LAYER], [NAMES]),
         leftovers=PREDICTING_LAYER,
+        heads=(heads.BARE,),
     ),
-    Family("glm4_moe_lite", GLM4_MOE_LITE, TABLES, arrangement="rope_interleave", leftovers=PREDICTING_LAYER),
+    Family(
+        "glm4_moe_lite",
+        GLM4_MOE_LITE,
+        TABLES,
+        arrangement="rope_interleave",
+        leftovers=PREDICTING_LAYER,
+        heads=(heads.BARE,),
+    ),
 ]

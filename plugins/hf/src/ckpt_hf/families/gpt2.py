@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
@@ -109,4 +110,12 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 # fmt: on
 
 
-FAMILIES = [Family("gpt2", GPT2, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "gpt2",
+        GPT2,
+        layouts.Tables([MODEL, LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+    )
+]

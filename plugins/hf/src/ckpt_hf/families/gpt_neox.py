@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Config, Table, derived, drop, fact_is, ignore, key, layouts, row
+from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
@@ -74,4 +75,12 @@ LAYER = Table("gpt_neox.layers.{l}", to="layers.{l}", rows=[
 # fmt: on
 
 
-FAMILIES = [Family("gpt_neox", GPT_NEOX, layouts.Tables([MODEL, LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "gpt_neox",
+        GPT_NEOX,
+        layouts.Tables([MODEL, LAYER], [NAMES]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+    )
+]

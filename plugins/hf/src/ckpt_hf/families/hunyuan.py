@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, configs, decided, fact_is, ignore, key, key_is, layouts, row, values
+from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, NORMS, Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
@@ -61,8 +62,20 @@ HUNYUAN_MOE_LAYER = HUNYUAN_LAYER.without(*MLP).extend(
 # fmt: on
 
 FAMILIES = [
-    Family("hunyuan_v1_dense", HUNYUAN, layouts.Tables([MODEL, HUNYUAN_LAYER]), rewrites=ALL_BIASES_OR_NONE),
     Family(
-        "hunyuan_v1_moe", HUNYUAN_MOE, layouts.Tables([MODEL, HUNYUAN_MOE_LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE
+        "hunyuan_v1_dense",
+        HUNYUAN,
+        layouts.Tables([MODEL, HUNYUAN_LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED),
+        padding=0,
+    ),
+    Family(
+        "hunyuan_v1_moe",
+        HUNYUAN_MOE,
+        layouts.Tables([MODEL, HUNYUAN_MOE_LAYER], [NAMES]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED),
+        padding=0,
     ),
 ]

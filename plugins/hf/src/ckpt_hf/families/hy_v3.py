@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Facts, configs, decided, fact_is, ignore, key, layouts, row, values
+from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     NORMS,
@@ -76,5 +77,6 @@ FAMILIES = [
         layouts.Tables([MODEL, HY_V3_LAYER], [NAMES]),
         leftovers=PREDICTING_LAYER,
         rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE,),
     )
 ]

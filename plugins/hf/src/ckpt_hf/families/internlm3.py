@@ -39,4 +39,4 @@ INTERNLM3 = LLAMA.replace("LlamaForCausalLM",  # the class of transformers; the 
 )
 # fmt: on
 
-FAMILIES = [Family("internlm3", INTERNLM3, weights.LLAMA, divides, other_names=("InternLM3ForCausalLM",))]
+FAMILIES = [Family("internlm3", INTERNLM3, weights.LLAMA, divides, other_names=("InternLM3ForCausalLM",), heads=())]

@@ -102,5 +102,5 @@ SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
 FAMILIES = [
     Family("llama", LLAMA, weights.LLAMA, divides, rewrites=ALL_BIASES_OR_NONE, other_names=("LLaMAForCausalLM",)),
     Family("mistral", MISTRAL, weights.LLAMA),
-    Family("smollm3", SMOLLM3, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE),
+    Family("smollm3", SMOLLM3, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE, padding=128004),
 ]

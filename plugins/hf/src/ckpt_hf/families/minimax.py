@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, decided, fact_is, ignore, key, key_is, layouts, row
+from ckpt_hf import heads
 from ckpt_hf.common import NORMS, Family, groups, head_dim, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.families.mixtral import MIXTRAL_LAYER
@@ -59,4 +60,4 @@ MINIMAX_LAYER = MIXTRAL_LAYER.extend(
 )
 # fmt: on
 
-FAMILIES = [Family("minimax_m2", MINIMAX_M2, layouts.Tables([MODEL, MINIMAX_LAYER], [NAMES]))]
+FAMILIES = [Family("minimax_m2", MINIMAX_M2, layouts.Tables([MODEL, MINIMAX_LAYER], [NAMES]), heads=(heads.BARE,))]

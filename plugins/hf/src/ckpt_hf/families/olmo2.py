@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import fact_is, key, layouts, row
+from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, norms, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import LAYER, MODEL, WHOLE_QK_NORMS
@@ -25,4 +26,13 @@ OLMO2_LAYER = LAYER.without("input_layernorm.weight", "post_attention_layernorm.
 )
 # fmt: on
 
-FAMILIES = [Family("olmo2", OLMO2, layouts.Tables([MODEL, OLMO2_LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "olmo2",
+        OLMO2,
+        layouts.Tables([MODEL, OLMO2_LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED),
+        padding=1,
+    )
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import layouts
+from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, alternating_windows
 from ckpt_hf.families.olmo2 import OLMO2, OLMO2_LAYER
 from ckpt_hf.rotary import rotary_by_window
@@ -15,4 +16,13 @@ OLMO3 = OLMO2.replace("Olmo3ForCausalLM",
 )
 # fmt: on
 
-FAMILIES = [Family("olmo3", OLMO3, layouts.Tables([MODEL, OLMO2_LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "olmo3",
+        OLMO3,
+        layouts.Tables([MODEL, OLMO2_LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED),
+        padding=1,
+    )
+]

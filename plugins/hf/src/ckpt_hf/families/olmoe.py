@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import configs, fact_is, key, key_is, layouts
+from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, NORMS, Family, norms, unbiased, usual_head_dim
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import EXPERTS, LAYER, MLP, MODEL, NAMES, WHOLE_QK_NORMS
@@ -29,4 +30,8 @@ OLMOE_LAYER = LAYER.without(*MLP).extend(
 )
 # fmt: on
 
-FAMILIES = [Family("olmoe", OLMOE, layouts.Tables([MODEL, OLMOE_LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "olmoe", OLMOE, layouts.Tables([MODEL, OLMOE_LAYER], [NAMES]), rewrites=ALL_BIASES_OR_NONE, heads=(heads.BARE,)
+    )
+]

@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     row,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     ATTENTION_BIASES,
@@ -83,4 +84,13 @@ MODEL = Table(rows=[
 LAYER = Table("model.decoder.layers.{l}", to="layers.{l}", rows=[*FAIRSEQ_ATTENTION, *FAIRSEQ_MLP])
 # fmt: on
 
-FAMILIES = [Family("opt", OPT, layouts.Tables([MODEL, LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family(
+        "opt",
+        OPT,
+        layouts.Tables([MODEL, LAYER]),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE, heads.SCORED),
+        padding=1,
+    )
+]

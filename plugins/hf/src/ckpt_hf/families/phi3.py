@@ -117,4 +117,4 @@ PHI3_LAYER = LAYER.without(
 )
 # fmt: on
 
-FAMILIES = [Family("phi3", PHI3, layouts.Tables([MODEL, PHI3_LAYER]), _usual_heads)]
+FAMILIES = [Family("phi3", PHI3, layouts.Tables([MODEL, PHI3_LAYER]), _usual_heads, padding=32000)]

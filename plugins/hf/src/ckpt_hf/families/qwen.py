@@ -179,5 +179,6 @@ FAMILIES = [
             rows=[drop("model.mtp_layers.*", why="the layers that predict further tokens, which are not kept")]
         ),
         losses=code_of_its_author("qwen2"),
+        heads=(),
     ),
 ]

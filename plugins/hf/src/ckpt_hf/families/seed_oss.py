@@ -16,4 +16,4 @@ SEED_OSS = LLAMA.replace("SeedOssForCausalLM",
 )
 # fmt: on
 
-FAMILIES = [Family("seed_oss", SEED_OSS, weights.LLAMA)]
+FAMILIES = [Family("seed_oss", SEED_OSS, weights.LLAMA, padding=1)]

@@ -342,7 +342,16 @@ FAMILIES = [
         rewrites=(*SCALED_AND_CENTRED, _as_t5),
         as_stored=stored_head,
         other_names=("T5WithLMHeadModel",),
+        heads=(),
     ),
-    Family("umt5", UMT5, TABLES, rewrites=(*SCALED_AND_CENTRED, _as_umt5), as_stored=stored_head, losses=_umt5_losses),
-    Family("mt5", MT5, TABLES, rewrites=(*SCALED_AND_CENTRED, _as_mt5), as_stored=stored_head),
+    Family(
+        "umt5",
+        UMT5,
+        TABLES,
+        rewrites=(*SCALED_AND_CENTRED, _as_umt5),
+        as_stored=stored_head,
+        losses=_umt5_losses,
+        heads=(),
+    ),
+    Family("mt5", MT5, TABLES, rewrites=(*SCALED_AND_CENTRED, _as_mt5), as_stored=stored_head, heads=()),
 ]

@@ -17,7 +17,6 @@ from ckpt_core.sdk import (
     Facts,
     Table,
     configs,
-    custom,
     decided,
     derived,
     drop,
@@ -34,6 +33,7 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, GENERIC, MLP_BIASES, NORMS, QKV_BIASES, Family, Same, norms
+from ckpt_hf.labels import LABELS
 from ckpt_hf.weights import NAMES
 
 _POOLER = "add_pooling_layer"
@@ -60,46 +60,6 @@ def _pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
     value = config.get(key, default)
     first, second = value if isinstance(value, list) and len(value) == 2 else (value, value)
     return values.checked(key, first, values.whole), values.checked(key, second, values.whole)
-
-
-def _labels() -> configs.Custom:
-    """The classes by name; a config that names none has LABEL_0, LABEL_1, ... as transformers calls them."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        named = config.get("id2label")
-        if named is None:
-            facts["classifier.classes"] = values.checked("num_labels", config.get("num_labels", 2), values.whole)
-            return
-        numbers = [str(number) for number in range(len(named))]
-        if {str(key) for key in named} != set(numbers) or not numbers:
-            raise CkptError("key 'id2label' does not number its labels from 0 on", found=str(list(named))[:80])
-        if config.get("num_labels", len(named)) != len(named):
-            raise CkptError(
-                "keys 'num_labels' and 'id2label' disagree", found=f"{config['num_labels']} and {len(named)} labels"
-            )
-        labels = [{str(key): label for key, label in named.items()}[number] for number in numbers]
-        facts["classifier.classes"] = len(labels)
-        if labels != _unnamed(len(labels)):
-            notes["labels"] = labels
-
-    def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-        count, labels = facts["classifier.classes"], notes.get("labels")
-        labels = labels if isinstance(labels, list) and len(labels) == count else _unnamed(count)
-        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-        config["label2id"] = {str(label): number for number, label in enumerate(labels)}
-
-    return custom(
-        ["id2label", "label2id", "num_labels"],
-        ["classifier.classes"],
-        read=read,
-        write=write,
-        uses=(),
-        why="names that are numbered are a note, of which no fact is made, and are written twice, the second time the other way round",
-    )
-
-
-def _unnamed(count: int) -> list[str]:
-    return [f"LABEL_{number}" for number in range(count)]
 
 
 def with_pooler(config: Mapping[str, Any], names: Collection[str], same: Same) -> Mapping[str, Any]:
@@ -140,7 +100,7 @@ _COMMON = Config("", GENERIC).replace("",
 )
 
 CLASSIFICATION = _COMMON.replace("ViTForImageClassification",
-    _labels(),
+    LABELS,
     fact_is("classifier.hidden", False),
     fact_is("classifier.pooling", schema.Pooling.FIRST),
     ignore("pooler_output_size", "pooler_act", why="it has no pooler"),
@@ -276,6 +236,7 @@ FAMILIES = [
             ]
         ),
         rewrites=(*ALL_BIASES_OR_NONE, _as_vit),
+        heads=(),
     ),
     Family(
         "vit",
@@ -285,5 +246,6 @@ FAMILIES = [
         rewrites=(*ALL_BIASES_OR_NONE, _as_vit),
         as_stored=with_pooler,
         losses=_model_losses,
+        heads=(),
     ),
 ]

@@ -1,0 +1,123 @@
+"""Writes `docs/families.txt`, what becomes of a model of every family in every format: `python tools/families.py`.
+
+Each family of `hf` is one of the tiny configs that the tests build models of. Every writer plans what it would write of it, on one
+rank and without values; where it refuses, the same model with heads that fill its hidden size is tried, which some frameworks
+insist on. Reading the other way, and the values, are what tests and `ckpt verify` show.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING
+
+from ckpt_core.api import config_architecture, plan_conversion
+from ckpt_core.architecture import Architecture, architecture_of, facts_of
+from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.explain import InFormat, in_format
+from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.testing.examples import calm_numbers, changed, write_ir
+from ckpt_hf.config import FAMILIES
+from ckpt_tests import tiny
+from ckpt_tests.families import CASES
+from ckpt_tests.judged import OTHERS
+
+FILE = Path(__file__).resolve().parents[1] / "docs/families.txt"
+HEAD = """# What a writer makes of a model of each family: class | format | exact, rewritten or refused | what is rewritten, or why not
+"""
+_UNREAD = "the file can't be read"  # what a writer says that looks at values where there are none
+# transformers has no class of these types: their configs are those of another one.
+ALIKE = {"kimi_k2": "deepseek_v3", "mimo": "qwen2", "internlm3": "llama", "mt5": "t5"}
+
+
+def configs() -> dict[str, dict[str, object]]:
+    """A small config of each `model_type`."""
+    found = {name: tiny.config_of(name).to_dict() for name in tiny.CONFIGS}
+    found |= {cls.config_class.model_type: config.to_dict() for cls, config in reversed(OTHERS.values())}
+    for case in reversed(CASES.values()):
+        found[case.model_type] = CONFIG_MAPPING[case.model_type](**copy.deepcopy(case.config)).to_dict()
+    for kind, other in ALIKE.items():
+        found.setdefault(kind, found[other])
+    return found
+
+
+def architecture(config: dict[str, object], model_type: str, class_name: str) -> Architecture:
+    """What a config says of a class."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config | {"model_type": model_type, "architectures": [class_name]}, default=str))
+        return config_architecture(str(path))
+
+
+def filled(model: Architecture) -> Architecture | None:
+    """The model with heads that fill its hidden size; None if they do, or are not of one size."""
+    facts = facts_of(model)
+    width = facts.get("attention.heads"), facts.get("attention.head_dim")
+    if not all(type(one) is int for one in width) or facts["hidden"] == width[0] * width[1]:
+        return None
+    try:
+        return architecture_of(changed(facts, {"hidden": width[0] * width[1]}), "filled")
+    except CkptError:
+        return None
+
+
+def judged(format: str, model: Architecture) -> tuple[str, str]:
+    """What a format makes of a model, in a word; and what it rewrites, or why it refuses."""
+    found = planned(format, model)
+    other = filled(model) if found.refused else None
+    if other is not None:
+        found = _better(found, planned(format, other))
+    if found.refused:
+        more = f", and {len(found.refused) - 1} more" if found.refused[1:] else ""
+        return "refused", _sentence(found.refused[0]) + more
+    rewrites = [one for one in found.rewrites if not one.startswith("vocabulary table")]
+    return ("rewritten" if rewrites else "exact"), "; ".join(rewrites)
+
+
+def planned(format: str, model: Architecture) -> InFormat:
+    """The plan of a writer: without values, unless it looks at some."""
+    found = in_format(require(format), model)
+    if not any(_UNREAD in problem for problem in found.refused):
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_ir(Path(folder) / "ir", model, values=calm_numbers)
+        try:
+            plan = plan_conversion(source, Path(folder) / "out", to=format)
+        except CkptError as refusal:
+            problems = refusal.problems if isinstance(refusal, ProblemsFound) else [refusal]
+            return InFormat(format, tuple(map(str, problems)))
+        return InFormat(format, rewrites=tuple(plan.target.decisions.get("rewrites", ())))
+
+
+def _better(one: InFormat, two: InFormat) -> InFormat:
+    return two if len(two.refused) < len(one.refused) else one
+
+
+def _sentence(problem: str) -> str:
+    """The first line of a refusal; where no kind holds the model, what the nearest one lacks first."""
+    lines = [line.strip().removeprefix("found: ") for line in problem.split("\n")]
+    if "; the nearest is " in lines[0]:
+        lines = lines[1:]
+    if "cannot hold this architecture: " in lines[0]:
+        lines = [line.removeprefix("- ") for line in lines[1:]]
+    return lines[0].replace("|", "/")
+
+
+def lines() -> Iterator[str]:
+    known = configs()
+    formats = [name for name in format_names() if require(name).info.writes]
+    for family in FAMILIES:
+        if not family.like:
+            model = architecture(known[family.model_type], family.model_type, family.class_name)
+            for format in formats:
+                yield " | ".join((f"{family.class_name} ({family.model_type})", format, *judged(format, model)))
+
+
+if __name__ == "__main__":
+    text = HEAD + "".join(f"{line.rstrip()}\n" for line in lines())
+    FILE.write_text(text, encoding="utf-8")
+    print(f"{FILE}: {len(text.splitlines()) - 1} lines")
