@@ -37,7 +37,9 @@ _OTHER = {"mimo": ("qwen2", {"num_nextn_predict_layers": 1})}
 
 
 @pytest.mark.parametrize(
-    "family", [one for one in FAMILIES if one.class_name not in _CLASSES], ids=lambda one: one.model_type
+    "family",
+    [one for one in FAMILIES if one.class_name not in _CLASSES and not one.like],
+    ids=lambda one: one.model_type,
 )
 def test_what_a_class_saves_of_its_defaults_is_read(family: Family, tmp_path: Path) -> None:
     """Of the families that are not among the published."""
@@ -84,5 +86,4 @@ def test_qwen3_embedding_is_read_as_it_is_published(tmp_path: Path) -> None:
     convert(tmp_path / "hf", tmp_path / "out", to="hf")
     assert "names" not in read_checkpoint(tmp_path / "out").provenance.hints
     write(tmp_path / "hf", config | {"architectures": ["Qwen3Model"]})
-    with pytest.raises(CkptError, match="bare model"):
-        read_checkpoint(tmp_path / "hf")
+    assert read_checkpoint(tmp_path / "hf").architecture.head is None  # the same tensors, as a bare model
