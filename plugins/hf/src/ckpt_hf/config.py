@@ -80,4 +80,4 @@ _SAID: list[Family] = [
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]
 # Of classes that share a type, the first is meant by a config that names none.
-BY_TYPE = {family.model_type: family for family in reversed(FAMILIES)}
+BY_TYPE = {family.model_type: family for family in reversed(_SAID)}
