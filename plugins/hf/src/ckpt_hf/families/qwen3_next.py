@@ -23,6 +23,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import NORMS, Family, groups, head_dim, norms
 from ckpt_hf.families.qwen import QWEN3, QWEN3_LAYER, QWEN3_MOE, SHARED_EXPERT
 from ckpt_hf.rotary import rotary_keys
@@ -165,11 +166,18 @@ _PREDICTORS = Table(
 
 FAMILIES = [
     Family("qwen3_next", QWEN3_NEXT, layouts.Tables([MODEL, QWEN3_NEXT_LAYER], [NAMES]), leftovers=_PREDICTORS),
-    Family("qwen3_5_text", QWEN3_5, layouts.Tables([MODEL, QWEN3_5_LAYER]), leftovers=_PREDICTORS),
+    Family(
+        "qwen3_5_text",
+        QWEN3_5,
+        layouts.Tables([MODEL, QWEN3_5_LAYER]),
+        leftovers=_PREDICTORS,
+        heads=(heads.BARE, heads.SCORED),
+    ),
     Family(
         "qwen3_5_moe_text",
         QWEN3_5_MOE,
         layouts.Tables([MODEL, QWEN3_5_LAYER.extend(*EXPERTS, *SHARED_EXPERT)], [NAMES]),
         leftovers=_PREDICTORS,
+        heads=(heads.BARE,),
     ),
 ]
