@@ -152,6 +152,29 @@ def test_added_tokens_come_with_the_adapter(tmp_path: Path) -> None:
         assert (logits_of(made, families.tokens()) - wanted).abs().max() <= 1e-4
 
 
+WRITTEN = {
+    "linear layers": (Case("qwen3", {"target_modules": LINEAR}), "Qwen3ForCausalLM"),
+    "a part of what Megatron fuses, and of the layers": (Case("qwen3", {"target_modules": r".*\.1\.(self_attn\.(q|v)|mlp\.up)_proj"}), "Qwen3ForCausalLM"),
+    "DoRA": (Case("qwen3", {"target_modules": ["gate_proj", "up_proj"], "use_dora": True}), "Qwen3ForCausalLM"),
+    "fused q, k and v": (Case("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}), "Phi3ForCausalLM"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_an_adapter_that_was_one_of_megatron_is_loaded_and_means_the_same(name: str, tmp_path: Path) -> None:
+    case, family = WRITTEN[name]
+    base, adapter, run, back = (tmp_path / part for part in ("base", "adapter", "run", "back"))
+    families.made(case.base, base)
+    random_adapter(case, base, adapter)
+    convert(adapter, run, to="megatron-lora", config=base / "config.json")
+    convert(run, back, to="peft", options={"hf_class": family})
+    first, second = (
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), one).merge_and_unload().state_dict()
+        for one in (adapter, back)
+    )
+    assert_equal(second, first)
+
+
 def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     different = {}
