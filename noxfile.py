@@ -168,6 +168,23 @@ def real_peft(session: nox.Session) -> None:
 
 
 @nox.session
+def real_fsdp(session: nox.Session) -> None:
+    """torch's own loader takes what format fsdp writes at other world sizes (CPU, gloo); verl's own merger reads what we read."""
+    session.install("-r", "tests/real/requirements-fsdp.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-verl.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_fsdp.py")
+
+
+@nox.session
+def real_torchtitan(session: nox.Session) -> None:
+    """The released torchtitan (PyPI 0.3.0, on CPU): its own models load the steps that we write, and compute the same."""
+    session.install("-r", "tests/real/requirements-torchtitan.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_torchtitan.py")
+
+
+@nox.session
 def real_nxdt(session: nox.Session) -> None:
     """torch_xla's own reader and AWS's own converter on what we write; $NXD_SOURCE is a clone of neuronx-distributed."""
     folder = session.create_tmp()

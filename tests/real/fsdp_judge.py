@@ -1,0 +1,53 @@
+"""What we write, loaded by torch.distributed.checkpoint into a transformers model that FSDP2 holds, on several ranks.
+
+    python -m torch.distributed.run --nproc_per_node 3 fsdp_judge.py CHECKPOINT LAYOUT HF
+
+Every rank must find every tensor that `from_pretrained` finds in the folder HF, bit for bit, tied heads and buffers included.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import transformers
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def sharded(folder: str) -> transformers.PreTrainedModel:
+    """The model of a folder's config with numbers of its own, each of its layers and the rest in a group of FSDP2."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    torch.manual_seed(1)
+    model = getattr(transformers, config.architectures[0])(config).float()
+    for module in list(model.modules()):
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                fully_shard(layer)
+    return fully_shard(model)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def main(checkpoint: str, layout: str, hf: str) -> None:
+    dist.init_process_group("gloo")
+    model = sharded(hf)
+    state = model.state_dict()
+    dcp.load(state if layout == "flat" else {"model": state}, checkpoint_id=checkpoint)
+    wanted = type(model).from_pretrained(hf, dtype=torch.float32).state_dict()
+    found = model.state_dict()
+    assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
+    cut = 0
+    for name, tensor in found.items():
+        cut += isinstance(tensor, DTensor)
+        assert torch.equal(whole(tensor), wanted[name]), name
+    assert cut or dist.get_world_size() == 1, "nothing is sharded"
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
