@@ -1,8 +1,9 @@
 """What we write, loaded by torch.distributed.checkpoint into a transformers model that FSDP2 holds, on several ranks.
 
-    python -m torch.distributed.run --nproc_per_node 3 fsdp_judge.py CHECKPOINT LAYOUT HF
+    python -m torch.distributed.run --nproc_per_node 3 fsdp_judge.py LAYOUT CHECKPOINT HF [CHECKPOINT HF ...]
 
-Every rank must find every tensor that `from_pretrained` finds in the folder HF, bit for bit, tied heads and buffers included.
+Every rank must find every tensor of a checkpoint that `from_pretrained` finds in the folder HF, bit for bit, tied heads and buffers
+included.
 """
 
 from __future__ import annotations
@@ -33,19 +34,22 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def main(checkpoint: str, layout: str, hf: str) -> None:
-    dist.init_process_group("gloo")
+def judge(layout: str, checkpoint: str, hf: str) -> None:
     model = sharded(hf)
     state = model.state_dict()
     dcp.load(state if layout == "flat" else {"model": state}, checkpoint_id=checkpoint)
     wanted = type(model).from_pretrained(hf, dtype=torch.float32).state_dict()
     found = model.state_dict()
     assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
-    cut = 0
+    assert any(isinstance(tensor, DTensor) for tensor in found.values()), "nothing is sharded"
     for name, tensor in found.items():
-        cut += isinstance(tensor, DTensor)
-        assert torch.equal(whole(tensor), wanted[name]), name
-    assert cut or dist.get_world_size() == 1, "nothing is sharded"
+        assert torch.equal(whole(tensor), wanted[name]), (hf, name)
+
+
+def main(layout: str, *folders: str) -> None:
+    dist.init_process_group("gloo")
+    for checkpoint, hf in zip(folders[::2], folders[1::2], strict=True):
+        judge(layout, checkpoint, hf)
     dist.destroy_process_group()
 
 
