@@ -23,10 +23,11 @@ def sharded(folder: str) -> transformers.PreTrainedModel:
     config = transformers.AutoConfig.from_pretrained(folder)
     torch.manual_seed(1)
     model = getattr(transformers, config.architectures[0])(config).float()
-    for module in list(model.modules()):
-        if isinstance(module, torch.nn.ModuleList):
-            for layer in module:
-                fully_shard(layer)
+    lists = [name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    for name in outer:
+        for layer in model.get_submodule(name):
+            fully_shard(layer)
     return fully_shard(model)
 
 
