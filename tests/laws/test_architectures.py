@@ -18,6 +18,7 @@ from ckpt_core.architecture import (
     Attention,
     Classifier,
     DeltaNet,
+    Facts,
     Head,
     LatentAttention,
     Layer,
@@ -35,6 +36,7 @@ from ckpt_core.architecture import (
     Stack,
     Tokens,
     architecture_of,
+    differing,
     dumps,
     facts_of,
     from_json,
@@ -140,11 +142,12 @@ moes = st.builds(
 
 @st.composite
 def mlps(draw: st.DrawFn) -> Mlp:
-    dense = draw(flags)
+    dense, gated = draw(flags), draw(flags)
     return draw(
         st.builds(
-            Mlp, activation=st.sampled_from(list(Activation)), gated=flags, ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
+            Mlp, activation=st.sampled_from(list(Activation)), gated=st.just(gated), ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
             norm=maybe(norms), out_norm=maybe(norms), up_bias=flags, down_bias=flags,
+            clamp=maybe(factors) if gated else st.none(), up_offset=factors if gated else st.just(0.0),
         )
     )  # fmt: skip
 
@@ -262,7 +265,7 @@ def full() -> Architecture:
     )
     moe = Moe(experts=4, ffn=5, router=Router(top_k=2, groups=2, group_top_k=1), shared=SharedExpert(ffn=6, gate=True))
     dense = Mlp(activation=Activation.SILU, gated=True, ffn=10, norm=norm, up_bias=True)
-    sparse = Mlp(activation=Activation.GELU_ERF, gated=True, moe=moe, norm=norm)
+    sparse = Mlp(activation=Activation.GELU_ERF, gated=True, moe=moe, norm=norm, clamp=7.0, up_offset=1.0)
     decoder = (
         Layer(attention=attention, cross_attention=attention, mlp=dense),
         Layer(attention=attention, cross_attention=attention, mlp=dense),
@@ -437,6 +440,9 @@ CONTRADICTIONS = [
     (("decoder", "layers", 2, "delta", "head_norm", "eps"), -1.0, "layers.3.delta.head_norm.eps"),
     (("decoder", "layers", 2, "delta"), None, "layers.3"),
     (("decoder", "causal"), False, "layers.3.delta"),
+    ((*A[:-1], "mlp", "clamp"), -1.0, "layers.0.mlp.clamp"),
+    (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.clamp"),
+    (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.up_offset"),
     (("encoder",), None, "cross_attention"),
     ((*A[:-1], "cross_attention"), None, "decoder.cross_relative_bias"),
 ]
@@ -507,3 +513,16 @@ def test_a_missing_fact_is_named(path: str) -> None:
 @pytest.mark.parametrize(("fraction", "width"), [(None, 0), (1.0, 10), (0.5, 5), (0.45, 4), (0.25, 2)])
 def test_the_rotated_width_is_the_integer_part(fraction: float | None, width: int) -> None:
     assert rotary_width(None if fraction is None else Rotary(theta=1e4, fraction=fraction), 10) == width
+
+
+def test_a_yarn_that_says_what_is_usual_is_the_one_that_does_not() -> None:
+    """As the reference forward takes it; another value is another model."""
+    rotary = "attention.rotary.scaling"
+    plain = Facts({f"{rotary}.kind": RotaryKind.YARN, f"{rotary}.factor": 4.0})
+    usual = {f"{rotary}.beta_fast": 32.0, f"{rotary}.beta_slow": 1.0, f"{rotary}.truncate": True}
+    assert differing(plain, Facts(plain | usual)) == []
+    others = {f"{rotary}.beta_fast": 31.0, f"{rotary}.beta_slow": 2.0, f"{rotary}.truncate": False}
+    assert differing(plain, Facts(plain | others)) == sorted(others)
+    assert differing(plain, Facts(plain | {f"{rotary}.mscale": 0.7})) == [f"{rotary}.mscale"]
+    fixed = Facts(plain | {f"{rotary}.attention_factor": 1.2})
+    assert differing(fixed, Facts(fixed | {f"{rotary}.mscale": 0.7, f"{rotary}.mscale_all_dim": 0.8})) == []

@@ -53,6 +53,20 @@ def first(args: dict[str, object]):
     return architecture(args).decoder.layers[0]
 
 
+CLAMPED = {"quick_geglu": True, "activation_func_clamp_value": 7.0, "glu_linear_offset": 1.0}
+
+
+def test_the_clamp_and_the_offset_of_quick_gelu() -> None:
+    mlp = first({**ARGS, **CLAMPED}).mlp
+    assert (mlp.activation, mlp.gated, mlp.clamp, mlp.up_offset) == (Activation.GELU_QUICK, True, 7.0, 1.0)
+    usual = first({**ARGS, **CLAMPED, "activation_func_clamp_value": None, "glu_linear_offset": None}).mlp
+    assert usual == first({**ARGS, "quick_geglu": True}).mlp and (usual.clamp, usual.up_offset) == (None, 0.0)
+    with pytest.raises(CkptError, match="activation_func_clamp_value"):
+        first({**ARGS, **CLAMPED, "activation_func_clamp_value": -7.0})
+    with pytest.raises(CkptError, match=r"glu_linear_offset(.|\n)*silu"):  # bias_swiglu_fusion leaves it out
+        first({**ARGS, "swiglu": True, "glu_linear_offset": 1.0})
+
+
 def test_groups_count_only_with_their_flag() -> None:
     assert first(ARGS).attention.groups == 6
     assert first({**ARGS, "group_query_attention": True}).attention.groups == 1

@@ -288,6 +288,19 @@ CASES = {
         | {**_DELTA, **_CHOSEN, "num_experts": 7},
         {"num_experts_per_tok": 2},
     ),
+    "gpt_oss": Case(
+        "gpt_oss",
+        {
+            **SIZES,
+            "head_dim": 10,
+            "num_local_experts": 7,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 24,
+            "sliding_window": 9,
+            "rope_parameters": {**YARN_PLAIN, "truncate": False},
+        },
+        {"num_experts_per_tok": 2},
+    ),
 }
 
 
@@ -421,4 +434,5 @@ CHANGES: dict[str, list[dict[str, object]]] = {
         {"rope_parameters": _THETA | {"partial_rotary_factor": 0.5}}, {"linear_conv_kernel_dim": 5},
     ],
     "qwen3_5": [*_FEW, _TIED, {"rope_parameters": _THETA | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}}],
+    "gpt_oss": [{"swiglu_limit": 3.0}, {"swiglu_alpha": 1.5}, {"attention_bias": False}, {"layer_types": [_FULL, _SLIDING]}, {"hidden_act": "gelu"}],
 }  # fmt: skip

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-from ckpt_core.architecture.schema import Architecture, Layer, Stack
+from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack
 from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
 from ckpt_core.architecture.validate import validate
 from ckpt_core.errors import CkptError
@@ -82,7 +82,11 @@ def same_value(one: object, two: object) -> bool:
 
 
 def differing(one: Facts, two: Facts) -> list[str]:
-    """The paths, sorted, at which two models differ. A scale of scores that is not said is the usual one."""
+    """The paths, sorted, at which two models differ.
+
+    A scale of scores that is not said is the usual one, and so are the range of a yarn and its rounding. Beside the factor of a
+    yarn's cosines, the numbers that it would follow from say nothing.
+    """
     return [
         path
         for path in sorted(one.keys() | two.keys())
@@ -90,8 +94,16 @@ def differing(one: Facts, two: Facts) -> list[str]:
     ]
 
 
+_YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+"""What a yarn has that does not say it."""
+
+
 def _said_or_usual(facts: Facts, path: str) -> object:
     owner, _, field = path.rpartition(".")
+    if facts.get(f"{owner}.kind") == RotaryKind.YARN:
+        if field in ("mscale", "mscale_all_dim") and f"{owner}.attention_factor" in facts:
+            return None
+        return facts.get(path, _YARN.get(field))
     if path in facts or field != "scale":
         return facts.get(path)
     widths = [facts.get(f"{owner}.{name}", 0) for name in ("head_dim", "nope_dim", "rope_dim")]

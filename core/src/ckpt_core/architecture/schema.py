@@ -261,7 +261,8 @@ class Mlp:
     """The feed-forward block: down(act(gate(x)) * up(x)) if `gated`, else down(act(up(x))).
 
     Exactly one of `ffn` (a dense block of that width) and `moe` is given.
-    `up_bias` covers gate and up.
+    `up_bias` covers gate and up. `clamp` c of a gated block cuts the gate above c, and up to -c .. c; `up_offset` is added to up after that.
+    Experts and shared experts are such blocks too.
     """
 
     activation: Activation
@@ -272,6 +273,8 @@ class Mlp:
     out_norm: Norm | None = None
     up_bias: bool = False
     down_bias: bool = False
+    clamp: float | None = None
+    up_offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,11 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
         yield path, "an MLP is either dense (ffn) or a mixture (moe)"
     if mlp.ffn is not None:
         yield from _positive(f"{path}.ffn", mlp.ffn)
+    if mlp.clamp is not None:
+        yield from _positive(f"{path}.clamp", mlp.clamp)
+    for name, value in (("clamp", mlp.clamp), ("up_offset", mlp.up_offset)):
+        if value and not mlp.gated:
+            yield f"{path}.{name}", "an MLP without a gate has no such thing"
     if mlp.moe is not None:
         for name in ("experts", "ffn"):
             yield from _positive(f"{path}.moe.{name}", getattr(mlp.moe, name))
@@ -171,6 +176,6 @@ def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
             yield from _not_finite(f"{path}.{index}", inner)
 
 
-def _positive(path: str, value: int) -> Iterator[tuple[str, str]]:
+def _positive(path: str, value: float) -> Iterator[tuple[str, str]]:
     if not value > 0:
         yield path, f"{value} is not positive"

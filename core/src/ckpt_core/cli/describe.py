@@ -247,6 +247,8 @@ def _mlp(words: _Words, path: str) -> str:
         parts += words.tell(f"{path}.moe.router.normalise", "normalised{}")
         parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}")
         parts += words.tell(f"{path}.moe.shared.gate", "gated{}")
+    parts += words.tell(f"{path}.clamp", "clamped at {}")
+    parts += words.tell(f"{path}.up_offset", "up + {}")
     parts += words.tell(f"{path}.up_bias", "bias on up{}")
     parts += words.tell(f"{path}.down_bias", "bias on down{}")
     return ", ".join(parts)

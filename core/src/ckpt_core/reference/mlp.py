@@ -42,8 +42,12 @@ def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torc
 def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
     act = ACTIVATIONS[mlp.activation]
     up = weights.linear(x, f"{name}.up", expert)
-    inner = act(weights.linear(x, f"{name}.gate", expert)) * up if mlp.gated else act(up)
-    return weights.linear(inner, f"{name}.down", expert)
+    if not mlp.gated:
+        return weights.linear(act(up), f"{name}.down", expert)
+    gate = weights.linear(x, f"{name}.gate", expert)
+    if mlp.clamp is not None:
+        gate, up = gate.clamp(max=mlp.clamp), up.clamp(-mlp.clamp, mlp.clamp)
+    return weights.linear(act(gate) * (up + mlp.up_offset), f"{name}.down", expert)
 
 
 def route(weights: Weights, name: str, router: Router, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

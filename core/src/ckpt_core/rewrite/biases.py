@@ -100,7 +100,8 @@ def plain_relu(model: Rewritable) -> Rewritable:
     """The way back from `gated_relu`, for a model whose second factors are still one. Reads them."""
 
     def is_gated(mlp: Mlp) -> bool:
-        return mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None and mlp.up_bias
+        plain = mlp.clamp is None and mlp.up_offset == 0.0  # else the second factor is not what `up` is
+        return mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None and mlp.up_bias and plain
 
     paths = [
         f"{prefix}layers.{index}.mlp"

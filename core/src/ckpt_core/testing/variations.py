@@ -211,6 +211,8 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "mlp.up_bias": {"mlp.up_bias": not facts.get("mlp.up_bias")},
         "mlp.down_bias": {"mlp.down_bias": not facts.get("mlp.down_bias")},
         "mlp.bias": {"mlp.up_bias": not facts.get("mlp.up_bias"), "mlp.down_bias": not facts.get("mlp.down_bias")},
+        "mlp.clamp": {"mlp.clamp": 0.25, "mlp.gated": True},
+        "mlp.up_offset": {"mlp.up_offset": 0.75, "mlp.gated": True},
         "mlp.out_norm": _norm("mlp.out_norm"),
         "mlp.moe": {"mlp.moe": None, **_MOE},
         "mlp.moe?": {

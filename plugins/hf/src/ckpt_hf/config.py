@@ -21,6 +21,7 @@ from ckpt_hf.families import (
     glm,
     gpt2,
     gpt_neox,
+    gpt_oss,
     hunyuan,
     hy_v3,
     internlm3,
@@ -76,6 +77,7 @@ _SAID: list[Family] = [
     *opt.FAMILIES,
     *hunyuan.FAMILIES,
     *qwen3_next.FAMILIES,
+    *gpt_oss.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

@@ -44,6 +44,7 @@ def rotary_keys(
     width_key: str = "",
     alpha: bool = False,
     inert: Collection[str] = (),
+    usual: Mapping[str, Any] | None = None,
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
@@ -51,6 +52,7 @@ def rotary_keys(
     rotate whole heads whatever it says; they get None. `width_key`: a key that says the rotated elements of a head
     by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
     `inert`: parameters that the class takes, and that change nothing.
+    `usual`: the scaling of the class where no key says one.
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
@@ -68,6 +70,13 @@ def rotary_keys(
                 )
         scaling, parameters = (_object(config.get(key), key) for key in ("rope_scaling", "rope_parameters"))
         scaling, parameters = (_without(one, inert) for one in (scaling, parameters))
+        if usual is not None and scaling is None and parameters is None:
+            if "rope_scaling" in config or "rope_parameters" in config:
+                raise CkptError(
+                    "the rotary scaling is null, which version 4 of transformers takes for none and version 5 for the class's own",
+                    expected=f"rope_parameters = {dict(usual)}, or another scaling",
+                )
+            scaling = parameters = dict(usual)
         if alpha:
             theta = given.get("rope_theta", default_theta)
             scaling, parameters = (_stretched(one, theta, facts[head_dim]) for one in (scaling, parameters))

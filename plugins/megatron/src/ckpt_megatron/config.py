@@ -25,7 +25,7 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, window
-from ckpt_megatron.args.mlp import activation, widths
+from ckpt_megatron.args.mlp import activation, clamped, widths
 from ckpt_megatron.args.norms import norms
 from ckpt_megatron.args.positions import positions
 from ckpt_megatron.args.router import undisturbed
@@ -47,6 +47,7 @@ def _common(attention: str) -> list[configs.Entry | list[configs.Entry]]:
         key("num_attention_heads", f"{attention}.heads"),
         widths(),
         activation(),
+        clamped(),
         biases(latent),
         norms(latent),
         positions(attention),
@@ -79,8 +80,6 @@ def _common(attention: str) -> list[configs.Entry | list[configs.Entry]]:
         neutral("heterogeneous_layers_config_encoded_json", None),
         neutral("heterogeneous_block_specs", False),
         neutral("retro_add_retriever", False),
-        neutral("glu_linear_offset", 0.0),
-        neutral("activation_func_clamp_value", None),
         neutral("moe_latent_size", None),
         neutral("moe_apply_probs_on_input", False),
         neutral("moe_router_topk_limited_devices", None),

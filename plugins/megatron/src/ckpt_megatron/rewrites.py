@@ -79,6 +79,13 @@ def _with_norm_bias(norm: schema.Norm | None) -> schema.Norm | None:
     return norm if norm is None or norm.kind != "layer" else replace(norm, bias=True)
 
 
+def biased_experts(architecture: Architecture) -> bool:
+    """Whether experts have biases, which no tensor parallel ranks divide since core 0.15 (transformer_config.py)."""
+    return any(
+        layer.mlp.moe and (layer.mlp.up_bias or layer.mlp.down_bias) for layer in decoder_of(architecture).layers
+    )
+
+
 def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
     """`Refusal`s for what the ranks or the kind of files of `layout` cannot hold."""
     problems = errors.Problems(f"tp={layout.tp} pp={layout.pp} ep={layout.ep}")
@@ -105,6 +112,15 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         problems.raise_any()
     if layout.ep > 1 and not moe:
         problems.add(Refusal("expert parallel ranks need experts", found=f"ep={layout.ep}"))
+    clamped = any(layer.mlp.clamp is not None or layer.mlp.up_offset for layer in layers)
+    if layout.container == "torch" and layout.tp > 1 and clamped and biased_experts(architecture):
+        problems.add(
+            Refusal(
+                "the versions that clamp divide no experts with biases over tensor parallel ranks, as torch files would",
+                found=f"tp={layout.tp}, mlp.clamp = {layers[-1].mlp.clamp}, mlp.up_offset = {layers[-1].mlp.up_offset}",
+                fix="use -o container=torch_dist, or expert parallel ranks alone",
+            )
+        )
     if layout.grouped and layout.names == "local" and moe and layers[-1].mlp.up_bias:
         problems.add(Refusal("grouped experts of the local spec have no biases"))
     problems.raise_any()

@@ -7,7 +7,7 @@ from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace
-from ckpt_megatron.rewrites import check_ranks, expressed_for
+from ckpt_megatron.rewrites import biased_experts, check_ranks, expressed_for
 from ckpt_megatron.stages import stages
 from ckpt_megatron.write_dist import CONTENT, write_dist
 from ckpt_megatron.write_fsdp import write_fsdp
@@ -27,6 +27,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     tokenizer = f"{request.destination}/{SIDECARS}" if company.has_tokenizer(checkpoint.sidecars) else None
     args |= split_args | layout.args(dtype, tokenizer)
     common: dict[str, object] = {"checkpoint_version": layout.version, "iteration": layout.iteration or 0}
+    if layout.container == "torch_dist" and biased_experts(model.architecture):
+        args["expert_tensor_parallel_size"] = 1
     builder = GPTBuilder(layout, model, layout.stored_in(request.dtype))
     if layout.container == "torch":
         write_torch(builder, placed, args, common)

@@ -16,7 +16,7 @@ from ckpt_tests.models import load, logits_of
 
 TOLERANCE = 1e-4
 STEP = "iter_0000000"
-READ = ("qwen3", "qwen3_moe", "deepseek_v3")  # families whose HF models we read
+READ = ("qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss")  # families whose HF models we read
 # What names the models that are none of these: a class, a function that makes the layers, or a field.
 NAMED = ("_target_", "models of ", "transformer_layer_spec", "key '", "unknown config key")
 CASES = of_2026("families", "megatron-bridge")

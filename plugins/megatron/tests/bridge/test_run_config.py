@@ -157,6 +157,18 @@ def test_gelu_of_another_engine_is_refused(run: Path) -> None:
     refused(run, "use_te_activation_func")
 
 
+def test_a_clamp_counts_for_quick_gelu_alone(run: Path) -> None:
+    """Other fused kernels leave the clamp and the offset out, and so does TransformerEngine."""
+    clamped = {"activation_func_clamp_value": 7.0, "glu_linear_offset": 1.0}
+    model(run, lambda fields: fields.update(clamped))
+    refused(run, "activation_func_clamp_value", "silu")
+    quick = {"_target_": "megatron.core.fusions.fused_bias_geglu.quick_gelu", "_call_": False}
+    model(run, lambda fields: fields.update(activation_func=quick))
+    assert (layer(run).mlp.clamp, layer(run).mlp.up_offset) == (7.0, 1.0)
+    model(run, lambda fields: fields.update(use_te_activation_func=True))
+    refused(run, "use_te_activation_func", "activation_func_clamp_value")
+
+
 @pytest.mark.parametrize(
     ("name", "plain"),
     [

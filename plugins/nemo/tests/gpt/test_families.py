@@ -60,6 +60,7 @@ REFUSED = {
     "qwen3_5": ["no attention.out_gate", "no delta.key_heads"],
     "qwen3_5_moe": ["no attention.out_gate", "no delta.key_heads"],
     "glm4_moe_lite": ["no latent_attention.heads"],
+    "gpt_oss": ["no mlp.clamp", "no mlp.up_offset", "no attention.sinks", "attention.rotary.scaling.kind = yarn"],
 }  # fmt: skip
 OPTIONS = {"make_vocab_size_divisible_by": "16"}
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from ckpt_core.sdk import Activation, CkptError, Facts, configs, custom, decided, schema
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
-from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count
+from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count, positive
 
 _FLAGS = ("swiglu", "quick_geglu", "squared_relu", "openai_gelu", "bias_gelu_fusion")
 _WRITTEN = ("swiglu", "quick_geglu", "squared_relu", None, "bias_gelu_fusion")
 """The flag that is written, None for no flag; --openai-gelu is read by the legacy model alone."""
+_CLAMP, _OFFSET = "activation_func_clamp_value", "glu_linear_offset"
 _WIDTHS = (
     "num_layers",
     "ffn_hidden_size",
@@ -48,6 +49,46 @@ def _read_activation(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
     named = {"swiglu": Activation.SILU, "quick_geglu": Activation.GELU_QUICK, "squared_relu": Activation.RELU_SQUARED}
     facts["mlp.activation"] = named[flags[0]] if flags else gelu
     facts["mlp.gated"] = flags in (["swiglu"], ["quick_geglu"])
+
+
+def clamped(*replacing: str, left_out: bool = False) -> configs.Entry:
+    """The clamp and the offset of a gated block. Core has them since 0.15, in all layers together.
+
+    Only the kernels of quick GELU have them too, where activations are fused: with another activation, whether they count depends on how
+    it is run. `replacing` are keys under which TransformerEngine computes the block, without them. `left_out`: a block
+    that has neither is written without the keys.
+    """
+    no_clamp, no_offset = (configs.LEFT_OUT, configs.LEFT_OUT) if left_out else (None, 0.0)
+
+    def read(args: Args, facts: Facts, notes: dict[str, Any]) -> None:
+        clamp, offset = args.get(_CLAMP), given(args, _OFFSET, 0.0)
+        facts["mlp.up_offset"] = offset
+        if clamp is None and offset == 0.0:
+            return
+        key = _OFFSET if clamp is None else _CLAMP
+        if not facts["mlp.gated"] or facts["mlp.activation"] is not Activation.GELU_QUICK:
+            raise CkptError(
+                f"key {key!r} is set, which only the fused kernels of a gated quick GELU look at",
+                found=f"{key} = {args[key]!r}, {facts['mlp.activation']}",
+                expected="a gated quick GELU, or null",
+            )
+        for name in replacing:
+            if args.get(name):
+                raise CkptError(f"key {name!r} leaves {key!r} out", found="True", expected="False")
+        if clamp is not None:
+            facts["mlp.clamp"] = positive(args, _CLAMP, 1.0)
+
+    return decided(
+        [_CLAMP, _OFFSET],
+        ["mlp.clamp", "mlp.up_offset"],
+        read=read,
+        values={
+            _CLAMP: [no_clamp, configs.value_of("mlp.clamp")],
+            _OFFSET: [no_offset, configs.value_of("mlp.up_offset")],
+        },
+        uses=["mlp.gated", "mlp.activation", *replacing],
+        why="of a gated quick GELU alone, as other fused kernels leave them out",
+    )
 
 
 def _is_fused(biased: bool) -> bool:

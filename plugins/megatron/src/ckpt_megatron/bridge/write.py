@@ -25,7 +25,7 @@ from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STAT
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
-from ckpt_megatron.rewrites import expressed_for
+from ckpt_megatron.rewrites import biased_experts, expressed_for
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write_dist import CONTENT, write_dist
@@ -93,6 +93,8 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
+    if layout.tp > 1 and biased_experts(model.architecture):
+        fields["expert_tensor_parallel_size"] = 1
     return Run(layout, model, target, version, fields, bool(asked), numbered, pads)
 
 

@@ -24,7 +24,8 @@ _FUNCTIONS: dict[str, Activation] = {
     "megatron.bridge.training.mlm_compat.activations.squared_relu": Activation.RELU_SQUARED,
 }
 # TransformerEngine's own GELU is the tanh form, so what these do to the erf form is another function.
-_ENGINE = ("use_te_activation_func", "use_transformer_engine_op_fuser")
+ENGINE = ("use_te_activation_func", "use_transformer_engine_op_fuser")
+"""The fields under which TransformerEngine computes the activation."""
 
 
 def activation(package: str) -> configs.Entry:
@@ -38,7 +39,7 @@ def activation(package: str) -> configs.Entry:
     ]
     keys = ("activation_func", "gated_linear_unit", "bias_activation_fusion")
     return decided(
-        [*keys, *_ENGINE],
+        [*keys, *ENGINE],
         ["mlp.activation", "mlp.gated"],
         read=_read,
         values={keys: rows},
@@ -54,7 +55,7 @@ def _read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> Non
         if config.get("bias_activation_fusion"):
             _check_fusion(config)
             kind = Activation.GELU_TANH
-        for key in _ENGINE:
+        for key in ENGINE:
             if config.get(key):
                 raise CkptError(f"key {key!r} replaces GELU by another form of it", found="True", expected="False")
     facts["mlp.activation"], facts["mlp.gated"] = kind, bool(config.get("gated_linear_unit", False))

@@ -25,9 +25,9 @@ from ckpt_core.sdk import (
     same_as,
 )
 from ckpt_megatron.args.attention import biases, head_dim, window
-from ckpt_megatron.args.mlp import widths
+from ckpt_megatron.args.mlp import clamped, widths
 from ckpt_megatron.args.norms import norms
-from ckpt_megatron.transformer_config.activation import activation
+from ckpt_megatron.transformer_config.activation import ENGINE, activation
 from ckpt_megatron.transformer_config.config_fields import AT_DEFAULT, HARMLESS, inert
 from ckpt_megatron.transformer_config.generation import generation
 from ckpt_megatron.transformer_config.positions import positions
@@ -125,6 +125,7 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs
         key("num_attention_heads", f"{attention}.heads"),
         *of_fields(widths()),
         activation(package),
+        clamped(*ENGINE, left_out=True),
         *of_fields(biases(latent), *norms(latent)),
         positions(attention, yarn=yarn),
         key("share_embeddings_and_output_weights", "head.tied", default=True),

@@ -19,6 +19,8 @@ GEMMA = GPT.replace("NeMo 2's GemmaConfig", transformer_config.scaled_embedding(
 # Fields that the Megatron-Core of NeMo 2.4 (0.13) does not have: what it does without them, and the fact they would say
 _LATER: dict[str, tuple[object, str]] = {
     "softmax_type": ("vanilla", "attention.sinks"),
+    "activation_func_clamp_value": (None, "mlp.clamp"),
+    "glu_linear_offset": (0.0, "mlp.up_offset"),
     "window_attn_skip_freq": (None, "attention.window?"),
     "moe_shared_expert_gate": (False, "mlp.moe.shared.gate"),
 }
