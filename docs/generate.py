@@ -375,7 +375,10 @@ def canonical_parameters() -> str:
     for architecture in _many_architectures():
         previous = None
         for name, parameter in parameters(architecture).items():
-            key = _group(name, architecture), re.sub(r"^(?:encoder|decoder)\.|(?<=layers\.)\d+", _placeholder, name)
+            key = (
+                _group(name, architecture),
+                re.sub(r"^(?:encoder|decoder)\.|(?<=layers\.)\d+|(?<=predictors\.)\d+", _placeholder, name),
+            )
             axes.setdefault(key, {})[" ".join(axis.name for axis in parameter.axes)] = None
             if previous is not None and previous != key and previous[0] == key[0]:
                 before.setdefault(key, {})[previous] = None
@@ -392,7 +395,8 @@ def canonical_parameters() -> str:
     return "\n\n".join(parts)
 
 
-_GROUPS = ("Before the layers", "Attention", "Latent attention", "Delta net", "MLP", "After the layers")
+_FURTHER = "Layers that predict further tokens, besides the parameters of a layer below `predictors.{l}.layer`"
+_GROUPS = ("Before the layers", "Attention", "Latent attention", "Delta net", "MLP", "After the layers", _FURTHER)
 
 
 def _placeholder(match: re.Match[str]) -> str:
@@ -400,6 +404,8 @@ def _placeholder(match: re.Match[str]) -> str:
 
 
 def _group(name: str, architecture: Architecture) -> str:
+    if "predictors." in name:
+        return "" if ".layer." in name else _FURTHER
     latent = any(layer.latent_attention for stack in architecture.stacks.values() for layer in stack.layers)
     for part, group in (
         (".cross_attention.", ""),
@@ -429,7 +435,7 @@ def _ordered(keys: Iterable[tuple[str, str]], before: dict) -> list[tuple[str, s
 
 def _many_architectures() -> Iterator[Architecture]:
     examples = example_architectures()
-    for base in ("gpt2", "llama", "moe", "t5", "vit"):
+    for base in ("gpt2", "llama", "moe", "t5", "vit", "predicting"):
         yield examples[base]
     norms = {f"latent_attention__{name}__bias": True for name in ("norm", "q_norm", "kv_norm")}
     yield example(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckpt_core.api import OpenCheckpoint, read_checkpoint
 from ckpt_core.architecture import Activation, Architecture, parameters
@@ -30,6 +31,7 @@ from ckpt_core.rewrite import (
     uncentred_norms,
     untied_head,
     vocabulary_rows,
+    without_predictors,
     without_zero_biases,
     without_zero_shared_experts,
     zero_biases,
@@ -43,6 +45,7 @@ TOLERANCE = 1e-4
 SCALE = {"attention__scale": 0.0625}
 NORMED = {"attention__qk_norm__kind": "rms", "attention__qk_norm__eps": 1e-4}
 CENTRED = {f"{norm}__zero_centred": True for norm in ("attention__norm", "mlp__norm", "final_norm")}
+PREDICTORS_CENTRED = {f"predictors__{part}_norm__zero_centred": True for part in ("embed", "hidden", "out")}
 RELU = {"mlp__activation": Activation.RELU, "mlp__gated": False}
 HEADS = {"encoder__attention__scale": 0.3, "decoder__cross_attention__scale": 0.2}
 BIASED = {f"attention__{part}_bias": True for part in ("q", "k", "v")}
@@ -123,6 +126,24 @@ EXACT: dict[str, tuple[Architecture, Callable[[Rewritable], Rewritable]]] = {
     "embedding scale before a norm": (example("bloom", layers=2, tokens__scale=11.5), folded_embedding_scale),
     "centred norms": (example("llama", layers=2, **CENTRED), uncentred_norms),
     "layer scale": (example("vit", layers=2, layer_scale=True), folded_layer_scale),
+    "attention scale of predictors": (example("predicting", layers=2, **SCALE), folded_attention_scale),
+    "head scale of predictors": (example("predicting", layers=2, attention__head_scale=True), folded_head_scale),
+    "no zero biases of predictors": (
+        example("predicting", layers=2),
+        there_and_back(all_biases, without_zero_biases),
+    ),
+    "plain relu of predictors": (
+        example("predicting", layers=2, **RELU),
+        there_and_back(gated_relu, plain_relu),
+    ),
+    "embedding scale before predictors": (
+        example("predicting", layers=2, tokens__scale=11.5, head__tied=True),
+        folded_embedding_scale,
+    ),
+    "centred norms of predictors": (
+        example("predicting", layers=2, **CENTRED, **PREDICTORS_CENTRED),
+        uncentred_norms,
+    ),
     "patch bias": (example("vit", layers=2), folded_patch_bias),
 }
 UNTOUCHED: dict[str, tuple[Architecture, Callable[[Rewritable], Rewritable]]] = {
@@ -144,6 +165,11 @@ UNTOUCHED: dict[str, tuple[Architecture, Callable[[Rewritable], Rewritable]]] = 
         example("qwen", layers=2, attention__out_bias=True),
         lambda model: without_zero_biases(model, ".attention.out.bias"),
     ),
+    "logit scale of what predictors read": (
+        example("predicting", layers=2, head__scale=0.5),
+        lambda model: normed_logit_scale(model, 0.75),
+    ),
+    "predictors that there are not": (example("llama", layers=2), without_predictors),
     "norms of both kinds": (
         example("llama", layers=2, **{**CENTRED, "final_norm__zero_centred": False}),
         uncentred_norms,
@@ -175,3 +201,29 @@ def test_what_no_rewrite_can_say_is_left(name: str, tmp_path: Path) -> None:
     architecture, rewrite = UNTOUCHED[name]
     _, model = opened(architecture, tmp_path)
     assert rewrite(model) is model
+
+
+def test_a_bias_that_a_predictor_alone_needs_stays_in_the_last_layer(tmp_path: Path) -> None:
+    _, model = opened(example("predicting", layers=2), tmp_path)
+    biased = all_biases(model)
+    own = "predictors.1.layer.attention.out.bias"
+    tensors = {**biased.tensors, own: replace(biased.tensors[own], fill=1.0)}
+    written = without_zero_biases(replace(biased, tensors=tensors))
+    kept = [layer.attention.out_bias for layer in written.architecture.decoder.layers]
+    assert kept == [False, True]
+    assert [name for name in written.tensors if name.endswith(".bias")] == [
+        f"{block}.attention.out.bias" for block in ("layers.1", "predictors.0.layer", "predictors.1.layer")
+    ]
+
+
+def test_without_predictors_the_own_logits_are_the_same(tmp_path: Path) -> None:
+    source, model = opened(example("predicting", layers=2), tmp_path)
+    left = without_predictors(model)
+    assert left.architecture == example("llama", layers=2)
+    assert left.tensors.keys() == parameters(left.architecture).keys()
+    with (
+        OpenCheckpoint(source) as before,
+        OpenCheckpoint(replace(source, architecture=left.architecture, tensors=left.tensors)) as after,
+    ):
+        one, two = outputs(before, after)
+        assert torch.equal(one[:, : two.shape[1]], two)

@@ -240,12 +240,12 @@ def _facts_said(config: Config, facts: Facts) -> Iterator[tuple[str, list[SaidBy
 
 def canonical_pattern(name: str) -> str:
     """`layers.{l}.attention.q.weight` for `layers.3.attention.q.weight`."""
-    return re.sub(r"(?<=layers\.)\d+", "{l}", name)
+    return re.sub(r"(?<=layers\.)\d+|(?<=predictors\.)\d+", "{l}", name)
 
 
 def native_pattern(native: Native) -> str:
     """The name of a native tensor with `{l}` for its layer and `{x}` for the other index that its row runs over."""
-    layer = re.search(r"(?<=layers\.)\d+", native.pieces[0].parameter) if native.pieces else None
+    layer = re.search(r"(?<=layers\.)\d+|(?<=predictors\.)\d+", native.pieces[0].parameter) if native.pieces else None
     steps = native.name.split(".")
     if layer is not None and layer[0] in steps:
         steps[steps.index(layer[0])] = "{l}"
@@ -275,13 +275,16 @@ def canonical_names(template: str, sentence: str) -> list[str]:
 def names_everywhere(parameter: str = "") -> dict[str, dict[str, list[NativeName]]]:
     """What every installed format calls each canonical parameter whose name ends in `parameter`, by format.
 
-    Layers and the stacks of an encoder-decoder are left out of the canonical names: `attention.q.weight`.
+    Layers and the stacks of an encoder-decoder are left out of the canonical names: `attention.q.weight`. Those that predict further
+    tokens are left out too, as what they are built of has the names of a layer.
     """
     wanted = without_place(parameter)
     found: dict[str, dict[str, list[NativeName]]] = {}
     for plugin in all_plugins():
         if plugin.broken is None:
             for canonical, name in _names_of(plugin):
+                if ".layer." in canonical:
+                    continue
                 short = without_place(canonical)
                 if short == wanted or short.endswith(f".{wanted}") or not wanted:
                     names = found.setdefault(short, {}).setdefault(plugin.name, [])
@@ -292,7 +295,7 @@ def names_everywhere(parameter: str = "") -> dict[str, dict[str, list[NativeName
 
 def without_place(canonical: str) -> str:
     """A canonical name without its stack and layer."""
-    return re.sub(r"^(encoder\.|decoder\.)?(layers\.(\{l\}|\d+)\.)?", "", canonical)
+    return re.sub(r"^(encoder\.|decoder\.)?((layers|predictors)\.(\{l\}|\d+)\.)?", "", canonical)
 
 
 def _names_of(plugin: Plugin) -> Iterator[tuple[str, NativeName]]:

@@ -17,21 +17,24 @@ from ckpt_core.company.vocabulary import settled, with_vocabulary
 from ckpt_core.description import Averaged, Description, Fragment, RankTensors, Vocabulary
 from ckpt_core.errors import CkptError, Problems
 from ckpt_core.layout import BoundTables, Native, account
-from ckpt_core.ledger import Ledger
+from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
+from ckpt_core.rewrite import Rewritable, without_predictors
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
 
 __all__ = [
     "IGNORE_KEYS",
+    "PREDICTORS",
     "Averaged",
     "Fragment",
     "Provenance",
     "Receipt",
     "Vocabulary",
     "checkpoint_of",
+    "drops_predictors",
     "given",
     "receipt_of",
     "without_ignored",
@@ -39,6 +42,15 @@ __all__ = [
 
 IGNORE_KEYS = Option("ignore_keys", "config keys to leave out, separated by commas", str, "", side="read")
 """The option of every reader of a config that may have keys of no meaning."""
+
+PREDICTORS = Option(
+    "predictors",
+    "the layers that predict further tokens (multi-token prediction): keep them, or drop them, for a target that has none",
+    ("keep", "drop"),
+    "keep",
+    side="read",
+)
+"""The option of every reader of a format whose models may have such layers."""
 
 
 def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
@@ -74,7 +86,22 @@ def checkpoint_of(description: Description, format: str, path: str, request: Rea
         ),
     )
     checkpoint = original_of(checkpoint, description.root or description.where)
-    return _with_settled_vocabulary(checkpoint, request, description.vocabulary)
+    checkpoint = _with_settled_vocabulary(checkpoint, request, description.vocabulary)
+    return _without_predictors(checkpoint) if drops_predictors(request) else checkpoint
+
+
+def drops_predictors(request: ReadRequest) -> bool:
+    """Whether the user wants the layers that predict further tokens left out."""
+    return request.options.get(PREDICTORS.name) == "drop"
+
+
+def _without_predictors(checkpoint: Checkpoint) -> Checkpoint:
+    model = without_predictors(Rewritable(checkpoint.architecture, checkpoint.tensors))
+    if model.architecture == checkpoint.architecture:
+        return checkpoint
+    count = len(checkpoint.tensors) - len(model.tensors)
+    loss = Loss("dropped", f"predictors: {count} tensors", "as -o predictors=drop asks")
+    return replace(checkpoint, architecture=model.architecture, tensors=model.tensors).because(losses=[loss])
 
 
 def _with_settled_vocabulary(checkpoint: Checkpoint, request: ReadRequest, known: Vocabulary | None) -> Checkpoint:
@@ -133,11 +160,14 @@ def ignored_keys(request: ReadRequest) -> list[str]:
 def check_agreement(given: Architecture, found: Architecture, file: str) -> None:
     """Raise every fact in which `--config` (`given`) and a checkpoint that describes itself (`found`) differ.
 
-    The true vocabulary may be smaller in `given`: many formats can only say the padded one.
+    The true vocabulary may be smaller in `given`: many formats can only say the padded one. Layers that predict further tokens may be
+    missing there: a config of transformers does not tell whether the files have those that it counts.
     """
     one, two = facts_of(given), facts_of(found)
     problems = Problems("--config and the checkpoint describe different models")
     for path in differing(one, two):
+        if path.startswith("predictors.") and not one.present("predictors"):
+            continue
         if not (path.startswith("tokens.") and path.endswith("vocabulary") and one[path] <= two[path]):
             problems.add(
                 CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file)

@@ -26,14 +26,14 @@ def loaded(golden: Golden, folder: Path) -> WholeModel:
 
 def moves(model: WholeModel, inputs: Inputs, usual: torch.Tensor, name: str, axis: int) -> float:
     """How far an axis that is the other way round moves the logits."""
-    return float((model.reversed(name, axis).logits(inputs) - usual).abs().max())
+    return float((model.reversed(name, axis).every_logit(inputs) - usual).abs().max())
 
 
 def still(golden: Golden, folder: Path, which: Which) -> tuple[list[tuple[str, int]], set[str], set[str]]:
     """The axes of a golden that were tried, the tensors that moved nothing, and those that are inert."""
     model = loaded(golden, folder)
     inputs, _ = recorded(golden)
-    usual = model.logits(inputs)
+    usual = model.every_logit(inputs)
     tried = list(which(model))
     found = {name for name, axis in tried if moves(model, inputs, usual, name, axis) <= MOVED}
     return tried, found, {name for name, _ in tried if is_inert(name, model.architecture)}

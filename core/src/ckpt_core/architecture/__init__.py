@@ -18,6 +18,7 @@ from ckpt_core.architecture.schema import (
     Patches,
     Pooling,
     Positions,
+    Predictors,
     RelativeBias,
     Rotary,
     RotaryKind,
@@ -32,7 +33,7 @@ from ckpt_core.architecture.validate import rotary_width, validate
 
 __all__ = [
     "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
-    "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
+    "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
     "SharedExpert", "Stack", "Tokens", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",
 ]  # fmt: skip

@@ -189,6 +189,10 @@ _CHANGES: dict[str, dict[str, object]] = {
     },
     "latent": _LATENT,
     "delta": _DELTA,
+    "predicting": {
+        "predictors.count": 2,
+        **_norms("rms", 1e-5, *(f"predictors.{part}_norm" for part in ("embed", "hidden", "out"))),
+    },
     "t5": _T5,
     "t5-crossed": {
         **_T5,

@@ -9,7 +9,7 @@ Axis names are the field's own letters:
     f ffn          x experts         p positions      b distance buckets
     ql/kl query and key-value latents    dn/dr/dv unrotated, rotated and value dims of latent attention
     t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
-    cls class tokens   y/z patch rows and columns   ch channels   k classes
+    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix
 
 The head dim of rotated projections is refined: d = (c e) + o, where c = 2 halves of e rotated
 pairs, and o what is left unrotated. A layout sentence may name the finer axes.
@@ -31,6 +31,7 @@ from ckpt_core.architecture.schema import (
     Mlp,
     Norm,
     Patches,
+    Predictors,
     Stack,
     Tokens,
 )
@@ -143,6 +144,17 @@ def _stack(prefix: str, stack: Stack, hidden: Axis) -> Iterator[Parameter]:
     for index, layer in enumerate(stack.layers):
         yield from _layer(f"{prefix}layers.{index}.", layer, hidden)
     yield from _norm(f"{prefix}final_norm", stack.final_norm, hidden)
+    if stack.predictors is not None:
+        for index in range(stack.predictors.count):
+            yield from _predictor(f"{prefix}predictors.{index}", stack.predictors, stack.layers[-1], hidden)
+
+
+def _predictor(name: str, predictors: Predictors, layer: Layer, hidden: Axis) -> Iterator[Parameter]:
+    for part, norm in (("embed", predictors.embed_norm), ("hidden", predictors.hidden_norm)):
+        yield from _norm(f"{name}.{part}_norm", norm, hidden)
+        yield Parameter(f"{name}.{part}.weight", (Axis("i", hidden.size), hidden))
+    yield from _layer(f"{name}.layer.", layer, hidden)
+    yield from _norm(f"{name}.out_norm", predictors.out_norm, hidden)
 
 
 def _layer(prefix: str, layer: Layer, hidden: Axis) -> Iterator[Parameter]:

@@ -307,6 +307,22 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Predictors:
+    """`count` further layers, each of which predicts one token more (multi-token prediction). The model's own logits do not depend on them.
+
+    Predictor k (from 0) takes f, the output of the stack after its final norm, or of the predictor before it, and e, the embedding
+    of the token k + 1 positions later: y = out_norm(layer(embed(embed_norm(e)) + hidden(hidden_norm(f)))). `embed` and `hidden` are
+    learned matrices, `layer` is built as the last layer of the stack is and counts positions from 0 on as that does, and
+    the model's head makes of y the logits of the token after the one whose embedding it took.
+    """
+
+    count: int
+    embed_norm: Norm
+    hidden_norm: Norm
+    out_norm: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """A tower of layers. `causal`: a position sees only earlier ones and itself.
 
@@ -320,6 +336,16 @@ class Stack:
     final_norm: Norm | None = None
     relative_bias: RelativeBias | None = None
     cross_relative_bias: RelativeBias | None = None
+    predictors: Predictors | None = None
+
+    @property
+    def blocks(self) -> dict[str, Layer]:
+        """Every layer by what the names of its parameters begin with: `layers.3`, and `predictors.0.layer`."""
+        further = range(self.predictors.count if self.predictors else 0)
+        return {
+            **{f"layers.{index}": layer for index, layer in enumerate(self.layers)},
+            **{f"predictors.{index}.layer": self.layers[-1] for index in further},
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

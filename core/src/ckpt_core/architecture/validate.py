@@ -48,6 +48,23 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
         yield from _classifier(architecture.classifier, architecture.tokens)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, crossing=architecture.encoder is not None and stack is architecture.decoder)
+        if stack.predictors is not None:
+            yield from _predictors(f"{prefix}predictors", stack, architecture)
+
+
+def _predictors(path: str, stack: Stack, architecture: Architecture) -> Iterator[tuple[str, str]]:
+    predictors = stack.predictors
+    assert predictors is not None
+    yield from _positive(f"{path}.count", predictors.count)
+    if architecture.encoder is not None or not stack.causal:
+        yield path, "only a causal decoder by itself predicts further tokens"
+    if architecture.tokens is None or architecture.head is None:
+        yield path, "they embed tokens, and their outputs are logits: they need tokens and a head"
+    tables = [layer.attention and layer.attention.relative_bias for layer in stack.layers]
+    if stack.positions is not None or stack.relative_bias is not None or any(tables):
+        yield path, "learned positions or a relative bias have no meaning for the tokens that they read"
+    for name in ("embed_norm", "hidden_norm", "out_norm"):
+        yield from _norm(f"{path}.{name}", getattr(predictors, name))
 
 
 def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple[str, str]]:

@@ -144,7 +144,18 @@ def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
         *words.norm(f"{prefix}final_norm", "final"),
     ]
     rows.append(("norms", ", ".join(norms)))
+    rows.append(("predictors", _predictors(words, f"{prefix}predictors")))
     return rows
+
+
+def _predictors(words: _Words, path: str) -> str:
+    if not words.has(path):
+        return ""
+    count = words.take(f"{path}.count")
+    built = "built as the last one is" if count == 1 else "each built as the last one is"
+    norms = [*words.norm(f"{path}.embed_norm", "embedding"), *words.norm(f"{path}.hidden_norm", "hidden")]
+    parts = [f"{count} more layer{'' if count == 1 else 's'}, {built}", *norms]
+    return ", ".join([*parts, *words.norm(f"{path}.out_norm", "output")])
 
 
 def _attention(words: _Words, path: str) -> str:

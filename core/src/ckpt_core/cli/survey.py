@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckpt_core.plugins.discovery import Plugin
     from ckpt_core.verify.statistics import Statistics
 
-GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "other")
+GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "predictors", "other")
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def group_of(name: str) -> str:
     ('norms', 'experts')
     """
     parts = name.split(".")
+    if "predictors" in parts:
+        return "predictors"
     if any(part.endswith("norm") for part in parts):
         return "norms"
     if "experts" in parts:

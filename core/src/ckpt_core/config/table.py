@@ -126,6 +126,10 @@ class Config:
                 found = "layers " + ", ".join(str(index) for index, exists in enumerate(value) if exists)
                 yield Refusal(f"{self.name} has {path[:-1]} in every layer or in none", found=found, fact=path)
                 continue
+            if path.startswith(_PREDICTORS):
+                if path == f"{_PREDICTORS}count":
+                    yield _without_predictors(self.name, path, value)
+                continue
             default = default_of(path)
             if default is dataclasses.MISSING or value != default:
                 yield Refusal(f"{self.name} has no {path}", found=f"{path} = {value}", fact=path)
@@ -134,3 +138,16 @@ class Config:
 def _head_in_words(facts: Facts) -> str:
     said = [f"{path} = {facts[path]}" for path in ("classifier.classes", "classifier.pooling") if path in facts]
     return ", ".join(said) or "no head.tied: a bare decoder"
+
+
+_PREDICTORS = "predictors."
+
+
+def _without_predictors(name: str, path: str, count: object) -> Refusal:
+    """One refusal for all facts of the layers that predict further tokens: a model can do without them."""
+    return Refusal(
+        f"{name} has no layers that predict further tokens",
+        found=f"{path} = {count}",
+        fix="leave them out with -o predictors=drop: the model's own logits do not depend on them",
+        fact=f"{_PREDICTORS}*",
+    )

@@ -33,7 +33,8 @@ class Part:
 class Native:
     """One native tensor of one rank: its name, its shape, and the parameters it holds.
 
-    `layer` is the global index of its layer, None outside layers; `padding` counts elements that hold zeros.
+    `layer` is the global index of its layer, None outside layers; `predictor` that of the layer that predicts a further token which
+    it belongs to. `padding` counts elements that hold zeros.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Native:
     row: Row
     layer: int | None = None
     padding: int = 0
+    predictor: int | None = None
 
     def block(self, rank: int, ranks: int) -> Native:
         """One of `ranks` equal blocks along the first dimension; `Refusal` where they are not equal."""
@@ -55,7 +57,7 @@ class Native:
                 parts.append(Part(part.parameter, Tile(tile.links, tile.canonical_base, base)))
         shape = (rows, *self.shape[1:])
         padding = math.prod(shape) - sum(part.tile.elements for part in parts) if self.padding else 0
-        return Native(self.name, shape, tuple(parts), self.row, self.layer, padding)
+        return replace(self, shape=shape, pieces=tuple(parts), padding=padding)
 
 
 class BoundTables:
@@ -113,10 +115,13 @@ class BoundTables:
     def _natives(self, ranks: Ranks, problems: Problems) -> Iterator[Native]:
         for table in self.tables:
             stack = self._stack_of(table)
-            if stack is None and "{l}" in table.to:
+            if stack is None and ("{l}" in table.to or table.is_of_predictors):
                 continue
             subjects: Iterable[tuple[int | None, Layer | Architecture]] = [(None, self.architecture)]
-            if stack is not None and "{l}" in table.native:
+            if stack is not None and table.is_of_predictors:
+                subject = stack.layers[-1] if "{l}" in table.to else self.architecture
+                subjects = ((index, subject) for index in range(stack.predictors.count if stack.predictors else 0))
+            elif stack is not None and "{l}" in table.native:
                 subjects = enumerate(stack.layers)
             for layer, subject in subjects:
                 for row in table.rows:
@@ -139,6 +144,8 @@ class BoundTables:
         return None
 
     def _stack_of(self, table: Table) -> Stack | None:
+        if table.is_of_predictors:
+            return self.architecture.stacks.get(table.to.partition("predictors.{l}")[0])
         prefix, found, _ = table.to.partition("layers.{l}")
         return self.architecture.stacks.get(prefix) if found else None
 
@@ -159,6 +166,7 @@ class _BoundRow:
         self.sentence: Sentence = parse(row.sentence)
         self.template = join(table.to, row.canonical)
         self.layer = layer
+        self.after = len(stack.layers) + layer if stack is not None and layer is not None else None
         self.layers: list[int | None] = [layer]
         if "{l}" in self.template and layer is None:
             if stack is None or "l" not in self.sentence.names():
@@ -192,7 +200,10 @@ class _BoundRow:
         for bound in self._bindings(ranks, whole):
             pieces = [piece for affine in filled for piece in self._pieces(affine, bound, held)]
             self._check_cover(pieces, bound, held)
-            yield Native(native.format(l=self.layer, **bound), shape, tuple(pieces), self.row, self.layer, padding)
+            name = native.format(l=self.layer, after=self.after, **bound)
+            of_predictor = self.table.is_of_predictors
+            layer, predictor = (None, self.layer) if of_predictor else (self.layer, None)
+            yield Native(name, shape, tuple(pieces), self.row, layer, padding, predictor)
 
     def _bindings(self, ranks: Ranks, whole: Mapping[str, int]) -> Iterator[dict[str, int]]:
         """The indices a native name runs over, besides layers: `experts.{x}.up` has one tensor per expert."""

@@ -5,7 +5,8 @@
         row("mlp.linear_fc1.weight",            "((gate + up) f) h",      "mlp.{part}.weight",       tp="f", when="mlp.gated"),
     ])
 
-`{l}` runs over layers. Any other name in braces in a native name (`experts.{x}.up`) runs over the
+`{l}` runs over layers; in a table to `predictors.{l}` over the layers that predict further tokens, for which `{after}`, in a native
+prefix, counts on from the last layer of the stack. Any other name in braces in a native name (`experts.{x}.up`) runs over the
 canonical axis of that name: each native tensor then holds one index of it. A sentence that itself
 names `l` describes a tensor that holds all layers.
 
@@ -39,6 +40,8 @@ from ckpt_core.layout.conditions import check_paths, conditions
 from ckpt_core.layout.maps import ValueMap
 from ckpt_core.layout.sentence import parse
 from ckpt_core.layout.split import Ranks
+
+_PREDICTORS = "predictors.{l}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,22 @@ class Table:
         rows = tuple(rows)
         for one in rows:
             if isinstance(one, Row):
-                check_paths(one.when, Layer if "{l}" in native else Architecture)
+                check_paths(one.when, Layer if "{l}" in native or _PREDICTORS in to else Architecture)
         object.__setattr__(self, "under", under_of(under))
         object.__setattr__(self, "native", native)
         object.__setattr__(self, "to", to)
         object.__setattr__(self, "rows", tuple(r for r in rows if isinstance(r, Row)))
         object.__setattr__(self, "drops", tuple(r for r in rows if isinstance(r, Drop)))
+
+    @property
+    def is_of_layers(self) -> bool:
+        """Whether the prefix of its native names runs over layers, or over those that predict further tokens."""
+        return "{l}" in self.native or self.is_of_predictors
+
+    @property
+    def is_of_predictors(self) -> bool:
+        """Whether it holds, for each layer that predicts a further token, parameters of it or copies of others."""
+        return _PREDICTORS in self.to or "{after}" in self.native
 
     def replace(self, *changed: Row) -> Table:
         """The same table with rows of the same native name exchanged; unknown names are an error."""
@@ -148,7 +161,7 @@ class Table:
 
     def renamed(self, name: Callable[[str], str]) -> Table:
         """The same table with other native names: `name` gives the new one for a whole name, or for the prefix of a layer."""
-        if "{l}" in self.native:
+        if self.is_of_layers:
             return Table(name(self.native), self.to, [*self.rows, *self.drops], dict(self.under))
         prefix = f"{self.native}." if self.native else ""
         rows = [replace(one, native=name(prefix + one.native)) for one in self.rows]

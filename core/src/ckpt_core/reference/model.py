@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ckpt_core.api import OpenCheckpoint
-from ckpt_core.architecture import Architecture, Attention, Classifier, Layer, Pooling, Stack
+from ckpt_core.architecture import Architecture, Attention, Classifier, Layer, Pooling, Stack, Tokens
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
@@ -60,6 +60,8 @@ def forward(
             yield step
             x = step.values
         memory = x
+        if stack.predictors is not None:
+            yield from _predicted(weights, architecture, prefix, stack, x, inputs)
     yield Step("logits", _logits(weights, architecture, x, inputs.tokens))
 
 
@@ -76,8 +78,12 @@ def _embedded(weights: Weights, architecture: Architecture, inputs: Inputs, sour
     tokens = inputs.source if source else inputs.tokens
     if tokens is None or architecture.tokens is None:
         raise CkptError("this model reads tokens", fix="give source tokens" if source else "give tokens")
-    x = weights.rows("embedding.tokens.weight", tokens) * architecture.tokens.scale
-    return weights.norm(x, "embedding.norm", architecture.tokens.norm)
+    return _embedding(weights, architecture.tokens, tokens)
+
+
+def _embedding(weights: Weights, known: Tokens, tokens: torch.Tensor) -> torch.Tensor:
+    x = weights.rows("embedding.tokens.weight", tokens) * known.scale
+    return weights.norm(x, "embedding.norm", known.norm)
 
 
 def _stack(
@@ -94,10 +100,7 @@ def _stack(
         offset = stack.positions.offset
         x = x + weights.vector(f"{prefix}positions.weight")[offset : offset + count]
     x = weights.norm(x, f"{prefix}input_norm", stack.input_norm)
-    allowed = torch.ones(1, count, count, dtype=torch.bool)
-    allowed = allowed.tril() if stack.causal else allowed
-    allowed = allowed if mask is None else allowed & mask.bool()[:, None]
-    context = _Context(allowed, mask, memory, memory_mask)
+    context = _Context(_allowed(stack, count, mask), mask, memory, memory_mask)
     if stack.relative_bias is not None:
         table = f"{prefix}relative_bias.weight"
         context.bias = relative_bias(weights, table, stack.relative_bias, count, count)
@@ -110,6 +113,37 @@ def _stack(
             yield Step(f"{name}.{part}", values)
         x = values
     yield Step(f"{prefix}final_norm", weights.norm(x, f"{prefix}final_norm", stack.final_norm))
+
+
+def _allowed(stack: Stack, count: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Which of `count` positions each of them may see, [batch or 1, position, position]."""
+    allowed = torch.ones(1, count, count, dtype=torch.bool)
+    allowed = allowed.tril() if stack.causal else allowed
+    return allowed if mask is None else allowed & mask.bool()[:, None]
+
+
+def _predicted(
+    weights: Weights, architecture: Architecture, prefix: str, stack: Stack, f: torch.Tensor, inputs: Inputs
+) -> Iterator[Step]:
+    """The layers that predict further tokens, from `f`, what the stack ends in. The logits of predictor k are those of all
+    positions but the last k + 1, after which there is no token that it could read.
+    """
+    predictors, known, tokens = stack.predictors, architecture.tokens, inputs.tokens
+    assert predictors is not None and known is not None and tokens is not None  # validate()
+    count = tokens.shape[1]
+    context = _Context(_allowed(stack, count, inputs.mask), inputs.mask, None, None)
+    for index in range(predictors.count):
+        name = f"{prefix}predictors.{index}"
+        # Token 0 stands where there is none: no earlier position sees it.
+        tokens = functional.pad(tokens[:, 1:], (0, 1))
+        e = weights.norm(_embedding(weights, known, tokens), f"{name}.embed_norm", predictors.embed_norm)
+        f = weights.norm(f, f"{name}.hidden_norm", predictors.hidden_norm)
+        x = weights.product(e, f"{name}.embed.weight") + weights.product(f, f"{name}.hidden.weight")
+        yield Step(f"{name}.merged", x)
+        for part, values in _layer(weights, f"{name}.layer", stack.layers[-1], x, context):
+            yield Step(f"{name}.layer.{part}", values)
+        f = weights.norm(values, f"{name}.out_norm", predictors.out_norm)
+        yield Step(f"{name}.logits", _logits(weights, architecture, f[:, : max(0, count - index - 1)], None))
 
 
 @dataclass(slots=True)

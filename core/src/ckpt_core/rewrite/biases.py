@@ -38,23 +38,30 @@ def without_zero_biases(model: Rewritable, among: str = ".bias") -> Rewritable:
     def kept(flag: bool, *parts: str) -> bool:
         return flag and not all(part in zero for part in parts if part in model.tensors)
 
-    def attention(path: str, old: Attention | None) -> Attention | None:
+    def attention(paths: list[str], name: str, old: Attention | None) -> Attention | None:
         if old is None:
             return None
-        q, k, v, out = (kept(getattr(old, f"{part}_bias"), f"{path}.{part}.bias") for part in ("q", "k", "v", "out"))
+        q, k, v, out = (
+            kept(getattr(old, f"{part}_bias"), *(f"{path}.{name}.{part}.bias" for path in paths))
+            for part in ("q", "k", "v", "out")
+        )
         return replace(old, q_bias=q, k_bias=k, v_bias=v, out_bias=out)
 
-    def layer(path: str, old: Layer) -> Layer:
-        up = kept(old.mlp.up_bias, f"{path}.mlp.up.bias", f"{path}.mlp.gate.bias")
+    def layer(paths: list[str], old: Layer) -> Layer:
+        up = kept(old.mlp.up_bias, *(f"{path}.mlp.{part}.bias" for path in paths for part in ("up", "gate")))
+        down = kept(old.mlp.down_bias, *(f"{path}.mlp.down.bias" for path in paths))
         return replace(
             old,
-            attention=attention(f"{path}.attention", old.attention),
-            cross_attention=attention(f"{path}.cross_attention", old.cross_attention),
-            mlp=replace(old.mlp, up_bias=up, down_bias=kept(old.mlp.down_bias, f"{path}.mlp.down.bias")),
+            attention=attention(paths, "attention", old.attention),
+            cross_attention=attention(paths, "cross_attention", old.cross_attention),
+            mlp=replace(old.mlp, up_bias=up, down_bias=down),
         )
 
     def stack(prefix: str, old: Stack) -> Stack:
-        return replace(old, layers=tuple(layer(f"{prefix}layers.{n}", one) for n, one in enumerate(old.layers)))
+        names = [f"{prefix}{block}" for block in old.blocks]
+        # those that predict further tokens have the biases of the last layer, or none of them
+        paths = [[name] for name in names[: len(old.layers) - 1]] + [names[len(old.layers) - 1 :]]
+        return replace(old, layers=tuple(map(layer, paths, old.layers)))
 
     architecture, head = map_stacks(model.architecture, stack), model.architecture.head
     if head is not None:
@@ -104,12 +111,12 @@ def plain_relu(model: Rewritable) -> Rewritable:
         return mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None and mlp.up_bias and plain
 
     paths = [
-        f"{prefix}layers.{index}.mlp"
+        f"{prefix}{block}.mlp"
         for prefix, stack in model.architecture.stacks.items()
-        for index, layer in enumerate(stack.layers)
+        for block, layer in stack.blocks.items()
         if is_gated(layer.mlp)
     ]
-    if len(paths) != sum(len(stack.layers) for stack in model.architecture.stacks.values()) or not all(
+    if len(paths) != sum(len(stack.blocks) for stack in model.architecture.stacks.values()) or not all(
         holds_only(model.tensors[f"{path}.up.bias"], model.files, 1.0)
         and holds_only(model.tensors[f"{path}.up.weight"], model.files, 0.0)
         for path in paths

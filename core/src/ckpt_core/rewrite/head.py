@@ -66,6 +66,8 @@ def normed_logit_scale(model: Rewritable, wanted: float) -> Rewritable:
     norm = stack.final_norm if stack else None
     if head is None or norm is None or not norm.weight or norm.zero_centred or same_value(head.scale, wanted):
         return model
+    if stack is not None and stack.predictors is not None:
+        return model  # they read what the last norm gives, too
     prefix = next(prefix for prefix, known in model.architecture.stacks.items() if known is stack)
     factor = head.scale / wanted
     tensors = {

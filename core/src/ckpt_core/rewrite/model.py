@@ -45,7 +45,7 @@ def map_stacks(architecture: Architecture, change: Callable[[str, Stack], Stack]
 
 
 def map_layers(architecture: Architecture, change: Callable[[Layer], Layer]) -> Architecture:
-    """The architecture with `change` applied to every layer of every stack."""
+    """The architecture with `change` applied to every layer of every stack; those that predict further tokens follow the last."""
     return map_stacks(architecture, lambda _, stack: replace(stack, layers=tuple(map(change, stack.layers))))
 
 
@@ -62,11 +62,11 @@ def map_attentions(layer: Layer, change: Callable[[Attention], Attention]) -> La
 def attentions(architecture: Architecture) -> Iterator[tuple[str, Attention]]:
     """Every attention and cross attention by the canonical prefix of its parameters."""
     for prefix, stack in architecture.stacks.items():
-        for index, layer in enumerate(stack.layers):
+        for block, layer in stack.blocks.items():
             for name in ("attention", "cross_attention"):
                 attention: Attention | None = getattr(layer, name)
                 if attention is not None:
-                    yield f"{prefix}layers.{index}.{name}", attention
+                    yield f"{prefix}{block}.{name}", attention
 
 
 def scaled(assembly: LazyParameter, factor: float) -> LazyParameter:

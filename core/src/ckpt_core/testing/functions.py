@@ -10,25 +10,36 @@ from ckpt_core.api import OpenCheckpoint
 if TYPE_CHECKING:
     import torch
 
+    from ckpt_core.reference import Inputs
+
 POSITIONS = 70  # more than every window of an example or a variation, and than every length a rotary scaling knows
 
 
 def outputs(*models: OpenCheckpoint) -> list[torch.Tensor]:
-    """What each model computes on the same random input (for a model of tokens its logits)."""
+    """What each model computes on the same random input (for a model of tokens all its logits, see `every_logit`)."""
     import torch
 
-    from ckpt_core.reference import forward, random_inputs
+    from ckpt_core.reference import random_inputs
 
     inputs, found = random_inputs([model.architecture for model in models], POSITIONS), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them only wait for each other over matrices this small
     try:
         for model in models:
-            *_, last = forward(model, inputs)
-            found.append(last.values)
+            found.append(every_logit(model, inputs))
     finally:
         torch.set_num_threads(threads)
     return found
+
+
+def every_logit(model: OpenCheckpoint, inputs: Inputs) -> torch.Tensor:
+    """The output of a model, and after it, along the positions, the logits of the layers that predict further tokens."""
+    import torch
+
+    from ckpt_core.reference import forward
+
+    *further, own = (step.values for step in forward(model, inputs) if step.name.endswith("logits"))
+    return torch.cat([own, *further], 1) if further else own
 
 
 def apart(one: torch.Tensor, two: torch.Tensor) -> float:

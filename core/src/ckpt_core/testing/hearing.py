@@ -50,6 +50,12 @@ class WholeModel(dict[str, np.ndarray]):
         *_, last = forward(self, inputs)  # type: ignore[arg-type]
         return last.values if inputs.mask is None else last.values[inputs.mask.bool()]
 
+    def every_logit(self, inputs: Inputs) -> torch.Tensor:
+        """As `logits`, and after them, along the positions, those of the layers that predict further tokens."""
+        from ckpt_core.testing.functions import every_logit
+
+        return every_logit(self, inputs) if inputs.mask is None else self.logits(inputs)  # type: ignore[arg-type]
+
 
 def axes(model: WholeModel) -> Iterator[tuple[str, int]]:
     """Every axis of every tensor that is another one the other way round."""
@@ -70,9 +76,9 @@ def axes_of_each_kind(model: WholeModel) -> Iterator[tuple[str, int]]:
 def is_inert(name: str, architecture: Architecture) -> bool:
     """Whether a tensor is a bias of keys that adds the same to all scores of a query, which the softmax takes away."""
     for prefix, stack in architecture.stacks.items():
-        for index, layer in enumerate(stack.layers):
+        for block, layer in stack.blocks.items():
             for part, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
-                if name == f"{prefix}layers.{index}.{part}.k.bias" and attention is not None:
+                if name == f"{prefix}{block}.{part}.k.bias" and attention is not None:
                     return attention.rotary is None and attention.qk_norm is None and attention.softcap is None
     return False
 
@@ -124,7 +130,7 @@ def _others(path: str, value: object, facts: Facts) -> Iterator[dict[str, object
 
 def unfelt(model: WholeModel, inputs: Inputs) -> Iterator[str]:
     """What no logit feels, in words: `axis 1 of layers.0.mlp.up.weight`, or `attention.rotary.theta`."""
-    usual = model.logits(inputs)
+    usual = model.every_logit(inputs)
     for name, axis in axes_of_each_kind(model):
         if not is_inert(name, model.architecture) and _moved(model.reversed(name, axis), inputs, usual) <= FELT:
             yield f"axis {axis} of {name}"
@@ -135,7 +141,7 @@ def unfelt(model: WholeModel, inputs: Inputs) -> Iterator[str]:
 
 def _moved(model: WholeModel, inputs: Inputs, usual: torch.Tensor) -> float:
     try:
-        difference = model.logits(inputs) - usual
+        difference = model.every_logit(inputs) - usual
     except CkptError:
         return 0.0  # these inputs do not fit it, so that it shows nothing
     return float(difference.abs().nan_to_num(float("inf")).max())

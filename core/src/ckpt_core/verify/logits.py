@@ -54,7 +54,7 @@ class LogitDifference:
 
 @dataclass
 class LogitsReport:
-    """Both models after every block (`steps`, logits last), and each side's own framework against the reference.
+    """Both models after every block (`steps`, logits last, those of further tokens before them), and each side's own framework against the reference.
 
     By path of a side: `judges` has how far its framework is from the reference, `frameworks` which one that is, `refused`
     what it said where it did not load the files, and `alone` why no framework was asked or could run.
@@ -76,8 +76,9 @@ class LogitsReport:
         return next((step.name for step in self.steps if not step.within(tolerance)), None)
 
     def within(self, tolerance: float) -> bool:
-        """Whether the logits of both, and of every judge, are equal up to `tolerance`, and no judge refused the files."""
-        return not self.refused and all(one.within(tolerance) for one in (self.logits, *self.judges.values()))
+        """Whether all logits of both, and those of every judge, are equal up to `tolerance`, and no judge refused the files."""
+        logits = [step for step in self.steps if step.name.endswith(LOGITS)]
+        return not self.refused and all(one.within(tolerance) for one in (*logits, *self.judges.values()))
 
 
 def compare_logits(
@@ -114,7 +115,7 @@ def compare_logits(
 
 def _steps(architecture: Architecture) -> int:
     """About how many steps a forward has; only for progress."""
-    return 2 + sum(len(stack.layers) * 2 + 1 for stack in architecture.stacks.values())
+    return 2 + sum(len(stack.blocks) * 2 + 1 for stack in architecture.stacks.values())
 
 
 def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> LogitDifference:
@@ -127,9 +128,10 @@ def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> LogitD
     a, b = a[..., :columns], b[..., :columns]
     mask = inputs.mask if a.dim() == 3 and not name.startswith("encoder.") else None
     if mask is not None:
+        mask = mask[:, mask.shape[1] - a.shape[1] :]  # logits of further tokens count where there are such tokens
         a, b = a[mask.bool()], b[mask.bool()]
     difference = (a - b).abs()
-    agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean()) if name == LOGITS else 1.0
+    agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean()) if name.endswith(LOGITS) else 1.0
     largest = float(difference.max()) if bool(torch.isfinite(difference).all()) else math.nan
     return LogitDifference(name, largest, float(difference.mean()), max(1.0, float(b.abs().max())), agreement)
 

@@ -74,6 +74,7 @@ def ckpt_info() -> FormatInfo:
                 side="read",
             ),
             reading.IGNORE_KEYS,
+            reading.PREDICTORS,
         ),
     )
 

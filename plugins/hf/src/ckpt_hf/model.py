@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, CkptError, judgement
+from ckpt_core.sdk import Checkpoint, CkptError, judgement, rewrites
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.write import choose
 
@@ -75,7 +75,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
 
     from ckpt_core.sdk import dtypes, lazy
 
-    fit = choose(checkpoint)
+    fit = choose(checkpoint, asked=[rewrites.without_predictors])  # which no class of transformers has
     builder = fit.builder()
     natives = fit.natives(builder)
     source = lazy.SourceFiles(checkpoint.files)

@@ -15,7 +15,7 @@ from ckpt_hf.common import TableSet
 
 _MOST_PREFIXES = 4
 _PROBES = 2
-_NOTHING = Table()
+NOTHING = Table()
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Match:
 
 
 def matching(
-    spellings: Sequence[TableSet], names: Collection[str], architecture: Architecture, leftovers: Table = _NOTHING
+    spellings: Sequence[TableSet], names: Collection[str], architecture: Architecture, leftovers: Table = NOTHING
 ) -> Match:
     """The tables that explain all of `names` and miss none; where none do, those that explain most.
 

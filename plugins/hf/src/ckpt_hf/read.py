@@ -22,7 +22,8 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
-from ckpt_hf.names import Match, matching
+from ckpt_hf.names import NOTHING, Match, matching
+from ckpt_hf.predictors import KEY, NOT_STORED, without_predictors
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 
 
@@ -40,7 +41,8 @@ def notes_in(path: str) -> dict[str, Any] | None:
 
 def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
     config = config_in(path)
-    return None if config is None else family_of(config, path).config.read(config, path)
+    # A config alone does not say whether the files have the layers that it counts.
+    return None if config is None else family_of(config, path).config.read(without_predictors(config), path)
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -56,14 +58,21 @@ def read(path: str, request: ReadRequest) -> Description:
     family = family_of(config, config_file, str(request.options.get("read_as") or ""))
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
-    said = family.as_stored(config, stored.tensors.keys(), stored.are_same)
+    if reading.drops_predictors(request):
+        said = without_predictors(config)
+    else:
+        said = family.as_stored(config, stored.tensors.keys(), stored.are_same)
     facts, notes = family.config.read(said, config_file)
     ledger.config(config_file, family.config.fates(said))
+    if KEY in config and KEY not in said:
+        why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
+        ledger.config(config_file, {KEY: ("left", why)})
     ledger.used("class of the model", config_file, "model_type", "architectures")
     enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)
     arrangement = family.arranged_by(config)
-    match = matching(family.spellings(arrangement), stored.tensors, architecture, family.leftovers)
+    leftovers = NOTHING if facts.present("predictors") else family.leftovers
+    match = matching(family.spellings(arrangement), stored.tensors, architecture, leftovers)
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
     evidence = [f"{family.class_name} by model_type={family.model_type!r}"]

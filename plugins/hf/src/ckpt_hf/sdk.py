@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     Architecture,
     Checkpoint,
     CkptError,
+    Refusal,
     Table,
     architecture_of,
     documents,
@@ -102,11 +103,20 @@ def model_of_checkpoint(
 ) -> TransformersModel:
     """`checkpoint` as the transformers model that holds it exactly. Raises `Refusal` naming what no class can hold.
 
-    `among` are the names of the only classes that the other framework has.
+    `among` are the names of the only classes that the other framework has. Layers that predict further tokens are refused: no class
+    of transformers has them in memory.
 
     Its tensors have the names of saved files; with `held` those of the module that transformers 5 has in memory, which
     differ for some classes: experts are fused there.
     """
+    decoder = checkpoint.architecture.decoder
+    if decoder is not None and decoder.predictors is not None:
+        raise Refusal(
+            "a transformers model in memory has no layers that predict further tokens",
+            found=f"predictors.count = {decoder.predictors.count}",
+            fix="leave them out with -o predictors=drop: the model's own logits do not depend on them",
+            fact="predictors.*",
+        )
     fit = choose(checkpoint, among=among)
     builder = fit.builder()
     dtype = dtypes.commonest(map(builder.dtype_of, fit.natives(builder)))

@@ -57,9 +57,14 @@ class Fit:
         return TargetBuilder(self.model, self.tables, dtype)
 
     def natives(self, builder: TargetBuilder) -> list[layouts.Native]:
-        """The tensors of its files, as its `builder` has them."""
+        """The tensors of its files, as its `builder` has them. Layers that predict further tokens have their copies of the embedding and
+        the head: the programs that load these layers expect them."""
         copies = self.family.loads_copies(self.model.architecture)
-        return [native for native in builder.natives().values() if copies or not native.row.copy]
+        return [
+            native
+            for native in builder.natives().values()
+            if copies or not native.row.copy or native.predictor is not None
+        ]
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:

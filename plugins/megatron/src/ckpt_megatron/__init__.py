@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -82,6 +83,7 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option("vocab", "the true vocabulary, where the args do not say it", int, None, side="read"),
+            reading.PREDICTORS,
         ),
         parallel=("tp", "pp", "ep"),
     )

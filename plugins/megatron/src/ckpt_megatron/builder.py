@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import TargetBuilder, dtypes, rewrites, schema
+from ckpt_core.sdk import TargetBuilder, dtypes, layouts, rewrites, schema
 from ckpt_megatron import weights
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout
@@ -19,7 +19,9 @@ class GPTBuilder(TargetBuilder):
         self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers
         self.latent = self.layers[0].latent_attention is not None
 
-    def experts(self, layer: int | None) -> int:
-        """How many experts a layer has; 0 without any, and outside of layers."""
-        moe = self.layers[layer].mlp.moe if layer is not None else None
+    def experts(self, native: layouts.Native) -> int:
+        """How many experts the layer of a tensor has; 0 without any, and outside of layers."""
+        if native.layer is None and native.predictor is None:
+            return 0
+        moe = self.layers[-1 if native.layer is None else native.layer].mlp.moe
         return moe.experts if moe is not None else 0

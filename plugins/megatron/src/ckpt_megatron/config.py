@@ -28,6 +28,7 @@ from ckpt_megatron.args.attention import biases, groups, head_dim, softmax, wind
 from ckpt_megatron.args.mlp import activation, clamped, widths
 from ckpt_megatron.args.norms import norms
 from ckpt_megatron.args.positions import positions
+from ckpt_megatron.args.predictors import predictors
 from ckpt_megatron.args.router import undisturbed
 from ckpt_megatron.args.values import flag, neutral
 from ckpt_megatron.args.vocabulary import head, vocabulary
@@ -86,6 +87,7 @@ def _common(attention: str) -> list[configs.Entry | list[configs.Entry]]:
         neutral("moe_router_force_load_balancing", False),
         neutral("moe_token_dropping", False),
         undisturbed(),
+        predictors(),
         neutral("use_mup", False),
     ]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk, layouts, lazy, ledgers, torch_files
-from ckpt_megatron.names import LegacySpelling
+from ckpt_core.sdk import Architecture, FormatError, disk, layouts, lazy, ledgers, torch_files
+from ckpt_megatron.names import PREDICTORS, LegacySpelling
 
 
 @dataclass
@@ -45,7 +45,6 @@ class Found:
     layers: int = 0
     masters: bool = False
     iteration: object = None
-    dropped: set[str] = field(default_factory=set)
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
     @property
@@ -57,12 +56,29 @@ class Found:
         """Every name of the tables that was found."""
         return {name for share in self.shares for name in share.tensors}
 
+    @property
+    def predicts(self) -> bool:
+        """Whether there are layers of multi-token prediction."""
+        return any(name.startswith(PREDICTORS) for name in self.names)
+
+    def left(self, architecture: Architecture) -> list[ledgers.Loss]:
+        """What is left behind of the weights: layers of multi-token prediction that the model is read without."""
+        if not self.predicts or predicts(architecture):
+            return []
+        reason = "multi-token prediction layers, on which the model's own outputs do not depend"
+        return [ledgers.Loss("dropped", f"{PREDICTORS}*", reason)]
+
     def rows(self, name: str) -> int:
         """The rows of a tensor that tensor parallel ranks divide, over all of them."""
         held = [share.tensors[name][0] for share in self.shares if name in share.tensors]
         if not held:
             raise FormatError(f"tensor {name!r} is missing", file=self.folder)
         return sum(height(shards) for shards in held)
+
+
+def predicts(architecture: Architecture) -> bool:
+    """Whether a model has layers of multi-token prediction."""
+    return architecture.decoder is not None and architecture.decoder.predictors is not None
 
 
 def height(shards: list[lazy.Shard]) -> int:

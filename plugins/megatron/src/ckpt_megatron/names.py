@@ -40,6 +40,10 @@ FUSED_NORMS = [
 # TEGroupedMLP numbers the tensors of one module instead of having a module per expert.
 TE_GROUPED = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$")
 DIST_EXPERTS = ".mlp.experts.experts."
+
+# The block in a layer of multi-token prediction: `transformer_layer` until core 0.16, and in torch_dist to this day.
+PREDICTORS = "mtp."
+_BLOCK, _BLOCK_SINCE_017 = ".transformer_layer.", ".mtp_model_layer."
 # fmt: on
 
 _LEGACY = [(re.compile(pattern), replacement) for pattern, replacement in LEGACY]
@@ -66,9 +70,20 @@ def plain(name: str) -> str:
     if name.startswith(("language_model.", "word_embeddings_for_head.")):
         for pattern, replacement in _LEGACY:
             name = pattern.sub(replacement, name)
+    if name.startswith(PREDICTORS):
+        name = name.replace(_BLOCK_SINCE_017, _BLOCK, 1)
     for fused, separate in FUSED_NORMS:
         name = name.replace(f".{fused}", f".{separate}")
     return TE_GROUPED.sub(r".mlp.experts.local_experts.\3.\1.\2", name)
+
+
+def of_module(name: str) -> str:
+    """What a model in memory calls a tensor of torch_dist, since core 0.17.
+
+    >>> of_module("mtp.layers.0.transformer_layer.mlp.router.weight")
+    'mtp.layers.0.mtp_model_layer.mlp.router.weight'
+    """
+    return name.replace(_BLOCK, _BLOCK_SINCE_017, 1) if name.startswith(PREDICTORS) else name
 
 
 def is_fused(name: str) -> bool:

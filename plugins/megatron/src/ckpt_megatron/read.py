@@ -20,17 +20,18 @@ from ckpt_core.sdk import (
     company,
     errors,
     layouts,
-    ledgers,
     reading,
 )
 from ckpt_megatron import weights
+from ckpt_megatron.args.predictors import COUNT
 from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER, container_of, find_folder
-from ckpt_megatron.found import Found, Share, height
+from ckpt_megatron.found import Found, Share, height, predicts
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.megatron_fsdp import read_fsdp
+from ckpt_megatron.names import PREDICTORS
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
 
@@ -76,12 +77,7 @@ def read(path: str, request: ReadRequest) -> Description:
         ledger=found.ledger,
         hints=_hints(found),
         evidence=model.evidence,
-        losses=[
-            ledgers.Loss(
-                "dropped", name, "multi-token prediction layers, on which the model's own outputs do not depend"
-            )
-            for name in sorted(found.dropped)
-        ],
+        losses=found.left(model.architecture),
         masters=found.masters,
     )
 
@@ -131,7 +127,8 @@ def _model(found: Found, request: ReadRequest) -> _Model:
             args["padded_vocab_size"] = found.rows(_EMBEDDING)
         if found.legacy:  # the flag is younger than the models it brings back
             args["use_legacy_models"] = True
-        facts, notes = read_args(args, found.args_file)
+        left_out = () if found.predicts and not reading.drops_predictors(request) else (COUNT,)
+        facts, notes = read_args({key: args[key] for key in args if key not in left_out}, found.args_file)
         # Since core 0.14 a router has a bias where linear layers have one; before it had none.
         if any(name.endswith(".mlp.router.bias") for name in found.names):
             facts["mlp.moe.router.bias"] = True
@@ -162,10 +159,15 @@ def rank_tensors(found: Found, architecture: Architecture) -> Iterator[RankTenso
             fix="files of a pipeline stage are missing, or stale",
         )
     _check_experts(found, architecture)
+    keeps = predicts(architecture)
     for share in found.shares:
         called = None if found.container != "torch" else _if_expert if share.expert else _if_shared
         for copy in range(max(map(len, share.tensors.values()), default=1)):
-            tensors = {name: copies[copy] for name, copies in share.tensors.items() if copy < len(copies)}
+            tensors = {
+                name: copies[copy]
+                for name, copies in share.tensors.items()
+                if copy < len(copies) and (keeps or not name.startswith(PREDICTORS))
+            }
             yield RankTensors(share.ranks, tensors, _where(found, share), called)
 
 

@@ -78,9 +78,6 @@ def read_dist(
     for stored_as, tensor in held.items():
         try:
             for name, shards in split(stored_as, tensor, stacks):
-                if name.startswith("mtp."):
-                    found.dropped.add("mtp.*")
-                    continue
                 if name in share.tensors:
                     share.tensors[name][0] += shards
                 else:

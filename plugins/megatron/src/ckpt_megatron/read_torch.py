@@ -58,9 +58,6 @@ def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: error
         # The expert grid is laid over the same ranks (parallel_state.py); with etp dividing tp it is this one.
         place = (rank.tp % grid.etp, rank.ep)
         for raw, name, tensor in _numbered(rank, grid, found.stages):
-            if name.startswith("mtp."):
-                found.dropped.add("mtp.*")
-                continue
             if _GROUPED.search(name):
                 tensor = _viewed(tensor, name, _local_experts(rank, grid))
             share, pair = dense[rank.tp], None

@@ -44,12 +44,12 @@ def with_biases(model: rewrites.Rewritable, *, fused_gelu: bool = False, always:
     inputs = every or any(_has_input_bias(layer) for layer in layers)
 
     def biased(layer: schema.Layer) -> schema.Layer:
-        mlp = replace(layer.mlp, norm=_with_norm_bias(layer.mlp.norm))
+        mlp = replace(layer.mlp, norm=_and_norm_bias(layer.mlp.norm))
         if every and not (mlp.moe and mlp.moe.shared):  # shared experts have no biases
             mlp = replace(mlp, up_bias=True, down_bias=True)
         if layer.attention is None:
             return replace(layer, mlp=mlp)
-        norm, qk_norm = _with_norm_bias(layer.attention.norm), _with_norm_bias(layer.attention.qk_norm)
+        norm, qk_norm = _and_norm_bias(layer.attention.norm), _and_norm_bias(layer.attention.qk_norm)
         attention = replace(layer.attention, norm=norm, qk_norm=qk_norm)
         if inputs:
             out = every or attention.out_bias
@@ -58,7 +58,13 @@ def with_biases(model: rewrites.Rewritable, *, fused_gelu: bool = False, always:
 
     wanted = rewrites.map_layers(model.architecture, biased)
     decoder = decoder_of(wanted)
-    wanted = replace(wanted, decoder=replace(decoder, final_norm=_with_norm_bias(decoder.final_norm)))
+    decoder = replace(decoder, final_norm=_and_norm_bias(decoder.final_norm))
+    if (old := decoder.predictors) is not None:
+        embed_norm, hidden_norm = _with_norm_bias(old.embed_norm), _with_norm_bias(old.hidden_norm)
+        out_norm = _and_norm_bias(old.out_norm)
+        predictors = replace(old, embed_norm=embed_norm, hidden_norm=hidden_norm, out_norm=out_norm)
+        decoder = replace(decoder, predictors=predictors)
+    wanted = replace(wanted, decoder=decoder)
     return rewrites.zero_biases(model, wanted)
 
 
@@ -75,8 +81,12 @@ def _has_input_bias(layer: schema.Layer) -> bool:
     return attention is not None and (attention.q_bias or attention.k_bias or attention.v_bias)
 
 
-def _with_norm_bias(norm: schema.Norm | None) -> schema.Norm | None:
-    return norm if norm is None or norm.kind != "layer" else replace(norm, bias=True)
+def _with_norm_bias(norm: schema.Norm) -> schema.Norm:
+    return norm if norm.kind != "layer" else replace(norm, bias=True)
+
+
+def _and_norm_bias(norm: schema.Norm | None) -> schema.Norm | None:
+    return None if norm is None else _with_norm_bias(norm)
 
 
 def biased_experts(architecture: Architecture) -> bool:
@@ -98,6 +108,13 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         if groups % layout.tp and layout.tp % groups:
             problems.add(Refusal(f"tp={layout.tp} neither divides the {groups} query groups nor is a multiple of them"))
     if layout.names == "legacy":
+        if decoder_of(architecture).predictors is not None:
+            problems.add(
+                Refusal(
+                    "the models before Megatron-Core have no layers of multi-token prediction",
+                    fix="use -o names=te, or leave them out with -o predictors=drop",
+                )
+            )
         if attention is None or attention.qk_norm or attention.sinks or moe:
             problems.add(
                 Refusal(

@@ -70,8 +70,6 @@ MODEL = Table(rows=[
     drop("*_extra_state",                       why="fp8 scales, or nothing"),
     drop("*rotary_pos_emb.inv_freq",            why="computed from the base"),
     drop("*.local_tokens_per_expert",           why="counts of the last step"),
-    # The main model's outputs do not depend on it.
-    drop("mtp.*",                               why="multi-token prediction layers"),
 ])
 """What lies outside of the layers."""
 
@@ -162,15 +160,34 @@ GROUPED_EXPERTS = [
     row("mlp.experts.weight2",                  "x f h",               "mlp.experts.down.weight",   tp="f", ep="x"),
 ]
 
+PREDICTOR = [
+    row("enorm.weight",                         "h",                      "embed_norm.weight"),
+    row("enorm.bias",                           "h",                      "embed_norm.bias"),
+    row("hnorm.weight",                         "h",                      "hidden_norm.weight"),
+    row("hnorm.bias",                           "h",                      "hidden_norm.bias"),
+    row("eh_proj.weight",                       "i ((embed + hidden) h)", "{part}.weight",        tp="i"),
+    row("final_layernorm.weight",               "h",                      "out_norm.weight"),
+    row("final_layernorm.bias",                 "h",                      "out_norm.bias"),
+]
+"""The rows of a layer of multi-token prediction but for those of its block."""
+
+BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *FC1, *FC2, *ROUTER]
+"""The rows of a layer but for those of its experts."""
+
 LAYER = "decoder.layers.{l}"
 """What the names of a layer's tensors begin with."""
+MTP_BLOCK = "mtp.layers.{l}.transformer_layer"
 
 TABLES = layouts.Tables(
     [
         MODEL,
-        Table(LAYER, to="layers.{l}", rows=[*NORMS, *QKV, *ATTENTION, *LATENT, *FC1, *FC2, *ROUTER]),
+        Table(LAYER, to="layers.{l}", rows=BLOCK),
         Table(LAYER, to="layers.{l}", rows=EXPERTS,         under={"experts": "sequential"}),
         Table(LAYER, to="layers.{l}", rows=GROUPED_EXPERTS, under={"experts": "grouped"}),
+        Table("mtp.layers.{l}", to="predictors.{l}", rows=PREDICTOR),
+        Table(MTP_BLOCK, to="predictors.{l}.layer", rows=BLOCK),
+        Table(MTP_BLOCK, to="predictors.{l}.layer", rows=EXPERTS,         under={"experts": "sequential"}),
+        Table(MTP_BLOCK, to="predictors.{l}.layer", rows=GROUPED_EXPERTS, under={"experts": "grouped"}),
     ],
     CHOICES,
     [ORDER, HEAD],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, dtypes, facts_of, rewrites
+from ckpt_core.sdk import Checkpoint, Facts, Target, WriteRequest, company, dtypes, facts_of, ledgers, rewrites
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER
@@ -51,6 +51,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "checkpoint_version": layout.version,
             DIVISIBLE: layout.multiple,
         },
+        losses=_assumed(facts, layout),
         said=config.said(args),
         config=args,
     )
+
+
+def _assumed(facts: Facts, layout: FileLayout) -> list[ledgers.Loss]:
+    """Names that older versions do not have."""
+    if "predictors.count" not in facts or layout.container != "torch":
+        return []
+    why = "before, the block in a layer of multi-token prediction has another name in torch files"
+    return [
+        ledgers.Loss("assumed", "Megatron-Core 0.17 or later", f"{why}; container=torch_dist is read by all versions")
+    ]

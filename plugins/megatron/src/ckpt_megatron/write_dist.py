@@ -28,7 +28,7 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
     natives = [
         native for native in layouts.BoundTables(weights.TABLES, architecture).natives().values() if not native.row.copy
     ]
-    natives.sort(key=lambda native: -1 if native.layer is None else native.layer)
+    natives.sort(key=lambda native: (native.predictor is not None, -1 if native.layer is None else native.layer))
     files = dist_files([math.prod(native.shape) * builder.dtype_of(native).size for native in natives])
     chunks = []
     for native, file in zip(natives, files, strict=True):
@@ -55,8 +55,8 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
 def _place(
     builder: GPTBuilder, native: layouts.Native, homogeneous: bool
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    experts = 0 if native.layer is None else builder.experts(native.layer)
-    if native.layer is None:
+    experts = builder.experts(native)
+    if native.layer is None and native.predictor is None:
         name = native.name
     elif builder.layout.names == "te":
         name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False)

@@ -24,7 +24,7 @@ _OF_GATE_AND_UP = re.compile(r"linear_fc1\.(weight|bias)$")
 def write_fsdp(builder: GPTBuilder, values: Mapping[str, object]) -> None:
     """Plan the files. `values` lie beside the tensors, each under a key of its own: args, iteration, checkpoint_version."""
     layout = builder.layout
-    if layout.grouped and layout.names == "local" and any(map(builder.experts, range(len(builder.layers)))):
+    if layout.grouped and layout.names == "local" and any(layer.mlp.moe for layer in builder.layers):
         raise Refusal(
             "how fsdp_dtensor keeps grouped experts of local modules is not known",
             found="-o names=local",
@@ -49,8 +49,9 @@ def write_fsdp(builder: GPTBuilder, values: Mapping[str, object]) -> None:
 def _stored(builder: GPTBuilder, native: layouts.Native) -> Iterator[tuple[str, layouts.Native]]:
     """What a tensor of the tables is stored as, by name: itself, or its two halves (`handle_swiglu_in_state_dict`)."""
     name = native.name
-    if native.layer is not None and builder.layout.names == "te":
-        experts = bool(builder.experts(native.layer))
+    of_layer = native.layer is not None or native.predictor is not None
+    if of_layer and builder.layout.names == "te":
+        experts = bool(builder.experts(native))
         name = te(name, latent=builder.latent, moe=experts, grouped=builder.layout.grouped)
     parameters = {piece.parameter for piece in native.pieces}
     if _OF_GATE_AND_UP.search(native.name) is None or len(parameters) == 1:

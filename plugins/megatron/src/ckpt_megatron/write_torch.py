@@ -11,7 +11,7 @@ from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states
 from ckpt_megatron.files import MODEL_FILE
 from ckpt_megatron.layout import FileLayout, namespace
-from ckpt_megatron.names import LegacySpelling, expert_of, renumbered, te
+from ckpt_megatron.names import LegacySpelling, expert_of, of_module, renumbered, te
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,22 @@ def _stage(
     """Everything in one (pipeline rank, virtual stage), in the order of the modules."""
     layout, here = builder.layout, placed[stage]
     last = stage == (layout.pp - 1, layout.vpp - 1)
-    outside = [native for native in natives if native.layer is None]
-    first = [native for native in outside if native.name.startswith("embedding.") and stage == (0, 0)]
+    outside = [native for native in natives if native.layer is None and native.predictor is None]
+    further = [native for native in natives if native.predictor is not None and last]
+    # The stage of the layers of multi-token prediction embeds, too.
+    embeds = stage == (0, 0) or bool(further)
+    first = [native for native in outside if native.name.startswith("embedding.") and embeds]
     inside = [native for layer in here for native in natives if native.layer == layer]
     # Where one stage holds both ends of the model, its tied head is the embedding itself.
     ends = [native for native in outside if not native.name.startswith("embedding.") and last]
     ends = [native for native in ends if not (native.row.copy and layout.pp == 1)]
-    for native in [*first, *inside, *ends]:
+    for native in [*first, *inside, *ends, *further]:
         yield _Kept(_name(builder, native, here.start, expert_rank), _stored_shape(native), native)
 
 
 def _name(builder: GPTBuilder, native: layouts.Native, first_layer: int, expert_rank: int) -> str:
     """The name in a rank file, where layers and experts are numbered from 0."""
-    layout, experts = builder.layout, builder.experts(native.layer)
+    layout, experts = builder.layout, builder.experts(native)
     layer, expert = native.layer, expert_of(native.name)
     if layer is not None:
         layer -= first_layer
@@ -81,10 +84,10 @@ def _name(builder: GPTBuilder, native: layouts.Native, first_layer: int, expert_
         expert -= expert_rank * (experts // layout.ep)
     name = renumbered(native.name, layer, expert)
     if layout.names == "te":
-        return te(name, latent=builder.latent, moe=bool(experts), grouped=layout.grouped)
+        name = te(name, latent=builder.latent, moe=bool(experts), grouped=layout.grouped)
     if layout.names == "legacy":
         return layout.spelling.name(name, tied=native.row.copy)
-    return name
+    return of_module(name)
 
 
 def _stored_shape(native: layouts.Native) -> tuple[int, ...]:

@@ -12,11 +12,11 @@ from ckpt_core.errors import CkptError
 from ckpt_tests import distributed
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, of_2026
-from ckpt_tests.models import load, logits_of
+from ckpt_tests.models import load, logits_of, weights
 
 TOLERANCE = 1e-4
 STEP = "iter_0000000"
-READ = ("qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss")  # families whose HF models we read
+READ = ("qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss", "glm4_moe")  # families whose HF models we read
 # What names the models that are none of these: a class, a function that makes the layers, or a field.
 NAMED = ("_target_", "models of ", "transformer_layer_spec", "key '", "unknown config key")
 CASES = of_2026("families", "megatron-bridge")
@@ -37,9 +37,12 @@ def test_it_is_the_model_that_bridge_made_it_of(golden: Golden, tmp_path: Path) 
     with open_checkpoint(golden.checkpoint) as one, open_checkpoint(golden.source) as two:
         assert one.architecture.decoder == two.architecture.decoder
         assert one.architecture.head == two.architecture.head
-        # all that is left behind are the layers of multi-token prediction, whose one number the run config has
-        assert {loss.subject.partition(".")[0] for loss in one.checkpoint.provenance.losses} <= {"mtp"}
-    convert(golden.checkpoint, tmp_path / "hf", to="hf")
+        assert not one.checkpoint.provenance.losses
+    convert(golden.checkpoint, tmp_path / "whole", to="hf")
+    assert_same_bits(weights(tmp_path / "whole"), weights(golden.source))
+    convert(
+        golden.checkpoint, tmp_path / "hf", to="hf", options={"predictors": "drop"}
+    )  # no class of transformers has them
     assert golden.off_by(logits_of(load(tmp_path / "hf"), golden.input_ids)) <= TOLERANCE
 
 
@@ -47,7 +50,7 @@ def test_it_is_the_model_that_bridge_made_it_of(golden: Golden, tmp_path: Path) 
 def test_through_hf_and_back_every_tensor_is_the_original(golden: Golden, tmp_path: Path) -> None:
     convert(golden.source, tmp_path / "run", to="megatron-bridge", tp=golden.case["tp"], ep=golden.case["ep"])
     written, original = (distributed.tensors(root / STEP) for root in (tmp_path / "run", golden.checkpoint))
-    assert_same_bits(written, {name: tensor for name, tensor in original.items() if not name.startswith("mtp.")})
+    assert_same_bits(written, original)
 
 
 @each(read=True)

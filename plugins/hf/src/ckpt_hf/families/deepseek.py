@@ -36,6 +36,7 @@ from ckpt_hf.common import (
     norms,
 )
 from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_ON, predictors, stored_predictors
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES
 
@@ -121,7 +122,8 @@ def groups_by_two_best(count: int, best: int) -> configs.Entry:
 
 # Experts are chosen by the sigmoids of their logits and a learned offset, which takes no part in their shares.
 SIGMOID_ROUTER = [fact_is(f"{_ROUTER}.score", "sigmoid"), fact_is(f"{_ROUTER}.correction_bias", True)]
-PREDICTORS = ignore(
+# Of classes of whose layers that predict further tokens nothing is known but their names.
+PREDICTORS_LEFT = ignore(
     "num_nextn_predict_layers",
     why="the layers that predict further tokens take no part in the model, and are not kept",
     written=lambda facts: 0,
@@ -186,7 +188,7 @@ DEEPSEEK_V3 = _BASE.replace("DeepseekV3ForCausalLM",
     key_is("scoring_func", "sigmoid", or_absent=True),
     key_is("rope_interleave", True, False, or_absent=True),  # an arrangement of tensors, and not a fact (see `FAMILIES`)
     key("n_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
-    PREDICTORS,
+    predictors(),
 )
 
 
@@ -223,7 +225,7 @@ DEEPSEEK_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qk
 
 PREDICTING_LAYER = Table(rows=[drop("model.layers.{layers}.*", why="the layer that predicts a further token; transformers does not load it")])
 
-TABLES = layouts.Tables([MODEL, DEEPSEEK_LAYER], [NAMES, ROPE_INTERLEAVE], [ROPE])
+TABLES = layouts.Tables([MODEL, DEEPSEEK_LAYER, *NUMBERED_ON, Table(AFTER, to=BLOCK, rows=DEEPSEEK_LAYER.rows)], [NAMES, ROPE_INTERLEAVE], [ROPE])
 # fmt: on
 
 
@@ -241,6 +243,7 @@ FAMILIES = [
         TABLES,
         arrangement="rope_interleave",
         leftovers=PREDICTING_LAYER,
+        as_stored=stored_predictors,
     ),
     # Kimi K2 has DeepSeek's class under a model_type of its own, and says every key.
     Family(
@@ -249,6 +252,7 @@ FAMILIES = [
         TABLES,
         arrangement="rope_interleave",
         leftovers=PREDICTING_LAYER,
+        as_stored=stored_predictors,
         other_names=("KimiK2ForCausalLM",),
         losses=code_of_its_author("deepseek_v3"),
         heads=(),

@@ -23,7 +23,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.common import ATTENTION_BIASES, MLP_BIASES, NORMS, Family, dense_width, groups, head_dim
-from ckpt_hf.families.deepseek import PREDICTORS, SHARED_EXPERTS
+from ckpt_hf.families.deepseek import PREDICTORS_LEFT, SHARED_EXPERTS
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import ADJACENT, EXPERTS, LAYER, MODEL, NAMES
@@ -91,7 +91,7 @@ ERNIE4_5_MOE = ERNIE4_5.replace("Ernie4_5_MoeForCausalLM",
     key_is("moe_norm_min", 1e-12, or_absent=True, why="shares are divided by no less than it"),
     key_is("moe_use_aux_free", True, or_absent=True, written=False),
     ignore("moe_capacity", why="training only"),
-    PREDICTORS,
+    PREDICTORS_LEFT,
 )
 
 ERNIE_LAYER = LAYER.replace(*ADJACENT)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, layouts, row, schema, values
+from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, ignore, key, layouts, row, schema, values
 from ckpt_hf import heads
 from ckpt_hf.common import NORMS, QKV_BIASES, SPARSE, Family, groups, head_dim, norms, sparse_layers, unbiased
 from ckpt_hf.families.deepseek import (
     CORRECTION,
     DEEPSEEK_V3,
     PREDICTING_LAYER,
-    PREDICTORS,
     SHARED_EXPERTS,
     SIGMOID_ROUTER,
     TABLES,
@@ -20,6 +19,7 @@ from ckpt_hf.families.deepseek import (
     groups_by_two_best,
 )
 from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_ON, predictors, stored_predictors
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import ADJACENT, EXPERTS, LAYER, MLP, MODEL, NAMES, QK_NORMS
 
@@ -77,7 +77,7 @@ GLM4_MOE = LLAMA.replace("Glm4MoeForCausalLM",
     key("routed_scaling_factor", "mlp.moe.router.scale", default=1.0),
     groups_by_two_best(1, 1),
     SIGMOID_ROUTER,
-    PREDICTORS,
+    predictors(),
     unbiased("mlp_bias"),
 )
 
@@ -115,6 +115,7 @@ GLM4_MOE_LAYER = LAYER.extend(
     *SHARED_EXPERTS,
     *EXPERTS,
 )
+GLM4_MOE_PREDICTOR = Table(AFTER, to=BLOCK, rows=GLM4_MOE_LAYER.rows)
 # fmt: on
 
 FAMILIES = [
@@ -123,9 +124,10 @@ FAMILIES = [
     Family(
         "glm4_moe",
         GLM4_MOE,
-        layouts.Tables([MODEL, GLM4_MOE_LAYER], [NAMES]),
+        layouts.Tables([MODEL, GLM4_MOE_LAYER, *NUMBERED_ON, GLM4_MOE_PREDICTOR], [NAMES]),
         leftovers=PREDICTING_LAYER,
         heads=(heads.BARE,),
+        as_stored=stored_predictors,
     ),
     Family(
         "glm4_moe_lite",
@@ -134,5 +136,6 @@ FAMILIES = [
         arrangement="rope_interleave",
         leftovers=PREDICTING_LAYER,
         heads=(heads.BARE,),
+        as_stored=stored_predictors,
     ),
 ]

@@ -19,7 +19,7 @@ from ckpt_hf.common import (
     sparse_layers,
     unbiased,
 )
-from ckpt_hf.families.deepseek import PREDICTING_LAYER, PREDICTORS, SIGMOID_ROUTER
+from ckpt_hf.families.deepseek import PREDICTING_LAYER, PREDICTORS_LEFT, SIGMOID_ROUTER
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
@@ -49,7 +49,7 @@ HY_V3 = LLAMA.replace("HYV3ForCausalLM",
     key("router_scaling_factor", "mlp.moe.router.scale", default=2.826),
     fact_is("mlp.moe.router.normalise", True),
     SIGMOID_ROUTER,
-    PREDICTORS,
+    PREDICTORS_LEFT,
     ignore("enable_moe_fp32_combine", why="a precision of a sum, not another function"),
     unbiased("mlp_bias"),
 )

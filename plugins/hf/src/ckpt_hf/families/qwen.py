@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf import predictors as predicting
 from ckpt_hf import weights
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
@@ -38,7 +39,6 @@ from ckpt_hf.common import (
     unbiased,
     windows,
 )
-from ckpt_hf.families.deepseek import PREDICTORS
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
 
@@ -102,7 +102,7 @@ QWEN2 = LLAMA.replace("Qwen2ForCausalLM",
 )
 
 # MiMo, whose class is beside its files, is Qwen 2 with layers that predict further tokens.
-MIMO = QWEN2.replace("MiMoForCausalLM", PREDICTORS)
+MIMO = QWEN2.replace("MiMoForCausalLM", predicting.predictors())
 
 QWEN2_MOE = QWEN2.replace("Qwen2MoeForCausalLM",
     groups(16),
@@ -145,6 +145,8 @@ SHARED_EXPERT = (
     row("mlp.shared_expert_gate.weight",      "1 h", "mlp.shared_gate.weight"),
 )
 
+MIMO_BLOCK = Table(predicting.MIMO, to=predicting.BLOCK, rows=LAYER.rows)
+
 QWEN3_LAYER = LAYER.extend(
     *QK_NORMS,
 )
@@ -174,10 +176,11 @@ FAMILIES = [
     Family(
         "mimo",
         MIMO,
-        weights.LLAMA,
+        layouts.Tables([MODEL, LAYER, predicting.MIMO_PREDICTOR, MIMO_BLOCK]),
         leftovers=Table(
             rows=[drop("model.mtp_layers.*", why="the layers that predict further tokens, which are not kept")]
         ),
+        as_stored=predicting.stored_predictors,
         losses=code_of_its_author("qwen2"),
         heads=(),
     ),

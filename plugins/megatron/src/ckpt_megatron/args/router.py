@@ -33,7 +33,8 @@ def read_router(args: Args, facts: Facts) -> None:
     facts[f"{_ROUTER}.normalise"] = (not before) if score == "softmax" else top_k > 1
     facts[f"{_ROUTER}.scale"] = args.get("moe_router_topk_scaling_factor") or 1.0
     facts[f"{_ROUTER}.correction_bias"] = flag(args, "moe_router_enable_expert_bias")
-    if args.get("moe_router_group_topk"):  # it alone decides whether groups count
+    # It alone decides whether groups count; one group of all experts (GLM-4.5 by Bridge) is not a choice.
+    if args.get("moe_router_group_topk") and args.get("moe_router_num_groups") != 1:
         groups, chosen = positive(args, "moe_router_num_groups", 0), positive(args, "moe_router_group_topk", 0)
         facts[f"{_ROUTER}.groups"], facts[f"{_ROUTER}.group_top_k"] = groups, chosen
         facts[f"{_ROUTER}.group_score"] = _group_score(top_k, chosen, score == "softmax" and not before)

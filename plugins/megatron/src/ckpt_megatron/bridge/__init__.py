@@ -25,6 +25,7 @@ def ckpt_info() -> FormatInfo:
         families=("GPTModelProvider", "Llama31ModelProvider", "GemmaModelProvider", "MLAModelProvider"),
         options=(
             reading.IGNORE_KEYS,
+            reading.PREDICTORS,
             Option(
                 "bridge_version",
                 "the Bridge to write for, where classes differ: 0.2 (to 0.3.0), 0.4 (from 0.3.1) or 0.6, the default",

@@ -23,6 +23,7 @@ from ckpt_core.sdk import (
     trees,
 )
 from ckpt_megatron import weights
+from ckpt_megatron.args.predictors import COUNT
 from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
@@ -36,7 +37,6 @@ from ckpt_megatron.transformer_config.reading import (
     EMBEDDING,
     RANKS,
     described,
-    dropped,
     layout_hints,
     parallel,
     refuse_adapters,
@@ -51,6 +51,8 @@ def read(path: str, request: ReadRequest) -> Description:
     target, fields = model_section(sections, file)
     losses, ledger = _losses_of_class(target, file), ledgers.Ledger()
     fields = reading.without_ignored(fields, request, ledger, file, "model")
+    if reading.drops_predictors(request):
+        fields.pop(COUNT, None)
     table = table_of(target, fields)
     facts, notes = table.read(fields, file)
     container = container_of(folder)
@@ -91,7 +93,7 @@ def read(path: str, request: ReadRequest) -> Description:
         ledger=found.ledger,
         hints=_hints(target, fields, facts, found),
         evidence=evidence,
-        losses=[*losses, *dropped(found)],
+        losses=[*losses, *found.left(architecture)],
         masters=found.masters,
     )
 

@@ -27,6 +27,7 @@ from ckpt_core.sdk import (
 from ckpt_megatron.args.attention import biases, head_dim, window
 from ckpt_megatron.args.mlp import clamped, widths
 from ckpt_megatron.args.norms import norms
+from ckpt_megatron.args.predictors import predictors
 from ckpt_megatron.transformer_config.activation import ENGINE, activation
 from ckpt_megatron.transformer_config.config_fields import AT_DEFAULT, HARMLESS, inert
 from ckpt_megatron.transformer_config.generation import generation
@@ -126,7 +127,7 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs
         *of_fields(widths()),
         activation(package),
         clamped(*ENGINE, left_out=True),
-        *of_fields(biases(latent), *norms(latent)),
+        *of_fields(biases(latent), *norms(latent), predictors()),
         positions(attention, yarn=yarn),
         key("share_embeddings_and_output_weights", "head.tied", default=True),
         key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),

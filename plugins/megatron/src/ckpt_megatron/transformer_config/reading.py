@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Facts, FormatError, architecture_of, layouts, ledgers
+from ckpt_core.sdk import Architecture, Facts, FormatError, architecture_of, layouts
 from ckpt_megatron.found import Found
 from ckpt_megatron.layout import DIVISIBLE
 
@@ -30,7 +30,11 @@ def refuse_adapters(found: Found, fix: str) -> None:
 def described(
     facts: Facts, notes: dict[str, Any], found: Found, file: str
 ) -> tuple[Architecture, dict[str, layouts.Value]]:
-    """The architecture, and the choices of the tables that the fields make."""
+    """The architecture, and the choices of the tables that the fields make. Layers of multi-token prediction that the fields count and
+    the files do not have are no part of it.
+    """
+    if not found.predicts:
+        facts = Facts({path: value for path, value in facts.items() if not path.startswith("predictors.")})
     # Since core 0.14 a router has a bias where linear layers have one; before it had none.
     if any(name.endswith(".mlp.router.bias") for name in found.names):
         facts["mlp.moe.router.bias"] = True
@@ -60,9 +64,3 @@ def _names(facts: Facts, found: Found) -> str:
     if facts.present("latent_attention") is not False:
         return "local" if any(".kv_layernorm." in name for name in stored) else "te"
     return "te"
-
-
-def dropped(found: Found) -> list[ledgers.Loss]:
-    """What was left behind of the weights."""
-    reason = "multi-token prediction layers, on which the model's own outputs do not depend"
-    return [ledgers.Loss("dropped", name, reason) for name in sorted(found.dropped)]

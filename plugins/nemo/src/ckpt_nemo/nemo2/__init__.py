@@ -43,6 +43,7 @@ def ckpt_info() -> FormatInfo:
             Option("believe", "which file counts where the two disagree", ("io.json", "model.yaml"), None, side="read"),
             Option("vocab", "the true vocabulary, where no tokenizer says it", int, None, side="read"),
             reading.IGNORE_KEYS,
+            reading.PREDICTORS,
             Option(
                 "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"
             ),

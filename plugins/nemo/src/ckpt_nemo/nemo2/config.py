@@ -120,6 +120,8 @@ def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> 
         value = fields.pop(key, usual_value)
         if value != usual_value:
             raise Refusal(f"NeMo 2.4 has no field {key!r}, and so no {path}", found=f"{key} = {value}")
+    if "mtp_num_layers" in fields:
+        fields["mtp_loss_scaling_factor"] = 0.1  # Megatron-Core's; DeepSeekV3Config has None, by which training fails
     settings = transformer_config.settings_of(fields.pop(transformer_config.GENERATION, None))
     return fields | (
         {transformer_config.GENERATION: Call(transformer_config.GENERATION_CLASS, settings)} if settings else {}

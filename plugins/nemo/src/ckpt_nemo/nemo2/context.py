@@ -73,7 +73,7 @@ class ModelContext:
 
 
 def read_context(context: trees.Tree, request: ReadRequest, ledger: ledgers.Ledger) -> ModelContext:
-    """The model that the files in `context` describe, under the options `nemo_version`, `believe` and `ignore_keys`.
+    """The model that the files in `context` describe, under the options `nemo_version`, `believe`, `predictors` and `ignore_keys`.
 
     `ledger` learns which fields were left out.
     """
@@ -91,6 +91,10 @@ def read_context(context: trees.Tree, request: ReadRequest, ledger: ledgers.Ledg
     given = reading.without_ignored(given, request, ledger, file, "model.config")
     if said is not None:
         said = reading.without_ignored(said, request, ledger, context.place(MODEL), "model.config")
+    if reading.drops_predictors(request):
+        given.pop("mtp_num_layers", None)
+        if said is not None:
+            said.pop("mtp_num_layers", None)
     described = _described(classes, given, said, context, request.options)
     tokenizer = graph.arguments.get("tokenizer")
     described.sections = sections

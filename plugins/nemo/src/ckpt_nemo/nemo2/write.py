@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, rewrites
+from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, ledgers, rewrites
 from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, transformer_config, write_dist
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
@@ -51,10 +51,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             DIVISIBLE: layout.multiple,
         },
-        losses=tokenizer.losses,
+        losses=[*tokenizer.losses, *_assumed(fields)],
         said=table_of(classes, fields).said({key: plain_of(value) for key, value in fields.items()}),
         config=fields,
     )
+
+
+def _assumed(fields: Mapping[str, Any]) -> list[ledgers.Loss]:
+    """What older versions of NeMo do not have."""
+    if fields.get("mtp_num_layers") is None:
+        return []
+    return [ledgers.Loss("assumed", "NeMo 2.3 or later", "older versions have no layers of multi-token prediction")]
 
 
 def _fixed_rows(checkpoint: Checkpoint, hints: Mapping[str, Any], layout: FileLayout) -> int | None:
