@@ -29,9 +29,11 @@ LEGACY = [
     (r"^decoder\.final_norm\.",                               "decoder.final_layernorm."),
 ]
 
+_DELTA_NORM = "self_attention.in_proj.layer_norm_"  # of a delta net
 # TransformerEngine's fused modules, and torch_dist, whose keys are TransformerEngine's even for local modules.
 FUSED_NORMS = [
     ("self_attention.linear_qkv.layer_norm_",                 "input_layernorm."),
+    (_DELTA_NORM,                                            "input_layernorm."),
     ("self_attention.linear_q_up_proj.layer_norm_",           "self_attention.q_layernorm."),
     ("self_attention.linear_kv_up_proj.layer_norm_",          "self_attention.kv_layernorm."),
     ("mlp.linear_fc1.layer_norm_",                            "pre_mlp_layernorm."),
@@ -116,12 +118,14 @@ def renumbered(name: str, layer: int | None, expert: int | None) -> str:
     return name
 
 
-def te(name: str, *, latent: bool, moe: bool, grouped: bool) -> str:
-    """What a TransformerEngine model calls a tensor of a layer with latent attention, with experts.
+def te(name: str, *, latent: bool, moe: bool, grouped: bool, delta: bool = False) -> str:
+    """What a TransformerEngine model calls a tensor of a layer with latent attention, with experts, or that is a delta net.
 
     With latent attention the input norm stays by itself, and before experts the MLP's norm does.
     """
     for fused, separate in FUSED_NORMS:
+        if delta != (fused == _DELTA_NORM) and separate == "input_layernorm.":
+            continue
         if (separate == "input_layernorm." and latent) or (separate == "pre_mlp_layernorm." and moe):
             continue
         if separate.startswith("self_attention.") and not latent:
@@ -139,7 +143,7 @@ def dist_local(name: str, *, latent: bool) -> str:
     if latent:
         return name
     for fused, separate in FUSED_NORMS:
-        if not separate.startswith("self_attention."):
+        if not separate.startswith("self_attention.") and fused != _DELTA_NORM:
             name = name.replace(f".{separate}", f".{fused}")
     return name
 

@@ -100,7 +100,8 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
     """`Refusal`s for what the ranks or the kind of files of `layout` cannot hold."""
     problems = errors.Problems(f"tp={layout.tp} pp={layout.pp} ep={layout.ep}")
     layers = decoder_of(architecture).layers
-    attention, moe = layers[0].attention, any(layer.mlp.moe for layer in layers)
+    attention = next((layer.attention for layer in layers if layer.attention), None)
+    moe = any(layer.mlp.moe for layer in layers)
     if attention is not None:
         heads, groups = attention.heads, attention.groups
         if heads % layout.tp:

@@ -76,17 +76,21 @@ MODEL = Table(rows=[
 NORMS = [
     row("input_layernorm.weight",               "h", "attention.norm.weight"),
     row("input_layernorm.bias",                 "h", "attention.norm.bias"),
+    row("input_layernorm.weight",               "h", "delta.norm.weight"),
     row("pre_mlp_layernorm.weight",             "h", "mlp.norm.weight"),
     row("pre_mlp_layernorm.bias",               "h", "mlp.norm.bias"),
 ]
 """The rows of a layer's norms."""
 
 QKV = [
-    row("self_attention.linear_qkv.weight",     "<qkv> h", "attention.{part}.weight", tp="g",    when="attention.groups%tp=0"),
-    row("self_attention.linear_qkv.bias",       "<qkv>",   "attention.{part}.bias",   tp="g",    when="attention.groups%tp=0"),
+    row("self_attention.linear_qkv.weight",     "<qkv> h", "attention.{part}.weight", tp="g",    when="attention.groups%tp=0 !attention.out_gate"),
+    row("self_attention.linear_qkv.bias",       "<qkv>",   "attention.{part}.bias",   tp="g",    when="attention.groups%tp=0 !attention.out_gate"),
     # More ranks than groups: blocks of rows, whatever the rows are.
-    row("self_attention.linear_qkv.weight",     "<qkv> h", "attention.{part}.weight", tp="rows", when="attention.groups%tp!=0"),
-    row("self_attention.linear_qkv.bias",       "<qkv>",   "attention.{part}.bias",   tp="rows", when="attention.groups%tp!=0"),
+    row("self_attention.linear_qkv.weight",     "<qkv> h", "attention.{part}.weight", tp="rows", when="attention.groups%tp!=0 !attention.out_gate"),
+    row("self_attention.linear_qkv.bias",       "<qkv>",   "attention.{part}.bias",   tp="rows", when="attention.groups%tp!=0 !attention.out_gate"),
+    # --attention-output-gate: the gates of a group's heads follow its queries
+    row("self_attention.linear_qkv.weight",     "(g (q[r] + gate[r] + k + v) d) h", "attention.{part}.weight", tp="g", when="attention.out_gate", under={"rotary_interleaved": False}),
+    row("self_attention.linear_qkv.bias",       "(g (q[r] + gate[r] + k + v) d)",   "attention.{part}.bias",   tp="g", when="attention.out_gate", under={"rotary_interleaved": False}),
 ]
 
 ATTENTION = [
@@ -115,6 +119,24 @@ LATENT = [
     row("self_attention.linear_kv_up_proj.weight",    "(g (k_nope[dn] + v[dv])) kl",       "attention.{part}.weight", tp="g",  when="latent_attention"),
     row("self_attention.linear_proj.weight",          "h (g dv)",                          "attention.out.weight",    tp="g",  when="latent_attention"),
     row("self_attention.linear_proj.bias",            "h",                                 "attention.out.bias",               when="latent_attention"),
+]
+
+# What torch_dist keeps of gated_delta_net.py: each part of in_proj and conv1d under a name of its own (_split_tensor_factory).
+DELTA = [
+    row("self_attention.in_proj.weight.query",  "(g dk) h",     "delta.q.weight",         tp="g"),
+    row("self_attention.in_proj.weight.key",    "(g dk) h",     "delta.k.weight",         tp="g"),
+    row("self_attention.in_proj.weight.value",  "(g r dv) h",   "delta.v.weight",         tp="g"),
+    row("self_attention.in_proj.weight.z",      "(g r dv) h",   "delta.z.weight",         tp="g"),
+    row("self_attention.in_proj.weight.beta",   "(g r) h",      "delta.b.weight",         tp="g"),
+    row("self_attention.in_proj.weight.alpha",  "(g r) h",      "delta.a.weight",         tp="g"),
+    row("self_attention.conv1d.weight.query",   "(g dk) 1 t",   "delta.q_conv.weight",    tp="g"),
+    row("self_attention.conv1d.weight.key",     "(g dk) 1 t",   "delta.k_conv.weight",    tp="g"),
+    row("self_attention.conv1d.weight.value",   "(g r dv) 1 t", "delta.v_conv.weight",    tp="g"),
+    row("self_attention.A_log",                 "(g r)",        "delta.a_log.weight",     tp="g"),
+    row("self_attention.dt_bias",               "(g r)",        "delta.dt_bias.weight",   tp="g"),
+    row("self_attention.out_norm.weight",       "dv",           "delta.head_norm.weight", when="delta.norm.zero_centred", via=layouts.plus_one),
+    row("self_attention.out_norm.weight",       "dv",           "delta.head_norm.weight", when="!delta.norm.zero_centred"),
+    row("self_attention.out_proj.weight",       "h (g r dv)",   "delta.out.weight",       tp="g"),
 ]
 
 FC1 = [
@@ -171,7 +193,7 @@ PREDICTOR = [
 ]
 """The rows of a layer of multi-token prediction but for those of its block."""
 
-BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *FC1, *FC2, *ROUTER]
+BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *DELTA, *FC1, *FC2, *ROUTER]
 """The rows of a layer but for those of its experts."""
 
 LAYER = "decoder.layers.{l}"

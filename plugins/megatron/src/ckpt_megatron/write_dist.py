@@ -59,7 +59,8 @@ def _place(
     if native.layer is None and native.predictor is None:
         name = native.name
     elif builder.layout.names == "te":
-        name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False)
+        delta = native.layer is not None and builder.layers[native.layer].delta is not None
+        name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False, delta=delta)
     else:
         name = dist_local(native.name, latent=builder.latent)
     return dist_place(name, native.layer, len(builder.layers) if homogeneous else None, experts)

@@ -16,7 +16,8 @@ from ckpt_tests.models import load, logits_of, weights
 
 TOLERANCE = 1e-4
 STEP = "iter_0000000"
-READ = ("qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss", "glm4_moe")  # families whose HF models we read
+DELTA = ("qwen3_next", "qwen3_5_text")
+READ = ("qwen3", "qwen3_moe", "deepseek_v3", "gpt_oss", "glm4_moe", *DELTA)  # families whose HF models we read
 # What names the models that are none of these: a class, a function that makes the layers, or a field.
 NAMED = ("_target_", "models of ", "transformer_layer_spec", "key '", "unknown config key")
 CASES = of_2026("families", "megatron-bridge")
@@ -53,7 +54,19 @@ def test_through_hf_and_back_every_tensor_is_the_original(golden: Golden, tmp_pa
     assert_same_bits(written, original)
 
 
-@each(read=True)
+def with_delta_nets(yes: bool) -> pytest.MarkDecorator:
+    cases = [golden for golden in CASES if family(golden) in READ and (family(golden) in DELTA) is yes]
+    return pytest.mark.parametrize("golden", cases, ids=str)
+
+
+@with_delta_nets(True)
+def test_megatron_lm_s_args_have_no_delta_nets(golden: Golden, tmp_path: Path) -> None:
+    with pytest.raises(CkptError, match=r"no attention\.out_gate(.|\n)*no delta\.key_heads"):
+        convert(golden.checkpoint, tmp_path / "run", to="megatron", tp=golden.case["tp"])
+    assert_nothing_at(tmp_path / "run")
+
+
+@with_delta_nets(False)
 def test_megatron_lm_s_args_say_the_same(golden: Golden, tmp_path: Path) -> None:
     convert(golden.checkpoint, tmp_path / "run", to="megatron", tp=golden.case["tp"])
     (tmp_path / "run/ckpt-receipt.json").unlink()

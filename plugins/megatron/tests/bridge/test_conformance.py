@@ -9,7 +9,7 @@ from ckpt_tests.conformance import OtherModels, Ranks
 class TestBridgeDense(Ranks):
     format = "megatron-bridge"
     quirks = config_classes.dense(
-        expresses=("attention.window?", "attention.sinks"),
+        expresses=("attention.window?", "attention.sinks", "attention.out_gate"),
         frameworks=("megatron", "transformer_engine", "nemo"),
     )
 

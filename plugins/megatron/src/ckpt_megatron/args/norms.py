@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckpt_core.sdk import configs, key, key_is, values
 
-_ALIKE = "all norms of a model are of one kind"
+ALIKE = "all norms of a model are of one kind"
 
 
 def norms(latent: bool) -> list[configs.Entry]:
@@ -13,11 +13,11 @@ def norms(latent: bool) -> list[configs.Entry]:
     if latent:
         inside: list[configs.Entry] = [
             key_is("qk_layernorm", True, why="latent attention without norms on its latents is not supported"),
-            configs.all_agree(first, "latent_attention.kv_norm", why=_ALIKE),
-            configs.where("latent_attention.q_rank", [configs.all_agree(first, "latent_attention.q_norm", why=_ALIKE)]),
+            configs.all_agree(first, "latent_attention.kv_norm", why=ALIKE),
+            configs.where("latent_attention.q_rank", [configs.all_agree(first, "latent_attention.q_norm", why=ALIKE)]),
         ]
     else:
-        inside = [configs.switched("qk_layernorm", [configs.all_agree(first, "attention.qk_norm", why=_ALIKE)])]
+        inside = [configs.switched("qk_layernorm", [configs.all_agree(first, "attention.qk_norm", why=ALIKE)])]
     return [
         configs.choice(
             "normalization",
@@ -37,6 +37,6 @@ def norms(latent: bool) -> list[configs.Entry]:
             default=False,
             type=values.switch,
         ),
-        configs.all_agree(first, "mlp.norm", "final_norm", why=_ALIKE),
+        configs.all_agree(first, "mlp.norm", "final_norm", why=ALIKE),
         *inside,
     ]

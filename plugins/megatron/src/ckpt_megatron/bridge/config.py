@@ -9,6 +9,7 @@ from typing import Any
 
 from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, ignore, schema, torch_files
 from ckpt_megatron.transformer_config.config_fields import listed
+from ckpt_megatron.transformer_config.delta import SPEC, refuse_unwritten
 from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
 from ckpt_megatron.transformer_config.targets import plain
@@ -20,7 +21,7 @@ OLD = "0.2"
 VERSIONS = (OLD, "0.4", "0.6")
 """Versions to write for. Those up to 0.3.0 are as 0.2; 0.4 stands for 0.3.1 to 0.5."""
 _ORIGIN = ignore("hf_model_id", why="the name of the model it was imported from")
-GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True).replace(
+GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=True).replace(
     "Megatron-Bridge's GPTModelProvider", _ORIGIN
 )
 MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", _ORIGIN)
@@ -161,9 +162,14 @@ def written_fields(
             found="latent_attention.q_rank = null",
             fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
+    refuse_unwritten(facts, version, VERSIONS[-1], names)
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
-    return target, fields | _experts(fields, names)
+    fields |= _experts(fields, names)
+    if facts.present("delta") is not False:
+        fields["transformer_layer_spec"] = {"_call_": False, "_target_": SPEC}
+        fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
+    return target, fields
 
 
 def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ckpt_megatron.args.norms import norms
 from ckpt_megatron.args.predictors import predictors
 from ckpt_megatron.transformer_config.activation import ENGINE, activation
 from ckpt_megatron.transformer_config.config_fields import AT_DEFAULT, HARMLESS, inert
+from ckpt_megatron.transformer_config.delta import delta_nets, no_delta_nets
 from ckpt_megatron.transformer_config.generation import generation
 from ckpt_megatron.transformer_config.positions import positions
 
@@ -44,6 +45,7 @@ _SPECS = (
     "get_gpt_decoder_block_spec",
     "get_gpt_layer_local_spec",
     "get_gpt_layer_with_transformer_engine_spec",
+    "get_transformer_block_with_experimental_attention_variant_spec",
 )
 
 
@@ -153,12 +155,16 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs
     ]
 
 
-def usual(name: str, package: str, *, yarn: bool = False) -> Config:
-    """The table of models with usual attention. `package` has the activations that torch does not have; see `positions`."""
+def usual(name: str, package: str, *, yarn: bool = False, delta: bool = False) -> Config:
+    """The table of models with usual attention. `package` has the activations that torch does not have; see `positions`.
+
+    `delta`: some layers may be delta nets, and the output of attention may have a gate.
+    """
     return Config(
         name,
         [
             *_common("attention", package, yarn=yarn),
+            *(delta_nets() if delta else no_delta_nets()),
             inert("multi_latent_attention", False),
             note("rotary_interleaved", "interleaved"),
             key("num_query_groups", "attention.groups", default=same_as("num_attention_heads")),
@@ -188,6 +194,7 @@ def latent(name: str, package: str) -> Config:
             key("qk_pos_emb_head_dim", "latent_attention.rope_dim"),
             key("v_head_dim", "latent_attention.value_dim"),
             *_common("latent_attention", package),
+            *no_delta_nets(),
             inert("rotary_interleaved", False),
             inert("window_size"),
             inert("softmax_type", "vanilla"),

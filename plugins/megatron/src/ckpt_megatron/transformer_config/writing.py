@@ -22,11 +22,14 @@ def check_layout(model: rewrites.Rewritable, facts: Facts, layout: FileLayout) -
 
 
 def number_layers(fields: dict[str, Any], facts: Facts, hints: Mapping[str, Any]) -> bool:
-    """Whether every layer has keys of its own, as it has where moe_layer_freq is a list; enter it as in the source."""
+    """Whether every layer has keys of its own, as it has where moe_layer_freq is a list; enter it as in the source.
+
+    So it has where some layers are delta nets, whatever moe_layer_freq is.
+    """
     frequency = fields["moe_layer_freq"]
     if hints.get("layers") == "numbered" and not isinstance(frequency, list) and fields["num_moe_experts"] is not None:
         fields["moe_layer_freq"] = [frequency] * facts["layers"]
-    return isinstance(fields["moe_layer_freq"], list)
+    return isinstance(fields["moe_layer_freq"], list) or facts.present("delta") is not False
 
 
 def running(layout: FileLayout, model: rewrites.Rewritable, dtype: dtypes.DType | None) -> dict[str, Any]:

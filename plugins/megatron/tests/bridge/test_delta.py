@@ -1,0 +1,109 @@
+"""Models some of whose layers are delta nets: what Bridge has no word for is refused, and the words of other models stay as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core.architecture import Parameter
+from ckpt_core.errors import CkptError
+from ckpt_core.storage.dtypes import DType
+from ckpt_core.testing import example, write_ir
+from ckpt_tests import distributed
+from ckpt_tests.folders import assert_nothing_at
+
+STEP = "iter_0000000"
+CENTRED = ("attention.norm", "mlp.norm", "final_norm", "attention.qk_norm", "delta.norm")
+
+
+def exact_less_one(generator: np.random.Generator, parameter: Parameter, dtype: DType) -> np.ndarray:
+    """Numbers from which one is taken, and to which it is added again, without rounding."""
+    return (generator.integers(64, 256, parameter.shape) / 128).astype(np.float32)
+
+
+def written(folder: Path, **changes: object) -> Path:
+    write_ir(folder / "ir", example("delta", **changes), values=exact_less_one)
+    convert(folder / "ir", folder / "run", to="megatron-bridge", tp=2, pp=2)
+    return folder / "run"
+
+
+def model(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / STEP / "run_config.yaml").read_text())["model"]
+
+
+def changed(run: Path, **fields: object) -> Path:
+    path = run / STEP / "run_config.yaml"
+    body = yaml.safe_load(path.read_text())
+    body["model"] |= fields
+    path.write_text(yaml.safe_dump(body))
+    (run / "ckpt-receipt.json").unlink()
+    return run
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_norms_of_heads_are_stored_as_the_other_norms_are(centred: bool, tmp_path: Path) -> None:
+    run = written(tmp_path, **{f"{norm}.zero_centred": centred for norm in CENTRED})
+    stored = distributed.tensors(run / STEP)["decoder.layers.0.self_attention.out_norm.weight"]
+    with open_checkpoint(tmp_path / "ir") as one:
+        original = torch.from_numpy(one["layers.0.delta.head_norm.weight"].numpy())
+    assert torch.equal(stored, original - 1 if centred else original)
+    assert model(run)["layernorm_zero_centered_gamma"] is centred
+    assert fingerprint(run) == fingerprint(tmp_path / "ir")
+
+
+def test_a_number_says_which_layers_attend(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    assert model(run)["linear_attention_freq"] == [1, 1, 0, 1, 1, 0]
+    with open_checkpoint(tmp_path / "ir") as one, open_checkpoint(changed(run, linear_attention_freq=3)) as two:
+        assert two.architecture.decoder == one.architecture.decoder
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"experimental_attention_variant": "dsa"}, "experimental_attention_variant"),
+        ({"experimental_attention_variant": None}, "linear_attention_freq"),
+        ({"linear_attention_freq": [1] * 6}, "linear_attention_freq"),
+        ({"add_bias_linear": True}, "mlp.up_bias"),
+        ({"linear_conv_kernel_dim": 4}, "t=4"),
+    ],
+)
+def test_another_model_is_refused(fields: dict[str, object], named: str, tmp_path: Path) -> None:
+    run = changed(written(tmp_path), **fields)
+    with pytest.raises(CkptError) as refusal:
+        convert(run, tmp_path / "out", to="ir")
+    assert named in str(refusal.value)
+    assert_nothing_at(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "named"),
+    [
+        ({}, {"bridge_version": "0.4"}, "bridge_version"),
+        ({}, {"names": "local"}, "names"),
+        ({"delta__beta_scale": 2.0}, {}, "delta.beta_scale"),
+        ({"delta__head_norm__eps": 1e-5}, {}, "delta.head_norm.eps"),
+        ({"mlp__activation": "gelu_erf"}, {}, "delta?"),
+    ],
+)
+def test_what_bridge_lacks_is_refused_by_name(
+    changes: dict[str, object], options: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    write_ir(tmp_path / "ir", example("delta", **changes))
+    with pytest.raises(CkptError) as refusal:
+        convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge", options=options)
+    assert named in str(refusal.value)
+    assert_nothing_at(tmp_path / "run")
+
+
+def test_a_model_without_them_is_told_nothing_of_them(tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example("llama"))
+    convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge")
+    said = model(tmp_path / "run")
+    assert not any(key.startswith(("linear_", "experimental", "attention_output_gate")) for key in said)
