@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import (
+    Architecture,
     Checkpoint,
     Description,
     FormatInfo,
@@ -47,6 +48,13 @@ def ckpt_detect(path: str) -> str | None:
     from ckpt_fsdp.steps import looks_like
 
     return looks_like(path)
+
+
+@hookimpl
+def ckpt_architecture(path: str) -> Architecture | None:
+    from ckpt_fsdp.titan.args import architecture_in
+
+    return architecture_in(path)
 
 
 @hookimpl
