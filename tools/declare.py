@@ -1,7 +1,8 @@
 """Writes every format's `sentences.txt`: `CKPT_GOLDENS=... python tools/declare.py`.
 
 A sentence is shown by a checkpoint of the framework itself (a golden, or a model of transformers) if a table reads it by that
-sentence, and what was read computes the framework's logits: `tests/reference` asserts the latter for all of them. The rest is
+sentence, and what was read computes the framework's logits: `tests/reference`, and the tests of the
+plugin, assert the latter for all of them. The rest is
 what the tables say of example models.
 Read the difference before it is committed: a line that changes is a claim that changes.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 from ckpt_core import open_checkpoint
+from ckpt_core.api import read_checkpoint
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Native
@@ -31,7 +33,7 @@ from ckpt_core.verify.declared import FILE, Declared
 from ckpt_core.verify.holes import model_of_holes
 from ckpt_tests import judged
 from ckpt_tests.forwards import opened
-from ckpt_tests.goldens import every_golden, of_2026
+from ckpt_tests.goldens import Golden, every_golden, of_2026
 
 HEAD = """# Layout sentences of format {format}: native | canonical | sentence | division over ranks | map of values | under | shown by
 # `under` is the decision that a line is for, where others are for other decisions; the last column names checkpoints of the framework itself that are read by the sentence and give its own logits.
@@ -96,7 +98,7 @@ class Seen:
 def shown() -> Iterator[Seen]:
     """Every sentence by which a checkpoint of a framework is read, and those by which it is written back."""
     with tempfile.TemporaryDirectory() as folder:
-        for golden in [*every_golden(), *of_2026("fsdp"), *of_2026("torchtitan")]:
+        for golden in [*every_golden(), *of_2026("fsdp"), *of_2026("torchtitan"), *_of_bridge()]:
             with reading() as seen, opened(golden, Path(folder)) as model:
                 lines = dict.fromkeys(Declared.of(native.row, str(golden)) for native in seen)
             yield from (Seen(model.format, line, {}) for line in lines)
@@ -108,6 +110,16 @@ def shown() -> Iterator[Seen]:
                 lines = dict.fromkeys(Declared.of(native.row, f"transformers {name}") for native in seen)
             yield from (Seen("hf", line, {}) for line in lines)
             yield from seen_in("hf", model.checkpoint, {}, {})
+
+
+def _of_bridge() -> Iterator[Golden]:
+    """What Megatron-Bridge made of the families of 2026, without the models that are refused by name: its tests say which."""
+    for golden in of_2026("families", "megatron-bridge"):
+        try:
+            read_checkpoint(golden.checkpoint)
+        except CkptError:
+            continue
+        yield golden
 
 
 def written() -> Iterator[Seen]:
