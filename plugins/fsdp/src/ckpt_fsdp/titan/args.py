@@ -7,7 +7,7 @@ Until 0.2 a model is built of one dataclass (models/llama3/model/args.py, models
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -41,7 +41,7 @@ def _read_width(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
 
 
 # fmt: off
-_COMMON = [
+_COMMON: list[configs.Entry | Sequence[configs.Entry]] = [
     fact_is("kind", "decoder"),
     fact_is("causal", True),
     key("dim", "hidden"),
