@@ -13,8 +13,18 @@ from ckpt_core.config.views import FactsSaid, FactsSeen, KeysSeen, KeysWritten, 
 from ckpt_core.errors import CkptError, Problems, Refusal
 
 
+def one_by_one(entries: Iterable[Entry | Sequence[Entry]]) -> Iterator[Entry]:
+    """Lines, and lines in lists, as lines."""
+    for entry in entries:
+        if isinstance(entry, Entry):
+            yield entry
+        else:
+            yield from entry
+
+
 class Lines(Sequence[Entry]):
-    """The lines of a table, or of an object inside one. `TableError` if they contradict one another.
+    """The lines of a table, or of an object inside one. `TableError` if they contradict one another, or, when the table is
+    first used, if they use one another in a circle.
 
     Rules: a key is one line's (a note may give way to another line), and so is a fact; `attention.window` and `attention.window?` (which layers have one) are two
     facts, and may be two lines'. A line that only looks at a key or a fact names it in `uses`. What a line
@@ -23,14 +33,25 @@ class Lines(Sequence[Entry]):
 
     def __init__(self, name: str, entries: Iterable[Entry | Sequence[Entry]]) -> None:
         self.name = name
-        self._entries = tuple(one for entry in entries for one in ([entry] if isinstance(entry, Entry) else entry))
-        self._scopes = [Scope(entry) for entry in self._entries]
+        self._entries = tuple(one_by_one(entries))
         self.keys = frozenset(key for entry in self._entries for key in entry.keys)
         self._refuse_two_speakers()
+
+    # The orders are found when a table is first used: there are very many tables, and a conversion needs a few.
+
+    @functools.cached_property
+    def _scopes(self) -> list[Scope]:
+        return [Scope(entry) for entry in self._entries]
+
+    @functools.cached_property
+    def _to_read(self) -> list[tuple[int, frozenset[int]]]:
         claims = [(claim, index) for index, entry in enumerate(self._entries) for claim in entry.claims]
+        return self._ordered(lambda used: {index for claim, index in claims if touches(used, claim)})
+
+    @functools.cached_property
+    def _to_write(self) -> list[tuple[int, frozenset[int]]]:
         keys = [(key, index) for index, entry in enumerate(self._entries) for key in entry.keys]
-        self._to_read = self._ordered(lambda used: {index for claim, index in claims if touches(used, claim)})
-        self._to_write = self._ordered(lambda used: {index for key, index in keys if key == used})
+        return self._ordered(lambda used: {index for key, index in keys if key == used})
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -40,17 +61,24 @@ class Lines(Sequence[Entry]):
 
     def _refuse_two_speakers(self) -> None:
         owners: dict[str, Entry] = {}
-        claims: list[tuple[str, Entry]] = []
+        said: dict[str, Entry] = {}
+        below: dict[str, Entry] = {}
         for entry in self._entries:
             for key in () if entry.gives_way else dict.fromkeys(entry.keys):
                 if key in owners:
                     raise TableError(f"{self.name}: two lines speak for the key {key!r}: {owners[key]} and {entry}")
                 owners[key] = entry
             for claim in entry.claims:
-                other = next((known for name, known in claims if overlap(name, claim) and known is not entry), None)
+                known = said if claim.endswith(".*") else below  # only such a claim is of more than itself
+                others = [known[name] for name in known if overlap(name, claim)]
+                others += [said[claim]] if claim in said else []
+                other = next((one for one in others if one is not entry), None)
                 if other is not None:
                     raise TableError(f"{self.name}: two lines say the fact {claim!r}: {other} and {entry}")
-            claims += [(claim, entry) for claim in entry.claims]
+            for claim in entry.claims:
+                said[claim] = entry
+                if claim.endswith(".*"):
+                    below[claim] = entry
 
     def _ordered(self, givers: Callable[[str], set[int]]) -> list[tuple[int, frozenset[int]]]:
         """The lines, each after those that give what it uses, and which those are."""

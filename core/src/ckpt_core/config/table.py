@@ -25,7 +25,7 @@ from typing import Any
 from ckpt_core.architecture import Facts
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.config.entry import Entry, Fate
-from ckpt_core.config.lines import Lines
+from ckpt_core.config.lines import Lines, one_by_one
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 
 
@@ -44,7 +44,7 @@ class Config:
 
         A note that gives way stays beside a line that speaks for its key, unless it is named in `without`.
         """
-        added, gone = Lines(name, entries), set(without)
+        added, gone = list(one_by_one(entries)), set(without)
         taken = {key for entry in added for key in (*entry.keys, *entry.claims)} | gone
         kept = [
             entry for entry in self.entries if not (gone if entry.gives_way else taken) & {*entry.keys, *entry.claims}

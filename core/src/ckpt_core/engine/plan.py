@@ -34,7 +34,7 @@ from ckpt_core.version import VERSION
 
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
-_INTERPRETER = 66 << 20  # with NumPy, the tables of all plugins, and what a small plan takes
+_INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a small plan takes
 # What planning takes for each block read or written, and for each piece of a file that is known already: measured by
 # benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
 _PER_BLOCK, _PER_LITERAL = 1100, 1400
