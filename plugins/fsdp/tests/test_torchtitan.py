@@ -13,7 +13,6 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.api import config_architecture
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import detect
 from ckpt_core.reference import forward
@@ -240,53 +239,3 @@ def test_the_last_step_is_read_and_a_config_is_needed(step: Path, tmp_path: Path
     with pytest.raises(CkptError, match="nothing says what the model is"):
         open_checkpoint(tmp_path / "dump/checkpoint")
     assert fingerprint(tmp_path / "dump/checkpoint", config=str(step / "config.json")) == fingerprint(step)
-
-
-# What `dataclasses.asdict` makes of the arguments of 0.2 that the goldens have.
-COMMON = {"max_seq_len": 128, "depth_init": True, "attn_type": "sdpa", "attn_mask_type": "causal", "eos_id": 0}
-SCALING = {
-    "scaling_factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-LLAMA3_ARGS = {
-    "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 104, "multiple_of": 8, "ffn_dim_multiplier": 0.65, "norm_eps": 1e-5,
-    "rope_theta": 500000, "rope_scaling_args": SCALING, **COMMON,
-}  # fmt: skip
-QWEN3_ARGS = {
-    "dim": 40, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 102, "head_dim": 12, "hidden_dim": 64, "norm_eps": 1e-6,
-    "rope_theta": 1000000, "qk_norm": True, "enable_weight_tying": True, "moe_enabled": False, "moe_inter_dim": 768, "moe_args": {}, **COMMON,
-}  # fmt: skip
-
-
-def dump(folder: Path, args: dict[str, object]) -> str:
-    path = folder / "args.json"
-    path.write_text(json.dumps(args))
-    return str(path)
-
-
-@pytest.mark.parametrize(("name", "args"), [("llama3", LLAMA3_ARGS), ("qwen3", QWEN3_ARGS)])
-def test_its_own_arguments_are_a_config(name: str, args: dict[str, object], tmp_path: Path) -> None:
-    golden = next(case for case in CASES if case.case["model"] == name and "experts" not in case.case["shape"])
-    own = dump(tmp_path, args)
-    assert config_architecture(own) == config_architecture(config_of(golden))
-    assert fingerprint(golden.checkpoint, config=own) == fingerprint(golden.checkpoint, config=config_of(golden))
-
-
-@pytest.mark.parametrize(
-    ("args", "changes", "said"),
-    [
-        (LLAMA3_ARGS, {"rope_scaling_args": ABSENT}, "rope_scaling_args"),  # 0.1 has no such field, and does not scale
-        (LLAMA3_ARGS, {"norm_eps": ABSENT}, "norm_eps"),
-        (LLAMA3_ARGS, {"use_rope": False}, "use_rope"),
-        (QWEN3_ARGS, {"qk_norm": False}, "qk_norm"),
-        (QWEN3_ARGS, {"moe_enabled": True}, "config.json"),
-    ],
-)
-def test_arguments_that_say_less_or_more_are_refused(
-    args: dict[str, object], changes: dict[str, object], said: str, tmp_path: Path
-) -> None:
-    given = {key: value for key, value in (args | changes).items() if value is not ABSENT}
-    with pytest.raises(CkptError, match=said):
-        open_checkpoint(CASES[0].checkpoint, config=dump(tmp_path, given))

@@ -52,7 +52,7 @@ def ckpt_detect(path: str) -> str | None:
 
 @hookimpl
 def ckpt_architecture(path: str) -> Architecture | None:
-    from ckpt_fsdp.titan.args import architecture_in
+    from ckpt_fsdp.titan.config import architecture_in
 
     return architecture_in(path)
 

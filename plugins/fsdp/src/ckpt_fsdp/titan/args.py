@@ -1,7 +1,7 @@
-"""torchtitan's own arguments of a model, for `--config`: a dump of TransformerModelArgs or Qwen3ModelArgs, as JSON.
+"""torchtitan's own arguments of a model until 0.2, for `--config`: a dump of TransformerModelArgs, Qwen3ModelArgs or DeepSeekV3ModelArgs, as JSON.
 
-Until 0.2 a model is built of one dataclass (models/llama3/model/args.py, models/qwen3/model/args.py), and
-`json.dumps(dataclasses.asdict(args))` says all of it. A dump has every field, so none has a default here.
+A model is built of one dataclass (models/*/model/args.py), and `json.dumps(dataclasses.asdict(args))` says all of it. A dump has every
+field, so those of all releases have no default here.
 """
 
 from __future__ import annotations
@@ -11,26 +11,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
-    Activation,
-    Architecture,
     Config,
     Facts,
-    architecture_of,
+    by_layer,
     configs,
     decided,
     derived,
-    documents,
     fact_is,
     ignore,
     key,
     key_is,
     nested,
     note,
+    one_of,
+    rules,
     same_as,
     schema,
+    values,
+)
+from ckpt_fsdp.titan.common import (
+    DECODER,
+    LATENT,
+    NORMS,
+    ROUTER,
+    YARN,
+    YARN_CLAIMS,
+    YARN_USES,
+    YARN_WHY,
+    enter_yarn,
+    groups,
 )
 
-_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+_LATENT_NORMS = (f"{LATENT}.norm", f"{LATENT}.kv_norm", "mlp.norm", "final_norm")
 
 
 def _read_width(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -40,33 +52,55 @@ def _read_width(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
     facts["mlp.ffn"] = multiple * math.ceil((wide if multiplier is None else int(multiplier * wide)) / multiple)
 
 
+def _read_shared(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """`MoE.__init__`: one feed-forward, as wide as all shared experts; none for 0."""
+    if count := values.checked("num_shared_experts", config["num_shared_experts"], values.count):
+        facts["mlp.moe.shared.ffn"] = count * values.checked("moe_inter_dim", config["moe_inter_dim"], values.whole)
+
+
+def _read_q_rank(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if rank := values.checked("q_lora_rank", config["q_lora_rank"], values.count):
+        facts[f"{LATENT}.q_rank"] = rank
+
+
+def _read_bias(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if config["load_balance_coeff"] is not None:
+        facts[f"{ROUTER}.correction_bias"] = True
+
+
+def _read_yarn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """`precompute_freqs_cis` stretches where the sequences of the training are longer than the original ones."""
+    if config["max_seq_len"] > config["original_seq_len"]:
+        enter_yarn(config, facts)
+
+
 # fmt: off
-_COMMON: list[configs.Entry | Sequence[configs.Entry]] = [
-    fact_is("kind", "decoder"),
-    fact_is("causal", True),
+_SAID: list[configs.Entry | Sequence[configs.Entry]] = [
+    *DECODER,
     key("dim", "hidden"),
-    key("n_layers", "layers"),
-    key("n_heads", "attention.heads"),
-    key("n_kv_heads", "attention.groups", default=same_as("n_heads")),
+    key("n_layers", "layers", type=values.layers),
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary"),
-    fact_is("mlp.gated", True),
-    fact_is("mlp.activation", Activation.SILU),
-    *(fact_is(f"{norm}.kind", "rms") for norm in _NORMS),
-    key("rope_theta", "attention.rotary.theta"),
     note("max_seq_len", "max_positions"),
     ignore("depth_init", why="how weights were initialised"),
     # block_causal ends attention where a document ends: eos_id says where, and a prompt has one document
     ignore("attn_mask_type", "eos_id", why="how documents in one sequence are kept apart while training"),
     ignore("attn_type", "use_flex_attn", why="which function computes attention"),
 ]
+_HEADS: list[configs.Entry | Sequence[configs.Entry]] = [
+    *(fact_is(f"{norm}.kind", "rms") for norm in NORMS),
+    key("n_heads", "attention.heads"),
+    key("n_kv_heads", "attention.groups", default=same_as("n_heads")),
+    key("rope_theta", "attention.rotary.theta"),
+]
 
 LLAMA3 = Config("torchtitan's TransformerModelArgs", [
-    *_COMMON,
+    *_SAID,
+    *_HEADS,
     derived(None, "attention.head_dim", "dim / n_heads"),
     decided(["ffn_dim_multiplier", "multiple_of"], ["mlp.ffn"], read=_read_width, uses=["dim"],
             values={"ffn_dim_multiplier": [None], "multiple_of": [configs.value_of("mlp.ffn")]},
             why="two thirds of 4 dim, times ffn_dim_multiplier, rounded up to multiple_of"),
-    key("norm_eps", *(f"{norm}.eps" for norm in _NORMS)),
+    key("norm_eps", *(f"{norm}.eps" for norm in NORMS)),
     fact_is("head.tied", False),
     # precompute_freqs_cis scales always; versions without the field do not, and their dumps are refused
     nested("rope_scaling_args", [
@@ -78,26 +112,85 @@ LLAMA3 = Config("torchtitan's TransformerModelArgs", [
     ]),
 ])
 
-QWEN3 = Config("torchtitan's Qwen3ModelArgs", [
-    *_COMMON,
+_QWEN3: list[configs.Entry | Sequence[configs.Entry]] = [
+    *_SAID,
+    *_HEADS,
     key("head_dim", "attention.head_dim"),
-    key("hidden_dim", "mlp.ffn"),
     fact_is("attention.qk_norm.kind", "rms"),
-    key("norm_eps", *(f"{norm}.eps" for norm in (*_NORMS, "attention.qk_norm"))),
+    key("norm_eps", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm"))),
     key_is("qk_norm", True, why="without these norms nothing tells the model from llama3, which rotates other elements"),
-    key_is("moe_enabled", False, why="experts are read with the config of transformers alone", fix="give its config.json"),
-    ignore("moe_inter_dim", "moe_args", why="of experts, which this model does not have"),
     key("enable_weight_tying", "head.tied"),
+]
+_EXPERTS: list[configs.Entry | Sequence[configs.Entry]] = [
+    key("num_experts", "mlp.moe.experts"),
+    decided(["num_shared_experts"], ["mlp.moe.shared.ffn"], read=_read_shared, uses=["moe_inter_dim"],
+            values={"num_shared_experts": range(9)}, why="one expert as wide as all that are shared"),
+    key("top_k", f"{ROUTER}.top_k"),
+    key("score_func", f"{ROUTER}.score", via=one_of({"softmax": "softmax", "sigmoid": "sigmoid"})),
+    key("route_norm", f"{ROUTER}.normalise"),
+    key("route_scale", f"{ROUTER}.scale"),
+    key_is("gate_bias", False, or_absent=True),  # since 0.2.1, as are groups
+    groups(),
+    key_is("score_before_experts", False, why="the scores multiply what goes into experts, and not what comes out"),
+    key_is("_debug_force_load_balance", False, why="tokens are dealt out in turn, whatever their scores"),
+    ignore("use_grouped_mm", why="which function computes experts"),
+]
+
+QWEN3 = Config("torchtitan's Qwen3ModelArgs", [
+    *_QWEN3,
+    key_is("moe_enabled", False),
+    key("hidden_dim", "mlp.ffn"),
+    ignore("moe_inter_dim", "moe_args", why="of experts, which this model does not have"),
+])
+
+QWEN3_MOE = Config("torchtitan's Qwen3ModelArgs with experts", [
+    *_QWEN3,
+    key_is("moe_enabled", True),
+    key("moe_inter_dim", "mlp.moe.ffn"),
+    nested("moe_args", [
+        *_EXPERTS,
+        # transformers' mixture of Qwen 3 has no bias: what becomes of one that is not zero, the reader of the tensors asks
+        ignore("load_balance_coeff", why="by how much training moves the bias on scores, if at all"),
+    ]),
+    ignore("hidden_dim", why="of dense layers, which this model does not have"),
+])
+
+DEEPSEEK_V3 = Config("torchtitan's DeepSeekV3ModelArgs", [
+    *_SAID,
+    *(fact_is(f"{norm}.kind", "rms") for norm in _LATENT_NORMS),
+    # transformers and DeepSeek's own code have 1e-6 in the norms of latents, whatever the others have
+    key("norm_eps", *(f"{norm}.eps" for norm in _LATENT_NORMS)),
+    configs.where(f"{LATENT}.q_rank", [fact_is(f"{LATENT}.q_norm.kind", "rms"), configs.fact_as(f"{LATENT}.q_norm.eps", f"{LATENT}.kv_norm.eps")]),
+    key("n_heads", f"{LATENT}.heads"),
+    decided(["q_lora_rank"], [f"{LATENT}.q_rank"], read=_read_q_rank, values={"q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]},
+            why="0 where queries are not compressed"),
+    key("kv_lora_rank", f"{LATENT}.kv_rank"),
+    key("qk_nope_head_dim", f"{LATENT}.nope_dim"),
+    key("qk_rope_head_dim", f"{LATENT}.rope_dim"),
+    key("v_head_dim", f"{LATENT}.value_dim"),
+    key("rope_theta", f"{LATENT}.rotary.theta"),
+    decided([*YARN, "mscale"], YARN_CLAIMS, read=_read_yarn, uses=["max_seq_len", *YARN_USES], values={}, why=YARN_WHY),
+    configs.in_other_layers("inter_dim", "mlp.ffn", than="mlp.moe", unused="dense_ffn"),
+    by_layer("n_dense_layers", "mlp.moe", rules.some(~rules.first_layers())),
+    key("moe_inter_dim", "mlp.moe.ffn"),
+    nested("moe_args", [
+        *_EXPERTS,
+        decided(["load_balance_coeff"], [f"{ROUTER}.correction_bias"], read=_read_bias, values={"load_balance_coeff": [1e-3, None]},
+                why="by how much training moves the bias on scores; null: there is none"),
+    ]),
+    fact_is("head.tied", False),
+    ignore("n_expert_groups", "n_limited_groups", why="of 0.2.0, which does not use them"),
+    ignore("max_batch_size", "moe_impl", "expert_parallel_comm_backend", why="how it runs"),
 ])
 # fmt: on
 
 
-def architecture_in(path: str) -> Architecture | None:
-    """The architecture in a dump of arguments; None if the file is not one.
-
-    `depth_init` tells it from the `params.json` of Meta's own code, which has the other names, too.
-    """
-    args = documents.read_json_object(path) if path.endswith(".json") else {}
+def table_of(args: Mapping[str, Any]) -> Config | None:
+    """The table of a dump; None if it is not one. `depth_init` tells it from the `params.json` of Meta's own code, which has the other names, too."""
+    if {"dim", "n_layers", "n_dense_layers", "kv_lora_rank"} <= args.keys():
+        return DEEPSEEK_V3
     if not {"dim", "n_layers", "depth_init"} <= args.keys():
         return None
-    return architecture_of((QWEN3 if "qk_norm" in args else LLAMA3).read(args, path)[0], path)
+    if "qk_norm" not in args:
+        return LLAMA3
+    return QWEN3_MOE if args.get("moe_enabled") else QWEN3

@@ -32,6 +32,7 @@ MODEL = Table(rows=[
     # With enable_weight_tying both names are stored.
     row("lm_head.weight",        "v h", "embedding.tokens.weight", when="head.tied", copy=True, under={"head": "lm_head"}),
     row("output.weight",         "v h", "embedding.tokens.weight", when="head.tied", copy=True, under={"head": "output"}),
+    # models/deepseek_v3/mtp.py (0.3.0) gives the first of them the state before the final norm, where everyone else gives the one after it
     drop("mtp_layers.*",         why="multi-token prediction layers, on which the model's own outputs do not depend"),
     drop("freqs_cis",            why="computed from theta"),  # a buffer of the first versions
 ])
