@@ -163,7 +163,7 @@ def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
                 st.builds(
                     Layer, mlp=mlps(), **{mixer: mixers[mixer]},
                     cross_attention=maybe(attentions()) if crossing else st.none(), parallel=flags, shared_norm=flags,
-                    residual_from_norm=flags, layer_scale=flags,
+                    residual_from_norm=flags, layer_scale=flags, residual_scale=factors,
                 )
             )
         )  # fmt: skip

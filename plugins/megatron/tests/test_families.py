@@ -58,6 +58,9 @@ REFUSED = {
     "qwen3_next": ["no attention.out_gate", "no delta.key_heads"],
     "qwen3_5": ["no attention.out_gate", "no delta.key_heads"],
     "qwen3_5_moe": ["no attention.out_gate", "no delta.key_heads"],
+    "granite": ["no head.scale", "no residual_scale"],
+    "granitemoe": ["no head.scale", "no residual_scale"],
+    "granitemoeshared": ["no head.scale", "no residual_scale"],
     "glm4_moe_lite": ["latent_attention.norm.eps = 1e-05, latent_attention.kv_norm.eps = 1e-06"],
 }  # fmt: skip
 # Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of

@@ -55,6 +55,13 @@ _DELTA = {
     "linear_value_head_dim": 11, "linear_conv_kernel_dim": 3,
 }  # fmt: skip
 _CHOSEN = {"num_experts_per_tok": 3, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 28}
+_LOCAL = {"num_local_experts": 7, "num_experts_per_tok": 3}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 13.0,
+}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 CASES = {
     "mixtral": Case(
@@ -301,6 +308,15 @@ CASES = {
         },
         {"num_experts_per_tok": 2},
     ),
+    "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
+    "granitemoe": Case(
+        "granitemoe", {**SIZES, **_MULTIPLIERS, **_LOCAL, "intermediate_size": 24}, {"logits_scaling": 8.0}
+    ),
+    "granitemoeshared": Case(
+        "granitemoeshared",
+        {**SIZES, **_MULTIPLIERS, **_LOCAL, "intermediate_size": 24, "shared_intermediate_size": 28},
+        {"attention_multiplier": 0.5},
+    ),
 }
 
 
@@ -435,4 +451,7 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     ],
     "qwen3_5": [*_FEW, _TIED, {"rope_parameters": _THETA | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}}],
     "gpt_oss": [{"swiglu_limit": 3.0}, {"swiglu_alpha": 1.5}, {"attention_bias": False}, {"layer_types": [_FULL, _SLIDING]}, {"hidden_act": "gelu"}],
+    "granite": [*_FEW, _TIED, _BIASED, {"mlp_bias": True}, *({key: 1.0} for key in _MULTIPLIERS)],
+    "granitemoe": [*_FEW, _TIED, _BIASED, {"num_experts_per_tok": 2}],
+    "granitemoeshared": [_TIED, _BIASED, {"shared_intermediate_size": 0}],
 }  # fmt: skip

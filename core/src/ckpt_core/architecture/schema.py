@@ -284,6 +284,7 @@ class Layer:
     `parallel`: attention and MLP read the same x and are added together. `shared_norm`: in a
     parallel layer the MLP reads the output of the attention's norm. `residual_from_norm`: the
     residual is taken from the norm's output. `layer_scale`: a learned factor per channel on each block's output.
+    `residual_scale`: one number, by which each block's output is multiplied before it is added.
     Exactly one of `attention`, `latent_attention` and `delta` is given: the block that mixes positions.
     """
 
@@ -296,6 +297,7 @@ class Layer:
     shared_norm: bool = False
     residual_from_norm: bool = False
     layer_scale: bool = False
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,7 @@ def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
     )
     head += words.tell(f"{prefix}residual_from_norm", "residual from the norm{}")
     head += words.tell(f"{prefix}layer_scale", "layer scale{}")
+    head += words.tell(f"{prefix}residual_scale", "blocks x {}")
     rows = [("layers", ", ".join(head))]
     rows += [
         (label, _attention(words, f"{prefix}{path}"))

@@ -11,7 +11,7 @@ from ckpt_core.config.entry import literal
 from ckpt_core.errors import CkptError, Refusal
 
 __all__ = [
-    "Codec", "ValueType", "checked", "count", "flag", "integral", "layers", "number", "one_of", "positive", "switch", "text", "whole",
+    "Codec", "ValueType", "checked", "count", "flag", "integral", "layers", "number", "one_of", "positive", "reciprocal", "switch", "text", "whole",
 ]  # fmt: skip
 
 
@@ -71,6 +71,17 @@ def _as_whole(value: Any) -> int:
 
 integral = Named(lambda value: value, _as_whole, "written as a whole number")
 """A key that its framework takes only as a whole number, of a fact that is a real one."""
+
+
+def _inverted(value: Any) -> float:
+    """1 / value, and of the numbers whose own inverse that value is to the last bit the one with the fewest digits."""
+    exact = 1.0 / value
+    short = float(f"{exact:.15g}")
+    return short if 1.0 / short == value else exact
+
+
+reciprocal = Named(lambda value: 1.0 / value, _inverted, "which is 1 divided by it")  # type: ignore[operator]
+"""A key that divides, of a fact that multiplies."""
 
 
 @dataclass(frozen=True, slots=True)

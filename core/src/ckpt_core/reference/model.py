@@ -176,15 +176,16 @@ def _layer(
     residual = normed if layer.residual_from_norm else x
     if layer.parallel:
         inner = normed if layer.shared_norm else weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
-        yield f"{mixer} and mlp", residual + y + _fed(weights, name, layer, inner)
+        yield f"{mixer} and mlp", residual + layer.residual_scale * (y + _fed(weights, name, layer, inner))
         return
-    x = residual + y
+    x = residual + layer.residual_scale * y
     yield mixer, x
     if layer.cross_attention is not None:
-        x = x + _crossed(weights, f"{name}.cross_attention", layer.cross_attention, x, context)
+        x = x + layer.residual_scale * _crossed(weights, f"{name}.cross_attention", layer.cross_attention, x, context)
         yield "cross_attention", x
     normed = weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
-    yield "mlp", (normed if layer.residual_from_norm else x) + _fed(weights, name, layer, normed)
+    residual = normed if layer.residual_from_norm else x
+    yield "mlp", residual + layer.residual_scale * _fed(weights, name, layer, normed)
 
 
 def _crossed(weights: Weights, name: str, attention: Attention, x: torch.Tensor, context: _Context) -> torch.Tensor:

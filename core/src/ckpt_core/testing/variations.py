@@ -248,6 +248,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "shared_norm": {"shared_norm": True, "parallel": True, "mlp.norm": ABSENT},
         "residual_from_norm": {"residual_from_norm": True},
         "layer_scale": {"layer_scale": True},
+        "residual_scale": {"residual_scale": 0.25},
         "predictors": {"predictors.count": 1, **_norm("predictors.embed_norm"), **_norm("predictors.hidden_norm")},
         "predictors.embed_norm.kind": {"predictors.embed_norm.kind": "layer"},
         "predictors.hidden_norm.eps": {"predictors.hidden_norm.eps": 3e-4},

@@ -22,6 +22,7 @@ from ckpt_hf.families import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    granite,
     hunyuan,
     hy_v3,
     internlm3,
@@ -78,6 +79,7 @@ _SAID: list[Family] = [
     *hunyuan.FAMILIES,
     *qwen3_next.FAMILIES,
     *gpt_oss.FAMILIES,
+    *granite.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

@@ -59,6 +59,9 @@ REFUSED = {
     "qwen3_next": ["no attention.out_gate", "no delta.key_heads"],
     "qwen3_5": ["no attention.out_gate", "no delta.key_heads"],
     "qwen3_5_moe": ["no attention.out_gate", "no delta.key_heads"],
+    "granite": ["no head.scale", "no residual_scale"],
+    "granitemoe": ["no head.scale", "no residual_scale"],
+    "granitemoeshared": ["no head.scale", "no residual_scale"],
     "glm4_moe_lite": ["no latent_attention.heads"],
     "gpt_oss": ["no mlp.clamp", "no mlp.up_offset", "no attention.sinks", "attention.rotary.scaling.kind = yarn"],
 }  # fmt: skip
