@@ -34,6 +34,7 @@ from ckpt_core.architecture import (
     Router,
     SharedExpert,
     Stack,
+    Temperature,
     Tokens,
     architecture_of,
     differing,
@@ -93,6 +94,7 @@ def rotaries(draw: st.DrawFn, head_dim: int) -> Rotary:
     return Rotary(theta=draw(st.sampled_from([1e4, 5e5])), fraction=fraction, scaling=scaling)
 
 
+temperatures = st.builds(Temperature, interval=sizes, scale=factors, shift=sizes)
 relative = st.builds(RelativeBias, buckets=sizes, max_distance=sizes, bidirectional=flags)
 
 
@@ -105,7 +107,7 @@ def attentions(draw: st.DrawFn) -> Attention:
             norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), q_bias=flags, k_bias=flags, v_bias=flags, out_bias=flags,
             qk_norm=maybe(norms), qk_norm_whole=flags, rotary=maybe(rotaries(head_dim)), alibi=flags, relative_bias=maybe(relative),
             relative_bias_scale=factors, window=maybe(sizes), softcap=maybe(factors), sinks=flags, head_scale=flags,
-            qk_norm_after_rotary=flags, out_gate=flags,
+            qk_norm_after_rotary=flags, out_gate=flags, chunk=maybe(sizes), temperature=maybe(temperatures),
         )
     )  # fmt: skip
 
@@ -129,7 +131,7 @@ def deltas(draw: st.DrawFn) -> DeltaNet:
 
 routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
-    correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]),
+    correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]), on_input=flags,
 )  # fmt: skip
 moes = st.builds(
     Moe,
@@ -247,6 +249,7 @@ def full() -> Architecture:
     attention = Attention(
         heads=4, groups=2, head_dim=8, norm=norm, qk_norm=norm, rotary=Rotary(theta=1e4, scaling=scaling), window=7, scale=0.5,
         relative_bias=RelativeBias(buckets=3, max_distance=9, bidirectional=True),
+        chunk=6, temperature=Temperature(interval=5, scale=0.1, shift=1),
     )  # fmt: skip
     latent = LatentAttention(
         heads=2,
@@ -335,7 +338,7 @@ def test_the_full_one_is_legal_and_uses_every_class() -> None:
     seen = {type(at_class) for at_class in _dataclasses_in(architecture)}
     assert seen == {
         Architecture, Tokens, Stack, Layer, Attention, LatentAttention, DeltaNet, Mlp, Moe, Router, SharedExpert, Norm, Rotary, RotaryScaling,
-        RelativeBias, Positions, Head, Classifier,
+        RelativeBias, Positions, Head, Classifier, Temperature,
     }  # fmt: skip
 
 
@@ -426,6 +429,10 @@ CONTRADICTIONS = [
     ((*A, "heads"), 5, "layers.0.attention"),
     ((*A, "groups"), 0, "layers.0.attention.groups"),
     ((*A, "window"), 0, "layers.0.attention.window"),
+    ((*A, "chunk"), 0, "layers.0.attention.chunk"),
+    ((*A, "temperature", "interval"), 0, "layers.0.attention.temperature.interval"),
+    ((*A, "temperature", "scale"), -0.1, "layers.0.attention.temperature"),
+    ((*A, "temperature", "shift"), -1, "layers.0.attention.temperature"),
     ((*A, "rotary", "theta"), -1.0, "layers.0.attention.rotary.theta"),
     ((*A, "rotary", "fraction"), 0.4, "layers.0.attention.rotary.fraction"),
     ((*A, "rotary", "scaling", "beta_fast"), 1.0, "layers.0.attention.rotary.scaling.beta_fast"),

@@ -61,6 +61,9 @@ REFUSED = {
     "granite": ["no head.scale", "no residual_scale"],
     "granitemoe": ["no head.scale", "no residual_scale"],
     "granitemoeshared": ["no head.scale", "no residual_scale"],
+    "llama4": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
+    "llama4_chunks": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
+    "ministral3": ["no attention.temperature.interval", "no attention.temperature.scale"],
     "glm4_moe_lite": ["latent_attention.norm.eps = 1e-05, latent_attention.kv_norm.eps = 1e-06"],
 }  # fmt: skip
 # Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of

@@ -33,6 +33,7 @@ YARN = {
     "mscale": 0.7, "mscale_all_dim": 0.9,
 }  # fmt: skip
 YARN_PLAIN = {key: value for key, value in YARN.items() if not key.startswith("mscale")}
+GROWING = {**YARN, "llama_4_scaling_beta": 0.5}
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 5000.0, "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.25, 1.5], "long_factor": [2.0, 3.0, 4.0],
@@ -63,6 +64,10 @@ _MULTIPLIERS = {
     "logits_scaling": 13.0,
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_LLAMA4 = {
+    **SIZES, "head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24, "intermediate_size_mlp": 56, "moe_layers": [1],
+    "no_rope_layers": [0, 1], "attention_chunk_size": 13, "floor_scale": 9, "attn_scale": 0.5,
+}  # fmt: skip
 CASES = {
     "mixtral": Case(
         "mixtral",
@@ -295,6 +300,13 @@ CASES = {
         | {**_DELTA, **_CHOSEN, "num_experts": 7},
         {"num_experts_per_tok": 2},
     ),
+    "ministral3": Case(
+        "ministral3",
+        {**SIZES, "head_dim": 10, "rope_parameters": GROWING},
+        {"rope_scaling": None, "rope_parameters": {**GROWING, "llama_4_scaling_beta": 0.0}},
+    ),
+    "llama4": Case("llama4_text", _LLAMA4, {"attn_scale": 2.0}),
+    "llama4_chunks": Case("llama4_text", _LLAMA4, {"attention_chunk_size": 7}),
     "gpt_oss": Case(
         "gpt_oss",
         {
@@ -450,6 +462,16 @@ CHANGES: dict[str, list[dict[str, object]]] = {
         {"rope_parameters": _THETA | {"partial_rotary_factor": 0.5}}, {"linear_conv_kernel_dim": 5},
     ],
     "qwen3_5": [*_FEW, _TIED, {"rope_parameters": _THETA | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}}],
+    "ministral3": [
+        *_FEW, _TIED, _BIASED, {"sliding_window": 7}, {"rope_parameters": YARN}, {"rope_parameters": {**_LLAMA3, "llama_4_scaling_beta": 0.25}},
+        {"rope_parameters": {**_THETA, "llama_4_scaling_beta": 0.25}}, {"rope_parameters": {**GROWING, "llama_4_scaling_beta": 0.0}},
+    ],
+    "llama4": [
+        *_FEW, _TIED, _BIASED, {"attention_chunk_size": None}, {"layer_types": [_FULL, _FULL]}, {"layer_types": ["chunked_attention"] * 2},
+        {"attn_temperature_tuning": False}, {"use_qk_norm": False}, {"moe_layers": None}, {"moe_layers": None, "interleave_moe_layer_step": 2},
+        {"no_rope_layers": [1, 1]}, {"no_rope_layers": None, "no_rope_layer_interval": 1}, {"moe_layers": [0]}, {"moe_layers": []},
+        {"num_experts_per_tok": 1}, {"rope_parameters": {**_LLAMA3, "low_freq_factor": 1.0, "high_freq_factor": 1.0}},
+    ],
     "gpt_oss": [{"swiglu_limit": 3.0}, {"swiglu_alpha": 1.5}, {"attention_bias": False}, {"layer_types": [_FULL, _SLIDING]}, {"hidden_act": "gelu"}],
     "granite": [*_FEW, _TIED, _BIASED, {"mlp_bias": True}, *({key: 1.0} for key in _MULTIPLIERS)],
     "granitemoe": [*_FEW, _TIED, _BIASED, {"num_experts_per_tok": 2}],

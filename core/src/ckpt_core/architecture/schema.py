@@ -127,12 +127,23 @@ class RelativeBias:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Temperature:
+    """Queries that grow with their position: at position p, counted from 0, q is multiplied by 1 + scale * ln(1 + floor((p + shift) / interval))."""
+
+    interval: int
+    scale: float
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """Softmax attention with `groups` key-value heads, each shared by heads / groups query heads.
 
     `scale` multiplies q.k; None means head_dim ** -0.5. `window` counts the positions a query
     sees, itself included (None: all). `softcap` c replaces scores s by c * tanh(s / c).
     `sinks`: a learned logit per head joins the softmax denominator.
+    `chunk`: a query sees the positions of its own chunk of that many alone, counted from the start of the sequence.
+    `temperature` multiplies q last, after its norm and its rotation.
     `relative_bias_scale` multiplies the relative bias of this layer, shared or own.
     `head_scale`: a learned factor per head on the attention output.
     `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
@@ -160,6 +171,8 @@ class Attention:
     relative_bias: RelativeBias | None = None
     relative_bias_scale: float = 1.0
     window: int | None = None
+    chunk: int | None = None
+    temperature: Temperature | None = None
     softcap: float | None = None
     sinks: bool = False
     head_scale: bool = False
@@ -225,6 +238,7 @@ class Router:
     `correction_bias`: a learned offset that takes part in choosing but not in weighting.
     `groups`/`group_top_k`: only experts of the best groups are eligible; `group_score` says how a
     group is scored ("max", or "top2" for the sum of its two best).
+    `on_input`: a share multiplies what the expert reads, and not what it returns.
     """
 
     top_k: int
@@ -236,6 +250,7 @@ class Router:
     groups: int | None = None
     group_top_k: int | None = None
     group_score: str = "max"
+    on_input: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

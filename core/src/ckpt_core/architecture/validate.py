@@ -17,6 +17,7 @@ from ckpt_core.architecture.schema import (
     Pooling,
     Rotary,
     Stack,
+    Temperature,
     Tokens,
 )
 from ckpt_core.errors import CkptError, Problems
@@ -108,12 +109,21 @@ def _attention(path: str, attention: Attention) -> Iterator[tuple[str, str]]:
         yield from _positive(f"{path}.{name}", getattr(attention, name))
     if attention.groups > 0 and attention.heads % attention.groups:
         yield path, f"heads={attention.heads} is not a multiple of groups={attention.groups}"
-    if attention.window is not None:
-        yield from _positive(f"{path}.window", attention.window)
+    for name in ("window", "chunk"):
+        if getattr(attention, name) is not None:
+            yield from _positive(f"{path}.{name}", getattr(attention, name))
+    if attention.temperature is not None:
+        yield from _temperature(f"{path}.temperature", attention.temperature)
     if attention.rotary is not None:
         yield from _rotary(f"{path}.rotary", attention.rotary, attention.head_dim)
     for name in ("norm", "out_norm", "qk_norm"):
         yield from _norm(f"{path}.{name}", getattr(attention, name))
+
+
+def _temperature(path: str, temperature: Temperature) -> Iterator[tuple[str, str]]:
+    yield from _positive(f"{path}.interval", temperature.interval)
+    if temperature.scale < 0 or temperature.shift < 0:
+        yield path, f"scale={temperature.scale} and shift={temperature.shift} are not both 0 or more"
 
 
 def _delta(path: str, delta: DeltaNet, causal: bool) -> Iterator[tuple[str, str]]:

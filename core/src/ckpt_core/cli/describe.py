@@ -173,6 +173,8 @@ def _attention(words: _Words, path: str) -> str:
     parts += words.tell(f"{path}.qk_norm_whole", "over all heads at once{}")
     parts += words.tell(f"{path}.qk_norm_after_rotary", "after rotation{}")
     parts += words.tell(f"{path}.window", "window {}")
+    parts += words.tell(f"{path}.chunk", "chunks of {}")
+    parts += _temperature(words, f"{path}.temperature")
     parts += words.tell(f"{path}.softcap", "softcap {}")
     parts += words.tell(f"{path}.sinks", "sinks{}")
     parts += words.tell(f"{path}.head_scale", "head scale{}")
@@ -183,6 +185,15 @@ def _attention(words: _Words, path: str) -> str:
     if biases:
         parts.append(f"bias on {', '.join(biases)}")
     return ", ".join(parts)
+
+
+def _temperature(words: _Words, path: str) -> list[str]:
+    where = words.take(f"{path}?")
+    parts = words.tell(f"{path}.interval", "queries grow every {} positions", always=True)
+    if parts and isinstance(where, PerLayer):
+        parts[0] += in_layers(where)
+    parts += words.tell(f"{path}.scale", "by {} of the logarithm", always=True)
+    return parts + words.tell(f"{path}.shift", "{} further on")
 
 
 def _latent(words: _Words, path: str) -> str:
@@ -257,6 +268,7 @@ def _mlp(words: _Words, path: str) -> str:
         parts.append(expert + (in_layers(where) if isinstance(where, PerLayer) else ""))
         parts += words.tell(f"{path}.moe.router.score", "{} router", always=True)
         parts += words.tell(f"{path}.moe.router.normalise", "normalised{}")
+        parts += words.tell(f"{path}.moe.router.on_input", "shares on the input of experts{}")
         parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}")
         parts += words.tell(f"{path}.moe.shared.gate", "gated{}")
     parts += words.tell(f"{path}.clamp", "clamped at {}")

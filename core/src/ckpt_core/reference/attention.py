@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ckpt_core.architecture import Attention, LatentAttention, RelativeBias
+from ckpt_core.architecture import Attention, LatentAttention, RelativeBias, Temperature
 from ckpt_core.reference.rotary import rotate
 from ckpt_core.reference.weights import Weights
 
@@ -35,6 +35,8 @@ def attend(
         q, k = (rotate(part.movedim(1, 3), attention.rotary, part.shape[1]).movedim(3, 1) for part in (q, k))
     if attention.qk_norm_after_rotary:
         q, k = _normed(weights, name, attention, q, k)
+    if attention.temperature is not None:
+        q = q * _temperatures(attention.temperature, q.shape[1]).reshape(-1, 1, 1, 1)
     q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # [batch, g, r or 1, position, d]
     scale = width**-0.5 if attention.scale is None else attention.scale
     scores = q @ k.transpose(-1, -2) * scale
@@ -51,6 +53,8 @@ def attend(
         scores = scores + slopes * torch.arange(scores.shape[-1], dtype=torch.float32)
     if attention.window is not None:
         allowed = allowed & _within(attention.window, *scores.shape[-2:])
+    if attention.chunk is not None:
+        allowed = allowed & _in_chunk(attention.chunk, *scores.shape[-2:])
     sinks = weights.vector(f"{name}.sinks.weight") if attention.sinks else None
     mixed = _softmax(scores, allowed, sinks) @ v
     if attention.head_scale:
@@ -109,6 +113,17 @@ def _within(window: int, queries: int, keys: int) -> torch.Tensor:
     """Positions less than `window` back."""
     distance = torch.arange(queries)[:, None] - torch.arange(keys)[None]
     return (distance < window)[None]
+
+
+def _in_chunk(chunk: int, queries: int, keys: int) -> torch.Tensor:
+    """Positions of the same chunk."""
+    return (torch.arange(queries)[:, None] // chunk == torch.arange(keys)[None] // chunk)[None]
+
+
+def _temperatures(temperature: Temperature, count: int) -> torch.Tensor:
+    """The factor on the query of each position."""
+    steps = (torch.arange(count) + temperature.shift) // temperature.interval
+    return 1 + temperature.scale * torch.log1p(steps.float())
 
 
 def relative_bias(weights: Weights, name: str, bias: RelativeBias, queries: int, keys: int) -> torch.Tensor:

@@ -30,7 +30,11 @@ def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torc
     y = torch.zeros_like(flat)
     for expert in torch.unique(chosen).tolist():  # an expert that no token chose is not read
         token, slot = (chosen == expert).nonzero(as_tuple=True)
-        y[token] += shares[token, slot, None] * _dense(weights, f"{name}.experts", mlp, flat[token], expert)
+        share, inner = shares[token, slot, None], flat[token]
+        if mlp.moe.router.on_input:
+            y[token] += _dense(weights, f"{name}.experts", mlp, share * inner, expert)
+        else:
+            y[token] += share * _dense(weights, f"{name}.experts", mlp, inner, expert)
     if mlp.moe.shared is not None:
         shared = _dense(weights, f"{name}.shared", mlp, flat)
         if mlp.moe.shared.gate:

@@ -188,6 +188,14 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "attention.relative_bias_scale": {"attention.relative_bias_scale": 0.5},
         "attention.window": {"attention.window": 16},
         "attention.window?": {"attention.window": 16, "attention.window?": _each_layer(count, False)},
+        "attention.chunk": {"attention.chunk": 16},
+        "attention.chunk?": {"attention.chunk": 16, "attention.chunk?": _each_layer(count, False)},
+        "attention.temperature": {"attention.temperature.interval": 5, "attention.temperature.scale": 0.75},
+        "attention.temperature.shift": {
+            "attention.temperature.shift": 2,
+            "attention.temperature.interval": 5,
+            "attention.temperature.scale": 0.75,
+        },
         "attention.softcap": {"attention.softcap": 50.0},
         "attention.sinks": {"attention.sinks": True},
         "attention.head_scale": {"attention.head_scale": True},
@@ -234,6 +242,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
             "mlp.moe.router.group_score": "top2",
             **moe,
         },
+        "mlp.moe.router.on_input": {"mlp.moe.router.on_input": True, **moe},
         "mlp.moe.router.top_k": {
             "mlp.moe.router.top_k": 4,
             **{path: value for path, value in moe.items() if not path.endswith("top_k")},

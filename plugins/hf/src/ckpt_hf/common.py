@@ -345,7 +345,7 @@ def windows(
 
 def given_windows(config: Mapping[str, Any], layers: int) -> schema.PerLayer | None:
     """Which layers have a window by `layer_types`; None without that key."""
-    return _given_layers("layer_types", config, layers, having="sliding_attention", lacking="full_attention")
+    return given_layers("layer_types", config, layers, having="sliding_attention", lacking="full_attention")
 
 
 SPARSE = configs.layers_of("mlp.moe", rules.each(having="sparse", lacking="dense"))
@@ -353,14 +353,14 @@ SPARSE = configs.layers_of("mlp.moe", rules.each(having="sparse", lacking="dense
 
 def sparse_layers(config: Mapping[str, Any], layers: int, dense: int = 1) -> schema.PerLayer:
     """Which layers have experts by `mlp_layer_types`; all but the first `dense` without that key. `CkptError` if none has."""
-    sparse = _given_layers("mlp_layer_types", config, layers, having="sparse", lacking="dense")
+    sparse = given_layers("mlp_layer_types", config, layers, having="sparse", lacking="dense")
     sparse = sparse or schema.PerLayer(index >= dense for index in range(layers))
     if not any(sparse):
         raise CkptError("key 'mlp_layer_types' has no layer with experts", found=f"{layers} dense layers")
     return sparse
 
 
-def _given_layers(
+def given_layers(
     key: str, config: Mapping[str, Any], layers: int, *, having: str, lacking: str
 ) -> schema.PerLayer | None:
     """Which layers are of the kind `having` in a list of kinds, one for each layer; None without that key."""

@@ -27,6 +27,7 @@ from ckpt_hf.families import (
     hy_v3,
     internlm3,
     llama,
+    llama4,
     minimax,
     mixtral,
     nemotron,
@@ -80,6 +81,7 @@ _SAID: list[Family] = [
     *qwen3_next.FAMILIES,
     *gpt_oss.FAMILIES,
     *granite.FAMILIES,
+    *llama4.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

@@ -45,6 +45,7 @@ def rotary_keys(
     alpha: bool = False,
     inert: Collection[str] = (),
     usual: Mapping[str, Any] | None = None,
+    by_position: bool = False,
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
@@ -52,11 +53,13 @@ def rotary_keys(
     rotate whole heads whatever it says; they get None. `width_key`: a key that says the rotated elements of a head
     by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
     `inert`: parameters that the class takes, and that change nothing.
-    `usual`: the scaling of the class where no key says one.
+    `usual`: the scaling of the class where no key says one. `by_position`: among the parameters is one by which queries
+    grow with their position (Ministral 3).
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
-    head_dim = f"{path.rpartition('.')[0]}.head_dim"
+    attention = path.rpartition(".")[0]
+    head_dim, temperature = f"{attention}.head_dim", f"{attention}.temperature"
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         flat = {common: _agreed(config, common, key) for common, key in outside.items()}
@@ -77,6 +80,9 @@ def rotary_keys(
                     expected=f"rope_parameters = {dict(usual)}, or another scaling",
                 )
             scaling = parameters = dict(usual)
+        if by_position:
+            growth = _growth(scaling, parameters)
+            scaling, parameters = (_without(one, {_GROWTH}) for one in (scaling, parameters))
         if alpha:
             theta = given.get("rope_theta", default_theta)
             scaling, parameters = (_stretched(one, theta, facts[head_dim]) for one in (scaling, parameters))
@@ -93,6 +99,14 @@ def rotary_keys(
             )
         for name, value in (readings or [_facts({}, config, default_theta, partial)])[0].items():
             facts[f"{path}.{name}"] = value
+        if by_position:
+            # in steps as long as the context that the angles were trained for (modeling_ministral3.py)
+            interval = facts.get(f"{path}.scaling.original_positions")
+            if interval is None:
+                raise CkptError(
+                    f"{_GROWTH!r} needs original_max_position_embeddings beside it, and the rope_type has none"
+                )
+            facts[f"{temperature}.interval"], facts[f"{temperature}.scale"] = interval, growth
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         theta = configs.uniform(facts, f"{path}.theta")
@@ -109,6 +123,8 @@ def rotary_keys(
                 found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}",
             )
         scaling = _scaling({name: configs.uniform(facts, f"{path}.{name}") for name in _SCALING})
+        if by_position:
+            scaling[_GROWTH] = _growth_of(facts, temperature, scaling)
         config[theta_key] = theta
         config["rope_scaling"] = scaling or None
         config["rope_parameters"] = {"rope_type": "default", **scaling, "rope_theta": theta}
@@ -121,7 +137,7 @@ def rotary_keys(
 
     return custom(
         [*known, "rope_scaling", "rope_parameters", "max_position_embeddings"],
-        [f"{path}.*"],
+        [f"{path}.*", *([f"{temperature}.*", f"{temperature}?"] if by_position else [])],
         read=read,
         write=write,
         uses=["original_max_position_embeddings", *([head_dim] if width_key or alpha else [])],
@@ -131,6 +147,33 @@ def rotary_keys(
 
 def _without(given: dict[str, Any] | None, inert: Collection[str]) -> dict[str, Any] | None:
     return given and {key: value for key, value in given.items() if key not in inert}
+
+
+_GROWTH = "llama_4_scaling_beta"
+
+
+def _growth(*given: dict[str, Any] | None) -> float:
+    """By how much queries grow; every object that is there must say the same number, without which the class computes nothing."""
+    said = {one.get(_GROWTH) for one in given if one is not None}
+    if len(said) != 1 or None in said:
+        raise CkptError(f"rope_parameters and rope_scaling do not say one {_GROWTH!r}", found=str(said))
+    return _number(said.pop(), _GROWTH)
+
+
+def _growth_of(facts: Facts, path: str, scaling: Mapping[str, Any]) -> float:
+    """The parameter that says the temperature at `path`. `Refusal` of one that the class can't say."""
+    interval, scale, shift = (configs.uniform(facts, f"{path}.{name}") for name in ("interval", "scale", "shift"))
+    if facts.present(path) is not True:
+        raise Refusal(
+            "its queries grow with their position in every layer", found=f"{path} in layers: {facts.present(path)}"
+        )
+    if shift or interval != scaling.get(_NAMES["original_positions"]):
+        raise Refusal(
+            "its queries grow in steps of the positions that the rotary scaling starts from, the first of them at the start",
+            found=f"{path}.interval = {interval}, {path}.shift = {shift}",
+            expected=f"{path}.interval = {scaling.get(_NAMES['original_positions'])}",
+        )
+    return scale
 
 
 def _stretched(given: dict[str, Any] | None, theta: object, width: int) -> dict[str, Any] | None:

@@ -62,6 +62,9 @@ REFUSED = {
     "granite": ["no head.scale", "no residual_scale"],
     "granitemoe": ["no head.scale", "no residual_scale"],
     "granitemoeshared": ["no head.scale", "no residual_scale"],
+    "llama4": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
+    "llama4_chunks": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
+    "ministral3": ["no attention.temperature.interval", "no attention.temperature.scale"],
     "glm4_moe_lite": ["no latent_attention.heads"],
     "gpt_oss": ["no mlp.clamp", "no mlp.up_offset", "no attention.sinks", "attention.rotary.scaling.kind = yarn"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Llama, and the families that differ from it by a line or two: Mistral, SmolLM3."""
+"""Llama, and the families that differ from it by a line or two: Mistral, Ministral 3, SmolLM3."""
 
 from __future__ import annotations
 
@@ -53,9 +53,27 @@ def _slides(index: int, config: Mapping[str, Any]) -> bool:
     return not _rope_layers(config, config["num_hidden_layers"])[index]
 
 
+# The class has these where nothing is said (configuration_ministral3.py, 5.24).
+_MINISTRAL3_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
 _ROPE_LAYERS = ("no_rope_layers", "no_rope_layer_interval")
 
 # fmt: off
+# Which layers rotate, by the keys of SmolLM3 and Llama 4.
+ROPE_LAYERS = decided(_ROPE_LAYERS, ["attention.rotary?"], read=_read_rope_layers, uses=["layers", "attention.rotary.*"],
+    values={_ROPE_LAYERS: [(configs.layers_of("attention.rotary", rules.each()), configs.layers_of("attention.rotary", _interval))]},
+    why="no_rope_layers has a 1 for each layer that rotates; without it the layers of no_rope_layer_interval do not, 4 by default")
+
 LLAMA = Config("LlamaForCausalLM", [
     *GENERIC,
     fact_is("kind", "decoder"),
@@ -87,13 +105,21 @@ MISTRAL = LLAMA.replace("MistralForCausalLM",
     unbiased("attention_bias", "mlp_bias"),
 )
 
+MINISTRAL3 = LLAMA.replace("Ministral3ForCausalLM",
+    groups(8),
+    head_dim(default=128),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    key("sliding_window", "attention.window", default=None),
+    # the length again, among the parameters of the class
+    rotary_keys(usual=_MINISTRAL3_YARN, by_position=True, inert={"max_position_embeddings"}),
+    unbiased("attention_bias", "mlp_bias"),
+)
+
 SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
     groups(4),
     rotary_keys(default_theta=2000000.0, always=False),
     key("tie_word_embeddings", "head.tied", default=True),
-    decided(_ROPE_LAYERS, ["attention.rotary?"], read=_read_rope_layers, uses=["layers", "attention.rotary.*"],
-            values={_ROPE_LAYERS: [(configs.layers_of("attention.rotary", rules.each()), configs.layers_of("attention.rotary", _interval))]},
-            why="no_rope_layers has a 1 for each layer that rotates; without it the layers of no_rope_layer_interval do not, 4 by default"),
+    ROPE_LAYERS,
     windows(_slides, uses=[*_ROPE_LAYERS, "num_hidden_layers"]),
     ignore("max_window_layers", why="saved from a Qwen's config; the layers without rotary positions are those that slide"),
 )
@@ -102,5 +128,6 @@ SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
 FAMILIES = [
     Family("llama", LLAMA, weights.LLAMA, divides, rewrites=ALL_BIASES_OR_NONE, other_names=("LLaMAForCausalLM",)),
     Family("mistral", MISTRAL, weights.LLAMA),
+    Family("ministral3", MINISTRAL3, weights.LLAMA, padding=11),
     Family("smollm3", SMOLLM3, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE, padding=128004),
 ]
