@@ -73,6 +73,8 @@ def write_router(facts: Facts, args: dict[str, Any]) -> None:
         raise Refusal("only a sigmoid router has expert_bias", found=f"{_ROUTER}.score = {score}")
     if said["bias"] and not configs.uniform(facts, "mlp.up_bias"):
         raise Refusal("the router has a bias only with add_bias_linear", found=f"{_ROUTER}.bias = True")
+    if configs.uniform(facts, f"{_ROUTER}.on_input"):
+        raise Refusal("the share of an expert multiplies what it returns", found=f"{_ROUTER}.on_input = True")
     if groups is not None:
         wanted = configs.uniform(facts, f"{_ROUTER}.group_score")
         on_logits = wanted == "top2" and score == "softmax" and normalise
