@@ -79,12 +79,12 @@ def clamped(*replacing: str, left_out: bool = False) -> configs.Entry:
             facts["mlp.clamp"] = positive(args, _CLAMP, 1.0)
 
     return decided(
-        [_CLAMP, _OFFSET],
+        [_OFFSET, _CLAMP],
         ["mlp.clamp", "mlp.up_offset"],
         read=read,
         values={
-            _CLAMP: [no_clamp, configs.value_of("mlp.clamp")],
             _OFFSET: [no_offset, configs.value_of("mlp.up_offset")],
+            _CLAMP: [no_clamp, configs.value_of("mlp.clamp")],
         },
         uses=["mlp.gated", "mlp.activation", *replacing],
         why="of a gated quick GELU alone, as other fused kernels leave them out",
