@@ -152,6 +152,17 @@ MISTAKES: dict[str, Changes] = {
     "a table that departs from its sentences": (WEIGHTS, [
         ('"h ((gate + up) f)"', '"h ((up + gate) f)"'),
     ], "test_what_it_writes_is_declared", "mlp.up.weight"),
+    "keys that are exchanged": (CONFIG, [
+        ('key("layers", "layers")', 'key("layers", "attention.heads")'), ('key("heads", "attention.heads")', 'key("heads", "layers")'),
+    ], "test_no_two_names_are_exchanged", "exchanged? layers is attention.heads, and heads is layers"),
+    "tensors that are exchanged": (WEIGHTS, [
+        ('row("norm1",   "h",                          "attention.norm.weight")', 'row("mlp_norm", "h", "attention.norm.weight")'),
+        ('row("norm2",   "h",                          "mlp.norm.weight")', 'row("attention_norm", "h", "mlp.norm.weight")'),
+    ], "test_no_two_names_are_exchanged", "exchanged? mlp_norm is attention.norm.weight, and attention_norm is mlp.norm.weight"),
+    "an eps that is ignored": (CONFIG, [IN_CONFIG, (
+        'key("norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),',
+        'ignore("norm_eps", why="wrong"), *(fact_is(f"{norm}.eps", 1e-5) for norm in NORMS),',
+    )], "test_what_is_ignored_is_not_fixed", "norm_eps is ignored, and attention.norm.eps is always 1e-05"),
     "a framework that is imported": (HOOKS, [
         ("from ckpt_core.sdk import", "import torch\n\nfrom ckpt_core.sdk import"),
     ], "test_it_imports_no_framework", "importing the plugin imports"),

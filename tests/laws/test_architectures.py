@@ -84,6 +84,9 @@ def scalings(draw: st.DrawFn, pairs: int) -> RotaryScaling:
             values[name] = tuple(draw(st.lists(factors, min_size=pairs, max_size=pairs)))
         else:
             values[name] = draw(flags) if name == "truncate" else draw(factors)
+    low = values.get("low_frequency_factor")
+    if isinstance(low, float):
+        values["high_frequency_factor"] = low + 0.5  # the high one is above the low one
     return RotaryScaling(kind=kind, **values)
 
 
@@ -437,6 +440,17 @@ CONTRADICTIONS = [
     ((*A, "rotary", "fraction"), 0.4, "layers.0.attention.rotary.fraction"),
     ((*A, "rotary", "scaling", "beta_fast"), 1.0, "layers.0.attention.rotary.scaling.beta_fast"),
     ((*A, "rotary", "scaling", "original_positions"), None, "layers.0.attention.rotary.scaling.original_positions"),
+    (
+        (*A, "rotary", "scaling"),
+        {
+            "kind": "llama3",
+            "factor": 8.0,
+            "original_positions": 32,
+            "low_frequency_factor": 4.0,
+            "high_frequency_factor": 1.0,
+        },
+        "layers.0.attention.rotary.scaling.low_frequency_factor: 4.0 is not below high_frequency_factor=1.0",
+    ),
     ((*A, "norm", "kind"), "batch", "layers.0.attention.norm.kind"),
     ((*A, "norm", "eps"), -1.0, "layers.0.attention.norm.eps"),
     ((*A[:-1], "mlp", "ffn"), None, "layers.0.mlp"),

@@ -68,7 +68,7 @@ class RotaryScaling:
     """A stretching of rotary frequencies. Which fields a kind needs is in `SCALING_FIELDS`.
 
     `factor` is dimensionless; `original_positions` counts tokens; the `*_factors` of longrope
-    hold one number per rotary frequency.
+    hold one number per rotary frequency. `low_frequency_factor` is below `high_frequency_factor`.
     """
 
     kind: RotaryKind

@@ -151,6 +151,9 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
             yield f"{path}.scaling.{name}", f"is needed by kind={rotary.scaling.kind}"
         for name in sorted(given - required - optional):
             yield f"{path}.scaling.{name}", f"has no meaning for kind={rotary.scaling.kind}"
+        low, high = rotary.scaling.low_frequency_factor, rotary.scaling.high_frequency_factor
+        if low is not None and high is not None and low >= high:
+            yield f"{path}.scaling.low_frequency_factor", f"{low} is not below high_frequency_factor={high}"
         for name in ("short_factors", "long_factors"):
             factors, pairs = getattr(rotary.scaling, name), rotary_width(rotary, head_dim) // 2
             if factors is not None and len(factors) != pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,9 +77,22 @@ class Entry:
         return quoted(self.claims)
 
     @property
+    def held(self) -> tuple[Sequence[Entry], ...]:
+        """The tables of lines inside this one, as of an object in a config."""
+        return ()
+
+    @property
     def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
         """The pairs of functions in this line that a person wrote as inverses of one another."""
         return ()
+
+
+def every_line(lines: Iterable[Entry]) -> Iterator[Entry]:
+    """The lines, and those inside of them, at any depth."""
+    for line in lines:
+        yield line
+        for held in line.held:
+            yield from every_line(held)
 
 
 @dataclass(frozen=True, slots=True)

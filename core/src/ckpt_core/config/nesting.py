@@ -17,19 +17,20 @@ from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
 class _Holder(Entry):
     """A line that holds lines: what they claim and use, it claims and uses."""
 
-    def _held(self) -> tuple[Lines, ...]:
+    @property
+    def held(self) -> tuple[Lines, ...]:
         raise NotImplementedError
 
     @property
     def claims(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(claim for lines in self._held() for entry in lines for claim in entry.claims))
+        return tuple(dict.fromkeys(claim for lines in self.held for entry in lines for claim in entry.claims))
 
     @property
     def uses(self) -> tuple[str, ...]:
         own = {*self.keys, *self.claims}
         used = (
             name
-            for lines in self._held()
+            for lines in self.held
             for entry in lines
             for name in entry.uses or ()
             # a line that uses the name of its own key means the fact of that name
@@ -39,7 +40,7 @@ class _Holder(Entry):
 
     @property
     def by_hand(self) -> tuple[tuple[Callable, Callable], ...]:
-        return tuple(pair for lines in self._held() for entry in lines for pair in entry.by_hand)
+        return tuple(pair for lines in self.held for entry in lines for pair in entry.by_hand)
 
     def _is_there(self, facts: Facts, lines: Lines) -> bool:
         claims = [claim for entry in lines for claim in entry.claims]
@@ -110,7 +111,8 @@ class Nested(_Holder):
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def _held(self) -> tuple[Lines, ...]:
+    @property
+    def held(self) -> tuple[Lines, ...]:
         return (self.lines,)
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -169,7 +171,8 @@ class Tagged(_Holder):
     def _owns(self, path: str) -> bool:
         return any(covers(claim, path) or claim.startswith(f"{path}.") for claim in self.claims)
 
-    def _held(self) -> tuple[Lines, ...]:
+    @property
+    def held(self) -> tuple[Lines, ...]:
         return tuple(self.kinds.values())
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -307,7 +310,8 @@ class Where(_Holder):
     def uses(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*super().uses, *(part.removeprefix("!") for part in self.condition.split()))))
 
-    def _held(self) -> tuple[Lines, ...]:
+    @property
+    def held(self) -> tuple[Lines, ...]:
         return (self.lines,)
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -352,7 +356,8 @@ class Switch(_Holder):
     def keys(self) -> tuple[str, ...]:
         return (self.key, *(key for entry in self.lines for key in entry.keys))
 
-    def _held(self) -> tuple[Lines, ...]:
+    @property
+    def held(self) -> tuple[Lines, ...]:
         return (self.lines,)
 
     def read(self, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:

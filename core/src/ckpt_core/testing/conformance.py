@@ -17,6 +17,7 @@ from ckpt_core.testing.laws.goldens import OwnFramework
 from ckpt_core.testing.laws.itself import Manners
 from ckpt_core.testing.laws.lens import Lens
 from ckpt_core.testing.laws.memory import BoundedMemory
+from ckpt_core.testing.laws.names import Names
 from ckpt_core.testing.laws.sentences import Said
 from ckpt_core.testing.variations import variations
 from ckpt_core.testing.workshop import Workshop
@@ -27,7 +28,7 @@ _NONE = {
 }
 
 
-class FormatConformance(Manners, Lens, Accounting, NothingSilent, Said, BoundedMemory, OwnFramework):
+class FormatConformance(Manners, Lens, Accounting, NothingSilent, Said, Names, BoundedMemory, OwnFramework):
     """Inherit, name the `format`, and describe it in `quirks`."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:

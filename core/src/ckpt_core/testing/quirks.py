@@ -49,7 +49,8 @@ class Quirks:
     `goldens`: a folder of cases written by the framework itself; see `Golden`. `shown`: names in the last column of the
     sentences that are not cases there, each with where the checkpoint is. `unfelt`: what no logits of any golden can feel
     (`axis 0 of *.k.bias`, `attention.rotary.theta`), each with the reason. `unreached`: rows, keys and parameters that no
-    model and no golden of the kit reaches, each with the reason. These are patterns, with `*` for any text.
+    model and no golden of the kit reaches, each with the reason. `misnamed`: keys and tensors whose names speak against what the
+    tables say of them, and are right all the same, each with the reason. These are patterns, with `*` for any text.
     """
 
     models: Mapping[str, Architecture] = field(default_factory=lambda: {"llama": example("llama")})
@@ -72,6 +73,7 @@ class Quirks:
     shown: Mapping[str, str] = field(default_factory=dict)
     unfelt: Mapping[str, str] = field(default_factory=dict)
     unreached: Mapping[str, str] = field(default_factory=dict)
+    misnamed: Mapping[str, str] = field(default_factory=dict)
 
     def layouts(self) -> list[Ranks]:
         """Every combination of ranks, the whole model first."""
