@@ -140,7 +140,7 @@ def _of_other_heads(name: str) -> list[str]:
 
 def _stem(family: FamilyTables) -> str:
     """What the name of a kind of transformers begins with: the family, and not its head."""
-    return re.sub(r"(ForCausalLM|LMHeadModel)$", "", family.like)
+    return re.sub(r"(ForCausalLM|LMHeadModel|ForMaskedLM)$", "", family.like)
 
 
 def _or_not(rows: Iterable[Row]) -> str:

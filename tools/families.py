@@ -31,7 +31,14 @@ HEAD = """# What a writer makes of a model of each family: class | format | exac
 """
 _UNREAD = "the file can't be read"  # what a writer says that looks at values where there are none
 # transformers has no class of these types: their configs are those of another one.
-ALIKE = {"kimi_k2": "deepseek_v3", "mimo": "qwen2", "internlm3": "llama", "mt5": "t5"}
+ALIKE = {
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "kimi_k2": "deepseek_v3",
+    "mimo": "qwen2",
+    "internlm3": "llama",
+    "mt5": "t5",
+}
 
 
 def configs() -> dict[str, dict[str, object]]:

@@ -189,10 +189,9 @@ class TestTransformers:
         for family in FAMILIES:
             settings = getattr(transformers, beside.get(family.class_name, family.class_name)).config_class()
             written = {entry.key for entry in family.config.entries if isinstance(entry, Note) and entry.null}
-            # of a classifier padding is a fact, whose line writes null, too, where there is none
-            written |= {
-                key for entry in family.config.entries if "classifier.padding" in entry.claims for key in entry.keys
-            }
+            # where padding is a fact, its line writes it: as null, too, where there is none
+            facts = {"classifier.padding", "positions.padding"}
+            written |= {key for entry in family.config.entries if facts & {*entry.claims} for key in entry.keys}
             for role in ("bos", "eos", "pad", "decoder_start"):
                 if getattr(settings, f"{role}_token_id", None) is not None:
                     assert f"{role}_token_id" in written, f"{family.class_name} has a {role} of its own"

@@ -47,7 +47,7 @@ def test_what_a_class_saves_of_its_defaults_is_read(family: Family, tmp_path: Pa
     AutoConfig.for_model(known).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     config = saved | more | {"model_type": family.model_type, "architectures": [family.class_name]}
-    assert config_architecture(write(tmp_path, config)).decoder
+    assert config_architecture(write(tmp_path, config)).stacks
     assert family_of(config, "config.json") is family
 
 

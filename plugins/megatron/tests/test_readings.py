@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core.api import read_checkpoint
 from ckpt_core.architecture import Activation, Architecture, PerLayer, RotaryKind, architecture_of
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.chunks.tensor import tiles
+from ckpt_core.testing import example, write_ir
 from ckpt_megatron.config import read_args
 from ckpt_tests import megatron, tiny
 from ckpt_tests.distributed import DistributedEntries
@@ -590,3 +592,32 @@ def test_zarr_is_read(dtype: str, tmp_path: Path) -> None:
 )
 def test_tiling(shape: tuple[int, ...], boxes: list, expected: bool) -> None:
     assert tiles(shape, boxes) is expected
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        {
+            "embedding.": "language_model.embedding.",
+            "decoder.layers.": "language_model.encoder.layers.",
+            "output_layer.": "lm_head.",
+        },
+        {"decoder.layers.": "encoder.layers."},
+    ],
+    ids=["BERT of megatron.legacy", "BertModel of core"],
+)
+def test_another_model_of_megatron_is_refused_by_name(renamed: dict[str, str], tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example("llama", hidden=216))
+    convert(tmp_path / "ir", tmp_path / "run", to="megatron", options={"container": "torch", "names": "local"})
+
+    def new(name: str) -> str:
+        for old, other in renamed.items():
+            name = name.replace(old, other)
+        return name
+
+    def rename(content: dict) -> None:
+        content["model"] = {new(name): tensor for name, tensor in content["model"].items()}
+
+    rewritten(tmp_path / "run", rename)
+    with pytest.raises(CkptError, match=r"BertModel or T5Model.*only GPTModel is read"):
+        read_checkpoint(tmp_path / "run", format="megatron")

@@ -6,15 +6,26 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertModel,
     BlenderbotConfig,
     BlenderbotForConditionalGeneration,
     GPT2Config,
     GPT2ForTokenClassification,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForSequenceClassification,
     Qwen3ForTokenClassification,
     Qwen3Model,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
@@ -37,6 +48,11 @@ _CASES = CASES | {
     "deepseek_v3_lite": Case("deepseek_v3", CASES["deepseek_v3_halves"].config | {"rope_interleave": True}),
 }
 _QWEN3 = CASES["qwen3"].config | {"pad_token_id": 7, "num_labels": 3}
+_BERT = {"vocab_size": 61, "hidden_size": 72, "num_attention_heads": 12, "num_hidden_layers": 2, "intermediate_size": 56, "pad_token_id": 1,
+         "max_position_embeddings": 44, "num_labels": 3}  # fmt: skip
+_MODERN = {key: value for key, value in _BERT.items() if key != "num_hidden_layers"} | {"num_hidden_layers": 4, "local_attention": 10,
+           "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}  # fmt: skip
+_BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
     "t5": (T5ForConditionalGeneration, T5Config(**_T5)),
     "t5_gated": (T5ForConditionalGeneration, T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
@@ -52,6 +68,15 @@ OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
     "qwen3_scored": (Qwen3ForSequenceClassification, Qwen3Config(**_QWEN3)),
     "qwen3_tagged": (Qwen3ForTokenClassification, Qwen3Config(**_QWEN3)),
     "gpt2_tagged": (GPT2ForTokenClassification, GPT2Config(**CASES["gpt2"].config, num_labels=3)),
+    "bert": (BertForMaskedLM, BertConfig(**_BERT)),
+    "roberta": (RobertaForMaskedLM, RobertaConfig(**_BERT)),
+    "roberta_classes": (RobertaForSequenceClassification, RobertaConfig(**_BERT)),
+    "bert_pooled": (BertModel, BertConfig(**_BERT)),
+    "bert_pretrained": (BertForPreTraining, BertConfig(**_BERT)),
+    "bert_answers": (BertForQuestionAnswering, BertConfig(**{**_BERT, "num_labels": 2})),
+    "modernbert": (ModernBertForMaskedLM, ModernBertConfig(**_MODERN)),
+    "modernbert_biased": (ModernBertForMaskedLM, ModernBertConfig(**_MODERN, **_BIASED, tie_word_embeddings=False)),
+    "modernbert_classes": (ModernBertForSequenceClassification, ModernBertConfig(**_MODERN, **_BIASED, classifier_pooling="mean")),
     "vit": (ViTForImageClassification, ViTConfig(**_VIT)),
     "vit_headless": (ViTModel, ViTConfig(**_VIT, pooler_output_size=72)),
 }  # fmt: skip
@@ -76,6 +101,9 @@ def build(name: str, folder: Path) -> PreTrainedModel:
     return model
 
 
+_OUTPUTS = ("logits", "prediction_logits", "pooler_output", "last_hidden_state")
+
+
 def computed(model: PreTrainedModel) -> tuple[Inputs, torch.Tensor]:
     """Inputs longer than every window, and what the model makes of them."""
     random = torch.Generator().manual_seed(11)
@@ -90,5 +118,8 @@ def computed(model: PreTrainedModel) -> tuple[Inputs, torch.Tensor]:
             return Inputs(tokens=tokens, source=source), model(input_ids=source, decoder_input_ids=tokens).logits
         if model.config.pad_token_id is not None:
             tokens[0, -5:] = model.config.pad_token_id
-        found = model(input_ids=tokens)
-        return Inputs(tokens=tokens), found.logits if "logits" in found else found.last_hidden_state
+        # a mask of ones, as old classes make one of their own where they find padding
+        found = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        if "start_logits" in found:
+            return Inputs(tokens=tokens), torch.cat([found.start_logits, found.end_logits], -1)
+        return Inputs(tokens=tokens), next(found[name] for name in _OUTPUTS if name in found)

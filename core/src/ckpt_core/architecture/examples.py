@@ -20,6 +20,7 @@ def _norms(kind: str, eps: float, *names: str) -> dict[str, object]:
 
 
 _PRE_NORMS = ("attention.norm", "mlp.norm", "final_norm")
+_BERT_NORMS = ("input_norm", "attention.out_norm", "mlp.out_norm", "head.transform.norm")
 
 _LLAMA: dict[str, object] = {
     "kind": "decoder",
@@ -131,6 +132,19 @@ _T5: dict[str, object] = {
     "decoder.relative_bias.bidirectional": False,
 }
 
+_BERT: dict[str, object] = {
+    **{path: value for path, value in _GPT2.items() if not path.startswith(_PRE_NORMS)},
+    **dict.fromkeys(_PRE_NORMS, ABSENT),
+    "kind": "encoder",
+    "causal": False,
+    "norm_after_sum": True,
+    **_norms("layer", 1e-5, *_BERT_NORMS),
+    **{f"{name}.bias": True for name in _BERT_NORMS},
+    "tokens.types": 2,
+    "head.bias": True,
+    "head.transform.activation": Activation.GELU_ERF,
+}
+
 _VIT: dict[str, object] = {
     **{path: value for path, value in _GPT2.items() if path != "head.tied"},
     "kind": "encoder",
@@ -200,6 +214,7 @@ _CHANGES: dict[str, dict[str, object]] = {
         "decoder.cross_relative_bias.max_distance": 48,
         "decoder.cross_relative_bias.bidirectional": True,
     },
+    "bert": _BERT,
     "vit": _VIT,
     "vit-pooled": {**_VIT, "classifier.classes": ABSENT},
 }

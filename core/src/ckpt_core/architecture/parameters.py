@@ -9,7 +9,7 @@ Axis names are the field's own letters:
     f ffn          x experts         p positions      b distance buckets
     ql/kl query and key-value latents    dn/dr/dv unrotated, rotated and value dims of latent attention
     t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
-    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix
+    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix   s types of tokens
 
 The head dim of rotated projections is refined: d = (c e) + o, where c = 2 halves of e rotated
 pairs, and o what is left unrotated. A layout sentence may name the finer axes.
@@ -34,6 +34,7 @@ from ckpt_core.architecture.schema import (
     Predictors,
     Stack,
     Tokens,
+    Transform,
 )
 from ckpt_core.architecture.validate import rotary_width
 
@@ -92,12 +93,16 @@ def _enumerate(architecture: Architecture) -> Iterator[Parameter]:
     tokens = architecture.tokens
     if tokens is not None:
         yield _per_token("embedding.tokens.weight", tokens, hidden)
+        if tokens.types:
+            yield Parameter("embedding.types.weight", (Axis("s", tokens.types), hidden))
         yield from _norm("embedding.norm", tokens.norm, hidden)
     if architecture.patches is not None:
         yield from _patches(architecture.patches, hidden)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, hidden)
     if architecture.head is not None and tokens is not None:  # validate: no head without tokens
+        if architecture.head.transform is not None:
+            yield from _transform("head", architecture.head.transform, hidden)
         if not architecture.head.tied:
             yield _per_token("head.weight", tokens, hidden)
         if architecture.head.bias:
@@ -121,7 +126,17 @@ def _patches(patches: Patches, hidden: Axis) -> Iterator[Parameter]:
         yield Parameter("embedding.class_tokens.weight", (Axis("cls", patches.class_tokens), hidden))
 
 
+def _transform(prefix: str, transform: Transform, hidden: Axis) -> Iterator[Parameter]:
+    made = Axis("i", hidden.size)
+    yield Parameter(f"{prefix}.dense.weight", (made, hidden))
+    if transform.bias:
+        yield Parameter(f"{prefix}.dense.bias", (made,))
+    yield from _norm(f"{prefix}.norm", transform.norm, made)
+
+
 def _classifier(classifier: Classifier, hidden: Axis) -> Iterator[Parameter]:
+    if classifier.transform is not None:
+        yield from _transform("classifier", classifier.transform, hidden)
     if classifier.hidden:
         yield Parameter("classifier.dense.weight", (Axis("i", hidden.size), hidden))
         yield Parameter("classifier.dense.bias", (Axis("i", hidden.size),))

@@ -45,7 +45,9 @@ class Pooling(StrEnum):
 
     FIRST = "first"  # the first position
     LAST = "last"  # the last position that is not padding
+    MEAN = "mean"  # the mean of all positions that are not masked
     EACH = "each"  # every position, each of which gets classes of its own
+    SPAN = "span"  # every position: each class chooses one of them (where an answer starts, and where it ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ class Attention:
     """Softmax attention with `groups` key-value heads, each shared by heads / groups query heads.
 
     `scale` multiplies q.k; None means head_dim ** -0.5. `window` counts the positions a query
-    sees, itself included (None: all). `softcap` c replaces scores s by c * tanh(s / c).
+    sees, itself included (None: all), and in a stack that is not causal as many to the other side. `softcap` c replaces scores s by c * tanh(s / c).
     `sinks`: a learned logit per head joins the softmax denominator.
     `chunk`: a query sees the positions of its own chunk of that many alone, counted from the start of the sequence.
     `temperature` multiplies q last, after its norm and its rotation.
@@ -300,6 +302,7 @@ class Layer:
     parallel layer the MLP reads the output of the attention's norm. `residual_from_norm`: the
     residual is taken from the norm's output. `layer_scale`: a learned factor per channel on each block's output.
     `residual_scale`: one number, by which each block's output is multiplied before it is added.
+    `norm_after_sum`: a block's `out_norm` is applied to the sum of its output and the residual, and not to its output (BERT).
     Exactly one of `attention`, `latent_attention` and `delta` is given: the block that mixes positions.
     """
 
@@ -313,14 +316,19 @@ class Layer:
     residual_from_norm: bool = False
     layer_scale: bool = False
     residual_scale: float = 1.0
+    norm_after_sum: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """A learned table of `count` absolute positions, added to the embeddings; row p serves position p - `offset`."""
+    """A learned table of `count` absolute positions, added to the embeddings; row p serves position p - `offset`.
+
+    `padding`: tokens of this id are not counted, and take the row before the first position (RoBERTa). None: every token is counted.
+    """
 
     count: int
     offset: int = 0
+    padding: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,13 +378,15 @@ class Tokens:
     """The token embedding. `vocabulary` tokens are real; the table holds `padded_vocabulary` rows.
 
     Rows beyond the vocabulary exist for divisibility only and take no part in fingerprints.
-    `scale` multiplies the embedding; `norm` follows it, before positions are added.
+    `scale` multiplies the embedding; `norm` follows it, before positions are added. A token is of one of `types` types (segment A
+    or B of BERT; the first unless it is said), and a row of a second table, one for each type, is added before the norm. 0: no types.
     """
 
     vocabulary: int
     padded_vocabulary: int
     scale: float = 1.0
     norm: Norm | None = None
+    types: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,20 +405,34 @@ class Patches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transform:
+    """A dense layer from hidden to hidden, with a `bias` or without, an activation and a norm (the head of BERT)."""
+
+    activation: Activation
+    norm: Norm
+    bias: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """Logits over the vocabulary. `tied`: the matrix is the token embedding. `scale` multiplies them, before a bias is added."""
+    """Logits over the vocabulary. `tied`: the matrix is the token embedding. `scale` multiplies them, before a bias is added.
+
+    `transform` comes before the matrix.
+    """
 
     tied: bool
     bias: bool = False
     scale: float = 1.0
     softcap: float | None = None
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classifier:
-    """Logits over `classes` from the pooled sequence; `hidden` adds dense + tanh before.
+    """Logits over `classes` from the pooled sequence; `hidden` adds dense + tanh before, or `transform` its layers.
 
-    `classes` None: there are no logits, and what is pooled is the output (ViTModel with its pooler).
+    `classes` None: there are no logits, and what is pooled is the output (ViTModel with its pooler). Beside a head over the
+    vocabulary, both compute logits (BERT while it is pretrained).
     `padding` is the token that pooling LAST does not count: the last position with another token is read. None: the last position is.
     """
 
@@ -417,6 +441,7 @@ class Classifier:
     pooling: Pooling = Pooling.FIRST
     bias: bool = True
     padding: int | None = None
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,8 +43,12 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
         yield from _positive("tokens.vocabulary", architecture.tokens.vocabulary)
         if architecture.tokens.padded_vocabulary < architecture.tokens.vocabulary:
             yield "tokens.padded_vocabulary", "fewer rows than tokens"
+        if architecture.tokens.types < 0:
+            yield "tokens.types", f"{architecture.tokens.types} is negative"
     if architecture.head is not None and architecture.tokens is None:
         yield "head", "a head over the vocabulary needs tokens"
+    if architecture.head is not None and architecture.head.transform is not None:
+        yield from _norm("head.transform.norm", architecture.head.transform.norm)
     if architecture.classifier is not None:
         yield from _classifier(architecture.classifier, architecture.tokens)
     for prefix, stack in architecture.stacks.items():
@@ -71,6 +75,10 @@ def _predictors(path: str, stack: Stack, architecture: Architecture) -> Iterator
 def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple[str, str]]:
     if classifier.classes is not None:
         yield from _positive("classifier.classes", classifier.classes)
+    if classifier.transform is not None:
+        yield from _norm("classifier.transform.norm", classifier.transform.norm)
+    if classifier.transform is not None and classifier.hidden:
+        yield "classifier.transform", "there is one dense layer before the classes, and classifier.hidden says another"
     if classifier.padding is None:
         return
     if classifier.pooling is not Pooling.LAST or tokens is None:
@@ -89,6 +97,8 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
         ):
             if table is not None and attention is None:
                 yield f"{prefix}{name}", "it has one value per head, and the first layer has no such attention"
+    if stack.positions is not None and stack.positions.padding is not None and stack.positions.offset < 1:
+        yield f"{prefix}positions.padding", "there is no row before the first position"
     for index, layer in enumerate(stack.layers):
         path = f"{prefix}layers.{index}"
         mixers = [one for one in (layer.attention, layer.latent_attention, layer.delta) if one is not None]
@@ -101,6 +111,8 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
         for name, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
             if attention is not None:
                 yield from _attention(f"{path}.{name}", attention)
+        if layer.norm_after_sum and layer.parallel:
+            yield f"{path}.norm_after_sum", "the blocks of a parallel layer share one sum"
         yield from _mlp(f"{path}.mlp", layer.mlp)
 
 

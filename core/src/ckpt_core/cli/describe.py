@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ckpt_core.architecture import Architecture, Facts, PerLayer, facts_of
+from ckpt_core.architecture import Architecture, Facts, PerLayer, Pooling, facts_of
 from ckpt_core.architecture.facts import default_of
 
 _EVERYWHERE = (("", ""), ("encoder.", "encoder "), ("decoder.", "decoder "))
@@ -282,10 +282,27 @@ def _head(words: _Words) -> str:
     if not words.has("head"):
         return ""
     tied = "tied to the embedding" if words.take("head.tied") else "a matrix of its own"
-    rest = words.tell("head.bias", "bias{}")
+    rest = _transform(words, "head.transform")
+    rest += words.tell("head.bias", "bias{}")
     rest += words.tell("head.scale", "logits x {}")
     rest += words.tell("head.softcap", "softcap {}")
     return ", ".join([tied, *rest])
+
+
+def _transform(words: _Words, path: str) -> list[str]:
+    """A dense layer, an activation and a norm, which stand before a matrix."""
+    if not words.has(path):
+        return []
+    dense = words.tell(f"{path}.activation", "before it dense and {}", always=True)
+    return [*dense, *words.norm(f"{path}.norm", "norm")]
+
+
+_POOLED = {
+    Pooling.LAST: "of the last position",
+    Pooling.MEAN: "of the mean of all positions",
+    Pooling.EACH: "of each position",
+    Pooling.SPAN: "that choose a position each",
+}
 
 
 def _classifier(words: _Words) -> str:
@@ -295,10 +312,13 @@ def _classifier(words: _Words) -> str:
         return ", ".join(
             ["none, the pooled sequence is the output", *words.tell("classifier.hidden", "dense and tanh{}")]
         )
+    pooling = words.take("classifier.pooling")
+    pooled = [_POOLED[pooling]] if isinstance(pooling, Pooling) and pooling in _POOLED else []
     return ", ".join(
         [
             f"{words.take('classifier.classes')} classes",
-            *words.tell("classifier.pooling", "of the {} position"),
+            *pooled,
+            *_transform(words, "classifier.transform"),
             *words.tell("classifier.padding", "padding is token {}", always=True),
             *words.tell("classifier.hidden", "dense and tanh before{}"),
         ]

@@ -110,8 +110,8 @@ def _softmax(scores: torch.Tensor, allowed: torch.Tensor, sinks: torch.Tensor | 
 
 
 def _within(window: int, queries: int, keys: int) -> torch.Tensor:
-    """Positions less than `window` back."""
-    distance = torch.arange(queries)[:, None] - torch.arange(keys)[None]
+    """Positions less than `window` away; what is ahead of a query in a causal stack is not allowed anyway."""
+    distance = (torch.arange(queries)[:, None] - torch.arange(keys)[None]).abs()
     return (distance < window)[None]
 
 

@@ -18,7 +18,7 @@ def random_inputs(architectures: Sequence[Architecture], positions: int) -> Inpu
     """Two rows of seeded random inputs that all of `architectures` can read.
 
     Tokens are below every vocabulary, `positions` of them (as many as a table of positions has, if that is less), and a
-    few more before a decoder; images have the size that the models were made for. Raises `CkptError` for models of different kinds.
+    few more before a decoder, with types where every model has them; images have the size that the models were made for. Raises `CkptError` for models of different kinds.
     """
     generator = torch.Generator().manual_seed(_SEED)
     first = architectures[0]
@@ -36,7 +36,9 @@ def random_inputs(architectures: Sequence[Architecture], positions: int) -> Inpu
 
     if first.encoder is not None and first.decoder is not None:
         return Inputs(tokens=tokens(positions, False), source=tokens(positions + 5, True))
-    return Inputs(tokens=tokens(positions, False))
+    known = min(one.tokens.types for one in architectures if one.tokens is not None)
+    row = tokens(positions, False)
+    return Inputs(tokens=row, types=torch.randint(0, known, row.shape, generator=generator) if known else None)
 
 
 def given_inputs(tokens: Sequence[int], architectures: Sequence[Architecture]) -> Inputs:

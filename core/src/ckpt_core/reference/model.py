@@ -9,11 +9,21 @@ import torch
 from torch.nn import functional
 
 from ckpt_core.api import OpenCheckpoint
-from ckpt_core.architecture import Architecture, Attention, Classifier, Layer, Pooling, Stack, Tokens
+from ckpt_core.architecture import (
+    Architecture,
+    Attention,
+    Classifier,
+    Layer,
+    Pooling,
+    Positions,
+    Stack,
+    Tokens,
+    Transform,
+)
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
-from ckpt_core.reference.mlp import feed_forward
+from ckpt_core.reference.mlp import ACTIVATIONS, feed_forward
 from ckpt_core.reference.weights import DEFAULT_BLOCK, Arithmetic, Weights
 
 
@@ -23,6 +33,7 @@ class Inputs:
 
     `tokens` [batch, position] of the decoder, or of an encoder alone; `source` [batch, position] the tokens of an
     encoder before a decoder; `pixels` [batch, channel, y, x]. The masks are True (or 1) where a token is real.
+    `types` [batch, position] are those of `tokens`, for a model that has such; without them every token is of the first.
     """
 
     tokens: torch.Tensor | None = None
@@ -30,6 +41,7 @@ class Inputs:
     pixels: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     source_mask: torch.Tensor | None = None
+    types: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +68,18 @@ def forward(
         x = _embedded(weights, architecture, inputs, crossed)
         yield Step(f"{prefix}embedding", x)
         mask = inputs.source_mask if crossed else inputs.mask
-        for step in _stack(weights, prefix, stack, x, mask, memory, memory_mask):
+        tokens = inputs.source if crossed else inputs.tokens
+        for step in _stack(weights, prefix, stack, x, tokens, mask, memory, memory_mask):
             yield step
             x = step.values
         memory = x
         if stack.predictors is not None:
             yield from _predicted(weights, architecture, prefix, stack, x, inputs)
-    yield Step("logits", _logits(weights, architecture, x, inputs.tokens))
+    if architecture.classifier is not None:
+        classes = _classes(weights, architecture.classifier, x, inputs.tokens, inputs.mask)
+        yield Step("classifier.logits" if architecture.head else "logits", classes)
+    if architecture.head is not None or architecture.classifier is None:
+        yield Step("logits", _logits(weights, architecture, x))
 
 
 def _embedded(weights: Weights, architecture: Architecture, inputs: Inputs, source: bool) -> torch.Tensor:
@@ -78,11 +95,13 @@ def _embedded(weights: Weights, architecture: Architecture, inputs: Inputs, sour
     tokens = inputs.source if source else inputs.tokens
     if tokens is None or architecture.tokens is None:
         raise CkptError("this model reads tokens", fix="give source tokens" if source else "give tokens")
-    return _embedding(weights, architecture.tokens, tokens)
+    return _embedding(weights, architecture.tokens, tokens, None if source else inputs.types)
 
 
-def _embedding(weights: Weights, known: Tokens, tokens: torch.Tensor) -> torch.Tensor:
+def _embedding(weights: Weights, known: Tokens, tokens: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
     x = weights.rows("embedding.tokens.weight", tokens) * known.scale
+    if known.types:
+        x = x + weights.rows("embedding.types.weight", torch.zeros_like(tokens) if types is None else types)
     return weights.norm(x, "embedding.norm", known.norm)
 
 
@@ -91,14 +110,14 @@ def _stack(
     prefix: str,
     stack: Stack,
     x: torch.Tensor,
+    tokens: torch.Tensor | None,
     mask: torch.Tensor | None,
     memory: torch.Tensor | None,
     memory_mask: torch.Tensor | None,
 ) -> Iterator[Step]:
     count = x.shape[1]
     if stack.positions is not None:
-        offset = stack.positions.offset
-        x = x + weights.vector(f"{prefix}positions.weight")[offset : offset + count]
+        x = x + weights.vector(f"{prefix}positions.weight")[_rows(stack.positions, count, tokens)]
     x = weights.norm(x, f"{prefix}input_norm", stack.input_norm)
     context = _Context(_allowed(stack, count, mask), mask, memory, memory_mask)
     if stack.relative_bias is not None:
@@ -113,6 +132,14 @@ def _stack(
             yield Step(f"{name}.{part}", values)
         x = values
     yield Step(f"{prefix}final_norm", weights.norm(x, f"{prefix}final_norm", stack.final_norm))
+
+
+def _rows(positions: Positions, count: int, tokens: torch.Tensor | None) -> torch.Tensor:
+    """The row of the table for each position: [position], or [batch, position] where padding is not counted."""
+    if positions.padding is None or tokens is None:
+        return torch.arange(positions.offset, positions.offset + count)
+    counted = tokens != positions.padding
+    return counted.cumsum(-1) * counted + positions.offset - 1
 
 
 def _allowed(stack: Stack, count: int, mask: torch.Tensor | None) -> torch.Tensor:
@@ -136,14 +163,14 @@ def _predicted(
         name = f"{prefix}predictors.{index}"
         # Token 0 stands where there is none: no earlier position sees it.
         tokens = functional.pad(tokens[:, 1:], (0, 1))
-        e = weights.norm(_embedding(weights, known, tokens), f"{name}.embed_norm", predictors.embed_norm)
+        e = weights.norm(_embedding(weights, known, tokens, None), f"{name}.embed_norm", predictors.embed_norm)
         f = weights.norm(f, f"{name}.hidden_norm", predictors.hidden_norm)
         x = weights.product(e, f"{name}.embed.weight") + weights.product(f, f"{name}.hidden.weight")
         yield Step(f"{name}.merged", x)
         for part, values in _layer(weights, f"{name}.layer", stack.layers[-1], x, context):
             yield Step(f"{name}.layer.{part}", values)
         f = weights.norm(values, f"{name}.out_norm", predictors.out_norm)
-        yield Step(f"{name}.logits", _logits(weights, architecture, f[:, : max(0, count - index - 1)], None))
+        yield Step(f"{name}.logits", _logits(weights, architecture, f[:, : max(0, count - index - 1)]))
 
 
 @dataclass(slots=True)
@@ -171,7 +198,8 @@ def _layer(
         y = attend_latent(weights, f"{name}.attention", layer.latent_attention, normed, context.allowed)
     elif layer.attention is not None:
         y = attend(weights, f"{name}.attention", layer.attention, normed, normed, context.allowed, context.bias)
-    y = weights.norm(y, f"{name}.{mixer}.out_norm", block.out_norm)
+    after = layer.norm_after_sum
+    y = y if after else weights.norm(y, f"{name}.{mixer}.out_norm", block.out_norm)
     y = y * weights.vector(f"{name}.{mixer}.layer_scale.weight") if layer.layer_scale else y
     residual = normed if layer.residual_from_norm else x
     if layer.parallel:
@@ -179,53 +207,78 @@ def _layer(
         yield f"{mixer} and mlp", residual + layer.residual_scale * (y + _fed(weights, name, layer, inner))
         return
     x = residual + layer.residual_scale * y
+    x = weights.norm(x, f"{name}.{mixer}.out_norm", block.out_norm) if after else x
     yield mixer, x
     if layer.cross_attention is not None:
-        x = x + layer.residual_scale * _crossed(weights, f"{name}.cross_attention", layer.cross_attention, x, context)
+        crossed = f"{name}.cross_attention"
+        x = x + layer.residual_scale * _crossed(weights, crossed, layer.cross_attention, x, context, after)
+        x = weights.norm(x, f"{crossed}.out_norm", layer.cross_attention.out_norm) if after else x
         yield "cross_attention", x
     normed = weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
-    residual = normed if layer.residual_from_norm else x
-    yield "mlp", residual + layer.residual_scale * _fed(weights, name, layer, normed)
+    x = (normed if layer.residual_from_norm else x) + layer.residual_scale * _fed(weights, name, layer, normed)
+    yield "mlp", weights.norm(x, f"{name}.mlp.out_norm", layer.mlp.out_norm) if after else x
 
 
-def _crossed(weights: Weights, name: str, attention: Attention, x: torch.Tensor, context: _Context) -> torch.Tensor:
+def _crossed(
+    weights: Weights, name: str, attention: Attention, x: torch.Tensor, context: _Context, norm_after_sum: bool
+) -> torch.Tensor:
     memory = context.memory
     assert memory is not None  # validate()
     seen = torch.ones(memory.shape[:2]) if context.memory_mask is None else context.memory_mask
     allowed = seen.bool()[:, None].expand(-1, x.shape[1], -1)
     normed = weights.norm(x, f"{name}.norm", attention.norm)
     y = attend(weights, name, attention, normed, memory, allowed, context.cross_bias)
-    return weights.norm(y, f"{name}.out_norm", attention.out_norm)
+    return y if norm_after_sum else weights.norm(y, f"{name}.out_norm", attention.out_norm)
 
 
 def _fed(weights: Weights, name: str, layer: Layer, x: torch.Tensor) -> torch.Tensor:
     y = feed_forward(weights, f"{name}.mlp", layer.mlp, x)
-    y = weights.norm(y, f"{name}.mlp.out_norm", layer.mlp.out_norm)
+    y = y if layer.norm_after_sum else weights.norm(y, f"{name}.mlp.out_norm", layer.mlp.out_norm)
     return y * weights.vector(f"{name}.mlp.layer_scale.weight") if layer.layer_scale else y
 
 
-def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    classifier, head = architecture.classifier, architecture.head
-    if classifier is not None:
-        pooled = _pooled(classifier, x, tokens)
-        if classifier.hidden:
-            pooled = torch.tanh(weights.linear(pooled, "classifier.dense"))
-        return pooled if classifier.classes is None else weights.linear(pooled, "classifier")
+def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
+    head = architecture.head
     if head is None:
         return x
+    if head.transform is not None:
+        x = _transformed(weights, "head", head.transform, x)
     logits = weights.product(x, "embedding.tokens.weight" if head.tied else "head.weight") * head.scale
     if head.bias:
         logits = logits + weights.vector("head.bias")
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def _pooled(classifier: Classifier, x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    """What a classifier reads: [batch, h], or `x` itself where every position has classes of its own."""
+def _transformed(weights: Weights, name: str, transform: Transform, x: torch.Tensor) -> torch.Tensor:
+    x = ACTIVATIONS[transform.activation](weights.linear(x, f"{name}.dense"))
+    return weights.norm(x, f"{name}.norm", transform.norm)
+
+
+def _classes(
+    weights: Weights, classifier: Classifier, x: torch.Tensor, tokens: torch.Tensor | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The logits of a classifier, [batch, k], [batch, position, k] for each position, or [batch, (k position)] of spans."""
+    pooled = _pooled(classifier, x, tokens, mask)
+    if classifier.hidden:
+        pooled = torch.tanh(weights.linear(pooled, "classifier.dense"))
+    if classifier.transform is not None:
+        pooled = _transformed(weights, "classifier", classifier.transform, pooled)
+    logits = pooled if classifier.classes is None else weights.linear(pooled, "classifier")
+    return logits.transpose(1, 2).flatten(1) if classifier.pooling is Pooling.SPAN else logits
+
+
+def _pooled(
+    classifier: Classifier, x: torch.Tensor, tokens: torch.Tensor | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """What a classifier reads: [batch, h], or `x` itself where every position has logits of its own."""
     match classifier.pooling:
         case Pooling.FIRST:
             return x[:, 0]
-        case Pooling.EACH:
+        case Pooling.EACH | Pooling.SPAN:
             return x
+        case Pooling.MEAN:
+            real = torch.ones(x.shape[:2]) if mask is None else mask.float()
+            return (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
         case Pooling.LAST:
             if classifier.padding is None or tokens is None:
                 return x[:, -1]

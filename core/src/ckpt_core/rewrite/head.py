@@ -102,8 +102,9 @@ def without_head(model: Rewritable) -> Rewritable:
     classes = classifier.classes if classifier else None
     if head is None and classes is None:
         return model
+    # BertModel and ViTModel have such a layer, and no class has a transform without logits
     kept = replace(classifier, classes=None) if classifier and classifier.hidden else None
     architecture = replace(model.architecture, head=None, classifier=kept)
     tensors = {name: model.tensors[name] for name in parameters(architecture)}
-    said = "the head over the vocabulary" if classes is None else f"the {classes} classes"
-    return model.rewritten(architecture, tensors, f"{said} left out")
+    said = ["the head over the vocabulary"] * (head is not None) + [f"the {classes} classes"] * (classes is not None)
+    return model.rewritten(architecture, tensors, f"{' and '.join(said)} left out")

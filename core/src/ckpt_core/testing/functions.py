@@ -33,13 +33,17 @@ def outputs(*models: OpenCheckpoint) -> list[torch.Tensor]:
 
 
 def every_logit(model: OpenCheckpoint, inputs: Inputs) -> torch.Tensor:
-    """The output of a model, and after it, along the positions, the logits of the layers that predict further tokens."""
+    """The output of a model, and after it, along the positions, the logits of the layers that predict further tokens, and those of
+    classes beside the vocabulary.
+    """
     import torch
 
     from ckpt_core.reference import forward
 
     *further, own = (step.values for step in forward(model, inputs) if step.name.endswith("logits"))
-    return torch.cat([own, *further], 1) if further else own
+    rows = [one if one.dim() == own.dim() else one[:, None] for one in further]
+    wide = [torch.nn.functional.pad(one, (0, own.shape[-1] - one.shape[-1])) for one in rows]
+    return torch.cat([own, *wide], 1) if wide else own
 
 
 def apart(one: torch.Tensor, two: torch.Tensor) -> float:

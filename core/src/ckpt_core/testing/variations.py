@@ -56,6 +56,10 @@ def _norm(path: str) -> dict[str, object]:
     return {f"{path}.kind": "rms", f"{path}.eps": 1e-4}
 
 
+def _transform(path: str) -> dict[str, object]:
+    return {f"{path}.activation": Activation.GELU_ERF, **_norm(f"{path}.norm")}
+
+
 def _scaling(kind: RotaryKind, **fields: object) -> dict[str, object]:
     return {f"attention.rotary.scaling.{name}": value for name, value in {"kind": kind, **fields}.items()}
 
@@ -97,8 +101,10 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "tokens.padded_vocabulary": {"tokens.padded_vocabulary": facts.get("tokens.padded_vocabulary", 9) + 8},
         "tokens.scale": {"tokens.scale": 11.5},
         "tokens.norm": _norm("tokens.norm"),
+        "tokens.types": {"tokens.types": 3},
         "positions": {"positions.count": 40},
         "positions.offset": {"positions.offset": 2, "positions.count": 40},
+        "positions.padding": {"positions.padding": 1, "positions.offset": 2, "positions.count": 80},
         "input_norm": _norm("input_norm"),
         "final_norm": {"final_norm": ABSENT},
         "relative_bias": {
@@ -111,6 +117,8 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "head.bias": {"head.bias": True},
         "head.scale": {"head.scale": 0.5},
         "head.softcap": {"head.softcap": 30.0},
+        "head.transform": _transform("head.transform"),
+        "head.transform.bias": {"head.transform.bias": not facts.get("head.transform.bias", True)},
         "patches.bias": {"patches.bias": not facts.get("patches.bias")},
         "patches.class_tokens": {
             "patches.class_tokens": facts.get("patches.class_tokens", 1) + 2,
@@ -118,6 +126,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         },
         "classifier": {"classifier.classes": 17},
         "classifier.hidden": {"classifier.hidden": not facts.get("classifier.hidden")},
+        "classifier.transform": {"classifier.hidden": False, **_transform("classifier.transform")},
         "classifier.bias": {"classifier.bias": not facts.get("classifier.bias", True), "classifier.classes": 17},
         **{
             f"classifier.pooling={pooling}": {"classifier.pooling": pooling, "classifier.classes": 17}
@@ -262,6 +271,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "predictors.embed_norm.kind": {"predictors.embed_norm.kind": "layer"},
         "predictors.hidden_norm.eps": {"predictors.hidden_norm.eps": 3e-4},
         "predictors.out_norm": {"predictors.out_norm": ABSENT},
+        "norm_after_sum": {"norm_after_sum": True, **_norm("attention.out_norm"), **_norm("mlp.out_norm")},
     }
 
 

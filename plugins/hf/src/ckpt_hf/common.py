@@ -142,7 +142,7 @@ ALL_BIASES_OR_NONE: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, with
 
 
 # How the classes with a head over the vocabulary are called, after the name of the family.
-_LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
+_LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 
 @dataclass(frozen=True)
@@ -196,19 +196,17 @@ class Family:
         ending = next(end for end in _LANGUAGE_MODEL if self.class_name.endswith(end))
         # the decoder of a model that also sees is called so by transformers: Gemma3TextModel
         text = "Text" if self.model_type.endswith("_text") else ""
-        notes, gone = unsaid_of_vocabulary(self.config)
+        called = self.class_name.removesuffix(ending) + text + head.ending
+        notes, gone = ([], []) if head.beside else unsaid_of_vocabulary(self.config)
         prefix = next(table.native for table in self.tables if "{l}" in table.native).partition(".")[0] + "."
         name = (lambda native: native.removeprefix(prefix)) if head.bare else (lambda native: native)
         return replace(
             self,
-            config=self.config.replace(
-                self.class_name.removesuffix(ending) + text + head.ending,
-                *notes,
-                *head.lines(self.padding),
-                without=gone,
-            ),
+            # a key that says a head over the vocabulary may say that of the class, too (ModernBERT)
+            config=self.config.replace(called, *notes, without=gone).replace(called, *head.lines(self.padding)),
             tables=self.tables.beside(*head.tables).renamed(name),
             leftovers=self.leftovers.renamed(name),
+            as_stored=head.as_stored or self.as_stored,
             other_names=(),
             heads=(),
             head=head,

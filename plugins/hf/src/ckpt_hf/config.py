@@ -9,6 +9,7 @@ from __future__ import annotations
 from ckpt_hf.common import Family
 from ckpt_hf.families import (
     arcee,
+    bert,
     blenderbot,
     bloom,
     cohere,
@@ -30,6 +31,7 @@ from ckpt_hf.families import (
     llama4,
     minimax,
     mixtral,
+    modernbert,
     nemotron,
     olmo2,
     olmo3,
@@ -63,6 +65,8 @@ _SAID: list[Family] = [
     *blenderbot.FAMILIES,
     *bloom.FAMILIES,
     *vit.FAMILIES,
+    *bert.FAMILIES,
+    *modernbert.FAMILIES,
     *olmo3.FAMILIES,
     *olmoe.FAMILIES,
     *glm.FAMILIES,

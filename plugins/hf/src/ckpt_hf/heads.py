@@ -1,39 +1,54 @@
-"""Heads of decoders: what the classes of transformers have that put another head than one over the vocabulary on a decoder, or none.
+"""Heads: what the classes of transformers have that put another head than one over the vocabulary on a decoder or an encoder, or none.
 
-Such a class is the decoder of `...ForCausalLM` with other lines for its head. So a family says its language model, and which of
-these classes transformers has besides; `Family.with_head` makes the class.
+Such a class is the decoder of `...ForCausalLM` (or the encoder of `...ForMaskedLM`) with other lines for its head. So a family says its
+language model, and which of these classes transformers has besides; `Family.with_head` makes the class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_core.sdk import Architecture, Table, configs, fact_is, ignore, key, note, row, schema
 from ckpt_hf.labels import LABELS
 
 
+def decodes(architecture: Architecture) -> bool:
+    """Whether a model is a decoder without a head over the vocabulary."""
+    return architecture.decoder is not None and architecture.encoder is None and architecture.head is None
+
+
+def encodes(architecture: Architecture, head: bool = False) -> bool:
+    """Whether a model is an encoder of tokens, with a head over the vocabulary or without."""
+    alone = architecture.encoder is not None and architecture.decoder is None
+    return alone and architecture.tokens is not None and (architecture.head is not None) == head
+
+
+def _pooling(architecture: Architecture) -> schema.Pooling | None:
+    return architecture.classifier.pooling if architecture.classifier else None
+
+
+Stored = Callable[[Mapping[str, Any], Collection[str], Callable[[str, str], bool]], Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Head:
-    """What stands on a decoder in a class whose name is that of the family with this `ending`.
+    """What stands on a stack in a class whose name is that of the family with this `ending`.
 
     `lines` are those of its config, from the id of padding that the class has where a config says none; `tables` hold its tensors.
-    `bare`: the class is the decoder itself, so its tensors have names without the prefix that they have in the other classes.
-    `pooling` is what it reads of a sequence; None where there are no classes.
+    `bare`: the class is the stack itself, so its tensors have names without the prefix that they have in the other classes.
+    `beside`: the class has the head over the vocabulary, too.
+    `holds`: whether a model has this kind of head. `as_stored` is the `Family`'s, where the head has one of its own.
     """
 
     ending: str
     lines: Callable[[int | None], Sequence[Any]] = lambda padding: ()
     tables: tuple[Table, ...] = ()
     bare: bool = False
-    pooling: schema.Pooling | None = None
-
-    def is_of(self, architecture: Architecture) -> bool:
-        """Whether this is the kind of head that a model has."""
-        classifier = architecture.classifier
-        decoder_alone = architecture.decoder is not None and architecture.encoder is None
-        return decoder_alone and architecture.head is None and (classifier and classifier.pooling) == self.pooling
+    beside: bool = False
+    holds: Callable[[Architecture], bool] = decodes
+    as_stored: Stored | None = None
 
 
 def _scores(padding: int | None) -> list[Any]:
@@ -59,10 +74,10 @@ def _tags(padding: int | None) -> list[Any]:
 
 
 # fmt: off
-BARE = Head("Model", bare=True)
+BARE = Head("Model", bare=True, holds=lambda model: decodes(model) and model.classifier is None)
 
 # Reward models and rerankers.
-SCORED = Head("ForSequenceClassification", _scores, pooling=schema.Pooling.LAST, tables=(Table(rows=[
+SCORED = Head("ForSequenceClassification", _scores, holds=lambda model: decodes(model) and _pooling(model) == schema.Pooling.LAST, tables=(Table(rows=[
     row("score.weight", "k h", "classifier.weight"),
 ]),))
 
@@ -71,7 +86,7 @@ TAGGED = Head("ForTokenClassification", lambda padding: [
     *_tags(padding),
     # a key since transformers 5.20; before, there is always a bias
     key("token_classification_bias", "classifier.bias", default=True),
-], pooling=schema.Pooling.EACH, tables=(Table(rows=[
+], holds=lambda model: decodes(model) and _pooling(model) == schema.Pooling.EACH, tables=(Table(rows=[
     row("score.weight", "k h", "classifier.weight"),
     row("score.bias",   "k",   "classifier.bias"),
 ]),))
@@ -80,9 +95,24 @@ TAGGED = Head("ForTokenClassification", lambda padding: [
 TAGGED_BY_CLASSIFIER = Head("ForTokenClassification", lambda padding: [
     *_tags(padding),
     fact_is("classifier.bias", True),
-], pooling=schema.Pooling.EACH, tables=(Table(rows=[
+], holds=lambda model: decodes(model) and _pooling(model) == schema.Pooling.EACH, tables=(Table(rows=[
     row("classifier.weight", "k h", "classifier.weight"),
     row("classifier.bias",   "k",   "classifier.bias"),
+]),))
+
+# The same of an encoder.
+ENCODER_TAGGED = replace(TAGGED_BY_CLASSIFIER, holds=lambda model: encodes(model) and _pooling(model) == schema.Pooling.EACH)
+
+# Where an answer starts and where it ends: the classes have no labels.
+ANSWERED = Head("ForQuestionAnswering", lambda padding: [
+    fact_is("classifier.hidden", False),
+    fact_is("classifier.classes", 2),
+    fact_is("classifier.bias", True),
+    fact_is("classifier.pooling", schema.Pooling.SPAN),
+    ignore("classifier_dropout", why="training only"),
+], holds=lambda model: encodes(model) and _pooling(model) == schema.Pooling.SPAN, tables=(Table(rows=[
+    row("qa_outputs.weight", "k h", "classifier.weight"),
+    row("qa_outputs.bias",   "k",   "classifier.bias"),
 ]),))
 # fmt: on
 

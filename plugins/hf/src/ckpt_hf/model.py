@@ -152,16 +152,20 @@ def _batches(model: PreTrainedModel, arguments: Mapping[str, torch.Tensor]) -> I
 
 
 def _final(outputs: Any) -> torch.Tensor:
-    """The logits of a model; a bare one ends in its pooler, or in its last layer."""
+    """The logits of a model, for an answer those of its start and then of its end; a bare one ends in its pooler, or in its last layer."""
+    import torch
+
+    if hasattr(outputs, "start_logits"):
+        return torch.cat([outputs.start_logits, outputs.end_logits], -1)
     return next(value for name in _OUTPUTS if (value := getattr(outputs, name, None)) is not None)
 
 
-_OUTPUTS = ("logits", "pooler_output", "last_hidden_state")
+_OUTPUTS = ("logits", "prediction_logits", "pooler_output", "last_hidden_state")
 
 
 # What transformers calls the inputs of a model with one stack, and of one with an encoder and a decoder.
 _ARGUMENTS = (
-    {"tokens": "input_ids", "mask": "attention_mask", "pixels": "pixel_values"},
+    {"tokens": "input_ids", "mask": "attention_mask", "pixels": "pixel_values", "types": "token_type_ids"},
     {
         "tokens": "decoder_input_ids",
         "mask": "decoder_attention_mask",

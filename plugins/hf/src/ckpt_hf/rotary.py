@@ -188,12 +188,19 @@ def _stretched(given: dict[str, Any] | None, theta: object, width: int) -> dict[
 
 
 def rotary_by_window(
-    *, default_theta: float, sliding_theta: float, sliding_key: str = "", path: str = "attention.rotary"
+    *,
+    default_theta: float,
+    sliding_theta: float,
+    full_key: str = "rope_theta",
+    sliding_key: str = "",
+    scaled: bool = True,
+    path: str = "attention.rotary",
 ) -> configs.Custom:
     """The config line for rotary keys of a class whose layers with a window rotate by other angles than those without.
 
-    Version 5 says it twice over, `rope_parameters` {"full_attention": {...}, "sliding_attention": {...}}; version 4 has `rope_theta` and
-    `rope_scaling` for the layers without a window, and for the others `sliding_key`, or `rope_theta` again where there is none.
+    Version 5 says it twice over, `rope_parameters` {"full_attention": {...}, "sliding_attention": {...}}; version 4 has `full_key` and
+    `rope_scaling` for the layers without a window, and for the others `sliding_key`, or `full_key` again where there is none.
+    `scaled`: whether version 4 of the class reads `rope_scaling`.
     """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -205,7 +212,12 @@ def rotary_by_window(
                 found=", ".join(parameters)[:80],
                 expected=" and ".join(_LAYER_KINDS),
             )
-        theta, own = config.get("rope_theta"), config.get(sliding_key) if sliding_key else None
+        if scaling and not scaled:
+            raise CkptError(
+                "version 4 of the class reads no 'rope_scaling', and version 5 scales every layer by it",
+                found=str(scaling)[:80],
+            )
+        theta, own = config.get(full_key), config.get(sliding_key) if sliding_key else None
         full, sliding = ({} | (_object(parameters.get(kind), kind) or {}) for kind in _LAYER_KINDS)
         full |= scaling
         full.setdefault("rope_theta", default_theta if theta is None else theta)
@@ -220,7 +232,7 @@ def rotary_by_window(
         there = [{slides_here: one[slides_here] for slides_here in slides} for one in said]
         if any(one != there[0] for one in there):
             raise CkptError(
-                f"rope_parameters and rope_theta/{sliding_key or 'rope_scaling'} disagree",
+                f"rope_parameters and {full_key}/{sliding_key or 'rope_scaling'} disagree",
                 found=f"transformers 5 reads {said[0]}, transformers 4 reads {said[1]}",
                 fix="say both kinds of layer in rope_parameters",
             )
@@ -248,7 +260,10 @@ def rotary_by_window(
             full = {"theta": sliding["theta"]}
         # version 4 has no scaling for layers with a window, nor always a theta: where it can't say the model, it is not told a part of it
         if not _scaling(sliding) and (sliding_key or full["theta"] == sliding["theta"]):
-            config["rope_theta"], config["rope_scaling"] = full["theta"], _scaling(full) or None
+            if scaled or not _scaling(full):
+                config[full_key] = full["theta"]
+            if scaled:
+                config["rope_scaling"] = _scaling(full) or None
             if sliding_key:
                 config[sliding_key] = sliding["theta"]
         config["rope_parameters"] = {
@@ -260,7 +275,7 @@ def rotary_by_window(
 
     return custom(
         [
-            "rope_theta",
+            full_key,
             *([sliding_key] if sliding_key else []),
             "rope_scaling",
             "rope_parameters",

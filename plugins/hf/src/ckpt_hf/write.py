@@ -28,10 +28,11 @@ from ckpt_core.sdk import (
     ledgers,
     rewrites,
 )
-from ckpt_hf import heads
 from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
+
+_HEADS = list({id(head): head for family in FAMILIES for head in family.heads}.values())
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,8 @@ class _Candidate:
 def _has_head_of(family: Family, architecture: Architecture) -> bool:
     """Whether a class is one of models with this kind of head."""
     if family.head is not None:
-        return family.head.is_of(architecture)
-    return not any(head.is_of(architecture) for head in heads.ALL)
+        return family.head.holds(architecture)
+    return not any(head.holds(architecture) for head in _HEADS)
 
 
 def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[_Candidate]:
@@ -264,8 +265,8 @@ def losses_of(checkpoint: Checkpoint, fit: Fit) -> Iterator[ledgers.Loss]:
 
 def _left_out(checkpoint: Checkpoint, written: rewrites.Rewritable) -> Iterator[ledgers.Loss]:
     """The head of the source, where the model is written without one."""
-    names = {"classifier.weight", "classifier.bias", "head.weight", "head.bias"}
-    left_out = sorted(checkpoint.tensors.keys() & names - written.tensors.keys())
+    gone = checkpoint.tensors.keys() - written.tensors.keys()
+    left_out = sorted(name for name in gone if name.startswith(("head.", "classifier.")))
     before, after = checkpoint.architecture, written.architecture
     if before.head is not None and after.head is None:
         what = ", ".join(left_out) or "the head, which is the embedding"

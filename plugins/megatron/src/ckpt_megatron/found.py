@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,22 @@ class Found:
         if not held:
             raise FormatError(f"tensor {name!r} is missing", file=self.folder)
         return sum(height(shards) for shards in held)
+
+
+# Modules that GPTModel lacks: heads and pooler of BertModel, head of T5Model, and the encoder of both.
+_OF_OTHERS = ("lm_head.", "binary_head.", "pooler.", "language_model.pooler.", "encoder.layers.")
+
+
+def check_kind(names: Iterable[str], file: str) -> None:
+    """`FormatError` for another model of Megatron's scripts than a GPTModel, by the names that the tables have for its tensors."""
+    others = sorted(name for name in names if name.startswith(_OF_OTHERS))
+    if others:
+        raise FormatError(
+            "this is a model with an encoder, such as BertModel or T5Model, and of Megatron's models only GPTModel is read",
+            file=file,
+            found=", ".join(others[:3]) + ", ..." * (len(others) > 3),
+            expected="the modules of a GPTModel: embedding, decoder, output_layer",
+        )
 
 
 def predicts(architecture: Architecture) -> bool:

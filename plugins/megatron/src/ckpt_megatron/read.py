@@ -28,7 +28,7 @@ from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER, container_of, find_folder
-from ckpt_megatron.found import Found, Share, height, predicts
+from ckpt_megatron.found import Found, Share, check_kind, height, predicts
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.names import PREDICTORS
@@ -52,6 +52,7 @@ def read(path: str, request: ReadRequest) -> Description:
     else:
         kind = FSDP_DTENSOR if container == FSDP_DTENSOR else "torch_dist"
         found = read_dist(folder, request.weights, _READERS[container], container=kind)
+        check_kind(found.names, folder)
     _check_iteration(found)
     model = _model(found, request)
     if request.weights == "master":

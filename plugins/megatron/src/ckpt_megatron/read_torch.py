@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from ckpt_core.sdk import FormatError, StoredTensor, errors, lazy, ledgers
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
-from ckpt_megatron.found import Found, Share
+from ckpt_megatron.found import Found, Share, check_kind
 from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
 from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
 
@@ -25,6 +25,8 @@ def read_torch(folder: str, weights: str) -> Found:
     ranks = [RankFile(path, numbers, weights) for path, numbers in rank_files(folder)]
     grid, first = Grid.of(ranks), ranks[0]
     found = Found(folder, "torch", first.args, first.path, [], [rank.path for rank in ranks], grid.sizes)
+    for rank in ranks:
+        check_kind((plain(name) for tensors in rank.chunks for name in tensors), rank.path)
     problems = errors.Problems(f"reading {folder}")
     check_ranks(ranks, grid, problems)
     version = first.content.get("checkpoint_version", 0)
