@@ -515,6 +515,19 @@ def template(path: str) -> str:
     return f"`{path}`\n\n```{_LANGUAGES.get(os.path.splitext(path)[1], 'text')}\n{text}\n```"
 
 
+def wholes() -> str:
+    """The classes of transformers whose language model can be taken out, and the classes that it is by itself."""
+    from ckpt_hf.config import BY_TYPE
+    from ckpt_hf.wholes import LANGUAGES, WHOLES
+
+    rows = []
+    for kind, one in WHOLES.items():
+        alone = [BY_TYPE[LANGUAGES[name].family] for name in one.language if LANGUAGES[name].family in BY_TYPE]
+        if alone:
+            rows.append((code(kind), code(one.class_name), ", ".join(code(family.class_name) for family in alone)))
+    return table(("model_type", "class", "its language model"), rows)
+
+
 SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
     "format-details": format_details,
@@ -522,6 +535,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "names": names,
     "families": families,
     "heads": heads,
+    "wholes": wholes,
     "judged": judged,
     "canonical-parameters": canonical_parameters,
     "architecture-fields": architecture_fields,

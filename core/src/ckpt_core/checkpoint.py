@@ -147,7 +147,7 @@ class Target:
     `said` are the notes as the written config says them, and `held` the names of the source's sidecars that lie inside
     the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`. `config` is
     what the written config says, key by key, for `launch`: how the framework is started with these files. Where `adapter` is
-    there, what is written is not a model.
+    there, what is written is not a model. `named` are folders outside of the source that the user gave: files may be copied from there.
     """
 
     format: str
@@ -166,6 +166,7 @@ class Target:
     config: Mapping[str, Any] = field(default_factory=dict)
     launch: Launch | None = None
     adapter: Adapter | None = None
+    named: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.transfer import Result, checksum_name
@@ -15,7 +15,7 @@ from ckpt_core.storage.bytes.output import Checksum, OutputFile
 class Completion:
     """Counts the transfers that each of `files` still waits for, and completes those that wait for none.
 
-    `done` are the results of an earlier run. Completing a file again writes the same bytes again. `sync`: it will be synced.
+    `done` are the results of an earlier run, `copied` what was copied to each file from others, as a remainder. Completing a file again writes the same bytes again. `sync`: it will be synced.
     `crcs` are the CRC-32 of whole files, of what was meant to be written: no file is read for them.
     """
 
@@ -24,6 +24,7 @@ class Completion:
         files: Iterable[OutputFile],
         todo: Iterable[Transfer],
         done: Iterable[Result],
+        copied: Mapping[str, int],
         path: Callable[[str], str],
         sync: bool,
     ) -> None:
@@ -32,6 +33,7 @@ class Completion:
         self._sync = sync
         self._left = Counter(name for transfer in todo for name in transfer.files)
         self._remainders: Counter[str] = Counter()
+        self._copied = copied
         self.crcs: dict[str, int] = {}
         for result in done:
             self._add(result)
@@ -52,7 +54,7 @@ class Completion:
 
     def _complete(self, name: str) -> None:
         file, path = self._files[name], self._path(name)
-        whole = self._remainder(file, file.whole)
+        whole = self._remainder(file, file.whole) ^ self._copied.get(name, 0)
         for offset, data in file.literals:
             whole ^= crc32.shifted(crc32.remainder(data), file.size - offset - len(data))
         with written(path) as descriptor:

@@ -26,7 +26,7 @@ from ckpt_core.layout import Scale, ValueMap
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
-from ckpt_core.storage.bytes.output import Checksum
+from ckpt_core.storage.bytes.output import Checksum, Excerpt
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
@@ -93,7 +93,8 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        return sum(transfer.bytes_read for transfer in self.transfers)
+        excerpts = sum(one.size for file in self.target.files for one in file.excerpts)
+        return excerpts + sum(transfer.bytes_read for transfer in self.transfers)
 
     @property
     def bytes_written(self) -> int:
@@ -154,6 +155,7 @@ class Plan:
             yield f"{state.path} {state.size} {state.mtime_ns}"
         for file in self.target.files:
             yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
+            yield from map(str, file.excerpts)
         for transfer in self.transfers:
             yield transfer.name
             for delivery in transfer.deliveries:
@@ -228,7 +230,7 @@ def make_plan(
             found=f"{memory >> 20} MiB for {workers} workers",
             expected=f"at least {(footprint >> 20) + 1 + workers * _BUFFERS} MiB, {footprint >> 20} of them for the plan",
         )
-    source = replace(source, files=[*source.files, *_sidecar_files(source, target)])
+    source = replace(source, files=[*source.files, *_copied_files(source, target)])
     transfers = []
     for name, assembly in watched(target.tensors).items():
         outgoing = tuple(deliveries[name])
@@ -240,14 +242,20 @@ def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     """About the most bytes that a process holds to make and to keep a plan, without the buffers that move the data."""
     blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.tensors.values())
     literals = [len(data) for file in target.files for _, data in file.literals]
+    excerpts = sum(1 for _ in _excerpts(target))
     documents = sum(map(len, target.documents.values()))
-    return _INTERPRETER + _PER_BLOCK * blocks + _PER_LITERAL * len(literals) + sum(literals) + documents
+    return _INTERPRETER + _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + sum(literals) + documents
 
 
-def _sidecar_files(source: Checkpoint, target: Target) -> list[FileState]:
-    """The files that sidecars are copied from, in their present state, besides those that are read anyway."""
+def _copied_files(source: Checkpoint, target: Target) -> list[FileState]:
+    """The files that sidecars and excerpts are copied from, in their present state, besides those that are read anyway."""
     known = {state.path for state in source.files}
-    return [FileState.of(path) for path in sorted({sidecar.path for sidecar in target.sidecars.values()} - known)]
+    copied = {sidecar.path for sidecar in target.sidecars.values()} | {one.source for one in _excerpts(target)}
+    return [FileState.of(path) for path in sorted(copied - known)]
+
+
+def _excerpts(target: Target) -> Iterator[Excerpt]:
+    return (one for file in target.files for one in file.excerpts)
 
 
 def _check_tensors(expected: Mapping, target: Target, problems: Problems) -> None:
@@ -265,6 +273,9 @@ def _check_files(target: Target, problems: Problems) -> None:
     paths = [file.path for file in target.files] + list(target.documents) + list(target.sidecars)
     if target.single_file and len(paths) != 1:
         problems.add(CkptError("the destination is a single file", found=", ".join(sorted(paths)[:4]), expected="one"))
+    for file in target.files:
+        if file.excerpts and file.checksums:
+            problems.add(CkptError(f"{file.path} is copied in part, and holds checksums of what is not known"))
     for path in paths:
         parts = path.split("/")
         if os.path.isabs(path) or ".." in parts or "" in parts or "\\" in path or "\0" in path:
@@ -275,7 +286,7 @@ def _check_files(target: Target, problems: Problems) -> None:
 
 def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None:
     """No file is copied that is not one of the checkpoint's, whichever way a plugin found it."""
-    home = Home(source.path, source.provenance.named)
+    home = Home(source.path, (*source.provenance.named, *target.named))
     embedded = [source.sidecars[name] for name in target.held if name in source.sidecars]
     for sidecar in (*embedded, *target.sidecars.values()):
         try:
@@ -290,7 +301,10 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     found: dict[str, list[Write]] = {}
     # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
     extents = {
-        file.path: [(offset, offset + len(data), "the bytes known in advance") for offset, data in file.literals]
+        file.path: [
+            *((offset, offset + len(data), "the bytes known in advance") for offset, data in file.literals),
+            *((one.offset, one.offset + one.size, f"the bytes of {one.source}") for one in file.excerpts),
+        ]
         for file in target.files
     }
     for placed in target.placements:

@@ -22,7 +22,10 @@ from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.receipt.make import make_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt
+from ckpt_core.storage.archive.tree import Extent
+from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
+from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.tensors.source import SourceFiles
 
 
@@ -86,7 +89,9 @@ def _transfer_all(
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
     source = SourceFiles(plan.source.files)
-    completion = Completion(plan.target.files, todo, staging.done.values(), staging.path, staging.sync)
+    copied = {file.path: _copy_excerpts(file, staging.path(file.path)) for file in plan.target.files if file.excerpts}
+    written += sum(one.size for file in plan.target.files for one in file.excerpts)
+    completion = Completion(plan.target.files, todo, staging.done.values(), copied, staging.path, staging.sync)
     records = RecordSums({transfer.name: transfer.assembly for transfer in plan.transfers}, source)
     for result in staging.done.values():
         records.add(result.records)
@@ -108,6 +113,19 @@ def _transfer_all(
             if listener is not None:
                 listener(Progress(written, total, transfer.name))
     return completion.crcs
+
+
+def _copy_excerpts(file: OutputFile, path: str) -> int:
+    """Copy what an output file has of other files; what that is to the CRC-32 of the whole, as a remainder."""
+    whole = 0
+    with written(path) as descriptor:
+        for one in file.excerpts:
+            offset = one.offset
+            for piece in Extent(one.source, one.start, one.size).pieces():
+                pwrite_all(descriptor, memoryview(piece), offset)
+                offset += len(piece)
+                whole ^= crc32.shifted(crc32.remainder(piece), file.size - offset)
+    return whole
 
 
 def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:

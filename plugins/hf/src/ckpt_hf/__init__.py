@@ -32,6 +32,7 @@ __all__ = ["load_model"]
 @hookimpl
 def ckpt_info() -> FormatInfo:
     from ckpt_hf.config import FAMILIES
+    from ckpt_hf.wholes import PART
 
     return FormatInfo(
         name="hf",
@@ -59,6 +60,13 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option(
+                "into",
+                "the folder of a model that sees: write it with this language model in place of its own, and all else as it is there",
+                str,
+                "",
+                side="write",
+            ),
+            Option(
                 "read_as",
                 "the transformers class to read the weights as, whatever model_type and architectures say",
                 str,
@@ -75,6 +83,7 @@ def ckpt_info() -> FormatInfo:
             ),
             reading.IGNORE_KEYS,
             reading.PREDICTORS,
+            PART,
         ),
     )
 
@@ -109,6 +118,10 @@ def ckpt_read(path: str, request: ReadRequest) -> Description:
 
 @hookimpl
 def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    if request.options.get("into"):
+        from ckpt_hf.into import written_into
+
+        return written_into(checkpoint, request)
     from ckpt_hf.write import write
 
     return write(checkpoint, request)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from ckpt_core.sdk import CkptError, errors, ledgers
 from ckpt_hf.common import Family
 from ckpt_hf.config import BY_TYPE, FAMILIES
+from ckpt_hf.wholes import PART, WHOLES
 
 # What a class that is none of ours ends in, by the end of its name.
 _ENDS = {
@@ -33,6 +34,13 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
     if read_as:
         return _called(read_as)
     kind = config.get("model_type")
+    if isinstance(kind, str) and kind in WHOLES:
+        raise CkptError(
+            f"{WHOLES[kind].class_name} sees, and is not read whole",
+            file=file,
+            found=f"model_type = {kind!r}",
+            fix=f"take the language model out of its folder: ckpt convert FOLDER OUT --to FORMAT -o {PART.name}=language",
+        )
     if not isinstance(kind, str) or kind not in BY_TYPE:
         raise CkptError(
             "this model_type is not supported",

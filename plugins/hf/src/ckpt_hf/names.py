@@ -7,7 +7,7 @@ prefixes beforehand: a spelling is right if with it every name of the class is f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.sdk import Architecture, CkptError, Table, layouts
@@ -63,7 +63,7 @@ def matching(
     found = set(names)
     leftovers = leftovers.counted(sum(len(stack.layers) for stack in architecture.stacks.values()))
     best: tuple[int, TableSet, Spelling] | None = None
-    complete: dict[frozenset[tuple[str, str]], tuple[TableSet, Spelling]] = {}
+    complete: dict[frozenset[tuple[str, ...]], tuple[TableSet, Spelling]] = {}
     bound = [(tables, layouts.BoundTables(tables, architecture).natives()) for tables in spellings]
     for spelling in _candidates(bound, found):
         for tables, natives in bound:
@@ -72,7 +72,7 @@ def matching(
             if best is None or len(known) > best[0]:
                 best = len(known), tables, spelling
             if len(spelt) == len(natives) and _explains(spelling, tables, natives, found, leftovers):
-                complete.setdefault(frozenset((name, spelt[name]) for name in known), (tables, spelling))
+                complete.setdefault(_reading({name: natives[spelt[name]] for name in known}), (tables, spelling))
         if complete and not spelling.hints():
             break  # the names of the class itself leave nothing to decide
     if len(complete) > 1:
@@ -86,6 +86,13 @@ def matching(
         [table.renamed(spelling.of) for table in tables] if spelling.hints() else tables, architecture
     )
     return Match(spelling, layout, leftovers.renamed(spelling.of), layout.natives())
+
+
+def _reading(natives: Mapping[str, layouts.Native]) -> frozenset[tuple[str, ...]]:
+    """What tensors are read as, by the parameters in each and their arrangement: two spellings may say the same."""
+    return frozenset(
+        (name, native.row.sentence, *(piece.parameter for piece in native.pieces)) for name, native in natives.items()
+    )
 
 
 def _candidates(bound: Sequence[tuple[TableSet, dict[str, layouts.Native]]], found: set[str]) -> Iterator[Spelling]:

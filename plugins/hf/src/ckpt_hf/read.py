@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     architecture_of,
     disk,
     documents,
+    errors,
     layouts,
     ledgers,
     reading,
@@ -23,6 +24,7 @@ from ckpt_core.sdk import (
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
 from ckpt_hf.names import NOTHING, Match, matching
+from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEY, NOT_STORED, without_predictors
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 
@@ -55,27 +57,38 @@ def read(path: str, request: ReadRequest) -> Description:
         raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
     ledger = ledgers.Ledger()
     config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
-    family = family_of(config, config_file, str(request.options.get("read_as") or ""))
+    part = language_in(config, config_file) if asks_for_language(request) else None
+    read_as = str(request.options.get("read_as") or "")
+    if part and read_as:
+        raise errors.UsageError("-o part and -o read_as both say what the weights are", fix="give one of them")
+    family = part.family if part else family_of(config, config_file, read_as)
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
+    whole, config = config, part.with_head(stored.tensors) if part else config
     if reading.drops_predictors(request):
         said = without_predictors(config)
     else:
         said = family.as_stored(config, stored.tensors.keys(), stored.are_same)
     facts, notes = family.config.read(said, config_file)
-    ledger.config(config_file, family.config.fates(said))
+    if part:
+        part.enter(ledger, config_file, whole)
+    else:
+        ledger.config(config_file, family.config.fates(said))
     if KEY in config and KEY not in said:
         why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
-        ledger.config(config_file, {KEY: ("left", why)})
+        ledger.config(config_file, {KEY: ("left", why)}, part.section if part else "")
     ledger.used("class of the model", config_file, "model_type", "architectures")
     enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)
     arrangement = family.arranged_by(config)
     leftovers = NOTHING if facts.present("predictors") else family.leftovers
-    match = matching(family.spellings(arrangement), stored.tensors, architecture, leftovers)
+    spellings = family.spellings(arrangement)
+    if part:
+        spellings, leftovers = part.spellings(spellings, stored.tensors), part.leftovers(leftovers)
+    match = matching(spellings, stored.tensors, architecture, leftovers)
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
-    evidence = [f"{family.class_name} by model_type={family.model_type!r}"]
+    evidence = [part.evidence if part else f"{family.class_name} by model_type={family.model_type!r}"]
     if match.spelling.hints():
         evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
     if stored.wrapper:
@@ -89,11 +102,15 @@ def read(path: str, request: ReadRequest) -> Description:
         files=[*stored.states, disk.FileState.of(config_file)],
         config=config_file,
         notes=notes,
-        sidecars=sidecars(folder),
+        sidecars=part.companions(sidecars(folder), ledger) if part else sidecars(folder),
         ledger=ledger,
         hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
         evidence=evidence,
-        losses=[*code_beside(config, family), *stored.losses, *_unread(match, stored.tensors)],
+        losses=[
+            *code_beside(whole, family),
+            *stored.losses,
+            *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
+        ],
     )
 
 

@@ -2,6 +2,6 @@
 
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState, read_range, read_small
-from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.bytes.output import Excerpt, OutputFile
 
-__all__ = ["FileState", "OutputFile", "parse_size", "read_range", "read_small"]
+__all__ = ["Excerpt", "FileState", "OutputFile", "parse_size", "read_range", "read_small"]

@@ -1,0 +1,163 @@
+"""The classes of transformers that have a language model among their parts: which it is, and what the other parts are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_core.sdk import Option, Table, drop
+
+PART = Option(
+    "part",
+    "of a model that sees: language takes the language model out, and leaves the vision tower and the projector",
+    ("whole", "language"),
+    "whole",
+    side="read",
+)
+"""The option that asks for a part of a model."""
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+QWEN3_VL_MOE = "qwen3_vl_moe_text"
+"""The type of the only language model whose files may have fused experts with the input first."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language model that stands in others: the type of its config, and the family of the class that it is by itself.
+
+    `usual` is what its config class has where a config is silent, as far as the family's has another value or none. `fixed` are keys
+    whose value the class does not look at. `three_rows`: the rotary keys may say how the frequencies are shared out between three rows of
+    positions; `theta` is then the rotary base where a config says none, and without it the config must.
+    """
+
+    family: str
+    usual: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    three_rows: bool = False
+    theta: float | None = None
+
+
+def _sizes(*sizes: int, **others: Any) -> dict[str, Any]:
+    return dict(zip(_SIZES, sizes, strict=True)) | others
+
+
+_QWEN2_VL = Language(
+    "qwen2",
+    _sizes(152064, 8192, 29568, 80, 64, num_key_value_heads=8, rms_norm_eps=1e-5, max_window_layers=80),
+    three_rows=True,
+    theta=1000000.0,
+)
+
+# The config classes of `transformers.models.*.configuration_*`. Configs in configs leave out what is the class's own.
+LANGUAGES = {
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    # transformers 4.57 and 5 have other bases where the config says none (5000000 and 500000)
+    "qwen3_vl_text": Language(
+        "qwen3", _sizes(151936, 4096, 22016, 32, 32, num_key_value_heads=32, head_dim=128), three_rows=True
+    ),
+    # the class divides the scores of the chosen experts by their sum, whatever the key says (Qwen3VLMoeTextTopKRouter)
+    QWEN3_VL_MOE: Language(
+        "qwen3_moe",
+        _sizes(
+            151936,
+            2048,
+            5632,
+            24,
+            16,
+            num_key_value_heads=16,
+            head_dim=128,
+            moe_intermediate_size=1408,
+            num_experts_per_tok=4,
+            num_experts=60,  # or num_local_experts, which is the same key
+        ),
+        fixed={"norm_topk_prob": True},
+        three_rows=True,
+    ),
+    "qwen3_5_text": Language("qwen3_5_text", _sizes(248320, 4096, 12288, 32, 16)),
+    "qwen3_5_moe_text": Language(
+        "qwen3_5_moe_text",
+        {"vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "num_attention_heads": 16},
+    ),
+    "gemma3_text": Language("gemma3_text", _sizes(262208, 2304, 9216, 26, 8)),
+    "llama": Language("llama", _sizes(32000, 4096, 11008, 32, 32)),
+    "mistral": Language("mistral", _sizes(32000, 4096, 14336, 32, 32)),
+    "qwen2": Language("qwen2", _sizes(151936, 4096, 22016, 32, 32)),
+    "qwen3": Language("qwen3", _sizes(151936, 4096, 22016, 32, 32)),
+    "ministral3": Language("ministral3", _sizes(131072, 4096, 14336, 34, 32)),
+    "llama4_text": Language("llama4_text", _sizes(202048, 5120, 8192, 48, 40)),
+}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A class of transformers that has a language model among its parts.
+
+    `language` are the types that the language model may have, of which the first is meant where its config says none. `others` drops the
+    tensors of the other parts, each with what it is. `flat`: old configs have the keys of the language model beside those of the whole, of
+    which `own` are not keys of it.
+    """
+
+    class_name: str
+    language: tuple[str, ...]
+    others: Table
+    flat: bool = False
+    own: tuple[str, ...] = ()
+
+
+# With and without the prefix that transformers 5 has before the modules of all parts.
+_VISUAL = Table(
+    rows=[drop(f"{prefix}visual.*", why="the vision tower and its projector") for prefix in ("", "model.")],
+)
+_TOWER = Table(
+    rows=[
+        *(drop(f"{prefix}vision_tower.*", why="the vision tower") for prefix in ("", "model.")),
+        *(drop(f"{prefix}multi_modal_projector.*", why="the projector") for prefix in ("", "model.")),
+    ]
+)
+_NEWLINE = _TOWER.extend(
+    *(drop(f"{prefix}image_newline", why="the end of a row of an image") for prefix in ("", "model."))
+)
+_VISION_MODEL = Table(
+    rows=[
+        *(drop(f"{prefix}vision_model.*", why="the vision tower") for prefix in ("", "model.")),
+        *(drop(f"{prefix}connector.*", why="the projector") for prefix in ("", "model.")),  # Idefics
+        *(drop(f"{prefix}multi_modal_projector.*", why="the projector") for prefix in ("", "model.")),  # Llama 4
+    ]
+)
+_QWEN_OWN = (
+    "vision_config",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+)
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+# By model_type: the classes of which a test compares the logits of text. Aya Vision and Command A Vision are not among them: their
+# classes leave out the scale of the logits, which the class of their language model has (modeling_aya_vision.py, 5.24).
+WHOLES = {
+    "qwen2_vl": Whole("Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), _VISUAL, flat=True, own=_QWEN_OWN),
+    "qwen2_5_vl": Whole("Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), _VISUAL, flat=True, own=_QWEN_OWN),
+    "qwen3_vl": Whole("Qwen3VLForConditionalGeneration", ("qwen3_vl_text",), _VISUAL),
+    "qwen3_vl_moe": Whole("Qwen3VLMoeForConditionalGeneration", (QWEN3_VL_MOE,), _VISUAL),
+    "qwen3_5": Whole("Qwen3_5ForConditionalGeneration", ("qwen3_5_text",), _VISUAL),
+    "qwen3_5_moe": Whole("Qwen3_5MoeForConditionalGeneration", ("qwen3_5_moe_text",), _VISUAL),
+    "gemma3": Whole("Gemma3ForConditionalGeneration", ("gemma3_text",), _TOWER),
+    "mistral3": Whole("Mistral3ForConditionalGeneration", ("mistral", "ministral3"), _TOWER),
+    "llama4": Whole(
+        "Llama4ForConditionalGeneration",
+        ("llama4_text",),
+        _VISION_MODEL,
+    ),
+    "llava": Whole("LlavaForConditionalGeneration", _DECODERS, _TOWER),
+    "llava_next": Whole("LlavaNextForConditionalGeneration", _DECODERS, _NEWLINE),
+    "llava_onevision": Whole(
+        "LlavaOnevisionForConditionalGeneration", ("qwen2", "qwen3", "llama", "mistral"), _NEWLINE
+    ),
+    "internvl": Whole("InternVLForConditionalGeneration", ("qwen2", "qwen3", "llama", "mistral"), _TOWER),
+    "idefics3": Whole("Idefics3ForConditionalGeneration", _DECODERS, _VISION_MODEL),
+    "smolvlm": Whole("SmolVLMForConditionalGeneration", _DECODERS, _VISION_MODEL),
+}
