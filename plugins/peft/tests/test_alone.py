@@ -122,6 +122,68 @@ def test_the_model_is_the_same(name: str, tmp_path: Path) -> None:
         assert_same_bits(weights(tmp_path / other), weights(tmp_path / "hf0"))
 
 
+CANONICAL = "megatron.bridge.peft.canonical_lora.CanonicalLoRA"
+
+
+def canonical(tmp_path: Path, made: Callable[[Tensors], Tensors], **config: object) -> tuple[Path, Path]:
+    """An adapter of PEFT, and what it is with an adapter for each of q, k, v, gate and up."""
+    before = adapters.base(tmp_path / "base", dtype=torch.float32)
+    adapter = adapters.save(tmp_path / "adapter", made(before), **config)
+    convert(adapter, tmp_path / "run", to=BRIDGE, config=tmp_path / "base/config.json", options={"canonical": True})
+    return adapter, tmp_path / "run"
+
+
+def config_of_run(run: Path) -> tuple[Path, dict]:
+    (file,) = run.glob("iter_*/run_config.yaml")
+    return file, yaml.safe_load(file.read_text())
+
+
+def test_parts_of_fused_layers_keep_adapters_of_their_own(tmp_path: Path) -> None:
+    """Each has its own A, and the rank stays what it is."""
+    adapter, run = canonical(tmp_path, lambda t: pairs(t, "q_proj", "v_proj", "up_proj", "down_proj"))
+    _, config = config_of_run(run)
+    assert config["peft"]["_target_"] == CANONICAL and config["peft"]["dim"] == RANK
+    assert config["peft"]["target_modules"] == ["linear_fc1_up", "linear_fc2", "linear_q", "linear_v"]
+    (iteration,) = run.glob("iter_*")
+    names = set(FileSystemReader(iteration).read_metadata().state_dict_metadata)
+    assert "decoder.layers.self_attention.linear_qkv.adapter.adapter_q.linear_in.weight" in names
+    assert "decoder.layers.mlp.linear_fc1.adapter.adapter_up.linear_out.weight" in names
+    assert not any("adapter_k" in name or "adapter_gate" in name for name in names)
+    convert(run, tmp_path / "back", to=PEFT)
+    assert_same_bits(
+        load_file(tmp_path / "back/adapter_model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    )
+    for number, one in enumerate((adapter, run)):
+        convert(one, tmp_path / f"hf{number}", to="hf", options={"base": str(tmp_path / "base")})
+    assert_same_bits(weights(tmp_path / "hf1"), weights(tmp_path / "hf0"))
+
+
+def test_a_canonical_adapter_of_a_release_with_other_rows_is_refused(tmp_path: Path) -> None:
+    _, run = canonical(tmp_path, lambda t: pairs(t, "q_proj"))
+    file, config = config_of_run(run)
+    del config["peft"]["share_expert_adapters"]  # as 0.2 writes it
+    file.write_text(yaml.safe_dump(config))
+    (run / "iter_0000000/ckpt-receipt.json").unlink(missing_ok=True)
+    for options in ({}, {"base": str(tmp_path / "base")}):
+        with pytest.raises(CkptError, match=r"before 0\.6"):
+            convert(run, tmp_path / "out", to="hf" if options else PEFT, options=options)
+
+
+def test_parts_of_another_kind_of_adapter_are_refused(tmp_path: Path) -> None:
+    _, run = canonical(tmp_path, lambda t: pairs(t, "q_proj"))
+    file, config = config_of_run(run)
+    config["peft"]["_target_"] = "megatron.bridge.peft.lora.LoRA"
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(CkptError, match="linear_q, which the adapter changes"):
+        convert(run, tmp_path / "out", to="hf", options={"base": str(tmp_path / "base")})
+    with pytest.raises(CkptError, match="no magnitudes"):
+        canonical(
+            tmp_path / "dora",
+            lambda t: {**pair(Q, t[f"{Q}.weight"]), f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(96)},
+            use_dora=True,
+        )
+
+
 def test_magnitudes_go_along(tmp_path: Path) -> None:
     before = adapters.base(tmp_path / "base", dtype=torch.float32)
     names = [f"model.layers.{layer}.mlp.{part}_proj" for layer in range(2) for part in ("gate", "up")]

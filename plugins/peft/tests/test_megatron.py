@@ -44,7 +44,7 @@ def test_a_base_on_several_ranks_gives_the_same_model(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "another method": (lambda peft: peft.update(_target_="megatron.bridge.peft.canonical_lora.CanonicalLoRA"), ("CanonicalLoRA",)),
+    "another method": (lambda peft: peft.update(_target_="megatron.bridge.peft.prompt.Prompt"), ("prompt.Prompt", "CanonicalLoRA")),
     "DoRA without magnitudes": (lambda peft: peft.update(_target_="megatron.bridge.peft.dora.DoRA"), ("no magnitude",)),
     "another rank": (lambda peft: peft.update(dim=8), ("the rank of decoder.layers.0", "4", "8")),
     "no rank": (lambda peft: peft.pop("dim"), ("peft.dim",)),

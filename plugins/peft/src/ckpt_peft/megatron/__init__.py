@@ -26,6 +26,13 @@ def ckpt_info() -> FormatInfo:
                 side="read",
             ),
             Option("pretrained_checkpoint", "where Megatron-Bridge finds the imported base", str, None, side="write"),
+            Option(
+                "canonical",
+                "write adapters of their own for q, k, v, gate and up (CanonicalLoRA), in place of those of the fused layers",
+                bool,
+                False,
+                side="write",
+            ),
             Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
         ),
     )

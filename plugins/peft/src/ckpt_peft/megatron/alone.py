@@ -32,6 +32,9 @@ from ckpt_megatron.sdk import (
 )
 from ckpt_peft.alone import alone
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP
+from ckpt_peft.megatron.canonical import LORA as CANONICAL
+from ckpt_peft.megatron.canonical import TABLES as WITH_PARTS
+from ckpt_peft.megatron.canonical import check_release, stored_as
 from ckpt_peft.megatron.files import Files
 from ckpt_peft.merge import Merger
 from ckpt_peft.pairs import (
@@ -53,11 +56,11 @@ _LORA, _DORA = "megatron.bridge.peft.lora.LoRA", "megatron.bridge.peft.dora.DoRA
 _TOKENIZER = "tokenizer"
 
 
-def gpt_model(base: Checkpoint) -> ModelInMemory:
-    """A base as Megatron's GPTModel, whose weights the adapter's names are about."""
+def gpt_model(base: Checkpoint, canonical: bool = False) -> ModelInMemory:
+    """A base as Megatron's GPTModel, whose weights the adapter's names are about. `canonical`: the parts of fused layers are modules, too."""
     own = rewrites.Rewritable(base.architecture, base.tensors, files=base.files)
     model = expressed_for(own, 1, by_fields=True)
-    names = layouts.BoundTables(weights.TABLES, model.architecture).natives()
+    names = layouts.BoundTables(WITH_PARTS if canonical else weights.TABLES, model.architecture).natives()
     if all(model.tensors.get(name) == tensor for name, tensor in base.tensors.items()):
         model = own  # what Megatron needs besides are biases of zeros
     return ModelInMemory("GPTModel", model.architecture, model.tensors, names, model.rewrites)
@@ -66,7 +69,7 @@ def gpt_model(base: Checkpoint) -> ModelInMemory:
 def read_alone(files: Files, settings: Settings, path: str) -> Checkpoint:
     """The adapter as it is; run_config.yaml says what its base is."""
     architecture = architecture_of_run(files.config_file)
-    model = gpt_model(without_weights(architecture, "", ""))
+    model = model_of(files, without_weights(architecture, "", ""))
     merger = Merger(model, settings, files.folder, files.states, exact=False)
     merger.add_all(files.adapted)
     merger.check_whole()
@@ -76,11 +79,23 @@ def read_alone(files: Files, settings: Settings, path: str) -> Checkpoint:
     return alone("megatron-lora", path, architecture, pairs_of(merger, files.states), base, files.states, files.ledger)
 
 
+def model_of(files: Files, base: Checkpoint) -> ModelInMemory:
+    """The base as the GPTModel whose modules an adapter in files changes. In CanonicalLoRA parts of fused layers are modules."""
+    canonical = files.peft.get("_target_") == CANONICAL
+    model = gpt_model(base, canonical)
+    if canonical:
+        layers = model.architecture.decoder.layers if model.architecture.decoder else ()
+        groups = max((layer.attention.groups for layer in layers if layer.attention), default=1)
+        check_release(files.peft, [one.path for one in files.adapted], groups, files.config_file)
+    return model
+
+
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder of a run. Raises `Refusal` naming what no adapter of Megatron-Bridge can hold."""
     assert checkpoint.adapter is not None
     bare = without_weights(checkpoint.architecture, "", "")
-    model, pairs = gpt_model(bare), pairs_in(checkpoint)
+    canonical = bool(request.options.get("canonical"))
+    model, pairs = gpt_model(bare, canonical), pairs_in(checkpoint)
     check_same_weights(model, pairs)
     known = schema.parameters(model.architecture)
     said: list[str] = []
@@ -103,14 +118,20 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         _only(written, "scale", lambda pair: pair.scale),
         _only(written, "kind", lambda pair: pair.magnitude is not None),
     )
+    if canonical and dora:
+        raise Refusal(
+            "a canonical adapter of Megatron-Bridge has no magnitudes", found="DoRA", fix="leave out -o canonical"
+        )
     section = {
-        "_target_": _DORA if dora else _LORA,
+        "_target_": CANONICAL if canonical else _DORA if dora else _LORA,
         "alpha": alpha_of(scale, rank),
         "dim": rank,
         "dropout": 0.0,
         "exclude_modules": [],
         "target_modules": _targets(modules, model),
     }
+    if canonical:
+        section["share_expert_adapters"] = True
     said_of_base = {"pretrained_checkpoint": request.options.get("pretrained_checkpoint"), "finetune": True}
     sections: dict[str, Mapping[str, Any]] = {"peft": section, "checkpoint": said_of_base}
     if adapter.base is not None:
@@ -167,7 +188,7 @@ def _add_chunks(
     whole = all(len(held) == len(layers) for held in kinds.values()) and layers == set(range(len(layers)))
     stacked = len(layers) if whole and all(len(held) == 1 for held in shapes) else None
     factors = [
-        (native, f"{native.name.removesuffix('.weight')}.adapter.{_KEYS[role]}", factor)
+        (native, f"{stored_as(native.name.removesuffix('.weight'))}.{_KEYS[role]}", factor)
         for native, own in modules
         for role, factor in places_of(native, 0, 1, own, known)
     ]

@@ -19,12 +19,15 @@ from typing import Any
 from ckpt_core.sdk import CkptError, FormatError, chunked, disk, documents, ledgers, torch_files
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, Adapted, Named
+from ckpt_peft.megatron.canonical import module_of
 
 RUN_CONFIG = "run_config.yaml"
 _COMMON, _PROGRESS = "common.pt", "train_state.pt"
 _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 _ROLES = {"linear_in.weight": DOWN, "linear_out.weight": UP, "weight_magnitude": MAGNITUDE}
-_KEY = re.compile(r"(decoder\.layers\.\d+\..+)\.adapter\.(linear_in\.weight|linear_out\.weight|weight_magnitude)")
+_KEY = re.compile(
+    r"(decoder\.layers\.\d+\..+)\.adapter(?:\.adapter_(q|k|v|gate|up))?\.(linear_in\.weight|linear_out\.weight|weight_magnitude)"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[
                     file=folder,
                     expected="decoder.layers....adapter.linear_in.weight or linear_out.weight",
                 )
-            one, role = adapted.setdefault(match[1], Adapted(match[1])), _ROLES[match[2]]
+            module, role = module_of(match[1], match[2]), _ROLES[match[3]]
+            one = adapted.setdefault(module, Adapted(module))
             if role in one.tensors:
                 raise FormatError(
                     f"{name!r} is there twice",

@@ -12,14 +12,15 @@ from typing import Any
 
 from ckpt_core.sdk import Checkpoint, CkptError, ReadRequest, Refusal, errors, reading
 from ckpt_peft.keys import MAGNITUDE
-from ckpt_peft.megatron.alone import gpt_model, read_alone
+from ckpt_peft.megatron.alone import model_of, read_alone
+from ckpt_peft.megatron.canonical import LORA as CANONICAL
 from ckpt_peft.megatron.files import Files, open_files
 from ckpt_peft.merge import Merger
 from ckpt_peft.read import merged_checkpoint
 from ckpt_peft.settings import Settings
 
-_LORA = ("megatron.bridge.peft.lora.LoRA",)
-_DORA = ("megatron.bridge.peft.dora.DoRA",)
+_LORA = "megatron.bridge.peft.lora.LoRA"
+_DORA = "megatron.bridge.peft.dora.DoRA"
 # What changes the product, or the modules it belongs to, at the value at which it does not.
 _NEUTRAL = {"normalize_moe_lora": False, "experts_shared_outer_loras": False, "share_expert_adapters": True}
 _SILENT = (
@@ -39,7 +40,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
             return read_alone(files, _settings(files), path)
         raise _lacks_base(files)
     settings = _settings(files)
-    merger = Merger(gpt_model(base), settings, files.folder, files.states, exact=request.options.get("merge") == "fp32")
+    exact = request.options.get("merge") == "fp32"
+    merger = Merger(model_of(files, base), settings, files.folder, files.states, exact=exact)
     for adapted in files.adapted:
         merger.add(adapted)
     merger.check_whole()
@@ -63,7 +65,7 @@ def _settings(files: Files) -> Settings:
         rank_pattern={},
         alpha_pattern={},
         rslora=False,
-        dora=section["_target_"] in _DORA,
+        dora=section["_target_"] == _DORA,
         bias="none",
         lora_bias=False,
         saved_modules=(),
@@ -78,8 +80,8 @@ def _settings(files: Files) -> Settings:
 
 def _problems(section: Mapping[str, Any]) -> Iterator[CkptError]:
     kind = section.get("_target_")
-    if kind not in (*_LORA, *_DORA):
-        yield Refusal(f"adapters of {kind!r:.80} are not merged", expected=" or ".join((*_LORA, *_DORA)))
+    if kind not in (_LORA, _DORA, CANONICAL):
+        yield Refusal(f"adapters of {kind!r:.80} are not merged", expected=f"{_LORA}, {_DORA} or {CANONICAL}")
     for key, value in section.items():
         if key in _NEUTRAL and value != _NEUTRAL[key]:
             yield Refusal(
