@@ -236,6 +236,8 @@ HOSTS: dict[str, dict[str, object]] = {
     "deepspeed": {},
     "fsdp": {},
     "torchtitan": {},
+    "megatron as Megatron-FSDP": {"to": "megatron", "options": {"container": "fsdp_dtensor"}},
+    "megatron-bridge as Megatron-FSDP": {"to": "megatron-bridge", "options": {"container": "fsdp_dtensor"}},
 }
 _DESCRIPTIONS = (
     ".json",
@@ -266,6 +268,30 @@ def reading(name: str, path: Path, **how: Any) -> Callable[[Path], object]:
     return read
 
 
+def beside_base(folder: Path, golden: Path) -> None:
+    """Make a distributed checkpoint of a base and its adapter in one, as FSDP saves a model of PEFT, its data all zeros."""
+    held = {
+        part: safetensors.read_header(golden / part / name).tensors
+        for part, name in (("base", "model.safetensors"), ("adapter", "adapter_model.safetensors"))
+    }
+    modules = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in held["adapter"]}
+    names = {key.replace(".weight", ".default.weight"): one for key, one in held["adapter"].items()}
+    for name, one in held["base"].items():
+        module = name.removesuffix(".weight")
+        names[f"base_model.model.{module}.base_layer.weight" if module in modules else f"base_model.model.{name}"] = one
+    chunks = [
+        ChunkSpec(name, one.dtype, one.shape, (0,) * len(one.shape), one.shape, "__0_0.distcp")
+        for name, one in names.items()
+    ]
+    plan = plan_distributed("", chunks)
+    folder.mkdir()
+    for file in plan.files:
+        (folder / file.path).write_bytes(in_bytes(file))
+    (folder / ".metadata").write_bytes(plan.metadata)
+    (folder / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"}))
+    shutil.copyfile(golden / "base/config.json", folder / "config.json")
+
+
 def make_adapters(folder: Path) -> list[Target]:
     """Adapters of every format, by themselves and merged into their base, with each of their files as the one that is mutated."""
     golden = GOLDENS_2026 / "lora/bridge-llama-adapter"
@@ -273,6 +299,7 @@ def make_adapters(folder: Path) -> list[Target]:
     hows: dict[str, tuple[str, dict[str, Any]]] = {
         "adapter": ("peft", {"config": config}),
         "checkpoint": ("megatron-lora", {}),
+        "beside": ("fsdp-lora", {}),
     }
     patterns = (
         b".*",
@@ -285,7 +312,10 @@ def make_adapters(folder: Path) -> list[Target]:
     for name, (format, alone) in hows.items():
         for way, how in {"alone": {"alone": True, **alone}, "merged": {"options": base}}.items():
             path = folder / f"{name}-{way}"
-            shutil.copytree(golden / name, path)
+            if name == "beside":
+                beside_base(path, golden)
+            else:
+                shutil.copytree(golden / name, path)
             for file in sorted(path.rglob("*")):
                 if file.is_file() and file.stat().st_size < _LARGEST:
                     read = reading(format, path, **how)
@@ -302,10 +332,11 @@ def make_checkpoints(folder: Path) -> list[Target]:
     targets = []
     for name, how in HOSTS.items():
         path = folder / f"whole-{name}"
-        convert(next(GOLDENS.rglob("main_llama_tied_tp2_pp2")) / "checkpoint", path, to=name, **how)
+        to = str(how.get("to", name))
+        convert(next(GOLDENS.rglob("main_llama_tied_tp2_pp2")) / "checkpoint", path, **{"to": to, **how})
         for file in sorted(path.rglob("*")):
             if file.is_file() and file.name.endswith(_DESCRIPTIONS) and not file.name.startswith("ckpt-receipt"):
-                targets.append(Target(f"{name}-{file.name}", file, reading(name, path), [file.read_bytes()], _TOKENS))
+                targets.append(Target(f"{name}-{file.name}", file, reading(to, path), [file.read_bytes()], _TOKENS))
     return targets
 
 

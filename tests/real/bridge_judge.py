@@ -3,6 +3,7 @@
     python bridge_judge.py load FOLDERS HF NAME ... --tp 2 [--export OUT]    FOLDERS/NAME by load_megatron_model, as its converter loads it
     python bridge_judge.py train FOLDERS HF NAME ...                         FOLDERS/NAME by load_checkpoint, as a training run loads it
     python bridge_judge.py import OUT HF NAME ...                            Bridge itself makes OUT/NAME of HF/NAME, for us to read
+    python bridge_judge.py adapter FOLDERS HF NAME ... --export OUT          the adapter FOLDERS/NAME on HF/NAME, exported by Bridge to PEFT
 
 HF/NAME is the model of transformers, with NAME.ids.safetensors and NAME.logits.safetensors beside it (tiny_models.py). Every result
 is one JSON object on a line of standard output: `name`, and `logits` (the largest difference), `provider`, `exported`, or `error`.
@@ -147,11 +148,46 @@ def imported(asked: argparse.Namespace, name: str, old: bool) -> None:
     bridge.save_megatron_model(models, str(Path(asked.folder, name)))
 
 
+def adapter(asked: argparse.Namespace, name: str) -> None:
+    """Load an adapter into Bridge's own model of its base, as `export_adapter_ckpt` does for one class of adapters, and let it save a folder of PEFT."""
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.training import checkpointing
+    from megatron.bridge.training.utils.checkpoint_utils import read_run_config
+    from megatron.bridge.utils.instantiate_utils import instantiate
+    from megatron.core import dist_checkpointing
+
+    folder = iteration(Path(asked.folder, name))
+    lora = instantiate(read_run_config(f"{folder}/run_config.yaml")["peft"])
+    bridge = AutoBridge.from_hf_pretrained(str(Path(asked.hf, name)))
+    provider = bridge.to_megatron_provider(load_weights=True)
+    for key, value in {
+        **sizes(asked),
+        **ON_A_CPU,
+        "pipeline_dtype": torch.float32,
+        "params_dtype": torch.float32,
+    }.items():
+        if hasattr(provider, key):
+            setattr(provider, key, value)
+    provider.finalize()
+    provider.register_pre_wrap_hook(lambda chunks: lora(chunks, training=False))
+    models = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+    wanted = checkpointing._generate_model_state_dict(models, {})
+    held = dist_checkpointing.load(checkpointing.apply_peft_adapter_filter_to_state_dict(wanted, lora), folder)
+    key = next(key for key in held if key.startswith("model"))
+    unexpected = models[0].load_state_dict(held[key], strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    out = Path(asked.export, name)
+    bridge.save_hf_adapter(models, str(out), peft_config=lora, base_model_name_or_path="base", show_progress=False)
+
+
 def judged(rank: int, world: int, asked: argparse.Namespace, name: str, old: bool) -> dict[str, Any]:
     """What one model comes to."""
     if asked.task == "import":
         imported(asked, name, old)
         return {"imported": True}
+    if asked.task == "adapter":
+        adapter(asked, name)
+        return {"exported": True}
     models = {"load": load, "train": train}[asked.task](asked, name)
     hf = Path(asked.hf, name)
     result: dict[str, Any] = {
@@ -196,7 +232,7 @@ def _itself(function: Callable) -> Callable:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["load", "train", "import"])
+    parser.add_argument("task", choices=["load", "train", "import", "adapter"])
     parser.add_argument("folder")
     parser.add_argument("hf")
     parser.add_argument("names", nargs="+")

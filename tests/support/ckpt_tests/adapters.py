@@ -41,7 +41,7 @@ def embedding_pair(module: str, weight: torch.Tensor, seed: int = 0) -> dict[str
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> Path:
     """An adapter's folder."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     said = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": RANK, "lora_alpha": ALPHA, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps({**said, **config}))
     save_file(

@@ -28,9 +28,10 @@ from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_dist import split as dist_tensors
 from ckpt_megatron.rewrites import expressed_for, with_biases
 from ckpt_megatron.stages import layers_of_stages
-from ckpt_megatron.write_dist import backend_document, dist_files, dist_place, write_dist
+from ckpt_megatron.write_dist import CONTENT, backend_document, common_document, dist_files, dist_place, write_dist
 
 __all__ = [
+    "CONTENT",
     "DIST_METADATA",
     "DIVISIBLE",
     "ROUTER_KEYS",
@@ -43,6 +44,7 @@ __all__ = [
     "bridge_folder",
     "check_any_version",
     "choices_of_tensors",
+    "common_document",
     "contents",
     "dist_files",
     "dist_place",

@@ -16,8 +16,8 @@ from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
 
 _FILES, _FILE_BYTES = 4, 4 << 30
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
-# How the keys are arranged, for a loader since core 0.13
 CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+"""How the keys are arranged, for a loader since core 0.13: `content_metadata` of common.pt."""
 
 
 def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: bool, prefix: str = "") -> None:
@@ -45,9 +45,7 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
     builder.files += plan.files
     for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
         builder.place(native, f"{layout.folder}/{chunk.file}", offset)
-    builder.documents[f"{layout.folder}/{COMMON}"] = torch_files.torch_bytes(
-        dict(common), COMMON
-    )  # read by every version
+    builder.documents[f"{layout.folder}/{COMMON}"] = common_document(common)
     builder.documents[f"{layout.folder}/{chunked.METADATA}"] = plan.metadata
     builder.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
 
@@ -93,6 +91,12 @@ def dist_files(sizes: Sequence[int]) -> Iterator[str]:
     for size in sizes:
         yield f"__{done // share}_0.distcp"
         done += size
+
+
+def common_document(common: Mapping[str, object]) -> bytes:
+    """common.pt: what is no tensor. Megatron-Core does not load a checkpoint without it, unless an object in it says the same (since 0.19);
+    every version reads the file."""
+    return torch_files.torch_bytes(dict(common), COMMON)
 
 
 def backend_document(backend: str) -> bytes:

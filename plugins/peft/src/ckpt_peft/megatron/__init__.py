@@ -13,7 +13,7 @@ def ckpt_info() -> FormatInfo:
         families=("models of format megatron",),
         writes=False,
         adapters=True,
-        before=("megatron-bridge",),
+        before=("megatron-bridge", "megatron", "nemo2", "fsdp"),
         options=(
             Option(
                 "base", "the model that the adapter was trained on, a checkpoint of any format", Checkpoint, side="read"

@@ -21,9 +21,11 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_megatron.sdk import (
+    CONTENT,
     DIST_METADATA,
     architecture_of_run,
     backend_document,
+    common_document,
     dist_files,
     dist_place,
     expressed_for,
@@ -35,7 +37,7 @@ from ckpt_peft.keys import DOWN, MAGNITUDE, UP
 from ckpt_peft.megatron.canonical import LORA as CANONICAL
 from ckpt_peft.megatron.canonical import TABLES as WITH_PARTS
 from ckpt_peft.megatron.canonical import check_release, stored_as
-from ckpt_peft.megatron.files import Files
+from ckpt_peft.megatron.files import COMMON, Files
 from ckpt_peft.merge import Merger
 from ckpt_peft.pairs import (
     Pair,
@@ -114,6 +116,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     builder = TargetBuilder(rewrites.Rewritable(checkpoint.architecture, tensors, tuple(said)), (), request.dtype)
     run = run_of(bare, request)
     _add_chunks(builder, modules, known, run.layout.folder)
+    common = {"checkpoint_version": 3.0, "iteration": run.layout.iteration, "content_metadata": CONTENT}
+    builder.documents[f"{run.layout.folder}/{COMMON}"] = common_document(common)
     scale, dora = (
         _only(written, "scale", lambda pair: pair.scale),
         _only(written, "kind", lambda pair: pair.magnitude is not None),

@@ -2,6 +2,7 @@
 
     latest_train_state.pt                     or  latest_checkpointed_iteration.txt
     iter_0000100/.metadata, *.distcp          decoder.layers.self_attention.linear_qkv.adapter.linear_in.weight  [layers, rank, in]
+    iter_0000100/common.pt                    or common_state in the checkpoint: what is no tensor
     iter_0000100/run_config.yaml              peft: {_target_: ...LoRA, dim, alpha, ...}, checkpoint.pretrained_checkpoint
 
 Tensors of all layers lie in one, as those of the base do; where layers differ each has its own (`decoder.layers.3.`). The state of the
@@ -16,14 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, chunked, disk, documents, ledgers, torch_files
+from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, torch_files
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, Adapted, Named
 from ckpt_peft.megatron.canonical import module_of
 
 RUN_CONFIG = "run_config.yaml"
-_COMMON, _PROGRESS = "common.pt", "train_state.pt"
+COMMON, _PROGRESS = "common.pt", "train_state.pt"
 _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
+_OF_NEMO = "adapter_metadata.json"
 _ROLES = {"linear_in.weight": DOWN, "linear_out.weight": UP, "weight_magnitude": MAGNITUDE}
 _KEY = re.compile(
     r"(decoder\.layers\.\d+\..+)\.adapter(?:\.adapter_(q|k|v|gate|up))?\.(linear_in\.weight|linear_out\.weight|weight_magnitude)"
@@ -58,8 +60,19 @@ class Files:
         return named if isinstance(named, str) and named else None
 
 
+def of_nemo(path: str) -> str | None:
+    """The file by which a path is an adapter of NeMo 2: `weights/adapter_metadata.json` (nemo 2.4, lightning/pytorch/callbacks/peft.py)."""
+    for folder in (path, os.path.join(path, "weights")):
+        file = os.path.join(folder, _OF_NEMO)
+        if os.path.isfile(file) and os.path.isfile(os.path.join(folder, chunked.METADATA)):
+            return file
+    return None
+
+
 def looks_like(path: str) -> str | None:
     """The fact by which a path is an adapter: `peft` in the config of a run beside a distributed checkpoint of adapter tensors."""
+    if of_nemo(path) is not None:
+        return f"{_OF_NEMO} of NeMo 2 beside a distributed checkpoint"
     try:
         if not os.path.isdir(path):
             return None
@@ -80,7 +93,16 @@ def _of_model(held: chunked.DistributedCheckpoint) -> dict[str, chunked.ChunkedT
 
 
 def open_files(path: str) -> Files:
-    """The adapter at a path; `FormatError` for a damaged file, or for a tensor that is nothing known, or there twice."""
+    """The adapter at a path; `FormatError` for a damaged file, or for a tensor that is nothing known, or there twice; `Refusal` for one of NeMo 2."""
+    if (metadata := of_nemo(path)) is not None:
+        named = documents.read_json(metadata)
+        base = named.get("model_ckpt_path") if isinstance(named, dict) else None
+        raise Refusal(
+            "adapters of NeMo 2 are not read: by how much one counts is in the context of its training, and that is not read",
+            file=metadata,
+            found=f"an adapter of {base!r:.120}",
+            fix="export it with NeMo (nemo.collections.llm.peft.export_lora, which writes a folder of PEFT) and give that folder",
+        )
     folder = bridge_folder(path)
     file, ledger = os.path.join(folder, RUN_CONFIG), ledgers.Ledger()
     sections = documents.parse_yaml(disk.read_small(file), file)
@@ -133,7 +155,7 @@ def _enter_beside(ledger: ledgers.Ledger, folder: str, path: str) -> list[str]:
         ledger.used("how tensors are kept", container)
         ledger.contents(container, documents.read_json_object(container), contents.DIST)
         read.append(container)
-    if os.path.isfile(common := os.path.join(folder, _COMMON)):
+    if os.path.isfile(common := os.path.join(folder, COMMON)):
         state = torch_files.read_torch_file(common)
         if not isinstance(state, dict):
             raise FormatError("the common state is not a dict", file=common, found=torch_files.brief(state))
