@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.tensor import Replicate, Shard
 
@@ -97,6 +98,25 @@ def test_without_the_file_alpha_is_asked_for(base: tuple[Path, Tensors, Tensors]
         open_checkpoint(step, format="fsdp-lora")
     convert(step, tmp_path / "hf", to="hf", format="fsdp-lora", options={"lora_alpha": str(ALPHA)})
     assert_same_bits(weights(tmp_path / "hf"), weights(base[0] / "hf"))
+
+
+@pytest.mark.parametrize("layout", ["nested", "accelerate"])
+def test_a_distributed_checkpoint_of_a_model_of_peft(
+    layout: str, base: tuple[Path, Tensors, Tensors], tmp_path: Path
+) -> None:
+    """As the Trainer and a plain script save it: below the name of the model, with the state of the optimizer beside it."""
+    place, before, tensors = base
+    held = {"model": state_dict(before, tensors), "optimizer": {"state": {"x.exp_avg": torch.zeros(2)}}}
+    folder = tmp_path / "run/pytorch_model_fsdp_0" if layout == "accelerate" else tmp_path / "run"
+    dcp.save(held, checkpoint_id=str(folder), no_dist=True)
+    config = str(place / "base/config.json")
+    with pytest.raises(CkptError, match="--from fsdp-lora"):
+        open_checkpoint(tmp_path / "run", config=config)
+    asked = {"config": config, "format": "fsdp-lora", "options": {"lora_alpha": str(ALPHA)}}
+    convert(tmp_path / "run", tmp_path / "hf", to="hf", **asked)
+    assert_same_bits(weights(tmp_path / "hf"), weights(place / "hf"))
+    convert(tmp_path / "run", tmp_path / "adapter", to="peft", **asked)
+    assert_same_bits(load_file(tmp_path / "adapter/adapter_model.safetensors"), tensors)
 
 
 def changed(name: str, how: Callable[[Tensors], object]) -> fsdp.Change:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
-from ckpt_fsdp.stored import Stored, read_chunks, read_ranks, states
+from ckpt_fsdp.stored import SavedTensors, read_chunks, read_ranks, states
 from ckpt_hf.sdk import CONFIG, model_of_config
 
 HF = "hf"
@@ -24,12 +24,12 @@ def read(path: str, request: ReadRequest) -> Description:
     return described(stored, where, path, request)
 
 
-def stored_at(where: Place) -> Stored:
+def stored_at(where: Place) -> SavedTensors:
     """The tensors at a place, by the names that they have there."""
     return read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
 
 
-def described(stored: Stored, where: Place, path: str, request: ReadRequest) -> Description:
+def described(stored: SavedTensors, where: Place, path: str, request: ReadRequest) -> Description:
     """The model whose tensors were found at a place in `path`. Raises an error where nothing says what it is."""
     stored.check_asked(request.weights, where.weights)
     beside = config_beside(where, path)
@@ -103,7 +103,7 @@ def _is_companion(name: str) -> bool:
     return not own and not is_of_training(name)
 
 
-def _enter(stored: Stored, where: Place, path: str) -> None:
+def _enter(stored: SavedTensors, where: Place, path: str) -> None:
     """The state of a training beside the weights, in the folder that was given and in that of the model."""
     for folder in dict.fromkeys(map(os.path.abspath, (path, where.home, os.path.join(where.home, HUGGINGFACE)))):
         if os.path.isdir(folder):

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ckpt_fsdp.files import place, places
 from ckpt_fsdp.read import config_beside, described, stored_at
-from ckpt_fsdp.stored import Stored
+from ckpt_fsdp.stored import SavedTensors
 
-__all__ = ["Stored", "config_beside", "described", "place", "places", "stored_at"]
+__all__ = ["SavedTensors", "config_beside", "described", "place", "places", "stored_at"]

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Stored:
+class SavedTensors:
     """Tensors by the names that FSDP gave them.
 
     `copies` has every tensor's parts as often as it is held whole: replicas must be equal, which is found out when they are read.
@@ -116,7 +116,7 @@ class Stored:
 # --- torch.distributed.checkpoint ------------------------------------------------------------------------------------
 
 
-def read_chunks(folder: str) -> Stored:
+def read_chunks(folder: str) -> SavedTensors:
     """The tensors in a distributed checkpoint that are not of an optimizer or of another part of a training."""
     held = chunked.read_distributed(folder)
     contents = contents_of(held.tensors)
@@ -125,7 +125,7 @@ def read_chunks(folder: str) -> Stored:
         name: [lazy.Shard(origin, stored) for origin, stored in tensor.stored()]
         for name, tensor in unwrapped(model, folder).items()
     }
-    found = Stored([shards], {tensor.dtype for tensor in model.values()}, held.files)
+    found = SavedTensors([shards], {tensor.dtype for tensor in model.values()}, held.files)
     (found.described,) = held.described_in
     found.keys = unwrapped({name: name for name in model}, folder)
     enter_keys(found.ledger, held, set(model), contents)
@@ -151,11 +151,11 @@ def unwrapped(held: Mapping[str, T], file: str) -> dict[str, T]:
 # --- a file for each rank --------------------------------------------------------------------------------------------
 
 
-def read_ranks(folder: str) -> Stored:
+def read_ranks(folder: str) -> SavedTensors:
     """The tensors in the files of all ranks. Raises what is not as the names of the files, or the other ranks, say."""
     files = rank_files(folder)
     world = len(files)
-    found = Stored([], set(), list(files), world=world)
+    found = SavedTensors([], set(), list(files), world=world)
     _check_settings(folder, world, found)
     _check_steps(folder, found)
     parts, copies, first = Parts(world), dict[str, dict[tuple, list[lazy.Shard]]](), dict[str, Part]()
@@ -221,7 +221,7 @@ def _check_alike(name: str, part: Part, first: dict[str, Part], rank: int, file:
     first.setdefault(name, part)
 
 
-def _check_settings(folder: str, world: int, found: Stored) -> None:
+def _check_settings(folder: str, world: int, found: SavedTensors) -> None:
     """verl's fsdp_config.json, which says the world size once more."""
     file = os.path.join(folder, SETTINGS)
     if not os.path.isfile(file):
@@ -239,7 +239,7 @@ def _check_settings(folder: str, world: int, found: Stored) -> None:
     found.files.append(file)
 
 
-def _check_steps(folder: str, found: Stored) -> None:
+def _check_steps(folder: str, found: SavedTensors) -> None:
     """Every rank saves its learning rate schedule, whose count is the step: ranks of two steps look alike otherwise."""
     steps: dict[object, str] = {}
     for name in sorted(os.listdir(folder)):

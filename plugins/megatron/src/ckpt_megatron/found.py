@@ -11,7 +11,7 @@ from ckpt_megatron.names import PREDICTORS, LegacySpelling
 
 
 @dataclass
-class Share:
+class RankShare:
     """The tensors that one tensor parallel rank (or, for experts, one pair of ranks) holds, over all stages.
 
     `ranks` says which. Every name has all copies that were found, each as the shards that tile it.
@@ -28,14 +28,14 @@ class Share:
 
 
 @dataclass
-class Found:
+class FolderContents:
     """What lies in a checkpoint folder. `args` is None where none are stored; `version` the checkpoint_version."""
 
     folder: str
     container: str
     args: dict[str, Any] | None
     args_file: str
-    shares: list[Share]
+    shares: list[RankShare]
     files: list[str]
     parallel: dict[str, int]
     version: float = 3.0

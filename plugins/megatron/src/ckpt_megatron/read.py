@@ -28,7 +28,7 @@ from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER, container_of, find_folder
-from ckpt_megatron.found import Found, Share, check_kind, height, predicts
+from ckpt_megatron.found import FolderContents, RankShare, check_kind, height, predicts
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.names import PREDICTORS
@@ -83,14 +83,14 @@ def read(path: str, request: ReadRequest) -> Description:
     )
 
 
-def _multiple(found: Found) -> int:
+def _multiple(found: FolderContents) -> int:
     """What Megatron pads the vocabulary to a multiple of (training/tokenizer, _vocab_size_with_padding)."""
     args: Mapping[str, object] = found.args or {}
     sizes = args.get(DIVISIBLE, 128), args.get("tensor_model_parallel_size", 1)
     return math.prod(size if type(size) is int and size > 0 else 1 for size in sizes)
 
 
-def _check_iteration(found: Found) -> None:
+def _check_iteration(found: FolderContents) -> None:
     """A folder of iteration N holds files of iteration N; those of a release may be of any."""
     name = os.path.basename(os.path.abspath(found.folder))
     if name.startswith("iter_") and type(found.iteration) is int and int(name.removeprefix("iter_")) != found.iteration:
@@ -114,7 +114,7 @@ class _Model:
     counted: bool = False
 
 
-def _model(found: Found, request: ReadRequest) -> _Model:
+def _model(found: FolderContents, request: ReadRequest) -> _Model:
     # Megatron reorders q, k and v only in tensors of legacy names, so no others are of an old version.
     version = 3.0 if found.legacy is None else weights.VERSION.until(found.version)
     choices: dict[str, layouts.Value] = {"checkpoint_version": version}
@@ -145,7 +145,7 @@ def _model(found: Found, request: ReadRequest) -> _Model:
     return model
 
 
-def rank_tensors(found: Found, architecture: Architecture) -> Iterator[RankTensors]:
+def rank_tensors(found: FolderContents, architecture: Architecture) -> Iterator[RankTensors]:
     """The tensors of all ranks; those of experts, which have ranks of their own in torch files, by themselves.
 
     Raises `CkptError` if files of layers or of experts are missing.
@@ -180,7 +180,7 @@ def _if_shared(native: layouts.Native) -> str | None:
     return None if weights.is_expert(native) else native.name
 
 
-def choices_of_tensors(found: Found, architecture: Architecture) -> dict[str, layouts.Value]:
+def choices_of_tensors(found: FolderContents, architecture: Architecture) -> dict[str, layouts.Value]:
     """What the names and sizes of the tensors say of how they are arranged."""
     down = next((name for name in sorted(found.names) if name.endswith("kv_down_proj.weight")), "")
     fused, whole = down.endswith("qkv_down_proj.weight"), True
@@ -195,7 +195,7 @@ def choices_of_tensors(found: Found, architecture: Architecture) -> dict[str, la
     }
 
 
-def _check_experts(found: Found, architecture: Architecture) -> None:
+def _check_experts(found: FolderContents, architecture: Architecture) -> None:
     """Every pair of expert ranks must have been found: Megatron writes not all files where etp is less than tp."""
     if found.container != "torch" or not any(layer.mlp.moe for layer in decoder_of(architecture).layers):
         return
@@ -211,12 +211,12 @@ def _check_experts(found: Found, architecture: Architecture) -> None:
     problems.raise_any()
 
 
-def _where(found: Found, share: Share) -> str:
+def _where(found: FolderContents, share: RankShare) -> str:
     ranks = " ".join(f"{dimension}={rank}" for dimension, (rank, count) in share.ranks.items() if count > 1)
     return f"{found.folder} ({ranks})" if ranks else found.folder
 
 
-def _hints(found: Found) -> dict[str, object]:
+def _hints(found: FolderContents) -> dict[str, object]:
     """The choices by which the same files can be written again."""
     args: Mapping[str, object] = found.args or {}
     hints: dict[str, object] = {"container": found.container, "names": "te" if found.fused_names else "local"}

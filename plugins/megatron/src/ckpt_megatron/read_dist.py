@@ -19,7 +19,7 @@ from ckpt_core.sdk import FormatError, chunked, documents, errors, lazy, ledgers
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA, FSDP_DTENSOR
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
-from ckpt_megatron.found import Found, Share, stored_args
+from ckpt_megatron.found import FolderContents, RankShare, stored_args
 from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
 from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
@@ -38,7 +38,7 @@ def read_dist(
     read: Callable[[str], chunked.DistributedCheckpoint] = chunked.read_distributed,
     ledger: ledgers.Ledger | None = None,
     container: str = "torch_dist",
-) -> Found:
+) -> FolderContents:
     """A torch_dist folder, or one of another `container` with the same modules, from headers alone. `weights` is auto, model or master.
 
     `read`: how the tensors are kept, under the same keys. `ledger` is what became of files and keys so far.
@@ -46,11 +46,11 @@ def read_dist(
     checkpoint = read(folder)
     common, common_file = _common(folder, checkpoint)
     args = stored_args(common.get("args"), common_file)
-    share = Share({}, False)
+    share = RankShare({}, False)
     extra = [
         path for path in (os.path.join(folder, DIST_METADATA), os.path.join(folder, COMMON)) if os.path.isfile(path)
     ]
-    found = Found(
+    found = FolderContents(
         folder,
         container,
         args,

@@ -13,18 +13,18 @@ from collections.abc import Iterator, Sequence
 from ckpt_core.sdk import FormatError, StoredTensor, errors, lazy, ledgers
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
-from ckpt_megatron.found import Found, Share, check_kind
+from ckpt_megatron.found import FolderContents, RankShare, check_kind
 from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
 from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
 
 _GROUPED = re.compile(r"\.mlp\.experts\.weight[12]$")
 
 
-def read_torch(folder: str, weights: str) -> Found:
+def read_torch(folder: str, weights: str) -> FolderContents:
     """The rank files of a folder, from headers alone. `weights` is auto, model or master."""
     ranks = [RankFile(path, numbers, weights) for path, numbers in rank_files(folder)]
     grid, first = Grid.of(ranks), ranks[0]
-    found = Found(folder, "torch", first.args, first.path, [], [rank.path for rank in ranks], grid.sizes)
+    found = FolderContents(folder, "torch", first.args, first.path, [], [rank.path for rank in ranks], grid.sizes)
     for rank in ranks:
         check_kind((plain(name) for tensors in rank.chunks for name in tensors), rank.path)
     problems = errors.Problems(f"reading {folder}")
@@ -51,10 +51,10 @@ def read_torch(folder: str, weights: str) -> Found:
     return found
 
 
-def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: errors.Problems) -> list[Share]:
+def _shares(ranks: Sequence[RankFile], grid: Grid, found: FolderContents, problems: errors.Problems) -> list[RankShare]:
     """Every tensor under its global name, with those of the same ranks."""
-    dense = {t: Share({"tp": (t, grid.tp)}, False) for t in range(grid.tp)}
-    experts: dict[tuple[int, int], Share] = {}
+    dense = {t: RankShare({"tp": (t, grid.tp)}, False) for t in range(grid.tp)}
+    experts: dict[tuple[int, int], RankShare] = {}
     held_by: dict[tuple[int, tuple | None, int], dict[str, set[str]]] = {}
     for rank in ranks:
         # The expert grid is laid over the same ranks (parallel_state.py); with etp dividing tp it is this one.
@@ -65,7 +65,7 @@ def _shares(ranks: Sequence[RankFile], grid: Grid, found: Found, problems: error
             share, pair = dense[rank.tp], None
             if ".mlp.experts." in name:
                 expert_ranks = {"tp": (place[0], grid.etp), "ep": (place[1], grid.ep)}
-                share, pair = experts.setdefault(place, Share(expert_ranks, True)), place
+                share, pair = experts.setdefault(place, RankShare(expert_ranks, True)), place
             share.add(name, lazy.whole(tensor), raw)
             held_by.setdefault((rank.tp, pair, rank.pp), {}).setdefault(name, set()).add(rank.path)
     for files in held_by.values():

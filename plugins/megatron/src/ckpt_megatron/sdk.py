@@ -18,7 +18,7 @@ from ckpt_megatron.bridge.write import run_of
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import linear_extra_states, stacked_extra_states
 from ckpt_megatron.files import DIST_METADATA
-from ckpt_megatron.found import Found, stored_args
+from ckpt_megatron.found import FolderContents, stored_args
 from ckpt_megatron.frequencies import inverse_frequencies
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
 from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
@@ -36,7 +36,7 @@ __all__ = [
     "DIVISIBLE",
     "ROUTER_KEYS",
     "FileLayout",
-    "Found",
+    "FolderContents",
     "GPTBuilder",
     "LegacySpelling",
     "architecture_of_run",

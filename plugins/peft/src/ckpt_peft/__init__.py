@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, reading
+from ckpt_peft.options import BASE, MERGE
 
 
 @hookimpl
@@ -14,16 +15,8 @@ def ckpt_info() -> FormatInfo:
         writes=False,
         adapters=True,
         options=(
-            Option(
-                "base", "the model that the adapter was trained on, a checkpoint of any format", Checkpoint, side="read"
-            ),
-            Option(
-                "merge",
-                "the dtype of merged tensors: that of the base, as PEFT has it, or the float32 sum without rounding",
-                ("base", "fp32"),
-                "base",
-                side="read",
-            ),
+            BASE,
+            MERGE,
             Option(
                 "residual_base",
                 "the base given is what the start of the training left of the model (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)",

@@ -27,7 +27,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
 from ckpt_hf.sdk import state_of_training
-from ckpt_peft.keys import Named
+from ckpt_peft.keys import NamedTensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT loads the first that is there
@@ -54,9 +54,9 @@ class Files:
         return os.path.join(self.folder, CONFIG)
 
     @property
-    def named(self) -> Iterator[Named]:
+    def named(self) -> Iterator[NamedTensor]:
         """The tensors, each with its name."""
-        return (Named.whole(key, stored) for key, stored in self.tensors.items())
+        return (NamedTensor.whole(key, stored) for key, stored in self.tensors.items())
 
     @property
     def states(self) -> list[disk.FileState]:

@@ -35,7 +35,7 @@ _ORIGINAL = re.compile(r"(.+)\.original_module(\.[\w.]+)")
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedTensor:
     """A tensor with the name that it has in the files: `shards` tile it."""
 
     key: str
@@ -43,7 +43,7 @@ class Named:
     shards: tuple[lazy.Shard, ...]
 
     @classmethod
-    def whole(cls, key: str, stored: StoredTensor) -> Named:
+    def whole(cls, key: str, stored: StoredTensor) -> NamedTensor:
         """A tensor that a file holds whole."""
         return cls(key, stored.shape, (lazy.Shard((0,) * len(stored.shape), stored),))
 
@@ -57,7 +57,7 @@ class Named:
         """How many numbers it has."""
         return math.prod(self.shape)
 
-    def turned(self) -> Named:
+    def turned(self) -> NamedTensor:
         """The matrix with its rows as columns."""
         shards = (
             lazy.Shard(
@@ -65,15 +65,17 @@ class Named:
             )
             for one in self.shards
         )
-        return Named(self.key, self.shape[::-1], tuple(shards))
+        return NamedTensor(self.key, self.shape[::-1], tuple(shards))
 
-    def part(self, axis: int, start: int, count: int, step: int = 1) -> Named:
+    def part(self, axis: int, start: int, count: int, step: int = 1) -> NamedTensor:
         """Every `step`-th index of an axis from `start` on, `count` of them, of a tensor that one file holds."""
         ((_, stored),) = ((one.origin, one.stored) for one in self.shards)
         shape = (*stored.shape[:axis], count, *stored.shape[axis + 1 :])
         strides = (*stored.strides[:axis], stored.strides[axis] * step, *stored.strides[axis + 1 :])
         offset = stored.offset + start * stored.strides[axis] * stored.dtype.size
-        return Named.whole(f"{self.key} from {start}", replace(stored, shape=shape, strides=strides, offset=offset))
+        return NamedTensor.whole(
+            f"{self.key} from {start}", replace(stored, shape=shape, strides=strides, offset=offset)
+        )
 
     def lazy(self) -> lazy.LazyParameter:
         """The tensor as one that is read when it is asked for."""
@@ -81,20 +83,20 @@ class Named:
 
 
 @dataclass
-class Adapted:
+class AdaptedModule:
     """The tensors of one adapted module: `path` is that of the module, or of the wrapper (`.base_layer`) that it lies in."""
 
     path: str
     embedding: bool = False
-    tensors: dict[str, Named] = field(default_factory=dict)
+    tensors: dict[str, NamedTensor] = field(default_factory=dict)
 
     @property
-    def down(self) -> Named:
+    def down(self) -> NamedTensor:
         """A, which is [rank, in]."""
         return self.tensors[DOWN]
 
     @property
-    def up(self) -> Named:
+    def up(self) -> NamedTensor:
         """B, which is [out, rank]."""
         return self.tensors[UP]
 
@@ -107,14 +109,14 @@ class Contents:
     saved a second time, and `originals` those that the saved ones took the place of.
     """
 
-    by_path: dict[tuple[str, bool], Adapted] = field(default_factory=dict)
-    saved: dict[str, Named] = field(default_factory=dict)
+    by_path: dict[tuple[str, bool], AdaptedModule] = field(default_factory=dict)
+    saved: dict[str, NamedTensor] = field(default_factory=dict)
     inside: set[str] = field(default_factory=set)
-    again: dict[str, Named] = field(default_factory=dict)
-    originals: dict[str, Named] = field(default_factory=dict)
+    again: dict[str, NamedTensor] = field(default_factory=dict)
+    originals: dict[str, NamedTensor] = field(default_factory=dict)
 
     @property
-    def adapted(self) -> list[Adapted]:
+    def adapted(self) -> list[AdaptedModule]:
         """The adapted modules, in the order of the file."""
         return list(self.by_path.values())
 
@@ -124,7 +126,7 @@ def is_of_pair(key: str) -> bool:
     return key.startswith(PREFIX) and any(pattern.fullmatch(key.removeprefix(PREFIX)) for pattern in _ROLES.values())
 
 
-def sorted_out(tensors: Iterable[Named], file: str) -> Contents:
+def sorted_out(tensors: Iterable[NamedTensor], file: str) -> Contents:
     """Every tensor by what it is; raises those that are nothing known, and matrices that lack their other half."""
     contents, problems = Contents(), errors.Problems(f"reading {file}")
     for tensor in tensors:
@@ -156,7 +158,7 @@ def sorted_out(tensors: Iterable[Named], file: str) -> Contents:
     return contents
 
 
-def _enter(contents: Contents, name: str, tensor: Named) -> bool:
+def _enter(contents: Contents, name: str, tensor: NamedTensor) -> bool:
     """Enter a tensor; False if its place is taken."""
     for role, pattern in _ROLES.items():
         if match := pattern.fullmatch(name):
@@ -165,7 +167,7 @@ def _enter(contents: Contents, name: str, tensor: Named) -> bool:
             place = next(
                 (place for kind in kinds if (place := (match[1], kind)) in contents.by_path), (match[1], kinds[0])
             )
-            adapted = contents.by_path.setdefault(place, Adapted(*place))
+            adapted = contents.by_path.setdefault(place, AdaptedModule(*place))
             taken = adapted.tensors.setdefault(role.removeprefix("embedding "), tensor)
             return taken is tensor
     if match := _ORIGINAL.fullmatch(name):

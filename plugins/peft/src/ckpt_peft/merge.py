@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from ckpt_core.sdk import Architecture, CkptError, FormatError, Refusal, disk, dtypes, errors, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
-from ckpt_peft.keys import BIAS, MAGNITUDE, Adapted, Contents, Named
+from ckpt_peft.keys import BIAS, MAGNITUDE, AdaptedModule, Contents, NamedTensor
 from ckpt_peft.settings import Settings, saved_as
 
 EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
@@ -53,7 +53,7 @@ class Merger:
         and then those of the copies that `modules_to_save` makes of modules, which it does not."""
         own = [name for name in contents.saved if name not in contents.inside and self.settings.saves(name)]
         for names in ([name for name in contents.saved if name not in own], own):
-            found: dict[str, list[tuple[layouts.Native, Named]]] = {}
+            found: dict[str, list[tuple[layouts.Native, NamedTensor]]] = {}
             for name in names:
                 native, named = self.model.names.get(name), contents.saved[name]
                 if native is None:
@@ -88,7 +88,7 @@ class Merger:
             self._untie(str(apart))
         return HEAD if _is_tied_head(native) and not self._is_tied else EMBEDDING
 
-    def _replace(self, parameter: str, parts: Sequence[tuple[layouts.Native, Named]]) -> None:
+    def _replace(self, parameter: str, parts: Sequence[tuple[layouts.Native, NamedTensor]]) -> None:
         base = self.tensors[parameter]
         builder = lazy.ParameterBuilder({parameter: base.parameter}, self.file)
         copied = any(
@@ -122,7 +122,7 @@ class Merger:
 
     # --- products ------------------------------------------------------------------------------------------------------
 
-    def add_all(self, adapted: Sequence[Adapted]) -> None:
+    def add_all(self, adapted: Sequence[AdaptedModule]) -> None:
         """Enter what the pairs of all modules add to the model.
 
         With `ensure_weight_tying` PEFT makes the pair of the head of views of the embedding's. Where the base is bf16 or fp16 it then casts
@@ -144,7 +144,7 @@ class Merger:
         for one in adapted:
             self.add(one)
 
-    def add(self, adapted: Adapted) -> None:
+    def add(self, adapted: AdaptedModule) -> None:
         """Enter what the pair of a module adds to the model."""
         try:
             target = self._target(adapted)
@@ -174,7 +174,7 @@ class Merger:
         if (bias := adapted.tensors.get(BIAS)) is not None:
             self._add_bias(target, bias, scale)
 
-    def _add_bias(self, target: Target, bias: Named, scale: float) -> None:
+    def _add_bias(self, target: Target, bias: NamedTensor, scale: float) -> None:
         name = f"{target.adapted.path}.bias"
         native = self.model.names.get(name)
         if native is None or native.shape != bias.shape:
@@ -187,7 +187,7 @@ class Merger:
                 )
             )
             return
-        column = Named(bias.key, (*bias.shape, 1), tuple(_column(shard) for shard in bias.shards))
+        column = NamedTensor(bias.key, (*bias.shape, 1), tuple(_column(shard) for shard in bias.shards))
         one = lazy.LazyParameter(
             schema.Parameter("one", (schema.Axis("rank", 1), schema.Axis("in", 1))), dtypes.FP32, (), fill=1.0
         )
@@ -238,7 +238,7 @@ class Merger:
                 f"{str(self.settings.lora_bias).lower()}"
             )
 
-    def _check_alone(self, native: layouts.Native, named: Named) -> None:
+    def _check_alone(self, native: layouts.Native, named: NamedTensor) -> None:
         """Raise an error for a change of an embedding alone that the model looks up under other names, each a module of its own (T5)."""
         if native.row.copy or EMBEDDING not in {piece.parameter for piece in native.pieces}:
             return
@@ -256,7 +256,7 @@ class Merger:
 
     # --- finding modules -----------------------------------------------------------------------------------------------
 
-    def _target(self, adapted: Adapted) -> Target:
+    def _target(self, adapted: AdaptedModule) -> Target:
         """The tensor of the model that a pair belongs to, by its name; of several parameters of one module, by its shape."""
         module = adapted.path
         while module.endswith(_BASE_LAYER):
@@ -270,7 +270,7 @@ class Merger:
             raise self._unknown(module, adapted.down)
         return self._fitting(adapted, inner)
 
-    def _fitting(self, adapted: Adapted, candidates: Sequence[str]) -> Target:
+    def _fitting(self, adapted: AdaptedModule, candidates: Sequence[str]) -> Target:
         fits = [
             target
             for name in candidates
@@ -293,7 +293,7 @@ class Merger:
             fix="give the base that it was trained on",
         )
 
-    def _unknown(self, name: str, named: Named) -> FormatError:
+    def _unknown(self, name: str, named: NamedTensor) -> FormatError:
         return FormatError(
             f"the base has no {name}, which the adapter changes",
             file=self.file,
@@ -304,17 +304,17 @@ class Merger:
             ),
         )
 
-    def _mapped(self, named: Named) -> Refusal:
+    def _mapped(self, named: NamedTensor) -> Refusal:
         return Refusal(
             f"{named.key!r} changes a tensor that is kept with a map of values, which is not done", file=self.file
         )
 
-    def _alias(self, named: Named) -> Refusal:
+    def _alias(self, named: NamedTensor) -> Refusal:
         return Refusal(
             f"{named.key!r} changes one of several names of an embedding, which then are not one", file=self.file
         )
 
-    def _other_shape(self, named: Named, expected: tuple[int, ...], name: str) -> FormatError:
+    def _other_shape(self, named: NamedTensor, expected: tuple[int, ...], name: str) -> FormatError:
         return FormatError(
             f"{named.key!r} does not have the shape of the base",
             file=self.file,
@@ -434,10 +434,10 @@ class Merger:
                 )
             )
 
-    def _is_one_pair(self, head: Adapted, tokens: Adapted) -> bool:
+    def _is_one_pair(self, head: AdaptedModule, tokens: AdaptedModule) -> bool:
         return self._is_turned(head.down, tokens.up) and self._is_turned(head.up, tokens.down)
 
-    def _is_turned(self, one: Named, other: Named) -> bool:
+    def _is_turned(self, one: NamedTensor, other: NamedTensor) -> bool:
         return lazy.are_equal(one.shards, other.turned().shards, self.states)
 
     def finish(self) -> dict[str, lazy.LazyParameter]:
@@ -469,7 +469,7 @@ class Target:
     `narrowed`: its product is rounded to the dtype of the tensor before it is added. `looked_up` is what patterns name it by.
     """
 
-    adapted: Adapted
+    adapted: AdaptedModule
     native: layouts.Native
     out: int
     into: int
@@ -523,7 +523,7 @@ class Target:
         return first.lazy(), second.lazy()
 
 
-def targets_of(adapted: Adapted, native: layouts.Native, settings: Settings) -> Iterator[Target]:
+def targets_of(adapted: AdaptedModule, native: layouts.Native, settings: Settings) -> Iterator[Target]:
     """A pair on a tensor, in each way that the tensor's dimensions may be meant: one, where its parameters say which is the output."""
     dims = len(native.shape)
     if dims not in (2, 3):

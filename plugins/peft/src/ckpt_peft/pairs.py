@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_core.sdk import Adapter, Architecture, Checkpoint, Refusal, disk, dtypes, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
-from ckpt_peft.keys import BIAS, DOWN, MAGNITUDE, UP, Named
+from ckpt_peft.keys import BIAS, DOWN, MAGNITUDE, UP, NamedTensor
 from ckpt_peft.merge import Merger, Target
 
 MERGE = "merge it: -o base=FOLDER, and a format of models in --to"
@@ -65,7 +65,7 @@ def pairs_of(merger: Merger, states: Sequence[disk.FileState]) -> dict[str, Pair
     """
     known = schema.parameters(merger.model.architecture)
     wanted: dict[str, schema.Parameter] = {}
-    places: list[tuple[layouts.Native, Named]] = []
+    places: list[tuple[layouts.Native, NamedTensor]] = []
     for target in merger.adapted:
         _check(target, merger.file)
         for role, native in factors_of(target.native, target.out, target.into, target.rank, known).items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_core.sdk import Checkpoint, ReadRequest, reading
 from ckpt_peft.files import Files, open_files
-from ckpt_peft.keys import MAGNITUDE, Adapted, Contents, sorted_out
+from ckpt_peft.keys import MAGNITUDE, AdaptedModule, Contents, sorted_out
 from ckpt_peft.read import lacks_base
 from ckpt_peft.settings import LORA, Settings, problems_of, read_settings
 
@@ -73,19 +73,19 @@ def _targets(contents: Contents, settings: Settings | None) -> list[str]:
     return _some([f"{text}, {count} of them" if count > 1 else text for text, count in alike.items()])
 
 
-def _said(adapted: Adapted, settings: Settings | None) -> str:
+def _said(adapted: AdaptedModule, settings: Settings | None) -> str:
     rank = f"A {list(adapted.down.shape)}, B {list(adapted.up.shape)}"
     scale = None if settings is None else _scale(adapted, settings)
     return f"{rank}{'' if scale is None else f', scale {scale:.6g}'}{', magnitudes' if MAGNITUDE in adapted.tensors else ''}"
 
 
-def _scale(adapted: Adapted, settings: Settings) -> float | None:
+def _scale(adapted: AdaptedModule, settings: Settings) -> float | None:
     """The scale of a module; None where a pattern may name the parameter, which only the base tells."""
     parameter = ".experts" in adapted.path and not adapted.path.endswith("_proj")
     return None if parameter and (settings.rank_pattern or settings.alpha_pattern) else settings.scale(adapted.path)
 
 
-def _fact(adapted: Adapted, settings: Settings | None) -> dict[str, Any]:
+def _fact(adapted: AdaptedModule, settings: Settings | None) -> dict[str, Any]:
     return {
         "module": adapted.path,
         "tensors": {

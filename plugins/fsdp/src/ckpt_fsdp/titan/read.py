@@ -18,7 +18,7 @@ from ckpt_core.sdk import (
     reading,
 )
 from ckpt_fsdp.steps import step_at
-from ckpt_fsdp.stored import Stored, read_chunks, states
+from ckpt_fsdp.stored import SavedTensors, read_chunks, states
 from ckpt_fsdp.titan.models import choices_of, model_of
 from ckpt_fsdp.titan.weights import BIAS, TABLES
 from ckpt_hf.sdk import CONFIG, model_of_config
@@ -85,7 +85,7 @@ def _config_beside(path: str, folder: str) -> str | None:
     return None
 
 
-def _refuse_adapters(stored: Stored, folder: str) -> None:
+def _refuse_adapters(stored: SavedTensors, folder: str) -> None:
     found = sorted(name for name in stored.names if {"lora_a", "lora_b"} & set(name.split(".")))
     if found:
         raise CkptError(
@@ -105,7 +105,7 @@ def _extra_biases(
     return [] if held else sorted(name for name in names if name.endswith(f".{BIAS[str(choices['experts'])]}"))
 
 
-def _leave_biases(stored: Stored, extra: Collection[str], request: ReadRequest, folder: str) -> None:
+def _leave_biases(stored: SavedTensors, extra: Collection[str], request: ReadRequest, folder: str) -> None:
     """Leave them behind. torchtitan routes by score and bias with load_balance_coeff, which is on by default; its own export drops it,
     and computes another model. Zeros change nothing.
     """

@@ -28,7 +28,7 @@ from ckpt_megatron.bridge.config import is_plain, model_section, run_config, sho
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
-from ckpt_megatron.found import Found
+from ckpt_megatron.found import FolderContents
 from ckpt_megatron.layout import DIVISIBLE, padded
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.read import choices_of_tensors, rank_tensors
@@ -98,7 +98,7 @@ def read(path: str, request: ReadRequest) -> Description:
     )
 
 
-def _enter_progress(found: Found, folder: str, path: str) -> None:
+def _enter_progress(found: FolderContents, folder: str, path: str) -> None:
     """How far the run got: in the folder of the iteration, and (as trackers) in the run's own."""
     if os.path.isfile(state := os.path.join(folder, TRAIN_STATE)):
         found.ledger.left(ledgers.PROGRESS, state, size=os.path.getsize(state))
@@ -146,7 +146,7 @@ def _rows(fields: Mapping[str, Any], size: int) -> int:
     return padded(size, fields.get(DIVISIBLE) or 128, fields.get(RANKS["tp"]) or 1)
 
 
-def _vocabulary(fields: Mapping[str, Any], found: Found, file: str) -> int:
+def _vocabulary(fields: Mapping[str, Any], found: FolderContents, file: str) -> int:
     """vocab_size, which is that without padding; how many rows there are follows from it."""
     rows, size = found.rows(EMBEDDING), _size(fields, file)
     if rows != (expected := _rows(fields, size)):
@@ -165,7 +165,7 @@ def _sidecars(folder: str) -> dict[str, company.Sidecar]:
     return {name: company.Sidecar(extent.file, extent.size, extent.offset) for name, extent in extents.items()}
 
 
-def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: Found) -> dict[str, Any]:
+def _hints(target: str, fields: Mapping[str, Any], facts: Facts, found: FolderContents) -> dict[str, Any]:
     """The choices by which the same checkpoint can be written again."""
     hints = layout_hints(fields, facts, found) | {
         "class": target,

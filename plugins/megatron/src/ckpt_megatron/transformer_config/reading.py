@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import Architecture, Facts, FormatError, architecture_of, layouts
-from ckpt_megatron.found import Found
+from ckpt_megatron.found import FolderContents
 from ckpt_megatron.layout import DIVISIBLE
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -20,7 +20,7 @@ RANKS = {
 """The fields that say how many ranks there are, by the names that `ckpt` has for these numbers."""
 
 
-def refuse_adapters(found: Found, fix: str) -> None:
+def refuse_adapters(found: FolderContents, fix: str) -> None:
     """Refuse the weights of a LoRA training, which are not a whole model."""
     adapters = sorted(name for name in found.names if ".adapter." in name or ".to_wrap." in name)
     if adapters:
@@ -28,7 +28,7 @@ def refuse_adapters(found: Found, fix: str) -> None:
 
 
 def described(
-    facts: Facts, notes: dict[str, Any], found: Found, file: str
+    facts: Facts, notes: dict[str, Any], found: FolderContents, file: str
 ) -> tuple[Architecture, dict[str, layouts.Value]]:
     """The architecture, and the choices of the tables that the fields make. Layers of multi-token prediction that the fields count and
     the files do not have are no part of it.
@@ -47,7 +47,7 @@ def parallel(fields: Mapping[str, Any]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if type(size) is int and (size > 1 or name != "vpp")}
 
 
-def layout_hints(fields: Mapping[str, Any], facts: Facts, found: Found) -> dict[str, Any]:
+def layout_hints(fields: Mapping[str, Any], facts: Facts, found: FolderContents) -> dict[str, Any]:
     """The choices by which the same tensors can be written again."""
     numbered = isinstance(fields.get("moe_layer_freq"), list)
     hints: dict[str, Any] = {"names": _names(facts, found), "layers": "numbered" if numbered else "stacked"}
@@ -56,7 +56,7 @@ def layout_hints(fields: Mapping[str, Any], facts: Facts, found: Found) -> dict[
     return hints
 
 
-def _names(facts: Facts, found: Found) -> str:
+def _names(facts: Facts, found: FolderContents) -> str:
     """Whose modules gave the tensors their names. Only before experts and in latent attention do the keys differ."""
     stored = set(found.shares[0].names.values())
     if facts.present("mlp.moe") is not False:

@@ -22,7 +22,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.sdk import (
     DIST_METADATA,
-    Found,
+    FolderContents,
     choices_of_tensors,
     rank_tensors,
     read_dist,
@@ -94,7 +94,7 @@ def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:
     return _READERS[backend]
 
 
-def _check_rows(model: ModelContext, tokenizer: Tokenizer, found: Found, asked: bool) -> None:
+def _check_rows(model: ModelContext, tokenizer: Tokenizer, found: FolderContents, asked: bool) -> None:
     """The embedding has the rows that vocab_size says, or a row for every token."""
     rows, said = found.rows(transformer_config.EMBEDDING), model.fields.get("vocab_size")
     if said is not None and said != rows:
@@ -113,7 +113,7 @@ def _check_rows(model: ModelContext, tokenizer: Tokenizer, found: Found, asked: 
         )
 
 
-def _hints(model: ModelContext, tokenizer: Tokenizer, found: Found) -> dict[str, Any]:
+def _hints(model: ModelContext, tokenizer: Tokenizer, found: FolderContents) -> dict[str, Any]:
     """The choices by which the same checkpoint can be written again."""
     hints = transformer_config.layout_hints(model.fields, model.facts, found) | {
         "classes": {"config": model.classes.config, "model": model.classes.model},

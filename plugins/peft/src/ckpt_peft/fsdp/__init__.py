@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl
+from ckpt_peft.options import MERGE
 
 
 @hookimpl
@@ -17,13 +18,7 @@ def ckpt_info() -> FormatInfo:
             Option(
                 "base", "the model to merge into, where it is not to be the one in the files", Checkpoint, side="read"
             ),
-            Option(
-                "merge",
-                "the dtype of merged tensors: that of the base, as PEFT has it, or the float32 sum without rounding",
-                ("base", "fp32"),
-                "base",
-                side="read",
-            ),
+            MERGE,
             Option(
                 "lora_alpha",
                 "what the scale is alpha / rank of, where no lora_train_meta.json says it",

@@ -4,6 +4,7 @@
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight     its adapter
     base_model.model.model.norm.weight                                         everything else
 
+In a distributed checkpoint of accelerate or of a script all of them stand below the name of the model (`model.base_model...`).
 verl (0.9, utils/fsdp_utils.py) saves the rank and alpha beside, in lora_train_meta.json, and no patterns: the scale is alpha / r.
 """
 
@@ -26,10 +27,10 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
-from ckpt_fsdp.sdk import Stored, config_beside, described, place, places, stored_at
+from ckpt_fsdp.sdk import SavedTensors, config_beside, described, place, places, stored_at
 from ckpt_hf.sdk import CONFIG, ModelInMemory, model_in_memory
 from ckpt_peft.alone import alone
-from ckpt_peft.keys import DOWN, PREFIX, Contents, Named, is_of_pair, sorted_out
+from ckpt_peft.keys import DOWN, PREFIX, Contents, NamedTensor, is_of_pair, sorted_out
 from ckpt_peft.merge import Merger
 from ckpt_peft.pairs import pairs_of, without_weights
 from ckpt_peft.read import merged_checkpoint
@@ -81,8 +82,9 @@ def _merged(
     return merger
 
 
-def _parts(stored: Stored, file: str) -> tuple[list[Named], Stored]:
+def _parts(stored: SavedTensors, file: str) -> tuple[list[NamedTensor], SavedTensors]:
     """The tensors of pairs, and the base under the names of its own model. Raises what is neither."""
+    stored = _bare(stored)
     for name in sorted(stored.names):
         other = next((part for part in _OTHERS if part in name.split(".")), None)
         if other is not None or not name.startswith(PREFIX):
@@ -98,7 +100,7 @@ def _parts(stored: Stored, file: str) -> tuple[list[Named], Stored]:
         states = [disk.FileState.of(one.stored.file) for copy in (first, *replicas) for one in copy]
         if not all(lazy.are_equal(first, copy, states) for copy in (first, *replicas)):  # and each is whole
             raise FormatError(f"two copies of {name!r} differ", file=file, expected="ranks of one step of one run")
-        pairs.append(Named(name, _shape(first), tuple(first)))
+        pairs.append(NamedTensor(name, _shape(first), tuple(first)))
     if not pairs:
         raise FormatError("there is no adapter in what FSDP saved", file=file, expected="pairs of lora_A and lora_B")
     copies = []
@@ -110,6 +112,16 @@ def _parts(stored: Stored, file: str) -> tuple[list[Named], Stored]:
             raise FormatError(f"tensor {twice!r} is there twice, with and without {_BASE_LAYER.strip('.')}", file=file)
     keys = {_plain(name): key for name, key in stored.keys.items()}
     return pairs, replace(stored, copies=copies, keys=keys)
+
+
+def _bare(stored: SavedTensors) -> SavedTensors:
+    """The tensors without what stands before the names of PEFT in all of them."""
+    outer = {name.partition(PREFIX)[0] for name in stored.names if PREFIX in name}
+    if len(outer) != 1 or not all(name.startswith(f"{next(iter(outer))}{PREFIX}") for name in stored.names):
+        return stored
+    (prefix,) = outer
+    copies = [{name.removeprefix(prefix): one for name, one in copy.items()} for copy in stored.copies]
+    return replace(stored, copies=copies, keys={name.removeprefix(prefix): key for name, key in stored.keys.items()})
 
 
 def _plain(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, reading
+from ckpt_peft.options import BASE, MERGE
 
 
 @hookimpl
@@ -15,16 +16,8 @@ def ckpt_info() -> FormatInfo:
         adapters=True,
         before=("megatron-bridge", "megatron", "nemo2", "fsdp"),
         options=(
-            Option(
-                "base", "the model that the adapter was trained on, a checkpoint of any format", Checkpoint, side="read"
-            ),
-            Option(
-                "merge",
-                "the dtype of merged tensors: that of the base, or the float32 sum without rounding",
-                ("base", "fp32"),
-                "base",
-                side="read",
-            ),
+            BASE,
+            MERGE,
             Option("pretrained_checkpoint", "where Megatron-Bridge finds the imported base", str, None, side="write"),
             Option(
                 "canonical",

@@ -19,7 +19,7 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, torch_files
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
-from ckpt_peft.keys import DOWN, MAGNITUDE, UP, Adapted, Named
+from ckpt_peft.keys import DOWN, MAGNITUDE, UP, AdaptedModule, NamedTensor
 from ckpt_peft.megatron.canonical import module_of
 
 RUN_CONFIG = "run_config.yaml"
@@ -38,7 +38,7 @@ class Files:
 
     folder: str
     sections: Mapping[str, Any]
-    adapted: tuple[Adapted, ...]
+    adapted: tuple[AdaptedModule, ...]
     states: tuple[disk.FileState, ...]
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
@@ -117,9 +117,9 @@ def open_files(path: str) -> Files:
     return Files(folder, sections, tuple(adapted.values()), tuple(map(disk.FileState.of, read)), ledger)
 
 
-def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[str, Adapted]:
+def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[str, AdaptedModule]:
     """The adapted modules, each with its tensors in one layer."""
-    adapted: dict[str, Adapted] = {}
+    adapted: dict[str, AdaptedModule] = {}
     for stored_as, tensor in tensors.items():
         for name, shards in dist_tensors(stored_as.removeprefix("module."), tensor, {}):
             match = _KEY.fullmatch(name)
@@ -130,7 +130,7 @@ def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[
                     expected="decoder.layers....adapter.linear_in.weight or linear_out.weight",
                 )
             module, role = module_of(match[1], match[2]), _ROLES[match[3]]
-            one = adapted.setdefault(module, Adapted(module))
+            one = adapted.setdefault(module, AdaptedModule(module))
             if role in one.tensors:
                 raise FormatError(
                     f"{name!r} is there twice",
@@ -140,7 +140,7 @@ def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[
                     fix="copy the checkpoint again",
                 )
             dims = len(shards[0].origin)  # those of layers and experts are gone
-            one.tensors[role] = Named(stored_as, tensor.shape[len(tensor.shape) - dims :], tuple(shards))
+            one.tensors[role] = NamedTensor(stored_as, tensor.shape[len(tensor.shape) - dims :], tuple(shards))
     for one in adapted.values():
         for role in (DOWN, UP):
             if role not in one.tensors:
