@@ -180,7 +180,6 @@ WRONG: list[tuple[Tree, str, object, str]] = [
     (ARGS["llama3"],       "norm_eps",                                  ABSENT,     "norm_eps"),
     (ARGS["llama3"],       "use_rope",                                  False,      "use_rope"),
     (ARGS["qwen3"],        "qk_norm",                                   False,      "qk_norm"),
-    (ARGS["qwen3moe"],     "moe_args.score_before_experts",             True,       "score_before_experts"),
     (ARGS["qwen3moe"],     "moe_args.gate_bias",                        True,       "gate_bias"),
     (ARGS["qwen3moe"],     "moe_args.top_k",                            ABSENT,     "top_k"),
     (ARGS["qwen3moe"],     "moe_args.num_expert_groups",                3,          "num_limited_groups"),
@@ -233,3 +232,10 @@ def test_a_deepseek_has_the_eps_of_its_latents(tmp_path: Path) -> None:
     latent = own.decoder.layers[0].latent_attention
     assert latent is not None and latent.q_norm is not None
     assert latent.kv_norm.eps == latent.q_norm.eps == 1e-5
+
+
+def test_scores_may_multiply_what_goes_into_experts(tmp_path: Path) -> None:
+    """By default until 0.2; no class of transformers with these layers computes so."""
+    own = config_architecture(dump(tmp_path, changed(ARGS["qwen3moe"], "moe_args.score_before_experts", True)))
+    assert own.decoder is not None
+    assert all(layer.mlp.moe is not None and layer.mlp.moe.router.on_input for layer in own.decoder.layers)

@@ -131,7 +131,7 @@ _EXPERTS: list[configs.Entry | Sequence[configs.Entry]] = [
     key("route_scale", f"{ROUTER}.scale"),
     key_is("gate_bias", False, or_absent=True),  # since 0.2.1, as are groups
     groups(),
-    key_is("score_before_experts", False, why="the scores multiply what goes into experts, and not what comes out"),
+    key("score_before_experts", f"{ROUTER}.on_input"),  # since 0.3 never
     key_is("_debug_force_load_balance", False, why="tokens are dealt out in turn, whatever their scores"),
     ignore("use_grouped_mm", why="which function computes experts"),
 ]
