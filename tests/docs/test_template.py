@@ -246,3 +246,5 @@ def test_a_plugin_is_not_judged_by_the_sentences_of_another(tmp_path: Path) -> N
     done = run(folder, "-m", "ckpt_core", "selftest", "example", "--like", "ir", "--json")
     seen = json.loads(done.stdout)
     assert done.returncode == 0 and seen["sentences"] == [] and len(seen["undeclared"]) > 9
+    said = run(folder, "-m", "ckpt_core", "selftest", "example", "--like", "ir").stdout
+    assert f"of {len(seen['undeclared'])} tensors nothing declares where that is" in said, said

@@ -138,6 +138,14 @@ def test_the_command_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "where the declared `((gate + up) f) h` puts it at [28, 0]" in text
 
 
-def test_a_damaged_file_is_refused() -> None:
-    with pytest.raises(FormatError, match="line 2 has 2 columns"):
-        Sentences.parsed("# a comment\nweight | h\n", "sentences.txt")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("weight | h", "line 2 has 2 columns"),
+        ("k | attention.k.weight | (g d) h | tp=g r | | | ", "line 2 does not say which axes ranks divide"),
+        ("k | attention.k.weight | (g d) h | | | | 99: one", "line 2 does not say how many checkpoints show it"),
+    ],
+)
+def test_a_damaged_file_is_refused(line: str, words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        Sentences.parsed(f"# a comment\n{line}\n", "sentences.txt")

@@ -79,5 +79,7 @@ def command(
     page.say("departed", *(str(one) for one in seen.departed[:20]))
     page.say("misplaced", *(str(one) for one in seen.misplaced[:20]))
     good = "every element lies where it is declared and is found where it was put"
+    if seen.undeclared:
+        good = f"every element is found where it was put; of {plural(len(seen.undeclared), 'tensor')} nothing declares where that is"
     say(paint(good, "green") if seen.passed else paint("not as it should be", "red"))
     return 0 if seen.passed else 3

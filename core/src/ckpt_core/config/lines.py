@@ -166,5 +166,5 @@ def _check_layers(entry: Entry, said: Mapping[str, Any]) -> None:
             raise CkptError(
                 f"key {' or '.join(map(repr, entry.keys)) or repr(path)} is not a number of layers",
                 found=repr(value)[:60],
-                expected=layers.words,
+                expected="a whole number from 1 to 100,000",
             )

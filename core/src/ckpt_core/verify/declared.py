@@ -21,6 +21,7 @@ from ckpt_core.layout.split import ROWS
 
 FILE = "sentences.txt"
 _COLUMNS = 7
+_DIVIDED = re.compile(r"\w+=\S+")  # what `_division` makes of one dimension of ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,15 @@ class Sentences:
                     found=shown,
                     expected="nothing, or as in 2: tiny-tp2, tiny-bf16",
                 )
-            lines.append(Declared(native, canonical, sentence, _division(division), values, decision, by))
+            divided = _division(division)
+            if not all(_DIVIDED.fullmatch(part) for part in divided.split()):
+                raise FormatError(
+                    f"line {number} does not say which axes ranks divide",
+                    file=file,
+                    found=division,
+                    expected='nothing, or as in tp=g,r or tp="g r" ep=x',
+                )
+            lines.append(Declared(native, canonical, sentence, divided, values, decision, by))
         return cls(lines)
 
     def __bool__(self) -> bool:
