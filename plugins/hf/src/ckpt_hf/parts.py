@@ -141,7 +141,11 @@ class Part:
             size = sum(tensor.elements * tensor.dtype.size for tensor in found)
             if found:
                 what = f"{len(found):,} tensors, {size:,} bytes" if len(found) > 1 else f"{size:,} bytes"
-                yield ledgers.Loss("dropped", f"{dropped.native}: {what}", f"{dropped.why}, {ASKED}")
+                # what may lie beside the class of the family is left whether a part is asked for or not
+                asked = any(dropped.why == other.why for other in self.whole.others.drops)
+                yield ledgers.Loss(
+                    "dropped", f"{dropped.native}: {what}", f"{dropped.why}, {ASKED}" if asked else dropped.why
+                )
 
 
 def _with_input_first(table: Table) -> Table:
