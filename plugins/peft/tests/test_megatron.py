@@ -145,6 +145,17 @@ def test_an_adapter_of_nemo_2_is_refused_by_name(tmp_path: Path, capsys: pytest.
         assert "NeMo 2" in capsys.readouterr().err
 
 
+def test_an_adapter_of_megatron_swift_is_refused_by_name(tmp_path: Path) -> None:
+    name = "decoder.layers.0.self_attention.linear_qkv.lora_A.default.weight"
+    run = tmp_path / "run"
+    dcp.save({name: torch.zeros(4, 48)}, checkpoint_id=str(run / "iter_0000005"), no_dist=True)
+    (run / "latest_checkpointed_iteration.txt").write_text("5")
+    (run / "args.json").write_text('{"mcore_model": "base", "lora_rank": 4, "lora_alpha": 8}')
+    for path in (run, run / "iter_0000005"):
+        with pytest.raises(CkptError, match=r"adapters of Megatron-SWIFT[^\0]*args\.json[^\0]*folder of PEFT"):
+            convert(path, tmp_path / "out", to="hf", options={"base": str(CASES[0].folder / "base")})
+
+
 def test_inspect_explains_it(capsys: pytest.CaptureFixture) -> None:
     assert main(["inspect", str(CASES[0].checkpoint)]) == 0
     shown = capsys.readouterr().out

@@ -26,6 +26,8 @@ RUN_CONFIG = "run_config.yaml"
 COMMON, _PROGRESS = "common.pt", "train_state.pt"
 _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 _OF_NEMO = "adapter_metadata.json"
+_OF_SWIFT, _RANK_OF_SWIFT = "args.json", "lora_rank"
+_PARTS_OF_SWIFT = (".lora_A.", ".lora_B.", ".modules_to_save.")
 _ROLES = {"linear_in.weight": DOWN, "linear_out.weight": UP, "weight_magnitude": MAGNITUDE}
 _KEY = re.compile(
     r"(decoder\.layers\.\d+\..+)\.adapter(?:\.adapter_(q|k|v|gate|up))?\.(linear_in\.weight|linear_out\.weight|weight_magnitude)"
@@ -69,10 +71,33 @@ def of_nemo(path: str) -> str | None:
     return None
 
 
+def of_swift(path: str) -> str | None:
+    """The file by which a path is an adapter of Megatron-SWIFT in Megatron's format: args.json of its run, beside adapter tensors alone."""
+    above = os.path.dirname(os.path.abspath(path))
+    file = next((one for place in (path, above) if os.path.isfile(one := os.path.join(place, _OF_SWIFT))), None)
+    if file is None or not os.path.isdir(path):
+        return None
+    try:
+        if _RANK_OF_SWIFT not in documents.read_json_object(file):
+            return None
+        iterations = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.startswith("iter_")]
+        for folder in (path, *iterations):
+            if os.path.isfile(os.path.join(folder, chunked.METADATA)):
+                names = _of_model(chunked.read_distributed(folder))
+                # a whole model is trained with the same arguments
+                if names and all(any(part in name for part in _PARTS_OF_SWIFT) for name in names):
+                    return file
+    except (CkptError, OSError):
+        pass
+    return None
+
+
 def looks_like(path: str) -> str | None:
     """The fact by which a path is an adapter: `peft` in the config of a run beside a distributed checkpoint of adapter tensors."""
     if of_nemo(path) is not None:
         return f"{_OF_NEMO} of NeMo 2 beside a distributed checkpoint"
+    if of_swift(path) is not None:
+        return f"{_OF_SWIFT} of Megatron-SWIFT, and tensors of adapters alone"
     try:
         if not os.path.isdir(path):
             return None
@@ -93,7 +118,8 @@ def _of_model(held: chunked.DistributedCheckpoint) -> dict[str, chunked.ChunkedT
 
 
 def open_files(path: str) -> Files:
-    """The adapter at a path; `FormatError` for a damaged file, or for a tensor that is nothing known, or there twice; `Refusal` for one of NeMo 2."""
+    """The adapter at a path; `FormatError` for a damaged file, or for a tensor that is nothing known, or there twice; `Refusal` for one of
+    NeMo 2 or Megatron-SWIFT."""
     if (metadata := of_nemo(path)) is not None:
         named = documents.read_json(metadata)
         base = named.get("model_ckpt_path") if isinstance(named, dict) else None
@@ -102,6 +128,12 @@ def open_files(path: str) -> Files:
             file=metadata,
             found=f"an adapter of {base!r:.120}",
             fix="export it with NeMo (nemo.collections.llm.peft.export_lora, which writes a folder of PEFT) and give that folder",
+        )
+    if (arguments := of_swift(path)) is not None:
+        raise Refusal(
+            "adapters of Megatron-SWIFT under Megatron's names are not read",
+            file=arguments,
+            fix="export it with ms-swift as safetensors, which is a folder of PEFT, and give that folder",
         )
     folder = bridge_folder(path)
     file, ledger = os.path.join(folder, RUN_CONFIG), ledgers.Ledger()
