@@ -249,7 +249,7 @@ def _judge_lines(report: LogitsReport, tolerance: float) -> list[str]:
 
 
 def show_row_parallel(report: RowParallelReport) -> None:
-    """What summing partial products changes, as text. It is no difference between SRC and DST."""
+    """What summing partial products changes, as text. It is not a difference between SRC and DST."""
     page = Page()
     page.say(
         "row-parallel",

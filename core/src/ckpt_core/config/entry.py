@@ -128,7 +128,7 @@ def one_value(facts: Facts, paths: tuple[str, ...], key: str) -> Any:
 
 
 def agreed(config: Mapping[str, Any], names: tuple[str, ...], meaning: Callable[[str, Any], Any]) -> Any:
-    """The value of a key of several names, of which any may be there; None where none is. An error if they mean different things."""
+    """The value of a key that has several names, any of which may be there; None where none is. An error if they mean different things."""
     values = {name: config[name] for name in names if config.get(name) is not None}
     found = [meaning(name, value) for name, value in values.items()]
     if any(value != found[0] for value in found[1:]):

@@ -123,7 +123,7 @@ class Workers:
             future.cancel()
 
     def _patience(self) -> float:
-        """For how many seconds no result at all is no reason to wonder."""
+        """For how many seconds no result at all is not a reason to wonder."""
         largest = max(transfer.bytes_read for transfer in self._running.values())
         return max(_PATIENCE, 3 * self._pace * largest)
 

@@ -30,7 +30,7 @@ def mix_by_delta(
 
 
 def _convolved(weights: Weights, name: str, part: str, delta: DeltaNet, x: torch.Tensor) -> torch.Tensor:
-    """A projection, each channel of which is then a weighted sum of its last `conv` positions, through SiLU."""
+    """A projection; each of its channels is then a weighted sum of its last `conv` positions, and goes through SiLU."""
     taps = weights.vector(f"{name}.{part}_conv.weight").reshape(-1, 1, delta.conv)
     channels = functional.pad(weights.linear(x, f"{name}.{part}").transpose(1, 2), (delta.conv - 1, 0))
     return functional.silu(functional.conv1d(channels, taps, groups=len(taps))).transpose(1, 2)

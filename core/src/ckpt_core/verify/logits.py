@@ -4,7 +4,7 @@ Both are run by the reference forward (`ckpt_core.reference`), which needs no fr
 a time; the first block after which they differ is where the error is. What a reference cannot see is a config that the
 *framework* reads differently: so where the framework of a side's format is installed and runs here (transformers, for
 hf), it loads the side by itself, and is compared with the reference. It holds the whole model, so it runs only where
-that is allowed. A side that its framework does not judge says why; that is no difference, but files that it refuses are.
+that is allowed. A side that its framework does not judge says why; that is not a difference, but files that it refuses are.
 """
 
 from __future__ import annotations

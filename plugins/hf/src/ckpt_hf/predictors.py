@@ -16,7 +16,7 @@ from ckpt_hf.common import Same
 KEY = "num_nextn_predict_layers"
 """The key that counts them."""
 NOT_STORED = "the files do not have the layers that predict further tokens, which it counts"
-"""Why the key is left where it counts layers of which the files have no tensor."""
+"""Why the key is left where it counts layers that the files have no tensor of."""
 
 _NORMS = ("embed_norm", "hidden_norm", "out_norm")
 _FINAL = ("kind", "eps", "zero_centred", "bias")

@@ -13,5 +13,5 @@ def inverse_frequencies(attention: schema.Attention) -> np.ndarray | None:
         return None
     width = int(attention.head_dim * attention.rotary.fraction)
     exponents = np.arange(0, width, 2).astype(np.float32) / np.float32(width)
-    # A power in float64, rounded once: what float32 libraries differ by is no part of the format.
+    # A power in float64, rounded once: what float32 libraries differ by is not a part of the format.
     return np.float32(1.0) / (attention.rotary.theta ** exponents.astype(np.float64)).astype(np.float32)

@@ -94,7 +94,7 @@ def dist_files(sizes: Sequence[int]) -> Iterator[str]:
 
 
 def common_document(common: Mapping[str, object]) -> bytes:
-    """common.pt: what is no tensor. Megatron-Core does not load a checkpoint without it, unless an object in it says the same (since 0.19);
+    """common.pt: what is not a tensor. Megatron-Core does not load a checkpoint without it, unless an object in it says the same (since 0.19);
     every version reads the file."""
     return torch_files.torch_bytes(dict(common), COMMON)
 

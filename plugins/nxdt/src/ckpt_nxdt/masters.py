@@ -27,7 +27,7 @@ def present(contents: FolderContents) -> bool:
     path = optimizer_files(contents.folder).get(Rank(0, 0, 0))
     try:
         content = read_xser(path) if path else None
-    except CkptError:  # a damaged optimizer is no obstacle to reading weights
+    except CkptError:  # a damaged optimizer does not hinder reading weights
         return False
     return isinstance(content, dict) and bool(content.get(_KEY))
 

@@ -326,7 +326,7 @@ class Merger:
     # --- what must be there --------------------------------------------------------------------------------------------
 
     def check_whole(self) -> None:
-        """Raise every module that the config has adapted or saved, and of which the files hold nothing, with all problems before."""
+        """Raise all problems found so far, and every module that the config has adapted or saved and the files have nothing of."""
         done = {target.native.name for target in self.adapted} | set(self.saved)
         of_experts = any(_of_one_expert(target.native) for target in self.adapted)
         absent = []

@@ -231,7 +231,7 @@ def pairs_in(checkpoint: Checkpoint) -> dict[str, Pair]:
 
 
 def without_weights(architecture: Architecture, format: str, path: str) -> Checkpoint:
-    """A model of which only the names and shapes of its tensors are asked."""
+    """A model that is asked for the names and shapes of its tensors alone: it has no values."""
     tensors = {
         name: lazy.LazyParameter(parameter, dtypes.FP32, (), fill=1.0)
         for name, parameter in schema.parameters(architecture).items()

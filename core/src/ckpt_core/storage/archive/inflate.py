@@ -120,7 +120,7 @@ class Inflated:
                     file=self.state.path,
                     found=f"{cursor.position} bytes from {cursor.at}",
                     expected=f"at most {_HIGHEST_RATIO} times as many: weights do not shrink like that",
-                    fix="if it is no attack, unpack it and give the folder",
+                    fix="if it is not an attack, unpack it and give the folder",
                 )
         self.size = cursor.position
         return entries

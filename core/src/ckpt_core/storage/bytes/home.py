@@ -127,7 +127,7 @@ def _is_blob(real: str) -> bool:
 
 
 def _begins_with_tensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as safetensors or a torch file do. What is no file is left to who opens it."""
+    """Whether a file begins as safetensors or a torch file do. What is not a file is left to whoever opens it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):

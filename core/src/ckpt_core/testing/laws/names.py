@@ -58,7 +58,7 @@ def keys_with_facts(lines: Iterable[Entry]) -> list[_Named]:
 
 
 def exchanged(named: Iterable[_Named]) -> Iterator[tuple[str, str]]:
-    """Pairs of names of which each fits what the other is said to be better than what it is said to be itself."""
+    """Pairs of names that would both fit better if they were exchanged, judged by the words that a name shares with a path."""
     for (one, ones), (two, twos) in itertools.combinations(named, 2):
         if _fit(one, twos) > _fit(one, ones) and _fit(two, ones) > _fit(two, twos):
             yield one, f"exchanged? {one} is {', '.join(ones)}, and {two} is {', '.join(twos)}"

@@ -66,7 +66,7 @@ BERT = Config("", GENERIC).replace("BertForMaskedLM",
 )
 
 ROBERTA = BERT.replace("RobertaForMaskedLM",
-    # the rows up to that of padding are no positions, and padding is not counted (create_position_ids_from_input_ids)
+    # the rows up to that of padding are not positions, and padding is not counted (create_position_ids_from_input_ids)
     key("pad_token_id", "positions.padding", default=1, null=configs.REQUIRED, noted="pad"),
     derived(None, "positions.offset", "pad_token_id + 1"),
     # RobertaLMHead calls gelu, whatever hidden_act says

@@ -31,7 +31,7 @@ def described(
     facts: Facts, notes: dict[str, Any], found: FolderContents, file: str
 ) -> tuple[Architecture, dict[str, layouts.Value]]:
     """The architecture, and the choices of the tables that the fields make. Layers of multi-token prediction that the fields count and
-    the files do not have are no part of it.
+    the files do not have are not a part of it.
     """
     if not found.predicts:
         facts = Facts({path: value for path, value in facts.items() if not path.startswith("predictors.")})

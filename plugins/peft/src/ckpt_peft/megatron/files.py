@@ -2,7 +2,7 @@
 
     latest_train_state.pt                     or  latest_checkpointed_iteration.txt
     iter_0000100/.metadata, *.distcp          decoder.layers.self_attention.linear_qkv.adapter.linear_in.weight  [layers, rank, in]
-    iter_0000100/common.pt                    or common_state in the checkpoint: what is no tensor
+    iter_0000100/common.pt                    or common_state in the checkpoint: what is not a tensor
     iter_0000100/run_config.yaml              peft: {_target_: ...LoRA, dim, alpha, ...}, checkpoint.pretrained_checkpoint
 
 Tensors of all layers lie in one, as those of the base do; where layers differ each has its own (`decoder.layers.3.`). The state of the
