@@ -35,8 +35,17 @@ _BEHIND = ("ForMaskedLM", "Model", "ForSequenceClassification", "ForTokenClassif
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     **{f"Bert{end}": (f"Bert{end}", {}) for end in (*_BEHIND, "ForPreTraining")},
     **{f"Roberta{end}": (f"Roberta{end}", {}) for end in _BEHIND},
-    "XLMRobertaForMaskedLM": ("XLMRobertaForMaskedLM", {}),
-    "CamembertForMaskedLM": ("CamembertForMaskedLM", {}),
+    **{
+        name: (name, {})
+        for name in (
+            *(f"MegatronBert{end}" for end in ("ForPreTraining", "Model", "ForSequenceClassification")),
+            *(f"Ernie{end}" for end in ("ForMaskedLM", "ForPreTraining")),
+            *(f"Data2VecText{end}" for end in ("ForMaskedLM", "ForSequenceClassification")),
+            *(f"RobertaPreLayerNorm{end}" for end in ("ForMaskedLM", "Model", "ForSequenceClassification")),
+            "XLMRobertaForMaskedLM",
+            "CamembertForMaskedLM",
+        )
+    },
     **{f"ModernBert{end}": (f"ModernBert{end}", {}) for end in _BEHIND},
     "ModernBert, biased": ("ModernBertForMaskedLM", BIASED),
     "ModernBert, mean": ("ModernBertForSequenceClassification", BIASED | {"classifier_pooling": "mean"}),
@@ -54,7 +63,7 @@ def build(class_name: str, folder: Path, **changes: object) -> transformers.PreT
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                norm = "norm" in key.lower() and key.endswith("weight")
+                norm = key.lower().endswith(("norm.weight", ".ln.weight"))
                 tensor.copy_(torch.randn_like(tensor) * 0.2 + float(norm))
     model.tie_weights()
     model.save_pretrained(folder)
@@ -173,7 +182,8 @@ def test_what_trains_decoders_refuses_it_by_name(format: str, tmp_path: Path) ->
         ("roberta", "RobertaForCausalLM"),
         ("modernbert", "ModernBertForMultipleChoice"),
         ("modernbert-decoder", "ModernBertDecoderForCausalLM"),
-        ("megatron-bert", "MegatronBertForMaskedLM"),
+        ("megatron-bert", "MegatronBertForCausalLM"),
+        ("electra", "ElectraForMaskedLM"),
     ],
 )
 def test_other_classes_are_refused_by_name(model_type: str, class_name: str, tmp_path: Path) -> None:

@@ -197,13 +197,16 @@ class Family:
         # the decoder of a model that also sees is called so by transformers: Gemma3TextModel
         text = "Text" if self.model_type.endswith("_text") else ""
         called = self.class_name.removesuffix(ending) + text + head.ending
+        lines = head.lines(self.padding)
         notes, gone = ([], []) if head.beside else unsaid_of_vocabulary(self.config)
+        # a key that says a head over the vocabulary may say that of the class, too (ModernBERT)
+        said = {name for line in lines for one in (line if isinstance(line, list) else [line]) for name in one.keys}
+        notes = [one for one in notes if not said & {*one.keys}]
         prefix = next(table.native for table in self.tables if "{l}" in table.native).partition(".")[0] + "."
         name = (lambda native: native.removeprefix(prefix)) if head.bare else (lambda native: native)
         return replace(
             self,
-            # a key that says a head over the vocabulary may say that of the class, too (ModernBERT)
-            config=self.config.replace(called, *notes, without=gone).replace(called, *head.lines(self.padding)),
+            config=self.config.replace(called, *notes, *lines, without=gone),
             tables=self.tables.beside(*head.tables).renamed(name),
             leftovers=self.leftovers.renamed(name),
             as_stored=head.as_stored or self.as_stored,

@@ -1,4 +1,4 @@
-"""BERT and the RoBERTa kin: encoders whose norms follow the sums, with a head for masked tokens, a pooler, or classes.
+"""BERT and the RoBERTa kin: encoders whose norms follow the sums (of two, go before the blocks), with a head for masked tokens, a pooler, or classes.
 
 The classes of one `model_type` are the encoder of `...ForMaskedLM` with other heads, as those of decoders are (`ckpt_hf.heads`).
 """
@@ -27,7 +27,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, GENERIC, MLP_BIASES, Family, norms
+from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, GENERIC, MLP_BIASES, NORMS, Family, norms
 from ckpt_hf.heads import ANSWERED, ENCODER_TAGGED, Head, encodes
 from ckpt_hf.labels import LABELS
 
@@ -73,6 +73,29 @@ ROBERTA = BERT.replace("RobertaForMaskedLM",
     fact_is("head.transform.activation", Activation.GELU_ERF),
 )
 
+ERNIE = BERT.replace("ErnieForMaskedLM",
+    # a table of tasks beside that of types (modeling_ernie.py, ErnieEmbeddings)
+    key_is("use_task_id", False, or_absent=True, written=False),
+    ignore("task_type_vocab_size", why="the size of that table, which is not there"),
+)
+
+
+def _pre_normed(config: Config, name: str, *before: str) -> Config:
+    """The same with norms before the blocks, and one at the end; `before` are the norms before all layers."""
+    kept = (*before, *NORMS)
+    return config.replace(name,
+        fact_is("norm_after_sum", False),
+        key("layer_norm_eps", *(f"{norm}.eps" for norm in kept), default=1e-12),
+        norms("layer", *kept, bias=True),
+        configs.fact_as("head.transform.norm.eps", "final_norm.eps"),
+        without=[f"{norm}.{fact}" for norm in _NORMS for fact in ("kind", "bias")],
+    )
+
+
+# Megatron-LM's own BERT, as NVIDIA's script brings it to transformers.
+MEGATRON_BERT = _pre_normed(BERT, "MegatronBertForMaskedLM")
+ROBERTA_PRE_NORM = _pre_normed(ROBERTA, "RobertaPreLayerNormForMaskedLM", "input_norm")
+
 
 def _pooler(padding: int | None) -> list[Any]:
     """Dense and tanh on the first token. Files may lack them, and no config says so: the tensors do."""
@@ -105,31 +128,36 @@ def _scores(model: Architecture) -> bool:
     return encodes(model) and bool(model.classifier and model.classifier.classes and model.classifier.hidden)
 
 
-BERT_CLASSES = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
-    row("bert.pooler.dense.weight", "i h", "classifier.dense.weight"),
-    row("bert.pooler.dense.bias",   "i",   "classifier.dense.bias"),
-    row("classifier.weight",        "k h", "classifier.weight"),
-    row("classifier.bias",          "k",   "classifier.bias"),
-]),))
+def _bert_heads(prefix: str) -> tuple[Head, ...]:
+    """The heads of BERT, in a class that calls the encoder `prefix`."""
+    pooler = [
+        row(f"{prefix}.pooler.dense.weight", "i h", "classifier.dense.weight"),
+        row(f"{prefix}.pooler.dense.bias",   "i",   "classifier.dense.bias"),
+    ]
+    classes = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
+        *pooler,
+        row("classifier.weight", "k h", "classifier.weight"),
+        row("classifier.bias",   "k",   "classifier.bias"),
+    ]),))
+    # as Google trained BERT: for masked tokens, and for whether the second sentence follows the first (the second class: it does not)
+    pretrained = Head("ForPreTraining", lambda padding: [
+        fact_is("classifier.hidden", True),
+        fact_is("classifier.classes", 2),
+        fact_is("classifier.bias", True),
+        fact_is("classifier.pooling", schema.Pooling.FIRST),
+    ], beside=True, holds=lambda model: encodes(model, head=True) and model.classifier is not None, tables=(Table(rows=[
+        *pooler,
+        row("cls.seq_relationship.weight", "k h", "classifier.weight"),
+        row("cls.seq_relationship.bias",   "k",   "classifier.bias"),
+    ]),))
+    return POOLED, classes, ENCODER_TAGGED, ANSWERED, pretrained
 
-ROBERTA_CLASSES = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
+
+_ROBERTA_CLASSES = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
     row("classifier.dense.weight",    "i h", "classifier.dense.weight"),
     row("classifier.dense.bias",      "i",   "classifier.dense.bias"),
     row("classifier.out_proj.weight", "k h", "classifier.weight"),
     row("classifier.out_proj.bias",   "k",   "classifier.bias"),
-]),))
-
-# As Google trained BERT: for masked tokens, and for whether the second sentence follows the first (the second class: it does not).
-PRETRAINED = Head("ForPreTraining", lambda padding: [
-    fact_is("classifier.hidden", True),
-    fact_is("classifier.classes", 2),
-    fact_is("classifier.bias", True),
-    fact_is("classifier.pooling", schema.Pooling.FIRST),
-], beside=True, holds=lambda model: encodes(model, head=True) and model.classifier is not None, tables=(Table(rows=[
-    row("bert.pooler.dense.weight",    "i h", "classifier.dense.weight"),
-    row("bert.pooler.dense.bias",      "i",   "classifier.dense.bias"),
-    row("cls.seq_relationship.weight", "k h", "classifier.weight"),
-    row("cls.seq_relationship.bias",   "k",   "classifier.bias"),
 ]),))
 
 # Files of 2018 and 2019 have the names of TensorFlow in norms; transformers renames them while it loads.
@@ -140,14 +168,17 @@ _EMBEDDINGS: list[layouts.Row | layouts.Drop] = [
     row("embeddings.word_embeddings.weight",       "v h", "embedding.tokens.weight"),
     row("embeddings.position_embeddings.weight",   "p h", "positions.weight"),
     row("embeddings.token_type_embeddings.weight", "s h", "embedding.types.weight"),
+    drop("embeddings.position_ids",                why="the numbers from 0 on"),
+]
+_NORMED: list[layouts.Row | layouts.Drop] = [
+    *_EMBEDDINGS,
     row("embeddings.LayerNorm.weight",             "h",   "input_norm.weight", under=_NEW),
     row("embeddings.LayerNorm.bias",               "h",   "input_norm.bias",   under=_NEW),
     row("embeddings.LayerNorm.gamma",              "h",   "input_norm.weight", under=_OLD),
     row("embeddings.LayerNorm.beta",               "h",   "input_norm.bias",   under=_OLD),
-    drop("embeddings.position_ids",                why="the numbers from 0 on"),
 ]
 
-_LAYER = [
+_PLAIN_LAYER = [
     row("attention.self.query.weight",       "(g r d) h", "attention.q.weight"),
     row("attention.self.query.bias",         "(g r d)",   "attention.q.bias"),
     row("attention.self.key.weight",         "(g d) h",   "attention.k.weight"),
@@ -156,63 +187,89 @@ _LAYER = [
     row("attention.self.value.bias",         "(g d)",     "attention.v.bias"),
     row("attention.output.dense.weight",     "h (g r d)", "attention.out.weight"),
     row("attention.output.dense.bias",       "h",         "attention.out.bias"),
-    row("attention.output.LayerNorm.weight", "h",         "attention.out_norm.weight", under=_NEW),
-    row("attention.output.LayerNorm.bias",   "h",         "attention.out_norm.bias",   under=_NEW),
-    row("attention.output.LayerNorm.gamma",  "h",         "attention.out_norm.weight", under=_OLD),
-    row("attention.output.LayerNorm.beta",   "h",         "attention.out_norm.bias",   under=_OLD),
     row("intermediate.dense.weight",         "f h",       "mlp.up.weight"),
     row("intermediate.dense.bias",           "f",         "mlp.up.bias"),
     row("output.dense.weight",               "h f",       "mlp.down.weight"),
     row("output.dense.bias",                 "h",         "mlp.down.bias"),
+]
+_LAYER = [
+    *_PLAIN_LAYER,
+    row("attention.output.LayerNorm.weight", "h",         "attention.out_norm.weight", under=_NEW),
+    row("attention.output.LayerNorm.bias",   "h",         "attention.out_norm.bias",   under=_NEW),
+    row("attention.output.LayerNorm.gamma",  "h",         "attention.out_norm.weight", under=_OLD),
+    row("attention.output.LayerNorm.beta",   "h",         "attention.out_norm.bias",   under=_OLD),
     row("output.LayerNorm.weight",           "h",         "mlp.out_norm.weight", under=_NEW),
     row("output.LayerNorm.bias",             "h",         "mlp.out_norm.bias",   under=_NEW),
     row("output.LayerNorm.gamma",            "h",         "mlp.out_norm.weight", under=_OLD),
     row("output.LayerNorm.beta",             "h",         "mlp.out_norm.bias",   under=_OLD),
 ]
 
-BERT_TABLES = layouts.Tables([
-    Table("bert", rows=_EMBEDDINGS),
-    Table("bert.encoder.layer.{l}", to="layers.{l}", rows=_LAYER),
-    Table("cls.predictions", rows=[
-        row("transform.dense.weight",     "i h", "head.dense.weight"),
-        row("transform.dense.bias",       "i",   "head.dense.bias"),
-        row("transform.LayerNorm.weight", "i",   "head.norm.weight", under=_NEW),
-        row("transform.LayerNorm.bias",   "i",   "head.norm.bias",   under=_NEW),
-        row("transform.LayerNorm.gamma",  "i",   "head.norm.weight", under=_OLD),
-        row("transform.LayerNorm.beta",   "i",   "head.norm.bias",   under=_OLD),
-        row("bias",                       "v",   "head.bias"),
-        row("decoder.bias",               "v",   "head.bias", copy=True),
-        row("decoder.weight",             "v h", "head.weight"),
-        row("decoder.weight",             "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+_BERT_HEAD = Table("cls.predictions", rows=[
+    row("transform.dense.weight",     "i h", "head.dense.weight"),
+    row("transform.dense.bias",       "i",   "head.dense.bias"),
+    row("transform.LayerNorm.weight", "i",   "head.norm.weight", under=_NEW),
+    row("transform.LayerNorm.bias",   "i",   "head.norm.bias",   under=_NEW),
+    row("transform.LayerNorm.gamma",  "i",   "head.norm.weight", under=_OLD),
+    row("transform.LayerNorm.beta",   "i",   "head.norm.bias",   under=_OLD),
+    row("bias",                       "v",   "head.bias"),
+    row("decoder.bias",               "v",   "head.bias", copy=True),
+    row("decoder.weight",             "v h", "head.weight"),
+    row("decoder.weight",             "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+])
+
+_ROBERTA_HEAD = Table("lm_head", rows=[
+    row("dense.weight",      "i h", "head.dense.weight"),
+    row("dense.bias",        "i",   "head.dense.bias"),
+    row("layer_norm.weight", "i",   "head.norm.weight"),
+    row("layer_norm.bias",   "i",   "head.norm.bias"),
+    row("bias",              "v",   "head.bias"),
+    row("decoder.bias",      "v",   "head.bias", copy=True),
+    row("decoder.weight",    "v h", "head.weight"),
+    row("decoder.weight",    "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+])
+
+
+def _tables(prefix: str, head: Table) -> layouts.Tables:
+    """An encoder called `prefix`, whose norms follow the sums."""
+    return layouts.Tables([
+        Table(prefix, rows=_NORMED),
+        Table(f"{prefix}.encoder.layer.{{l}}", to="layers.{l}", rows=_LAYER),
+        head,
+    ], [NORM_NAMES])
+
+
+MEGATRON_BERT_TABLES = layouts.Tables([
+    Table("bert", rows=[
+        *_EMBEDDINGS,
+        row("encoder.ln.weight",   "h", "final_norm.weight"),
+        row("encoder.ln.bias",     "h", "final_norm.bias"),
     ]),
+    Table("bert.encoder.layer.{l}", to="layers.{l}", rows=[
+        *_PLAIN_LAYER,
+        row("attention.ln.weight", "h", "attention.norm.weight"),
+        row("attention.ln.bias",   "h", "attention.norm.bias"),
+        row("ln.weight",           "h", "mlp.norm.weight"),
+        row("ln.bias",             "h", "mlp.norm.bias"),
+    ]),
+    _BERT_HEAD,
 ], [NORM_NAMES])
 
-ROBERTA_TABLES = layouts.Tables([
-    Table("roberta", rows=_EMBEDDINGS),
-    Table("roberta.encoder.layer.{l}", to="layers.{l}", rows=_LAYER),
-    Table("lm_head", rows=[
-        row("dense.weight",      "i h", "head.dense.weight"),
-        row("dense.bias",        "i",   "head.dense.bias"),
-        row("layer_norm.weight", "i",   "head.norm.weight"),
-        row("layer_norm.bias",   "i",   "head.norm.bias"),
-        row("bias",              "v",   "head.bias"),
-        row("decoder.bias",      "v",   "head.bias", copy=True),
-        row("decoder.weight",    "v h", "head.weight"),
-        row("decoder.weight",    "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+ROBERTA_PRE_NORM_TABLES = layouts.Tables([
+    Table("roberta_prelayernorm", rows=[
+        *_NORMED,
+        row("LayerNorm.weight",              "h", "final_norm.weight"),
+        row("LayerNorm.bias",                "h", "final_norm.bias"),
     ]),
+    Table("roberta_prelayernorm.encoder.layer.{l}", to="layers.{l}", rows=[
+        *_PLAIN_LAYER,
+        row("attention.LayerNorm.weight",    "h", "attention.norm.weight"),
+        row("attention.LayerNorm.bias",      "h", "attention.norm.bias"),
+        row("intermediate.LayerNorm.weight", "h", "mlp.norm.weight"),
+        row("intermediate.LayerNorm.bias",   "h", "mlp.norm.bias"),
+    ]),
+    _ROBERTA_HEAD,
 ], [NORM_NAMES])
 # fmt: on
-
-_NO_POOLER = "a pooler, which this class has not"
-BERT_LEFTOVERS = Table(
-    rows=[
-        drop("bert.pooler.*", why=_NO_POOLER),
-        drop(
-            "cls.seq_relationship.*", why="whether one sentence follows another: -o read_as=BertForPreTraining reads it"
-        ),
-    ]
-)
-ROBERTA_LEFTOVERS = Table(rows=[drop("roberta.pooler.*", why=_NO_POOLER)])
 
 
 def _untied(architecture: Architecture) -> bool:
@@ -229,30 +286,48 @@ def _losses(architecture: Architecture) -> Iterator[ledgers.Loss]:
         )
 
 
-def _roberta(model_type: str, config: Config) -> Family:
-    heads = (POOLED, ROBERTA_CLASSES, ENCODER_TAGGED, ANSWERED)
+def _leftovers(prefix: str, config: Config) -> Table:
+    """What files have besides the model for masked tokens."""
+    whole = config.name.replace("ForMaskedLM", "ForPreTraining")
+    return Table(
+        rows=[
+            drop(f"{prefix}.pooler.*", why="a pooler, which this class has not"),
+            drop("cls.seq_relationship.*", why=f"whether one sentence follows another: -o read_as={whole} reads it"),
+        ]
+    )
+
+
+def _bert(model_type: str, config: Config, tables: layouts.Tables | None = None, prefix: str = "bert") -> Family:
     return Family(
         model_type,
         config,
-        ROBERTA_TABLES,
-        leftovers=ROBERTA_LEFTOVERS,
-        heads=heads,
+        tables or _tables(prefix, _BERT_HEAD),
+        leftovers=_leftovers(prefix, config),
+        heads=_bert_heads(prefix),
+        loads_copies=_untied,
+        losses=_losses,
+    )
+
+
+def _roberta(model_type: str, config: Config, tables: layouts.Tables | None = None, prefix: str = "roberta") -> Family:
+    return Family(
+        model_type,
+        config,
+        tables or _tables(prefix, _ROBERTA_HEAD),
+        leftovers=Table(rows=_leftovers(prefix, config).rows[:1]),
+        heads=(POOLED, _ROBERTA_CLASSES, ENCODER_TAGGED, ANSWERED),
         loads_copies=_untied,
         losses=_losses,
     )
 
 
 FAMILIES = [
-    Family(
-        "bert",
-        BERT,
-        BERT_TABLES,
-        leftovers=BERT_LEFTOVERS,
-        heads=(POOLED, BERT_CLASSES, ENCODER_TAGGED, ANSWERED, PRETRAINED),
-        loads_copies=_untied,
-        losses=_losses,
-    ),
+    _bert("bert", BERT),
+    _bert("megatron-bert", MEGATRON_BERT, MEGATRON_BERT_TABLES),
+    _bert("ernie", ERNIE, prefix="ernie"),
     _roberta("roberta", ROBERTA),
     _roberta("xlm-roberta", ROBERTA.replace("XLMRobertaForMaskedLM")),
     _roberta("camembert", ROBERTA.replace("CamembertForMaskedLM")),
+    _roberta("data2vec-text", ROBERTA.replace("Data2VecTextForMaskedLM"), prefix="data2vec_text"),
+    _roberta("roberta-prelayernorm", ROBERTA_PRE_NORM, ROBERTA_PRE_NORM_TABLES, prefix="roberta_prelayernorm"),
 ]
