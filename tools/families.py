@@ -23,7 +23,7 @@ from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.testing.examples import calm_numbers, changed, write_ir
 from ckpt_hf.config import FAMILIES
 from ckpt_tests import tiny
-from ckpt_tests.families import CASES
+from ckpt_tests.families import CASES, LING
 from ckpt_tests.judged import OTHERS
 
 FILE = Path(__file__).resolve().parents[1] / "docs/families.txt"
@@ -49,7 +49,7 @@ def configs() -> dict[str, dict[str, object]]:
         found[case.model_type] = CONFIG_MAPPING[case.model_type](**copy.deepcopy(case.config)).to_dict()
     for kind, other in ALIKE.items():
         found.setdefault(kind, found[other])
-    return found
+    return found | {"bailing_moe": LING}
 
 
 def architecture(config: dict[str, object], model_type: str, class_name: str) -> Architecture:

@@ -22,7 +22,7 @@ from ckpt_hf.config import BY_TYPE
 from ckpt_hf.model import build as model_of
 from ckpt_hf.write import choose
 from ckpt_tests import tiny
-from ckpt_tests.families import CASES, CHANGES, build, tokens
+from ckpt_tests.families import CASES, CHANGES, LING, build, tokens
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.models import load, logits_of, weights
 
@@ -238,6 +238,14 @@ def test_without_a_hint_a_class_is_chosen_that_computes_the_same(case: tuple[str
         "ernie4_5": "llama",
         "hy_v3": "glm4_moe",
         "qwen3_5_moe": "qwen3_next",
+        "exaone": "llama",
+        "iquestcoder": "llama",
+        "sarvam_moe": "glm4_moe",
+        "sarvam_mla": "deepseek_v3",
+        "helium": "qwen2",
+        "cwm": "ministral",
+        "solar_open": "glm4_moe",
+        "jais2": "starcoder2",
     }
     assert fit.family.model_type == simpler.get(name, CASES[name].model_type)
     assert off_by(model_of(checkpoint), load(folder / "hf")) < TOLERANCE
@@ -307,3 +315,41 @@ def test_a_family_that_is_another_under_its_own_name_is_read_as_it(
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == (model_type, [class_name])
     assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+
+
+def test_ling_2_is_sarvam_under_other_keys(tmp_path: Path) -> None:
+    """Its class lies beside the files; Sarvam's files have its names, and transformers runs those as GLM-4.5."""
+    build(CASES["sarvam_moe"], tmp_path / "hf")
+    stored = load_file(tmp_path / "hf" / "model.safetensors")
+    ling = tmp_path / "ling"
+    ling.mkdir()
+    (ling / "config.json").write_text(json.dumps(LING))
+    save_file(stored, ling / "model.safetensors")
+    assert read_checkpoint(ling).architecture == read_checkpoint(tmp_path / "hf").architecture
+    convert(ling, tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("bailing_moe", ["BailingMoeV2ForCausalLM"])
+
+
+def test_ling_2_keeps_the_layers_that_predict_further_tokens(tmp_path: Path) -> None:
+    build(CASES["sarvam_moe"], tmp_path / "hf")
+    stored = load_file(tmp_path / "hf" / "model.safetensors")
+    last = {name: tensor for name, tensor in stored.items() if name.startswith("model.layers.1.")}
+    stored |= {name.replace("layers.1.", "layers.2."): tensor + 1.0 for name, tensor in last.items()}
+    stored |= {f"model.layers.2.{name}.weight": torch.rand(96) for name in ("enorm", "hnorm", "final_layernorm")}
+    stored["model.layers.2.eh_proj.weight"] = torch.rand(96, 192)
+    ling = tmp_path / "ling"
+    ling.mkdir()
+    (ling / "config.json").write_text(json.dumps(LING | {"num_nextn_predict_layers": 1}))
+    save_file(stored, ling / "model.safetensors")
+    convert(ling, tmp_path / "ir", to="ir")
+    convert(tmp_path / "ir", tmp_path / "back", to="hf", options={"hf_class": "bailing_moe"})
+    assert_same_bits(weights(tmp_path / "back"), stored)
+
+
+def test_ling_2_takes_the_score_of_a_single_expert_as_it_is(tmp_path: Path) -> None:
+    for chosen in (1, 2):
+        (tmp_path / "config.json").write_text(json.dumps(LING | {"num_experts_per_tok": chosen}))
+        router = config_architecture(str(tmp_path / "config.json")).decoder.layers[-1].mlp.moe.router
+        assert router.normalise == (chosen > 1)

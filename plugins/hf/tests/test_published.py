@@ -16,6 +16,7 @@ from ckpt_core.errors import CkptError
 from ckpt_hf.classes import family_of
 from ckpt_hf.common import Family
 from ckpt_hf.config import FAMILIES
+from ckpt_tests.families import LING
 from ckpt_tests.published import COMMON_2, COMMON_4, COMMON_5, PUBLISHED, SENSITIVE
 
 
@@ -32,8 +33,11 @@ _SIZES = {
     "glm4_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
 }
-# The class of MiMo lies beside its files: Qwen 2's with one key more (configuration_mimo.py).
-_OTHER = {"mimo": ("qwen2", {"num_nextn_predict_layers": 1})}
+# The classes of MiMo and Ling 2 lie beside their files: Qwen 2's with one key more (configuration_mimo.py), and one of its own.
+_OTHER = {
+    "mimo": ("qwen2", {"num_nextn_predict_layers": 1}),
+    "bailing_moe": ("llama", LING | {"rope_parameters": None}),
+}
 
 
 @pytest.mark.parametrize(

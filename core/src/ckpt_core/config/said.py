@@ -23,8 +23,8 @@ class Said:
         return self.words
 
 
-def value_of(*paths: str, by: Callable[[Any], Any] | None = None) -> Said:
-    """The fact at a path, or a list of several facts; `by` turns a single one into the key's value.
+def value_of(*paths: str, by: Callable[..., Any] | None = None) -> Said:
+    """The fact at a path, or a list of several facts; `by` turns them into the key's value.
 
     >>> value_of("patches.height", "patches.width").of(Facts({"patches.height": 2, "patches.width": 3}))
     [2, 3]
@@ -34,7 +34,9 @@ def value_of(*paths: str, by: Callable[[Any], Any] | None = None) -> Said:
         values = [uniform(facts, path) for path in paths]
         if None in values:
             return None
-        return values if len(values) > 1 else values[0] if by is None else by(values[0])
+        if by is not None:
+            return by(*values)
+        return values if len(values) > 1 else values[0]
 
     return Said(of, quoted(paths), by)
 

@@ -378,20 +378,40 @@ def alternating_windows(default: int, *, period: int = 2, period_key: str = "") 
 
     `default` is the class's window. `period_key`: the class reads the period from this key, where there is no `layer_types`.
     """
-    own = (period_key,) if period_key else ()
+
+    def slides(index: int, layers: int, config: Mapping[str, Any]) -> bool:
+        given = config.get(period_key) if period_key else None
+        every = period if given is None else values.checked(period_key, given, values.whole)
+        return (index + 1) % every != 0
+
+    usual = "every second one, the first among them" if period == 2 else f"all but every {period}-th layer"
+    return typed_windows(
+        default,
+        slides,
+        usual + (f", or every n-th by {period_key}" if period_key else ""),
+        keys=[period_key] if period_key else [],
+    )
+
+
+def typed_windows(
+    default: int, slides: Callable[[int, int, Mapping[str, Any]], bool], usual: str, *, keys: Sequence[str] = ()
+) -> configs.Entry:
+    """The layers of `layer_types` see a window; without it those do that the class chooses, which `slides` says and `usual` puts in words.
+
+    `slides` gets the index of a layer, the number of layers and the config, of which it may look at `keys`. `default` is the
+    class's window.
+    """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         layers = facts["layers"]
         present = given_windows(config, layers)
         if present is None:
-            given = config.get(period_key) if period_key else None
-            every = period if given is None else values.checked(period_key, given, values.whole)
-            present = schema.PerLayer((index + 1) % every != 0 for index in range(layers))
+            present = schema.PerLayer(slides(index, layers, config) for index in range(layers))
         window = config.get("sliding_window", default)
         enter_windows(facts, window, present)
 
     return decided(
-        ["sliding_window", "layer_types", *own],
+        ["sliding_window", "layer_types", *keys],
         ["attention.window", "attention.window?"],
         read=read,
         # the class builds the mask of windows even where no layer uses it, and needs a size for it
@@ -402,9 +422,62 @@ def alternating_windows(default: int, *, period: int = 2, period_key: str = "") 
             ]
         },
         uses=["layers"],
-        why="layer_types says which layers have a window; without it "
-        + ("every second one, the first among them" if period == 2 else f"all but every {period}-th layer")
-        + (f", or every n-th by {period_key}" if period_key else ""),
+        why=f"layer_types says which layers have a window; without it {usual}",
+    )
+
+
+def qk_norm(name: str, *, default: bool, **norm: object) -> configs.Entry:
+    """Whether q and k have norms, of the epsilon of all others; `default` where the key is left out. `norm` is of which kind they are."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if values.checked(name, config.get(name, default), values.flag):
+            said = {"eps": facts["final_norm.eps"], **norm}
+            facts.update({f"attention.qk_norm.{fact}": value for fact, value in said.items()})
+
+    return decided(
+        [name],
+        ["attention.qk_norm.*"],
+        read=read,
+        uses=["final_norm.eps"],
+        values={name: [False, True]},
+        why="whether q and k have norms, of the epsilon of all others",
+    )
+
+
+def rotated_with_window() -> configs.Entry:
+    """The layers with a window rotate, and no others."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        windowed = facts.present("attention.window")
+        if windowed is not True:
+            facts["attention.rotary?"] = windowed or schema.PerLayer([False] * facts["layers"])
+
+    return decided(
+        [],
+        ["attention.rotary?"],
+        read=read,
+        values={},
+        uses=["layers", "attention.window", "attention.rotary.*"],
+        why="the layers with a window rotate, and no others",
+    )
+
+
+def scaled_embedding(name: str, width: str, *, default: bool) -> configs.Entry:
+    """Whether the embedding is multiplied by the square root of its width, which the key `width` says."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        scaled = config.get(name, default)
+        if values.checked(name, default if scaled is None else scaled, values.flag):
+            facts["tokens.scale"] = config[width] ** 0.5
+
+    return decided(
+        [name],
+        ["tokens.scale"],
+        read=read,
+        values={name: (False, True)},
+        uses=[width],
+        tolerance=1e-6,  # frameworks round the root to their own precision
+        why=f"whether the embedding is multiplied by the square root of {width}",
     )
 
 

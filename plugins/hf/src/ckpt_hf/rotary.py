@@ -46,6 +46,7 @@ def rotary_keys(
     inert: Collection[str] = (),
     usual: Mapping[str, Any] | None = None,
     by_position: bool = False,
+    called: Mapping[str, str] | None = None,
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
 
@@ -54,7 +55,7 @@ def rotary_keys(
     by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
     `inert`: parameters that the class takes, and that change nothing.
     `usual`: the scaling of the class where no key says one. `by_position`: among the parameters is one by which queries
-    grow with their position (Ministral 3).
+    grow with their position (Ministral 3). `called`: what the class also calls kinds of scaling.
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
@@ -72,7 +73,7 @@ def rotary_keys(
                     found=f"{config[width_key]} of {facts[head_dim]}, {given['partial_rotary_factor']}",
                 )
         scaling, parameters = (_object(config.get(key), key) for key in ("rope_scaling", "rope_parameters"))
-        scaling, parameters = (_without(one, inert) for one in (scaling, parameters))
+        scaling, parameters = (_renamed(_without(one, inert), called or {}) for one in (scaling, parameters))
         if usual is not None and scaling is None and parameters is None:
             if "rope_scaling" in config or "rope_parameters" in config:
                 raise CkptError(
@@ -176,6 +177,12 @@ def _growth_of(facts: Facts, path: str, scaling: Mapping[str, Any]) -> float:
     return scale
 
 
+def _renamed(given: dict[str, Any] | None, called: Mapping[str, str]) -> dict[str, Any] | None:
+    return given and {
+        key: called.get(str(value), value) if key in ("rope_type", "type") else value for key, value in given.items()
+    }
+
+
 def _stretched(given: dict[str, Any] | None, theta: object, width: int) -> dict[str, Any] | None:
     """Parameters in which a fixed `alpha` stretches theta, as the theta that it makes (modeling_hunyuan_v1_dense.py)."""
     if given is None or given.get("rope_type", given.get("type")) != "dynamic" or not given.get("alpha"):
@@ -194,6 +201,7 @@ def rotary_by_window(
     full_key: str = "rope_theta",
     sliding_key: str = "",
     scaled: bool = True,
+    by_four: bool = True,
     path: str = "attention.rotary",
 ) -> configs.Custom:
     """The config line for rotary keys of a class whose layers with a window rotate by other angles than those without.
@@ -201,6 +209,7 @@ def rotary_by_window(
     Version 5 says it twice over, `rope_parameters` {"full_attention": {...}, "sliding_attention": {...}}; version 4 has `full_key` and
     `rope_scaling` for the layers without a window, and for the others `sliding_key`, or `full_key` again where there is none.
     `scaled`: whether version 4 of the class reads `rope_scaling`.
+    `by_four`: version 4 has the class. Version 5 takes a `rope_scaling` that is null for no `rope_parameters` in classes that it has not.
     """
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -259,7 +268,7 @@ def rotary_by_window(
         if not sliding_key and False not in of_kind:
             full = {"theta": sliding["theta"]}
         # version 4 has no scaling for layers with a window, nor always a theta: where it can't say the model, it is not told a part of it
-        if not _scaling(sliding) and (sliding_key or full["theta"] == sliding["theta"]):
+        if by_four and not _scaling(sliding) and (sliding_key or full["theta"] == sliding["theta"]):
             if scaled or not _scaling(full):
                 config[full_key] = full["theta"]
             if scaled:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
     Config,
-    Facts,
     Table,
     configs,
-    decided,
     derived,
     fact_is,
     ignore,
@@ -25,17 +21,12 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_hf.common import ALL_BIASES_OR_NONE, GENERIC, Family, activation, norms
+from ckpt_hf.common import ALL_BIASES_OR_NONE, GENERIC, Family, activation, norms, scaled_embedding
 from ckpt_hf.families.t5 import BLOCKS, MLPS, NORMS, STACKS
 from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP
 
 _BIASES = [f"{block}.{part}_bias" for block in BLOCKS for part in ("q", "k", "v", "out")]
 _BIASES += [f"{mlp}.{part}_bias" for mlp in MLPS for part in ("up", "down")]
-
-
-def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    scales = values.checked("scale_embedding", config.get("scale_embedding", False), values.flag)
-    facts["tokens.scale"] = values.checked("d_model", config.get("d_model"), values.whole) ** 0.5 if scales else 1.0
 
 
 # fmt: off
@@ -58,8 +49,7 @@ BLENDERBOT = Config("", GENERIC).replace("BlenderbotForConditionalGeneration",
     # nn.LayerNorm's own default, which no key changes
     norms("layer", *NORMS, bias=True, eps=1e-5),
     [fact_is(bias, True) for bias in _BIASES],
-    decided(["scale_embedding"], ["tokens.scale"], read=_read_scale, values={"scale_embedding": (False, True)}, uses=["d_model"], tolerance=1e-9,
-            why="if true, the embedding is multiplied by the square root of d_model"),
+    scaled_embedding("scale_embedding", "d_model", default=False),
     key("max_position_embeddings", *(f"{stack}.positions.count" for stack in STACKS), default=128, null=configs.REQUIRED, type=values.whole,
         noted="max_positions"),
     fact_is("head.bias", True),

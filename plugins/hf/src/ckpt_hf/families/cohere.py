@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ckpt_core.sdk import Facts, configs, decided, fact_is, ignore, key, key_is, layouts, schema
+from ckpt_core.sdk import configs, fact_is, ignore, key, key_is, layouts
 from ckpt_hf import heads
-from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, alternating_windows, norms, unbiased
+from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, alternating_windows, norms, rotated_with_window, unbiased
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import ADJACENT, LAYER, MODEL
-
-
-def _read_rotated(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    windowed = facts.present("attention.window")
-    if windowed is not True:
-        facts["attention.rotary?"] = windowed or schema.PerLayer([False] * facts["layers"])
-
 
 # fmt: off
 COHERE = LLAMA.replace("CohereForCausalLM",
@@ -37,8 +27,7 @@ COHERE = LLAMA.replace("CohereForCausalLM",
 COHERE2 = COHERE.replace("Cohere2ForCausalLM",
     alternating_windows(4096, period=4, period_key="sliding_window_pattern"),
     rotary_keys(always=False),
-    decided([], ["attention.rotary?"], read=_read_rotated, values={}, uses=["layers", "attention.window", "attention.rotary.*"],
-            why="the layers with a window rotate, and no others"),
+    rotated_with_window(),
     # Of the code that the first files were trained with; other values would be another model.
     key_is("position_embedding_type", "rope_gptj", or_absent=True, written=False),
     key_is("order_of_interleaved_layers", "local_attn_first", or_absent=True, written=False),

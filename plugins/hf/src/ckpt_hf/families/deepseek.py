@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3: latent attention, a few dense layers below mixtures with shared experts.
+"""DeepSeek V2 and V3, and Youtu, which is dense: latent attention, a few dense layers below mixtures with shared experts.
 
 Rotated elements lie in interleaved pairs, (e c); version 3 files may say `rope_interleave: false` for halves.
 """
@@ -79,10 +79,12 @@ _ROUTER = "mlp.moe.router"
 _GROUPING = [f"{_ROUTER}.groups", f"{_ROUTER}.group_top_k", f"{_ROUTER}.group_score"]
 
 
-def _enter_groups(config: Mapping[str, Any], facts: Facts, score: str, count: int, best: int) -> None:
-    experts = config.get("n_routed_experts")
-    if type(experts) is int and experts % count:
-        raise CkptError(f"n_routed_experts={experts} is not a multiple of n_group={count}")
+def _enter_groups(
+    config: Mapping[str, Any], facts: Facts, score: str, count: int, best: int, experts: str = "n_routed_experts"
+) -> None:
+    of = config.get(experts)
+    if type(of) is int and of % count:
+        raise CkptError(f"{experts}={of} is not a multiple of n_group={count}")
     facts.update(zip(_GROUPING, (count, best, score), strict=True))
 
 
@@ -102,20 +104,20 @@ def _read_groups_v2(config: Mapping[str, Any], facts: Facts, notes: dict[str, An
         _enter_groups(config, facts, "max", _size(config, "n_group"), _size(config, "topk_group"))
 
 
-def groups_by_two_best(count: int, best: int) -> configs.Entry:
-    """`n_group` and `topk_group`; `count` and `best` are the class's own where a config leaves them out."""
+def groups_by_two_best(count: int, best: int, *, experts: str = "n_routed_experts") -> configs.Entry:
+    """`n_group` and `topk_group`; `count` and `best` are the class's own where a config leaves them out. `experts` counts the experts."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         given = _size(config, "n_group", count), _size(config, "topk_group", best)
         if given != (1, 1):
-            _enter_groups(config, facts, "top2", *given)
+            _enter_groups(config, facts, "top2", *given, experts=experts)
 
     return decided(
         _GROUP_KEYS,
         _GROUPING,
         read=read,
         values={_GROUP_KEYS: [(1, 1), _GROUPS]},
-        uses=["n_routed_experts"],
+        uses=[experts],
         why="the best groups are chosen first, by their two best experts each; one group of one is not a choice",
     )
 
@@ -191,6 +193,15 @@ DEEPSEEK_V3 = _BASE.replace("DeepseekV3ForCausalLM",
     predictors(),
 )
 
+YOUTU = _BASE.replace("YoutuForCausalLM",
+    key("num_attention_heads", f"{_LATENT}.heads", type=values.whole),
+    configs.repeats("num_key_value_heads", "num_attention_heads", default=16),
+    key_is("rope_interleave", True, False, or_absent=True),  # an arrangement of tensors, and not a fact (see `FAMILIES`)
+    key("tie_word_embeddings", "head.tied", default=True),
+    ignore("embedding_initializer_range", why="training only"),
+    key_is("mlp_bias", False, or_absent=True, written=False),
+    without=["mlp.moe.ffn", "moe_layer_freq"],
+)
 
 ROPE_INTERLEAVE = layouts.Choice("rope_interleave", (True, False), default=True,
     help="the two elements of a rotary pair are neighbours, or lie in the two halves of the rotated elements")
@@ -208,7 +219,7 @@ SHARED_EXPERTS = (
 # in float32 in every file: it decides between experts whose scores are close
 CORRECTION = row("mlp.gate.e_score_correction_bias", "x", "mlp.router.correction_bias", dtype="fp32")
 
-DEEPSEEK_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")), "input_layernorm.weight").extend(
+LATENT_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")), "input_layernorm.weight").extend(
     row("input_layernorm.weight",              "h",                                   "attention.norm.weight"),
     row("self_attn.q_proj.weight",             "(g (q_nope[dn] + q_rope[<rope>])) h",  "attention.{part}.weight", when="!latent_attention.q_rank"),
     row("self_attn.q_a_proj.weight",           "ql h",                                "attention.q_down.weight"),
@@ -218,6 +229,9 @@ DEEPSEEK_LAYER = LAYER.without(*(f"self_attn.{part}_proj.{kind}" for part in "qk
     row("self_attn.kv_a_layernorm.weight",     "kl",                                  "attention.kv_norm.weight"),
     row("self_attn.kv_b_proj.weight",          "(g (k_nope[dn] + v[dv])) kl",         "attention.{part}.weight"),
     row("self_attn.o_proj.weight",             "h (g dv)",                            "attention.out.weight"),
+)
+
+DEEPSEEK_LAYER = LATENT_LAYER.extend(
     *SHARED_EXPERTS,
     CORRECTION,
     *EXPERTS,
@@ -244,6 +258,14 @@ FAMILIES = [
         arrangement="rope_interleave",
         leftovers=PREDICTING_LAYER,
         as_stored=stored_predictors,
+    ),
+    Family(
+        "youtu",
+        YOUTU,
+        layouts.Tables([MODEL, LATENT_LAYER], [ROPE_INTERLEAVE], [ROPE]),
+        divides,
+        arrangement="rope_interleave",
+        heads=(heads.BARE,),
     ),
     # Kimi K2 has DeepSeek's class under a model_type of its own, and says every key.
     Family(

@@ -1,15 +1,30 @@
-"""EXAONE 4: norms on the outputs of blocks and on q and k; the hybrid ones rotate in layers with a window only."""
+"""EXAONE 4, dense and mixtures: norms on q and k, and on the outputs of dense blocks; the hybrid ones rotate in layers with a window only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, key, layouts, row, schema, values
-from ckpt_hf.common import ALL_BIASES_OR_NONE, WINDOWED, Family, enter_windows, given_windows, groups, norms, unbiased
+from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, drop, key, layouts, row, schema, values
+from ckpt_hf import heads
+from ckpt_hf.common import (
+    ALL_BIASES_OR_NONE,
+    SPARSE,
+    WINDOWED,
+    Family,
+    dense_width,
+    enter_windows,
+    given_windows,
+    groups,
+    norms,
+    sparse_layers,
+    unbiased,
+)
+from ckpt_hf.common import NORMS as INPUT_NORMS
+from ckpt_hf.families.deepseek import PREDICTORS_LEFT, SHARED_EXPERTS, SIGMOID_ROUTER, groups_by_two_best
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import LAYER, MODEL, QK_NORMS
+from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
 
 _NORMS = ("attention.out_norm", "mlp.out_norm", "attention.qk_norm", "final_norm")
 _WINDOW = ("sliding_window", "layer_types", "sliding_window_pattern")
@@ -31,6 +46,13 @@ def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
         facts["attention.rotary?"] = present
 
 
+def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    dense = values.checked("first_k_dense_replace", config.get("first_k_dense_replace", 1), values.count)
+    sparse = sparse_layers(config, facts["layers"], dense)
+    if not all(sparse):
+        facts["mlp.moe?"] = sparse
+
+
 # fmt: off
 EXAONE4 = LLAMA.replace("Exaone4ForCausalLM",
     groups(32),
@@ -49,6 +71,45 @@ EXAONE4_LAYER = LAYER.without("input_layernorm.weight", "post_attention_layernor
     row("post_attention_layernorm.weight",   "h", "attention.out_norm.weight"),
     row("post_feedforward_layernorm.weight", "h", "mlp.out_norm.weight"),
 )
+
+EXAONE_MOE = EXAONE4.replace("ExaoneMoeForCausalLM",
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in (*INPUT_NORMS, "attention.qk_norm")), default=1e-5),
+    norms("rms", *INPUT_NORMS, "attention.qk_norm"),
+    key("num_hidden_layers", "layers", type=values.layers),
+    dense_width(),
+    decided(["mlp_layer_types", "first_k_dense_replace"], ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [SPARSE]}, uses=["layers", "mlp.moe.*"],
+            why="mlp_layer_types says which layers have experts; without it all but the first ones, which first_k_dense_replace counts"),
+    key("moe_intermediate_size", "mlp.moe.ffn"),
+    key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=64),
+    key("num_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
+    key("num_experts_per_tok", "mlp.moe.router.top_k", default=8),
+    key("norm_topk_prob", "mlp.moe.router.normalise", default=True),
+    key("routed_scaling_factor", "mlp.moe.router.scale", default=2.5),
+    groups_by_two_best(1, 1, experts="num_experts"),
+    SIGMOID_ROUTER,
+    PREDICTORS_LEFT,
+    without=[f"{block}.out_norm.kind" for block in ("attention", "mlp")],
+)
+
+EXAONE_MOE_LAYER = LAYER.extend(
+    *QK_NORMS,
+    *EXPERTS,
+    *SHARED_EXPERTS,
+    row("mlp.e_score_correction_bias",      "x", "mlp.router.correction_bias", dtype="fp32", under={"names": "stored"}),
+    row("mlp.gate.e_score_correction_bias", "x", "mlp.router.correction_bias", dtype="fp32", under={"names": "held"}),
+)
 # fmt: on
 
-FAMILIES = [Family("exaone4", EXAONE4, layouts.Tables([MODEL, EXAONE4_LAYER]), rewrites=ALL_BIASES_OR_NONE)]
+FAMILIES = [
+    Family("exaone4", EXAONE4, layouts.Tables([MODEL, EXAONE4_LAYER]), rewrites=ALL_BIASES_OR_NONE),
+    Family(
+        "exaone_moe",
+        EXAONE_MOE,
+        layouts.Tables([MODEL, EXAONE_MOE_LAYER], [NAMES]),
+        leftovers=Table(
+            rows=[drop("mtp.*", why="the layers that predict further tokens; transformers does not load them")]
+        ),
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE,),
+    ),
+]

@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3: zero-centred norms, a scaled embedding; 2 adds norms on outputs, soft caps and windows, 3 norms on q and k."""
+"""Gemma 1, 2 and 3, and VaultGemma: zero-centred norms, a scaled embedding; 2 adds norms on outputs, soft caps and windows, 3 norms on q and k."""
 
 from __future__ import annotations
 
@@ -92,6 +92,16 @@ GEMMA2_LAYER = LAYER.without("post_attention_layernorm.weight").extend(
     row("post_feedforward_layernorm.weight", "h", "mlp.out_norm.weight"),
 )
 
+# Gemma 2 without the norms on outputs.
+VAULT_GEMMA = GEMMA2.replace("VaultGemmaForCausalLM",
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-6),
+    without=[f"{norm}.{part}" for norm in _OUT_NORMS for part in ("kind", "zero_centred")],
+)
+
+VAULT_GEMMA_LAYER = LAYER.without("post_attention_layernorm.weight").extend(
+    row("pre_feedforward_layernorm.weight", "h", "mlp.norm.weight"),
+)
+
 GEMMA3 = GEMMA2.replace("Gemma3ForCausalLM",
     key("rms_norm_eps", *(f"{norm}.eps" for norm in (*NORMS, *_OUT_NORMS, "attention.qk_norm")), default=1e-6),
     norms("rms", "attention.qk_norm", zero_centred=True),
@@ -110,6 +120,15 @@ GEMMA3_LAYER = GEMMA2_LAYER.extend(
 FAMILIES = [
     Family("gemma", GEMMA, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE, padding=0),
     Family("gemma2", GEMMA2, layouts.Tables([MODEL, GEMMA2_LAYER]), divides, rewrites=ALL_BIASES_OR_NONE, padding=0),
+    Family(
+        "vaultgemma",
+        VAULT_GEMMA,
+        layouts.Tables([MODEL, VAULT_GEMMA_LAYER]),
+        divides,
+        rewrites=ALL_BIASES_OR_NONE,
+        heads=(heads.BARE,),
+        padding=0,
+    ),
     Family(
         "gemma3_text",
         GEMMA3,

@@ -1,13 +1,13 @@
-"""GLM-4, dense and mixtures: heads of which the first half rotates, in the dense classes in adjacent pairs."""
+"""GLM-4, dense and mixtures, and Solar Open: heads of which the first half rotates, in the dense classes in adjacent pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, ignore, key, layouts, row, schema, values
+from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, ignore, key, key_is, layouts, row, schema, values
 from ckpt_hf import heads
-from ckpt_hf.common import NORMS, QKV_BIASES, SPARSE, Family, groups, head_dim, norms, sparse_layers, unbiased
+from ckpt_hf.common import NORMS, QKV_BIASES, SPARSE, Family, groups, head_dim, norms, qk_norm, sparse_layers, unbiased
 from ckpt_hf.families.deepseek import (
     CORRECTION,
     DEEPSEEK_V3,
@@ -25,11 +25,6 @@ from ckpt_hf.weights import ADJACENT, EXPERTS, LAYER, MLP, MODEL, NAMES, QK_NORM
 
 _OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 _EPS = 1.5625e-7
-
-
-def _read_qk_norm(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if values.checked("use_qk_norm", config.get("use_qk_norm", False), values.flag):
-        facts["attention.qk_norm.kind"], facts["attention.qk_norm.eps"] = "rms", facts["final_norm.eps"]
 
 
 _SPARSE = ("mlp_layer_types", "first_k_dense_replace")
@@ -65,8 +60,7 @@ GLM4_MOE = LLAMA.replace("Glm4MoeForCausalLM",
     groups(8),
     key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
     key("attention_bias", *QKV_BIASES, default=False),
-    decided(["use_qk_norm"], ["attention.qk_norm.*"], read=_read_qk_norm, uses=["final_norm.eps"], values={"use_qk_norm": [False, True]},
-            why="whether q and k have norms, of the epsilon of all others"),
+    qk_norm("use_qk_norm", default=False, kind="rms"),
     rotary_keys(partial=0.5),
     dense_layers(1),
     key("moe_intermediate_size", "mlp.moe.ffn"),
@@ -79,6 +73,16 @@ GLM4_MOE = LLAMA.replace("Glm4MoeForCausalLM",
     SIGMOID_ROUTER,
     predictors(),
     unbiased("mlp_bias"),
+)
+
+# Solar Open: GLM-4.5's experts in every layer, and Llama's attention.
+SOLAR_OPEN = GLM4_MOE.replace("SolarOpenForCausalLM",
+    head_dim(default=128),
+    key("num_hidden_layers", "layers"),
+    rotary_keys(default_theta=1000000.0),
+    ignore("intermediate_size", "first_k_dense_replace", why="every layer has experts"),
+    key_is("use_qk_norm", False, or_absent=True, written=False),
+    without=["mlp.ffn", "mlp.moe?", "attention.qk_norm.*", "predictors.*"],
 )
 
 # GLM-4.7-Flash: DeepSeek's latent attention and experts, with other defaults.
@@ -128,6 +132,12 @@ FAMILIES = [
         leftovers=PREDICTING_LAYER,
         heads=(heads.BARE,),
         as_stored=stored_predictors,
+    ),
+    Family(
+        "solar_open",
+        SOLAR_OPEN,
+        layouts.Tables([MODEL, GLM4_MOE_LAYER], [NAMES]),
+        heads=(heads.BARE,),
     ),
     Family(
         "glm4_moe_lite",

@@ -1,12 +1,25 @@
-"""Llama, and the families that differ from it by a line or two: Mistral, Ministral 3, SmolLM3."""
+"""Llama, and the families that differ from it by a line or two: Mistral, Ministral and Ministral 3, SmolLM3, CWM, IQuest Coder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, configs, decided, fact_is, ignore, key, rules, same_as, schema
-from ckpt_hf import weights
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Facts,
+    configs,
+    decided,
+    fact_is,
+    ignore,
+    key,
+    key_is,
+    rules,
+    same_as,
+    schema,
+)
+from ckpt_hf import heads, weights
 from ckpt_hf.common import (
     ACTIVATION,
     ALL_BIASES_OR_NONE,
@@ -21,6 +34,7 @@ from ckpt_hf.common import (
     groups,
     head_dim,
     norms,
+    typed_windows,
     unbiased,
     windows,
 )
@@ -66,6 +80,23 @@ _MINISTRAL3_YARN = {
     "llama_4_scaling_beta": 0.1,
 }
 
+
+def _all(index: int, layers: int, config: Mapping[str, Any]) -> bool:
+    return True
+
+
+def _all_but_every_fourth(index: int, layers: int, config: Mapping[str, Any]) -> bool:
+    return index % 4 != 0
+
+
+# The class has these where nothing is said (configuration_cwm.py).
+_CWM_SCALING = {
+    "rope_type": "llama3",
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 _ROPE_LAYERS = ("no_rope_layers", "no_rope_layer_interval")
 
 # fmt: off
@@ -115,6 +146,28 @@ MINISTRAL3 = LLAMA.replace("Ministral3ForCausalLM",
     unbiased("attention_bias", "mlp_bias"),
 )
 
+MINISTRAL = MISTRAL.replace("MinistralForCausalLM",
+    typed_windows(4096, _all, "all do"),
+)
+
+CWM = LLAMA.replace("CwmForCausalLM",
+    groups(8),
+    head_dim(default=128),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    typed_windows(8192, _all_but_every_fourth, "all but every fourth, which begins with the first"),
+    rotary_keys(default_theta=1000000.0, usual=_CWM_SCALING),
+    unbiased("attention_bias"),
+)
+
+IQUEST_CODER = LLAMA.replace("LlamaForCausalLM",  # the class of transformers; the code beside the first files has one of its own
+    groups(8),
+    head_dim(default=128),
+    key("rms_norm_eps", *(f"{norm}.eps" for norm in NORMS), default=1e-5),
+    key_is("clip_qkv", None, or_absent=True, written=False),  # of the code beside the files, which no file uses
+    key_is("use_sliding_window", False, or_absent=True, written=False),
+    ignore("sliding_window", "max_window_layers", why="no layer has a window"),
+)
+
 SMOLLM3 = LLAMA.replace("SmolLM3ForCausalLM",
     groups(4),
     rotary_keys(default_theta=2000000.0, always=False),
@@ -129,5 +182,16 @@ FAMILIES = [
     Family("llama", LLAMA, weights.LLAMA, divides, rewrites=ALL_BIASES_OR_NONE, other_names=("LLaMAForCausalLM",)),
     Family("mistral", MISTRAL, weights.LLAMA),
     Family("ministral3", MINISTRAL3, weights.LLAMA, padding=11),
+    Family("ministral", MINISTRAL, weights.LLAMA),
+    Family("cwm", CWM, weights.LLAMA, divides, rewrites=ALL_BIASES_OR_NONE, heads=(heads.BARE,)),
+    Family(
+        "iquestcoder",
+        IQUEST_CODER,
+        weights.LLAMA,
+        divides,
+        rewrites=ALL_BIASES_OR_NONE,
+        other_names=("IQuestCoderForCausalLM",),
+        heads=(),
+    ),
     Family("smollm3", SMOLLM3, weights.LLAMA, rewrites=ALL_BIASES_OR_NONE, padding=128004),
 ]

@@ -38,9 +38,24 @@ from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP
 _OFFSET = 2
 
 
-def _read_positions(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count = values.checked("max_position_embeddings", config.get("max_position_embeddings", 2048), values.whole)
-    facts["positions.count"], notes["max_positions"] = count + _OFFSET, count
+def positions(default: int) -> configs.Entry:
+    """The table of learned positions; `default` is the class's own length."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        count = values.checked("max_position_embeddings", config.get("max_position_embeddings", default), values.whole)
+        facts["positions.count"], notes["max_positions"] = count + _OFFSET, count
+
+    return decided(
+        ["max_position_embeddings"],
+        ["positions.count"],
+        read=read,
+        values={"max_position_embeddings": [configs.value_of("positions.count", by=_usable)]},
+        why="two rows less than the table of positions has",
+    )
+
+
+def _usable(count: int) -> int:
+    return count - _OFFSET
 
 
 # fmt: off
@@ -53,9 +68,7 @@ OPT = Config("", GENERIC).replace("OPTForCausalLM",
     key("num_hidden_layers", "layers"),
     key("num_attention_heads", "attention.heads", "attention.groups"),
     derived(None, "attention.head_dim", "hidden_size / num_attention_heads"),
-    decided(["max_position_embeddings"], ["positions.count"], read=_read_positions,
-            values={"max_position_embeddings": [configs.value_of("positions.count", by=lambda count: count - _OFFSET)]},
-            why="two rows less than the table of positions has"),
+    positions(2048),
     fact_is("positions.offset", _OFFSET),
     key("ffn_dim", "mlp.ffn", default=3072),
     key("activation_function", "mlp.activation", default="relu", via=activation("relu")),
