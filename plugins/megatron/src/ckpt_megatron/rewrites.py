@@ -108,6 +108,10 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
             problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads"))
         if groups % layout.tp and layout.tp % groups:
             problems.add(Refusal(f"tp={layout.tp} neither divides the {groups} query groups nor is a multiple of them"))
+        if attention.qk_norm_whole and groups % layout.tp:
+            problems.add(
+                Refusal(f"tp={layout.tp} does not divide the {groups} query groups, whose norm the ranks share")
+            )
     if layout.names == "legacy":
         if decoder_of(architecture).predictors is not None:
             problems.add(

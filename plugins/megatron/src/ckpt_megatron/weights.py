@@ -94,13 +94,18 @@ QKV = [
 ]
 
 ATTENTION = [
-    row("self_attention.q_layernorm.weight",    "<head>",    "attention.q_norm.weight", when="attention"),
+    row("self_attention.q_layernorm.weight",    "<head>",    "attention.q_norm.weight", when="attention !attention.qk_norm_whole"),
     row("self_attention.q_layernorm.bias",      "<head>",    "attention.q_norm.bias",   when="attention"),
-    row("self_attention.k_layernorm.weight",    "<head>",    "attention.k_norm.weight"),
+    row("self_attention.k_layernorm.weight",    "<head>",    "attention.k_norm.weight", when="!attention.qk_norm_whole"),
     row("self_attention.k_layernorm.bias",      "<head>",    "attention.k_norm.bias"),
+    # Norms on the whole width of q and k, which Bridge alone has (FullDimQNorm): the ranks share their weights as they share the heads.
+    row("self_attention.q_layernorm.weight",    "(g r <head>)", "attention.q_norm.weight", tp="g r", when="attention attention.qk_norm_whole"),
+    row("self_attention.k_layernorm.weight",    "(g <head>)",   "attention.k_norm.weight", tp="g",   when="attention.qk_norm_whole"),
     row("self_attention.core_attention.softmax_offset", "(g r)", "attention.sinks.weight",  tp="g r"),
     row("self_attention.linear_proj.weight",    "h (g r d)", "attention.out.weight",    tp="g r", when="attention"),
     row("self_attention.linear_proj.bias",      "h",         "attention.out.bias",                when="attention"),
+    # TERowParallelLinearLayerNorm, which Bridge alone has
+    row("self_attention.linear_proj.post_layernorm.weight", "h", "attention.out_norm.weight"),
 ]
 """The rows of attention but for q, k and v."""
 
@@ -148,6 +153,7 @@ FC1 = [
 FC2 = [
     row("mlp.linear_fc2.weight",                "h f",               "mlp.down.weight",          tp="f"),
     row("mlp.linear_fc2.bias",                  "h",                 "mlp.down.bias"),
+    row("mlp.linear_fc2.post_layernorm.weight", "h",                 "mlp.out_norm.weight"),
 ]
 """The rows of the second linear layer of an MLP."""
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ckpt_core.sdk import configs, key, key_is, values
 
 ALIKE = "all norms of a model are of one kind"
 
 
-def norms(latent: bool) -> list[configs.Entry]:
-    """Norms before attention, before the MLP and at the end; with --qk-layernorm, on queries and keys too."""
-    first = "latent_attention.norm" if latent else "attention.norm"
+USUAL = ("attention.norm", "mlp.norm", "final_norm")
+"""Norms before attention, before the MLP and at the end."""
+
+
+def norms(latent: bool, alike: Sequence[str] = USUAL) -> list[configs.Entry]:
+    """The norms at `alike`, the first of which stands for all; with --qk-layernorm, on queries and keys too."""
+    first, *others = ["latent_attention.norm", *alike[1:]] if latent else alike
     if latent:
         inside: list[configs.Entry] = [
             key_is("qk_layernorm", True, why="latent attention without norms on its latents is not supported"),
@@ -37,6 +43,6 @@ def norms(latent: bool) -> list[configs.Entry]:
             default=False,
             type=values.switch,
         ),
-        configs.all_agree(first, "mlp.norm", "final_norm", why=ALIKE),
+        configs.all_agree(first, *others, why=ALIKE),
         *inside,
     ]

@@ -51,6 +51,13 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option("make_vocab_size_divisible_by", "see should_pad_vocab", int, None, side="write"),
+            Option(
+                "post_norm_eps",
+                "write a model whose norms on the outputs of blocks have another epsilon than 1e-5, which is what Bridge computes them with",
+                ("1e-5",),
+                None,
+                side="write",
+            ),
             Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
         ),
         parallel=("tp", "pp", "ep"),
@@ -80,9 +87,11 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_megatron.bridge.classes import EXAONE4, GEMMA2, GEMMA3, WHOLE
     from ckpt_megatron.bridge.config import GEMMA, GPT, MLA
 
-    return [FamilyTables(config.name, config) for config in (GPT, MLA, GEMMA)]
+    tables = (GPT, MLA, GEMMA, GEMMA2, GEMMA3, EXAONE4, WHOLE)
+    return [FamilyTables(config.name, config) for config in tables]
 
 
 @hookimpl

@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, ignore, schema, torch_files
+from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, schema, torch_files
+from ckpt_megatron.bridge.classes import ORIGIN, unusual_for, unusual_table
 from ckpt_megatron.transformer_config.config_fields import listed
-from ckpt_megatron.transformer_config.delta import SPEC, refuse_unwritten
-from ckpt_megatron.transformer_config.fields import latent, scaled_embedding, usual
+from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
+from ckpt_megatron.transformer_config.delta import refuse_unwritten
+from ckpt_megatron.transformer_config.fields import SPEC, latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
 from ckpt_megatron.transformer_config.targets import plain
 
@@ -20,11 +22,10 @@ _SPECS = "megatron.core.models.gpt.gpt_layer_specs"
 OLD = "0.2"
 VERSIONS = (OLD, "0.4", "0.6")
 """Versions to write for. Those up to 0.3.0 are as 0.2; 0.4 stands for 0.3.1 to 0.5."""
-_ORIGIN = ignore("hf_model_id", why="the name of the model it was imported from")
 GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=True).replace(
-    "Megatron-Bridge's GPTModelProvider", _ORIGIN
+    "Megatron-Bridge's GPTModelProvider", ORIGIN
 )
-MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", _ORIGIN)
+MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", ORIGIN)
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
@@ -34,10 +35,10 @@ _DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3.1
 _LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3.1
 
 # Classes that build a GPTModel and do nothing to it but what their fields say, under the names of 0.2 to 0.6.
-# Those of Gemma scale the embedding, too.
+# Those of Gemma scale the embedding, too, and Gemma 2 and 3 have layers of their own (`classes`).
 _PLAIN = re.compile(
     r"(GPT|MLA|(Code)?Llama[23]?|Llama3[123]|Llama31Nemotron(70B|Nano8B)|Mistral(Small3)?|Qwen(2|25|3|3MoE)|Nemotron[34]?"
-    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma)(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
+    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma|Gemma[23])(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
 )
 
 
@@ -78,7 +79,7 @@ def is_plain(target: str) -> bool:
 
     >>> is_plain("megatron.bridge.models.qwen.qwen_provider.Qwen3MoEModelProvider30B_A3B")
     True
-    >>> is_plain("megatron.bridge.models.gemma.gemma2_provider.Gemma2ModelProvider")
+    >>> is_plain("megatron.bridge.models.gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider")
     False
     """
     return target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
@@ -92,6 +93,9 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     """The table for what a provider class does with its fields."""
     if fields.get("multi_latent_attention"):
         return MLA
+    unusual = unusual_table(short(target), fields)
+    if unusual is not None:
+        return unusual
     return GEMMA if scales_embedding(target) else GPT
 
 
@@ -136,8 +140,7 @@ def written_fields(
 
     `names` says whose modules the layers are made of, TransformerEngine's ("te") or Megatron's own ("local").
     """
-    target = _class_for(facts, version, hint)
-    table = table_of(target, {"multi_latent_attention": facts.present("latent_attention") is not False})
+    target, table = _class_and_table(facts, version, hint, names)
     fields = table.write(facts, {**notes, "interleaved": False})
     if facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3:
         of_class = short(target).startswith(("Llama31", "Llama32"))
@@ -167,9 +170,24 @@ def written_fields(
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)
     if facts.present("delta") is not False:
-        fields["transformer_layer_spec"] = {"_call_": False, "_target_": SPEC}
+        fields[SPEC] = {"_call_": False, "_target_": DELTA_SPEC}
         fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
     return target, fields
+
+
+def _class_and_table(facts: Facts, version: str, hint: str | None, names: str) -> tuple[str, Config]:
+    unusual = unusual_for(facts)
+    if unusual is None:
+        target = _class_for(facts, version, hint)
+        return target, table_of(target, {"multi_latent_attention": facts.present("latent_attention") is not False})
+    if version != VERSIONS[-1] or names != "te":
+        raise Refusal(
+            "layers with norms on their outputs, or on the whole width of q and k, are written for the newest Bridge and TransformerEngine's modules alone",
+            found=f"bridge_version = {version}, names = {names}",
+            fix=f"-o bridge_version={VERSIONS[-1]} -o names=te",
+        )
+    own, table = unusual
+    return own or GPT_CLASS, table
 
 
 def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
@@ -179,8 +197,14 @@ def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
         return said
     said["moe_grouped_gemm"] = True  # Bridge 0.2 exports no experts that are modules of their own
     if isinstance(fields["moe_layer_freq"], list):
+        if SPEC in fields:
+            raise Refusal(
+                "its layers are all with experts or all without",
+                found=f"moe_layer_freq = {fields['moe_layer_freq']}",
+                fact="attention.qk_norm_whole",
+            )
         # The spec that is the default of GPTModelProvider makes all layers of one kind, those with experts.
-        said["transformer_layer_spec"] = {
+        said[SPEC] = {
             "_args_": [],
             "_partial_": True,
             "_target_": f"{_SPECS}.get_gpt_decoder_block_spec",

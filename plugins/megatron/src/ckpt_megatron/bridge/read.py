@@ -24,6 +24,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron import weights
 from ckpt_megatron.args.predictors import COUNT
+from ckpt_megatron.bridge.classes import post_norms
 from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
@@ -62,6 +63,7 @@ def read(path: str, request: ReadRequest) -> Description:
         )
     reader = read_fsdp if container == FSDP_DTENSOR else chunked.read_distributed
     found = read_dist(folder, request.weights, reader, ledger, container)
+    losses += post_norms(facts)
     refuse_adapters(
         found, "merge them into checkpoint.pretrained_checkpoint with Megatron-Bridge, and convert the result"
     )

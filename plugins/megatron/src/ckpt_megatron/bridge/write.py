@@ -10,6 +10,7 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Checkpoint,
+    Refusal,
     Target,
     WriteRequest,
     company,
@@ -20,6 +21,7 @@ from ckpt_core.sdk import (
     rewrites,
     torch_files,
 )
+from ckpt_megatron.bridge.classes import another_epsilon, post_norms
 from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.builder import GPTBuilder
@@ -31,6 +33,7 @@ from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, nu
 from ckpt_megatron.write_dist import CONTENT, write_dist
 from ckpt_megatron.write_fsdp import write_fsdp
 
+POST_NORM_EPS = "post_norm_eps"
 _TRAINING = "megatron.bridge.training"
 _SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
 _DONE = ("do_train", "do_valid", "do_test")
@@ -90,6 +93,14 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
     version = str(asked or newest_for(facts))
     target, fields = written_fields(facts, checkpoint.notes, version, hints.get("class"), layout.names)
     check_layout(model, facts, layout)
+    eps = another_epsilon(facts)
+    if eps is not None and options.get(POST_NORM_EPS) is None:
+        raise Refusal(
+            "Bridge computes norms on the outputs of blocks with the epsilon 1e-05, whatever layernorm_epsilon says: another function",
+            found=f"attention.out_norm.eps = {eps}",
+            fix=f"-o {POST_NORM_EPS}=1e-5 writes it all the same",
+            fact="attention.out_norm.*",
+        )
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
@@ -123,7 +134,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         said=table_of(run.target, run.fields).said(run.fields),
         config=run.fields,
-        losses=[] if run.asked else _assumed(run.target, run.fields, run.version),
+        losses=[
+            *([] if run.asked else _assumed(run.target, run.fields, run.version)),
+            *post_norms(facts_of(run.model.architecture)),
+        ],
     )
 
 

@@ -5,7 +5,7 @@ How many rows the vocabulary has is not here: the formats say it in ways of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.args.attention import biases, head_dim, window
 from ckpt_megatron.args.mlp import clamped, widths
-from ckpt_megatron.args.norms import norms
+from ckpt_megatron.args.norms import USUAL, norms
 from ckpt_megatron.args.predictors import predictors
 from ckpt_megatron.transformer_config.activation import ENGINE, activation
 from ckpt_megatron.transformer_config.config_fields import AT_DEFAULT, HARMLESS, inert
@@ -93,7 +93,9 @@ def of_fields(*lines: configs.Entry) -> list[configs.Entry]:
     return [OfFields(line) for line in lines]
 
 
-_BALANCING, _SPEC = "moe_router_load_balancing_type", "transformer_layer_spec"
+_BALANCING = "moe_router_load_balancing_type"
+SPEC = "transformer_layer_spec"
+"""The field that names the function which makes the layers."""
 
 
 def _check_balancing(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -107,19 +109,25 @@ def _check_balancing(config: Mapping[str, Any], facts: Facts, notes: dict[str, A
             )
 
 
-def _check_spec(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    spec = config.get(_SPEC)
+def spec_of(config: Mapping[str, Any]) -> str | None:
+    """The last part of the name of the function that makes the layers, if there is one."""
+    spec = config.get(SPEC)
     name = spec.get("_target_") if isinstance(spec, dict) else spec
-    if name is not None and str(name).rpartition(".")[2].partition("(")[0] not in _SPECS:
+    return None if name is None else str(name).rpartition(".")[2].partition("(")[0]
+
+
+def _check_spec(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    name = spec_of(config)
+    if name is not None and name not in _SPECS:
         raise CkptError(
-            f"key {_SPEC!r} makes layers that we do not know",
-            found=str(name)[:120],
+            f"key {SPEC!r} makes layers that we do not know",
+            found=name[:120],
             expected=" or ".join(_SPECS),
-            fix=f"if they are layers of the usual kind, leave it out with -o ignore_keys={_SPEC}",
+            fix=f"if they are layers of the usual kind, leave it out with -o ignore_keys={SPEC}",
         )
 
 
-def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs.Entry]:
+def _common(attention: str, package: str, *, yarn: bool = False, alike: Sequence[str] = USUAL) -> list[configs.Entry]:
     latent = attention == "latent_attention"
     return [
         fact_is("kind", "decoder"),
@@ -129,7 +137,7 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs
         *of_fields(widths()),
         activation(package),
         clamped(*ENGINE, left_out=True),
-        *of_fields(biases(latent), *norms(latent), predictors()),
+        *of_fields(biases(latent), *norms(latent, alike), predictors()),
         positions(attention, yarn=yarn),
         key("share_embeddings_and_output_weights", "head.tied", default=True),
         key("apply_residual_connection_post_layernorm", "residual_from_norm", default=False),
@@ -148,22 +156,22 @@ def _common(attention: str, package: str, *, yarn: bool = False) -> list[configs
             why="no routing by Sinkhorn, which chooses other experts",
         ),
         decided(
-            [_SPEC], [], read=_check_spec, values={}, why="one of the specs of the usual blocks, or a partial of one"
+            [SPEC], [], read=_check_spec, values={}, why="one of the specs of the usual blocks, or a partial of one"
         ),
         *AT_DEFAULT,
         *HARMLESS,
     ]
 
 
-def usual(name: str, package: str, *, yarn: bool = False, delta: bool = False) -> Config:
+def usual(name: str, package: str, *, yarn: bool = False, delta: bool = False, alike: Sequence[str] = USUAL) -> Config:
     """The table of models with usual attention. `package` has the activations that torch does not have; see `positions`.
 
-    `delta`: some layers may be delta nets, and the output of attention may have a gate.
+    `delta`: some layers may be delta nets, and the output of attention may have a gate. `alike` are the norms of a layer, and the final one.
     """
     return Config(
         name,
         [
-            *_common("attention", package, yarn=yarn),
+            *_common("attention", package, yarn=yarn, alike=alike),
             *(delta_nets() if delta else no_delta_nets()),
             inert("multi_latent_attention", False),
             note("rotary_interleaved", "interleaved"),
