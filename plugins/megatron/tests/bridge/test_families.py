@@ -36,3 +36,4 @@ def test_experts_with_biases_are_whole_on_every_tensor_parallel_rank(tmp_path: P
 
 class TestBridgeRefusals(config_classes.Refusals):
     format = "megatron-bridge"
+    of_gemma2 = "attention.out_norm.eps"

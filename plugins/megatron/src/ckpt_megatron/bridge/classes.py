@@ -29,7 +29,7 @@ from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS
 from ckpt_megatron.args.norms import USUAL
 from ckpt_megatron.args.yarn import FIELDS
 from ckpt_megatron.transformer_config.config_fields import inert
-from ckpt_megatron.transformer_config.fields import SPEC, scaled_embedding, spec_of, usual
+from ckpt_megatron.transformer_config.fields import SPEC, scaled_embedding, short, spec_of, usual
 
 MODELS = "megatron.bridge.models"
 _FUNCTIONS = "megatron.core.activations"
@@ -50,15 +50,17 @@ _AROUND = ("attention.norm", "mlp.norm", "final_norm", "attention.out_norm", "ml
 _AFTER = ("final_norm", "attention.out_norm", "mlp.out_norm")
 
 
-def _made_by(spec: str, *names: str, claims: tuple[str, ...] = ()) -> configs.Entry:
-    """The layers are made by the function `spec`, or by another of one of `names` that does the same; every one of `claims` is then true."""
-    known = (spec.rpartition(".")[2], *names)
+def _made_by(owner: str, spec: str, *names: str, claims: tuple[str, ...] = ()) -> configs.Entry:
+    """The layers of the class `owner` are made by the function `spec`, or by another of one of `names` that does the same; every one of
+    `claims` is then true.
+    """
+    known = (short(spec), *names)
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         name = spec_of(config)
-        if name not in known:
+        if short(name) not in known:
             raise CkptError(
-                f"key {SPEC!r} makes other layers than those of the class", found=str(name)[:120], expected=known[0]
+                f"key {SPEC!r} makes other layers than those of {owner}", found=name[:120], expected=known[0]
             )
         facts.update(dict.fromkeys(claims, True))
 
@@ -239,7 +241,7 @@ def _models(name: str, *lines: configs.Entry | Sequence[configs.Entry], alike: S
 # fmt: off
 GEMMA2 = _models("Megatron-Bridge's Gemma2ModelProvider",
     scaled_embedding(),
-    _made_by(_GEMMA2_SPEC),
+    _made_by("Gemma2ModelProvider", _GEMMA2_SPEC),
     decided(["query_pre_attn_scalar"], ["attention.scale"], read=_read_divided, uses=["attention.head_dim"], tolerance=1e-12,
             values={"query_pre_attn_scalar": [configs.value_of("attention.head_dim"), configs.value_of("attention.scale", by=_scalar_of)]},
             why="scores are divided by the square root of the field"),
@@ -255,7 +257,7 @@ GEMMA2 = _models("Megatron-Bridge's Gemma2ModelProvider",
 
 GEMMA3 = _models("Megatron-Bridge's Gemma3ModelProvider",
     scaled_embedding(),
-    _made_by(_GEMMA3_SPEC),
+    _made_by("Gemma3ModelProvider", _GEMMA3_SPEC),
     decided(["softmax_scale"], ["attention.scale"], read=_read_scale, uses=["attention.head_dim"], tolerance=1e-12,
             values={"softmax_scale": [configs.value_of("attention.head_dim", by=_usual_scale), configs.value_of("attention.scale")]},
             why="what multiplies the scores"),
@@ -269,7 +271,7 @@ GEMMA3 = _models("Megatron-Bridge's Gemma3ModelProvider",
 )
 
 EXAONE4 = _models("Megatron-Bridge's GPTModelProvider with EXAONE 4's layers",
-    _made_by(_EXAONE4_SPEC),
+    _made_by("EXAONE 4", _EXAONE4_SPEC),
     # its hybrid models, which Bridge has not been seen to build right
     inert("window_size"),
     inert("window_attn_skip_freq"),
@@ -277,7 +279,7 @@ EXAONE4 = _models("Megatron-Bridge's GPTModelProvider with EXAONE 4's layers",
 )
 
 WHOLE = _models("Megatron-Bridge's GPTModelProvider with MiniMax M2's layers",
-    _made_by(_MINIMAX_SPEC, *_WHOLE, claims=("attention.qk_norm_whole",)),
+    _made_by("MiniMax M2", _MINIMAX_SPEC, *_WHOLE, claims=("attention.qk_norm_whole",)),
 )
 # fmt: on
 
@@ -287,7 +289,8 @@ _BY_SPEC = {"exaone4_layer_spec": EXAONE4, **dict.fromkeys(_WHOLE, WHOLE)}
 
 def unusual_table(class_name: str, fields: Mapping[str, Any]) -> Config | None:
     """The table of a class (the last part of its name) whose layers are unusual, with these fields; None of all others."""
-    return _BY_CLASS.get(class_name) or _BY_SPEC.get(spec_of(fields) or "")
+    of_class = (table for name, table in _BY_CLASS.items() if class_name.startswith(name))
+    return next(of_class, None) or _BY_SPEC.get(short(spec_of(fields)))
 
 
 def unusual_for(facts: Facts) -> tuple[str | None, Config] | None:

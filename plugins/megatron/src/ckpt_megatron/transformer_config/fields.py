@@ -109,16 +109,25 @@ def _check_balancing(config: Mapping[str, Any], facts: Facts, notes: dict[str, A
             )
 
 
-def spec_of(config: Mapping[str, Any]) -> str | None:
-    """The last part of the name of the function that makes the layers, if there is one."""
+def spec_of(config: Mapping[str, Any]) -> str:
+    """The dotted name of the function that makes the layers; "" if none is said."""
     spec = config.get(SPEC)
     name = spec.get("_target_") if isinstance(spec, dict) else spec
-    return None if name is None else str(name).rpartition(".")[2].partition("(")[0]
+    return "" if name is None else str(name)
+
+
+def short(name: str) -> str:
+    """The last part of a dotted name, without arguments.
+
+    >>> short("megatron.core.models.gpt.gpt_layer_specs.get_gpt_layer_local_spec(8)")
+    'get_gpt_layer_local_spec'
+    """
+    return name.partition("(")[0].rpartition(".")[2]
 
 
 def _check_spec(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     name = spec_of(config)
-    if name is not None and name not in _SPECS:
+    if name and short(name) not in _SPECS:
         raise CkptError(
             f"key {SPEC!r} makes layers that we do not know",
             found=name[:120],
