@@ -12,7 +12,8 @@ class TestHf(FirstParty):
         models={
             name: example(name)
             for name in ("llama", "llama-padded", "llama-tied", "qwen", "moe", "moe-mixed", "smollm3", "starcoder2")
-        },
+        }
+        | {"bert": example("bert", hidden=216, mlp__activation="gelu_erf")},
         configs=("config.json",),
         expresses=("head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.scaling=llama3"),
     )
