@@ -396,7 +396,16 @@ def canonical_parameters() -> str:
 
 
 _FURTHER = "Layers that predict further tokens, besides the parameters of a layer below `predictors.{l}.layer`"
-_GROUPS = ("Before the layers", "Attention", "Latent attention", "Delta net", "MLP", "After the layers", _FURTHER)
+_GROUPS = (
+    "Before the layers",
+    "Attention",
+    "Latent attention",
+    "Delta net",
+    "Mamba-2",
+    "MLP",
+    "After the layers",
+    _FURTHER,
+)
 
 
 def _placeholder(match: re.Match[str]) -> str:
@@ -411,6 +420,7 @@ def _group(name: str, architecture: Architecture) -> str:
         (".cross_attention.", ""),
         (".attention.", "Attention"),
         (".delta.", "Delta net"),
+        (".mamba.", "Mamba-2"),
         (".mlp.", "MLP"),
     ):
         if part in name:

@@ -42,7 +42,7 @@ def values_of(value: object) -> Iterator[tuple[str, str, object]]:
 def all_architectures() -> Iterator[Architecture]:
     examples = example_architectures()
     yield from examples.values()
-    for name in (*VARIED[:3], "delta"):
+    for name in (*VARIED[:3], "delta", "mamba", "one-block"):
         yield from (variation.architecture for variation in variations(examples[name]).values())
 
 

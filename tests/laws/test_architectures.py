@@ -22,6 +22,7 @@ from ckpt_core.architecture import (
     Head,
     LatentAttention,
     Layer,
+    Mamba,
     Mlp,
     Moe,
     Norm,
@@ -132,6 +133,17 @@ def deltas(draw: st.DrawFn) -> DeltaNet:
     )  # fmt: skip
 
 
+@st.composite
+def mambas(draw: st.DrawFn) -> Mamba:
+    groups, parts = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    return draw(
+        st.builds(
+            Mamba, heads=st.just(groups * draw(st.integers(1, 3))), head_dim=st.just(parts * draw(sizes)), groups=st.just(groups), state=sizes,
+            conv=sizes, norm=maybe(norms), out_norm=maybe(norms), gated_norm=maybe(norms), norm_groups=st.just(parts), conv_bias=flags, bias=flags,
+        )
+    )  # fmt: skip
+
+
 routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
     correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]), on_input=flags,
@@ -142,6 +154,7 @@ moes = st.builds(
     ffn=sizes,
     router=routers,
     shared=maybe(st.builds(SharedExpert, ffn=sizes, gate=flags)),
+    latent=maybe(sizes),
 )
 
 
@@ -161,13 +174,16 @@ def mlps(draw: st.DrawFn) -> Mlp:
 def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
     kinds = []
     for _ in range(draw(st.integers(1, 3))):
-        mixer = draw(st.sampled_from(["attention", "latent_attention", "delta"]))
-        mixers = {"attention": attentions(), "latent_attention": latents, "delta": deltas()}
+        mixers = {"attention": attentions(), "latent_attention": latents, "delta": deltas(), "mamba": mambas()}
+        mixer = draw(st.sampled_from([*mixers, None]))
+        alone = mixer is None or draw(flags)
+        mlp = st.none() if alone and mixer else mlps()
+        both = st.just(False) if alone else flags
         kinds.append(
             draw(
                 st.builds(
-                    Layer, mlp=mlps(), **{mixer: mixers[mixer]},
-                    cross_attention=maybe(attentions()) if crossing else st.none(), parallel=flags, shared_norm=flags,
+                    Layer, mlp=mlp, **({mixer: mixers[mixer]} if mixer else {}),
+                    cross_attention=maybe(attentions()) if crossing else st.none(), parallel=both, shared_norm=both,
                     residual_from_norm=flags, layer_scale=flags, residual_scale=factors,
                 )
             )
@@ -177,7 +193,7 @@ def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
     crossed = relative if layers[0].cross_attention else st.none()
     return draw(
         st.builds(
-            Stack, layers=st.just(layers), causal=st.just(True) if any(layer.delta for layer in layers) else flags, positions=maybe(st.builds(Positions, count=sizes, offset=sizes)), input_norm=maybe(norms),
+            Stack, layers=st.just(layers), causal=st.just(True) if any(layer.delta or layer.mamba for layer in layers) else flags, positions=maybe(st.builds(Positions, count=sizes, offset=sizes)), input_norm=maybe(norms),
             final_norm=maybe(norms), relative_bias=maybe(shared), cross_relative_bias=maybe(crossed),
         )
     )  # fmt: skip
@@ -269,7 +285,9 @@ def full() -> Architecture:
     delta = DeltaNet(
         key_heads=2, value_heads=4, key_dim=3, value_dim=5, conv=6, norm=norm, head_norm=norm, beta_scale=2.0
     )
-    moe = Moe(experts=4, ffn=5, router=Router(top_k=2, groups=2, group_top_k=1), shared=SharedExpert(ffn=6, gate=True))
+    mamba = Mamba(heads=6, head_dim=4, groups=3, state=5, conv=2, norm=norm, gated_norm=norm, norm_groups=2)
+    router = Router(top_k=2, groups=2, group_top_k=1)
+    moe = Moe(experts=4, ffn=5, router=router, shared=SharedExpert(ffn=6, gate=True), latent=7)
     dense = Mlp(activation=Activation.SILU, gated=True, ffn=10, norm=norm, up_bias=True)
     sparse = Mlp(activation=Activation.GELU_ERF, gated=True, moe=moe, norm=norm, clamp=7.0, up_offset=1.0)
     decoder = (
@@ -277,6 +295,8 @@ def full() -> Architecture:
         Layer(attention=attention, cross_attention=attention, mlp=dense),
         Layer(latent_attention=latent, cross_attention=attention, mlp=sparse),
         Layer(delta=delta, cross_attention=attention, mlp=dense),
+        Layer(mamba=mamba),
+        Layer(mlp=dense),
     )
     return Architecture(
         hidden=16,
@@ -340,7 +360,7 @@ def test_the_full_one_is_legal_and_uses_every_class() -> None:
     assert from_json(copy.deepcopy(FULL)) == architecture
     seen = {type(at_class) for at_class in _dataclasses_in(architecture)}
     assert seen == {
-        Architecture, Tokens, Stack, Layer, Attention, LatentAttention, DeltaNet, Mlp, Moe, Router, SharedExpert, Norm, Rotary, RotaryScaling,
+        Architecture, Tokens, Stack, Layer, Attention, LatentAttention, DeltaNet, Mamba, Mlp, Moe, Router, SharedExpert, Norm, Rotary, RotaryScaling,
         RelativeBias, Positions, Head, Classifier, Temperature,
     }  # fmt: skip
 
@@ -373,7 +393,7 @@ def test_an_unknown_field_is_told_the_nearest_known() -> None:
 
 REQUIRED = [
     ("hidden",), ("tokens", "vocabulary"), ("tokens", "padded_vocabulary"), ("tokens", "norm", "kind"), ("tokens", "norm", "eps"), ("head", "tied"),
-    ("decoder", "layers"), ("decoder", "causal"), ("decoder", "layers", 0, "mlp"), ("decoder", "layers", 0, "attention", "heads"),
+    ("decoder", "layers"), ("decoder", "causal"), ("decoder", "layers", 0, "attention", "heads"),
     ("decoder", "layers", 0, "attention", "groups"), ("decoder", "layers", 0, "attention", "head_dim"),
     ("decoder", "layers", 0, "attention", "rotary", "theta"), ("decoder", "layers", 0, "attention", "rotary", "scaling", "kind"),
     ("decoder", "layers", 0, "mlp", "activation"), ("decoder", "layers", 0, "mlp", "gated"), ("decoder", "layers", 1, "mlp", "moe", "experts"),
@@ -382,6 +402,7 @@ REQUIRED = [
     ("decoder", "layers", 1, "latent_attention", "kv_rank"), ("decoder", "layers", 1, "latent_attention", "kv_norm"),
     ("decoder", "relative_bias", "buckets"), ("encoder", "positions", "count"),
     *(("decoder", "layers", 2, "delta", name) for name in ("key_heads", "value_heads", "key_dim", "value_dim", "conv", "head_norm")),
+    *(("decoder", "layers", 3, "mamba", name) for name in ("heads", "head_dim", "groups", "state", "conv")),
 ]  # fmt: skip
 
 
@@ -459,7 +480,16 @@ CONTRADICTIONS = [
     (("decoder", "layers", 2, "delta", "value_heads"), 5, "layers.3.delta"),
     (("decoder", "layers", 2, "delta", "conv"), 0, "layers.3.delta.conv"),
     (("decoder", "layers", 2, "delta", "head_norm", "eps"), -1.0, "layers.3.delta.head_norm.eps"),
-    (("decoder", "layers", 2, "delta"), None, "layers.3"),
+    (("decoder", "layers", 3, "mamba"), None, "layers.4"),
+    (("decoder", "layers", 3, "parallel"), True, "layers.4"),
+    (("decoder", "layers", 4, "shared_norm"), True, "layers.5"),
+    (("decoder", "layers", 3, "attention"), {"heads": 2, "groups": 2, "head_dim": 4}, "layers.4"),
+    (("decoder", "layers", 3, "mamba", "heads"), 7, "layers.4.mamba"),
+    (("decoder", "layers", 3, "mamba", "norm_groups"), 5, "layers.4.mamba.norm_groups"),
+    (("decoder", "layers", 3, "mamba", "state"), 0, "layers.4.mamba.state"),
+    (("decoder", "layers", 3, "mamba", "gated_norm", "eps"), -1.0, "layers.4.mamba.gated_norm.eps"),
+    (("decoder", "causal"), False, "layers.4.mamba"),
+    (("decoder", "layers", 1, "mlp", "moe", "latent"), 0, "layers.2.mlp.moe.latent"),
     (("decoder", "causal"), False, "layers.3.delta"),
     ((*A[:-1], "mlp", "clamp"), -1.0, "layers.0.mlp.clamp"),
     (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.clamp"),

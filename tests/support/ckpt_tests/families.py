@@ -63,6 +63,8 @@ _MULTIPLIERS = {
     "attention_multiplier": 0.2,
     "logits_scaling": 13.0,
 }
+# transformers cuts the steps of Nemotron-H's states below the first number, which is not what the model is
+_MAMBA = {"time_step_min": 1e-9, "chunk_size": 64}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LLAMA4 = {
     **SIZES, "head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24, "intermediate_size_mlp": 56, "moe_layers": [1],
@@ -319,6 +321,27 @@ CASES = {
             "rope_parameters": {**YARN_PLAIN, "truncate": False},
         },
         {"num_experts_per_tok": 2},
+    ),
+    "nemotron_h": Case(
+        "nemotron_h",
+        {
+            **{key: value for key, value in SIZES.items() if key != "num_hidden_layers"},
+            **_MAMBA,
+            "layers_block_type": ["mamba", "moe", "attention", "mlp", "mamba"],
+            "head_dim": 10,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 9,
+            "n_groups": 2,
+            "ssm_state_size": 11,
+            "conv_kernel": 3,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 28,
+            "moe_latent_size": 44,
+            "n_group": 2,
+        },
+        {"routed_scaling_factor": 3.0},
     ),
     "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
     "granitemoe": Case(
@@ -627,4 +650,9 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "nemotron_h": [
+        {"layers_block_type": ["mlp", "mamba", "attention"]}, {"layers_block_type": ["moe", "attention", "mamba", "moe"]}, {"layers_block_type": ["mamba", "mlp"]},
+        {"mlp_hidden_act": "silu"}, {"use_conv_bias": False}, {"use_bias": True}, {"moe_latent_size": None}, {"norm_topk_prob": False}, {"n_group": 1}, {"mlp_bias": True},
+        {"attention_bias": True}, {"layer_norm_epsilon": 0.25}, _TIED, {"n_shared_experts": 2}, {"num_key_value_heads": 1}, {"mamba_hidden_act": "gelu"},
+    ],
 }  # fmt: skip

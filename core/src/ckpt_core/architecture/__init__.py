@@ -12,6 +12,7 @@ from ckpt_core.architecture.schema import (
     Head,
     LatentAttention,
     Layer,
+    Mamba,
     Mlp,
     Moe,
     Norm,
@@ -34,8 +35,8 @@ from ckpt_core.architecture.serial import dumps, from_json, to_json
 from ckpt_core.architecture.validate import rotary_width, validate
 
 __all__ = [
-    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "LatentAttention", "Layer", "Mlp", "Moe",
-    "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
+    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "LatentAttention", "Layer", "Mamba", "Mlp",
+    "Moe", "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
     "SharedExpert", "Stack", "Temperature", "Tokens", "Transform", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",
 ]  # fmt: skip

@@ -97,6 +97,39 @@ _DELTA: dict[str, object] = {
     **{f"{name}.zero_centred": True for name in (*_PRE_NORMS, "attention.qk_norm", "delta.norm")},
 }
 
+_MAMBA_NETS: dict[str, object] = {
+    "mamba.heads": 8,
+    "mamba.head_dim": 14,
+    "mamba.groups": 4,
+    "mamba.state": 10,
+    "mamba.conv": 3,
+    "mamba.conv_bias": True,
+    "mamba.norm_groups": 4,
+    **_norms("rms", 1e-5, "mamba.norm", "mamba.gated_norm"),
+}
+
+_MAMBA: dict[str, object] = {
+    **_MAMBA_NETS,
+    "mamba?": PerLayer((True, True, False, True, True, False)),
+    "attention?": PerLayer((False, False, True, False, False, True)),
+}
+
+# Layers of one block: Mamba-2, MLP, attention, Mamba-2, mixture, attention.
+_ONE_BLOCK: dict[str, object] = {
+    **_MOE,
+    **_MAMBA_NETS,
+    "mamba?": PerLayer((True, False, False, True, False, False)),
+    "attention?": PerLayer((False, False, True, False, False, True)),
+    "attention.rotary": ABSENT,
+    "mlp?": PerLayer((False, True, False, False, True, False)),
+    "mlp.ffn": 56,
+    "mlp.ffn?": PerLayer((False, True, False, False, False, False)),
+    "mlp.moe?": PerLayer((False, False, False, False, True, False)),
+    "mlp.moe.latent": 44,
+    "mlp.gated": False,
+    "mlp.activation": Activation.RELU_SQUARED,
+}
+
 _GEMMA: dict[str, object] = {
     **{f"{name}.zero_centred": True for name in (*_PRE_NORMS, "attention.out_norm", "mlp.out_norm")},
     **_norms("rms", 1e-6, "attention.out_norm", "mlp.out_norm"),
@@ -203,6 +236,8 @@ _CHANGES: dict[str, dict[str, object]] = {
     },
     "latent": _LATENT,
     "delta": _DELTA,
+    "mamba": _MAMBA,
+    "one-block": _ONE_BLOCK,
     "predicting": {
         "predictors.count": 2,
         **_norms("rms", 1e-5, *(f"predictors.{part}_norm" for part in ("embed", "hidden", "out"))),

@@ -9,7 +9,10 @@ Axis names are the field's own letters:
     f ffn          x experts         p positions      b distance buckets
     ql/kl query and key-value latents    dn/dr/dv unrotated, rotated and value dims of latent attention
     t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
+    n state of a Mamba-2 block (g groups, r heads per group, d head dim)
     cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix   s types of tokens
+
+Experts behind a latent projection have its size for h.
 
 The head dim of rotated projections is refined: d = (c e) + o, where c = 2 halves of e rotated
 pairs, and o what is left unrotated. A layout sentence may name the finer axes.
@@ -28,6 +31,7 @@ from ckpt_core.architecture.schema import (
     DeltaNet,
     LatentAttention,
     Layer,
+    Mamba,
     Mlp,
     Norm,
     Patches,
@@ -179,14 +183,16 @@ def _layer(prefix: str, layer: Layer, hidden: Axis) -> Iterator[Parameter]:
         yield from _latent_attention(f"{prefix}attention", layer.latent_attention, hidden)
     if layer.delta is not None:
         yield from _delta(f"{prefix}delta", layer.delta, hidden)
-    if layer.layer_scale:
-        mixer = "attention" if layer.delta is None else "delta"
-        yield Parameter(f"{prefix}{mixer}.layer_scale.weight", (hidden,))
+    if layer.mamba is not None:
+        yield from _mamba(f"{prefix}mamba", layer.mamba, hidden)
+    if layer.layer_scale and layer.mixer is not None:
+        yield Parameter(f"{prefix}{layer.mixer[0]}.layer_scale.weight", (hidden,))
     if layer.cross_attention is not None:
         yield from _attention(f"{prefix}cross_attention", layer.cross_attention, hidden)
-    yield from _mlp(f"{prefix}mlp", layer.mlp, hidden)
-    if layer.layer_scale:
-        yield Parameter(f"{prefix}mlp.layer_scale.weight", (hidden,))
+    if layer.mlp is not None:
+        yield from _mlp(f"{prefix}mlp", layer.mlp, hidden)
+        if layer.layer_scale:
+            yield Parameter(f"{prefix}mlp.layer_scale.weight", (hidden,))
 
 
 def _attention(name: str, attention: Attention, hidden: Axis) -> Iterator[Parameter]:
@@ -269,6 +275,32 @@ def _delta(name: str, delta: DeltaNet, hidden: Axis) -> Iterator[Parameter]:
     yield from _norm(f"{name}.out_norm", delta.out_norm, hidden)
 
 
+def _mamba(name: str, mamba: Mamba, hidden: Axis) -> Iterator[Parameter]:
+    groups, per_group = Axis("g", mamba.groups), Axis("r", mamba.heads // mamba.groups)
+    channels, state, taps = (
+        (groups, per_group, Axis("d", mamba.head_dim)),
+        Axis("n", mamba.state),
+        Axis("t", mamba.conv),
+    )
+    yield from _norm(f"{name}.norm", mamba.norm, hidden)
+    convolved = (("x", channels), ("b", (groups, state)), ("c", (groups, state)))
+    for part, axes in (("z", channels), *convolved, ("dt", (groups, per_group))):
+        yield Parameter(f"{name}.{part}.weight", (*axes, hidden))
+        if mamba.bias:
+            yield Parameter(f"{name}.{part}.bias", axes)
+    for part, axes in convolved:
+        yield Parameter(f"{name}.{part}_conv.weight", (*axes, taps))
+        if mamba.conv_bias:
+            yield Parameter(f"{name}.{part}_conv.bias", axes)
+    for part in ("a_log", "dt_bias", "skip"):
+        yield Parameter(f"{name}.{part}.weight", (groups, per_group))
+    yield from _norm(f"{name}.gated_norm", mamba.gated_norm, *channels)
+    yield Parameter(f"{name}.out.weight", (hidden, *channels))
+    if mamba.bias:
+        yield Parameter(f"{name}.out.bias", (hidden,))
+    yield from _norm(f"{name}.out_norm", mamba.out_norm, hidden)
+
+
 def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:
     yield from _norm(f"{name}.norm", mlp.norm, hidden)
     if mlp.ffn is not None:
@@ -280,8 +312,13 @@ def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:
             yield Parameter(f"{name}.router.bias", (experts,))
         if mlp.moe.router.correction_bias:
             yield Parameter(f"{name}.router.correction_bias", (experts,))
-        for parameter in _feed_forward(f"{name}.experts", mlp, mlp.moe.ffn, hidden):
+        read = hidden if mlp.moe.latent is None else replace(hidden, size=mlp.moe.latent)
+        for parameter in _feed_forward(f"{name}.experts", mlp, mlp.moe.ffn, read):
             yield replace(parameter, axes=(experts, *parameter.axes))
+        if mlp.moe.latent is not None:
+            latent = Axis("m", mlp.moe.latent)
+            yield Parameter(f"{name}.latent_in.weight", (latent, hidden))
+            yield Parameter(f"{name}.latent_out.weight", (hidden, latent))
         if mlp.moe.shared is not None:
             yield from _feed_forward(f"{name}.shared", mlp, mlp.moe.shared.ffn, hidden)
             if mlp.moe.shared.gate:

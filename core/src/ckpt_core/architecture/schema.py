@@ -232,6 +232,35 @@ class DeltaNet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba:
+    """A Mamba-2 block (Dao and Gu 2024): a state space, whose decay, input and output depend on what is read.
+
+    The projections x, b and c of the block's input each pass a causal convolution of their own, with a filter over `conv` positions
+    per channel (and a bias, if `conv_bias`), and then SiLU. One b and one c of `state` elements serve the heads / groups heads of
+    a group.
+
+    Each head has a state S of `head_dim` x `state`, zero at first. With step = softplus(dt + dt_bias), a position multiplies it by
+    exp(-exp(a_log) * step), then adds step * x (x) b, and has the output S c + skip * x, with one a_log, dt_bias and skip per head.
+    The output is multiplied by SiLU of the projection z; then `gated_norm` is applied to `norm_groups` equal parts of all channels,
+    each by itself. `bias`: the projections z, x, b, c and dt, and the one of the output, have biases.
+
+    `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    conv: int
+    norm: Norm | None = None
+    out_norm: Norm | None = None
+    gated_norm: Norm | None = None
+    norm_groups: int = 1
+    conv_bias: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
     """Chooses `top_k` experts per token.
 
@@ -265,12 +294,17 @@ class SharedExpert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """A mixture of `experts` MLPs of width `ffn`."""
+    """A mixture of `experts` MLPs of width `ffn`.
+
+    `latent`: the experts read a projection of the block's input to that many elements, and the sum of what they say is projected
+    back to the hidden size; router and shared expert read the block's input itself.
+    """
 
     experts: int
     ffn: int
     router: Router
     shared: SharedExpert | None = None
+    latent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,13 +337,15 @@ class Layer:
     residual is taken from the norm's output. `layer_scale`: a learned factor per channel on each block's output.
     `residual_scale`: one number, by which each block's output is multiplied before it is added.
     `norm_after_sum`: a block's `out_norm` is applied to the sum of its output and the residual, and not to its output (BERT).
-    Exactly one of `attention`, `latent_attention` and `delta` is given: the block that mixes positions.
+    At most one of `attention`, `latent_attention`, `delta` and `mamba` is given: the block that mixes positions. A layer may have
+    that block alone, or an MLP alone.
     """
 
-    mlp: Mlp
+    mlp: Mlp | None = None
     attention: Attention | None = None
     latent_attention: LatentAttention | None = None
     delta: DeltaNet | None = None
+    mamba: Mamba | None = None
     cross_attention: Attention | None = None
     parallel: bool = False
     shared_norm: bool = False
@@ -317,6 +353,22 @@ class Layer:
     layer_scale: bool = False
     residual_scale: float = 1.0
     norm_after_sum: bool = False
+
+    @property
+    def moe(self) -> Moe | None:
+        """The mixture of experts of its MLP, if it has one."""
+        return None if self.mlp is None else self.mlp.moe
+
+    @property
+    def mixer(self) -> tuple[str, Attention | LatentAttention | DeltaNet | Mamba] | None:
+        """What the names of its parameters begin with, and the block that mixes positions; None in a layer that has an MLP alone."""
+        found = (
+            ("attention", self.attention),
+            ("attention", self.latent_attention),
+            ("delta", self.delta),
+            ("mamba", self.mamba),
+        )
+        return next(((name, block) for name, block in found if block is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from ckpt_core.architecture.schema import (
     Attention,
     Classifier,
     DeltaNet,
+    Mamba,
     Mlp,
     Norm,
     Pooling,
@@ -101,11 +102,18 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
         yield f"{prefix}positions.padding", "there is no row before the first position"
     for index, layer in enumerate(stack.layers):
         path = f"{prefix}layers.{index}"
-        mixers = [one for one in (layer.attention, layer.latent_attention, layer.delta) if one is not None]
-        if len(mixers) != 1:
-            yield path, "a layer has either attention, or latent attention, or a delta net"
+        given = (layer.attention, layer.latent_attention, layer.delta, layer.mamba)
+        mixers = [one for one in given if one is not None]
+        if len(mixers) > 1:
+            yield path, "a layer has either attention, or latent attention, or a delta net, or a Mamba-2 block"
+        if not mixers and layer.mlp is None:
+            yield path, "a layer has a block that mixes positions, or an MLP, or both"
+        if (not mixers or layer.mlp is None) and (layer.parallel or layer.shared_norm):
+            yield path, "a layer of one block has nothing in parallel"
         if layer.delta is not None:
             yield from _delta(f"{path}.delta", layer.delta, stack.causal)
+        if layer.mamba is not None:
+            yield from _mamba(f"{path}.mamba", layer.mamba, stack.causal)
         if layer.cross_attention is not None and not crossing:
             yield f"{path}.cross_attention", "there is no encoder to attend to"
         for name, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
@@ -113,7 +121,8 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
                 yield from _attention(f"{path}.{name}", attention)
         if layer.norm_after_sum and layer.parallel:
             yield f"{path}.norm_after_sum", "the blocks of a parallel layer share one sum"
-        yield from _mlp(f"{path}.mlp", layer.mlp)
+        if layer.mlp is not None:
+            yield from _mlp(f"{path}.mlp", layer.mlp)
 
 
 def _attention(path: str, attention: Attention) -> Iterator[tuple[str, str]]:
@@ -147,6 +156,22 @@ def _delta(path: str, delta: DeltaNet, causal: bool) -> Iterator[tuple[str, str]
         yield path, "its state comes from earlier positions alone, and the stack is not causal"
     for name in ("norm", "head_norm", "out_norm"):
         yield from _norm(f"{path}.{name}", getattr(delta, name))
+
+
+def _mamba(path: str, mamba: Mamba, causal: bool) -> Iterator[tuple[str, str]]:
+    for name in ("heads", "head_dim", "groups", "state", "conv", "norm_groups"):
+        yield from _positive(f"{path}.{name}", getattr(mamba, name))
+    if mamba.groups > 0 and mamba.heads % mamba.groups:
+        yield path, f"heads={mamba.heads} is not a multiple of groups={mamba.groups}"
+    if mamba.norm_groups > 0 and mamba.heads * mamba.head_dim % mamba.norm_groups:
+        yield (
+            f"{path}.norm_groups",
+            f"{mamba.norm_groups} parts of {mamba.heads} x {mamba.head_dim} channels are not equal",
+        )
+    if not causal:
+        yield path, "its state comes from earlier positions alone, and the stack is not causal"
+    for name in ("norm", "gated_norm", "out_norm"):
+        yield from _norm(f"{path}.{name}", getattr(mamba, name))
 
 
 def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str]]:
@@ -190,6 +215,8 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
     if mlp.moe is not None:
         for name in ("experts", "ffn"):
             yield from _positive(f"{path}.moe.{name}", getattr(mlp.moe, name))
+        if mlp.moe.latent is not None:
+            yield from _positive(f"{path}.moe.latent", mlp.moe.latent)
         if not 0 < mlp.moe.router.top_k <= mlp.moe.experts:
             yield f"{path}.moe.router.top_k", f"{mlp.moe.router.top_k} of {mlp.moe.experts} experts"
         if mlp.moe.router.score not in ("softmax", "sigmoid"):

@@ -131,6 +131,7 @@ def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
     ]
     rows.append(("latent", _latent(words, f"{prefix}latent_attention")))
     rows.append(("delta net", _delta(words, f"{prefix}delta")))
+    rows.append(("mamba", _mamba(words, f"{prefix}mamba")))
     rows.append(("positions", _positions(words, prefix)))
     rows.append(("mlp", _mlp(words, f"{prefix}mlp")))
     norms = [
@@ -139,6 +140,7 @@ def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
         *words.norm(f"{prefix}attention.out_norm", "attention output"),
         *words.norm(f"{prefix}latent_attention.norm", "attention"),
         *words.norm(f"{prefix}delta.norm", "delta net"),
+        *words.norm(f"{prefix}mamba.norm", "mamba"),
         *words.norm(f"{prefix}cross_attention.norm", "cross attention"),
         *words.norm(f"{prefix}mlp.norm", "mlp"),
         *words.norm(f"{prefix}mlp.out_norm", "mlp output"),
@@ -228,6 +230,22 @@ def _delta(words: _Words, path: str) -> str:
     return ", ".join([*parts, *words.norm(f"{path}.head_norm", "head norm")])
 
 
+def _mamba(words: _Words, path: str) -> str:
+    if not words.has(path):
+        return ""
+    where = words.take(f"{path}?")
+    heads, width, groups, state = (
+        value_text(words.take(f"{path}.{name}")) for name in ("heads", "head_dim", "groups", "state")
+    )
+    parts = [f"{heads} heads of {width}, states of {state} in {groups} group{'' if groups == '1' else 's'}"]
+    parts[0] += in_layers(where) if isinstance(where, PerLayer) else ""
+    parts += words.tell(f"{path}.conv", "convolution over {} positions")
+    parts += words.tell(f"{path}.conv_bias", "bias on convolutions{}")
+    parts += words.tell(f"{path}.bias", "bias on projections{}")
+    parts += words.norm(f"{path}.gated_norm", "gated norm")
+    return ", ".join([*parts, *words.tell(f"{path}.norm_groups", "in {} parts")])
+
+
 def _positions(words: _Words, prefix: str) -> str:
     parts = words.tell(f"{prefix}positions.count", "{} learned", always=True)
     parts += words.tell(f"{prefix}positions.offset", "offset {}")
@@ -256,9 +274,11 @@ def _positions(words: _Words, prefix: str) -> str:
 
 
 def _mlp(words: _Words, path: str) -> str:
+    where = words.take(f"{path}?")
     gated, activation = words.take(f"{path}.gated"), words.take(f"{path}.activation")
     named = f"gated ({value_text(gated)}) " if isinstance(gated, PerLayer) else "gated " * bool(gated)
     parts = [f"{named}{value_text(activation)}", *words.tell(f"{path}.ffn", "width {}")]
+    parts[0] += in_layers(where) if isinstance(where, PerLayer) else ""
     if words.has(f"{path}.moe"):
         where = words.take(f"{path}.moe?")
         count, width, chosen = (
@@ -266,6 +286,7 @@ def _mlp(words: _Words, path: str) -> str:
         )
         expert = f"{count} experts of width {width}, {chosen} per token"
         parts.append(expert + (in_layers(where) if isinstance(where, PerLayer) else ""))
+        parts += words.tell(f"{path}.moe.latent", "behind a latent of {}")
         parts += words.tell(f"{path}.moe.router.score", "{} router", always=True)
         parts += words.tell(f"{path}.moe.router.normalise", "normalised{}")
         parts += words.tell(f"{path}.moe.router.on_input", "shares on the input of experts{}")

@@ -95,7 +95,7 @@ class Folder:
 
     def read_config(self, file: str) -> dict[str, Any]:
         """The object in a config file. `FormatError` if it holds none."""
-        return read_yaml_object(file) if self._is_yaml else read_json_object(file)
+        return read_yaml_object(file) if self._is_yaml else read_json_object(file, infinite=True)
 
     def config_text(self, config: Mapping[str, Any]) -> bytes:
         """What a config file holds."""

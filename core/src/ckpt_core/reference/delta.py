@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from ckpt_core.architecture import DeltaNet
+from ckpt_core.reference.convolution import convolved
 from ckpt_core.reference.weights import Weights
 
 _LENGTH_EPS = 1e-6  # beneath the root of a head's length, in every implementation of it
@@ -18,7 +19,7 @@ def mix_by_delta(
     if mask is not None:
         x = x * mask[..., None]
     keys, values, repeats = delta.key_heads, delta.value_heads, delta.value_heads // delta.key_heads
-    q, k, v = (_convolved(weights, name, part, delta, x) for part in ("q", "k", "v"))
+    q, k, v = (convolved(weights, f"{name}.{part}", delta.conv, x) for part in ("q", "k", "v"))
     q, k = (_unit(part.unflatten(-1, (keys, -1))).repeat_interleave(repeats, 2) for part in (q, k))
     v, z = v.unflatten(-1, (values, -1)), weights.linear(x, f"{name}.z").unflatten(-1, (values, -1))
     beta = delta.beta_scale * torch.sigmoid(weights.linear(x, f"{name}.b"))
@@ -27,13 +28,6 @@ def mix_by_delta(
     y = weights.norm(recurred(q * delta.key_dim**-0.5, k, v, beta, decay), f"{name}.head_norm", delta.head_norm)
     gated = (y * functional.silu(z)).unflatten(2, (keys, repeats))
     return weights.linear(gated, f"{name}.out", contracted=3)
-
-
-def _convolved(weights: Weights, name: str, part: str, delta: DeltaNet, x: torch.Tensor) -> torch.Tensor:
-    """A projection; each of its channels is then a weighted sum of its last `conv` positions, and goes through SiLU."""
-    taps = weights.vector(f"{name}.{part}_conv.weight").reshape(-1, 1, delta.conv)
-    channels = functional.pad(weights.linear(x, f"{name}.{part}").transpose(1, 2), (delta.conv - 1, 0))
-    return functional.silu(functional.conv1d(channels, taps, groups=len(taps))).transpose(1, 2)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

@@ -27,14 +27,17 @@ def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torc
         return _dense(weights, name, mlp, x)
     flat = x.flatten(0, -2)
     chosen, shares = route(weights, name, mlp.moe.router, flat)
-    y = torch.zeros_like(flat)
+    read = flat if mlp.moe.latent is None else weights.product(flat, f"{name}.latent_in.weight")
+    y = torch.zeros_like(read)
     for expert in torch.unique(chosen).tolist():  # an expert that no token chose is not read
         token, slot = (chosen == expert).nonzero(as_tuple=True)
-        share, inner = shares[token, slot, None], flat[token]
+        share, inner = shares[token, slot, None], read[token]
         if mlp.moe.router.on_input:
             y[token] += _dense(weights, f"{name}.experts", mlp, share * inner, expert)
         else:
             y[token] += share * _dense(weights, f"{name}.experts", mlp, inner, expert)
+    if mlp.moe.latent is not None:
+        y = weights.product(y, f"{name}.latent_out.weight")
     if mlp.moe.shared is not None:
         shared = _dense(weights, f"{name}.shared", mlp, flat)
         if mlp.moe.shared.gate:

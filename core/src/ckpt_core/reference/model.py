@@ -13,7 +13,11 @@ from ckpt_core.architecture import (
     Architecture,
     Attention,
     Classifier,
+    DeltaNet,
+    LatentAttention,
     Layer,
+    Mamba,
+    Mlp,
     Pooling,
     Positions,
     Stack,
@@ -23,6 +27,7 @@ from ckpt_core.architecture import (
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
+from ckpt_core.reference.mamba import mix_by_mamba
 from ckpt_core.reference.mlp import ACTIVATIONS, feed_forward
 from ckpt_core.reference.weights import DEFAULT_BLOCK, Arithmetic, Weights
 
@@ -188,35 +193,51 @@ class _Context:
 def _layer(
     weights: Weights, name: str, layer: Layer, x: torch.Tensor, context: _Context
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    block = layer.attention or layer.latent_attention or layer.delta
-    assert block is not None  # validate()
-    mixer = "attention" if layer.delta is None else "delta"
-    normed = weights.norm(x, f"{name}.{mixer}.norm", block.norm)
-    if layer.delta is not None:
-        y = mix_by_delta(weights, f"{name}.delta", layer.delta, normed, context.mask)
-    elif layer.latent_attention is not None:
-        y = attend_latent(weights, f"{name}.attention", layer.latent_attention, normed, context.allowed)
-    elif layer.attention is not None:
-        y = attend(weights, f"{name}.attention", layer.attention, normed, normed, context.allowed, context.bias)
     after = layer.norm_after_sum
-    y = y if after else weights.norm(y, f"{name}.{mixer}.out_norm", block.out_norm)
-    y = y * weights.vector(f"{name}.{mixer}.layer_scale.weight") if layer.layer_scale else y
-    residual = normed if layer.residual_from_norm else x
-    if layer.parallel:
-        inner = normed if layer.shared_norm else weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
-        yield f"{mixer} and mlp", residual + layer.residual_scale * (y + _fed(weights, name, layer, inner))
-        return
-    x = residual + layer.residual_scale * y
-    x = weights.norm(x, f"{name}.{mixer}.out_norm", block.out_norm) if after else x
-    yield mixer, x
+    if layer.mixer is not None:
+        mixer, block = layer.mixer
+        normed = weights.norm(x, f"{name}.{mixer}.norm", block.norm)
+        y = _mixed(weights, f"{name}.{mixer}", block, normed, context)
+        y = y if after else weights.norm(y, f"{name}.{mixer}.out_norm", block.out_norm)
+        y = y * weights.vector(f"{name}.{mixer}.layer_scale.weight") if layer.layer_scale else y
+        residual = normed if layer.residual_from_norm else x
+        if layer.parallel and layer.mlp is not None:
+            inner = normed if layer.shared_norm else weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
+            fed = _fed(weights, f"{name}.mlp", layer, layer.mlp, inner)
+            yield f"{mixer} and mlp", residual + layer.residual_scale * (y + fed)
+            return
+        x = residual + layer.residual_scale * y
+        x = weights.norm(x, f"{name}.{mixer}.out_norm", block.out_norm) if after else x
+        yield mixer, x
     if layer.cross_attention is not None:
         crossed = f"{name}.cross_attention"
         x = x + layer.residual_scale * _crossed(weights, crossed, layer.cross_attention, x, context, after)
         x = weights.norm(x, f"{crossed}.out_norm", layer.cross_attention.out_norm) if after else x
         yield "cross_attention", x
-    normed = weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
-    x = (normed if layer.residual_from_norm else x) + layer.residual_scale * _fed(weights, name, layer, normed)
-    yield "mlp", weights.norm(x, f"{name}.mlp.out_norm", layer.mlp.out_norm) if after else x
+    if layer.mlp is not None:
+        normed = weights.norm(x, f"{name}.mlp.norm", layer.mlp.norm)
+        residual = normed if layer.residual_from_norm else x
+        x = residual + layer.residual_scale * _fed(weights, f"{name}.mlp", layer, layer.mlp, normed)
+        yield "mlp", weights.norm(x, f"{name}.mlp.out_norm", layer.mlp.out_norm) if after else x
+
+
+def _mixed(
+    weights: Weights,
+    name: str,
+    block: Attention | LatentAttention | DeltaNet | Mamba,
+    x: torch.Tensor,
+    context: _Context,
+) -> torch.Tensor:
+    """What a block that mixes positions makes of `x`, normed already."""
+    match block:
+        case DeltaNet():
+            return mix_by_delta(weights, name, block, x, context.mask)
+        case Mamba():
+            return mix_by_mamba(weights, name, block, x, context.mask)
+        case LatentAttention():
+            return attend_latent(weights, name, block, x, context.allowed)
+        case Attention():
+            return attend(weights, name, block, x, x, context.allowed, context.bias)
 
 
 def _crossed(
@@ -231,10 +252,10 @@ def _crossed(
     return y if norm_after_sum else weights.norm(y, f"{name}.out_norm", attention.out_norm)
 
 
-def _fed(weights: Weights, name: str, layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    y = feed_forward(weights, f"{name}.mlp", layer.mlp, x)
-    y = y if layer.norm_after_sum else weights.norm(y, f"{name}.mlp.out_norm", layer.mlp.out_norm)
-    return y * weights.vector(f"{name}.mlp.layer_scale.weight") if layer.layer_scale else y
+def _fed(weights: Weights, name: str, layer: Layer, mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    y = feed_forward(weights, name, mlp, x)
+    y = y if layer.norm_after_sum else weights.norm(y, f"{name}.out_norm", mlp.out_norm)
+    return y * weights.vector(f"{name}.layer_scale.weight") if layer.layer_scale else y
 
 
 def _logits(weights: Weights, architecture: Architecture, x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_core.architecture import Activation, Architecture, Attention, Layer, Mlp, Stack, parameters
-from ckpt_core.rewrite.model import Rewritable, holds_only, map_attentions, map_layers, map_stacks
+from ckpt_core.rewrite.model import Rewritable, holds_only, map_attentions, map_layers, map_mlp, map_stacks
 from ckpt_core.tensors.assembly import LazyParameter
 
 
@@ -48,13 +48,16 @@ def without_zero_biases(model: Rewritable, among: str = ".bias") -> Rewritable:
         return replace(old, q_bias=q, k_bias=k, v_bias=v, out_bias=out)
 
     def layer(paths: list[str], old: Layer) -> Layer:
-        up = kept(old.mlp.up_bias, *(f"{path}.mlp.{part}.bias" for path in paths for part in ("up", "gate")))
-        down = kept(old.mlp.down_bias, *(f"{path}.mlp.down.bias" for path in paths))
+        mlp = old.mlp
+        if mlp is not None:
+            up = kept(mlp.up_bias, *(f"{path}.mlp.{part}.bias" for path in paths for part in ("up", "gate")))
+            down = kept(mlp.down_bias, *(f"{path}.mlp.down.bias" for path in paths))
+            mlp = replace(mlp, up_bias=up, down_bias=down)
         return replace(
             old,
             attention=attention(paths, "attention", old.attention),
             cross_attention=attention(paths, "cross_attention", old.cross_attention),
-            mlp=replace(old.mlp, up_bias=up, down_bias=down),
+            mlp=mlp,
         )
 
     def stack(prefix: str, old: Stack) -> Stack:
@@ -79,7 +82,7 @@ def gated_relu(model: Rewritable) -> Rewritable:
 
     def is_plain(layer: Layer) -> bool:
         mlp = layer.mlp
-        return not mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None
+        return mlp is not None and not mlp.gated and mlp.activation == Activation.RELU and mlp.moe is None
 
     stacks = model.architecture.stacks
     if not all(is_plain(layer) for stack in stacks.values() for layer in stack.layers):
@@ -87,7 +90,7 @@ def gated_relu(model: Rewritable) -> Rewritable:
 
     def gated(layer: Layer) -> Layer:
         layer = map_attentions(layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True))
-        return replace(layer, mlp=replace(layer.mlp, gated=True, up_bias=True, down_bias=True))
+        return map_mlp(layer, lambda old: replace(old, gated=True, up_bias=True, down_bias=True))
 
     architecture = map_layers(model.architecture, gated)
     tensors: dict[str, LazyParameter] = {}
@@ -114,7 +117,7 @@ def plain_relu(model: Rewritable) -> Rewritable:
         f"{prefix}{block}.mlp"
         for prefix, stack in model.architecture.stacks.items()
         for block, layer in stack.blocks.items()
-        if is_gated(layer.mlp)
+        if layer.mlp is not None and is_gated(layer.mlp)
     ]
     if len(paths) != sum(len(stack.blocks) for stack in model.architecture.stacks.values()) or not all(
         holds_only(model.tensors[f"{path}.up.bias"], model.files, 1.0)
@@ -122,7 +125,7 @@ def plain_relu(model: Rewritable) -> Rewritable:
         for path in paths
     ):
         return model
-    architecture = map_layers(model.architecture, lambda layer: replace(layer, mlp=replace(layer.mlp, gated=False)))
+    architecture = map_layers(model.architecture, lambda layer: map_mlp(layer, lambda mlp: replace(mlp, gated=False)))
     tensors = {
         name: replace(model.tensors[name.replace(".mlp.up.", ".mlp.gate.")], parameter=parameter)
         for name, parameter in parameters(architecture).items()

@@ -16,7 +16,7 @@ def zero_shared_experts(model: Rewritable) -> Rewritable:
     """
 
     def shared(layer: Layer) -> Layer:
-        moe = layer.mlp.moe
+        moe = layer.moe
         if moe is None or moe.shared is not None:
             return layer
         return _with(layer, SharedExpert(ffn=moe.ffn, gate=True))
@@ -39,12 +39,12 @@ def without_zero_shared_experts(model: Rewritable) -> Rewritable:
     if not names or not all(holds_only(model.tensors[name], model.files, 0.0) for name in names):
         return model
     architecture: Architecture = map_layers(
-        model.architecture, lambda layer: layer if layer.mlp.moe is None else _with(layer, None)
+        model.architecture, lambda layer: _with(layer, None) if layer.moe else layer
     )
     tensors = {name: model.tensors[name] for name in parameters(architecture)}
     return model.rewritten(architecture, tensors, f"shared experts of zeros left out ({len(names)} tensors)")
 
 
 def _with(layer: Layer, shared: SharedExpert | None) -> Layer:
-    assert layer.mlp.moe is not None
-    return replace(layer, mlp=replace(layer.mlp, moe=replace(layer.mlp.moe, shared=shared)))
+    assert layer.mlp is not None and layer.moe is not None
+    return replace(layer, mlp=replace(layer.mlp, moe=replace(layer.moe, shared=shared)))

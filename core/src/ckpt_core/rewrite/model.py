@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ckpt_core.architecture import Architecture, Attention, Layer, Stack, same_value
+from ckpt_core.architecture import Architecture, Attention, Layer, Mlp, Stack, same_value
 from ckpt_core.layout import scale
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
@@ -57,6 +57,11 @@ def map_attentions(layer: Layer, change: Callable[[Attention], Attention]) -> La
         attention=None if attention is None else change(attention),
         cross_attention=None if crossing is None else change(crossing),
     )
+
+
+def map_mlp(layer: Layer, change: Callable[[Mlp], Mlp]) -> Layer:
+    """The layer with `change` applied to its MLP, if it has one."""
+    return layer if layer.mlp is None else replace(layer, mlp=change(layer.mlp))
 
 
 def attentions(architecture: Architecture) -> Iterator[tuple[str, Attention]]:

@@ -60,9 +60,8 @@ def folded_layer_scale(model: Rewritable) -> Rewritable:
 
 
 def _ends_in_a_projection(layer: Layer) -> bool:
-    mixer = layer.attention or layer.latent_attention or layer.delta
-    normed = layer.mlp.out_norm is not None or (mixer is not None and mixer.out_norm is not None)
-    return layer.mlp.moe is None and not normed
+    blocks = [block for block in (layer.mixer and layer.mixer[1], layer.mlp) if block is not None]
+    return layer.moe is None and all(block.out_norm is None for block in blocks)
 
 
 def resized_images(model: Rewritable, size: str) -> Rewritable:

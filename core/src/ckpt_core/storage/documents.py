@@ -35,8 +35,11 @@ _MOST_YAML_NODES = 100_000  # of 1.5 KB each: PyYAML notes where everything begi
 _MOST_YAML_VALUES = 1_000_000
 
 
-def parse_json(data: bytes, file: str) -> object:
-    """The value of a JSON text; `FormatError` for bad syntax, a key given twice, NaN, or absurd nesting or size."""
+def parse_json(data: bytes, file: str, *, infinite: bool = False) -> object:
+    """The value of a JSON text; `FormatError` for bad syntax, a key given twice, NaN, or absurd nesting or size.
+
+    `infinite`: it may hold Infinity, as Python writes it and JSON has it not.
+    """
     memory = _memory_of_json(data)
     if memory > _MOST_JSON_MEMORY:
         raise FormatError(
@@ -54,8 +57,13 @@ def parse_json(data: bytes, file: str) -> object:
             found[key] = value
         return found
 
+    def constant(name: str) -> float:
+        if infinite and name == "Infinity":
+            return math.inf
+        raise ValueError(f"{name} is not a number")
+
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer, parse_constant=_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer, parse_constant=constant)
     except FormatError:
         raise
     except RecursionError:
@@ -76,21 +84,17 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def read_json(path: str | os.PathLike) -> object:
-    """The value in a JSON file.
+def read_json(path: str | os.PathLike, *, infinite: bool = False) -> object:
+    """The value in a JSON file. `infinite`: it may hold Infinity, which Python's own writer of JSON writes.
 
     `FormatError` for what is not JSON, for keys that occur twice, and for a file that is too large or too deep.
     """
-    return parse_json(read_small(path), os.fspath(path))
+    return parse_json(read_small(path), os.fspath(path), infinite=infinite)
 
 
-def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
-    """The object in a JSON file; anything else is a `FormatError`."""
-    value = read_json(path)
+def read_json_object(path: str | os.PathLike, *, infinite: bool = False) -> dict[str, Any]:
+    """The object in a JSON file, as `read_json` reads it; anything else is a `FormatError`."""
+    value = read_json(path, infinite=infinite)
     if not isinstance(value, dict):
         raise FormatError("the JSON text is not an object", file=path, found=type(value).__name__)
     return value

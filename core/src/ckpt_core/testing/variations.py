@@ -78,6 +78,7 @@ def _inert(base: Facts) -> set[str]:
 
 _MOE = {"mlp.ffn": ABSENT, "mlp.ffn?": ABSENT, "mlp.moe.experts": 10, "mlp.moe.ffn": 20, "mlp.moe.router.top_k": 3}
 _DELTA_SIZES = {"key_heads": 2, "value_heads": 4, "key_dim": 6, "value_dim": 10, "conv": 3}
+_MAMBA_SIZES = {"heads": 4, "head_dim": 6, "groups": 2, "state": 10, "conv": 3}
 _YARN = _scaling(RotaryKind.YARN, factor=4.0, original_positions=32)
 
 
@@ -221,6 +222,22 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "delta.norm": {"delta.norm": ABSENT},
         "delta.head_norm.eps": {"delta.head_norm.eps": 3e-4},
         "delta.out_norm": _norm("delta.out_norm"),
+        "mamba?": {
+            "mamba?": _each_layer(count, False),
+            "attention?": _each_layer(count, True),
+            **{f"mamba.{name}": size for name, size in _MAMBA_SIZES.items()},
+            **_norm("mamba.norm"),
+            **_norm("mamba.gated_norm"),
+        },
+        **{f"mamba.{name}": {f"mamba.{name}": 4 * size} for name, size in _MAMBA_SIZES.items()},
+        "mamba.norm": {"mamba.norm": ABSENT},
+        "mamba.gated_norm": {"mamba.gated_norm": ABSENT},
+        "mamba.gated_norm.eps": {"mamba.gated_norm.eps": 3e-4},
+        "mamba.norm_groups": {"mamba.norm_groups": 2},
+        "mamba.conv_bias": {"mamba.conv_bias": not facts.get("mamba.conv_bias")},
+        "mamba.bias": {"mamba.bias": True},
+        "mamba.out_norm": _norm("mamba.out_norm"),
+        "mlp?": {"mlp?": _each_layer(count, True)},
         "mlp.ffn": {"mlp.ffn": 2 * facts.get("mlp.ffn", 28)},
         "mlp.ffn, by layer": {"mlp.ffn": PerLayer(56 if index else 28 for index in range(count))},
         **{f"mlp.activation={kind}": {"mlp.activation": kind} for kind in Activation},
@@ -240,6 +257,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         },
         "mlp.moe.experts": {**moe, "mlp.moe.experts": 14},
         "mlp.moe.ffn": {**moe, "mlp.moe.ffn": 44},
+        "mlp.moe.latent": {**moe, "mlp.moe.latent": 52},
         "mlp.moe.router.normalise": {"mlp.moe.router.normalise": not facts.get("mlp.moe.router.normalise"), **moe},
         "mlp.moe.router.score": {"mlp.moe.router.score": "sigmoid", **moe},
         "mlp.moe.router.scale": {"mlp.moe.router.scale": 2.5, **moe},

@@ -45,6 +45,7 @@ from ckpt_hf.families import (
     modernbert,
     mpt,
     nemotron,
+    nemotron_h,
     olmo,
     olmo2,
     olmo3,
@@ -118,6 +119,7 @@ _SAID: list[Family] = [
     *afmoe.FAMILIES,
     *mellum.FAMILIES,
     *flint.FAMILIES,
+    *nemotron_h.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

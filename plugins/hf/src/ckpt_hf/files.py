@@ -87,7 +87,7 @@ def _may_be_config(file: str) -> bool:
     if not os.path.isfile(file):
         return False
     try:
-        config = documents.read_json(file)
+        config = documents.read_json(file, infinite=True)
     except (FormatError, OSError):
         return True
     return not isinstance(config, dict) or not config.keys().isdisjoint(("model_type", "architectures"))
@@ -95,7 +95,7 @@ def _may_be_config(file: str) -> bool:
 
 def config_in(path: str) -> dict[str, Any] | None:
     """The config in a file; None if it is not one of transformers."""
-    config = documents.read_json_object(path) if path.endswith(".json") else {}
+    config = documents.read_json_object(path, infinite=True) if path.endswith(".json") else {}
     return config if "model_type" in config else None
 
 

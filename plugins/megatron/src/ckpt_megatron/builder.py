@@ -23,5 +23,5 @@ class GPTBuilder(TargetBuilder):
         """How many experts the layer of a tensor has; 0 without any, and outside of layers."""
         if native.layer is None and native.predictor is None:
             return 0
-        moe = self.layers[-1 if native.layer is None else native.layer].mlp.moe
+        moe = self.layers[-1 if native.layer is None else native.layer].moe
         return moe.experts if moe is not None else 0

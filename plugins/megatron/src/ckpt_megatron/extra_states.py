@@ -53,7 +53,7 @@ def stacked_extra_states(
         if homogeneous and module.startswith("decoder.layers."):
             axes.append(len(layers))
         if _EXPERT.search(module):
-            axes.append(max(layer.mlp.moe.experts for layer in layers if layer.mlp.moe))
+            axes.append(max(layer.moe.experts for layer in layers if layer.moe))
         found += [f"{module}._extra_state/shard_{place}" for place in _places(axes)]
     return found
 

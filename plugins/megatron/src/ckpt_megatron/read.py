@@ -197,7 +197,7 @@ def choices_of_tensors(found: FolderContents, architecture: Architecture) -> dic
 
 def _check_experts(found: FolderContents, architecture: Architecture) -> None:
     """Every pair of expert ranks must have been found: Megatron writes not all files where etp is less than tp."""
-    if found.container != "torch" or not any(layer.mlp.moe for layer in decoder_of(architecture).layers):
+    if found.container != "torch" or not any(layer.moe for layer in decoder_of(architecture).layers):
         return
     etp, ep = found.parallel.get("etp", found.parallel["tp"]), found.parallel["ep"]
     held = {(share.ranks["tp"][0], share.ranks["ep"][0]) for share in found.shares if share.expert}

@@ -39,13 +39,14 @@ def with_biases(model: rewrites.Rewritable, *, fused_gelu: bool = False, always:
     `fused_gelu`: GELU's tanh form is only reached through a bias. `always`: the framework has no layers without biases.
     """
     layers = decoder_of(model.architecture).layers
-    tanh = any(layer.mlp.activation is Activation.GELU_TANH and not layer.mlp.gated for layer in layers)
+    mlps = [layer.mlp for layer in layers if layer.mlp]
+    tanh = any(mlp.activation is Activation.GELU_TANH and not mlp.gated for mlp in mlps)
     every = always or (fused_gelu and tanh) or any(_has_linear_bias(layer) for layer in layers)
     inputs = every or any(_has_input_bias(layer) for layer in layers)
 
     def biased(layer: schema.Layer) -> schema.Layer:
-        mlp = replace(layer.mlp, norm=_and_norm_bias(layer.mlp.norm))
-        if every and not (mlp.moe and mlp.moe.shared):  # shared experts have no biases
+        mlp = layer.mlp and replace(layer.mlp, norm=_and_norm_bias(layer.mlp.norm))
+        if mlp and every and not (mlp.moe and mlp.moe.shared):  # shared experts have no biases
             mlp = replace(mlp, up_bias=True, down_bias=True)
         if layer.attention is None:
             return replace(layer, mlp=mlp)
@@ -73,7 +74,7 @@ def _has_linear_bias(layer: schema.Layer) -> bool:
         out = layer.attention.out_bias
     else:
         out = layer.latent_attention is not None and layer.latent_attention.bias
-    return out or layer.mlp.up_bias or layer.mlp.down_bias
+    return out or (layer.mlp is not None and (layer.mlp.up_bias or layer.mlp.down_bias))
 
 
 def _has_input_bias(layer: schema.Layer) -> bool:
@@ -91,9 +92,8 @@ def _and_norm_bias(norm: schema.Norm | None) -> schema.Norm | None:
 
 def biased_experts(architecture: Architecture) -> bool:
     """Whether experts have biases, which no tensor parallel ranks divide since core 0.15 (transformer_config.py)."""
-    return any(
-        layer.mlp.moe and (layer.mlp.up_bias or layer.mlp.down_bias) for layer in decoder_of(architecture).layers
-    )
+    mlps = [layer.mlp for layer in decoder_of(architecture).layers if layer.mlp]
+    return any(mlp.moe and (mlp.up_bias or mlp.down_bias) for mlp in mlps)
 
 
 def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
@@ -101,7 +101,7 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
     problems = errors.Problems(f"tp={layout.tp} pp={layout.pp} ep={layout.ep}")
     layers = decoder_of(architecture).layers
     attention = next((layer.attention for layer in layers if layer.attention), None)
-    moe = any(layer.mlp.moe for layer in layers)
+    moe = any(layer.moe for layer in layers)
     if attention is not None:
         heads, groups = attention.heads, attention.groups
         if heads % layout.tp:
@@ -134,16 +134,17 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         problems.raise_any()
     if layout.ep > 1 and not moe:
         problems.add(Refusal("expert parallel ranks need experts", found=f"ep={layout.ep}"))
-    clamped = any(layer.mlp.clamp is not None or layer.mlp.up_offset for layer in layers)
+    mlps = [layer.mlp for layer in layers if layer.mlp]
+    clamped = any(mlp.clamp is not None or mlp.up_offset for mlp in mlps)
     if layout.container == "torch" and layout.tp > 1 and clamped and biased_experts(architecture):
         problems.add(
             Refusal(
                 "the versions that clamp divide no experts with biases over tensor parallel ranks, as torch files would",
-                found=f"tp={layout.tp}, mlp.clamp = {layers[-1].mlp.clamp}, mlp.up_offset = {layers[-1].mlp.up_offset}",
+                found=f"tp={layout.tp}, mlp.clamp = {mlps[-1].clamp}, mlp.up_offset = {mlps[-1].up_offset}",
                 fix="use -o container=torch_dist, or expert parallel ranks alone",
             )
         )
-    if layout.grouped and layout.names == "local" and moe and layers[-1].mlp.up_bias:
+    if layout.grouped and layout.names == "local" and moe and mlps[-1].up_bias:
         problems.add(Refusal("grouped experts of the local spec have no biases"))
     problems.raise_any()
     # raises where an axis is not divided

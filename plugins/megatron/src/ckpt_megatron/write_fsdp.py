@@ -24,7 +24,7 @@ _OF_GATE_AND_UP = re.compile(r"linear_fc1\.(weight|bias)$")
 def write_fsdp(builder: GPTBuilder, values: Mapping[str, object]) -> None:
     """Plan the files. `values` lie beside the tensors, each under a key of its own: args, iteration, checkpoint_version."""
     layout = builder.layout
-    if layout.grouped and layout.names == "local" and any(layer.mlp.moe for layer in builder.layers):
+    if layout.grouped and layout.names == "local" and any(layer.moe for layer in builder.layers):
         raise Refusal(
             "how fsdp_dtensor keeps grouped experts of local modules is not known",
             found="-o names=local",

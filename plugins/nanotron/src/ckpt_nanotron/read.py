@@ -86,9 +86,7 @@ def read(path: str, request: ReadRequest) -> Description:
             "model": model.kind.kind,
             "interleaved": model.interleaved,
             "grouped": model.grouped,
-            "shared_experts": any(
-                layer.mlp.moe and layer.mlp.moe.shared for layer in decoder_of(model.architecture).layers
-            ),
+            "shared_experts": any(layer.moe and layer.moe.shared for layer in decoder_of(model.architecture).layers),
             "target": model.release,
             "tp": files.tp,
             "pp": files.pp,

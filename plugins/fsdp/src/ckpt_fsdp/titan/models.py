@@ -20,8 +20,8 @@ def model_of(architecture: Architecture, asked: Any, file: str) -> str:
     if layer.latent_attention is not None:
         found = DEEPSEEK_V3
     elif layer.attention is not None:
-        own = layer.attention.qk_norm is not None or layer.attention.q_bias or layer.mlp.moe is not None
-        found = QWEN3 if own or any(other.mlp.moe for other in stack.layers) else LLAMA3
+        own = layer.attention.qk_norm is not None or layer.attention.q_bias or layer.moe is not None
+        found = QWEN3 if own or any(other.moe for other in stack.layers) else LLAMA3
     else:
         raise CkptError("torchtitan has no model of this kind", file=file, expected="layers with attention")
     if asked not in (None, found) and (DEEPSEEK_V3 in (asked, found) or found == QWEN3):

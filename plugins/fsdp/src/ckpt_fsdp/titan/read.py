@@ -101,7 +101,7 @@ def _extra_biases(
 ) -> list[str]:
     """The biases on the scores of experts, where the model has no place for them."""
     stack = architecture.decoder
-    held = any(layer.mlp.moe and layer.mlp.moe.router.correction_bias for layer in stack.layers) if stack else False
+    held = any(layer.moe and layer.moe.router.correction_bias for layer in stack.layers) if stack else False
     return [] if held else sorted(name for name in names if name.endswith(f".{BIAS[str(choices['experts'])]}"))
 
 

@@ -52,9 +52,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     stack = model.architecture.decoder
     # Every mixture has this buffer, and torch's loader asks for it; zero is what it begins with.
     zeros = [
-        Zeros(name, dtypes.FP32, (layer.mlp.moe.experts,))
+        Zeros(name, dtypes.FP32, (layer.moe.experts,))
         for number, layer in enumerate(stack.layers if stack else ())
-        if layer.mlp.moe and (name := f"layers.{number}.{bias}") not in natives
+        if layer.moe and (name := f"layers.{number}.{bias}") not in natives
     ]
     add_distributed(builder, natives, {}, "", str(options.get("max_shard_size") or "5GB"), zeros)
     builder.documents |= model.documents

@@ -105,7 +105,7 @@ def _biased(layer: schema.Layer) -> schema.Layer:
     layer = rewrites.map_attentions(
         layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True)
     )
-    return replace(layer, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
+    return rewrites.map_mlp(layer, lambda old: replace(old, up_bias=True, down_bias=True))
 
 
 def _as_blenderbot(model: rewrites.Rewritable) -> rewrites.Rewritable:

@@ -207,7 +207,8 @@ def _as_vit(model: rewrites.Rewritable) -> rewrites.Rewritable:
             return layer
         some = layer.attention.q_bias or layer.attention.k_bias or layer.attention.v_bias
         attention = replace(layer.attention, q_bias=some, k_bias=some, v_bias=some, out_bias=True)
-        return replace(layer, attention=attention, mlp=replace(layer.mlp, up_bias=True, down_bias=True))
+        layer = replace(layer, attention=attention)
+        return rewrites.map_mlp(layer, lambda old: replace(old, up_bias=True, down_bias=True))
 
     architecture = rewrites.map_layers(replace(model.architecture, patches=replace(patches, bias=True)), biased)
     if architecture == model.architecture:

@@ -103,14 +103,14 @@ class FileLayout:
         """Raise `Refusal`s for ranks that the model or the backend cannot have."""
         problems = errors.Problems(" ".join(f"{name}={size}" for name, size in self.parallel.items()))
         layers = architecture.decoder.layers if architecture.decoder else ()
-        moe = any(layer.mlp.moe for layer in layers)
+        moe = any(layer.moe for layer in layers)
         if self.ep > 1 and not moe:
             problems.add(Refusal("expert parallel ranks need experts", found=f"ep={self.ep}"))
         elif self.ep > 1 and self.backend == "ranks":
             problems.add(
                 Refusal("rank files have no expert parallel ranks", found=f"ep={self.ep}", fix="use -o backend=zarr")
             )
-        if self.ep > 1 and any(layer.mlp.moe and layer.mlp.moe.experts % self.ep for layer in layers):
+        if self.ep > 1 and any(layer.moe and layer.moe.experts % self.ep for layer in layers):
             problems.add(Refusal(f"ep={self.ep} does not divide the experts"))
         problems.raise_any()
 

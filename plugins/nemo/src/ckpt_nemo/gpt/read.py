@@ -190,7 +190,7 @@ class _Spelling:
     def __init__(self, found: GptContents, architecture: Architecture) -> None:
         self._found = found
         layers = architecture.decoder.layers if architecture.decoder else ()
-        self._moe = any(layer.mlp.moe for layer in layers)
+        self._moe = any(layer.moe for layer in layers)
         self._tied = architecture.head is not None and architecture.head.tied
 
     def of(self, name: str) -> str:

@@ -39,7 +39,7 @@ class _Part:
 def add_distributed(builder: NemoBuilder, layout: FileLayout) -> None:
     """Enter the files of a distributed checkpoint."""
     layers, form = _layers(builder), builder.form
-    homogeneous = len({layer.mlp.moe is not None for layer in layers}) == 1
+    homogeneous = len({layer.moe is not None for layer in layers}) == 1
     ranks = layout.tp if layout.backend == "zarr" else 1
     parts = list(_parts(builder, layout, ranks, homogeneous))
     style = "local" if layout.backend == "zarr" else "te"
@@ -63,6 +63,10 @@ def _layers(builder: NemoBuilder) -> Sequence[schema.Layer]:
     return builder.architecture.decoder.layers if builder.architecture.decoder else ()
 
 
+def _is_gated(layer: schema.Layer) -> bool:
+    return layer.mlp is not None and layer.mlp.gated
+
+
 def _parts(builder: NemoBuilder, layout: FileLayout, ranks: int, homogeneous: bool) -> Iterator[_Part]:
     """Every tensor as `ranks` tensor parallel ranks have it, layer by layer; a gated linear_fc1 in its two halves."""
     layers, wholes = _layers(builder), builder.natives()
@@ -73,7 +77,7 @@ def _parts(builder: NemoBuilder, layout: FileLayout, ranks: int, homogeneous: bo
             continue
         key, place, sizes = _place(whole, layers, homogeneous)
         kind = builder.dtype_of(whole)
-        gated = _GATED.search(whole.name) is not None and layers[whole.layer or 0].mlp.gated
+        gated = _GATED.search(whole.name) is not None and _is_gated(layers[whole.layer or 0])
         joined = gated and whole.name.endswith(".bias") and layout.old_core
         for rank in range(ranks if dict(whole.row.splits).get("tp") else 1):
             native = by_rank[rank][whole.name]
@@ -89,7 +93,7 @@ def _parts(builder: NemoBuilder, layout: FileLayout, ranks: int, homogeneous: bo
 def _place(
     native: layouts.Native, layers: Sequence[schema.Layer], homogeneous: bool
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    moe = None if native.layer is None else layers[native.layer].mlp.moe
+    moe = None if native.layer is None else layers[native.layer].moe
     name = native.name if native.layer is None else te(native.name, latent=False, moe=moe is not None, grouped=False)
     stacked = len(layers) if homogeneous else None
     key, place, sizes = dist_place(name, native.layer, stacked, moe.experts if moe is not None else 0)

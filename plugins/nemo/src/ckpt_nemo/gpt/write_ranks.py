@@ -42,7 +42,7 @@ def _state(
         if layout.names == "legacy":
             name = legacy(name, native.row.copy)
         elif layout.fused:
-            moe = native.layer is not None and _layers(builder.architecture)[native.layer].mlp.moe is not None
+            moe = native.layer is not None and _layers(builder.architecture)[native.layer].moe is not None
             name = te(name, latent=False, moe=moe, grouped=False)
         found[f"{prefix}{name}"] = native
     if layout.names == "mcore" and layout.fused:

@@ -123,7 +123,8 @@ def _evidence(
     yield f"patches: backbone.{choices['patch_layer']} ({age})"
     said = "" if "class_token_length" in config else ", the default, as class_token_length is not said"
     yield f"class tokens: {patches.class_tokens}{said}"
-    function = encoder.layers[0].mlp.activation
+    mlp = encoder.layers[0].mlp
+    function = mlp and mlp.activation
     if function in (Activation.GELU_ERF, Activation.GELU_TANH):
         form = "tanh" if function is Activation.GELU_TANH else "erf"
         keys = ("openai_gelu", "bias_activation_fusion")

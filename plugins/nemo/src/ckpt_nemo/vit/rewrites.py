@@ -26,11 +26,9 @@ def _with_biases(model: rewrites.Rewritable, patches: bool) -> rewrites.Rewritab
     """Zero biases where NeMo's layers have one and the model has none."""
 
     def biased(layer: schema.Layer) -> schema.Layer:
-        mlp = replace(layer.mlp, up_bias=True, down_bias=True)
-        if layer.attention is None:
-            return replace(layer, mlp=mlp)
-        return replace(
-            layer, mlp=mlp, attention=replace(layer.attention, q_bias=True, k_bias=True, v_bias=True, out_bias=True)
+        layer = rewrites.map_mlp(layer, lambda old: replace(old, up_bias=True, down_bias=True))
+        return rewrites.map_attentions(
+            layer, lambda old: replace(old, q_bias=True, k_bias=True, v_bias=True, out_bias=True)
         )
 
     architecture = rewrites.map_layers(model.architecture, biased)
