@@ -29,11 +29,14 @@ LEGACY = [
     (r"^decoder\.final_norm\.",                               "decoder.final_layernorm."),
 ]
 
-_DELTA_NORM = "self_attention.in_proj.layer_norm_"  # of a delta net
+_OF_MIXERS = {
+    "attention": "self_attention.linear_qkv.layer_norm_",
+    "delta": "self_attention.in_proj.layer_norm_",
+    "mamba": "mixer.in_proj.layer_norm_",
+}
 # TransformerEngine's fused modules, and torch_dist, whose keys are TransformerEngine's even for local modules.
 FUSED_NORMS = [
-    ("self_attention.linear_qkv.layer_norm_",                 "input_layernorm."),
-    (_DELTA_NORM,                                            "input_layernorm."),
+    *((fused,                                                 "input_layernorm.") for fused in _OF_MIXERS.values()),
     ("self_attention.linear_q_up_proj.layer_norm_",           "self_attention.q_layernorm."),
     ("self_attention.linear_kv_up_proj.layer_norm_",          "self_attention.kv_layernorm."),
     ("mlp.linear_fc1.layer_norm_",                            "pre_mlp_layernorm."),
@@ -42,6 +45,9 @@ FUSED_NORMS = [
 # TEGroupedMLP numbers the tensors of one module instead of having a module per expert.
 TE_GROUPED = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$")
 DIST_EXPERTS = ".mlp.experts.experts."
+
+# The final norm of a HybridModel (and of the models before Megatron-Core), and of any other.
+_FINAL_OF_HYBRID, _FINAL_NORM = "decoder.final_norm.", "decoder.final_layernorm."
 
 # The block in a layer of multi-token prediction: `transformer_layer` until core 0.16, and in torch_dist to this day.
 PREDICTORS = "mtp."
@@ -74,6 +80,8 @@ def plain(name: str) -> str:
             name = pattern.sub(replacement, name)
     if name.startswith(PREDICTORS):
         name = name.replace(_BLOCK_SINCE_017, _BLOCK, 1)
+    if name.startswith(_FINAL_OF_HYBRID):
+        name = name.replace(_FINAL_OF_HYBRID, _FINAL_NORM, 1)
     for fused, separate in FUSED_NORMS:
         name = name.replace(f".{fused}", f".{separate}")
     return TE_GROUPED.sub(r".mlp.experts.local_experts.\3.\1.\2", name)
@@ -118,13 +126,13 @@ def renumbered(name: str, layer: int | None, expert: int | None) -> str:
     return name
 
 
-def te(name: str, *, latent: bool, moe: bool, grouped: bool, delta: bool = False) -> str:
-    """What a TransformerEngine model calls a tensor of a layer with latent attention, with experts, or that is a delta net.
+def te(name: str, *, latent: bool, moe: bool, grouped: bool, mixer: str = "attention") -> str:
+    """What a TransformerEngine model calls a tensor of a layer with latent attention, with experts, or with another `mixer`.
 
     With latent attention the input norm stays by itself, and before experts the MLP's norm does.
     """
     for fused, separate in FUSED_NORMS:
-        if delta != (fused == _DELTA_NORM) and separate == "input_layernorm.":
+        if separate == "input_layernorm." and fused != _OF_MIXERS[mixer]:
             continue
         if (separate == "input_layernorm." and latent) or (separate == "pre_mlp_layernorm." and moe):
             continue
@@ -138,12 +146,21 @@ def te(name: str, *, latent: bool, moe: bool, grouped: bool, delta: bool = False
     return name
 
 
+def of_hybrid(name: str) -> str:
+    """What a HybridModel calls a tensor outside of its layers.
+
+    >>> of_hybrid("decoder.final_layernorm.weight")
+    'decoder.final_norm.weight'
+    """
+    return name.replace(_FINAL_NORM, _FINAL_OF_HYBRID, 1)
+
+
 def dist_local(name: str, *, latent: bool) -> str:
     """The torch_dist key of a local module's tensor: `sharded_state_dict_keys_map` of gpt_layer_specs.py."""
     if latent:
         return name
     for fused, separate in FUSED_NORMS:
-        if not separate.startswith("self_attention.") and fused != _DELTA_NORM:
+        if not separate.startswith("self_attention.") and fused not in (_OF_MIXERS["delta"], _OF_MIXERS["mamba"]):
             name = name.replace(f".{separate}", f".{fused}")
     return name
 

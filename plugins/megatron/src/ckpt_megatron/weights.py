@@ -77,6 +77,7 @@ NORMS = [
     row("input_layernorm.weight",               "h", "attention.norm.weight"),
     row("input_layernorm.bias",                 "h", "attention.norm.bias"),
     row("input_layernorm.weight",               "h", "delta.norm.weight"),
+    row("input_layernorm.weight",               "h", "mamba.norm.weight"),
     row("pre_mlp_layernorm.weight",             "h", "mlp.norm.weight"),
     row("pre_mlp_layernorm.bias",               "h", "mlp.norm.bias"),
 ]
@@ -144,6 +145,26 @@ DELTA = [
     row("self_attention.out_proj.weight",       "h (g r dv)",   "delta.out.weight",       tp="g"),
 ]
 
+# What torch_dist keeps of mamba_mixer.py, whose in_proj and conv1d are split in the same way; in memory it is conv1d_weight.
+MAMBA = [
+    row("mixer.in_proj.weight.z",               "(g r d) h",    "mamba.z.weight",          tp="g"),
+    row("mixer.in_proj.weight.x",               "(g r d) h",    "mamba.x.weight",          tp="g"),
+    row("mixer.in_proj.weight.B",               "(g n) h",      "mamba.b.weight",          tp="g"),
+    row("mixer.in_proj.weight.C",               "(g n) h",      "mamba.c.weight",          tp="g"),
+    row("mixer.in_proj.weight.dt",              "(g r) h",      "mamba.dt.weight",         tp="g"),
+    row("mixer.conv1d.weight.x",                "(g r d) 1 t",  "mamba.x_conv.weight",     tp="g"),
+    row("mixer.conv1d.weight.B",                "(g n) 1 t",    "mamba.b_conv.weight",     tp="g"),
+    row("mixer.conv1d.weight.C",                "(g n) 1 t",    "mamba.c_conv.weight",     tp="g"),
+    row("mixer.conv1d.bias.x",                  "(g r d)",      "mamba.x_conv.bias",       tp="g"),
+    row("mixer.conv1d.bias.B",                  "(g n)",        "mamba.b_conv.bias",       tp="g"),
+    row("mixer.conv1d.bias.C",                  "(g n)",        "mamba.c_conv.bias",       tp="g"),
+    row("mixer.A_log",                          "(g r)",        "mamba.a_log.weight",      tp="g"),
+    row("mixer.D",                              "(g r)",        "mamba.skip.weight",       tp="g"),
+    row("mixer.dt_bias",                        "(g r)",        "mamba.dt_bias.weight",    tp="g"),
+    row("mixer.norm.weight",                    "(g r d)",      "mamba.gated_norm.weight", tp="g"),
+    row("mixer.out_proj.weight",                "h (g r d)",    "mamba.out.weight",        tp="g"),
+]
+
 FC1 = [
     row("mlp.linear_fc1.weight",                "((gate + up) f) h", "mlp.{part}.weight",        tp="f", when="mlp.gated"),
     row("mlp.linear_fc1.bias",                  "((gate + up) f)",   "mlp.{part}.bias",          tp="f", when="mlp.gated"),
@@ -199,7 +220,7 @@ PREDICTOR = [
 ]
 """The rows of a layer of multi-token prediction but for those of its block."""
 
-BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *DELTA, *FC1, *FC2, *ROUTER]
+BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *DELTA, *MAMBA, *FC1, *FC2, *ROUTER]
 """The rows of a layer but for those of its experts."""
 
 LAYER = "decoder.layers.{l}"

@@ -12,7 +12,7 @@ from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
-from ckpt_megatron.names import DIST_EXPERTS, dist_local, te
+from ckpt_megatron.names import DIST_EXPERTS, dist_local, of_hybrid, te
 
 _FILES, _FILE_BYTES = 4, 4 << 30
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
@@ -55,10 +55,11 @@ def _place(
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     experts = builder.experts(native)
     if native.layer is None and native.predictor is None:
-        name = native.name
+        name = of_hybrid(native.name) if any(layer.mamba for layer in builder.layers) else native.name
     elif builder.layout.names == "te":
-        delta = native.layer is not None and builder.layers[native.layer].delta is not None
-        name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False, delta=delta)
+        mixer = builder.layers[native.layer].mixer if native.layer is not None else None
+        kind = mixer[0] if mixer else "attention"
+        name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False, mixer=kind)
     else:
         name = dist_local(native.name, latent=builder.latent)
     return dist_place(name, native.layer, len(builder.layers) if homogeneous else None, experts)

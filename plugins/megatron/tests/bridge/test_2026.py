@@ -24,6 +24,7 @@ UNUSUAL = {
     "exaone4": "attention.out_norm",
     "olmoe": "attention.qk_norm_whole",
     "minimax_m2": "attention.qk_norm_whole",
+    "nemotron_h": r"no mamba\.heads",
 }
 READ = (
     "qwen3",
@@ -82,7 +83,7 @@ def test_megatron_lm_s_args_have_no_delta_nets(golden: Golden, tmp_path: Path) -
 
 
 @among(UNUSUAL)
-def test_megatron_lm_s_args_have_no_such_norms(golden: Golden, tmp_path: Path) -> None:
+def test_megatron_lm_s_args_have_no_such_layers(golden: Golden, tmp_path: Path) -> None:
     with pytest.raises(CkptError, match=UNUSUAL[family(golden)]):
         convert(golden.checkpoint, tmp_path / "run", to="megatron", tp=golden.case["tp"])
     assert_nothing_at(tmp_path / "run")

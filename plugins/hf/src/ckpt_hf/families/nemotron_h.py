@@ -104,7 +104,7 @@ def _letters(facts: Facts) -> str | None:
 
 def _names(facts: Facts) -> list[str] | None:
     letters = _letters(facts)
-    return letters and [_BLOCKS[letter] for letter in letters]
+    return None if letters is None else [_BLOCKS[letter] for letter in letters]
 
 
 _PATTERN = ("layers_block_type", "hybrid_override_pattern", "num_hidden_layers")

@@ -13,6 +13,7 @@ from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
 from ckpt_megatron.transformer_config.delta import refuse_unwritten
 from ckpt_megatron.transformer_config.fields import SPEC, latent, scaled_embedding, usual
+from ckpt_megatron.transformer_config.hybrid import hybrid, refuse_unwritten_hybrid
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
 from ckpt_megatron.transformer_config.targets import plain
 
@@ -26,10 +27,12 @@ GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=T
     "Megatron-Bridge's GPTModelProvider", ORIGIN
 )
 MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", ORIGIN)
+HYBRID = hybrid(GPT, "Megatron-Bridge's HybridModelProvider")
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
 _GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
+_HYBRID_CLASS = f"{PACKAGE}.hybrid.hybrid_provider.HybridModelProvider"  # since 0.6
 _MLA_CLASS = f"{PACKAGE}.mla_provider.MLAModelProvider"  # since 0.3.1
 _DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3.1
 _LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3.1
@@ -82,7 +85,9 @@ def is_plain(target: str) -> bool:
     >>> is_plain("megatron.bridge.models.gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider")
     False
     """
-    return target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
+    return target == _HYBRID_CLASS or (
+        target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
+    )
 
 
 def scales_embedding(target: str) -> bool:
@@ -93,6 +98,8 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     """The table for what a provider class does with its fields."""
     if fields.get("multi_latent_attention"):
         return MLA
+    if target == _HYBRID_CLASS:
+        return HYBRID
     unusual = unusual_table(short(target), fields)
     if unusual is not None:
         return unusual
@@ -166,6 +173,9 @@ def written_fields(
             fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
     refuse_unwritten(facts, version, VERSIONS[-1], names)
+    if target == _HYBRID_CLASS:
+        refuse_unwritten_hybrid(version, VERSIONS[-1], names)
+        return target, fields
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)
@@ -216,6 +226,8 @@ def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
 def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     scaled = facts.get("tokens.scale", 1.0) != 1.0
     llama31 = facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3
+    if facts.present("mamba") is not False:
+        return _HYBRID_CLASS
     if scaled:
         return hint if hint is not None and scales_embedding(hint) else _GEMMA_CLASS
     if facts.present("latent_attention") is not False:
@@ -228,6 +240,7 @@ def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     fits = (
         hint is not None
         and is_plain(hint)
+        and hint != _HYBRID_CLASS
         and not scales_embedding(hint)
         and not short(hint).startswith(("Llama31", "Llama32", "MLA"))
     )

@@ -24,8 +24,10 @@ def check_layout(model: rewrites.Rewritable, facts: Facts, layout: FileLayout) -
 def number_layers(fields: dict[str, Any], facts: Facts, hints: Mapping[str, Any]) -> bool:
     """Whether every layer has keys of its own, as it has where moe_layer_freq is a list; enter it as in the source.
 
-    So it has where some layers are delta nets, whatever moe_layer_freq is.
+    So it has where some layers are delta nets, whatever moe_layer_freq is, and in hybrid models.
     """
+    if facts.present("mamba") is not False:
+        return True
     frequency = fields["moe_layer_freq"]
     if hints.get("layers") == "numbered" and not isinstance(frequency, list) and fields["num_moe_experts"] is not None:
         fields["moe_layer_freq"] = [frequency] * facts["layers"]
