@@ -46,7 +46,8 @@ def tests(session: nox.Session) -> None:
     """The test suite, goldens included: those shipped, or those in $CKPT_GOLDENS."""
     install(session, *HELPERS, *GROUPS["test"])
     cached = {"PYTHONDONTWRITEBYTECODE": ""}  # else every one of very many processes compiles ckpt anew
-    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs, env=cached)
+    alone = {"OMP_NUM_THREADS": "1"}  # there is a worker on each core: more threads would wait for one another
+    session.run("pytest", "-n", "auto", "--dist", "loadscope", *session.posargs, env=cached | alone)
 
 
 @nox.session
