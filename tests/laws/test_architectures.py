@@ -20,6 +20,7 @@ from ckpt_core.architecture import (
     DeltaNet,
     Facts,
     Head,
+    Indexer,
     LatentAttention,
     Layer,
     Mamba,
@@ -116,10 +117,19 @@ def attentions(draw: st.DrawFn) -> Attention:
     )  # fmt: skip
 
 
-latents = st.builds(
-    LatentAttention, heads=sizes, kv_rank=sizes, nope_dim=sizes, rope_dim=st.just(4), value_dim=sizes,
-    rotary=rotaries(4), kv_norm=norms, q_rank=maybe(sizes), q_norm=maybe(norms), norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), bias=flags,
-)  # fmt: skip
+indexers = st.builds(Indexer, heads=sizes, head_dim=st.integers(4, 9), top_k=sizes, norm=norms)
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> LatentAttention:
+    rank = draw(maybe(sizes))
+    return draw(
+        st.builds(
+            LatentAttention, heads=sizes, kv_rank=sizes, nope_dim=sizes, rope_dim=st.just(4), value_dim=sizes, rotary=maybe(rotaries(4)),
+            kv_norm=norms, q_rank=st.just(rank), q_norm=maybe(norms), norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), bias=flags,
+            indexer=maybe(indexers) if rank else st.none(),
+        )
+    )  # fmt: skip
 
 
 @st.composite
@@ -129,6 +139,7 @@ def deltas(draw: st.DrawFn) -> DeltaNet:
         st.builds(
             DeltaNet, key_heads=st.just(heads), value_heads=st.just(heads * draw(st.integers(1, 3))), key_dim=sizes, value_dim=sizes,
             conv=sizes, head_norm=norms, norm=maybe(norms), out_norm=maybe(norms), beta_scale=factors,
+            decay_rank=maybe(sizes), gate_rank=maybe(sizes), sigmoid_gate=flags,
         )
     )  # fmt: skip
 
@@ -174,7 +185,7 @@ def mlps(draw: st.DrawFn) -> Mlp:
 def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
     kinds = []
     for _ in range(draw(st.integers(1, 3))):
-        mixers = {"attention": attentions(), "latent_attention": latents, "delta": deltas(), "mamba": mambas()}
+        mixers = {"attention": attentions(), "latent_attention": latents(), "delta": deltas(), "mamba": mambas()}
         mixer = draw(st.sampled_from([*mixers, None]))
         alone = mixer is None or draw(flags)
         mlp = st.none() if alone and mixer else mlps()
@@ -281,10 +292,11 @@ def full() -> Architecture:
         q_rank=7,
         q_norm=norm,
         norm=norm,
+        indexer=Indexer(heads=3, head_dim=8, top_k=4, norm=norm),
     )
     delta = DeltaNet(
-        key_heads=2, value_heads=4, key_dim=3, value_dim=5, conv=6, norm=norm, head_norm=norm, beta_scale=2.0
-    )
+        key_heads=2, value_heads=4, key_dim=3, value_dim=5, conv=6, norm=norm, head_norm=norm, beta_scale=2.0, decay_rank=7, gate_rank=8
+    )  # fmt: skip
     mamba = Mamba(heads=6, head_dim=4, groups=3, state=5, conv=2, norm=norm, gated_norm=norm, norm_groups=2)
     router = Router(top_k=2, groups=2, group_top_k=1)
     moe = Moe(experts=4, ffn=5, router=router, shared=SharedExpert(ffn=6, gate=True), latent=7)
@@ -361,7 +373,7 @@ def test_the_full_one_is_legal_and_uses_every_class() -> None:
     seen = {type(at_class) for at_class in _dataclasses_in(architecture)}
     assert seen == {
         Architecture, Tokens, Stack, Layer, Attention, LatentAttention, DeltaNet, Mamba, Mlp, Moe, Router, SharedExpert, Norm, Rotary, RotaryScaling,
-        RelativeBias, Positions, Head, Classifier, Temperature,
+        RelativeBias, Positions, Head, Classifier, Temperature, Indexer,
     }  # fmt: skip
 
 
@@ -470,7 +482,7 @@ CONTRADICTIONS = [
             "low_frequency_factor": 4.0,
             "high_frequency_factor": 1.0,
         },
-        "layers.0.attention.rotary.scaling.low_frequency_factor: 4.0 is not below high_frequency_factor=1.0",
+        "layers.0.attention.rotary.scaling.low_frequency_factor: 4.0 is above high_frequency_factor=1.0",
     ),
     ((*A, "norm", "kind"), "batch", "layers.0.attention.norm.kind"),
     ((*A, "norm", "eps"), -1.0, "layers.0.attention.norm.eps"),
@@ -478,6 +490,19 @@ CONTRADICTIONS = [
     (("decoder", "layers", 1, "mlp", "moe", "router", "top_k"), 5, "layers.2.mlp.moe.router.top_k"),
     (("decoder", "layers", 1, "mlp", "moe", "router", "score"), "max", "layers.2.mlp.moe.router.score"),
     (("decoder", "layers", 2, "delta", "value_heads"), 5, "layers.3.delta"),
+    (("decoder", "layers", 1, "latent_attention", "indexer", "top_k"), 0, "layers.2.latent_attention.indexer.top_k"),
+    (
+        ("decoder", "layers", 1, "latent_attention", "indexer", "head_dim"),
+        3,
+        "layers.2.latent_attention.indexer.head_dim",
+    ),
+    (("decoder", "layers", 1, "latent_attention", "q_rank"), None, "layers.2.latent_attention.indexer"),
+    (
+        ("decoder", "layers", 1, "latent_attention", "index_from_before"),
+        True,
+        "layers.2.latent_attention.index_from_before",
+    ),
+    (("decoder", "layers", 2, "delta", "decay_rank"), 0, "layers.3.delta.decay_rank"),
     (("decoder", "layers", 2, "delta", "conv"), 0, "layers.3.delta.conv"),
     (("decoder", "layers", 2, "delta", "head_norm", "eps"), -1.0, "layers.3.delta.head_norm.eps"),
     (("decoder", "layers", 3, "mamba"), None, "layers.4"),

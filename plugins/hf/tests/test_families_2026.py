@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.api import config_architecture
@@ -14,6 +17,8 @@ from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
 from ckpt_hf.config import FAMILIES
+from ckpt_tests import families
+from ckpt_tests.families import build
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.models import weights
@@ -90,3 +95,83 @@ def test_what_versions_of_transformers_read_otherwise_is_refused(key: str, value
     (tmp_path / "config.json").write_text(json.dumps({**GPT_OSS, "num_experts_per_tok": 4, key: value}))
     with pytest.raises(CkptError, match=key):
         config_architecture(str(tmp_path / "config.json"))
+
+
+def test_kimi_linear_is_read_as_published_and_as_transformers_saves_it(tmp_path: Path) -> None:
+    """The layers without experts have two names in files; the published one is written, and both sides of the config are."""
+    build(families.CASES["kimi_linear"], tmp_path / "saved", mlp_layer_types=["dense", "sparse"])
+    convert(tmp_path / "saved", tmp_path / "published", to="hf")
+    convert(tmp_path / "published", tmp_path / "again", to="hf")
+    saved, published = weights(tmp_path / "saved"), weights(tmp_path / "published")
+    dense = "model.layers.0.{}.up_proj.weight"
+    assert_same_bits({"up": published[dense.format("mlp")]}, {"up": saved[dense.format("block_sparse_moe")]})
+    assert_same_bits(weights(tmp_path / "again"), published)
+    config = json.loads((tmp_path / "published" / "config.json").read_text())
+    said = config.pop("linear_attn_config")
+    assert said == {
+        "num_heads": 5,
+        "head_dim": 8,
+        "short_conv_kernel_size": 3,
+        "full_attn_layers": [2],
+        "kda_layers": [1],
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    alone = config_architecture(str(path))
+    own = ("layer_types", "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim")
+    path.write_text(
+        json.dumps({key: value for key, value in config.items() if key not in own} | {"linear_attn_config": said})
+    )
+    assert config_architecture(str(path)) == alone
+    for changed in ({"num_heads": 6}, {"full_attn_layers": [1], "kda_layers": [2]}, {"kda_layers": [1, 2]}):
+        path.write_text(json.dumps(config | {"linear_attn_config": said | changed}))
+        with pytest.raises(CkptError, match="linear_attn_config"):
+            config_architecture(str(path))
+
+
+def test_the_patterns_of_glm_5_choose_the_layers_with_an_indexer(tmp_path: Path) -> None:
+    """As transformers derives them, and as a list says them; the first layer must have an indexer."""
+    from transformers import GlmMoeDsaConfig
+
+    path = tmp_path / "config.json"
+    sizes = {**families.CASES["glm_moe_dsa"].config, "num_hidden_layers": 7}
+    for said in (
+        {},
+        {"index_topk_freq": 3},
+        {"index_topk_freq": 2, "index_skip_topk_offset": 4},
+        {"index_topk_pattern": "FSSFFSF"},
+    ):
+        config = {
+            **sizes,
+            **said,
+            "indexer_types": None,
+            "architectures": ["GlmMoeDsaForCausalLM"],
+            "model_type": "glm_moe_dsa",
+        }
+        path.write_text(json.dumps(config))
+        layers = config_architecture(str(path)).decoder.layers
+        kinds = ["full" if layer.latent_attention.indexer else "shared" for layer in layers]
+        assert kinds == GlmMoeDsaConfig(**copy.deepcopy({**sizes, **said, "indexer_types": None})).indexer_types
+    path.write_text(json.dumps(config | {"index_topk_pattern": "SFFFFFF"}))
+    with pytest.raises(CkptError, match="index_topk_pattern"):
+        config_architecture(str(path))
+
+
+def test_a_layer_after_the_last_of_deepseek_v32_has_an_indexer_of_its_own(tmp_path: Path) -> None:
+    build(families.CASES["deepseek_v32"], tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    tensors = weights(tmp_path / "hf")
+    last = {name: value for name, value in tensors.items() if name.startswith("model.layers.1.")}
+    width = tensors["model.norm.weight"]
+    further = {name.replace("layers.1.", "layers.2."): value * 0.5 for name, value in last.items()}
+    further |= {f"model.layers.2.{name}.weight": width * 0.25 for name in ("enorm", "hnorm", "shared_head.norm")}
+    further["model.layers.2.eh_proj.weight"] = torch.randn(len(width), 2 * len(width))
+    further["model.layers.2.embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+    further["model.layers.2.shared_head.head.weight"] = tensors["lm_head.weight"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    save_file(
+        {name: value.clone() for name, value in (tensors | further).items()}, tmp_path / "hf" / "model.safetensors"
+    )
+    convert(tmp_path / "hf", tmp_path / "ir", to="ir")
+    convert(tmp_path / "ir", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), tensors | further)

@@ -13,6 +13,7 @@ import pytest
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import config_architecture, plan_conversion
 from ckpt_core.errors import CkptError
+from ckpt_core.testing.examples import ABSENT, example, write_ir
 from ckpt_tests import tiny
 from ckpt_tests.families import CASES, build, tokens
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
@@ -64,11 +65,22 @@ REFUSED = {
     "llama4": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
     "llama4_chunks": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
     "ministral3": ["no attention.temperature.interval", "no attention.temperature.scale"],
+    "deepseek_v32": ["no latent_attention.indexer.heads", "no latent_attention.indexer.top_k"],
+    "glm_moe_dsa": ["no latent_attention.indexer.heads", "latent_attention.indexer in every layer or in none"],
+    "kimi_linear": ["no delta.key_heads", "latent_attention in every layer or in none"],
     "glm4_moe_lite": ["latent_attention.norm.eps = 1e-05, latent_attention.kv_norm.eps = 1e-06"],
 }  # fmt: skip
 # Keys that say nothing about these models: layers that predict further tokens, of which there are none, and heads of
 # keys where multi_query says one.
 WITHOUT_EFFECT = {"num_nextn_predict_layers", "num_kv_heads"}
+
+
+@pytest.mark.parametrize("to", ["megatron", "megatron-bridge"])
+def test_latent_attention_that_does_not_rotate_is_refused_by_name(to: str, tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example("latent", latent_attention__rotary=ABSENT))
+    with pytest.raises(CkptError, match=r"no latent_attention\.rotary"):
+        convert(tmp_path / "ir", tmp_path / "out", to=to)
+    assert_nothing_at(tmp_path / "out")
 
 
 def made(name: str, folder: Path):

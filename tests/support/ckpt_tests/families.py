@@ -66,9 +66,19 @@ _MULTIPLIERS = {
 # transformers cuts the steps of Nemotron-H's states below the first number, which is not what the model is
 _MAMBA = {"time_step_min": 1e-9, "chunk_size": 64}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_SCOUT = {
+    "rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
 _LLAMA4 = {
     **SIZES, "head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24, "intermediate_size_mlp": 56, "moe_layers": [1],
     "no_rope_layers": [0, 1], "attention_chunk_size": 13, "floor_scale": 9, "attn_scale": 0.5,
+}  # fmt: skip
+_INDEXED = {**_LATENT, "n_group": 2, "topk_group": 1, "index_topk": 5, "index_n_heads": 4, "index_head_dim": 22}
+_KIMI_LINEAR = {
+    **{key: value for key, value in SIZES.items() if key != "max_position_embeddings"},
+    "num_key_value_heads": 12, "kv_lora_rank": 20, "qk_nope_head_dim": 14, "qk_rope_head_dim": 10, "v_head_dim": 18, "moe_intermediate_size": 24,
+    "num_experts": 6, "num_shared_experts": 2, "num_experts_per_token": 2, "linear_head_dim": 8, "linear_num_heads": 5, "linear_conv_kernel_dim": 3,
+    "layer_types": _LAYERS, "mlp_layer_types": ["sparse", "sparse"],
 }  # fmt: skip
 CASES = {
     "mixtral": Case(
@@ -308,7 +318,14 @@ CASES = {
         {"rope_scaling": None, "rope_parameters": {**GROWING, "llama_4_scaling_beta": 0.0}},
     ),
     "llama4": Case("llama4_text", _LLAMA4, {"attn_scale": 2.0}),
-    "llama4_chunks": Case("llama4_text", _LLAMA4, {"attention_chunk_size": 7}),
+    "llama4_chunks": Case("llama4_text", {**_LLAMA4, "rope_parameters": _SCOUT}, {"attention_chunk_size": 7}),
+    "deepseek_v32": Case("deepseek_v32", {**_INDEXED, "rope_parameters": YARN}, {"index_topk": 7}),
+    "glm_moe_dsa": Case(
+        "glm_moe_dsa",
+        {**_INDEXED, "num_hidden_layers": 4, "indexer_types": ["full", "shared", "full", "shared"]},
+        {"index_topk": 7},
+    ),
+    "kimi_linear": Case("kimi_linear", _KIMI_LINEAR, {"num_experts_per_token": 3}),
     "gpt_oss": Case(
         "gpt_oss",
         {
@@ -628,7 +645,16 @@ CHANGES: dict[str, list[dict[str, object]]] = {
         *_FEW, _TIED, _BIASED, {"attention_chunk_size": None}, {"layer_types": [_FULL, _FULL]}, {"layer_types": ["chunked_attention"] * 2},
         {"attn_temperature_tuning": False}, {"use_qk_norm": False}, {"moe_layers": None}, {"moe_layers": None, "interleave_moe_layer_step": 2},
         {"no_rope_layers": [1, 1]}, {"no_rope_layers": None, "no_rope_layer_interval": 1}, {"moe_layers": [0]}, {"moe_layers": []},
-        {"num_experts_per_tok": 1}, {"rope_parameters": {**_LLAMA3, "low_freq_factor": 1.0, "high_freq_factor": 1.0}},
+        {"num_experts_per_tok": 1},
+    ],
+    "deepseek_v32": [*_FEW, _TIED, _BIASED, {"mlp_layer_types": ["sparse", "dense"]}, {"n_group": 1, "topk_group": 1}, {"index_n_heads": 3}],
+    "glm_moe_dsa": [
+        _TIED, {"indexer_types": None}, {"indexer_types": None, "index_topk_freq": 2}, {"indexer_types": None, "index_topk_pattern": "FFSF"},
+        {"rope_parameters": _THETA}, {"index_head_dim": 10}, {"index_topk": 100},
+    ],
+    "kimi_linear": [
+        {"rms_norm_eps": 0.25}, _TIED, _BIASED, {"hidden_act": "gelu"}, {"q_lora_rank": 28}, {"moe_renormalize": False}, {"num_expert_group": 2},
+        {"layer_types": _LAYERS[::-1]}, {"layer_types": _LAYERS[:1] * 2}, {"linear_conv_kernel_dim": 5}, {"mlp_layer_types": ["dense", "sparse"]},
     ],
     "gpt_oss": [{"swiglu_limit": 3.0}, {"swiglu_alpha": 1.5}, {"attention_bias": False}, {"layer_types": [_FULL, _SLIDING]}, {"hidden_act": "gelu"}],
     "granite": [*_FEW, _TIED, _BIASED, {"mlp_bias": True}, *({key: 1.0} for key in _MULTIPLIERS)],

@@ -10,6 +10,7 @@ from ckpt_core.architecture.schema import (
     Classifier,
     DeltaNet,
     Head,
+    Indexer,
     LatentAttention,
     Layer,
     Mamba,
@@ -35,8 +36,8 @@ from ckpt_core.architecture.serial import dumps, from_json, to_json
 from ckpt_core.architecture.validate import rotary_width, validate
 
 __all__ = [
-    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "LatentAttention", "Layer", "Mamba", "Mlp",
-    "Moe", "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
+    "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "Indexer", "LatentAttention", "Layer", "Mamba",
+    "Mlp", "Moe", "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
     "SharedExpert", "Stack", "Temperature", "Tokens", "Transform", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",
 ]  # fmt: skip

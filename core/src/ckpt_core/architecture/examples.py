@@ -78,6 +78,17 @@ _LATENT: dict[str, object] = {
     **_norms("rms", 1e-6, "latent_attention.norm", "latent_attention.q_norm", "latent_attention.kv_norm"),
 }
 
+_INDEXED: dict[str, object] = {
+    **_LATENT,
+    "latent_attention.indexer.heads": 6,
+    "latent_attention.indexer.head_dim": 22,
+    "latent_attention.indexer.top_k": 9,
+    "latent_attention.indexer?": PerLayer((True, True, False, True, True, False)),
+    "latent_attention.index_from_before": PerLayer((False, False, True, False, False, True)),
+    **_norms("layer", 1e-6, "latent_attention.indexer.norm"),
+    "latent_attention.indexer.norm.bias": True,
+}
+
 _DELTA_NET: dict[str, object] = {
     "delta.key_heads": 4,
     "delta.value_heads": 8,
@@ -128,6 +139,18 @@ _ONE_BLOCK: dict[str, object] = {
     "mlp.moe.latent": 44,
     "mlp.gated": False,
     "mlp.activation": Activation.RELU_SQUARED,
+}
+
+# Kimi's: a decay for every channel, beside latent attention that does not rotate.
+_DELTA_BY_CHANNEL: dict[str, object] = {
+    **_LATENT,
+    **_DELTA_NET,
+    "latent_attention.rotary": ABSENT,
+    "delta?": PerLayer((True, True, False, True, True, False)),
+    "latent_attention?": PerLayer((False, False, True, False, False, True)),
+    "delta.decay_rank": 9,
+    "delta.gate_rank": 11,
+    "delta.sigmoid_gate": True,
 }
 
 _GEMMA: dict[str, object] = {
@@ -235,9 +258,11 @@ _CHANGES: dict[str, dict[str, object]] = {
         "mlp.ffn?": PerLayer((True, False, False, True, False, False)),
     },
     "latent": _LATENT,
+    "latent-indexed": _INDEXED,
     "delta": _DELTA,
     "mamba": _MAMBA,
     "one-block": _ONE_BLOCK,
+    "delta-by-channel": _DELTA_BY_CHANNEL,
     "predicting": {
         "predictors.count": 2,
         **_norms("rms", 1e-5, *(f"predictors.{part}_norm" for part in ("embed", "hidden", "out"))),

@@ -8,7 +8,9 @@ Axis names are the field's own letters:
     v vocabulary   h hidden          g query groups   r query heads per group   d head dim
     f ffn          x experts         p positions      b distance buckets
     ql/kl query and key-value latents    dn/dr/dv unrotated, rotated and value dims of latent attention
+    gi/di heads and head dim of an indexer
     t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
+    al/zl its latents of decay and gate
     n state of a Mamba-2 block (g groups, r heads per group, d head dim)
     cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix   s types of tokens
 
@@ -29,6 +31,7 @@ from ckpt_core.architecture.schema import (
     Attention,
     Classifier,
     DeltaNet,
+    Indexer,
     LatentAttention,
     Layer,
     Mamba,
@@ -238,7 +241,7 @@ def _relative_bias(name: str, buckets: int, attention: Attention | None) -> Para
 
 def _latent_attention(name: str, latent: LatentAttention, hidden: Axis) -> Iterator[Parameter]:
     groups, nope, value = Axis("g", latent.heads), Axis("dn", latent.nope_dim), Axis("dv", latent.value_dim)
-    rope = head_dim_axis(latent.rope_dim, latent.rope_dim, "dr")
+    rope = head_dim_axis(latent.rope_dim, latent.rope_dim if latent.rotary else 0, "dr")
     query, keys = Axis("ql", latent.q_rank or 0), Axis("kl", latent.kv_rank)
     yield from _norm(f"{name}.norm", latent.norm, hidden)
     source = hidden
@@ -253,10 +256,20 @@ def _latent_attention(name: str, latent: LatentAttention, hidden: Axis) -> Itera
     yield from _norm(f"{name}.kv_norm", latent.kv_norm, keys)
     yield Parameter(f"{name}.k_nope.weight", (groups, nope, keys))
     yield Parameter(f"{name}.v.weight", (groups, value, keys))
+    if latent.indexer is not None:
+        yield from _indexer(name, latent.indexer, latent.rope_dim if latent.rotary else 0, query, hidden)
     yield Parameter(f"{name}.out.weight", (hidden, groups, value))
     if latent.bias:
         yield Parameter(f"{name}.out.bias", (hidden,))
     yield from _norm(f"{name}.out_norm", latent.out_norm, hidden)
+
+
+def _indexer(name: str, indexer: Indexer, rotated: int, query: Axis, hidden: Axis) -> Iterator[Parameter]:
+    heads, width = Axis("gi", indexer.heads), head_dim_axis(indexer.head_dim, rotated, "di")
+    yield Parameter(f"{name}.index_q.weight", (heads, width, query))
+    yield Parameter(f"{name}.index_k.weight", (width, hidden))
+    yield from _norm(f"{name}.index_norm", indexer.norm, width)
+    yield Parameter(f"{name}.index_heads.weight", (heads, hidden))
 
 
 def _delta(name: str, delta: DeltaNet, hidden: Axis) -> Iterator[Parameter]:
@@ -264,12 +277,20 @@ def _delta(name: str, delta: DeltaNet, hidden: Axis) -> Iterator[Parameter]:
     key, value, taps = Axis("dk", delta.key_dim), Axis("dv", delta.value_dim), Axis("t", delta.conv)
     yield from _norm(f"{name}.norm", delta.norm, hidden)
     projected = (("q", (keys, key)), ("k", (keys, key)), ("v", (keys, per_key, value)))
-    for part, axes in (*projected, ("z", (keys, per_key, value)), ("b", (keys, per_key)), ("a", (keys, per_key))):
-        yield Parameter(f"{name}.{part}.weight", (*axes, hidden))
+    decaying = (keys, per_key) if delta.decay_rank is None else (keys, per_key, key)
+    latents = {
+        "z": delta.gate_rank and Axis("zl", delta.gate_rank),
+        "a": delta.decay_rank and Axis("al", delta.decay_rank),
+    }
+    for part, axes in (*projected, ("z", (keys, per_key, value)), ("b", (keys, per_key)), ("a", decaying)):
+        latent = latents.get(part)
+        if latent:
+            yield Parameter(f"{name}.{part}_down.weight", (latent, hidden))
+        yield Parameter(f"{name}.{part}.weight", (*axes, latent or hidden))
     for part, axes in projected:
         yield Parameter(f"{name}.{part}_conv.weight", (*axes, taps))
     yield Parameter(f"{name}.a_log.weight", (keys, per_key))
-    yield Parameter(f"{name}.dt_bias.weight", (keys, per_key))
+    yield Parameter(f"{name}.dt_bias.weight", decaying)
     yield from _norm(f"{name}.head_norm", delta.head_norm, value)
     yield Parameter(f"{name}.out.weight", (hidden, keys, per_key, value))
     yield from _norm(f"{name}.out_norm", delta.out_norm, hidden)

@@ -70,7 +70,7 @@ class RotaryScaling:
     """A stretching of rotary frequencies. Which fields a kind needs is in `SCALING_FIELDS`.
 
     `factor` is dimensionless; `original_positions` counts tokens; the `*_factors` of longrope
-    hold one number per rotary frequency. `low_frequency_factor` is below `high_frequency_factor`.
+    hold one number per rotary frequency. `low_frequency_factor` is not above `high_frequency_factor`.
     """
 
     kind: RotaryKind
@@ -182,12 +182,29 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Indexer:
+    """Chooses the `top_k` positions that a query sees, of those that it may see (DeepSeek-V3.2, 2025).
+
+    It has `heads` queries of `head_dim`, projections of the latent that the queries of the attention come from, and one key for all of
+    them, a projection of the block's input, to which `norm` is applied. Of each, the first `rope_dim` elements of the attention are
+    rotated as those are. The score of a position is the sum over the heads of relu(q.k), each times one more projection of the input.
+    """
+
+    heads: int
+    head_dim: int
+    top_k: int
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatentAttention:
     """Multi-head latent attention (DeepSeek): keys and values are expanded from one small latent.
 
     Each head's q and k have `nope_dim` unrotated and `rope_dim` rotated elements; the rotated
-    key part is shared by all heads. `q_rank` None means q is not compressed.
+    key part is shared by all heads. Without `rotary` that part is not rotated either. `q_rank` None means q is not compressed.
     `scale` None means (nope_dim + rope_dim) ** -0.5.
+    With an `indexer` a query sees the positions that it chooses; with `index_from_before`, those that the nearest layer below with an
+    indexer chose.
     """
 
     heads: int
@@ -195,14 +212,16 @@ class LatentAttention:
     nope_dim: int
     rope_dim: int
     value_dim: int
-    rotary: Rotary
     kv_norm: Norm
+    rotary: Rotary | None = None
     q_rank: int | None = None
     q_norm: Norm | None = None
     norm: Norm | None = None
     out_norm: Norm | None = None
     scale: float | None = None
     bias: bool = False
+    indexer: Indexer | None = None
+    index_from_before: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +234,11 @@ class DeltaNet:
 
     Each value head has a state S of `key_dim` x `value_dim`, zero at first. A position multiplies it by
     exp(-exp(a_log) * softplus(a + dt_bias)), then adds k (x) beta * (v - S^T k) with beta = `beta_scale` * sigmoid(b), and has
-    the output S^T q. `head_norm` is applied to the output of each head, which is then multiplied by SiLU of the projection z.
+    the output S^T q. `head_norm` is applied to the output of each head, which is then multiplied by SiLU of the projection z, or by
+    its sigmoid with `sigmoid_gate`.
+
+    `decay_rank`: each of the `key_dim` rows of S decays by an a and a dt_bias of its own, and a comes from the input through a latent of that
+    rank (Kimi delta attention, 2025). `gate_rank`: z comes from the input through a latent of that rank.
 
     `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
     """
@@ -229,6 +252,9 @@ class DeltaNet:
     norm: Norm | None = None
     out_norm: Norm | None = None
     beta_scale: float = 1.0
+    decay_rank: int | None = None
+    gate_rank: int | None = None
+    sigmoid_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

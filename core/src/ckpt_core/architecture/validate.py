@@ -12,6 +12,8 @@ from ckpt_core.architecture.schema import (
     Attention,
     Classifier,
     DeltaNet,
+    LatentAttention,
+    Layer,
     Mamba,
     Mlp,
     Norm,
@@ -66,6 +68,9 @@ def _predictors(path: str, stack: Stack, architecture: Architecture) -> Iterator
         yield path, "only a causal decoder by itself predicts further tokens"
     if architecture.tokens is None or architecture.head is None:
         yield path, "they embed tokens, and their outputs are logits: they need tokens and a head"
+    last = stack.layers[-1].latent_attention if stack.layers else None
+    if last is not None and last.index_from_before:
+        yield path, "they are built as the last layer, for which a layer below chooses positions"
     tables = [layer.attention and layer.attention.relative_bias for layer in stack.layers]
     if stack.positions is not None or stack.relative_bias is not None or any(tables):
         yield path, "learned positions or a relative bias have no meaning for the tokens that they read"
@@ -114,6 +119,8 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
             yield from _delta(f"{path}.delta", layer.delta, stack.causal)
         if layer.mamba is not None:
             yield from _mamba(f"{path}.mamba", layer.mamba, stack.causal)
+        if layer.latent_attention is not None:
+            yield from _latent(f"{path}.latent_attention", layer.latent_attention, stack.layers[:index])
         if layer.cross_attention is not None and not crossing:
             yield f"{path}.cross_attention", "there is no encoder to attend to"
         for name, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
@@ -147,9 +154,30 @@ def _temperature(path: str, temperature: Temperature) -> Iterator[tuple[str, str
         yield path, f"scale={temperature.scale} and shift={temperature.shift} are not both 0 or more"
 
 
+def _latent(path: str, latent: LatentAttention, before: tuple[Layer, ...]) -> Iterator[tuple[str, str]]:
+    indexer = latent.indexer
+    if latent.index_from_before:
+        if indexer is not None:
+            yield f"{path}.index_from_before", "it has an indexer of its own"
+        if not any(layer.latent_attention and layer.latent_attention.indexer for layer in before):
+            yield f"{path}.index_from_before", "no layer below has an indexer"
+    if indexer is None:
+        return
+    for name in ("heads", "head_dim", "top_k"):
+        yield from _positive(f"{path}.indexer.{name}", getattr(indexer, name))
+    if latent.q_rank is None:
+        yield f"{path}.indexer", "its queries come from a latent, and q_rank is None"
+    if latent.rotary is not None and indexer.head_dim < latent.rope_dim:
+        yield f"{path}.indexer.head_dim", f"{indexer.head_dim} is less than rope_dim={latent.rope_dim}"
+    yield from _norm(f"{path}.indexer.norm", indexer.norm)
+
+
 def _delta(path: str, delta: DeltaNet, causal: bool) -> Iterator[tuple[str, str]]:
     for name in ("key_heads", "value_heads", "key_dim", "value_dim", "conv"):
         yield from _positive(f"{path}.{name}", getattr(delta, name))
+    for name in ("decay_rank", "gate_rank"):
+        if getattr(delta, name) is not None:
+            yield from _positive(f"{path}.{name}", getattr(delta, name))
     if delta.key_heads > 0 and delta.value_heads % delta.key_heads:
         yield path, f"value_heads={delta.value_heads} is not a multiple of key_heads={delta.key_heads}"
     if not causal:
@@ -189,8 +217,8 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
         for name in sorted(given - required - optional):
             yield f"{path}.scaling.{name}", f"has no meaning for kind={rotary.scaling.kind}"
         low, high = rotary.scaling.low_frequency_factor, rotary.scaling.high_frequency_factor
-        if low is not None and high is not None and low >= high:
-            yield f"{path}.scaling.low_frequency_factor", f"{low} is not below high_frequency_factor={high}"
+        if low is not None and high is not None and low > high:  # they are equal in Llama 4 Scout
+            yield f"{path}.scaling.low_frequency_factor", f"{low} is above high_frequency_factor={high}"
         for name in ("short_factors", "long_factors"):
             factors, pairs = getattr(rotary.scaling, name), rotary_width(rotary, head_dim) // 2
             if factors is not None and len(factors) != pairs:

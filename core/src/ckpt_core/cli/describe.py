@@ -211,9 +211,20 @@ def _latent(words: _Words, path: str) -> str:
     parts += words.tell(f"{path}.q_rank", "query latent {}")
     parts += words.tell(f"{path}.scale", "scale {}")
     parts += words.tell(f"{path}.bias", "bias{}")
+    parts += _indexer(words, f"{path}.indexer")
+    parts += words.tell(f"{path}.index_from_before", "positions that the indexer below chose{}")
     return ", ".join(
         [*parts, *words.norm(f"{path}.kv_norm", "latent norm"), *words.norm(f"{path}.q_norm", "query latent norm")]
     )
+
+
+def _indexer(words: _Words, path: str) -> list[str]:
+    if not words.has(path):
+        return []
+    where = words.take(f"{path}?")
+    heads, width, count = (value_text(words.take(f"{path}.{name}")) for name in ("heads", "head_dim", "top_k"))
+    said = f"an indexer of {heads} heads of {width} chooses {count} positions"
+    return [said + (in_layers(where) if isinstance(where, PerLayer) else ""), *words.norm(f"{path}.norm", "its norm")]
 
 
 def _delta(words: _Words, path: str) -> str:
@@ -227,6 +238,9 @@ def _delta(words: _Words, path: str) -> str:
     parts[0] += in_layers(where) if isinstance(where, PerLayer) else ""
     parts += words.tell(f"{path}.conv", "convolution over {} positions")
     parts += words.tell(f"{path}.beta_scale", "beta x {}")
+    parts += words.tell(f"{path}.decay_rank", "a decay per channel through a latent of {}")
+    parts += words.tell(f"{path}.gate_rank", "gate through a latent of {}")
+    parts += words.tell(f"{path}.sigmoid_gate", "sigmoid gate{}")
     return ", ".join([*parts, *words.norm(f"{path}.head_norm", "head norm")])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ckpt_core.architecture import Attention, LatentAttention, RelativeBias, Temperature
+from ckpt_core.architecture import Attention, Indexer, LatentAttention, RelativeBias, Temperature
 from ckpt_core.reference.rotary import rotate
 from ckpt_core.reference.weights import Weights
 
@@ -79,9 +79,17 @@ def _normed(
 
 
 def attend_latent(
-    weights: Weights, name: str, latent: LatentAttention, x: torch.Tensor, allowed: torch.Tensor
-) -> torch.Tensor:
-    """Self attention through low-rank queries and one key-value latent per position (DeepSeek-V2, 2024)."""
+    weights: Weights,
+    name: str,
+    latent: LatentAttention,
+    x: torch.Tensor,
+    allowed: torch.Tensor,
+    chosen: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Self attention through low-rank queries and one key-value latent per position (DeepSeek-V2, 2024).
+
+    `chosen` [batch, query, key] is what the nearest indexer below chose; beside the output stands what the next layer is given as that.
+    """
     source = x
     if latent.q_rank is not None:
         source = weights.norm(weights.linear(x, f"{name}.q_down"), f"{name}.q_norm", latent.q_norm)
@@ -93,11 +101,41 @@ def attend_latent(
     q_nope, q_rope = heads(source, "q_nope", latent.nope_dim), heads(source, "q_rope", latent.rope_dim)
     k_nope, v = heads(keys, "k_nope", latent.nope_dim), heads(keys, "v", latent.value_dim)
     k_rope = weights.linear(x, f"{name}.k_rope").unsqueeze(1)
-    q_rope, k_rope = (rotate(part, latent.rotary, x.shape[1]) for part in (q_rope, k_rope))
+    if latent.rotary is not None:
+        q_rope, k_rope = (rotate(part, latent.rotary, x.shape[1]) for part in (q_rope, k_rope))
+    if latent.indexer is not None:
+        chosen = _chosen(weights, name, latent, latent.indexer, source, x, allowed)
+    if chosen is not None and (latent.indexer is not None or latent.index_from_before):
+        allowed = allowed & chosen
     scale = (latent.nope_dim + latent.rope_dim) ** -0.5 if latent.scale is None else latent.scale
     scores = (q_nope @ k_nope.transpose(-1, -2) + q_rope @ k_rope.transpose(-1, -2)) * scale
     mixed = _softmax(scores.unsqueeze(2), allowed).squeeze(2) @ v
-    return weights.linear(mixed.transpose(1, 2), f"{name}.out", contracted=2)
+    return weights.linear(mixed.transpose(1, 2), f"{name}.out", contracted=2), chosen
+
+
+def _chosen(
+    weights: Weights,
+    name: str,
+    latent: LatentAttention,
+    indexer: Indexer,
+    source: torch.Tensor,
+    x: torch.Tensor,
+    allowed: torch.Tensor,
+) -> torch.Tensor:
+    """The best `top_k` positions of each query [batch, query, key], by an indexer; `source` is the latent of the queries."""
+    q = weights.linear(source, f"{name}.index_q").unflatten(-1, (indexer.heads, indexer.head_dim)).transpose(1, 2)
+    k = weights.norm(weights.linear(x, f"{name}.index_k"), f"{name}.index_norm", indexer.norm).unsqueeze(1)
+    if latent.rotary is not None:
+        q, k = (
+            torch.cat(
+                [rotate(part[..., : latent.rope_dim], latent.rotary, x.shape[1]), part[..., latent.rope_dim :]], -1
+            )
+            for part in (q, k)
+        )
+    of_heads = torch.relu(q @ k.transpose(-1, -2)) * weights.linear(x, f"{name}.index_heads").transpose(1, 2)[..., None]
+    scores = of_heads.sum(1).masked_fill(~allowed, -math.inf)
+    best = scores.topk(min(indexer.top_k, scores.shape[-1]), -1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
 
 
 def _softmax(scores: torch.Tensor, allowed: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The gated delta net: a state per value head, which every position decays, corrects and reads. Activations are [batch, position, h]."""
+"""The gated delta net, and Kimi's with a decay for each row: a state per value head, which every position decays, corrects and reads. Activations are [batch, position, h]."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ def mix_by_delta(
     keys, values, repeats = delta.key_heads, delta.value_heads, delta.value_heads // delta.key_heads
     q, k, v = (convolved(weights, f"{name}.{part}", delta.conv, x) for part in ("q", "k", "v"))
     q, k = (_unit(part.unflatten(-1, (keys, -1))).repeat_interleave(repeats, 2) for part in (q, k))
-    v, z = v.unflatten(-1, (values, -1)), weights.linear(x, f"{name}.z").unflatten(-1, (values, -1))
+    v, z = (part.unflatten(-1, (values, -1)) for part in (v, _projected(weights, name, "z", x, delta.gate_rank)))
     beta = delta.beta_scale * torch.sigmoid(weights.linear(x, f"{name}.b"))
-    step = functional.softplus(weights.linear(x, f"{name}.a") + weights.vector(f"{name}.dt_bias.weight").flatten())
-    decay = torch.exp(-weights.vector(f"{name}.a_log.weight").flatten().exp() * step)
+    a = _projected(weights, name, "a", x, delta.decay_rank) + weights.vector(f"{name}.dt_bias.weight").flatten()
+    rate = weights.vector(f"{name}.a_log.weight").flatten().exp()
+    decay = torch.exp(-rate[:, None] * functional.softplus(a).unflatten(-1, (values, -1)))
     y = weights.norm(recurred(q * delta.key_dim**-0.5, k, v, beta, decay), f"{name}.head_norm", delta.head_norm)
-    gated = (y * functional.silu(z)).unflatten(2, (keys, repeats))
+    gate = torch.sigmoid(z) if delta.sigmoid_gate else functional.silu(z)
+    gated = (y * gate).unflatten(2, (keys, repeats))
     return weights.linear(gated, f"{name}.out", contracted=3)
+
+
+def _projected(weights: Weights, name: str, part: str, x: torch.Tensor, rank: int | None) -> torch.Tensor:
+    """A projection of `x`, through a latent where it has a rank."""
+    return weights.linear(x if rank is None else weights.linear(x, f"{name}.{part}_down"), f"{name}.{part}")
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -39,12 +46,12 @@ def recurred(
 ) -> torch.Tensor:
     """The outputs [batch, position, head, dv] of the delta rule, one position after the other.
 
-    q, k [batch, position, head, dk]; v [batch, position, head, dv]; beta, decay [batch, position, head].
+    q, k [batch, position, head, dk]; v [batch, position, head, dv]; beta [batch, position, head]; decay [batch, position, head, dk or 1].
     """
     state = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1])  # [batch, head, dk, dv]
     outputs = []
     for position in range(q.shape[1]):
-        state = state * decay[:, position, :, None, None]
+        state = state * decay[:, position, :, :, None]
         known = (state * k[:, position, :, :, None]).sum(-2)
         correction = (v[:, position] - known) * beta[:, position, :, None]
         state = state + k[:, position, :, :, None] * correction[:, :, None]

@@ -180,7 +180,10 @@ def _predicted(
 
 @dataclass(slots=True)
 class _Context:
-    """What all layers of a stack share: what a position may see, which are real, and the biases that depend on distance alone."""
+    """What all layers of a stack share: what a position may see, which are real, and the biases that depend on distance alone.
+
+    `chosen` is what the last indexer so far let each position see.
+    """
 
     allowed: torch.Tensor
     mask: torch.Tensor | None
@@ -188,6 +191,7 @@ class _Context:
     memory_mask: torch.Tensor | None
     bias: torch.Tensor | None = None
     cross_bias: torch.Tensor | None = None
+    chosen: torch.Tensor | None = None
 
 
 def _layer(
@@ -235,7 +239,8 @@ def _mixed(
         case Mamba():
             return mix_by_mamba(weights, name, block, x, context.mask)
         case LatentAttention():
-            return attend_latent(weights, name, block, x, context.allowed)
+            y, context.chosen = attend_latent(weights, name, block, x, context.allowed, context.chosen)
+            return y
         case Attention():
             return attend(weights, name, block, x, x, context.allowed, context.bias)
 

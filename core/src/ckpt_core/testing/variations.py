@@ -79,6 +79,7 @@ def _inert(base: Facts) -> set[str]:
 _MOE = {"mlp.ffn": ABSENT, "mlp.ffn?": ABSENT, "mlp.moe.experts": 10, "mlp.moe.ffn": 20, "mlp.moe.router.top_k": 3}
 _DELTA_SIZES = {"key_heads": 2, "value_heads": 4, "key_dim": 6, "value_dim": 10, "conv": 3}
 _MAMBA_SIZES = {"heads": 4, "head_dim": 6, "groups": 2, "state": 10, "conv": 3}
+_INDEXER_SIZES = {"heads": 6, "head_dim": 22, "top_k": 9}
 _YARN = _scaling(RotaryKind.YARN, factor=4.0, original_positions=32)
 
 
@@ -210,6 +211,17 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "attention.sinks": {"attention.sinks": True},
         "attention.head_scale": {"attention.head_scale": True},
         "attention.out_gate": {"attention.out_gate": True},
+        "latent_attention.rotary": {"latent_attention.rotary": ABSENT},
+        "latent_attention.indexer": {
+            **{f"latent_attention.indexer.{name}": size for name, size in _INDEXER_SIZES.items()},
+            **_norm("latent_attention.indexer.norm"),
+        },
+        **{
+            f"latent_attention.indexer.{name}": {f"latent_attention.indexer.{name}": size + 2}
+            for name, size in _INDEXER_SIZES.items()
+        },
+        "latent_attention.indexer.norm.kind": {"latent_attention.indexer.norm.kind": "rms"},
+        "latent_attention.index_from_before": {"latent_attention.index_from_before": ABSENT},
         "delta?": {
             "delta?": _each_layer(count, False),
             "attention?": _each_layer(count, True),
@@ -219,6 +231,9 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         },
         **{f"delta.{name}": {f"delta.{name}": 2 * size} for name, size in _DELTA_SIZES.items()},
         "delta.beta_scale": {"delta.beta_scale": 2.0},
+        "delta.decay_rank": {"delta.decay_rank": 7},
+        "delta.gate_rank": {"delta.gate_rank": 7},
+        "delta.sigmoid_gate": {"delta.sigmoid_gate": not facts.get("delta.sigmoid_gate")},
         "delta.norm": {"delta.norm": ABSENT},
         "delta.head_norm.eps": {"delta.head_norm.eps": 3e-4},
         "delta.out_norm": _norm("delta.out_norm"),

@@ -37,6 +37,7 @@ from ckpt_hf.families import (
     hy_v3,
     internlm3,
     jais2,
+    kimi_linear,
     llama,
     llama4,
     mellum,
@@ -120,6 +121,7 @@ _SAID: list[Family] = [
     *mellum.FAMILIES,
     *flint.FAMILIES,
     *nemotron_h.FAMILIES,
+    *kimi_linear.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

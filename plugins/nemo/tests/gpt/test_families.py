@@ -65,6 +65,9 @@ REFUSED = {
     "llama4": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
     "llama4_chunks": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
     "ministral3": ["no attention.temperature.interval", "no attention.temperature.scale"],
+    "deepseek_v32": ["no latent_attention.heads"],
+    "glm_moe_dsa": ["no latent_attention.heads"],
+    "kimi_linear": ["no latent_attention.heads"],
     "glm4_moe_lite": ["no latent_attention.heads"],
     "gpt_oss": ["no mlp.clamp", "no mlp.up_offset", "no attention.sinks", "attention.rotary.scaling.kind = yarn"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3, and Youtu, which is dense: latent attention, a few dense layers below mixtures with shared experts.
+"""DeepSeek V2, V3 and V3.2, and Youtu, which is dense: latent attention, a few dense layers below mixtures with shared experts; in V3.2 an indexer.
 
 Rotated elements lie in interleaved pairs, (e c); version 3 files may say `rope_interleave: false` for halves.
 """
@@ -29,11 +29,13 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.common import (
+    SPARSE,
     Family,
     code_of_its_author,
     dense_width,
     divides,
     norms,
+    sparse_layers,
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_ON, predictors, stored_predictors
@@ -134,6 +136,42 @@ PREDICTORS_LEFT = ignore(
 _GROUP_KEYS = ("n_group", "topk_group")
 _GROUPS = (configs.value_of(_GROUPING[0]), configs.value_of(_GROUPING[1]))
 
+_INDEXER = f"{_LATENT}.indexer"
+
+
+def indexer(heads: int, width: int, count: int) -> list[configs.Entry]:
+    """The keys of an indexer, whose norm has an epsilon of its own."""
+    return [
+        key("index_n_heads", f"{_INDEXER}.heads", default=heads),
+        key("index_head_dim", f"{_INDEXER}.head_dim", default=width),
+        key("index_topk", f"{_INDEXER}.top_k", default=count),
+        *norms("layer", f"{_INDEXER}.norm", eps=1e-6, bias=True),
+        *ignore("layer_types", why="every layer has one kind of attention, and the cache is chosen by it"),
+    ]
+
+
+_SPARSE = ("mlp_layer_types", "first_k_dense_replace")
+
+
+def layers_with_experts(dense: int) -> configs.Entry:
+    """`mlp_layer_types`, or the number of dense layers before the others, which is `dense` where nothing says it."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        first = values.checked(_SPARSE[1], config.get(_SPARSE[1], dense), values.count)
+        sparse = sparse_layers(config, facts["layers"], first)
+        if not all(sparse):
+            facts["mlp.moe?"] = sparse
+
+    return decided(
+        _SPARSE,
+        ["mlp.moe?"],
+        read=read,
+        values={_SPARSE[0]: [SPARSE]},
+        uses=["layers", "mlp.moe.*"],
+        why="mlp_layer_types says which layers have experts; without it all but the first, as many as first_k_dense_replace says",
+    )
+
+
 # fmt: off
 _BASE = LLAMA.replace("DeepSeek",
     key("kv_lora_rank", f"{_LATENT}.kv_rank", default=512),
@@ -203,6 +241,15 @@ YOUTU = _BASE.replace("YoutuForCausalLM",
     without=["mlp.moe.ffn", "moe_layer_freq"],
 )
 
+DEEPSEEK_V32 = DEEPSEEK_V3.replace("DeepseekV32ForCausalLM",
+    key("q_lora_rank", f"{_LATENT}.q_rank", default=1536, null=configs.REQUIRED, type=values.whole),
+    key("n_routed_experts", "mlp.moe.experts", also=["num_local_experts", "num_experts"]),
+    key_is("rope_interleave", True, or_absent=True, written=False),
+    key_is("mlp_bias", False, or_absent=True),
+    layers_with_experts(3),
+    indexer(64, 128, 2048),
+)
+
 ROPE_INTERLEAVE = layouts.Choice("rope_interleave", (True, False), default=True,
     help="the two elements of a rotary pair are neighbours, or lie in the two halves of the rotated elements")
 
@@ -237,7 +284,24 @@ DEEPSEEK_LAYER = LATENT_LAYER.extend(
     *EXPERTS,
 )
 
+# The latent of the queries, and the block's input, make a query for each head of the indexer, and a key and weights of the heads.
+INDEXER = (
+    row("self_attn.indexer.wq_b.weight",         "(gi <index>) ql", "attention.index_q.weight"),
+    row("self_attn.indexer.wk.weight",           "<index> h",       "attention.index_k.weight"),
+    row("self_attn.indexer.k_norm.weight",       "<index>",         "attention.index_norm.weight"),
+    row("self_attn.indexer.k_norm.bias",         "<index>",         "attention.index_norm.bias"),
+    row("self_attn.indexer.weights_proj.weight", "gi h",            "attention.index_heads.weight"),
+)
+
 PREDICTING_LAYER = Table(rows=[drop("model.layers.{layers}.*", why="the layer that predicts a further token; transformers does not load it")])
+
+# Elements of the indexer lie in halves in the files of DeepSeek, and in adjacent pairs in those of GLM.
+INDEX_ROPE = layouts.fragment("index", [
+    ("di", {"index_interleave": False}),
+    ("(e c + o)", {"index_interleave": True}),
+])
+INDEXED_LAYER = DEEPSEEK_LAYER.extend(*INDEXER)
+INDEXED = (MODEL, INDEXED_LAYER, *NUMBERED_ON, Table(AFTER, to=BLOCK, rows=INDEXED_LAYER.rows))
 
 TABLES = layouts.Tables([MODEL, DEEPSEEK_LAYER, *NUMBERED_ON, Table(AFTER, to=BLOCK, rows=DEEPSEEK_LAYER.rows)], [NAMES, ROPE_INTERLEAVE], [ROPE])
 # fmt: on
@@ -265,6 +329,16 @@ FAMILIES = [
         layouts.Tables([MODEL, LATENT_LAYER], [ROPE_INTERLEAVE], [ROPE]),
         divides,
         arrangement="rope_interleave",
+        heads=(heads.BARE,),
+    ),
+    Family(
+        "deepseek_v32",
+        DEEPSEEK_V32,
+        layouts.Tables(
+            INDEXED, [NAMES], [ROPE, INDEX_ROPE], decided={"rope_interleave": True, "index_interleave": False}
+        ),
+        leftovers=PREDICTING_LAYER,
+        as_stored=stored_predictors,
         heads=(heads.BARE,),
     ),
     # Kimi K2 has DeepSeek's class under a model_type of its own, and says every key.

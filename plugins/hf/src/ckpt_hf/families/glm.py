@@ -5,18 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, ignore, key, key_is, layouts, row, schema, values
+from ckpt_core.sdk import (
+    CkptError,
+    Facts,
+    Table,
+    configs,
+    decided,
+    ignore,
+    key,
+    key_is,
+    layouts,
+    row,
+    rules,
+    schema,
+    values,
+)
 from ckpt_hf import heads
 from ckpt_hf.common import NORMS, QKV_BIASES, SPARSE, Family, groups, head_dim, norms, qk_norm, sparse_layers, unbiased
 from ckpt_hf.families.deepseek import (
     CORRECTION,
     DEEPSEEK_V3,
+    DEEPSEEK_V32,
+    INDEX_ROPE,
+    INDEXED,
     PREDICTING_LAYER,
+    ROPE,
     SHARED_EXPERTS,
     SIGMOID_ROUTER,
     TABLES,
     dense_layers,
     groups_by_two_best,
+    indexer,
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_ON, predictors, stored_predictors
@@ -39,6 +58,31 @@ def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
         raise CkptError(f"keys {_SPARSE[0]!r} and {_SPARSE[1]!r} disagree", found=f"{kinds} and {dense}"[:80])
     if not all(sparse):
         facts["mlp.moe?"] = sparse
+
+
+_INDEXERS = ("indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")
+
+
+def _read_indexers(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    kinds, pattern = config.get(_INDEXERS[0]), config.get(_INDEXERS[1])
+    if kinds is None and isinstance(pattern, str):
+        kinds = [{"F": "full", "S": "shared"}.get(letter) for letter in pattern]
+    elif kinds is None:
+        kinds = pattern
+    if kinds is None:
+        every = max(values.checked(_INDEXERS[2], config.get(_INDEXERS[2], 1), values.count), 1)
+        offset = values.checked(_INDEXERS[3], config.get(_INDEXERS[3], 2), values.count)
+        kinds = ["shared" if max(index - offset + 1, 0) % every else "full" for index in range(facts["layers"])]
+    full = rules.each(having="full", lacking="shared").read(kinds, facts["layers"])
+    if full is None or not full[0]:
+        raise CkptError(
+            "keys 'indexer_types' and 'index_topk_pattern' do not say for every layer whether it has an indexer, the first among them",
+            found=str(kinds)[:80],
+            expected=f"a list of {facts['layers']}, full or shared",
+        )
+    if not all(full):
+        facts["latent_attention.indexer?"] = schema.PerLayer(full)
+        facts["latent_attention.index_from_before"] = schema.PerLayer(not one for one in full)
 
 
 # fmt: off
@@ -103,6 +147,21 @@ GLM4_MOE_LITE = DEEPSEEK_V3.replace("Glm4MoeLiteForCausalLM",
     *ignore("qk_head_dim", why="follows from qk_nope_head_dim and qk_rope_head_dim"),
 )
 
+# GLM-5: DeepSeek V3.2, where a layer may attend to what the indexer of a layer below chose.
+GLM_MOE_DSA = DEEPSEEK_V32.replace("GlmMoeDsaForCausalLM",
+    key("kv_lora_rank", "latent_attention.kv_rank", default=512),
+    key("qk_nope_head_dim", "latent_attention.nope_dim", default=192),
+    key("v_head_dim", "latent_attention.value_dim", default=256),
+    key("q_lora_rank", "latent_attention.q_rank", default=2048, null=configs.REQUIRED, type=values.whole),
+    key("rms_norm_eps", "latent_attention.norm.eps", "mlp.norm.eps", "final_norm.eps", default=1e-5),
+    configs.repeats("num_key_value_heads", "num_attention_heads", default=64),
+    groups_by_two_best(1, 1),
+    indexer(32, 128, 2048),
+    decided(_INDEXERS, ["latent_attention.indexer?", "latent_attention.index_from_before"], read=_read_indexers, uses=["layers"],
+            values={_INDEXERS[0]: [configs.layers_of("latent_attention.indexer", rules.each(having="full", lacking="shared"))]},
+            why="indexer_types says which layers have an indexer, and which attend to what the one below chose; without it all have one, or those of a pattern"),
+)
+
 GLM_LAYER = LAYER.replace(*ADJACENT).without(*MLP).extend(
     row("mlp.gate_up_proj.weight", "((gate + up) f) h", "mlp.{part}.weight"),
     row("mlp.down_proj.weight",    "h f",               "mlp.down.weight"),
@@ -137,6 +196,16 @@ FAMILIES = [
         "solar_open",
         SOLAR_OPEN,
         layouts.Tables([MODEL, GLM4_MOE_LAYER], [NAMES]),
+        heads=(heads.BARE,),
+    ),
+    Family(
+        "glm_moe_dsa",
+        GLM_MOE_DSA,
+        layouts.Tables(
+            INDEXED, [NAMES], [ROPE, INDEX_ROPE], decided={"rope_interleave": True, "index_interleave": True}
+        ),
+        leftovers=PREDICTING_LAYER,
+        as_stored=stored_predictors,
         heads=(heads.BARE,),
     ),
     Family(

@@ -86,13 +86,16 @@ def positions(attention: str) -> configs.Custom:
 
 
 def learned_or_rotary(facts: Facts, attention: str) -> tuple[int | None, float | None]:
-    """How many positions are learned, and the base of rotary ones; a `Refusal` if a model has both."""
+    """How many positions are learned, and the base of rotary ones; a `Refusal` if a model has both, or latent attention has none."""
     learned, theta = facts.get("positions.count"), configs.uniform(facts, f"{attention}.rotary.theta")
     if learned is not None and theta is not None:
         raise Refusal(
             "positions are either learned or rotary",
             found=f"positions.count = {learned}, {attention}.rotary.theta = {theta}",
         )
+    if attention == "latent_attention" and theta is None:
+        # the rotary part is rotated whatever position_embedding_type says (multi_latent_attention.py)
+        raise Refusal("latent attention always rotates", found="no latent_attention.rotary")
     return learned, theta
 
 
