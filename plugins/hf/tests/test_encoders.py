@@ -246,3 +246,14 @@ def test_without_its_head_it_is_the_bare_class(class_name: str, becomes: str, tm
     build(class_name, tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "bare", to="hf", options={"headless": True})
     assert json.loads((tmp_path / "bare/config.json").read_text())["architectures"] == [becomes]
+
+
+def test_a_pooler_beside_a_head_for_masked_tokens_is_left_by_name(tmp_path: Path) -> None:
+    """As in the published files of RoBERTa, which were saved with one."""
+    build("RobertaForMaskedLM", tmp_path / "hf")
+    stored = load_file(tmp_path / "hf/model.safetensors")
+    hidden = stored["lm_head.bias"].new_zeros(stored["lm_head.dense.weight"].shape[0])
+    save_file({**stored, "roberta.pooler.dense.bias": hidden}, tmp_path / "hf/model.safetensors")
+    receipt = convert(tmp_path / "hf", tmp_path / "back", to="hf")
+    assert_same_bits(load_file(tmp_path / "back/model.safetensors"), stored)
+    assert "roberta.pooler.*" in {loss["subject"] for loss in receipt.body["losses"]}

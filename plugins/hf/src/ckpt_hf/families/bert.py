@@ -6,6 +6,7 @@ The classes of one `model_type` are the encoder of `...ForMaskedLM` with other h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -128,32 +129,30 @@ def _scores(model: Architecture) -> bool:
     return encodes(model) and bool(model.classifier and model.classifier.classes and model.classifier.hidden)
 
 
-def _bert_heads(prefix: str) -> tuple[Head, ...]:
-    """The heads of BERT, in a class that calls the encoder `prefix`."""
-    pooler = [
-        row(f"{prefix}.pooler.dense.weight", "i h", "classifier.dense.weight"),
-        row(f"{prefix}.pooler.dense.bias",   "i",   "classifier.dense.bias"),
-    ]
-    classes = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
-        *pooler,
-        row("classifier.weight", "k h", "classifier.weight"),
-        row("classifier.bias",   "k",   "classifier.bias"),
-    ]),))
-    # as Google trained BERT: for masked tokens, and for whether the second sentence follows the first (the second class: it does not)
-    pretrained = Head("ForPreTraining", lambda padding: [
-        fact_is("classifier.hidden", True),
-        fact_is("classifier.classes", 2),
-        fact_is("classifier.bias", True),
-        fact_is("classifier.pooling", schema.Pooling.FIRST),
-    ], beside=True, holds=lambda model: encodes(model, head=True) and model.classifier is not None, tables=(Table(rows=[
-        *pooler,
-        row("cls.seq_relationship.weight", "k h", "classifier.weight"),
-        row("cls.seq_relationship.bias",   "k",   "classifier.bias"),
-    ]),))
-    return POOLED, classes, ENCODER_TAGGED, ANSWERED, pretrained
+_POOLER_ROWS = (
+    row("bert.pooler.dense.weight", "i h", "classifier.dense.weight"),
+    row("bert.pooler.dense.bias",   "i",   "classifier.dense.bias"),
+)
 
+BERT_CLASSES = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
+    *_POOLER_ROWS,
+    row("classifier.weight", "k h", "classifier.weight"),
+    row("classifier.bias",   "k",   "classifier.bias"),
+]),))
 
-_ROBERTA_CLASSES = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
+# As Google trained BERT: for masked tokens, and for whether the second sentence follows the first (the second class: it does not).
+PRETRAINED = Head("ForPreTraining", lambda padding: [
+    fact_is("classifier.hidden", True),
+    fact_is("classifier.classes", 2),
+    fact_is("classifier.bias", True),
+    fact_is("classifier.pooling", schema.Pooling.FIRST),
+], beside=True, holds=lambda model: encodes(model, head=True) and model.classifier is not None, tables=(Table(rows=[
+    *_POOLER_ROWS,
+    row("cls.seq_relationship.weight", "k h", "classifier.weight"),
+    row("cls.seq_relationship.bias",   "k",   "classifier.bias"),
+]),))
+
+ROBERTA_CLASSES = Head("ForSequenceClassification", _classes, holds=_scores, tables=(Table(rows=[
     row("classifier.dense.weight",    "i h", "classifier.dense.weight"),
     row("classifier.dense.bias",      "i",   "classifier.dense.bias"),
     row("classifier.out_proj.weight", "k h", "classifier.weight"),
@@ -229,14 +228,17 @@ _ROBERTA_HEAD = Table("lm_head", rows=[
 ])
 
 
-def _tables(prefix: str, head: Table) -> layouts.Tables:
-    """An encoder called `prefix`, whose norms follow the sums."""
-    return layouts.Tables([
-        Table(prefix, rows=_NORMED),
-        Table(f"{prefix}.encoder.layer.{{l}}", to="layers.{l}", rows=_LAYER),
-        head,
-    ], [NORM_NAMES])
+BERT_TABLES = layouts.Tables([
+    Table("bert", rows=_NORMED),
+    Table("bert.encoder.layer.{l}", to="layers.{l}", rows=_LAYER),
+    _BERT_HEAD,
+], [NORM_NAMES])
 
+ROBERTA_TABLES = layouts.Tables([
+    Table("roberta", rows=_NORMED),
+    Table("roberta.encoder.layer.{l}", to="layers.{l}", rows=_LAYER),
+    _ROBERTA_HEAD,
+], [NORM_NAMES])
 
 MEGATRON_BERT_TABLES = layouts.Tables([
     Table("bert", rows=[
@@ -255,12 +257,12 @@ MEGATRON_BERT_TABLES = layouts.Tables([
 ], [NORM_NAMES])
 
 ROBERTA_PRE_NORM_TABLES = layouts.Tables([
-    Table("roberta_prelayernorm", rows=[
+    Table("roberta", rows=[
         *_NORMED,
         row("LayerNorm.weight",              "h", "final_norm.weight"),
         row("LayerNorm.bias",                "h", "final_norm.bias"),
     ]),
-    Table("roberta_prelayernorm.encoder.layer.{l}", to="layers.{l}", rows=[
+    Table("roberta.encoder.layer.{l}", to="layers.{l}", rows=[
         *_PLAIN_LAYER,
         row("attention.LayerNorm.weight",    "h", "attention.norm.weight"),
         row("attention.LayerNorm.bias",      "h", "attention.norm.bias"),
@@ -269,6 +271,15 @@ ROBERTA_PRE_NORM_TABLES = layouts.Tables([
     ]),
     _ROBERTA_HEAD,
 ], [NORM_NAMES])
+
+# What files have besides the model for masked tokens.
+BERT_LEFTOVERS = Table(rows=[
+    drop("bert.pooler.*",          why="a pooler, which this class has not"),
+    drop("cls.seq_relationship.*", why="whether one sentence follows another: -o read_as=BertForPreTraining (or the like of another model_type) reads it"),
+])
+ROBERTA_LEFTOVERS = Table(rows=[
+    drop("roberta.pooler.*",       why="a pooler, which this class has not"),
+])
 # fmt: on
 
 
@@ -286,48 +297,40 @@ def _losses(architecture: Architecture) -> Iterator[ledgers.Loss]:
         )
 
 
-def _leftovers(prefix: str, config: Config) -> Table:
-    """What files have besides the model for masked tokens."""
-    whole = config.name.replace("ForMaskedLM", "ForPreTraining")
-    return Table(
-        rows=[
-            drop(f"{prefix}.pooler.*", why="a pooler, which this class has not"),
-            drop("cls.seq_relationship.*", why=f"whether one sentence follows another: -o read_as={whole} reads it"),
-        ]
+def _bert(model_type: str, config: Config, tables: layouts.Tables = BERT_TABLES) -> Family:
+    heads = (POOLED, BERT_CLASSES, ENCODER_TAGGED, ANSWERED, PRETRAINED)
+    return Family(
+        model_type, config, tables, leftovers=BERT_LEFTOVERS, heads=heads, loads_copies=_untied, losses=_losses
     )
 
 
-def _bert(model_type: str, config: Config, tables: layouts.Tables | None = None, prefix: str = "bert") -> Family:
+def _roberta(model_type: str, config: Config, tables: layouts.Tables = ROBERTA_TABLES) -> Family:
+    heads = (POOLED, ROBERTA_CLASSES, ENCODER_TAGGED, ANSWERED)
     return Family(
-        model_type,
-        config,
-        tables or _tables(prefix, _BERT_HEAD),
-        leftovers=_leftovers(prefix, config),
-        heads=_bert_heads(prefix),
-        loads_copies=_untied,
-        losses=_losses,
+        model_type, config, tables, leftovers=ROBERTA_LEFTOVERS, heads=heads, loads_copies=_untied, losses=_losses
     )
 
 
-def _roberta(model_type: str, config: Config, tables: layouts.Tables | None = None, prefix: str = "roberta") -> Family:
-    return Family(
-        model_type,
-        config,
-        tables or _tables(prefix, _ROBERTA_HEAD),
-        leftovers=Table(rows=_leftovers(prefix, config).rows[:1]),
-        heads=(POOLED, _ROBERTA_CLASSES, ENCODER_TAGGED, ANSWERED),
-        loads_copies=_untied,
-        losses=_losses,
+def _under(prefix: str, family: Family) -> Family:
+    """The same class with an encoder called `prefix`."""
+    usual = next(table.native for table in family.tables if table.native)
+
+    def name(native: str) -> str:
+        return prefix + native.removeprefix(usual) if native.startswith(f"{usual}.") else native
+
+    heads = (replace(head, tables=tuple(table.renamed(name) for table in head.tables)) for head in family.heads)
+    return replace(
+        family, tables=family.tables.renamed(name), leftovers=family.leftovers.renamed(name), heads=tuple(heads)
     )
 
 
 FAMILIES = [
     _bert("bert", BERT),
     _bert("megatron-bert", MEGATRON_BERT, MEGATRON_BERT_TABLES),
-    _bert("ernie", ERNIE, prefix="ernie"),
+    _under("ernie", _bert("ernie", ERNIE)),
     _roberta("roberta", ROBERTA),
     _roberta("xlm-roberta", ROBERTA.replace("XLMRobertaForMaskedLM")),
     _roberta("camembert", ROBERTA.replace("CamembertForMaskedLM")),
-    _roberta("data2vec-text", ROBERTA.replace("Data2VecTextForMaskedLM"), prefix="data2vec_text"),
-    _roberta("roberta-prelayernorm", ROBERTA_PRE_NORM, ROBERTA_PRE_NORM_TABLES, prefix="roberta_prelayernorm"),
+    _under("data2vec_text", _roberta("data2vec-text", ROBERTA.replace("Data2VecTextForMaskedLM"))),
+    _under("roberta_prelayernorm", _roberta("roberta-prelayernorm", ROBERTA_PRE_NORM, ROBERTA_PRE_NORM_TABLES)),
 ]
