@@ -132,19 +132,6 @@ def test_trackers_that_disagree_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "run", format="megatron-lora", options={"base": str(CASES[0].folder / "base")})
 
 
-def test_an_adapter_of_nemo_2_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Not as a model of Megatron that lacks its weights."""
-    name = "module.decoder.layers.self_attention.linear_qkv.adapter.linear_in.weight"
-    dcp.save({name: torch.zeros(2, 4, 48)}, checkpoint_id=str(tmp_path / "run/weights"), no_dist=True)
-    (tmp_path / "run/weights/adapter_metadata.json").write_text('{"model_ckpt_path": "/models/base"}')
-    for path in (tmp_path / "run", tmp_path / "run/weights"):
-        for options in ({}, {"base": str(CASES[0].folder / "base")}):
-            with pytest.raises(CkptError, match=r"adapters of NeMo 2 are not read[^\0]*/models/base[^\0]*export_lora"):
-                convert(path, tmp_path / "out", to="hf", options=options)
-        assert main(["inspect", str(path)]) != 0
-        assert "NeMo 2" in capsys.readouterr().err
-
-
 def test_an_adapter_of_megatron_swift_is_refused_by_name(tmp_path: Path) -> None:
     name = "decoder.layers.0.self_attention.linear_qkv.lora_A.default.weight"
     run = tmp_path / "run"

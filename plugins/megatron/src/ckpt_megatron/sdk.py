@@ -7,7 +7,7 @@ their plugins.
 
 from __future__ import annotations
 
-from ckpt_megatron import contents, masters, transformer_config, weights
+from ckpt_megatron import contents, fiddle, masters, transformer_config, weights
 from ckpt_megatron.args.latent_rotary import check_any_version
 from ckpt_megatron.args.mlp import read_experts, write_experts
 from ckpt_megatron.args.positions import learned_or_rotary
@@ -50,6 +50,7 @@ __all__ = [
     "dist_place",
     "dist_tensors",
     "expressed_for",
+    "fiddle",
     "inverse_frequencies",
     "is_fused",
     "layer_of",

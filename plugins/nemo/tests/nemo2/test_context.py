@@ -16,8 +16,8 @@ import yaml
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import Activation, RotaryKind
 from ckpt_core.errors import CkptError
+from ckpt_megatron.fiddle import Call, NamedObject, read_graph, write_graph
 from ckpt_nemo.nemo2.classes import defaults, is_known, lineage, refusal_of, versions
-from ckpt_nemo.nemo2.graph import Call, NamedObject, read_graph, write_graph
 from ckpt_tests import distributed, refusals
 from ckpt_tests.families import CASES, build
 

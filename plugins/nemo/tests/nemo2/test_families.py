@@ -14,7 +14,7 @@ from ckpt_core.architecture import Architecture, RotaryKind
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example, write_ir
 from ckpt_core.verify.difference import architecture_differences
-from ckpt_nemo.nemo2.graph import read_graph
+from ckpt_megatron.fiddle import read_graph
 from ckpt_tests import config_classes
 from ckpt_tests.families import CASES, build, tokens
 from ckpt_tests.models import load, logits_of

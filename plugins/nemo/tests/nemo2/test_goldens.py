@@ -14,7 +14,7 @@ import yaml
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
-from ckpt_nemo.nemo2.graph import Call, read_graph
+from ckpt_megatron.fiddle import Call, read_graph
 from ckpt_tests import distributed
 from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, each

@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT, Megatron-Bridge and verl: read as the model that they make of their base, or by themselves, and written as each other."""
+"""LoRA adapters of PEFT, Megatron-Bridge, NeMo 2 and verl: read as the model that they make of their base, or by themselves, and written as each other."""
 
 from __future__ import annotations
 

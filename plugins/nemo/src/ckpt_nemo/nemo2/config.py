@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import Config, Facts, Refusal, configs, schema
-from ckpt_megatron.sdk import check_any_version, transformer_config
+from ckpt_megatron.sdk import check_any_version, fiddle, transformer_config
 from ckpt_nemo.nemo2.classes import PACKAGE, is_known, lineage, scales_embedding
-from ckpt_nemo.nemo2.graph import Call
 
 _FUNCTIONS = "nemo.collections.llm.fn.activation"
 GPT = transformer_config.usual("NeMo 2's GPTConfig", _FUNCTIONS)
@@ -124,5 +123,5 @@ def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> 
         fields["mtp_loss_scaling_factor"] = 0.1  # Megatron-Core's; DeepSeekV3Config has None, by which training fails
     settings = transformer_config.settings_of(fields.pop(transformer_config.GENERATION, None))
     return fields | (
-        {transformer_config.GENERATION: Call(transformer_config.GENERATION_CLASS, settings)} if settings else {}
+        {transformer_config.GENERATION: fiddle.Call(transformer_config.GENERATION_CLASS, settings)} if settings else {}
     )

@@ -25,11 +25,10 @@ from ckpt_core.sdk import (
     torch_files,
     trees,
 )
-from ckpt_megatron.sdk import transformer_config
+from ckpt_megatron.sdk import fiddle, transformer_config
 from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
 from ckpt_nemo.nemo2.files import GRAPH, MODEL
-from ckpt_nemo.nemo2.graph import Call, plain_of, read_graph
 
 # io.json: the TrainerContext of the run, and the arguments of its model (nemo/lightning/io/pl.py, 2.0 to 2.4)
 _GRAPH = ledgers.Contents(
@@ -57,7 +56,7 @@ class ModelContext:
     facts: Facts
     notes: dict[str, Any]
     table: Config
-    tokenizer: Call | None
+    tokenizer: fiddle.Call | None
     file: str
     evidence: list[str] = field(default_factory=list)
     losses: list[ledgers.Loss] = field(default_factory=list)
@@ -80,13 +79,13 @@ def read_context(context: trees.Tree, request: ReadRequest, ledger: ledgers.Ledg
     (graph, sections), dump = _graph(context), _dump(context)
     file = context.place(GRAPH)
     call = graph.arguments.get("config")
-    if not isinstance(call, Call):
+    if not isinstance(call, fiddle.Call):
         raise FormatError("the model has no config", file=file, found=torch_files.brief(call))
     classes = Classes(call.target, graph.target)
     reason = refusal_of(classes.config)
     if reason is not None:
         raise CkptError(f"models of {short(classes.config)} are not supported: {reason}", file=file)
-    given = {name: plain_of(value) for name, value in call.arguments.items()}
+    given = {name: fiddle.plain_of(value) for name, value in call.arguments.items()}
     said = _fields_of(dump, classes, context) if dump is not None else None
     given = reading.without_ignored(given, request, ledger, file, "model.config")
     if said is not None:
@@ -98,17 +97,17 @@ def read_context(context: trees.Tree, request: ReadRequest, ledger: ledgers.Ledg
     described = _described(classes, given, said, context, request.options)
     tokenizer = graph.arguments.get("tokenizer")
     described.sections = sections
-    described.tokenizer = tokenizer if isinstance(tokenizer, Call) else None
+    described.tokenizer = tokenizer if isinstance(tokenizer, fiddle.Call) else None
     return described
 
 
-def _graph(context: trees.Tree) -> tuple[Call, dict[str, Any]]:
+def _graph(context: trees.Tree) -> tuple[fiddle.Call, dict[str, Any]]:
     """The call of the model class in io.json; and whatever else the graph has, by name."""
     file = context.place(GRAPH)
     document: Any = documents.parse_json(context.read(GRAPH), file)
-    root = read_graph(document, file)
-    model = root.arguments.get("model") if isinstance(root, Call) else None
-    if not isinstance(model, Call):
+    root = fiddle.read_graph(document, file)
+    model = root.arguments.get("model") if isinstance(root, fiddle.Call) else None
+    if not isinstance(model, fiddle.Call):
         raise FormatError(
             "the graph holds no model", file=file, found=torch_files.brief(model), expected="TrainerContext(model=...)"
         )

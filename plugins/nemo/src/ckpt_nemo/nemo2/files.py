@@ -100,7 +100,7 @@ def _check(place: Place) -> None:
         raise FormatError(
             "these are the adapters of a LoRA training, and no whole model",
             file=os.path.join(place.weights, _ADAPTER),
-            fix="merge them into their base with NeMo (llm.peft.merge_lora), and convert the result",
+            fix="read them with ckpt-peft (--from megatron-lora -o base=FOLDER), or merge them with NeMo (llm.peft.merge_lora)",
         )
     for name in _HF:
         if os.path.isdir(os.path.join(place.root, name)) and not os.path.isfile(os.path.join(place.weights, _METADATA)):

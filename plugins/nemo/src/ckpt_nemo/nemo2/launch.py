@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Target, WriteRequest, launches
-from ckpt_megatron.sdk import transformer_config
+from ckpt_megatron.sdk import fiddle, transformer_config
 from ckpt_nemo.nemo2.config import Classes, table_of
-from ckpt_nemo.nemo2.graph import plain_of
 
 _RANKS = {
     "tensor_model_parallel_size": "tp",
@@ -29,7 +28,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Lau
         if name in _RANKS:
             continue
         path, functional = f"model.config.{name}", name in transformer_config.FUNCTIONS
-        said = transformer_config.named(value) if functional else plain_of(value)
+        said = transformer_config.named(value) if functional else fiddle.plain_of(value)
         words = (f"{path}={said!r}",) if said is value or isinstance(said, list | tuple) else ()
         model = fates.get(name, ("left",))[0] == "used"
         arguments.append(launches.Argument(path, said, () if functional else words, model=model))

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import company, ledgers, trees
+from ckpt_megatron.sdk import fiddle
 from ckpt_nemo.nemo2.classes import short
-from ckpt_nemo.nemo2.graph import Call
 
 _TOKENIZERS = "nemo.collections.common.tokenizers"
 _AUTO = f"{_TOKENIZERS}.huggingface.auto_tokenizer.AutoTokenizer"
@@ -38,7 +38,7 @@ class Tokenizer:
     hint: dict[str, Any] | None = None
 
 
-def read_tokenizer(call: Call | None, context: trees.Tree) -> Tokenizer:
+def read_tokenizer(call: fiddle.Call | None, context: trees.Tree) -> Tokenizer:
     """The tokenizer that `call` would make, with its files in `context`."""
     if call is None:
         return Tokenizer()
@@ -66,7 +66,7 @@ def read_tokenizer(call: Call | None, context: trees.Tree) -> Tokenizer:
 
 def _named_file(value: Any) -> Any:
     """An argument, or what an artifact stands for: a name in the context, or one of the hub (`skip`)."""
-    if isinstance(value, Call) and short(value.target) in _ARTIFACTS:
+    if isinstance(value, fiddle.Call) and short(value.target) in _ARTIFACTS:
         return value.arguments.get("attr")
     return value
 
@@ -90,7 +90,7 @@ def _sidecars(files: Mapping[str, trees.Extent]) -> dict[str, company.Sidecar]:
 class WrittenTokenizer:
     """The call for `io.json`, or None without a tokenizer; its files by their place in the context; how many tokens."""
 
-    call: Call | None
+    call: fiddle.Call | None
     files: dict[str, company.Sidecar]
     size: int | None
     losses: list[ledgers.Loss]
@@ -107,11 +107,11 @@ def write_tokenizer(sidecars: Mapping[str, company.Sidecar], hint: Mapping[str, 
     kind = short(hint["target"]) if hint is not None else ""
     if hint is not None and kind not in ("AutoTokenizer", "SentencePieceTokenizer"):
         files = {value: flat[value] for name in _FILE_ARGUMENTS if (value := arguments.get(name)) in flat}
-        return WrittenTokenizer(Call(hint["target"], arguments), files, None, losses + _left(flat, files))
+        return WrittenTokenizer(fiddle.Call(hint["target"], arguments), files, None, losses + _left(flat, files))
     if set(flat) == {_MODEL} or (kind == "SentencePieceTokenizer" and _MODEL in flat):
         arguments = arguments if kind == "SentencePieceTokenizer" else {"model_path": _MODEL}
         target = hint["target"] if hint is not None and kind == "SentencePieceTokenizer" else _SENTENCEPIECE
-        call = Call(target, arguments)
+        call = fiddle.Call(target, arguments)
         files = {str(arguments["model_path"]): flat[_MODEL]}
         return WrittenTokenizer(
             call, files, company.pieces_of(flat[_MODEL]), losses + _left(flat, {_MODEL: flat[_MODEL]})
@@ -124,7 +124,7 @@ def write_tokenizer(sidecars: Mapping[str, company.Sidecar], hint: Mapping[str, 
         named, folder = named | {"pretrained_model_name": _FOLDER}, _FOLDER
     target = hint["target"] if hint is not None and kind == "AutoTokenizer" else _AUTO
     files = {f"{folder}/{name}": sidecar for name, sidecar in flat.items()}
-    return WrittenTokenizer(Call(target, named), files, company.size_of(flat), losses)
+    return WrittenTokenizer(fiddle.Call(target, named), files, company.size_of(flat), losses)
 
 
 def _left(flat: Mapping[str, company.Sidecar], taken: Mapping[str, company.Sidecar]) -> list[ledgers.Loss]:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, ledgers, rewrites
-from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, transformer_config, write_dist
+from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, fiddle, transformer_config, write_dist
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
-from ckpt_nemo.nemo2.graph import Call, NamedObject, plain_of, write_graph
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
 
 _PREFIX = "module."
@@ -38,7 +37,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     fields |= transformer_config.running(layout, model, request.dtype)
     builder = GPTBuilder(layout, model, request.dtype)
     write_dist(builder, {}, homogeneous=not numbered, prefix=_PREFIX)
-    graph = write_graph(_graph(classes, fields, tokenizer))
+    graph = fiddle.write_graph(_graph(classes, fields, tokenizer))
     builder.documents[f"{CONTEXT}/{GRAPH}"] = (json.dumps(graph, indent=2) + "\n").encode()
     builder.documents[f"{CONTEXT}/{MODEL}"] = documents.dump_yaml(_dump(classes, fields, tokenizer)).encode()
     return builder.target(
@@ -52,7 +51,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             DIVISIBLE: layout.multiple,
         },
         losses=[*tokenizer.losses, *_assumed(fields)],
-        said=table_of(classes, fields).said({key: plain_of(value) for key, value in fields.items()}),
+        said=table_of(classes, fields).said({key: fiddle.plain_of(value) for key, value in fields.items()}),
         config=fields,
     )
 
@@ -79,16 +78,19 @@ def _rows_of(tokenizer: WrittenTokenizer, layout: FileLayout) -> int | None:
     return -(-tokenizer.size // multiple) * multiple
 
 
-def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> Call:
-    given = {key: NamedObject(value) if key in transformer_config.FUNCTIONS else value for key, value in fields.items()}
-    model = Call(classes.model, {"config": Call(classes.config, given), "tokenizer": tokenizer.call})
-    return Call(_ROOT, {"model": model})
+def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> fiddle.Call:
+    given = {
+        key: fiddle.NamedObject(value) if key in transformer_config.FUNCTIONS else value
+        for key, value in fields.items()
+    }
+    model = fiddle.Call(classes.model, {"config": fiddle.Call(classes.config, given), "tokenizer": tokenizer.call})
+    return fiddle.Call(_ROOT, {"model": model})
 
 
 def _dump(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> dict[str, Any]:
     """model.yaml, which NeMo does not read, but people and other tools do."""
     said = {
-        key: transformer_config.named(value) if key in transformer_config.FUNCTIONS else plain_of(value)
+        key: transformer_config.named(value) if key in transformer_config.FUNCTIONS else fiddle.plain_of(value)
         for key, value in sorted(fields.items())
     }
     call = tokenizer.call

@@ -1,4 +1,4 @@
-"""LoRA adapters of Megatron-Bridge: read as the model that they make of their base, or by themselves, and written."""
+"""LoRA adapters of Megatron-Bridge and NeMo 2: read as the model that they make of their base, or by themselves, and written as those of Bridge."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from ckpt_peft.options import BASE, MERGE
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-lora",
-        summary="LoRA adapters of Megatron-Bridge: iter_* with run_config.yaml and adapter tensors alone, merged into their base or by themselves",
+        summary="LoRA adapters of Megatron-Bridge (iter_* with run_config.yaml) and NeMo 2 (weights/adapter_metadata.json): adapter tensors alone, merged into their base or by themselves",
         families=("models of format megatron",),
         writes=False,
         adapters=True,
-        before=("megatron-bridge", "megatron", "nemo2", "fsdp"),
+        before=("megatron-bridge", "megatron", "nemo", "nemo2", "fsdp"),
         options=(
             BASE,
             MERGE,
+            Option(
+                "lora_alpha",
+                "what the scale is alpha / rank of, where no config of the run says it",
+                float,
+                None,
+                side="read",
+            ),
             Option("pretrained_checkpoint", "where Megatron-Bridge finds the imported base", str, None, side="write"),
             Option(
                 "canonical",

@@ -1,4 +1,4 @@
-"""An adapter of Megatron-Bridge by itself, without the weights of its base: read, to be written as one of another kind, and written."""
+"""An adapter of Megatron-Bridge or NeMo 2 by itself, without the weights of its base: read, to be written as one of another kind, and written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
+    Architecture,
     Checkpoint,
     Refusal,
     Target,
@@ -34,6 +35,7 @@ from ckpt_megatron.sdk import (
 )
 from ckpt_peft.alone import alone
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP
+from ckpt_peft.megatron import nemo
 from ckpt_peft.megatron.canonical import LORA as CANONICAL
 from ckpt_peft.megatron.canonical import TABLES as WITH_PARTS
 from ckpt_peft.megatron.canonical import check_release, stored_as
@@ -68,16 +70,20 @@ def gpt_model(base: Checkpoint, canonical: bool = False) -> ModelInMemory:
     return ModelInMemory("GPTModel", model.architecture, model.tensors, names, model.rewrites)
 
 
-def read_alone(files: Files, settings: Settings, path: str) -> Checkpoint:
-    """The adapter as it is; run_config.yaml says what its base is."""
-    architecture = architecture_of_run(files.config_file)
+def read_alone(files: Files, settings: Settings, path: str, given: Architecture | None) -> Checkpoint | None:
+    """The adapter as it is. What its base is says run_config.yaml, and for one of NeMo 2 --config (`given`): None where it is missing."""
+    architecture = given if files.of_nemo else architecture_of_run(files.config_file)
+    if architecture is None:
+        return None
     model = model_of(files, without_weights(architecture, "", ""))
     merger = Merger(model, settings, files.folder, files.states, exact=False)
     merger.add_all(files.adapted)
     merger.check_whole()
-    files.ledger.used("architecture", files.config_file, "model")
-    origin = files.sections["model"].get("hf_model_id")
-    base = origin if isinstance(origin, str) and origin else settings.base
+    base = settings.base
+    if not files.of_nemo:
+        files.ledger.used("architecture", files.config_file, "model")
+        origin = files.run["model"].get("hf_model_id")
+        base = origin if isinstance(origin, str) and origin else base
     return alone("megatron-lora", path, architecture, pairs_of(merger, files.states), base, files.states, files.ledger)
 
 
@@ -85,11 +91,27 @@ def model_of(files: Files, base: Checkpoint) -> ModelInMemory:
     """The base as the GPTModel whose modules an adapter in files changes. In CanonicalLoRA parts of fused layers are modules."""
     canonical = files.peft.get("_target_") == CANONICAL
     model = gpt_model(base, canonical)
+    if files.of_nemo:
+        _check_rows(files, model)
     if canonical:
         layers = model.architecture.decoder.layers if model.architecture.decoder else ()
         groups = max((layer.attention.groups for layer in layers if layer.attention), default=1)
         check_release(files.peft, [one.path for one in files.adapted], groups, files.config_file)
     return model
+
+
+def _check_rows(files: Files, model: ModelInMemory) -> None:
+    """Raise a `Refusal` for matrices of NeMo 2 whose rows are in the order of its tensor parallel ranks."""
+    layers = model.architecture.decoder.layers if model.architecture.decoder else ()
+    gated = all(layer.mlp.gated for layer in layers if layer.mlp)
+    for one in files.adapted:
+        if nemo.rows_of_ranks(one, gated):
+            raise Refusal(
+                f"the rows of {one.up.key} lie by tensor parallel ranks",
+                file=files.folder,
+                found="as NeMo before 2.3 stores an adapter of linear_fc1 with a gate, and NeMo since 2.3 one without a gate",
+                fix="export it with NeMo (nemo.collections.llm.peft.export_lora, which writes a folder of PEFT) and give that folder",
+            )
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:

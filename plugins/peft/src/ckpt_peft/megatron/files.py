@@ -1,4 +1,4 @@
-"""The files of an adapter of Megatron-Bridge: a distributed checkpoint of adapter tensors alone, and the config of its run.
+"""The files of an adapter of Megatron-Bridge or of NeMo 2: a distributed checkpoint of adapter tensors alone, and what its run says of it.
 
     latest_train_state.pt                     or  latest_checkpointed_iteration.txt
     iter_0000100/.metadata, *.distcp          decoder.layers.self_attention.linear_qkv.adapter.linear_in.weight  [layers, rank, in]
@@ -6,7 +6,7 @@
     iter_0000100/run_config.yaml              peft: {_target_: ...LoRA, dim, alpha, ...}, checkpoint.pretrained_checkpoint
 
 Tensors of all layers lie in one, as those of the base do; where layers differ each has its own (`decoder.layers.3.`). The state of the
-optimizer may lie beside them.
+optimizer may lie beside them. An adapter of NeMo 2 is the same in folders of its own: see `nemo`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, torch_files
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, AdaptedModule, NamedTensor
+from ckpt_peft.megatron import nemo
 from ckpt_peft.megatron.canonical import module_of
 
 RUN_CONFIG = "run_config.yaml"
 COMMON, _PROGRESS = "common.pt", "train_state.pt"
 _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
-_OF_NEMO = "adapter_metadata.json"
+SECTION = "peft"
 _OF_SWIFT, _RANK_OF_SWIFT = "args.json", "lora_rank"
 _PARTS_OF_SWIFT = (".lora_A.", ".lora_B.", ".modules_to_save.")
 _ROLES = {"linear_in.weight": DOWN, "linear_out.weight": UP, "weight_magnitude": MAGNITUDE}
@@ -36,39 +37,32 @@ _KEY = re.compile(
 
 @dataclass(frozen=True)
 class Files:
-    """An adapter as its files have it: the sections of the run's config, and the adapted modules."""
+    """An adapter as its files have it: `peft` is the section of `config_file` that says how it is scaled, `base` where the base lay when it
+    was trained, and `run` are all sections of a run of Megatron-Bridge."""
 
     folder: str
-    sections: Mapping[str, Any]
+    config_file: str
+    section: str
+    peft: Mapping[str, Any]
+    base: str | None
     adapted: tuple[AdaptedModule, ...]
     states: tuple[disk.FileState, ...]
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def config_file(self) -> str:
-        """The path of run_config.yaml."""
-        return os.path.join(self.folder, RUN_CONFIG)
+    def of_nemo(self) -> bool:
+        """Whether NeMo 2 trained it."""
+        return self.section == nemo.SECTION
 
-    @property
-    def peft(self) -> Mapping[str, Any]:
-        """The section of the config that says how the adapter is scaled."""
-        return self.sections["peft"]
-
-    @property
-    def base(self) -> str | None:
-        """Where the base lay when the adapter was trained."""
-        section = self.sections.get("checkpoint")
-        named = section.get("pretrained_checkpoint") if isinstance(section, Mapping) else None
-        return named if isinstance(named, str) and named else None
-
-
-def of_nemo(path: str) -> str | None:
-    """The file by which a path is an adapter of NeMo 2: `weights/adapter_metadata.json` (nemo 2.4, lightning/pytorch/callbacks/peft.py)."""
-    for folder in (path, os.path.join(path, "weights")):
-        file = os.path.join(folder, _OF_NEMO)
-        if os.path.isfile(file) and os.path.isfile(os.path.join(folder, chunked.METADATA)):
-            return file
-    return None
+    def with_alpha(self, asked: float | None) -> Files:
+        """With the alpha that the user gives where the files say none; a `CkptError` where they say another."""
+        said = self.peft.get("alpha")
+        if asked is not None and said is not None and asked != said:
+            raise CkptError(
+                "-o lora_alpha and the files differ", file=self.config_file, found=f"{asked:g}", expected=str(said)[:60]
+            )
+        return self if asked is None else replace(self, peft={**self.peft, "alpha": asked if said is None else said})
 
 
 def of_swift(path: str) -> str | None:
@@ -94,8 +88,8 @@ def of_swift(path: str) -> str | None:
 
 def looks_like(path: str) -> str | None:
     """The fact by which a path is an adapter: `peft` in the config of a run beside a distributed checkpoint of adapter tensors."""
-    if of_nemo(path) is not None:
-        return f"{_OF_NEMO} of NeMo 2 beside a distributed checkpoint"
+    if nemo.place_of(path) is not None:
+        return f"{nemo.METADATA} of NeMo 2 beside a distributed checkpoint"
     if of_swift(path) is not None:
         return f"{_OF_SWIFT} of Megatron-SWIFT, and tensors of adapters alone"
     try:
@@ -103,13 +97,13 @@ def looks_like(path: str) -> str | None:
             return None
         folder = bridge_folder(path)
         config = documents.parse_yaml(disk.read_small(os.path.join(folder, RUN_CONFIG)), RUN_CONFIG)
-        if not isinstance(config, dict) or not isinstance(config.get("peft"), dict):
+        if not isinstance(config, dict) or not isinstance(config.get(SECTION), dict):
             return None
         names = _of_model(chunked.read_distributed(folder))
     except (CkptError, OSError):
         return None
     alone = names and all(".adapter." in name for name in names)
-    return f"peft in {RUN_CONFIG}, and tensors of adapters alone" if alone else None
+    return f"{SECTION} in {RUN_CONFIG}, and tensors of adapters alone" if alone else None
 
 
 def _of_model(held: chunked.DistributedCheckpoint) -> dict[str, chunked.ChunkedTensor]:
@@ -119,16 +113,9 @@ def _of_model(held: chunked.DistributedCheckpoint) -> dict[str, chunked.ChunkedT
 
 def open_files(path: str) -> Files:
     """The adapter at a path; `FormatError` for a damaged file, or for a tensor that is nothing known, or there twice; `Refusal` for one of
-    NeMo 2 or Megatron-SWIFT."""
-    if (metadata := of_nemo(path)) is not None:
-        named = documents.read_json(metadata)
-        base = named.get("model_ckpt_path") if isinstance(named, dict) else None
-        raise Refusal(
-            "adapters of NeMo 2 are not read: by how much one counts is in the context of its training, and that is not read",
-            file=metadata,
-            found=f"an adapter of {base!r:.120}",
-            fix="export it with NeMo (nemo.collections.llm.peft.export_lora, which writes a folder of PEFT) and give that folder",
-        )
+    Megatron-SWIFT."""
+    if (place := nemo.place_of(path)) is not None:
+        return _open_nemo(place)
     if (arguments := of_swift(path)) is not None:
         raise Refusal(
             "adapters of Megatron-SWIFT under Megatron's names are not read",
@@ -138,15 +125,48 @@ def open_files(path: str) -> Files:
     folder = bridge_folder(path)
     file, ledger = os.path.join(folder, RUN_CONFIG), ledgers.Ledger()
     sections = documents.parse_yaml(disk.read_small(file), file)
-    if not isinstance(sections, dict) or not isinstance(sections.get("peft"), dict):
-        raise FormatError("the config has no section peft", file=file)
+    if not isinstance(sections, dict) or not isinstance(sections.get(SECTION), dict):
+        raise FormatError(f"the config has no section {SECTION}", file=file)
+    section = sections.get("checkpoint")
+    base = section.get("pretrained_checkpoint") if isinstance(section, dict) else None
     held = chunked.read_distributed(folder)
     adapted = _adapted(_of_model(held), folder)
-    ledger.used("the merge", file, "peft")
-    ledger.left(ledgers.SETTINGS, file, *(key for key in sections if key != "peft"))
+    ledger.used("the merge", file, SECTION)
+    ledger.left(ledgers.SETTINGS, file, *(key for key in sections if key != SECTION))
     contents.enter_names(ledger, held, set(_of_model(held)))
     read = [*held.files, file, *_enter_beside(ledger, folder, path)]
-    return Files(folder, sections, tuple(adapted.values()), tuple(map(disk.FileState.of, read)), ledger)
+    return Files(
+        folder,
+        file,
+        SECTION,
+        sections[SECTION],
+        base if isinstance(base, str) and base else None,
+        tuple(adapted.values()),
+        tuple(map(disk.FileState.of, read)),
+        ledger,
+        sections,
+    )
+
+
+def _open_nemo(place: nemo.Place) -> Files:
+    """An adapter of NeMo 2. Where its context says nothing of it, the rank is that of its first matrix, and the alpha is missing."""
+    nemo.check_finished(place)
+    ledger = ledgers.Ledger()
+    transform = nemo.read_transform(place, ledger)
+    held = chunked.read_distributed(place.weights)
+    names = _of_model(held)
+    adapted = _adapted(names, place.weights)
+    if not adapted:
+        raise FormatError("the adapter has no tensors", file=place.weights)
+    contents.enter_names(ledger, held, set(names))
+    ledger.used("the base that it is of", place.metadata)
+    peft = transform.call
+    if peft is None:
+        peft = {"_target_": nemo.LORA, "dim": next(iter(adapted.values())).down.shape[0]}
+    read = [*held.files, place.metadata, *transform.read, *_enter_beside(ledger, place.weights, place.weights)]
+    states = tuple(map(disk.FileState.of, read))
+    modules = tuple(adapted.values())
+    return Files(place.weights, transform.file, nemo.SECTION, peft, place.base, modules, states, ledger)
 
 
 def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[str, AdaptedModule]:
@@ -191,7 +211,8 @@ def _enter_beside(ledger: ledgers.Ledger, folder: str, path: str) -> list[str]:
         state = torch_files.read_torch_file(common)
         if not isinstance(state, dict):
             raise FormatError("the common state is not a dict", file=common, found=torch_files.brief(state))
-        contents.enter_state(ledger, common, state, contents.STATE)
+        of_lightning = "pytorch-lightning_version" in state
+        contents.enter_state(ledger, common, state, contents.LIGHTNING if of_lightning else contents.STATE)
         read.append(common)
     if os.path.isfile(progress := os.path.join(folder, _PROGRESS)):
         ledger.left(ledgers.PROGRESS, progress, size=os.path.getsize(progress))

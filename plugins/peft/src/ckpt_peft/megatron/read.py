@@ -1,31 +1,34 @@
-"""Reading an adapter of Megatron-Bridge: the checkpoint of its base, with the adapter merged into it.
+"""Reading an adapter of Megatron-Bridge or NeMo 2: the checkpoint of its base, with the adapter merged into it.
 
-Bridge adds `alpha / dim * linear_out @ linear_in` to the weight of a module, which is the fused one (`linear_qkv`, `linear_fc1`): the rows of its
-product are arranged as those of the weight. In bf16 its own merge (`LoRAMerge`) multiplies in bf16; this one computes in float32 and rounds
+Both add `alpha / dim * linear_out @ linear_in` to the weight of a module, which is the fused one (`linear_qkv`, `linear_fc1`): the rows of its
+product are arranged as those of the weight. In bf16 their own merges (`LoRAMerge`) multiply in bf16; this one computes in float32 and rounds
 once, as PEFT does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterator
 
 from ckpt_core.sdk import Checkpoint, CkptError, ReadRequest, Refusal, errors, reading
 from ckpt_peft.keys import MAGNITUDE
+from ckpt_peft.megatron import nemo
 from ckpt_peft.megatron.alone import model_of, read_alone
 from ckpt_peft.megatron.canonical import LORA as CANONICAL
-from ckpt_peft.megatron.files import Files, open_files
+from ckpt_peft.megatron.files import SECTION, Files, open_files
 from ckpt_peft.merge import Merger
 from ckpt_peft.read import merged_checkpoint
 from ckpt_peft.settings import Settings
 
 _LORA = "megatron.bridge.peft.lora.LoRA"
 _DORA = "megatron.bridge.peft.dora.DoRA"
+_METHODS = {SECTION: (_LORA, _DORA, CANONICAL), nemo.SECTION: (nemo.LORA,)}
 # What changes the product, or the modules it belongs to, at the value at which it does not.
 _NEUTRAL = {"normalize_moe_lora": False, "experts_shared_outer_loras": False, "share_expert_adapters": True}
 _SILENT = (
     "_target_", "a2a_experimental", "dropout", "dropout_position", "exclude_modules", "lora_A_init_method", "lora_B_init_method", "lora_dtype",
     "sequence_parallel_input_regather", "target_modules", "dim", "alpha", "canonical_mapping", "params_to_save",
+    "dropout_recompute",
 )  # fmt: skip
 
 
@@ -33,12 +36,13 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """The merged model of the adapter at `path` and of `-o base`; without a base the adapter, where it is wanted alone, or a `UsageError`."""
     if request.weights == "master":
         raise CkptError("an adapter has no fp32 masters", file=path, fix="use --weights model")
-    files = open_files(path)
+    files = open_files(path).with_alpha(request.options.get("lora_alpha"))
     base = request.options.get("base")
     if not isinstance(base, Checkpoint):
-        if request.alone:
-            return read_alone(files, _settings(files), path)
-        raise _lacks_base(files)
+        found = read_alone(files, _settings(files), path, request.architecture) if request.alone else None
+        if found is None:
+            raise _lacks_base(files, request.alone)
+        return found
     settings = _settings(files)
     exact = request.options.get("merge") == "fp32"
     merger = Merger(model_of(files, base), settings, files.folder, files.states, exact=exact)
@@ -49,9 +53,9 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
 
 
 def _settings(files: Files) -> Settings:
-    """What the section `peft` says of the merge. Raises everything in it that is not done."""
+    """What the section of the config says of the merge. Raises everything in it that is not done."""
     section, problems = files.peft, errors.Problems(f"reading {files.config_file}")
-    for problem in _problems(section):
+    for problem in _problems(files):
         problem.file = files.config_file
         problems.add(problem)
     problems.raise_any()
@@ -78,30 +82,40 @@ def _settings(files: Files) -> Settings:
     )
 
 
-def _problems(section: Mapping[str, Any]) -> Iterator[CkptError]:
-    kind = section.get("_target_")
-    if kind not in (_LORA, _DORA, CANONICAL):
-        yield Refusal(f"adapters of {kind!r:.80} are not merged", expected=f"{_LORA}, {_DORA} or {CANONICAL}")
+def _problems(files: Files) -> Iterator[CkptError]:
+    section, name = files.peft, files.section
+    kind, known = section.get("_target_"), _METHODS[name]
+    if kind not in known:
+        yield Refusal(f"adapters of {kind!r:.80} are not merged", expected=" or ".join(known))
     for key, value in section.items():
         if key in _NEUTRAL and value != _NEUTRAL[key]:
             yield Refusal(
-                f"key 'peft.{key}' asks for what is not done", found=str(value)[:60], expected=str(_NEUTRAL[key])
+                f"key '{name}.{key}' asks for what is not done", found=str(value)[:60], expected=str(_NEUTRAL[key])
             )
         elif key not in (*_NEUTRAL, *_SILENT):
-            yield CkptError(f"unknown config key 'peft.{key}'", found=str(value)[:60])
+            yield CkptError(f"unknown config key '{name}.{key}'", found=str(value)[:60])
     dim, alpha = section.get("dim"), section.get("alpha")
     if type(dim) is not int or dim < 1:
-        yield CkptError("key 'peft.dim' is not a rank", found=repr(dim)[:60], expected="a number of at least 1")
-    if type(alpha) not in (int, float):
-        yield CkptError("key 'peft.alpha' is not a number", found=repr(alpha)[:60])
+        yield CkptError(f"key '{name}.dim' is not a rank", found=repr(dim)[:60], expected="a number of at least 1")
+    if alpha is None:
+        yield CkptError(
+            "nothing says by how much the adapter counts",
+            expected=f"key '{name}.alpha'",
+            fix="give -o lora_alpha=NUMBER, by which the training was started",
+        )
+    elif type(alpha) not in (int, float) or not math.isfinite(alpha):
+        yield CkptError(f"key '{name}.alpha' is not a number", found=repr(alpha)[:60])
 
 
-def _lacks_base(files: Files) -> errors.UsageError:
+def _lacks_base(files: Files, alone: bool = False) -> errors.UsageError:
+    """What to give, where no base is given; `alone`: only what the base is, and none of its weights, is needed."""
     return errors.UsageError(
         "this is an adapter, which is not a model without its base",
         file=files.folder,
         found=f"an adapter of {files.base!r}" if files.base else "an adapter that names no base",
-        fix="give the folder of the base, in any format: -o base=FOLDER",
+        fix="give the config.json of the base with --config: its weights are not needed"
+        if alone
+        else "give the folder of the base, in any format: -o base=FOLDER",
     )
 
 
@@ -109,8 +123,8 @@ def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
     """The adapter at `path`; None where its base is given, so that there is a model."""
     if isinstance(request.options.get("base"), Checkpoint):
         return None
-    files = open_files(path)
-    refused = [problem.problem for problem in _problems(files.peft)]
+    files = open_files(path).with_alpha(request.options.get("lora_alpha"))
+    refused = [problem.problem for problem in _problems(files)]
     count = sum(named.elements for one in files.adapted for named in one.tensors.values())
     kinds: dict[str, int] = {}
     for one in files.adapted:
@@ -119,7 +133,7 @@ def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
         kinds[said] = kinds.get(said, 0) + 1
     lines = {
         "adapter": [f"{files.peft.get('_target_')}: {len(files.adapted)} modules adapted"],
-        "rank": [f"{files.peft.get('dim')}, alpha {files.peft.get('alpha')}"],
+        "rank": [f"{files.peft.get('dim')}, alpha {files.peft.get('alpha', 'not said')}"],
         "targets": [f"{said}, {number} of them" if number > 1 else said for said, number in kinds.items()],
         "base": [files.base or "not named"],
         "parameters": [f"{count:,}"],

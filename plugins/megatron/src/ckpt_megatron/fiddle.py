@@ -1,4 +1,4 @@
-"""`io.json`: a graph of calls, as fiddle stores it, read as plain data and written again.
+"""`io.json` of NeMo 2: a graph of calls, as fiddle stores it, read as plain data and written again. It describes models and adapters.
 
     {"root": {"type": "ref", "key": K}, "objects": {K: OBJECT, ...}, "refcounts": {...}, "version": "0.0.1"}
 
@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import FormatError, torch_files
-from ckpt_megatron.sdk import transformer_config
+from ckpt_megatron.transformer_config import dotted
+
+__all__ = ["Call", "NamedObject", "plain_of", "read_graph", "write_graph"]
 
 _CALLS = ("fiddle._src.config.Config", "fiddle._src.partial.Partial")
 _METADATA = ("fiddle._src.config", "BuildableTraverserMetadata")
@@ -133,7 +135,7 @@ class _Reader:
 
     def _name(self, value: object) -> str:
         if isinstance(value, dict) and isinstance(value.get("module"), str) and isinstance(value.get("name"), str):
-            return transformer_config.dotted(f"{value['module']}.{value['name']}")
+            return dotted(f"{value['module']}.{value['name']}")
         raise FormatError(
             "a type of the graph has no name", file=self._file, found=torch_files.brief(value), expected="module, name"
         )
