@@ -110,7 +110,8 @@ def _check_rows(files: Files, model: ModelInMemory) -> None:
                 f"the rows of {one.up.key} lie by tensor parallel ranks",
                 file=files.folder,
                 found="as NeMo before 2.3 stores an adapter of linear_fc1 with a gate, and NeMo since 2.3 one without a gate",
-                fix="export it with NeMo (nemo.collections.llm.peft.export_lora, which writes a folder of PEFT) and give that folder",
+                # other sizes load these rows in another order, and so does NeMo's export of an adapter, which has one rank
+                fix="merge it with NeMo (llm.peft.merge_lora) at the tensor parallel size of its training, and convert the model",
             )
 
 

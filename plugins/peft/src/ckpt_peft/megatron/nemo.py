@@ -65,7 +65,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Transform:
-    """The call that adapted the model. `file` says it, or would say it where there is no `call`; `read` are the files that were read."""
+    """The call that adapted the model, `file`, which says it (or would say it, where `call` is None), and the files that were `read`."""
 
     file: str
     call: Mapping[str, Any] | None
