@@ -186,7 +186,10 @@ class TestTransformers:
         from ckpt_hf.config import FAMILIES
 
         beside = {"MiMoForCausalLM": "Qwen2ForCausalLM"}  # its class lies beside its files, and has the ids of Qwen 2's
-        for family in FAMILIES:
+        no_class = {"BailingMoeV2ForCausalLM", "BailingMoeV2Model"}  # transformers has none
+        families = [family for family in FAMILIES if family.class_name not in no_class]
+        assert len(families) > 100
+        for family in families:
             settings = getattr(transformers, beside.get(family.class_name, family.class_name)).config_class()
             written = {entry.key for entry in family.config.entries if isinstance(entry, Note) and entry.null}
             # where padding is a fact, its line writes it: as null, too, where there is none

@@ -199,7 +199,9 @@ WRONG: list[tuple[Tree, str, object, str]] = [
 # fmt: on
 
 
-@pytest.mark.parametrize(("document", "path", "value", "said"), WRONG, ids=[f"{path}: {said}" for _, path, _, said in WRONG])
+@pytest.mark.parametrize(
+    ("document", "path", "value", "said"), WRONG, ids=[f"{path}: {said}" for _, path, _, said in WRONG]
+)
 def test_what_says_less_or_more_is_refused(document: Tree, path: str, value: object, said: str, tmp_path: Path) -> None:
     with pytest.raises(CkptError, match=said):
         config_architecture(dump(tmp_path, changed(document, path, value)))

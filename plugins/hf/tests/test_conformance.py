@@ -16,4 +16,6 @@ class TestHf(FirstParty):
         | {"bert": example("bert", hidden=216, mlp__activation="gelu_erf")},
         configs=("config.json",),
         expresses=("head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.scaling=llama3"),
+        # the class reads it nowhere (modeling_biogpt.py), nor does ModernBERT's
+        misnamed={"layer_norm_eps": "BioGPT's norms have the epsilon of nn.LayerNorm, whatever the key says"},
     )

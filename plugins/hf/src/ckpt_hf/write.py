@@ -180,8 +180,8 @@ def choose(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A class, and the model as it would be written there. `lacks`: how many facts its config has no line for, or 1 where the
-    class holds no such model for another reason."""
+    """A class, and the model as it would be written there. `lacks`: how many facts its config has no line for, and 1 more where
+    the class holds no such model for another reason."""
 
     family: Family
     model: rewrites.Rewritable
@@ -191,7 +191,7 @@ class _Candidate:
     @classmethod
     def of(cls, family: Family, model: rewrites.Rewritable, facts: Facts) -> _Candidate:
         constrained = family.constraint(model.architecture) is not None
-        return cls(family, model, facts, 1 if constrained else sum(1 for _ in family.config.unsaid(facts)))
+        return cls(family, model, facts, constrained + sum(1 for _ in family.config.unsaid(facts)))
 
     def config(self, notes: dict[str, object]) -> dict[str, object]:
         """Its config. Raises `Refusal` or `ProblemsFound` for what the class cannot hold."""

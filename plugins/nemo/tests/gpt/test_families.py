@@ -21,6 +21,8 @@ HELD = {
     "gpt2": ("legacy", "1.23.0"), "nemotron": ("mcore", "1.23.0"), "phi3": ("mcore", "1.23.0"), "gemma": ("mcore", "2.0.0"),
     "glm": ("mcore", "2.0.0"), "glm4_moe": ("mcore", "2.2.0"), "arcee": ("mcore", "1.23.0"), "internlm3": ("mcore", "1.23.0"),
     "ernie4_5": ("mcore", "1.23.0"), "hy_v3": ("mcore", "2.2.0"), "stablelm": ("mcore", "2.0.0"),
+    "exaone": ("mcore", "1.23.0"), "helium": ("mcore", "2.0.0"), "iquestcoder": ("mcore", "1.23.0"), "jais2": ("mcore", "1.23.0"),
+    "persimmon": ("mcore", "2.0.0"), "sarvam_moe": ("mcore", "2.2.0"), "solar_open": ("mcore", "2.2.0"),
 }  # fmt: skip
 REWRITTEN = {
     "gpt2_scaled": "attention scale folded into q",
@@ -69,6 +71,24 @@ REFUSED = {
     "glm_moe_dsa": ["no latent_attention.heads"],
     "kimi_linear": ["no latent_attention.heads"],
     "glm4_moe_lite": ["no latent_attention.heads"],
+    "afmoe": ["no mlp.out_norm.kind", "no attention.out_gate"],
+    "biogpt": ["no positions.offset", "tokens.scale"],
+    "cwm": ["attention.window in every layer or in none", "attention.rotary.scaling.kind = llama3"],
+    "exaone_moe": ["attention.window in every layer or in none"],
+    "flex_olmo": ["no mlp.out_norm.kind", "no attention.qk_norm_whole"],
+    "flint": ["attention.window in every layer or in none", "no attention.sinks"],
+    "gpt_bigcode": ["tp=2 does not divide axis g=1"],
+    "gpt_neo": ["attention.window in every layer or in none"],
+    "gptj": ["no head.bias", "no parallel", "no shared_norm"],
+    "mellum": ["attention.window in every layer or in none", "attention.rotary.theta = "],
+    "ministral": ["attention.window in every layer or in none"],
+    "mpt": ["no attention.alibi"],
+    "nemotron_h": ["pp=2 does not divide the 5 layers"],
+    "olmo": ["final_norm.weight = False"],
+    "phi": ["no head.bias", "no parallel", "no shared_norm"],
+    "sarvam_mla": ["no latent_attention.heads"],
+    "vaultgemma": ["no head.softcap", "attention.window in every layer or in none", "no attention.softcap"],
+    "youtu": ["no latent_attention.heads"],
     "gpt_oss": ["no mlp.clamp", "no mlp.up_offset", "no attention.sinks", "attention.rotary.scaling.kind = yarn"],
 }  # fmt: skip
 OPTIONS = {"make_vocab_size_divisible_by": "16"}

@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
+from ckpt_hf import heads
 from ckpt_hf.common import ACTIVATION, CAUSAL, GENERIC, Family, groups, norms, unbiased
 from ckpt_hf.families.deepseek import groups_by_two_best
 from ckpt_hf.families.mamba import step_limit
@@ -231,7 +232,7 @@ FAMILIES = [
         "nemotron_h",
         NEMOTRON_H,
         layouts.Tables([_MODEL, _STORED_LAYER, _HELD_LAYER], [_SPELLINGS]),
-        heads=(),
+        heads=(heads.BARE,),
         padding=0,
     )
 ]
