@@ -153,7 +153,8 @@ def test_files_of_version_4_are_the_same_model(name: str, made: Callable, tmp_pa
         tensors | copies | left | ({} if own_head else {"lm_head.weight": tensors["shared.weight"].clone()}),
         old / "model.safetensors",
     )
-    convert(old, tmp_path / "new", to="hf")
+    receipt = convert(old, tmp_path / "new", to="hf")
+    assert {("dropped", name) for name in left} <= {(loss["kind"], loss["subject"]) for loss in receipt.body["losses"]}
     assert_same_bits(weights(tmp_path / "new"), tensors)
     assert torch.equal(logits_of(load(tmp_path / "new")), expected)
 

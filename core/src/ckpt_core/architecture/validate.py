@@ -205,7 +205,8 @@ def _mamba(path: str, mamba: Mamba, causal: bool) -> Iterator[tuple[str, str]]:
 def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str]]:
     if not rotary.theta > 0:
         yield f"{path}.theta", f"{rotary.theta} is not positive"
-    if not 0 < rotary.fraction <= 1 or rotary_width(rotary, head_dim) % 2:
+    width = rotary_width(rotary, head_dim) if 0 < rotary.fraction <= 1 else None
+    if width is None or width % 2:
         yield f"{path}.fraction", f"{rotary.fraction} of head_dim={head_dim} is not an even number of elements"
     if rotary.scaling is not None:
         required, optional = SCALING_FIELDS[rotary.scaling.kind]
@@ -220,9 +221,9 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
         if low is not None and high is not None and low > high:  # they are equal in Llama 4 Scout
             yield f"{path}.scaling.low_frequency_factor", f"{low} is above high_frequency_factor={high}"
         for name in ("short_factors", "long_factors"):
-            factors, pairs = getattr(rotary.scaling, name), rotary_width(rotary, head_dim) // 2
-            if factors is not None and len(factors) != pairs:
-                yield f"{path}.scaling.{name}", f"{len(factors)} factors for {pairs} rotated pairs"
+            factors = getattr(rotary.scaling, name)
+            if factors is not None and width is not None and len(factors) != width // 2:
+                yield f"{path}.scaling.{name}", f"{len(factors)} factors for {width // 2} rotated pairs"
 
 
 def rotary_width(rotary: Rotary | None, head_dim: int) -> int:

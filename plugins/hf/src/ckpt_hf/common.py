@@ -229,6 +229,11 @@ class Family:
 CAUSAL = key_is("is_causal", True, or_absent=True, written=False)
 
 
+# The keys of the first classes for heads that are not read (GPT-2, and what grew out of it).
+SUMMARY = ignore("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    why="heads of other classes")  # fmt: skip
+
+
 def unbiased(*keys: str) -> list[configs.Entry]:
     """Biases that a class never has and has no key for; published files say so nevertheless."""
     return [key_is(key, False, or_absent=True, written=False) for key in keys]
@@ -359,6 +364,27 @@ def sparse_layers(config: Mapping[str, Any], layers: int, dense: int = 1) -> sch
     if not any(sparse):
         raise CkptError("key 'mlp_layer_types' has no layer with experts", found=f"{layers} dense layers")
     return sparse
+
+
+def layers_with_experts(dense: int, *, counted: str = "") -> configs.Entry:
+    """`mlp_layer_types`; without it all layers but the first `dense` have experts. `counted`: a key that says how many these are."""
+
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        first = values.checked(counted, config.get(counted, dense), values.count) if counted else dense
+        sparse = sparse_layers(config, facts["layers"], first)
+        if not all(sparse):
+            facts["mlp.moe?"] = sparse
+
+    usual = "all but the first do" if dense else "all do"
+    return decided(
+        ["mlp_layer_types", *([counted] if counted else [])],
+        ["mlp.moe?"],
+        read=read,
+        values={"mlp_layer_types": [SPARSE]},
+        uses=["layers", "mlp.moe.*"],
+        why="mlp_layer_types says which layers have experts; without it "
+        + (f"all but the first do, as many as {counted} says" if counted else usual),
+    )
 
 
 def given_layers(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, row, values
+from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, drop, row, values
 from ckpt_hf.common import Same
 
 KEY = "num_nextn_predict_layers"
@@ -70,6 +70,9 @@ MIMO_PREDICTOR = Table(MIMO, to="predictors.{l}", rows=[
     row("final_layernorm.weight",  "h",                      "out_norm.weight"),
 ])
 # fmt: on
+
+LEFT = Table(rows=[drop("mtp.*", why="the layers that predict further tokens; transformers does not load them")])
+"""What lies beside a model whose layers of this kind are not read, as a family's `leftovers`: a loss names them."""
 
 _MERGING = re.compile(r"(?:^|\.)(?:layers\.\d+\.eh_proj|mtp_layers\.\d+\.input_proj)\.weight$")
 

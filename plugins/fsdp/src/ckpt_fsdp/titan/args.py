@@ -23,23 +23,25 @@ from ckpt_core.sdk import (
     key_is,
     nested,
     note,
-    one_of,
     rules,
     same_as,
     schema,
     values,
 )
 from ckpt_fsdp.titan.common import (
+    BIAS_ASKED_OF_TENSORS,
+    BIAS_ON_SCORES,
     DECODER,
     LATENT,
+    LATENT_SIZES,
     NORMS,
     ROUTER,
+    ROUTING,
     YARN,
     YARN_CLAIMS,
     YARN_USES,
     YARN_WHY,
     enter_yarn,
-    groups,
 )
 
 _LATENT_NORMS = (f"{LATENT}.norm", f"{LATENT}.kv_norm", "mlp.norm", "final_norm")
@@ -56,16 +58,6 @@ def _read_shared(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
     """`MoE.__init__`: one feed-forward, as wide as all shared experts; none for 0."""
     if count := values.checked("num_shared_experts", config["num_shared_experts"], values.count):
         facts["mlp.moe.shared.ffn"] = count * values.checked("moe_inter_dim", config["moe_inter_dim"], values.whole)
-
-
-def _read_q_rank(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if rank := values.checked("q_lora_rank", config["q_lora_rank"], values.count):
-        facts[f"{LATENT}.q_rank"] = rank
-
-
-def _read_bias(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if config["load_balance_coeff"] is not None:
-        facts[f"{ROUTER}.correction_bias"] = True
 
 
 def _read_yarn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -125,12 +117,8 @@ _EXPERTS: list[configs.Entry | Sequence[configs.Entry]] = [
     key("num_experts", "mlp.moe.experts"),
     decided(["num_shared_experts"], ["mlp.moe.shared.ffn"], read=_read_shared, uses=["moe_inter_dim"],
             values={"num_shared_experts": range(9)}, why="one expert as wide as all that are shared"),
-    key("top_k", f"{ROUTER}.top_k"),
-    key("score_func", f"{ROUTER}.score", via=one_of({"softmax": "softmax", "sigmoid": "sigmoid"})),
-    key("route_norm", f"{ROUTER}.normalise"),
-    key("route_scale", f"{ROUTER}.scale"),
+    *ROUTING,
     key_is("gate_bias", False, or_absent=True),  # since 0.2.1, as are groups
-    groups(),
     key("score_before_experts", f"{ROUTER}.on_input"),  # since 0.3 never
     key_is("_debug_force_load_balance", False, why="tokens are dealt out in turn, whatever their scores"),
     ignore("use_grouped_mm", why="which function computes experts"),
@@ -149,8 +137,7 @@ QWEN3_MOE = Config("torchtitan's Qwen3ModelArgs with experts", [
     key("moe_inter_dim", "mlp.moe.ffn"),
     nested("moe_args", [
         *_EXPERTS,
-        # transformers' mixture of Qwen 3 has no bias: what becomes of one that is not zero, the reader of the tensors asks
-        ignore("load_balance_coeff", why="by how much training moves the bias on scores, if at all"),
+        BIAS_ASKED_OF_TENSORS,
     ]),
     ignore("hidden_dim", why="of dense layers, which this model does not have"),
 ])
@@ -161,13 +148,7 @@ DEEPSEEK_V3 = Config("torchtitan's DeepSeekV3ModelArgs", [
     # transformers and DeepSeek's own code have 1e-6 in the norms of latents, whatever the others have
     key("norm_eps", *(f"{norm}.eps" for norm in _LATENT_NORMS)),
     configs.where(f"{LATENT}.q_rank", [fact_is(f"{LATENT}.q_norm.kind", "rms"), configs.fact_as(f"{LATENT}.q_norm.eps", f"{LATENT}.kv_norm.eps")]),
-    key("n_heads", f"{LATENT}.heads"),
-    decided(["q_lora_rank"], [f"{LATENT}.q_rank"], read=_read_q_rank, values={"q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]},
-            why="0 where queries are not compressed"),
-    key("kv_lora_rank", f"{LATENT}.kv_rank"),
-    key("qk_nope_head_dim", f"{LATENT}.nope_dim"),
-    key("qk_rope_head_dim", f"{LATENT}.rope_dim"),
-    key("v_head_dim", f"{LATENT}.value_dim"),
+    *LATENT_SIZES,
     key("rope_theta", f"{LATENT}.rotary.theta"),
     decided([*YARN, "mscale"], YARN_CLAIMS, read=_read_yarn, uses=["max_seq_len", *YARN_USES], values={}, why=YARN_WHY),
     configs.in_other_layers("inter_dim", "mlp.ffn", than="mlp.moe", unused="dense_ffn"),
@@ -175,8 +156,7 @@ DEEPSEEK_V3 = Config("torchtitan's DeepSeekV3ModelArgs", [
     key("moe_inter_dim", "mlp.moe.ffn"),
     nested("moe_args", [
         *_EXPERTS,
-        decided(["load_balance_coeff"], [f"{ROUTER}.correction_bias"], read=_read_bias, values={"load_balance_coeff": [1e-3, None]},
-                why="by how much training moves the bias on scores; null: there is none"),
+        BIAS_ON_SCORES,
     ]),
     fact_is("head.tied", False),
     ignore("n_expert_groups", "n_limited_groups", why="of 0.2.0, which does not use them"),

@@ -24,22 +24,23 @@ from ckpt_core.sdk import (
     key_is,
     nested,
     note,
-    one_of,
     rules,
     same_as,
     schema,
     values,
 )
 from ckpt_fsdp.titan.common import (
+    BIAS_ASKED_OF_TENSORS,
+    BIAS_ON_SCORES,
     DECODER,
     LATENT,
-    ROUTER,
+    LATENT_SIZES,
+    ROUTING,
     YARN,
     YARN_CLAIMS,
     YARN_USES,
     YARN_WHY,
     enter_yarn,
-    groups,
 )
 from ckpt_fsdp.titan.models import DEEPSEEK_V3, LLAMA3, QWEN3
 
@@ -81,16 +82,6 @@ def _read_yarn(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -
         enter_yarn(config, facts)
         if not values.checked("truncate", config["truncate"], values.flag):
             facts[f"{LATENT}.rotary.scaling.truncate"] = False
-
-
-def _read_q_rank(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if rank := values.checked("q_lora_rank", config["q_lora_rank"], values.count):
-        facts[f"{LATENT}.q_rank"] = rank
-
-
-def _read_bias(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if config["load_balance_coeff"] is not None:
-        facts[f"{ROUTER}.correction_bias"] = True
 
 
 # fmt: off
@@ -146,11 +137,7 @@ _EXPERTS = [
     key("num_experts", "mlp.moe.experts"),
     nested("router", [
         nested("gate", [key_is("bias", False), ignore("in_features", "out_features", why=_FOLLOWS)]),
-        key("top_k", f"{ROUTER}.top_k"),
-        key("score_func", f"{ROUTER}.score", via=one_of({"softmax": "softmax", "sigmoid": "sigmoid"})),
-        key("route_norm", f"{ROUTER}.normalise"),
-        key("route_scale", f"{ROUTER}.scale"),
-        groups(),
+        *ROUTING,
         ignore("num_experts", why=_FOLLOWS),
     ]),
     nested("routed_experts", [
@@ -181,8 +168,7 @@ GROUPED = Config("torchtitan's config of llama3 or qwen3", [
     ]),
     nested("moe", [
         *_EXPERTS,
-        # transformers' mixture of Qwen 3 has no bias: what becomes of one that is not zero, the reader of the tensors asks
-        ignore("load_balance_coeff", why="by how much training moves the bias on scores, if at all"),
+        BIAS_ASKED_OF_TENSORS,
     ], optional=True),
 ])
 
@@ -190,13 +176,7 @@ LATENT_V3 = Config("torchtitan's config of deepseek_v3", [
     *_MODEL,
     _norm("attention_norm", f"{LATENT}.norm"),
     nested("attention", [
-        key("n_heads", f"{LATENT}.heads"),
-        decided(["q_lora_rank"], [f"{LATENT}.q_rank"], read=_read_q_rank,
-                values={"q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]}, why="0 where queries are not compressed"),
-        key("kv_lora_rank", f"{LATENT}.kv_rank"),
-        key("qk_nope_head_dim", f"{LATENT}.nope_dim"),
-        key("qk_rope_head_dim", f"{LATENT}.rope_dim"),
-        key("v_head_dim", f"{LATENT}.value_dim"),
+        *LATENT_SIZES,
         *(_linear(name, optional=True) for name in ("wq", "wq_a", "wq_b")),
         *(_linear(name) for name in ("wkv_a", "wkv_b", "wo")),
         # transformers and DeepSeek's own code have 1e-6 here, whatever the other norms have; a query that is not compressed has no norm
@@ -213,8 +193,7 @@ LATENT_V3 = Config("torchtitan's config of deepseek_v3", [
     ]),
     nested("moe", [
         *_EXPERTS,
-        decided(["load_balance_coeff"], [f"{ROUTER}.correction_bias"], read=_read_bias, values={"load_balance_coeff": [1e-3, None]},
-                why="by how much training moves the bias on scores; null: there is none"),
+        BIAS_ON_SCORES,
     ]),
     ignore("mtp_layers", why="layers that predict further tokens, on which the model's own outputs do not depend"),
 ])

@@ -29,13 +29,12 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.common import (
-    SPARSE,
     Family,
     code_of_its_author,
     dense_width,
     divides,
+    layers_with_experts,
     norms,
-    sparse_layers,
 )
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_ON, predictors, stored_predictors
@@ -150,28 +149,6 @@ def indexer(heads: int, width: int, count: int) -> list[configs.Entry]:
     ]
 
 
-_SPARSE = ("mlp_layer_types", "first_k_dense_replace")
-
-
-def layers_with_experts(dense: int) -> configs.Entry:
-    """`mlp_layer_types`, or the number of dense layers before the others, which is `dense` where nothing says it."""
-
-    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        first = values.checked(_SPARSE[1], config.get(_SPARSE[1], dense), values.count)
-        sparse = sparse_layers(config, facts["layers"], first)
-        if not all(sparse):
-            facts["mlp.moe?"] = sparse
-
-    return decided(
-        _SPARSE,
-        ["mlp.moe?"],
-        read=read,
-        values={_SPARSE[0]: [SPARSE]},
-        uses=["layers", "mlp.moe.*"],
-        why="mlp_layer_types says which layers have experts; without it all but the first, as many as first_k_dense_replace says",
-    )
-
-
 # fmt: off
 _BASE = LLAMA.replace("DeepSeek",
     key("kv_lora_rank", f"{_LATENT}.kv_rank", default=512),
@@ -246,7 +223,7 @@ DEEPSEEK_V32 = DEEPSEEK_V3.replace("DeepseekV32ForCausalLM",
     key("n_routed_experts", "mlp.moe.experts", also=["num_local_experts", "num_experts"]),
     key_is("rope_interleave", True, or_absent=True, written=False),
     key_is("mlp_bias", False, or_absent=True),
-    layers_with_experts(3),
+    layers_with_experts(3, counted="first_k_dense_replace"),
     indexer(64, 128, 2048),
 )
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, drop, key, layouts, row, schema, values
+from ckpt_core.sdk import CkptError, Facts, configs, decided, key, layouts, row, schema, values
 from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
-    SPARSE,
     WINDOWED,
     Family,
     dense_width,
     enter_windows,
     given_windows,
     groups,
+    layers_with_experts,
     norms,
-    sparse_layers,
     unbiased,
 )
 from ckpt_hf.common import NORMS as INPUT_NORMS
 from ckpt_hf.families.deepseek import PREDICTORS_LEFT, SHARED_EXPERTS, SIGMOID_ROUTER, groups_by_two_best
 from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.predictors import LEFT
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
 
@@ -44,13 +44,6 @@ def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
     # where any layer may slide, those that do not have no positions (modeling_exaone4.py)
     if window is not None and not all(present):
         facts["attention.rotary?"] = present
-
-
-def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    dense = values.checked("first_k_dense_replace", config.get("first_k_dense_replace", 1), values.count)
-    sparse = sparse_layers(config, facts["layers"], dense)
-    if not all(sparse):
-        facts["mlp.moe?"] = sparse
 
 
 # fmt: off
@@ -77,8 +70,7 @@ EXAONE_MOE = EXAONE4.replace("ExaoneMoeForCausalLM",
     norms("rms", *INPUT_NORMS, "attention.qk_norm"),
     key("num_hidden_layers", "layers", type=values.layers),
     dense_width(),
-    decided(["mlp_layer_types", "first_k_dense_replace"], ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [SPARSE]}, uses=["layers", "mlp.moe.*"],
-            why="mlp_layer_types says which layers have experts; without it all but the first ones, which first_k_dense_replace counts"),
+    layers_with_experts(dense=1, counted="first_k_dense_replace"),
     key("moe_intermediate_size", "mlp.moe.ffn"),
     key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=64),
     key("num_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),
@@ -106,9 +98,7 @@ FAMILIES = [
         "exaone_moe",
         EXAONE_MOE,
         layouts.Tables([MODEL, EXAONE_MOE_LAYER], [NAMES]),
-        leftovers=Table(
-            rows=[drop("mtp.*", why="the layers that predict further tokens; transformers does not load them")]
-        ),
+        leftovers=LEFT,
         rewrites=ALL_BIASES_OR_NONE,
         heads=(heads.BARE,),
     ),

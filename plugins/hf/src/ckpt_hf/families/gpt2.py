@@ -29,6 +29,7 @@ from ckpt_hf.common import (
     GENERIC,
     MLP_BIASES,
     NORMS,
+    SUMMARY,
     Family,
     activation,
     alias,
@@ -75,8 +76,7 @@ GPT2 = Config("", GENERIC).replace("GPT2LMHeadModel",
     alias("n_ctx", "n_positions"),
     ignore("n_special", "predict_special_tokens", why="of the GPT of 2018, whose config was once the same; read by no version of the class"),
     ignore("reorder_and_upcast_attn", why="an order of operations, not another function"),
-    ignore("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-           why="heads of other classes"),
+    SUMMARY,
     without=["max_position_embeddings"],
 )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Facts, Table, decided, drop, ignore, key, layouts, row, values
+from ckpt_core.sdk import Facts, decided, ignore, key, layouts, row, values
 from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, activation
-from ckpt_hf.families.gpt2 import GPT2, MODEL
+from ckpt_hf.families import gpt2
 
 
 def _read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ def _read_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
 
 
 # fmt: off
-GPT_BIGCODE = GPT2.replace("GPTBigCodeForCausalLM",
+GPT_BIGCODE = gpt2.GPT2.replace("GPTBigCodeForCausalLM",
     key("n_head", "attention.heads"),
     decided(["multi_query"], ["attention.groups"], read=_read_groups, values={"multi_query": [True, False]}, uses=["attention.heads"],
             why="all heads share one key and value, or each has its own"),
@@ -36,29 +36,20 @@ GPT_BIGCODE = GPT2.replace("GPTBigCodeForCausalLM",
     without=["scale_attn_by_inverse_layer_idx"],
 )
 
-LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
-    row("ln_1.weight",        "h",                      "attention.norm.weight"),
-    row("ln_1.bias",          "h",                      "attention.norm.bias"),
+LAYER = gpt2.LAYER.replace(
     row("attn.c_attn.weight", "(g (q[r] + k + v) d) h", "attention.{part}.weight"),
     row("attn.c_attn.bias",   "(g (q[r] + k + v) d)",   "attention.{part}.bias"),
     row("attn.c_proj.weight", "h (g r d)",              "attention.out.weight"),
-    row("attn.c_proj.bias",   "h",                      "attention.out.bias"),
-    row("ln_2.weight",        "h",                      "mlp.norm.weight"),
-    row("ln_2.bias",          "h",                      "mlp.norm.bias"),
     row("mlp.c_fc.weight",    "f h",                    "mlp.up.weight"),
-    row("mlp.c_fc.bias",      "f",                      "mlp.up.bias"),
     row("mlp.c_proj.weight",  "h f",                    "mlp.down.weight"),
-    row("mlp.c_proj.bias",    "h",                      "mlp.down.bias"),
-    drop("attn.bias",         why="the causal mask"),
-    drop("attn.masked_bias",  why="the value of masked scores"),
-])
+)
 # fmt: on
 
 FAMILIES = [
     Family(
         "gpt_bigcode",
         GPT_BIGCODE,
-        layouts.Tables([MODEL, LAYER]),
+        layouts.Tables([gpt2.MODEL, LAYER]),
         rewrites=ALL_BIASES_OR_NONE,
         heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
     )

@@ -9,7 +9,6 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
-    Table,
     configs,
     decided,
     derived,
@@ -23,15 +22,18 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf import heads
-from ckpt_hf.common import CAUSAL, GENERIC, MLP_BIASES, NORMS, Family, activation, norms
+from ckpt_hf.common import CAUSAL, GENERIC, MLP_BIASES, NORMS, SUMMARY, Family, activation, norms
 from ckpt_hf.families.gpt2 import MODEL
+from ckpt_hf.families.gpt_bigcode import LAYER
 
 _WINDOW = ("attention_types", "window_size")
 
 
 def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     given = config.get("attention_types") or [[["global", "local"], 12]]
-    kinds = [kind for pattern, times in given for _ in range(times) for kind in pattern]
+    # counted before anything is repeated: a config may say any number of times
+    count = sum(len(pattern) * max(times, 0) for pattern, times in given)
+    kinds = [kind for pattern, times in given for kind in pattern * times] if count == facts["layers"] else []
     if len(kinds) != facts["layers"] or any(kind not in ("global", "local") for kind in kinds):
         raise CkptError("key 'attention_types' is not one known kind per layer", found=str(given)[:80])
     if config.get("attention_layers", kinds) != kinds:
@@ -75,35 +77,26 @@ GPT_NEO = Config("", GENERIC).replace("GPTNeoForCausalLM",
     *(fact_is(bias, True) for bias in ("attention.out_bias", *MLP_BIASES)),
     key("tie_word_embeddings", "head.tied", default=True),
     ignore("resid_dropout", "embed_dropout", "classifier_dropout", why="training only"),
-    ignore("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-           why="heads of other classes"),
+    SUMMARY,
     without=["max_position_embeddings"],
 )
 
-LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
-    row("ln_1.weight",                    "h",         "attention.norm.weight"),
-    row("ln_1.bias",                      "h",         "attention.norm.bias"),
+GPT_NEO_LAYER = LAYER.with_rows([one for one in LAYER.rows if not one.native.startswith("attn.")]).extend(
     row("attn.attention.q_proj.weight",   "(g r d) h", "attention.q.weight"),
     row("attn.attention.k_proj.weight",   "(g d) h",   "attention.k.weight"),
     row("attn.attention.v_proj.weight",   "(g d) h",   "attention.v.weight"),
     row("attn.attention.out_proj.weight", "h (g r d)", "attention.out.weight"),
     row("attn.attention.out_proj.bias",   "h",         "attention.out.bias"),
-    row("ln_2.weight",                    "h",         "mlp.norm.weight"),
-    row("ln_2.bias",                      "h",         "mlp.norm.bias"),
-    row("mlp.c_fc.weight",                "f h",       "mlp.up.weight"),
-    row("mlp.c_fc.bias",                  "f",         "mlp.up.bias"),
-    row("mlp.c_proj.weight",              "h f",       "mlp.down.weight"),
-    row("mlp.c_proj.bias",                "h",         "mlp.down.bias"),
     drop("attn.attention.bias",           why="the causal mask"),
     drop("attn.attention.masked_bias",    why="the value of masked scores"),
-])
+)
 # fmt: on
 
 FAMILIES = [
     Family(
         "gpt_neo",
         GPT_NEO,
-        layouts.Tables([MODEL, LAYER]),
+        layouts.Tables([MODEL, GPT_NEO_LAYER]),
         heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
     )
 ]

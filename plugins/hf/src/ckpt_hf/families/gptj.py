@@ -23,7 +23,8 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf import heads
-from ckpt_hf.common import CAUSAL, GENERIC, MLP_BIASES, Family, activation, norms
+from ckpt_hf.common import CAUSAL, GENERIC, MLP_BIASES, SUMMARY, Family, activation, norms
+from ckpt_hf.families.gpt2 import MODEL
 
 
 def _read_rotated(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -58,19 +59,11 @@ GPTJ = Config("", GENERIC).replace("GPTJForCausalLM",
     key("tie_word_embeddings", "head.tied", default=False),
     note("n_positions", "max_positions"),
     ignore("gradient_checkpointing", "rotary", "scale_attn_weights", "tokenizer_class", why="of the code that the first files were saved by"),
-    ignore("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-           why="heads of other classes"),
+    SUMMARY,
     without=["max_position_embeddings"],
 )
 
-MODEL = Table(rows=[
-    row("transformer.wte.weight",  "v h", "embedding.tokens.weight"),
-    row("transformer.ln_f.weight", "h",   "final_norm.weight"),
-    row("transformer.ln_f.bias",   "h",   "final_norm.bias"),
-    row("lm_head.weight",          "v h", "head.weight"),
-    row("lm_head.weight",          "v h", "embedding.tokens.weight", when="head.tied", copy=True),
-    row("lm_head.bias",            "v",   "head.bias"),
-])
+GPTJ_MODEL = MODEL.without("transformer.wpe.weight").extend(row("lm_head.bias", "v", "head.bias"))
 
 LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
     row("ln_1.weight",          "h",                   "attention.norm.weight"),
@@ -88,4 +81,4 @@ LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[
 ])
 # fmt: on
 
-FAMILIES = [Family("gptj", GPTJ, layouts.Tables([MODEL, LAYER]), heads=(heads.BARE, heads.SCORED))]
+FAMILIES = [Family("gptj", GPTJ, layouts.Tables([GPTJ_MODEL, LAYER]), heads=(heads.BARE, heads.SCORED))]

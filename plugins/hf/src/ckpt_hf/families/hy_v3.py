@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ckpt_core.sdk import Facts, configs, decided, fact_is, ignore, key, layouts, row, values
+from ckpt_core.sdk import configs, fact_is, ignore, key, layouts, row, values
 from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
     NORMS,
-    SPARSE,
     Family,
     dense_width,
     groups,
     head_dim,
+    layers_with_experts,
     norms,
-    sparse_layers,
     unbiased,
 )
 from ckpt_hf.families.deepseek import PREDICTING_LAYER, PREDICTORS_LEFT, SIGMOID_ROUTER
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
-
-
-def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    sparse = sparse_layers(config, facts["layers"])
-    if not all(sparse):
-        facts["mlp.moe?"] = sparse
-
 
 # fmt: off
 HY_V3 = LLAMA.replace("HYV3ForCausalLM",
@@ -40,8 +29,7 @@ HY_V3 = LLAMA.replace("HYV3ForCausalLM",
     rotary_keys(default_theta=11158840.0),
     key("num_hidden_layers", "layers", type=values.layers),
     dense_width(),
-    decided(["mlp_layer_types"], ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [SPARSE]}, uses=["layers", "mlp.moe.*"],
-            why="mlp_layer_types says which layers have experts; without it all but the first"),
+    layers_with_experts(dense=1),
     key("moe_intermediate_size", "mlp.moe.ffn"),
     key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=192),
     key("num_shared_experts", "mlp.moe.shared.ffn", default=1, null=configs.REQUIRED, type=values.whole, times="moe_intermediate_size"),

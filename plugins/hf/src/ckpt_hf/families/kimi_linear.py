@@ -24,8 +24,8 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf import heads
-from ckpt_hf.common import Family, norms
-from ckpt_hf.families.deepseek import DEEPSEEK_LAYER, DEEPSEEK_V3, layers_with_experts
+from ckpt_hf.common import Family, layers_with_experts, norms
+from ckpt_hf.families.deepseek import DEEPSEEK_LAYER, DEEPSEEK_V3
 from ckpt_hf.weights import EXPERTS, MODEL
 
 _FULL, _LINEAR = "full_attention", "linear_attention"
@@ -122,7 +122,7 @@ KIMI_LINEAR = DEEPSEEK_V3.replace("KimiLinearForCausalLM",
     key_is("tie_word_embeddings", False, or_absent=True),
     fact_is("head.tied", False),
     key_is("mla_use_nope", True, or_absent=True, written=True),
-    layers_with_experts(1),
+    layers_with_experts(1, counted="first_k_dense_replace"),
     key("num_experts", "mlp.moe.experts", also=["num_local_experts", "n_routed_experts"], default=256),
     key("num_experts_per_token", "mlp.moe.router.top_k", also=["num_experts_per_tok"], default=8),
     key("moe_renormalize", "mlp.moe.router.normalise", also=["norm_topk_prob"], default=True),

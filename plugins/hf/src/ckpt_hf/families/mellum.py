@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Facts, Table, configs, decided, drop, ignore, key, layouts, schema
+from ckpt_core.sdk import configs, ignore, key, layouts
 from ckpt_hf import heads
-from ckpt_hf.common import ALL_BIASES_OR_NONE, SPARSE, Family, dense_width, head_dim, sparse_layers, typed_windows
+from ckpt_hf.common import ALL_BIASES_OR_NONE, Family, dense_width, head_dim, layers_with_experts, typed_windows
 from ckpt_hf.families.qwen import QWEN3_LAYER, QWEN3_MOE
+from ckpt_hf.predictors import LEFT
 from ckpt_hf.rotary import rotary_by_window
 from ckpt_hf.weights import EXPERTS, MODEL, NAMES
 
@@ -17,20 +18,13 @@ def _no_window(index: int, layers: int, config: Mapping[str, Any]) -> bool:
     return False
 
 
-def _read_sparse(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    sparse = sparse_layers(config, facts["layers"], dense=0)
-    if not all(sparse):
-        facts["mlp.moe?"] = schema.PerLayer(sparse)
-
-
 # fmt: off
 MELLUM = QWEN3_MOE.replace("MellumForCausalLM",
     head_dim(default=128),
     typed_windows(1024, _no_window, "none does"),
     rotary_by_window(default_theta=500000.0, sliding_theta=10000.0, by_four=False),
     dense_width(),
-    decided(["mlp_layer_types"], ["mlp.moe?"], read=_read_sparse, values={"mlp_layer_types": [SPARSE]}, uses=["layers", "mlp.moe.*"],
-            why="mlp_layer_types says which layers have experts; without it all do"),
+    layers_with_experts(dense=0),
     key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=64, null=configs.REQUIRED),
     key("num_experts_per_tok", "mlp.moe.router.top_k", default=8),
     key("moe_intermediate_size", "mlp.moe.ffn", default=896),
@@ -45,9 +39,7 @@ FAMILIES = [
         "mellum",
         MELLUM,
         layouts.Tables([MODEL, QWEN3_LAYER.extend(*EXPERTS)], [NAMES]),
-        leftovers=Table(
-            rows=[drop("mtp.*", why="the layers that predict further tokens; transformers does not load them")]
-        ),
+        leftovers=LEFT,
         rewrites=ALL_BIASES_OR_NONE,
         heads=(heads.BARE,),
     )

@@ -11,7 +11,6 @@ from ckpt_core.sdk import (
     Table,
     configs,
     decided,
-    drop,
     fact_is,
     ignore,
     key,
@@ -26,6 +25,7 @@ from ckpt_hf import heads
 from ckpt_hf.common import ACTIVATION, CAUSAL, GENERIC, Family, groups, norms, unbiased
 from ckpt_hf.families.deepseek import groups_by_two_best
 from ckpt_hf.families.mamba import step_limit
+from ckpt_hf.predictors import LEFT
 
 # A block by its letter in patterns, and in lists: as transformers wrote them until 5.12, and as it does since.
 _BLOCKS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -183,7 +183,6 @@ _MODEL = Table(rows=[
     row("backbone.norm_f.weight",     "h",   "final_norm.weight",       under=_IN_FILES),
     row("model.norm_f.weight",        "h",   "final_norm.weight",       under={"names": "held"}),
     row("lm_head.weight",             "v h", "head.weight"),
-    drop("mtp.*", why="the layers that predict further tokens; transformers does not load them"),
 ])
 
 _LAYER = [
@@ -232,6 +231,7 @@ FAMILIES = [
         "nemotron_h",
         NEMOTRON_H,
         layouts.Tables([_MODEL, _STORED_LAYER, _HELD_LAYER], [_SPELLINGS]),
+        leftovers=LEFT,
         heads=(heads.BARE,),
         padding=0,
     )

@@ -9,10 +9,8 @@ from ckpt_core.sdk import (
     Activation,
     CkptError,
     Facts,
-    Table,
     configs,
     decided,
-    drop,
     fact_is,
     ignore,
     key,
@@ -26,6 +24,7 @@ from ckpt_core.sdk import (
 from ckpt_hf import heads
 from ckpt_hf.common import NORMS, Family, groups, head_dim, norms
 from ckpt_hf.families.qwen import QWEN3, QWEN3_LAYER, QWEN3_MOE, SHARED_EXPERT
+from ckpt_hf.predictors import LEFT
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, MODEL, NAMES
 
@@ -160,24 +159,20 @@ QWEN3_5_LAYER = _HYBRID_LAYER.extend(
 )
 # fmt: on
 
-_PREDICTORS = Table(
-    rows=[drop("mtp.*", why="the layers that predict a further token; transformers does not load them")]
-)
-
 FAMILIES = [
-    Family("qwen3_next", QWEN3_NEXT, layouts.Tables([MODEL, QWEN3_NEXT_LAYER], [NAMES]), leftovers=_PREDICTORS),
+    Family("qwen3_next", QWEN3_NEXT, layouts.Tables([MODEL, QWEN3_NEXT_LAYER], [NAMES]), leftovers=LEFT),
     Family(
         "qwen3_5_text",
         QWEN3_5,
         layouts.Tables([MODEL, QWEN3_5_LAYER]),
-        leftovers=_PREDICTORS,
+        leftovers=LEFT,
         heads=(heads.BARE, heads.SCORED),
     ),
     Family(
         "qwen3_5_moe_text",
         QWEN3_5_MOE,
         layouts.Tables([MODEL, QWEN3_5_LAYER.extend(*EXPERTS, *SHARED_EXPERT)], [NAMES]),
-        leftovers=_PREDICTORS,
+        leftovers=LEFT,
         heads=(heads.BARE,),
     ),
 ]

@@ -253,7 +253,10 @@ MODEL = Table(rows=[
     row("decoder.final_layer_norm.weight",    "h",         "decoder.final_norm.weight"),
     row("lm_head.weight",                     "v h",       "head.weight"),
     row("lm_head.weight",                     "v h",       "embedding.tokens.weight", when="head.tied", copy=True),
-    # files converted before transformers 4.0
+])
+
+# Of files converted before transformers 4.0.
+LEFTOVERS = Table(rows=[
     drop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", why="read by no version of the class"),
 ])
 
@@ -340,6 +343,7 @@ FAMILIES = [
         T5,
         TABLES,
         rewrites=(*SCALED_AND_CENTRED, _as_t5),
+        leftovers=LEFTOVERS,
         as_stored=stored_head,
         other_names=("T5WithLMHeadModel",),
         heads=(),
@@ -349,9 +353,18 @@ FAMILIES = [
         UMT5,
         TABLES,
         rewrites=(*SCALED_AND_CENTRED, _as_umt5),
+        leftovers=LEFTOVERS,
         as_stored=stored_head,
         losses=_umt5_losses,
         heads=(),
     ),
-    Family("mt5", MT5, TABLES, rewrites=(*SCALED_AND_CENTRED, _as_mt5), as_stored=stored_head, heads=()),
+    Family(
+        "mt5",
+        MT5,
+        TABLES,
+        leftovers=LEFTOVERS,
+        rewrites=(*SCALED_AND_CENTRED, _as_mt5),
+        as_stored=stored_head,
+        heads=(),
+    ),
 ]
