@@ -118,6 +118,8 @@ ANSWERED = Head("ForQuestionAnswering", lambda padding: [
 
 ALL = (BARE, SCORED, TAGGED)
 """What transformers has of most decoders."""
+BY_CLASSIFIER = (BARE, SCORED, TAGGED_BY_CLASSIFIER)
+"""What it has of the first ones."""
 
 
 def unsaid_of_vocabulary(config: configs.Config) -> tuple[list[configs.Entry], list[str]]:

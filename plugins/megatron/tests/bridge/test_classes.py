@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_tests.bridge import changed, model
 from ckpt_tests.families import CASES, build
 from ckpt_tests.folders import assert_nothing_at
 
-STEP = "iter_0000000"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ALTERNATING = {"layer_types": [_SLIDING, _FULL]}
 # name of a case: (changes of its config; the class, the layers, and the fields that say what is unusual)
@@ -31,19 +29,6 @@ WRITTEN: dict[str, tuple[dict[str, object], str, str, dict[str, object]]] = {
     "olmoe": ({}, "GPTModelProvider", "minimax_m2_layer_spec", {"moe_router_pre_softmax": True}),
     "minimax_m2": ({}, "GPTModelProvider", "minimax_m2_layer_spec", {"moe_router_score_function": "sigmoid"}),
 }  # fmt: skip
-
-
-def model(run: Path) -> dict[str, Any]:
-    return yaml.safe_load((run / STEP / "run_config.yaml").read_text())["model"]
-
-
-def changed(run: Path, **fields: object) -> Path:
-    path = run / STEP / "run_config.yaml"
-    body = yaml.safe_load(path.read_text())
-    body["model"] |= fields
-    path.write_text(yaml.safe_dump(body))
-    (run / "ckpt-receipt.json").unlink()
-    return run
 
 
 def built(name: str, folder: Path, **changes: object) -> Path:

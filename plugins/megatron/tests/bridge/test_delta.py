@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import Parameter
@@ -16,9 +14,9 @@ from ckpt_core.errors import CkptError
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.testing import example, write_ir
 from ckpt_tests import distributed
+from ckpt_tests.bridge import STEP, changed, model
 from ckpt_tests.folders import assert_nothing_at
 
-STEP = "iter_0000000"
 CENTRED = ("attention.norm", "mlp.norm", "final_norm", "attention.qk_norm", "delta.norm")
 
 
@@ -31,19 +29,6 @@ def written(folder: Path, **changes: object) -> Path:
     write_ir(folder / "ir", example("delta", **changes), values=exact_less_one)
     convert(folder / "ir", folder / "run", to="megatron-bridge", tp=2, pp=2)
     return folder / "run"
-
-
-def model(run: Path) -> dict[str, Any]:
-    return yaml.safe_load((run / STEP / "run_config.yaml").read_text())["model"]
-
-
-def changed(run: Path, **fields: object) -> Path:
-    path = run / STEP / "run_config.yaml"
-    body = yaml.safe_load(path.read_text())
-    body["model"] |= fields
-    path.write_text(yaml.safe_dump(body))
-    (run / "ckpt-receipt.json").unlink()
-    return run
 
 
 @pytest.mark.parametrize("centred", [True, False])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import PerLayer
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import ABSENT, example, write_ir
+from ckpt_tests.bridge import changed, model
 from ckpt_tests.folders import assert_nothing_at
 
-STEP = "iter_0000000"
 # Layers M - * M - *, with what core has in its code: convolutions over four positions, with a bias.
 DENSE = {
     "mlp__moe": ABSENT, "mlp__ffn?": ABSENT, "mlp?": PerLayer((False, True, False, False, True, False)),
@@ -26,19 +24,6 @@ def written(folder: Path, options: dict[str, str] | None = None, **changes: obje
     write_ir(folder / "ir", example("one-block", **{**DENSE, **changes}))
     convert(folder / "ir", folder / "run", to="megatron-bridge", tp=2, options=options or {})
     return folder / "run"
-
-
-def model(run: Path) -> dict[str, Any]:
-    return yaml.safe_load((run / STEP / "run_config.yaml").read_text())["model"]
-
-
-def changed(run: Path, **fields: object) -> Path:
-    path = run / STEP / "run_config.yaml"
-    body = yaml.safe_load(path.read_text())
-    body["model"] |= fields
-    path.write_text(yaml.safe_dump(body))
-    (run / "ckpt-receipt.json").unlink()
-    return run
 
 
 def test_a_pattern_says_which_layer_is_what(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ FAMILIES = [
         BIOGPT,
         layouts.Tables([MODEL, LAYER]),
         rewrites=ALL_BIASES_OR_NONE,
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
         padding=1,
     )
 ]

@@ -113,6 +113,6 @@ FAMILIES = [
         BLOOM,
         layouts.Tables([MODEL, LAYER]),
         rewrites=ALL_BIASES_OR_NONE,
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
     )
 ]

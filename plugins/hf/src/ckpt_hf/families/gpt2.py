@@ -116,6 +116,6 @@ FAMILIES = [
         GPT2,
         layouts.Tables([MODEL, LAYER]),
         rewrites=ALL_BIASES_OR_NONE,
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
     )
 ]

@@ -51,6 +51,6 @@ FAMILIES = [
         GPT_BIGCODE,
         layouts.Tables([gpt2.MODEL, LAYER]),
         rewrites=ALL_BIASES_OR_NONE,
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
     )
 ]

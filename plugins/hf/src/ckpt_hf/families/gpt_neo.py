@@ -97,6 +97,6 @@ FAMILIES = [
         "gpt_neo",
         GPT_NEO,
         layouts.Tables([MODEL, GPT_NEO_LAYER]),
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
     )
 ]

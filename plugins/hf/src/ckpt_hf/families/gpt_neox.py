@@ -81,6 +81,6 @@ FAMILIES = [
         GPT_NEOX,
         layouts.Tables([MODEL, LAYER], [NAMES]),
         rewrites=ALL_BIASES_OR_NONE,
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
     )
 ]

@@ -86,6 +86,6 @@ FAMILIES = [
         "mpt",
         MPT,
         layouts.Tables([MODEL, LAYER]),
-        heads=(heads.BARE, heads.SCORED, heads.TAGGED_BY_CLASSIFIER),
+        heads=heads.BY_CLASSIFIER,
     )
 ]
