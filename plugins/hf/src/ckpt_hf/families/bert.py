@@ -274,11 +274,11 @@ ROBERTA_PRE_NORM_TABLES = layouts.Tables([
 
 # What files have besides the model for masked tokens.
 BERT_LEFTOVERS = Table(rows=[
-    drop("bert.pooler.*",          why="a pooler, which this class has not"),
+    drop("bert.pooler.*",          why="a pooler, which this class does not have"),
     drop("cls.seq_relationship.*", why="whether one sentence follows another: -o read_as=BertForPreTraining (or the like of another model_type) reads it"),
 ])
 ROBERTA_LEFTOVERS = Table(rows=[
-    drop("roberta.pooler.*",       why="a pooler, which this class has not"),
+    drop("roberta.pooler.*",       why="a pooler, which this class does not have"),
 ])
 # fmt: on
 
