@@ -65,6 +65,7 @@ _MULTIPLIERS = {
 }
 # transformers cuts the steps of Nemotron-H's states below the first number, which is not what the model is
 _MAMBA = {"time_step_min": 1e-9, "chunk_size": 64}
+_MAMBA_KEYS = {"mamba_n_heads": 6, "mamba_d_head": 32, "mamba_d_state": 11, "mamba_d_conv": 3, "mamba_chunk_size": 64}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SCOUT = {
     "rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 32,
@@ -361,6 +362,21 @@ CASES = {
         {"routed_scaling_factor": 3.0},
     ),
     "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
+    "granite_hybrid": Case(
+        "granitemoehybrid",
+        {
+            **SIZES,
+            **_MULTIPLIERS,
+            **_LOCAL,
+            **_MAMBA_KEYS,
+            "num_hidden_layers": 3,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "intermediate_size": 24,
+            "shared_intermediate_size": 28,
+            "mamba_n_groups": 2,
+        },
+        {"attention_multiplier": 0.4},
+    ),
     "granitemoe": Case(
         "granitemoe", {**SIZES, **_MULTIPLIERS, **_LOCAL, "intermediate_size": 24}, {"logits_scaling": 8.0}
     ),
@@ -676,6 +692,11 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "granite_hybrid": [
+        {"num_local_experts": 0}, {"position_embedding_type": "rope"}, {"layer_types": ["attention"] * 3}, {"layer_types": ["mamba"] * 3}, {"mamba_conv_bias": False},
+        {"mamba_proj_bias": True}, {"attention_bias": True}, {"rms_norm_eps": 0.25}, _TIED, {"num_key_value_heads": None}, {"hidden_act": "gelu"},
+        {"mamba_expand": 1, "mamba_d_head": 16}, {"time_step_limit": [0.0, 0.5]}, {"layer_types": ["attention"] * 3, "position_embedding_type": "rope"},
+    ],
     "nemotron_h": [
         {"layers_block_type": ["mlp", "mamba", "attention"]}, {"layers_block_type": ["moe", "attention", "mamba", "moe"]}, {"layers_block_type": ["mamba", "mlp"]},
         {"mlp_hidden_act": "silu"}, {"use_conv_bias": False}, {"use_bias": True}, {"moe_latent_size": None}, {"norm_topk_prob": False}, {"n_group": 1}, {"mlp_bias": True},

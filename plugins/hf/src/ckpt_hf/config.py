@@ -32,6 +32,7 @@ from ckpt_hf.families import (
     gpt_oss,
     gptj,
     granite,
+    granite_hybrid,
     helium,
     hunyuan,
     hy_v3,
@@ -121,6 +122,7 @@ _SAID: list[Family] = [
     *mellum.FAMILIES,
     *flint.FAMILIES,
     *nemotron_h.FAMILIES,
+    *granite_hybrid.FAMILIES,
     *kimi_linear.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
