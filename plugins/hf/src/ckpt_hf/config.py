@@ -11,6 +11,7 @@ from ckpt_hf.families import (
     afmoe,
     arcee,
     bailing,
+    bamba,
     bert,
     biogpt,
     blenderbot,
@@ -22,6 +23,7 @@ from ckpt_hf.families import (
     exaone,
     exaone4,
     falcon,
+    falcon_h1,
     flint,
     gemma,
     glm,
@@ -41,6 +43,7 @@ from ckpt_hf.families import (
     kimi_linear,
     llama,
     llama4,
+    mamba2,
     mellum,
     minimax,
     mixtral,
@@ -123,6 +126,9 @@ _SAID: list[Family] = [
     *flint.FAMILIES,
     *nemotron_h.FAMILIES,
     *granite_hybrid.FAMILIES,
+    *bamba.FAMILIES,
+    *falcon_h1.FAMILIES,
+    *mamba2.FAMILIES,
     *kimi_linear.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
