@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ckpt_core.architecture.schema import (
     SCALING_FIELDS,
+    Activation,
     Architecture,
     Attention,
     Classifier,
@@ -22,6 +23,7 @@ from ckpt_core.architecture.schema import (
     Stack,
     Temperature,
     Tokens,
+    Transform,
 )
 from ckpt_core.errors import CkptError, Problems
 
@@ -51,7 +53,7 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
     if architecture.head is not None and architecture.tokens is None:
         yield "head", "a head over the vocabulary needs tokens"
     if architecture.head is not None and architecture.head.transform is not None:
-        yield from _norm("head.transform.norm", architecture.head.transform.norm)
+        yield from _transform("head.transform", architecture.head.transform)
     if architecture.classifier is not None:
         yield from _classifier(architecture.classifier, architecture.tokens)
     for prefix, stack in architecture.stacks.items():
@@ -82,7 +84,7 @@ def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple
     if classifier.classes is not None:
         yield from _positive("classifier.classes", classifier.classes)
     if classifier.transform is not None:
-        yield from _norm("classifier.transform.norm", classifier.transform.norm)
+        yield from _transform("classifier.transform", classifier.transform)
     if classifier.transform is not None and classifier.hidden:
         yield "classifier.transform", "there is one dense layer before the classes, and classifier.hidden says another"
     if classifier.padding is None:
@@ -91,6 +93,12 @@ def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple
         yield "classifier.padding", "has a meaning only where the last token of a sequence is read"
     elif not 0 <= classifier.padding < tokens.vocabulary:
         yield "classifier.padding", f"{classifier.padding} is not one of {tokens.vocabulary} tokens"
+
+
+def _transform(path: str, transform: Transform) -> Iterator[tuple[str, str]]:
+    if transform.activation is Activation.XIELU:
+        yield f"{path}.activation", "only an MLP has its numbers"
+    yield from _norm(f"{path}.norm", transform.norm)
 
 
 def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str]]:
@@ -256,6 +264,8 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
     for name, said in (("clamp", mlp.clamp), ("up_offset", mlp.up_offset), ("gate_scale", mlp.gate_scale != 1.0)):
         if said and not mlp.gated:
             yield f"{path}.{name}", "an MLP without a gate has no such thing"
+    if mlp.moe is not None and mlp.activation is Activation.XIELU:
+        yield f"{path}.activation", "its numbers are those of a dense block"
     if mlp.moe is not None:
         for name in ("experts", "ffn"):
             yield from _positive(f"{path}.moe.{name}", getattr(mlp.moe, name))
