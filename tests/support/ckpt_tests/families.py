@@ -362,6 +362,19 @@ CASES = {
         {"routed_scaling_factor": 3.0},
     ),
     "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
+    "olmo_hybrid": Case(
+        "olmo_hybrid",
+        {
+            **SIZES,
+            "layer_types": _LAYERS,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 6,
+            "linear_key_head_dim": 9,
+            "linear_value_head_dim": 3,
+            "linear_conv_kernel_dim": 3,
+        },
+        {"linear_allow_neg_eigval": False},
+    ),
     "bamba": Case(
         "bamba",
         {**SIZES, **_MAMBA_KEYS, "attn_layer_indices": [1], "mamba_n_groups": 2},
@@ -567,6 +580,12 @@ LING: dict[str, object] = {
 }  # fmt: skip
 
 
+# What transformers saves under a name that published files, and ours, do not have.
+SAVED = {
+    "olmo_hybrid": {"model.layers.1.feedforward_layer_norm.weight": "model.layers.1.post_attention_layernorm.weight"}
+}
+
+
 def build(case: Case, folder: Path, **changes: object) -> PreTrainedModel:
     """A random model of a case, saved at `folder` by transformers."""
     config = CONFIG_MAPPING[case.model_type](**copy.deepcopy({**case.config, **changes}))  # it completes dicts in place
@@ -736,6 +755,10 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "olmo_hybrid": [
+         {"layer_types": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, {"attention_bias": True},
+        {"linear_allow_neg_eigval": False}, {"rms_norm_eps": 0.25}, _TIED, {"linear_num_value_heads": 2, "linear_value_head_dim": 9},
+    ],
     "bamba": [
         {"attn_layer_indices": None}, {"attn_layer_indices": [0, 1]}, {"attn_layer_indices": [0]}, {"attention_bias": True}, {"mlp_bias": True}, {"mamba_proj_bias": True},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}}, _TIED, {"rms_norm_eps": 0.25}, {"num_key_value_heads": None},

@@ -54,6 +54,7 @@ from ckpt_hf.families import (
     olmo,
     olmo2,
     olmo3,
+    olmo_hybrid,
     olmoe,
     opt,
     persimmon,
@@ -128,6 +129,7 @@ _SAID: list[Family] = [
     *granite_hybrid.FAMILIES,
     *bamba.FAMILIES,
     *falcon_h1.FAMILIES,
+    *olmo_hybrid.FAMILIES,
     *mamba2.FAMILIES,
     *kimi_linear.FAMILIES,
 ]
