@@ -179,7 +179,9 @@ def written_fields(
     refuse_unwritten(facts, version, VERSIONS[-1], names)
     if target in _WITH_MAMBA:
         refuse_unwritten_hybrid(version, VERSIONS[-1], names)
-        return target, fields_of_the_class(fields) if target == _FALCON_H1_CLASS else fields
+        if target == _FALCON_H1_CLASS:
+            return target, fields_of_the_class(fields)
+        return target, fields | ({"moe_grouped_gemm": True} if fields["num_moe_experts"] else {})
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)
