@@ -17,6 +17,13 @@ from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.models import weights
 
 STEP = "iter_0000000"
+LLAMA3 = {
+    f"attention__rotary__scaling__{name}": value
+    for name, value in (("factor", 8.0), ("original_positions", 8192), ("low_frequency_factor", 1.0), ("high_frequency_factor", 4.0))
+}  # fmt: skip
+PREDICTING = {
+    f"predictors__{part}_norm__{name}": value for part in ("embed", "hidden") for name, value in (("kind", "rms"), ("eps", 1e-5))
+}  # fmt: skip
 CLASS = "megatron.bridge.models.falcon_h1.falconh1_provider.FalconH1ModelProvider"
 
 
@@ -76,6 +83,8 @@ def test_a_layer_has_the_names_of_the_class(folder: Path) -> None:
         ({"add_bias_linear": True}, "add_bias_linear"),
         ({"ssm_multipliers": [1.0, 2.0]}, "ssm_multipliers"),
         ({"D_has_hdim": True}, "D_has_hdim"),
+        ({"mtp_num_layers": 1}, "mtp_num_layers"),
+        ({"position_embedding_type": "learned_absolute"}, "position_embedding_type"),
         ({"falconh1_stack_spec": "mine.spec"}, "falconh1_stack_spec"),
     ],
 )
@@ -99,6 +108,9 @@ def test_another_model_is_refused(fields: dict[str, object], named: str, folder:
         ({"attention__qk_norm__kind": "rms", "attention__qk_norm__eps": 1e-5}, {}, "attention.qk_norm"),
         ({"mlp__clamp": 7.0}, {}, "mlp.clamp"),
         ({"residual_scale": 0.5}, {}, "residual_scale"),
+        ({"attention__rotary": ABSENT, "positions__count": 40}, {}, "position"),
+        ({"attention__rotary__scaling__kind": "llama3", **LLAMA3}, {}, "rope_scaling"),
+        ({"predictors__count": 1, **PREDICTING}, {}, "predictors"),
     ],
 )
 def test_what_the_class_lacks_is_refused_by_name(

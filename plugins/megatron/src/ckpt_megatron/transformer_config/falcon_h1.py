@@ -14,6 +14,7 @@ from ckpt_megatron.transformer_config.config_fields import inert, listed
 from ckpt_megatron.transformer_config.delta import no_delta_nets
 
 _SPEC, _SPECS = "falconh1_stack_spec", ("get_default_falconh1_stack_spec", "falconh1_stack_spec")
+_LEARNED = "learned_absolute"
 _SCALE, _KEYS = "softmax_scale", "key_multiplier"
 _NORM = ("rmsnorm", "norm_before_gate")
 _ONES = [1.0] * 5
@@ -78,6 +79,12 @@ def _check_spec(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
     name = spec.get("_target_") if isinstance(spec, dict) else spec
     if name is not None and str(name).rpartition(".")[2] not in _SPECS:
         raise CkptError(f"key {_SPEC!r} makes other layers", found=str(name)[:120], expected=_SPECS[0])
+    if config.get("position_embedding_type") == _LEARNED:
+        raise CkptError(
+            "key 'position_embedding_type' adds learned positions, which the class multiplies by embedding_multiplier, too",
+            found=_LEARNED,
+            expected="rope or none",
+        )
 
 
 # fmt: off
@@ -127,7 +134,9 @@ def falcon_h1(usual: Config, name: str) -> Config:
         inert("hybrid_override_pattern"),
         *(inert(name, 0.0) for name in ("hybrid_attention_ratio", "hybrid_mlp_ratio")),
         inert("D_has_hdim", False),
-        decided([_SPEC], [], read=_check_spec, values={}, why="the layers of the class"),
+        inert("mtp_num_layers", 0),
+        ignore("mtp_use_repeated_layer", why="of layers that predict further tokens, which this model does not have"),
+        decided([_SPEC], [], read=_check_spec, values={}, uses=["position_embedding_type"], why="the layers of the class, and no learned positions"),
         ignore("A_init_dist", "A_init_range", "conv_init", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", why="how parameters start"),
         ignore("chunk_size", "mamba_chunk_size", why="how to run it, not what it computes"),
         ignore(*ROUTER_KEYS, "num_moe_experts", "moe_layer_freq", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_shared_expert_gate",
@@ -138,6 +147,12 @@ def falcon_h1(usual: Config, name: str) -> Config:
 
 def fields_of_the_class(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the written fields that the class has. Raises `Refusal` where another one says something."""
+    if fields["position_embedding_type"] == _LEARNED:
+        raise Refusal(
+            "FalconH1ModelProvider multiplies learned positions by embedding_multiplier, too",
+            found=f"position_embedding_type = {_LEARNED}",
+            fact="positions.count",
+        )
     known = _OWN | {row.name for row in listed()[0] if row.core}
     others = {name: value for name, value in fields.items() if name not in known}
     if said := {name: value for name, value in others.items() if value not in (None, False)}:
