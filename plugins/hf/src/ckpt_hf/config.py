@@ -61,6 +61,7 @@ from ckpt_hf.families import (
     persimmon,
     phi,
     phi3,
+    phimoe,
     qwen,
     qwen3_next,
     sarvam,
@@ -132,6 +133,7 @@ _SAID: list[Family] = [
     *falcon_h1.FAMILIES,
     *olmo_hybrid.FAMILIES,
     *apertus.FAMILIES,
+    *phimoe.FAMILIES,
     *mamba2.FAMILIES,
     *kimi_linear.FAMILIES,
 ]
