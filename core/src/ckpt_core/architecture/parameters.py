@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ckpt_core.architecture.schema import (
+    Activation,
     Architecture,
     Attention,
     Classifier,
@@ -188,8 +189,8 @@ def _layer(prefix: str, layer: Layer, hidden: Axis) -> Iterator[Parameter]:
         yield from _delta(f"{prefix}delta", layer.delta, hidden)
     if layer.mamba is not None:
         yield from _mamba(f"{prefix}mamba", layer.mamba, hidden)
-    if layer.layer_scale and layer.mixer is not None:
-        yield Parameter(f"{prefix}{layer.mixer[0]}.layer_scale.weight", (hidden,))
+    for name, _ in layer.mixers if layer.layer_scale else ():
+        yield Parameter(f"{prefix}{name}.layer_scale.weight", (hidden,))
     if layer.cross_attention is not None:
         yield from _attention(f"{prefix}cross_attention", layer.cross_attention, hidden)
     if layer.mlp is not None:
@@ -326,6 +327,9 @@ def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:
     yield from _norm(f"{name}.norm", mlp.norm, hidden)
     if mlp.ffn is not None:
         yield from _feed_forward(name, mlp, mlp.ffn, hidden)
+    if mlp.activation is Activation.XIELU:
+        for part in ("a", "b", "slope", "edge"):
+            yield Parameter(f"{name}.xielu_{part}.weight", ())
     if mlp.moe is not None:
         experts = Axis("x", mlp.moe.experts)
         yield Parameter(f"{name}.router.weight", (experts, hidden))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
     """The block's output for `x` [batch, position, h], normed already."""
     if mlp.moe is None:
-        return _dense(weights, name, mlp, x)
+        return _dense(weights, name, mlp, x) * mlp.out_scale
     flat = x.flatten(0, -2)
     chosen, shares = route(weights, name, mlp.moe.router, flat)
     read = flat if mlp.moe.latent is None else weights.product(flat, f"{name}.latent_in.weight")
@@ -43,15 +44,22 @@ def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torc
         if mlp.moe.shared.gate:
             shared = shared * torch.sigmoid(weights.linear(flat, f"{name}.shared_gate"))
         y = y + shared
-    return y.reshape(x.shape)
+    return y.reshape(x.shape) * mlp.out_scale
+
+
+def _xielu(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    a, b, slope, edge = (weights.vector(f"{name}.xielu_{part}.weight") for part in ("a", "b", "slope", "edge"))
+    below = (torch.expm1(torch.minimum(x, edge)) - x) * (slope + functional.softplus(b))
+    return torch.where(x > 0, functional.softplus(a) * x * x, below) + slope * x
 
 
 def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
-    act = ACTIVATIONS[mlp.activation]
+    learned = mlp.activation is Activation.XIELU
+    act = functools.partial(_xielu, weights, name) if learned else ACTIVATIONS[mlp.activation]
     up = weights.linear(x, f"{name}.up", expert)
     if not mlp.gated:
         return weights.linear(act(up), f"{name}.down", expert)
-    gate = weights.linear(x, f"{name}.gate", expert)
+    gate = weights.linear(x, f"{name}.gate", expert) * mlp.gate_scale
     if mlp.clamp is not None:
         gate, up = gate.clamp(max=mlp.clamp), up.clamp(-mlp.clamp, mlp.clamp)
     return weights.linear(act(gate) * (up + mlp.up_offset), f"{name}.down", expert)

@@ -13,9 +13,11 @@ from ckpt_core.sdk import schema
 
 _LINEAR = re.compile(
     r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2)|mtp\..*\.eh_proj"
-    r"|.*\.(?:self_attention|mixer)\.(?:in_proj|out_proj))\.weight(?:\d*|\.[a-z]+)$"
+    r"|.*\.(?:self_attention|mixer|mamba_mixer)\.(?:in_proj|out_proj))\.weight(?:\d*|\.[a-z]+)$"
 )
-_NORM = re.compile(r"^(.*(?:layernorm|decoder\.final_norm|self_attention\.out_norm)|mtp\..*\.[eh]norm)\.weight$")
+_NORM = re.compile(
+    r"^(.*(?:layernorm|decoder\.final_norm|layers\.\d+\.norm|self_attention\.out_norm)|mtp\..*\.[eh]norm)\.weight$"
+)
 _EXPERT = re.compile(r"\.mlp\.experts\.")
 _CORE_ATTENTION = "self_attention.core_attention"
 
