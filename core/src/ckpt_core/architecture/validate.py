@@ -294,9 +294,8 @@ def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
         if not math.isfinite(value):
             yield path, f"{value} is not a number"
         return
-    inner = (
-        enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(type(value)))
-    )
+    kind: type[object] = type(value)
+    inner = enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(kind))
     for name, each in inner:
         if type(each) not in _WHOLE:
             yield from _not_finite(f"{path}.{name}".lstrip("."), each)

@@ -210,7 +210,7 @@ def _explained(
     return MisplacedElement(parameter.name, *_first(parameter, place), "nothing")
 
 
-def _first(parameter: Parameter, place: Sequence[int]) -> tuple[str, int]:
+def _first(parameter: Parameter, place: Sequence[int] | np.ndarray) -> tuple[str, int]:
     """The first axis of a parameter, and the index there. One number has neither."""
     return (parameter.axes[0].name, int(place[0])) if parameter.axes else ("()", 0)
 
