@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ckpt_core.architecture.schema import (
     SCALING_FIELDS,
@@ -294,7 +295,7 @@ def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
         if not math.isfinite(value):
             yield path, f"{value} is not a number"
         return
-    kind: type[object] = type(value)
+    kind: Any = type(value)
     inner = enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(kind))
     for name, each in inner:
         if type(each) not in _WHOLE:
