@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ckpt_core.architecture.schema import (
     SCALING_FIELDS,
@@ -299,14 +301,23 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
 
 
 def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, float) and not math.isfinite(value):
-        yield path, f"{value} is not a number"
-    elif dataclasses.is_dataclass(value):
-        for each in dataclasses.fields(value):
-            yield from _not_finite(f"{path}.{each.name}".lstrip("."), getattr(value, each.name))
-    elif isinstance(value, tuple):
-        for index, inner in enumerate(value):
-            yield from _not_finite(f"{path}.{index}", inner)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield path, f"{value} is not a number"
+        return
+    kind: Any = type(value)
+    inner = enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(kind))
+    for name, each in inner:
+        if type(each) not in _WHOLE:
+            yield from _not_finite(f"{path}.{name}".lstrip("."), each)
+
+
+_WHOLE = (type(None), bool, int, str)  # what most fields are, and is never a broken number
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else ()
 
 
 def _positive(path: str, value: float) -> Iterator[tuple[str, str]]:
