@@ -239,11 +239,17 @@ def with_layer(name: str, folder: Path, packed: bool = False) -> torch.Tensor:
     stored = dict(one.named_parameters()) if packed else load_file(folder.with_name("one") / "model.safetensors")
     layer = {key.replace("model.layers.0.", prefix): tensor for key, tensor in stored.items() if ".layers.0." in key}
     hidden = model.config.hidden_size
-    more = {embed_norm: torch.randn(hidden), hidden_norm: torch.randn(hidden), merge: torch.randn(hidden, 2 * hidden) / 9}
+    more = {
+        embed_norm: torch.randn(hidden),
+        hidden_norm: torch.randn(hidden),
+        merge: torch.randn(hidden, 2 * hidden) / 9,
+    }
     layer |= {f"{key}.weight": tensor for key, tensor in {**more, out_norm: one.model.norm.weight}.items()}
     layer = {key: tensor.detach().contiguous() for key, tensor in layer.items()}
     weight_file = folder / "model.safetensors"
-    save_file({key: tensor.float() for key, tensor in load_file(weight_file).items()} | layer, weight_file, {"format": "pt"})
+    save_file(
+        {key: tensor.float() for key, tensor in load_file(weight_file).items()} | layer, weight_file, {"format": "pt"}
+    )
     norm = type(model.model.norm)(hidden, eps=model.config.rms_norm_eps)
 
     def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

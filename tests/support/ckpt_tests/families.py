@@ -63,6 +63,7 @@ _MULTIPLIERS = {
     "attention_multiplier": 0.2,
     "logits_scaling": 13.0,
 }
+_SINKING = {"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]}
 # transformers cuts the steps of Nemotron-H's states below the first number, which is not what the model is
 _MAMBA = {"time_step_min": 1e-9, "chunk_size": 64}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -368,6 +369,25 @@ CASES = {
         "granitemoeshared",
         {**SIZES, **_MULTIPLIERS, **_LOCAL, "intermediate_size": 24, "shared_intermediate_size": 28},
         {"attention_multiplier": 0.5},
+    ),
+    "hyperclovax": Case(
+        "hyperclovax", {**SIZES, **_MULTIPLIERS, "head_dim": 10, "logits_scaling": 0.3}, {"residual_multiplier": 1.0}
+    ),
+    "granite_swa": Case(
+        "granite_swa",
+        {
+            **SIZES,
+            **_MULTIPLIERS,
+            **_SINKING,
+            "layer_rope_theta": [0, 300.0],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
+        },
+        {"residual_multiplier": 1.0},
+    ),
+    "granitemoe_swa": Case(
+        "granitemoe_swa",
+        {**SIZES, **_MULTIPLIERS, **_LOCAL, **_SINKING, "intermediate_size": 24, "shared_intermediate_size": 28},
+        {"sliding_window": 5},
     ),
     "exaone": Case("exaone", {**SIZES, "head_dim": 10}, _EPS),
     "iquestcoder": Case("iquestcoder", {**SIZES, "head_dim": 10}, _EPS),
@@ -676,6 +696,9 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "hyperclovax": [{"use_post_norm": False}, {"attention_multiplier": None}],
+    "granite_swa": [{"layer_rope_theta": None}, {"layer_rope_theta": [300.0, 0]}, {"layer_types": None}],
+    "granitemoe_swa": [{"shared_intermediate_size": 0}],
     "nemotron_h": [
         {"layers_block_type": ["mlp", "mamba", "attention"]}, {"layers_block_type": ["moe", "attention", "mamba", "moe"]}, {"layers_block_type": ["mamba", "mlp"]},
         {"mlp_hidden_act": "silu"}, {"use_conv_bias": False}, {"use_bias": True}, {"moe_latent_size": None}, {"norm_topk_prob": False}, {"n_group": 1}, {"mlp_bias": True},

@@ -17,8 +17,10 @@ from ckpt_hf.families import (
     bloom,
     cohere,
     deepseek,
+    distilbert,
     dots1,
     ernie,
+    eurobert,
     exaone,
     exaone4,
     falcon,
@@ -32,9 +34,11 @@ from ckpt_hf.families import (
     gpt_oss,
     gptj,
     granite,
+    granite_swa,
     helium,
     hunyuan,
     hy_v3,
+    hyperclovax,
     internlm3,
     jais2,
     kimi_linear,
@@ -122,6 +126,10 @@ _SAID: list[Family] = [
     *flint.FAMILIES,
     *nemotron_h.FAMILIES,
     *kimi_linear.FAMILIES,
+    *hyperclovax.FAMILIES,
+    *granite_swa.FAMILIES,
+    *eurobert.FAMILIES,
+    *distilbert.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]
