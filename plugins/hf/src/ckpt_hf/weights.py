@@ -72,21 +72,14 @@ ADJACENT = (
     row("self_attn.k_proj.bias",   "(g (e c + o))",     "attention.k.bias"),
 )
 
-
-def experts(choice: str = NAMES.name) -> tuple[layouts.Row, ...]:
-    """The rows of experts and their router; `choice` says whether each expert has tensors of its own."""
-    stored, held = {choice: "stored"}, {choice: "held"}
-    return (
-        row("mlp.gate.weight",                  "x h",                 "mlp.router.weight"),
-        row("mlp.experts.{x}.gate_proj.weight", "f h",                 "mlp.experts.gate.weight",   under=stored),
-        row("mlp.experts.{x}.up_proj.weight",   "f h",                 "mlp.experts.up.weight",     under=stored),
-        row("mlp.experts.{x}.down_proj.weight", "h f",                 "mlp.experts.down.weight",   under=stored),
-        row("mlp.experts.gate_up_proj",         "x ((gate + up) f) h", "mlp.experts.{part}.weight", under=held),
-        row("mlp.experts.down_proj",            "x h f",               "mlp.experts.down.weight",   under=held),
-    )
-
-
-EXPERTS = experts()
+EXPERTS = (
+    row("mlp.gate.weight",                  "x h",                 "mlp.router.weight"),
+    row("mlp.experts.{x}.gate_proj.weight", "f h",                 "mlp.experts.gate.weight",   under={"names": "stored"}),
+    row("mlp.experts.{x}.up_proj.weight",   "f h",                 "mlp.experts.up.weight",     under={"names": "stored"}),
+    row("mlp.experts.{x}.down_proj.weight", "h f",                 "mlp.experts.down.weight",   under={"names": "stored"}),
+    row("mlp.experts.gate_up_proj",         "x ((gate + up) f) h", "mlp.experts.{part}.weight", under={"names": "held"}),
+    row("mlp.experts.down_proj",            "x h f",               "mlp.experts.down.weight",   under={"names": "held"}),
+)
 
 # The layers of what began in fairseq: OPT, Blenderbot.
 FAIRSEQ_ATTENTION = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -28,7 +29,7 @@ from ckpt_hf import predictors as predicting
 from ckpt_hf.common import NORMS, Family, groups, head_dim, norms
 from ckpt_hf.families.qwen import QWEN3, QWEN3_LAYER, QWEN3_MOE, SHARED_EXPERT
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import EXPERTS, MODEL, NAMES, experts
+from ckpt_hf.weights import EXPERTS, MODEL, NAMES
 
 _FULL, _LINEAR = "full_attention", "linear_attention"
 
@@ -155,12 +156,20 @@ _PREDICTOR_NAMES = layouts.Choice("predictor_names", ("stored", "held"), default
     help="how the experts of layers that predict further tokens are kept: with tensors of their own (Qwen 3.5), or in one (Qwen 3.6)")
 
 
-def _predicting(layer: Table, *experts: layouts.Row) -> tuple[Table, Table]:
-    return predicting.QWEN_PREDICTOR, Table(predicting.QWEN_BLOCK, to=predicting.BLOCK, rows=layer.extend(*experts).rows)
-
-
 _MIXTURE = (*EXPERTS, *SHARED_EXPERT)
-_PREDICTING_MIXTURE = _predicting(_HYBRID_LAYER, *experts(_PREDICTOR_NAMES.name), *SHARED_EXPERT)
+# The experts of a predicting layer are kept by the same names, by a choice of their own.
+_PREDICTING_EXPERTS = tuple(
+    replace(one, under=tuple((_PREDICTOR_NAMES.name, kept) for _, kept in one.under)) for one in EXPERTS
+)
+_IN_PREDICTORS = _HYBRID_LAYER.extend(*_PREDICTING_EXPERTS, *SHARED_EXPERT)
+_PREDICTING = (
+    predicting.QWEN_PREDICTOR,
+    Table(predicting.QWEN_BLOCK, to=predicting.BLOCK, rows=_HYBRID_LAYER.rows),
+)
+_PREDICTING_MIXTURE = (
+    predicting.QWEN_PREDICTOR,
+    Table(predicting.QWEN_BLOCK, to=predicting.BLOCK, rows=_IN_PREDICTORS.rows),
+)
 
 QWEN3_NEXT_LAYER = _HYBRID_LAYER.extend(
     row("linear_attn.in_proj_qkvz.weight", "(g (q[dk] + k[dk] + v[r dv] + z[r dv])) h", "delta.{part}.weight"),
@@ -189,7 +198,7 @@ FAMILIES = [
     Family(
         "qwen3_5_text",
         QWEN3_5,
-        layouts.Tables([MODEL, QWEN3_5_LAYER, *_predicting(_HYBRID_LAYER)]),
+        layouts.Tables([MODEL, QWEN3_5_LAYER, *_PREDICTING]),
         leftovers=predicting.LEFT,
         as_stored=_as_stored,
         heads=(heads.BARE, heads.SCORED),
