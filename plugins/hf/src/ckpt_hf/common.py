@@ -157,6 +157,7 @@ class Family:
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
     `heads` are the other heads for which transformers has a class of this decoder; `head` is the one of this class, and `like` the name of
     the class with a head over the vocabulary, where this is one of those. `padding` is the class's own id of padding, for configs that say none.
+    `noted` are notes by which transformers alone computes: a receipt keeps them where a format has no word for them.
     """
 
     model_type: str
@@ -176,6 +177,7 @@ class Family:
     head: Head | None = None
     like: str = ""
     padding: int | None = None
+    noted: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str:

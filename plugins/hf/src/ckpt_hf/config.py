@@ -19,8 +19,10 @@ from ckpt_hf.families import (
     bloom,
     cohere,
     deepseek,
+    distilbert,
     dots1,
     ernie,
+    eurobert,
     exaone,
     exaone4,
     falcon,
@@ -36,9 +38,11 @@ from ckpt_hf.families import (
     gptj,
     granite,
     granite_hybrid,
+    granite_swa,
     helium,
     hunyuan,
     hy_v3,
+    hyperclovax,
     internlm3,
     jais2,
     kimi_linear,
@@ -136,6 +140,10 @@ _SAID: list[Family] = [
     *phimoe.FAMILIES,
     *mamba2.FAMILIES,
     *kimi_linear.FAMILIES,
+    *hyperclovax.FAMILIES,
+    *granite_swa.FAMILIES,
+    *eurobert.FAMILIES,
+    *distilbert.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

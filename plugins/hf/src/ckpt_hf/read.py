@@ -95,6 +95,7 @@ def read(path: str, request: ReadRequest) -> Description:
     if stored.wrapper:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
+    noted = {name: notes[name] for name in family.noted if name in notes}
     return Description(
         architecture=architecture,
         tables=match.tables,
@@ -105,7 +106,12 @@ def read(path: str, request: ReadRequest) -> Description:
         notes=notes,
         sidecars=part.companions(sidecars(folder), ledger) if part else sidecars(folder),
         ledger=ledger,
-        hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
+        hints={
+            "model_type": family.model_type,
+            "arrangement": arrangement,
+            **({"names": names} if names else {}),
+            **({"noted": noted} if noted else {}),
+        },
         evidence=evidence,
         losses=[
             *code_beside(whole, family),
