@@ -20,7 +20,7 @@ EXAMPLES = example_architectures()
 
 def moved(base: Architecture, varied: Architecture) -> float:
     """How far the outputs of two models are apart, in units of the largest one."""
-    if (base.patches is None) != (varied.patches is None):
+    if (base.patches is None) != (varied.patches is None) or (base.vision is None) != (varied.vision is None):
         return math.inf
     one, two = outputs(RandomModel(base), RandomModel(varied))
     return apart(one, two) / float(one.abs().max())

@@ -10,7 +10,7 @@ then a pattern (`no_rope_layers: [1, 1, 1, 0]`). `Facts` bridges the two views:
     facts["kind"]                   "decoder", "encoder" or "encoder-decoder"
 
 A value that differs between layers is a `PerLayer`. In an encoder-decoder the paths of a stack carry
-its name (`encoder.attention.heads`); otherwise they carry none.
+its name (`encoder.attention.heads`); otherwise they carry none. Those of a vision tower begin with `vision.`: `vision.attention.heads`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack
+from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack, Vision
 from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
 from ckpt_core.architecture.validate import validate
 from ckpt_core.errors import CkptError
@@ -55,18 +55,27 @@ def facts_of(architecture: Architecture) -> Facts:
     stacks = {name: stack for name in ("encoder", "decoder") if (stack := getattr(architecture, name)) is not None}
     facts["kind"] = "-".join(stacks)
     for field in dataclasses.fields(Architecture):
-        if field.name not in ("encoder", "decoder"):
+        if field.name not in ("encoder", "decoder", "vision"):
             _collect(facts, field.name, field_types(Architecture)[field.name], [getattr(architecture, field.name)])
+    if architecture.vision is not None:
+        for field in dataclasses.fields(Vision):
+            if field.name != "stack":
+                value = getattr(architecture.vision, field.name)
+                _collect(facts, f"vision.{field.name}", field_types(Vision)[field.name], [value])
+        _collect_stack(facts, "vision.", architecture.vision.stack)
     for name, stack in stacks.items():
-        prefix = f"{name}." if len(stacks) == 2 else ""
-        facts[f"{prefix}layers"] = len(stack.layers)
-        for field in dataclasses.fields(Stack):
-            if field.name != "layers":
-                _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
-        for field in dataclasses.fields(Layer):
-            column = [getattr(layer, field.name) for layer in stack.layers]
-            _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
+        _collect_stack(facts, f"{name}." if len(stacks) == 2 else "", stack)
     return facts
+
+
+def _collect_stack(facts: Facts, prefix: str, stack: Stack) -> None:
+    facts[f"{prefix}layers"] = len(stack.layers)
+    for field in dataclasses.fields(Stack):
+        if field.name != "layers":
+            _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
+    for field in dataclasses.fields(Layer):
+        column = [getattr(layer, field.name) for layer in stack.layers]
+        _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
 
 
 def same_value(one: object, two: object) -> bool:
@@ -153,10 +162,12 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
         prefix = f"{name}." if len(names) == 2 else ""
         values[name] = _build_stack(facts, prefix, claimed, source)
     for field in dataclasses.fields(Architecture):
-        if field.name not in ("encoder", "decoder"):
+        if field.name not in ("encoder", "decoder", "vision"):
             value = _build(facts, field.name, field_types(Architecture)[field.name], None, claimed, source)
             if value is not _ABSENT:
                 values[field.name] = value
+    if any(path.startswith("vision.") for path in facts):
+        values["vision"] = _build_vision(facts, claimed, source)
     unknown = sorted(set(facts) - claimed)
     if unknown:
         raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
@@ -202,6 +213,17 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
             if value is not _ABSENT:
                 values[field.name] = value
     return _construct(Stack, values, prefix, source)
+
+
+def _build_vision(facts: Facts, claimed: set[str], source: str) -> Vision:
+    values: dict[str, object] = {"stack": _build_stack(facts, "vision.", claimed, source)}
+    for field in dataclasses.fields(Vision):
+        if field.name != "stack":
+            path = f"vision.{field.name}"
+            value = _build(facts, path, field_types(Vision)[field.name], None, claimed, source)
+            if value is not _ABSENT:
+                values[field.name] = value
+    return _construct(Vision, values, "vision", source)
 
 
 def _build(facts: Facts, path: str, annotation: object, index: int | None, claimed: set[str], source: str) -> object:
@@ -285,9 +307,11 @@ def default_of(path: str) -> object:
     This is what "does not happen" means: a format that can't say a field may still hold its default.
     """
     parts = path.split(".")
+    roots = [Layer, Stack, Architecture]
+    if parts[0] == "vision":
+        parts, roots = parts[1:], [Layer, Stack, Vision]
     if parts[0] in ("encoder", "decoder"):
         parts = parts[1:]
-    roots = [Layer, Stack, Architecture]
     cls: Any = next((root for root in roots if parts[0] in field_types(root)), None)
     for part in parts[:-1]:
         cls, _ = optional_of(field_types(cls)[part])

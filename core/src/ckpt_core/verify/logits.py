@@ -115,7 +115,7 @@ def compare_logits(
 
 def _steps(architecture: Architecture) -> int:
     """About how many steps a forward has; only for progress."""
-    return 2 + sum(len(stack.blocks) * 2 + 1 for stack in architecture.stacks.values())
+    return 2 + sum(len(stack.blocks) * 2 + 1 for stack in architecture.towers.values())
 
 
 def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> LogitDifference:
