@@ -249,7 +249,10 @@ _SEEING: dict[str, object] = {
     "attention.rotary.sections": (4, 3, 2),
     "attention.rotary.interleaved": True,
     "vision.taps": (0, 2),
-    **{f"vision.tapped.{field}": _TOWER[f"vision.projector.{field}"] for field in ("merge", "ffn", "activation", "bias")},
+    **{
+        f"vision.tapped.{field}": _TOWER[f"vision.projector.{field}"]
+        for field in ("merge", "ffn", "activation", "bias")
+    },
     **_norms("layer", 1e-6, "vision.tapped.norm"),
     "vision.tapped.norm.bias": True,
     "vision.tapped.norm_merged": True,

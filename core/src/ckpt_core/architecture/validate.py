@@ -83,7 +83,10 @@ def _vision(vision: Vision, architecture: Architecture) -> Iterator[tuple[str, s
             yield "vision.tapped.merge", f"{vision.tapped.merge} is not that of the projector, {vision.projector.merge}"
     layers, after = len(vision.stack.layers), len(architecture.decoder.layers) if architecture.decoder else 0
     if len(vision.taps) > after or any(not 0 <= tap < layers for tap in vision.taps):
-        yield "vision.taps", f"{list(vision.taps)} are not some of {layers} layers, or are more than the {after} layers below"
+        yield (
+            "vision.taps",
+            f"{list(vision.taps)} are not some of {layers} layers, or are more than the {after} layers below",
+        )
     if list(vision.taps) != sorted(set(vision.taps)):
         yield "vision.taps", f"{list(vision.taps)} are not in the order of the layers"
     yield from _stack("vision.", vision.stack, crossing=False)
@@ -94,7 +97,10 @@ def _vision(vision: Vision, architecture: Architecture) -> Iterator[tuple[str, s
         yield "vision.causal", "patches have no order"
     for index, layer in enumerate(vision.stack.layers):
         if layer.attention is None or layer.attention.window is not None:
-            yield f"vision.layers.{index}", "patches lie in rows and columns: attention without a window is what mixes them"
+            yield (
+                f"vision.layers.{index}",
+                "patches lie in rows and columns: attention without a window is what mixes them",
+            )
         elif layer.attention.rotary is not None and not layer.attention.rotary.axial:
             yield f"vision.layers.{index}.attention.rotary.axial", "a patch has a row and a column"
 
@@ -115,10 +121,16 @@ def _coordinates(prefix: str, stack: Stack, seeing: bool) -> Iterator[tuple[str,
         if rotary is not None and rotary.axial:
             yield f"{prefix}layers.{index}.attention.rotary.axial", "a token has no row and no column alone"
         if rotary is not None and rotary.sections is not None and not seeing:
-            yield f"{prefix}layers.{index}.attention.rotary.sections", "the coordinates of a position are one, as nothing is seen"
+            yield (
+                f"{prefix}layers.{index}.attention.rotary.sections",
+                "the coordinates of a position are one, as nothing is seen",
+            )
         latent = layer.latent_attention
         if latent is not None and latent.rotary is not None and (latent.rotary.sections or latent.rotary.axial):
-            yield f"{prefix}layers.{index}.latent_attention.rotary", "latent attention counts positions one after the other"
+            yield (
+                f"{prefix}layers.{index}.latent_attention.rotary",
+                "latent attention counts positions one after the other",
+            )
 
 
 def _predictors(path: str, stack: Stack, architecture: Architecture) -> Iterator[tuple[str, str]]:

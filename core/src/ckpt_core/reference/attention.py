@@ -59,7 +59,9 @@ def attend(
         allowed = allowed & _within(attention.window, *scores.shape[-2:], ahead)
     if attention.chunk is not None:
         patches = places is not None and len(places) == 2
-        allowed = allowed & _in_chunk(attention.chunk, places[:, 0] if patches else torch.arange(scores.shape[-1])[None])
+        allowed = allowed & _in_chunk(
+            attention.chunk, places[:, 0] if patches else torch.arange(scores.shape[-1])[None]
+        )
     sinks = weights.vector(f"{name}.sinks.weight") if attention.sinks else None
     mixed = _softmax(scores, allowed, sinks) @ v
     if attention.head_scale:

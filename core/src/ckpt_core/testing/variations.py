@@ -73,7 +73,7 @@ def _inert(base: Facts) -> set[str]:
     """What no output shows: rows that are not tokens, and what a lone stack is called, which is not what it does."""
     # Without angles, a bias of the keys adds the same to all scores of a query.
     turned = "attention.rotary.theta" in base or "attention.qk_norm.kind" in base or base.get("attention.sinks")
-    return {"tokens.padded_vocabulary", "kind", "vision.video_token", *(() if turned else ("attention.k_bias",))}
+    return {"tokens.padded_vocabulary", "kind", *(() if turned else ("attention.k_bias",))}
 
 
 def _turned(sections: object) -> object:

@@ -24,6 +24,7 @@ from ckpt_hf.families import (
     falcon,
     flint,
     gemma,
+    gemma_vl,
     glm,
     gpt2,
     gpt_bigcode,
@@ -57,6 +58,7 @@ from ckpt_hf.families import (
     phi3,
     qwen,
     qwen3_next,
+    qwen_vl,
     sarvam,
     seed_oss,
     stablelm,
@@ -122,6 +124,8 @@ _SAID: list[Family] = [
     *flint.FAMILIES,
     *nemotron_h.FAMILIES,
     *kimi_linear.FAMILIES,
+    *qwen_vl.FAMILIES,
+    *gemma_vl.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

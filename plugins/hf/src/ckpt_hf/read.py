@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
+from ckpt_hf import heads
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
 from ckpt_hf.names import NOTHING, Match, matching
@@ -44,7 +45,10 @@ def notes_in(path: str) -> dict[str, Any] | None:
 def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
     config = config_in(path)
     # A config alone does not say whether the files have the layers that it counts.
-    return None if config is None else family_of(config, path).config.read(without_predictors(config), path)
+    if config is None:
+        return None
+    family = family_of(config, path)
+    return family.config.read(without_predictors(family.plain(config, path)), path)
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -64,7 +68,7 @@ def read(path: str, request: ReadRequest) -> Description:
     family = part.family if part else family_of(config, config_file, read_as)
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
-    whole, config = config, part.with_head(stored.tensors) if part else config
+    whole, config = config, part.with_head(stored.tensors) if part else family.plain(config, config_file)
     if reading.drops_predictors(request):
         said = without_predictors(config)
     else:
@@ -73,6 +77,7 @@ def read(path: str, request: ReadRequest) -> Description:
     if part:
         part.enter(ledger, config_file, whole)
     else:
+        ledger.config(config_file, {key: ("used", "") for key in whole if key not in config})  # said in a section
         ledger.config(config_file, family.config.fates(said))
     if KEY in config and KEY not in said:
         why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
@@ -82,7 +87,9 @@ def read(path: str, request: ReadRequest) -> Description:
     architecture = architecture_of(facts, config_file)
     arrangement = family.arranged_by(config)
     leftovers = NOTHING if facts.present("predictors") else family.leftovers
-    spellings = family.spellings(arrangement)
+    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+    made = {**arrangement, **({} if part else family.by_shapes(architecture, shapes))}
+    spellings = family.spellings(made)
     if part:
         spellings, leftovers = part.spellings(spellings, stored.tensors), part.leftovers(leftovers)
     match = matching(spellings, stored.tensors, architecture, leftovers)
@@ -93,6 +100,8 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
     if stored.wrapper:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
+    # a model that sees is written back as it was found: the versions of transformers save it under other names
+    as_found = family.choices(made)[match.number] if family.head is heads.SEES else {}
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
     return Description(
         architecture=architecture,
@@ -104,7 +113,12 @@ def read(path: str, request: ReadRequest) -> Description:
         notes=notes,
         sidecars=part.companions(sidecars(folder), ledger) if part else sidecars(folder),
         ledger=ledger,
-        hints={"model_type": family.model_type, "arrangement": arrangement, **({"names": names} if names else {})},
+        hints={
+            "model_type": family.model_type,
+            "arrangement": arrangement,
+            **({"names": names} if names else {}),
+            **({"choices": as_found} if as_found else {}),
+        },
         evidence=evidence,
         losses=[
             *code_beside(whole, family),
