@@ -15,12 +15,12 @@ from ckpt_core.architecture import Rotary, RotaryKind, RotaryScaling
 def rotate(x: torch.Tensor, rotary: Rotary, positions: int, places: torch.Tensor | None = None) -> torch.Tensor:
     """`x` [..., position, d] with its first `fraction` of d rotated.
 
-    `places` [coordinate, batch or 1, position] are the coordinates of positions that have more than one; `x` is then
-    [batch, ..., position, d].
+    `places` [coordinate, batch or 1, position] are the coordinates of positions that have more than one, for angles that turn by them;
+    `x` is then [batch, ..., position, d].
     """
     width = int(x.shape[-1] * rotary.fraction)
     frequencies, factor = _frequencies(rotary, width // 2 if rotary.axial else width, positions)
-    if places is None:
+    if places is None or (rotary.sections is None and not rotary.axial):
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     else:
         angles = _by_coordinate(rotary, places[..., None].float() * frequencies)
@@ -34,8 +34,7 @@ def _by_coordinate(rotary: Rotary, angles: torch.Tensor) -> torch.Tensor:
     """The angle of each pair [batch, position, pair], of those by every coordinate [coordinate, batch, position, pair]."""
     if rotary.axial:
         return torch.cat([*angles], -1)
-    if rotary.sections is None:
-        return angles[0]
+    assert rotary.sections is not None  # rotate
     chosen = torch.arange(3).repeat_interleave(torch.tensor(rotary.sections))
     if rotary.interleaved:
         pairs = torch.arange(len(chosen))

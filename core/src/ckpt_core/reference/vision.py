@@ -32,7 +32,8 @@ def patches_of(weights: Weights, vision: Vision, pixels: torch.Tensor) -> tuple[
     cut = video.unflatten(4, (columns, vision.patch)).unflatten(3, (rows, vision.patch))
     cut = cut.unflatten(2, (-1, vision.frames))  # [image, channel, layer, frame, row, y, column, z]
     cut = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(2, 3).flatten(0, 1)
-    x = weights.linear(cut.flatten(2), "vision.patches", contracted=4 if vision.frames > 1 else 3)
+    cut = cut if vision.frames > 1 else cut.squeeze(3)
+    x = weights.linear(cut, "vision.patches", contracted=cut.dim() - 2)
     if vision.stack.positions is not None:
         x = x + _stretched(weights.vector("vision.positions.weight"), rows, columns)
     return x, rows, columns
