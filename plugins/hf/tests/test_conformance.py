@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_core.testing import Quirks, example
-from ckpt_tests.conformance import FirstParty
+from ckpt_tests.conformance import FirstParty, OtherModels
 
 
 class TestHf(FirstParty):
@@ -18,4 +18,17 @@ class TestHf(FirstParty):
         expresses=("head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.scaling=llama3"),
         # the class reads it nowhere (modeling_biogpt.py), nor does ModernBERT's
         misnamed={"layer_norm_eps": "BioGPT's norms have the epsilon of nn.LayerNorm, whatever the key says"},
+    )
+
+
+class TestHfThatSees(OtherModels):
+    format = "hf"
+    test_a_fact_is_expressed_or_refused_by_name = FirstParty.test_a_fact_is_expressed_or_refused_by_name
+    test_what_it_expresses_is_known = FirstParty.test_what_it_expresses_is_known
+    quirks = Quirks(
+        models={name: example(name) for name in ("seeing", "seeing-squares", "seeing-whole")},
+        dtypes=("bf16",),
+        configs=("config.json",),
+        varied=("vision", "attention.rotary"),
+        expresses=("vision.token", "vision.video_token", "vision.taps", "vision.patch", "attention.rotary.sections"),
     )

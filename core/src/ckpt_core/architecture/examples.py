@@ -275,7 +275,14 @@ _SEEING_SQUARES: dict[str, object] = {
 _SEEING_WHOLE: dict[str, object] = {
     **_GEMMA,
     **_TOWER,
-    **{f"vision.{path}": ABSENT for path in ("frames", "video_token", "attention.rotary")},
+    **_norms("rms", 1e-6, *_PRE_NORMS),
+    "attention.qk_norm.zero_centred": True,
+    "attention.softcap": ABSENT,
+    "tokens.scale": 132**0.5,
+    **{
+        f"vision.{path}": ABSENT
+        for path in ("frames", "video_token", "attention.rotary.theta", "attention.rotary.axial")
+    },
     **{f"vision.projector.{field}": ABSENT for field in ("ffn", "activation", "bias", "norm.bias")},
     **_norms("rms", 1e-6, "vision.projector.norm"),
     **_norms("layer", 1e-6, "vision.final_norm"),

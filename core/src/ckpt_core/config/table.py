@@ -122,7 +122,7 @@ class Config:
                 path.startswith(self._below) and path.removesuffix("?") + ".*" not in self._exact
             ):
                 continue
-            if path.startswith(_VISION):
+            if path.startswith(_VISION) and f"{_VISION}hidden" not in self._exact:
                 if path == f"{_VISION}hidden":
                     yield _without_vision(self.name, path, value)
                 continue

@@ -32,7 +32,7 @@ from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
 
-_HEADS = list({id(head): head for family in FAMILIES for head in family.heads}.values())
+_HEADS = list({id(head): head for family in FAMILIES for head in (*family.heads, family.head) if head}.values())
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _tower(kind: str, depth: int, hidden: int, ffn: int, patch: int, *lines: Any
         key("spatial_merge_size", *(f"vision.{one}.merge" for one in both), default=2, type=values.whole),
         derived(None, [f"vision.{one}.ffn" for one in both], "hidden_size * spatial_merge_size ** 2"),
         decided(["rope_parameters"], ["vision.attention.rotary.theta"], read=_read_theta,
-                values={"rope_parameters": [configs.value_of("vision.attention.rotary.theta", by=_theta)]},
+                values={"rope_parameters": [configs.LEFT_OUT, configs.value_of("vision.attention.rotary.theta", by=_theta)]},
                 why="always axial; the base is a key since transformers 5"),
         [fact_is(f"vision.{name}", value) for name, value in {
             "causal": False, "attention.rotary.axial": True, "attention.q_bias": True, "attention.k_bias": True, "attention.v_bias": True,

@@ -22,7 +22,15 @@ def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-bridge",
         summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
-        families=("GPTModelProvider", "Llama31ModelProvider", "GemmaModelProvider", "MLAModelProvider"),
+        families=(
+            "GPTModelProvider",
+            "Llama31ModelProvider",
+            "GemmaModelProvider",
+            "MLAModelProvider",
+            "Qwen25VLModelProvider",
+            "Qwen3VLModelProvider",
+            "Qwen3VLMoEModelProvider",
+        ),
         options=(
             reading.IGNORE_KEYS,
             reading.PREDICTORS,
@@ -58,6 +66,13 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="write",
             ),
+            Option(
+                "merger_activation",
+                "write a model that sees whose projectors have the erf form of GELU, which Bridge computes with the tanh form",
+                ("gelu_tanh",),
+                None,
+                side="write",
+            ),
             Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
         ),
         parallel=("tp", "pp", "ep"),
@@ -88,10 +103,11 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_megatron.bridge.classes import EXAONE4, GEMMA2, GEMMA3, WHOLE
-    from ckpt_megatron.bridge.config import GEMMA, GPT, MLA
+    from ckpt_megatron.bridge.config import GEMMA, GPT, MLA, SEEING
 
     tables = (GPT, MLA, GEMMA, GEMMA2, GEMMA3, EXAONE4, WHOLE)
-    return [FamilyTables(config.name, config) for config in tables]
+    seeing = [FamilyTables(one.config.name, one.config, one.tables) for one in SEEING.values()]
+    return [*(FamilyTables(config.name, config) for config in tables), *seeing]
 
 
 @hookimpl
