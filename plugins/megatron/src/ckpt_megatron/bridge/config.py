@@ -87,7 +87,7 @@ def is_plain(target: str) -> bool:
 
     >>> is_plain("megatron.bridge.models.qwen.qwen_provider.Qwen3MoEModelProvider30B_A3B")
     True
-    >>> is_plain("megatron.bridge.models.gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider")
+    >>> is_plain("megatron.bridge.models.gemma_vl.gemma4_vl_provider.Gemma4VLModelProvider")
     False
     """
     return (
@@ -227,6 +227,7 @@ def _seeing(facts: Facts, version: str, names: str) -> Seeing:
             fact="vision.*",
         )
     kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
+    kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
     kind = "Qwen3VLMoE" if facts.present("mlp.moe") is not False else kind
     return next(one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")
 

@@ -6,6 +6,7 @@ made of Megatron's layers; those of Qwen2.5-VL and Gemma 3 are the modules of tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,8 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_megatron import weights
-from ckpt_megatron.bridge.classes import MODELS
+from ckpt_megatron.bridge.classes import GEMMA3, MODELS
+from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.positions import positions
 
 PART = "language_model."
@@ -107,6 +109,24 @@ def _read_merge(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
             "positions are counted for another merger than the tower has",
             found=f"spatial_merge_size = {merge!r}, and {facts['vision.projector.merge']} in vision_config",
         )
+
+
+_MERGE = ("vision.image", "vision.patch", "vision.projector.merge")
+
+
+def _tokens(image: int, patch: int, merge: int) -> int:
+    return (image // patch // merge) ** 2
+
+
+def _read_pooled(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    tokens = values.checked("mm_tokens_per_image", config.get("mm_tokens_per_image", 256), values.whole)
+    patches, side = facts["vision.image"] // facts["vision.patch"], math.isqrt(tokens)
+    if side * side != tokens or patches % side:
+        raise CkptError(
+            "key 'mm_tokens_per_image' is not a square into which the patches of an image can be merged",
+            found=f"{tokens} tokens of {patches} x {patches} patches",
+        )
+    facts["vision.projector.merge"] = patches // side
 
 
 # fmt: off
@@ -182,6 +202,86 @@ def _qwen3(gpt: Config, name: str, tower: configs.Entry, *lines: Any) -> Config:
 _QWEN3_VL = "qwen_vl.qwen3_vl_provider.Qwen3VLModelProvider"
 _QWEN3_VL_MOE = "qwen_vl.qwen3_vl_provider.Qwen3VLMoEModelProvider"
 _QWEN2_5_VL = "qwen_vl.qwen25_vl_provider.Qwen25VLModelProvider"
+
+_GEMMA3_VL = "gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider"
+_GEMMA_PROJECTOR = f"{MODELS}.gemma_vl.modeling_gemma3_vl.Gemma3VLMultimodalProjectorConfig"
+_SIGLIP_NORMS = ("vision.attention.norm", "vision.mlp.norm", "vision.final_norm")
+
+_SIGLIP = nested("vision_config", Config("", _GENERIC).replace("",
+    key_is("_target_", f"{_TRANSFORMERS}.siglip.configuration_siglip.SiglipVisionConfig", or_absent=True),
+    key_is("model_type", "siglip_vision_model", or_absent=True),
+    key("hidden_size", "vision.hidden", default=768, type=values.whole),
+    key("intermediate_size", "vision.mlp.ffn", default=3072, type=values.whole),
+    key("num_hidden_layers", "vision.layers", default=12, type=values.layers),
+    key("num_attention_heads", "vision.attention.heads", "vision.attention.groups", default=12, type=values.whole),
+    derived(None, "vision.attention.head_dim", "hidden_size / num_attention_heads"),
+    key("num_channels", "vision.channels", default=3, type=values.whole),
+    key("image_size", "vision.image", default=224, type=values.whole),
+    key("patch_size", "vision.patch", default=16, type=values.whole),
+    derived(None, "vision.positions.count", "(image_size / patch_size) ** 2"),
+    key("hidden_act", "vision.mlp.activation", default="gelu_pytorch_tanh", via=_ACTIVATIONS),
+    key("layer_norm_eps", *(f"{norm}.eps" for norm in _SIGLIP_NORMS), default=1e-6, type=values.positive),
+    _norms("layer", *_SIGLIP_NORMS, bias=True),
+    [fact_is(bias, True) for bias in _BIASES],
+    [fact_is(f"vision.{name}", value) for name, value in {"causal": False, "bias": True, "mlp.gated": False}.items()],
+).entries)
+
+# Bridge imports every model with the sizes of Gemma 3 itself here: images are cut as vision_config says.
+_SOFT = nested("vision_projector_config", Config("", ignore(*(field.name for field in listed()[0]), why="of a transformer, and this is a matrix")).replace("",
+    key_is("_target_", _GEMMA_PROJECTOR, or_absent=True),
+    ignore("image_size", why="said by vision_config", written=lambda facts: facts["vision.image"], uses=["vision.image"]),
+    ignore("patch_dim", why="said by vision_config", written=lambda facts: facts["vision.patch"], uses=["vision.patch"]),
+    ignore("tokens_per_image", why="said by mm_tokens_per_image", uses=_MERGE, written=lambda facts: _tokens(*(facts[path] for path in _MERGE))),
+    ignore("input_size", why="said by vision_config", written=lambda facts: facts["vision.hidden"], uses=["vision.hidden"]),
+    ignore("hidden_size", why="that of the language model", written=lambda facts: facts["hidden"], uses=["hidden"]),
+    key("layernorm_epsilon", "vision.projector.norm.eps", default=1e-6, type=values.positive),
+    _norms("rms", "vision.projector.norm", zero_centred=True),
+).entries)
+
+GEMMA3_VL = GEMMA3.replace("Megatron-Bridge's Gemma3VLModelProvider",
+    _SIGLIP,
+    _SOFT,
+    key_is("is_vision_language", True, or_absent=True),
+    fact_is("vision.both_ways", True),
+    decided(["mm_tokens_per_image"], ["vision.projector.merge"], read=_read_pooled, uses=["vision.image", "vision.patch"],
+            values={"mm_tokens_per_image": [configs.value_of(*_MERGE, by=_tokens)]}, why="the square of as many tokens as a row of patches becomes"),
+    fact_is("vision.projector.norm_merged", True),
+    fact_is("vision.projector.mean", True),
+    key("image_token_id", "vision.token", default=262144, type=values.count),
+    note("vision_start_token_id", "image_start", default=255999),
+    note("vision_end_token_id", "image_end", default=256000),
+    *_RUN,
+)
+
+_OF_GEMMA3 = [
+    Table("", to="vision", rows=[
+        row("vision_tower.embeddings.patch_embedding.weight",    "h ch y z", "patches.weight"),
+        row("vision_tower.embeddings.patch_embedding.bias",      "h",        "patches.bias"),
+        row("vision_tower.embeddings.position_embedding.weight", "p h",      "positions.weight"),
+        row("vision_tower.post_layernorm.weight",                "h",        "final_norm.weight"),
+        row("vision_tower.post_layernorm.bias",                  "h",        "final_norm.bias"),
+        row("multi_modal_projector.mm_soft_embed_norm.weight",   "h",        "projector.norm.weight"),
+        row("multi_modal_projector.proj.weight",                 "w h",      "projector.down.weight"),
+    ]),
+    Table("vision_tower.encoder.layers.{l}", to="vision.layers.{l}", rows=[
+        row("layer_norm1.weight",        "h",         "attention.norm.weight"),
+        row("layer_norm1.bias",          "h",         "attention.norm.bias"),
+        row("self_attn.q_proj.weight",   "(g r d) h", "attention.q.weight"),
+        row("self_attn.q_proj.bias",     "(g r d)",   "attention.q.bias"),
+        row("self_attn.k_proj.weight",   "(g d) h",   "attention.k.weight"),
+        row("self_attn.k_proj.bias",     "(g d)",     "attention.k.bias"),
+        row("self_attn.v_proj.weight",   "(g d) h",   "attention.v.weight"),
+        row("self_attn.v_proj.bias",     "(g d)",     "attention.v.bias"),
+        row("self_attn.out_proj.weight", "h (g r d)", "attention.out.weight"),
+        row("self_attn.out_proj.bias",   "h",         "attention.out.bias"),
+        row("layer_norm2.weight",        "h",         "mlp.norm.weight"),
+        row("layer_norm2.bias",          "h",         "mlp.norm.bias"),
+        row("mlp.fc1.weight",            "f h",       "mlp.up.weight"),
+        row("mlp.fc1.bias",              "f",         "mlp.up.bias"),
+        row("mlp.fc2.weight",            "h f",       "mlp.down.weight"),
+        row("mlp.fc2.bias",              "h",         "mlp.down.bias"),
+    ]),
+]
 
 # Megatron's own tower.
 _MEGATRON_TOWER = [
@@ -318,6 +418,7 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
             ),
             weights.TABLES.beside(*_OF_QWEN2_5),
         ),
+        Seeing(f"{MODELS}.{_GEMMA3_VL}", GEMMA3_VL, weights.TABLES.beside(*_OF_GEMMA3)),
     )
 
 
@@ -357,10 +458,19 @@ def beside_a_tower(read: Reader) -> Reader:
     return inner
 
 
-def check_ranks_of_tower(seeing: Seeing, architecture: schema.Architecture, tp: int, pp: int) -> None:
-    """`Refusal` of ranks that cannot share a tower, and of stages that would not all have what is added to the first layers."""
+def check_tower(seeing: Seeing, architecture: schema.Architecture, tp: int, pp: int) -> None:
+    """`Refusal` of a tower that Bridge computes otherwise, of ranks that cannot share one, and of stages that would not all have what is
+    added to the first layers."""
     vision, decoder = architecture.vision, architecture.decoder
     assert vision is not None and decoder is not None
+    slides = [layer.attention.window for layer in decoder.layers if layer.attention and layer.attention.window]
+    tokens = _tokens(vision.image or 0, vision.patch, vision.projector.merge)
+    if vision.both_ways and slides and tokens > min(slides):
+        raise Refusal(
+            "where there is a window, Bridge lets a token of an image see no more of what comes after it than that",
+            found=f"{tokens} tokens of an image, attention.window = {min(slides)}",
+            fact="vision.both_ways",
+        )
     for layer in vision.stack.layers[:1]:
         heads = layer.attention.heads if layer.attention else 0
         if seeing.is_megatron and heads % tp:

@@ -26,7 +26,7 @@ from ckpt_megatron.bridge.config import OLD, SEEING, VERSIONS, needs, newest_for
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.bridge.seeing import (
     MERGER_ACTIVATION,
-    check_ranks_of_tower,
+    check_tower,
     other_activation,
     refuse_other_activation,
 )
@@ -109,7 +109,7 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
         )
     if target in SEEING:
         refuse_other_activation(SEEING[target], options.get(MERGER_ACTIVATION))
-        check_ranks_of_tower(SEEING[target], model.architecture, layout.tp, layout.pp)
+        check_tower(SEEING[target], model.architecture, layout.tp, layout.pp)
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
