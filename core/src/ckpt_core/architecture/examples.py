@@ -258,8 +258,9 @@ _SEEING: dict[str, object] = {
     "vision.tapped.norm_merged": True,
 }
 
-# Qwen2.5-VL's: most layers of the tower see squares of patches.
+# Qwen2.5-VL's: most layers of the tower see squares of patches. Heads fill the width.
 _SEEING_SQUARES: dict[str, object] = {
+    "hidden": 216,
     **{path: value for path, value in _TOWER.items() if not path.endswith("norm.bias") and path != "vision.bias"},
     **{f"attention.{part}_bias": True for part in ("q", "k", "v")},
     **_norms("rms", 1e-6, *(f"vision.{norm}" for norm in ("attention.norm", "mlp.norm", "projector.norm"))),
@@ -278,6 +279,7 @@ _SEEING_WHOLE: dict[str, object] = {
     **_norms("rms", 1e-6, *_PRE_NORMS),
     "attention.qk_norm.zero_centred": True,
     "attention.softcap": ABSENT,
+    "head.softcap": ABSENT,
     "tokens.scale": 132**0.5,
     **{
         f"vision.{path}": ABSENT

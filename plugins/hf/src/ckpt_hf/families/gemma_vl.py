@@ -68,6 +68,10 @@ _TOWER = tower("siglip_vision_model",
     }.items()],
 )
 
+_TEXT = gemma.GEMMA3.replace("Gemma3TextModel",
+    key_is("final_logit_softcapping", None, or_absent=True, why="the class that sees never applies it (modeling_gemma3.py, 5.24)"),
+)
+
 _BESIDE = [
     key("image_token_index", "vision.token", also=["image_token_id"], default=262144, type=values.count),
     note("boi_token_index", "image_start", default=255999),
@@ -120,7 +124,7 @@ FAMILIES: list[Family] = [
     sees(
         "gemma3",
         next(family for family in gemma.FAMILIES if family.model_type == "gemma3_text"),
-        gemma.GEMMA3,
+        _TEXT,
         [_TOWER],
         *_BESIDE,
         # on the Hub, as newer versions save it, and as they hold it

@@ -29,7 +29,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_hf.common import ACTIVATION, Family, norms
+from ckpt_hf.common import ACTIVATION, Family, norms, usual_head_dim
 from ckpt_hf.families import qwen, qwen3_next
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.seeing import WIDTH, sees, tower
@@ -125,6 +125,7 @@ def _tokens(image: int, start: int) -> list[Any]:
     ]
 
 _QWEN2_5_TEXT = qwen.QWEN2.replace("Qwen2_5_VLTextModel",
+    usual_head_dim(),
     rotary_keys(default_theta=1000000.0, sections=(16, 24, 24), called={"mrope": "default"}),
 )
 _QWEN2_5_TOWER = _tower("qwen2_5_vl_vision", 32, 3584, 3420, 14,

@@ -66,13 +66,6 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="write",
             ),
-            Option(
-                "merger_activation",
-                "write a model that sees whose projectors have the erf form of GELU, which Bridge computes with the tanh form",
-                ("gelu_tanh",),
-                None,
-                side="write",
-            ),
             Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
         ),
         parallel=("tp", "pp", "ep"),

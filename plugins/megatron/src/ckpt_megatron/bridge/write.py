@@ -24,12 +24,7 @@ from ckpt_core.sdk import (
 from ckpt_megatron.bridge.classes import another_epsilon, post_norms
 from ckpt_megatron.bridge.config import OLD, SEEING, VERSIONS, needs, newest_for, table_of, tables_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
-from ckpt_megatron.bridge.seeing import (
-    MERGER_ACTIVATION,
-    check_tower,
-    other_activation,
-    refuse_other_activation,
-)
+from ckpt_megatron.bridge.seeing import check_tower, other_activation
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
@@ -108,7 +103,6 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
             fact="attention.out_norm.*",
         )
     if target in SEEING:
-        refuse_other_activation(SEEING[target], options.get(MERGER_ACTIVATION))
         check_tower(SEEING[target], model.architecture, layout.tp, layout.pp)
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
