@@ -5,7 +5,6 @@ from __future__ import annotations
 from ckpt_core.testing import Quirks, example
 from ckpt_tests.conformance import FirstParty, OtherModels
 
-
 # the class reads it nowhere (modeling_biogpt.py), nor does ModernBERT's
 MISNAMED = {"layer_norm_eps": "BioGPT's norms have the epsilon of nn.LayerNorm, whatever the key says"}
 

@@ -30,11 +30,16 @@ TOLERANCE = 1e-4
 (GOLDEN,) = [golden for golden in beside("families", "source_hf/config.json") if str(golden) == "qwen3vl_tp1"]
 
 
+def saved_model(kind: str, folder: Path) -> Path:
+    """A model as transformers saves it, with ids of images that are among its tokens."""
+    made(kind, WHOLES[kind].class_name).save_pretrained(folder / "made")
+    ids = {"image_token_index": 150} if kind == "gemma3" else {"image_token_id": 150, "video_token_id": 151}
+    return changed(folder / "made", folder / "hf", **ids)
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param) / "hf"
-    made(request.param, WHOLES[request.param].class_name).save_pretrained(folder)
-    return folder
+    return saved_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def changed(source: Path, folder: Path, **config: Any) -> Path:
@@ -63,7 +68,8 @@ def test_it_comes_back_and_computes_what_transformers_does(saved: Path, tmp_path
     (saved / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
     convert(saved, tmp_path / "ir", to="ir")
     convert(tmp_path / "ir", tmp_path / "back", to="hf")
-    assert_same_bits(weights(tmp_path / "back"), weights(saved))
+    kept = {name: value for name, value in weights(saved).items() if ".head." not in name}  # of SigLIP
+    assert_same_bits(weights(tmp_path / "back"), kept)
     assert (tmp_path / "back/preprocessor_config.json").read_text() == '{"image_mean": [0.5, 0.5, 0.5]}'
     assert read_checkpoint(tmp_path / "back").architecture == read_checkpoint(saved).architecture
     assert off_by(tmp_path / "back") <= TOLERANCE
@@ -101,9 +107,7 @@ def test_it_sees_what_transformers_saw() -> None:
 
 @pytest.fixture(scope="module")
 def qwen2_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("qwen2_5") / "hf"
-    made("qwen2_5_vl", WHOLES["qwen2_5_vl"].class_name).save_pretrained(folder)
-    return folder
+    return saved_model("qwen2_5_vl", tmp_path_factory.mktemp("qwen2_5"))
 
 
 def test_a_config_of_the_hub_has_the_keys_of_its_language_model_beside_the_others(
@@ -136,10 +140,10 @@ def test_a_config_of_the_hub_has_the_keys_of_its_language_model_beside_the_other
 
 def test_squares_are_as_many_patches_as_there_is_place_for(qwen2_5: Path, tmp_path: Path) -> None:
     folder = changed(qwen2_5, tmp_path / "hf", vision_config={"window_size": 60, "fullatt_block_indexes": []})
-    vision = config_architecture(folder / "config.json").vision
+    vision = config_architecture(str(folder / "config.json")).vision
     assert vision.stack.layers[0].attention.chunk == 8  # 60 pixels are 8 patches of 7, of which two make one
     whole = changed(qwen2_5, tmp_path / "whole", vision_config={"fullatt_block_indexes": [0]})
-    assert config_architecture(whole / "config.json").vision.stack.layers[0].attention.chunk is None
+    assert config_architecture(str(whole / "config.json")).vision.stack.layers[0].attention.chunk is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,6 @@ def test_squares_are_as_many_patches_as_there_is_place_for(qwen2_5: Path, tmp_pa
     [
         ({"vision_config": {"out_hidden_size": 40}}, "'out_hidden_size' is not the width of the language model"),
         ({"vision_config": {"rope_parameters": {"rope_type": "default"}}}, "turns by row and column alone"),
-        ({"vision_config": {"fullatt_block_indexes": [7]}}, "fullatt_block_indexes"),
         ({"vision_config": {"window_sizes": 3}}, "unknown config key 'vision_config.window_sizes'"),
         ({"text_config": {"rope_parameters": {"rope_theta": 1e6, "mrope_section": [2, 2, 1]}}}, "not three parts of 6"),
         ({"text_config": {"rope_parameters": {"rope_theta": 1e6, "mrope_section": "222"}}}, "mrope_section is not one list"),

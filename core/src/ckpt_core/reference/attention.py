@@ -56,7 +56,7 @@ def attend(
         slopes = alibi_slopes(attention.heads).reshape(groups, per_group, 1, 1)
         scores = scores + slopes * torch.arange(scores.shape[-1], dtype=torch.float32)
     if attention.window is not None:
-        allowed = allowed & _within(attention.window, *scores.shape[-2:], ahead)
+        allowed = allowed & _within(attention.window, scores.shape[-2], scores.shape[-1], ahead)
     if attention.chunk is not None:
         patches = places is not None and len(places) == 2
         allowed = allowed & _in_chunk(

@@ -176,7 +176,7 @@ class Family:
     heads: tuple[Head, ...] = ALL
     head: Head | None = None
     like: str = ""
-    plain: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda config, file: config
+    plain: Callable[[dict[str, Any], str], dict[str, Any]] = lambda config, file: config
     by_shapes: Callable[[Architecture, Mapping[str, tuple[int, ...]]], layouts.Chosen] = lambda architecture, shapes: {}
     padding: int | None = None
 

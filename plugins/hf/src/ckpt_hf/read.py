@@ -9,11 +9,13 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     CkptError,
+    Config,
     Description,
     Facts,
     RankTensors,
     ReadRequest,
     architecture_of,
+    configs,
     disk,
     documents,
     errors,
@@ -79,6 +81,11 @@ def read(path: str, request: ReadRequest) -> Description:
     else:
         ledger.config(config_file, {key: ("used", "") for key in whole if key not in config})  # said in a section
         ledger.config(config_file, family.config.fates(said))
+        for entry in family.config.entries if family.head is heads.SEES else ():
+            if isinstance(entry, configs.Nested) and isinstance(said.get(entry.key), dict):
+                inner = Config(entry.key, entry.lines).fates(said[entry.key])
+                known = {key: fate for key, fate in inner.items() if key in (whole.get(entry.key) or whole)}
+                ledger.config(config_file, known, entry.key if entry.key in whole else "")
     if KEY in config and KEY not in said:
         why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
         ledger.config(config_file, {KEY: ("left", why)}, part.section if part else "")

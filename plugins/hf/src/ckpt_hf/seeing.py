@@ -23,12 +23,12 @@ from ckpt_core.sdk import (
     nested,
 )
 from ckpt_hf import heads
-from ckpt_hf.common import GENERIC, Family, TableSet
+from ckpt_hf.common import GENERIC, Family
 from ckpt_hf.language import SECTION, in_sections, tied_as_stored
 from ckpt_hf.wholes import WHOLES
 
 # fmt: off
-_PLACES = {
+_PLACES: dict[layouts.Value, str] = {
     "stored": "as they are on the Hub",
     "saved": "as newer versions save them",
     "held": "as transformers 5 holds them in memory",
@@ -74,15 +74,16 @@ def sees(
     tower: Sequence[Any],
     *lines: Any,
     tables: Iterable[Table],
-    places: Mapping[str, Callable[[str], str]],
+    places: Mapping[layouts.Value, Callable[[str], str]],
     rewrites: Sequence[Any] = (),
     tied: bool = False,
+    leftovers: Iterable[Any] = (),
 ) -> Family:
     """The class of type `kind` that has the decoder of `language` in it, whose config is `text` there.
 
     `tower` are the lines for what it sees with, `lines` those beside the sections, and `tables` the rows of all but the language model. `places`
     are the names that its tensors have, by what those of the language model's class are called; the first is written. `tied`: the
-    class has no matrix of its own for the head where a config says nothing.
+    class has no matrix of its own for the head where a config says nothing. `leftovers` drop what may lie beside the tower.
     """
     whole = WHOLES[kind]
     section = text.replace(
@@ -105,22 +106,14 @@ def sees(
             return "it sees, and this model has no vision tower"
         return language.constraint(architecture)
 
+    names = list(places.values())
+    spelt = language.tables.spelt(_choice(places), places) if names[1:] else language.tables.renamed(names[0])
     return Family(
         kind,
         config,
-        layouts.Tables(
-            [
-                *(
-                    table
-                    for place, name in places.items()
-                    for table in _placed(language.tables.renamed(name).tables, place, len(places) > 1)
-                ),
-                *tables,
-            ],
-            [*language.tables.choices, *([_choice(places)] if len(places) > 1 else [])],
-        ),
+        spelt.beside(*tables),
         constraint=blind,
-        leftovers=language.leftovers,
+        leftovers=language.leftovers.extend(*leftovers),
         rewrites=rewrites,
         as_stored=lambda said, names, same: tied_as_stored(said, names),
         heads=(),
@@ -129,14 +122,6 @@ def sees(
     )
 
 
-def _choice(places: Iterable[str]) -> layouts.Choice:
+def _choice(places: Iterable[layouts.Value]) -> layouts.Choice:
     said = ", ".join(f"{place}: {_PLACES[place]}" for place in places)
     return layouts.Choice("places", tuple(places), default="stored", help=f"names of the parts ({said})")
-
-
-def _placed(tables: TableSet, place: str, chosen: bool) -> list[Table]:
-    """Tables under the choice of names, where there is one."""
-    return [
-        Table(table.native, table.to, [*table.rows, *table.drops], {**dict(table.under), **({"places": place} if chosen else {})})
-        for table in tables
-    ]  # fmt: skip

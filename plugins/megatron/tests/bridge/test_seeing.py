@@ -14,10 +14,10 @@ from ckpt_core.errors import CkptError
 from ckpt_core.testing import example, write_ir
 from ckpt_tests import distributed
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
-from ckpt_tests.goldens import beside
+from ckpt_tests.goldens import Golden, of_2026
 from ckpt_tests.models import weights
 
-(GOLDEN,) = [golden for golden in beside("families", "source_hf/config.json") if str(golden) == "qwen3vl_tp1"]
+CASES = [golden for golden in of_2026("families", "megatron-bridge") if str(golden) == "qwen3vl_tp1"]
 STEP = "iter_0000000"
 MOE = {
     "mlp__ffn": None,
@@ -37,28 +37,30 @@ def model_of(root: Path) -> dict:
     return yaml.safe_load((root / STEP / "run_config.yaml").read_text())["model"]
 
 
-def test_its_own_files_are_those_of_transformers(tmp_path: Path) -> None:
-    convert(GOLDEN.checkpoint, tmp_path / "hf", to="hf")
-    assert_same_bits(weights(tmp_path / "hf"), weights(GOLDEN.source))
-    with open_checkpoint(GOLDEN.checkpoint) as source:
+@pytest.mark.parametrize("golden", CASES, ids=str)
+def test_its_own_files_are_those_of_transformers(golden: Golden, tmp_path: Path) -> None:
+    convert(golden.checkpoint, tmp_path / "hf", to="hf")
+    assert_same_bits(weights(tmp_path / "hf"), weights(golden.source))
+    with open_checkpoint(golden.checkpoint) as source:
         assert [loss.subject for loss in source.checkpoint.provenance.losses] == ["the activation of the projectors"]
 
 
-def test_what_is_written_is_what_bridge_wrote(tmp_path: Path) -> None:
+@pytest.mark.parametrize("golden", CASES, ids=str)
+def test_what_is_written_is_what_bridge_wrote(golden: Golden, tmp_path: Path) -> None:
     options = {"make_vocab_size_divisible_by": 16}
-    plan = plan_conversion(GOLDEN.source, tmp_path / "run", to="megatron-bridge", options=options)
+    plan = plan_conversion(golden.source, tmp_path / "run", to="megatron-bridge", options=options)
     assert "tanh form of GELU" in next(
         loss.reason for loss in plan.losses if loss.subject == "the activation of the projectors"
     )
-    convert(GOLDEN.source, tmp_path / "run", to="megatron-bridge", options=options)
-    assert_same_bits(tensors(tmp_path / "run"), tensors(GOLDEN.checkpoint))
-    found, original = model_of(tmp_path / "run"), model_of(GOLDEN.checkpoint)
+    convert(golden.source, tmp_path / "run", to="megatron-bridge", options=options)
+    assert_same_bits(tensors(tmp_path / "run"), tensors(golden.checkpoint))
+    found, original = model_of(tmp_path / "run"), model_of(golden.checkpoint)
     assert {key: found[key] for key in found if key != "vision_config"} == {
         key: original[key] for key in found if key != "vision_config"
     }
     assert found["vision_config"].items() <= original["vision_config"].items()
     objects = {
-        name for name in distributed.metadata_of(GOLDEN.checkpoint / STEP).state_dict_metadata if "_extra_state" in name
+        name for name in distributed.metadata_of(golden.checkpoint / STEP).state_dict_metadata if "_extra_state" in name
     }
     assert objects <= set(distributed.metadata_of(tmp_path / "run" / STEP).state_dict_metadata)
 

@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     configs,
     decided,
     derived,
+    drop,
     fact_is,
     ignore,
     key,
@@ -60,8 +61,7 @@ _TOWER = tower("siglip_vision_model",
     # the projector has the epsilon of the tower (modeling_gemma3.py, Gemma3MultiModalProjector)
     key("layer_norm_eps", *_EPS, default=1e-6, type=values.positive),
     norms("layer", *_LAYER_NORMS, bias=True),
-    # a head over what is seen, which no language model reads
-    key_is("vision_use_head", False, default=True),
+    key_is("vision_use_head", False, True, default=True, why="a head over what is seen, which no language model reads"),
     [fact_is(f"vision.{name}", value) for name, value in {
         "causal": False, "bias": True, "mlp.gated": False,
         **{f"attention.{part}_bias": True for part in ("q", "k", "v", "out")}, "mlp.up_bias": True, "mlp.down_bias": True,
@@ -86,37 +86,48 @@ _BESIDE = [
     fact_is("vision.both_ways", True),
 ]
 
-def _rows(under: str, projector: str, siglip: str) -> list[Table]:
-    """The tables of the tower, called `siglip`, and of the projector, under a choice of names."""
-    return [
-        Table("", to="vision", under={"places": under}, rows=[
-            row(f"{siglip}.embeddings.patch_embedding.weight",    "h ch y z", "patches.weight"),
-            row(f"{siglip}.embeddings.patch_embedding.bias",      "h",        "patches.bias"),
-            row(f"{siglip}.embeddings.position_embedding.weight", "p h",      "positions.weight"),
-            row(f"{siglip}.post_layernorm.weight",                "h",        "final_norm.weight"),
-            row(f"{siglip}.post_layernorm.bias",                  "h",        "final_norm.bias"),
-            row(f"{projector}.mm_soft_emb_norm.weight",           "h",        "projector.norm.weight"),
-            row(f"{projector}.mm_input_projection_weight",        "h w",      "projector.down.weight"),
-        ]),
-        Table(f"{siglip}.encoder.layers.{{l}}", to="vision.layers.{l}", under={"places": under}, rows=[
-            row("layer_norm1.weight",        "h",         "attention.norm.weight"),
-            row("layer_norm1.bias",          "h",         "attention.norm.bias"),
-            row("self_attn.q_proj.weight",   "(g r d) h", "attention.q.weight"),
-            row("self_attn.q_proj.bias",     "(g r d)",   "attention.q.bias"),
-            row("self_attn.k_proj.weight",   "(g d) h",   "attention.k.weight"),
-            row("self_attn.k_proj.bias",     "(g d)",     "attention.k.bias"),
-            row("self_attn.v_proj.weight",   "(g d) h",   "attention.v.weight"),
-            row("self_attn.v_proj.bias",     "(g d)",     "attention.v.bias"),
-            row("self_attn.out_proj.weight", "h (g r d)", "attention.out.weight"),
-            row("self_attn.out_proj.bias",   "h",         "attention.out.bias"),
-            row("layer_norm2.weight",        "h",         "mlp.norm.weight"),
-            row("layer_norm2.bias",          "h",         "mlp.norm.bias"),
-            row("mlp.fc1.weight",            "f h",       "mlp.up.weight"),
-            row("mlp.fc1.bias",              "f",         "mlp.up.bias"),
-            row("mlp.fc2.weight",            "h f",       "mlp.down.weight"),
-            row("mlp.fc2.bias",              "h",         "mlp.down.bias"),
-        ]),
-    ]
+_SIGLIP = [
+    row("embeddings.patch_embedding.weight",    "h ch y z", "patches.weight"),
+    row("embeddings.patch_embedding.bias",      "h",        "patches.bias"),
+    row("embeddings.position_embedding.weight", "p h",      "positions.weight"),
+    row("post_layernorm.weight",                "h",        "final_norm.weight"),
+    row("post_layernorm.bias",                  "h",        "final_norm.bias"),
+]
+_SIGLIP_LAYER = [
+    row("layer_norm1.weight",        "h",         "attention.norm.weight"),
+    row("layer_norm1.bias",          "h",         "attention.norm.bias"),
+    row("self_attn.q_proj.weight",   "(g r d) h", "attention.q.weight"),
+    row("self_attn.q_proj.bias",     "(g r d)",   "attention.q.bias"),
+    row("self_attn.k_proj.weight",   "(g d) h",   "attention.k.weight"),
+    row("self_attn.k_proj.bias",     "(g d)",     "attention.k.bias"),
+    row("self_attn.v_proj.weight",   "(g d) h",   "attention.v.weight"),
+    row("self_attn.v_proj.bias",     "(g d)",     "attention.v.bias"),
+    row("self_attn.out_proj.weight", "h (g r d)", "attention.out.weight"),
+    row("self_attn.out_proj.bias",   "h",         "attention.out.bias"),
+    row("layer_norm2.weight",        "h",         "mlp.norm.weight"),
+    row("layer_norm2.bias",          "h",         "mlp.norm.bias"),
+    row("mlp.fc1.weight",            "f h",       "mlp.up.weight"),
+    row("mlp.fc1.bias",              "f",         "mlp.up.bias"),
+    row("mlp.fc2.weight",            "h f",       "mlp.down.weight"),
+    row("mlp.fc2.bias",              "h",         "mlp.down.bias"),
+]
+_PROJECTOR = [
+    row("mm_soft_emb_norm.weight",    "h",   "projector.norm.weight"),
+    row("mm_input_projection_weight", "h w", "projector.down.weight"),
+]
+_TABLES = [
+    table
+    for place, module, siglip in (
+        ("stored", "", "vision_tower.vision_model"),  # on the Hub
+        ("saved", "", "vision_tower"),  # as newer versions save it
+        ("held", "model.", "model.vision_tower"),
+    )
+    for table in (
+        Table(siglip, to="vision", rows=_SIGLIP, under={"places": place}),
+        Table(f"{siglip}.encoder.layers.{{l}}", to="vision.layers.{l}", rows=_SIGLIP_LAYER, under={"places": place}),
+        Table(f"{module}multi_modal_projector", to="vision", rows=_PROJECTOR, under={"places": place}),
+    )
+]
 # fmt: on
 
 
@@ -127,13 +138,12 @@ FAMILIES: list[Family] = [
         _TEXT,
         [_TOWER],
         *_BESIDE,
-        # on the Hub, as newer versions save it, and as they hold it
-        tables=[
-            *_rows("stored", "multi_modal_projector", "vision_tower.vision_model"),
-            *_rows("saved", "multi_modal_projector", "vision_tower"),
-            *_rows("held", "model.multi_modal_projector", "model.vision_tower"),
-        ],
+        tables=_TABLES,
         places={"stored": within, "saved": within, "held": beside_the_tower},
         tied=True,
+        leftovers=[
+            drop(f"{tower}.head.*", why="a head over what is seen, which no language model reads")
+            for tower in ("vision_tower.vision_model", "vision_tower", "model.vision_tower")
+        ],
     )
 ]

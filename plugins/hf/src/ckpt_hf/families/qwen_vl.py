@@ -160,45 +160,67 @@ _EXPERTS = layouts.Tables([MODEL, qwen.QWEN3_LAYER.extend(
 _QWEN3_5_ROTARY = rotary_keys(partial=0.25, sections=(11, 11, 10), interleaved=True)
 
 _BLOCK = [
-    row("norm1.weight",     "h",                         "attention.norm.weight"),
-    row("norm1.bias",       "h",                         "attention.norm.bias"),
+    row("norm1.weight",     "h",                              "attention.norm.weight"),
     row("attn.qkv.weight",  "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight"),
     row("attn.qkv.bias",    "(q[g r d] + k[g d] + v[g d])",   "attention.{part}.bias"),
-    row("attn.proj.weight", "h (g r d)",                 "attention.out.weight"),
-    row("attn.proj.bias",   "h",                         "attention.out.bias"),
-    row("norm2.weight",     "h",                         "mlp.norm.weight"),
-    row("norm2.bias",       "h",                         "mlp.norm.bias"),
+    row("attn.proj.weight", "h (g r d)",                      "attention.out.weight"),
+    row("attn.proj.bias",   "h",                              "attention.out.bias"),
+    row("norm2.weight",     "h",                              "mlp.norm.weight"),
 ]
-
-def _rows(visual: str, named: Mapping[str, str], *, under: Mapping[str, str] | None = None) -> list[Table]:
-    """The tables of a tower under the name `visual`, whose other modules are called as `named` says."""
-    projector = [
-        ("norm", "h",             "norm"),
-        ("up",   "f (my mz h)",   "up"),
-        ("down", "w f",           "down"),
-    ]
-    return [
-        Table(visual, to="vision", under=under, rows=[
-            row("patch_embed.proj.weight", "h ch fr y z", "patches.weight"),
-            row("patch_embed.proj.bias",   "h",           "patches.bias"),
-            row("pos_embed.weight",        "p h",         "positions.weight"),
-            *(row(f"merger.{named[part]}.{kind}", sentence if kind == "weight" else sentence.partition(" ")[0], f"projector.{to}.{kind}")
-              for part, sentence, to in projector for kind in ("weight", "bias")),
-            *(row(f"deepstack_merger_list.{{tap}}.{named[part]}.{kind}",
-                  {"norm": "(my mz h)", "up": sentence, "down": sentence}[part] if kind == "weight" or part == "norm" else sentence.partition(" ")[0],
-                  f"taps.{to}.{kind}")
-              for part, sentence, to in projector for kind in ("weight", "bias")),
-        ]),
-        Table(f"{visual}.blocks.{{l}}", to="vision.layers.{l}", under=under, rows=[
-            *_BLOCK,
-            *(row(f"mlp.{named[f'mlp {part}']}.{kind}", sentence if kind == "weight" else sentence[0], f"mlp.{part}.{kind}")
-              for part, sentence in (("gate", "f h"), ("up", "f h"), ("down", "h f")) if f"mlp {part}" in named
-              for kind in ("weight", "bias")),
-        ]),
-    ]
-
-_OF_2_5 = {"norm": "ln_q", "up": "mlp.0", "down": "mlp.2", "mlp gate": "gate_proj", "mlp up": "up_proj", "mlp down": "down_proj"}
-_OF_3 = {"norm": "norm", "up": "linear_fc1", "down": "linear_fc2", "mlp up": "linear_fc1", "mlp down": "linear_fc2"}
+_OF_2_5 = [
+    row("patch_embed.proj.weight", "h ch fr y z", "patches.weight"),
+    row("merger.ln_q.weight",      "h",           "projector.norm.weight"),
+    row("merger.mlp.0.weight",     "f (my mz h)", "projector.up.weight"),
+    row("merger.mlp.0.bias",       "f",           "projector.up.bias"),
+    row("merger.mlp.2.weight",     "w f",         "projector.down.weight"),
+    row("merger.mlp.2.bias",       "w",           "projector.down.bias"),
+]
+_BLOCK_OF_2_5 = [
+    *_BLOCK,
+    row("mlp.gate_proj.weight", "f h", "mlp.gate.weight"),
+    row("mlp.gate_proj.bias",   "f",   "mlp.gate.bias"),
+    row("mlp.up_proj.weight",   "f h", "mlp.up.weight"),
+    row("mlp.up_proj.bias",     "f",   "mlp.up.bias"),
+    row("mlp.down_proj.weight", "h f", "mlp.down.weight"),
+    row("mlp.down_proj.bias",   "h",   "mlp.down.bias"),
+]
+_TABLES_OF_2_5 = [
+    table
+    # transformers 5 saves it as the Hub has it, and version 4.52 saved what is held
+    for place, visual in (("stored", "visual"), ("held", "model.visual"))
+    for table in (
+        Table(visual, to="vision", rows=_OF_2_5, under={"places": place}),
+        Table(f"{visual}.blocks.{{l}}", to="vision.layers.{l}", rows=_BLOCK_OF_2_5, under={"places": place}),
+    )
+]
+_TABLES_OF_3 = [
+    Table("model.visual", to="vision", rows=[
+        row("patch_embed.proj.weight",   "h ch fr y z", "patches.weight"),
+        row("patch_embed.proj.bias",     "h",           "patches.bias"),
+        row("pos_embed.weight",          "p h",         "positions.weight"),
+        row("merger.norm.weight",        "h",           "projector.norm.weight"),
+        row("merger.norm.bias",          "h",           "projector.norm.bias"),
+        row("merger.linear_fc1.weight",  "f (my mz h)", "projector.up.weight"),
+        row("merger.linear_fc1.bias",    "f",           "projector.up.bias"),
+        row("merger.linear_fc2.weight",  "w f",         "projector.down.weight"),
+        row("merger.linear_fc2.bias",    "w",           "projector.down.bias"),
+        row("deepstack_merger_list.{tap}.norm.weight",       "(my mz h)",   "taps.norm.weight"),
+        row("deepstack_merger_list.{tap}.norm.bias",         "(my mz h)",   "taps.norm.bias"),
+        row("deepstack_merger_list.{tap}.linear_fc1.weight", "f (my mz h)", "taps.up.weight"),
+        row("deepstack_merger_list.{tap}.linear_fc1.bias",   "f",           "taps.up.bias"),
+        row("deepstack_merger_list.{tap}.linear_fc2.weight", "w f",         "taps.down.weight"),
+        row("deepstack_merger_list.{tap}.linear_fc2.bias",   "w",           "taps.down.bias"),
+    ]),
+    Table("model.visual.blocks.{l}", to="vision.layers.{l}", rows=[
+        *_BLOCK,
+        row("norm1.bias",            "h",   "attention.norm.bias"),
+        row("norm2.bias",            "h",   "mlp.norm.bias"),
+        row("mlp.linear_fc1.weight", "f h", "mlp.up.weight"),
+        row("mlp.linear_fc1.bias",   "f",   "mlp.up.bias"),
+        row("mlp.linear_fc2.weight", "h f", "mlp.down.weight"),
+        row("mlp.linear_fc2.bias",   "h",   "mlp.down.bias"),
+    ]),
+]
 # fmt: on
 
 
@@ -211,8 +233,8 @@ def _order(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def _beside(kind: str, language: Family, text: Any, tower: Any, *lines: Any) -> Family:
-    places = {"stored": beside_the_tower}
-    return sees(kind, language, text, [tower], *lines, tables=_rows("model.visual", _OF_3), places=places)
+    places: dict[layouts.Value, Any] = {"stored": beside_the_tower}
+    return sees(kind, language, text, [tower], *lines, tables=_TABLES_OF_3, places=places)
 
 
 FAMILIES = [
@@ -223,11 +245,7 @@ FAMILIES = [
         [_QWEN2_5_TOWER],
         *_tokens(151655, 151652),
         note("vision_token_id", "vision_token"),
-        # transformers 5 saves it as the Hub has it, and version 4.52 saved what is held
-        tables=[
-            *_rows("visual", _OF_2_5, under={"places": "stored"}),
-            *_rows("model.visual", _OF_2_5, under={"places": "held"}),
-        ],
+        tables=_TABLES_OF_2_5,
         places={"stored": lambda name: name, "held": beside_the_tower},
     ),
     _beside("qwen3_vl", _family("qwen3"), _QWEN3_TEXT, _deep("qwen3_vl_vision", taps=True), *_tokens(151655, 151652)),

@@ -35,7 +35,7 @@ from ckpt_megatron.bridge.config import (
     version_of,
 )
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
-from ckpt_megatron.bridge.seeing import beside_a_tower, other_activation
+from ckpt_megatron.bridge.seeing import Reader, beside_a_tower, other_activation
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
 from ckpt_megatron.found import FolderContents
@@ -70,7 +70,7 @@ def read(path: str, request: ReadRequest) -> Description:
         raise FormatError(
             "the weights are not of torch_dist", file=folder, fix="save them with checkpoint.ckpt_format: torch_dist"
         )
-    reader = read_fsdp if container == FSDP_DTENSOR else chunked.read_distributed
+    reader: Reader = read_fsdp if container == FSDP_DTENSOR else chunked.read_distributed
     if target in SEEING:
         reader = beside_a_tower(reader)
         losses += other_activation(SEEING[target])

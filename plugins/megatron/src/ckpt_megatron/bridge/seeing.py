@@ -175,13 +175,13 @@ def _deep(package: str, name: str, kind: str) -> configs.Entry:
         taps=True,
     )
 
-_TOKENS = [
+_TOKENS: list[Any] = [
     key("image_token_id", "vision.token", default=151655, type=values.count),
     key("video_token_id", "vision.video_token", default=151656, type=values.count),
     note("vision_start_token_id", "vision_start", default=151652),
     note("vision_end_token_id", "vision_end", default=151653),
 ]
-_RUN = [
+_RUN: list[Any] = [
     ignore("bos_token_id", "eos_token_id", "hf_text_config", "return_dict", "freeze_language_model", "freeze_vision_model", "freeze_vision_projection",
            "dist_train", "vision_dp_when_cp", "vision_cuda_graph_impl", "vision_cuda_graph_scope", "max_vision_cuda_graph_seq_length",
            "language_max_sequence_length", "apply_rotary_pos_emb_in_fp32", "pretrained_model_name", why="how to run or to train it, or said by other fields"),
