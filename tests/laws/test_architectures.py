@@ -112,7 +112,7 @@ def attentions(draw: st.DrawFn) -> Attention:
             norm=maybe(norms), out_norm=maybe(norms), scale=maybe(factors), q_bias=flags, k_bias=flags, v_bias=flags, out_bias=flags,
             qk_norm=maybe(norms), qk_norm_whole=flags, rotary=maybe(rotaries(head_dim)), alibi=flags, relative_bias=maybe(relative),
             relative_bias_scale=factors, window=maybe(sizes), softcap=maybe(factors), sinks=flags, head_scale=flags,
-            qk_norm_after_rotary=flags, out_gate=flags, chunk=maybe(sizes), temperature=maybe(temperatures),
+            qk_norm_after_rotary=flags, out_gate=flags, chunk=maybe(sizes), temperature=maybe(temperatures), in_scale=factors, out_scale=factors,
         )
     )  # fmt: skip
 
@@ -151,6 +151,7 @@ def mambas(draw: st.DrawFn) -> Mamba:
         st.builds(
             Mamba, heads=st.just(groups * draw(st.integers(1, 3))), head_dim=st.just(parts * draw(sizes)), groups=st.just(groups), state=sizes,
             conv=sizes, norm=maybe(norms), out_norm=maybe(norms), gated_norm=maybe(norms), norm_groups=st.just(parts), conv_bias=flags, bias=flags,
+            norm_before_gate=flags, in_scale=factors, out_scale=factors, scales=maybe(st.tuples(*[factors] * 5)),
         )
     )  # fmt: skip
 
@@ -177,6 +178,7 @@ def mlps(draw: st.DrawFn) -> Mlp:
             Mlp, activation=st.sampled_from(list(Activation)), gated=st.just(gated), ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
             norm=maybe(norms), out_norm=maybe(norms), up_bias=flags, down_bias=flags,
             clamp=maybe(factors) if gated else st.none(), up_offset=factors if gated else st.just(0.0),
+            gate_scale=factors if gated else st.just(1.0), out_scale=factors,
         )
     )  # fmt: skip
 
@@ -190,12 +192,15 @@ def stacks(draw: st.DrawFn, crossing: bool) -> Stack:
         alone = mixer is None or draw(flags)
         mlp = st.none() if alone and mixer else mlps()
         both = st.just(False) if alone else flags
+        beside = mixer == "attention" and draw(flags)
+        mixers["mamba"] = mambas().map(lambda one: dataclasses.replace(one, norm=None)) if beside else mixers["mamba"]
+        chosen = [mixer, "mamba"] if beside else [mixer] if mixer else []
         kinds.append(
             draw(
                 st.builds(
-                    Layer, mlp=mlp, **({mixer: mixers[mixer]} if mixer else {}),
+                    Layer, mlp=mlp, **{one: mixers[one] for one in chosen},
                     cross_attention=maybe(attentions()) if crossing else st.none(), parallel=both, shared_norm=both,
-                    residual_from_norm=flags, layer_scale=flags, residual_scale=factors,
+                    residual_from_norm=flags, layer_scale=st.just(False) if beside else flags, residual_scale=factors,
                 )
             )
         )  # fmt: skip
@@ -298,6 +303,7 @@ def full() -> Architecture:
         key_heads=2, value_heads=4, key_dim=3, value_dim=5, conv=6, norm=norm, head_norm=norm, beta_scale=2.0, decay_rank=7, gate_rank=8
     )  # fmt: skip
     mamba = Mamba(heads=6, head_dim=4, groups=3, state=5, conv=2, norm=norm, gated_norm=norm, norm_groups=2)
+    beside = Mamba(heads=6, head_dim=4, groups=3, state=5, conv=2, scales=(0.5, 1.5, 2.0, 0.25, 3.0))
     router = Router(top_k=2, groups=2, group_top_k=1)
     moe = Moe(experts=4, ffn=5, router=router, shared=SharedExpert(ffn=6, gate=True), latent=7)
     dense = Mlp(activation=Activation.SILU, gated=True, ffn=10, norm=norm, up_bias=True)
@@ -309,6 +315,7 @@ def full() -> Architecture:
         Layer(delta=delta, cross_attention=attention, mlp=dense),
         Layer(mamba=mamba),
         Layer(mlp=dense),
+        Layer(attention=attention, mamba=beside, mlp=dense),
     )
     return Architecture(
         hidden=16,
@@ -507,6 +514,22 @@ CONTRADICTIONS = [
     (("decoder", "layers", 2, "delta", "head_norm", "eps"), -1.0, "layers.3.delta.head_norm.eps"),
     (("decoder", "layers", 3, "mamba"), None, "layers.4"),
     (("decoder", "layers", 3, "parallel"), True, "layers.4"),
+    (("decoder", "layers", 5, "mamba", "norm"), {"kind": "rms", "eps": 1e-5}, "layers.6.mamba.norm"),
+    (("decoder", "layers", 5, "layer_scale"), True, "layers.6.layer_scale"),
+    (("decoder", "layers", 5, "norm_after_sum"), True, "layers.6.norm_after_sum"),
+    (("decoder", "layers", 5, "mamba", "scales"), [1.0, 2.0], "layers.6.mamba.scales"),
+    (
+        ("decoder", "layers", 5, "delta"),
+        {
+            "key_heads": 2,
+            "value_heads": 2,
+            "key_dim": 3,
+            "value_dim": 5,
+            "conv": 6,
+            "head_norm": {"kind": "rms", "eps": 1e-5},
+        },
+        "layers.6",
+    ),
     (("decoder", "layers", 4, "shared_norm"), True, "layers.5"),
     (("decoder", "layers", 3, "attention"), {"heads": 2, "groups": 2, "head_dim": 4}, "layers.4"),
     (("decoder", "layers", 3, "mamba", "heads"), 7, "layers.4.mamba"),

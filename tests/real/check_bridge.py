@@ -140,7 +140,7 @@ def test_bridge_loads_an_adapter_and_exports_it(hf: Path, tmp_path: Path, canoni
     """An adapter of PEFT, with an A for each module, comes back out of Bridge as the one that we make of it again."""
     if version() == "0.2":
         pytest.skip("0.2 has no export of adapters, and adds canonical ones to other rows")
-    names = ["llama", "llama_odd", "qwen3"]
+    names = ["llama", "llama_odd", "qwen3", *([] if canonical else ["qwen3_moe"])]
     for part in ("run", "back"):
         (tmp_path / part).mkdir()
     for name in names:

@@ -21,7 +21,7 @@ from ckpt_tests import families
 from ckpt_tests.families import build
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, beside
-from ckpt_tests.models import weights
+from ckpt_tests.models import load, logits_of, weights
 
 TOLERANCE = 1e-4
 CLASSES = {family.class_name for family in FAMILIES}
@@ -175,3 +175,23 @@ def test_a_layer_after_the_last_of_deepseek_v32_has_an_indexer_of_its_own(tmp_pa
     convert(tmp_path / "hf", tmp_path / "ir", to="ir")
     convert(tmp_path / "ir", tmp_path / "back", to="hf")
     assert_same_bits(weights(tmp_path / "back"), tensors | further)
+
+
+def test_olmo_hybrid_whose_keys_and_values_differ_in_width_is_read_as_published(tmp_path: Path) -> None:
+    """transformers saves its convolutions as equal thirds, whatever they are, and joins them again when it loads them."""
+    model = build(families.CASES["olmo_hybrid"], tmp_path / "saved", linear_value_head_dim=5)
+    with pytest.raises(CkptError, match=r"linear_attn\.q_conv1d"):
+        convert(tmp_path / "saved", tmp_path / "ir", to="ir")
+    tensors = weights(tmp_path / "saved")
+    layer = "model.layers.0.linear_attn"
+    joined = torch.cat([tensors[f"{layer}.{part}_conv1d.weight"] for part in "qkv"])
+    parts = joined.split([18, 18, 30])
+    published = tensors | {
+        f"{layer}.{part}_conv1d.weight": value.clone() for part, value in zip("qkv", parts, strict=True)
+    }
+    save_file(published, tmp_path / "saved" / "model.safetensors")
+    convert(tmp_path / "saved", tmp_path / "ir", to="ir")
+    convert(tmp_path / "ir", tmp_path / "back", to="hf")
+    names = families.SAVED["olmo_hybrid"]
+    assert_same_bits(weights(tmp_path / "back"), {names.get(name, name): value for name, value in published.items()})
+    assert torch.equal(logits_of(load(tmp_path / "back"), families.tokens()), logits_of(model, families.tokens()))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.checkpoint import Checkpoint
@@ -18,6 +18,8 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.testing import example, write_ir
 from ckpt_hf import load_model
+from ckpt_tests.families import CASES as FAMILIES
+from ckpt_tests.families import build
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.models import load, logits_of, weights
@@ -211,3 +213,80 @@ def test_mimo_comes_back(mimo: tuple[Path, Qwen2ForCausalLM, Qwen2ForCausalLM], 
     assert (
         logits_of(load(tmp_path / "qwen"), DEEPSEEK.input_ids) - logits_of(mimo[1], DEEPSEEK.input_ids)
     ).abs().max() < TOLERANCE
+
+
+# Families of transformers whose published files have such layers, which transformers leaves out: the last layer of a model of one layer is theirs.
+
+_FULL = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+_QWEN = ("mtp.layers.0.", "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.fc", "mtp.norm")
+_HY = ("model.layers.2.", *(f"model.layers.2.{name}" for name in ("enorm", "hnorm", "eh_proj", "final_layernorm")))
+FURTHER = {
+    "qwen3_next": (_FULL, _QWEN),
+    "qwen3_5": (_FULL, _QWEN),
+    "qwen3_5_moe": (_FULL, _QWEN),
+    "hy_v3": ({"num_hidden_layers": 1, "mlp_layer_types": ["sparse"]}, _HY),
+}
+
+
+def with_layer(name: str, folder: Path, packed: bool = False) -> torch.Tensor:
+    """A family's model with one layer more; what that layer should say of `TOKENS`."""
+    sizes, (prefix, embed_norm, hidden_norm, merge, out_norm) = FURTHER[name]
+    model = build(FAMILIES[name], folder).float()
+    one = AutoModelForCausalLM.from_config(type(model.config)(**{**model.config.to_dict(), **sizes})).float().eval()
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    one.save_pretrained(folder.with_name("one"))
+    stored = dict(one.named_parameters()) if packed else load_file(folder.with_name("one") / "model.safetensors")
+    layer = {key.replace("model.layers.0.", prefix): tensor for key, tensor in stored.items() if ".layers.0." in key}
+    hidden = model.config.hidden_size
+    more = {
+        embed_norm: torch.randn(hidden),
+        hidden_norm: torch.randn(hidden),
+        merge: torch.randn(hidden, 2 * hidden) / 9,
+    }
+    layer |= {f"{key}.weight": tensor for key, tensor in {**more, out_norm: one.model.norm.weight}.items()}
+    layer = {key: tensor.detach().contiguous() for key, tensor in layer.items()}
+    weight_file = folder / "model.safetensors"
+    save_file(
+        {key: tensor.float() for key, tensor in load_file(weight_file).items()} | layer, weight_file, {"format": "pt"}
+    )
+    norm = type(model.model.norm)(hidden, eps=model.config.rms_norm_eps)
+
+    def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        norm.weight.data = weight
+        return norm(x)
+
+    with torch.no_grad():
+        f = model.model(TOKENS).last_hidden_state[:, :-1]
+        e = model.model.embed_tokens(TOKENS)[:, 1:]
+        u = torch.cat([normed(e, more[embed_norm]), normed(f, more[hidden_norm])], -1) @ more[merge].T
+        return model.lm_head(one.model(inputs_embeds=u).last_hidden_state)
+
+
+TOKENS = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_layer_of_published_files_is_kept_and_computed(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "hf"
+    expected = with_layer(name, source)
+    (found,) = further(source, TOKENS)
+    assert (found - expected).abs().max() <= TOLERANCE
+    convert(source, tmp_path / "ir", to="ir")
+    convert(tmp_path / "ir", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(source))
+    assert fingerprint(tmp_path / "back") == fingerprint(source)
+    with open_checkpoint(source, options=DROP) as model:
+        assert model.architecture.decoder.predictors is None
+        assert any("predict" in loss for loss in losses(model.checkpoint))
+
+
+def test_its_experts_may_be_in_one_tensor(tmp_path: Path) -> None:
+    """As the files of Qwen 3.6 have them, beside layers whose experts have tensors of their own."""
+    expected = with_layer("qwen3_5_moe", tmp_path / "hf", packed=True)
+    assert "mtp.layers.0.mlp.experts.gate_up_proj" in weights(tmp_path / "hf")
+    (found,) = further(tmp_path / "hf", TOKENS)
+    assert (found - expected).abs().max() <= TOLERANCE
+    convert(tmp_path / "hf", tmp_path / "back", to="hf")
+    assert "mtp.layers.0.mlp.experts.0.up_proj.weight" in weights(tmp_path / "back")
+    assert fingerprint(tmp_path / "back") == fingerprint(tmp_path / "hf")

@@ -213,7 +213,6 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Tensors], dict[str, object], t
         "starcoder2", lambda t: {**pair(Q, t[f"{Q}.weight"]), f"base_model.model.{Q}.lora_B.bias": torch.ones(96)}, {"lora_bias": True},
         ("a bias is merged",),
     ),
-    "experts": ("qwen2_moe", lambda t: pairs(t, "0.mlp.experts.0.up_proj"), {}, ("experts is merged",)),
     "a part of a fused tensor with DoRA": (
         "llama",
         lambda t: {**pair(Q, t[f"{Q}.weight"]), f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(96)}, {"use_dora": True}, ("linear_qkv", "DoRA"),

@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "another rank": (lambda peft: peft.update(dim=8), ("the rank of decoder.layers.0", "4", "8")),
     "no rank": (lambda peft: peft.pop("dim"), ("peft.dim",)),
     "no alpha": (lambda peft: peft.pop("alpha"), ("peft.alpha",)),
-    "an expert's own rank": (lambda peft: peft.update(normalize_moe_lora=True), ("normalize_moe_lora",)),
+    "matrices that all experts share": (lambda peft: peft.update(experts_shared_outer_loras=True), ("experts_shared_outer_loras",)),
     "an unknown key": (lambda peft: peft.update(fancy=1), ("peft.fancy",)),
     "a module that is not there": (lambda peft: peft["target_modules"].append("output_layer"), ("target_modules names output_layer",)),
 }  # fmt: skip

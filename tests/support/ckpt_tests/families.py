@@ -65,6 +65,7 @@ _MULTIPLIERS = {
 }
 # transformers cuts the steps of Nemotron-H's states below the first number, which is not what the model is
 _MAMBA = {"time_step_min": 1e-9, "chunk_size": 64}
+_MAMBA_KEYS = {"mamba_n_heads": 6, "mamba_d_head": 32, "mamba_d_state": 11, "mamba_d_conv": 3, "mamba_chunk_size": 64}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SCOUT = {
     "rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 32,
@@ -361,6 +362,78 @@ CASES = {
         {"routed_scaling_factor": 3.0},
     ),
     "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
+    "olmo_hybrid": Case(
+        "olmo_hybrid",
+        {
+            **SIZES,
+            "layer_types": _LAYERS,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 6,
+            "linear_key_head_dim": 9,
+            "linear_value_head_dim": 3,
+            "linear_conv_kernel_dim": 3,
+        },
+        {"linear_allow_neg_eigval": False},
+    ),
+    "bamba": Case(
+        "bamba",
+        {**SIZES, **_MAMBA_KEYS, "attn_layer_indices": [1], "mamba_n_groups": 2},
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+            "rope_theta": 500.0,
+        },
+    ),
+    "falcon_h1": Case(
+        "falcon_h1",
+        {
+            **SIZES,
+            **_MAMBA_KEYS,
+            "mamba_n_groups": 2,
+            "mamba_d_head": 14,
+            "mamba_d_ssm": 84,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.25,
+            "attention_in_multiplier": 1.5,
+            "attention_out_multiplier": 0.75,
+            "ssm_in_multiplier": 1.25,
+            "ssm_out_multiplier": 0.625,
+            "key_multiplier": 0.375,
+            "mlp_multipliers": [0.875, 0.5],
+            "ssm_multipliers": [0.5, 1.25, 0.75, 1.5, 0.625],
+        },
+        {"mlp_multipliers": [0.5, 0.875]},
+    ),
+    "mamba2": Case(
+        "mamba2",
+        {
+            "vocab_size": 61,
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_heads": 6,
+            "head_dim": 32,
+            "state_size": 11,
+            "conv_kernel": 3,
+            "n_groups": 2,
+            "chunk_size": 64,
+        },
+        {"layer_norm_epsilon": 0.5},
+    ),
+    "granite_hybrid": Case(
+        "granitemoehybrid",
+        {
+            **SIZES,
+            **_MULTIPLIERS,
+            **_LOCAL,
+            **_MAMBA_KEYS,
+            "layer_types": ["mamba", "attention"],
+            "intermediate_size": 24,
+            "shared_intermediate_size": 28,
+            "mamba_n_groups": 2,
+        },
+        {"attention_multiplier": 0.4},
+    ),
     "granitemoe": Case(
         "granitemoe", {**SIZES, **_MULTIPLIERS, **_LOCAL, "intermediate_size": 24}, {"logits_scaling": 8.0}
     ),
@@ -505,6 +578,12 @@ LING: dict[str, object] = {
     "num_experts": 6, "num_shared_experts": 2, "use_qkv_bias": True, "partial_rotary_factor": 1.0, "rope_theta": 8000000.0,
     "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-6, "model_type": "bailing_moe", "architectures": ["BailingMoeV2ForCausalLM"],
 }  # fmt: skip
+
+
+# What transformers saves under a name that published files, and ours, do not have.
+SAVED = {
+    "olmo_hybrid": {"model.layers.1.feedforward_layer_norm.weight": "model.layers.1.post_attention_layernorm.weight"}
+}
 
 
 def build(case: Case, folder: Path, **changes: object) -> PreTrainedModel:
@@ -676,6 +755,29 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "olmo_hybrid": [
+         {"layer_types": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, {"attention_bias": True},
+        {"linear_allow_neg_eigval": False}, {"rms_norm_eps": 0.25}, _TIED, {"linear_num_value_heads": 2, "linear_value_head_dim": 9},
+    ],
+    "bamba": [
+        {"attn_layer_indices": None}, {"attn_layer_indices": [0, 1]}, {"attn_layer_indices": [0]}, {"attention_bias": True}, {"mlp_bias": True}, {"mamba_proj_bias": True},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}}, _TIED, {"rms_norm_eps": 0.25}, {"num_key_value_heads": None},
+    ],
+    "falcon_h1": [
+        *({name: 0.7} for name in ("attention_in_multiplier", "attention_out_multiplier", "ssm_in_multiplier", "ssm_out_multiplier", "key_multiplier")),
+        {"ssm_multipliers": [0.5, 1.25, 0.75, 0.625, 1.5]}, {"ssm_multipliers": None, "mlp_multipliers": None}, {"mamba_rms_norm": False}, {"mamba_norm_before_gate": True},
+        {"mamba_d_ssm": None, "mamba_d_head": "auto"}, {"projectors_bias": True}, {"mamba_proj_bias": True, "projectors_bias": True}, {"mamba_conv_bias": False},
+        {"attention_bias": True, "mlp_bias": True}, _TIED, {"key_multiplier": 1.0}, {"hidden_act": "gelu"}, {"rms_norm_eps": 0.25},
+    ],
+    "mamba2": [
+        {"use_bias": True}, {"use_conv_bias": False}, {"n_groups": 1}, _TIED, {"expand": 1, "head_dim": 16}, {"hidden_act": "gelu"}, {"time_step_limit": [0.01, 0.5]},
+        {"layer_norm_epsilon": 0.25},
+    ],
+    "granite_hybrid": [
+        {"num_local_experts": 0}, {"position_embedding_type": "rope"}, {"layer_types": ["attention"] * 2}, {"layer_types": ["mamba"] * 2}, {"mamba_conv_bias": False},
+        {"mamba_proj_bias": True}, {"attention_bias": True}, {"rms_norm_eps": 0.25}, _TIED, {"num_key_value_heads": None}, {"hidden_act": "gelu"},
+        {"mamba_expand": 1, "mamba_d_head": 16}, {"time_step_limit": [0.0, 0.5]}, {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"},
+    ],
     "nemotron_h": [
         {"layers_block_type": ["mlp", "mamba", "attention"]}, {"layers_block_type": ["moe", "attention", "mamba", "moe"]}, {"layers_block_type": ["mamba", "mlp"]},
         {"mlp_hidden_act": "silu"}, {"use_conv_bias": False}, {"use_bias": True}, {"moe_latent_size": None}, {"norm_topk_prob": False}, {"n_group": 1}, {"mlp_bias": True},

@@ -125,6 +125,19 @@ _MAMBA: dict[str, object] = {
     "attention?": PerLayer((False, False, True, False, False, True)),
 }
 
+# Falcon-H1's: a Mamba-2 block beside attention in every layer, and a number for almost every projection.
+_SIDE_BY_SIDE: dict[str, object] = {
+    **{path: value for path, value in _MAMBA_NETS.items() if not path.startswith("mamba.norm.")},
+    "mamba.norm_before_gate": True,
+    "mamba.in_scale": 0.75,
+    "mamba.scales": (0.5, 1.25, 0.75, 1.5, 0.625),
+    "mamba.out_scale": 0.375,
+    "attention.in_scale": 1.25,
+    "attention.out_scale": 0.875,
+    "mlp.gate_scale": 0.75,
+    "mlp.out_scale": 0.625,
+}
+
 # Layers of one block: Mamba-2, MLP, attention, Mamba-2, mixture, attention.
 _ONE_BLOCK: dict[str, object] = {
     **_MOE,
@@ -342,6 +355,7 @@ _CHANGES: dict[str, dict[str, object]] = {
     "latent-indexed": _INDEXED,
     "delta": _DELTA,
     "mamba": _MAMBA,
+    "side-by-side": _SIDE_BY_SIDE,
     "one-block": _ONE_BLOCK,
     "delta-by-channel": _DELTA_BY_CHANNEL,
     "predicting": {

@@ -223,8 +223,8 @@ def _layer(prefix: str, layer: Layer, hidden: Axis) -> Iterator[Parameter]:
         yield from _delta(f"{prefix}delta", layer.delta, hidden)
     if layer.mamba is not None:
         yield from _mamba(f"{prefix}mamba", layer.mamba, hidden)
-    if layer.layer_scale and layer.mixer is not None:
-        yield Parameter(f"{prefix}{layer.mixer[0]}.layer_scale.weight", (hidden,))
+    for name, _ in layer.mixers if layer.layer_scale else ():
+        yield Parameter(f"{prefix}{name}.layer_scale.weight", (hidden,))
     if layer.cross_attention is not None:
         yield from _attention(f"{prefix}cross_attention", layer.cross_attention, hidden)
     if layer.mlp is not None:

@@ -163,6 +163,7 @@ class Attention:
     `qk_norm_after_rotary`.
     `out_gate`: the attention output is multiplied, element by element, by the sigmoid of one more projection of the block's
     input, which has a bias where q has one.
+    `in_scale` multiplies the input of the block, normed already, and `out_scale` its output, with the bias.
     """
 
     heads: int
@@ -189,6 +190,8 @@ class Attention:
     sinks: bool = False
     head_scale: bool = False
     out_gate: bool = False
+    in_scale: float = 1.0
+    out_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +281,11 @@ class Mamba:
     Each head has a state S of `head_dim` x `state`, zero at first. With step = softplus(dt + dt_bias), a position multiplies it by
     exp(-exp(a_log) * step), then adds step * x (x) b, and has the output S c + skip * x, with one a_log, dt_bias and skip per head.
     The output is multiplied by SiLU of the projection z; then `gated_norm` is applied to `norm_groups` equal parts of all channels,
-    each by itself. `bias`: the projections z, x, b, c and dt, and the one of the output, have biases.
+    each by itself (before it is multiplied, with `norm_before_gate`). `bias`: the projections z, x, b, c and dt, and the one of the
+    output, have biases.
+
+    `in_scale` multiplies the input of the block, normed already, the five numbers of `scales` what is projected to z, x, b, c and dt
+    (with the biases), and `out_scale` the output, with its bias (Falcon-H1, 2025).
 
     `norm` is applied to the input of the block, `out_norm` to its output before the residual sum.
     """
@@ -292,8 +299,12 @@ class Mamba:
     out_norm: Norm | None = None
     gated_norm: Norm | None = None
     norm_groups: int = 1
+    norm_before_gate: bool = False
     conv_bias: bool = False
     bias: bool = False
+    in_scale: float = 1.0
+    scales: tuple[float, ...] | None = None
+    out_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +360,7 @@ class Mlp:
 
     Exactly one of `ffn` (a dense block of that width) and `moe` is given.
     `up_bias` covers gate and up. `clamp` c of a gated block cuts the gate above c, and up to -c .. c; `up_offset` is added to up after that.
+    `gate_scale` multiplies the gate before that and before its activation, and `out_scale` the output of the block, with its bias.
     Experts and shared experts are such blocks too.
     """
 
@@ -362,6 +374,8 @@ class Mlp:
     down_bias: bool = False
     clamp: float | None = None
     up_offset: float = 0.0
+    gate_scale: float = 1.0
+    out_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,7 +388,8 @@ class Layer:
     `residual_scale`: one number, by which each block's output is multiplied before it is added.
     `norm_after_sum`: a block's `out_norm` is applied to the sum of its output and the residual, and not to its output (BERT).
     At most one of `attention`, `latent_attention`, `delta` and `mamba` is given: the block that mixes positions. A layer may have
-    that block alone, or an MLP alone.
+    that block alone, or an MLP alone. Only `mamba` may stand beside `attention`: both then read the output of the attention's norm, and
+    are added together (Falcon-H1).
     """
 
     mlp: Mlp | None = None
@@ -396,15 +411,15 @@ class Layer:
         return None if self.mlp is None else self.mlp.moe
 
     @property
-    def mixer(self) -> tuple[str, Attention | LatentAttention | DeltaNet | Mamba] | None:
-        """What the names of its parameters begin with, and the block that mixes positions; None in a layer that has an MLP alone."""
+    def mixers(self) -> tuple[tuple[str, Attention | LatentAttention | DeltaNet | Mamba], ...]:
+        """The blocks that mix positions, each after what the names of its parameters begin with; none in a layer that has an MLP alone."""
         found = (
             ("attention", self.attention),
             ("attention", self.latent_attention),
             ("delta", self.delta),
             ("mamba", self.mamba),
         )
-        return next(((name, block) for name, block in found if block is not None), None)
+        return tuple((name, block) for name, block in found if block is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

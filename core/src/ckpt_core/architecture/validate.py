@@ -182,7 +182,9 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
         path = f"{prefix}layers.{index}"
         given = (layer.attention, layer.latent_attention, layer.delta, layer.mamba)
         mixers = [one for one in given if one is not None]
-        if len(mixers) > 1:
+        if layer.attention is not None and layer.mamba is not None and len(mixers) == 2:
+            yield from _side_by_side(path, layer)
+        elif len(mixers) > 1:
             yield path, "a layer has either attention, or latent attention, or a delta net, or a Mamba-2 block"
         if not mixers and layer.mlp is None:
             yield path, "a layer has a block that mixes positions, or an MLP, or both"
@@ -203,6 +205,17 @@ def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str
             yield f"{path}.norm_after_sum", "the blocks of a parallel layer share one sum"
         if layer.mlp is not None:
             yield from _mlp(f"{path}.mlp", layer.mlp)
+
+
+def _side_by_side(path: str, layer: Layer) -> Iterator[tuple[str, str]]:
+    if layer.mamba is not None and layer.mamba.norm is not None:
+        yield f"{path}.mamba.norm", "beside attention it reads what the norm of the attention leaves"
+    for name in ("layer_scale", "norm_after_sum"):
+        if getattr(layer, name):
+            yield (
+                f"{path}.{name}",
+                "attention and a Mamba-2 block beside it are added together, and have none of their own",
+            )
 
 
 def _attention(path: str, attention: Attention) -> Iterator[tuple[str, str]]:
@@ -269,6 +282,8 @@ def _mamba(path: str, mamba: Mamba, causal: bool) -> Iterator[tuple[str, str]]:
             f"{path}.norm_groups",
             f"{mamba.norm_groups} parts of {mamba.heads} x {mamba.head_dim} channels are not equal",
         )
+    if mamba.scales is not None and len(mamba.scales) != 5:
+        yield f"{path}.scales", f"{len(mamba.scales)} numbers for the projections z, x, b, c and dt"
     if not causal:
         yield path, "its state comes from earlier positions alone, and the stack is not causal"
     for name in ("norm", "gated_norm", "out_norm"):
@@ -321,8 +336,8 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
         yield from _positive(f"{path}.ffn", mlp.ffn)
     if mlp.clamp is not None:
         yield from _positive(f"{path}.clamp", mlp.clamp)
-    for name, value in (("clamp", mlp.clamp), ("up_offset", mlp.up_offset)):
-        if value and not mlp.gated:
+    for name, said in (("clamp", mlp.clamp), ("up_offset", mlp.up_offset), ("gate_scale", mlp.gate_scale != 1.0)):
+        if said and not mlp.gated:
             yield f"{path}.{name}", "an MLP without a gate has no such thing"
     if mlp.moe is not None:
         for name in ("experts", "ffn"):

@@ -181,6 +181,8 @@ def _attention(words: _Words, path: str) -> str:
     parts += words.tell(f"{path}.sinks", "sinks{}")
     parts += words.tell(f"{path}.head_scale", "head scale{}")
     parts += words.tell(f"{path}.out_gate", "gated output{}")
+    parts += words.tell(f"{path}.in_scale", "input x {}")
+    parts += words.tell(f"{path}.out_scale", "output x {}")
     biases = [name for name in ("q", "k", "v", "out") if words.left.get(f"{path}.{name}_bias") is True]
     for name in biases:
         words.take(f"{path}.{name}_bias")
@@ -256,7 +258,11 @@ def _mamba(words: _Words, path: str) -> str:
     parts += words.tell(f"{path}.conv", "convolution over {} positions")
     parts += words.tell(f"{path}.conv_bias", "bias on convolutions{}")
     parts += words.tell(f"{path}.bias", "bias on projections{}")
+    parts += words.tell(f"{path}.in_scale", "input x {}")
+    parts += words.tell(f"{path}.scales", "z, x, b, c and dt x {}")
+    parts += words.tell(f"{path}.out_scale", "output x {}")
     parts += words.norm(f"{path}.gated_norm", "gated norm")
+    parts += words.tell(f"{path}.norm_before_gate", "before the gate{}")
     return ", ".join([*parts, *words.tell(f"{path}.norm_groups", "in {} parts")])
 
 
@@ -307,6 +313,8 @@ def _mlp(words: _Words, path: str) -> str:
         parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}")
         parts += words.tell(f"{path}.moe.shared.gate", "gated{}")
     parts += words.tell(f"{path}.clamp", "clamped at {}")
+    parts += words.tell(f"{path}.gate_scale", "gate x {}")
+    parts += words.tell(f"{path}.out_scale", "output x {}")
     parts += words.tell(f"{path}.up_offset", "up + {}")
     parts += words.tell(f"{path}.up_bias", "bias on up{}")
     parts += words.tell(f"{path}.down_bias", "bias on down{}")

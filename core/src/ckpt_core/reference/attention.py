@@ -30,6 +30,7 @@ def attend(
     query sees before it and, with `ahead`, what it sees after it.
     """
     groups, per_group, width = attention.groups, attention.heads // attention.groups, attention.head_dim
+    x, memory = x * attention.in_scale, memory * attention.in_scale
     q = weights.linear(x, f"{name}.q").unflatten(-1, (groups, per_group, width))
     k = weights.linear(memory, f"{name}.k").unflatten(-1, (groups, 1, width))
     v = weights.linear(memory, f"{name}.v").unflatten(-1, (groups, 1, width))
@@ -69,7 +70,7 @@ def attend(
     mixed = mixed.permute(0, 3, 1, 2, 4)
     if attention.out_gate:
         mixed = mixed * torch.sigmoid(weights.linear(x, f"{name}.gate")).reshape(mixed.shape)
-    return weights.linear(mixed, f"{name}.out", contracted=3)
+    return weights.linear(mixed, f"{name}.out", contracted=3) * attention.out_scale
 
 
 def _normed(

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
     """The block's output for `x` [batch, position, h], normed already."""
     if mlp.moe is None:
-        return _dense(weights, name, mlp, x)
+        return _dense(weights, name, mlp, x) * mlp.out_scale
     flat = x.flatten(0, -2)
     chosen, shares = route(weights, name, mlp.moe.router, flat)
     read = flat if mlp.moe.latent is None else weights.product(flat, f"{name}.latent_in.weight")
@@ -43,7 +43,7 @@ def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torc
         if mlp.moe.shared.gate:
             shared = shared * torch.sigmoid(weights.linear(flat, f"{name}.shared_gate"))
         y = y + shared
-    return y.reshape(x.shape)
+    return y.reshape(x.shape) * mlp.out_scale
 
 
 def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
@@ -51,7 +51,7 @@ def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int |
     up = weights.linear(x, f"{name}.up", expert)
     if not mlp.gated:
         return weights.linear(act(up), f"{name}.down", expert)
-    gate = weights.linear(x, f"{name}.gate", expert)
+    gate = weights.linear(x, f"{name}.gate", expert) * mlp.gate_scale
     if mlp.clamp is not None:
         gate, up = gate.clamp(max=mlp.clamp), up.clamp(-mlp.clamp, mlp.clamp)
     return weights.linear(act(gate) * (up + mlp.up_offset), f"{name}.down", expert)

@@ -271,11 +271,14 @@ def _layer(
     weights: Weights, name: str, layer: Layer, x: torch.Tensor, context: _Context
 ) -> Iterator[tuple[str, torch.Tensor]]:
     after = layer.norm_after_sum
-    if layer.mixer is not None:
-        mixer, block = layer.mixer
+    if layer.mixers:
+        mixer, block = layer.mixers[0]
         normed = weights.norm(x, f"{name}.{mixer}.norm", block.norm)
         y = _mixed(weights, f"{name}.{mixer}", block, normed, context)
         y = y if after else weights.norm(y, f"{name}.{mixer}.out_norm", block.out_norm)
+        for beside, other in layer.mixers[1:]:
+            z = _mixed(weights, f"{name}.{beside}", other, normed, context)
+            y = y + weights.norm(z, f"{name}.{beside}.out_norm", other.out_norm)
         y = y * weights.vector(f"{name}.{mixer}.layer_scale.weight") if layer.layer_scale else y
         residual = normed if layer.residual_from_norm else x
         if layer.parallel and layer.mlp is not None:

@@ -60,7 +60,7 @@ def folded_layer_scale(model: Rewritable) -> Rewritable:
 
 
 def _ends_in_a_projection(layer: Layer) -> bool:
-    blocks = [block for block in (layer.mixer and layer.mixer[1], layer.mlp) if block is not None]
+    blocks = [*(block for _, block in layer.mixers), *([layer.mlp] if layer.mlp is not None else [])]
     return layer.moe is None and all(block.out_norm is None for block in blocks)
 
 

@@ -256,6 +256,17 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "mamba.conv_bias": {"mamba.conv_bias": not facts.get("mamba.conv_bias")},
         "mamba.bias": {"mamba.bias": True},
         "mamba.out_norm": _norm("mamba.out_norm"),
+        "mamba.norm_before_gate": {"mamba.norm_before_gate": not facts.get("mamba.norm_before_gate")},
+        "mamba.scales": {"mamba.scales": (1.5, 0.5, 1.25, 0.75, 2.0)},
+        "mamba beside attention": {
+            **{f"mamba.{name}": size for name, size in _MAMBA_SIZES.items()},
+            **_norm("mamba.gated_norm"),
+        },
+        **{
+            f"{block}.{name}": {f"{block}.{name}": 0.5}
+            for block in ("attention", "mamba", "mlp")
+            for name in ("in_scale", "gate_scale", "out_scale")
+        },
         "mlp?": {"mlp?": _each_layer(count, True)},
         "mlp.ffn": {"mlp.ffn": 2 * facts.get("mlp.ffn", 28)},
         "mlp.ffn, by layer": {"mlp.ffn": PerLayer(56 if index else 28 for index in range(count))},

@@ -38,6 +38,7 @@ def rotary_keys(
     *,
     default_theta: float = 10000.0,
     always: bool = True,
+    null_theta: bool = False,
     partial: float | None = None,
     theta_key: str = "rope_theta",
     fraction_key: str = "partial_rotary_factor",
@@ -51,6 +52,7 @@ def rotary_keys(
     interleaved: bool = False,
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
+    `null_theta`: a theta of null says that none does (OLMo-Hybrid).
 
     `partial`: the fraction of a head that the class rotates where no key says it. Most classes have no such key and
     rotate whole heads whatever it says; they get None. `width_key`: a key that says the rotated elements of a head
@@ -66,6 +68,8 @@ def rotary_keys(
     head_dim, temperature = f"{attention}.head_dim", f"{attention}.temperature"
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if null_theta and _theta_is_null(config, theta_key):
+            return
         flat = {common: _agreed(config, common, key) for common, key in outside.items()}
         given = {key: value for key, value in flat.items() if value is not None}
         if width_key and config.get(width_key) is not None:
@@ -121,6 +125,9 @@ def rotary_keys(
         if theta is None and always:
             raise Refusal("it always rotates", found=f"no {path}: no rotary positions")
         if theta is None:
+            if null_theta:
+                config[theta_key] = None
+                config["rope_parameters"] = {"rope_type": "default", "rope_theta": None}
             return
         fraction, kind = configs.uniform(facts, f"{path}.fraction"), configs.uniform(facts, f"{path}.scaling.kind")
         if partial is None and fraction != 1.0:
@@ -161,6 +168,13 @@ def rotary_keys(
         uses=["original_max_position_embeddings", *([head_dim] if width_key or alpha else [])],
         why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
+
+
+def _theta_is_null(config: Mapping[str, Any], theta_key: str) -> bool:
+    """Whether the theta inside rope_parameters is null, or, where there is none, the one beside it."""
+    inside = _object(config.get("rope_parameters"), "rope_parameters") or {}
+    place, name = (inside, "rope_theta") if "rope_theta" in inside else (config, theta_key)
+    return name in place and place[name] is None
 
 
 def _without(given: dict[str, Any] | None, inert: Collection[str]) -> dict[str, Any] | None:

@@ -183,6 +183,9 @@ ROUTER = [
     row("mlp.router.bias",                      "x",                 "mlp.router.bias"),
     # A float32 buffer whatever the model's dtype (moe/router.py, _maintain_float32_expert_bias).
     row("mlp.router.expert_bias",               "x",                 "mlp.router.correction_bias", dtype="fp32"),
+    # On every rank alike (parallel_mode "duplicated", moe/moe_layer.py)
+    row("mlp.fc1_latent_proj.weight",           "m h",               "mlp.latent_in.weight"),
+    row("mlp.fc2_latent_proj.weight",           "h m",               "mlp.latent_out.weight"),
     row("mlp.shared_experts.linear_fc2.weight", "h f",               "mlp.shared.down.weight",   tp="f"),
     row("mlp.shared_experts.linear_fc2.bias",   "h",                 "mlp.shared.down.bias"),
     row("mlp.shared_experts.gate_weight",       "1 h",               "mlp.shared_gate.weight"),

@@ -68,8 +68,8 @@ def _place(
     if native.layer is None and native.predictor is None:
         name = of_hybrid(native.name) if any(layer.mamba for layer in builder.layers) else native.name
     elif builder.layout.names == "te":
-        mixer = builder.layers[native.layer].mixer if native.layer is not None else None
-        kind = mixer[0] if mixer else "attention"
+        mixers = builder.layers[native.layer].mixers if native.layer is not None else ()
+        kind = mixers[0][0] if mixers else "attention"
         name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False, mixer=kind)
     else:
         name = dist_local(native.name, latent=builder.latent)

@@ -37,7 +37,7 @@ def test_a_pattern_says_which_layer_is_what(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"hybrid_layer_pattern": "M-*M-E"}, "hybrid_layer_pattern"),
+        ({"hybrid_layer_pattern": "M-*M-G"}, "hybrid_layer_pattern"),
         ({"hybrid_layer_pattern": "M-*M-*/M"}, "hybrid_layer_pattern"),
         ({"hybrid_layer_pattern": None}, "hybrid_layer_pattern"),
         ({"hybrid_layer_pattern": "M-*M-*M"}, "num_layers"),
@@ -76,7 +76,31 @@ def test_what_bridge_lacks_is_refused_by_name(
     assert_nothing_at(tmp_path / "run")
 
 
-def test_mixtures_in_hybrid_models_are_refused_by_name(tmp_path: Path) -> None:
-    write_ir(tmp_path / "ir", example("one-block", mamba__conv=4))
-    with pytest.raises(CkptError, match=r"mlp\.moe"):
-        convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge")
+# Layers M E * M E * of one kind of fed block, and M - * M E * of both
+MIXED = {"mlp__moe?": PerLayer((False, False, False, False, True, False)), "mlp__ffn?": PerLayer((False, True, *[False] * 4))}
+SPARSE = {"mlp__moe?": ABSENT, "mlp__ffn?": ABSENT, "mlp__ffn": ABSENT}
+BOTH = {"mlp?": PerLayer((False, True, False, False, True, False)), "mamba__conv": 4}
+
+
+@pytest.mark.parametrize(("changes", "pattern"), [(MIXED, "M-*ME*"), (SPARSE, "ME*ME*")])
+def test_experts_are_a_kind_of_block(changes: dict[str, object], pattern: str, tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example("one-block", **{**BOTH, **changes}))
+    convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge", tp=2, pp=2, ep=2)
+    said = model(tmp_path / "run")
+    assert said["hybrid_layer_pattern"] == pattern
+    assert (said["num_moe_experts"], said["moe_latent_size"], said["moe_grouped_gemm"]) == (10, 44, True)
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "ir")
+    with open_checkpoint(tmp_path / "ir") as one, open_checkpoint(tmp_path / "run") as two:
+        assert two.architecture.decoder == one.architecture.decoder
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"num_moe_experts": None}, "num_moe_experts"), ({"moe_latent_size": 43}, "m="), ({"moe_latent_size": None}, "latent")],
+)
+def test_experts_are_what_the_fields_say(fields: dict[str, object], named: str, tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example("one-block", **{**BOTH, **SPARSE}))
+    convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge")
+    with pytest.raises(CkptError) as refusal:
+        convert(changed(tmp_path / "run", **fields), tmp_path / "out", to="ir")
+    assert named in str(refusal.value)

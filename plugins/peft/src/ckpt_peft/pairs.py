@@ -2,6 +2,7 @@
 
     layers.0.attention.q.weight.A    [rank, h]          of a parameter, the axes of its input
     layers.0.attention.q.weight.B    [g, r, d, rank]    and those of its output
+    layers.0.mlp.experts.up.weight.A [x, rank, h]       of experts a pair for each, of one rank and scale
 
 Fused layers have one A for several parameters. So parameters of one layer with equal A's have it once here too, under the name of the first
 of them: a Megatron adapter and what it becomes in PEFT, where each module has its own, are then the same.
@@ -20,6 +21,7 @@ from ckpt_peft.merge import Merger, Target
 MERGE = "merge it: -o base=FOLDER, and a format of models in --to"
 """What to do with an adapter that is not one of another kind, too."""
 _STEP = 1 << 20
+_RANK, _EXPERTS = "rank", "x"
 _SUFFIX = {DOWN: "A", UP: "B", MAGNITUDE: "magnitude"}
 
 
@@ -36,17 +38,26 @@ class Pair:
     @property
     def rank(self) -> int:
         """The rank of the product."""
-        return self.down.parameter.shape[0]
+        return rank_of(self.down)
 
     def widened(self, rank: int, start: int, down: str) -> Pair:
         """The same product with a larger rank: its own begins at `start`, and what is besides is zero. `down` is the name of the new A."""
-        first = _shifted(self.down, 0, rank, start, down)
+        first = _shifted(self.down, _rank_axis(self.down), rank, start, down)
         return replace(self, down=first, up=_shifted(self.up, -1, rank, start, self.up.parameter.name))
+
+
+def _rank_axis(down: lazy.LazyParameter) -> int:
+    return next(number for number, axis in enumerate(down.parameter.axes) if axis.name == _RANK)
+
+
+def rank_of(down: lazy.LazyParameter) -> int:
+    """The rank of the pair that an A is of."""
+    return down.parameter.shape[_rank_axis(down)]
 
 
 def _shifted(held: lazy.LazyParameter, axis: int, rank: int, start: int, name: str) -> lazy.LazyParameter:
     axes = list(held.parameter.axes)
-    axes[axis] = schema.Axis("rank", rank)
+    axes[axis] = schema.Axis(_RANK, rank)
     blocks = []
     for block in held.blocks:
         base = list(block.tile.canonical_base)
@@ -61,13 +72,15 @@ def _shifted(held: lazy.LazyParameter, axis: int, rank: int, start: int, name: s
 def pairs_of(merger: Merger, states: Sequence[disk.FileState]) -> dict[str, Pair]:
     """The pairs of an adapter whose modules a merger has found, by the parameters they change.
 
-    Raises `Refusal` for what only a merge can do: experts, embeddings, tied heads, biases.
+    Raises `Refusal` for what only a merge can do: embeddings, tied heads, biases, experts that are not alike.
     """
     known = schema.parameters(merger.model.architecture)
     wanted: dict[str, schema.Parameter] = {}
     places: list[tuple[layouts.Native, NamedTensor]] = []
     for target in merger.adapted:
         _check(target, merger.file)
+    _check_alike(merger)
+    for target in merger.adapted:
         for role, native in factors_of(target.native, target.out, target.into, target.rank, known).items():
             if (named := target.adapted.tensors.get(role)) is not None:
                 places.append((native, named))
@@ -105,9 +118,7 @@ def check_same_weights(model: ModelInMemory, pairs: Iterable[str]) -> None:
 
 def _check(target: Target, file: str) -> None:
     said = None
-    if target.experts > 1 or "{x}" in target.native.row.native:
-        said = "experts"
-    elif target.adapted.embedding:
+    if target.adapted.embedding:
         said = "an embedding"
     elif target.native.row.copy:
         said = "a head that is tied to the embedding"
@@ -122,14 +133,48 @@ def _check(target: Target, file: str) -> None:
         )
 
 
+def _check_alike(merger: Merger) -> None:
+    """Raise a `Refusal` for experts whose pairs differ in rank or scale, or of which some have none: they are one parameter here."""
+    alike: dict[str, tuple[int, float, str]] = {}
+    experts: dict[str, int] = {}
+    for target in merger.adapted:
+        scale = merger.settings.scale(target.looked_up)
+        for piece in target.native.pieces:
+            rank, own, first = alike.setdefault(piece.parameter, (target.rank, scale, target.adapted.path))
+            experts[piece.parameter] = experts.get(piece.parameter, 0) + target.experts
+            if (rank, own) != (target.rank, scale):
+                raise Refusal(
+                    "the pairs of a layer's experts differ in rank or scale",
+                    file=merger.file,
+                    found=f"{first}: {rank} and {own:.6g}; {target.adapted.path}: {target.rank} and {scale:.6g}",
+                    expected="one rank and one scale",
+                    fix=MERGE,
+                )
+    for name, count in experts.items():
+        axis = merger.model.tensors[name].parameter.axes[0]
+        if axis.name == _EXPERTS and count < axis.size:
+            raise Refusal(
+                f"some experts of {name} have a pair, and some have none",
+                file=merger.file,
+                found=f"{count} of {axis.size}, the first of them {alike[name][2]}",
+                expected="a pair for each, or for none",
+                fix=MERGE,
+            )
+
+
 def factors_of(
     native: layouts.Native, out: int, into: int, rank: int, known: Mapping[str, schema.Parameter]
 ) -> dict[str, layouts.Native]:
-    """The matrices on a weight, by their role, with the place of each element: B has the rows of its output, A the columns of its input."""
-    natives = {
-        DOWN: ((rank, native.shape[into]), into),
-        UP: ((native.shape[out], rank), out),
-        MAGNITUDE: ((native.shape[out],), out),
+    """The matrices on a weight, by their role, with the place of each element: B has the rows of its output, A the columns of its input.
+
+    A weight of all experts has one A, with the matrices of the experts one below the other, and one B, in whose columns the expert runs
+    fastest (peft 0.21.2, `ParamWrapper`).
+    """
+    experts = native.shape[0] if len(native.shape) == 3 else 1
+    shapes = {
+        DOWN: (experts * rank, native.shape[into]),
+        UP: (native.shape[out], experts * rank),
+        MAGNITUDE: (native.shape[out],),
     }
     return {
         role: replace(
@@ -138,34 +183,46 @@ def factors_of(
             shape=shape,
             pieces=tuple(
                 layouts.Part(
-                    f"{piece.parameter}.{_SUFFIX[role]}", _tile(piece.tile, role, dim, rank, _split(piece, into, known))
+                    f"{piece.parameter}.{_SUFFIX[role]}",
+                    _tile(piece.tile, role, out, into, rank, experts, _split(piece, into, known)),
                 )
                 for piece in native.pieces
             ),
             padding=0,
         )
-        for role, (shape, dim) in natives.items()
+        for role, shape in shapes.items()
     }
 
 
-def _split(piece: layouts.Part, into: int, known: Mapping[str, schema.Parameter]) -> int:
-    """How many axes of a parameter its output has; those of its input come after them."""
+def _split(piece: layouts.Part, into: int, known: Mapping[str, schema.Parameter]) -> tuple[int, int]:
+    """How many axes of a parameter count its experts, and where those of its input begin: those of its output lie between them."""
     axes = [link.axis for link in piece.tile.links if link.dim == into and link.size > 1]
-    return min(axes, default=len(known[piece.parameter].axes) - 1)
+    held = known[piece.parameter].axes
+    return int(held[0].name == _EXPERTS), min(axes, default=len(held) - 1)
 
 
-def _tile(tile: layouts.Tile, role: str, dim: int, rank: int, split: int) -> layouts.Tile:
-    """The part of a weight's tile along one dimension, with the rank beside it."""
-    own = [link for link in tile.links if link.dim == dim]
+def _tile(
+    tile: layouts.Tile, role: str, out: int, into: int, rank: int, experts: int, split: tuple[int, int]
+) -> layouts.Tile:
+    """The part of a weight's tile along one of its dimensions, with the rank beside it."""
+    first, second = split
+    slots = [link for link in tile.links if link.axis < first]
+    before, slot = tile.canonical_base[:first], tile.native_base[0] if experts > 1 else 0
     if role == DOWN:
-        links = [replace(link, axis=link.axis - split + 1, dim=1) for link in own if link.axis >= split]
-        base = (0, *tile.canonical_base[split:])
-        return layouts.Tile((layouts.Link(rank, 0, 1, 0, 1), *links), base, (0, tile.native_base[dim]))
-    links = [replace(link, dim=0) for link in own if link.axis < split]
+        own = (link for link in tile.links if link.dim == into and link.axis >= second)
+        links = [
+            *(replace(link, dim=0, stride=link.stride * rank) for link in slots),
+            layouts.Link(rank, first, 1, 0, 1),
+            *(replace(link, axis=link.axis - second + first + 1, dim=1) for link in own),
+        ]
+        base = (*before, 0, *tile.canonical_base[second:])
+        return layouts.Tile(tuple(links), base, (slot * rank, tile.native_base[into]))
+    own = (link for link in tile.links if link.dim == out and first <= link.axis < second)
+    links = [replace(link, dim=0) for link in own]
     if role == MAGNITUDE:
-        return layouts.Tile(tuple(links), tile.canonical_base[:split], (tile.native_base[dim],))
-    last = layouts.Link(rank, split, 1, 1, 1)
-    return layouts.Tile((*links, last), (*tile.canonical_base[:split], 0), (tile.native_base[dim], 0))
+        return layouts.Tile(tuple(links), tile.canonical_base[:second], (tile.native_base[out],))
+    links += [*(replace(link, dim=1) for link in slots), layouts.Link(rank, second, 1, 1, experts)]
+    return layouts.Tile(tuple(links), (*tile.canonical_base[:second], 0), (tile.native_base[out], slot))
 
 
 def _parameter(
@@ -173,8 +230,9 @@ def _parameter(
 ) -> schema.Parameter:
     name = piece.parameter.removesuffix(f".{_SUFFIX[role]}")
     whole = next(one for one in target.native.pieces if one.parameter == name)
-    split, axes, rank = _split(whole, target.into, known), known[name].axes, schema.Axis("rank", target.rank)
-    of_role = {DOWN: (rank, *axes[split:]), UP: (*axes[:split], rank), MAGNITUDE: axes[:split]}
+    first, second = _split(whole, target.into, known)
+    axes, rank = known[name].axes, schema.Axis(_RANK, target.rank)
+    of_role = {DOWN: (*axes[:first], rank, *axes[second:]), UP: (*axes[:second], rank), MAGNITUDE: axes[:second]}
     return schema.Parameter(piece.parameter, of_role[role])
 
 
@@ -265,7 +323,7 @@ def joined(
         return held, None
     rank, starts = 0, {}
     for name, down in downs.items():
-        starts[name], rank = rank, rank + down.parameter.shape[0]
+        starts[name], rank = rank, rank + rank_of(down)
     first = held[0]
     if len({one.dtype for pair in held for one in (pair.down, pair.up)}) > 1:
         raise Refusal(
@@ -276,9 +334,9 @@ def joined(
     blocks = {block: None for pair in wide for block in pair.down.blocks}
     down = replace(wide[0].down, blocks=tuple(blocks))
     found = [replace(pair, down=down) for pair in wide]
-    inputs = len(down.parameter.axes) - 1
+    inputs = len(down.parameter.axes) - 1 - _rank_axis(down)
     for name in absent:
-        axes = (*known[name].axes[:-inputs], schema.Axis("rank", rank))
+        axes = (*known[name].axes[:-inputs], schema.Axis(_RANK, rank))
         zeros = lazy.LazyParameter(schema.Parameter(f"{name}.B", axes), first.up.dtype, (), fill=0.0)
         found.append(Pair(name, down, zeros, first.scale))
     said = f"{native.name.removesuffix('.weight')} has one pair of rank {rank}, made of those of {', '.join(pair.parameter for pair in held)}"
@@ -310,10 +368,15 @@ def alpha_of(scale: float, rank: int) -> float | int:
 
 
 def all_of(natives: Iterable[layouts.Native], pairs: Mapping[str, Pair]) -> Iterator[layouts.Native]:
-    """The tensors of a model in which a parameter with a pair lies: one for each, and no copies."""
-    done: set[str] = set()
+    """The tensors of a model in which a parameter with a pair lies: one for each matrix, and no copies."""
+    done: set[tuple[str, int]] = set()
     for native in natives:
-        own = {piece.parameter for piece in native.pieces}
-        if own & pairs.keys() and not own & done and not native.row.copy:
+        own = {(piece.parameter, _matrix(native, piece)) for piece in native.pieces}
+        if any(parameter in pairs for parameter, _ in own) and not own & done and not native.row.copy:
             done |= own
             yield native
+
+
+def _matrix(native: layouts.Native, piece: layouts.Part) -> int:
+    """Which of its parameter's matrices a part of a tensor is of: the number of its expert, where each has a tensor."""
+    return piece.tile.canonical_base[0] if "{x}" in native.row.native else 0

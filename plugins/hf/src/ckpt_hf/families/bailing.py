@@ -15,7 +15,7 @@ from ckpt_hf.families.deepseek import (
     groups_by_two_best,
 )
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.predictors import AFTER, BLOCK, predictors, stored_predictors
+from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_WITHOUT_COPIES, predictors, stored_predictors
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, LAYER
 
@@ -81,13 +81,6 @@ BAILING_LAYER = LAYER.with_rows([one for one in LAYER.rows if not one.native.sta
     row("mlp.gate.expert_bias",             "x",                            "mlp.router.correction_bias", dtype="fp32"),
     *SHARED_EXPERTS,
 )
-
-PREDICTOR = Table(AFTER, to="predictors.{l}", rows=[
-    row("enorm.weight",           "h",                      "embed_norm.weight"),
-    row("hnorm.weight",           "h",                      "hidden_norm.weight"),
-    row("eh_proj.weight",         "i ((embed + hidden) h)", "{part}.weight"),
-    row("final_layernorm.weight", "h",                      "out_norm.weight"),
-])
 # fmt: on
 
 FAMILIES = [
@@ -96,7 +89,7 @@ FAMILIES = [
         "bailing_moe",
         BAILING_MOE_2,
         layouts.Tables(
-            [MODEL, BAILING_LAYER, PREDICTOR, Table(AFTER, to=BLOCK, rows=BAILING_LAYER.rows)],
+            [MODEL, BAILING_LAYER, NUMBERED_WITHOUT_COPIES, Table(AFTER, to=BLOCK, rows=BAILING_LAYER.rows)],
             decided={"names": "stored"},
         ),
         leftovers=PREDICTING_LAYER,

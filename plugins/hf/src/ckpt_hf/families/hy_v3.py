@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import configs, fact_is, ignore, key, layouts, row, values
+from ckpt_core.sdk import Table, configs, fact_is, ignore, key, layouts, row, values
 from ckpt_hf import heads
 from ckpt_hf.common import (
     ALL_BIASES_OR_NONE,
@@ -15,8 +15,9 @@ from ckpt_hf.common import (
     norms,
     unbiased,
 )
-from ckpt_hf.families.deepseek import PREDICTING_LAYER, PREDICTORS_LEFT, SIGMOID_ROUTER
+from ckpt_hf.families.deepseek import PREDICTING_LAYER, SIGMOID_ROUTER
 from ckpt_hf.families.llama import LLAMA
+from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_WITHOUT_COPIES, predictors, stored_predictors
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, LAYER, MODEL, NAMES, QK_NORMS
 
@@ -37,7 +38,7 @@ HY_V3 = LLAMA.replace("HYV3ForCausalLM",
     key("router_scaling_factor", "mlp.moe.router.scale", default=2.826),
     fact_is("mlp.moe.router.normalise", True),
     SIGMOID_ROUTER,
-    PREDICTORS_LEFT,
+    predictors(),
     ignore("enable_moe_fp32_combine", why="a precision of a sum, not another function"),
     unbiased("mlp_bias"),
 )
@@ -62,8 +63,11 @@ FAMILIES = [
     Family(
         "hy_v3",
         HY_V3,
-        layouts.Tables([MODEL, HY_V3_LAYER], [NAMES]),
+        layouts.Tables(
+            [MODEL, HY_V3_LAYER, NUMBERED_WITHOUT_COPIES, Table(AFTER, to=BLOCK, rows=HY_V3_LAYER.rows)], [NAMES]
+        ),
         leftovers=PREDICTING_LAYER,
+        as_stored=stored_predictors,
         rewrites=ALL_BIASES_OR_NONE,
         heads=(heads.BARE,),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -24,7 +25,7 @@ from ckpt_core.sdk import (
 from ckpt_hf import heads
 from ckpt_hf.common import ACTIVATION, CAUSAL, GENERIC, Family, groups, norms, unbiased
 from ckpt_hf.families.deepseek import groups_by_two_best
-from ckpt_hf.families.mamba import step_limit
+from ckpt_hf.families.mamba import MIXER, step_limit
 from ckpt_hf.predictors import LEFT
 
 # A block by its letter in patterns, and in lists: as transformers wrote them until 5.12, and as it does since.
@@ -189,16 +190,7 @@ _LAYER = [
     row("norm.weight",                        "h",         "mamba.norm.weight"),
     row("norm.weight",                        "h",         "attention.norm.weight"),
     row("norm.weight",                        "h",         "mlp.norm.weight"),
-    row("mixer.in_proj.weight",               "(z[g r d] + x[g r d] + b[g n] + c[g n] + dt[g r]) h", "mamba.{part}.weight"),
-    row("mixer.in_proj.bias",                 "(z[g r d] + x[g r d] + b[g n] + c[g n] + dt[g r])",   "mamba.{part}.bias"),
-    row("mixer.conv1d.weight",                "(x_conv[g r d] + b_conv[g n] + c_conv[g n]) 1 t",     "mamba.{part}.weight"),
-    row("mixer.conv1d.bias",                  "(x_conv[g r d] + b_conv[g n] + c_conv[g n])",         "mamba.{part}.bias"),
-    row("mixer.A_log",                        "(g r)",     "mamba.a_log.weight"),
-    row("mixer.D",                            "(g r)",     "mamba.skip.weight"),
-    row("mixer.dt_bias",                      "(g r)",     "mamba.dt_bias.weight"),
-    row("mixer.norm.weight",                  "(g r d)",   "mamba.gated_norm.weight"),
-    row("mixer.out_proj.weight",              "h (g r d)", "mamba.out.weight"),
-    row("mixer.out_proj.bias",                "h",         "mamba.out.bias"),
+    *(replace(one, native=f"mixer.{one.native}") for one in MIXER),
     row("mixer.q_proj.weight",                "(g r d) h", "attention.q.weight"),
     row("mixer.k_proj.weight",                "(g d) h",   "attention.k.weight"),
     row("mixer.v_proj.weight",                "(g d) h",   "attention.v.weight"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
     Activation,
     CkptError,
     Facts,
+    Table,
     configs,
     decided,
     fact_is,
@@ -22,9 +25,9 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf import heads
+from ckpt_hf import predictors as predicting
 from ckpt_hf.common import NORMS, Family, groups, head_dim, norms
 from ckpt_hf.families.qwen import QWEN3, QWEN3_LAYER, QWEN3_MOE, SHARED_EXPERT
-from ckpt_hf.predictors import LEFT
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import EXPERTS, MODEL, NAMES
 
@@ -93,8 +96,7 @@ _HYBRID: list[Any] = [
     key_is("use_sliding_window", False, or_absent=True, written=False),
     ignore("sliding_window", "max_window_layers", why="no layer of the class has a window"),
     ignore("mamba_ssm_dtype", why="every tensor knows its own dtype"),
-    ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "num_nextn_predict_layers",
-           why="the layers that predict further tokens take no part in the model, and are not kept"),
+    ignore("mtp_use_dedicated_embeddings", why="whether there is one is for the names of tensors to say"),
 ]
 
 QWEN3_NEXT = QWEN3_MOE.replace("Qwen3NextForCausalLM",
@@ -107,27 +109,32 @@ QWEN3_NEXT = QWEN3_MOE.replace("Qwen3NextForCausalLM",
     key("norm_topk_prob", "mlp.moe.router.normalise", default=True),
     key("shared_expert_intermediate_size", "mlp.moe.shared.ffn", default=512, type=values.whole),
     fact_is("mlp.moe.shared.gate", True),
+    predicting.predictors(none=configs.LEFT_OUT),
     without=["attention.window"],
 )
 
 # Of the three rows of positions that images have, a text has one, three times over: it does not matter which frequencies take which.
 _SECTIONS = rotary_keys(partial=0.25, inert=("mrope_section", "mrope_interleaved"))
 
+_PREDICTORS = predicting.predictors(predicting.QWEN, none=configs.LEFT_OUT)
+
 QWEN3_5 = QWEN3.replace("Qwen3_5ForCausalLM",
     *_HYBRID,
     groups(4),
     _SECTIONS,
+    _PREDICTORS,
     without=["attention.window"],
 )
 
 QWEN3_5_MOE = QWEN3_NEXT.replace("Qwen3_5MoeForCausalLM",
     _SECTIONS,
+    _PREDICTORS,
     key("num_experts", "mlp.moe.experts", also=["num_local_experts"], default=256, null=configs.REQUIRED),
     key("num_experts_per_tok", "mlp.moe.router.top_k", default=8),
     fact_is("mlp.moe.router.normalise", True),
     key_is("norm_topk_prob", True, or_absent=True, written=False),
     ignore("intermediate_size", "decoder_sparse_step", "mlp_only_layers", why="every layer of the class is a mixture"),
-    without=["mlp.ffn", "mlp.moe?"],
+    without=["mlp.ffn", "mlp.moe?", predicting.KEY],
 )
 
 DELTA = (
@@ -144,11 +151,30 @@ _HYBRID_LAYER = QWEN3_LAYER.replace(
     row("self_attn.q_proj.bias",   "(g r (q + gate) d)",   "attention.{part}.bias"),
 ).extend(*DELTA)
 
+# The layers that predict further tokens attend, as the last layer does.
+_PREDICTOR_NAMES = layouts.Choice("predictor_names", ("stored", "held"), default="stored",
+    help="how the experts of layers that predict further tokens are kept: with tensors of their own (Qwen 3.5), or in one (Qwen 3.6)")
+
+
+_MIXTURE = (*EXPERTS, *SHARED_EXPERT)
+# The experts of a predicting layer are kept by the same names, by a choice of their own.
+_PREDICTING_EXPERTS = tuple(
+    replace(one, under=tuple((_PREDICTOR_NAMES.name, kept) for _, kept in one.under)) for one in EXPERTS
+)
+_IN_PREDICTORS = _HYBRID_LAYER.extend(*_PREDICTING_EXPERTS, *SHARED_EXPERT)
+_PREDICTING = (
+    predicting.QWEN_PREDICTOR,
+    Table(predicting.QWEN_BLOCK, to=predicting.BLOCK, rows=_HYBRID_LAYER.rows),
+)
+_PREDICTING_MIXTURE = (
+    predicting.QWEN_PREDICTOR,
+    Table(predicting.QWEN_BLOCK, to=predicting.BLOCK, rows=_IN_PREDICTORS.rows),
+)
+
 QWEN3_NEXT_LAYER = _HYBRID_LAYER.extend(
     row("linear_attn.in_proj_qkvz.weight", "(g (q[dk] + k[dk] + v[r dv] + z[r dv])) h", "delta.{part}.weight"),
     row("linear_attn.in_proj_ba.weight",   "(g (b + a) r) h",                           "delta.{part}.weight"),
-    *EXPERTS,
-    *SHARED_EXPERT,
+    *_MIXTURE,
 )
 
 QWEN3_5_LAYER = _HYBRID_LAYER.extend(
@@ -159,20 +185,30 @@ QWEN3_5_LAYER = _HYBRID_LAYER.extend(
 )
 # fmt: on
 
+_as_stored = functools.partial(predicting.stored_predictors, key=predicting.QWEN)
+
 FAMILIES = [
-    Family("qwen3_next", QWEN3_NEXT, layouts.Tables([MODEL, QWEN3_NEXT_LAYER], [NAMES]), leftovers=LEFT),
+    Family(
+        "qwen3_next",
+        QWEN3_NEXT,
+        layouts.Tables([MODEL, QWEN3_NEXT_LAYER, *_PREDICTING_MIXTURE], [NAMES, _PREDICTOR_NAMES]),
+        leftovers=predicting.LEFT,
+        as_stored=predicting.stored_predictors,
+    ),
     Family(
         "qwen3_5_text",
         QWEN3_5,
-        layouts.Tables([MODEL, QWEN3_5_LAYER]),
-        leftovers=LEFT,
+        layouts.Tables([MODEL, QWEN3_5_LAYER, *_PREDICTING]),
+        leftovers=predicting.LEFT,
+        as_stored=_as_stored,
         heads=(heads.BARE, heads.SCORED),
     ),
     Family(
         "qwen3_5_moe_text",
         QWEN3_5_MOE,
-        layouts.Tables([MODEL, QWEN3_5_LAYER.extend(*EXPERTS, *SHARED_EXPERT)], [NAMES]),
-        leftovers=LEFT,
+        layouts.Tables([MODEL, QWEN3_5_LAYER.extend(*_MIXTURE), *_PREDICTING_MIXTURE], [NAMES, _PREDICTOR_NAMES]),
+        leftovers=predicting.LEFT,
+        as_stored=_as_stored,
         heads=(heads.BARE,),
     ),
 ]

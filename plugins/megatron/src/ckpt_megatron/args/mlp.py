@@ -137,6 +137,11 @@ def read_experts(args: Args, facts: Facts, notes: dict[str, Any], experts: objec
     else:
         facts["mlp.ffn"] = width
         facts["mlp.moe?"], facts["mlp.ffn?"] = schema.PerLayer(sparse), schema.PerLayer(not moe for moe in sparse)
+    enter_experts(args, facts, experts, width)
+
+
+def enter_experts(args: Args, facts: Facts, experts: object, width: object) -> None:
+    """Enter what every layer with `experts` has; `width` is that of experts without a width of their own."""
     facts["mlp.moe.experts"] = experts
     facts["mlp.moe.ffn"] = given(args, "moe_ffn_hidden_size", width)
     shared = args.get("moe_shared_expert_intermediate_size")

@@ -189,7 +189,7 @@ def written_fields(
     refuse_unwritten(facts, version, VERSIONS[-1], names)
     if target == _HYBRID_CLASS:
         refuse_unwritten_hybrid(version, VERSIONS[-1], names)
-        return target, fields
+        return target, fields | ({"moe_grouped_gemm": True} if fields["num_moe_experts"] else {})
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,9 +38,9 @@ from ckpt_peft.alone import alone
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP
 from ckpt_peft.megatron import nemo
 from ckpt_peft.megatron.canonical import LORA as CANONICAL
+from ckpt_peft.megatron.canonical import SHARED, check_release, stored_as
 from ckpt_peft.megatron.canonical import TABLES as WITH_PARTS
-from ckpt_peft.megatron.canonical import check_release, stored_as
-from ckpt_peft.megatron.files import COMMON, Files
+from ckpt_peft.megatron.files import COMMON, Files, of_model
 from ckpt_peft.merge import Merger
 from ckpt_peft.pairs import (
     Pair,
@@ -58,6 +59,7 @@ from ckpt_peft.settings import Settings
 _KEYS = {DOWN: "linear_in.weight", UP: "linear_out.weight", MAGNITUDE: "weight_magnitude"}
 _LORA, _DORA = "megatron.bridge.peft.lora.LoRA", "megatron.bridge.peft.dora.DoRA"
 _TOKENIZER = "tokenizer"
+_ONE_EXPERT = re.compile(r"\.experts\.local_experts\.\d+\.")
 
 
 def gpt_model(base: Checkpoint, canonical: bool = False) -> ModelInMemory:
@@ -77,7 +79,7 @@ def read_alone(files: Files, settings: Settings, path: str, given: Architecture 
         return None
     model = model_of(files, without_weights(architecture, "", ""))
     merger = Merger(model, settings, files.folder, files.states, exact=False)
-    merger.add_all(files.adapted)
+    merger.add_all(of_model(files, model))
     merger.check_whole()
     base = settings.base
     if not files.of_nemo:
@@ -138,6 +140,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     adapter, tensors = adapter_of(written, checkpoint.adapter.base)
     builder = TargetBuilder(rewrites.Rewritable(checkpoint.architecture, tensors, tuple(said)), (), request.dtype)
     run = run_of(bare, request)
+    experts = any(_is_of_experts(native) for native, _ in modules)
     _add_chunks(builder, modules, known, run.layout.folder)
     common = {"checkpoint_version": 3.0, "iteration": run.layout.iteration, "content_metadata": CONTENT}
     builder.documents[f"{run.layout.folder}/{COMMON}"] = common_document(common)
@@ -145,6 +148,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         _only(written, "scale", lambda pair: pair.scale),
         _only(written, "kind", lambda pair: pair.magnitude is not None),
     )
+    if canonical and experts:
+        raise Refusal(
+            "a canonical adapter of Megatron-Bridge has gate and up of experts in one, or apart, as the experts are computed",
+            found="pairs of experts",
+            fix="leave out -o canonical",
+        )
     if canonical and dora:
         raise Refusal(
             "a canonical adapter of Megatron-Bridge has no magnitudes", found="DoRA", fix="leave out -o canonical"
@@ -157,8 +166,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         "exclude_modules": [],
         "target_modules": _targets(modules, model),
     }
-    if canonical:
-        section["share_expert_adapters"] = True
+    if canonical or experts:
+        section[SHARED] = not experts
     said_of_base = {"pretrained_checkpoint": request.options.get("pretrained_checkpoint"), "finetune": True}
     sections: dict[str, Mapping[str, Any]] = {"peft": section, "checkpoint": said_of_base}
     if adapter.base is not None:
@@ -173,6 +182,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     )
     target.adapter = adapter
     return target
+
+
+def _is_of_experts(native: layouts.Native) -> bool:
+    return "{x}" in native.row.native
 
 
 def _of_one_rank(
@@ -222,7 +235,8 @@ def _add_chunks(
     files = dist_files([math.prod(factor.shape) * builder.dtype_of(factor).size for _, _, factor in factors])
     chunks = []
     for (native, name, factor), file in zip(factors, files, strict=True):
-        key, origin, sizes = dist_place(name, native.layer, stacked, 0)
+        experts = known[native.pieces[0].parameter].axes[0].size if _is_of_experts(native) else 0
+        key, origin, sizes = dist_place(name, native.layer, stacked, experts)
         ones, zeros = (1,) * len(origin), (0,) * len(factor.shape)
         dtype = builder.dtype_of(factor)
         chunks.append(
@@ -245,7 +259,10 @@ def _targets(modules: Sequence[tuple[layouts.Native, list[Pair]]], model: ModelI
         for name, native in model.names.items()
         if name.endswith(".weight") and len(native.shape) == 2
     }
-    return sorted(short if all(name in adapted for name in every if name.rpartition(".")[2] in short) else adapted)
+    if all(name in adapted for name in every if name.rpartition(".")[2] in short):
+        return sorted(short)
+    # A star means any part of a name: Bridge has one module of all experts (linear_fc1) or one of each (local_experts.3.linear_fc1).
+    return sorted({_ONE_EXPERT.sub(".experts*.", name) for name in adapted})
 
 
 def _losses(request: WriteRequest, base: str | None) -> list[ledgers.Loss]:

@@ -18,8 +18,8 @@ from ckpt_core.sdk import Refusal, Table, layouts, row
 from ckpt_megatron.sdk import weights
 
 LORA = "megatron.bridge.peft.canonical_lora.CanonicalLoRA"
-# Since 0.6, which writes every field of the class.
-_SINCE_GROUPS = "share_expert_adapters"
+SHARED = "share_expert_adapters"
+"""A field of both classes since 0.6, which writes every field: whether all experts of a layer have one pair."""
 
 _FUSED = ("self_attention.linear_qkv.weight", "mlp.linear_fc1.weight", "mlp.shared_experts.linear_fc1.weight")
 # Layers that have no such parts: without a gate, or with one more projection among q, k and v.
@@ -77,10 +77,10 @@ def stored_as(module: str) -> str:
 def check_release(section: Mapping[str, Any], modules: list[str], groups: int, file: str) -> None:
     """Raise a `Refusal` for an adapter on q, k or v that may be of a release that adds it to other rows."""
     of_attention = [module for module in modules if module.endswith((".linear_q", ".linear_k", ".linear_v"))]
-    if of_attention and groups > 1 and _SINCE_GROUPS not in section:
+    if of_attention and groups > 1 and SHARED not in section:
         raise Refusal(
             "Megatron-Bridge before 0.6 adds a canonical adapter of q, k and v to other rows than theirs",
             file=file,
-            found=f"{of_attention[0]}, {groups} groups of heads, and no key 'peft.{_SINCE_GROUPS}', which 0.6 writes",
+            found=f"{of_attention[0]}, {groups} groups of heads, and no key 'peft.{SHARED}', which 0.6 writes",
             expected="an adapter of 0.6 or later, or one group",
         )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, torch_files
+from ckpt_hf.sdk import ModelInMemory
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, AdaptedModule, NamedTensor
 from ckpt_peft.megatron import nemo
@@ -30,6 +31,10 @@ SECTION = "peft"
 _OF_SWIFT, _RANK_OF_SWIFT = "args.json", "lora_rank"
 _PARTS_OF_SWIFT = (".lora_A.", ".lora_B.", ".modules_to_save.")
 _ROLES = {"linear_in.weight": DOWN, "linear_out.weight": UP, "weight_magnitude": MAGNITUDE}
+_EXPERTS, _ONE_EXPERT = ".mlp.experts.experts.", re.compile(r"\.mlp\.experts\.experts\.\d+\.")
+_STACKED = re.compile(r"^decoder\.layers\.\D")
+_SHARED = re.compile(r"(.+\.mlp\.experts)\.(linear_fc[12])")
+_EXPERT_RANKS = "expert_model_parallel_size"
 _KEY = re.compile(
     r"(decoder\.layers\.\d+\..+)\.adapter(?:\.adapter_(q|k|v|gate|up))?\.(linear_in\.weight|linear_out\.weight|weight_magnitude)"
 )
@@ -169,11 +174,38 @@ def _open_nemo(place: nemo.Place) -> Files:
     return Files(place.weights, transform.file, nemo.SECTION, peft, place.base, modules, states, ledger)
 
 
+def of_model(files: Files, model: ModelInMemory) -> tuple[AdaptedModule, ...]:
+    """The adapted modules as the model has them: a pair that all experts of a layer share is that of each.
+
+    Raises a `Refusal` where the ranks of expert parallelism had a pair each: they were stored under one name, and all but one are lost
+    (Megatron-Bridge before 0.6, `ParallelLinearAdapter.sharded_state_dict`).
+    """
+    found: list[AdaptedModule] = []
+    for one in files.adapted:
+        if (match := _SHARED.fullmatch(one.path)) is None:
+            found.append(one)
+            continue
+        each = re.compile(re.escape(match[1]) + r"\.local_experts\.\d+\." + re.escape(match[2]) + r"\.weight")
+        names = [name.removesuffix(".weight") for name in model.names if each.fullmatch(name)]
+        section = files.run.get("model")
+        ranks = section.get(_EXPERT_RANKS) if isinstance(section, dict) else None
+        if names and ranks != 1:
+            raise Refusal(
+                f"{one.down.key} is one pair for the experts of all ranks, and each rank of expert parallelism trained its own",
+                file=files.config_file,
+                found="nothing that says how many there were" if ranks is None else f"{_EXPERT_RANKS}: {ranks}",
+                expected=f"{_EXPERT_RANKS}: 1, or a pair for each expert, as Megatron-Bridge stores them since 0.6",
+                fix="merge it with the framework of its training, and convert the model",
+            )
+        found += [AdaptedModule(name, one.embedding, one.tensors) for name in names] or [one]
+    return tuple(found)
+
+
 def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[str, AdaptedModule]:
     """The adapted modules, each with its tensors in one layer."""
     adapted: dict[str, AdaptedModule] = {}
     for stored_as, tensor in tensors.items():
-        for name, shards in dist_tensors(stored_as.removeprefix("module."), tensor, {}):
+        for name, shards in dist_tensors(_named(stored_as.removeprefix("module."), tensor), tensor, {}):
             match = _KEY.fullmatch(name)
             if match is None:
                 raise FormatError(
@@ -198,6 +230,14 @@ def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[
             if role not in one.tensors:
                 raise FormatError(f"the matrix {role} of {one.path} is missing", file=folder)
     return adapted
+
+
+def _named(stored_as: str, tensor: chunked.ChunkedTensor) -> str:
+    """The name of a tensor; without the part that means an axis of experts, where it has none: one pair for all of a layer."""
+    dims = len(tensor.shape) - bool(_STACKED.match(stored_as))
+    return (
+        stored_as.replace(_EXPERTS, ".mlp.experts.") if dims == 2 and not _ONE_EXPERT.search(stored_as) else stored_as
+    )
 
 
 def _enter_beside(ledger: ledgers.Ledger, folder: str, path: str) -> list[str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ckpt_core.sdk import Checkpoint, CkptError, ReadRequest, Refusal, errors, reading
+from ckpt_core.sdk import Checkpoint, CkptError, FormatError, ReadRequest, Refusal, errors, reading
 from ckpt_peft.keys import MAGNITUDE
 from ckpt_peft.megatron import nemo
 from ckpt_peft.megatron.alone import model_of, read_alone
 from ckpt_peft.megatron.canonical import LORA as CANONICAL
-from ckpt_peft.megatron.files import SECTION, Files, open_files
+from ckpt_peft.megatron.canonical import SHARED
+from ckpt_peft.megatron.files import SECTION, Files, of_model, open_files
 from ckpt_peft.merge import Merger
 from ckpt_peft.read import merged_checkpoint
 from ckpt_peft.settings import Settings
@@ -23,12 +24,15 @@ from ckpt_peft.settings import Settings
 _LORA = "megatron.bridge.peft.lora.LoRA"
 _DORA = "megatron.bridge.peft.dora.DoRA"
 _METHODS = {SECTION: (_LORA, _DORA, CANONICAL), nemo.SECTION: (nemo.LORA,)}
+_OF_EXPERTS, _TOPK, _EXPERT_TP, _TP = (
+    "normalize_moe_lora", "moe_router_topk", "expert_tensor_parallel_size", "tensor_model_parallel_size",
+)  # fmt: skip
 # What changes the product, or the modules it belongs to, at the value at which it does not.
-_NEUTRAL = {"normalize_moe_lora": False, "experts_shared_outer_loras": False, "share_expert_adapters": True}
+_NEUTRAL = {"experts_shared_outer_loras": False}
 _SILENT = (
     "_target_", "a2a_experimental", "dropout", "dropout_position", "exclude_modules", "lora_A_init_method", "lora_B_init_method", "lora_dtype",
     "sequence_parallel_input_regather", "target_modules", "dim", "alpha", "canonical_mapping", "params_to_save",
-    "dropout_recompute",
+    "dropout_recompute", SHARED, _OF_EXPERTS,
 )  # fmt: skip
 
 
@@ -46,8 +50,7 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     settings = _settings(files)
     exact = request.options.get("merge") == "fp32"
     merger = Merger(model_of(files, base), settings, files.folder, files.states, exact=exact)
-    for adapted in files.adapted:
-        merger.add(adapted)
+    merger.add_all(of_model(files, merger.model))
     merger.check_whole()
     return merged_checkpoint("megatron-lora", path, base, merger, files.states, base.sidecars, files.ledger)
 
@@ -66,7 +69,7 @@ def _settings(files: Files) -> Settings:
         revision=None,
         default_rank=section["dim"],
         default_alpha=section["alpha"],
-        rank_pattern={},
+        rank_pattern=_ranks_of_experts(files),
         alpha_pattern={},
         rslora=False,
         dora=section["_target_"] == _DORA,
@@ -80,6 +83,29 @@ def _settings(files: Files) -> Settings:
         layers_pattern=(),
         tied=False,
     )
+
+
+def _ranks_of_experts(files: Files) -> dict[str, int]:
+    """The ranks of experts' pairs where the run asks for smaller ones: `dim` by the number of experts that a token visits, and for
+    linear_fc1, whose A is divided over ranks by its rows, as many more as divide over them (0.6.0, `align_expert_dim_for_tp`)."""
+    section, name = files.peft, files.section
+    if not section.get(_OF_EXPERTS):
+        return {}
+    run = files.run.get("model")
+    said = run if isinstance(run, dict) else {}
+    topk, ranks = said.get(_TOPK), said.get(_EXPERT_TP) or said.get(_TP) or 1
+    if type(topk) is not int or topk < 1 or type(ranks) is not int or ranks < 1 or section["dim"] % topk:
+        raise FormatError(
+            f"key '{name}.{_OF_EXPERTS}' divides the rank by the number of experts that a token visits",
+            file=files.config_file,
+            found=f"dim {section['dim']}, {_TOPK} {topk!r:.40}, {_EXPERT_TP} {ranks!r:.40}",
+            expected="numbers of at least 1, of which the second divides the first",
+        )
+    rank = section["dim"] // topk
+    return {
+        r"mlp\.experts\.local_experts\.\d+\.linear_fc1": -(-rank // ranks) * ranks,
+        r"mlp\.experts\.local_experts\.\d+\.linear_fc2": rank,
+    }
 
 
 def _problems(files: Files) -> Iterator[CkptError]:

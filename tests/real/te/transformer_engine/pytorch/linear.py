@@ -130,6 +130,7 @@ class GroupedLinear(Stateful):
         if tp_size > 1:
             raise NotImplementedError("tensor parallel experts in the stand-in")
         self.num_gemms, self.use_bias, self.return_bias = num_gemms, bias, return_bias
+        self.in_features, self.out_features = in_features, out_features
         self.fp8_meta = {"recipe": None, "fp8_checkpoint": False}
         self.fp8 = self.fp8_calibration = False
         for i in range(num_gemms):
