@@ -87,7 +87,7 @@ def forward(
             x = step.values
         memory = x
         if stack.predictors is not None:
-            yield from _predicted(weights, architecture, prefix, stack, x, inputs)
+            yield from _predicted(weights, architecture, prefix, stack, x, inputs, seen)
     if architecture.classifier is not None:
         classes = _classes(weights, architecture.classifier, x, inputs.tokens, inputs.mask)
         yield Step("classifier.logits" if architecture.head else "logits", classes)
@@ -225,7 +225,13 @@ def _allowed(stack: Stack, count: int, mask: torch.Tensor | None) -> torch.Tenso
 
 
 def _predicted(
-    weights: Weights, architecture: Architecture, prefix: str, stack: Stack, f: torch.Tensor, inputs: Inputs
+    weights: Weights,
+    architecture: Architecture,
+    prefix: str,
+    stack: Stack,
+    f: torch.Tensor,
+    inputs: Inputs,
+    seen: _Seen | None,
 ) -> Iterator[Step]:
     """The layers that predict further tokens, from `f`, what the stack ends in. The logits of predictor k are those of all
     positions but the last k + 1, after which there is no token that it could read.
@@ -233,12 +239,16 @@ def _predicted(
     predictors, known, tokens = stack.predictors, architecture.tokens, inputs.tokens
     assert predictors is not None and known is not None and tokens is not None  # validate()
     count = tokens.shape[1]
-    context = _Context(_allowed(stack, count, inputs.mask), inputs.mask, None, None, not stack.causal)
+    allowed = _allowed(stack, count, inputs.mask)
+    context = _Context(allowed if seen is None else seen.allowed(allowed), inputs.mask, None, None, not stack.causal)
+    context.places = None if seen is None else seen.places
+    embedded = _embedding(weights, known, tokens, None)
+    embedded = embedded if seen is None else seen.among(embedded)
     for index in range(predictors.count):
         name = f"{prefix}predictors.{index}"
-        # Token 0 stands where there is none: no earlier position sees it.
-        tokens = functional.pad(tokens[:, 1:], (0, 1))
-        e = weights.norm(_embedding(weights, known, tokens, None), f"{name}.embed_norm", predictors.embed_norm)
+        # Zeros stand where there is no token: no earlier position sees them.
+        embedded = functional.pad(embedded[:, 1:], (0, 0, 0, 1))
+        e = weights.norm(embedded, f"{name}.embed_norm", predictors.embed_norm)
         f = weights.norm(f, f"{name}.hidden_norm", predictors.hidden_norm)
         x = weights.product(e, f"{name}.embed.weight") + weights.product(f, f"{name}.hidden.weight")
         yield Step(f"{name}.merged", x)

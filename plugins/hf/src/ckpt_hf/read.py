@@ -26,6 +26,7 @@ from ckpt_core.sdk import (
 from ckpt_hf import heads
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
+from ckpt_hf.language import SECTION
 from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
@@ -86,10 +87,13 @@ def read(path: str, request: ReadRequest) -> Description:
                 inner = Config(entry.key, entry.lines).fates(said[entry.key])
                 known = {key: fate for key, fate in inner.items() if key in (whole.get(entry.key) or whole)}
                 ledger.config(config_file, known, entry.key if entry.key in whole else "")
-    left = [key for key in KEYS if key in config and key not in said]
-    if left:
+    counted = [(part.section if part else "", config, said)]
+    if family.head is heads.SEES:
+        counted.append((SECTION if SECTION in whole else "", config[SECTION], said[SECTION]))
+    for section, given, kept in counted:
+        left = [key for key in KEYS if key in given and key not in kept]
         why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
-        ledger.config(config_file, dict.fromkeys(left, ("left", why)), part.section if part else "")
+        ledger.config(config_file, dict.fromkeys(left, ("left", why)), section)
     ledger.used("class of the model", config_file, "model_type", "architectures")
     enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)

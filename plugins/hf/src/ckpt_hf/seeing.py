@@ -5,7 +5,7 @@ Such a class is that of its language model with other names for its tensors, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -23,7 +23,7 @@ from ckpt_core.sdk import (
     nested,
 )
 from ckpt_hf import heads
-from ckpt_hf.common import GENERIC, Family
+from ckpt_hf.common import GENERIC, Family, Same
 from ckpt_hf.language import SECTION, in_sections, tied_as_stored
 from ckpt_hf.wholes import WHOLES
 
@@ -106,6 +106,9 @@ def sees(
             return "it sees, and this model has no vision tower"
         return language.constraint(architecture)
 
+    def as_stored(said: Mapping[str, Any], names: Collection[str], same: Same) -> Mapping[str, Any]:
+        return tied_as_stored({**said, SECTION: language.as_stored(said[SECTION], names, same)}, names)
+
     names = list(places.values())
     spelt = language.tables.spelt(_choice(places), places) if names[1:] else language.tables.renamed(names[0])
     return Family(
@@ -115,7 +118,7 @@ def sees(
         constraint=blind,
         leftovers=language.leftovers.extend(*leftovers),
         rewrites=rewrites,
-        as_stored=lambda said, names, same: tied_as_stored(said, names),
+        as_stored=as_stored,
         heads=(),
         head=heads.SEES,
         plain=lambda said, file: in_sections(section, said, file),

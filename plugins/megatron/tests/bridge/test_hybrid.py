@@ -77,7 +77,10 @@ def test_what_bridge_lacks_is_refused_by_name(
 
 
 # Layers M E * M E * of one kind of fed block, and M - * M E * of both
-MIXED = {"mlp__moe?": PerLayer((False, False, False, False, True, False)), "mlp__ffn?": PerLayer((False, True, *[False] * 4))}
+MIXED = {
+    "mlp__moe?": PerLayer((False, False, False, False, True, False)),
+    "mlp__ffn?": PerLayer((False, True, *[False] * 4)),
+}
 SPARSE = {"mlp__moe?": ABSENT, "mlp__ffn?": ABSENT, "mlp__ffn": ABSENT}
 BOTH = {"mlp?": PerLayer((False, True, False, False, True, False)), "mamba__conv": 4}
 
@@ -96,7 +99,11 @@ def test_experts_are_a_kind_of_block(changes: dict[str, object], pattern: str, t
 
 @pytest.mark.parametrize(
     ("fields", "named"),
-    [({"num_moe_experts": None}, "num_moe_experts"), ({"moe_latent_size": 43}, "m="), ({"moe_latent_size": None}, "latent")],
+    [
+        ({"num_moe_experts": None}, "num_moe_experts"),
+        ({"moe_latent_size": 43}, "m="),
+        ({"moe_latent_size": None}, "latent"),
+    ],
 )
 def test_experts_are_what_the_fields_say(fields: dict[str, object], named: str, tmp_path: Path) -> None:
     write_ir(tmp_path / "ir", example("one-block", **{**BOTH, **SPARSE}))

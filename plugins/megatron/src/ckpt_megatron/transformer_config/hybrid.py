@@ -106,7 +106,17 @@ def hybrid(usual: Config, name: str) -> Config:
         name,
         custom(
             [*_WIDTHS, *ROUTER_KEYS],
-            ["layers", "mamba?", "attention?", "mlp?", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.*", "mlp.moe.shared?"],
+            [
+                "layers",
+                "mamba?",
+                "attention?",
+                "mlp?",
+                "mlp.ffn",
+                "mlp.ffn?",
+                "mlp.moe?",
+                "mlp.moe.*",
+                "mlp.moe.shared?",
+            ],
             read=_read_blocks,
             write=_write_blocks,
             uses=["mlp.up_bias"],
