@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.api import config_architecture, read_checkpoint
+from ckpt_core.architecture import facts_of
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward, random_inputs
 from ckpt_core.reference.vision import images_in, placed
@@ -100,6 +101,26 @@ def test_it_sees_what_transformers_saw() -> None:
     size = layers, rows // merge, columns // merge
     places = placed(images_in(vision, tokens, size[0] * size[1] * size[2]), *size)
     assert torch.equal(places, said["image.position_ids"])
+
+
+def test_layers_that_predict_further_tokens_are_kept_or_left(tmp_path: Path) -> None:
+    """Of Qwen 3.5, whose section of the language model counts them."""
+    tower = {path: value for path, value in facts_of(example("seeing")).items() if path.startswith("vision.")}
+    facts = {path: value for path, value in tower.items() if not path.startswith("vision.tap")}
+    facts |= {"attention.rotary.sections": (2, 2, 1), "attention.rotary.interleaved": True, "predictors.count": 1}
+    for norm in ("embed_norm", "hidden_norm", "out_norm"):
+        facts |= {
+            f"predictors.{norm}.{key}": value for key, value in (("kind", "rms"), ("eps", 1e-6), ("zero_centred", True))
+        }
+    write_ir(tmp_path / "ir", example("delta", **facts))
+    convert(tmp_path / "ir", tmp_path / "hf", to="hf")
+    assert "mtp.fc.weight" in weights(tmp_path / "hf")
+    with open_checkpoint(tmp_path / "ir") as before, open_checkpoint(tmp_path / "hf") as after:
+        assert before.architecture == after.architecture
+        inputs = random_inputs([before.architecture], 12)
+        assert any(step.name == "predictors.0.logits" for step in forward(before, inputs))
+    kept = read_checkpoint(tmp_path / "hf", options={"predictors": "drop"})
+    assert kept.architecture.decoder.predictors is None and kept.architecture.vision is not None
 
 
 # --- configs of other versions -----------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import yaml
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.api import plan_conversion
+from ckpt_core.architecture import facts_of
 from ckpt_core.errors import CkptError
-from ckpt_core.testing import example, write_ir
+from ckpt_core.testing import ABSENT, example, write_ir
 from ckpt_tests import distributed
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, of_2026
@@ -26,6 +27,13 @@ MOE = {
     "mlp__moe__router__top_k": 3,
     "mlp__moe__router__normalise": True,
 }
+# the tower of Qwen 3.5, which has no taps
+TOWER = {
+    path.replace(".", "__"): value
+    for path, value in facts_of(example("seeing")).items()
+    if path.startswith("vision.") and not path.startswith("vision.tap")
+}
+DELTA = {**TOWER, "attention__rotary__sections": (2, 2, 1), "attention__rotary__interleaved": True}
 EPS = {f"{norm}__eps": 1e-5 for norm in ("attention__norm", "mlp__norm", "final_norm", "attention__qk_norm")}
 
 
@@ -70,13 +78,13 @@ def test_what_is_written_is_what_bridge_wrote(golden: Golden, tmp_path: Path) ->
     [
         ("seeing", EPS, {}, "Qwen3VLModelProvider"),
         ("seeing", EPS | MOE, {}, "Qwen3VLMoEModelProvider"),
+        ("delta", DELTA, {}, "Qwen35VLModelProvider"),
+        ("delta", DELTA | MOE, {}, "Qwen35VLMoEModelProvider"),
         ("seeing-squares", {}, {}, "Qwen25VLModelProvider"),
         ("seeing-whole", {"attention__window": 40}, {"post_norm_eps": "1e-5"}, "Gemma3VLModelProvider"),
     ],
 )  # fmt: skip
 def test_every_class_reads_back(name: str, facts: dict, options: dict, target: str, tmp_path: Path) -> None:
-    from ckpt_core.testing import ABSENT
-
     changes = {path: ABSENT if value is None else value for path, value in facts.items()}
     write_ir(tmp_path / "ir", example(name, **changes), dtype="bf16")
     convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge", options=options)

@@ -27,9 +27,12 @@ def ckpt_info() -> FormatInfo:
             "Llama31ModelProvider",
             "GemmaModelProvider",
             "MLAModelProvider",
-            "Qwen25VLModelProvider",
             "Qwen3VLModelProvider",
             "Qwen3VLMoEModelProvider",
+            "Qwen35VLModelProvider",
+            "Qwen35VLMoEModelProvider",
+            "Qwen25VLModelProvider",
+            "Gemma3VLModelProvider",
         ),
         options=(
             reading.IGNORE_KEYS,

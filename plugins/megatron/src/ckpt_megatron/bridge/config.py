@@ -35,6 +35,8 @@ GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 SEEING = {one.target: one for one in classes_of(GPT)}
 """The classes of models that see, by their dotted names."""
 
+GPT_SEEING = next(iter(SEEING))
+"""The class whose table refuses what none of them holds."""
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
 _GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
 _HYBRID_CLASS = f"{PACKAGE}.hybrid.hybrid_provider.HybridModelProvider"  # since 0.6
@@ -228,8 +230,10 @@ def _seeing(facts: Facts, version: str, names: str) -> Seeing:
         )
     kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
     kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
-    kind = "Qwen3VLMoE" if facts.present("mlp.moe") is not False else kind
-    return next(one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")
+    kind = "Qwen35VL" if facts.present("delta") is not False else kind
+    kind = f"{kind}MoE" if facts.present("mlp.moe") is not False else kind
+    found = (one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")
+    return next(found, None) or SEEING[GPT_SEEING]
 
 
 def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:

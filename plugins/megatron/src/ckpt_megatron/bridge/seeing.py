@@ -159,8 +159,13 @@ def _tower(target: str, kind: str, hidden: int, *lines: Any, taps: bool = False)
 def _norms(kind: str, *paths: str, **facts: object) -> list[configs.Entry]:
     return [fact_is(f"{path}.{name}", value) for path in paths for name, value in {"kind": kind, **facts}.items()]
 
-def _deep(package: str, name: str, kind: str) -> configs.Entry:
+def _deep(package: str, name: str, kind: str, *, taps: bool = True) -> configs.Entry:
     """The tower that is made of Megatron's layers: with the tanh form of GELU, and an epsilon of 1e-6, whatever the config says."""
+    tapped = [
+        key("deepstack_visual_indexes", "vision.taps", default=[8, 16, 24], via=values.whole_numbers),
+        fact_is("vision.tapped.norm_merged", True),
+        *_norms("layer", "vision.tapped.norm", eps=1e-6, bias=True),
+    ] if taps else [key_is("deepstack_visual_indexes", [], None, or_absent=True, written=False)]
     return _tower(f"{package}.{name}", kind, 1152,
         key_is("hidden_act", "gelu_pytorch_tanh", or_absent=True),
         key_is("rope_parameters", None, _axial(10000.0), or_absent=True, written=False),
@@ -168,19 +173,22 @@ def _deep(package: str, name: str, kind: str) -> configs.Entry:
         fact_is("vision.mlp.activation", Activation.GELU_TANH),
         fact_is("vision.mlp.gated", False),
         fact_is("vision.bias", True),
-        _norms("layer", *_NORMS, "vision.tapped.norm", eps=1e-6, bias=True),
+        _norms("layer", *_NORMS, eps=1e-6, bias=True),
         key("num_position_embeddings", "vision.positions.count", default=2304, type=values.whole),
-        key("deepstack_visual_indexes", "vision.taps", default=[8, 16, 24], via=values.whole_numbers),
-        fact_is("vision.tapped.norm_merged", True),
-        taps=True,
+        *tapped,
+        taps=taps,
     )
 
-_TOKENS: list[Any] = [
-    key("image_token_id", "vision.token", default=151655, type=values.count),
-    key("video_token_id", "vision.video_token", default=151656, type=values.count),
-    note("vision_start_token_id", "vision_start", default=151652),
-    note("vision_end_token_id", "vision_end", default=151653),
-]
+def _ids(image: int, start: int) -> list[Any]:
+    """The ids of tokens that stand for images and videos, and those around them, which follow from `start` on."""
+    return [
+        key("image_token_id", "vision.token", default=image, type=values.count),
+        key("video_token_id", "vision.video_token", default=image + 1, type=values.count),
+        note("vision_start_token_id", "vision_start", default=start),
+        note("vision_end_token_id", "vision_end", default=start + 1),
+    ]
+
+_TOKENS = _ids(151655, 151652)
 _RUN: list[Any] = [
     ignore("bos_token_id", "eos_token_id", "hf_text_config", "return_dict", "freeze_language_model", "freeze_vision_model", "freeze_vision_projection",
            "dist_train", "vision_dp_when_cp", "vision_cuda_graph_impl", "vision_cuda_graph_scope", "max_vision_cuda_graph_seq_length",
@@ -191,15 +199,19 @@ _RUN: list[Any] = [
 ]
 _AGAIN = ignore("patch_size", "temporal_patch_size", "in_channels", "num_position_embeddings", "out_hidden_size", "deepstack_visual_indexes",
                 why="the tower is made by vision_config")
+_SAID_ELSEWHERE = ignore("head_dim", "mlp_only_layers", "decoder_sparse_step", "audio_token_id", why="said by other fields, or of no image")
 _MERGED = decided(["spatial_merge_size"], [], read=_read_merge, values={"spatial_merge_size": [configs.value_of("vision.projector.merge")]},
                   uses=["vision.projector.merge"], why="the merger for which positions are counted, which is that of the tower")
 
 
 def _qwen3(gpt: Config, name: str, tower: configs.Entry, *lines: Any) -> Config:
-    return gpt.replace(f"Megatron-Bridge's {name}", positions("attention", sections=True), tower, *_TOKENS, *_RUN, *lines)
+    said = gpt.replace(f"Megatron-Bridge's {name}", positions("attention", sections=True), tower, *_TOKENS, *_RUN, _AGAIN, _MERGED)
+    return said.replace(said.name, *lines)
 
 _QWEN3_VL = "qwen_vl.qwen3_vl_provider.Qwen3VLModelProvider"
 _QWEN3_VL_MOE = "qwen_vl.qwen3_vl_provider.Qwen3VLMoEModelProvider"
+_QWEN3_5_VL = "qwen_vl.qwen35_vl_provider.Qwen35VLModelProvider"
+_QWEN3_5_VL_MOE = "qwen_vl.qwen35_vl_provider.Qwen35VLMoEModelProvider"
 _QWEN2_5_VL = "qwen_vl.qwen25_vl_provider.Qwen25VLModelProvider"
 
 _GEMMA3_VL = "gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider"
@@ -366,6 +378,10 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
     moe = "qwen3_vl_moe.configuration_qwen3_vl_moe"
     dense = _deep(package, "Qwen3VLVisionConfig", "qwen3_vl_vision")
     sparse = _deep(moe, "Qwen3VLMoeVisionConfig", "qwen3_vl_moe_vision")
+    flat, flat_sparse = (
+        _deep(f"{kind}.configuration_{kind}", f"{name}VisionConfig", f"{kind}_vision", taps=False)
+        for kind, name in (("qwen3_5", "Qwen3_5"), ("qwen3_5_moe", "Qwen3_5Moe"))
+    )
     qwen2_5 = _tower(
         "qwen2_5_vl.configuration_qwen2_5_vl.Qwen2_5_VLVisionConfig",
         "qwen2_5_vl_vision",
@@ -392,17 +408,20 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
         note("tokens_per_second", "tokens_per_second", default=4),
     )
     return (
-        Seeing(f"{MODELS}.{_QWEN3_VL}", _qwen3(gpt, "Qwen3VLModelProvider", dense, _AGAIN, _MERGED), megatron),
+        Seeing(f"{MODELS}.{_QWEN3_VL}", _qwen3(gpt, "Qwen3VLModelProvider", dense), megatron),
         Seeing(
             f"{MODELS}.{_QWEN3_VL_MOE}",
-            _qwen3(
-                gpt,
-                "Qwen3VLMoEModelProvider",
-                sparse,
-                _AGAIN,
-                _MERGED,
-                ignore("head_dim", "mlp_only_layers", "decoder_sparse_step", why="said by other fields"),
-            ),
+            _qwen3(gpt, "Qwen3VLMoEModelProvider", sparse, _SAID_ELSEWHERE),
+            megatron,
+        ),
+        Seeing(
+            f"{MODELS}.{_QWEN3_5_VL}",
+            _qwen3(gpt, "Qwen35VLModelProvider", flat, *_ids(248056, 248053), _SAID_ELSEWHERE),
+            megatron,
+        ),
+        Seeing(
+            f"{MODELS}.{_QWEN3_5_VL_MOE}",
+            _qwen3(gpt, "Qwen35VLMoEModelProvider", flat_sparse, *_ids(248056, 248053), _SAID_ELSEWHERE),
             megatron,
         ),
         Seeing(

@@ -81,7 +81,7 @@ def positions(attention: str, *, yarn: bool = False, sections: bool | None = Non
         config["rotary_base"] = theta
         if sections is not None:
             _write_sections(facts, sections, config)
-        elif facts.get(f"{_ROTARY}.sections") is not None:
+        elif not latent and facts.get(f"{_ROTARY}.sections") is not None:
             raise Refusal(
                 "its positions have one coordinate", found=f"{_ROTARY}.sections = {facts[f'{_ROTARY}.sections']}"
             )
