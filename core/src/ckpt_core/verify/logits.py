@@ -90,7 +90,7 @@ def compare_logits(
     """
     tokens = inputs.tokens if inputs.tokens is not None else inputs.pixels
     assert tokens is not None
-    report = LogitsReport(tokens.shape[0] * tokens.shape[1] if inputs.pixels is None else tokens.shape[0])
+    report = LogitsReport(tokens.shape[0] * tokens.shape[1] if inputs.tokens is not None else tokens.shape[0])
     total = _steps(left.architecture)
     last: tuple[Step, Step] | None = None
     with OpenCheckpoint(left) as one, OpenCheckpoint(right) as two:
