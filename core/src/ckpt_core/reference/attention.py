@@ -59,10 +59,10 @@ def attend(
     if attention.window is not None:
         allowed = allowed & _within(attention.window, scores.shape[-2], scores.shape[-1], ahead)
     if attention.chunk is not None:
-        patches = places is not None and len(places) == 2
-        allowed = allowed & _in_chunk(
-            attention.chunk, places[:, 0] if patches else torch.arange(scores.shape[-1])[None]
-        )
+        counted = torch.arange(scores.shape[-1])[None]
+        if places is not None and len(places) == 2:  # a patch has a row and a column
+            counted = places[:, 0]
+        allowed = allowed & _in_chunk(attention.chunk, counted)
     sinks = weights.vector(f"{name}.sinks.weight") if attention.sinks else None
     mixed = _softmax(scores, allowed, sinks) @ v
     if attention.head_scale:
