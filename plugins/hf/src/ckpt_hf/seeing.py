@@ -45,18 +45,24 @@ _SECTION_GENERIC = Config("", GENERIC).replace(
 )
 
 
-def _read_width(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    if config.get("out_hidden_size", facts["hidden"]) != facts["hidden"]:
-        raise CkptError(
-            "key 'out_hidden_size' is not the width of the language model",
-            found=f"out_hidden_size = {config['out_hidden_size']!r}, hidden_size = {facts['hidden']}",
-        )
+def width(name: str) -> configs.Entry:
+    """The key `name` says the width of the language model once more."""
 
+    def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+        if config.get(name, facts["hidden"]) != facts["hidden"]:
+            raise CkptError(
+                f"key {name!r} is not the width of the language model",
+                found=f"{name} = {config[name]!r}, hidden_size = {facts['hidden']}",
+            )
 
-# fmt: off
-WIDTH = decided(["out_hidden_size"], [], read=_read_width, values={"out_hidden_size": [configs.value_of("hidden")]}, uses=["hidden"],
-    why="the width of the language model, said once more")
-# fmt: on
+    return decided(
+        [name],
+        [],
+        read=read,
+        values={name: [configs.value_of("hidden")]},
+        uses=["hidden"],
+        why="the width of the language model, said once more",
+    )
 
 
 def tower(kind: str, *lines: Any) -> configs.Entry:

@@ -1,7 +1,7 @@
-"""The Qwens that see: Qwen2.5-VL, Qwen3-VL and Qwen3.5, dense and mixtures.
+"""The Qwens that see: Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, dense and mixtures.
 
-Their towers turn patches by row and column; what Qwen2.5-VL sees through squares of patches, the later ones see whole, at learned positions
-besides. Qwen3-VL adds what some layers of the tower say to the first layers of the language model.
+Their towers turn patches by row and column. Qwen2.5-VL sees most through squares of patches, and the others see all at once, the later ones at
+learned positions besides. Qwen3-VL adds what some layers of the tower say to the first layers of the language model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ckpt_core.sdk import (
 from ckpt_hf.common import ACTIVATION, Family, norms, usual_head_dim
 from ckpt_hf.families import qwen, qwen3_next
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.seeing import WIDTH, sees, tower
+from ckpt_hf.seeing import sees, tower, width
 from ckpt_hf.weights import EXPERTS, INPUT_FIRST, MODEL, NAMES
 from ckpt_hf.wholes import beside_the_tower, has_input_first
 
@@ -70,15 +70,20 @@ def _theta(theta: float) -> dict[str, Any]:
 
 
 # fmt: off
-def _tower(kind: str, depth: int, hidden: int, ffn: int, patch: int, *lines: Any, taps: bool = False, act: str = "gelu_pytorch_tanh") -> Any:
+def _ffn(default: int) -> configs.Entry:
+    return key("intermediate_size", "vision.mlp.ffn", default=default, type=values.whole)
+
+def _tower(kind: str, depth: int, hidden: int, ffn: configs.Entry, patch: int, *lines: Any, taps: bool = False, act: str = "gelu_pytorch_tanh",
+           own: str = "hidden_size", out: str = "out_hidden_size") -> Any:
+    """The section of a tower of `depth` layers where it says none; `own` is the key of its width, and `out` that of the language model's."""
     both = ("projector", "tapped") if taps else ("projector",)
     return tower(kind,
-        WIDTH,
+        width(out),
+        ffn,
         key("depth", "vision.layers", default=depth, type=values.layers),
-        key("hidden_size", "vision.hidden", default=hidden, type=values.whole),
+        key(own, "vision.hidden", default=hidden, type=values.whole),
         key("num_heads", "vision.attention.heads", "vision.attention.groups", default=16, type=values.whole),
-        derived(None, "vision.attention.head_dim", "hidden_size / num_heads"),
-        key("intermediate_size", "vision.mlp.ffn", default=ffn, type=values.whole),
+        derived(None, "vision.attention.head_dim", f"{own} / num_heads"),
         key("hidden_act", "vision.mlp.activation", default=act, via=ACTIVATION),
         # the files of Qwen2.5-VL on the Hub call it in_chans, and the patch once more spatial_patch_size
         key("in_channels", "vision.channels", also=["in_chans"], default=3, type=values.whole),
@@ -86,7 +91,7 @@ def _tower(kind: str, depth: int, hidden: int, ffn: int, patch: int, *lines: Any
         key("patch_size", "vision.patch", default=patch, type=values.whole),
         key("temporal_patch_size", "vision.frames", default=2, type=values.whole),
         key("spatial_merge_size", *(f"vision.{one}.merge" for one in both), default=2, type=values.whole),
-        derived(None, [f"vision.{one}.ffn" for one in both], "hidden_size * spatial_merge_size ** 2"),
+        derived(None, [f"vision.{one}.ffn" for one in both], f"{own} * spatial_merge_size ** 2"),
         decided(["rope_parameters"], ["vision.attention.rotary.theta"], read=_read_theta,
                 values={"rope_parameters": [configs.LEFT_OUT, configs.value_of("vision.attention.rotary.theta", by=_theta)]},
                 why="always axial; the base is a key since transformers 5"),
@@ -105,7 +110,7 @@ def _deep(kind: str, *lines: Any, taps: bool) -> Any:
         norms("layer", "vision.tapped.norm", eps=1e-6, bias=True),
         fact_is("vision.tapped.norm_merged", True),
     ] if taps else []
-    return _tower(kind, 27, 1152, 4304, 16,
+    return _tower(kind, 27, 1152, _ffn(4304), 16,
         key("num_position_embeddings", "vision.positions.count", default=2304, type=values.whole),
         fact_is("vision.bias", True),
         fact_is("vision.mlp.gated", False),
@@ -124,11 +129,18 @@ def _tokens(image: int, start: int) -> list[Any]:
         note("vision_end_token_id", "vision_end", default=start + 1),
     ]
 
-_QWEN2_5_TEXT = qwen.QWEN2.replace("Qwen2_5_VLTextModel",
+_QWEN2_TEXT = qwen.QWEN2.replace("Qwen2VLTextModel",
     usual_head_dim(),
     rotary_keys(default_theta=1000000.0, sections=(16, 24, 24), called={"mrope": "default"}),
 )
-_QWEN2_5_TOWER = _tower("qwen2_5_vl_vision", 32, 3584, 3420, 14,
+_QWEN2_TOWER = _tower("qwen2_vl_vision", 32, 1280, key("mlp_ratio", "vision.mlp.ffn", default=4, type=values.whole, times="embed_dim"), 14,
+    fact_is("vision.mlp.gated", False),
+    norms("layer", *_NORMS, eps=1e-6, bias=True),
+    act="quick_gelu",
+    own="embed_dim",
+    out="hidden_size",
+)
+_QWEN2_5_TOWER = _tower("qwen2_5_vl_vision", 32, 3584, _ffn(3420), 14,
     fact_is("vision.mlp.gated", True),
     norms("rms", *_NORMS, eps=1e-6),
     decided(_WINDOWS, ["vision.attention.chunk", "vision.attention.chunk?"], read=_read_windows,
@@ -184,6 +196,22 @@ _BLOCK_OF_2_5 = [
     row("mlp.down_proj.weight", "h f", "mlp.down.weight"),
     row("mlp.down_proj.bias",   "h",   "mlp.down.bias"),
 ]
+_TABLES_OF_2 = [
+    table
+    for place, visual in (("stored", "visual"), ("held", "model.visual"))
+    for table in (
+        Table(visual, to="vision", under={"places": place}, rows=[*_OF_2_5, row("merger.ln_q.bias", "h", "projector.norm.bias")]),
+        Table(f"{visual}.blocks.{{l}}", to="vision.layers.{l}", under={"places": place}, rows=[
+            *_BLOCK,
+            row("norm1.bias",     "h",   "attention.norm.bias"),
+            row("norm2.bias",     "h",   "mlp.norm.bias"),
+            row("mlp.fc1.weight", "f h", "mlp.up.weight"),
+            row("mlp.fc1.bias",   "f",   "mlp.up.bias"),
+            row("mlp.fc2.weight", "h f", "mlp.down.weight"),
+            row("mlp.fc2.bias",   "h",   "mlp.down.bias"),
+        ]),
+    )
+]
 _TABLES_OF_2_5 = [
     table
     # transformers 5 saves it as the Hub has it, and version 4.52 saved what is held
@@ -238,15 +266,21 @@ def _beside(kind: str, language: Family, text: Any, tower: Any, *lines: Any) -> 
 
 
 FAMILIES = [
-    sees(
-        "qwen2_5_vl",
-        _family("qwen2"),
-        _QWEN2_5_TEXT,
-        [_QWEN2_5_TOWER],
-        *_tokens(151655, 151652),
-        note("vision_token_id", "vision_token"),
-        tables=_TABLES_OF_2_5,
-        places={"stored": lambda name: name, "held": beside_the_tower},
+    *(
+        sees(
+            kind,
+            _family("qwen2"),
+            _QWEN2_TEXT,
+            [seen],
+            *_tokens(151655, 151652),
+            note("vision_token_id", "vision_token"),
+            tables=tables,
+            places={"stored": lambda name: name, "held": beside_the_tower},
+        )
+        for kind, seen, tables in (
+            ("qwen2_vl", _QWEN2_TOWER, _TABLES_OF_2),
+            ("qwen2_5_vl", _QWEN2_5_TOWER, _TABLES_OF_2_5),
+        )
     ),
     _beside("qwen3_vl", _family("qwen3"), _QWEN3_TEXT, _deep("qwen3_vl_vision", taps=True), *_tokens(151655, 151652)),
     replace(
