@@ -49,7 +49,7 @@ CHOICES: dict[str, list[dict[str, str]]] = {
         for experts in ("sequential", "grouped")
     ]
     + [{"container": "torch_dist", "names": names} for names in ("te", "local")],
-    "megatron-bridge": [{"names": names} for names in ("te", "local")],
+    "megatron-bridge": [{"names": names} for names in ("te", "local")] + [{"post_norm_eps": "1e-5"}],
     "nemo": [
         {"names": names, "backend": backend} for names in ("mcore", "legacy") for backend in ("ranks", "torch_dist")
     ]
@@ -68,6 +68,8 @@ LAYOUTS: list[dict[str, int | None]] = [{}, {"tp": 2, "pp": 3}]
 # hidden = heads x head_dim, as some formats want it
 EXAMPLES = [example(name, hidden=216) for name in example_architectures()] + [
     example("latent", **{f"latent_attention__{norm}__eps": 1e-5 for norm in ("norm", "q_norm", "kv_norm")}),
+    # hidden is that of the embedding's scale; Bridge has no window that is shorter than an image
+    example("seeing-whole", attention__window=40),
     example("bloom", hidden=216, tokens__norm=ABSENT, mlp__gated=True, mlp__activation="silu"),
     example("vit", patches__width=24, patches__class_tokens=2, positions__count=11, layer_scale=True),
 ]

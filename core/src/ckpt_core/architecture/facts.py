@@ -10,7 +10,7 @@ then a pattern (`no_rope_layers: [1, 1, 1, 0]`). `Facts` bridges the two views:
     facts["kind"]                   "decoder", "encoder" or "encoder-decoder"
 
 A value that differs between layers is a `PerLayer`. In an encoder-decoder the paths of a stack carry
-its name (`encoder.attention.heads`); otherwise they carry none.
+its name (`encoder.attention.heads`); otherwise they carry none. Those of a vision tower begin with `vision.`: `vision.attention.heads`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack
+from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack, Vision
 from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
 from ckpt_core.architecture.validate import validate
 from ckpt_core.errors import CkptError
@@ -55,18 +55,27 @@ def facts_of(architecture: Architecture) -> Facts:
     stacks = {name: stack for name in ("encoder", "decoder") if (stack := getattr(architecture, name)) is not None}
     facts["kind"] = "-".join(stacks)
     for field in dataclasses.fields(Architecture):
-        if field.name not in ("encoder", "decoder"):
+        if field.name not in ("encoder", "decoder", "vision"):
             _collect(facts, field.name, field_types(Architecture)[field.name], [getattr(architecture, field.name)])
+    if architecture.vision is not None:
+        for field in dataclasses.fields(Vision):
+            if field.name != "stack":
+                value = getattr(architecture.vision, field.name)
+                _collect(facts, f"vision.{field.name}", field_types(Vision)[field.name], [value])
+        _collect_stack(facts, "vision.", architecture.vision.stack)
     for name, stack in stacks.items():
-        prefix = f"{name}." if len(stacks) == 2 else ""
-        facts[f"{prefix}layers"] = len(stack.layers)
-        for field in dataclasses.fields(Stack):
-            if field.name != "layers":
-                _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
-        for field in dataclasses.fields(Layer):
-            column = [getattr(layer, field.name) for layer in stack.layers]
-            _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
+        _collect_stack(facts, f"{name}." if len(stacks) == 2 else "", stack)
     return facts
+
+
+def _collect_stack(facts: Facts, prefix: str, stack: Stack) -> None:
+    facts[f"{prefix}layers"] = len(stack.layers)
+    for field in dataclasses.fields(Stack):
+        if field.name != "layers":
+            _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
+    for field in dataclasses.fields(Layer):
+        column = [getattr(layer, field.name) for layer in stack.layers]
+        _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
 
 
 def same_value(one: object, two: object) -> bool:
@@ -152,6 +161,8 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
         for name, prefix in zip(_KINDS[kind], _prefixes(kind), strict=True)
     }
     values |= _build_fields(facts, "", Architecture, None, owners, source)
+    if "vision" in owners:
+        values["vision"] = _build_vision(facts, owners, source)
     unknown = sorted(facts.keys() - _paths_of(kind))
     if unknown:
         raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
@@ -184,6 +195,12 @@ def _build_stack(facts: Facts, prefix: str, owners: set[str], source: str) -> St
     return _construct(Stack, {"layers": layers, **values}, prefix, source)
 
 
+def _build_vision(facts: Facts, owners: set[str], source: str) -> Vision:
+    stack = _build_stack(facts, "vision.", owners, source)
+    fields = _build_fields(facts, "vision.", Vision, None, owners, source)
+    return _construct(Vision, {"stack": stack, **fields}, "vision", source)
+
+
 def _build_fields(
     facts: Facts, prefix: str, cls: type, index: int | None, owners: set[str], source: str
 ) -> dict[str, object]:
@@ -213,7 +230,7 @@ def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
     found = []
     for field in dataclasses.fields(cls):
         annotation, _ = optional_of(field_types(cls)[field.name])
-        if annotation is not Stack and field.name != "layers":
+        if annotation not in (Stack, Vision) and field.name != "layers":
             found.append((field.name, annotation, is_schema_class(annotation)))
     return tuple(found)
 
@@ -233,8 +250,8 @@ def _prefixes(kind: str) -> list[str]:
 @functools.cache
 def _paths_of(kind: str) -> frozenset[str]:
     """Every path that facts of this kind of model may have."""
-    paths = {"kind", *_walk(Architecture, "")}
-    for prefix in _prefixes(kind):
+    paths = {"kind", *_walk(Architecture, ""), *_walk(Vision, "vision.")}
+    for prefix in [*_prefixes(kind), "vision."]:
         paths |= {f"{prefix}layers", *_walk(Stack, prefix), *_walk(Layer, prefix)}
     return frozenset(paths)
 
@@ -296,9 +313,11 @@ def default_of(path: str) -> object:
     This is what "does not happen" means: a format that can't say a field may still hold its default.
     """
     parts = path.split(".")
+    roots = [Layer, Stack, Architecture]
+    if parts[0] == "vision":
+        parts, roots = parts[1:], [Layer, Stack, Vision]
     if parts[0] in ("encoder", "decoder"):
         parts = parts[1:]
-    roots = [Layer, Stack, Architecture]
     cls: Any = next((root for root in roots if parts[0] in field_types(root)), None)
     for part in parts[:-1]:
         cls, _ = optional_of(field_types(cls)[part])

@@ -21,12 +21,14 @@ from ckpt_core.architecture.schema import (
     Mlp,
     Norm,
     Pooling,
+    Projector,
     Rotary,
     Router,
     Stack,
     Temperature,
     Tokens,
     Transform,
+    Vision,
 )
 from ckpt_core.errors import CkptError, Problems
 
@@ -59,10 +61,81 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
         yield from _transform("head.transform", architecture.head.transform)
     if architecture.classifier is not None:
         yield from _classifier(architecture.classifier, architecture.tokens)
+    if architecture.vision is not None:
+        yield from _vision(architecture.vision, architecture)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, crossing=architecture.encoder is not None and stack is architecture.decoder)
+        yield from _coordinates(prefix, stack, seeing=architecture.vision is not None)
         if stack.predictors is not None:
             yield from _predictors(f"{prefix}predictors", stack, architecture)
+
+
+def _vision(vision: Vision, architecture: Architecture) -> Iterator[tuple[str, str]]:
+    for name in ("hidden", "patch", "channels", "frames"):
+        yield from _positive(f"vision.{name}", getattr(vision, name))
+    if architecture.tokens is None or architecture.decoder is None or architecture.encoder is not None:
+        yield "vision", "images stand between the tokens of a decoder, and this is not one by itself"
+    if architecture.decoder is not None and architecture.decoder.positions is not None:
+        yield "vision", "learned positions of a language model that sees have no meaning for images"
+    if vision.image is not None and vision.image % (vision.patch * vision.projector.merge):
+        yield "vision.image", f"{vision.image} is not a multiple of {vision.patch} x {vision.projector.merge} pixels"
+    yield from _projector("vision.projector", vision.projector)
+    if (vision.tapped is None) != (not vision.taps):
+        yield "vision.taps", "there are taps and what they pass, or neither"
+    if vision.tapped is not None:
+        yield from _projector("vision.tapped", vision.tapped)
+        if vision.tapped.merge != vision.projector.merge:
+            yield "vision.tapped.merge", f"{vision.tapped.merge} is not that of the projector, {vision.projector.merge}"
+    layers, after = len(vision.stack.layers), len(architecture.decoder.layers) if architecture.decoder else 0
+    if len(vision.taps) > after or any(not 0 <= tap < layers for tap in vision.taps):
+        yield (
+            "vision.taps",
+            f"{list(vision.taps)} are not some of {layers} layers, or are more than the {after} layers below",
+        )
+    if list(vision.taps) != sorted(set(vision.taps)):
+        yield "vision.taps", f"{list(vision.taps)} are not in the order of the layers"
+    yield from _stack("vision.", vision.stack, crossing=False)
+    positions = vision.stack.positions
+    if positions is not None and math.isqrt(max(0, positions.count)) ** 2 != positions.count:
+        yield "vision.positions.count", f"{positions.count} is not a square"
+    if vision.stack.causal or vision.stack.predictors is not None:
+        yield "vision.causal", "patches have no order"
+    for index, layer in enumerate(vision.stack.layers):
+        if layer.attention is None or layer.attention.window is not None:
+            yield (
+                f"vision.layers.{index}",
+                "patches lie in rows and columns: attention without a window is what mixes them",
+            )
+        elif layer.attention.rotary is not None and not layer.attention.rotary.axial:
+            yield f"vision.layers.{index}.attention.rotary.axial", "a patch has a row and a column"
+
+
+def _projector(path: str, projector: Projector) -> Iterator[tuple[str, str]]:
+    yield from _positive(f"{path}.merge", projector.merge)
+    if projector.ffn is not None:
+        yield from _positive(f"{path}.ffn", projector.ffn)
+    if (projector.ffn is None) != (projector.activation is None):
+        yield f"{path}.activation", "it stands between two matrices, and there are two where there is an ffn"
+    yield from _norm(f"{path}.norm", projector.norm)
+
+
+def _coordinates(prefix: str, stack: Stack, seeing: bool) -> Iterator[tuple[str, str]]:
+    """What only positions with coordinates allow, in a stack of tokens."""
+    for index, layer in enumerate(stack.layers):
+        rotary = layer.attention.rotary if layer.attention else None
+        if rotary is not None and rotary.axial:
+            yield f"{prefix}layers.{index}.attention.rotary.axial", "a token has no row and no column alone"
+        if rotary is not None and rotary.sections is not None and not seeing:
+            yield (
+                f"{prefix}layers.{index}.attention.rotary.sections",
+                "the coordinates of a position are one, as nothing is seen",
+            )
+        latent = layer.latent_attention
+        if latent is not None and latent.rotary is not None and (latent.rotary.sections or latent.rotary.axial):
+            yield (
+                f"{prefix}layers.{index}.latent_attention.rotary",
+                "latent attention counts positions one after the other",
+            )
 
 
 def _predictors(path: str, stack: Stack, architecture: Architecture) -> Iterator[tuple[str, str]]:
@@ -234,6 +307,16 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
     width = rotary_width(rotary, head_dim) if 0 < rotary.fraction <= 1 else None
     if width is None or width % 2:
         yield f"{path}.fraction", f"{rotary.fraction} of head_dim={head_dim} is not an even number of elements"
+    if rotary.axial and (width or 0) % 4:
+        yield f"{path}.axial", f"{width} rotated elements are not an even number for rows and as many for columns"
+    if rotary.axial and (rotary.sections is not None or rotary.scaling is not None):
+        yield f"{path}.axial", "rows and columns share the pairs equally, and their angles are not stretched"
+    if rotary.interleaved and rotary.sections is None:
+        yield f"{path}.interleaved", "there are no sections"
+    if rotary.sections is not None:
+        pairs = (width or 0) // 2
+        if len(rotary.sections) != 3 or any(one < 0 for one in rotary.sections) or sum(rotary.sections) != pairs:
+            yield f"{path}.sections", f"{list(rotary.sections)} are not three parts of {pairs} rotated pairs"
     if rotary.scaling is not None:
         required, optional = SCALING_FIELDS[rotary.scaling.kind]
         given = {name for name in type(rotary.scaling).__slots__ if getattr(rotary.scaling, name) is not None} - {

@@ -289,5 +289,5 @@ def sizes(architecture: Architecture) -> Iterator[str]:
     elements = sum(math.prod(parameter.shape) for parameter in parameters(architecture).values())
     yield f"{elements / 1e9:.3g} billion parameters" if elements > 10**9 else f"{elements:,} parameters"
     yield f"hidden {architecture.hidden}"
-    for prefix, stack in architecture.stacks.items():
+    for prefix, stack in architecture.towers.items():
         yield f"{len(stack.layers)} {prefix.removesuffix('.') or 'layers'}"

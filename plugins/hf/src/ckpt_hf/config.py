@@ -29,6 +29,7 @@ from ckpt_hf.families import (
     falcon_h1,
     flint,
     gemma,
+    gemma_vl,
     glm,
     gpt2,
     gpt_bigcode,
@@ -68,6 +69,7 @@ from ckpt_hf.families import (
     phimoe,
     qwen,
     qwen3_next,
+    qwen_vl,
     sarvam,
     seed_oss,
     stablelm,
@@ -144,6 +146,8 @@ _SAID: list[Family] = [
     *granite_swa.FAMILIES,
     *eurobert.FAMILIES,
     *distilbert.FAMILIES,
+    *qwen_vl.FAMILIES,
+    *gemma_vl.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

@@ -49,6 +49,8 @@ def rotary_keys(
     by_position: bool = False,
     by_length: bool = False,
     called: Mapping[str, str] | None = None,
+    sections: tuple[int, ...] | None = None,
+    interleaved: bool = False,
 ) -> configs.Custom:
     """The config line for all rotary keys; `default_theta` is the class's own. `always`: every layer of it rotates.
     `null_theta`: a theta of null says that none does (OLMo-Hybrid).
@@ -59,7 +61,8 @@ def rotary_keys(
     `inert`: parameters that the class takes, and that change nothing.
     `usual`: the scaling of the class where no key says one. `by_position`: among the parameters is one by which queries
     grow with their position (Ministral 3). `by_length`: longrope is the only scaling, and says its factor of cosines and sines twice, for short
-    and for long texts (Phi-3.5-MoE). `called`: what the class also calls kinds of scaling.
+    and for long texts (Phi-3.5-MoE). `called`: what the class also calls kinds of scaling. `sections`: how the class shares out
+    the angles between time, row and column where no parameter says it, `interleaved` or one section after the other, whatever is said.
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
@@ -93,6 +96,10 @@ def rotary_keys(
         if by_position:
             growth = _growth(scaling, parameters)
             scaling, parameters = (_without(one, {_GROWTH}) for one in (scaling, parameters))
+        if sections is not None:
+            facts[f"{path}.sections"] = _sections(scaling, parameters) or sections
+            facts[f"{path}.interleaved"] = interleaved
+            scaling, parameters = (_without(one, _SHARES) for one in (scaling, parameters))
         if alpha:
             theta = given.get("rope_theta", default_theta)
             scaling, parameters = (_stretched(one, theta, facts[head_dim]) for one in (scaling, parameters))
@@ -140,6 +147,16 @@ def rotary_keys(
             scaling = _with_both_factors(scaling)
         if by_position:
             scaling[_GROWTH] = _growth_of(facts, temperature, scaling)
+        shares = [configs.uniform(facts, f"{path}.{name}") for name in ("sections", "interleaved")]
+        if sections is not None and shares[0] is not None and shares[1] == interleaved:
+            scaling = {"rope_type": "default", **scaling, "mrope_section": list(shares[0])}
+            scaling |= {"mrope_interleaved": True} if interleaved else {}
+        elif shares[0] is not None or sections is not None:
+            usual_shares = "none" if sections is None else "interleaved" if interleaved else "one after the other"
+            raise Refusal(
+                f"its angles have sections: {usual_shares}",
+                found=f"{path}.sections = {shares[0]}, {path}.interleaved = {shares[1]}",
+            )
         config[theta_key] = theta
         config["rope_scaling"] = scaling or None
         config["rope_parameters"] = {"rope_type": "default", **scaling, "rope_theta": theta}
@@ -203,6 +220,18 @@ def _with_both_factors(scaling: dict[str, Any]) -> dict[str, Any]:
         )
     rest = {key: value for key, value in scaling.items() if key != _NAMES["attention_factor"]}
     return {**rest, **dict.fromkeys(_BY_LENGTH, factor)}
+
+
+_SHARES = ("mrope_section", "mrope_interleaved")
+
+
+def _sections(*given: dict[str, Any] | None) -> tuple[int, ...] | None:
+    """How many angles turn by time, row and column; every object that says it must say the same."""
+    said = [one["mrope_section"] for one in given if one is not None and one.get("mrope_section") is not None]
+    for one in said:
+        if one != said[0] or not isinstance(one, list) or not all(type(size) is int for size in one):
+            raise CkptError("mrope_section is not one list of whole numbers", found=str(said)[:80])
+    return tuple(said[0]) if said else None
 
 
 _GROWTH = "llama_4_scaling_beta"

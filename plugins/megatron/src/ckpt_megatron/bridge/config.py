@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, schema, torch_files
+from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, layouts, schema, torch_files
+from ckpt_megatron import weights
 from ckpt_megatron.bridge.classes import ORIGIN, unusual_for, unusual_table
+from ckpt_megatron.bridge.seeing import Seeing, classes_of
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
 from ckpt_megatron.transformer_config.delta import refuse_unwritten
@@ -32,6 +34,11 @@ HYBRID = hybrid(GPT, "Megatron-Bridge's HybridModelProvider")
 FALCON_H1 = falcon_h1(GPT, "Megatron-Bridge's FalconH1ModelProvider")
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 
+SEEING = {one.target: one for one in classes_of(GPT)}
+"""The classes of models that see, by their dotted names."""
+
+GPT_SEEING = next(iter(SEEING))
+"""The class whose table refuses what none of them holds."""
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
 _GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
 _HYBRID_CLASS = f"{PACKAGE}.hybrid.hybrid_provider.HybridModelProvider"  # since 0.6
@@ -86,11 +93,13 @@ def is_plain(target: str) -> bool:
 
     >>> is_plain("megatron.bridge.models.qwen.qwen_provider.Qwen3MoEModelProvider30B_A3B")
     True
-    >>> is_plain("megatron.bridge.models.gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider")
+    >>> is_plain("megatron.bridge.models.gemma_vl.gemma4_vl_provider.Gemma4VLModelProvider")
     False
     """
-    return target in _WITH_MAMBA or (
-        target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
+    return (
+        target in _WITH_MAMBA
+        or target in SEEING
+        or (target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None)
     )
 
 
@@ -100,6 +109,8 @@ def scales_embedding(target: str) -> bool:
 
 def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     """The table for what a provider class does with its fields."""
+    if target in SEEING:
+        return SEEING[target].config
     if fields.get("multi_latent_attention"):
         return MLA
     if target in _WITH_MAMBA:
@@ -108,6 +119,11 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     if unusual is not None:
         return unusual
     return GEMMA if scales_embedding(target) else GPT
+
+
+def tables_of(target: str) -> layouts.Tables:
+    """The tables of the tensors of a provider class."""
+    return SEEING[target].tables if target in SEEING else weights.TABLES
 
 
 def version_of(target: str, fields: Mapping[str, Any]) -> str:
@@ -192,6 +208,9 @@ def written_fields(
 
 
 def _class_and_table(facts: Facts, version: str, hint: str | None, names: str) -> tuple[str, Config]:
+    if facts.present("vision") is not False:
+        seeing = _seeing(facts, version, names)
+        return seeing.target, seeing.config
     unusual = unusual_for(facts)
     if unusual is None:
         target = _class_for(facts, version, hint)
@@ -206,6 +225,23 @@ def _class_and_table(facts: Facts, version: str, hint: str | None, names: str) -
     return own or GPT_CLASS, table
 
 
+def _seeing(facts: Facts, version: str, names: str) -> Seeing:
+    """The class of a model that sees: by its mixture, and by what the layers of its tower are."""
+    if version != VERSIONS[-1] or names != "te":
+        raise Refusal(
+            "models that see are written for the newest Bridge and TransformerEngine's modules alone",
+            found=f"bridge_version = {version}, names = {names}",
+            fix=f"-o bridge_version={VERSIONS[-1]} -o names=te",
+            fact="vision.*",
+        )
+    kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
+    kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
+    kind = "Qwen35VL" if facts.present("delta") is not False else kind
+    kind = f"{kind}MoE" if facts.present("mlp.moe") is not False else kind
+    found = (one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")
+    return next(found, None) or SEEING[GPT_SEEING]
+
+
 def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
     """Fields about the modules that experts are; the keys in the checkpoint are the same either way."""
     said: dict[str, Any] = {}
@@ -213,6 +249,12 @@ def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
         return said
     said["moe_grouped_gemm"] = True  # Bridge 0.2 exports no experts that are modules of their own
     if isinstance(fields["moe_layer_freq"], list):
+        if "vision_config" in fields:
+            raise Refusal(
+                "the layers of a model that sees are all with experts or all without",
+                found=f"moe_layer_freq = {fields['moe_layer_freq']}",
+                fact="mlp.moe?",
+            )
         if SPEC in fields:
             raise Refusal(
                 "its layers are all with experts or all without",
