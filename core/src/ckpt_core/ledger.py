@@ -213,6 +213,12 @@ class Ledger:
         for entry in other:
             self._entries.setdefault((entry.file, entry.key), entry)
 
+    def replaced(self, other: Iterable[Entry]) -> Ledger:
+        """A ledger in which what `other` says of a place stands; this one stays as it is."""
+        whole = Ledger()
+        whole._entries = {**self._entries, **{(entry.file, entry.key): entry for entry in other}}
+        return whole
+
     def archive(self, tree: Tree, companions: Iterable[Extent]) -> None:
         """Enter the files of an archive, or of a folder that takes the place of one, that the reader did not."""
         carried = set(companions)
