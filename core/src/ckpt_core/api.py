@@ -352,6 +352,8 @@ def plan_conversion(
     request = WriteRequest(typed_options(writer.info, target_options, "write"), _wanted(dtype), tp, pp, ep, place)
     try:
         target = target_of(writer, checkpoint, request)
+        if checkpoint.training is not None and target.training is None:
+            raise NotCarried("it does not take the state of a training along in this way")
     except NotCarried as problem:
         if training_state == "keep" or checkpoint.training is None:
             raise

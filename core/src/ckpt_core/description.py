@@ -63,7 +63,8 @@ class SavedTraining:
     tensors are those of `ranks`. `where` is the file or folder that errors name, and `files` are those that are read.
 
     `ledger` says of files and keys that they are carried; it replaces what the description's own says of them. `rounds`: masters must
-    round to the weights, which are not stored in a wider dtype than they had.
+    round to the weights, which are not stored in a wider dtype than they had. `tables` and `choices` are those of the moments, where they lie
+    under other names than the weights. `rest_is_frozen`: the optimizer names what it steps, so that a parameter in no group is one that is not trained.
     """
 
     state: Training
@@ -74,6 +75,9 @@ class SavedTraining:
     evidence: Sequence[str] = ()
     losses: Sequence[Loss] = ()
     rounds: bool = True
+    tables: Tables | Sequence[Table] | None = None
+    choices: Chosen = field(default_factory=dict)
+    rest_is_frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

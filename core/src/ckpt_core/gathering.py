@@ -127,11 +127,17 @@ def training_of(description: Description, saved: SavedTraining, checkpoint: Chec
     A moment is read by the table of its weight. Raises, each by name: a parameter without a moment, one in no group or in two, one of
     which a part is frozen, a moment of another shape, and one that is of no parameter.
     """
-    bound = BoundTables(description.tables, description.architecture, description.choices)
+    if saved.tables is None:
+        bound = BoundTables(description.tables, description.architecture, description.choices)
+    else:
+        bound = BoundTables(saved.tables, description.architecture, saved.choices)
     ranks = {kind: list(found) for kind, found in saved.ranks.items()}
     held = _held_by_name(bound, [rank for found in ranks.values() for rank in found])
     frozen = _canonical(saved.state.frozen, held, "a frozen parameter", description.where)
     groups = [_canonical(group.parameters, held, "a group", description.where) for group in saved.state.groups]
+    if saved.rest_is_frozen:
+        stepped = {name for names in groups for name in names}
+        frozen = dict.fromkeys(name for name in bound.parameters if name not in stepped)
     trained = {name: parameter for name, parameter in bound.parameters.items() if name not in frozen}
     _check_groups(groups, trained, frozen, saved.where)
     found: dict[Kind, dict[str, LazyParameter]] = {}
@@ -142,9 +148,7 @@ def training_of(description: Description, saved: SavedTraining, checkpoint: Chec
     weights = {name: checkpoint.tensors[name] for name in trained if name in checkpoint.tensors}
     if masters is not None and saved.rounds:
         masters = {
-            name: replace(master, rounded=weights[name].blocks)
-            for name, master in masters.items()
-            if name in weights
+            name: replace(master, rounded=weights[name].blocks) for name, master in masters.items() if name in weights
         }
     known = checkpoint.parameters
 
@@ -208,9 +212,7 @@ def _held_by_name(bound: BoundTables, ranks: Iterable[RankTensors]) -> dict[str,
     return held
 
 
-def _canonical(
-    names: Collection[str], held: Mapping[str, Collection[str]], what: str, where: str
-) -> dict[str, None]:
+def _canonical(names: Collection[str], held: Mapping[str, Collection[str]], what: str, where: str) -> dict[str, None]:
     """The parameters in native tensors of these names, in their order."""
     for name in names:
         if name not in held:

@@ -14,14 +14,28 @@ from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Provenance
 from ckpt_core.company.vocabulary import settled, with_vocabulary
 from ckpt_core.description import Averaged, Description, Fragment, SavedTraining, Vocabulary
-from ckpt_core.errors import CkptError, NotCarried, Problems
+from ckpt_core.errors import CkptError, NotCarried, Problems, ProblemsFound
 from ckpt_core.gathering import parameters_of, training_of
 from ckpt_core.ledger import OPTIMIZER, Ledger, Loss
 from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.rewrite import Rewritable, without_predictors
-from ckpt_core.training import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, MOMENTS, Group, Kind, Schedule, Training
+from ckpt_core.training import (
+    EXP_AVG,
+    EXP_AVG_SQ,
+    KINDS,
+    MASTER,
+    MOMENTS,
+    Group,
+    Kind,
+    Schedule,
+    Training,
+    adam,
+    named,
+    named_groups,
+    regrouped,
+)
 
 __all__ = [
     "EXP_AVG",
@@ -41,10 +55,14 @@ __all__ = [
     "Schedule",
     "Training",
     "Vocabulary",
+    "adam",
     "checkpoint_of",
     "drops_predictors",
     "given",
+    "named",
+    "named_groups",
     "receipt_of",
+    "regrouped",
     "without_ignored",
 ]
 
@@ -114,7 +132,11 @@ def _with_training(checkpoint: Checkpoint, description: Description, request: Re
         if request.training_state == "keep":
             raise
         return checkpoint.because(losses=[Loss("dropped", "state of the training", _one_line(problem))])
-    ledger = checkpoint.ledger.replaced(saved.ledger)
+    except CkptError as error:
+        for problem in error.problems if isinstance(error, ProblemsFound) else [error]:
+            problem.fix = problem.fix or "the weights alone are converted with --training-state drop"
+        raise
+    ledger = checkpoint.ledger.with_training(saved.ledger)
     known = {file.path for file in checkpoint.files}
     files = [*checkpoint.files, *(file for file in saved.files if file.path not in known)]
     return replace(checkpoint, training=state, ledger=ledger, files=files).because(*saved.evidence, losses=saved.losses)

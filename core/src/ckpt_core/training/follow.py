@@ -68,9 +68,7 @@ def _followed(kind: Kind, tensor: LazyParameter, weight: LazyParameter, steps: t
     return replace(moved, parameter=parameter, maps=(*tensor.maps, *(step for step in maps if step is not None)))
 
 
-def _of_rows(
-    training: Training, before: Mapping[str, LazyParameter], after: Mapping[str, LazyParameter]
-) -> list[Loss]:
+def _of_rows(training: Training, before: Mapping[str, LazyParameter], after: Mapping[str, LazyParameter]) -> list[Loss]:
     changed = [name for name in training.exp_avg if before[name].parameter.shape != after[name].parameter.shape]
     if not changed:
         return []

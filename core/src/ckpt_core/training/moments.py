@@ -1,7 +1,7 @@
 """Moments as tensors with the axes of their parameter: the same native tensor, under another name and another power of its value map.
 
-    w = c w'    a weight that is stored as w'       v(w) = v(w') / c^2       m(w) = m(w') / c
-    w = w' + 1                                      v(w) = v(w')             m(w) = m(w')
+w = c w'    a weight that is stored as w'       v(w) = v(w') / c^2       m(w) = m(w') / c
+w = w' + 1                                      v(w) = v(w')             m(w) = m(w')
 """
 
 from __future__ import annotations

@@ -50,10 +50,16 @@ def from_json(body: Mapping[str, Any], file: str) -> Training:
     """The state that `to_json` said, without tensors. `FormatError`, naming `file`, for anything else."""
     try:
         if body["schema"] != SCHEMA:
-            raise FormatError("the state of the training has another version", file=file, found=body["schema"], expected=SCHEMA)
+            raise FormatError(
+                "the state of the training has another version", file=file, found=body["schema"], expected=SCHEMA
+            )
         known = {"schema", "optimizer", "step", "groups", "schedule", *_COUNTS, *_NUMBERS, "frozen", "own_masters"}
         if unknown := sorted(body.keys() - known):
-            raise FormatError(f"unknown field {unknown[0]!r} of the state of the training", file=file, expected=", ".join(sorted(known)))
+            raise FormatError(
+                f"unknown field {unknown[0]!r} of the state of the training",
+                file=file,
+                expected=", ".join(sorted(known)),
+            )
         if body["optimizer"] not in (ADAM, ADAMW):
             raise ValueError(f"optimizer {body['optimizer']!r:.40}")
         schedule = body["schedule"]

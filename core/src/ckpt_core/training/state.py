@@ -96,10 +96,6 @@ class Training:
         rates = {group.lr for group in self.groups}
         return self.schedule.next_lr if self.schedule.next_lr is not None else rates.pop() if len(rates) == 1 else None
 
-    def group_of(self, parameter: str) -> Group:
-        """The group of a parameter that is trained."""
-        return next(group for group in self.groups if parameter in group.parameters)
-
     def still_to_do(self) -> Iterator[str]:
         """What a user has to see to for the run to go on, in sentences: the files can't say it."""
         rate = "" if self.next_lr is None else f": the next step has learning rate {self.next_lr:.9g}"
@@ -109,4 +105,7 @@ class Training:
             yield f"set the data loader to skip {self.consumed_samples} samples{tokens}"
         else:
             yield f"set the data loader to skip what {self.iterations or self.step} iterations consumed"
+        if self.frozen:
+            more = f" and {len(self.frozen) - 1} more" if len(self.frozen) > 1 else ""
+            yield f"freeze {self.frozen[0]}{more} again: the source does not train them"
         yield "dropout masks and the order of data after the switch are new; with dropout 0 nothing changes"

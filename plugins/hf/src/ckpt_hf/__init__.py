@@ -85,6 +85,7 @@ def ckpt_info() -> FormatInfo:
             reading.PREDICTORS,
             PART,
         ),
+        trains=True,
     )
 
 

@@ -27,6 +27,7 @@ from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEY, NOT_STORED, without_predictors
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
+from ckpt_hf.trainer import training_beside
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -93,6 +94,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
     if stored.wrapper:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
+    beside = os.path.isdir(path) and part is None
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
     return Description(
         architecture=architecture,
@@ -111,6 +113,7 @@ def read(path: str, request: ReadRequest) -> Description:
             *stored.losses,
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
+        training=(lambda: training_beside(folder, family, arrangement, architecture)) if beside else None,
     )
 
 
