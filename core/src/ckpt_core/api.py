@@ -31,7 +31,7 @@ from ckpt_core.engine.run import Listener, Progress, run_plan
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError
 from ckpt_core.launch import Launch
-from ckpt_core.ledger import OPTIMIZER, Loss
+from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, format_names, launched, require
@@ -357,9 +357,7 @@ def plan_conversion(
     except NotCarried as problem:
         if training_state == "keep" or checkpoint.training is None:
             raise
-        found = f": {problem.found}" if problem.found else ""
-        loss = Loss("dropped", "state of the training", f"format {writer.name}: {problem.problem}{found}")
-        checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).because(losses=[loss])
+        checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
         target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
     asked |= {} if training_state is None else {"training_state": training_state}

@@ -135,6 +135,15 @@ class Checkpoint:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
         return self.provenance.hints if format == self.format else self.provenance.origins.get(format, {})
 
+    def not_continued(self, problem: CkptError) -> Checkpoint:
+        """The checkpoint without the state of its training, and with the reason why that can't be carried."""
+        first = problem.problems[0] if isinstance(problem, ProblemsFound) else problem
+        why = first.problem + (f" ({first.found})" if first.found else "")
+        ledger = self.ledger.without_training(why)
+        if ledger is None:
+            return replace(self, training=None).because(losses=[Loss("dropped", "optimizer state", why)])
+        return replace(self, training=None, ledger=ledger)
+
     def because(self, *evidence: str, losses: Iterable[Loss] = ()) -> Checkpoint:
         """The checkpoint with more evidence, and with more losses."""
         known = self.provenance

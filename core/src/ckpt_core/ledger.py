@@ -229,6 +229,15 @@ class Ledger:
                 whole._entries[place] = replace(entry, why=_NOT_CONTINUED.get(entry.what, _ELSEWHERE))
         return whole
 
+    def without_training(self, why: str) -> Ledger | None:
+        """A ledger that says of an optimizer why it stays behind, where it could have been taken along; None if it has no optimizer."""
+        whole = Ledger()
+        whole._entries = {
+            place: replace(entry, why=f"training starts anew: {why}") if _is_optimizer(entry) else entry
+            for place, entry in self._entries.items()
+        }
+        return whole if any(map(_is_optimizer, self)) else None
+
     def archive(self, tree: Tree, companions: Iterable[Extent]) -> None:
         """Enter the files of an archive, or of a folder that takes the place of one, that the reader did not."""
         carried = set(companions)
@@ -279,6 +288,10 @@ class Ledger:
         for entry in self.sorted():
             groups.setdefault((entry.fate, entry.what, entry.why), []).append(entry)
         return [_group_json(entries, root) for entries in groups.values()]
+
+
+def _is_optimizer(entry: Entry) -> bool:
+    return entry.fate == "left" and entry.what == OPTIMIZER.what
 
 
 def _group_json(entries: list[Entry], root: str) -> dict[str, object]:

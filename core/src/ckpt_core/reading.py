@@ -120,7 +120,7 @@ def checkpoint_of(description: Description, format: str, path: str, request: Rea
 
 
 def _with_training(checkpoint: Checkpoint, description: Description, request: ReadRequest) -> Checkpoint:
-    """`checkpoint` with the state of its training. One that can't be carried is a loss, or an error where it was asked for."""
+    """`checkpoint` with the state of its training. One that can't be carried, or is damaged, is a loss, or an error where it was asked for."""
     try:
         saved = description.training() if description.training is not None else None
         if saved is None:
@@ -128,11 +128,9 @@ def _with_training(checkpoint: Checkpoint, description: Description, request: Re
                 raise _no_training(checkpoint)
             return checkpoint
         state = training_of(description, saved, checkpoint)
-    except NotCarried as problem:
-        if request.training_state == "keep":
-            raise
-        return checkpoint.because(losses=[Loss("dropped", "state of the training", _one_line(problem))])
     except CkptError as error:
+        if request.training_state != "keep":
+            return checkpoint.not_continued(error)
         for problem in error.problems if isinstance(error, ProblemsFound) else [error]:
             problem.fix = problem.fix or "the weights alone are converted with --training-state drop"
         raise
@@ -154,10 +152,6 @@ def _no_training(checkpoint: Checkpoint) -> NotCarried:
     return NotCarried(
         "there is no state of a training to keep", file=checkpoint.path, fix="convert without --training-state keep"
     )
-
-
-def _one_line(problem: CkptError) -> str:
-    return problem.problem + (f": {problem.found}" if problem.found else "")
 
 
 def drops_predictors(request: ReadRequest) -> bool:

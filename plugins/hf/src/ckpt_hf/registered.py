@@ -19,7 +19,7 @@ _NORMS = (
     "post_self_attn_layernorm",
     "post_mlp_layernorm",
 )
-_USUAL = ("self_attn", "mlp", *_NORMS)
+_USUAL = ("linear_attn", "self_attn", "mlp", *_NORMS)
 _ROUTER_LAST = ("self_attn", "mlp.experts", "mlp.gate", "mlp", *_NORMS)
 _SINKS_FIRST = ("self_attn.sinks", "self_attn", "mlp", *_NORMS)
 _EXPERTS_LAST = ("self_attn", *_NORMS, "block_sparse_moe", "shared_mlp")
@@ -79,8 +79,8 @@ def registered(model_type: str, class_name: str, natives: Mapping[str, layouts.N
         number, name = numbered
         native = natives[name]
         if native.layer is None:
-            begins = all(piece.parameter.startswith("embedding.") for piece in native.pieces)
-            return (0 if begins else 2), 0, 0, number
+            holds = {piece.parameter.partition(".")[0] for piece in native.pieces}
+            return {frozenset({"embedding"}): 0, frozenset({"head"}): 3}.get(frozenset(holds), 2), 0, 0, number
         found = _LAYER.search(name)
         rest = found[1] if found else name
         parts = (part for part, begin in enumerate(order) if rest == begin or rest.startswith(f"{begin}."))
