@@ -22,6 +22,8 @@ from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.rewrite import Rewritable, without_predictors
 from ckpt_core.training import (
+    ADAM,
+    ADAMW,
     EXP_AVG,
     EXP_AVG_SQ,
     KINDS,
@@ -38,6 +40,8 @@ from ckpt_core.training import (
 )
 
 __all__ = [
+    "ADAM",
+    "ADAMW",
     "EXP_AVG",
     "EXP_AVG_SQ",
     "IGNORE_KEYS",
