@@ -12,8 +12,8 @@ from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import NotCarried
 from ckpt_tests.training import KINDS, Run, State, judged, loaded, runs
 
-CARRIED = ("hf-trainer", "fsdp2-dcp", "deepspeed")
-NOT_YET = ("megatron-lm", "nanotron")
+CARRIED = ("hf-trainer", "fsdp2-dcp", "deepspeed", "megatron")
+NOT_YET = ("nanotron",)
 each = pytest.mark.parametrize("run", runs(*CARRIED), ids=str)
 
 

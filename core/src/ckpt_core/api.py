@@ -349,7 +349,8 @@ def plan_conversion(
     state = _state_wanted(writer, training_state)
     how = _reading(reader, source_options, config, weights, writer.info.adapters, state)
     checkpoint = _read(reader, local, how, fact)
-    request = WriteRequest(typed_options(writer.info, target_options, "write"), _wanted(dtype), tp, pp, ep, place)
+    typed = typed_options(writer.info, target_options, "write")
+    request = WriteRequest(typed, _wanted(dtype), tp, pp, ep, place, training_state or "auto")
     try:
         target = target_of(writer, checkpoint, request)
         if checkpoint.training is not None and target.training is None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
+from ckpt_core.company.vocabulary import with_vocabulary
 from ckpt_core.errors import NotCarried
 from ckpt_core.layout import BoundTables, Chosen, Native, Ranks, Table, Tables
 from ckpt_core.ledger import Loss
+from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.containers import SAFETENSORS, Container
@@ -55,6 +57,28 @@ class TargetBuilder:
         self.files: list[OutputFile] = []
         self.placements: list[Placement] = []
         self.documents: dict[str, bytes] = {}
+
+    @staticmethod
+    def stepped(checkpoint: Checkpoint, request: WriteRequest) -> Checkpoint:
+        """The checkpoint as its optimizer steps it, for a format that keeps one set of weights and counts every row of the vocabulary.
+
+        Its weights are the masters, and rows that pad the vocabulary are tokens: they take part in the loss, and are trained. That is another model than
+        the source's by a rounding and by these rows, so that it is written only where the state of the training was asked for: `NotCarried` otherwise.
+        """
+        state, tokens = checkpoint.training, checkpoint.architecture.tokens
+        if state is None:
+            return checkpoint
+        padded = tokens is not None and tokens.vocabulary < tokens.padded_vocabulary
+        if request.training_state != "keep" and (state.own_masters or padded):
+            what = "the fp32 masters in place of the weights" if state.own_masters else "the rows of padding as tokens"
+            raise NotCarried(
+                f"the target would have {what}, as the optimizer steps them",
+                fix="ask for it with --training-state keep",
+            )
+        checkpoint = checkpoint.in_masters
+        if tokens is None or not padded:
+            return checkpoint
+        return with_vocabulary(checkpoint, tokens.padded_vocabulary)
 
     @property
     def architecture(self) -> Architecture:

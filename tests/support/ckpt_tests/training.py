@@ -47,8 +47,8 @@ class Run:
         }
 
     def config_in(self, folder: Path) -> str | None:
-        """The model's config as transformers writes it, in `folder`; None where the run has its own."""
-        if (self.checkpoint / "config.json").is_file():
+        """The model's config as transformers writes it, in `folder`; None where the run says itself what the model is."""
+        if (self.checkpoint / "config.json").is_file() or self.golden.case["framework"] in ("megatron", "nanotron"):
             return None
         AutoConfig.for_model(**self.golden.case["hf_config"]).save_pretrained(folder)
         return str(folder / "config.json")

@@ -137,10 +137,23 @@ class Plan:
     def losses_counted(self, stands_for: Callable[[str], int]) -> list[Loss]:
         """The losses, where the tensor of a name is counted as so many."""
         company = losses_of(self.source, self.target)
-        left = []
-        if self.source.training is not None and self.target.training is None:
-            left = [Loss("dropped", "state of the training", f"format {self.target.format} does not take it along")]
-        return [*self.source.all_losses, *self.target.losses, *company, *left, *_rounding(self.transfers, stands_for)]
+        return [
+            *self.source.all_losses,
+            *self.target.losses,
+            *company,
+            *self._of_training(),
+            *_rounding(self.transfers, stands_for),
+        ]
+
+    def _of_training(self) -> Iterator[Loss]:
+        source, target = self.source, self.target
+        if source.training is not None and target.training is None:
+            yield Loss("dropped", "state of the training", f"format {target.format} does not take it along")
+        before, after = source.architecture.tokens, target.architecture.tokens
+        if target.training is not None and before and after and before.vocabulary < after.vocabulary:
+            rows = after.vocabulary - before.vocabulary
+            why = f"{rows} rows of padding take part in the loss of the run, which goes on as it was only with them"
+            yield Loss("assumed", f"a vocabulary of {after.vocabulary}", why)
 
     @functools.cached_property
     def hash(self) -> str:

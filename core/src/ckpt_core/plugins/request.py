@@ -92,7 +92,8 @@ class ReadRequest:
 class WriteRequest:
     """How a target is to be written. `dtype` None keeps each tensor's; sizes left None mean one (or the source's).
 
-    `destination` is the final place of the output, for configs that must name it.
+    `destination` is the final place of the output, for configs that must name it. `training_state` is `keep` where the user wants the state of
+    a training kept, whatever that makes of the model: see `TargetBuilder.stepped`.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class WriteRequest:
     pp: int | None = None
     ep: int | None = None
     destination: str = ""
+    training_state: str = "auto"
 
 
 def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ckpt_core.architecture import Parameter
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.training.moments import EXP_AVG, EXP_AVG_SQ, MASTER, Kind, named
+from ckpt_core.training.moments import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, Kind, moment_of, named
 
 ADAMW = "adamw"
 """Adam with decoupled weight decay: torch's AdamW, Apex' and Transformer Engine's FusedAdam in their usual mode."""
@@ -95,6 +96,16 @@ class Training:
         """The learning rate of the next step, where one is known for all groups."""
         rates = {group.lr for group in self.groups}
         return self.schedule.next_lr if self.schedule.next_lr is not None else rates.pop() if len(rates) == 1 else None
+
+    def of_parameters(self, known: Mapping[str, Parameter]) -> Training:
+        """The same state, whose tensors are of these parameters, which differ by how many of their rows are padding."""
+        held = {
+            kind: {
+                name: replace(tensor, parameter=moment_of(kind, known[name])) for name, tensor in self.of(kind).items()
+            }
+            for kind in KINDS
+        }
+        return replace(self, master=held[MASTER], exp_avg=held[EXP_AVG], exp_avg_sq=held[EXP_AVG_SQ])
 
     def still_to_do(self) -> Iterator[str]:
         """What a user has to see to for the run to go on, in sentences: the files can't say it."""

@@ -23,9 +23,9 @@ _MODEL = "model"
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The checkpoint and the model's `config.json`. Raises `Refusal` naming what transformers cannot hold.
 
-    With the state of a training its weights are the masters: FSDP keeps one set of them, which the optimizer steps. A tied head is written twice, as a state dict has it: torch's loader asks for every name of the module.
+    With the state of a training its weights are what the optimizer steps: see `TargetBuilder.stepped`. A tied head is written twice, as a state dict has it: torch's loader asks for every name of the module.
     """
-    checkpoint, options = checkpoint.in_masters, request.options
+    checkpoint, options = TargetBuilder.stepped(checkpoint, request), request.options
     layout = str(options.get("layout") or checkpoint.hints_for("fsdp").get("layout") or "nested")
     names = str(options.get("names") or "held")
     model = model_of_checkpoint(checkpoint, held=names == "held")

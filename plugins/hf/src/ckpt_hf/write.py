@@ -72,9 +72,9 @@ class Fit:
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold.
 
-    With the state of a training its weights are the masters: they are what the optimizer of the Trainer steps.
+    With the state of a training its weights are what the optimizer steps: see `TargetBuilder.stepped`.
     """
-    checkpoint = checkpoint.in_masters
+    checkpoint = TargetBuilder.stepped(checkpoint, request)
     fit = choose(checkpoint, str(request.options.get("hf_class") or ""), list(_asked(request.options)))
     builder = fit.builder(request.dtype, checkpoint)
     kind = BIN if request.options.get("container") == "bin" else SAFETENSORS
