@@ -18,6 +18,7 @@ def ckpt_info() -> FormatInfo:
         summary="the intermediate representation: fp32 safetensors named canonically, with architecture.json",
         families=("every architecture",),
         options=(Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"), PREDICTORS),
+        trains=True,
     )
 
 

@@ -148,7 +148,7 @@ class LazyParameter:
     mean over `blocks` and all of them, and `dtype` is float32.
     `maps` turn stored into canonical values, in order, and `factors` multiply those.
     `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
-    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum.
+    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`.
     """
 
     parameter: Parameter
@@ -162,6 +162,7 @@ class LazyParameter:
     averaged: tuple[tuple[StoredPart, ...], ...] = ()
     added: tuple[WeightedRows, ...] = ()
     merged: Merged | None = None
+    least: float | None = None
 
     @property
     def value_dtype(self) -> DType:

@@ -59,6 +59,8 @@ class SourceFiles:
             self._average(assembly, box, raw, sums)
         else:
             self._gather(assembly.blocks, box, raw, sums)
+        if assembly.least is not None:
+            self._check_least(assembly, assembly.least, raw)
         for block in assembly.copies:
             for tile in block.within(box):
                 self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
@@ -175,6 +177,18 @@ class SourceFiles:
                 file=assembly.blocks[0].path,
                 expected=f"the values in {block.path}, before they were rounded",
                 fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
+            )
+
+    def _check_least(self, assembly: LazyParameter, least: float, raw: np.ndarray) -> None:
+        values = decode(raw, assembly.dtype)
+        if (values < least).any():
+            self._check_records(assembly.blocks)
+            raise FormatError(
+                f"{assembly.parameter.name} has values below {least:g}",
+                file=assembly.blocks[0].path,
+                found=f"{float(values[values < least].min()):g}",
+                expected="a mean of squares",
+                fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
             )
 
     def _check_records(self, blocks: Iterable[StoredPart]) -> None:

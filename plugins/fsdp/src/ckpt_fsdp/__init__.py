@@ -29,6 +29,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("max_shard_size", "largest data file, e.g. 5GB", str, "5GB", side="write"),
         ),
+        trains=True,
     )
 
 

@@ -1,0 +1,86 @@
+"""The state of a training as frameworks saved it: to what they had in memory, bit for bit, and on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_core import convert, open_checkpoint
+from ckpt_core.errors import NotCarried
+from ckpt_tests.training import KINDS, Run, State, judged, loaded, runs
+
+CARRIED = ("hf-trainer", "fsdp2-dcp", "deepspeed", "megatron")
+NOT_YET = ("nanotron",)
+each = pytest.mark.parametrize("run", runs(*CARRIED), ids=str)
+
+
+def assert_same(found: State, expected: State) -> None:
+    for kind in KINDS:
+        assert found[kind].keys() == expected[kind].keys()
+        assert [name for name, value in expected[kind].items() if not torch.equal(found[kind][name], value)] == [], kind
+
+
+@each
+def test_it_is_what_was_in_memory_and_goes_on(run: Run, tmp_path: Path) -> None:
+    convert(run.checkpoint, tmp_path / "hf", to="hf", config=run.config_in(tmp_path), training_state="keep")
+    state = loaded(run, tmp_path / "hf")
+    assert_same(state, run.expected)
+    assert judged(run, state, tmp_path) in (True, None)
+
+
+@each
+@pytest.mark.parametrize("way", ["ir", "fsdp nested", "fsdp accelerate"])
+def test_it_is_the_same_on_every_way(run: Run, way: str, tmp_path: Path) -> None:
+    to, _, layout = way.partition(" ")
+    options = {"layout": layout} if layout else {}
+    kept = {"config": run.config_in(tmp_path), "training_state": "keep"}
+    one = convert(run.checkpoint, tmp_path / "between", to=to, options=options, **kept)
+    two = convert(tmp_path / "between", tmp_path / "hf", to="hf", training_state="keep")
+    assert_same(loaded(run, tmp_path / "hf"), run.expected)
+    assert one.body["training"]["fingerprint"] == two.body["training"]["fingerprint"]
+    state = two.body["training"]["state"]
+    assert (state["step"], state["schedule"]["position"]) == (run.training["step"], run.training["step"])
+    assert state["schedule"]["next_lr"] == pytest.approx(run.training["next_lr"][0], rel=1e-12)
+    assert [group["weight_decay"] for group in state["groups"]] == [run.training["weight_decay"], 0.0]
+    assert (state["groups"][0]["betas"], state["groups"][0]["eps"]) == (run.training["betas"], run.training["eps"])
+
+
+@each
+def test_the_canonical_names_have_it(run: Run, tmp_path: Path) -> None:
+    with open_checkpoint(run.checkpoint, config=run.config_in(tmp_path), training_state="keep") as source:
+        assert source.training is not None and source.training.frozen == ()
+        for kind, name in (("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq"), ("weights", "master")):
+            moment = source.moment(name, "layers.1.mlp.gate.weight")
+            assert moment.name == f"optimizer.{name}/layers.1.mlp.gate.weight"
+            assert torch.equal(
+                torch.from_numpy(moment.numpy()), run.expected[kind]["model.layers.1.mlp.gate_proj.weight"]
+            )
+
+
+@each
+def test_without_it_nothing_is_written_but_the_weights(run: Run, tmp_path: Path) -> None:
+    config = run.config_in(tmp_path)
+    receipt = convert(run.checkpoint, tmp_path / "hf", to="hf", config=config, training_state="drop")
+    assert "training" not in receipt.body and not (tmp_path / "hf" / "optimizer.pt").exists()
+    assert any(loss["subject"].startswith("optimizer state") for loss in receipt.losses)
+
+
+def test_what_is_not_carried_yet_is_a_loss_and_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    for run in runs(*NOT_YET):
+        config = run.config_in(tmp_path)
+        receipt = convert(run.checkpoint, tmp_path / f"{run}-hf", to="hf", config=config)
+        assert any(loss["subject"].startswith("optimizer state") for loss in receipt.losses)
+        with pytest.raises(NotCarried, match="does not carry this state of a training yet"):
+            convert(run.checkpoint, tmp_path / f"{run}-kept", to="hf", config=config, training_state="keep")
+
+
+def test_a_target_that_does_not_carry_it_says_so(tmp_path: Path) -> None:
+    run = runs("hf-trainer")[0]
+    receipt = convert(run.checkpoint, tmp_path / "nanotron", to="nanotron")
+    assert any(loss["subject"].startswith("optimizer state") for loss in receipt.losses)
+    with pytest.raises(NotCarried, match="format nanotron does not take the state of a training along yet"):
+        convert(run.checkpoint, tmp_path / "kept", to="nanotron", training_state="keep")
+    json.dumps(receipt.body)
