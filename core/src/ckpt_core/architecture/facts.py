@@ -147,7 +147,7 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
     if kind not in _KINDS:
         raise CkptError("no such kind of model", file=source, found=kind, expected=" | ".join(_KINDS))
     owners = {owner for path in facts for owner in _owners(path)}
-    values = {
+    values: dict[str, object] = {
         name: _build_stack(facts, prefix, owners, source)
         for name, prefix in zip(_KINDS[kind], _prefixes(kind), strict=True)
     }

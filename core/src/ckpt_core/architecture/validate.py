@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ckpt_core.architecture.schema import (
     SCALING_FIELDS,
@@ -264,13 +265,15 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
         yield f"{path}.eps", f"{norm.eps} is negative"
 
 
-def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
+def _not_finite(path: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, float):
         if not math.isfinite(value):
             yield path, f"{value} is not a number"
         return
     inner = (
-        enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(type(value)))
+        enumerate(value)
+        if isinstance(value, tuple)
+        else ((name, getattr(value, name)) for name in _names(value.__class__))
     )
     for name, each in inner:
         if type(each) not in _WHOLE:
