@@ -25,7 +25,6 @@ from ckpt_core.storage.tensor import StoredTensor
 
 __all__ = [
     "ASKED",
-    "KERNEL_STATE",
     "LOADER",
     "MASTERS",
     "OPTIMIZER",
@@ -37,7 +36,6 @@ __all__ = [
     "SETTINGS",
     "UNKNOWN_FILE",
     "UNKNOWN_KEY",
-    "UNREAD_WEIGHTS",
     "Contents",
     "Entry",
     "Ledger",
@@ -96,9 +94,7 @@ _NOT_CONTINUED = {
 _ELSEWHERE = "what goes along of the training does not depend on it"
 SETTINGS = Reason("settings of the run", "they say how it was trained, and change no output of the model")
 PROVENANCE = Reason(SETTINGS.what, "it says who wrote the files and when, and nothing of the model")
-KERNEL_STATE = Reason("state of kernels", "it holds statistics of FP8 scaling, which the weights do not need")
 MASTERS = Reason("fp32 master weights", "--weights master reads them, in place of the rounded ones")
-UNREAD_WEIGHTS = Reason("weights that are not read", "the same weights are read from elsewhere")
 ASKED = Reason("keys that were left out", "as -o ignore_keys asks")
 UNKNOWN_KEY = Reason("entries that the reader does not know", "it did not look at them")
 UNKNOWN_FILE = Reason("files that the reader does not know", "it did not look at them")
