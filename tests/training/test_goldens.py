@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ckpt_core import convert, open_checkpoint
+from ckpt_core.cli.main import main
 from ckpt_core.errors import NotCarried
 from ckpt_core.training import EXP_AVG, EXP_AVG_SQ, MASTER
 from ckpt_tests.training import KINDS, Run, State, judged, loaded, runs
@@ -81,3 +82,27 @@ def test_a_target_that_does_not_carry_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotCarried, match="format nanotron does not take the state of a training along yet"):
         convert(run.checkpoint, tmp_path / "kept", to="nanotron", training_state="keep")
     json.dumps(receipt.body)
+
+
+def test_the_commands_speak_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, copy = str(runs("hf-trainer")[0].checkpoint), str(tmp_path / "ir")
+
+    def said(*arguments: str) -> str:
+        assert main([*arguments]) in (0, None)
+        return capsys.readouterr().out
+
+    assert "adamw after 6 steps, next learning rate 0.0025" in said("inspect", source)
+    assert json.loads(said("inspect", source, "--json"))["training"]["tensors"] == 42
+    assert "kept: adamw after 6 steps, 42 tensors" in said("convert", source, copy, "--to", "ir", "--dry-run")
+    assert "training   " not in said("convert", source, copy, "--to", "ir", "--dry-run", "--training-state", "drop")
+    assert "set the data loader to skip" in said("convert", source, copy, "--to", "ir")
+    assert "63 equal" in said("verify", source, copy)
+    one, two = (said("fingerprint", path, "--training-state").split()[0] for path in (source, copy))
+    assert one == two != said("fingerprint", source).split()[0]
+    assert said("diff", source, copy, "--training-state").startswith("equal")
+    body = json.loads((tmp_path / "ir" / "training.json").read_text())
+    body["groups"][0]["weight_decay"] = 0.2
+    (tmp_path / "ir" / "training.json").write_text(json.dumps(body))
+    assert main(["diff", source, copy, "--training-state"]) == 3
+    assert "optimizer of layers.0.mlp.up.weight" in capsys.readouterr().out
+    assert main(["diff", source, copy]) == 0

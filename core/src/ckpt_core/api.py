@@ -576,5 +576,11 @@ def fingerprint(
 
 
 def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
-    known = checkpoint.parameters
-    return combine((name, known[name].true_shape, result.digest) for name, result in results.items())
+    known = checkpoint.tensors
+    return combine((name, known[name].parameter.true_shape, result.digest) for name, result in results.items())
+
+
+def of_training(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the tensors of its training in the place of the weights, for what reads values by name."""
+    state = checkpoint.training
+    return replace(checkpoint, tensors={} if state is None else state.tensors)

@@ -426,6 +426,8 @@ def saved_training(
     ledger = ledgers.Ledger()
     for file, keys in found.carried:
         ledger.carried(ledgers.OPTIMIZER.what, file, *keys)
+        if "iteration" in keys and "consumed_train_samples" in args:
+            ledger.carried(ledgers.PROGRESS.what, file, "args.consumed_train_samples")
     if type(iteration) is int and found.step > iteration:
         raise FormatError(
             "the moments are of another step than the model",

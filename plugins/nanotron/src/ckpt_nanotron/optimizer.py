@@ -75,11 +75,11 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
     if own_masters:
         tensors[reading.MASTER] = {name: stored.shards for name, stored in masters(step, files)[0].items()}
     ledger = ledgers.Ledger()
-    for state in states:
-        ledger.carried(ledgers.OPTIMIZER.what, state.path)
-    state, more = _counted(step, count, groups, reading.adam.kind_of(bodies, states[0].path), ledger)
+    for file in states:
+        ledger.carried(ledgers.OPTIMIZER.what, file.path)
+    training, more = _counted(step, count, groups, reading.adam.kind_of(bodies, states[0].path), ledger)
     return reading.SavedTraining(
-        state=state,
+        state=training,
         ranks={kind: [RankTensors({}, held, where)] for kind, held in tensors.items()},
         where=where,
         files=[*states, *more],
@@ -208,7 +208,8 @@ def _counted(
         )
         files.append(disk.FileState.of(path))
         ledger.carried("position of the schedule, and next learning rate", path)
-    metas, path = {}, os.path.join(step, METADATA)
+    metas: Mapping[str, Any] = {}
+    path = os.path.join(step, METADATA)
     if os.path.isfile(path):
         metas = _section(documents.read_json_object(path), "metas")
         files.append(disk.FileState.of(path))
