@@ -17,7 +17,7 @@ from ckpt_core.description import Description, RankTensors, SavedTraining
 from ckpt_core.errors import CkptError, FormatError, NotCarried
 from ckpt_core.gathering import training_of
 from ckpt_core.ir.weights import indexed, table
-from ckpt_core.layout import neg_exp, plus_one, scale
+from ckpt_core.layout import ValueMap, neg_exp, plus_one, scale
 from ckpt_core.rewrite import Rewritable, untied_head, vocabulary_rows, without_predictors
 from ckpt_core.rewrite.model import scaled
 from ckpt_core.storage.safetensors import read_header
@@ -91,7 +91,7 @@ def test_masters_lie_beside_weights_that_are_rounded(tmp_path: Path, model: Chec
 
 
 @pytest.mark.parametrize(("via", "powers"), [(scale(4.0), (0.25, 0.0625)), (plus_one, (1.0, 1.0)), (None, (1.0, 1.0))])
-def test_a_value_map_acts_by_its_power(tmp_path: Path, via: object, powers: tuple[float, float]) -> None:
+def test_a_value_map_acts_by_its_power(tmp_path: Path, via: ValueMap | None, powers: tuple[float, float]) -> None:
     folder, name = trained(tmp_path / "ir"), "layers.0.attention.norm.weight"
     found = _read_by(folder, name, via)
     raw = {kind: tensor for kind in MOMENTS for tensor in [_moments_of(folder)[named(kind, name)]]}
@@ -107,7 +107,7 @@ def test_another_function_of_a_weight_is_not_carried(tmp_path: Path) -> None:
         _read_by(trained(tmp_path / "ir"), "layers.0.attention.norm.weight", neg_exp)
 
 
-def _read_by(folder: Path, name: str, via: object) -> Training:
+def _read_by(folder: Path, name: str, via: ValueMap | None) -> Training:
     """The state in a folder by a table in which one weight is stored under a value map."""
     checkpoint = open_checkpoint(folder, training_state="keep").checkpoint
     own = table(checkpoint.architecture)

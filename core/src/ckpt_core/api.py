@@ -447,7 +447,7 @@ def launch_of(
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
-    request = WriteRequest(typed, _wanted(dtype), **ranks, destination=place)
+    request = WriteRequest(typed, _wanted(dtype), ranks["tp"], ranks["pp"], ranks["ep"], place)
     kept = own and dst is None and any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger)
     launch = target_of(writer, checkpoint, request, resumed=kept).launch
     assert launch is not None  # _is_trained
@@ -578,5 +578,11 @@ def fingerprint(
 
 
 def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
-    known = checkpoint.parameters
-    return combine((name, known[name].true_shape, result.digest) for name, result in results.items())
+    known = checkpoint.tensors
+    return combine((name, known[name].parameter.true_shape, result.digest) for name, result in results.items())
+
+
+def of_training(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the tensors of its training in the place of the weights, for what reads values by name."""
+    state = checkpoint.training
+    return replace(checkpoint, tensors={} if state is None else state.tensors)

@@ -215,13 +215,15 @@ class Ledger:
         for entry in other:
             self._entries.setdefault((entry.file, entry.key), entry)
 
-    def with_training(self, other: Iterable[Entry]) -> Ledger:
-        """A ledger of a source whose state of a training is taken along: what `other` says of a place stands, and what is left of a
-        training is left for another reason. This one stays as it is."""
+    def with_training(self, other: Iterable[Entry], masters: bool) -> Ledger:
+        """A ledger of a source whose state of a training is taken along, its `masters` too: what `other` says of a place stands, and what is
+        left of a training is left for another reason. This one stays as it is."""
         whole = Ledger()
         whole._entries = {**self._entries, **{(entry.file, entry.key): entry for entry in other}}
         for place, entry in whole._entries.items():
-            if entry.fate == "left" and entry.why == _ANEW:
+            if entry.fate == "left" and entry.what == MASTERS.what and masters:
+                whole._entries[place] = replace(entry, fate="carried", why="")
+            elif entry.fate == "left" and entry.why == _ANEW:
                 whole._entries[place] = replace(entry, why=_NOT_CONTINUED.get(entry.what, _ELSEWHERE))
         return whole
 

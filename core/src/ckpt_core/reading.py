@@ -150,7 +150,7 @@ def _with_training(checkpoint: Checkpoint, description: Description, request: Re
         for problem in error.problems if isinstance(error, ProblemsFound) else [error]:
             problem.fix = problem.fix or "the weights alone are converted with --training-state drop"
         raise
-    ledger = checkpoint.ledger.with_training(saved.ledger)
+    ledger = checkpoint.ledger.with_training(saved.ledger, state.own_masters)
     known = {file.path for file in checkpoint.files}
     files = [*checkpoint.files, *(file for file in saved.files if file.path not in known)]
     return replace(checkpoint, training=state, ledger=ledger, files=files).because(*saved.evidence, losses=saved.losses)

@@ -83,7 +83,7 @@ def stand_in(checkpoint: Checkpoint) -> StandIn | None:
     copies = {
         f"{prefix}layers.{index}.": count for prefix, layers in kept.items() for index, (_, count) in enumerate(layers)
     }
-    small = replace(checkpoint, architecture=architecture, tensors=tensors, files=_Unread(), training=None)
+    small = replace(checkpoint, architecture=architecture, tensors=tensors, files=_Unread())
     return StandIn(small, copies)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -232,6 +232,7 @@ def add_training(
     trained = [name for name in order if name in moments[reading.EXP_AVG]]
     split = [[name for name in trained if is_decayed(name)], [name for name in trained if not is_decayed(name)]]
     groups, losses = reading.regrouped(training, [_parameters(natives, names) for names in split])
+    builder.training = training = replace(training, groups=tuple(groups))
     numbered = {name: number for number, name in enumerate([*split[0], *split[1]])}
     value = {
         "state": {

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, chunked, disk, errors, ledgers, reading, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, chunked, disk, errors, lazy, ledgers, reading, torch_files
 from ckpt_megatron.files import optimizer_file
 from ckpt_megatron.found import RankShare
 from ckpt_megatron.masters import BUFFERS, KEY
+from ckpt_megatron.names import layer_of
 from ckpt_megatron.ranks import RankFile
 
 _ALIGNMENT = 64
@@ -254,13 +255,114 @@ def dist_tensors(checkpoint: chunked.DistributedCheckpoint) -> dict[reading.Kind
     for key, tensor in checkpoint.tensors.items():
         if match := _DIST.fullmatch(key):
             found.setdefault(_KINDS[match[1]], {})[match[2]] = tensor
-    if not found and any(_FLAT.match(key) for key in (*checkpoint.tensors, *checkpoint.objects)):
+    return found
+
+
+# The modules of a layer in the order in which Megatron's local spec registers them (core 0.16, run), by the names of the tables.
+_REGISTERED = (
+    "input_layernorm.",
+    "self_attention.linear_proj.",
+    "self_attention.linear_qkv.",
+    "pre_mlp_layernorm.",
+    "mlp.linear_fc1.",
+    "mlp.linear_fc2.",
+)
+_BEGINS, _ENDS = ("embedding.word_embeddings.weight",), ("decoder.final_layernorm.", "output_layer.")
+
+
+def in_buckets(checkpoint: chunked.DistributedCheckpoint) -> bool:
+    """Whether the moments lie in the buckets of data parallel groups (dp_reshardable), one for each pipeline stage."""
+    return any(_FLAT.match(key) for key in checkpoint.tensors)
+
+
+def flat_shares(
+    checkpoint: chunked.DistributedCheckpoint, weights: RankShare, args: Mapping[str, Any], layers: int
+) -> tuple[dict[reading.Kind, list[RankShare]], list[Mapping[str, Any]], dict[str, object]]:
+    """The tensors in buckets by kind, under the names of the tables, the groups, and their steps.
+
+    A checkpoint in chunks does not tell the order of registration: it is that of the local spec, and that the walk ends where the bucket does bears it
+    out. `NotCarried` for what was not seen: tensor parallel ranks, virtual stages, several buckets, TransformerEngine.
+    """
+    stages = args.get("pipeline_model_parallel_size", 1)
+    seen = args.get("tensor_model_parallel_size", 1) == 1 and args.get("virtual_pipeline_model_parallel_size") is None
+    if not seen or args.get("transformer_impl") != "local" or type(stages) is not int or layers % max(1, stages):
         raise errors.NotCarried(
-            "the moments lie in flat buffers of one parallel layout (dp_reshardable, dp_zero_gather_scatter)",
+            "the moments lie in flat buffers of one parallel layout (dp_reshardable, dp_zero_gather_scatter), whose order is not known for this one",
             file=checkpoint.folder,
+            expected="the local spec, tp=1, stages of as many layers",
             fix="save with --dist-ckpt-optim-fully-reshardable, or convert the weights alone with --training-state drop",
         )
-    return found
+    shares = {kind: RankShare({}, False) for kind in (reading.MASTER, *reading.MOMENTS)}
+    bodies: list[Mapping[str, Any]] = []
+    steps: dict[str, object] = {}
+    for stage in range(stages):
+        prefix = f"optimizer.distributed.dp_group_idx_{stage}."
+        held = {
+            key.removeprefix(prefix): tensor for key, tensor in checkpoint.tensors.items() if key.startswith(prefix)
+        }
+        places, end = _walk(weights, stage, stages, layers // stages, checkpoint.folder)
+        for key in ("param", *reading.MOMENTS):
+            flat = [tensor for name, tensor in held.items() if name.endswith(f".{key}")]
+            if len(flat) != 1 or len(flat[0].shape) != 1:
+                raise errors.NotCarried(
+                    f"stage {stage} has {len(flat)} buckets", file=checkpoint.folder, expected="one", fix=_DROP
+                )
+            if flat[0].shape[0] != end:
+                raise errors.NotCarried(
+                    f"the bucket of stage {stage} does not end where its parameters do: which lies where can't be told",
+                    file=checkpoint.folder,
+                    found=f"{flat[0].shape[0]} elements",
+                    expected=f"{end}",
+                    fix=_DROP,
+                )
+            pieces = [(origin[0], stored) for origin, stored in flat[0].stored()]
+            for name, (start, shape) in places.items():
+                ranges = _ranges(pieces, start, math.prod(shape))
+                shares[_KINDS[key]].add(name, lazy.ranges_as_shards(shape, ranges), name)
+        blob = checkpoint.objects.get(f"{prefix}optimizer/shard_0_1")
+        value = blob.read() if blob is not None else None
+        said = value[0] if isinstance(value, list) and value else None
+        found, own = dist_groups({"optimizer": said}, checkpoint.folder)
+        bodies = bodies or found
+        steps |= {f"{name} of stage {stage}": step for name, step in own.items()}
+    return {kind: [share] for kind, share in shares.items()}, bodies, steps
+
+
+def _walk(
+    weights: RankShare, stage: int, stages: int, layers: int, folder: str
+) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
+    """Where each parameter of a stage begins in its bucket, with its shape, and where the bucket ends."""
+    order: list[tuple[tuple[int, int, int], str]] = []
+    for number, name in enumerate(weights.tensors):
+        layer = layer_of(name)
+        if layer is not None:
+            rest = name.partition(f"layers.{layer}.")[2]
+            part = next((n for n, begins in enumerate(_REGISTERED) if rest.startswith(begins)), None)
+            if part is None:
+                raise errors.NotCarried(f"the place of {name!r} in a bucket is not known", file=folder, fix=_DROP)
+            if stage * layers <= layer < (stage + 1) * layers:
+                order.append(((1, layer, part), name))
+        elif name.startswith(_BEGINS):
+            order += [((0, 0, number), name)] * (stage == 0)
+        elif name.startswith(_ENDS):
+            order += [((2, 0, _ENDS.index(next(b for b in _ENDS if name.startswith(b)))), name)] * (stage == stages - 1)
+        elif not BUFFERS.search(name):
+            raise errors.NotCarried(f"the place of {name!r} in a bucket is not known", file=folder, fix=_DROP)
+    position, places = 0, dict[str, tuple[int, tuple[int, ...]]]()
+    for _, name in sorted(order, reverse=True):
+        shape = lazy.whole_shape(weights.tensors[name][0]) or ()
+        position += -position % _ALIGNMENT
+        places[name] = position, shape
+        position += math.prod(shape)
+    return places, position
+
+
+def _ranges(pieces: Sequence[tuple[int, StoredTensor]], start: int, count: int) -> Iterator[tuple[int, StoredTensor]]:
+    """Elements [start, start + count) of a flat tensor in pieces, each range with its place from there."""
+    for origin, stored in pieces:
+        part = lazy.within_box(lazy.Shard((origin,), stored), (start,), (count,))
+        if part is not None:
+            yield part.origin[0], part.stored
 
 
 def dist_groups(common: Mapping[str, Any], file: str) -> tuple[list[Mapping[str, Any]], dict[str, object]]:
@@ -324,6 +426,8 @@ def saved_training(
     ledger = ledgers.Ledger()
     for file, keys in found.carried:
         ledger.carried(ledgers.OPTIMIZER.what, file, *keys)
+        if "iteration" in keys and "consumed_train_samples" in args:
+            ledger.carried(ledgers.PROGRESS.what, file, "args.consumed_train_samples")
     if type(iteration) is int and found.step > iteration:
         raise FormatError(
             "the moments are of another step than the model",

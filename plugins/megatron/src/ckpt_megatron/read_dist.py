@@ -24,7 +24,15 @@ from ckpt_megatron.found import FolderContents, Gathered, RankShare, stored_args
 from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
 from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
-from ckpt_megatron.optimizer import FoundOptimizer, dist_groups, dist_tensors, members_of, saved_training
+from ckpt_megatron.optimizer import (
+    FoundOptimizer,
+    dist_groups,
+    dist_tensors,
+    flat_shares,
+    in_buckets,
+    members_of,
+    saved_training,
+)
 
 # of a model, and of the tower of a model that sees
 _STACKED = re.compile(r"^((?:vision_model\.)?decoder\.layers\.)(?!\d)")
@@ -121,24 +129,13 @@ def _training(
 ) -> reading.SavedTraining | None:
     """The state of the training in model space: a moment has the key of its weight, and is cut into layers and experts as that is."""
     held = dist_tensors(checkpoint)
-    if not held:
+    if not held and not in_buckets(checkpoint):
         return None
-    shares: dict[reading.Kind, list[RankShare]] = {}
-    for kind, by_key in held.items():
-        share = RankShare({}, False)
-        for key, tensor in by_key.items():
-            name = unwrapped(key)
-            weight = model.get(name)
-            if weight is None:
-                raise FormatError(f"{kind} of {key!r} is of no weight of the model", file=checkpoint.folder)
-            whole = tensor if tensor.shape == weight.shape else unflattened(tensor, weight.shape)
-            for part, shards in split(name, whole or tensor, {}):
-                if part in share.tensors:
-                    share.tensors[part][0] += shards
-                else:
-                    share.add(part, shards, key)
-        shares[kind] = [share]
-    bodies, steps = dist_groups(common, common_file)
+    if held:
+        shares = _in_model_space(held, model, checkpoint.folder)
+        bodies, steps = dist_groups(common, common_file)
+    else:
+        shares, bodies, steps = flat_shares(checkpoint, found.shares[0], found.args or {}, found.layers)
     files = [disk.FileState.of(common_file)]
     step = reading.adam.one_step(steps, common_file, files)
     if step is None:
@@ -151,6 +148,30 @@ def _training(
     optimizer.carried += [(described, tuple(keys)), (common_file, tuple(said))]
     made = {kind: gathered(of_kind) for kind, of_kind in shares.items()}
     return saved_training(optimizer, common, found.args or {}, made)
+
+
+def _in_model_space(
+    held: Mapping[reading.Kind, Mapping[str, chunked.ChunkedTensor]],
+    model: Mapping[str, chunked.ChunkedTensor],
+    folder: str,
+) -> dict[reading.Kind, list[RankShare]]:
+    """The tensors of an optimizer by kind, cut into layers and experts as the weights with their keys are."""
+    shares: dict[reading.Kind, list[RankShare]] = {}
+    for kind, by_key in held.items():
+        share = RankShare({}, False)
+        for key, tensor in by_key.items():
+            name = unwrapped(key)
+            weight = model.get(name)
+            if weight is None:
+                raise FormatError(f"{kind} of {key!r} is of no weight of the model", file=folder)
+            whole = tensor if tensor.shape == weight.shape else unflattened(tensor, weight.shape)
+            for part, shards in split(name, whole or tensor, {}):
+                if part in share.tensors:
+                    share.tensors[part][0] += shards
+                else:
+                    share.add(part, shards, key)
+        shares[kind] = [share]
+    return shares
 
 
 def _belongs_to_optimizer(name: str) -> bool:
