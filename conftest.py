@@ -1,4 +1,4 @@
-"""Shared by all tests: a quiet, offline transformers, and how hypothesis runs."""
+"""Shared by all tests: a quiet, offline transformers, how hypothesis runs, and what a process of tests does not do."""
 
 from __future__ import annotations
 
@@ -12,3 +12,5 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("ckpt", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ckpt")
+
+pytest_plugins = ["ckpt_tests.quick"]

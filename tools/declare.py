@@ -9,6 +9,7 @@ Read the difference before it is committed: a line that changes is a claim that 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,7 @@ CHOICES: dict[str, list[dict[str, str]]] = {
         for experts in ("sequential", "grouped")
     ]
     + [{"container": "torch_dist", "names": names} for names in ("te", "local")],
-    "megatron-bridge": [{"names": names} for names in ("te", "local")],
+    "megatron-bridge": [{"names": names} for names in ("te", "local")] + [{"post_norm_eps": "1e-5"}],
     "nemo": [
         {"names": names, "backend": backend} for names in ("mcore", "legacy") for backend in ("ranks", "torch_dist")
     ]
@@ -67,6 +68,8 @@ LAYOUTS: list[dict[str, int | None]] = [{}, {"tp": 2, "pp": 3}]
 # hidden = heads x head_dim, as some formats want it
 EXAMPLES = [example(name, hidden=216) for name in example_architectures()] + [
     example("latent", **{f"latent_attention__{norm}__eps": 1e-5 for norm in ("norm", "q_norm", "kv_norm")}),
+    # hidden is that of the embedding's scale; Bridge has no window that is shorter than an image
+    example("seeing-whole", attention__window=40),
     example("bloom", hidden=216, tokens__norm=ABSENT, mlp__gated=True, mlp__activation="silu"),
     example("vit", patches__width=24, patches__class_tokens=2, positions__count=11, layer_scale=True),
 ]
@@ -128,7 +131,10 @@ def written() -> Iterator[Seen]:
         for options in CHOICES.get(format, [{}]):
             for architecture in EXAMPLES:
                 for layout in LAYOUTS if require(format).info.parallel else LAYOUTS[:1]:
-                    yield from seen_in(format, model_of_holes(architecture, BF16), options, layout)
+                    yield from seen_in(format, _of_holes(architecture), options, layout)
+
+
+_of_holes = functools.cache(lambda architecture: model_of_holes(architecture, BF16))
 
 
 def seen_in(

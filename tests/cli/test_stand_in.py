@@ -20,7 +20,7 @@ from ckpt_core.layout import BoundTables, Native
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.testing import example, example_architectures, write_ir
 from ckpt_tests.forwards import opened
-from ckpt_tests.goldens import every_golden
+from ckpt_tests.goldens import every_golden, kind_of
 
 
 def _pattern(*flags: bool, times: int) -> PerLayer:
@@ -85,13 +85,14 @@ def test_a_stand_in_gives_the_answers_of_the_whole(name: str, tmp_path: Path, mo
 
 
 def test_goldens_have_the_answers_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each that has a stand-in: the others are asked whole."""
-    asked = []
+    """Each that has a stand-in: the others are asked whole. Of those that differ in their ranks alone, one."""
+    asked = set()
     for golden in every_golden():
         with opened(golden, tmp_path) as model:
-            if stand_in(model.checkpoint) is not None:
-                asked.append(golden)
-                assert_same_answers(model.checkpoint, monkeypatch)
+            checkpoint = model.checkpoint
+            if (kind := kind_of(checkpoint)) not in asked and stand_in(checkpoint) is not None:
+                asked.add(kind)
+                assert_same_answers(checkpoint, monkeypatch)
     assert len(asked) > 10
 
 

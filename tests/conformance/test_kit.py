@@ -42,7 +42,7 @@ def values_of(value: object) -> Iterator[tuple[str, str, object]]:
 def all_architectures() -> Iterator[Architecture]:
     examples = example_architectures()
     yield from examples.values()
-    for name in (*VARIED[:3], "delta", "mamba", "one-block"):
+    for name in (*VARIED[:3], "delta", "mamba", "one-block", "seeing", "seeing-whole"):
         yield from (variation.architecture for variation in variations(examples[name]).values())
 
 
@@ -62,6 +62,8 @@ def test_axes_have_different_sizes(name: str) -> None:
     for parameter in parameters(example(name)).values():
         if re.search(r"(classifier|head)\.dense|embedding\.patches", parameter.name):
             continue  # square by their nature
+        if re.search(r"vision\.(patches|projector|taps)", parameter.name):
+            continue  # squares of pixels, and of patches
         if re.search(r"predictors\.\d+\.(embed|hidden)\.weight", parameter.name):
             continue  # each half of a predictor's projection, too: sentences say which of its axes is which
         sizes = [size for size in parameter.shape if size > 1]

@@ -160,11 +160,12 @@ routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
     correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]), on_input=flags,
 )  # fmt: skip
+one_by_one = st.builds(Router, top_k=st.integers(1, 2), scale=factors, bias=flags, on_input=flags, margin=factors)
 moes = st.builds(
     Moe,
     experts=st.integers(2, 5),
     ffn=sizes,
-    router=routers,
+    router=routers | one_by_one,
     shared=maybe(st.builds(SharedExpert, ffn=sizes, gate=flags)),
     latent=maybe(sizes),
 )
@@ -173,9 +174,10 @@ moes = st.builds(
 @st.composite
 def mlps(draw: st.DrawFn) -> Mlp:
     dense, gated = draw(flags), draw(flags)
+    known = [one for one in Activation if dense or one is not Activation.XIELU]
     return draw(
         st.builds(
-            Mlp, activation=st.sampled_from(list(Activation)), gated=st.just(gated), ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
+            Mlp, activation=st.sampled_from(known), gated=st.just(gated), ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
             norm=maybe(norms), out_norm=maybe(norms), up_bias=flags, down_bias=flags,
             clamp=maybe(factors) if gated else st.none(), up_offset=factors if gated else st.just(0.0),
             gate_scale=factors if gated else st.just(1.0), out_scale=factors,
@@ -537,9 +539,11 @@ CONTRADICTIONS = [
     (("decoder", "layers", 3, "mamba", "state"), 0, "layers.4.mamba.state"),
     (("decoder", "layers", 3, "mamba", "gated_norm", "eps"), -1.0, "layers.4.mamba.gated_norm.eps"),
     (("decoder", "causal"), False, "layers.4.mamba"),
+    (("decoder", "layers", 1, "mlp", "moe", "router", "margin"), 0.01, "layers.2.mlp.moe.router.margin"),
     (("decoder", "layers", 1, "mlp", "moe", "latent"), 0, "layers.2.mlp.moe.latent"),
     (("decoder", "causal"), False, "layers.3.delta"),
     ((*A[:-1], "mlp", "clamp"), -1.0, "layers.0.mlp.clamp"),
+    (("decoder", "layers", 1, "mlp", "activation"), "xielu", "layers.2.mlp.activation"),
     (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.clamp"),
     (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.up_offset"),
     (("encoder",), None, "cross_attention"),

@@ -20,10 +20,19 @@ EXAMPLES = example_architectures()
 
 def moved(base: Architecture, varied: Architecture) -> float:
     """How far the outputs of two models are apart, in units of the largest one."""
-    if (base.patches is None) != (varied.patches is None):
+    if _reads(base) != _reads(varied):
         return math.inf
     one, two = outputs(RandomModel(base), RandomModel(varied))
     return apart(one, two) / float(one.abs().max())
+
+
+def _reads(model: Architecture) -> tuple[object, ...]:
+    """What the inputs of a model are made for."""
+    seen = model.vision
+    if seen is None:
+        return (model.patches is None,)
+    images = seen.patch, seen.channels, seen.frames, seen.image, seen.projector.merge
+    return *images, seen.token, seen.video_token
 
 
 def _relative(architecture: Architecture) -> bool:

@@ -174,7 +174,7 @@ class OpenCheckpoint(Mapping[str, LazyTensor]):
 
     def __repr__(self) -> str:
         stacks = " and ".join(
-            f"{name}{len(stack.layers)} layers".replace(".", " of ") for name, stack in self.architecture.stacks.items()
+            f"{name}{len(stack.layers)} layers".replace(".", " of ") for name, stack in self.architecture.towers.items()
         )
         said = f"{stacks}, hidden {self.architecture.hidden}, {len(self)} tensors"
         return f"<OpenCheckpoint {self.format} {self.path}: {said}>"

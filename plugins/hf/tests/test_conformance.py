@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ckpt_core.testing import Quirks, example
-from ckpt_tests.conformance import FirstParty
+from ckpt_tests.conformance import FirstParty, OtherModels
+
+# the class reads it nowhere (modeling_biogpt.py), nor does ModernBERT's
+MISNAMED = {"layer_norm_eps": "BioGPT's norms have the epsilon of nn.LayerNorm, whatever the key says"}
 
 
 class TestHf(FirstParty):
@@ -16,6 +19,19 @@ class TestHf(FirstParty):
         | {"bert": example("bert", hidden=216, mlp__activation="gelu_erf")},
         configs=("config.json",),
         expresses=("head.tied", "attention.head_dim", "attention.rotary.theta", "attention.rotary.scaling=llama3"),
-        # the class reads it nowhere (modeling_biogpt.py), nor does ModernBERT's
-        misnamed={"layer_norm_eps": "BioGPT's norms have the epsilon of nn.LayerNorm, whatever the key says"},
+        misnamed=MISNAMED,
+    )
+
+
+class TestHfThatSees(OtherModels):
+    format = "hf"
+    test_a_fact_is_expressed_or_refused_by_name = FirstParty.test_a_fact_is_expressed_or_refused_by_name
+    test_what_it_expresses_is_known = FirstParty.test_what_it_expresses_is_known
+    quirks = Quirks(
+        models={name: example(name) for name in ("seeing", "seeing-squares", "seeing-whole")},
+        dtypes=("bf16",),
+        configs=("config.json",),
+        misnamed=MISNAMED,
+        varied=("vision", "attention.rotary"),
+        expresses=("vision.token", "vision.video_token", "vision.taps", "vision.patch", "attention.rotary.sections"),
     )

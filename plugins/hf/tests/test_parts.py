@@ -210,7 +210,7 @@ def test_fused_experts_of_both_arrangements_are_told_by_their_shapes(wide: bool,
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", WHOLES)
+@pytest.mark.parametrize("kind", [kind for kind in WHOLES if kind not in BY_TYPE])
 def test_a_whole_model_is_refused_with_the_option_that_takes_it(kind: str, qwen: Path, tmp_path: Path) -> None:
     folder = changed(qwen, tmp_path / "whole", model_type=kind, architectures=[WHOLES[kind].class_name])
     with pytest.raises(CkptError, match="-o part=language") as refusal:

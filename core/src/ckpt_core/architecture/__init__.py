@@ -21,6 +21,7 @@ from ckpt_core.architecture.schema import (
     Pooling,
     Positions,
     Predictors,
+    Projector,
     RelativeBias,
     Rotary,
     RotaryKind,
@@ -31,13 +32,14 @@ from ckpt_core.architecture.schema import (
     Temperature,
     Tokens,
     Transform,
+    Vision,
 )
 from ckpt_core.architecture.serial import dumps, from_json, to_json
 from ckpt_core.architecture.validate import rotary_width, validate
 
 __all__ = [
     "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "Indexer", "LatentAttention", "Layer", "Mamba",
-    "Mlp", "Moe", "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
-    "SharedExpert", "Stack", "Temperature", "Tokens", "Transform", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
+    "Mlp", "Moe", "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "Projector", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
+    "SharedExpert", "Stack", "Temperature", "Tokens", "Transform", "Vision", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",
 ]  # fmt: skip

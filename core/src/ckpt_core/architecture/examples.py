@@ -229,6 +229,87 @@ _VIT: dict[str, object] = {
     "classifier.hidden": True,
 }
 
+_TOWER: dict[str, object] = {
+    "vision.hidden": 80,
+    "vision.patch": 4,
+    "vision.channels": 3,
+    "vision.frames": 2,
+    "vision.bias": True,
+    "vision.token": 200,
+    "vision.video_token": 201,
+    "vision.layers": 3,
+    "vision.causal": False,
+    "vision.positions.count": 25,
+    "vision.attention.heads": 4,
+    "vision.attention.groups": 4,
+    "vision.attention.head_dim": 20,
+    "vision.attention.rotary.theta": 10000.0,
+    "vision.attention.rotary.axial": True,
+    "vision.mlp.ffn": 36,
+    "vision.projector.merge": 2,
+    "vision.projector.ffn": 320,
+    "vision.projector.activation": Activation.GELU_ERF,
+    "vision.projector.bias": True,
+    **{f"vision.{path}": value for path, value in (_BIASES | _PLAIN_GELU).items()},
+    **_norms("layer", 1e-6, *(f"vision.{norm}" for norm in ("attention.norm", "mlp.norm", "projector.norm"))),
+    **{f"vision.{norm}.bias": True for norm in ("attention.norm", "mlp.norm", "projector.norm")},
+}
+
+# Qwen3-VL's: positions that are stretched, and layers of the tower that are tapped.
+_SEEING: dict[str, object] = {
+    **_TOWER,
+    **_norms("rms", 1e-5, "attention.qk_norm"),
+    "attention.rotary.sections": (4, 3, 2),
+    "attention.rotary.interleaved": True,
+    "vision.taps": (0, 2),
+    **{
+        f"vision.tapped.{field}": _TOWER[f"vision.projector.{field}"]
+        for field in ("merge", "ffn", "activation", "bias")
+    },
+    **_norms("layer", 1e-6, "vision.tapped.norm"),
+    "vision.tapped.norm.bias": True,
+    "vision.tapped.norm_merged": True,
+}
+
+# Qwen2.5-VL's: most layers of the tower see squares of patches. Heads fill the width.
+_SEEING_SQUARES: dict[str, object] = {
+    "hidden": 216,
+    **{path: value for path, value in _TOWER.items() if not path.endswith("norm.bias") and path != "vision.bias"},
+    **{f"attention.{part}_bias": True for part in ("q", "k", "v")},
+    **_norms("rms", 1e-6, *(f"vision.{norm}" for norm in ("attention.norm", "mlp.norm", "projector.norm"))),
+    "attention.rotary.sections": (4, 3, 2),
+    "vision.positions.count": ABSENT,
+    "vision.attention.chunk": 4,
+    "vision.attention.chunk?": PerLayer((True, False, True)),
+    "vision.mlp.gated": True,
+    "vision.mlp.activation": Activation.SILU,
+}
+
+# Gemma 3's: images of one size, of which every token sees all others.
+_SEEING_WHOLE: dict[str, object] = {
+    **_GEMMA,
+    **_TOWER,
+    **_norms("rms", 1e-6, *_PRE_NORMS),
+    "attention.qk_norm.zero_centred": True,
+    "attention.softcap": ABSENT,
+    "head.softcap": ABSENT,
+    "tokens.scale": 132**0.5,
+    **{
+        f"vision.{path}": ABSENT
+        for path in ("frames", "video_token", "attention.rotary.theta", "attention.rotary.axial")
+    },
+    **{f"vision.projector.{field}": ABSENT for field in ("ffn", "activation", "bias", "norm.bias")},
+    **_norms("rms", 1e-6, "vision.projector.norm"),
+    **_norms("layer", 1e-6, "vision.final_norm"),
+    "vision.final_norm.bias": True,
+    "vision.projector.norm.zero_centred": True,
+    "vision.projector.norm_merged": True,
+    "vision.projector.mean": True,
+    "vision.image": 24,
+    "vision.positions.count": 36,
+    "vision.both_ways": True,
+}
+
 _CHANGES: dict[str, dict[str, object]] = {
     "llama": {},
     "llama-padded": {"tokens.vocabulary": 205},
@@ -260,6 +341,7 @@ _CHANGES: dict[str, dict[str, object]] = {
         "attention.rotary.fraction": 0.56,
         "parallel": True,
     },
+    "xielu": {"mlp.gated": False, "mlp.activation": Activation.XIELU},
     "starcoder2": {**_LAYER_NORMS, **_BIASES, **_PLAIN_GELU, "attention.window": 16, "head.tied": True},
     "smollm3": {"head.tied": True, "attention.rotary?": PerLayer((True, True, False, True, True, False))},
     "gemma": _GEMMA,
@@ -291,6 +373,9 @@ _CHANGES: dict[str, dict[str, object]] = {
     "bert": _BERT,
     "vit": _VIT,
     "vit-pooled": {**_VIT, "classifier.classes": ABSENT},
+    "seeing": _SEEING,
+    "seeing-squares": _SEEING_SQUARES,
+    "seeing-whole": _SEEING_WHOLE,
 }
 
 

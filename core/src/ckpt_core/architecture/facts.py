@@ -10,7 +10,7 @@ then a pattern (`no_rope_layers: [1, 1, 1, 0]`). `Facts` bridges the two views:
     facts["kind"]                   "decoder", "encoder" or "encoder-decoder"
 
 A value that differs between layers is a `PerLayer`. In an encoder-decoder the paths of a stack carry
-its name (`encoder.attention.heads`); otherwise they carry none.
+its name (`encoder.attention.heads`); otherwise they carry none. Those of a vision tower begin with `vision.`: `vision.attention.heads`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack
+from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack, Vision
 from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
 from ckpt_core.architecture.validate import validate
 from ckpt_core.errors import CkptError
@@ -55,18 +55,27 @@ def facts_of(architecture: Architecture) -> Facts:
     stacks = {name: stack for name in ("encoder", "decoder") if (stack := getattr(architecture, name)) is not None}
     facts["kind"] = "-".join(stacks)
     for field in dataclasses.fields(Architecture):
-        if field.name not in ("encoder", "decoder"):
+        if field.name not in ("encoder", "decoder", "vision"):
             _collect(facts, field.name, field_types(Architecture)[field.name], [getattr(architecture, field.name)])
+    if architecture.vision is not None:
+        for field in dataclasses.fields(Vision):
+            if field.name != "stack":
+                value = getattr(architecture.vision, field.name)
+                _collect(facts, f"vision.{field.name}", field_types(Vision)[field.name], [value])
+        _collect_stack(facts, "vision.", architecture.vision.stack)
     for name, stack in stacks.items():
-        prefix = f"{name}." if len(stacks) == 2 else ""
-        facts[f"{prefix}layers"] = len(stack.layers)
-        for field in dataclasses.fields(Stack):
-            if field.name != "layers":
-                _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
-        for field in dataclasses.fields(Layer):
-            column = [getattr(layer, field.name) for layer in stack.layers]
-            _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
+        _collect_stack(facts, f"{name}." if len(stacks) == 2 else "", stack)
     return facts
+
+
+def _collect_stack(facts: Facts, prefix: str, stack: Stack) -> None:
+    facts[f"{prefix}layers"] = len(stack.layers)
+    for field in dataclasses.fields(Stack):
+        if field.name != "layers":
+            _collect(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], [getattr(stack, field.name)])
+    for field in dataclasses.fields(Layer):
+        column = [getattr(layer, field.name) for layer in stack.layers]
+        _collect(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], column)
 
 
 def same_value(one: object, two: object) -> bool:
@@ -146,29 +155,22 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
     kind = facts.get("kind")
     if kind not in _KINDS:
         raise CkptError("no such kind of model", file=source, found=kind, expected=" | ".join(_KINDS))
-    claimed: set[str] = {"kind"}
-    names = _KINDS[kind]
-    values: dict[str, object] = {}
-    for name in names:
-        prefix = f"{name}." if len(names) == 2 else ""
-        values[name] = _build_stack(facts, prefix, claimed, source)
-    for field in dataclasses.fields(Architecture):
-        if field.name not in ("encoder", "decoder"):
-            value = _build(facts, field.name, field_types(Architecture)[field.name], None, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-    unknown = sorted(set(facts) - claimed)
+    owners = {owner for path in facts for owner in _owners(path)}
+    values: dict[str, object] = {
+        name: _build_stack(facts, prefix, owners, source)
+        for name, prefix in zip(_KINDS[kind], _prefixes(kind), strict=True)
+    }
+    values |= _build_fields(facts, "", Architecture, None, owners, source)
+    if "vision" in owners:
+        values["vision"] = _build_vision(facts, owners, source)
+    unknown = sorted(facts.keys() - _paths_of(kind))
     if unknown:
         raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
     return validate(_construct(Architecture, values, "", source), source)
 
 
-_ABSENT = object()
-
-
-def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> Stack:
+def _build_stack(facts: Facts, prefix: str, owners: set[str], source: str) -> Stack:
     count = facts.get(f"{prefix}layers")
-    claimed.add(f"{prefix}layers")
     if type(count) is not int or not 0 < count <= 100_000:
         raise CkptError(
             "no model has this number of layers",
@@ -183,50 +185,75 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
     def layer(index: int) -> Layer:
         said = repr([value[index : index + 1] for value in varying])
         if said not in built:
-            new = new_layer(index)
+            values = _build_fields(facts, prefix, Layer, index, owners, source)
+            new = _construct(Layer, values, f"{prefix}layers.{index}", source)
             built[said] = shared.setdefault(new, new)  # equal layers share one object
         return built[said]
 
-    def new_layer(index: int) -> Layer:
-        values = {}
-        for field in dataclasses.fields(Layer):
-            value = _build(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], index, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-        return _construct(Layer, values, f"{prefix}layers.{index}", source)
-
-    values: dict[str, object] = {"layers": tuple(layer(index) for index in range(count))}
-    for field in dataclasses.fields(Stack):
-        if field.name != "layers":
-            value = _build(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], None, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-    return _construct(Stack, values, prefix, source)
+    layers = tuple(layer(index) for index in range(count))
+    values = _build_fields(facts, prefix, Stack, None, owners, source)
+    return _construct(Stack, {"layers": layers, **values}, prefix, source)
 
 
-def _build(facts: Facts, path: str, annotation: object, index: int | None, claimed: set[str], source: str) -> object:
-    """The value at `path` in layer `index`, or `_ABSENT`."""
-    annotation, _ = optional_of(annotation)
-    claimed.add(f"{path}?")
-    presence = facts.get(f"{path}?", True)
-    here = _at(presence, index, path, source)
-    if not is_schema_class(annotation):
-        claimed.add(path)
-        value = _at(facts[path], index, path, source) if path in facts and here else None
-        return _ABSENT if value is None else _typed(annotation, value, path, source)
-    claimed.update(
-        key for key in facts if key.startswith(f"{path}.") and key.removesuffix("?") in _paths(annotation, path)
-    )
-    if not here:
-        return _ABSENT
-    values = {}
-    for field in dataclasses.fields(annotation):
-        value = _build(facts, f"{path}.{field.name}", field_types(annotation)[field.name], index, claimed, source)
-        if value is not _ABSENT:
-            values[field.name] = value
-    if not values:
-        return _ABSENT
-    return _construct(annotation, values, path, source)
+def _build_vision(facts: Facts, owners: set[str], source: str) -> Vision:
+    stack = _build_stack(facts, "vision.", owners, source)
+    fields = _build_fields(facts, "vision.", Vision, None, owners, source)
+    return _construct(Vision, {"stack": stack, **fields}, "vision", source)
+
+
+def _build_fields(
+    facts: Facts, prefix: str, cls: type, index: int | None, owners: set[str], source: str
+) -> dict[str, object]:
+    """The fields of `cls` that the facts give in layer `index`, but for stacks and layers."""
+    values: dict[str, object] = {}
+    for name, annotation, is_class in _fields(cls):
+        path = f"{prefix}{name}"
+        # most things that a model could have it does not have: no fact lies below their path
+        if is_class and path not in owners and f"{path}?" not in facts:
+            continue
+        if not _at(facts.get(f"{path}?", True), index, path, source):
+            continue
+        if is_class:
+            inner = _build_fields(facts, f"{path}.", annotation, index, owners, source)
+            if inner:
+                values[name] = _construct(annotation, inner, path, source)
+        elif path in facts:
+            value = _at(facts[path], index, path, source)
+            if value is not None:
+                values[name] = _typed(annotation, value, path, source)
+    return values
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
+    """The fields of a schema class, but for stacks and layers: name, type, and whether that is such a class."""
+    found = []
+    for field in dataclasses.fields(cls):
+        annotation, _ = optional_of(field_types(cls)[field.name])
+        if annotation not in (Stack, Vision) and field.name != "layers":
+            found.append((field.name, annotation, is_schema_class(annotation)))
+    return tuple(found)
+
+
+@functools.cache
+def _owners(path: str) -> tuple[str, ...]:
+    """The paths that `path` lies below."""
+    return tuple(path[:end] for end, character in enumerate(path) if character == ".")
+
+
+def _prefixes(kind: str) -> list[str]:
+    """What the paths of each stack begin with."""
+    names = _KINDS[kind]
+    return [f"{name}." if len(names) == 2 else "" for name in names]
+
+
+@functools.cache
+def _paths_of(kind: str) -> frozenset[str]:
+    """Every path that facts of this kind of model may have."""
+    paths = {"kind", *_walk(Architecture, ""), *_walk(Vision, "vision.")}
+    for prefix in [*_prefixes(kind), "vision."]:
+        paths |= {f"{prefix}layers", *_walk(Stack, prefix), *_walk(Layer, prefix)}
+    return frozenset(paths)
 
 
 def _typed(annotation: Any, value: Any, path: str, source: str) -> object:
@@ -250,17 +277,13 @@ def _typed(annotation: Any, value: Any, path: str, source: str) -> object:
     )
 
 
-@functools.cache
-def _paths(cls: type, path: str) -> frozenset[str]:
-    return frozenset(_walk(cls, path))
-
-
-def _walk(cls: type, path: str) -> Iterator[str]:
-    for field in dataclasses.fields(cls):
-        annotation, _ = optional_of(field_types(cls)[field.name])
-        yield f"{path}.{field.name}"
-        if is_schema_class(annotation):
-            yield from _walk(annotation, f"{path}.{field.name}")
+def _walk(cls: type, prefix: str) -> Iterator[str]:
+    for name, annotation, is_class in _fields(cls):
+        yield f"{prefix}{name}?"
+        if is_class:
+            yield from _walk(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _at(value: object, index: int | None, path: str, source: str) -> object:
@@ -272,10 +295,15 @@ def _at(value: object, index: int | None, path: str, source: str) -> object:
 
 
 def _construct(cls: type, values: dict[str, Any], path: str, source: str) -> Any:
-    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+    missing = [name for name in _required(cls) if name not in values]
     if missing:
         raise CkptError(f"{path or 'architecture'} lacks {', '.join(missing)}", file=source)
     return cls(**values)
+
+
+@functools.cache
+def _required(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING)
 
 
 @functools.cache
@@ -285,9 +313,11 @@ def default_of(path: str) -> object:
     This is what "does not happen" means: a format that can't say a field may still hold its default.
     """
     parts = path.split(".")
+    roots = [Layer, Stack, Architecture]
+    if parts[0] == "vision":
+        parts, roots = parts[1:], [Layer, Stack, Vision]
     if parts[0] in ("encoder", "decoder"):
         parts = parts[1:]
-    roots = [Layer, Stack, Architecture]
     cls: Any = next((root for root in roots if parts[0] in field_types(root)), None)
     for part in parts[:-1]:
         cls, _ = optional_of(field_types(cls)[part])

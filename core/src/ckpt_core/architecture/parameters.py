@@ -13,6 +13,9 @@ Axis names are the field's own letters:
     al/zl its latents of decay and gate
     n state of a Mamba-2 block (g groups, r heads per group, d head dim)
     cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix   s types of tokens
+    fr frames of a patch   my/mz rows and columns of patches that are merged   w hidden of a language model that sees   tap taps of its tower
+
+In a vision tower h is the hidden size of the tower.
 
 Experts behind a latent projection have its size for h.
 
@@ -27,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ckpt_core.architecture.schema import (
+    Activation,
     Architecture,
     Attention,
     Classifier,
@@ -39,9 +43,11 @@ from ckpt_core.architecture.schema import (
     Norm,
     Patches,
     Predictors,
+    Projector,
     Stack,
     Tokens,
     Transform,
+    Vision,
 )
 from ckpt_core.architecture.validate import rotary_width
 
@@ -105,6 +111,8 @@ def _enumerate(architecture: Architecture) -> Iterator[Parameter]:
         yield from _norm("embedding.norm", tokens.norm, hidden)
     if architecture.patches is not None:
         yield from _patches(architecture.patches, hidden)
+    if architecture.vision is not None:
+        yield from _vision(architecture.vision, Axis("w", hidden.size))
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, hidden)
     if architecture.head is not None and tokens is not None:  # validate: no head without tokens
@@ -131,6 +139,34 @@ def _patches(patches: Patches, hidden: Axis) -> Iterator[Parameter]:
         yield Parameter("embedding.patches.bias", (hidden,))
     if patches.class_tokens:
         yield Parameter("embedding.class_tokens.weight", (Axis("cls", patches.class_tokens), hidden))
+
+
+def _vision(vision: Vision, width: Axis) -> Iterator[Parameter]:
+    hidden, patch = Axis("h", vision.hidden), vision.patch
+    frames = (Axis("fr", vision.frames),) if vision.frames > 1 else ()
+    yield Parameter(
+        "vision.patches.weight", (hidden, Axis("ch", vision.channels), *frames, Axis("y", patch), Axis("z", patch))
+    )
+    if vision.bias:
+        yield Parameter("vision.patches.bias", (hidden,))
+    yield from _stack("vision.", vision.stack, hidden)
+    yield from _projector("vision.projector", vision.projector, hidden, width)
+    if vision.tapped is not None:
+        for parameter in _projector("vision.taps", vision.tapped, hidden, width):
+            yield replace(parameter, axes=(Axis("tap", len(vision.taps)), *parameter.axes))
+
+
+def _projector(name: str, projector: Projector, hidden: Axis, width: Axis) -> Iterator[Parameter]:
+    square = () if projector.mean else (Axis("my", projector.merge), Axis("mz", projector.merge))
+    merged, between = (*square, hidden), Axis("f", projector.ffn or 0)
+    yield from _norm(f"{name}.norm", projector.norm, *(merged if projector.norm_merged else (hidden,)))
+    if projector.ffn is not None:
+        yield Parameter(f"{name}.up.weight", (between, *merged))
+        if projector.bias:
+            yield Parameter(f"{name}.up.bias", (between,))
+    yield Parameter(f"{name}.down.weight", (width, *(merged if projector.ffn is None else (between,))))
+    if projector.bias:
+        yield Parameter(f"{name}.down.bias", (width,))
 
 
 def _transform(prefix: str, transform: Transform, hidden: Axis) -> Iterator[Parameter]:
@@ -326,6 +362,9 @@ def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:
     yield from _norm(f"{name}.norm", mlp.norm, hidden)
     if mlp.ffn is not None:
         yield from _feed_forward(name, mlp, mlp.ffn, hidden)
+    if mlp.activation is Activation.XIELU:
+        for part in ("a", "b", "slope", "edge"):
+            yield Parameter(f"{name}.xielu_{part}.weight", ())
     if mlp.moe is not None:
         experts = Axis("x", mlp.moe.experts)
         yield Parameter(f"{name}.router.weight", (experts, hidden))

@@ -27,6 +27,7 @@ class Activation(StrEnum):
     GELU_QUICK = "gelu_quick"  # x * sigmoid(1.702 x)
     RELU = "relu"
     RELU_SQUARED = "relu_squared"
+    XIELU = "xielu"  # learned, of four numbers for each MLP: see `Mlp`
 
 
 class RotaryKind(StrEnum):
@@ -112,11 +113,20 @@ class Rotary:
 
     The pairing of a framework's *stored* rows (half-split or interleaved) is a matter of
     layout, not of meaning: canonical tensors are always half-split.
+
+    `sections`: a position has three coordinates, time, row and column, which are the same number for a token of text, and so many
+    pairs turn by each of them, one section after the other (m-rope of Qwen2-VL, 2024). `interleaved`: of every three pairs the second
+    turns by the row and the third by the column, as long as their section lasts, and all others turn by time (Qwen3-VL, 2025).
+    `axial`: a position has two coordinates, and half of the pairs turn by the row, the others by the column, each half with the
+    frequencies of a head of half the size. Only a vision tower has such positions.
     """
 
     theta: float
     fraction: float = 1.0
     scaling: RotaryScaling | None = None
+    sections: tuple[int, ...] | None = None
+    interleaved: bool = False
+    axial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +154,8 @@ class Attention:
     `scale` multiplies q.k; None means head_dim ** -0.5. `window` counts the positions a query
     sees, itself included (None: all), and in a stack that is not causal as many to the other side. `softcap` c replaces scores s by c * tanh(s / c).
     `sinks`: a learned logit per head joins the softmax denominator.
-    `chunk`: a query sees the positions of its own chunk of that many alone, counted from the start of the sequence.
+    `chunk`: a query sees the positions of its own chunk of that many alone, counted from the start of the sequence. In a vision tower a
+    chunk is a square of that many rows and columns of patches, counted from the first of both.
     `temperature` multiplies q last, after its norm and its rotation.
     `relative_bias_scale` multiplies the relative bias of this layer, shared or own.
     `head_scale`: a learned factor per head on the attention output.
@@ -307,6 +318,8 @@ class Router:
     `groups`/`group_top_k`: only experts of the best groups are eligible; `group_score` says how a
     group is scored ("max", or "top2" for the sum of its two best).
     `on_input`: a share multiplies what the expert reads, and not what it returns.
+    `margin`: the experts are chosen one after the other, each the best of those that are left, of logit b; its share is its softmax
+    among all experts whose logit l is near, (b - l) / max(|l|, b) <= 2 margin, but for those chosen before it (SparseMixer, 2023).
     """
 
     top_k: int
@@ -319,6 +332,7 @@ class Router:
     group_top_k: int | None = None
     group_score: str = "max"
     on_input: bool = False
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +366,9 @@ class Mlp:
     `up_bias` covers gate and up. `clamp` c of a gated block cuts the gate above c, and up to -c .. c; `up_offset` is added to up after that.
     `gate_scale` multiplies the gate before that and before its activation, and `out_scale` the output of the block, with its bias.
     Experts and shared experts are such blocks too.
+
+    XIELU (Huang and Schlag 2024) of x, with the learned numbers a, b, `slope` and `edge`: softplus(a) x^2 + slope x where x > 0, else
+    (slope + softplus(b)) (exp(min(x, edge)) - 1 - x) + slope x. Only a dense block has it.
     """
 
     activation: Activation
@@ -498,6 +515,55 @@ class Patches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Projector:
+    """What makes embeddings of a language model of what a vision tower says of its patches.
+
+    A square of `merge` x `merge` neighbouring patches becomes one vector: what the tower says of them side by side, row after row, or
+    with `mean` the mean of it. `norm` is applied to each patch before that, or with `norm_merged` to the vector. The embedding is then
+    down(act(up(x))), with `ffn` elements between the two, or down(x) where there is no `ffn`. `bias`: all of these matrices have one.
+    """
+
+    merge: int
+    norm: Norm | None = None
+    norm_merged: bool = False
+    mean: bool = False
+    ffn: int | None = None
+    activation: Activation | None = None
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """A tower that reads images, for a language model that reads what it says of them in place of the embeddings of `token`.
+
+    Images are cut into squares of `patch` x `patch` pixels of `channels`, over `frames` successive frames (a still image is its own
+    next frame), each projected to `hidden`, with a `bias` or without. Each such layer of frames passes `stack` by itself, and
+    `projector` makes of it the embeddings of an image, row after row. `positions` of the stack are a square table, which is stretched to the rows and columns of
+    the image's patches (bilinear, corners on corners). `image`: every image has so many pixels on each side; None: rows and columns
+    of any number that the projector can merge.
+
+    `taps`: layers of the stack, what comes out of which passes a projector of its own, built as `tapped` says; that of the k-th tap is
+    added to the residual stream of the language model after its layer k, where the image is (deepstack, Qwen3-VL 2025).
+    `video_token` stands for the frames of a video, as `token` for images. `both_ways`: the tokens of one image see each other in the
+    language model, also those that come later (Gemma 3).
+    """
+
+    hidden: int
+    patch: int
+    channels: int
+    stack: Stack
+    projector: Projector
+    token: int
+    frames: int = 1
+    bias: bool = False
+    image: int | None = None
+    taps: tuple[int, ...] = ()
+    tapped: Projector | None = None
+    video_token: int | None = None
+    both_ways: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
     """A dense layer from hidden to hidden, with a `bias` or without, an activation and a norm (the head of BERT)."""
 
@@ -539,11 +605,15 @@ class Classifier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A whole model: `hidden` is the width of the residual stream; a stack that is None does not exist."""
+    """A whole model: `hidden` is the width of the residual stream; a stack that is None does not exist.
+
+    A model that reads images alone has `patches`; a language model that reads them between its tokens has `vision`.
+    """
 
     hidden: int
     tokens: Tokens | None = None
     patches: Patches | None = None
+    vision: Vision | None = None
     encoder: Stack | None = None
     decoder: Stack | None = None
     head: Head | None = None
@@ -555,3 +625,8 @@ class Architecture:
         both = {"encoder.": self.encoder, "decoder.": self.decoder}
         present = {prefix: stack for prefix, stack in both.items() if stack is not None}
         return present if len(present) == 2 else {"": stack for stack in present.values()}
+
+    @property
+    def towers(self) -> dict[str, Stack]:
+        """The stacks, and that of a vision tower as "vision."."""
+        return {**self.stacks, **({"vision.": self.vision.stack} if self.vision else {})}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ckpt_core.architecture.schema import (
     SCALING_FIELDS,
+    Activation,
     Architecture,
     Attention,
     Classifier,
@@ -18,10 +21,14 @@ from ckpt_core.architecture.schema import (
     Mlp,
     Norm,
     Pooling,
+    Projector,
     Rotary,
+    Router,
     Stack,
     Temperature,
     Tokens,
+    Transform,
+    Vision,
 )
 from ckpt_core.errors import CkptError, Problems
 
@@ -51,13 +58,84 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
     if architecture.head is not None and architecture.tokens is None:
         yield "head", "a head over the vocabulary needs tokens"
     if architecture.head is not None and architecture.head.transform is not None:
-        yield from _norm("head.transform.norm", architecture.head.transform.norm)
+        yield from _transform("head.transform", architecture.head.transform)
     if architecture.classifier is not None:
         yield from _classifier(architecture.classifier, architecture.tokens)
+    if architecture.vision is not None:
+        yield from _vision(architecture.vision, architecture)
     for prefix, stack in architecture.stacks.items():
         yield from _stack(prefix, stack, crossing=architecture.encoder is not None and stack is architecture.decoder)
+        yield from _coordinates(prefix, stack, seeing=architecture.vision is not None)
         if stack.predictors is not None:
             yield from _predictors(f"{prefix}predictors", stack, architecture)
+
+
+def _vision(vision: Vision, architecture: Architecture) -> Iterator[tuple[str, str]]:
+    for name in ("hidden", "patch", "channels", "frames"):
+        yield from _positive(f"vision.{name}", getattr(vision, name))
+    if architecture.tokens is None or architecture.decoder is None or architecture.encoder is not None:
+        yield "vision", "images stand between the tokens of a decoder, and this is not one by itself"
+    if architecture.decoder is not None and architecture.decoder.positions is not None:
+        yield "vision", "learned positions of a language model that sees have no meaning for images"
+    if vision.image is not None and vision.image % (vision.patch * vision.projector.merge):
+        yield "vision.image", f"{vision.image} is not a multiple of {vision.patch} x {vision.projector.merge} pixels"
+    yield from _projector("vision.projector", vision.projector)
+    if (vision.tapped is None) != (not vision.taps):
+        yield "vision.taps", "there are taps and what they pass, or neither"
+    if vision.tapped is not None:
+        yield from _projector("vision.tapped", vision.tapped)
+        if vision.tapped.merge != vision.projector.merge:
+            yield "vision.tapped.merge", f"{vision.tapped.merge} is not that of the projector, {vision.projector.merge}"
+    layers, after = len(vision.stack.layers), len(architecture.decoder.layers) if architecture.decoder else 0
+    if len(vision.taps) > after or any(not 0 <= tap < layers for tap in vision.taps):
+        yield (
+            "vision.taps",
+            f"{list(vision.taps)} are not some of {layers} layers, or are more than the {after} layers below",
+        )
+    if list(vision.taps) != sorted(set(vision.taps)):
+        yield "vision.taps", f"{list(vision.taps)} are not in the order of the layers"
+    yield from _stack("vision.", vision.stack, crossing=False)
+    positions = vision.stack.positions
+    if positions is not None and math.isqrt(max(0, positions.count)) ** 2 != positions.count:
+        yield "vision.positions.count", f"{positions.count} is not a square"
+    if vision.stack.causal or vision.stack.predictors is not None:
+        yield "vision.causal", "patches have no order"
+    for index, layer in enumerate(vision.stack.layers):
+        if layer.attention is None or layer.attention.window is not None:
+            yield (
+                f"vision.layers.{index}",
+                "patches lie in rows and columns: attention without a window is what mixes them",
+            )
+        elif layer.attention.rotary is not None and not layer.attention.rotary.axial:
+            yield f"vision.layers.{index}.attention.rotary.axial", "a patch has a row and a column"
+
+
+def _projector(path: str, projector: Projector) -> Iterator[tuple[str, str]]:
+    yield from _positive(f"{path}.merge", projector.merge)
+    if projector.ffn is not None:
+        yield from _positive(f"{path}.ffn", projector.ffn)
+    if (projector.ffn is None) != (projector.activation is None):
+        yield f"{path}.activation", "it stands between two matrices, and there are two where there is an ffn"
+    yield from _norm(f"{path}.norm", projector.norm)
+
+
+def _coordinates(prefix: str, stack: Stack, seeing: bool) -> Iterator[tuple[str, str]]:
+    """What only positions with coordinates allow, in a stack of tokens."""
+    for index, layer in enumerate(stack.layers):
+        rotary = layer.attention.rotary if layer.attention else None
+        if rotary is not None and rotary.axial:
+            yield f"{prefix}layers.{index}.attention.rotary.axial", "a token has no row and no column alone"
+        if rotary is not None and rotary.sections is not None and not seeing:
+            yield (
+                f"{prefix}layers.{index}.attention.rotary.sections",
+                "the coordinates of a position are one, as nothing is seen",
+            )
+        latent = layer.latent_attention
+        if latent is not None and latent.rotary is not None and (latent.rotary.sections or latent.rotary.axial):
+            yield (
+                f"{prefix}layers.{index}.latent_attention.rotary",
+                "latent attention counts positions one after the other",
+            )
 
 
 def _predictors(path: str, stack: Stack, architecture: Architecture) -> Iterator[tuple[str, str]]:
@@ -82,7 +160,7 @@ def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple
     if classifier.classes is not None:
         yield from _positive("classifier.classes", classifier.classes)
     if classifier.transform is not None:
-        yield from _norm("classifier.transform.norm", classifier.transform.norm)
+        yield from _transform("classifier.transform", classifier.transform)
     if classifier.transform is not None and classifier.hidden:
         yield "classifier.transform", "there is one dense layer before the classes, and classifier.hidden says another"
     if classifier.padding is None:
@@ -91,6 +169,12 @@ def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple
         yield "classifier.padding", "has a meaning only where the last token of a sequence is read"
     elif not 0 <= classifier.padding < tokens.vocabulary:
         yield "classifier.padding", f"{classifier.padding} is not one of {tokens.vocabulary} tokens"
+
+
+def _transform(path: str, transform: Transform) -> Iterator[tuple[str, str]]:
+    if transform.activation is Activation.XIELU:
+        yield f"{path}.activation", "only an MLP has its numbers"
+    yield from _norm(f"{path}.norm", transform.norm)
 
 
 def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str]]:
@@ -223,6 +307,16 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
     width = rotary_width(rotary, head_dim) if 0 < rotary.fraction <= 1 else None
     if width is None or width % 2:
         yield f"{path}.fraction", f"{rotary.fraction} of head_dim={head_dim} is not an even number of elements"
+    if rotary.axial and (width or 0) % 4:
+        yield f"{path}.axial", f"{width} rotated elements are not an even number for rows and as many for columns"
+    if rotary.axial and (rotary.sections is not None or rotary.scaling is not None):
+        yield f"{path}.axial", "rows and columns share the pairs equally, and their angles are not stretched"
+    if rotary.interleaved and rotary.sections is None:
+        yield f"{path}.interleaved", "there are no sections"
+    if rotary.sections is not None:
+        pairs = (width or 0) // 2
+        if len(rotary.sections) != 3 or any(one < 0 for one in rotary.sections) or sum(rotary.sections) != pairs:
+            yield f"{path}.sections", f"{list(rotary.sections)} are not three parts of {pairs} rotated pairs"
     if rotary.scaling is not None:
         required, optional = SCALING_FIELDS[rotary.scaling.kind]
         given = {name for name in type(rotary.scaling).__slots__ if getattr(rotary.scaling, name) is not None} - {
@@ -256,6 +350,8 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
     for name, said in (("clamp", mlp.clamp), ("up_offset", mlp.up_offset), ("gate_scale", mlp.gate_scale != 1.0)):
         if said and not mlp.gated:
             yield f"{path}.{name}", "an MLP without a gate has no such thing"
+    if mlp.moe is not None and mlp.activation is Activation.XIELU:
+        yield f"{path}.activation", "its numbers are those of a dense block"
     if mlp.moe is not None:
         for name in ("experts", "ffn"):
             yield from _positive(f"{path}.moe.{name}", getattr(mlp.moe, name))
@@ -265,8 +361,17 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
             yield f"{path}.moe.router.top_k", f"{mlp.moe.router.top_k} of {mlp.moe.experts} experts"
         if mlp.moe.router.score not in ("softmax", "sigmoid"):
             yield f"{path}.moe.router.score", f"{mlp.moe.router.score!r} is neither softmax nor sigmoid"
+        if mlp.moe.router.margin is not None:
+            yield from _margin(f"{path}.moe.router", mlp.moe.router)
     for name in ("norm", "out_norm"):
         yield from _norm(f"{path}.{name}", getattr(mlp, name))
+
+
+def _margin(path: str, router: Router) -> Iterator[tuple[str, str]]:
+    if router.margin is not None and router.margin < 0:
+        yield f"{path}.margin", f"{router.margin} is negative"
+    if router.score != "softmax" or router.normalise or router.correction_bias or router.groups is not None:
+        yield f"{path}.margin", "its shares are softmaxes as they are, of experts that are chosen by their logits alone"
 
 
 def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
@@ -279,14 +384,23 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
 
 
 def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, float) and not math.isfinite(value):
-        yield path, f"{value} is not a number"
-    elif dataclasses.is_dataclass(value):
-        for each in dataclasses.fields(value):
-            yield from _not_finite(f"{path}.{each.name}".lstrip("."), getattr(value, each.name))
-    elif isinstance(value, tuple):
-        for index, inner in enumerate(value):
-            yield from _not_finite(f"{path}.{index}", inner)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield path, f"{value} is not a number"
+        return
+    kind: Any = type(value)
+    inner = enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(kind))
+    for name, each in inner:
+        if type(each) not in _WHOLE:
+            yield from _not_finite(f"{path}.{name}".lstrip("."), each)
+
+
+_WHOLE = (type(None), bool, int, str)  # what most fields are, and is never a broken number
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else ()
 
 
 def _positive(path: str, value: float) -> Iterator[tuple[str, str]]:

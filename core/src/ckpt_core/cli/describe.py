@@ -7,7 +7,7 @@ from collections import Counter
 from ckpt_core.architecture import Architecture, Facts, PerLayer, Pooling, facts_of
 from ckpt_core.architecture.facts import default_of
 
-_EVERYWHERE = (("", ""), ("encoder.", "encoder "), ("decoder.", "decoder "))
+_EVERYWHERE = (("vision.", "vision "), ("", ""), ("encoder.", "encoder "), ("decoder.", "decoder "))
 
 
 def describe(architecture: Architecture) -> list[tuple[str, str]]:
@@ -18,6 +18,9 @@ def describe(architecture: Architecture) -> list[tuple[str, str]]:
         ("model", f"{kind}, hidden {words.take('hidden')}"),
         ("tokens", _tokens(words)),
         ("patches", _patches(words)),
+        ("vision", _vision(words)),
+        ("vision out", _projector(words, "vision.projector")),
+        ("vision taps", _taps(words)),
     ]
     for prefix, label in _EVERYWHERE:
         if f"{prefix}layers" in words.left:
@@ -113,6 +116,36 @@ def _patches(words: _Words) -> str:
     said = f"images {height}x{width} of {channels} channels in {patch}x{patch} patches"
     tokens = words.take("patches.class_tokens")
     return f"{said}, after {tokens} class token{'' if tokens == 1 else 's'}"
+
+
+def _vision(words: _Words) -> str:
+    if not words.has("vision"):
+        return ""
+    patch, channels, frames = (words.take(f"vision.{name}") for name in ("patch", "channels", "frames"))
+    parts = [f"hidden {words.take('vision.hidden')}", f"{patch}x{patch} patches of {channels} channels"]
+    parts[-1] += f" over {frames} frames" if frames != 1 else ""
+    parts += words.tell("vision.bias", "with bias{}") + words.tell("vision.image", "images of {0}x{0}")
+    parts += words.tell("vision.token", "in place of token {}", always=True)
+    parts += words.tell("vision.video_token", "and {} of videos", always=True)
+    return ", ".join([*parts, *words.tell("vision.both_ways", "seen both ways{}")])
+
+
+def _projector(words: _Words, path: str) -> str:
+    if not words.has(path):
+        return ""
+    merge = words.take(f"{path}.merge")
+    parts = [f"{'the mean of ' * bool(words.take(f'{path}.mean'))}{merge}x{merge} patches"]
+    after = words.take(f"{path}.norm_merged")
+    parts += words.norm(f"{path}.norm", "norm of all together" if after else "norm of each")
+    parts += words.tell(f"{path}.activation", "{}", always=True) + words.tell(f"{path}.ffn", "width {}", always=True)
+    return ", ".join([*parts, *words.tell(f"{path}.bias", "with bias{}")])
+
+
+def _taps(words: _Words) -> str:
+    if not words.has("vision.tapped"):
+        return ""
+    after = words.tell("vision.taps", "after layers {}", always=True)
+    return ", ".join([*after, _projector(words, "vision.tapped")])
 
 
 def _stack(words: _Words, prefix: str) -> list[tuple[str, str]]:
@@ -274,6 +307,9 @@ def _positions(words: _Words, prefix: str) -> str:
         where = words.take(f"{path}.rotary?")
         rotary = words.tell(f"{path}.rotary.theta", "rotary theta {}", always=True)
         rotary += words.tell(f"{path}.rotary.fraction", "on {} of every head")
+        rotary += words.tell(f"{path}.rotary.axial", "by row and column{}")
+        rotary += words.tell(f"{path}.rotary.sections", "by time, row and column {}", always=True)
+        rotary += words.tell(f"{path}.rotary.interleaved", "interleaved{}")
         rotary += words.tell(f"{path}.rotary.scaling.kind", "{} scaling", always=True)
         scaling = [key for key in words.left if key.startswith(f"{path}.rotary.scaling.") and not key.endswith("?")]
         rotary += [
@@ -309,6 +345,7 @@ def _mlp(words: _Words, path: str) -> str:
         parts += words.tell(f"{path}.moe.latent", "behind a latent of {}")
         parts += words.tell(f"{path}.moe.router.score", "{} router", always=True)
         parts += words.tell(f"{path}.moe.router.normalise", "normalised{}")
+        parts += words.tell(f"{path}.moe.router.margin", "chosen one by one, shares within a margin of {}")
         parts += words.tell(f"{path}.moe.router.on_input", "shares on the input of experts{}")
         parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}")
         parts += words.tell(f"{path}.moe.shared.gate", "gated{}")

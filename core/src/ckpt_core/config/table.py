@@ -122,6 +122,10 @@ class Config:
                 path.startswith(self._below) and path.removesuffix("?") + ".*" not in self._exact
             ):
                 continue
+            if path.startswith(_VISION) and f"{_VISION}hidden" not in self._exact:
+                if path == f"{_VISION}hidden":
+                    yield _without_vision(self.name, path, value)
+                continue
             if path.endswith("?"):
                 found = "layers " + ", ".join(str(index) for index, exists in enumerate(value) if exists)
                 yield Refusal(f"{self.name} has {path[:-1]} in every layer or in none", found=found, fact=path)
@@ -141,6 +145,17 @@ def _head_in_words(facts: Facts) -> str:
 
 
 _PREDICTORS = "predictors."
+_VISION = "vision."
+
+
+def _without_vision(name: str, path: str, hidden: object) -> Refusal:
+    """One refusal for all facts of a vision tower: its language model is a model by itself."""
+    return Refusal(
+        f"{name} has no vision tower",
+        found=f"{path} = {hidden}",
+        fix="take the language model out of an HF folder of this model with -o part=language",
+        fact=f"{_VISION}*",
+    )
 
 
 def _without_predictors(name: str, path: str, count: object) -> Refusal:

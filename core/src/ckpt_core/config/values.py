@@ -11,7 +11,7 @@ from ckpt_core.config.entry import literal
 from ckpt_core.errors import CkptError, Refusal
 
 __all__ = [
-    "Codec", "ValueType", "checked", "count", "flag", "integral", "layers", "number", "one_of", "positive", "reciprocal", "switch", "text", "whole",
+    "Codec", "ValueType", "checked", "count", "flag", "integral", "layers", "number", "one_of", "positive", "reciprocal", "switch", "text", "whole", "whole_numbers",
 ]  # fmt: skip
 
 
@@ -71,6 +71,16 @@ def _as_whole(value: Any) -> int:
 
 integral = Named(lambda value: value, _as_whole, "written as a whole number")
 """A key that its framework takes only as a whole number, of a fact that is a real one."""
+
+
+def _as_numbers(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(one) is int for one in value):
+        raise CkptError("not a list of whole numbers", found=repr(value)[:80])
+    return tuple(value)
+
+
+whole_numbers = Named(_as_numbers, list, "a list of whole numbers")  # type: ignore[arg-type]
+"""A key with a list, of a fact that is several numbers."""
 
 
 def _inverted(value: Any) -> float:

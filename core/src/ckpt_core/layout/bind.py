@@ -147,7 +147,7 @@ class BoundTables:
         if table.is_of_predictors:
             return self.architecture.stacks.get(table.to.partition("predictors.{l}")[0])
         prefix, found, _ = table.to.partition("layers.{l}")
-        return self.architecture.stacks.get(prefix) if found else None
+        return self.architecture.towers.get(prefix) if found else None
 
 
 @functools.lru_cache(1 << 10)

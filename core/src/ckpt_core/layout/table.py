@@ -271,6 +271,15 @@ class Tables:
         """These tables and more, under the same choices."""
         return Tables([*self.tables, *tables], self.choices)
 
+    def spelt(self, choice: Choice, names: Mapping[Value, Callable[[str], str]]) -> Tables:
+        """The same tables once for each value of one more `choice`, with the native names that `names` has for it."""
+        tables = [
+            Table(one.native, one.to, [*one.rows, *one.drops], {**dict(one.under), choice.name: value})
+            for value, name in names.items()
+            for one in (table.renamed(name) for table in self.tables)
+        ]
+        return Tables(tables, [*self.choices, choice])
+
     def renamed(self, name: Callable[[str], str]) -> Tables:
         """The same tables with other native names; see `Table.renamed`."""
         return Tables([table.renamed(name) for table in self.tables], self.choices)

@@ -20,10 +20,14 @@ def attend(
     memory: torch.Tensor,
     allowed: torch.Tensor,
     shared_bias: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
+    ahead: bool = True,
 ) -> torch.Tensor:
     """Queries from `x`, keys and values from `memory` (the same for self attention), both normed already.
 
     `allowed` [batch or 1, query, key] is what may be seen; `shared_bias` [g, r, query, key] that of the whole stack.
+    `places` [coordinate, batch or 1, position] are positions that have more than one coordinate, those of patches a row and a column. A window bounds what a
+    query sees before it and, with `ahead`, what it sees after it.
     """
     groups, per_group, width = attention.groups, attention.heads // attention.groups, attention.head_dim
     x, memory = x * attention.in_scale, memory * attention.in_scale
@@ -33,7 +37,7 @@ def attend(
     if not attention.qk_norm_after_rotary:
         q, k = _normed(weights, name, attention, q, k)
     if attention.rotary is not None:
-        q, k = (rotate(part.movedim(1, 3), attention.rotary, part.shape[1]).movedim(3, 1) for part in (q, k))
+        q, k = (rotate(part.movedim(1, 3), attention.rotary, part.shape[1], places).movedim(3, 1) for part in (q, k))
     if attention.qk_norm_after_rotary:
         q, k = _normed(weights, name, attention, q, k)
     if attention.temperature is not None:
@@ -53,9 +57,12 @@ def attend(
         slopes = alibi_slopes(attention.heads).reshape(groups, per_group, 1, 1)
         scores = scores + slopes * torch.arange(scores.shape[-1], dtype=torch.float32)
     if attention.window is not None:
-        allowed = allowed & _within(attention.window, *scores.shape[-2:])
+        allowed = allowed & _within(attention.window, scores.shape[-2], scores.shape[-1], ahead)
     if attention.chunk is not None:
-        allowed = allowed & _in_chunk(attention.chunk, *scores.shape[-2:])
+        counted = torch.arange(scores.shape[-1])[None]
+        if places is not None and len(places) == 2:  # a patch has a row and a column
+            counted = places[:, 0]
+        allowed = allowed & _in_chunk(attention.chunk, counted)
     sinks = weights.vector(f"{name}.sinks.weight") if attention.sinks else None
     mixed = _softmax(scores, allowed, sinks) @ v
     if attention.head_scale:
@@ -148,15 +155,16 @@ def _softmax(scores: torch.Tensor, allowed: torch.Tensor, sinks: torch.Tensor | 
     return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
 
 
-def _within(window: int, queries: int, keys: int) -> torch.Tensor:
-    """Positions less than `window` away; what is ahead of a query in a causal stack is not allowed anyway."""
-    distance = (torch.arange(queries)[:, None] - torch.arange(keys)[None]).abs()
-    return (distance < window)[None]
+def _within(window: int, queries: int, keys: int, ahead: bool) -> torch.Tensor:
+    """Positions less than `window` before a query, and with `ahead` as many after it; all after it without."""
+    distance = torch.arange(queries)[:, None] - torch.arange(keys)[None]
+    return ((distance.abs() if ahead else distance) < window)[None]
 
 
-def _in_chunk(chunk: int, queries: int, keys: int) -> torch.Tensor:
-    """Positions of the same chunk."""
-    return (torch.arange(queries)[:, None] // chunk == torch.arange(keys)[None] // chunk)[None]
+def _in_chunk(chunk: int, places: torch.Tensor) -> torch.Tensor:
+    """Positions of the same chunk by every coordinate; `places` is [coordinate, position]."""
+    numbers = places // chunk
+    return (numbers[:, :, None] == numbers[:, None]).all(0)[None]
 
 
 def _temperatures(temperature: Temperature, count: int) -> torch.Tensor:

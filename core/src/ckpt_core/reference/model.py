@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -23,12 +23,14 @@ from ckpt_core.architecture import (
     Stack,
     Tokens,
     Transform,
+    Vision,
 )
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
 from ckpt_core.reference.mamba import mix_by_mamba
 from ckpt_core.reference.mlp import ACTIVATIONS, feed_forward
+from ckpt_core.reference.vision import images_in, patches_of, placed, places_of, projected
 from ckpt_core.reference.weights import DEFAULT_BLOCK, Arithmetic, Weights
 
 
@@ -38,6 +40,8 @@ class Inputs:
 
     `tokens` [batch, position] of the decoder, or of an encoder alone; `source` [batch, position] the tokens of an
     encoder before a decoder; `pixels` [batch, channel, y, x]. The masks are True (or 1) where a token is real.
+    The `pixels` of a language model that sees are [image, channel, y, x], or [image, channel, frame, y, x]: all images that stand
+    in `tokens`, row after row. Without them it reads a text.
     `types` [batch, position] are those of `tokens`, for a model that has such; without them every token is of the first.
     """
 
@@ -71,15 +75,19 @@ def forward(
     for prefix, stack in architecture.stacks.items():
         crossed = prefix == "encoder."
         x = _embedded(weights, architecture, inputs, crossed)
+        seen = None
+        if architecture.vision is not None and inputs.pixels is not None:
+            seen = yield from _looked(weights, architecture.vision, inputs)
+            x = seen.among(x)
         yield Step(f"{prefix}embedding", x)
         mask = inputs.source_mask if crossed else inputs.mask
         tokens = inputs.source if crossed else inputs.tokens
-        for step in _stack(weights, prefix, stack, x, tokens, mask, memory, memory_mask):
+        for step in _stack(weights, prefix, stack, x, tokens, mask, memory, memory_mask, seen):
             yield step
             x = step.values
         memory = x
         if stack.predictors is not None:
-            yield from _predicted(weights, architecture, prefix, stack, x, inputs)
+            yield from _predicted(weights, architecture, prefix, stack, x, inputs, seen)
     if architecture.classifier is not None:
         classes = _classes(weights, architecture.classifier, x, inputs.tokens, inputs.mask)
         yield Step("classifier.logits" if architecture.head else "logits", classes)
@@ -110,6 +118,64 @@ def _embedding(weights: Weights, known: Tokens, tokens: torch.Tensor, types: tor
     return weights.norm(x, "embedding.norm", known.norm)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen in a text: the `embeddings` [token, h] of its images, what the `taps` add to the residual stream, [token, h] each,
+    which image a token stands for, [batch, position] or -1, and the `places` [coordinate, batch, position].
+    """
+
+    embeddings: torch.Tensor
+    taps: Sequence[torch.Tensor]
+    images: torch.Tensor
+    places: torch.Tensor
+    both_ways: bool
+
+    def among(self, x: torch.Tensor) -> torch.Tensor:
+        """The embeddings of a text [batch, position, h] with those of its images."""
+        return x.masked_scatter((self.images >= 0)[..., None], self.embeddings)
+
+    def tapped(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        """What comes out of a layer of the language model, with what the tap of this number adds to it."""
+        if layer >= len(self.taps):
+            return x
+        return x + torch.zeros_like(x).masked_scatter((self.images >= 0)[..., None], self.taps[layer])
+
+    def allowed(self, allowed: torch.Tensor) -> torch.Tensor:
+        """What a position may see, and with it, where images are seen both ways, the whole of its image."""
+        same = (self.images[:, :, None] == self.images[:, None]) & (self.images >= 0)[:, None]
+        return allowed | same if self.both_ways else allowed
+
+
+def _looked(weights: Weights, vision: Vision, inputs: Inputs) -> Generator[Step, None, _Seen]:
+    """The tower on all images; what it says is where the text says that they are. Raises `CkptError` where the text has other images."""
+    assert inputs.pixels is not None and inputs.tokens is not None  # _embedded
+    x, rows, columns = patches_of(weights, vision, inputs.pixels)
+    yield Step("vision.embedding", x)
+    stack, said = replace(vision.stack, positions=None), {}
+    for step in _stack(weights, "vision.", stack, x, None, None, None, None, places=places_of(rows, columns)):
+        yield step
+        said[step.name.removeprefix("vision.").rpartition(".")[0]] = step.values
+        x = step.values
+    embeddings = projected(weights, "vision.projector", vision.projector, x, rows, columns)
+    yield Step("vision.projector", embeddings)
+    taps = [
+        projected(weights, "vision.taps", vision.tapped, said[f"layers.{layer}"], rows, columns, tap).flatten(0, 1)
+        for tap, layer in enumerate(vision.taps)
+        if vision.tapped is not None
+    ]
+    layers = len(embeddings) // len(inputs.pixels)
+    images = images_in(vision, inputs.tokens, layers * embeddings.shape[1])
+    if int((images >= 0).sum()) != len(embeddings) * embeddings.shape[1]:
+        raise CkptError(
+            "the text has another number of tokens for images than the images have",
+            found=f"{int((images >= 0).sum())} tokens",
+            expected=f"{len(embeddings) * embeddings.shape[1]} of {len(inputs.pixels)} images",
+        )
+    side = vision.projector.merge
+    places = placed(images, layers, rows // side, columns // side)
+    return _Seen(embeddings.flatten(0, 1), taps, images, places, vision.both_ways)
+
+
 def _stack(
     weights: Weights,
     prefix: str,
@@ -119,12 +185,16 @@ def _stack(
     mask: torch.Tensor | None,
     memory: torch.Tensor | None,
     memory_mask: torch.Tensor | None,
+    seen: _Seen | None = None,
+    places: torch.Tensor | None = None,
 ) -> Iterator[Step]:
     count = x.shape[1]
     if stack.positions is not None:
         x = x + weights.vector(f"{prefix}positions.weight")[_rows(stack.positions, count, tokens)]
     x = weights.norm(x, f"{prefix}input_norm", stack.input_norm)
-    context = _Context(_allowed(stack, count, mask), mask, memory, memory_mask)
+    allowed = _allowed(stack, count, mask)
+    context = _Context(allowed if seen is None else seen.allowed(allowed), mask, memory, memory_mask, not stack.causal)
+    context.places = places if seen is None else seen.places
     if stack.relative_bias is not None:
         table = f"{prefix}relative_bias.weight"
         context.bias = relative_bias(weights, table, stack.relative_bias, count, count)
@@ -135,7 +205,7 @@ def _stack(
         name = f"{prefix}layers.{index}"
         for part, values in _layer(weights, name, layer, x, context):
             yield Step(f"{name}.{part}", values)
-        x = values
+        x = values if seen is None else seen.tapped(values, index)
     yield Step(f"{prefix}final_norm", weights.norm(x, f"{prefix}final_norm", stack.final_norm))
 
 
@@ -155,7 +225,13 @@ def _allowed(stack: Stack, count: int, mask: torch.Tensor | None) -> torch.Tenso
 
 
 def _predicted(
-    weights: Weights, architecture: Architecture, prefix: str, stack: Stack, f: torch.Tensor, inputs: Inputs
+    weights: Weights,
+    architecture: Architecture,
+    prefix: str,
+    stack: Stack,
+    f: torch.Tensor,
+    inputs: Inputs,
+    seen: _Seen | None,
 ) -> Iterator[Step]:
     """The layers that predict further tokens, from `f`, what the stack ends in. The logits of predictor k are those of all
     positions but the last k + 1, after which there is no token that it could read.
@@ -163,12 +239,16 @@ def _predicted(
     predictors, known, tokens = stack.predictors, architecture.tokens, inputs.tokens
     assert predictors is not None and known is not None and tokens is not None  # validate()
     count = tokens.shape[1]
-    context = _Context(_allowed(stack, count, inputs.mask), inputs.mask, None, None)
+    allowed = _allowed(stack, count, inputs.mask)
+    context = _Context(allowed if seen is None else seen.allowed(allowed), inputs.mask, None, None, not stack.causal)
+    context.places = None if seen is None else seen.places
+    embedded = _embedding(weights, known, tokens, None)
+    embedded = embedded if seen is None else seen.among(embedded)
     for index in range(predictors.count):
         name = f"{prefix}predictors.{index}"
-        # Token 0 stands where there is none: no earlier position sees it.
-        tokens = functional.pad(tokens[:, 1:], (0, 1))
-        e = weights.norm(_embedding(weights, known, tokens, None), f"{name}.embed_norm", predictors.embed_norm)
+        # Zeros stand where there is no token: no earlier position sees them.
+        embedded = functional.pad(embedded[:, 1:], (0, 0, 0, 1))
+        e = weights.norm(embedded, f"{name}.embed_norm", predictors.embed_norm)
         f = weights.norm(f, f"{name}.hidden_norm", predictors.hidden_norm)
         x = weights.product(e, f"{name}.embed.weight") + weights.product(f, f"{name}.hidden.weight")
         yield Step(f"{name}.merged", x)
@@ -182,6 +262,7 @@ def _predicted(
 class _Context:
     """What all layers of a stack share: what a position may see, which are real, and the biases that depend on distance alone.
 
+    `ahead`: positions see what comes after them, too. `places` are the coordinates of positions that have several.
     `chosen` is what the last indexer so far let each position see.
     """
 
@@ -189,6 +270,8 @@ class _Context:
     mask: torch.Tensor | None
     memory: torch.Tensor | None
     memory_mask: torch.Tensor | None
+    ahead: bool
+    places: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     cross_bias: torch.Tensor | None = None
     chosen: torch.Tensor | None = None
@@ -245,7 +328,7 @@ def _mixed(
             y, context.chosen = attend_latent(weights, name, block, x, context.allowed, context.chosen)
             return y
         case Attention():
-            return attend(weights, name, block, x, x, context.allowed, context.bias)
+            return attend(weights, name, block, x, x, context.allowed, context.bias, context.places, context.ahead)
 
 
 def _crossed(

@@ -12,14 +12,35 @@ import torch
 from ckpt_core.architecture import Rotary, RotaryKind, RotaryScaling
 
 
-def rotate(x: torch.Tensor, rotary: Rotary, positions: int) -> torch.Tensor:
-    """`x` [..., position, d] with its first `fraction` of d rotated."""
+def rotate(x: torch.Tensor, rotary: Rotary, positions: int, places: torch.Tensor | None = None) -> torch.Tensor:
+    """`x` [..., position, d] with its first `fraction` of d rotated.
+
+    `places` [coordinate, batch or 1, position] are the coordinates of positions that have more than one, for angles that turn by them;
+    `x` is then [batch, ..., position, d].
+    """
     width = int(x.shape[-1] * rotary.fraction)
-    frequencies, factor = _frequencies(rotary, width, positions)
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    frequencies, factor = _frequencies(rotary, width // 2 if rotary.axial else width, positions)
+    if places is None or (rotary.sections is None and not rotary.axial):
+        angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    else:
+        angles = _by_coordinate(rotary, places[..., None].float() * frequencies)
+        angles = angles.reshape(len(angles), *[1] * (x.dim() - 3), *angles.shape[1:])
     cos, sin = factor * angles.cos(), factor * angles.sin()
     first, second = x[..., : width // 2], x[..., width // 2 : width]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, x[..., width:]], dim=-1)
+
+
+def _by_coordinate(rotary: Rotary, angles: torch.Tensor) -> torch.Tensor:
+    """The angle of each pair [batch, position, pair], of those by every coordinate [coordinate, batch, position, pair]."""
+    if rotary.axial:
+        return torch.cat([*angles], -1)
+    assert rotary.sections is not None  # rotate
+    chosen = torch.arange(3).repeat_interleave(torch.tensor(rotary.sections))
+    if rotary.interleaved:
+        pairs = torch.arange(len(chosen))
+        lasting = pairs // 3 < torch.tensor(rotary.sections)[pairs % 3]
+        chosen = torch.where(lasting, pairs % 3, 0)
+    return angles.gather(0, chosen.expand(1, *angles.shape[1:]))[0]
 
 
 def _frequencies(rotary: Rotary, width: int, positions: int) -> tuple[torch.Tensor, float]:

@@ -99,8 +99,12 @@ class Weights:
             part = slice(start, start + step)
             yield torch.from_numpy(np.ascontiguousarray(tensor[part] if expert is None else tensor[expert, part]))
 
-    def norm(self, x: torch.Tensor, name: str, norm: Norm | None, axes: int = 1, parts: int = 1) -> torch.Tensor:
-        """A normalisation over the last `axes` axes of `x`, or over each of so many equal `parts` of the last one; None leaves it alone."""
+    def norm(
+        self, x: torch.Tensor, name: str, norm: Norm | None, axes: int = 1, parts: int = 1, part: int | None = None
+    ) -> torch.Tensor:
+        """A normalisation over the last `axes` axes of `x`, or over each of so many equal `parts` of the last one; None leaves it alone.
+        `part` picks one of the weights that are stacked along the first axis.
+        """
         if norm is None:
             return x
         shape, over = x.shape, tuple(range(-axes, 0))
@@ -110,6 +114,6 @@ class Weights:
             x = x - x.mean(over, keepdim=True)
         x = (x * torch.rsqrt(x.square().mean(over, keepdim=True) + norm.eps)).reshape(shape)
         if norm.weight:
-            weight = self.vector(f"{name}.weight").reshape(shape[-axes:])
+            weight = self.vector(f"{name}.weight", part).reshape(shape[-axes:])
             x = x * (1 + weight if norm.zero_centred else weight)
-        return x + self.vector(f"{name}.bias").reshape(shape[-axes:]) if norm.bias else x
+        return x + self.vector(f"{name}.bias", part).reshape(shape[-axes:]) if norm.bias else x

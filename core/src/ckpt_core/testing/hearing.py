@@ -75,7 +75,7 @@ def axes_of_each_kind(model: WholeModel) -> Iterator[tuple[str, int]]:
 
 def is_inert(name: str, architecture: Architecture) -> bool:
     """Whether a tensor is a bias of keys that adds the same to all scores of a query, which the softmax takes away."""
-    for prefix, stack in architecture.stacks.items():
+    for prefix, stack in architecture.towers.items():
         for block, layer in stack.blocks.items():
             for part, attention in (("attention", layer.attention), ("cross_attention", layer.cross_attention)):
                 if name == f"{prefix}{block}.{part}.k.bias" and attention is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ckpt_core.architecture import (
     Activation,
@@ -74,6 +75,10 @@ def _inert(base: Facts) -> set[str]:
     # Without angles, a bias of the keys adds the same to all scores of a query.
     turned = "attention.rotary.theta" in base or "attention.qk_norm.kind" in base or base.get("attention.sinks")
     return {"tokens.padded_vocabulary", "kind", *(() if turned else ("attention.k_bias",))}
+
+
+def _turned(sections: object) -> object:
+    return tuple(reversed(sections)) if isinstance(sections, tuple) else None
 
 
 _MOE = {"mlp.ffn": ABSENT, "mlp.ffn?": ABSENT, "mlp.moe.experts": 10, "mlp.moe.ffn": 20, "mlp.moe.router.top_k": 3}
@@ -295,6 +300,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
             "mlp.moe.router.group_score": "top2",
             **moe,
         },
+        "mlp.moe.router.margin": {"mlp.moe.router.margin": 0.5, "mlp.moe.router.normalise": False, **moe},
         "mlp.moe.router.on_input": {"mlp.moe.router.on_input": True, **moe},
         "mlp.moe.router.top_k": {
             "mlp.moe.router.top_k": 4,
@@ -315,11 +321,45 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "predictors.embed_norm.kind": {"predictors.embed_norm.kind": "layer"},
         "predictors.hidden_norm.eps": {"predictors.hidden_norm.eps": 3e-4},
         "predictors.out_norm": {"predictors.out_norm": ABSENT},
+        "vision": {
+            "vision": ABSENT,
+            "attention.rotary.sections": ABSENT,
+            "attention.rotary.interleaved": ABSENT,
+        },
+        "attention.rotary.sections": {"attention.rotary.sections": _turned(facts.get("attention.rotary.sections"))},
+        "attention.rotary.interleaved": {"attention.rotary.interleaved": not facts.get("attention.rotary.interleaved")},
+        "vision.layers": {"vision.layers": facts.get("vision.layers", 1) + 1},
+        "vision.hidden": {"vision.hidden": 2 * facts.get("vision.hidden", 1)},
+        "vision.patch": {"vision.patch": facts.get("vision.patch", 4) // 2},
+        "vision.channels": {"vision.channels": 4},
+        "vision.frames": {"vision.frames": facts.get("vision.frames", 1) + 1},
+        "vision.bias": {"vision.bias": not facts.get("vision.bias")},
+        "vision.image": {"vision.image": facts.get("vision.image") and 2 * facts["vision.image"]},
+        "vision.token": {"vision.token": facts.get("vision.token", 1) - 1},
+        "vision.video_token": {"vision.video_token": facts.get("vision.video_token", 1) + 1},
+        "vision.both_ways": {"vision.both_ways": not facts.get("vision.both_ways")},
+        "vision.taps": {"vision.taps": (1, 2)},
+        "vision.tapped": {"vision.tapped": ABSENT, "vision.taps": ABSENT},
+        "vision.positions": {"vision.positions": ABSENT},
+        "vision.positions.count": {"vision.positions.count": 16},
+        "vision.final_norm": _norm("vision.final_norm"),
+        "vision.attention.rotary": {"vision.attention.rotary": ABSENT},
+        "vision.attention.chunk": {"vision.attention.chunk": 2},
+        "vision.mlp.ffn": {"vision.mlp.ffn": 44},
+        **{
+            f"vision.{name}.{field}": {f"vision.{name}.{field}": not facts.get(f"vision.{name}.{field}")}
+            for name in ("projector", "tapped")
+            for field in ("norm_merged", "mean", "bias")
+        },
+        "vision.projector.norm": {"vision.projector.norm": ABSENT},
+        "vision.projector.merge": {"vision.projector.merge": 1, "vision.tapped.merge": 1},
+        "vision.projector.ffn": {"vision.projector.ffn": 28, "vision.projector.activation": Activation.SILU},
         "norm_after_sum": {"norm_after_sum": True, **_norm("attention.out_norm"), **_norm("mlp.out_norm")},
     }
 
 
-def variations(base: Architecture) -> dict[str, Variation]:
+@functools.cache
+def variations(base: Architecture) -> Mapping[str, Variation]:
     """Every one-fact variation of `base` that is a valid model, by name."""
     facts, found = facts_of(base), {}
     inert = _inert(facts)
@@ -332,7 +372,7 @@ def variations(base: Architecture) -> dict[str, Variation]:
             continue  # the base lacks what this would vary
         if varied != base:
             found[name] = Variation(name, varied, (*paths, name.partition("=")[0].partition(" ")[0]), name in inert)
-    return found
+    return MappingProxyType(found)
 
 
 def names_a_fact(message: str) -> bool:
@@ -342,7 +382,9 @@ def names_a_fact(message: str) -> bool:
 
 @functools.cache
 def _all_paths() -> frozenset[str]:
-    return frozenset(path for root in (Architecture, Stack, Layer) for path in _paths_below(root, ""))
+    return frozenset(path for root in (Architecture, Stack, Layer) for path in _paths_below(root, "")) | {
+        f"vision.{path}" for root in (Stack, Layer) for path in _paths_below(root, "")
+    }
 
 
 def _paths_below(cls: type, prefix: str) -> Iterator[str]:

@@ -90,7 +90,7 @@ def compare_logits(
     """
     tokens = inputs.tokens if inputs.tokens is not None else inputs.pixels
     assert tokens is not None
-    report = LogitsReport(tokens.shape[0] * tokens.shape[1] if inputs.pixels is None else tokens.shape[0])
+    report = LogitsReport(tokens.shape[0] * tokens.shape[1] if inputs.tokens is not None else tokens.shape[0])
     total = _steps(left.architecture)
     last: tuple[Step, Step] | None = None
     with OpenCheckpoint(left) as one, OpenCheckpoint(right) as two:
@@ -115,7 +115,7 @@ def compare_logits(
 
 def _steps(architecture: Architecture) -> int:
     """About how many steps a forward has; only for progress."""
-    return 2 + sum(len(stack.blocks) * 2 + 1 for stack in architecture.stacks.values())
+    return 2 + sum(len(stack.blocks) * 2 + 1 for stack in architecture.towers.values())
 
 
 def apart(name: str, a: torch.Tensor, b: torch.Tensor, inputs: Inputs) -> LogitDifference:

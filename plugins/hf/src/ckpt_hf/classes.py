@@ -34,7 +34,7 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
     if read_as:
         return _called(read_as)
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in WHOLES:
+    if isinstance(kind, str) and kind in WHOLES and kind not in BY_TYPE:
         raise CkptError(
             f"{WHOLES[kind].class_name} sees, and is not read whole",
             file=file,

@@ -156,8 +156,10 @@ class Family:
     it say it, by their names and by which of them are the same; and `losses` are what the written class leaves open. `loads_copies`: transformers expects the
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
     `heads` are the other heads for which transformers has a class of this decoder; `head` is the one of this class, and `like` the name of
-    the class with a head over the vocabulary, where this is one of those. `padding` is the class's own id of padding, for configs that say none.
-    `noted` are notes by which transformers alone computes: a receipt keeps them where a format has no word for them.
+    the class with a head over the vocabulary, where this is one of those. `plain` is the config in the keys of its table, of one that says
+    it otherwise, as old files do. `by_shapes` are the choices that the shapes of the stored tensors make. `padding` is the class's own id of
+    padding, for configs that say none. `noted` are notes by which transformers alone computes: a receipt keeps them where a format has no word
+    for them.
     """
 
     model_type: str
@@ -176,6 +178,8 @@ class Family:
     heads: tuple[Head, ...] = ALL
     head: Head | None = None
     like: str = ""
+    plain: Callable[[dict[str, Any], str], dict[str, Any]] = lambda config, file: config
+    by_shapes: Callable[[Architecture, Mapping[str, tuple[int, ...]]], layouts.Chosen] = lambda architecture, shapes: {}
     padding: int | None = None
     noted: tuple[str, ...] = ()
 
@@ -220,7 +224,11 @@ class Family:
 
     def spellings(self, arrangement: Mapping[str, layouts.Value]) -> list[TableSet]:
         """The tables of an arrangement, one set for each value of the choice `names`; the one that is written first."""
-        return [self.tables.under(choices) for choices in self.tables.combinations({**self._usual, **arrangement})]
+        return [self.tables.under(choices) for choices in self.choices(arrangement)]
+
+    def choices(self, arrangement: Mapping[str, layouts.Value]) -> list[layouts.Chosen]:
+        """The choices of each of the `spellings`."""
+        return list(self.tables.combinations({**self._usual, **arrangement}))
 
     @property
     def _usual(self) -> dict[str, layouts.Value]:

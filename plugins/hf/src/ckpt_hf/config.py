@@ -9,6 +9,7 @@ from __future__ import annotations
 from ckpt_hf.common import Family
 from ckpt_hf.families import (
     afmoe,
+    apertus,
     arcee,
     bailing,
     bamba,
@@ -28,6 +29,7 @@ from ckpt_hf.families import (
     falcon_h1,
     flint,
     gemma,
+    gemma_vl,
     glm,
     gpt2,
     gpt_bigcode,
@@ -64,8 +66,10 @@ from ckpt_hf.families import (
     persimmon,
     phi,
     phi3,
+    phimoe,
     qwen,
     qwen3_next,
+    qwen_vl,
     sarvam,
     seed_oss,
     stablelm,
@@ -134,12 +138,16 @@ _SAID: list[Family] = [
     *bamba.FAMILIES,
     *falcon_h1.FAMILIES,
     *olmo_hybrid.FAMILIES,
+    *apertus.FAMILIES,
+    *phimoe.FAMILIES,
     *mamba2.FAMILIES,
     *kimi_linear.FAMILIES,
     *hyperclovax.FAMILIES,
     *granite_swa.FAMILIES,
     *eurobert.FAMILIES,
     *distilbert.FAMILIES,
+    *qwen_vl.FAMILIES,
+    *gemma_vl.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

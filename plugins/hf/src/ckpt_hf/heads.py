@@ -76,6 +76,9 @@ def _tags(padding: int | None) -> list[Any]:
 # fmt: off
 BARE = Head("Model", bare=True, holds=lambda model: decodes(model) and model.classifier is None)
 
+# What is before the head of a language model that sees; the class says it whole (`ckpt_hf.seeing`).
+SEES = Head("ForConditionalGeneration", holds=lambda model: model.vision is not None)
+
 # Reward models and rerankers.
 SCORED = Head("ForSequenceClassification", _scores, holds=lambda model: decodes(model) and _pooling(model) == schema.Pooling.LAST, tables=(Table(rows=[
     row("score.weight", "k h", "classifier.weight"),

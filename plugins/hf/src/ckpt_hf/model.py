@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, CkptError, judgement, rewrites
+from ckpt_core.sdk import Checkpoint, CkptError, judgement, rewrites, schema
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.write import choose
 
@@ -136,9 +136,32 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgemen
         return judgement.Judgement(framework, cannot=str(problem))
     given = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
     arguments = {_ARGUMENTS["source" in given][name]: tensor for name, tensor in given.items()}
+    if checkpoint.architecture.vision is not None and "pixels" in given:
+        arguments |= _of_images(checkpoint.architecture.vision, given["tokens"], given["pixels"])
     with torch.no_grad():
         final = torch.cat([_final(model(**rows)) for rows in _batches(model, arguments)])
     return judgement.Judgement(framework, logits=final.float().numpy())
+
+
+def _of_images(vision: schema.Vision, tokens: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The arguments for images in a text: as they are where all are of one size, else cut into patches, as Qwen's processor gives them."""
+    import torch
+
+    stands = (tokens == vision.token).long()
+    if vision.image is not None:
+        return {"pixel_values": pixels, "token_type_ids": stands}
+    images, channels, frames, height, width = pixels.shape
+    patch, merge, layers = vision.patch, vision.projector.merge, frames // vision.frames
+    rows, columns = height // patch, width // patch
+    # squares of patches that are merged follow one another
+    cut = pixels.reshape(
+        images, channels, layers, vision.frames, rows // merge, merge, patch, columns // merge, merge, patch
+    )
+    return {
+        "pixel_values": cut.permute(0, 2, 4, 7, 5, 8, 1, 3, 6, 9).reshape(images * layers * rows * columns, -1),
+        "image_grid_thw": torch.tensor([[layers, rows, columns]] * images),
+        "mm_token_type_ids": stands,
+    }
 
 
 def _batches(model: PreTrainedModel, arguments: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:

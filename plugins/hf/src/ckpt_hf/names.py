@@ -39,8 +39,11 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Match:
-    """The tables that fit the names found, spelt as those are, and what they say of an architecture."""
+    """The tables that fit the names found, spelt as those are, and what they say of an architecture. `number` counts the spellings of
+    the class up to the one that they are of.
+    """
 
+    number: int
     spelling: Spelling
     layout: layouts.BoundTables
     leftovers: Table
@@ -85,7 +88,8 @@ def matching(
     layout = layouts.BoundTables(
         [table.renamed(spelling.of) for table in tables] if spelling.hints() else tables, architecture
     )
-    return Match(spelling, layout, leftovers.renamed(spelling.of), layout.natives())
+    number = next(number for number, one in enumerate(spellings) if one is tables)
+    return Match(number, spelling, layout, leftovers.renamed(spelling.of), layout.natives())
 
 
 def _reading(natives: Mapping[str, layouts.Native]) -> frozenset[tuple[str, ...]]:

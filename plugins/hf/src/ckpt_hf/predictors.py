@@ -12,6 +12,7 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, drop, row, values
 from ckpt_hf.common import Same
+from ckpt_hf.language import SECTION
 
 KEY = "num_nextn_predict_layers"
 """The key that counts them."""
@@ -120,5 +121,9 @@ def stored_predictors(
 
 
 def without_predictors(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the model without them."""
-    return {key: value for key, value in config.items() if key not in KEYS}
+    """The config of the model without them, also where its language model has a section of its own."""
+    return {
+        key: without_predictors(value) if key == SECTION and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in KEYS
+    }

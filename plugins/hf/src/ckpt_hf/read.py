@@ -9,11 +9,13 @@ from typing import Any
 from ckpt_core.sdk import (
     Architecture,
     CkptError,
+    Config,
     Description,
     Facts,
     RankTensors,
     ReadRequest,
     architecture_of,
+    configs,
     disk,
     documents,
     errors,
@@ -21,8 +23,10 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
+from ckpt_hf import heads
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
+from ckpt_hf.language import SECTION
 from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
@@ -44,7 +48,10 @@ def notes_in(path: str) -> dict[str, Any] | None:
 def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
     config = config_in(path)
     # A config alone does not say whether the files have the layers that it counts.
-    return None if config is None else family_of(config, path).config.read(without_predictors(config), path)
+    if config is None:
+        return None
+    family = family_of(config, path)
+    return family.config.read(without_predictors(family.plain(config, path)), path)
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -64,7 +71,7 @@ def read(path: str, request: ReadRequest) -> Description:
     family = part.family if part else family_of(config, config_file, read_as)
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
-    whole, config = config, part.with_head(stored.tensors) if part else config
+    whole, config = config, part.with_head(stored.tensors) if part else family.plain(config, config_file)
     if reading.drops_predictors(request):
         said = without_predictors(config)
     else:
@@ -73,17 +80,28 @@ def read(path: str, request: ReadRequest) -> Description:
     if part:
         part.enter(ledger, config_file, whole)
     else:
+        ledger.config(config_file, {key: ("used", "") for key in whole if key not in config})  # said in a section
         ledger.config(config_file, family.config.fates(said))
-    left = [key for key in KEYS if key in config and key not in said]
-    if left:
+        for entry in family.config.entries if family.head is heads.SEES else ():
+            if isinstance(entry, configs.Nested) and isinstance(said.get(entry.key), dict):
+                inner = Config(entry.key, entry.lines).fates(said[entry.key])
+                known = {key: fate for key, fate in inner.items() if key in (whole.get(entry.key) or whole)}
+                ledger.config(config_file, known, entry.key if entry.key in whole else "")
+    counted = [(part.section if part else "", config, said)]
+    if family.head is heads.SEES:
+        counted.append((SECTION if SECTION in whole else "", config[SECTION], said[SECTION]))
+    for section, given, kept in counted:
+        left = [key for key in KEYS if key in given and key not in kept]
         why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
-        ledger.config(config_file, dict.fromkeys(left, ("left", why)), part.section if part else "")
+        ledger.config(config_file, dict.fromkeys(left, ("left", why)), section)
     ledger.used("class of the model", config_file, "model_type", "architectures")
     enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)
     arrangement = family.arranged_by(config)
     leftovers = NOTHING if facts.present("predictors") else family.leftovers
-    spellings = family.spellings(arrangement)
+    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+    made = {**arrangement, **({} if part else family.by_shapes(architecture, shapes))}
+    spellings = family.spellings(made)
     if part:
         spellings, leftovers = part.spellings(spellings, stored.tensors), part.leftovers(leftovers)
     match = matching(spellings, stored.tensors, architecture, leftovers)
@@ -94,6 +112,8 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
     if stored.wrapper:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
+    # a model that sees is written back as it was found: the versions of transformers save it under other names
+    as_found = family.choices(made)[match.number] if family.head is heads.SEES else {}
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
     noted = {name: notes[name] for name in family.noted if name in notes}
     return Description(
@@ -111,6 +131,7 @@ def read(path: str, request: ReadRequest) -> Description:
             "arrangement": arrangement,
             **({"names": names} if names else {}),
             **({"noted": noted} if noted else {}),
+            **({"choices": as_found} if as_found else {}),
         },
         evidence=evidence,
         losses=[

@@ -81,6 +81,13 @@ EXPERTS = (
     row("mlp.experts.down_proj",            "x h f",               "mlp.experts.down.weight",   under={"names": "held"}),
 )
 
+# Qwen3-VL's experts lie fused in the files: on the Hub with the input first, as no other's do, and with the output first where
+# transformers 5 saved a model that it had made itself. It tells them by their shapes (conversion_mapping.py, `Transpose(check_dims=True)`).
+INPUT_FIRST = (
+    row("mlp.experts.gate_up_proj", "x h ((gate + up) f)", "mlp.experts.{part}.weight"),
+    row("mlp.experts.down_proj",    "x f h",               "mlp.experts.down.weight"),
+)
+
 # The layers of what began in fairseq: OPT, Blenderbot.
 FAIRSEQ_ATTENTION = (
     row("self_attn_layer_norm.weight",    "h",         "attention.norm.weight"),

@@ -38,6 +38,19 @@ class Language:
     theta: float | None = None
 
 
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+
+def has_input_first(hidden: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether fused experts have their input on the first axis of each; where the width of an expert is the hidden size, only one
+    of the two tensors can tell."""
+    fused = {end: shape for name, shape in shapes.items() for end in (GATE_UP, DOWN) if name.endswith(end)}
+    if {len(shape) for shape in fused.values()} != {3}:
+        return False
+    _, first, last = fused.get(DOWN, (0, 0, 0))
+    return bool(last == hidden if first != last else fused.get(GATE_UP, (0, 0, 0))[1] == hidden)
+
+
 def _sizes(*sizes: int, **others: Any) -> dict[str, Any]:
     return dict(zip(_SIZES, sizes, strict=True)) | others
 
@@ -48,6 +61,17 @@ _QWEN2_VL = Language(
     three_rows=True,
     theta=1000000.0,
 )
+
+
+def beside_the_tower(name: str) -> str:
+    """`model.language_model.layers.0` beside `model.visual`: transformers 5, and all classes that are newer than it."""
+    return f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name
+
+
+def within(name: str) -> str:
+    """`language_model.model.layers.0` beside `vision_tower`: the class of the language model as a module, in LLaVA's time."""
+    return f"language_model.{name}"
+
 
 # The config classes of `transformers.models.*.configuration_*`. Configs in configs leave out what is the class's own.
 LANGUAGES = {

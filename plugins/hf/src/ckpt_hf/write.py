@@ -32,7 +32,7 @@ from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
 
-_HEADS = list({id(head): head for family in FAMILIES for head in family.heads}.values())
+_HEADS = list({id(head): head for family in FAMILIES for head in (*family.heads, family.head) if head}.values())
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def choose(
         arrangement = family.arranged_by(hints.get("arrangement") or {})
         null = [entry.name for entry in family.config.entries if isinstance(entry, configs.Note) and entry.null]
         unknown = [f"{role}: null, as nothing says it" for role in null if role not in notes]
-        spelling = family.spellings(arrangement)[0]
+        as_found = (hints.get("choices") or {}) if family.model_type == hints.get("model_type") else {}
+        spelling = family.spellings({**as_found, **arrangement})[0]
         return Fit(family, candidate.model, config | arrangement, spelling, [*reasons, *unknown])
     nearest, lack = _nearest(refused, notes)
     explained = checkpoint.explained(lack)

@@ -10,18 +10,29 @@ from ckpt_megatron.layout import FileLayout
 
 class GPTBuilder(TargetBuilder):
     """The files planned so far, in the `layout` that was asked for. `dtype` is that of all tensors, or None to keep each
-    one's own.
+    one's own. `tables` are those of the model, if it is not a GPTModel alone.
     """
 
-    def __init__(self, layout: FileLayout, model: rewrites.Rewritable, dtype: dtypes.DType | None) -> None:
-        super().__init__(model, weights.TABLES, dtype)
+    def __init__(
+        self,
+        layout: FileLayout,
+        model: rewrites.Rewritable,
+        dtype: dtypes.DType | None,
+        tables: layouts.Tables = weights.TABLES,
+    ) -> None:
+        super().__init__(model, tables, dtype)
         self.layout = layout
         self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers
         self.latent = self.layers[0].latent_attention is not None
 
     def experts(self, native: layouts.Native) -> int:
         """How many experts the layer of a tensor has; 0 without any, and outside of layers."""
-        if native.layer is None and native.predictor is None:
+        if is_of_tower(native) or (native.layer is None and native.predictor is None):
             return 0
         moe = self.layers[-1 if native.layer is None else native.layer].moe
         return moe.experts if moe is not None else 0
+
+
+def is_of_tower(native: layouts.Native) -> bool:
+    """Whether a tensor is one of what a model sees with, whose layers are counted by themselves."""
+    return bool(native.pieces) and all(piece.parameter.startswith("vision.") for piece in native.pieces)

@@ -7,15 +7,17 @@ fails without it. More than it asks for does not disturb it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ckpt_core.sdk import schema
 
 _LINEAR = re.compile(
-    r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2)|mtp\..*\.eh_proj"
-    r"|.*\.(?:self_attention|mixer)\.(?:in_proj|out_proj))\.weight(?:\d*|\.[a-z]+)$"
+    r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2)|mtp\..*\.eh_proj|multi_modal_projector\.proj"
+    r"|.*\.(?:self_attention|mixer|mamba_mixer)\.(?:in_proj|out_proj))\.weight(?:\d*|\.[a-z]+)$"
 )
-_NORM = re.compile(r"^(.*(?:layernorm|decoder\.final_norm|self_attention\.out_norm)|mtp\..*\.[eh]norm)\.weight$")
+_NORM = re.compile(
+    r"^(.*(?:layernorm|patch_norm|soft_embed_norm|decoder\.final_norm|layers\.\d+\.norm|self_attention\.out_norm)|mtp\..*\.[eh]norm)\.weight$"
+)
 _EXPERT = re.compile(r"\.mlp\.experts\.")
 _CORE_ATTENTION = "self_attention.core_attention"
 
@@ -44,14 +46,14 @@ def linear_extra_states(names: Iterable[str]) -> list[str]:
 
 
 def stacked_extra_states(
-    names: Sequence[str], layers: Sequence[schema.Layer], style: str, homogeneous: bool
+    names: Sequence[str], layers: Sequence[schema.Layer], style: str, stacked: Mapping[str, int]
 ) -> list[str]:
-    """The keys of a torch_dist checkpoint: `<module>._extra_state/shard_<index>_<size>`, one per layer and expert."""
+    """The keys of a torch_dist checkpoint: `<module>._extra_state/shard_<index>_<size>`, one per layer and expert. `stacked` says how many
+    modules whose names begin so lie together.
+    """
     found = []
     for module in _modules(dict.fromkeys(names), style == "te"):
-        axes: list[int] = []
-        if homogeneous and module.startswith("decoder.layers."):
-            axes.append(len(layers))
+        axes = [count for prefix, count in stacked.items() if module.startswith(prefix)]
         if _EXPERT.search(module):
             axes.append(max(layer.moe.experts for layer in layers if layer.moe))
         found += [f"{module}._extra_state/shard_{place}" for place in _places(axes)]

@@ -24,7 +24,8 @@ from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
 from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
 
-_STACKED = re.compile(r"^decoder\.layers\.(?!\d)")
+# of a model, and of the tower of a model that sees
+_STACKED = re.compile(r"^((?:vision_model\.)?decoder\.layers\.)(?!\d)")
 _COMMON_STATE = "common_state/shard_0_1"  # since core 0.19, instead of common.pt
 _Stored = chunked.ChunkedTensor | FlattenedTensor
 # singleton_local_shards and Megatron-FSDP store the two halves of linear_fc1 by themselves; grouped experts are numbered
@@ -182,9 +183,10 @@ def split(
     """The tensors of the tables that a stored one holds, and the shards of each."""
     shards = [lazy.Shard(origin, stored) for origin, stored in tensor.stored()]
     parts = [(stored_as, shards)]
-    if _STACKED.match(stored_as):
-        stacks[stored_as] = tensor.shape[0] if tensor.shape else 0
-        parts = [(_STACKED.sub(f"decoder.layers.{layer}.", stored_as), inner) for layer, inner in _along_first(shards)]
+    if stacked := _STACKED.match(stored_as):
+        if stored_as.startswith("decoder."):
+            stacks[stored_as] = tensor.shape[0] if tensor.shape else 0
+        parts = [(_STACKED.sub(f"{stacked[1]}{layer}.", stored_as), inner) for layer, inner in _along_first(shards)]
     for name, inner in parts:
         if DIST_EXPERTS not in name:
             yield from _halves(name, inner, tensor)

@@ -147,5 +147,7 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
     if layout.grouped and layout.names == "local" and moe and mlps[-1].up_bias:
         problems.add(Refusal("grouped experts of the local spec have no biases"))
     problems.raise_any()
-    # raises where an axis is not divided
-    layouts.BoundTables(TABLES, architecture).natives({"tp": (0, layout.tp), "ep": (0, layout.ep)})
+    # raises where an axis is not divided; what a model sees with is a matter of its class
+    layouts.BoundTables(TABLES, replace(architecture, vision=None)).natives(
+        {"tp": (0, layout.tp), "ep": (0, layout.ep)}
+    )

@@ -7,9 +7,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_core.sdk import chunked, layouts, torch_files
-from ckpt_megatron import weights
-from ckpt_megatron.builder import GPTBuilder
+from ckpt_core.sdk import Architecture, chunked, layouts, torch_files
+from ckpt_megatron.builder import GPTBuilder, is_of_tower
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.names import DIST_EXPERTS, dist_local, of_hybrid, te
@@ -22,11 +21,14 @@ CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
 def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: bool, prefix: str = "") -> None:
     """Plan the files. `homogeneous`: all layers are of one kind, and lie together in one tensor. `prefix`: that of a
-    module around the model, with which every key begins. `common` is what common.pt holds.
+    module around the model, with which every key begins. `common` is what common.pt holds. The language model of a model that sees is in
+    a module of its own, beside the tower.
     """
     layout, architecture = builder.layout, builder.architecture
     natives = [
-        native for native in layouts.BoundTables(weights.TABLES, architecture).natives().values() if not native.row.copy
+        native
+        for native in layouts.BoundTables(builder.bound.format, architecture).natives().values()
+        if not native.row.copy
     ]
     natives.sort(key=lambda native: (native.predictor is not None, -1 if native.layer is None else native.layer))
     files = dist_files([math.prod(native.shape) * builder.dtype_of(native).size for native in natives])
@@ -40,7 +42,11 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
     nothing = torch_files.torch_bytes([None], "archive")
     keys = [chunk.tensor.removeprefix(prefix) for chunk in chunks]
-    objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, builder.layers, layout.names, homogeneous)]
+    stacked = {f"{_part(architecture)}decoder.layers.": len(builder.layers)} if homogeneous else {}
+    if architecture.vision is not None:
+        stacked["vision_model.decoder.layers."] = len(architecture.vision.stack.layers)
+        stacked["vision_model.decoder.deepstack_merger_list."] = len(architecture.vision.taps)
+    objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, builder.layers, layout.names, stacked)]
     plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
     builder.files += plan.files
     for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
@@ -53,6 +59,11 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
 def _place(
     builder: GPTBuilder, native: layouts.Native, homogeneous: bool
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    if is_of_tower(native):
+        assert builder.architecture.vision is not None
+        count = len(builder.architecture.vision.stack.layers) if native.name.startswith("vision_model.") else None
+        name = te(native.name, latent=False, moe=False, grouped=False) if count else native.name
+        return dist_place(name, native.layer, count, 0)
     experts = builder.experts(native)
     if native.layer is None and native.predictor is None:
         name = of_hybrid(native.name) if any(layer.mamba for layer in builder.layers) else native.name
@@ -62,7 +73,13 @@ def _place(
         name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False, mixer=kind)
     else:
         name = dist_local(native.name, latent=builder.latent)
+    name = f"{_part(builder.architecture)}{name}"
     return dist_place(name, native.layer, len(builder.layers) if homogeneous else None, experts)
+
+
+def _part(architecture: Architecture) -> str:
+    """The module that holds the language model."""
+    return "" if architecture.vision is None else "language_model."
 
 
 def dist_place(

@@ -22,7 +22,18 @@ def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-bridge",
         summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
-        families=("GPTModelProvider", "Llama31ModelProvider", "GemmaModelProvider", "MLAModelProvider"),
+        families=(
+            "GPTModelProvider",
+            "Llama31ModelProvider",
+            "GemmaModelProvider",
+            "MLAModelProvider",
+            "Qwen3VLModelProvider",
+            "Qwen3VLMoEModelProvider",
+            "Qwen35VLModelProvider",
+            "Qwen35VLMoEModelProvider",
+            "Qwen25VLModelProvider",
+            "Gemma3VLModelProvider",
+        ),
         options=(
             reading.IGNORE_KEYS,
             reading.PREDICTORS,
@@ -89,10 +100,11 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
     from ckpt_megatron.bridge.classes import EXAONE4, GEMMA2, GEMMA3, WHOLE
-    from ckpt_megatron.bridge.config import GEMMA, GPT, MLA
+    from ckpt_megatron.bridge.config import GEMMA, GPT, MLA, SEEING
 
     tables = (GPT, MLA, GEMMA, GEMMA2, GEMMA3, EXAONE4, WHOLE)
-    return [FamilyTables(config.name, config) for config in tables]
+    seeing = [FamilyTables(one.config.name, one.config, one.tables) for one in SEEING.values()]
+    return [*(FamilyTables(config.name, config) for config in tables), *seeing]
 
 
 @hookimpl

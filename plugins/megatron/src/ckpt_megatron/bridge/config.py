@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, schema, torch_files
+from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, documents, layouts, schema, torch_files
+from ckpt_megatron import weights
 from ckpt_megatron.bridge.classes import ORIGIN, unusual_for, unusual_table
+from ckpt_megatron.bridge.seeing import Seeing, classes_of
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
 from ckpt_megatron.transformer_config.delta import refuse_unwritten
+from ckpt_megatron.transformer_config.falcon_h1 import falcon_h1, fields_of_the_class
 from ckpt_megatron.transformer_config.fields import SPEC, latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.hybrid import hybrid, refuse_unwritten_hybrid
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
@@ -28,11 +31,19 @@ GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=T
 )
 MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", ORIGIN)
 HYBRID = hybrid(GPT, "Megatron-Bridge's HybridModelProvider")
+FALCON_H1 = falcon_h1(GPT, "Megatron-Bridge's FalconH1ModelProvider")
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 
+SEEING = {one.target: one for one in classes_of(GPT)}
+"""The classes of models that see, by their dotted names."""
+
+GPT_SEEING = next(iter(SEEING))
+"""The class whose table refuses what none of them holds."""
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
 _GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
 _HYBRID_CLASS = f"{PACKAGE}.hybrid.hybrid_provider.HybridModelProvider"  # since 0.6
+_FALCON_H1_CLASS = f"{PACKAGE}.falcon_h1.falconh1_provider.FalconH1ModelProvider"
+_WITH_MAMBA = {_HYBRID_CLASS: HYBRID, _FALCON_H1_CLASS: FALCON_H1}
 _MLA_CLASS = f"{PACKAGE}.mla_provider.MLAModelProvider"  # since 0.3.1
 _DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3.1
 _LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3.1
@@ -82,11 +93,13 @@ def is_plain(target: str) -> bool:
 
     >>> is_plain("megatron.bridge.models.qwen.qwen_provider.Qwen3MoEModelProvider30B_A3B")
     True
-    >>> is_plain("megatron.bridge.models.gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider")
+    >>> is_plain("megatron.bridge.models.gemma_vl.gemma4_vl_provider.Gemma4VLModelProvider")
     False
     """
-    return target == _HYBRID_CLASS or (
-        target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
+    return (
+        target in _WITH_MAMBA
+        or target in SEEING
+        or (target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None)
     )
 
 
@@ -96,14 +109,21 @@ def scales_embedding(target: str) -> bool:
 
 def table_of(target: str, fields: Mapping[str, Any]) -> Config:
     """The table for what a provider class does with its fields."""
+    if target in SEEING:
+        return SEEING[target].config
     if fields.get("multi_latent_attention"):
         return MLA
-    if target == _HYBRID_CLASS:
-        return HYBRID
+    if target in _WITH_MAMBA:
+        return _WITH_MAMBA[target]
     unusual = unusual_table(short(target), fields)
     if unusual is not None:
         return unusual
     return GEMMA if scales_embedding(target) else GPT
+
+
+def tables_of(target: str) -> layouts.Tables:
+    """The tables of the tensors of a provider class."""
+    return SEEING[target].tables if target in SEEING else weights.TABLES
 
 
 def version_of(target: str, fields: Mapping[str, Any]) -> str:
@@ -173,8 +193,10 @@ def written_fields(
             fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
     refuse_unwritten(facts, version, VERSIONS[-1], names)
-    if target == _HYBRID_CLASS:
+    if target in _WITH_MAMBA:
         refuse_unwritten_hybrid(version, VERSIONS[-1], names)
+        if target == _FALCON_H1_CLASS:
+            return target, fields_of_the_class(fields)
         return target, fields | ({"moe_grouped_gemm": True} if fields["num_moe_experts"] else {})
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
@@ -186,6 +208,9 @@ def written_fields(
 
 
 def _class_and_table(facts: Facts, version: str, hint: str | None, names: str) -> tuple[str, Config]:
+    if facts.present("vision") is not False:
+        seeing = _seeing(facts, version, names)
+        return seeing.target, seeing.config
     unusual = unusual_for(facts)
     if unusual is None:
         target = _class_for(facts, version, hint)
@@ -200,6 +225,23 @@ def _class_and_table(facts: Facts, version: str, hint: str | None, names: str) -
     return own or GPT_CLASS, table
 
 
+def _seeing(facts: Facts, version: str, names: str) -> Seeing:
+    """The class of a model that sees: by its mixture, and by what the layers of its tower are."""
+    if version != VERSIONS[-1] or names != "te":
+        raise Refusal(
+            "models that see are written for the newest Bridge and TransformerEngine's modules alone",
+            found=f"bridge_version = {version}, names = {names}",
+            fix=f"-o bridge_version={VERSIONS[-1]} -o names=te",
+            fact="vision.*",
+        )
+    kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
+    kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
+    kind = "Qwen35VL" if facts.present("delta") is not False else kind
+    kind = f"{kind}MoE" if facts.present("mlp.moe") is not False else kind
+    found = (one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")
+    return next(found, None) or SEEING[GPT_SEEING]
+
+
 def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
     """Fields about the modules that experts are; the keys in the checkpoint are the same either way."""
     said: dict[str, Any] = {}
@@ -207,6 +249,12 @@ def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
         return said
     said["moe_grouped_gemm"] = True  # Bridge 0.2 exports no experts that are modules of their own
     if isinstance(fields["moe_layer_freq"], list):
+        if "vision_config" in fields:
+            raise Refusal(
+                "the layers of a model that sees are all with experts or all without",
+                found=f"moe_layer_freq = {fields['moe_layer_freq']}",
+                fact="mlp.moe?",
+            )
         if SPEC in fields:
             raise Refusal(
                 "its layers are all with experts or all without",
@@ -227,7 +275,8 @@ def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     scaled = facts.get("tokens.scale", 1.0) != 1.0
     llama31 = facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3
     if facts.present("mamba") is not False:
-        return _HYBRID_CLASS
+        beside = facts.present("mamba") is True and facts.present("attention") is True
+        return _FALCON_H1_CLASS if beside else _HYBRID_CLASS
     if scaled:
         return hint if hint is not None and scales_embedding(hint) else _GEMMA_CLASS
     if facts.present("latent_attention") is not False:
@@ -240,7 +289,7 @@ def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     fits = (
         hint is not None
         and is_plain(hint)
-        and hint != _HYBRID_CLASS
+        and hint not in _WITH_MAMBA
         and not scales_embedding(hint)
         and not short(hint).startswith(("Llama31", "Llama32", "MLA"))
     )

@@ -22,11 +22,20 @@ from ckpt_core.sdk import (
     torch_files,
     trees,
 )
-from ckpt_megatron import weights
 from ckpt_megatron.args.predictors import COUNT
 from ckpt_megatron.bridge.classes import post_norms
-from ckpt_megatron.bridge.config import is_plain, model_section, run_config, short, table_of, version_of
+from ckpt_megatron.bridge.config import (
+    SEEING,
+    is_plain,
+    model_section,
+    run_config,
+    short,
+    table_of,
+    tables_of,
+    version_of,
+)
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE, find_folder
+from ckpt_megatron.bridge.seeing import Reader, beside_a_tower, other_activation
 from ckpt_megatron.contents import RUN_SECTIONS, TRACKED
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
 from ckpt_megatron.found import FolderContents
@@ -61,7 +70,10 @@ def read(path: str, request: ReadRequest) -> Description:
         raise FormatError(
             "the weights are not of torch_dist", file=folder, fix="save them with checkpoint.ckpt_format: torch_dist"
         )
-    reader = read_fsdp if container == FSDP_DTENSOR else chunked.read_distributed
+    reader: Reader = read_fsdp if container == FSDP_DTENSOR else chunked.read_distributed
+    if target in SEEING:
+        reader = beside_a_tower(reader)
+        losses += other_activation(SEEING[target])
     found = read_dist(folder, request.weights, reader, ledger, container)
     losses += post_norms(facts)
     refuse_adapters(
@@ -82,7 +94,7 @@ def read(path: str, request: ReadRequest) -> Description:
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
     return Description(
         architecture=architecture,
-        tables=weights.TABLES,
+        tables=tables_of(target),
         choices={**choices, **choices_of_tensors(found, architecture)},
         ranks=rank_tensors(found, architecture),
         where=found.folder,

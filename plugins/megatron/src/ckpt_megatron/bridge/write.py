@@ -22,8 +22,9 @@ from ckpt_core.sdk import (
     torch_files,
 )
 from ckpt_megatron.bridge.classes import another_epsilon, post_norms
-from ckpt_megatron.bridge.config import OLD, VERSIONS, needs, newest_for, table_of, written_fields
+from ckpt_megatron.bridge.config import OLD, SEEING, VERSIONS, needs, newest_for, table_of, tables_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
+from ckpt_megatron.bridge.seeing import check_tower, other_activation
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
@@ -101,6 +102,8 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
             fix=f"-o {POST_NORM_EPS}=1e-5 writes it all the same",
             fact="attention.out_norm.*",
         )
+    if target in SEEING:
+        check_tower(SEEING[target], model.architecture, layout.tp, layout.pp)
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
@@ -113,7 +116,11 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
     run = run_of(checkpoint, request)
     layout = run.layout
-    builder = GPTBuilder(layout, run.model, layout.stored_in(request.dtype))
+    if run.target in SEEING and layout.container == FSDP_DTENSOR:
+        raise Refusal(
+            "models that see are written as torch_dist alone", found=f"-o container={layout.container}", fact="vision.*"
+        )
+    builder = GPTBuilder(layout, run.model, layout.stored_in(request.dtype), tables_of(run.target))
     common: dict[str, object] = {"checkpoint_version": 3.0, "iteration": layout.iteration}
     if layout.container == FSDP_DTENSOR:
         write_fsdp(builder, common)
@@ -137,6 +144,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses=[
             *([] if run.asked else _assumed(run.target, run.fields, run.version)),
             *post_norms(facts_of(run.model.architecture)),
+            *(other_activation(SEEING[run.target]) if run.target in SEEING else []),
         ],
     )
 

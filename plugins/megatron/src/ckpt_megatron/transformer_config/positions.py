@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, custom, schema
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, custom, schema
 from ckpt_megatron.args.latent_rotary import LATENT_ROTARY_KEYS, read_latent_rotary, write_latent_rotary
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.rotary import read_rotary, write_rotary
@@ -39,8 +39,9 @@ _KEYS = (
 )
 
 
-def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
-    """Positions of a model whose attention facts lie under `attention`; `yarn`: the class has the fields of it.
+def positions(attention: str, *, yarn: bool = False, sections: bool | None = None) -> configs.Custom:
+    """Positions of a model whose attention facts lie under `attention`; `yarn`: the class has the fields of it. `sections`: it has m-rope
+    alone, whose sections are interleaved or not.
 
     A Llama 3.1 scaling is written in both ways: by the fields of the class, and by rope_scaling where that can say it.
     The writer of a format keeps those of the class that it names.
@@ -50,6 +51,8 @@ def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         kind = config.get("position_embedding_type") or "learned_absolute"
+        if sections is not None:
+            kind = _read_sections(config, sections, facts)
         if config.get("seq_length") is not None:
             notes["max_positions"] = config["seq_length"]
         if kind == "learned_absolute":
@@ -76,6 +79,12 @@ def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
         if theta is None:
             return
         config["rotary_base"] = theta
+        if sections is not None:
+            _write_sections(facts, sections, config)
+        elif not latent and facts.get(f"{_ROTARY}.sections") is not None:
+            raise Refusal(
+                "its positions have one coordinate", found=f"{_ROTARY}.sections = {facts[f'{_ROTARY}.sections']}"
+            )
         if latent:
             write_latent_rotary(facts, config)
             config["max_position_embeddings"] = config.get("original_max_position_embeddings")
@@ -92,8 +101,40 @@ def positions(attention: str, *, yarn: bool = False) -> configs.Custom:
     uses = ["num_layers", "layers"]
     if latent:
         uses += ["layernorm_epsilon", "latent_attention.nope_dim", "latent_attention.rope_dim"]
-    keys = [*_KEYS, *LATENT_ROTARY_KEYS, *LLAMA31_FIELDS, *FIELDS.keys]
+    keys = [
+        *_KEYS,
+        *LATENT_ROTARY_KEYS,
+        *LLAMA31_FIELDS,
+        *FIELDS.keys,
+        *(["mrope_section"] if sections is not None else []),
+    ]
     return custom(keys, claims, read=read, write=write, uses=uses, why=why)
+
+
+def _read_sections(config: Mapping[str, Any], interleaved: bool, facts: Facts) -> str:
+    """Enter how time, row and column share the angles; the kind of positions that these are but for that."""
+    said = config.get("mrope_section")
+    if config.get("position_embedding_type") != "mrope" or not isinstance(said, list):
+        raise CkptError(
+            "the fields say no m-rope, which the class always has",
+            found=f"position_embedding_type = {config.get('position_embedding_type')!r}, mrope_section = {said!r}",
+        )
+    scaled = {name: config[name] for name in ("rope_scaling", "seq_len_interpolation_factor") if config.get(name)}
+    if scaled:
+        raise CkptError("the angles of m-rope are not scaled", found=", ".join(f"{k} = {v}" for k, v in scaled.items()))
+    facts[f"{_ROTARY}.sections"], facts[f"{_ROTARY}.interleaved"] = tuple(said), interleaved
+    return "rope"
+
+
+def _write_sections(facts: Facts, interleaved: bool, config: dict[str, Any]) -> None:
+    said, lies = (configs.uniform(facts, f"{_ROTARY}.{name}") for name in ("sections", "interleaved"))
+    if said is None or lies != interleaved or facts.present(f"{_ROTARY}.scaling") is not False:
+        raise Refusal(
+            "it has m-rope without a scaling, " + ("interleaved" if interleaved else "one section after the other"),
+            found=f"{_ROTARY}.sections = {said}, {_ROTARY}.interleaved = {lies}",
+            fact=f"{_ROTARY}.*",
+        )
+    config["position_embedding_type"], config["mrope_section"] = "mrope", list(said)
 
 
 def _latent_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

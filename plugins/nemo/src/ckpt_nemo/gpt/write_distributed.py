@@ -45,7 +45,8 @@ def add_distributed(builder: NemoBuilder, layout: FileLayout) -> None:
     style = "local" if layout.backend == "zarr" else "te"
     keys = [part.key.removeprefix(_PREFIX) for part in parts]
     # Without these a loader of default strictness fails with "Missing key ... _extra_state".
-    objects = [f"{_PREFIX}{name}" for name in stacked_extra_states(keys, layers, style, homogeneous)]
+    stacked = {"decoder.layers.": len(layers)} if homogeneous else {}
+    objects = [f"{_PREFIX}{name}" for name in stacked_extra_states(keys, layers, style, stacked)]
     common = form.training | {"state_dict": {}} if form.container == "ckpt" else {}
     folder = distributed_folder(form)
     if layout.backend == "zarr":
