@@ -8,7 +8,7 @@ from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.description import Description
 from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
-from ckpt_core.reading import PREDICTORS
+from ckpt_core.reading import LATENT_NORM_EPS, PREDICTORS
 
 
 @hookimpl
@@ -17,7 +17,11 @@ def ckpt_info() -> FormatInfo:
         name="ir",
         summary="the intermediate representation: fp32 safetensors named canonically, with architecture.json",
         families=("every architecture",),
-        options=(Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"), PREDICTORS),
+        options=(
+            Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),
+            PREDICTORS,
+            LATENT_NORM_EPS,
+        ),
         trains=True,
     )
 

@@ -92,3 +92,18 @@ def test_a_model_without_them_is_told_nothing_of_them(tmp_path: Path) -> None:
     convert(tmp_path / "ir", tmp_path / "run", to="megatron-bridge")
     said = model(tmp_path / "run")
     assert not any(key.startswith(("linear_", "experimental", "attention_output_gate")) for key in said)
+
+
+def test_a_layer_that_predicts_a_further_token_attends_as_the_last_one_does(tmp_path: Path) -> None:
+    """Qwen3-Next and Qwen 3.5, whose files Bridge brings to the same names (qwen3_next_bridge.py)."""
+    norm = {"kind": "rms", "eps": 1e-6, "zero_centred": True}
+    said = {
+        f"predictors.{part}_norm.{fact}": value for part in ("embed", "hidden", "out") for fact, value in norm.items()
+    }
+    run = written(tmp_path, **{"predictors.count": 1, **said})
+    assert model(run)["mtp_num_layers"] == 1
+    stored = distributed.tensors(run / STEP)
+    block = "mtp.layers.0.transformer_layer"
+    assert f"{block}.self_attention.linear_qkv.weight" in stored
+    assert not any(name.startswith(f"{block}.self_attention.in_proj") for name in stored)
+    assert fingerprint(run) == fingerprint(tmp_path / "ir")
