@@ -37,10 +37,11 @@ MAMBA2 = configs.Config("Mamba2ForCausalLM", [
 ])
 
 # The first files have the second name, which transformers still loads.
-_SPELLINGS = layouts.Choice("names", ("stored", "singular"), default="stored", help="names of tensors as transformers saves them, or as the first files have them")
+_SPELLINGS = layouts.Choice("names", ("stored", "singular", "held"), default="stored",
+    help="names of tensors as transformers saves them and holds them in memory, or as the first files have them")
 
 _MODEL = Table(rows=[
-    row("backbone.embeddings.weight", "v h", "embedding.tokens.weight", under={"names": "stored"}),
+    row("backbone.embeddings.weight", "v h", "embedding.tokens.weight", under={"names": ("stored", "held")}),
     row("backbone.embedding.weight",  "v h", "embedding.tokens.weight", under={"names": "singular"}),
     row("backbone.norm_f.weight",     "h",   "final_norm.weight"),
     row("lm_head.weight",             "v h", "head.weight"),
