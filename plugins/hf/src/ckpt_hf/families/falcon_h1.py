@@ -10,7 +10,7 @@ from ckpt_hf import heads
 from ckpt_hf.common import NORMS, Family, groups
 from ckpt_hf.families.bamba import BAMBA_LAYER, BAMBA_MODEL
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.families.mamba import head_width, step_limit
+from ckpt_hf.families.mamba import chunks, head_width, step_limit
 
 _ONES = [1.0] * 5
 
@@ -97,7 +97,7 @@ FALCON_H1 = LLAMA.replace("FalconH1ForCausalLM",
     key_is("mamba_use_mlp", True, or_absent=True, written=False),
     key_is("attn_layer_indices", None, or_absent=True, written=False),
     ignore("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", why="of the initialisation"),
-    ignore("mamba_chunk_size", why="how to run it, not what it computes"),
+    chunks("mamba_chunk_size"),
     ignore("mlp_expansion_factor", why="the width is intermediate_size"),
 )
 # fmt: on

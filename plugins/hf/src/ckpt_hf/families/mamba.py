@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, row, schema, values
+from ckpt_core.sdk import CkptError, Facts, configs, decided, key, note, row, schema, values
 from ckpt_hf.common import norms
 
 # As Python's writer of JSON has it, and as transformers 5.12 does.
@@ -28,6 +28,11 @@ def step_limit() -> configs.Entry:
     return decided(
         ["time_step_limit"], [], read=_read_limit, values={}, why="the steps of the state are not cut: 0 to infinity"
     )
+
+
+def chunks(name: str) -> configs.Entry:
+    """How many positions are computed at once, which changes the rounding alone: kept, so that a model comes back with its own."""
+    return note(name, "chunk_size")
 
 
 def enter_mamba_layers(facts: Facts, attends: Sequence[bool]) -> None:
@@ -97,7 +102,7 @@ def block() -> list[Any]:
         norms("rms", *found),
         *(configs.fact_as(f"{norm}.eps", "mlp.norm.eps") for norm in found),
         step_limit(),
-        ignore("mamba_chunk_size", why="how to run it, not what it computes"),
+        chunks("mamba_chunk_size"),
     ]
 
 
