@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from ckpt_core import api
 from ckpt_core.engine import dispatch
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models, too, are moved by threads."""
+    monkeypatch.setattr(dispatch, "_FEW", 0)
+    monkeypatch.setattr(api, "_FEW", 0)
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from ckpt_core import convert
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_tests import tiny
+from ckpt_tests import tiny, victim
 from ckpt_tests.folders import contents
 
 ARGUMENTS = {"to": "nanotron", "tp": 2}
@@ -40,17 +39,10 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return destination, expected
 
 
-def victim(source: Path, destination: Path, moment: str, number: int, **arguments: object) -> list[str]:
-    """The command of a conversion that gets a signal at a moment."""
-    by = arguments.pop("signal", "SIGKILL")
-    asked = {"source": str(source), "destination": str(destination), "moment": moment, "number": number, "signal": by}
-    return [sys.executable, "-m", "ckpt_tests.victim", json.dumps(asked | {"arguments": {**ARGUMENTS, **arguments}})]
-
-
 def kill(source: Path, destination: Path, moment: str, number: int, **arguments: object) -> None:
-    command = victim(source, destination, moment, number, **arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == (143 if "signal" in arguments else -signal.SIGKILL), done.stderr
+    process = victim.started(source, destination, moment, number, **{**ARGUMENTS, **arguments})
+    process.join(60)
+    assert process.exitcode == (143 if "by" in arguments else -signal.SIGKILL)
 
 
 def staging_of(destination: Path) -> Path:
@@ -122,7 +114,7 @@ def test_a_terminated_run_continues(
     model: Path, place: tuple, work: list[str], moment: str, number: int, done: int
 ) -> None:
     destination, expected = place
-    kill(model, destination, moment, number, signal="SIGTERM")
+    kill(model, destination, moment, number, by="SIGTERM")
     assert not destination.exists()
     convert(model, destination, **ARGUMENTS)
     assert contents(destination) == expected
@@ -322,15 +314,17 @@ def test_a_damaged_line_ends_the_journal(model: Path, place: tuple, work: list[s
 def test_two_processes_on_one_destination(model: Path, place: tuple) -> None:
     """The second is refused while the first lives, even if it stands still; the first is none the worse for it."""
     destination, expected = place
-    first = subprocess.Popen(victim(model, destination, "after finishing", 3, signal="SIGSTOP"))
-    os.waitpid(first.pid, os.WUNTRACED)
+    first = victim.started(model, destination, "after finishing", 3, by="SIGSTOP", **ARGUMENTS)
+    while "T (stopped)" not in Path(f"/proc/{first.pid}/status").read_text():
+        time.sleep(0.01)
     try:
         with pytest.raises(CkptError, match="another conversion is writing to this destination"):
             convert(model, destination, **ARGUMENTS)
         assert len(journal(destination)) == 1 + 3
     finally:
-        first.send_signal(signal.SIGCONT)
-    assert first.wait(60) == 0
+        os.kill(first.pid, signal.SIGCONT)
+    first.join(60)
+    assert first.exitcode == 0
     assert contents(destination) == expected
     assert not staging_of(destination).exists()
     shutil.rmtree(destination)

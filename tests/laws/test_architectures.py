@@ -173,9 +173,10 @@ moes = st.builds(
 @st.composite
 def mlps(draw: st.DrawFn) -> Mlp:
     dense, gated = draw(flags), draw(flags)
+    known = [one for one in Activation if dense or one is not Activation.XIELU]
     return draw(
         st.builds(
-            Mlp, activation=st.sampled_from(list(Activation)), gated=st.just(gated), ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
+            Mlp, activation=st.sampled_from(known), gated=st.just(gated), ffn=sizes if dense else st.none(), moe=st.none() if dense else moes,
             norm=maybe(norms), out_norm=maybe(norms), up_bias=flags, down_bias=flags,
             clamp=maybe(factors) if gated else st.none(), up_offset=factors if gated else st.just(0.0),
             gate_scale=factors if gated else st.just(1.0), out_scale=factors,
@@ -540,6 +541,7 @@ CONTRADICTIONS = [
     (("decoder", "layers", 1, "mlp", "moe", "latent"), 0, "layers.2.mlp.moe.latent"),
     (("decoder", "causal"), False, "layers.3.delta"),
     ((*A[:-1], "mlp", "clamp"), -1.0, "layers.0.mlp.clamp"),
+    (("decoder", "layers", 1, "mlp", "activation"), "xielu", "layers.2.mlp.activation"),
     (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.clamp"),
     (("decoder", "layers", 1, "mlp", "gated"), False, "layers.2.mlp.up_offset"),
     (("encoder",), None, "cross_attention"),

@@ -46,6 +46,7 @@ from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK_BYTES = 4 << 20
+_FEW = 1 << 20  # bytes: fewer are read before threads have been started
 _WEIGHTS = ("auto", "model", "master")
 
 T = TypeVar("T")
@@ -494,8 +495,9 @@ def over_tensors(
     found: dict[str, T] = {}
     try:
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "read") as pool:
+            over = pool.map if total >= _FEW else map
             for transfer, result in zip(
-                transfers, pool.map(lambda transfer: work(transfer, source), transfers), strict=True
+                transfers, over(lambda transfer: work(transfer, source), transfers), strict=True
             ):
                 found[transfer.name] = result
                 done += transfer.bytes_read

@@ -83,6 +83,7 @@ REFUSED = {
     "falcon_h1": ["no tokens.scale", "no attention.in_scale", "no mlp.gate_scale", "no mamba.heads"],
     "granite_hybrid": ["no tokens.scale", "no mamba.heads", "attention in every layer or in none"],
     "mamba2": ["no mamba.heads", "there is no attention.heads"],
+    "apertus": ["xielu"],
     "olmo_hybrid": ["no mlp.out_norm.kind", "no delta.key_heads"],
     "nemotron_h": ["no mamba.heads", "mlp in every layer or in none"],
     "olmo": ["no attention.norm.weight"],

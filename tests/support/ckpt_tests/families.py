@@ -362,6 +362,11 @@ CASES = {
         {"routed_scaling_factor": 3.0},
     ),
     "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
+    "apertus": Case(
+        "apertus",
+        {**SIZES, "head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+        {"rms_norm_eps": 0.5},
+    ),
     "olmo_hybrid": Case(
         "olmo_hybrid",
         {
@@ -755,6 +760,7 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "apertus": [{"attention_bias": True}, {"hidden_act": "relu2"}, _TIED, {"rms_norm_eps": 0.25}, {"rope_parameters": None}, {"num_key_value_heads": None}],
     "olmo_hybrid": [
          {"layer_types": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, {"attention_bias": True},
         {"linear_allow_neg_eigval": False}, {"rms_norm_eps": 0.25}, _TIED, {"linear_num_value_heads": 2, "linear_value_head_dim": 9},

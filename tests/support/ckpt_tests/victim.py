@@ -1,22 +1,37 @@
-"""A conversion that sends itself a signal (SIGKILL unless another is named) at a chosen moment. Run: python -m ckpt_tests.victim JSON."""
+"""A conversion in a process of its own that sends itself a signal (SIGKILL unless another is named) at a chosen moment."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ckpt_core import convert
 from ckpt_core.cli.main import main
 from ckpt_core.engine import run, staging
+from ckpt_core.plugins.discovery import all_plugins
 
-ASKED = json.loads(sys.argv[1])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["ckpt_tests.victim"])
+all_plugins()  # once, in the server that victims are forked from
+by = signal.SIGKILL
+
+
+def started(
+    source: Path, destination: Path, moment: str, number: int, *, by: str = "SIGKILL", **arguments: object
+) -> multiprocessing.Process:
+    """The conversion, running; it gets the signal `by` at the call of that number of a moment, or ends as any other does."""
+    victim = SERVER.Process(target=_convert, args=(str(source), str(destination), moment, number, by, arguments))
+    victim.start()
+    return victim
 
 
 def die() -> None:
-    signal.raise_signal(signal.Signals[ASKED.get("signal", "SIGKILL")])
+    signal.raise_signal(by)
 
 
 def counted(number: int, function: Callable, *, after: bool = False) -> Callable:
@@ -80,9 +95,10 @@ def arm(moment: str, number: int) -> None:
         raise SystemExit(f"no moment {moment!r}")
 
 
-if __name__ == "__main__":
-    arm(ASKED["moment"], ASKED["number"])
-    source, destination, arguments = ASKED["source"], ASKED["destination"], ASKED["arguments"]
-    if ASKED.get("signal") == "SIGTERM":  # the command line turns it into an orderly end
+def _convert(source: str, destination: str, moment: str, number: int, name: str, arguments: dict[str, object]) -> None:
+    global by
+    by = signal.Signals[name]
+    arm(moment, number)
+    if by == signal.SIGTERM:  # the command line turns it into an orderly end
         sys.exit(main(["convert", source, destination, *(f"--{name}={value}" for name, value in arguments.items())]))
     convert(source, destination, **arguments)

@@ -341,6 +341,7 @@ _CHANGES: dict[str, dict[str, object]] = {
         "attention.rotary.fraction": 0.56,
         "parallel": True,
     },
+    "xielu": {"mlp.gated": False, "mlp.activation": Activation.XIELU},
     "starcoder2": {**_LAYER_NORMS, **_BIASES, **_PLAIN_GELU, "attention.window": 16, "head.tied": True},
     "smollm3": {"head.tied": True, "attention.rotary?": PerLayer((True, True, False, True, True, False))},
     "gemma": _GEMMA,

@@ -155,31 +155,24 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
     kind = facts.get("kind")
     if kind not in _KINDS:
         raise CkptError("no such kind of model", file=source, found=kind, expected=" | ".join(_KINDS))
-    claimed: set[str] = {"kind"}
-    names = _KINDS[kind]
-    values: dict[str, object] = {}
-    for name in names:
-        prefix = f"{name}." if len(names) == 2 else ""
-        values[name] = _build_stack(facts, prefix, claimed, source)
-    for field in dataclasses.fields(Architecture):
-        if field.name not in ("encoder", "decoder", "vision"):
-            value = _build(facts, field.name, field_types(Architecture)[field.name], None, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-    if any(path.startswith("vision.") for path in facts):
-        values["vision"] = _build_vision(facts, claimed, source)
-    unknown = sorted(set(facts) - claimed)
+    owners = {owner for path in facts for owner in _owners(path)}
+    values: dict[str, object] = {
+        name: _build_stack(facts, prefix, owners, source)
+        for name, prefix in zip(_KINDS[kind], _prefixes(kind), strict=True)
+    }
+    values |= _build_fields(facts, "", Architecture, None, owners, source)
+    if "vision" in owners:
+        stack = _build_stack(facts, "vision.", owners, source)
+        tower = _build_fields(facts, "vision.", Vision, None, owners, source)
+        values["vision"] = _construct(Vision, {"stack": stack, **tower}, "vision", source)
+    unknown = sorted(facts.keys() - _paths_of(kind))
     if unknown:
         raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
     return validate(_construct(Architecture, values, "", source), source)
 
 
-_ABSENT = object()
-
-
-def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> Stack:
+def _build_stack(facts: Facts, prefix: str, owners: set[str], source: str) -> Stack:
     count = facts.get(f"{prefix}layers")
-    claimed.add(f"{prefix}layers")
     if type(count) is not int or not 0 < count <= 100_000:
         raise CkptError(
             "no model has this number of layers",
@@ -194,61 +187,69 @@ def _build_stack(facts: Facts, prefix: str, claimed: set[str], source: str) -> S
     def layer(index: int) -> Layer:
         said = repr([value[index : index + 1] for value in varying])
         if said not in built:
-            new = new_layer(index)
+            values = _build_fields(facts, prefix, Layer, index, owners, source)
+            new = _construct(Layer, values, f"{prefix}layers.{index}", source)
             built[said] = shared.setdefault(new, new)  # equal layers share one object
         return built[said]
 
-    def new_layer(index: int) -> Layer:
-        values = {}
-        for field in dataclasses.fields(Layer):
-            value = _build(facts, f"{prefix}{field.name}", field_types(Layer)[field.name], index, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-        return _construct(Layer, values, f"{prefix}layers.{index}", source)
-
-    values: dict[str, object] = {"layers": tuple(layer(index) for index in range(count))}
-    for field in dataclasses.fields(Stack):
-        if field.name != "layers":
-            value = _build(facts, f"{prefix}{field.name}", field_types(Stack)[field.name], None, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-    return _construct(Stack, values, prefix, source)
+    layers = tuple(layer(index) for index in range(count))
+    values = _build_fields(facts, prefix, Stack, None, owners, source)
+    return _construct(Stack, {"layers": layers, **values}, prefix, source)
 
 
-def _build_vision(facts: Facts, claimed: set[str], source: str) -> Vision:
-    values: dict[str, object] = {"stack": _build_stack(facts, "vision.", claimed, source)}
-    for field in dataclasses.fields(Vision):
-        if field.name != "stack":
-            path = f"vision.{field.name}"
-            value = _build(facts, path, field_types(Vision)[field.name], None, claimed, source)
-            if value is not _ABSENT:
-                values[field.name] = value
-    return _construct(Vision, values, "vision", source)
+def _build_fields(
+    facts: Facts, prefix: str, cls: type, index: int | None, owners: set[str], source: str
+) -> dict[str, object]:
+    """The fields of `cls` that the facts give in layer `index`, but for stacks and layers."""
+    values: dict[str, object] = {}
+    for name, annotation, is_class in _fields(cls):
+        path = f"{prefix}{name}"
+        # most things that a model could have it does not have: no fact lies below their path
+        if is_class and path not in owners and f"{path}?" not in facts:
+            continue
+        if not _at(facts.get(f"{path}?", True), index, path, source):
+            continue
+        if is_class:
+            inner = _build_fields(facts, f"{path}.", annotation, index, owners, source)
+            if inner:
+                values[name] = _construct(annotation, inner, path, source)
+        elif path in facts:
+            value = _at(facts[path], index, path, source)
+            if value is not None:
+                values[name] = _typed(annotation, value, path, source)
+    return values
 
 
-def _build(facts: Facts, path: str, annotation: object, index: int | None, claimed: set[str], source: str) -> object:
-    """The value at `path` in layer `index`, or `_ABSENT`."""
-    annotation, _ = optional_of(annotation)
-    claimed.add(f"{path}?")
-    presence = facts.get(f"{path}?", True)
-    here = _at(presence, index, path, source)
-    if not is_schema_class(annotation):
-        claimed.add(path)
-        value = _at(facts[path], index, path, source) if path in facts and here else None
-        return _ABSENT if value is None else _typed(annotation, value, path, source)
-    claimed.update(
-        key for key in facts if key.startswith(f"{path}.") and key.removesuffix("?") in _paths(annotation, path)
-    )
-    if not here:
-        return _ABSENT
-    values = {}
-    for field in dataclasses.fields(annotation):
-        value = _build(facts, f"{path}.{field.name}", field_types(annotation)[field.name], index, claimed, source)
-        if value is not _ABSENT:
-            values[field.name] = value
-    if not values:
-        return _ABSENT
-    return _construct(annotation, values, path, source)
+@functools.cache
+def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
+    """The fields of a schema class, but for stacks, layers and towers: name, type, and whether that is such a class."""
+    found = []
+    for field in dataclasses.fields(cls):
+        annotation, _ = optional_of(field_types(cls)[field.name])
+        if annotation not in (Stack, Vision) and field.name != "layers":
+            found.append((field.name, annotation, is_schema_class(annotation)))
+    return tuple(found)
+
+
+@functools.cache
+def _owners(path: str) -> tuple[str, ...]:
+    """The paths that `path` lies below."""
+    return tuple(path[:end] for end, character in enumerate(path) if character == ".")
+
+
+def _prefixes(kind: str) -> list[str]:
+    """What the paths of each stack begin with."""
+    names = _KINDS[kind]
+    return [f"{name}." if len(names) == 2 else "" for name in names]
+
+
+@functools.cache
+def _paths_of(kind: str) -> frozenset[str]:
+    """Every path that facts of this kind of model may have."""
+    paths = {"kind", *_walk(Architecture, ""), *_walk(Vision, "vision.")}
+    for prefix in (*_prefixes(kind), "vision."):
+        paths |= {f"{prefix}layers", *_walk(Stack, prefix), *_walk(Layer, prefix)}
+    return frozenset(paths)
 
 
 def _typed(annotation: Any, value: Any, path: str, source: str) -> object:
@@ -272,17 +273,13 @@ def _typed(annotation: Any, value: Any, path: str, source: str) -> object:
     )
 
 
-@functools.cache
-def _paths(cls: type, path: str) -> frozenset[str]:
-    return frozenset(_walk(cls, path))
-
-
-def _walk(cls: type, path: str) -> Iterator[str]:
-    for field in dataclasses.fields(cls):
-        annotation, _ = optional_of(field_types(cls)[field.name])
-        yield f"{path}.{field.name}"
-        if is_schema_class(annotation):
-            yield from _walk(annotation, f"{path}.{field.name}")
+def _walk(cls: type, prefix: str) -> Iterator[str]:
+    for name, annotation, is_class in _fields(cls):
+        yield f"{prefix}{name}?"
+        if is_class:
+            yield from _walk(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _at(value: object, index: int | None, path: str, source: str) -> object:
@@ -294,10 +291,15 @@ def _at(value: object, index: int | None, path: str, source: str) -> object:
 
 
 def _construct(cls: type, values: dict[str, Any], path: str, source: str) -> Any:
-    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+    missing = [name for name in _required(cls) if name not in values]
     if missing:
         raise CkptError(f"{path or 'architecture'} lacks {', '.join(missing)}", file=source)
     return cls(**values)
+
+
+@functools.cache
+def _required(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING)
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ckpt_core.architecture.schema import (
+    Activation,
     Architecture,
     Attention,
     Classifier,
@@ -361,6 +362,9 @@ def _mlp(name: str, mlp: Mlp, hidden: Axis) -> Iterator[Parameter]:
     yield from _norm(f"{name}.norm", mlp.norm, hidden)
     if mlp.ffn is not None:
         yield from _feed_forward(name, mlp, mlp.ffn, hidden)
+    if mlp.activation is Activation.XIELU:
+        for part in ("a", "b", "slope", "edge"):
+            yield Parameter(f"{name}.xielu_{part}.weight", ())
     if mlp.moe is not None:
         experts = Axis("x", mlp.moe.experts)
         yield Parameter(f"{name}.router.weight", (experts, hidden))

@@ -27,6 +27,7 @@ class Activation(StrEnum):
     GELU_QUICK = "gelu_quick"  # x * sigmoid(1.702 x)
     RELU = "relu"
     RELU_SQUARED = "relu_squared"
+    XIELU = "xielu"  # learned, of four numbers for each MLP: see `Mlp`
 
 
 class RotaryKind(StrEnum):
@@ -362,6 +363,9 @@ class Mlp:
     `up_bias` covers gate and up. `clamp` c of a gated block cuts the gate above c, and up to -c .. c; `up_offset` is added to up after that.
     `gate_scale` multiplies the gate before that and before its activation, and `out_scale` the output of the block, with its bias.
     Experts and shared experts are such blocks too.
+
+    XIELU (Huang and Schlag 2024) of x, with the learned numbers a, b, `slope` and `edge`: softplus(a) x^2 + slope x where x > 0, else
+    (slope + softplus(b)) (exp(min(x, edge)) - 1 - x) + slope x. Only a dense block has it.
     """
 
     activation: Activation

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ckpt_core.architecture.schema import (
     SCALING_FIELDS,
+    Activation,
     Architecture,
     Attention,
     Classifier,
@@ -23,6 +26,7 @@ from ckpt_core.architecture.schema import (
     Stack,
     Temperature,
     Tokens,
+    Transform,
     Vision,
 )
 from ckpt_core.errors import CkptError, Problems
@@ -53,7 +57,7 @@ def _contradictions(architecture: Architecture) -> Iterator[tuple[str, str]]:
     if architecture.head is not None and architecture.tokens is None:
         yield "head", "a head over the vocabulary needs tokens"
     if architecture.head is not None and architecture.head.transform is not None:
-        yield from _norm("head.transform.norm", architecture.head.transform.norm)
+        yield from _transform("head.transform", architecture.head.transform)
     if architecture.classifier is not None:
         yield from _classifier(architecture.classifier, architecture.tokens)
     if architecture.vision is not None:
@@ -155,7 +159,7 @@ def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple
     if classifier.classes is not None:
         yield from _positive("classifier.classes", classifier.classes)
     if classifier.transform is not None:
-        yield from _norm("classifier.transform.norm", classifier.transform.norm)
+        yield from _transform("classifier.transform", classifier.transform)
     if classifier.transform is not None and classifier.hidden:
         yield "classifier.transform", "there is one dense layer before the classes, and classifier.hidden says another"
     if classifier.padding is None:
@@ -164,6 +168,12 @@ def _classifier(classifier: Classifier, tokens: Tokens | None) -> Iterator[tuple
         yield "classifier.padding", "has a meaning only where the last token of a sequence is read"
     elif not 0 <= classifier.padding < tokens.vocabulary:
         yield "classifier.padding", f"{classifier.padding} is not one of {tokens.vocabulary} tokens"
+
+
+def _transform(path: str, transform: Transform) -> Iterator[tuple[str, str]]:
+    if transform.activation is Activation.XIELU:
+        yield f"{path}.activation", "only an MLP has its numbers"
+    yield from _norm(f"{path}.norm", transform.norm)
 
 
 def _stack(prefix: str, stack: Stack, crossing: bool) -> Iterator[tuple[str, str]]:
@@ -339,6 +349,8 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
     for name, said in (("clamp", mlp.clamp), ("up_offset", mlp.up_offset), ("gate_scale", mlp.gate_scale != 1.0)):
         if said and not mlp.gated:
             yield f"{path}.{name}", "an MLP without a gate has no such thing"
+    if mlp.moe is not None and mlp.activation is Activation.XIELU:
+        yield f"{path}.activation", "its numbers are those of a dense block"
     if mlp.moe is not None:
         for name in ("experts", "ffn"):
             yield from _positive(f"{path}.moe.{name}", getattr(mlp.moe, name))
@@ -362,14 +374,23 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
 
 
 def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, float) and not math.isfinite(value):
-        yield path, f"{value} is not a number"
-    elif dataclasses.is_dataclass(value):
-        for each in dataclasses.fields(value):
-            yield from _not_finite(f"{path}.{each.name}".lstrip("."), getattr(value, each.name))
-    elif isinstance(value, tuple):
-        for index, inner in enumerate(value):
-            yield from _not_finite(f"{path}.{index}", inner)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield path, f"{value} is not a number"
+        return
+    kind: Any = type(value)
+    inner = enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(kind))
+    for name, each in inner:
+        if type(each) not in _WHOLE:
+            yield from _not_finite(f"{path}.{name}".lstrip("."), each)
+
+
+_WHOLE = (type(None), bool, int, str)  # what most fields are, and is never a broken number
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else ()
 
 
 def _positive(path: str, value: float) -> Iterator[tuple[str, str]]:

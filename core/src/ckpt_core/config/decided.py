@@ -159,7 +159,7 @@ class Decided(Entry):
         return tried
 
     def _says(self, config: Mapping[str, Any], scope: Scope, beside: Facts, wanted: Mapping[str, Any]) -> bool:
-        said = FactsSaid(beside, scope, tuple(beside))
+        said = FactsSaid(beside, scope)
         try:
             self.read(KeysSeen(config, scope), said, {})
         except CkptError:

@@ -115,7 +115,7 @@ class Lines(Sequence[Entry]):
                 failed.add(index)
                 continue
             scope = self._scopes[index]
-            said = FactsSaid(facts, scope, tuple(facts))
+            said = FactsSaid(facts, scope)
             try:
                 self._entries[index].read(KeysSeen(config, scope), said, noted.setdefault(index, {}))
                 _check_layers(self._entries[index], said.own())
@@ -133,7 +133,6 @@ class Lines(Sequence[Entry]):
         failed: set[int] = set()
         written: dict[str, Any] = dict(outside)
         parts: dict[int, dict[str, Any]] = {}
-        paths = tuple(facts)
         for index, needed in self._to_write:
             if failed & needed:
                 failed.add(index)
@@ -141,7 +140,7 @@ class Lines(Sequence[Entry]):
             scope, entry = self._scopes[index], self._entries[index]
             part = KeysWritten(written, scope)
             try:
-                entry.write(FactsSeen(facts, scope, paths), notes, part)
+                entry.write(FactsSeen(facts, scope), notes, part)
             except Refusal as problem:
                 failed.add(index)
                 if not problem.facts:

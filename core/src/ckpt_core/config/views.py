@@ -48,34 +48,23 @@ class Scope:
         self.entry = entry
         self.keys = frozenset(entry.keys)
         self._used = frozenset(entry.uses)
-        self._seen = (*entry.claims, *entry.uses)
-        self._answers: dict[str, bool] = {}
-        self._seen_of: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        seen = (*entry.claims, *entry.uses)
+        self._below = tuple(name[:-1] for name in seen if name.endswith(".*"))
+        self._named = frozenset(path for name in seen for path in _at_and_above(name))
 
     def sees_key(self, key: object) -> bool:
         return key in self.keys or key in self._used
 
     def sees_fact(self, path: str) -> bool:
         """Whether the line may look at a fact, or ask whether anything exists at or below a path."""
-        answer = self._answers.get(path)
-        if answer is None:  # a table asks for the same paths again and again
-            bare = path.removesuffix("?")
-            answer = self._answers[path] = any(
-                covers(name, path) or name.removesuffix("?").removesuffix(".*") == bare or name.startswith(f"{bare}.")
-                for name in self._seen
-            )
-        return answer
+        return path in self._named or path.startswith(self._below)
 
-    def seen_of(self, paths: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of `paths` that the line may look at; a writer asks many classes about the same ones."""
-        before, seen = self._seen_of
-        if paths != before:
-            answers = self._answers
-            for path in {*paths} - answers.keys():
-                self.sees_fact(path)
-            seen = tuple([path for path in paths if answers[path]])
-            self._seen_of = (paths, seen)
-        return seen
+    def seen_in(self, facts: Facts) -> dict[str, Any]:
+        """Those of `facts` that the line may look at."""
+        named, below = self._named, self._below
+        if below:
+            return {path: facts[path] for path in facts if path in named or path.startswith(below)}
+        return {path: facts[path] for path in facts if path in named}
 
     def claims(self, path: str) -> bool:
         return any(covers(claim, path) for claim in self.entry.claims)
@@ -84,6 +73,14 @@ class Scope:
         entry = self.entry
         name = f"line of {quoted(entry.keys or entry.claims)}"
         return TableError(f"the {name} {does}, which is not its own: name it in `uses`, or leave it to its own line")
+
+
+def _at_and_above(name: str) -> Iterator[str]:
+    """The paths that a claim names: its own and those that it lies below, each also with the question whether it is there."""
+    parts = name.removesuffix(".*").removesuffix("?").split(".")
+    for end in range(1, len(parts) + 1):
+        path = ".".join(parts[:end])
+        yield from (path, f"{path}?")
 
 
 class KeysSeen(Mapping[str, Any]):
@@ -148,9 +145,8 @@ class KeysWritten(MutableMapping[str, Any]):
 class FactsSeen(Facts):
     """The facts as one line sees them: its own, and those it uses."""
 
-    def __init__(self, facts: Facts, scope: Scope, paths: tuple[str, ...]) -> None:
-        """`paths` are those of `facts`, which every line of a table is given alike."""
-        super().__init__({path: facts[path] for path in scope.seen_of(paths)})
+    def __init__(self, facts: Facts, scope: Scope) -> None:
+        super().__init__(scope.seen_in(facts))
         self._scope, self._all = scope, facts
 
     def _look(self, path: Any) -> None:
@@ -180,8 +176,8 @@ class FactsSeen(Facts):
 class FactsSaid(FactsSeen):
     """The facts as one line enters them: `said` are the paths it has entered."""
 
-    def __init__(self, facts: Facts, scope: Scope, paths: tuple[str, ...]) -> None:
-        super().__init__(facts, scope, paths)
+    def __init__(self, facts: Facts, scope: Scope) -> None:
+        super().__init__(facts, scope)
         self.said: set[str] = set()
 
     def __setitem__(self, path: str, value: Any) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import os
 import pickle
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -37,13 +37,17 @@ from ckpt_core.tensors.source import SourceFiles
 _PATIENCE = 30.0  # seconds
 _TWINS = 2
 _SMALL = 16 << 20  # of less, the bytes are not what takes the time
+_FEW = 1 << 20  # bytes: fewer are moved before threads have been started
 
 Finished = Generator[tuple[Transfer, Result], None, None]
 """Transfers in the order in which they were finished."""
 
 
-def in_threads(todo: Iterable[Transfer], source: SourceFiles, sink: TargetFiles, workers: int) -> Finished:
-    """Carry out transfers in threads of this process; the first error ends it."""
+def in_threads(todo: Sequence[Transfer], source: SourceFiles, sink: TargetFiles, workers: int) -> Finished:
+    """Carry out transfers in threads of this process, or in this one where there is little to do; the first error ends it."""
+    if sum(transfer.bytes_read for transfer in todo) < _FEW:
+        yield from ((transfer, run_transfer(transfer, source, sink)) for transfer in todo)
+        return
     waiting = iter(todo)
     running: dict[Future, Transfer] = {}
     with ThreadPoolExecutor(workers, "transfer") as pool:

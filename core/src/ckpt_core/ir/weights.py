@@ -9,5 +9,8 @@ from ckpt_core.layout import Table, row
 def table(architecture: Architecture) -> Table:
     """One row per parameter; the sentence is the parameter's axes."""
     return Table(
-        rows=[row(name, " ".join(axis.name for axis in p.axes), name) for name, p in parameters(architecture).items()]
+        rows=[
+            row(name, " ".join(axis.name for axis in p.axes) or "()", name)
+            for name, p in parameters(architecture).items()
+        ]
     )

@@ -6,7 +6,7 @@
 2. `+` concatenates. Its terms are named parts, or finer axes of one axis (partial rotary: `(e c + o)`).
 3. `x[a b]` is part x with axes that only it has.
 4. Names decide transposes: GPT-2's Conv1D is `h ((q + k + v) g d)`.
-5. `1` is an axis of size one; `0[a]` is padding of a elements, written as zeros.
+5. `1` is an axis of size one; `0[a]` is padding of a elements, written as zeros. `()` alone is a tensor without axes: one number.
 
 A sentence is a polynomial over axes (product = nesting, sum = concatenation), so every part of it
 is an affine map: native index = base + sum of step * index over its axes. `parse` gives the tree,
@@ -133,6 +133,8 @@ def _inside(node: Node) -> Iterator[Node]:
 @functools.cache
 def parse(text: str) -> Sentence:
     """The tree of a sentence; `SentenceError` with a caret where it breaks."""
+    if text.strip() == "()":
+        return Sentence(text, ())
     tokens: list[tuple[str, str, int]] = []
     position = 0
     while text[position:].strip():

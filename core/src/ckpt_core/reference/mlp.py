@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -46,8 +47,15 @@ def feed_forward(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor) -> torc
     return y.reshape(x.shape) * mlp.out_scale
 
 
+def _xielu(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    a, b, slope, edge = (weights.vector(f"{name}.xielu_{part}.weight") for part in ("a", "b", "slope", "edge"))
+    below = (torch.expm1(torch.minimum(x, edge)) - x) * (slope + functional.softplus(b))
+    return torch.where(x > 0, functional.softplus(a) * x * x, below) + slope * x
+
+
 def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
-    act = ACTIVATIONS[mlp.activation]
+    learned = mlp.activation is Activation.XIELU
+    act = functools.partial(_xielu, weights, name) if learned else ACTIVATIONS[mlp.activation]
     up = weights.linear(x, f"{name}.up", expert)
     if not mlp.gated:
         return weights.linear(act(up), f"{name}.down", expert)

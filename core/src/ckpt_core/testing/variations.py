@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ckpt_core.architecture import (
     Activation,
@@ -356,7 +357,8 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
     }
 
 
-def variations(base: Architecture) -> dict[str, Variation]:
+@functools.cache
+def variations(base: Architecture) -> Mapping[str, Variation]:
     """Every one-fact variation of `base` that is a valid model, by name."""
     facts, found = facts_of(base), {}
     inert = _inert(facts)
@@ -369,7 +371,7 @@ def variations(base: Architecture) -> dict[str, Variation]:
             continue  # the base lacks what this would vary
         if varied != base:
             found[name] = Variation(name, varied, (*paths, name.partition("=")[0].partition(" ")[0]), name in inert)
-    return found
+    return MappingProxyType(found)
 
 
 def names_a_fact(message: str) -> bool:

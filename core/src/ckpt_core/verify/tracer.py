@@ -202,14 +202,17 @@ def _explained(
             if there is None:
                 continue
             if name != parameter.name:
-                axis = parameter.axes[0]
                 return MisplacedElement(
-                    parameter.name, axis.name, int(place[0]), f"{name} {_text(wanted[name], there)}"
+                    parameter.name, *_first(parameter, place), f"{name} {_text(wanted[name], there)}"
                 )
             number = next(number for number, index in enumerate(there) if index != place[number])
             return MisplacedElement(name, parameter.axes[number].name, int(place[number]), f"index {there[number]}")
-    axis = parameter.axes[0]
-    return MisplacedElement(parameter.name, axis.name, int(place[0]), "nothing")
+    return MisplacedElement(parameter.name, *_first(parameter, place), "nothing")
+
+
+def _first(parameter: Parameter, place: Sequence[int] | np.ndarray) -> tuple[str, int]:
+    """The first axis of a parameter, and the index there. One number has neither."""
+    return (parameter.axes[0].name, int(place[0])) if parameter.axes else ("()", 0)
 
 
 def _coordinate(block: StoredPart, address: int) -> tuple[int, ...] | None:
@@ -264,9 +267,9 @@ def _departure(native: Native, known: Mapping[str, Parameter], said: Declared, l
     )
     shown, expected = (f"`{getattr(one, differs)}`" if getattr(one, differs) else "none" for one in (said, line))
     piece = native.pieces[0]
-    axis = known[piece.parameter].axes[0].name
+    axis, first = _first(known[piece.parameter], (0,))
     found = f"in {native.name} by its {_COLUMN[differs]} {shown}"
-    return StrayElement(piece.parameter, axis, 0, found, f"one is {expected}")
+    return StrayElement(piece.parameter, axis, first, found, f"one is {expected}")
 
 
 _COLUMN = {

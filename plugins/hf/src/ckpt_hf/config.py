@@ -9,6 +9,7 @@ from __future__ import annotations
 from ckpt_hf.common import Family
 from ckpt_hf.families import (
     afmoe,
+    apertus,
     arcee,
     bailing,
     bamba,
@@ -132,6 +133,7 @@ _SAID: list[Family] = [
     *bamba.FAMILIES,
     *falcon_h1.FAMILIES,
     *olmo_hybrid.FAMILIES,
+    *apertus.FAMILIES,
     *mamba2.FAMILIES,
     *kimi_linear.FAMILIES,
     *qwen_vl.FAMILIES,

@@ -7,6 +7,8 @@ other versions and specs call them is in `names`. A sentence describes the tenso
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckpt_core.sdk import Table, drop, layouts, row
 
 __all__ = [
@@ -74,8 +76,11 @@ MODEL = Table(rows=[
 """What lies outside of the layers."""
 
 NORMS = [
-    row("input_layernorm.weight",               "h", "attention.norm.weight"),
-    row("input_layernorm.bias",                 "h", "attention.norm.bias"),
+    row("input_layernorm.weight",               "h", "attention.norm.weight", when="!mamba"),
+    row("input_layernorm.bias",                 "h", "attention.norm.bias",   when="!mamba"),
+    # a layer of Falcon-H1 has one norm before both of its blocks (falconh1_layer.py)
+    row("norm.weight",                          "h", "attention.norm.weight", when="mamba"),
+    row("norm.bias",                            "h", "attention.norm.bias",   when="mamba"),
     row("input_layernorm.weight",               "h", "delta.norm.weight"),
     row("input_layernorm.weight",               "h", "mamba.norm.weight"),
     row("pre_mlp_layernorm.weight",             "h", "mlp.norm.weight"),
@@ -146,23 +151,27 @@ DELTA = [
 ]
 
 # What torch_dist keeps of mamba_mixer.py, whose in_proj and conv1d are split in the same way; in memory it is conv1d_weight.
+_OF_MIXER = [
+    row("in_proj.weight.z",               "(g r d) h",    "mamba.z.weight",          tp="g"),
+    row("in_proj.weight.x",               "(g r d) h",    "mamba.x.weight",          tp="g"),
+    row("in_proj.weight.B",               "(g n) h",      "mamba.b.weight",          tp="g"),
+    row("in_proj.weight.C",               "(g n) h",      "mamba.c.weight",          tp="g"),
+    row("in_proj.weight.dt",              "(g r) h",      "mamba.dt.weight",         tp="g"),
+    row("conv1d.weight.x",                "(g r d) 1 t",  "mamba.x_conv.weight",     tp="g"),
+    row("conv1d.weight.B",                "(g n) 1 t",    "mamba.b_conv.weight",     tp="g"),
+    row("conv1d.weight.C",                "(g n) 1 t",    "mamba.c_conv.weight",     tp="g"),
+    row("conv1d.bias.x",                  "(g r d)",      "mamba.x_conv.bias",       tp="g"),
+    row("conv1d.bias.B",                  "(g n)",        "mamba.b_conv.bias",       tp="g"),
+    row("conv1d.bias.C",                  "(g n)",        "mamba.c_conv.bias",       tp="g"),
+    row("A_log",                          "(g r)",        "mamba.a_log.weight",      tp="g"),
+    row("D",                              "(g r)",        "mamba.skip.weight",       tp="g"),
+    row("dt_bias",                        "(g r)",        "mamba.dt_bias.weight",    tp="g"),
+    row("norm.weight",                    "(g r d)",      "mamba.gated_norm.weight", tp="g"),
+    row("out_proj.weight",                "h (g r d)",    "mamba.out.weight",        tp="g"),
+]
 MAMBA = [
-    row("mixer.in_proj.weight.z",               "(g r d) h",    "mamba.z.weight",          tp="g"),
-    row("mixer.in_proj.weight.x",               "(g r d) h",    "mamba.x.weight",          tp="g"),
-    row("mixer.in_proj.weight.B",               "(g n) h",      "mamba.b.weight",          tp="g"),
-    row("mixer.in_proj.weight.C",               "(g n) h",      "mamba.c.weight",          tp="g"),
-    row("mixer.in_proj.weight.dt",              "(g r) h",      "mamba.dt.weight",         tp="g"),
-    row("mixer.conv1d.weight.x",                "(g r d) 1 t",  "mamba.x_conv.weight",     tp="g"),
-    row("mixer.conv1d.weight.B",                "(g n) 1 t",    "mamba.b_conv.weight",     tp="g"),
-    row("mixer.conv1d.weight.C",                "(g n) 1 t",    "mamba.c_conv.weight",     tp="g"),
-    row("mixer.conv1d.bias.x",                  "(g r d)",      "mamba.x_conv.bias",       tp="g"),
-    row("mixer.conv1d.bias.B",                  "(g n)",        "mamba.b_conv.bias",       tp="g"),
-    row("mixer.conv1d.bias.C",                  "(g n)",        "mamba.c_conv.bias",       tp="g"),
-    row("mixer.A_log",                          "(g r)",        "mamba.a_log.weight",      tp="g"),
-    row("mixer.D",                              "(g r)",        "mamba.skip.weight",       tp="g"),
-    row("mixer.dt_bias",                        "(g r)",        "mamba.dt_bias.weight",    tp="g"),
-    row("mixer.norm.weight",                    "(g r d)",      "mamba.gated_norm.weight", tp="g"),
-    row("mixer.out_proj.weight",                "h (g r d)",    "mamba.out.weight",        tp="g"),
+    *(replace(one, native=f"mixer.{one.native}", when="!attention") for one in _OF_MIXER),
+    *(replace(one, native=f"mamba_mixer.{one.native}", when="attention") for one in _OF_MIXER),
 ]
 
 FC1 = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,8 +45,8 @@ _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
 def read(path: str, request: ReadRequest) -> Description:
     """What lies at a step folder, or at the run folder that holds it."""
     step = find_step(path)
-    files = read_files(step)
-    model = _model(step, files, request)
+    found = functools.cache(functools.partial(read_files, step))  # thousands, which a wrong config need not wait for
+    model, files = _model(step, found, request), found()
     ledger, evidence, states = model.ledger, [*model.evidence], [*files.states, *model.files]
     enter_training(ledger, step, request.weights == "master")
     if os.path.isfile(latest := os.path.join(path, LATEST)):
@@ -116,7 +117,7 @@ class ConfigModel:
     multiple: int = 1
 
 
-def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
+def _model(step: str, files: Callable[[], Files], request: ReadRequest) -> ConfigModel:
     training_file = os.path.join(step, TRAINING_CONFIG)
     sections = documents.read_yaml_object(training_file) if os.path.isfile(training_file) else {}
     training, ledger = _section(sections, "model"), ledgers.Ledger()
@@ -126,7 +127,7 @@ def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     config: Mapping[str, Any] | None = documents.read_json_object(config_file) if os.path.isfile(config_file) else None
     twin = _section(training, "model_config")
     if config is None and not twin:
-        return _model_of_user(step, files, request)
+        return _model_of_user(step, files(), request)
     if config is None:
         config, config_file = twin, training_file
     elif twin:
@@ -139,11 +140,11 @@ def _model(step: str, files: Files, request: ReadRequest) -> ConfigModel:
     states, evidence = [disk.FileState.of(config_file)], [f"{kind.config.name} by {kind.marker}"]
     losses: list[ledgers.Loss] = []
     if kind.kind == "starcoder2":
-        release = "0.4" if files.version in ("1.2", "1.3", "1.4") else "main"
+        release = "0.4" if files().version in ("1.2", "1.3", "1.4") else "main"
     else:
         interleaved = _rotary_order(config, request, evidence)
         _rope_scaling(config, losses)
-        _tied_head(config, files, facts, evidence, losses)
+        _tied_head(config, files(), facts, evidence, losses)
     _scale(training, facts, evidence)
     architecture = architecture_of(facts, config_file)
     grouped = bool(config.get("grouped_query"))

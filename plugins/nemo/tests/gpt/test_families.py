@@ -87,6 +87,7 @@ REFUSED = {
     "falcon_h1": ["no attention.in_scale", "no mlp.gate_scale", "no mamba.heads"],
     "granite_hybrid": ["no head.scale", "no mamba.heads", "attention in every layer or in none"],
     "mamba2": ["no mamba.heads", "there is no attention.heads"],
+    "apertus": ["xielu"],
     "olmo_hybrid": ["no mlp.out_norm.kind", "no delta.key_heads"],
     "nemotron_h": ["pp=2 does not divide the 5 layers"],
     "olmo": ["final_norm.weight = False"],

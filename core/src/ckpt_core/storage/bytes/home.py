@@ -69,10 +69,28 @@ class Home:
 
     def _real(self, path: str) -> str:
         folder, name = os.path.split(path)
-        if folder not in self._real_folders:
-            self._real_folders[folder] = os.path.realpath(folder)
-        inner = os.path.join(self._real_folders[folder], name)
-        return os.path.realpath(inner) if os.path.islink(inner) else inner
+        return _followed(os.path.join(self._real_folder(folder), name))
+
+    def _real_folder(self, folder: str) -> str:
+        """Each folder is looked at once, and then what lies in it from there: a checkpoint may be thousands of folders."""
+        below: list[tuple[str, str]] = []
+        inner = folder
+        while inner not in self._real_folders:
+            outer, name = os.path.split(inner)
+            if not outer or outer == inner or name in ("", os.curdir, os.pardir):
+                self._real_folders[inner] = os.path.realpath(inner)
+                break
+            below.append((inner, name))
+            inner = outer
+        real = self._real_folders[inner]
+        for inner, name in reversed(below):
+            real = self._real_folders[inner] = _followed(os.path.join(real, name))
+        return real
+
+
+def _followed(path: str) -> str:
+    """Where a path leads whose folder is real."""
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 _present: ContextVar[Home | None] = ContextVar("home", default=None)

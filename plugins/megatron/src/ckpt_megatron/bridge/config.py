@@ -14,6 +14,7 @@ from ckpt_megatron.bridge.seeing import Seeing, classes_of
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
 from ckpt_megatron.transformer_config.delta import refuse_unwritten
+from ckpt_megatron.transformer_config.falcon_h1 import falcon_h1, fields_of_the_class
 from ckpt_megatron.transformer_config.fields import SPEC, latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.hybrid import hybrid, refuse_unwritten_hybrid
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
@@ -30,6 +31,7 @@ GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=T
 )
 MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", ORIGIN)
 HYBRID = hybrid(GPT, "Megatron-Bridge's HybridModelProvider")
+FALCON_H1 = falcon_h1(GPT, "Megatron-Bridge's FalconH1ModelProvider")
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
 
 SEEING = {one.target: one for one in classes_of(GPT)}
@@ -40,6 +42,8 @@ GPT_SEEING = next(iter(SEEING))
 GPT_CLASS = f"{PACKAGE}.gpt_provider.GPTModelProvider"
 _GEMMA_CLASS = f"{PACKAGE}.gemma.gemma_provider.GemmaModelProvider"
 _HYBRID_CLASS = f"{PACKAGE}.hybrid.hybrid_provider.HybridModelProvider"  # since 0.6
+_FALCON_H1_CLASS = f"{PACKAGE}.falcon_h1.falconh1_provider.FalconH1ModelProvider"
+_WITH_MAMBA = {_HYBRID_CLASS: HYBRID, _FALCON_H1_CLASS: FALCON_H1}
 _MLA_CLASS = f"{PACKAGE}.mla_provider.MLAModelProvider"  # since 0.3.1
 _DEEPSEEK = f"{PACKAGE}.deepseek.deepseek_provider"  # until 0.3.1
 _LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until 0.3.1
@@ -92,10 +96,8 @@ def is_plain(target: str) -> bool:
     >>> is_plain("megatron.bridge.models.gemma_vl.gemma4_vl_provider.Gemma4VLModelProvider")
     False
     """
-    return (
-        target == _HYBRID_CLASS
-        or target in SEEING
-        or (target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None)
+    return target in {**_WITH_MAMBA, **SEEING} or (
+        target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
     )
 
 
@@ -109,8 +111,8 @@ def table_of(target: str, fields: Mapping[str, Any]) -> Config:
         return SEEING[target].config
     if fields.get("multi_latent_attention"):
         return MLA
-    if target == _HYBRID_CLASS:
-        return HYBRID
+    if target in _WITH_MAMBA:
+        return _WITH_MAMBA[target]
     unusual = unusual_table(short(target), fields)
     if unusual is not None:
         return unusual
@@ -189,8 +191,10 @@ def written_fields(
             fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
     refuse_unwritten(facts, version, VERSIONS[-1], names)
-    if target == _HYBRID_CLASS:
+    if target in _WITH_MAMBA:
         refuse_unwritten_hybrid(version, VERSIONS[-1], names)
+        if target == _FALCON_H1_CLASS:
+            return target, fields_of_the_class(fields)
         return target, fields | ({"moe_grouped_gemm": True} if fields["num_moe_experts"] else {})
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
@@ -269,7 +273,8 @@ def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     scaled = facts.get("tokens.scale", 1.0) != 1.0
     llama31 = facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3
     if facts.present("mamba") is not False:
-        return _HYBRID_CLASS
+        beside = facts.present("mamba") is True and facts.present("attention") is True
+        return _FALCON_H1_CLASS if beside else _HYBRID_CLASS
     if scaled:
         return hint if hint is not None and scales_embedding(hint) else _GEMMA_CLASS
     if facts.present("latent_attention") is not False:
@@ -282,7 +287,7 @@ def _class_for(facts: Facts, version: str, hint: str | None) -> str:
     fits = (
         hint is not None
         and is_plain(hint)
-        and hint != _HYBRID_CLASS
+        and hint not in _WITH_MAMBA
         and not scales_embedding(hint)
         and not short(hint).startswith(("Llama31", "Llama32", "MLA"))
     )
