@@ -9,6 +9,7 @@ Read the difference before it is committed: a line that changes is a claim that 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -130,7 +131,10 @@ def written() -> Iterator[Seen]:
         for options in CHOICES.get(format, [{}]):
             for architecture in EXAMPLES:
                 for layout in LAYOUTS if require(format).info.parallel else LAYOUTS[:1]:
-                    yield from seen_in(format, model_of_holes(architecture, BF16), options, layout)
+                    yield from seen_in(format, _of_holes(architecture), options, layout)
+
+
+_of_holes = functools.cache(lambda architecture: model_of_holes(architecture, BF16))
 
 
 def seen_in(

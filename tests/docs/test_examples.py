@@ -66,6 +66,8 @@ def test_it_passes_the_kit(name: str, tmp_path: Path) -> None:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "ckpt_tests.quick",
         "--rootdir",
         tests,
         tests,

@@ -48,7 +48,8 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def conformance(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "tests", *arguments)
+    quick = ("-p", "no:cacheprovider", "-p", "ckpt_tests.quick")
+    return run(folder, "-m", "pytest", "-q", *quick, "--rootdir", str(folder), "tests", *arguments)
 
 
 def test_the_command_writes_a_whole_project(tmp_path: Path) -> None:

@@ -160,11 +160,12 @@ routers = st.builds(
     Router, top_k=st.integers(1, 2), score=st.sampled_from(["softmax", "sigmoid"]), normalise=flags, scale=factors, bias=flags,
     correction_bias=flags, groups=maybe(sizes), group_top_k=maybe(sizes), group_score=st.sampled_from(["max", "top2"]), on_input=flags,
 )  # fmt: skip
+one_by_one = st.builds(Router, top_k=st.integers(1, 2), scale=factors, bias=flags, on_input=flags, margin=factors)
 moes = st.builds(
     Moe,
     experts=st.integers(2, 5),
     ffn=sizes,
-    router=routers,
+    router=routers | one_by_one,
     shared=maybe(st.builds(SharedExpert, ffn=sizes, gate=flags)),
     latent=maybe(sizes),
 )
@@ -538,6 +539,7 @@ CONTRADICTIONS = [
     (("decoder", "layers", 3, "mamba", "state"), 0, "layers.4.mamba.state"),
     (("decoder", "layers", 3, "mamba", "gated_norm", "eps"), -1.0, "layers.4.mamba.gated_norm.eps"),
     (("decoder", "causal"), False, "layers.4.mamba"),
+    (("decoder", "layers", 1, "mlp", "moe", "router", "margin"), 0.01, "layers.2.mlp.moe.router.margin"),
     (("decoder", "layers", 1, "mlp", "moe", "latent"), 0, "layers.2.mlp.moe.latent"),
     (("decoder", "causal"), False, "layers.3.delta"),
     ((*A[:-1], "mlp", "clamp"), -1.0, "layers.0.mlp.clamp"),

@@ -118,8 +118,7 @@ def test_a_factor_that_it_does_not_pass_on_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_is_that_of_the_tree() -> None:
     """The lines of this version in launch-arguments.json are what its own parser and its `_set_arg` lines say."""
-    code = [sys.executable, str(FOLDER / "megatron_arguments.py"), "--one", str(SOURCE)]
-    said = json.loads(subprocess.check_output(code).splitlines()[-1])
+    said = megatron_arguments.asked(SOURCE)
     for name in table.NAMES:
         line = {key: value for key, value in table.line_of(name, VERSION).items() if key not in ("since", "until")}
         assert line == said.get(name, {}), name

@@ -164,7 +164,8 @@ def test_verify_names_nanotron(model: Path, tmp_path: Path) -> None:
     convert(model / "hf", tmp_path / "run", to="nanotron", tp=2, pp=2, options={"target": "0.4"})
     said = verified(model / "hf", tmp_path / "run")
     assert f"{tmp_path / 'run'} by the reference forward alone: nanotron 0.4: " in said
-    site = {**os.environ, "PYTHONPATH": str(JUDGE.parent / "nanotron_site")}
+    folders = (JUDGE.parent / "nanotron_site", JUDGE.parent)  # of sitecustomize, and of the stand-ins that it imports
+    site = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     said = verified(model / "hf", tmp_path / "run", site)
     assert f"{tmp_path / 'run'} loaded by its own framework, nanotron 0.4: " in said
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,10 +32,8 @@ def version_of(source: Path) -> str:
 
 
 def parser_of(source: Path) -> argparse.ArgumentParser:
-    """The parser of a tree that is in `sys.path`."""
+    """The parser of a tree that is on PYTHONPATH, in a process of this file, whose folder Python looks into first."""
     import torch._dynamo  # noqa: F401, before a triton of nothing is there
-
-    sys.path.insert(0, str(FOLDER))
     from absent import absent
     from cpu import without_cuda
 
@@ -44,6 +43,14 @@ def parser_of(source: Path) -> argparse.ArgumentParser:
     from megatron.training.arguments import add_megatron_arguments
 
     return add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+
+
+def asked(source: Path) -> dict[str, dict[str, Any]]:
+    """The `flags` of a tree, from a process that has it on its path, behind stand-ins for what needs a GPU."""
+    path = {"PYTHONPATH": os.pathsep.join(map(str, (FOLDER / "te", source)))}
+    said = subprocess.check_output([sys.executable, __file__, "--one", str(source)], env=os.environ | path)
+    found: dict[str, dict[str, Any]] = json.loads(said.splitlines()[-1])
+    return found
 
 
 def flags(source: Path) -> dict[str, dict[str, Any]]:
@@ -86,7 +93,7 @@ def table(sources: list[Path], names: set[str]) -> dict[str, Any]:
     versions = [version_of(source) for source in sources]
     lines: dict[str, list[dict[str, Any]]] = {}
     for number, source in enumerate(sources):
-        said = json.loads(subprocess.check_output([sys.executable, __file__, "--one", str(source)]).splitlines()[-1])
+        said = asked(source)
         for name in sorted(names):
             here, before = said.get(name), lines.get(name, [])
             open_line = before[-1] if before and "until" not in before[-1] else None
@@ -110,9 +117,7 @@ def text_of(body: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--one":
-        tree = Path(sys.argv[2])
-        sys.path[:0] = [str(FOLDER / "te"), str(tree)]
-        print(json.dumps(flags(tree)))
+        print(json.dumps(flags(Path(sys.argv[2]))))
     else:
         from ckpt_megatron.launch import NAMES
 

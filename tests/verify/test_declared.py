@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,13 @@ def test_the_command_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     config = tmp_path / "architecture.json"
     config.write_text(dumps(SQUARE))
     code, text = ckpt("selftest", "nanotron", "--config", config, "--tp", "2")
-    assert code == 0 and "borne out by checkpoints of the framework itself" in text
+    declared = re.search(
+        r"(\d+) declared by ckpt-nanotron \S+, which names checkpoints of the framework itself for (\d+) \(its tests read them, "
+        r"this command does not\)",
+        " ".join(text.split()),
+    )
+    assert code == 0 and declared is not None and declared[1] == declared[2], text
+    assert "borne out" not in text
     wrong_everywhere(monkeypatch, gate_and_up_exchanged)
     code, text = ckpt("selftest", "nanotron", "--config", config, "--tp", "2")
     assert code == 3

@@ -15,18 +15,19 @@ from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Provenance
 from ckpt_core.company.vocabulary import settled, with_vocabulary
 from ckpt_core.description import Averaged, Description, Fragment, RankTensors, Vocabulary
-from ckpt_core.errors import CkptError, Problems
+from ckpt_core.errors import CkptError, Problems, UsageError
 from ckpt_core.layout import BoundTables, Native, account
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
-from ckpt_core.rewrite import Rewritable, without_predictors
+from ckpt_core.rewrite import Rewritable, latent_norms, without_predictors
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
 
 __all__ = [
     "IGNORE_KEYS",
+    "LATENT_NORM_EPS",
     "PREDICTORS",
     "Averaged",
     "Fragment",
@@ -51,6 +52,15 @@ PREDICTORS = Option(
     side="read",
 )
 """The option of every reader of a format whose models may have such layers."""
+
+LATENT_NORM_EPS = Option(
+    "latent_norm_eps",
+    "the epsilon of the norms on the latents of MLA: transformers has 1e-6 in its code, and Megatron takes that of the other norms",
+    float,
+    None,
+    side="read",
+)
+"""The option of every reader of a format whose models may have latent attention."""
 
 
 def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint:
@@ -87,6 +97,8 @@ def checkpoint_of(description: Description, format: str, path: str, request: Rea
     )
     checkpoint = original_of(checkpoint, description.root or description.where)
     checkpoint = _with_settled_vocabulary(checkpoint, request, description.vocabulary)
+    eps = request.options.get(LATENT_NORM_EPS.name)
+    checkpoint = checkpoint if eps is None else _with_latent_norms(checkpoint, float(eps))
     return _without_predictors(checkpoint) if drops_predictors(request) else checkpoint
 
 
@@ -102,6 +114,18 @@ def _without_predictors(checkpoint: Checkpoint) -> Checkpoint:
     count = len(checkpoint.tensors) - len(model.tensors)
     loss = Loss("dropped", f"predictors: {count} tensors", "as -o predictors=drop asks")
     return replace(checkpoint, architecture=model.architecture, tensors=model.tensors).because(losses=[loss])
+
+
+def _with_latent_norms(checkpoint: Checkpoint, eps: float) -> Checkpoint:
+    if not 0 < eps < 1:
+        raise UsageError(f"option {LATENT_NORM_EPS.name} is not the epsilon of a norm", expected="such as 1e-5")
+    model = latent_norms(Rewritable(checkpoint.architecture, checkpoint.tensors), eps)
+    if model.architecture == checkpoint.architecture:
+        return checkpoint
+    loss = Loss(
+        "assumed", f"{eps:g} as the epsilon of norms on latents", "as -o latent_norm_eps asks: another function"
+    )
+    return replace(checkpoint, architecture=model.architecture).because(losses=[loss])
 
 
 def _with_settled_vocabulary(checkpoint: Checkpoint, request: ReadRequest, known: Vocabulary | None) -> Checkpoint:

@@ -31,6 +31,10 @@ MODERN = {
     "rope_parameters": {"full_attention": {"rope_theta": 900.0, "rope_type": "default"}, "sliding_attention": {"rope_theta": 40.0, "rope_type": "default"}},
 }  # fmt: skip
 BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True) | {"decoder_bias": False, "local_attention": 11, "layer_types": ["sliding_attention"] + ["full_attention"] * 3}  # fmt: skip
+DISTILLED = {"dim": 96, "n_heads": 12, "n_layers": 2, "hidden_dim": 56, "activation": "relu", "intermediate_size": None}
+OWN = {
+    "Modern": MODERN, "DistilBert": DISTILLED, "EuroBert": {"num_hidden_layers": 2, "rms_norm_eps": 1e-3, "hidden_act": "relu"},
+}  # fmt: skip
 _BEHIND = ("ForMaskedLM", "Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     **{f"Bert{end}": (f"Bert{end}", {}) for end in (*_BEHIND, "ForPreTraining")},
@@ -47,6 +51,12 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         )
     },
     **{f"ModernBert{end}": (f"ModernBert{end}", {}) for end in _BEHIND},
+    **{
+        f"DistilBert{end}": (f"DistilBert{end}", {})
+        for end in ("ForMaskedLM", "Model", "ForTokenClassification", "ForQuestionAnswering")
+    },
+    **{f"EuroBert{end}": (f"EuroBert{end}", {}) for end in ("ForMaskedLM", "Model")},
+    "EuroBERT, biased": ("EuroBertForMaskedLM", {"mlp_bias": True, "attention_bias": True, "num_key_value_heads": 4}),
     "ModernBert, biased": ("ModernBertForMaskedLM", BIASED),
     "ModernBert, mean": ("ModernBertForSequenceClassification", BIASED | {"classifier_pooling": "mean"}),
 }
@@ -55,11 +65,12 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 def build(class_name: str, folder: Path, **changes: object) -> transformers.PreTrainedModel:
     """A random model of a class, saved by transformers."""
     kind = getattr(transformers, class_name)
-    own = MODERN if class_name.startswith("Modern") else BERT
+    own = next((sizes for kin, sizes in OWN.items() if class_name.startswith(kin)), BERT)
     if "Answering" not in class_name:
         own = own | {"id2label": LABELS, "label2id": {label: number for number, label in LABELS.items()}}
     torch.manual_seed(3)
-    model = kind(kind.config_class(**copy.deepcopy({**SHARED, **own, **changes}))).eval()
+    keys = {key: value for key, value in {**SHARED, **own, **changes}.items() if value is not None}
+    model = kind(kind.config_class(**copy.deepcopy(keys))).eval()
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -184,6 +195,8 @@ def test_what_trains_decoders_refuses_it_by_name(format: str, tmp_path: Path) ->
         ("modernbert-decoder", "ModernBertDecoderForCausalLM"),
         ("megatron-bert", "MegatronBertForCausalLM"),
         ("electra", "ElectraForMaskedLM"),
+        ("distilbert", "DistilBertForSequenceClassification"),
+        ("eurobert", "EuroBertForSequenceClassification"),
     ],
 )
 def test_other_classes_are_refused_by_name(model_type: str, class_name: str, tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_a_layer_of_published_files_is_kept_and_computed(name: str, tmp_path: Pa
     assert_same_bits(weights(tmp_path / "back"), weights(source))
     assert fingerprint(tmp_path / "back") == fingerprint(source)
     with open_checkpoint(source, options=DROP) as model:
-        assert model.architecture.decoder.predictors is None
+        assert model.architecture.decoder and model.architecture.decoder.predictors is None
         assert any("predict" in loss for loss in losses(model.checkpoint))
 
 

@@ -66,6 +66,9 @@ REFUSED = {
     "granite": ["no head.scale", "no residual_scale"],
     "granitemoe": ["no head.scale", "no residual_scale"],
     "granitemoeshared": ["no head.scale", "no residual_scale"],
+    "granite_swa": ["no head.scale", "no residual_scale"],
+    "granitemoe_swa": ["no head.scale", "no residual_scale"],
+    "hyperclovax": ["no head.scale", "no mlp.out_norm.kind"],
     "llama4": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
     "llama4_chunks": ["no attention.chunk", "no attention.temperature.interval", "attention.qk_norm in every layer or in none"],
     "ministral3": ["no attention.temperature.interval", "no attention.temperature.scale"],
@@ -83,6 +86,7 @@ REFUSED = {
     "falcon_h1": ["no tokens.scale", "no attention.in_scale", "no mlp.gate_scale", "no mamba.heads"],
     "granite_hybrid": ["no tokens.scale", "no mamba.heads", "attention in every layer or in none"],
     "mamba2": ["no mamba.heads", "there is no attention.heads"],
+    "phimoe": ["mlp.moe.router.margin = 0.4"],
     "apertus": ["xielu"],
     "olmo_hybrid": ["no mlp.out_norm.kind", "no delta.key_heads"],
     "nemotron_h": ["no mamba.heads", "mlp in every layer or in none"],
@@ -176,3 +180,18 @@ def test_what_megatron_cannot_hold_is_refused_by_name(name: str, tmp_path: Path)
     for lacks in REFUSED[name]:
         assert lacks in str(refusal.value)
     assert_nothing_at(tmp_path / "run")
+
+
+@pytest.mark.parametrize("to", ["megatron", "megatron-bridge", "nemo2"])
+def test_another_epsilon_of_norms_on_latents_is_taken_where_it_is_asked_for(to: str, tmp_path: Path) -> None:
+    """GLM-4.7-Flash and Moonlight: transformers norms their latents with 1e-6, and Megatron with the 1e-5 of the other norms."""
+    made("glm4_moe_lite", tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "run", to=to, options={"src.latent_norm_eps": "1e-5"})
+    with open_checkpoint(tmp_path / "run") as found:
+        latent = found.architecture.decoder.layers[0].latent_attention
+    assert (latent.norm.eps, latent.q_norm.eps, latent.kv_norm.eps) == (1e-5,) * 3
+    with pytest.raises(CkptError, match="eps"):
+        convert(tmp_path / "run", tmp_path / "no", to="hf")
+    receipt = convert(tmp_path / "run", tmp_path / "back", to="hf", options={"src.latent_norm_eps": "1e-6"})
+    assert any("1e-06 as the epsilon of norms on latents" in loss["subject"] for loss in receipt.losses)
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))

@@ -14,7 +14,7 @@ from ckpt_core.errors import CkptError
 from ckpt_hf import load_model
 from ckpt_tests import megatron
 from ckpt_tests.folders import assert_same_bits
-from ckpt_tests.goldens import Golden, each
+from ckpt_tests.goldens import Golden, each, one_of_each_model
 from ckpt_tests.models import load, logits_of, weights
 from ckpt_tests.rows import wrong_sentences
 
@@ -97,12 +97,13 @@ def test_through_hf_every_tensor_but_the_padding_is_the_original(golden: Golden,
     )
 
 
-@each("megatron")
-def test_every_layout_has_the_same_fingerprint(golden: Golden, tmp_path: Path) -> None:
-    expected = fingerprint(golden.checkpoint)
-    for number, layout in enumerate(megatron.layouts(golden)):
-        convert(golden.checkpoint, tmp_path / str(number), to="megatron", **layout)
-        assert fingerprint(tmp_path / str(number)) == expected, layout
+def test_every_layout_has_the_same_fingerprint(tmp_path: Path) -> None:
+    for golden in one_of_each_model("megatron"):
+        expected = fingerprint(golden.checkpoint)
+        for number, layout in enumerate(megatron.layouts(golden)):
+            run = tmp_path / f"{golden.folder.name}-{number}"
+            receipt = convert(golden.checkpoint, run, to="megatron", **layout)
+            assert receipt.fingerprint == fingerprint(run) == expected, (golden, layout)
 
 
 @each("megatron", lambda golden: not is_legacy(golden))

@@ -63,9 +63,14 @@ _MULTIPLIERS = {
     "attention_multiplier": 0.2,
     "logits_scaling": 13.0,
 }
+_SINKING = {"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]}
 # transformers cuts the steps of Nemotron-H's states below the first number, which is not what the model is
 _MAMBA = {"time_step_min": 1e-9, "chunk_size": 64}
 _MAMBA_KEYS = {"mamba_n_heads": 6, "mamba_d_head": 32, "mamba_d_state": 11, "mamba_d_conv": 3, "mamba_chunk_size": 64}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 5000.0, "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.25, 1.5, 1.75], "long_factor": [2.0, 3.0, 4.0, 5.0],
+}  # fmt: skip
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SCOUT = {
     "rope_type": "llama3", "rope_theta": 300.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 32,
@@ -362,6 +367,11 @@ CASES = {
         {"routed_scaling_factor": 3.0},
     ),
     "granite": Case("granite", {**SIZES, **_MULTIPLIERS}, {"residual_multiplier": 1.0}),
+    "phimoe": Case(
+        "phimoe",
+        {**SIZES, "num_local_experts": 7, "router_jitter_noise": 0.4, "attention_bias": True},
+        {"router_jitter_noise": 0.01},
+    ),
     "apertus": Case(
         "apertus",
         {**SIZES, "head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
@@ -446,6 +456,25 @@ CASES = {
         "granitemoeshared",
         {**SIZES, **_MULTIPLIERS, **_LOCAL, "intermediate_size": 24, "shared_intermediate_size": 28},
         {"attention_multiplier": 0.5},
+    ),
+    "hyperclovax": Case(
+        "hyperclovax", {**SIZES, **_MULTIPLIERS, "head_dim": 10, "logits_scaling": 0.3}, {"residual_multiplier": 1.0}
+    ),
+    "granite_swa": Case(
+        "granite_swa",
+        {
+            **SIZES,
+            **_MULTIPLIERS,
+            **_SINKING,
+            "layer_rope_theta": [0, 300.0],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
+        },
+        {"residual_multiplier": 1.0},
+    ),
+    "granitemoe_swa": Case(
+        "granitemoe_swa",
+        {**SIZES, **_MULTIPLIERS, **_LOCAL, **_SINKING, "intermediate_size": 24, "shared_intermediate_size": 28},
+        {"sliding_window": 5},
     ),
     "exaone": Case("exaone", {**SIZES, "head_dim": 10}, _EPS),
     "iquestcoder": Case("iquestcoder", {**SIZES, "head_dim": 10}, _EPS),
@@ -760,7 +789,14 @@ CHANGES: dict[str, list[dict[str, object]]] = {
     "afmoe": [{"mup_enabled": False}, {"num_dense_layers": 0}, {"layer_types": None, "global_attn_every_n_layers": 2}],
     "mellum": [{"layer_types": None}, {"mlp_layer_types": None}],
     "flint": [{"layer_types": [_FULL, _FULL]}, {"mlp_only_layers": []}],
+    "phimoe": [
+        {"attention_bias": False}, {"lm_head_bias": True}, {"num_experts_per_tok": 1}, _TIED, {"sliding_window": 7}, {"rms_norm_eps": 0.25},
+        {"rope_parameters": {**_LONG, "short_mscale": 1.25, "long_mscale": 1.25}}, {"rope_parameters": {**_LONG, "short_mscale": 1.25, "long_mscale": 1.5}},
+    ],
     "apertus": [{"attention_bias": True}, {"hidden_act": "relu2"}, _TIED, {"rms_norm_eps": 0.25}, {"rope_parameters": None}, {"num_key_value_heads": None}],
+    "hyperclovax": [{"use_post_norm": False}, {"attention_multiplier": None}],
+    "granite_swa": [{"layer_rope_theta": None}, {"layer_rope_theta": [300.0, 0]}, {"layer_types": None}],
+    "granitemoe_swa": [{"shared_intermediate_size": 0}],
     "olmo_hybrid": [
          {"layer_types": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, {"attention_bias": True},
         {"linear_allow_neg_eigval": False}, {"rms_norm_eps": 0.25}, _TIED, {"linear_num_value_heads": 2, "linear_value_head_dim": 9},

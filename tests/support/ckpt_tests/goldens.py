@@ -18,6 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ckpt_core.api import read_checkpoint
+from ckpt_core.checkpoint import Checkpoint
+
 SHIPPED = Path(__file__).parents[2] / "data/golden"
 _SHIPPED_2026 = Path(__file__).parents[2] / "data/golden-2026"
 
@@ -82,6 +85,20 @@ def every_golden() -> list[Golden]:
     frameworks = {json.loads(path.read_text())["framework"] for path in root().rglob("case.json")}
     found = [golden for name in sorted(frameworks) for golden in goldens(name)]
     return [golden for golden in found if (golden.folder / "expected.safetensors").is_file()]
+
+
+def one_of_each_model(framework: str, which: Callable[[Golden], bool] = lambda golden: True) -> list[Golden]:
+    """Of the cases that `which` chooses, the first of each model: others have its architecture and dtypes in another layout."""
+    found: dict[object, Golden] = {}
+    for golden in filter(which, goldens(framework)):
+        found.setdefault(kind_of(read_checkpoint(golden.checkpoint)), golden)
+    return list(found.values())
+
+
+def kind_of(checkpoint: Checkpoint) -> object:
+    """What checkpoints have in common that differ in their ranks and values alone."""
+    dtypes = {tensor.dtype.name for tensor in checkpoint.tensors.values()}
+    return checkpoint.format, checkpoint.architecture, frozenset(dtypes)
 
 
 def each(framework: str, which: Callable[[Golden], bool] = lambda golden: True) -> pytest.MarkDecorator:

@@ -15,8 +15,12 @@ from transformers import (
     BlenderbotForConditionalGeneration,
     Data2VecTextConfig,
     Data2VecTextForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     ErnieConfig,
     ErnieForMaskedLM,
+    EuroBertConfig,
+    EuroBertForMaskedLM,
     GPT2Config,
     GPT2ForTokenClassification,
     MegatronBertConfig,
@@ -61,6 +65,14 @@ _BERT = {"vocab_size": 61, "hidden_size": 72, "num_attention_heads": 12, "num_hi
 _MODERN = {key: value for key, value in _BERT.items() if key != "num_hidden_layers"} | {"num_hidden_layers": 4, "local_attention": 10,
            "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}  # fmt: skip
 _BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
+_DISTILLED = {
+    "vocab_size": 61,
+    "dim": 72,
+    "n_heads": 12,
+    "n_layers": 2,
+    "hidden_dim": 56,
+    "max_position_embeddings": 44,
+}
 OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
     "t5": (T5ForConditionalGeneration, T5Config(**_T5)),
     "t5_gated": (T5ForConditionalGeneration, T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
@@ -78,6 +90,8 @@ OTHERS: dict[str, tuple[type[PreTrainedModel], object]] = {
     "gpt2_tagged": (GPT2ForTokenClassification, GPT2Config(**CASES["gpt2"].config, num_labels=3)),
     "bert": (BertForMaskedLM, BertConfig(**_BERT)),
     "roberta": (RobertaForMaskedLM, RobertaConfig(**_BERT)),
+    "distilbert": (DistilBertForMaskedLM, DistilBertConfig(**_DISTILLED)),
+    "eurobert": (EuroBertForMaskedLM, EuroBertConfig(**_BERT, mlp_bias=True)),
     "roberta_classes": (RobertaForSequenceClassification, RobertaConfig(**_BERT)),
     "bert_pooled": (BertModel, BertConfig(**_BERT)),
     "bert_pretrained": (BertForPreTraining, BertConfig(**_BERT)),

@@ -162,9 +162,7 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
     }
     values |= _build_fields(facts, "", Architecture, None, owners, source)
     if "vision" in owners:
-        stack = _build_stack(facts, "vision.", owners, source)
-        tower = _build_fields(facts, "vision.", Vision, None, owners, source)
-        values["vision"] = _construct(Vision, {"stack": stack, **tower}, "vision", source)
+        values["vision"] = _build_vision(facts, owners, source)
     unknown = sorted(facts.keys() - _paths_of(kind))
     if unknown:
         raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
@@ -197,6 +195,12 @@ def _build_stack(facts: Facts, prefix: str, owners: set[str], source: str) -> St
     return _construct(Stack, {"layers": layers, **values}, prefix, source)
 
 
+def _build_vision(facts: Facts, owners: set[str], source: str) -> Vision:
+    stack = _build_stack(facts, "vision.", owners, source)
+    fields = _build_fields(facts, "vision.", Vision, None, owners, source)
+    return _construct(Vision, {"stack": stack, **fields}, "vision", source)
+
+
 def _build_fields(
     facts: Facts, prefix: str, cls: type, index: int | None, owners: set[str], source: str
 ) -> dict[str, object]:
@@ -222,7 +226,7 @@ def _build_fields(
 
 @functools.cache
 def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
-    """The fields of a schema class, but for stacks, layers and towers: name, type, and whether that is such a class."""
+    """The fields of a schema class, but for stacks and layers: name, type, and whether that is such a class."""
     found = []
     for field in dataclasses.fields(cls):
         annotation, _ = optional_of(field_types(cls)[field.name])
@@ -247,7 +251,7 @@ def _prefixes(kind: str) -> list[str]:
 def _paths_of(kind: str) -> frozenset[str]:
     """Every path that facts of this kind of model may have."""
     paths = {"kind", *_walk(Architecture, ""), *_walk(Vision, "vision.")}
-    for prefix in (*_prefixes(kind), "vision."):
+    for prefix in [*_prefixes(kind), "vision."]:
         paths |= {f"{prefix}layers", *_walk(Stack, prefix), *_walk(Layer, prefix)}
     return frozenset(paths)
 

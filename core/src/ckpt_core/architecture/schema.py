@@ -318,6 +318,8 @@ class Router:
     `groups`/`group_top_k`: only experts of the best groups are eligible; `group_score` says how a
     group is scored ("max", or "top2" for the sum of its two best).
     `on_input`: a share multiplies what the expert reads, and not what it returns.
+    `margin`: the experts are chosen one after the other, each the best of those that are left, of logit b; its share is its softmax
+    among all experts whose logit l is near, (b - l) / max(|l|, b) <= 2 margin, but for those chosen before it (SparseMixer, 2023).
     """
 
     top_k: int
@@ -330,6 +332,7 @@ class Router:
     group_top_k: int | None = None
     group_score: str = "max"
     on_input: bool = False
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

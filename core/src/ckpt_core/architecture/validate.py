@@ -23,6 +23,7 @@ from ckpt_core.architecture.schema import (
     Pooling,
     Projector,
     Rotary,
+    Router,
     Stack,
     Temperature,
     Tokens,
@@ -360,8 +361,17 @@ def _mlp(path: str, mlp: Mlp) -> Iterator[tuple[str, str]]:
             yield f"{path}.moe.router.top_k", f"{mlp.moe.router.top_k} of {mlp.moe.experts} experts"
         if mlp.moe.router.score not in ("softmax", "sigmoid"):
             yield f"{path}.moe.router.score", f"{mlp.moe.router.score!r} is neither softmax nor sigmoid"
+        if mlp.moe.router.margin is not None:
+            yield from _margin(f"{path}.moe.router", mlp.moe.router)
     for name in ("norm", "out_norm"):
         yield from _norm(f"{path}.{name}", getattr(mlp, name))
+
+
+def _margin(path: str, router: Router) -> Iterator[tuple[str, str]]:
+    if router.margin is not None and router.margin < 0:
+        yield f"{path}.margin", f"{router.margin} is negative"
+    if router.score != "softmax" or router.normalise or router.correction_bias or router.groups is not None:
+        yield f"{path}.margin", "its shares are softmaxes as they are, of experts that are chosen by their logits alone"
 
 
 def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:

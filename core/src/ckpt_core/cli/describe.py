@@ -345,6 +345,7 @@ def _mlp(words: _Words, path: str) -> str:
         parts += words.tell(f"{path}.moe.latent", "behind a latent of {}")
         parts += words.tell(f"{path}.moe.router.score", "{} router", always=True)
         parts += words.tell(f"{path}.moe.router.normalise", "normalised{}")
+        parts += words.tell(f"{path}.moe.router.margin", "chosen one by one, shares within a margin of {}")
         parts += words.tell(f"{path}.moe.router.on_input", "shares on the input of experts{}")
         parts += words.tell(f"{path}.moe.shared.ffn", "shared expert of width {}")
         parts += words.tell(f"{path}.moe.shared.gate", "gated{}")

@@ -68,6 +68,9 @@ def _dense(weights: Weights, name: str, mlp: Mlp, x: torch.Tensor, expert: int |
 def route(weights: Weights, name: str, router: Router, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The experts chosen for each row of `x`, and their shares: both [row, top_k]."""
     logits = weights.linear(x, f"{name}.router")
+    if router.margin is not None:
+        chosen, shares = _one_by_one(logits, router.top_k, 2 * router.margin)
+        return chosen, shares * router.scale
     scores = torch.softmax(logits, -1) if router.score == "softmax" else torch.sigmoid(logits)
     ranking = scores
     if router.correction_bias:
@@ -82,3 +85,15 @@ def route(weights: Weights, name: str, router: Router, x: torch.Tensor) -> tuple
     if router.normalise:
         shares = shares / shares.sum(-1, keepdim=True)
     return chosen, shares * router.scale
+
+
+def _one_by_one(logits: torch.Tensor, count: int, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` experts for each row, and the share of each among those near it that were not chosen before it."""
+    chosen, shares, left = [], [], logits
+    for _ in range(count):
+        best, expert = left.max(-1, keepdim=True)
+        far = (best - logits) / logits.abs().clamp(min=best) > margin
+        shares.append(torch.softmax(left.masked_fill(far, -math.inf), -1).gather(-1, expert))
+        chosen.append(expert)
+        left = left.scatter(-1, expert, -math.inf)
+    return torch.cat(chosen, -1), torch.cat(shares, -1)

@@ -23,7 +23,7 @@ from ckpt_core.rewrite.head import (
     without_head,
 )
 from ckpt_core.rewrite.model import Rewritable, map_attentions, map_layers, map_mlp, values_of
-from ckpt_core.rewrite.norms import uncentred_norms
+from ckpt_core.rewrite.norms import latent_norms, uncentred_norms
 from ckpt_core.rewrite.patches import (
     folded_layer_scale,
     folded_patch_bias,
@@ -33,7 +33,7 @@ from ckpt_core.rewrite.predictors import without_predictors
 
 __all__ = [
     "Rewritable", "folded_attention_scale", "folded_embedding_scale", "folded_head_scale", "folded_layer_scale", "folded_logit_scale", "folded_patch_bias",
-    "gated_relu", "map_attentions", "map_layers", "map_mlp", "normed_logit_scale", "own_relative_bias", "plain_relu", "resized_images",
+    "gated_relu", "latent_norms", "map_attentions", "map_layers", "map_mlp", "normed_logit_scale", "own_relative_bias", "plain_relu", "resized_images",
     "shared_relative_bias", "tied_head", "uncentred_norms", "untied_head", "values_of", "vocabulary_rows",
     "without_head", "without_predictors", "without_zero_biases", "without_zero_shared_experts", "zero_biases", "zero_shared_experts",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Norms that are stored less one."""
+"""Norms that are stored less one, and the epsilon of those on latents."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from ckpt_core.architecture import Norm
+from ckpt_core.architecture import Layer, Norm
 from ckpt_core.layout import plus_one
-from ckpt_core.rewrite.model import Rewritable
+from ckpt_core.rewrite.model import Rewritable, map_layers
 
 
 def uncentred_norms(model: Rewritable) -> Rewritable:
@@ -25,6 +25,22 @@ def uncentred_norms(model: Rewritable) -> Rewritable:
     }
     architecture = _with_norms(model.architecture, lambda norm: replace(norm, zero_centred=False))
     return model.rewritten(architecture, tensors, "one added to the weights of norms, which were stored less one")
+
+
+def latent_norms(model: Rewritable, eps: float) -> Rewritable:
+    """The norms on the latents of queries and keys with the epsilon `eps`: another function, done only where it is asked for."""
+
+    def changed(layer: Layer) -> Layer:
+        latent = layer.latent_attention
+        if latent is None:
+            return layer
+        q_norm = latent.q_norm and replace(latent.q_norm, eps=eps)
+        return replace(layer, latent_attention=replace(latent, q_norm=q_norm, kv_norm=replace(latent.kv_norm, eps=eps)))
+
+    architecture = map_layers(model.architecture, changed)
+    if architecture == model.architecture:
+        return model
+    return model.rewritten(architecture, dict(model.tensors), f"norms on latents take the epsilon {eps:g}")
 
 
 def _norms(value: object) -> Iterator[Norm]:

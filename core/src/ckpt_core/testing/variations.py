@@ -300,6 +300,7 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
             "mlp.moe.router.group_score": "top2",
             **moe,
         },
+        "mlp.moe.router.margin": {"mlp.moe.router.margin": 0.5, "mlp.moe.router.normalise": False, **moe},
         "mlp.moe.router.on_input": {"mlp.moe.router.on_input": True, **moe},
         "mlp.moe.router.top_k": {
             "mlp.moe.router.top_k": 4,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt_core.api import convert
+from ckpt_core.api import convert, plan_conversion
 from ckpt_core.architecture import Architecture
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import receipt_path
-from ckpt_core.testing.examples import Values, write_ir
+from ckpt_core.testing.examples import Values, calm_numbers, write_ir
 from ckpt_core.testing.quirks import Quirks, Ranks
 
 SIDECARS = {"tokenizer.json": b'{"model": {"vocab": {}}}', "chat_template.jinja": b"{{ messages }}"}
@@ -91,6 +92,12 @@ class Workshop:
             "options": {f"dst.{name}": value for name, value in given.items()},
             **(layout or Ranks()).asked(),
         }
+
+    @functools.cached_property
+    def plan_of_base(self) -> Plan:
+        """How the model that is varied would be written."""
+        source = self.source(self.base(), values=calm_numbers)
+        return plan_conversion(source, self.new(), **self.arguments())
 
     def base(self) -> Architecture:
         """The model that is varied and damaged."""

@@ -83,6 +83,7 @@ def ckpt_info() -> FormatInfo:
             ),
             reading.IGNORE_KEYS,
             reading.PREDICTORS,
+            reading.LATENT_NORM_EPS,
             PART,
         ),
     )

@@ -157,7 +157,9 @@ class Family:
     duplicates of a parameter in the files, as it does not tie them itself. `other_names`: what old files call the class.
     `heads` are the other heads for which transformers has a class of this decoder; `head` is the one of this class, and `like` the name of
     the class with a head over the vocabulary, where this is one of those. `plain` is the config in the keys of its table, of one that says
-    it otherwise, as old files do. `by_shapes` are the choices that the shapes of the stored tensors make. `padding` is the class's own id of padding, for configs that say none.
+    it otherwise, as old files do. `by_shapes` are the choices that the shapes of the stored tensors make. `padding` is the class's own id of
+    padding, for configs that say none. `noted` are notes by which transformers alone computes: a receipt keeps them where a format has no word
+    for them.
     """
 
     model_type: str
@@ -179,6 +181,7 @@ class Family:
     plain: Callable[[dict[str, Any], str], dict[str, Any]] = lambda config, file: config
     by_shapes: Callable[[Architecture, Mapping[str, tuple[int, ...]]], layouts.Chosen] = lambda architecture, shapes: {}
     padding: int | None = None
+    noted: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str:

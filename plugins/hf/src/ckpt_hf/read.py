@@ -115,6 +115,7 @@ def read(path: str, request: ReadRequest) -> Description:
     # a model that sees is written back as it was found: the versions of transformers save it under other names
     as_found = family.choices(made)[match.number] if family.head is heads.SEES else {}
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
+    noted = {name: notes[name] for name in family.noted if name in notes}
     return Description(
         architecture=architecture,
         tables=match.tables,
@@ -129,6 +130,7 @@ def read(path: str, request: ReadRequest) -> Description:
             "model_type": family.model_type,
             "arrangement": arrangement,
             **({"names": names} if names else {}),
+            **({"noted": noted} if noted else {}),
             **({"choices": as_found} if as_found else {}),
         },
         evidence=evidence,

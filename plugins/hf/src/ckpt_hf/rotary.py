@@ -47,6 +47,7 @@ def rotary_keys(
     inert: Collection[str] = (),
     usual: Mapping[str, Any] | None = None,
     by_position: bool = False,
+    by_length: bool = False,
     called: Mapping[str, str] | None = None,
     sections: tuple[int, ...] | None = None,
     interleaved: bool = False,
@@ -59,11 +60,13 @@ def rotary_keys(
     by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
     `inert`: parameters that the class takes, and that change nothing.
     `usual`: the scaling of the class where no key says one. `by_position`: among the parameters is one by which queries
-    grow with their position (Ministral 3). `called`: what the class also calls kinds of scaling. `sections`: how the class shares out
+    grow with their position (Ministral 3). `by_length`: longrope is the only scaling, and says its factor of cosines and sines twice, for short
+    and for long texts (Phi-3.5-MoE). `called`: what the class also calls kinds of scaling. `sections`: how the class shares out
     the angles between time, row and column where no parameter says it, `interleaved` or one section after the other, whatever is said.
     """
     outside = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
     known = dict.fromkeys([*outside, *outside.values(), *([width_key] if width_key else [])])
+    original = [_NAMES["original_positions"]]
     attention = path.rpartition(".")[0]
     head_dim, temperature = f"{attention}.head_dim", f"{attention}.temperature"
 
@@ -88,6 +91,8 @@ def rotary_keys(
                     expected=f"rope_parameters = {dict(usual)}, or another scaling",
                 )
             scaling = parameters = dict(usual)
+        if by_length:
+            scaling, parameters = (_with_one_factor(one, config) for one in (scaling, parameters))
         if by_position:
             growth = _growth(scaling, parameters)
             scaling, parameters = (_without(one, {_GROWTH}) for one in (scaling, parameters))
@@ -138,6 +143,8 @@ def rotary_keys(
                 found=f"{path}.fraction = {fraction} with {path}.scaling.kind = {kind}",
             )
         scaling = _scaling({name: configs.uniform(facts, f"{path}.{name}") for name in _SCALING})
+        if by_length and kind is not None:
+            scaling = _with_both_factors(scaling)
         if by_position:
             scaling[_GROWTH] = _growth_of(facts, temperature, scaling)
         shares = [configs.uniform(facts, f"{path}.{name}") for name in ("sections", "interleaved")]
@@ -161,11 +168,11 @@ def rotary_keys(
             config[width_key] = int(fraction * configs.uniform(facts, head_dim))
 
     return custom(
-        [*known, "rope_scaling", "rope_parameters", "max_position_embeddings"],
+        [*known, "rope_scaling", "rope_parameters", "max_position_embeddings", *(original if by_length else [])],
         [f"{path}.*", *([f"{temperature}.*", f"{temperature}?"] if by_position else [])],
         read=read,
         write=write,
-        uses=["original_max_position_embeddings", *([head_dim] if width_key or alpha else [])],
+        uses=[*([] if by_length else original), *([head_dim] if width_key or alpha else [])],
         why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
 
@@ -179,6 +186,40 @@ def _theta_is_null(config: Mapping[str, Any], theta_key: str) -> bool:
 
 def _without(given: dict[str, Any] | None, inert: Collection[str]) -> dict[str, Any] | None:
     return given and {key: value for key, value in given.items() if key not in inert}
+
+
+_BY_LENGTH = ("short_mscale", "long_mscale")
+
+
+def _with_one_factor(given: dict[str, Any] | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Parameters whose two factors of cosines and sines are one, under the usual name. `CkptError` where they differ."""
+    if given is None or given.get("rope_type", given.get("type", "default")) == "default":
+        return given
+    factors = [given.get(name) for name in _BY_LENGTH]
+    if factors[0] is None or factors[0] != factors[1] or given.get("rope_type", given.get("type")) != "longrope":
+        raise CkptError(
+            "the class has longrope alone, with one factor of cosines and sines for short texts and for long ones",
+            found=", ".join(f"{name} = {value}" for name, value in zip(_BY_LENGTH, factors, strict=True)),
+        )
+    original = _NAMES["original_positions"]
+    inside, outside = given.get(original), config.get(original)
+    if outside is not None and inside not in (None, outside):
+        raise CkptError(f"key {original!r} overrules another one", found=f"{outside}, and {inside}")
+    rest = {key: value for key, value in given.items() if key not in _BY_LENGTH}
+    length = {} if outside is None else {original: outside}
+    return {**rest, **length, _NAMES["attention_factor"]: factors[0]}
+
+
+def _with_both_factors(scaling: dict[str, Any]) -> dict[str, Any]:
+    factor = scaling.get(_NAMES["attention_factor"])
+    if scaling["rope_type"] != schema.RotaryKind.LONGROPE or factor is None:
+        raise Refusal(
+            "it has longrope alone, and needs its factor of cosines and sines",
+            found=f"attention.rotary.scaling.kind = {scaling['rope_type']}, attention_factor = {factor}",
+            fact="attention.rotary.scaling",
+        )
+    rest = {key: value for key, value in scaling.items() if key != _NAMES["attention_factor"]}
+    return {**rest, **dict.fromkeys(_BY_LENGTH, factor)}
 
 
 _SHARES = ("mrope_section", "mrope_interleaved")

@@ -143,7 +143,7 @@ def choose(
         model = change(model)
     families = [family for family in families if _has_head_of(family, model.architecture)] or families
     ids, reasons = company.known_ids(checkpoint)
-    notes = {**checkpoint.notes, **ids}
+    notes = {**hints.get("noted", {}), **checkpoint.notes, **ids}
     refused: list[_Candidate] = []
     for candidate in _candidates(model, families):
         if candidate.lacks:

@@ -84,6 +84,7 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("vocab", "the true vocabulary, where the args do not say it", int, None, side="read"),
             reading.PREDICTORS,
+            reading.LATENT_NORM_EPS,
         ),
         parallel=("tp", "pp", "ep"),
     )

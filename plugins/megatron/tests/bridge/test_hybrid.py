@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from ckpt_core.architecture import PerLayer
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import ABSENT, example, write_ir
 from ckpt_tests.bridge import changed, model
-from ckpt_tests.folders import assert_nothing_at
+from ckpt_tests.families import CASES, Case, build
+from ckpt_tests.folders import assert_nothing_at, assert_same_bits
+from ckpt_tests.models import weights
 
 # Layers M - * M - *, with what core has in its code: convolutions over four positions, with a bias.
 DENSE = {
@@ -111,3 +114,17 @@ def test_experts_are_what_the_fields_say(fields: dict[str, object], named: str, 
     with pytest.raises(CkptError) as refusal:
         convert(changed(tmp_path / "run", **fields), tmp_path / "out", to="ir")
     assert named in str(refusal.value)
+
+
+def test_what_transformers_alone_computes_by_comes_back(tmp_path: Path) -> None:
+    """transformers cuts steps below `time_step_min`, of which no field of Bridge says anything: the receipt keeps it."""
+    usual = {"conv_kernel": 4, "n_group": 1, "time_step_min": 0.002, "chunk_size": 32}
+    build(Case("nemotron_h", {**CASES["nemotron_h"].config, **usual}), tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge", tp=2)
+    convert(tmp_path / "run", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert {key: back[key] for key in ("time_step_min", "chunk_size")} == {"time_step_min": 0.002, "chunk_size": 32}
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    convert(tmp_path / "run", tmp_path / "alone", to="hf")
+    assert json.loads((tmp_path / "alone/config.json").read_text())["time_step_min"] == 1e-9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt_core.api import OpenCheckpoint, plan_conversion, read_checkpoint
+from ckpt_core.api import OpenCheckpoint, plan_conversion
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError
@@ -36,17 +36,16 @@ class NothingSilent(Law):
             nearest = len(require(self.format).info.families) > 1 and names_a_fact(str(refusal))
             assert nearest or variation.named_in(str(refusal)), f"it does not name {variation.fact}:\n{refusal}"
             return
-        before, after = read_checkpoint(source), self._read(bare(out))
+        before, after = plan.source, self._read(bare(out))
         found = [
             difference
             for difference in compare(before, after)
             if difference.subject != "tokens.vocabulary" or variation.fact == "tokens.vocabulary"
         ]
         if found:
-            base = workshop.source(workshop.base(), values=calm_numbers)
-            told = told_by(plan) - told_by(plan_conversion(base, workshop.new(), **workshop.arguments()))
+            told = told_by(plan) - told_by(workshop.plan_of_base)
             assert told, f"{variation.fact} is written, and lost: {found}"
-            assert_same_function(variation, read_checkpoint(base), before, after, told)
+            assert_same_function(variation, workshop.plan_of_base.source, before, after, told)
 
     def test_what_it_expresses_is_known(self) -> None:
         known = variations(next(iter(self.quirks.models.values())))

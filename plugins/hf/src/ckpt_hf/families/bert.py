@@ -5,7 +5,7 @@ The classes of one `model_type` are the encoder of `...ForMaskedLM` with other h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,10 @@ from ckpt_core.sdk import (
     Activation,
     Architecture,
     Config,
+    Facts,
     Table,
     configs,
+    decided,
     derived,
     drop,
     fact_is,
@@ -32,8 +34,13 @@ from ckpt_hf.common import ACTIVATION, ATTENTION_BIASES, GENERIC, MLP_BIASES, NO
 from ckpt_hf.heads import ANSWERED, ENCODER_TAGGED, Head, encodes
 from ckpt_hf.labels import LABELS
 
-_NORMS = ("input_norm", "attention.out_norm", "mlp.out_norm")
+BERT_NORMS = ("input_norm", "attention.out_norm", "mlp.out_norm")
 _POOLER = "add_pooling_layer"
+
+
+def _read_first_position(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    facts["positions.offset"] = facts["positions.padding"] + 1
+
 
 # fmt: off
 BERT = Config("", GENERIC).replace("BertForMaskedLM",
@@ -50,8 +57,8 @@ BERT = Config("", GENERIC).replace("BertForMaskedLM",
     key("intermediate_size", "mlp.ffn"),
     key("hidden_act", "mlp.activation", default="gelu", via=ACTIVATION),
     fact_is("mlp.gated", False),
-    key("layer_norm_eps", *(f"{norm}.eps" for norm in _NORMS), default=1e-12),
-    norms("layer", *_NORMS, bias=True),
+    key("layer_norm_eps", *(f"{norm}.eps" for norm in BERT_NORMS), default=1e-12),
+    norms("layer", *BERT_NORMS, bias=True),
     *(fact_is(bias, True) for bias in (*ATTENTION_BIASES, *MLP_BIASES)),
     key("tie_word_embeddings", "head.tied", default=True),
     fact_is("head.bias", True),
@@ -68,8 +75,8 @@ BERT = Config("", GENERIC).replace("BertForMaskedLM",
 
 ROBERTA = BERT.replace("RobertaForMaskedLM",
     # the rows up to that of padding are not positions, and padding is not counted (create_position_ids_from_input_ids)
-    key("pad_token_id", "positions.padding", default=1, null=configs.REQUIRED, noted="pad"),
-    derived(None, "positions.offset", "pad_token_id + 1"),
+    key("pad_token_id", "positions.padding", default=1, null=configs.REQUIRED, noted="pad", type=values.count),
+    decided([], ["positions.offset"], read=_read_first_position, values={}, uses=["positions.padding"], why="the row after that of padding"),
     # RobertaLMHead calls gelu, whatever hidden_act says
     fact_is("head.transform.activation", Activation.GELU_ERF),
 )
@@ -89,7 +96,7 @@ def _pre_normed(config: Config, name: str, *before: str) -> Config:
         key("layer_norm_eps", *(f"{norm}.eps" for norm in kept), default=1e-12),
         norms("layer", *kept, bias=True),
         configs.fact_as("head.transform.norm.eps", "final_norm.eps"),
-        without=[f"{norm}.{fact}" for norm in _NORMS for fact in ("kind", "bias")],
+        without=[f"{norm}.{fact}" for norm in BERT_NORMS for fact in ("kind", "bias")],
     )
 
 

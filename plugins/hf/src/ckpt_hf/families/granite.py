@@ -61,6 +61,7 @@ SHARED_EXPERT = (
 # fmt: on
 
 _MOE_LAYER = LAYER.without(*MLP).extend(*GRANITE_EXPERTS)
+GRANITE_LAYER, GRANITE_MOE_SHARED_LAYER = LAYER, _MOE_LAYER.extend(*SHARED_EXPERT)
 
 FAMILIES = [
     Family("granite", GRANITE, weights.LLAMA, heads=(heads.BARE,)),
@@ -68,7 +69,7 @@ FAMILIES = [
     Family(
         "granitemoeshared",
         GRANITE_MOE_SHARED,
-        layouts.Tables([MODEL, _MOE_LAYER.extend(*SHARED_EXPERT)], [NAMES]),
+        layouts.Tables([MODEL, GRANITE_MOE_SHARED_LAYER], [NAMES]),
         heads=(heads.BARE,),
     ),
 ]

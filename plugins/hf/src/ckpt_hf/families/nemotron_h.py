@@ -157,7 +157,7 @@ NEMOTRON_H = configs.Config("NemotronHForCausalLM", [
         groups_by_two_best(1, 1),
     ]),
     key_is("n_shared_experts", 1, or_absent=True, why="the shared expert is as wide as moe_shared_expert_intermediate_size says, whatever their number"),
-    key_is("sliding_window", None, or_absent=True, written=False),
+    ignore("sliding_window", why="the class of transformers does not read it, and no published model has one"),
     unbiased("attention_bias", "mlp_bias", "mamba_proj_bias"),
     step_limit(),
     # transformers cuts the steps of the state below this number where it has no kernels (modeling_nemotron_h.py), which Megatron,
@@ -166,7 +166,9 @@ NEMOTRON_H = configs.Config("NemotronHForCausalLM", [
     ignore("time_step_max", "time_step_floor", "rescale_prenorm_residual", "mamba_dt_min", "mamba_dt_max", "mamba_dt_init_floor",
            why="of the initialisation"),
     ignore("expand", "mamba_expand", why="the inner width is mamba_num_heads times mamba_head_dim"),
-    ignore("chunk_size", "mamba_chunk_size", "use_mamba_kernels", "mamba_ssm_cache_dtype", "residual_in_fp32", "moe_shared_expert_overlap",
+    # how many positions are computed together, by which transformers rounds
+    note("chunk_size", "chunk_size"),
+    ignore("mamba_chunk_size", "use_mamba_kernels", "mamba_ssm_cache_dtype", "residual_in_fp32", "moe_shared_expert_overlap",
            why="how to run it, not what it computes"),
     ignore("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
            why="the layers that predict further tokens take no part in the model, and are not kept"),
@@ -226,5 +228,6 @@ FAMILIES = [
         leftovers=LEFT,
         heads=(heads.BARE,),
         padding=0,
+        noted=("time_step_min", "chunk_size"),
     )
 ]

@@ -8,6 +8,7 @@ from ckpt_core.sdk import configs, key, key_is, values
 
 ALIKE = "all norms of a model are of one kind"
 
+LATENT_ALIKE = f"{ALIKE}, those on latents too: -o latent_norm_eps reads the source with another epsilon of these"
 
 USUAL = ("attention.norm", "mlp.norm", "final_norm")
 """Norms before attention, before the MLP and at the end."""
@@ -19,8 +20,10 @@ def norms(latent: bool, alike: Sequence[str] = USUAL) -> list[configs.Entry]:
     if latent:
         inside: list[configs.Entry] = [
             key_is("qk_layernorm", True, why="latent attention without norms on its latents is not supported"),
-            configs.all_agree(first, "latent_attention.kv_norm", why=ALIKE),
-            configs.where("latent_attention.q_rank", [configs.all_agree(first, "latent_attention.q_norm", why=ALIKE)]),
+            configs.all_agree(first, "latent_attention.kv_norm", why=LATENT_ALIKE),
+            configs.where(
+                "latent_attention.q_rank", [configs.all_agree(first, "latent_attention.q_norm", why=LATENT_ALIKE)]
+            ),
         ]
     else:
         inside = [configs.switched("qk_layernorm", [configs.all_agree(first, "attention.qk_norm", why=ALIKE)])]

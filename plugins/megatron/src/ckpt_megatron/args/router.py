@@ -75,6 +75,9 @@ def write_router(facts: Facts, args: dict[str, Any]) -> None:
         raise Refusal("the router has a bias only with add_bias_linear", found=f"{_ROUTER}.bias = True")
     if configs.uniform(facts, f"{_ROUTER}.on_input"):
         raise Refusal("the share of an expert multiplies what it returns", found=f"{_ROUTER}.on_input = True")
+    margin = configs.uniform(facts, f"{_ROUTER}.margin")
+    if margin is not None:
+        raise Refusal("the experts of a token are chosen together", found=f"{_ROUTER}.margin = {margin}")
     if groups is not None:
         wanted = configs.uniform(facts, f"{_ROUTER}.group_score")
         on_logits = wanted == "top2" and score == "softmax" and normalise

@@ -37,6 +37,7 @@ def ckpt_info() -> FormatInfo:
         options=(
             reading.IGNORE_KEYS,
             reading.PREDICTORS,
+            reading.LATENT_NORM_EPS,
             Option(
                 "bridge_version",
                 "the Bridge to write for, where classes differ: 0.2 (to 0.3.0), 0.4 (from 0.3.1) or 0.6, the default",

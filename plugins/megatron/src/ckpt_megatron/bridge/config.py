@@ -96,8 +96,10 @@ def is_plain(target: str) -> bool:
     >>> is_plain("megatron.bridge.models.gemma_vl.gemma4_vl_provider.Gemma4VLModelProvider")
     False
     """
-    return target in {**_WITH_MAMBA, **SEEING} or (
-        target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None
+    return (
+        target in _WITH_MAMBA
+        or target in SEEING
+        or (target.startswith("megatron.bridge.") and _PLAIN.fullmatch(short(target)) is not None)
     )
 
 

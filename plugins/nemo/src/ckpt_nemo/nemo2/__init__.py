@@ -44,6 +44,7 @@ def ckpt_info() -> FormatInfo:
             Option("vocab", "the true vocabulary, where no tokenizer says it", int, None, side="read"),
             reading.IGNORE_KEYS,
             reading.PREDICTORS,
+            reading.LATENT_NORM_EPS,
             Option(
                 "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"
             ),
