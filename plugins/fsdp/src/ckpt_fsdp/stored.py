@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ckpt_core.sdk import (
+    CkptError,
     FormatError,
     RankTensors,
     Table,
@@ -81,6 +82,20 @@ class SavedTensors:
             return True
         finally:
             source.close()
+
+    def narrow(self, prefix: str, where: str) -> None:
+        """Read only the tensors whose names begin with `prefix`, and enter the others. `CkptError` if there are none."""
+        others = {name for name in self.names if not name.startswith(prefix)}
+        if others == self.names:
+            raise CkptError(
+                f"no tensor has a name that begins with {prefix!r}, as -o prefix says",
+                file=where,
+                found=", ".join(sorted({f"{name.partition('.')[0]}." for name in others})[:8]),
+            )
+        for name in sorted(others):
+            self.leave("of another model than -o prefix names", name)
+        self.copies = [{name: shards for name, shards in copy.items() if name not in others} for copy in self.copies]
+        self.dtypes = {shard.stored.dtype for copy in self.copies for shards in copy.values() for shard in shards}
 
     def leave(self, why: str, name: str) -> None:
         """Enter a tensor that stays behind, and the reason."""
