@@ -230,8 +230,9 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
 
 def _numbers(value: object) -> str:
     """What should be a few whole numbers, for an error message."""
-    few = isinstance(value, tuple | list) and len(value) <= 8 and all(type(one) is int for one in value)
-    return f"({', '.join(map(brief, value))})" if few else brief(value)  # type: ignore[arg-type]
+    if isinstance(value, tuple | list) and len(value) <= 8 and all(type(one) is int for one in value):
+        return f"({', '.join(brief(one) for one in value)})"
+    return brief(value)
 
 
 def _is_size(value: object) -> TypeGuard[int]:
