@@ -21,6 +21,8 @@ def read(path: str, request: ReadRequest) -> Description:
     """The checkpoint at `path`: a folder of rank files, of a distributed checkpoint, or one that holds a single one of them."""
     where = place(path)
     stored = stored_at(where)
+    if prefix := request.options.get("prefix"):
+        stored.narrow(prefix, where.weights)
     _refuse_adapters(stored.names, where)
     return described(stored, where, path, request)
 
