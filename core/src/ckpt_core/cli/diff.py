@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import click
@@ -43,9 +44,10 @@ def command(
 
     formats = (format, format_b)
     left_options, right_options = options_of_two((a, b), formats, options, ("a", "b"))
-    how = {"config": config, "weights": weights, "training_state": "keep" if training else "drop"}
-    left = read_checkpoint(a, format=format, options=left_options, **how)
-    right = read_checkpoint(b, format=format_b, options=right_options, **how)
+    read = functools.partial(
+        read_checkpoint, config=config, weights=weights, training_state="keep" if training else "drop"
+    )
+    left, right = read(a, format=format, options=left_options), read(b, format=format_b, options=right_options)
     with progress("comparing") as listener:
         differences = compare(left, right, listener=listener)
         if training:

@@ -86,8 +86,11 @@ def make_receipt(
 
 def _digests(parameters: Mapping[str, Parameter], tensors: Mapping[str, Digests]) -> dict[str, dict[str, object]]:
     return {
-        name: {"shape": list(parameter.true_shape), "digest": tensors[name].digest}
-        | ({"source_digest": before} if (before := tensors[name].source_digest) else {})
+        name: {
+            "shape": list(parameter.true_shape),
+            "digest": tensors[name].digest,
+            **({"source_digest": before} if (before := tensors[name].source_digest) else {}),
+        }
         for name, parameter in parameters.items()
     }
 
