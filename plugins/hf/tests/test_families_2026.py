@@ -18,7 +18,7 @@ from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
 from ckpt_core.sdk import layouts
 from ckpt_hf.config import BY_TYPE, FAMILIES
-from ckpt_tests import families
+from ckpt_tests import families, forwards
 from ckpt_tests.families import build
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, beside
@@ -186,6 +186,19 @@ def test_the_names_in_memory_are_those_of_the_module(name: str, tmp_path: Path) 
     held = layouts.BoundTables(family.spellings({})[-1], config_architecture(str(tmp_path / "hf" / "config.json")))
     expected = {native: tuple(tensor.shape) for native, tensor in module.state_dict().items()}
     assert {native: tuple(one.shape) for native, one in held.natives().items()} == expected
+
+
+def test_a_bamba_of_which_no_layer_attends_is_read(tmp_path: Path) -> None:
+    """The class without the key; transformers runs it without its cache alone, which looks for a layer that attends."""
+    module = build(families.CASES["bamba"], tmp_path / "hf", attn_layer_indices=None)
+    convert(tmp_path / "hf", tmp_path / "ir", to="ir")
+    convert(tmp_path / "ir", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+    with torch.no_grad():
+        expected = module(families.tokens(), use_cache=False).logits
+        assert torch.equal(load(tmp_path / "back")(families.tokens(), use_cache=False).logits, expected)
+    with open_checkpoint(tmp_path / "back") as model:
+        assert forwards.off_by(model, Inputs(tokens=families.tokens()), expected) <= forwards.TOLERANCE
 
 
 def test_mamba_2_as_its_first_files_call_it_is_read(tmp_path: Path) -> None:

@@ -802,7 +802,7 @@ CHANGES: dict[str, list[dict[str, object]]] = {
         {"linear_allow_neg_eigval": False}, {"rms_norm_eps": 0.25}, _TIED, {"linear_num_value_heads": 2, "linear_value_head_dim": 9},
     ],
     "bamba": [
-        {"attn_layer_indices": None}, {"attn_layer_indices": [0, 1]}, {"attn_layer_indices": [0]}, {"attention_bias": True}, {"mlp_bias": True}, {"mamba_proj_bias": True},
+         {"attn_layer_indices": [0, 1]}, {"attn_layer_indices": [0]}, {"attention_bias": True}, {"mlp_bias": True}, {"mamba_proj_bias": True},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}}, _TIED, {"rms_norm_eps": 0.25}, {"num_key_value_heads": None},
     ],
     "falcon_h1": [

@@ -23,7 +23,7 @@ from ckpt_core.sdk import (
 from ckpt_hf import heads
 from ckpt_hf.common import Family
 from ckpt_hf.families.granite import GRANITE, GRANITE_EXPERTS, SHARED_EXPERT
-from ckpt_hf.families.mamba import MAMBA, block, enter_mamba_layers
+from ckpt_hf.families.mamba import MAMBA, OF_LAYERS, block, enter_mamba_layers
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.weights import LAYER, MLP, MODEL, NAMES
 
@@ -63,7 +63,7 @@ _WIDTH = configs.value_of("mlp.ffn")
 
 # fmt: off
 GRANITE_HYBRID = GRANITE.replace("GraniteMoeHybridForCausalLM",
-    decided(["layer_types"], ["attention?", "mamba?"], read=_read_kinds, uses=["layers"],
+    decided(["layer_types"], OF_LAYERS, read=_read_kinds, uses=["layers"],
             values={"layer_types": [configs.layers_of("attention", _KINDS)]},
             why="layer_types says which layers attend and which have a Mamba-2 block; some attend, or all"),
     configs.where("mamba", block(), otherwise={"mamba_n_heads": 1}),  # without a block, 128 heads must fit the width all the same

@@ -35,9 +35,17 @@ def chunks(name: str) -> configs.Entry:
     return note(name, "chunk_size")
 
 
+OF_LAYERS = ("attention?", "mamba?", "attention.norm.kind", "mamba.norm.kind")
+"""The facts of `enter_mamba_layers`."""
+
+
 def enter_mamba_layers(facts: Facts, attends: Sequence[bool]) -> None:
-    """Enter which layers attend; the others have Mamba-2 blocks."""
+    """Enter which layers attend; the others have Mamba-2 blocks. The kinds of norms are first facts, by which other lines know of both."""
+    if any(attends):
+        facts["attention.norm.kind"] = "rms"
     if not all(attends):
+        facts["mamba.norm.kind"] = "rms"
+    if any(attends) and not all(attends):
         facts["attention?"] = schema.PerLayer(attends)
         facts["mamba?"] = schema.PerLayer(not one for one in attends)
 
@@ -89,7 +97,6 @@ def head_width(heads: str, width: str, expand: str, *, usual: object = "auto", i
 
 def block() -> list[Any]:
     """The lines of a Mamba-2 block of Bamba and Granite 4, whose norms have the eps of the MLP's."""
-    found = ("mamba.norm", "mamba.gated_norm")
     return [
         key("mamba_n_heads", "mamba.heads", default=128),
         head_width("mamba_n_heads", "mamba_d_head", "mamba_expand"),
@@ -99,8 +106,8 @@ def block() -> list[Any]:
         key("mamba_d_conv", "mamba.conv", default=4),
         key("mamba_conv_bias", "mamba.conv_bias", default=True),
         key("mamba_proj_bias", "mamba.bias", default=False),
-        norms("rms", *found),
-        *(configs.fact_as(f"{norm}.eps", "mlp.norm.eps") for norm in found),
+        norms("rms", "mamba.gated_norm"),
+        *(configs.fact_as(f"{norm}.eps", "mlp.norm.eps") for norm in ("mamba.norm", "mamba.gated_norm")),
         step_limit(),
         chunks("mamba_chunk_size"),
     ]
