@@ -322,8 +322,9 @@ def test_files_that_do_not_belong_together(
     change, words = MIXED[what]
     shutil.copytree(run, tmp_path / "a/run")
     change(tmp_path / "a/run", model)
-    with pytest.raises(CkptError, match=words):
+    with pytest.raises(CkptError, match=words) as refused:
         convert(tmp_path / "a/run", tmp_path / "hf", to="hf")
+    assert "add up" not in str(refused.value), "a part that was refused is said once, and not as missing, too"
 
 
 def test_masters_are_there_where_parameters_are_in_fp32(

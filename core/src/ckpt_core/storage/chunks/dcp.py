@@ -210,7 +210,7 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
             raise FormatError(
                 f"the chunk of {name!r} at {tuple(origin)} lies nowhere",
                 file=path,
-                found=f"files have its chunks at {', '.join(map(str, sorted(blobs)[:4]))}"
+                found=f"files have its chunks at {', '.join(map(str, list(blobs)[:4]))}"
                 if blobs
                 else "no file has one",
                 expected="a file for every chunk that the metadata lists",
