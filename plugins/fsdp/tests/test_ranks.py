@@ -256,8 +256,9 @@ LIES: dict[str, tuple[fsdp.Change, str]] = {
 def test_a_lie_is_refused_by_name(what: str, model: dict[str, torch.Tensor], tmp_path: Path) -> None:
     change, words = LIES[what]
     actor = fsdp.with_config(fsdp.write_ranks(tmp_path / "run", model, change=change), CONFIG)
-    with pytest.raises(CkptError, match=words):
+    with pytest.raises(CkptError, match=words) as refused:
         convert(actor, tmp_path / "hf", to="hf")
+    assert "add up" in words or "add up" not in str(refused.value)  # a part that is refused is not a missing one
     assert not (tmp_path / "hf").exists()
 
 
@@ -322,9 +323,8 @@ def test_files_that_do_not_belong_together(
     change, words = MIXED[what]
     shutil.copytree(run, tmp_path / "a/run")
     change(tmp_path / "a/run", model)
-    with pytest.raises(CkptError, match=words) as refused:
+    with pytest.raises(CkptError, match=words):
         convert(tmp_path / "a/run", tmp_path / "hf", to="hf")
-    assert "add up" not in str(refused.value), "a part that was refused is said once, and not as missing, too"
 
 
 def test_masters_are_there_where_parameters_are_in_fp32(
