@@ -188,6 +188,17 @@ def test_what_its_class_does_not_compute_is_refused(
     assert_nothing_at(tmp_path / "out")
 
 
+@pytest.mark.parametrize("options", [{}, {"part": "language"}])
+def test_a_cap_that_the_class_never_applies_is_refused(options: dict[str, str], tmp_path: Path) -> None:
+    """Of Gemma 3's logits: its language model by itself would."""
+    write_ir(tmp_path / "ir", example("seeing-whole"))
+    convert(tmp_path / "ir", tmp_path / "hf", to="hf")
+    folder = changed(tmp_path / "hf", tmp_path / "capped", text_config={"final_logit_softcapping": 30.0})
+    with pytest.raises(CkptError, match="final_logit_softcapping"):
+        convert(folder, tmp_path / "out", to="ir", options=options)
+    assert_nothing_at(tmp_path / "out")
+
+
 # --- other formats -------------------------------------------------------------------------------------------------------
 
 

@@ -175,10 +175,11 @@ def read_ranks(folder: str) -> SavedTensors:
     _check_settings(folder, world, found)
     _check_steps(folder, found)
     parts, copies, first = Parts(world), dict[str, dict[tuple, list[lazy.Shard]]](), dict[str, Part]()
-    problems = errors.Problems(f"reading {folder}")
+    problems, refused = errors.Problems(f"reading {folder}"), set[str]()
     for rank, file in enumerate(files):
         held = _state_dict(file)
         for name in first.keys() - held.keys():
+            refused.add(name)
             problems.add(FormatError(f"rank {rank} has no {name!r}, which rank 0 has", file=file, fix=_OF_ONE_STEP))
         for name, value in held.items():
             try:
@@ -186,11 +187,14 @@ def read_ranks(folder: str) -> SavedTensors:
                 _check_alike(name, part, first, rank, file)
             except FormatError as problem:
                 problems.add(problem)
+                refused.add(name)
                 continue
             copies.setdefault(name, {}).setdefault(part.copy, []).extend(part.shards)
             found.dtypes.add(part.dtype)
-    for name, held_parts in copies.items():
-        for shards in held_parts.values():
+    for name in (
+        name for name in copies if name not in refused
+    ):  # what lacks a part that was refused is not short by itself
+        for shards in copies[name].values():
             have, want = sum(shard.stored.elements for shard in shards), math.prod(first[name].shape)
             if have != want:
                 problems.add(

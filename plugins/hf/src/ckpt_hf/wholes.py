@@ -104,7 +104,8 @@ LANGUAGES = {
         "qwen3_5_moe_text",
         {"vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "num_attention_heads": 16},
     ),
-    "gemma3_text": Language("gemma3_text", _sizes(262208, 2304, 9216, 26, 8)),
+    # the class that sees never caps its logits, as that of the language model does (modeling_gemma3.py, 5.24)
+    "gemma3_text": Language("gemma3_text", _sizes(262208, 2304, 9216, 26, 8), fixed={"final_logit_softcapping": None}),
     "llama": Language("llama", _sizes(32000, 4096, 11008, 32, 32)),
     "mistral": Language("mistral", _sizes(32000, 4096, 14336, 32, 32)),
     "qwen2": Language("qwen2", _sizes(151936, 4096, 22016, 32, 32)),
