@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, configs, decided, ignore, key, row, schema, values
+from ckpt_core.sdk import CkptError, Facts, configs, decided, key, note, row, schema, values
 from ckpt_hf.common import norms
 
 # As Python's writer of JSON has it, and as transformers 5.12 does.
@@ -97,7 +97,8 @@ def block() -> list[Any]:
         norms("rms", *found),
         *(configs.fact_as(f"{norm}.eps", "mlp.norm.eps") for norm in found),
         step_limit(),
-        ignore("mamba_chunk_size", why="how to run it, not what it computes"),
+        # how many positions are computed together, by which transformers rounds
+        note("mamba_chunk_size", "chunk_size"),
     ]
 
 
