@@ -12,13 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_core import convert, open_checkpoint
+from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_deepspeed.flat import Flat, shards_of
 from ckpt_tests import deepspeed
 from ckpt_tests.deepspeed import Zero
+from ckpt_tests.families import CASES, build
 from ckpt_tests.models import weights
 
 VOCABULARY, HIDDEN, FFN, HEADS, GROUPS, WIDTH = 31, 20, 28, 5, 1, 6
@@ -209,3 +210,10 @@ def test_pieces_are_the_tensor(data: st.DataObject) -> None:
         first = shard.stored.offset // 4
         found[box] = torch.arange(first, first + shard.stored.elements).reshape(shard.stored.shape)
     assert torch.equal(found, torch.arange(elements).reshape(shape))
+
+
+def test_a_number_without_axes_is_written_and_read(tmp_path: Path) -> None:
+    """Those of xIELU, which Apertus learns: its masters are compared with the module's copies."""
+    build(CASES["apertus"], tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "run", to="deepspeed")
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")

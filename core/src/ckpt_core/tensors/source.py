@@ -171,7 +171,7 @@ class SourceFiles:
     ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
         self._fill(block, tile, copy, sums)
-        rounded = encode(decode(np.ascontiguousarray(view), assembly.dtype), block.dtype)
+        rounded = encode(decode(np.asarray(view, order="C"), assembly.dtype), block.dtype)
         if not np.array_equal(_bits(rounded), _bits(copy)):
             self._check_records((block, *assembly.blocks))
             raise FormatError(

@@ -210,11 +210,7 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
             raise FormatError(
                 f"the chunk of {name!r} at {tuple(origin)} lies nowhere",
                 file=path,
-<<<<<<< .merge_file_xKWYDO
-                found=f"files have its chunks at {', '.join(map(str, sorted(place for place in blobs if place is not None)[:4]))}"
-=======
                 found=f"files have its chunks at {', '.join(map(str, list(blobs)[:4]))}"
->>>>>>> .merge_file_BxdLN5
                 if blobs
                 else "no file has one",
                 expected="a file for every chunk that the metadata lists",
