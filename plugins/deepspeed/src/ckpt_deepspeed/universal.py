@@ -86,13 +86,8 @@ def add_parameter(
 
     `beside` is what stands beside it in the dict, and `rows` single rows of it that do, too.
     """
-<<<<<<< HEAD
-    first = parts[0].shape
-    shape = (sum(part.shape[0] for part in parts), *first[1:]) if first else first  # a number of its own has no rows
-=======
     first = parts[0].shape  # a number of an activation has no axes, and no blocks of rows
     shape = (sum(part.shape[0] for part in parts), *first[1:]) if first else ()
->>>>>>> tokens
     for file in (FP32_FILE, *(_MOMENTS if moments else ())):
         path = f"{folder}/{UNIVERSAL}/{name}/{file}"
         if flat:

@@ -16,7 +16,6 @@ from ckpt_core.sdk import (
     key,
     key_is,
     layouts,
-    note,
     values,
 )
 from ckpt_hf import heads
@@ -110,12 +109,7 @@ FALCON_H1 = LLAMA.replace("FalconH1ForCausalLM",
     key_is("mamba_use_mlp", True, or_absent=True, written=False),
     key_is("attn_layer_indices", None, or_absent=True, written=False),
     ignore("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", why="of the initialisation"),
-<<<<<<< HEAD
     chunks("mamba_chunk_size"),
-=======
-    # how many positions are computed together, by which transformers rounds
-    note("mamba_chunk_size", "chunk_size"),
->>>>>>> tokens
     ignore("mlp_expansion_factor", why="the width is intermediate_size"),
 )
 # fmt: on

@@ -109,12 +109,7 @@ def block() -> list[Any]:
         norms("rms", "mamba.gated_norm"),
         *(configs.fact_as(f"{norm}.eps", "mlp.norm.eps") for norm in ("mamba.norm", "mamba.gated_norm")),
         step_limit(),
-<<<<<<< HEAD
         chunks("mamba_chunk_size"),
-=======
-        # how many positions are computed together, by which transformers rounds
-        note("mamba_chunk_size", "chunk_size"),
->>>>>>> tokens
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_core.sdk import Table, configs, fact_is, ignore, key, key_is, layouts, note, row
+from ckpt_core.sdk import Table, configs, fact_is, ignore, key, key_is, layouts, row
 from ckpt_hf import heads
 from ckpt_hf.common import GENERIC, Family, norms
 from ckpt_hf.families.mamba import MIXER, chunks, head_width, step_limit
@@ -33,13 +33,8 @@ MAMBA2 = configs.Config("Mamba2ForCausalLM", [
     key_is("rms_norm", True, or_absent=True, written=False),
     key_is("norm_before_gate", False, or_absent=True, written=False),
     ignore("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "rescale_prenorm_residual", why="of the initialisation"),
-<<<<<<< HEAD
     ignore("residual_in_fp32", why="how to run it, not what it computes"),
     chunks("chunk_size"),
-=======
-    note("chunk_size", "chunk_size"),  # how many positions are computed together, by which transformers rounds
-    ignore("residual_in_fp32", why="how to run it, not what it computes"),
->>>>>>> tokens
 ])
 
 # The first files have the second name, which transformers still loads.
