@@ -22,8 +22,8 @@ from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.explain import InFormat, in_format
 from ckpt_core.plugins.discovery import format_names, require
 from ckpt_core.testing.examples import calm_numbers, changed, write_ir
-from ckpt_hf.config import FAMILIES
-from ckpt_tests import tiny
+from ckpt_hf.config import BY_TYPE, FAMILIES
+from ckpt_tests import tiny, vision
 from ckpt_tests.families import CASES, LING
 from ckpt_tests.judged import OTHERS
 
@@ -59,6 +59,8 @@ def configs() -> dict[str, dict[str, object]]:
     found |= {cls.config_class.model_type: config.to_dict() for cls, config in reversed(OTHERS.values())}
     for case in reversed(CASES.values()):
         found[case.model_type] = CONFIG_MAPPING[case.model_type](**copy.deepcopy(case.config)).to_dict()
+    seeing = {kind: body for kind, body in vision.CONFIGS.items() if kind in BY_TYPE}
+    found |= {kind: CONFIG_MAPPING[kind](**copy.deepcopy(body)).to_dict() for kind, body in seeing.items()}
     for kind, other in ALIKE.items():
         found.setdefault(kind, found[other])
     for kind, usual in USUAL.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import gc
 import importlib
 import pkgutil
@@ -128,6 +129,42 @@ def _names_in(node: ast.AST, spaces: Collection[str]) -> list[str]:
     return []
 
 
+def used_in_core(name: str) -> bool:
+    """Whether core itself uses a name of the SDK: code of its own module, or of one that imports it, and not a list of names alone."""
+    short = name.rpartition(".")[2]
+    return any(
+        isinstance(node, ast.Name) and node.id == short and isinstance(node.ctx, ast.Load)
+        for tree in modules_of_core()
+        if short in _bound_in(tree)
+        for node in ast.walk(tree)
+    )
+
+
+@functools.cache
+def modules_of_core() -> list[ast.Module]:
+    return [
+        ast.parse(path.read_text("utf-8"))
+        for path in sorted((ROOT / "core/src/ckpt_core").rglob("*.py"))
+        if path.name not in ("__init__.py", "sdk.py")
+    ]
+
+
+def _bound_in(tree: ast.Module) -> set[str]:
+    """The names that a module defines or imports at its top."""
+    bound: set[str] = set()
+    for node in tree.body:
+        match node:
+            case ast.ImportFrom(names=names):
+                bound |= {alias.asname or alias.name for alias in names}
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.Assign(targets=targets):
+                bound |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                bound.add(name)
+    return bound
+
+
 def rooms_of_core() -> dict[str, int]:
     """The lines of every room of core, the largest first."""
     core = ROOT / "core/src/ckpt_core"
@@ -164,6 +201,9 @@ def main() -> None:
         print(
             f"names that {said:21} {sum(len(found) == many for found in users.values()):4}   of {len(users)}, namespaces included"
         )
+    alone = [name for name, found in users.items() if len(found) == 1]
+    idle = [name for name in alone if not used_in_core(name)]
+    print(f"  and core does not use itself {len(idle):4}")
     by_plugin = Counter(pair.plugin for pair in pairs)
     print(f"\n{'':12} {'lines':>7} {'pairs':>6}")
     for name in ("core", "page", *PLUGINS):
@@ -172,7 +212,8 @@ def main() -> None:
     if options.rooms:
         print("\n" + "\n".join(f"{room:12} {lines:7}" for room, lines in rooms_of_core().items()))
     if options.names:
-        print("\n" + "\n".join(f"{name}: {', '.join(found) or 'nobody'}" for name, found in users.items()))
+        for name, found in users.items():
+            print(f"{name}: {', '.join(found) or 'nobody'}{', not core' if name in idle else ''}")
     if options.pairs:
         print()
         for pair in pairs:

@@ -29,7 +29,7 @@ from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, run_plan
 from ckpt_core.engine.transfer import Result, run_transfer
-from ckpt_core.errors import CkptError, Refusal, UsageError
+from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError
 from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.opened import OpenCheckpoint
@@ -48,6 +48,7 @@ from ckpt_core.tensors.source import SourceFiles
 _CHUNK_BYTES = 4 << 20
 _FEW = 1 << 20  # bytes: fewer are read before threads have been started
 _WEIGHTS = ("auto", "model", "master")
+_TRAINING_STATES = ("auto", "keep", "drop")
 
 T = TypeVar("T")
 
@@ -115,16 +116,23 @@ def _reading(
     config: str | os.PathLike[str] | None,
     weights: str,
     alone: bool = False,
+    training_state: str = "drop",
 ) -> ReadRequest:
     """What a plugin is asked to read, with typed options and the config file that the user gave."""
     if weights not in _WEIGHTS:
         raise UsageError("there are no such weights", found=f"{weights!r:.60}", expected=", ".join(_WEIGHTS))
+    if training_state not in _TRAINING_STATES:
+        raise UsageError(
+            "there is no such choice for the state of a training",
+            found=f"{training_state!r:.60}",
+            expected=", ".join(_TRAINING_STATES),
+        )
     given = None if config is None else _config_file(path_of(config, "config"))
     typed = typed_options(plugin.info, options, "read")
     for option in plugin.info.options:
         if option.kind is Checkpoint and isinstance(typed.get(option.name), str):
             typed[option.name] = _other(typed[option.name], option.name, given)
-    return ReadRequest(typed, config_architecture(given), weights, given, alone)
+    return ReadRequest(typed, config_architecture(given), weights, given, alone, training_state)
 
 
 def _other(path: str, option: str, config: str | None) -> Checkpoint:
@@ -228,11 +236,14 @@ def read_checkpoint(
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
     alone: bool = False,
+    training_state: str = "drop",
 ) -> Checkpoint:
-    """Read a checkpoint from headers alone: `open_checkpoint` says the arguments and the errors. `alone` is that of a `ReadRequest`."""
+    """Read a checkpoint from headers alone: `open_checkpoint` says the arguments and the errors. `alone` and `training_state` are those
+    of a `ReadRequest`."""
     local = localised(path_of(path, "path"))
     plugin, fact = find_format(local, format)
-    return _read(plugin, local, _reading(plugin, options_of(options), config, weights, alone), fact)
+    request = _reading(plugin, options_of(options), config, weights, alone, training_state)
+    return _read(plugin, local, request, fact)
 
 
 def read_model_or_fragment(
@@ -242,14 +253,15 @@ def read_model_or_fragment(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
+    training_state: str = "drop",
 ) -> Checkpoint | tuple[str, str, Fragment]:
     """The checkpoint at a path, or what lies there that is not a model by itself, with its format and the fact that says so.
 
-    The arguments and errors are those of `open_checkpoint`.
+    The arguments and errors are those of `read_checkpoint`.
     """
     local = localised(path_of(path, "path"))
     plugin, fact = find_format(local, format)
-    request = _reading(plugin, options_of(options), config, weights)
+    request = _reading(plugin, options_of(options), config, weights, training_state=training_state)
     if plugin.hooks.ckpt_fragment.get_hookimpls():
         with _guarded(plugin, local, _named_by(request)):
             fragment = plugin.hooks.ckpt_fragment(path=local, request=request)
@@ -266,15 +278,21 @@ def open_checkpoint(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
+    training_state: str = "drop",
 ) -> OpenCheckpoint:
     """Open a checkpoint of any readable format: its architecture, and a lazy mapping of canonical tensors.
 
     `path` is a folder, a file, or `hf://owner/name[@revision]`; only headers are read. `format` is asked for where several
     recognise it, `config` is a file that says the architecture where the checkpoint does not. `options` are those of the
-    format, as `-o` has them. `weights` is `auto`, `model` or `master` (the optimizer's fp32 masters).
+    format, as `-o` has them. `weights` is `auto`, `model` or `master` (the optimizer's fp32 masters). With `training_state`
+    `keep` the state of the training is opened too: `NotCarried` says why it can't be. `auto` opens it where it can be.
     Raises `UsageError` for a wrong argument, `FormatError` for damaged files, and `CkptError` for what can't be read.
     """
-    return OpenCheckpoint(read_checkpoint(path, format=format, config=config, options=options, weights=weights))
+    return OpenCheckpoint(
+        read_checkpoint(
+            path, format=format, config=config, options=options, weights=weights, training_state=training_state
+        )
+    )
 
 
 def split_options(given: Mapping[str, str], source: Plugin, target: Plugin) -> tuple[dict[str, str], dict[str, str]]:
@@ -312,6 +330,7 @@ def plan_conversion(
     dtype: str = "keep",
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
+    training_state: str | None = None,
     max_memory: int | None = None,
     workers: int | None = None,
 ) -> Plan:
@@ -328,12 +347,42 @@ def plan_conversion(
     reader, fact = find_format(local, format)
     writer = _writer(to, ranks)
     source_options, target_options = split_options(given, reader, writer)
-    how = _reading(reader, source_options, config, weights, alone=writer.info.adapters)
+    state = _state_wanted(writer, training_state)
+    how = _reading(reader, source_options, config, weights, writer.info.adapters, state)
     checkpoint = _read(reader, local, how, fact)
-    request = WriteRequest(typed_options(writer.info, target_options, "write"), _wanted(dtype), tp, pp, ep, place)
-    target = target_of(writer, checkpoint, request)
+    typed = typed_options(writer.info, target_options, "write")
+    request = WriteRequest(typed, _wanted(dtype), tp, pp, ep, place, training_state or "auto")
+    try:
+        target = target_of(writer, checkpoint, request)
+        if checkpoint.training is not None and target.training is None:
+            raise NotCarried("it does not take the state of a training along in this way")
+    except NotCarried as problem:
+        if training_state == "keep" or checkpoint.training is None:
+            raise
+        checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
+        target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
+    asked |= {} if training_state is None else {"training_state": training_state}
     return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
+
+
+def _state_wanted(writer: Plugin, asked: str | None) -> str:
+    """How the state of a training is to be read for a writer: it is kept where both sides can, unless the user says what he wants.
+
+    `NotCarried` where he wants it kept, and the writer can't.
+    """
+    if asked not in (None, "keep", "drop"):
+        raise UsageError("training_state is keep or drop", found=f"{asked!r:.60}", expected="keep, drop")
+    if writer.info.trains:
+        return asked or "auto"
+    if asked == "keep":
+        able = [plugin.name for plugin in all_plugins() if plugin.broken is None and plugin.info.trains]
+        raise NotCarried(
+            f"format {writer.name} does not take the state of a training along yet",
+            expected=f"one of {', '.join(able)}",
+            fix="convert the weights alone, with --training-state drop",
+        )
+    return "drop"
 
 
 def _wanted(dtype: str) -> DType | None:
@@ -398,7 +447,7 @@ def launch_of(
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
-    request = WriteRequest(typed, _wanted(dtype), **ranks, destination=place)
+    request = WriteRequest(typed, _wanted(dtype), ranks["tp"], ranks["pp"], ranks["ep"], place)
     kept = own and dst is None and any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger)
     launch = target_of(writer, checkpoint, request, resumed=kept).launch
     assert launch is not None  # _is_trained
@@ -423,6 +472,7 @@ def convert(
     dtype: str = "keep",
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
+    training_state: str | None = None,
     max_memory: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
@@ -434,6 +484,7 @@ def convert(
 
     `tp`, `pp` and `ep` are numbers of ranks; None keeps what the format says by itself. `dtype` is `keep` or a name (`bf16`).
     `options` are those of both formats, as `-o` has them: `src.NAME` and `dst.NAME` where both have one of that name.
+    `training_state` is `keep` or `drop`; without it, the optimizer's moments and all that belongs to them go along where both formats can.
     `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, and
     `listener` is called with a `Progress` now and then. The others are those of `open_checkpoint`.
@@ -454,6 +505,7 @@ def convert(
         dtype=dtype,
         options=options,
         weights=weights,
+        training_state=training_state,
         max_memory=max_memory,
         workers=workers,
     )
@@ -526,5 +578,11 @@ def fingerprint(
 
 
 def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
-    known = checkpoint.parameters
-    return combine((name, known[name].true_shape, result.digest) for name, result in results.items())
+    known = checkpoint.tensors
+    return combine((name, known[name].parameter.true_shape, result.digest) for name, result in results.items())
+
+
+def of_training(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the tensors of its training in the place of the weights, for what reads values by name."""
+    state = checkpoint.training
+    return replace(checkpoint, tensors={} if state is None else state.tensors)

@@ -21,6 +21,7 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.training import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Checkpoint:
     `tensors` maps every canonical name to its lazy tensor. `files` are those that were read. `notes` are facts that
     change no output of the model but belong to it (`bos`, `eos`, `pad`, `max_positions`, ...). `sidecars` are the files
     that travel with it, by their names beside it. `parallel` is the layout found (`tp`, `pp`, ...). `ledger` says of
-    every file and key of the source what became of it. Where `adapter` is there, this is not a model.
+    every file and key of the source what became of it. Where `adapter` is there, this is not a model. `training` is the state of its
+    training, where there is one and it was asked for.
     """
 
     format: str
@@ -95,6 +97,7 @@ class Checkpoint:
     ledger: Ledger = field(default_factory=Ledger)
     provenance: Provenance = Provenance()
     adapter: Adapter | None = None
+    training: Training | None = None
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -113,9 +116,33 @@ class Checkpoint:
         found = self.provenance.explanations.items()
         return [explanation for path, explanation in found if any(_of_one_thing(path, fact) for fact in about)]
 
+    @property
+    def in_masters(self) -> Checkpoint:
+        """The checkpoint whose weights are the masters, for formats that keep one set of them: the one that the optimizer steps in.
+
+        Without a state of the training, or without masters of its own, the checkpoint itself.
+        """
+        state = self.training
+        if state is None or not state.own_masters:
+            return self
+        weights = {
+            name: replace(state.master[name], parameter=tensor.parameter) if name in state.master else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=weights, training=replace(state, own_masters=False))
+
     def hints_for(self, format: str) -> Mapping[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
         return self.provenance.hints if format == self.format else self.provenance.origins.get(format, {})
+
+    def not_continued(self, problem: CkptError) -> Checkpoint:
+        """The checkpoint without the state of its training, and with the reason why that can't be carried."""
+        first = problem.problems[0] if isinstance(problem, ProblemsFound) else problem
+        why = first.problem + (f" ({first.found})" if first.found else "")
+        ledger = self.ledger.without_training(why)
+        if ledger is None:
+            return replace(self, training=None).because(losses=[Loss("dropped", "optimizer state", why)])
+        return replace(self, training=None, ledger=ledger)
 
     def because(self, *evidence: str, losses: Iterable[Loss] = ()) -> Checkpoint:
         """The checkpoint with more evidence, and with more losses."""
@@ -148,6 +175,7 @@ class Target:
     the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`. `config` is
     what the written config says, key by key, for `launch`: how the framework is started with these files. Where `adapter` is
     there, what is written is not a model. `named` are folders outside of the source that the user gave: files may be copied from there.
+    `training` is the state of the training that is written along.
     """
 
     format: str
@@ -167,8 +195,14 @@ class Target:
     launch: Launch | None = None
     adapter: Adapter | None = None
     named: tuple[str, ...] = ()
+    training: Training | None = None
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         """The canonical tensors that are written, by name."""
         return parameters(self.architecture) if self.adapter is None else self.adapter.parameters
+
+    @property
+    def moved(self) -> Mapping[str, LazyParameter]:
+        """The tensors that are written, those of the training behind those of the model."""
+        return self.tensors if self.training is None else {**self.tensors, **self.training.tensors}

@@ -18,6 +18,7 @@ from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import Shard
+from ckpt_core.training import Kind, Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,32 @@ class RankTensors:
     rounded: Mapping[str, StoredTensor | Sequence[Shard]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class SavedTraining:
+    """The state of a training as a plugin finds it beside the weights: the numbers, and where each rank's moments lie.
+
+    `ranks` has for each kind the tensors of every rank, by the names that the tables have for the weights: a moment lies in a native tensor as its
+    weight does. Without masters the weights are what the optimizer steps. The groups and the frozen parameters of `state` are native names, too; its
+    tensors are those of `ranks`. `where` is the file or folder that errors name, and `files` are those that are read.
+
+    `ledger` says of files and keys that they are carried; it replaces what the description's own says of them. `rounds`: masters must
+    round to the weights, which are not stored in a wider dtype than they had. `tables` and `choices` are those of the moments, where they lie
+    under other names than the weights. `rest_is_frozen`: the optimizer names what it steps, so that a parameter in no group is one that is not trained.
+    """
+
+    state: Training
+    ranks: Mapping[Kind, Iterable[RankTensors]]
+    where: str
+    files: Sequence[FileState]
+    ledger: Ledger = field(default_factory=Ledger)
+    evidence: Sequence[str] = ()
+    losses: Sequence[Loss] = ()
+    rounds: bool = True
+    tables: Tables | Sequence[Table] | None = None
+    choices: Chosen = field(default_factory=dict)
+    rest_is_frozen: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """What is known of the true vocabulary, where a config says the rows of the embedding alone.
@@ -78,6 +105,9 @@ class Description:
     which errors name. `root` is where our own receipt would lie: `where`, unless said. `files` are those that are read,
     config files among them. `vocabulary` is None where the config itself says the true one.
 
+    `training` finds the state of the training beside the weights, when it is wanted, and None where there is none. It raises `NotCarried`
+    for one that this format can't say how to read, and any other error for damage.
+
     `notes`, `sidecars`, `parallel` and `ledger` are those of a `Checkpoint`; `hints`, `origins`, `evidence`, `losses`,
     `explanations` and `masters` those of its `Provenance`.
     """
@@ -102,6 +132,7 @@ class Description:
     losses: Sequence[Loss] = ()
     explanations: Mapping[str, str] = field(default_factory=dict)
     masters: bool = False
+    training: Callable[[], SavedTraining | None] | None = None
 
 
 @dataclass(frozen=True)

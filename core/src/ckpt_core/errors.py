@@ -16,6 +16,7 @@ __all__ = [
     "CkptError",
     "FormatError",
     "Lines",
+    "NotCarried",
     "Problems",
     "ProblemsFound",
     "Refusal",
@@ -125,6 +126,10 @@ class Refusal(CkptError):
     ) -> None:
         super().__init__(problem, file=file, found=found, expected=expected, fix=fix)
         self.facts: tuple[str, ...] = (fact,) if isinstance(fact, str) else tuple(fact)
+
+
+class NotCarried(Refusal):
+    """The state of a training that can't be carried, where the model can: asked for it is an error, otherwise a loss."""
 
 
 class WorkerError(CkptError):

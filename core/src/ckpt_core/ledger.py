@@ -14,7 +14,7 @@ import fnmatch
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ckpt_core.sizes import size_text
@@ -25,7 +25,6 @@ from ckpt_core.storage.tensor import StoredTensor
 
 __all__ = [
     "ASKED",
-    "KERNEL_STATE",
     "LOADER",
     "MASTERS",
     "OPTIMIZER",
@@ -37,7 +36,6 @@ __all__ = [
     "SETTINGS",
     "UNKNOWN_FILE",
     "UNKNOWN_KEY",
-    "UNREAD_WEIGHTS",
     "Contents",
     "Entry",
     "Ledger",
@@ -88,11 +86,15 @@ PROGRESS = Reason("iteration and consumed samples", _ANEW)
 RANDOM = Reason("states of random generators", _ANEW)
 LOADER = Reason("state of the data loader", _ANEW)
 SCALER = Reason("loss scale", _ANEW)
+# Why these are left where the state of a training is taken along.
+_NOT_CONTINUED = {
+    RANDOM.what: "dropout masks and the order of data after the switch are new; with dropout 0 nothing changes",
+    LOADER.what: "a loader of data is told how many samples to skip",
+}
+_ELSEWHERE = "what goes along of the training does not depend on it"
 SETTINGS = Reason("settings of the run", "they say how it was trained, and change no output of the model")
 PROVENANCE = Reason(SETTINGS.what, "it says who wrote the files and when, and nothing of the model")
-KERNEL_STATE = Reason("state of kernels", "it holds statistics of FP8 scaling, which the weights do not need")
 MASTERS = Reason("fp32 master weights", "--weights master reads them, in place of the rounded ones")
-UNREAD_WEIGHTS = Reason("weights that are not read", "the same weights are read from elsewhere")
 ASKED = Reason("keys that were left out", "as -o ignore_keys asks")
 UNKNOWN_KEY = Reason("entries that the reader does not know", "it did not look at them")
 UNKNOWN_FILE = Reason("files that the reader does not know", "it did not look at them")
@@ -213,6 +215,27 @@ class Ledger:
         for entry in other:
             self._entries.setdefault((entry.file, entry.key), entry)
 
+    def with_training(self, other: Iterable[Entry], masters: bool) -> Ledger:
+        """A ledger of a source whose state of a training is taken along, its `masters` too: what `other` says of a place stands, and what is
+        left of a training is left for another reason. This one stays as it is."""
+        whole = Ledger()
+        whole._entries = {**self._entries, **{(entry.file, entry.key): entry for entry in other}}
+        for place, entry in whole._entries.items():
+            if entry.fate == "left" and entry.what == MASTERS.what and masters:
+                whole._entries[place] = replace(entry, fate="carried", why="")
+            elif entry.fate == "left" and entry.why == _ANEW:
+                whole._entries[place] = replace(entry, why=_NOT_CONTINUED.get(entry.what, _ELSEWHERE))
+        return whole
+
+    def without_training(self, why: str) -> Ledger | None:
+        """A ledger that says of an optimizer why it stays behind, where it could have been taken along; None if it has no optimizer."""
+        whole = Ledger()
+        whole._entries = {
+            place: replace(entry, why=f"training starts anew: {why}") if _is_optimizer(entry) else entry
+            for place, entry in self._entries.items()
+        }
+        return whole if any(map(_is_optimizer, self)) else None
+
     def archive(self, tree: Tree, companions: Iterable[Extent]) -> None:
         """Enter the files of an archive, or of a folder that takes the place of one, that the reader did not."""
         carried = set(companions)
@@ -263,6 +286,10 @@ class Ledger:
         for entry in self.sorted():
             groups.setdefault((entry.fate, entry.what, entry.why), []).append(entry)
         return [_group_json(entries, root) for entries in groups.values()]
+
+
+def _is_optimizer(entry: Entry) -> bool:
+    return entry.fate == "left" and entry.what == OPTIMIZER.what
 
 
 def _group_json(entries: list[Entry], root: str) -> dict[str, object]:

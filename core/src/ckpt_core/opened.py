@@ -14,6 +14,7 @@ from ckpt_core.errors import did_you_mean
 from ckpt_core.storage.dtypes import DType, decode
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.source import SourceFiles
+from ckpt_core.training import Kind, Training
 
 Index = SupportsIndex | slice | EllipsisType
 """One index of a tensor: an int, a slice with a positive step, or `...`."""
@@ -145,6 +146,15 @@ class OpenCheckpoint(Mapping[str, LazyTensor]):
     def path(self) -> str:
         """Where it lies."""
         return self.checkpoint.path
+
+    @property
+    def training(self) -> Training | None:
+        """The state of its training, where there is one and it was opened with `training_state`."""
+        return self.checkpoint.training
+
+    def moment(self, kind: Kind, name: str) -> LazyTensor:
+        """`exp_avg`, `exp_avg_sq` or `master` of a canonical parameter; `KeyError` if it is not trained, or no state was opened."""
+        return LazyTensor(({} if self.training is None else self.training.of(kind))[name], self._source)
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:

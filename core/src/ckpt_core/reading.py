@@ -6,38 +6,68 @@ tensor of every rank accounted for, replicas compared, a fitting receipt believe
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Provenance
 from ckpt_core.company.vocabulary import settled, with_vocabulary
-from ckpt_core.description import Averaged, Description, Fragment, RankTensors, Vocabulary
-from ckpt_core.errors import CkptError, Problems, UsageError
-from ckpt_core.layout import BoundTables, Native, account
-from ckpt_core.ledger import Ledger, Loss
+from ckpt_core.description import Averaged, Description, Fragment, SavedTraining, Vocabulary
+from ckpt_core.errors import CkptError, NotCarried, Problems, ProblemsFound, UsageError
+from ckpt_core.gathering import parameters_of, training_of
+from ckpt_core.ledger import OPTIMIZER, Ledger, Loss
 from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.rewrite import Rewritable, latent_norms, without_predictors
-from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
+from ckpt_core.training import (
+    ADAM,
+    ADAMW,
+    EXP_AVG,
+    EXP_AVG_SQ,
+    KINDS,
+    MASTER,
+    MOMENTS,
+    Group,
+    Kind,
+    Schedule,
+    Training,
+    adam,
+    named,
+    named_groups,
+    regrouped,
+)
 
 __all__ = [
+    "ADAM",
+    "ADAMW",
+    "EXP_AVG",
+    "EXP_AVG_SQ",
     "IGNORE_KEYS",
+    "KINDS",
     "LATENT_NORM_EPS",
+    "MASTER",
+    "MOMENTS",
     "PREDICTORS",
     "Averaged",
     "Fragment",
+    "Group",
+    "Kind",
     "Provenance",
     "Receipt",
+    "SavedTraining",
+    "Schedule",
+    "Training",
     "Vocabulary",
+    "adam",
     "checkpoint_of",
     "drops_predictors",
     "given",
+    "named",
+    "named_groups",
     "receipt_of",
+    "regrouped",
     "without_ignored",
 ]
 
@@ -67,6 +97,8 @@ def checkpoint_at(plugin: Plugin, path: str, request: ReadRequest) -> Checkpoint
     """The checkpoint that a plugin describes, or that it made of another one, which an option of its names, or of an adapter alone."""
     described = plugin.hooks.ckpt_read(path=path, request=request)
     if isinstance(described, Checkpoint) and any(option.kind is Checkpoint for option in plugin.info.options):
+        if request.training_state == "keep" and described.training is None:
+            raise _no_training(described)
         return described
     check_returned(plugin, "ckpt_read", described, Description)
     return checkpoint_of(described, plugin.name, path, request)
@@ -99,7 +131,43 @@ def checkpoint_of(description: Description, format: str, path: str, request: Rea
     checkpoint = _with_settled_vocabulary(checkpoint, request, description.vocabulary)
     eps = request.options.get(LATENT_NORM_EPS.name)
     checkpoint = checkpoint if eps is None else _with_latent_norms(checkpoint, float(eps))
-    return _without_predictors(checkpoint) if drops_predictors(request) else checkpoint
+    checkpoint = _without_predictors(checkpoint) if drops_predictors(request) else checkpoint
+    return checkpoint if request.training_state == "drop" else _with_training(checkpoint, description, request)
+
+
+def _with_training(checkpoint: Checkpoint, description: Description, request: ReadRequest) -> Checkpoint:
+    """`checkpoint` with the state of its training. One that can't be carried, or is damaged, is a loss, or an error where it was asked for."""
+    try:
+        saved = description.training() if description.training is not None else None
+        if saved is None:
+            if request.training_state == "keep":
+                raise _no_training(checkpoint)
+            return checkpoint
+        state = training_of(description, saved, checkpoint)
+    except CkptError as error:
+        if request.training_state != "keep":
+            return checkpoint.not_continued(error)
+        for problem in error.problems if isinstance(error, ProblemsFound) else [error]:
+            problem.fix = problem.fix or "the weights alone are converted with --training-state drop"
+        raise
+    ledger = checkpoint.ledger.with_training(saved.ledger, state.own_masters)
+    known = {file.path for file in checkpoint.files}
+    files = [*checkpoint.files, *(file for file in saved.files if file.path not in known)]
+    return replace(checkpoint, training=state, ledger=ledger, files=files).because(*saved.evidence, losses=saved.losses)
+
+
+def _no_training(checkpoint: Checkpoint) -> NotCarried:
+    """That a state of a training was asked for, and there is none that can be read."""
+    left = [entry for entry in checkpoint.ledger if entry.fate == "left" and entry.what == OPTIMIZER.what]
+    if left:
+        return NotCarried(
+            f"format {checkpoint.format} does not carry this state of a training yet",
+            file=left[0].file,
+            fix="convert the weights alone, with --training-state drop",
+        )
+    return NotCarried(
+        "there is no state of a training to keep", file=checkpoint.path, fix="convert without --training-state keep"
+    )
 
 
 def drops_predictors(request: ReadRequest) -> bool:
@@ -197,92 +265,3 @@ def check_agreement(given: Architecture, found: Architecture, file: str) -> None
                 CkptError(f"{path} is {two.get(path)} in the checkpoint, {one.get(path)} in --config", file=file)
             )
     problems.raise_any()
-
-
-# --- tensors -----------------------------------------------------------------------------------------------------------
-
-
-def parameters_of(description: Description) -> dict[str, LazyParameter]:
-    """The canonical tensors, put together from those of all ranks; what several ranks hold is compared when it is read.
-
-    Raises at once: every tensor that is missing on its rank, is not part of the model or has another shape, and every
-    parameter that the ranks together do not hold once.
-    """
-    bound = BoundTables(description.tables, description.architecture, description.choices)
-    builder = ParameterBuilder(bound.parameters, description.where)
-    for rank in _by_rank(description.ranks):
-        natives = _bound(bound, rank)
-        for problem in account(
-            {name: native for name, native in natives.items() if rank.needs(native)},
-            bound.tables,
-            {name for name in rank.found if name not in natives or rank.needs(natives[name])},
-            rank.where,
-            rank.found,
-        ):
-            builder.problems.add(problem)
-        for name, native in natives.items():
-            for held in rank.files:
-                _enter(builder, native, held, name)
-    return builder.finish()
-
-
-@dataclass
-class _Rank:
-    """All files of one rank, which are accounted for together."""
-
-    files: list[RankTensors] = field(default_factory=list)
-
-    @property
-    def found(self) -> dict[str, str]:
-        """Every tensor found, with the file or folder it lies in."""
-        return {name: held.where for held in reversed(self.files) for name in held.tensors}
-
-    @property
-    def where(self) -> str:
-        """What errors about a tensor that no file of the rank has name."""
-        first = self.files[0]
-        if all(held.where == first.where for held in self.files):
-            return first.where
-        ranks = " ".join(f"{name}={rank}" for name, (rank, count) in first.ranks.items() if count > 1)
-        return os.path.commonpath([held.where for held in self.files]) + (f" ({ranks})" if ranks else "")
-
-    def needs(self, native: Native) -> bool:
-        needed = self.files[0].needed
-        return needed is None or needed(native)
-
-
-def _by_rank(found: Iterable[RankTensors]) -> list[_Rank]:
-    """What was found, the files of one rank together, in the order of their first."""
-    ranks: dict[tuple[object, ...], _Rank] = {}
-    for held in found:
-        place = tuple(sorted(held.ranks.items())), held.called, held.needed
-        ranks.setdefault(place, _Rank()).files.append(held)
-    return list(ranks.values())
-
-
-def _bound(bound: BoundTables, rank: _Rank) -> dict[str, Native]:
-    """The tensors that the tables have on a rank, by what they are called in its files."""
-    first = rank.files[0]
-    try:
-        natives = bound.natives(first.ranks)
-    except CkptError as error:  # a number of ranks that the model can't have
-        error.file = error.file or rank.where
-        raise
-    if first.called is None:
-        return natives
-    named = ((first.called(native), native) for native in natives.values())
-    return {name: replace(native, name=name) for name, native in named if name is not None}
-
-
-def _enter(builder: ParameterBuilder, native: Native, rank: RankTensors, name: str) -> None:
-    held = rank.tensors.get(name)
-    if isinstance(held, Averaged):
-        builder.add_averaged(native, held.ranks)
-    elif held is not None:
-        builder.add(native, _shards(held))
-    if (rounded := rank.rounded.get(name)) is not None:
-        builder.add_rounded(native, _shards(rounded))
-
-
-def _shards(held: StoredTensor | Sequence[Shard]) -> Sequence[Shard]:
-    return whole(held) if isinstance(held, StoredTensor) else held

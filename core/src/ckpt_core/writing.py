@@ -7,14 +7,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Placement, Sidecar, Target
+from ckpt_core.checkpoint import Checkpoint, Placement, Sidecar, Target
+from ckpt_core.company.vocabulary import with_vocabulary
+from ckpt_core.errors import NotCarried
 from ckpt_core.layout import BoundTables, Chosen, Native, Ranks, Table, Tables
 from ckpt_core.ledger import Loss
+from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.containers import SAFETENSORS, Container
 from ckpt_core.storage.dtypes import DType, commonest
+from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.stored import storage_dtype
+from ckpt_core.training import Kind, Training, followed, moment_native
 
 
 class TargetBuilder:
@@ -28,6 +33,9 @@ class TargetBuilder:
 
     `model` is written as it is: what the format can't say was rewritten before. `dtype` is that of all tensors whose row
     fixes none; None keeps each one's own. `choices` are those of the tables. `documents` are files whose bytes are known, by path.
+
+    `trained` is the checkpoint that the model was made of, for a writer that takes the state of its training along: `training` is that of
+    the model as it is written. Raises `NotCarried` where it can't follow the model, and where weights that the optimizer steps are to be rounded.
     """
 
     def __init__(
@@ -37,12 +45,40 @@ class TargetBuilder:
         dtype: DType | None = None,
         *,
         choices: Chosen | None = None,
+        trained: Checkpoint | None = None,
     ) -> None:
         self.model, self.dtype = model, dtype
+        self.training: Training | None = None
+        self._of_training: list[Loss] = []
+        if trained is not None and trained.training is not None:
+            self.training, self._of_training = followed(trained.training, trained.tensors, model.tensors)
+            _check_rounding(self.training, model.tensors, dtype)
         self.bound = BoundTables(tables, model.architecture, choices)
         self.files: list[OutputFile] = []
         self.placements: list[Placement] = []
         self.documents: dict[str, bytes] = {}
+
+    @staticmethod
+    def stepped(checkpoint: Checkpoint, request: WriteRequest) -> Checkpoint:
+        """The checkpoint as its optimizer steps it, for a format that keeps one set of weights and counts every row of the vocabulary.
+
+        Its weights are the masters, and rows that pad the vocabulary are tokens: they take part in the loss, and are trained. That is another model than
+        the source's by a rounding and by these rows, so that it is written only where the state of the training was asked for: `NotCarried` otherwise.
+        """
+        state, tokens = checkpoint.training, checkpoint.architecture.tokens
+        if state is None:
+            return checkpoint
+        padded = tokens is not None and tokens.vocabulary < tokens.padded_vocabulary
+        if request.training_state != "keep" and (state.own_masters or padded):
+            what = "the fp32 masters in place of the weights" if state.own_masters else "the rows of padding as tokens"
+            raise NotCarried(
+                f"the target would have {what}, as the optimizer steps them",
+                fix="ask for it with --training-state keep",
+            )
+        checkpoint = checkpoint.in_masters
+        if tokens is None or not padded:
+            return checkpoint
+        return with_vocabulary(checkpoint, tokens.padded_vocabulary)
 
     @property
     def architecture(self) -> Architecture:
@@ -51,6 +87,22 @@ class TargetBuilder:
     def natives(self, ranks: Ranks | None = None) -> dict[str, Native]:
         """The tensors of a rank by name; see `BoundTables.natives` for the errors."""
         return self.bound.natives(ranks)
+
+    def moments(self, kind: Kind, natives: Mapping[str, Native]) -> dict[str, Native]:
+        """The tensors that hold `kind` of what `natives` hold, by the same names; none of a parameter that is not trained.
+
+        `NotCarried` where a tensor holds both what is trained and what is not.
+        """
+        if self.training is None:
+            return {}
+        known, found = self.training.of(kind), {}
+        for name, native in natives.items():
+            trained = {piece.parameter in known for piece in native.pieces}
+            if len(trained) == 2:
+                raise NotCarried(f"{name} holds parameters that are trained and others that are not")
+            if trained == {True}:
+                found[name] = moment_native(kind, native)
+        return found
 
     def dtype_of(self, native: Native) -> DType:
         """The dtype that a tensor is stored in."""
@@ -107,9 +159,22 @@ class TargetBuilder:
             sidecars or {},
             parallel or {},
             {**(decisions or {}), "rewrites": list(self.model.rewrites)},
-            list(losses),
+            [*losses, *self._of_training],
             single_file,
             said or {},
             held,
             config or {},
+            training=self.training,
+        )
+
+
+def _check_rounding(training: Training, tensors: Mapping[str, LazyParameter], dtype: DType | None) -> None:
+    if training.own_masters or dtype is None:
+        return
+    wider = [name for name in training.exp_avg if tensors[name].dtype.size > dtype.size]
+    if wider:
+        raise NotCarried(
+            f"the weights are what the optimizer steps, and they would be rounded to {dtype}",
+            found=f"{len(wider)} tensors, {wider[0]} in {tensors[wider[0]].dtype} among them",
+            fix="leave out --dtype, or leave the state of the training behind with --training-state drop",
         )

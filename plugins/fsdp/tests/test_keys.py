@@ -125,3 +125,16 @@ def test_a_copy_without_its_hidden_metadata_is_known(trainer: Path, base: Path) 
         with pytest.raises(CkptError, match="a file of the checkpoint is missing") as caught:
             fingerprint(path, config=base)
         assert str(caught.value.file).endswith(".metadata")
+
+
+def test_of_several_models_the_named_one_is_read(base: Path, state: StateDict, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    dcp.save({"model": state, "ema": {name: tensor / 2 for name, tensor in state.items()}}, checkpoint_id=str(run))
+    with pytest.raises(CkptError, match="several models") as refused:
+        convert(run, tmp_path / "refused", to="hf", config=base)
+    assert "'ema.'" in str(refused.value) and "'model.'" in str(refused.value) and "-o prefix" in str(refused.value)
+    receipt = convert(run, tmp_path / "hf", to="hf", config=base, options={"prefix": "ema."})
+    assert_same_bits(weights(tmp_path / "hf"), {name: tensor / 2 for name, tensor in state.items()})
+    assert any("model.lm_head.weight" in str(loss) for loss in receipt.body["losses"])
+    with pytest.raises(CkptError, match="no tensor has a name that begins with 'no'"):
+        convert(run, tmp_path / "none", to="hf", config=base, options={"prefix": "no"})

@@ -16,7 +16,8 @@ from ckpt_core.api import config_architecture
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
-from ckpt_hf.config import FAMILIES
+from ckpt_core.sdk import layouts
+from ckpt_hf.config import BY_TYPE, FAMILIES
 from ckpt_tests import families
 from ckpt_tests.families import build
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
@@ -175,6 +176,25 @@ def test_a_layer_after_the_last_of_deepseek_v32_has_an_indexer_of_its_own(tmp_pa
     convert(tmp_path / "hf", tmp_path / "ir", to="ir")
     convert(tmp_path / "ir", tmp_path / "back", to="hf")
     assert_same_bits(weights(tmp_path / "back"), tensors | further)
+
+
+@pytest.mark.parametrize("name", ["granite_hybrid", "bamba", "mamba2", "falcon_h1", "olmo_hybrid", "apertus", "phimoe"])
+def test_the_names_in_memory_are_those_of_the_module(name: str, tmp_path: Path) -> None:
+    """What other frameworks save of a module in memory is written under the names, and in the shapes, that it has there."""
+    module = build(families.CASES[name], tmp_path / "hf")
+    family = BY_TYPE[families.CASES[name].model_type]
+    held = layouts.BoundTables(family.spellings({})[-1], config_architecture(str(tmp_path / "hf" / "config.json")))
+    expected = {native: tuple(tensor.shape) for native, tensor in module.state_dict().items()}
+    assert {native: tuple(one.shape) for native, one in held.natives().items()} == expected
+
+
+def test_mamba_2_as_its_first_files_call_it_is_read(tmp_path: Path) -> None:
+    build(families.CASES["mamba2"], tmp_path / "hf")
+    tensors = weights(tmp_path / "hf")
+    first = {name.replace("embeddings.", "embedding."): value.clone() for name, value in tensors.items()}
+    save_file(first, tmp_path / "hf" / "model.safetensors")
+    convert(tmp_path / "hf", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), tensors)
 
 
 def test_olmo_hybrid_whose_keys_and_values_differ_in_width_is_read_as_published(tmp_path: Path) -> None:

@@ -220,6 +220,8 @@ METADATA_CHANGES: dict[str, tuple[Callable, str]] = {
     "a smaller shape": (lambda m: setattr(entry(m), "size", torch.Size([4, 96, 55])), "do not tile"),
     "a missing chunk": (lambda m: entry(m).chunks.pop(), "do not tile|places"),
     "a larger chunk": (lambda m: setattr(entry(m).chunks[0], "sizes", torch.Size([1, 96, 57])), "do not tile"),
+    "a chunk before the start": (lambda m: setattr(entry(m).chunks[0], "offsets", torch.Size([-2, 0, 0])), r"(?s)a chunk of .* is impossible.* at \(-2, 0, 0\)"),
+    "a chunk of no file": (lambda m: setattr(entry(m).chunks[0], "offsets", torch.Size([0, 1, 0])), r"(?s)at \(0, 1, 0\) lies nowhere.*files have its chunks at \(0, 0, 0\)"),
     "overlapping chunks": (lambda m: setattr(entry(m).chunks[1], "offsets", entry(m).chunks[0].offsets), "do not tile"),
     "another dtype": (lambda m: setattr(entry(m).properties, "dtype", torch.bfloat16), "is not what the checkpoint's metadata says"),
     "another kind": (lambda m: m.state_dict_metadata.update({"decoder.layers.mlp.linear_fc2.weight": 3}), "neither a tensor nor an object"),

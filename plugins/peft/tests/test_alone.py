@@ -203,9 +203,9 @@ def test_magnitudes_go_along(tmp_path: Path) -> None:
 Q, EMBED, HEAD = "model.layers.1.self_attn.q_proj", "model.embed_tokens", "lm_head"
 REFUSED: dict[str, tuple[str, Callable[[Tensors], Tensors], dict[str, object], tuple[str, ...]]] = {
     "two scales in one tensor": (
-        "llama", lambda t: pairs(t, "q_proj", "v_proj"), {"alpha_pattern": {"v_proj": 9}}, ("linear_qkv", "one scale", "2.25"),
+        "llama", lambda t: pairs(t, "q_proj", "v_proj"), {"alpha_pattern": {"v_proj": 9}}, ("linear_qkv", "one scale", "2.25", "merge it"),
     ),
-    "two scales": ("llama", lambda t: pairs(t, "o_proj", "down_proj"), {"alpha_pattern": {"o_proj": 9}}, ("one scale for all modules", "2.25")),
+    "two scales": ("llama", lambda t: pairs(t, "o_proj", "down_proj"), {"alpha_pattern": {"o_proj": 9}}, ("one scale for all modules", "2.25", "merge it")),
     "an embedding": ("llama", lambda t: embedding_pair(EMBED, t[f"{EMBED}.weight"]), {}, ("an embedding is merged", "-o base")),
     "a head": ("llama", lambda t: pair(HEAD, t[f"{EMBED}.weight"]), {}, ("tied to the embedding",)),
     "a saved tensor": ("llama", lambda t: {**pairs(t, "q_proj"), "base_model.model.model.norm.weight": torch.ones(96)}, {}, ("whole tensors", "model.norm.weight")),

@@ -151,6 +151,21 @@ def test_it_is_refused_by_name(name: str, base: Path, tensors: Tensors, tmp_path
     assert_nothing_at(tmp_path / "out")
 
 
+def test_a_pair_that_is_refused_is_not_called_missing(base: Path, tensors: Tensors, tmp_path: Path) -> None:
+    adapter = saved(tmp_path / "adapter", reshaped(key(Q, "A"), 4, 95)(dict(tensors)))
+    with pytest.raises(CkptError, match="do not fit") as refusal:
+        open_checkpoint(adapter, options={"base": str(base)})
+    assert "no tensors of it" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"])
+def test_a_pattern_that_is_none_is_one_of_the_config(name: str, base: Path, tensors: Tensors, tmp_path: Path) -> None:
+    adapter = saved(tmp_path / "adapter", tensors, **{name: {"(": 6} if name.endswith("pattern") else "("})
+    with pytest.raises(CkptError, match=rf"'{name}': .* is not a regular expression") as refusal:
+        open_checkpoint(adapter, options={"base": str(base)})
+    assert refusal.value.file == str(adapter / "adapter_config.json")
+
+
 @pytest.mark.parametrize(("bias", "key"), [("all", "mlp.c_fc.bias"), ("lora_only", "self_attn.q_proj.base_layer.bias")])
 def test_biases_that_were_trained_are_there(bias: str, key: str, tmp_path: Path) -> None:
     before = adapters.base(tmp_path / "base", "starcoder2")

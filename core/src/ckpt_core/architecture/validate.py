@@ -383,13 +383,16 @@ def _norm(path: str, norm: Norm | None) -> Iterator[tuple[str, str]]:
         yield f"{path}.eps", f"{norm.eps} is negative"
 
 
-def _not_finite(path: str, value: object) -> Iterator[tuple[str, str]]:
+def _not_finite(path: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, float):
         if not math.isfinite(value):
             yield path, f"{value} is not a number"
         return
-    kind: Any = type(value)
-    inner = enumerate(value) if isinstance(value, tuple) else ((name, getattr(value, name)) for name in _names(kind))
+    inner = (
+        enumerate(value)
+        if isinstance(value, tuple)
+        else ((name, getattr(value, name)) for name in _names(value.__class__))
+    )
     for name, each in inner:
         if type(each) not in _WHOLE:
             yield from _not_finite(f"{path}.{name}".lstrip("."), each)

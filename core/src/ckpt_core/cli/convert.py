@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     help="The largest size of one output file, where the format has several.",
 )
 @click.option(
+    "--training-state",
+    type=click.Choice(["keep", "drop"]),
+    help="Whether the optimizer's moments and all that a run needs to go on are taken along.  [default: where both formats can]",
+)
+@click.option(
     "--max-memory",
     type=Size(),
     metavar="SIZE",
@@ -188,10 +193,12 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("documents", *sorted(target.documents))
     page.say("sidecars", *sorted(target.sidecars))
     page.say("tensors", f"{len(plan.transfers):,}")
+    page.say("training", *training_lines(plan))
     page.say("memory", f"at most {memory_text(plan.peak_memory)}, {plural(plan.workers, 'worker')}")
     page.say("decisions", *decision_lines(target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("launch", *launch_lines(plan.target.launch, dst))
+    page.say("to do", *(plan.target.training.still_to_do() if plan.target.training else ()))
     page.say("plan", paint(plan.hash, "dim"))
 
 
@@ -206,6 +213,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "fingerprint": receipt.fingerprint,
         "receipt": receipt_path(dst),
         "tensors": len(plan.transfers),
+        **({} if plan.target.training is None else {"training": plan.training_json()}),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
@@ -228,11 +236,23 @@ def show_summary(plan: Plan, src: str, summary: dict[str, Any]) -> None:
     page.say(
         "found" if summary["found"] else "written", f"{size} in {files}, {'done before' if summary['found'] else pace}"
     )
+    page.say("training", *training_lines(plan))
     page.say("decisions", *decision_lines(plan.target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("fingerprint", str(summary["fingerprint"]))
     page.say("receipt", str(summary["receipt"]))
     page.say("launch", *launch_lines(plan.target.launch, str(summary["destination"])))
+    page.say("to do", *(plan.target.training.still_to_do() if plan.target.training else ()))
+
+
+def training_lines(plan: Plan) -> list[str]:
+    """The state of the training that is taken along, in a line."""
+    state = plan.target.training
+    if state is None:
+        return []
+    said = plan.training_json()
+    figures = f"{plural(int(str(said['tensors'])), 'tensor')}, {size_text(int(str(said['bytes'])))}"
+    return [f"kept: {state.optimizer} after {plural(state.step, 'step')}, {figures}, masters: {said['masters']}"]
 
 
 def launch_lines(launch: Launch | None, path: str) -> list[str]:

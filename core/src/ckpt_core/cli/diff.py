@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_core.cli.options import for_each_side, reading
+from ckpt_core.cli.options import for_each_side, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say
 from ckpt_core.cli.progress import progress
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("a")
 @click.argument("b")
 @reading
+@training_state
 @click.option("--from-b", "format_b", metavar="FORMAT", help="The format of B, where it is not recognised.")
 def command(
     a: str,
@@ -28,22 +30,28 @@ def command(
     config: str | None,
     options: dict[str, str],
     weights: str,
+    training: bool,
     as_json: bool,
 ) -> int:
     """Compare the checkpoints A and B as architectures and canonical tensors; exit 0 if equal, 3 if not.
 
     Formats, parallel layouts, storage dtypes and vocabulary padding don't matter. An option -o KEY=VALUE goes to
-    each side that has it, -o a.KEY=VALUE and -o b.KEY=VALUE to one.
+    each side that has it, -o a.KEY=VALUE and -o b.KEY=VALUE to one. With --training-state the moments of both optimizers, their steps and
+    their hyper-parameters are compared too.
     """
     from ckpt_core.api import read_checkpoint
-    from ckpt_core.verify.difference import compare
+    from ckpt_core.verify.difference import compare, compare_training
 
     formats = (format, format_b)
     left_options, right_options = options_of_two((a, b), formats, options, ("a", "b"))
-    left = read_checkpoint(a, format=format, config=config, options=left_options, weights=weights)
-    right = read_checkpoint(b, format=format_b, config=config, options=right_options, weights=weights)
+    read = functools.partial(
+        read_checkpoint, config=config, weights=weights, training_state="keep" if training else "drop"
+    )
+    left, right = read(a, format=format, options=left_options), read(b, format=format_b, options=right_options)
     with progress("comparing") as listener:
         differences = compare(left, right, listener=listener)
+        if training:
+            differences += compare_training(left, right, listener=listener)
     if as_json:
         sides = {name: {"path": path, "format": side.format} for name, path, side in (("a", a, left), ("b", b, right))}
         emit_json({"equal": not differences, **sides, "differences": [difference_json(one) for one in differences]})

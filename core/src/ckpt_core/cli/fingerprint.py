@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_core.cli.options import reading
+from ckpt_core.cli.options import reading, training_state
 from ckpt_core.cli.output import emit_json, say
 from ckpt_core.cli.progress import progress
 
@@ -14,14 +14,17 @@ from ckpt_core.cli.progress import progress
 @click.command(short_help="Hash the model in a checkpoint.")
 @click.argument("src")
 @reading
-def command(src: str, *, as_json: bool, **asked: Any) -> None:
+@training_state
+def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
     """Print `HEX SRC`: a hash of names, shapes and values.
 
-    Equal models have equal fingerprints, whatever format, parallel layout or dtype they are stored in.
+    Equal models have equal fingerprints, whatever format, parallel layout or dtype they are stored in. With --training-state it is that
+    of the moments of the optimizer, and of its masters where they lie beside the weights.
     """
-    from ckpt_core.api import digests, fingerprint_of, read_checkpoint
+    from ckpt_core.api import digests, fingerprint_of, of_training, read_checkpoint
 
-    checkpoint = read_checkpoint(src, **asked)
+    checkpoint = read_checkpoint(src, **asked, training_state="keep" if training else "drop")
+    checkpoint = of_training(checkpoint) if training else checkpoint
     with progress("hashing") as listener:
         value = fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
     if as_json:

@@ -18,6 +18,7 @@ from ckpt_core.sizes import size_text
 
 if TYPE_CHECKING:
     from ckpt_core.description import Fragment
+    from ckpt_core.training import Training
     from ckpt_core.verify.statistics import Statistics
 
 
@@ -33,7 +34,7 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
     """
     from ckpt_core.api import read_model_or_fragment
 
-    checkpoint = read_model_or_fragment(src, **asked)
+    checkpoint = read_model_or_fragment(src, training_state="auto", **asked)
     if isinstance(checkpoint, tuple):
         if stats or html is not None:
             raise checkpoint[2].lacks
@@ -97,6 +98,7 @@ def survey_json(survey: Survey) -> dict[str, object]:
         "evidence": checkpoint.provenance.evidence,
         "parallel": checkpoint.parallel,
         "masters": checkpoint.provenance.masters,
+        **({} if checkpoint.training is None else {"training": _training_json(checkpoint.training)}),
         "architecture": to_json(checkpoint.architecture),
         "facts": dict(facts_of(checkpoint.architecture)),
         "parameters": {"total": sum(survey.counts.values()), **survey.counts},
@@ -151,6 +153,7 @@ def show(survey: Survey) -> None:
     page.say(
         "masters", "fp32 master weights exist; --weights master reads them" if checkpoint.provenance.masters else "none"
     )
+    page.say("training", *([] if checkpoint.training is None else _training_lines(checkpoint.training)))
     page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
     page.say("sidecars", *sorted(checkpoint.sidecars))
     page.say("ledger", *survey.ledger_lines)
@@ -161,6 +164,31 @@ def show(survey: Survey) -> None:
         page.say("values", *statistics_lines(survey.statistics))
         bad = [paint(f"{name}: {not_finite_text(found)}", "red") for name, found in survey.not_finite.items()]
         page.say("not finite", *(bad or ["nothing: no NaN and no infinity in any tensor"]))
+
+
+def _training_json(state: Training) -> dict[str, object]:
+    """The state of a training as it is in `training.json` of the intermediate representation, and the bytes of its tensors."""
+    from ckpt_core.training import to_json
+
+    return {**to_json(state), "tensors": len(state.tensors), "bytes": state.bytes}
+
+
+def _training_lines(state: Training) -> list[str]:
+    """How far a training is, and what is kept of it."""
+    masters = "masters of their own" if state.own_masters else "the weights are what the optimizer steps"
+    counted = [plural(state.step, "step")]
+    counted += [] if state.consumed_samples is None else [f"{state.consumed_samples:,} samples"]
+    counted += [] if state.next_lr is None else [f"next learning rate {state.next_lr:.9g}"]
+    frozen = [f"{plural(len(state.frozen), 'parameter')} frozen"] if state.frozen else []
+    return [
+        f"{state.optimizer} after {', '.join(counted)}",
+        f"{plural(len(state.tensors), 'tensor')}, {size_text(state.bytes)}; {masters}",
+        *(
+            f"{plural(len(group.parameters), 'parameter')}: weight decay {group.weight_decay:g}, betas {group.betas[0]:g} {group.betas[1]:g}, eps {group.eps:g}"
+            for group in state.groups
+        ),
+        *frozen,
+    ]
 
 
 def _future_lines(one: Future) -> list[str]:

@@ -68,6 +68,15 @@ def reading(command: Callable) -> Callable:
     return command
 
 
+training_state = click.option(
+    "--training-state",
+    "training",
+    is_flag=True,
+    help="Of the state of the training too: the moments of the optimizer, and its masters.",
+)
+"""The option of every command that reads the values of a checkpoint."""
+
+
 def for_each_side(
     options: dict[str, str], names: tuple[str, str], known: tuple[set[str], set[str]]
 ) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_core.cli.output import plural
@@ -106,6 +106,7 @@ def possible_targets(checkpoint: Checkpoint) -> list[Future]:
     from ckpt_core.cli.stand_in import stand_in
     from ckpt_core.plugins.discovery import all_plugins
 
+    checkpoint = replace(checkpoint, training=None)  # what a format can hold of the model
     small = stand_in(checkpoint)
     return [
         _future(checkpoint, small, plugin) for plugin in all_plugins() if plugin.broken is None and plugin.info.writes

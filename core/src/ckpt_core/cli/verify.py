@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
-from ckpt_core.cli.options import Size, reading
+from ckpt_core.cli.options import Size, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
 from ckpt_core.cli.progress import progress
 from ckpt_core.errors import CkptError, UsageError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("src")
 @click.argument("dst")
 @reading
+@training_state
 @click.option("--to", metavar="FORMAT", help="The format of DST, where neither its receipt nor its files say.")
 @click.option(
     "--logits", is_flag=True, help="Run both models too, by the reference forward, and compare them block by block."
@@ -67,6 +68,7 @@ def command(
     config: str | None,
     options: dict[str, str],
     weights: str,
+    training: bool,
     logits: bool,
     tolerance: float,
     tokens: int,
@@ -79,7 +81,8 @@ def command(
     """Check that DST is the conversion of SRC; exit 0 if it is, 3 if not.
 
     Every tensor of both is read. Where DST has a receipt, every file must be as it was written, none missing and none
-    added, and a changed dtype or a rewrite counts only if the receipt records it. An option -o KEY=VALUE goes to each side that
+    added, and a changed dtype or a rewrite counts only if the receipt records it. The state of a training is checked where the receipt records it,
+    and without a receipt with --training-state. An option -o KEY=VALUE goes to each side that
     has it, -o src.KEY=VALUE and -o dst.KEY=VALUE to one.
     """
     from ckpt_core.api import read_checkpoint
@@ -104,11 +107,14 @@ def command(
         raise UsageError(
             "an adapter computes nothing by itself", found=dst, fix="verify the model that it makes of its base"
         )
-    source = read_checkpoint(**how, alone=alone)
+    kept = recorded.keeps_training if recorded else training
+    source = read_checkpoint(**how, alone=alone, training_state="keep" if kept else "drop")
 
     def read() -> Checkpoint:
         known = None if recorded else config
-        return read_checkpoint(dst, format=to, config=known, options=target_options, alone=alone)
+        return read_checkpoint(
+            dst, format=to, config=known, options=target_options, alone=alone, training_state="keep" if kept else "drop"
+        )
 
     with progress("verifying") as listener:
         verdict = verify(source, read, recorded, dst, how, listener)

@@ -68,7 +68,8 @@ def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
     architecture = replace(checkpoint.architecture, tokens=replace(tokens, vocabulary=vocabulary))
     known = parameters(architecture)
     tensors = {name: replace(tensor, parameter=known[name]) for name, tensor in checkpoint.tensors.items()}
-    return replace(checkpoint, architecture=architecture, tensors=tensors)
+    training = None if checkpoint.training is None else checkpoint.training.of_parameters(known)
+    return replace(checkpoint, architecture=architecture, tensors=tensors, training=training)
 
 
 def _count(checkpoint: Checkpoint) -> int | None:

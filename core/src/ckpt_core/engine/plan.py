@@ -30,6 +30,7 @@ from ckpt_core.storage.bytes.output import Checksum, Excerpt
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
+from ckpt_core.training import to_json as training_json
 from ckpt_core.version import VERSION
 
 DEFAULT_MEMORY = 256 << 20
@@ -136,7 +137,23 @@ class Plan:
     def losses_counted(self, stands_for: Callable[[str], int]) -> list[Loss]:
         """The losses, where the tensor of a name is counted as so many."""
         company = losses_of(self.source, self.target)
-        return [*self.source.all_losses, *self.target.losses, *company, *_rounding(self.transfers, stands_for)]
+        return [
+            *self.source.all_losses,
+            *self.target.losses,
+            *company,
+            *self._of_training(),
+            *_rounding(self.transfers, stands_for),
+        ]
+
+    def _of_training(self) -> Iterator[Loss]:
+        source, target = self.source, self.target
+        if source.training is not None and target.training is None:
+            yield Loss("dropped", "state of the training", f"format {target.format} does not take it along")
+        before, after = source.architecture.tokens, target.architecture.tokens
+        if target.training is not None and before and after and before.vocabulary < after.vocabulary:
+            rows = after.vocabulary - before.vocabulary
+            why = f"{rows} rows of padding take part in the loss of the run, which goes on as it was only with them"
+            yield Loss("assumed", f"a vocabulary of {after.vocabulary}", why)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -149,6 +166,8 @@ class Plan:
     def _identity(self) -> Iterator[str]:
         yield VERSION
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
+        if self.target.training is not None:
+            yield json.dumps(training_json(self.target.training), sort_keys=True)
         if self.target.adapter is not None:
             yield json.dumps(self.target.adapter.settings, sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
@@ -171,6 +190,22 @@ class Plan:
         for path, sidecar in sorted(self.target.sidecars.items()):
             yield f"{path} {sidecar.path} {sidecar.offset} {sidecar.size}"
 
+    def training_json(self) -> dict[str, object]:
+        """The state of the training that is written, in figures: its step, its tensors and their bytes, and what the user must see to."""
+        state = self.target.training
+        if state is None:
+            return {}
+        moved = [transfer for transfer in self.transfers if transfer.name in state.tensors]
+        return {
+            "optimizer": state.optimizer,
+            "step": state.step,
+            "next_lr": state.next_lr,
+            "tensors": len(moved),
+            "bytes": sum(sum(transfer.files.values()) for transfer in moved),
+            "masters": "their own" if state.own_masters else "the weights",
+            "to_do": list(state.still_to_do()),
+        }
+
     def to_json(self) -> dict[str, object]:
         """What `--dry-run --json` prints."""
         return {
@@ -185,6 +220,7 @@ class Plan:
             "documents": {path: len(data) for path, data in self.target.documents.items()},
             "sidecars": sorted(self.target.sidecars),
             "tensors": len(self.transfers),
+            **({} if self.target.training is None else {"training": self.training_json()}),
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
             "peak_memory": self.peak_memory,
@@ -207,8 +243,10 @@ def make_plan(
     Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that.
     """
     workers = workers or min(4, os.cpu_count() or 1)
-    expected = target.parameters
+    expected = dict(target.parameters)
     problems = Problems(f"writing {target.format}")
+    if target.training is not None:
+        expected |= {name: tensor.parameter for name, tensor in target.training.tensors.items()}
     _check_tensors(expected, target, problems)
     _check_files(target, problems)
     _check_links(source, target, problems)
@@ -232,7 +270,7 @@ def make_plan(
         )
     source = replace(source, files=[*source.files, *_copied_files(source, target)])
     transfers = []
-    for name, assembly in watched(target.tensors).items():
+    for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
         transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
     return Plan(source, target, transfers, workers, memory, options or {})
@@ -240,7 +278,7 @@ def make_plan(
 
 def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     """About the most bytes that a process holds to make and to keep a plan, without the buffers that move the data."""
-    blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.tensors.values())
+    blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.moved.values())
     literals = [len(data) for file in target.files for _, data in file.literals]
     excerpts = sum(1 for _ in _excerpts(target))
     documents = sum(map(len, target.documents.values()))
@@ -259,12 +297,13 @@ def _excerpts(target: Target) -> Iterator[Excerpt]:
 
 
 def _check_tensors(expected: Mapping, target: Target, problems: Problems) -> None:
-    for name in expected.keys() - target.tensors.keys():
+    tensors = target.moved
+    for name in expected.keys() - tensors.keys():
         problems.add(CkptError(f"the architecture has {expected[name]}, but no tensor of that name is given"))
-    for name in target.tensors.keys() - expected.keys():
+    for name in tensors.keys() - expected.keys():
         problems.add(CkptError(f"tensor {name!r} is given, but the architecture has none"))
-    for name in expected.keys() & target.tensors.keys():
-        shape = target.tensors[name].parameter.shape
+    for name in expected.keys() & tensors.keys():
+        shape = tensors[name].parameter.shape
         if shape != expected[name].shape:
             problems.add(CkptError(f"{name} has shape {shape}", expected=str(expected[name])))
 

@@ -22,6 +22,7 @@ def ckpt_info() -> FormatInfo:
             PREDICTORS,
             LATENT_NORM_EPS,
         ),
+        trains=True,
     )
 
 

@@ -3,30 +3,38 @@
 architecture.json  notes.json
 tensors.index.json                       tensor -> file
 tensors-00001-of-00002.safetensors ...   fp32, whole tensors, in the order of the forward pass
+
+With the state of a training, see `ir.training`:
+
+training.json  training.index.json
+training-00001-of-00002.safetensors ...  optimizer.exp_avg/..., optimizer.exp_avg_sq/..., and optimizer.master/... where the weights are not the masters
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.architecture import dumps, from_json
-from ckpt_core.checkpoint import Checkpoint, Placement, Target
+from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import files_below
 from ckpt_core.description import Description, RankTensors
-from ckpt_core.errors import CkptError, FormatError, Refusal
-from ckpt_core.ir.weights import table
-from ckpt_core.layout import BoundTables, Native
+from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.ir.training import TRAINING, TRAINING_INDEX, enter_left, training_in
+from ckpt_core.ir.weights import indexed, table
+from ckpt_core.layout import Native
 from ckpt_core.ledger import Ledger
 from ckpt_core.plugins import ReadRequest, WriteRequest
+from ckpt_core.rewrite import Rewritable
 from ckpt_core.sizes import parse_size
-from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.documents import read_json, read_json_object
 from ckpt_core.storage.dtypes import FP32
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.training import named, to_json
+from ckpt_core.writing import TargetBuilder
 
 ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"
@@ -50,18 +58,14 @@ def read(path: str, request: ReadRequest) -> Description:
         raise CkptError("the intermediate representation has no fp32 masters", file=path, fix="use --weights model")
     architecture_file, index_file = (os.path.join(path, name) for name in (ARCHITECTURE, INDEX))
     architecture = from_json(read_json_object(architecture_file), architecture_file)
-    files = [FileState.of(architecture_file)]
-    tensors: dict[str, StoredTensor] = {}
-    for name in sorted(set(map(str, read_json_object(index_file).values()))):
-        if os.path.basename(name) != name or not name.endswith(".safetensors"):
-            raise FormatError("the index names a file outside the folder", file=index_file, found=name)
-        files.append(FileState.of(os.path.join(path, name)))
-        tensors |= safetensors.read_header(os.path.join(path, name)).tensors
+    tensors, shards = indexed(path, INDEX)
+    files = [FileState.of(architecture_file), *shards]
     notes = read_json_object(os.path.join(path, NOTES)) if os.path.isfile(os.path.join(path, NOTES)) else {}
     ledger = Ledger()
     ledger.used("where each tensor lies", index_file)
     ledger.carried("notes", os.path.join(path, NOTES), *notes)
     ledger.carried("notes", os.path.join(path, NOTES))
+    enter_left(ledger, path)
     return Description(
         architecture=architecture,
         tables=[table(architecture)],
@@ -72,6 +76,7 @@ def read(path: str, request: ReadRequest) -> Description:
         notes=notes,
         sidecars=files_below(os.path.join(path, _SIDECARS)),
         ledger=ledger,
+        training=lambda: training_in(path),
     )
 
 
@@ -89,38 +94,38 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     if checkpoint.architecture.tokens is None and not checkpoint.tensors:
         raise Refusal("there is nothing to write")
     limit = parse_size(str(request.options.get("max_shard_size") or "5GB"))
-    natives = list(BoundTables([table(checkpoint.architecture)], checkpoint.architecture).natives().values())
+    model = Rewritable(checkpoint.architecture, checkpoint.tensors)
+    builder = TargetBuilder(model, [table(checkpoint.architecture)], dtype, trained=checkpoint)
+    builder.documents[INDEX] = _add_shards(builder, "tensors", builder.natives().values(), limit)
+    builder.documents[NOTES] = (json.dumps(checkpoint.notes, indent=1) + "\n").encode()
+    builder.documents[ARCHITECTURE] = dumps(checkpoint.architecture).encode()
+    if builder.training is not None:
+        moments = [
+            replace(native, name=named(kind, native.name))
+            for kind in builder.training.kinds
+            for native in builder.moments(kind, builder.natives()).values()
+        ]
+        builder.documents[TRAINING_INDEX] = _add_shards(builder, "training", moments, limit)
+        builder.documents[TRAINING] = (json.dumps(to_json(builder.training), indent=1) + "\n").encode()
+    sidecars = {f"{_SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
+    target = builder.target("ir", sidecars=sidecars, said=checkpoint.notes)
+    return replace(target, decisions={})
+
+
+def _add_shards(builder: TargetBuilder, stem: str, natives: Iterable[Native], limit: int) -> bytes:
+    """Files of at most `limit` bytes of tensors each, and the index that says which of them holds each tensor."""
     groups: list[list[Native]] = [[]]
     size = 0
     for native in natives:
-        bytes_ = dtype.size * checkpoint.tensors[native.name].parameter.elements
+        bytes_ = builder.bytes_of(native)
         if groups[-1] and size + bytes_ > limit:
             groups.append([])
             size = 0
         groups[-1].append(native)
         size += bytes_
-    files: list[OutputFile] = []
-    placements: list[Placement] = []
     index: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
-        name = f"tensors-{number:05d}-of-{len(groups):05d}.safetensors"
-        plan = safetensors.plan_file({native.name: (dtype, native.shape) for native in group}, {})
-        files.append(OutputFile(name, plan.size, ((0, plan.header),)))
-        placements += [Placement(native, dtype, name, plan.offsets[native.name]) for native in group]
+        name = f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
+        builder.add_file(name, {native.name: native for native in group})
         index |= {native.name: name for native in group}
-    documents = {
-        INDEX: (json.dumps(index, indent=1) + "\n").encode(),
-        NOTES: (json.dumps(checkpoint.notes, indent=1) + "\n").encode(),
-        ARCHITECTURE: dumps(checkpoint.architecture).encode(),
-    }
-    sidecars = {f"{_SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
-    return Target(
-        "ir",
-        checkpoint.architecture,
-        checkpoint.tensors,
-        files,
-        placements,
-        documents,
-        sidecars,
-        said=checkpoint.notes,
-    )
+    return (json.dumps(index, indent=1) + "\n").encode()

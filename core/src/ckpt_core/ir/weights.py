@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from ckpt_core.architecture import Architecture, parameters
+from ckpt_core.errors import FormatError
 from ckpt_core.layout import Table, row
+from ckpt_core.storage import safetensors
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.documents import read_json_object
+from ckpt_core.storage.tensor import StoredTensor
 
 
 def table(architecture: Architecture) -> Table:
@@ -14,3 +21,15 @@ def table(architecture: Architecture) -> Table:
             for name, p in parameters(architecture).items()
         ]
     )
+
+
+def indexed(path: str, index: str) -> tuple[dict[str, StoredTensor], list[FileState]]:
+    """The tensors in the files that an index in the folder `path` names, and the states of these files."""
+    index_file, files = os.path.join(path, index), []
+    tensors: dict[str, StoredTensor] = {}
+    for name in sorted(set(map(str, read_json_object(index_file).values()))):
+        if os.path.basename(name) != name or not name.endswith(".safetensors"):
+            raise FormatError("the index names a file outside the folder", file=index_file, found=name)
+        files.append(FileState.of(os.path.join(path, name)))
+        tensors |= safetensors.read_header(os.path.join(path, name)).tensors
+    return tensors, files

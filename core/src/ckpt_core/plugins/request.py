@@ -57,7 +57,7 @@ class FormatInfo:
 
     `before` names formats that recognise folders of this one too: where both do, this one is read. `keeps` names formats whose
     tensors this one keeps under their own names, so that what they declare of those holds here. `adapters`: it is a format of adapters,
-    which it writes, and no models.
+    which it writes, and no models. `trains`: its writer takes the state of a training along.
     """
 
     name: str
@@ -70,26 +70,30 @@ class FormatInfo:
     before: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     adapters: bool = False
+    trains: bool = False
     sdk: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
     """How a source is to be read. `architecture` is what `--config` supplied, `config` the path of that file; `weights`
-    is auto, model or master. `alone`: an adapter is wanted by itself, and not the model that it makes of its base."""
+    is auto, model or master. `alone`: an adapter is wanted by itself, and not the model that it makes of its base. `training_state`: the
+    state of the training is wanted too (`keep`), if it can be carried (`auto`), or not (`drop`)."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     architecture: Architecture | None = None
     weights: str = "auto"
     config: str | None = None
     alone: bool = False
+    training_state: str = "drop"
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
     """How a target is to be written. `dtype` None keeps each tensor's; sizes left None mean one (or the source's).
 
-    `destination` is the final place of the output, for configs that must name it.
+    `destination` is the final place of the output, for configs that must name it. `training_state` is `keep` where the user wants the state of
+    a training kept, whatever that makes of the model: see `TargetBuilder.stepped`.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +102,7 @@ class WriteRequest:
     pp: int | None = None
     ep: int | None = None
     destination: str = ""
+    training_state: str = "auto"
 
 
 def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from typing import Any, Protocol
 
 from blake3 import blake3
 
-from ckpt_core.architecture import to_json
+from ckpt_core.architecture import Parameter, to_json
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.ledger import Loss
 from ckpt_core.receipt.checksum import with_checksum
 from ckpt_core.receipt.receipt import Receipt
 from ckpt_core.storage.bytes.files import FileState, read_small
 from ckpt_core.tensors.digest import fingerprint
+from ckpt_core.training import Training
+from ckpt_core.training import to_json as training_json
 from ckpt_core.version import VERSION
 
 _WHOLE_FILE_DIGEST = 1 << 20
@@ -76,13 +78,33 @@ def make_receipt(
         "losses": [loss.to_json() for loss in losses],
         "architecture": to_json(target.architecture),
         **({} if target.adapter is None else {"adapter": target.adapter.settings}),
-        "tensors": {
-            name: {"shape": list(parameter.true_shape), "digest": tensors[name].digest}
-            | ({"source_digest": before} if (before := tensors[name].source_digest) else {})
-            for name, parameter in parameters.items()
-        },
+        "tensors": _digests(parameters, tensors),
+        **({} if target.training is None else {"training": _training(target.training, tensors)}),
     }
     return Receipt(with_checksum(body), file)
+
+
+def _digests(parameters: Mapping[str, Parameter], tensors: Mapping[str, Digests]) -> dict[str, dict[str, object]]:
+    return {
+        name: {
+            "shape": list(parameter.true_shape),
+            "digest": tensors[name].digest,
+            **({"source_digest": before} if (before := tensors[name].source_digest) else {}),
+        }
+        for name, parameter in parameters.items()
+    }
+
+
+def _training(training: Training, tensors: Mapping[str, Digests]) -> dict[str, object]:
+    """The state of the training, with a fingerprint of its own: a model has the same one with and without."""
+    parameters = {name: tensor.parameter for name, tensor in training.tensors.items()}
+    return {
+        "fingerprint": fingerprint(
+            (name, parameter.true_shape, tensors[name].digest) for name, parameter in parameters.items()
+        ),
+        "state": training_json(training),
+        "tensors": _digests(parameters, tensors),
+    }
 
 
 def _state(state: FileState) -> dict[str, object]:

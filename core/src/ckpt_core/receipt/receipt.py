@@ -91,7 +91,20 @@ class Receipt:
 
     @property
     def _tensors(self) -> Mapping[str, Any]:
-        return _mapping(self.body["tensors"])
+        """The tensors of the model, and those of its training."""
+        training = _mapping(self.body["training"])["tensors"] if self.keeps_training else {}
+        return {**_mapping(self.body["tensors"]), **_mapping(training)}
+
+    @property
+    def keeps_training(self) -> bool:
+        """Whether the state of a training was taken along."""
+        return "training" in self.body
+
+    @_field
+    def training_state(self) -> str | None:
+        """What was asked for of the state of the training: None where nothing was."""
+        asked = self.body["options"].get("training_state")
+        return None if asked is None else str(asked)
 
     @_field
     def files(self) -> Mapping[str, int]:

@@ -11,8 +11,11 @@ from ckpt_core.tensors.assembly import (
     flat_tile,
     of_shards,
     placed,
+    ranges_as_shards,
     whole,
+    whole_shape,
     with_rows,
+    within_box,
 )
 from ckpt_core.tensors.boxes import boxes, tile_view
 from ckpt_core.tensors.equal import are_equal
@@ -34,10 +37,13 @@ __all__ = [
     "flat_tile",
     "of_shards",
     "placed",
+    "ranges_as_shards",
     "storage_dtype",
     "stored_values",
     "tile_view",
     "update_tile",
     "whole",
+    "whole_shape",
     "with_rows",
+    "within_box",
 ]

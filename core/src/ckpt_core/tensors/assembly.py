@@ -14,7 +14,7 @@ from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
 from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
-from ckpt_core.storage.tensor import Record, StoredTensor
+from ckpt_core.storage.tensor import Record, StoredTensor, contiguous_strides
 from ckpt_core.tensors.boxes import Box, within
 
 
@@ -148,7 +148,7 @@ class LazyParameter:
     mean over `blocks` and all of them, and `dtype` is float32.
     `maps` turn stored into canonical values, in order, and `factors` multiply those.
     `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
-    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum.
+    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`.
     """
 
     parameter: Parameter
@@ -162,6 +162,7 @@ class LazyParameter:
     averaged: tuple[tuple[StoredPart, ...], ...] = ()
     added: tuple[WeightedRows, ...] = ()
     merged: Merged | None = None
+    least: float | None = None
 
     @property
     def value_dtype(self) -> DType:
@@ -383,6 +384,61 @@ def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     if not ranks <= {len(shape)} or any(start < 0 for origin, _ in boxes for start in origin):
         return False
     return tiles(shape, boxes)
+
+
+def ranges_as_shards(shape: tuple[int, ...], ranges: Iterable[tuple[int, StoredTensor]]) -> list[Shard]:
+    """Ranges of the flattened elements of a tensor of `shape`, each one-dimensional and with its first element, as shards of the tensor.
+
+    A range is at most a few boxes: the end of a row, whole rows, the beginning of a row.
+    """
+    found = []
+    for start, flat in ranges:
+        taken = 0
+        for origin, size in _boxes_of_range(shape, start, flat.elements):
+            offset = flat.offset + taken * flat.dtype.size
+            found.append(Shard(origin, replace(flat, shape=size, strides=contiguous_strides(size), offset=offset)))
+            taken += math.prod(size)
+    return found
+
+
+def _boxes_of_range(
+    shape: tuple[int, ...], start: int, count: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
+    if count and not shape:
+        yield (), ()
+        return
+    row = math.prod(shape[1:])
+    while count:
+        index, inside = divmod(start, row)
+        if whole := count // row if inside == 0 else 0:
+            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
+            taken = whole * row
+        else:
+            taken = min(count, row - inside)
+            for origin, size in _boxes_of_range(shape[1:], inside, taken):
+                yield (index, *origin), (1, *size)
+        start, count = start + taken, count - taken
+
+
+def within_box(shard: Shard, start: Sequence[int], size: Sequence[int]) -> Shard | None:
+    """The part of a shard in a box, whose origin counts from there; None where they do not meet."""
+    low = [max(*pair) for pair in zip(shard.origin, start, strict=True)]
+    high = [
+        min(first + extent, begin + length)
+        for first, extent, begin, length in zip(shard.origin, shard.stored.shape, start, size, strict=True)
+    ]
+    if any(one >= other for one, other in zip(low, high, strict=True)):
+        return None
+    skipped = sum(
+        (at - first) * stride for at, first, stride in zip(low, shard.origin, shard.stored.strides, strict=True)
+    )
+    stored = replace(
+        shard.stored,
+        shape=tuple(stop - begin for begin, stop in zip(low, high, strict=True)),
+        offset=shard.stored.offset + skipped * shard.stored.dtype.size,
+    )
+    return Shard(tuple(at - begin for at, begin in zip(low, start, strict=True)), stored)
 
 
 def with_rows(tensors: Mapping[str, LazyParameter], parameters: Mapping[str, Parameter]) -> dict[str, LazyParameter]:

@@ -15,7 +15,7 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
-from ckpt_core.storage.dtypes import decode, encode
+from ckpt_core.storage.dtypes import DType, decode, encode
 from ckpt_core.storage.tensor import Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
@@ -59,6 +59,8 @@ class SourceFiles:
             self._average(assembly, box, raw, sums)
         else:
             self._gather(assembly.blocks, box, raw, sums)
+        if assembly.least is not None:
+            self._check_least(assembly, assembly.least, raw)
         for block in assembly.copies:
             for tile in block.within(box):
                 self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
@@ -158,8 +160,10 @@ class SourceFiles:
             raise FormatError(
                 f"two copies of {assembly.parameter.name} differ",
                 file=block.path,
-                expected=f"the values in {assembly.blocks[0].path}",
-                fix="the checkpoint says they are one tensor (a tied head, a replicated parameter): find out which copy is right",
+                found=_difference(copy, block.dtype, view, assembly.dtype),
+                expected=f"the values in {'another tensor of the same file' if block.path == assembly.blocks[0].path else assembly.blocks[0].path}",
+                fix="checkpoint and config say they are one tensor (a tied head, a replicated parameter): find out which copy "
+                "is right, or whether the config is another model's",
             )
 
     def _compare_rounded(
@@ -175,6 +179,18 @@ class SourceFiles:
                 file=assembly.blocks[0].path,
                 expected=f"the values in {block.path}, before they were rounded",
                 fix="one of them was changed after they were saved, or they are misread: read the copy alone, with --weights model",
+            )
+
+    def _check_least(self, assembly: LazyParameter, least: float, raw: np.ndarray) -> None:
+        values = decode(raw, assembly.dtype)
+        if (values < least).any():
+            self._check_records(assembly.blocks)
+            raise FormatError(
+                f"{assembly.parameter.name} has values below {least:g}",
+                file=assembly.blocks[0].path,
+                found=f"{float(values[values < least].min()):g}",
+                expected="a mean of squares",
+                fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
             )
 
     def _check_records(self, blocks: Iterable[StoredPart]) -> None:
@@ -210,6 +226,12 @@ class SourceFiles:
 
 def _is_mapped(assembly: LazyParameter) -> bool:
     return bool(assembly.maps or assembly.factors)
+
+
+def _difference(copy: np.ndarray, dtype: DType, view: np.ndarray, other: DType) -> str:
+    if dtype != other:
+        return f"{dtype}, and {other}"
+    return f"{np.count_nonzero(_bits(copy) != _bits(view)):,} of {view.size:,} elements are others"
 
 
 def _adder(record: Record, sums: Counter[str]) -> WriteFrom:

@@ -95,11 +95,16 @@ def _judge(
         except CkptError as problem:
             verdict.remarks.append(f"the recorded conversion can't be planned from this source: {problem.problem}")
     _judge_architectures(source, rewritten, target, recorded, verdict)
-    left, right = with_common_rows(rewritten, target)
+    left, right = with_common_rows(_with_state(rewritten), _with_state(target))
     read, written = digests(left, listener=listener), digests(right, listener=listener)
     if recorded is not None:
         verdict.broken += changed_tensors(recorded, right, written)
     _judge_tensors(left, right, read, written, recorded, verdict)
+
+
+def _with_state(side: Checkpoint) -> Checkpoint:
+    """A checkpoint with the tensors of its training among those of the model."""
+    return side if side.training is None else replace(side, tensors={**side.tensors, **side.training.tensors})
 
 
 def _planned_again(recorded: Receipt, destination: str, reading: Mapping[str, Any]) -> Checkpoint:
@@ -113,11 +118,18 @@ def _planned_again(recorded: Receipt, destination: str, reading: Mapping[str, An
         format=reading["format"],
         config=reading["config"],
         weights=reading["weights"],
+        training_state=recorded.training_state,
         options=options,
         **recorded.asked,
     )
     target = plan.target
-    return replace(plan.source, architecture=target.architecture, tensors=dict(target.tensors), adapter=target.adapter)
+    return replace(
+        plan.source,
+        architecture=target.architecture,
+        tensors=dict(target.tensors),
+        adapter=target.adapter,
+        training=target.training,
+    )
 
 
 def _judge_architectures(
@@ -132,6 +144,8 @@ def _judge_architectures(
         path = difference.subject
         if recorded is not None and recorded.rewrites and path not in wrong:
             verdict.explained.append((difference, "a recorded rewrite: " + "; ".join(recorded.rewrites)))
+        elif recorded is not None and recorded.keeps_training and path not in wrong:
+            verdict.explained.append((difference, "the state of the training, which is kept as its optimizer steps it"))
         elif recorded is not None and (loss := _loss_about(path, recorded)) is not None:
             verdict.explained.append((difference, f"a recorded loss: {loss}"))
         else:

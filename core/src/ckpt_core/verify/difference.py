@@ -15,6 +15,7 @@ from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.boxes import boxes
 from ckpt_core.tensors.source import SourceFiles
+from ckpt_core.training import KINDS, Training, named
 
 _CHUNK_ELEMENTS = 1 << 20
 
@@ -35,7 +36,46 @@ def compare(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = 
 
     If the vocabularies differ in size, the common rows are compared and the sizes are reported.
     """
-    found = list(architecture_differences(left.architecture, right.architecture))
+    found = architecture_differences(left.architecture, right.architecture)
+    return [*found, *tensor_differences(left, right, listener=listener)]
+
+
+def compare_training(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = None) -> list[Difference]:
+    """How the states of two trainings differ: in what their optimizers do with each parameter, and in their moments and masters.
+
+    A master is the weight where none lies beside it.
+    """
+    one, two = _said(left.training), _said(right.training)
+    found = [
+        Difference(subject, one.get(subject, "absent"), two.get(subject, "absent"))
+        for subject in sorted(one.keys() | two.keys())
+        if one.get(subject) != two.get(subject)
+    ]
+    sides = (replace(side, tensors=_state_of(side.training)) for side in (left, right))
+    return [*found, *tensor_differences(*sides, listener=listener)]
+
+
+def _said(state: Training | None) -> dict[str, str]:
+    """What a state says besides its tensors, by what it is said of. Groups are said of their parameters: frameworks divide them differently."""
+    if state is None:
+        return {}
+    of_groups = {
+        f"optimizer of {name}": f"lr {group.lr:g}, betas {group.betas[0]:g} {group.betas[1]:g}, eps {group.eps:g}, weight decay {group.weight_decay:g}"
+        for group in state.groups
+        for name in group.parameters
+    }
+    return {"optimizer": state.optimizer, "step": str(state.step), **of_groups, **dict.fromkeys(state.frozen, "frozen")}
+
+
+def _state_of(state: Training | None) -> dict[str, LazyParameter]:
+    if state is None:
+        return {}
+    return {named(kind, name): tensor for kind in KINDS for name, tensor in state.of(kind).items()}
+
+
+def tensor_differences(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = None) -> list[Difference]:
+    """How the tensors of two checkpoints differ; see `compare`."""
+    found: list[Difference] = []
     one, two = with_common_rows(left, right)
     first, second = digests(one, listener=listener), digests(two, listener=listener)
     for name in sorted(first.keys() | second.keys()):

@@ -7,8 +7,9 @@ a tensor in shards, as any other.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_core.sdk import StoredTensor, lazy
@@ -55,39 +56,5 @@ def shards_of(kept: Kept, shape: tuple[int, ...] | None = None) -> list[lazy.Sha
         return [
             lazy.Shard((0,), piece(stored, 0, stored.elements)) for stored in kept.pieces
         ]  # fits nothing, and is told so
-    found, position = [], 0
-    for stored in kept.pieces:
-        taken = 0
-        for origin, size in _boxes(shape, position, stored.elements):
-            count = math.prod(size)
-            part = replace(
-                stored,
-                shape=size,
-                strides=lazy.contiguous_strides(size),
-                offset=stored.offset + taken * stored.dtype.size,
-            )
-            found.append(lazy.Shard(origin, part))
-            taken += count
-        position += stored.elements
-    return found
-
-
-def _boxes(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
-    if count == 0:
-        return
-    if not shape:
-        yield (), ()
-        return
-    row = math.prod(shape[1:])
-    while count:
-        index, inside = divmod(start, row)
-        whole = count // row if inside == 0 else 0
-        if whole:
-            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
-            taken = whole * row
-        else:
-            taken = min(count, row - inside)
-            for origin, size in _boxes(shape[1:], inside, taken):
-                yield (index, *origin), (1, *size)
-        start, count = start + taken, count - taken
+    starts = itertools.accumulate((stored.elements for stored in kept.pieces), initial=0)
+    return lazy.ranges_as_shards(shape, zip(starts, kept.pieces, strict=False))

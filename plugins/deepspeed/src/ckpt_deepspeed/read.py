@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     layouts,
     lazy,
     ledgers,
+    reading,
     torch_files,
 )
 from ckpt_deepspeed import zero
@@ -37,6 +38,7 @@ from ckpt_deepspeed.files import (
     section,
 )
 from ckpt_deepspeed.flat import Flat, Kept, shards_of
+from ckpt_deepspeed.training import training_in
 from ckpt_deepspeed.universal import read_universal
 from ckpt_hf.sdk import CONFIG, TransformersModel, model_of_config
 
@@ -50,7 +52,8 @@ _OWN_ENDS = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 class ModelWeights:
     """What the files keep under transformers' names: `kept` is read, and must round to what `rounded` has.
 
-    `aliases` are further names of tensors, by whose name in `kept`.
+    `aliases` are further names of tensors, by whose name in `kept`. `parts` are the files of ZeRO's ranks, where those are read, and `by`
+    says how.
     """
 
     kept: dict[str, Kept]
@@ -60,6 +63,8 @@ class ModelWeights:
     hints: dict[str, Any] = field(default_factory=dict)
     evidence: list[str] = field(default_factory=list)
     masters: bool = False
+    parts: Sequence[zero.Partition] = ()
+    by: str = ""
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -105,7 +110,20 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=[*weights.evidence, f"{model.class_name} of format hf by {config}"],
         losses=[*model.losses, *(ledgers.Loss("dropped", name, "not a weight of the model") for name in dropped)],
         masters=weights.masters,
+        training=lambda: _training(folder, weights, model, request.weights),
     )
+
+
+def _training(
+    folder: Folder, weights: ModelWeights, model: TransformersModel, asked: str
+) -> reading.SavedTraining | None:
+    if asked == "model" and (folder.optimizers or folder.universal):
+        raise errors.NotCarried(
+            "the weights in the training dtype are not what the optimizer steps",
+            file=folder.path,
+            fix="leave out --weights model",
+        )
+    return training_in(folder, _models(folder)[0], weights.parts, weights.by, weights.aliases, model)
 
 
 def _config_beside(path: str, folder: str) -> str | None:
@@ -189,11 +207,13 @@ def _partitioned_weights(
 ) -> ModelWeights:
     path, first = models[0]
     parts = zero.partitions(folder, 0, models)
-    reading = zero.fitting(zero.readings(first, path, parts), stored, parts[0].path)
+    fitting = zero.fitting(zero.readings(first, path, parts), stored, parts[0].path)
     evidence = (
-        f"weights: the fp32 masters of {len(parts)} ZeRO partitions, by {reading.by}; DeepSpeed loads them itself"
+        f"weights: the fp32 masters of {len(parts)} ZeRO partitions, by {fitting.by}; DeepSpeed loads them itself"
     )
-    return ModelWeights(dict(reading.masters), parallel={"dp": len(parts)}, evidence=[evidence], masters=True)
+    found = ModelWeights(dict(fitting.masters), parallel={"dp": len(parts)}, evidence=[evidence], masters=True)
+    found.parts, found.by = parts, fitting.by
+    return found
 
 
 def _with_aliases(found: ModelWeights, path: str) -> ModelWeights:

@@ -28,7 +28,7 @@ NEW_MOMENTS = ledgers.Loss(
     "zeros: the optimizer begins anew, from these weights; those of the source, if it has any, are not carried",
 )
 _MOMENTS = ("exp_avg.pt", "exp_avg_sq.pt")
-_STEP, _OPTIMIZER_STATE = "step.pt", "optimizer_state.pt"
+STEP, OPTIMIZER_STATE = "step.pt", "optimizer_state.pt"
 # The loader goes through its own parameter groups and these side by side, and loads nothing for those beyond.
 _GROUPS = 64
 
@@ -106,7 +106,7 @@ def add_parameter(
             start += math.prod(part.shape) * dtypes.FP32.size
     if moments and not flat:
         # torch's AdamW asks for it
-        add_nest(builder, f"{folder}/{UNIVERSAL}/{name}/{_STEP}", torch_files.TensorSpec(dtypes.FP32, ()))
+        add_nest(builder, f"{folder}/{UNIVERSAL}/{name}/{STEP}", torch_files.TensorSpec(dtypes.FP32, ()))
 
 
 def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
@@ -114,7 +114,7 @@ def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
     groups = [{"params": [number]} for number in range(_GROUPS)]
     add_nest(
         builder,
-        f"{folder}/{UNIVERSAL}/{_OPTIMIZER_STATE}",
+        f"{folder}/{UNIVERSAL}/{OPTIMIZER_STATE}",
         {
             "ds_version": DS_VERSION,
             "param_groups": groups,

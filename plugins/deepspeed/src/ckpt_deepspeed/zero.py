@@ -47,6 +47,11 @@ class Partition:
             raise FormatError(f"{key} is not a list of flat tensors", file=self.path, found=torch_files.brief(found))
         return found
 
+    def holding(self, tensors: Sequence[StoredTensor]) -> Partition:
+        """The partition with other flat tensors, one per group, in the place of its masters."""
+        key = _FLAT_GROUPS if _FLAT_GROUPS in self.state else _PARTITIONED
+        return Partition(self.path, {**self.state, key: list(tensors)})
+
 
 @dataclass(frozen=True)
 class Reading:

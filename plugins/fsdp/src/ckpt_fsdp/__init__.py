@@ -27,8 +27,16 @@ def ckpt_info() -> FormatInfo:
                 "held",
                 side="write",
             ),
+            Option(
+                "prefix",
+                "which model to read, where a distributed checkpoint holds several: what its keys begin with, e.g. model.",
+                str,
+                None,
+                side="read",
+            ),
             Option("max_shard_size", "largest data file, e.g. 5GB", str, "5GB", side="write"),
         ),
+        trains=True,
     )
 
 

@@ -136,7 +136,15 @@ def rank_files(folder: str) -> list[str]:
     problems = errors.Problems(f"reading {folder}")
     for rank in files:
         if rank >= world:
-            problems.add(FormatError("a file is of a rank beyond the world size", file=files[rank]))
+            problems.add(
+                FormatError(
+                    "a file is of a rank beyond the world size",
+                    file=files[rank],
+                    found=f"rank {rank}",
+                    expected=f"ranks 0 to {world - 1}",
+                    fix="remove it: it is not of this run",
+                )
+            )
     missing = [rank for rank in range(min(world, len(files) + 100)) if rank not in files]
     for rank in missing[:100]:
         name = f"model_world_size_{world}_rank_{rank}.pt"

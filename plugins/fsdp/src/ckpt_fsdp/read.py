@@ -8,6 +8,7 @@ from collections.abc import Collection
 from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
+from ckpt_fsdp.optimizer import training_beside
 from ckpt_fsdp.stored import SavedTensors, read_chunks, read_ranks, states
 from ckpt_hf.sdk import CONFIG, model_of_config
 
@@ -20,6 +21,8 @@ def read(path: str, request: ReadRequest) -> Description:
     """The checkpoint at `path`: a folder of rank files, of a distributed checkpoint, or one that holds a single one of them."""
     where = place(path)
     stored = stored_at(where)
+    if prefix := request.options.get("prefix"):
+        stored.narrow(prefix, where.weights)
     _refuse_adapters(stored.names, where)
     return described(stored, where, path, request)
 
@@ -60,6 +63,7 @@ def described(stored: SavedTensors, where: Place, path: str, request: ReadReques
         evidence=[f"{model.class_name} of format {HF} by {config}"],
         losses=list(model.losses),
         masters=stored.masters,
+        training=None if where.by_rank else lambda: training_beside(where, stored),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ckpt_core.sdk import (
+    CkptError,
     FormatError,
     RankTensors,
     Table,
@@ -31,6 +32,7 @@ from ckpt_fsdp.parts import Part, Parts
 # layer, FSDP1 with `use_orig_params`, activation checkpointing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _BESIDE = "tensors beside the model"
+_OF_ONE_STEP = "the files are of different runs or steps: copy those of one step again, of all ranks"
 _STEP = 1 << 20
 T = TypeVar("T")
 
@@ -81,6 +83,20 @@ class SavedTensors:
             return True
         finally:
             source.close()
+
+    def narrow(self, prefix: str, where: str) -> None:
+        """Read only the tensors whose names begin with `prefix`, and enter the others. `CkptError` if there are none."""
+        others = {name for name in self.names if not name.startswith(prefix)}
+        if others == self.names:
+            raise CkptError(
+                f"no tensor has a name that begins with {prefix!r}, as -o prefix says",
+                file=where,
+                found=", ".join(sorted({f"{name.partition('.')[0]}." for name in others})[:8]),
+            )
+        for name in sorted(others):
+            self.leave("of another model than -o prefix names", name)
+        self.copies = [{name: shards for name, shards in copy.items() if name not in others} for copy in self.copies]
+        self.dtypes = {shard.stored.dtype for copy in self.copies for shards in copy.values() for shard in shards}
 
     def leave(self, why: str, name: str) -> None:
         """Enter a tensor that stays behind, and the reason."""
@@ -163,7 +179,7 @@ def read_ranks(folder: str) -> SavedTensors:
     for rank, file in enumerate(files):
         held = _state_dict(file)
         for name in first.keys() - held.keys():
-            problems.add(FormatError(f"rank {rank} has no {name!r}, which rank 0 has", file=file))
+            problems.add(FormatError(f"rank {rank} has no {name!r}, which rank 0 has", file=file, fix=_OF_ONE_STEP))
         for name, value in held.items():
             try:
                 part = parts.of(name, value, rank, file)
@@ -183,6 +199,7 @@ def read_ranks(folder: str) -> SavedTensors:
                         file=folder,
                         found=f"{have} elements over all ranks",
                         expected=f"{want}: {first[name].said}",
+                        fix=_OF_ONE_STEP,
                     )
                 )
     problems.raise_any()
@@ -209,14 +226,14 @@ def _state_dict(file: str) -> Mapping[str, object]:
 def _check_alike(name: str, part: Part, first: dict[str, Part], rank: int, file: str) -> None:
     known = first.get(name)
     if known is None and rank:
-        raise FormatError(f"rank {rank} has {name!r}, which rank 0 has not", file=file)
+        raise FormatError(f"rank {rank} has {name!r}, which rank 0 has not", file=file, fix=_OF_ONE_STEP)
     if known is not None and part.said != known.said:
         raise FormatError(
             f"ranks say different things of {name!r}",
             file=file,
             found=part.said,
             expected=f"as rank 0 says: {known.said}",
-            fix="the files are of different runs: copy those of one step again",
+            fix=_OF_ONE_STEP,
         )
     first.setdefault(name, part)
 

@@ -86,6 +86,7 @@ def ckpt_info() -> FormatInfo:
             reading.LATENT_NORM_EPS,
             PART,
         ),
+        trains=True,
     )
 
 

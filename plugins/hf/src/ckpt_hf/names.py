@@ -61,17 +61,20 @@ def matching(
     """The tables that explain all of `names` and miss none; where none do, those that explain most.
 
     `spellings` are those of the class: experts are saved one by one, or fused by a bare state dict. `leftovers` drops
-    what may lie beside the model. Raises an error where two readings differ and both are complete.
+    what may lie beside the model. Raises an error where two readings differ and both are complete, and where several models are there.
     """
     found = set(names)
     leftovers = leftovers.counted(sum(len(stack.layers) for stack in architecture.stacks.values()))
     best: tuple[int, TableSet, Spelling] | None = None
     complete: dict[frozenset[tuple[str, ...]], tuple[TableSet, Spelling]] = {}
     bound = [(tables, layouts.BoundTables(tables, architecture).natives()) for tables in spellings]
+    whole: dict[Spelling, set[str]] = {}
     for spelling in _candidates(bound, found):
         for tables, natives in bound:
             spelt = {spelling.of(name): name for name in natives}
             known = found & spelt.keys()
+            if not _lacking(spelling, natives, found):
+                whole[spelling] = known
             if best is None or len(known) > best[0]:
                 best = len(known), tables, spelling
             if len(spelt) == len(natives) and _explains(spelling, tables, natives, found, leftovers):
@@ -84,6 +87,8 @@ def matching(
             found="; or ".join(str(spelling) or "as the class has them" for _, spelling in complete.values()),
             fix="rename the tensors as transformers saves them",
         )
+    if not complete:
+        _check_one(whole)
     tables, spelling = next(iter(complete.values())) if complete else best[1:] if best else (spellings[0], Spelling())
     layout = layouts.BoundTables(
         [table.renamed(spelling.of) for table in tables] if spelling.hints() else tables, architecture
@@ -120,10 +125,30 @@ def _before(probe: str, found: set[str]) -> list[str]:
     return sorted(prefixes)[:_MOST_PREFIXES]
 
 
+def _lacking(spelling: Spelling, natives: dict[str, layouts.Native], found: set[str]) -> bool:
+    return any(spelling.of(name) not in found for name, native in natives.items() if not native.row.copy)
+
+
+def _check_one(whole: Mapping[Spelling, set[str]]) -> None:
+    """Raise an error where two spellings find a whole model each, and none of its tensors is the other's: a model and its average
+    (EMA), a policy and its reference."""
+    apart: dict[Spelling, set[str]] = {}
+    for spelling, tensors in whole.items():
+        if all(tensors.isdisjoint(others) for others in apart.values()):
+            apart[spelling] = tensors
+    if len(apart) > 1:
+        raise CkptError(
+            "several models of this architecture lie side by side",
+            found="; ".join(f"one {spelling}" if spelling.hints() else "one as the class has it" for spelling in apart),
+            expected="one model",
+            fix="say which one with -o prefix=..., where the format has that option, or save it by itself",
+        )
+
+
 def _explains(
     spelling: Spelling, tables: TableSet, natives: dict[str, layouts.Native], found: set[str], leftovers: Table
 ) -> bool:
-    if any(spelling.of(name) not in found for name, native in natives.items() if not native.row.copy):
+    if _lacking(spelling, natives, found):
         return False
     dropped = [table.renamed(spelling.of) for table in (*tables, leftovers)]
     known = {spelling.of(name) for name in natives}

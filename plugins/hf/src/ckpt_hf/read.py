@@ -31,6 +31,7 @@ from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
+from ckpt_hf.trainer import training_beside
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -114,6 +115,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
     # a model that sees is written back as it was found: the versions of transformers save it under other names
     as_found = family.choices(made)[match.number] if family.head is heads.SEES else {}
+    beside = os.path.isdir(path) and part is None
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
     noted = {name: notes[name] for name in family.noted if name in notes}
     return Description(
@@ -139,6 +141,7 @@ def read(path: str, request: ReadRequest) -> Description:
             *stored.losses,
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
+        training=(lambda: training_beside(folder, family, arrangement, architecture)) if beside else None,
     )
 
 

@@ -13,12 +13,16 @@ from ckpt_core.sdk import Table, drop, layouts, row
 NAMES = layouts.Choice("names", ("stored", "held"), default="stored",
     help="names of tensors as save_pretrained has them, or as transformers 5 holds them in memory, where these differ (bare state dicts)")
 
+LM_HEAD = (
+    row("lm_head.weight", "v h", "head.weight"),
+    # A tied head is left out by save_pretrained, but many files carry the copy.
+    row("lm_head.weight", "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+)
+
 MODEL = Table(rows=[
     row("model.embed_tokens.weight", "v h", "embedding.tokens.weight"),
     row("model.norm.weight",         "h",   "final_norm.weight"),
-    row("lm_head.weight",            "v h", "head.weight"),
-    # A tied head is left out by save_pretrained, but many files carry the copy.
-    row("lm_head.weight",            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
     drop("model.rotary_emb.inv_freq",       why="computed from theta"),
 ])
 

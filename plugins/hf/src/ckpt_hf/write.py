@@ -31,6 +31,7 @@ from ckpt_core.sdk import (
 from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
+from ckpt_hf.trainer import add_training
 
 _HEADS = list({id(head): head for family in FAMILIES for head in (*family.heads, family.head) if head}.values())
 
@@ -53,9 +54,9 @@ class Fit:
         """The notes that its config says."""
         return self.family.config.said(self.config)
 
-    def builder(self, dtype: dtypes.DType | None = None) -> TargetBuilder:
-        """A target of the model, whose tensors are all of `dtype`, or keep their own."""
-        return TargetBuilder(self.model, self.tables, dtype)
+    def builder(self, dtype: dtypes.DType | None = None, trained: Checkpoint | None = None) -> TargetBuilder:
+        """A target of the model, whose tensors are all of `dtype`, or keep their own; `trained` is that of a `TargetBuilder`."""
+        return TargetBuilder(self.model, self.tables, dtype, trained=trained)
 
     def natives(self, builder: TargetBuilder) -> list[layouts.Native]:
         """The tensors of its files, as its `builder` has them. Layers that predict further tokens have their copies of the embedding and
@@ -69,19 +70,24 @@ class Fit:
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
-    """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold."""
+    """The HF folder of `checkpoint`. Raises `Refusal` naming what no class, or the class asked for, can hold.
+
+    With the state of a training its weights are what the optimizer steps: see `TargetBuilder.stepped`.
+    """
+    checkpoint = TargetBuilder.stepped(checkpoint, request)
     fit = choose(checkpoint, str(request.options.get("hf_class") or ""), list(_asked(request.options)))
-    builder = fit.builder(request.dtype)
+    builder = fit.builder(request.dtype, checkpoint)
     kind = BIN if request.options.get("container") == "bin" else SAFETENSORS
     limit = disk.parse_size(str(request.options.get("max_shard_size") or "5GB"))
     add_weights(builder, fit.natives(builder), kind, limit)
     builder.documents[CONFIG] = config_text(fit, builder.commonest_dtype)
     builder.documents |= settings_beside(checkpoint, fit.model)
+    regrouped = add_training(builder, fit.family, fit.family.arranged_by(fit.config), checkpoint.sidecars)
     return builder.target(
         "hf",
         sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
         decisions={"hf_class": fit.family.class_name, **({"tokens": fit.tokens} if fit.tokens else {})},
-        losses=losses_of(checkpoint, fit),
+        losses=[*losses_of(checkpoint, fit), *regrouped],
         said=fit.said | settings_said(checkpoint),
         held={company.PROCESSOR} & builder.documents.keys(),
     )

@@ -14,6 +14,8 @@ from ckpt_megatron.masters import KEY, optimizers
 __all__ = ["DIST", "LIGHTNING", "NAMES", "enter_names", "enter_state"]
 
 # mp_rank_*/model_optim_rng.pt, common.pt, and since core 0.19 the object common_state
+_KERNEL_STATE = ledgers.Reason("state of kernels", "it holds statistics of FP8 scaling, which the weights do not need")
+
 STATE = ledgers.Contents(
     {
         "model": "weights",
@@ -92,7 +94,7 @@ NAMES = ledgers.Contents(
         "opt_param_scheduler*": ledgers.SCHEDULE,
         "num_floating_point_operations_so_far": ledgers.PROGRESS,
         "common_state*": "architecture",
-        "*_extra_state*": ledgers.KERNEL_STATE,
+        "*_extra_state*": _KERNEL_STATE,
         "*": ledgers.UNKNOWN_KEY,
     }
 )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt_core.sdk import Architecture, FormatError, disk, layouts, lazy, ledgers, torch_files
+from ckpt_core.sdk import (
+    Architecture,
+    FormatError,
+    RankTensors,
+    disk,
+    layouts,
+    lazy,
+    ledgers,
+    reading,
+    torch_files,
+)
 from ckpt_megatron.names import PREDICTORS, LegacySpelling
 
 
@@ -27,9 +37,14 @@ class RankShare:
         self.names[name] = stored_as
 
 
+Gathered = Callable[[list[RankShare]], Sequence[RankTensors]]
+"""What the tables' ranks are that shares make."""
+
+
 @dataclass
 class FolderContents:
-    """What lies in a checkpoint folder. `args` is None where none are stored; `version` the checkpoint_version."""
+    """What lies in a checkpoint folder. `args` is None where none are stored; `version` the checkpoint_version. `training` finds the
+    state of the training, given the shares of a kind as the tables' ranks; None where no optimizer was saved."""
 
     folder: str
     container: str
@@ -46,6 +61,7 @@ class FolderContents:
     layers: int = 0
     masters: bool = False
     iteration: object = None
+    training: Callable[[Gathered], reading.SavedTraining | None] | None = None
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
     @property

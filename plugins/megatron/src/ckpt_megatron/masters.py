@@ -17,7 +17,7 @@ from ckpt_core.sdk import FormatError, StoredTensor
 
 __all__ = ["present", "replaced"]
 
-_BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
+BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
 KEY = "fp32_from_fp16_params"
 # optimizer.state.param (DistributedOptimizer), optimizer.state.fp32_param (Float16Optimizer); chained ones may have a prefix
 DIST_MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
@@ -55,7 +55,7 @@ def replaced(
     kinds: dict[tuple[bool, bool], list[tuple[int, str]]] = {}
     for chunk, tensors in enumerate(chunks):
         for name, tensor in tensors.items():
-            if tensor.dtype.name in ("bf16", "fp16") and not _BUFFERS.search(name):
+            if tensor.dtype.name in ("bf16", "fp16") and not BUFFERS.search(name):
                 undecayed = name.endswith(".bias") or len(tensor.shape) == 1
                 kinds.setdefault((".experts." in name, undecayed), []).append((chunk, name))
     found = [dict(tensors) for tensors in chunks]

@@ -80,7 +80,18 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=model.evidence,
         losses=found.left(model.architecture),
         masters=found.masters,
+        training=None if found.training is None else lambda: _training(found, model.architecture),
     )
+
+
+def _training(found: FolderContents, architecture: Architecture) -> reading.SavedTraining | None:
+    """The state of the training, whose tensors lie on the ranks of the weights."""
+    assert found.training is not None
+
+    def gathered(shares: list[RankShare]) -> list[RankTensors]:
+        return list(rank_tensors(dataclasses.replace(found, shares=shares), architecture))
+
+    return found.training(gathered)
 
 
 def _multiple(found: FolderContents) -> int:

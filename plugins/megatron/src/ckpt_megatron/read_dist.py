@@ -14,15 +14,25 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from ckpt_core.sdk import FormatError, chunked, documents, errors, lazy, ledgers, torch_files
+from ckpt_core.sdk import FormatError, chunked, disk, documents, errors, lazy, ledgers, reading, torch_files
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA, FSDP_DTENSOR
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
-from ckpt_megatron.found import FolderContents, RankShare, stored_args
+from ckpt_megatron.found import FolderContents, Gathered, RankShare, stored_args
 from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
 from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
+from ckpt_megatron.optimizer import (
+    FoundOptimizer,
+    dist_groups,
+    dist_tensors,
+    flat_shares,
+    in_buckets,
+    members_of,
+    saved_training,
+)
 
 # of a model, and of the tower of a model that sees
 _STACKED = re.compile(r"^((?:vision_model\.)?decoder\.layers\.)(?!\d)")
@@ -104,7 +114,64 @@ def read_dist(
         found.ledger.contents(metadata, documents.read_json_object(metadata), DIST)
     enter_state(found.ledger, common_file, common, LIGHTNING if "pytorch-lightning_version" in common else STATE)
     found.fused_names = (args or {}).get("transformer_impl", "transformer_engine") != "local"
+    if container == "torch_dist":
+        found.training = lambda gathered: _training(checkpoint, model, common, common_file, found, gathered)
     return found
+
+
+def _training(
+    checkpoint: chunked.DistributedCheckpoint,
+    model: Mapping[str, chunked.ChunkedTensor],
+    common: Mapping[str, Any],
+    common_file: str,
+    found: FolderContents,
+    gathered: Gathered,
+) -> reading.SavedTraining | None:
+    """The state of the training in model space: a moment has the key of its weight, and is cut into layers and experts as that is."""
+    held = dist_tensors(checkpoint)
+    if not held and not in_buckets(checkpoint):
+        return None
+    if held:
+        shares = _in_model_space(held, model, checkpoint.folder)
+        bodies, steps = dist_groups(common, common_file)
+    else:
+        shares, bodies, steps = flat_shares(checkpoint, found.shares[0], found.args or {}, found.layers)
+    files = [disk.FileState.of(common_file)]
+    step = reading.adam.one_step(steps, common_file, files)
+    if step is None:
+        raise FormatError("no group of the optimizer has a step", file=common_file)
+    members = members_of(bodies, shares[reading.EXP_AVG][0], common_file)
+    optimizer = FoundOptimizer(shares, bodies, members, step, found.folder, files)
+    (described,) = checkpoint.described_in
+    keys = [key for key in checkpoint.tensors if _belongs_to_optimizer(key)]
+    said = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in common]
+    optimizer.carried += [(described, tuple(keys)), (common_file, tuple(said))]
+    made = {kind: gathered(of_kind) for kind, of_kind in shares.items()}
+    return saved_training(optimizer, common, found.args or {}, made)
+
+
+def _in_model_space(
+    held: Mapping[reading.Kind, Mapping[str, chunked.ChunkedTensor]],
+    model: Mapping[str, chunked.ChunkedTensor],
+    folder: str,
+) -> dict[reading.Kind, list[RankShare]]:
+    """The tensors of an optimizer by kind, cut into layers and experts as the weights with their keys are."""
+    shares: dict[reading.Kind, list[RankShare]] = {}
+    for kind, by_key in held.items():
+        share = RankShare({}, False)
+        for key, tensor in by_key.items():
+            name = unwrapped(key)
+            weight = model.get(name)
+            if weight is None:
+                raise FormatError(f"{kind} of {key!r} is of no weight of the model", file=folder)
+            whole = tensor if tensor.shape == weight.shape else unflattened(tensor, weight.shape)
+            for part, shards in split(name, whole or tensor, {}):
+                if part in share.tensors:
+                    share.tensors[part][0] += shards
+                else:
+                    share.add(part, shards, key)
+        shares[kind] = [share]
+    return shares
 
 
 def _belongs_to_optimizer(name: str) -> bool:

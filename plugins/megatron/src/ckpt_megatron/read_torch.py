@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from ckpt_core.sdk import FormatError, StoredTensor, errors, lazy, ledgers
+from ckpt_core.sdk import FormatError, StoredTensor, disk, errors, lazy, ledgers, reading
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
-from ckpt_megatron.found import FolderContents, RankShare, check_kind
+from ckpt_megatron.found import FolderContents, Gathered, RankShare, check_kind
 from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
+from ckpt_megatron.optimizer import FoundOptimizer, rank_optimizer, saved_training
 from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
 
 _GROUPED = re.compile(r"\.mlp\.experts\.weight[12]$")
@@ -48,7 +49,50 @@ def read_torch(folder: str, weights: str) -> FolderContents:
         found.ledger.contents(rank.path, rank.kernel_states, NAMES, section="model")
     for path in optimizer_files(folder):
         found.ledger.left(ledgers.OPTIMIZER, path, size=os.path.getsize(path))
+    found.training = lambda gathered: _training(ranks, grid, found, gathered)
     return found
+
+
+def _training(
+    ranks: Sequence[RankFile], grid: Grid, found: FolderContents, gathered: Gathered
+) -> reading.SavedTraining | None:
+    """The state of the training in the files of all ranks, under the names of the tables as the weights are."""
+    optimizers = [rank_optimizer(rank) for rank in ranks]
+    saved = [one for one in optimizers if one is not None]
+    if not saved:
+        return None
+    if len(saved) < len(ranks):
+        lacking = ranks[optimizers.index(None)].path
+        raise FormatError("a rank has no optimizer", file=lacking, expected=f"as {saved[0].file} has")
+    problems = errors.Problems(f"reading {found.folder}")
+    shares = {
+        kind: _shares([one.holding(rank, kind) for one, rank in zip(saved, ranks, strict=True)], grid, found, problems)
+        for kind in saved[0].tensors
+    }
+    problems.raise_any()
+    members: list[dict[str, None]] = [{} for _ in saved[0].groups]
+    steps: dict[str, object] = {}
+    for one, rank in zip(saved, ranks, strict=True):
+        for _, name, number in _numbered(one.grouped(rank), grid, found.stages):
+            members[number][name] = None  # type: ignore[call-overload]
+        steps |= {f"{name} of {os.path.relpath(one.file, found.folder)}": step for name, step in one.steps.items()}
+    files = [
+        disk.FileState.of(path)
+        for path in dict.fromkeys(
+            path for one, rank in zip(saved, ranks, strict=True) for path in (rank.path, one.file)
+        )
+    ]
+    step = reading.adam.one_step(steps, saved[0].file, files)
+    if step is None:
+        raise FormatError("no group of the optimizer has a step", file=saved[0].file)
+    optimizer = FoundOptimizer(shares, saved[0].groups, [list(names) for names in members], step, saved[0].file, files)
+    for one, rank in zip(saved, ranks, strict=True):
+        keys = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in rank.content]
+        optimizer.carried.append((rank.path, tuple(keys)))
+        if one.file != rank.path:
+            optimizer.carried.append((one.file, ()))
+    made = {kind: gathered(of_kind) for kind, of_kind in shares.items()}
+    return saved_training(optimizer, ranks[0].content, ranks[0].args or {}, made)
 
 
 def _shares(ranks: Sequence[RankFile], grid: Grid, found: FolderContents, problems: errors.Problems) -> list[RankShare]:

@@ -60,6 +60,7 @@ def test_it_comes_back_with_every_multiplier(folder: Path, tmp_path: Path) -> No
     assert {name: said[name] for name in same} == same
     # the width of the heads together need not be a multiple of the hidden size, but expand times that one of a head's
     assert said["expand"] * said["hidden_size"] % said["mamba_head_dim"] == 0
+    assert said["chunk_size"] == case["mamba_chunk_size"]
     assert (said["rmsnorm"], said["norm_before_gate"]) == (True, False)
 
 

@@ -288,6 +288,18 @@ def optimizer_files(step: str) -> dict[tuple[int, int], str]:
     return found
 
 
+def rank_optimizers(step: str) -> dict[tuple[int, int], dict[int, str]]:
+    """The optimizer files by (tp, pp) rank, each by data parallel rank: one of rank 0 without ZeRO, which divides them."""
+    folder = os.path.join(step, "optimizer")
+    found: dict[tuple[int, int], dict[int, str]] = {}
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        match = _OPTIMIZER.fullmatch(name)
+        if match and match[7] in (None, "0"):
+            ranks = found.setdefault((int(match[5]), int(match[1])), {})
+            ranks[int(match[3] or 0)] = os.path.join(folder, name)
+    return found
+
+
 def masters(step: str, files: Files) -> tuple[dict[str, StoredParameter], list[disk.FileState]]:
     """The fp32 masters (`gradient_accumulator`) in place of the weights, sliced like the model's own shards."""
     by_rank: dict[tuple[int, int], Mapping[str, StoredTensor]] = {}

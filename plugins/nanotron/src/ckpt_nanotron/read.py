@@ -37,6 +37,7 @@ from ckpt_nanotron.files import (
     optimizer_files,
     read_files,
 )
+from ckpt_nanotron.optimizer import training_in
 from ckpt_nanotron.weights import TABLES
 
 _OWN_FILES = {CONFIG, METADATA, TRAINING_CONFIG}
@@ -95,6 +96,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=evidence,
         losses=model.losses,
         masters=bool(optimizer_files(step)) and _records_masters(step),
+        training=lambda: training_in(step, files),
     )
 
 

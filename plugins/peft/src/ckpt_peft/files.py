@@ -32,6 +32,7 @@ from ckpt_peft.keys import NamedTensor
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT loads the first that is there
 
+_SAME_WEIGHTS = ledgers.Reason("weights that are not read", "the same weights are read from elsewhere")
 _CARD = ledgers.Reason("the adapter's card", "it describes the adapter, and not the merged model")
 _CONFIG_OF_BASE = ledgers.Reason("config of the base", "the base that is given says what the model is")
 _WEIGHTS_OF_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -94,7 +95,7 @@ def open_files(path: str, request: ReadRequest) -> Files:
         raise FormatError("the adapter has no weights", file=folder, expected=" or ".join(WEIGHTS))
     weights, *others = there
     for other in others:
-        ledger.left(ledgers.UNREAD_WEIGHTS, other, size=os.path.getsize(other))
+        ledger.left(_SAME_WEIGHTS, other, size=os.path.getsize(other))
     return Files(folder, config, weights, _tensors(weights, ledger), ledger)
 
 

@@ -183,7 +183,10 @@ class Merger:
                     f"{bias.key!r} has no bias that it could be added to",
                     file=self.file,
                     found="no bias in the base" if native is None else f"shape {bias.shape}",
-                    expected=None if native is None else f"shape {native.shape} of {name}",
+                    expected=f"{name} in the base" if native is None else f"shape {native.shape} of {name}",
+                    fix="no class of transformers has this bias alone: the adapter can be used beside its base only"
+                    if native is None
+                    else "give the base that it was trained on",
                 )
             )
             return
@@ -326,7 +329,11 @@ class Merger:
     # --- what must be there --------------------------------------------------------------------------------------------
 
     def check_whole(self) -> None:
-        """Raise all problems found so far, and every module that the config has adapted or saved and the files have nothing of."""
+        """Raise all problems found so far; then every module that the config has adapted or saved and the files have nothing of.
+
+        A tensor that was refused is not one that is missing: what is missing is known where all that is there is understood.
+        """
+        self.problems.raise_any()
         done = {target.native.name for target in self.adapted} | set(self.saved)
         of_experts = any(_of_one_expert(target.native) for target in self.adapted)
         absent = []

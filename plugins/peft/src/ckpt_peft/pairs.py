@@ -313,11 +313,14 @@ def joined(
             f"{native.name} is one tensor there, and its parts have pairs of different scales or kinds",
             found=", ".join(f"{pair.parameter}: {pair.scale:.6g}" for pair in held),
             expected="one scale",
+            fix=MERGE,
         )
     absent = [name for name in names if name not in pairs]
     if absent and held[0].magnitude is not None:
         raise Refusal(
-            f"{native.name} is one tensor there, and DoRA changes a part of it", found=f"nothing for {absent[0]}"
+            f"{native.name} is one tensor there, and DoRA changes a part of it",
+            found=f"nothing for {absent[0]}",
+            fix=MERGE,
         )
     if len(downs) == 1 and not absent:
         return held, None

@@ -31,6 +31,11 @@ def fits(pattern: str, name: str) -> bool:
     return _compiled(pattern).fullmatch(name) is not None
 
 
+def check(pattern: str) -> None:
+    """Raise the errors of `match`."""
+    _compiled(pattern)
+
+
 @functools.lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:

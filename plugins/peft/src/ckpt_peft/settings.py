@@ -134,7 +134,12 @@ def saved_as(module: str, name: str) -> bool:
 
 def _matched(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first key that is a module's path, or the end of it from a dot on; each key is a regular expression."""
-    return next((value for key, value in pattern.items() if patterns.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in pattern.items() if patterns.match(_of_modules(key), module)), default)
+
+
+def _of_modules(key: str) -> str:
+    """The regular expression that PEFT makes of a key of a pattern."""
+    return rf"(.*\.)?({key})$"
 
 
 def _names(targets: str | tuple[str, ...], name: str) -> bool:
@@ -169,7 +174,8 @@ def problems_of(config: Mapping[str, Any], residual_base: bool) -> Iterator[Ckpt
         return
     for key, value in config.items():
         if key in _TYPES:
-            yield from _TYPES[key].problems(key, value)
+            wrong = list(_TYPES[key].problems(key, value))
+            yield from wrong or _pattern_problems(key, value)
         elif key in _NOT_DONE and not _is_empty(value):
             yield Refusal(f"key {key!r} asks for {_NOT_DONE[key]}, which is not done", found=str(value)[:80])
         elif key not in (*_USED, *_SILENT, *_NOT_DONE) and not _is_empty(value):
@@ -184,6 +190,21 @@ def problems_of(config: Mapping[str, Any], residual_base: bool) -> Iterator[Ckpt
         if key not in config:
             yield CkptError(f"config key {key!r} is missing", expected="the rank, or what the product is scaled with")
     yield from _start_problems(config.get("init_lora_weights"), residual_base)
+
+
+def _pattern_problems(key: str, value: Any) -> Iterator[CkptError]:
+    """What is wrong with the regular expressions of a key whose value is of the right type."""
+    if key in ("rank_pattern", "alpha_pattern"):
+        ways = [_of_modules(one) for one in value or ()]
+    else:
+        ways = [value] if key in ("target_modules", "exclude_modules") and isinstance(value, str) else []
+    for way in ways:
+        try:
+            patterns.check(way)
+        except CkptError as error:
+            yield CkptError(
+                f"config key {key!r}: {error.problem}", found=error.found, expected=error.expected, fix=error.fix
+            )
 
 
 def _start_problems(start: object, residual_base: bool) -> Iterator[CkptError]:

@@ -31,6 +31,7 @@ _MODULE = "torch.distributed.checkpoint."
 # Megatron-Core 0.15 pickles a subclass of Metadata; its fields are the same.
 _METADATA_CLASSES = (f"{_MODULE}metadata.Metadata", "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata")
 _MAX_SIZE = 1 << 62
+_DAMAGED = "copy the checkpoint again, .metadata too: it is damaged, or mixed of two"
 # An honest one takes 13 times its size in memory, so that a larger one would be refused by the limits of pickles too,
 # but only after most of a minute.
 _MOST_METADATA = 32 << 20
@@ -195,19 +196,43 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
         origin, size = box.get("offsets"), box.get("sizes")
         if not _is_shape(origin) or not _is_shape(size) or not len(origin) == len(size) == len(shape):
             raise FormatError(
-                f"a chunk of {name!r} is impossible", file=path, found=f"{brief(size)} at {brief(origin)}"
+                f"a chunk of {name!r} is impossible",
+                file=path,
+                found=f"{_numbers(size)} at {_numbers(origin)}",
+                expected=f"a size and a place of {len(shape)} numbers each, from 0 on",
+                fix=_DAMAGED,
             )
         # Ranks for which no rows are left write empty chunks (FSDP), several of them at one place.
         if 0 in size and 0 not in shape:
             empty.add(tuple(origin))
             continue
         if tuple(origin) not in blobs:
-            raise FormatError(f"the chunk of {name!r} at {tuple(origin)} lies nowhere", file=path)
+            raise FormatError(
+                f"the chunk of {name!r} at {tuple(origin)} lies nowhere",
+                file=path,
+                found=f"files have its chunks at {', '.join(map(str, sorted(place for place in blobs if place is not None)[:4]))}"
+                if blobs
+                else "no file has one",
+                expected="a file for every chunk that the metadata lists",
+                fix=_DAMAGED,
+            )
         found.append(Chunk(tuple(origin), tuple(size), blobs[tuple(origin)]))
     if len(found) != len(blobs.keys() - (empty - {chunk.origin for chunk in found})):
-        raise FormatError(f"{name!r} has {len(found)} chunks that lie in {len(blobs)} places", file=path)
+        raise FormatError(
+            f"{name!r} has {len(found)} chunks that lie in {len(blobs)} places",
+            file=path,
+            expected="one place for each",
+            fix=_DAMAGED,
+        )
     check_tiling(name, tuple(shape), found, path)
     return ChunkedTensor(name, dtype, tuple(shape), tuple(found))
+
+
+def _numbers(value: object) -> str:
+    """What should be a few whole numbers, for an error message."""
+    if isinstance(value, tuple | list) and len(value) <= 8 and all(type(one) is int for one in value):
+        return f"({', '.join(brief(one) for one in value)})"
+    return brief(value)
 
 
 def _is_size(value: object) -> TypeGuard[int]:

@@ -15,6 +15,7 @@ from ckpt_core.storage.chunks.dcp import METADATA
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.pickle.writer import write_pickle
+from ckpt_core.storage.torch.nest import torch_bytes
 from ckpt_core.storage.torch.writing import TensorSpec, plan_torch_file
 
 _ALIGNMENT = 64
@@ -24,7 +25,8 @@ _NAME = "archive"  # the folder inside each embedded zip, as torch calls it when
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpec:
-    """A part of `tensor` (of `whole` shape) to be written to `file`: `shape` elements from index `origin` on."""
+    """A part of `tensor` (of `whole` shape) to be written to `file`: `shape` elements from index `origin` on. `data` are its bytes,
+    where they are known already."""
 
     tensor: str
     dtype: DType
@@ -32,6 +34,7 @@ class ChunkSpec:
     origin: tuple[int, ...]
     shape: tuple[int, ...]
     file: str
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def plan_distributed(
     folder: str,
     chunks: Sequence[ChunkSpec],
     objects: Mapping[str, tuple[str, bytes]] = MappingProxyType({}),
-    paths: Mapping[str, tuple[str, ...]] | None = None,
+    paths: Mapping[str, tuple[str | int, ...]] | None = None,
 ) -> DistributedPlan:
     """Lay out `chunks` in files of `folder`, then `objects`: by name, the file and the bytes of a torch file.
 
@@ -61,7 +64,7 @@ def plan_distributed(
     offsets = []
     for chunk in chunks:
         file = files.setdefault(chunk.file, _File(chunk.file))
-        start, length, first = file.add_tensor(TensorSpec(chunk.dtype, chunk.shape))
+        start, length, first = file.add_tensor(TensorSpec(chunk.dtype, chunk.shape), chunk.data)
         offsets.append(first)
         known = boxes.setdefault(chunk.tensor, [])
         if not known:
@@ -99,8 +102,11 @@ class _File:
         self._literals: list[tuple[int, bytes]] = []
         self._checksums: list[Checksum] = []
 
-    def add_tensor(self, tensor: TensorSpec) -> tuple[int, int, int]:
+    def add_tensor(self, tensor: TensorSpec, data: bytes | None) -> tuple[int, int, int]:
         """First byte and length of the torch file that will hold a tensor, and the first byte of its data."""
+        if data is not None:
+            body = torch_bytes(tensor, _NAME, {(): data})
+            return self.add_bytes(body), len(body), 0
         start = self._aligned()
         plan = plan_torch_file(tensor, _NAME)
         (slot,) = plan.slots

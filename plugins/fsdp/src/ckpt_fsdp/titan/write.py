@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ckpt_core.sdk import Checkpoint, Refusal, Target, TargetBuilder, WriteRequest, dtypes, facts_of, rewrites
+from ckpt_fsdp.optimizer import OtherTensor
 from ckpt_fsdp.titan.models import DEEPSEEK_V3, LLAMA3, QWEN3, model_of, rotary_of
 from ckpt_fsdp.titan.weights import BIAS, RELEASES, TABLES
-from ckpt_fsdp.write import Zeros, add_distributed
+from ckpt_fsdp.write import add_distributed
 from ckpt_hf.sdk import model_of_checkpoint
 
 # The classes of transformers that torchtitan's own adapters map to its models.
@@ -52,7 +53,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     stack = model.architecture.decoder
     # Every mixture has this buffer, and torch's loader asks for it; zero is what it begins with.
     zeros = [
-        Zeros(name, dtypes.FP32, (layer.moe.experts,))
+        OtherTensor(name, dtypes.FP32, (layer.moe.experts,))
         for number, layer in enumerate(stack.layers if stack else ())
         if layer.moe and (name := f"layers.{number}.{bias}") not in natives
     ]

@@ -17,7 +17,7 @@ from ckpt_hf.families.deepseek import (
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.predictors import AFTER, BLOCK, NUMBERED_WITHOUT_COPIES, predictors, stored_predictors
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import EXPERTS, LAYER
+from ckpt_hf.weights import EXPERTS, LAYER, LM_HEAD
 
 
 def _read_normalise(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -66,8 +66,7 @@ BAILING_MOE_2 = LLAMA.replace("BailingMoeV2ForCausalLM",
 MODEL = Table(rows=[
     row("model.word_embeddings.weight", "v h", "embedding.tokens.weight"),
     row("model.norm.weight",            "h",   "final_norm.weight"),
-    row("lm_head.weight",               "v h", "head.weight"),
-    row("lm_head.weight",               "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 BAILING_LAYER = LAYER.with_rows([one for one in LAYER.rows if not one.native.startswith("self_attn")]).extend(

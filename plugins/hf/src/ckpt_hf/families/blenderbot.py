@@ -23,7 +23,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.common import ALL_BIASES_OR_NONE, GENERIC, Family, activation, norms, scaled_embedding
 from ckpt_hf.families.t5 import BLOCKS, MLPS, NORMS, STACKS
-from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP
+from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP, LM_HEAD
 
 _BIASES = [f"{block}.{part}_bias" for block in BLOCKS for part in ("q", "k", "v", "out")]
 _BIASES += [f"{mlp}.{part}_bias" for mlp in MLPS for part in ("up", "down")]
@@ -88,8 +88,7 @@ MODEL = Table(rows=[
     row("model.encoder.layer_norm.bias",        "h",   "encoder.final_norm.bias"),
     row("model.decoder.layer_norm.weight",      "h",   "decoder.final_norm.weight"),
     row("model.decoder.layer_norm.bias",        "h",   "decoder.final_norm.bias"),
-    row("lm_head.weight",                       "v h", "head.weight"),
-    row("lm_head.weight",                       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
     row("final_logits_bias",                    "1 v", "head.bias"),
 ])
 

@@ -33,6 +33,7 @@ from ckpt_hf.common import (
     Family,
     norms,
 )
+from ckpt_hf.weights import LM_HEAD
 
 _EPS = ("tokens.norm", *NORMS)
 
@@ -86,8 +87,7 @@ MODEL = Table(rows=[
     row("transformer.word_embeddings_layernorm.bias",   "h",   "embedding.norm.bias"),
     row("transformer.ln_f.weight",                      "h",   "final_norm.weight"),
     row("transformer.ln_f.bias",                        "h",   "final_norm.bias"),
-    row("lm_head.weight",                            "v h", "head.weight"),
-    row("lm_head.weight",                            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[

@@ -6,7 +6,7 @@ from ckpt_core.sdk import Table, ignore, key, layouts, row
 from ckpt_hf.common import ACTIVATION, ALL_BIASES_OR_NONE, NORMS, Family, divides, groups
 from ckpt_hf.families.llama import LLAMA
 from ckpt_hf.rotary import rotary_keys
-from ckpt_hf.weights import LAYER, MODEL, NAMES
+from ckpt_hf.weights import LAYER, LM_HEAD, MODEL, NAMES
 
 # fmt: off
 # The second names are those of the code beside the first files.
@@ -23,8 +23,7 @@ TABLES = [
     Table(under={"names": "stored"}, rows=[
         row("transformer.wte.weight",  "v h", "embedding.tokens.weight"),
         row("transformer.ln_f.weight", "h",   "final_norm.weight"),
-        row("lm_head.weight",          "v h", "head.weight"),
-        row("lm_head.weight",          "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+        *LM_HEAD,
     ]),
     Table("transformer.h.{l}", to="layers.{l}", under={"names": "stored"}, rows=[
         row("ln_1.weight",                    "h",         "attention.norm.weight"),

@@ -30,6 +30,7 @@ from ckpt_core.sdk import (
 from ckpt_hf import heads
 from ckpt_hf.common import ALL_BIASES_OR_NONE, ATTENTION_BIASES, CAUSAL, GENERIC, MLP_BIASES, Family, activation, norms
 from ckpt_hf.rotary import rotary_keys
+from ckpt_hf.weights import LM_HEAD
 
 _GROUPS = configs.value_of("attention.groups")
 
@@ -113,8 +114,7 @@ MODEL = Table(rows=[
     row("transformer.word_embeddings.weight", "v h", "embedding.tokens.weight"),
     row("transformer.ln_f.weight",            "h",   "final_norm.weight"),
     row("transformer.ln_f.bias",              "h",   "final_norm.bias"),
-    row("lm_head.weight",                     "v h", "head.weight"),
-    row("lm_head.weight",                     "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[

@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import (
-    Activation,
-    CkptError,
-    Facts,
-    configs,
-    decided,
-    fact_is,
-    ignore,
-    key,
-    key_is,
-    layouts,
-    note,
-    values,
-)
+from ckpt_core.sdk import Activation, CkptError, Facts, configs, decided, fact_is, ignore, key, key_is, layouts, values
 from ckpt_hf import heads
 from ckpt_hf.common import NORMS, Family, groups
 from ckpt_hf.families.bamba import BAMBA_LAYER, BAMBA_MODEL
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.families.mamba import head_width, step_limit
+from ckpt_hf.families.mamba import chunks, head_width, step_limit
 
 _ONES = [1.0] * 5
 
@@ -110,8 +97,7 @@ FALCON_H1 = LLAMA.replace("FalconH1ForCausalLM",
     key_is("mamba_use_mlp", True, or_absent=True, written=False),
     key_is("attn_layer_indices", None, or_absent=True, written=False),
     ignore("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", why="of the initialisation"),
-    # how many positions are computed together, by which transformers rounds
-    note("mamba_chunk_size", "chunk_size"),
+    chunks("mamba_chunk_size"),
     ignore("mlp_expansion_factor", why="the width is intermediate_size"),
 )
 # fmt: on

@@ -35,6 +35,7 @@ from ckpt_hf.common import (
     alias,
     norms,
 )
+from ckpt_hf.weights import LM_HEAD
 
 _SCALINGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
 
@@ -87,8 +88,7 @@ MODEL = Table(rows=[
     row("transformer.wpe.weight",  "p h", "positions.weight"),
     row("transformer.ln_f.weight", "h",   "final_norm.weight"),
     row("transformer.ln_f.bias",   "h",   "final_norm.bias"),
-    row("lm_head.weight",       "v h", "head.weight"),
-    row("lm_head.weight",       "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 LAYER = Table("transformer.h.{l}", to="layers.{l}", rows=[

@@ -30,6 +30,11 @@ def step_limit() -> configs.Entry:
     )
 
 
+def chunks(name: str) -> configs.Entry:
+    """How many positions are computed at once, which changes the rounding alone: kept, so that a model comes back with its own."""
+    return note(name, "chunk_size")
+
+
 def enter_mamba_layers(facts: Facts, attends: Sequence[bool]) -> None:
     """Enter which layers attend; the others have Mamba-2 blocks."""
     if not all(attends):
@@ -97,8 +102,7 @@ def block() -> list[Any]:
         norms("rms", *found),
         *(configs.fact_as(f"{norm}.eps", "mlp.norm.eps") for norm in found),
         step_limit(),
-        # how many positions are computed together, by which transformers rounds
-        note("mamba_chunk_size", "chunk_size"),
+        chunks("mamba_chunk_size"),
     ]
 
 

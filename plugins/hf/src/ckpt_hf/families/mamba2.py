@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt_core.sdk import Table, configs, fact_is, ignore, key, key_is, layouts, note, row
+from ckpt_core.sdk import Table, configs, fact_is, ignore, key, key_is, layouts, row
 from ckpt_hf import heads
 from ckpt_hf.common import GENERIC, Family, norms
-from ckpt_hf.families.mamba import MIXER, head_width, step_limit
+from ckpt_hf.families.mamba import MIXER, chunks, head_width, step_limit
 
 # fmt: off
 MAMBA2 = configs.Config("Mamba2ForCausalLM", [
@@ -33,15 +33,16 @@ MAMBA2 = configs.Config("Mamba2ForCausalLM", [
     key_is("rms_norm", True, or_absent=True, written=False),
     key_is("norm_before_gate", False, or_absent=True, written=False),
     ignore("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "rescale_prenorm_residual", why="of the initialisation"),
-    note("chunk_size", "chunk_size"),  # how many positions are computed together, by which transformers rounds
     ignore("residual_in_fp32", why="how to run it, not what it computes"),
+    chunks("chunk_size"),
 ])
 
 # The first files have the second name, which transformers still loads.
-_SPELLINGS = layouts.Choice("names", ("stored", "singular"), default="stored", help="names of tensors as transformers saves them, or as the first files have them")
+_SPELLINGS = layouts.Choice("names", ("stored", "singular", "held"), default="stored",
+    help="names of tensors as transformers saves them and holds them in memory, or as the first files have them")
 
 _MODEL = Table(rows=[
-    row("backbone.embeddings.weight", "v h", "embedding.tokens.weight", under={"names": "stored"}),
+    row("backbone.embeddings.weight", "v h", "embedding.tokens.weight", under={"names": ("stored", "held")}),
     row("backbone.embedding.weight",  "v h", "embedding.tokens.weight", under={"names": "singular"}),
     row("backbone.norm_f.weight",     "h",   "final_norm.weight"),
     row("lm_head.weight",             "v h", "head.weight"),

@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.common import CAUSAL, GENERIC, NORMS, Family, norms
+from ckpt_hf.weights import LM_HEAD
 
 # fmt: off
 _ATTENTION = [
@@ -67,8 +68,7 @@ MPT = Config("", GENERIC).replace("MptForCausalLM",
 MODEL = Table(rows=[
     row("transformer.wte.weight",    "v h", "embedding.tokens.weight"),
     row("transformer.norm_f.weight", "h",   "final_norm.weight"),
-    row("lm_head.weight",            "v h", "head.weight"),
-    row("lm_head.weight",            "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 LAYER = Table("transformer.blocks.{l}", to="layers.{l}", rows=[

@@ -33,7 +33,7 @@ from ckpt_hf.common import (
     activation,
     norms,
 )
-from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP
+from ckpt_hf.weights import FAIRSEQ_ATTENTION, FAIRSEQ_MLP, LM_HEAD
 
 _OFFSET = 2
 
@@ -90,8 +90,7 @@ MODEL = Table(rows=[
     row("model.decoder.embed_positions.weight",  "p h", "positions.weight"),
     row("model.decoder.final_layer_norm.weight", "h",   "final_norm.weight"),
     row("model.decoder.final_layer_norm.bias",   "h",   "final_norm.bias"),
-    row("lm_head.weight",                        "v h", "head.weight"),
-    row("lm_head.weight",                        "v h", "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 LAYER = Table("model.decoder.layers.{l}", to="layers.{l}", rows=[*FAIRSEQ_ATTENTION, *FAIRSEQ_MLP])

@@ -33,6 +33,7 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf.common import GENERIC, SCALED_AND_CENTRED, Family, Same, norms, transformers_version
+from ckpt_hf.weights import LM_HEAD
 
 STACKS = ("encoder", "decoder")
 BLOCKS = ("encoder.attention", "decoder.attention", "decoder.cross_attention")
@@ -251,8 +252,7 @@ MODEL = Table(rows=[
     row("encoder.final_layer_norm.weight",    "h",         "encoder.final_norm.weight"),
     row("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "b (g r)", "decoder.relative_bias.weight"),
     row("decoder.final_layer_norm.weight",    "h",         "decoder.final_norm.weight"),
-    row("lm_head.weight",                     "v h",       "head.weight"),
-    row("lm_head.weight",                     "v h",       "embedding.tokens.weight", when="head.tied", copy=True),
+    *LM_HEAD,
 ])
 
 # Of files converted before transformers 4.0.

@@ -8,7 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Config, Facts, Refusal, configs, decided, fact_is, ignore, key, key_is, values
+from ckpt_core.sdk import (
+    CkptError,
+    Config,
+    Facts,
+    Refusal,
+    configs,
+    decided,
+    fact_is,
+    ignore,
+    key,
+    key_is,
+    note,
+    values,
+)
 from ckpt_megatron.args.router import ROUTER_KEYS
 from ckpt_megatron.transformer_config.config_fields import inert, listed
 from ckpt_megatron.transformer_config.delta import no_delta_nets
@@ -21,7 +34,7 @@ _ONES = [1.0] * 5
 # Fields of the class, and of GPTModel's the ones that it has too, beside those of core. The ids of special tokens are written as for every
 # class, of which Bridge leaves out what it does not know.
 _OWN = frozenset(
-    "conv_bias d_conv expand norm_before_gate rmsnorm embedding_multiplier lm_head_multiplier key_multiplier attention_in_multiplier "
+    "chunk_size conv_bias d_conv expand norm_before_gate rmsnorm embedding_multiplier lm_head_multiplier key_multiplier attention_in_multiplier "
     "attention_out_multiplier ssm_in_multiplier ssm_out_multiplier mlp_multipliers ssm_multipliers falconh1_ratio use_mamba use_attention use_mlp "
     "seq_length share_embeddings_and_output_weights position_embedding_type rotary_percent rotary_base seq_len_interpolation_factor "
     "make_vocab_size_divisible_by vocab_size should_pad_vocab generation_config".split()
@@ -138,7 +151,8 @@ def falcon_h1(usual: Config, name: str) -> Config:
         ignore("mtp_use_repeated_layer", why="of layers that predict further tokens, which this model does not have"),
         decided([_SPEC], [], read=_check_spec, values={}, uses=["position_embedding_type"], why="the layers of the class, and no learned positions"),
         ignore("A_init_dist", "A_init_range", "conv_init", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", why="how parameters start"),
-        ignore("chunk_size", "mamba_chunk_size", why="how to run it, not what it computes"),
+        note("chunk_size", "chunk_size"),
+        ignore("mamba_chunk_size", why="how to run it, not what it computes"),
         ignore(*ROUTER_KEYS, "num_moe_experts", "moe_layer_freq", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_shared_expert_gate",
                why="of experts, which this model does not have"),
     )

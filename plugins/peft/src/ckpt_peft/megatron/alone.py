@@ -43,6 +43,7 @@ from ckpt_peft.megatron.canonical import TABLES as WITH_PARTS
 from ckpt_peft.megatron.files import COMMON, Files, of_model
 from ckpt_peft.merge import Merger
 from ckpt_peft.pairs import (
+    MERGE,
     Pair,
     adapter_of,
     all_of,
@@ -208,6 +209,7 @@ def _only(pairs: Mapping[str, Pair], what: str, of: Any) -> Any:
         raise Refusal(
             f"an adapter of Megatron-Bridge has one {what} for all modules",
             found=", ".join(f"{value} ({name})" for value, name in found.items()),
+            fix=MERGE,
         )
     return next(iter(found))
 

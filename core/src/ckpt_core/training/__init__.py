@@ -1,0 +1,42 @@
+"""The state of a training: moments and masters by canonical parameter, and the numbers that go on with them."""
+
+from ckpt_core.training import adam
+from ckpt_core.training.follow import followed
+from ckpt_core.training.groups import named_groups, regrouped
+from ckpt_core.training.moments import (
+    EXP_AVG,
+    EXP_AVG_SQ,
+    KINDS,
+    MASTER,
+    MOMENTS,
+    Kind,
+    moment_native,
+    moment_of,
+    named,
+)
+from ckpt_core.training.serial import SCHEMA, from_json, to_json
+from ckpt_core.training.state import ADAM, ADAMW, Group, Schedule, Training
+
+__all__ = [
+    "ADAM",
+    "ADAMW",
+    "EXP_AVG",
+    "EXP_AVG_SQ",
+    "KINDS",
+    "MASTER",
+    "MOMENTS",
+    "SCHEMA",
+    "Group",
+    "Kind",
+    "Schedule",
+    "Training",
+    "adam",
+    "followed",
+    "from_json",
+    "moment_native",
+    "moment_of",
+    "named",
+    "named_groups",
+    "regrouped",
+    "to_json",
+]

@@ -1,0 +1,298 @@
+"""What the Trainer of transformers saves beside a model for a run to go on: read, and written.
+
+    optimizer.pt         torch's AdamW: states by number, in the order in which the class registers its parameters; the decayed ones first
+    scheduler.pt         where the schedule of the learning rate stands; its curve is in the user's arguments
+    trainer_state.json   the iteration
+    scaler.pt            the loss scale, in fp16
+
+The weights in fp32 are what the optimizer steps: there are no masters beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ckpt_core.sdk import (
+    Architecture,
+    FormatError,
+    RankTensors,
+    TargetBuilder,
+    disk,
+    documents,
+    dtypes,
+    errors,
+    layouts,
+    ledgers,
+    reading,
+    torch_files,
+)
+from ckpt_hf.common import Family
+from ckpt_hf.registered import is_decayed, registered
+
+OPTIMIZER, SCHEDULER, STATE, SCALER = "optimizer.pt", "scheduler.pt", "trainer_state.json", "scaler.pt"
+_DROP = "convert the weights alone, with --training-state drop"
+
+
+def training_beside(
+    folder: str, family: Family, arrangement: Mapping[str, layouts.Value], architecture: Architecture
+) -> reading.SavedTraining | None:
+    """The state of the training beside a model of this class; None where there is no optimizer."""
+    path = os.path.join(folder, OPTIMIZER)
+    if not os.path.isfile(path):
+        return None
+    tables = family.spellings(arrangement)[-1]  # those that transformers holds in memory
+    natives = layouts.BoundTables(tables, architecture).natives()
+    order = registered(family.model_type, family.class_name, natives)
+    states, bodies = _optimizer(path)
+    names = _named(bodies, order, path)
+    files = [disk.FileState.of(path)]
+    held = {name: states.get(number, {}) for number, name in names.items()}
+    step, moments = reading.adam.states_of(held, path, files)
+    if step is None:
+        raise FormatError("no state of the optimizer has a step", file=path)
+    if others := sorted(set(map(str, states)) - set(map(str, names))):
+        raise FormatError("the optimizer has states of no parameter", file=path, found=", ".join(others[:4]))
+    groups = tuple(reading.adam.group_of(body, [names[n] for n in body["params"]], path) for body in bodies)
+    beside = progress_beside(folder, step, groups, path)
+    beside.ledger.carried(ledgers.OPTIMIZER.what, path)
+    return reading.SavedTraining(
+        state=beside.state_of(step, groups, reading.adam.kind_of(bodies, path)),
+        ranks={kind: [RankTensors({}, found, path)] for kind, found in moments.items()},
+        where=path,
+        files=[*files, *beside.files],
+        ledger=beside.ledger,
+        evidence=[f"moments by the order in which {family.class_name} registers its parameters"],
+        tables=tables,
+    )
+
+
+@dataclass
+class Progress:
+    """What the files beside an optimizer say of a run: where its schedule stands, how far it is, and its loss scale."""
+
+    schedule: reading.Schedule = reading.Schedule()
+    iterations: int | None = None
+    tokens: int | None = None
+    scale: float | None = None
+    files: list[disk.FileState] = field(default_factory=list)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
+
+    def state_of(
+        self, step: int, groups: Sequence[reading.Group], optimizer: str, frozen: Sequence[str] = ()
+    ) -> reading.Training:
+        """The state of a training after `step` updates."""
+        return reading.Training(
+            step,
+            tuple(groups),
+            optimizer,
+            self.schedule,
+            iterations=self.iterations,
+            consumed_tokens=self.tokens,
+            skipped_steps=None if self.iterations is None else self.iterations - step,
+            loss_scale=self.scale,
+            frozen=tuple(frozen),
+        )
+
+
+def progress_beside(folder: str, step: int, groups: Sequence[reading.Group], optimizer: str) -> Progress:
+    """What lies in a folder of the Trainer or of accelerate beside the file `optimizer`. `FormatError` where it is of another step."""
+    found = Progress()
+    _read_schedule(folder, groups, optimizer, found)
+    _read_trainer_state(folder, step, optimizer, found)
+    _read_scale(folder, found)
+    return found
+
+
+def _optimizer(path: str) -> tuple[Mapping[Any, Mapping[str, Any]], list[dict[str, Any]]]:
+    """The states by number, and the groups, each with `params`."""
+    held = torch_files.read_torch_file(path)
+    states, groups = (held.get("state"), held.get("param_groups")) if isinstance(held, dict) else (None, None)
+    if (
+        not isinstance(states, dict)
+        or not isinstance(groups, list)
+        or not all(isinstance(state, dict) for state in states.values())
+        or not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+    ):
+        raise errors.NotCarried(
+            "this is not the state dict of an optimizer of torch", file=path, found=torch_files.brief(held), fix=_DROP
+        )
+    return states, groups
+
+
+def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
+    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group."""
+    split = [[name for name in order if is_decayed(name)], [name for name in order if not is_decayed(name)]]
+    wanted = {1: [list(order)], 2: split}.get(len(bodies))
+    sizes = [len(body["params"]) for body in bodies]
+    if wanted is None or sizes != [len(names) for names in wanted]:
+        raise errors.NotCarried(
+            "the groups of the optimizer are not those of the Trainer: which parameter is which can't be told",
+            file=path,
+            found=f"groups of {', '.join(map(str, sizes))}",
+            expected=f"{len(split[0])} decayed and {len(split[1])} others, or one group of {len(order)}",
+            fix=_DROP,
+        )
+    found: dict[Any, str] = {}
+    for body, names in zip(bodies, wanted, strict=True):
+        for number, name in zip(body["params"], names, strict=True):
+            if type(number) is not int or number in found:
+                raise FormatError(
+                    "a number of a parameter is in two groups, or is none", file=path, found=f"{number!r:.40}"
+                )
+            found[number] = name
+    return found
+
+
+def _read_schedule(folder: str, groups: Sequence[reading.Group], optimizer: str, found: Progress) -> None:
+    path = os.path.join(folder, SCHEDULER)
+    if not os.path.isfile(path):
+        return
+    held = torch_files.read_torch_file(path)
+    if not isinstance(held, dict):
+        raise FormatError("the schedule is not a dict", file=path, found=torch_files.brief(held))
+    rates, position = held.get("_last_lr"), held.get("last_epoch")
+    if isinstance(rates, list) and rates != [group.lr for group in groups]:
+        raise FormatError(
+            "the schedule and the optimizer are of different steps",
+            file=path,
+            found=f"learning rates {rates!r:.80}",
+            expected=f"{[group.lr for group in groups]!r:.80}, as in {os.path.basename(optimizer)}",
+            fix="copy the files of one step again",
+        )
+    found.files.append(disk.FileState.of(path))
+    found.ledger.carried("position of the schedule, and next learning rate", path)
+    native = {key: value for key, value in held.items() if isinstance(key, str) and _is_plain(value)}
+    found.schedule = reading.Schedule(position if type(position) is int else None, "step", groups[0].lr, {"hf": native})
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON has a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _read_trainer_state(folder: str, step: int, optimizer: str, found: Progress) -> None:
+    path = os.path.join(folder, STATE)
+    if not os.path.isfile(path):
+        return
+    said = documents.read_json_object(path)
+    count, tokens = said.get("global_step"), said.get("num_input_tokens_seen")
+    if type(count) is not int:
+        return
+    if step > count:
+        raise FormatError(
+            "the moments are of another step than the model",
+            file=optimizer,
+            found=f"step {step}",
+            expected=f"at most {count}, the global_step of {STATE}",
+            fix="copy the files of one step again",
+        )
+    found.files.append(disk.FileState.of(path))
+    found.ledger.carried(ledgers.PROGRESS.what, path)
+    found.iterations, found.tokens = count, tokens if type(tokens) is int and tokens > 0 else None
+
+
+def _read_scale(folder: str, found: Progress) -> None:
+    path = os.path.join(folder, SCALER)
+    if not os.path.isfile(path):
+        return
+    held = torch_files.read_torch_file(path)
+    scale = held.get("scale") if isinstance(held, dict) else None
+    if isinstance(scale, int | float):
+        found.files.append(disk.FileState.of(path))
+        found.ledger.carried(ledgers.SCALER.what, path)
+        found.scale = float(scale)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def add_training(
+    builder: TargetBuilder, family: Family, arrangement: Mapping[str, layouts.Value], beside: Collection[str]
+) -> list[ledgers.Loss]:
+    """The files of the Trainer for the state of a training, if the builder has one; what of it is not as it was.
+
+    `beside` are the files that travel along. The Trainer's own account of the run is among them where it saved the source.
+    """
+    training = builder.training
+    if training is None:
+        return []
+    tables = family.spellings(arrangement)[-1]
+    natives = layouts.BoundTables(tables, builder.architecture).natives()
+    order = registered(family.model_type, family.class_name, natives)
+    moments = {kind: builder.moments(kind, {name: natives[name] for name in order}) for kind in reading.MOMENTS}
+    trained = [name for name in order if name in moments[reading.EXP_AVG]]
+    split = [[name for name in trained if is_decayed(name)], [name for name in trained if not is_decayed(name)]]
+    groups, losses = reading.regrouped(training, [_parameters(natives, names) for names in split])
+    builder.training = training = replace(training, groups=tuple(groups))
+    numbered = {name: number for number, name in enumerate([*split[0], *split[1]])}
+    value = {
+        "state": {
+            number: {
+                "step": torch_files.TensorSpec(dtypes.FP32, ()),
+                **{kind: torch_files.TensorSpec(dtypes.FP32, natives[name].shape) for kind in reading.MOMENTS},
+            }
+            for name, number in numbered.items()
+        },
+        "param_groups": [
+            reading.adam.said_by(group, [numbered[name] for name in names], training.optimizer)
+            for group, names in zip(groups, split, strict=True)
+        ],
+    }
+    step = struct.pack("<f", float(training.step))
+    file, offsets = torch_files.plan_nest(
+        OPTIMIZER, value, {("state", number, "step"): step for number in numbered.values()}
+    )
+    builder.files.append(file)
+    for kind, held in moments.items():
+        for name, native in held.items():
+            builder.place(native, OPTIMIZER, offsets["state", numbered[name], kind])
+    builder.documents |= progress_documents(training, groups, beside)
+    return losses
+
+
+def progress_documents(
+    training: reading.Training, groups: Sequence[reading.Group], beside: Collection[str]
+) -> dict[str, bytes]:
+    """The files of the Trainer that say how far a run is, but for those that are `beside` the model already."""
+    found = {SCHEDULER: torch_files.torch_bytes(_scheduler(training, groups), SCHEDULER)}
+    if STATE not in beside:
+        found[STATE] = (json.dumps(_state(training), indent=2) + "\n").encode()
+    return found
+
+
+def _parameters(natives: Mapping[str, layouts.Native], names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(piece.parameter for name in names for piece in natives[name].pieces))
+
+
+def _scheduler(training: reading.Training, groups: Sequence[reading.Group]) -> dict[str, Any]:
+    """As torch's LambdaLR saves itself: the Trainer makes its curve of the user's arguments, and takes the position from here."""
+    schedule = training.schedule
+    position = schedule.position if schedule.unit == "step" and schedule.position is not None else None
+    position = training.iterations or training.step if position is None else position
+    return {
+        "base_lrs": [group.lr if group.initial_lr is None else group.initial_lr for group in groups],
+        "last_epoch": position,
+        "_step_count": position + 1,
+        "_last_lr": [group.lr for group in groups],
+        "lr_lambdas": [{} for _ in groups],
+    }
+
+
+def _state(training: reading.Training) -> dict[str, Any]:
+    """A TrainerState: what is left out is as in one that is new."""
+    return {
+        "global_step": training.iterations or training.step,
+        "num_input_tokens_seen": training.consumed_tokens or 0,
+        "log_history": [],
+        "is_local_process_zero": True,
+        "is_world_process_zero": True,
+    }

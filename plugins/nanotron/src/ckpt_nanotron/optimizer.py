@@ -1,0 +1,234 @@
+"""The optimizer in a step folder: moments by the names of the parameters, which every file of it has.
+
+    optimizer/optimizer_pp-0-of-1_tp-0-of-2_exp-0-of-1.pt            ZeRO-0: of the shape of the rank's part of the weight
+    optimizer/optimizer_pp-0-of-1_dp-1-of-2_tp-0-of-2_exp-0-of-1.pt  ZeRO-1: a range of that part, flattened; which one is in optimizer_config.json
+    lr_scheduler/lr_scheduler.pt, checkpoint_metadata.json           where the schedule stands, and the counters
+
+A part of a weight says itself where its slices belong in the whole (`files.parse_slices`), and the moments follow it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_core.sdk import (
+    FormatError,
+    RankTensors,
+    StoredTensor,
+    disk,
+    documents,
+    errors,
+    lazy,
+    ledgers,
+    reading,
+    torch_files,
+)
+from ckpt_nanotron.files import METADATA, Files, StoredParameter, masters, rank_optimizers
+
+_CONFIG = "optimizer_config.json"
+_MASTERS = "gradient_accumulator"
+_DROP = "convert the weights alone, with --training-state drop"
+
+Rank = tuple[int, int]
+"""A tensor parallel and a pipeline parallel rank."""
+Parts = dict[Rank, dict[str, list[lazy.Shard]]]
+"""What each rank holds, as shards of its own part of the weight."""
+
+
+def training_in(step: str, files: Files) -> reading.SavedTraining | None:
+    """The state of the training in a step folder; None where no optimizer was saved."""
+    optimizers = rank_optimizers(step)
+    if not optimizers:
+        return None
+    config = os.path.join(step, "optimizer", _CONFIG)
+    said = documents.read_json_object(config) if os.path.isfile(config) else {}
+    states = [disk.FileState.of(path) for of_rank in optimizers.values() for path in of_rank.values()]
+    parts: dict[reading.Kind, Parts] = {kind: {} for kind in reading.MOMENTS}
+    steps: dict[str, object] = {}
+    bodies: list[Mapping[str, Any]] = []
+    members: list[dict[str, None]] = []
+    own_masters = False
+    for rank, of_rank in optimizers.items():
+        for dp, path in of_rank.items():
+            held = torch_files.read_torch_file(path)
+            named = _states(held, path)
+            own_masters = own_masters or bool(held.get(_MASTERS))
+            _enter_groups(held, path, bodies, members)
+            for name, state in named.items():
+                reading.adam.check_state(name, state, StoredTensor, path)
+                steps[f"{name} of {os.path.basename(path)}"] = state.get("step")
+                for kind in reading.MOMENTS:
+                    shards = _own_part(name, state[kind], dp, len(of_rank), said, config)
+                    parts[kind].setdefault(rank, {}).setdefault(name, []).extend(shards)
+    if own_masters and any(len(of_rank) > 1 for of_rank in optimizers.values()):
+        raise errors.NotCarried("masters that ZeRO-1 divides are not known", file=states[0].path, fix=_DROP)
+    count = reading.adam.one_step(steps, states[0].path, states)
+    if count is None:
+        raise FormatError("no state of the optimizer has a step", file=states[0].path)
+    groups = [
+        reading.adam.group_of(body, names, states[0].path) for body, names in zip(bodies, members, strict=True) if names
+    ]
+    where = os.path.join(step, "optimizer")
+    tensors = {kind: _placed(kind, held, files, where) for kind, held in parts.items()}
+    if own_masters:
+        tensors[reading.MASTER] = {name: stored.shards for name, stored in masters(step, files)[0].items()}
+    ledger = ledgers.Ledger()
+    for file in states:
+        ledger.carried(ledgers.OPTIMIZER.what, file.path)
+    training, more = _counted(step, count, groups, reading.adam.kind_of(bodies, states[0].path), ledger)
+    return reading.SavedTraining(
+        state=training,
+        ranks={kind: [RankTensors({}, held, where)] for kind, held in tensors.items()},
+        where=where,
+        files=[*states, *more],
+        ledger=ledger,
+        evidence=["moments by the names that every file of the optimizer has"],
+        rest_is_frozen=True,
+    )
+
+
+def _states(held: object, path: str) -> dict[str, Mapping[str, Any]]:
+    """The states by the names of their parameters."""
+    states, names = (held.get("state"), held.get("names")) if isinstance(held, dict) else (None, None)
+    if (
+        not isinstance(states, dict)
+        or not isinstance(names, dict)
+        or not all(isinstance(n, str) for n in names.values())
+    ):
+        raise errors.NotCarried(
+            "the optimizer does not name its parameters", file=path, found=torch_files.brief(held), fix=_DROP
+        )
+    for number in states.keys() - names.keys():
+        raise FormatError(f"state {torch_files.brief(number)} of the optimizer has no name", file=path)
+    return {names[number]: state for number, state in states.items()}
+
+
+def _enter_groups(
+    held: Mapping[str, Any], path: str, bodies: list[Mapping[str, Any]], members: list[dict[str, None]]
+) -> None:
+    """The groups of a rank, which are those of the others, and the names of their parameters."""
+    found, names = held.get("param_groups"), held["names"]
+    if not isinstance(found, list) or not all(isinstance(body, dict) for body in found):
+        raise errors.NotCarried("the optimizer has no groups", file=path, fix=_DROP)
+    if not bodies:
+        bodies += found
+        members += [{} for _ in found]
+    if len(found) != len(bodies):
+        raise FormatError("the ranks have different groups", file=path, found=len(found), expected=len(bodies))
+    for body, of_group in zip(found, members, strict=True):
+        numbers = body.get("params")
+        for number in numbers if isinstance(numbers, list) else []:
+            if number in names:  # a data parallel rank without a share of a parameter does not name it
+                of_group[names[number]] = None
+
+
+def _own_part(
+    name: str, moment: StoredTensor, dp: int, count: int, said: Mapping[str, Any], config: str
+) -> list[lazy.Shard]:
+    """A moment as shards of the rank's part of its weight: that part itself, or a range of it."""
+    offsets = _section(said, "configs", "param_name_to_dp_rank_offsets", name)
+    if count == 1 and not offsets:
+        return lazy.whole(moment)
+    shape, share = _section(said, "configs", "orig_param_shapes").get(name), offsets.get(str(dp))
+    try:
+        whole = tuple(int(size) for size in shape)  # type: ignore[union-attr]
+        start, stop = (int(end) for end in share)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        raise FormatError(
+            f"nothing says which range of {name!r} data parallel rank {dp} has", file=config, found=f"{share!r:.60}"
+        ) from None
+    if moment.shape != (stop - start,):
+        raise FormatError(
+            f"a moment of {name!r} is not the range that {_CONFIG} says",
+            file=moment.file,
+            found=f"shape {moment.shape}",
+            expected=f"{stop - start} elements",
+        )
+    return lazy.ranges_as_shards(whole, [(start, moment)])
+
+
+def _section(value: Any, *keys: str) -> Mapping[str, Any]:
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _placed(kind: reading.Kind, parts: Parts, files: Files, where: str) -> dict[str, Sequence[lazy.Shard]]:
+    """The shards of each parameter in the whole, by the slices of its weight."""
+    found: dict[str, Sequence[lazy.Shard]] = {}
+    for name, stored in files.parameters.items():
+        holders = {rank: held[name] for rank, held in sorted(parts.items()) if name in held}
+        if not holders:
+            continue
+        found[name] = (
+            next(iter(holders.values())) if not stored.sharded else list(_by_slices(kind, name, stored, holders, where))
+        )
+    for name in {name for held in parts.values() for name in held} - files.parameters.keys():
+        raise FormatError(f"{kind} of {name!r} is of no parameter of the model", file=where)
+    return found
+
+
+def _by_slices(
+    kind: reading.Kind, name: str, stored: StoredParameter, holders: Mapping[Rank, Sequence[lazy.Shard]], where: str
+) -> Iterator[lazy.Shard]:
+    for slice_, rank in zip(stored.shards, stored.ranks, strict=True):
+        if rank not in holders:
+            raise FormatError(f"{kind} of {name!r} is missing for tp={rank[0]} pp={rank[1]}", file=where)
+        weight, own = (
+            slice_.stored,
+            [one.stored for one, of in zip(stored.shards, stored.ranks, strict=True) if of == rank],
+        )
+        left = (weight.offset - min(one.offset for one in own)) // weight.dtype.size
+        start = []
+        for stride in weight.strides:  # of the rank's part, which lies in one piece
+            start.append(left // stride)
+            left %= stride
+        for shard in holders[rank]:
+            inside = lazy.within_box(shard, start, weight.shape)
+            if inside is not None:
+                origin = tuple(first + at for first, at in zip(slice_.origin, inside.origin, strict=True))
+                yield lazy.Shard(origin, inside.stored)
+
+
+def _counted(
+    step: str, count: int, groups: Sequence[reading.Group], optimizer: str, ledger: ledgers.Ledger
+) -> tuple[reading.Training, list[disk.FileState]]:
+    """The state with the counters and the schedule, and the files that say them."""
+    files: list[disk.FileState] = []
+    schedule, path = reading.Schedule(), os.path.join(step, "lr_scheduler", "lr_scheduler.pt")
+    if os.path.isfile(path):
+        held = torch_files.read_torch_file(path)
+        rates, position = (held.get("_last_lr"), held.get("last_epoch")) if isinstance(held, dict) else (None, None)
+        schedule = reading.Schedule(
+            position if type(position) is int else None,
+            "step",
+            rates[0] if isinstance(rates, list) and rates and isinstance(rates[0], float) else None,
+        )
+        files.append(disk.FileState.of(path))
+        ledger.carried("position of the schedule, and next learning rate", path)
+    metas: Mapping[str, Any] = {}
+    path = os.path.join(step, METADATA)
+    if os.path.isfile(path):
+        metas = _section(documents.read_json_object(path), "metas")
+        files.append(disk.FileState.of(path))
+    iteration, samples = metas.get("last_train_step"), metas.get("consumed_train_samples")
+    iteration = iteration if type(iteration) is int else None
+    if iteration is not None and count != iteration:
+        raise FormatError(
+            "the moments are of another step than the model",
+            file=os.path.join(step, "optimizer"),
+            found=f"step {count}",
+            expected=f"{iteration}, the last_train_step of {METADATA}",
+            fix="copy the files of one step again",
+        )
+    state = reading.Training(
+        count,
+        tuple(groups),
+        optimizer,
+        schedule,
+        iterations=iteration,
+        consumed_samples=samples if type(samples) is int else None,
+    )
+    return state, files

@@ -1,0 +1,127 @@
+"""A state of a training that is not whole, or is not of one step, is refused by name; its weights are still converted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ckpt_core import convert
+from ckpt_core.errors import CkptError, NotCarried
+from ckpt_tests.training import runs
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def state_of(held: dict[str, Any], number: int) -> dict[str, Any]:
+    return held["state"][number]
+
+
+def exchanged(held: dict[str, Any], one: int, other: int) -> None:
+    held["state"][one], held["state"][other] = held["state"][other], held["state"][one]
+
+
+def transposed(held: dict[str, Any]) -> None:
+    state_of(held, 7)["exp_avg"] = state_of(held, 7)["exp_avg"].t().contiguous()
+
+
+def negative(held: dict[str, Any]) -> None:
+    state_of(held, 7)["exp_avg_sq"][3, 4] *= -1
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "a moment is missing": (
+        lambda held: state_of(held, 3).pop("exp_avg"),
+        r"exp_avg of 'model\.layers\.0\.self_attn\.v_proj\.weight' is missing",
+    ),
+    "a parameter has no state": (
+        lambda held: held["state"].pop(17),
+        r"exp_avg of 'model\.layers\.0\.post_attention_layernorm\.weight' is missing",
+    ),
+    "two states are exchanged": (
+        lambda held: exchanged(held, 6, 7),
+        r"'exp_avg of model\.layers\.0\.mlp\.up_proj\.weight' does not have the shape",
+    ),
+    "a moment is transposed": (
+        transposed,
+        r"'exp_avg of model\.layers\.0\.mlp\.down_proj\.weight' does not have the shape",
+    ),
+    "one parameter is of another step": (
+        lambda held: state_of(held, 20).update(step=torch.tensor(5.0)),
+        r"the moments are of different steps(.|\n)*'model\.norm\.weight' of step 5",
+    ),
+    "all are of a later step than the model": (
+        lambda held: [state.update(step=torch.tensor(7.0)) for state in held["state"].values()],
+        r"the moments are of another step than the model",
+    ),
+    "the learning rate is not that of the schedule": (
+        lambda held: [group.update(lr=0.001) for group in held["param_groups"]],
+        r"the schedule and the optimizer are of different steps",
+    ),
+    "there is a state of no parameter": (
+        lambda held: held["state"].update({40: state_of(held, 16)}),
+        r"states of no parameter(.|\n)*40",
+    ),
+    "two parameters have one number": (
+        lambda held: held["param_groups"][1].update(params=[16, 17, 18, 19, 19]),
+        r"in two groups",
+    ),
+}
+
+NOT_CARRIED: dict[str, tuple[Change, str]] = {
+    "groups of another program": (
+        lambda held: held["param_groups"][1]["params"].append(held["param_groups"][0]["params"].pop()),
+        "not those of the Trainer",
+    ),
+    "amsgrad": (lambda held: held["param_groups"][0].update(amsgrad=True), "amsgrad=True"),
+    "another optimizer": (lambda held: [group.pop("betas") for group in held["param_groups"]], "is not Adam"),
+    "more than Adam keeps": (
+        lambda held: state_of(held, 0).update(max_exp_avg_sq=torch.zeros(2)),
+        "keeps max_exp_avg_sq of 'model.embed_tokens.weight'",
+    ),
+}
+
+
+def changed(change: Change, folder: Path) -> Path:
+    shutil.copytree(runs("hf-trainer")[0].checkpoint, folder)
+    held = torch.load(folder / "optimizer.pt", weights_only=True)
+    change(held)
+    torch.save(held, folder / "optimizer.pt")
+    return folder
+
+
+@pytest.mark.parametrize("name", REFUSED | NOT_CARRIED)
+def test_it_is_refused_by_name_where_it_is_asked_for_and_named_where_it_is_not(name: str, tmp_path: Path) -> None:
+    change, message = (REFUSED | NOT_CARRIED)[name]
+    source = changed(change, tmp_path / "source")
+    with pytest.raises(CkptError) as found:
+        convert(source, tmp_path / "kept", to="ir", training_state="keep")
+    assert re.search(message, str(found.value)), str(found.value)
+    assert isinstance(found.value, NotCarried) == (name in NOT_CARRIED)
+    assert "training-state drop" in str(found.value) or "copy the files" in str(found.value)
+    assert not (tmp_path / "kept").exists()
+    receipt = convert(source, tmp_path / "weights", to="ir")
+    (loss,) = (loss for loss in receipt.losses if loss["subject"].startswith("optimizer state"))
+    assert "training starts anew: " in loss["reason"] and "training" not in receipt.body
+
+
+def test_a_mean_of_squares_that_is_negative_is_found_when_it_is_read(tmp_path: Path) -> None:
+    source = changed(negative, tmp_path / "source")
+    with pytest.raises(CkptError, match=r"optimizer\.exp_avg_sq/layers\.0\.mlp\.down\.weight has values below 0"):
+        convert(source, tmp_path / "out", to="ir")
+    assert not (tmp_path / "out").exists()
+    convert(source, tmp_path / "weights", to="ir", training_state="drop")
+
+
+def test_a_model_that_is_not_of_the_step_is_refused(tmp_path: Path) -> None:
+    source = changed(lambda held: None, tmp_path / "source")
+    file = source / "trainer_state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"global_step": 5}))
+    with pytest.raises(CkptError, match="the moments are of another step than the model"):
+        convert(source, tmp_path / "out", to="ir", training_state="keep")
