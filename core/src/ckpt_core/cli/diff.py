@@ -43,9 +43,11 @@ def command(
 
     formats = (format, format_b)
     left_options, right_options = options_of_two((a, b), formats, options, ("a", "b"))
-    how = {"config": config, "weights": weights, "training_state": "keep" if training else "drop"}
-    left = read_checkpoint(a, format=format, options=left_options, **how)
-    right = read_checkpoint(b, format=format_b, options=right_options, **how)
+    state = "keep" if training else "drop"
+    left = read_checkpoint(a, format=format, config=config, options=left_options, weights=weights, training_state=state)
+    right = read_checkpoint(
+        b, format=format_b, config=config, options=right_options, weights=weights, training_state=state
+    )
     with progress("comparing") as listener:
         differences = compare(left, right, listener=listener)
         if training:
