@@ -100,9 +100,9 @@ def test_the_commands_speak_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     one, two = (said("fingerprint", path, "--training-state").split()[0] for path in (source, copy))
     assert one == two != said("fingerprint", source).split()[0]
     assert said("diff", source, copy, "--training-state").startswith("equal")
-    body = json.loads((tmp_path / "ir" / "training.json").read_text())
+    body = json.loads((tmp_path / "ir" / "training" / "training.json").read_text())
     body["groups"][0]["weight_decay"] = 0.2
-    (tmp_path / "ir" / "training.json").write_text(json.dumps(body))
+    (tmp_path / "ir" / "training" / "training.json").write_text(json.dumps(body))
     assert main(["diff", source, copy, "--training-state"]) == 3
     assert "optimizer of layers.0.mlp.up.weight" in capsys.readouterr().out
     assert main(["diff", source, copy]) == 0

@@ -25,7 +25,7 @@ from ckpt_core.tensors import SourceFiles
 from ckpt_core.testing import example, write_ir
 from ckpt_core.training import EXP_AVG, KINDS, MOMENTS, Group, Training, followed, from_json, named, to_json
 
-SHARD = "training-00001-of-00001.safetensors"
+SHARD, INDEX = "training/tensors-00001-of-00001.safetensors", "training/tensors.index.json"
 
 
 def trained(folder: Path, **facts: object) -> Path:
@@ -39,13 +39,14 @@ def trained(folder: Path, **facts: object) -> Path:
         for kind in MOMENTS
         for name, shape in shapes.items()
     }
+    (folder / "training").mkdir()
     save_file(moments, folder / SHARD)
-    (folder / "training.index.json").write_text(json.dumps(dict.fromkeys(moments, SHARD)))
+    (folder / INDEX).write_text(json.dumps(dict.fromkeys(moments, Path(SHARD).name)))
     decayed = tuple(name for name, shape in shapes.items() if len(shape) > 1)
     others = tuple(name for name in shapes if name not in decayed)
     groups = (Group(decayed, 2e-3, (0.9, 0.95), 1e-8, 0.1, 4e-3), Group(others, 2e-3, (0.9, 0.95), 1e-8, 0.0, 4e-3))
     state = Training(6, groups, iterations=7, consumed_samples=24, skipped_steps=1)
-    (folder / "training.json").write_text(json.dumps(to_json(state)))
+    (folder / "training" / "training.json").write_text(json.dumps(to_json(state)))
     return folder
 
 
@@ -57,10 +58,10 @@ def model(tmp_path: Path) -> Checkpoint:
 def test_it_goes_through_the_representation_and_says_itself(tmp_path: Path) -> None:
     source = trained(tmp_path / "ir")
     one = convert(source, tmp_path / "two", to="ir", options={"max_shard_size": "1MB"})
-    assert len(list((tmp_path / "two").glob("training-*.safetensors"))) > 1
+    assert len(list((tmp_path / "two").glob("training/*.safetensors"))) > 1
     two = convert(tmp_path / "two", tmp_path / "three", to="ir")
     assert one.body["training"] == two.body["training"] and one.fingerprint == two.fingerprint == fingerprint(source)
-    tensors, _ = indexed(str(tmp_path / "three"), "training.index.json")
+    tensors, _ = indexed(str(tmp_path / "three"), INDEX)
     expected = read_header(str(source / SHARD)).tensors
     assert tensors.keys() == expected.keys()
     with (
@@ -116,7 +117,7 @@ def _read_by(folder: Path, name: str, via: ValueMap | None) -> Training:
     description = Description(
         architecture=checkpoint.architecture, tables=tables, ranks=[], where=str(folder), files=_states(folder)
     )
-    tensors, _ = indexed(str(folder), "training.index.json")
+    tensors, _ = indexed(str(folder), INDEX)
     ranks = {
         kind: [
             RankTensors(
@@ -127,7 +128,7 @@ def _read_by(folder: Path, name: str, via: ValueMap | None) -> Training:
         ]
         for kind in MOMENTS
     }
-    state = from_json(json.loads((folder / "training.json").read_text()), "training.json")
+    state = from_json(json.loads((folder / "training" / "training.json").read_text()), "training.json")
     return training_of(description, SavedTraining(state, ranks, str(folder), []), checkpoint)
 
 
@@ -138,7 +139,7 @@ def _moments_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _states(folder: Path) -> list:
-    return indexed(str(folder), "training.index.json")[1]
+    return indexed(str(folder), INDEX)[1]
 
 
 def test_it_follows_a_cut_vocabulary_and_says_what_that_costs(model: Checkpoint) -> None:
@@ -189,10 +190,10 @@ def test_a_tied_head_that_is_written_out_has_no_moments(tmp_path: Path) -> None:
 
 def test_every_parameter_is_stepped_once_or_frozen(tmp_path: Path) -> None:
     folder = trained(tmp_path / "ir")
-    said = json.loads((folder / "training.json").read_text())
+    said = json.loads((folder / "training" / "training.json").read_text())
 
     def refused(change: dict, message: str) -> None:
-        (folder / "training.json").write_text(json.dumps(said | change))
+        (folder / "training" / "training.json").write_text(json.dumps(said | change))
         with pytest.raises(CkptError, match=message):
             open_checkpoint(folder, training_state="keep")
 
@@ -205,9 +206,9 @@ def test_every_parameter_is_stepped_once_or_frozen(tmp_path: Path) -> None:
 
 def test_a_frozen_parameter_has_no_moments(tmp_path: Path) -> None:
     folder, name = trained(tmp_path / "ir"), "embedding.tokens.weight"
-    said, moments = json.loads((folder / "training.json").read_text()), _moments_of(folder)
+    said, moments = json.loads((folder / "training" / "training.json").read_text()), _moments_of(folder)
     said["groups"][0]["parameters"].remove(name)
-    (folder / "training.json").write_text(json.dumps(said | {"frozen": [name]}))
+    (folder / "training" / "training.json").write_text(json.dumps(said | {"frozen": [name]}))
     with pytest.raises(CkptError, match=r"tensor 'exp_avg of embedding\.tokens\.weight' is not part"):
         open_checkpoint(folder, training_state="keep")
     kept = {key: value for key, value in moments.items() if not key.endswith(f"/{name}")}
@@ -231,7 +232,7 @@ def test_a_frozen_parameter_has_no_moments(tmp_path: Path) -> None:
 )
 def test_a_record_that_is_not_one_is_refused(tmp_path: Path, change: dict) -> None:
     folder = trained(tmp_path / "ir")
-    body = json.loads((folder / "training.json").read_text())
+    body = json.loads((folder / "training" / "training.json").read_text())
     with pytest.raises(FormatError, match=r"training"):
         from_json(body | change, "training.json")
     assert to_json(from_json(body, "training.json")) == body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_a_distributed_checkpoint(layout: str, tmp_path: Path) -> None:
     folders = {"model": tmp_path / "fsdp", "optimizer": tmp_path / "fsdp"}
     if layout == "accelerate":
         folders = {"model": tmp_path / "fsdp" / "pytorch_model_fsdp_0", "optimizer": tmp_path / "fsdp" / "optimizer_0"}
-    held = {"model": weights, "optimizer": state}
+    held: dict[str, Any] = {"model": weights, "optimizer": state}
     for key, folder in folders.items():
         dcp.load({key: held[key]}, checkpoint_id=folder, no_dist=True)
     set_state_dict(model, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"])

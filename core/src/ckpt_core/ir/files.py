@@ -6,8 +6,9 @@ tensors-00001-of-00002.safetensors ...   fp32, whole tensors, in the order of th
 
 With the state of a training, see `ir.training`:
 
-training.json  training.index.json
-training-00001-of-00002.safetensors ...  optimizer.exp_avg/..., optimizer.exp_avg_sq/..., and optimizer.master/... where the weights are not the masters
+training/training.json
+training/tensors.index.json
+training/tensors-00001-of-00002.safetensors ...  optimizer.exp_avg/..., optimizer.exp_avg_sq/..., and optimizer.master/... where the weights are not the masters
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import files_below
 from ckpt_core.description import Description, RankTensors
 from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.ir.training import TRAINING, TRAINING_INDEX, enter_left, training_in
+from ckpt_core.ir.training import FOLDER, TRAINING, TRAINING_INDEX, enter_left, training_in
 from ckpt_core.ir.weights import indexed, table
 from ckpt_core.layout import Native
 from ckpt_core.ledger import Ledger
@@ -105,7 +106,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             for kind in builder.training.kinds
             for native in builder.moments(kind, builder.natives()).values()
         ]
-        builder.documents[TRAINING_INDEX] = _add_shards(builder, "training", moments, limit)
+        builder.documents[TRAINING_INDEX] = _add_shards(builder, f"{FOLDER}/tensors", moments, limit)
         builder.documents[TRAINING] = (json.dumps(to_json(builder.training), indent=1) + "\n").encode()
     sidecars = {f"{_SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
     target = builder.target("ir", sidecars=sidecars, said=checkpoint.notes)
@@ -127,5 +128,5 @@ def _add_shards(builder: TargetBuilder, stem: str, natives: Iterable[Native], li
     for number, group in enumerate(groups, 1):
         name = f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
         builder.add_file(name, {native.name: native for native in group})
-        index |= {native.name: name for native in group}
+        index |= {native.name: os.path.basename(name) for native in group}
     return (json.dumps(index, indent=1) + "\n").encode()

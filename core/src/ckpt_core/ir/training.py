@@ -14,7 +14,8 @@ from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.training import KINDS, MASTER, Kind, from_json, named
 
-TRAINING, TRAINING_INDEX = "training.json", "training.index.json"
+FOLDER = "training"
+TRAINING, TRAINING_INDEX = f"{FOLDER}/training.json", f"{FOLDER}/tensors.index.json"
 
 
 def training_in(path: str) -> SavedTraining | None:
@@ -47,8 +48,8 @@ def training_in(path: str) -> SavedTraining | None:
 
 def enter_left(ledger: Ledger, path: str) -> None:
     """Enter the files of a training, which stay behind unless its state is wanted."""
-    for name in sorted(os.listdir(path)):
-        if name in (TRAINING, TRAINING_INDEX):
-            ledger.left(PROGRESS, os.path.join(path, name))
-    for file in sorted(glob.glob(os.path.join(glob.escape(path), "training-*.safetensors"))):
+    for name in (TRAINING, TRAINING_INDEX):
+        if os.path.isfile(file := os.path.join(path, name)):
+            ledger.left(PROGRESS, file)
+    for file in sorted(glob.glob(os.path.join(glob.escape(path), FOLDER, "*.safetensors"))):
         ledger.left(OPTIMIZER, file, size=os.path.getsize(file))

@@ -24,12 +24,13 @@ def table(architecture: Architecture) -> Table:
 
 
 def indexed(path: str, index: str) -> tuple[dict[str, StoredTensor], list[FileState]]:
-    """The tensors in the files that an index in the folder `path` names, and the states of these files."""
+    """The tensors in the files that an index below the folder `path` names, beside it, and the states of these files."""
     index_file, files = os.path.join(path, index), []
+    folder = os.path.dirname(index_file)
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(map(str, read_json_object(index_file).values()))):
         if os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise FormatError("the index names a file outside the folder", file=index_file, found=name)
-        files.append(FileState.of(os.path.join(path, name)))
-        tensors |= safetensors.read_header(os.path.join(path, name)).tensors
+        files.append(FileState.of(os.path.join(folder, name)))
+        tensors |= safetensors.read_header(os.path.join(folder, name)).tensors
     return tensors, files

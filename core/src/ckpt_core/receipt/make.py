@@ -84,7 +84,7 @@ def make_receipt(
     return Receipt(with_checksum(body), file)
 
 
-def _digests(parameters: Mapping[str, Parameter], tensors: Mapping[str, Digests]) -> dict[str, dict[str, object]]:
+def _digests(parameters: Mapping[str, Parameter], tensors: Mapping[str, Digests]) -> dict[str, object]:
     return {
         name: {
             "shape": list(parameter.true_shape),
