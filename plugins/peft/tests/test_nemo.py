@@ -245,3 +245,31 @@ def test_inspect_explains_it(run: Path, capsys: pytest.CaptureFixture) -> None:
     shown = capsys.readouterr().out
     for word in ("megatron-lora", LORA, "linear_qkv", "alpha 6", "4,608", "/models/base", "-o base=FOLDER"):
         assert word in shown
+
+
+def test_it_is_written_as_nemo_leaves_it(tmp_path: Path) -> None:
+    """The tensors of the golden under NeMo's names, and a context whose graph is read again."""
+    adapter, options = GOLDEN.folder / "adapter", {"layout": "nemo2", "pretrained_checkpoint": "/models/nemo"}
+    receipt = convert(adapter, tmp_path / "run", to="megatron-lora", config=CONFIG, options=options)
+    known, ours = tensors_of_golden(), {}
+    metadata = FileSystemReader(tmp_path / "run/weights").read_metadata().state_dict_metadata
+    ours = {name: torch.empty(one.size) for name, one in metadata.items() if hasattr(one, "size")}
+    dcp.load(ours, checkpoint_id=str(tmp_path / "run/weights"), no_dist=True)
+    assert_same_bits(ours, known)
+    said = json.loads((tmp_path / "run/weights/adapter_metadata.json").read_text())
+    assert said == {"model_ckpt_path": "/models/nemo"}
+    dump = yaml.safe_load((tmp_path / "run/context/model.yaml").read_text())["model_transform"]
+    assert dump == {"_target_": LORA, **GIVEN, "target_modules": sorted(GIVEN["target_modules"]), "dropout": 0.0}
+    assert any("2.3 or later" in str(loss) for loss in receipt.body["losses"])
+    (tmp_path / "run/context/model.yaml").unlink()  # NeMo reads io.json alone
+    convert(tmp_path / "run", tmp_path / "hf", to="hf", options={"base": BASE})
+    assert_same_bits(weights(tmp_path / "hf"), load_file(GOLDEN.folder / "full.safetensors"))
+    back = convert(tmp_path / "run", tmp_path / "back", to="peft", config=CONFIG)
+    assert back.fingerprint == receipt.fingerprint
+
+
+def test_what_no_adapter_of_nemo_holds_is_refused(tmp_path: Path) -> None:
+    options = {"layout": "nemo2", "canonical": True}
+    with pytest.raises(CkptError, match=r"canonical adapter[^\0]*layout=bridge"):
+        convert(GOLDEN.folder / "adapter", tmp_path / "run", to="megatron-lora", config=CONFIG, options=options)
+    assert_nothing_at(tmp_path / "run")

@@ -4,45 +4,80 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, Target, WriteRequest, documents, facts_of, ledgers, rewrites
+from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
 from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, fiddle, transformer_config, write_dist
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
 
-_PREFIX = "module."
+PREFIX = "module."
+"""That of the module around the model, with which every key begins."""
+
 _ROOT = "nemo.lightning.io.pl.TrainerContext"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What NeMo 2 is told of a model: the calls by which it builds it. `numbered`: each layer has tensors of its own."""
+
+    layout: FileLayout
+    model: rewrites.Rewritable
+    classes: Classes
+    fields: dict[str, Any]
+    tokenizer: WrittenTokenizer
+    numbered: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, request: WriteRequest) -> Context:
+        """The context of a model. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
+        hints = checkpoint.hints_for("nemo2")
+        layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
+        fixed = _fixed_rows(checkpoint, hints, layout)
+        multiple = fixed or layout.multiple * layout.tp
+        model = expressed_for(
+            rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True
+        )
+        facts = facts_of(model.architecture)
+        tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
+        classes = classes_for(facts, hints.get("classes") or {})
+        fields = written_fields(facts, checkpoint.notes, classes)
+        transformer_config.check_layout(model, facts, layout)
+        numbered = transformer_config.number_layers(fields, facts, hints)
+        rows = facts["tokens.padded_vocabulary"]
+        # of more rows than there are tokens, a reader would take the last for padding
+        implied = fixed is None and tokenizer.size == facts["tokens.vocabulary"] and _rows_of(tokenizer, layout) == rows
+        fields |= {DIVISIBLE: layout.multiple, "vocab_size": None if implied else rows}
+        fields |= transformer_config.running(layout, model, request.dtype)
+        return cls(layout, model, classes, fields, tokenizer, numbered)
+
+    def documents(self, transform: fiddle.Call | None = None) -> dict[str, bytes]:
+        """The files, without those of the tokenizer. `transform` is the call that adapts the model."""
+        graph = fiddle.write_graph(_graph(self.classes, self.fields, self.tokenizer, transform))
+        dump = _dump(self.classes, self.fields, self.tokenizer, transform)
+        return {
+            f"{CONTEXT}/{GRAPH}": (json.dumps(graph, indent=2) + "\n").encode(),
+            f"{CONTEXT}/{MODEL}": documents.dump_yaml(dump).encode(),
+        }
+
+    @property
+    def sidecars(self) -> dict[str, company.Sidecar]:
+        """The files of the tokenizer, by their places."""
+        return {f"{CONTEXT}/{name}": sidecar for name, sidecar in self.tokenizer.files.items()}
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
-    hints = checkpoint.hints_for("nemo2")
-    layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
-    fixed = _fixed_rows(checkpoint, hints, layout)
-    multiple = fixed or layout.multiple * layout.tp
-    model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), multiple, by_fields=True)
-    facts = facts_of(model.architecture)
-    tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
-    classes = classes_for(facts, hints.get("classes") or {})
-    fields = written_fields(facts, checkpoint.notes, classes)
-    transformer_config.check_layout(model, facts, layout)
-    numbered = transformer_config.number_layers(fields, facts, hints)
-    rows = facts["tokens.padded_vocabulary"]
-    # of more rows than there are tokens, a reader would take the last for padding
-    implied = fixed is None and tokenizer.size == facts["tokens.vocabulary"] and _rows_of(tokenizer, layout) == rows
-    fields |= {DIVISIBLE: layout.multiple, "vocab_size": None if implied else rows}
-    fields |= transformer_config.running(layout, model, request.dtype)
-    builder = GPTBuilder(layout, model, request.dtype)
-    write_dist(builder, {}, homogeneous=not numbered, prefix=_PREFIX)
-    graph = fiddle.write_graph(_graph(classes, fields, tokenizer))
-    builder.documents[f"{CONTEXT}/{GRAPH}"] = (json.dumps(graph, indent=2) + "\n").encode()
-    builder.documents[f"{CONTEXT}/{MODEL}"] = documents.dump_yaml(_dump(classes, fields, tokenizer)).encode()
+    context = Context.of(checkpoint, request)
+    layout, classes, fields = context.layout, context.classes, context.fields
+    builder = GPTBuilder(layout, context.model, request.dtype)
+    write_dist(builder, {}, homogeneous=not context.numbered, prefix=PREFIX)
+    builder.documents |= context.documents()
     return builder.target(
         "nemo2",
-        sidecars={f"{CONTEXT}/{name}": sidecar for name, sidecar in tokenizer.files.items()},
+        sidecars=context.sidecars,
         parallel=layout.parallel,
         decisions={
             "config": classes.config,
@@ -50,7 +85,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             DIVISIBLE: layout.multiple,
         },
-        losses=[*tokenizer.losses, *_assumed(fields)],
+        losses=[*context.tokenizer.losses, *_assumed(fields)],
         said=table_of(classes, fields).said({key: fiddle.plain_of(value) for key, value in fields.items()}),
         config=fields,
     )
@@ -78,16 +113,22 @@ def _rows_of(tokenizer: WrittenTokenizer, layout: FileLayout) -> int | None:
     return -(-tokenizer.size // multiple) * multiple
 
 
-def _graph(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> fiddle.Call:
+def _graph(
+    classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer, transform: fiddle.Call | None
+) -> fiddle.Call:
     given = {
         key: fiddle.NamedObject(value) if key in transformer_config.FUNCTIONS else value
         for key, value in fields.items()
     }
-    model = fiddle.Call(classes.model, {"config": fiddle.Call(classes.config, given), "tokenizer": tokenizer.call})
+    adapted = {} if transform is None else {"model_transform": transform}
+    arguments = {"config": fiddle.Call(classes.config, given), "tokenizer": tokenizer.call, **adapted}
+    model = fiddle.Call(classes.model, arguments)
     return fiddle.Call(_ROOT, {"model": model})
 
 
-def _dump(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer) -> dict[str, Any]:
+def _dump(
+    classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer, transform: fiddle.Call | None
+) -> dict[str, Any]:
     """model.yaml, which NeMo does not read, but people and other tools do."""
     said = {
         key: transformer_config.named(value) if key in transformer_config.FUNCTIONS else fiddle.plain_of(value)
@@ -97,7 +138,7 @@ def _dump(classes: Classes, fields: dict[str, Any], tokenizer: WrittenTokenizer)
     return {
         "_target_": classes.model,
         "config": {"_target_": classes.config, **said},
-        "model_transform": None,
+        "model_transform": None if transform is None else {"_target_": transform.target, **transform.arguments},
         "optim": None,
         "tokenizer": {"_target_": call.target, **call.arguments} if call is not None else None,
     }

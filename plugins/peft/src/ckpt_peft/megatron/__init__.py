@@ -1,4 +1,4 @@
-"""LoRA adapters of Megatron-Bridge and NeMo 2: read as the model that they make of their base, or by themselves, and written as those of Bridge."""
+"""LoRA adapters of Megatron-Bridge and NeMo 2: read as the model that they make of their base, or by themselves, and written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="read",
             ),
-            Option("pretrained_checkpoint", "where Megatron-Bridge finds the imported base", str, None, side="write"),
+            Option(
+                "layout",
+                "whose folder is written: a run of Megatron-Bridge, or an adapter of NeMo 2",
+                ("bridge", "nemo2"),
+                "bridge",
+                side="write",
+            ),
+            Option("pretrained_checkpoint", "where the framework finds the imported base", str, None, side="write"),
             Option(
                 "canonical",
                 "write adapters of their own for q, k, v, gate and up (CanonicalLoRA), in place of those of the fused layers",
@@ -61,6 +68,6 @@ def ckpt_read(path: str, request: ReadRequest) -> Checkpoint:
 
 @hookimpl
 def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
-    from ckpt_peft.megatron.alone import write
+    from ckpt_peft.megatron.write import write
 
     return write(checkpoint, request)

@@ -25,7 +25,7 @@ SECTION = "model.model_transform"
 METADATA = "adapter_metadata.json"
 _GRAPH, _MODEL = "io.json", "model.yaml"
 _CONTEXT, _WEIGHTS, _TOKENIZER = "context", "weights", "nemo_tokenizer"
-_TRANSFORM, _BASE = "model_transform", "model_ckpt_path"
+_TRANSFORM, BASE = "model_transform", "model_ckpt_path"
 _UNFINISHED = "-unfinished"
 # What the class has where no argument is given, in 2.0 to 2.4 (nemo/collections/llm/peft/lora.py)
 _DEFAULTS = {"dim": 32, "alpha": 32, "target_modules": ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]}
@@ -59,7 +59,7 @@ class Place:
     @property
     def base(self) -> str | None:
         """Where the base lay when the adapter was trained."""
-        said = documents.read_json_object(self.metadata).get(_BASE)
+        said = documents.read_json_object(self.metadata).get(BASE)
         return said if isinstance(said, str) and said not in ("", "None") else None  # NeMo writes str(None)
 
 
