@@ -160,7 +160,8 @@ def gathered() -> dict[str, list[Declared]]:
     writing = (name for name in format_names() if require(name).info.writes)
     names: dict[str, dict[Declared, list[str]]] = {name: {} for name in writing if name != "ir"}
     decisions: dict[tuple[str, Declared], list[Mapping[str, object]]] = {}
-    for one in [*shown(), *written()]:
+    found = [*shown(), *written()]
+    for one in sorted(found, key=lambda one: one.format in KEEPING_HF and not one.line.shown_by):  # hf's own come first
         line = replace(one.line, shown_by=())
         if one.format in names and (one.format not in KEEPING_HF or one.line.shown_by or line not in names["hf"]):
             names[one.format].setdefault(line, []).extend(one.line.shown_by)

@@ -96,7 +96,7 @@ def test_a_format_that_declares_nothing_is_explained_by_what_it_writes() -> None
 
 def test_one_parameter_in_every_format() -> None:
     found = names_everywhere("layers.3.attention.q.weight")
-    assert list(found) == ["attention.q.weight"]
+    assert list(found) == ["attention.q.weight", "vision.layers.{l}.attention.q.weight"]
     native = {format: [one.native for one in names] for format, names in found["attention.q.weight"].items()}
     assert "gpt_neox.layers.{l}.attention.query_key_value.weight" in native["hf"]
     assert "model.decoder.{l}.pp_block.attn.qkv_proj.weight" in native["nanotron"]

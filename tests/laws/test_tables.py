@@ -283,6 +283,8 @@ def tables_of(package: str) -> Iterator[tuple[str, Tables]]:
                 yield f"{module}.{variable}", value
             for family in value if variable == "FAMILIES" else ():
                 yield f"{module}.{family.class_name}", family.tables
+            for name, one in value.items() if variable == "SEEING" else ():
+                yield f"{module}.{name}", one.tables
 
 
 # Those that stand on the tables of another plugin have the sentences of its rows.

@@ -29,8 +29,18 @@ PADDING = 5
 LABELS = {0: "bad", 1: "fair", 2: "good"}
 
 
+# Their heads are of no kind that an architecture says: refused by name.
+OF_ANOTHER_KIND = {
+    ("distilbert", "DistilBertForSequenceClassification"): "a ReLU between its two layers, where others have tanh",
+    (
+        "eurobert",
+        "EuroBertForSequenceClassification",
+    ): "two layers with a GELU between them, on what classifier_pooling says",
+}
+
+
 def test_every_class_of_a_decoder_that_transformers_has_is_read() -> None:
-    """All of them, and no other: a family that lists a head too many or too few is named."""
+    """All of them but those of another kind, and no other: a family that lists a head too many or too few is named."""
     said = {(family.model_type, family.class_name) for family in ON_A_DECODER if family.class_name.endswith(ENDINGS)}
     there = set()
     for family in FAMILIES:
@@ -40,7 +50,7 @@ def test_every_class_of_a_decoder_that_transformers_has_is_read() -> None:
                 kind = getattr(transformers, name, None)
                 if kind is not None and kind.config_class.model_type == family.model_type:
                     there.add((family.model_type, name))
-    assert said == there
+    assert said == there - OF_ANOTHER_KIND.keys() and there > OF_ANOTHER_KIND.keys()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,15 @@ _CLASSES = {family_of(config, model).class_name for model, config in PUBLISHED.i
 _SIZES = {
     "glm4_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "granitemoehybrid": {"layer_types": [*["mamba"] * 31, "attention"]},
+    # the towers and the language models of the defaults do not fit together
+    "qwen2_vl": {"vision_config": {"hidden_size": 8192}},
+    "qwen2_5_vl": {"vision_config": {"out_hidden_size": 8192}},
+    "qwen3_vl": {"vision_config": {"out_hidden_size": 4096}},
+    "qwen3_vl_moe": {"vision_config": {"out_hidden_size": 2048}},
+    "qwen3_5": {"vision_config": {"out_hidden_size": 4096}},
+    "qwen3_5_moe": {"vision_config": {"out_hidden_size": 2048}},
+    "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14}},
 }
 # The classes of MiMo and Ling 2 lie beside their files: Qwen 2's with one key more (configuration_mimo.py), and one of its own.
 _OTHER = {
@@ -50,7 +59,8 @@ def test_what_a_class_saves_of_its_defaults_is_read(family: Family, tmp_path: Pa
     known, more = _OTHER.get(family.model_type, (family.model_type, _SIZES.get(family.model_type, {})))
     AutoConfig.for_model(known).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    config = saved | more | {"model_type": family.model_type, "architectures": [family.class_name]}
+    inner = {key: saved[key] | value for key, value in more.items() if isinstance(value, dict) and key in saved}
+    config = saved | more | inner | {"model_type": family.model_type, "architectures": [family.class_name]}
     assert config_architecture(write(tmp_path, config)).stacks
     assert family_of(config, "config.json") is family
 

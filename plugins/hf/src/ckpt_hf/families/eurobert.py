@@ -7,7 +7,7 @@ from dataclasses import replace
 from ckpt_core.sdk import configs, fact_is, ignore, key, layouts, row
 from ckpt_hf.common import Family
 from ckpt_hf.families.llama import LLAMA
-from ckpt_hf.heads import BARE, encodes
+from ckpt_hf.heads import BARE, ENCODER_TAGGED, encodes
 from ckpt_hf.weights import LAYER, MODEL
 
 # fmt: off
@@ -26,6 +26,6 @@ FAMILIES = [
         "eurobert",
         EUROBERT,
         layouts.Tables([MODEL.extend(row("lm_head.bias", "v", "head.bias")), LAYER]),
-        heads=(replace(BARE, holds=lambda model: encodes(model) and model.classifier is None),),
+        heads=(replace(BARE, holds=lambda model: encodes(model) and model.classifier is None), ENCODER_TAGGED),
     )
 ]

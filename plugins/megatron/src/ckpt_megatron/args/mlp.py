@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Facts, configs, custom, decided, schema
+from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, configs, custom, decided, schema
 from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
 from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count, positive
 
@@ -163,8 +163,11 @@ def _write_widths(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) 
     write_experts(facts, notes, args)
 
 
-def write_experts(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
-    """The args of a model with experts but for their number, which not all call alike."""
+def write_experts(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any], *, behind_latent: bool = False) -> None:
+    """The args of a model with experts but for their number, which not all call alike. `behind_latent`: those of a latent are written, too."""
+    latent = configs.uniform(facts, "mlp.moe.latent")
+    if latent is not None and not behind_latent:
+        raise Refusal("experts read the whole state", found=f"mlp.moe.latent = {latent}", fact="mlp.moe.latent")
     sparse, width = facts.present("mlp.moe"), configs.uniform(facts, "mlp.ffn")
     args["moe_ffn_hidden_size"] = configs.uniform(facts, "mlp.moe.ffn")
     args["ffn_hidden_size"] = width if width is not None else notes.get("unused_ffn") or args["moe_ffn_hidden_size"]

@@ -79,7 +79,7 @@ def _write_blocks(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
     config |= router_of_dense()
     if facts.present("mlp.moe") is not False:
         config[_EXPERTS] = configs.uniform(facts, "mlp.moe.experts")
-        write_experts(facts, notes, config)
+        write_experts(facts, notes, config, behind_latent=True)
     config[_FREQUENCY] = 1  # which nothing looks at: the pattern says which layers have experts
 
 
