@@ -17,41 +17,29 @@ from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
 from ckpt_core.sdk import layouts
-from ckpt_hf.config import BY_TYPE, FAMILIES
+from ckpt_hf.config import BY_TYPE
 from ckpt_tests import families, forwards
 from ckpt_tests.families import build
-from ckpt_tests.folders import assert_nothing_at, assert_same_bits
+from ckpt_tests.folders import assert_same_bits
 from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.models import load, logits_of, weights
 
 TOLERANCE = 1e-4
-CLASSES = {family.class_name for family in FAMILIES}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 CASES = beside("families", "source_hf/config.json")
 
 
-def class_name(golden: Golden) -> str:
-    (name,) = json.loads((golden.source / "config.json").read_text())["architectures"]
-    return name
+each = pytest.mark.parametrize("golden", CASES, ids=str)
 
 
-def model_type(golden: Golden) -> str:
-    return json.loads((golden.source / "config.json").read_text())["model_type"]
-
-
-def each(read: bool) -> pytest.MarkDecorator:
-    cases = [golden for golden in CASES if (class_name(golden) in CLASSES) is read]
-    return pytest.mark.parametrize("golden", cases, ids=str)
-
-
-@each(read=True)
+@each
 def test_it_computes_what_transformers_computed(golden: Golden) -> None:
     with open_checkpoint(golden.source) as model:
         *_, last = forward(model, Inputs(tokens=golden.input_ids.long()))
     assert golden.off_by(last.values) <= TOLERANCE
 
 
-@each(read=True)
+@each
 def test_every_tensor_comes_back(golden: Golden, tmp_path: Path) -> None:
     convert(golden.source, tmp_path / "ir", to="ir")
     with open_checkpoint(golden.source) as model:
@@ -60,15 +48,6 @@ def test_every_tensor_comes_back(golden: Golden, tmp_path: Path) -> None:
     original = weights(golden.source)
     kept = {name: value for name, value in original.items() if not any(fnmatch(name, one) for one in dropped)}
     assert_same_bits(weights(tmp_path / "hf"), kept)
-
-
-@each(read=False)
-def test_a_class_that_is_not_read_is_refused_by_its_type(golden: Golden, tmp_path: Path) -> None:
-    with pytest.raises(CkptError) as refusal:
-        convert(golden.source, tmp_path / "ir", to="ir")
-    # not in the whole text, where the file's path may have it
-    assert model_type(golden) in f"{refusal.value.problem} {refusal.value.found}"
-    assert_nothing_at(tmp_path / "ir")
 
 
 SIZES = {"hidden_size": 96, "vocab_size": 61, "num_hidden_layers": 2, "num_attention_heads": 16, "num_local_experts": 5}

@@ -183,12 +183,12 @@ class SourceFiles:
 
     def _check_least(self, assembly: LazyParameter, least: float, raw: np.ndarray) -> None:
         values = decode(raw, assembly.dtype)
-        if (values < least).any():
+        if not (values >= least).all():  # nor is a NaN a mean of squares
             self._check_records(assembly.blocks)
             raise FormatError(
-                f"{assembly.parameter.name} has values below {least:g}",
+                f"{assembly.parameter.name} has values that are not at least {least:g}",
                 file=assembly.blocks[0].path,
-                found=f"{float(values[values < least].min()):g}",
+                found=f"{float(values[~(values >= least)][0]):g}",
                 expected="a mean of squares",
                 fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ckpt_megatron import contents, fiddle, masters, transformer_config, weights
 from ckpt_megatron.args.latent_rotary import check_any_version
+from ckpt_megatron.args.mlp import EXPERTS as EXPERT_FACTS
 from ckpt_megatron.args.mlp import read_experts, write_experts
 from ckpt_megatron.args.positions import learned_or_rotary
 from ckpt_megatron.args.router import ROUTER_KEYS
@@ -34,6 +35,7 @@ __all__ = [
     "CONTENT",
     "DIST_METADATA",
     "DIVISIBLE",
+    "EXPERT_FACTS",
     "ROUTER_KEYS",
     "FileLayout",
     "FolderContents",

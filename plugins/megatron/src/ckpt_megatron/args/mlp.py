@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Activation, CkptError, Facts, Refusal, configs, custom, decided, schema
-from ckpt_megatron.args.router import ROUTER_KEYS, read_router, router_of_dense, write_router
+from ckpt_core.sdk import Activation, CkptError, Facts, configs, custom, decided, schema
+from ckpt_megatron.args.router import ROUTER_FACTS, ROUTER_KEYS, read_router, router_of_dense, write_router
 from ckpt_megatron.args.values import Args, chosen_layers, flag, given, has_linear_biases, layer_count, positive
 
 _FLAGS = ("swiglu", "quick_geglu", "squared_relu", "openai_gelu", "bias_gelu_fusion")
@@ -100,9 +100,15 @@ def _is_fused(biased: bool) -> bool:
     return biased
 
 
+EXPERTS = (
+    "mlp.moe?", "mlp.moe.experts", "mlp.moe.ffn", "mlp.moe.shared?", "mlp.moe.shared.ffn", "mlp.moe.shared.gate", *ROUTER_FACTS,
+)  # fmt: skip
+"""The facts that the arguments of experts say, one by one: another one is refused by its name."""
+
+
 def widths() -> configs.Custom:
     """The number of layers, the widths of their MLPs, and experts with their router in all layers or some."""
-    claims = ["layers", "mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.*", "mlp.moe.shared?"]
+    claims = ["layers", "mlp.ffn", "mlp.ffn?", *EXPERTS]
     why = "which layers have experts decides what the widths mean, and each key of the router what the next one does"
     uses = ["hidden_size", "swiglu", "mlp.up_bias"]
     return custom([*_WIDTHS, *ROUTER_KEYS], claims, read=_read_widths, write=_write_widths, uses=uses, why=why)
@@ -163,11 +169,8 @@ def _write_widths(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) 
     write_experts(facts, notes, args)
 
 
-def write_experts(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any], *, behind_latent: bool = False) -> None:
-    """The args of a model with experts but for their number, which not all call alike. `behind_latent`: those of a latent are written, too."""
-    latent = configs.uniform(facts, "mlp.moe.latent")
-    if latent is not None and not behind_latent:
-        raise Refusal("experts read the whole state", found=f"mlp.moe.latent = {latent}", fact="mlp.moe.latent")
+def write_experts(facts: Facts, notes: Mapping[str, Any], args: dict[str, Any]) -> None:
+    """The args of a model with experts but for their number, which not all call alike."""
     sparse, width = facts.present("mlp.moe"), configs.uniform(facts, "mlp.ffn")
     args["moe_ffn_hidden_size"] = configs.uniform(facts, "mlp.moe.ffn")
     args["ffn_hidden_size"] = width if width is not None else notes.get("unused_ffn") or args["moe_ffn_hidden_size"]

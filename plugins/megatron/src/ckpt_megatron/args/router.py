@@ -18,6 +18,13 @@ _DENSE = {
 }
 ROUTER_KEYS = tuple(_DENSE)
 """The arguments that say how a router chooses experts."""
+ROUTER_FACTS = tuple(
+    f"mlp.moe.router.{name}"
+    for name in (
+        "top_k", "score", "normalise", "scale", "bias", "correction_bias", "groups", "group_top_k", "group_score",
+    )
+)  # fmt: skip
+"""What they say; what else a router may do, no argument says."""
 _LOSSES = (None, "none", "aux_loss", "seq_aux_loss", "global_aux_loss")  # in training alone; "sinkhorn" always routes
 _ROUTER = "mlp.moe.router"
 # A group is scored by the sum of its best topk / group_topk experts, where HF takes the best one or the best two.
@@ -73,11 +80,6 @@ def write_router(facts: Facts, args: dict[str, Any]) -> None:
         raise Refusal("only a sigmoid router has expert_bias", found=f"{_ROUTER}.score = {score}")
     if said["bias"] and not configs.uniform(facts, "mlp.up_bias"):
         raise Refusal("the router has a bias only with add_bias_linear", found=f"{_ROUTER}.bias = True")
-    if configs.uniform(facts, f"{_ROUTER}.on_input"):
-        raise Refusal("the share of an expert multiplies what it returns", found=f"{_ROUTER}.on_input = True")
-    margin = configs.uniform(facts, f"{_ROUTER}.margin")
-    if margin is not None:
-        raise Refusal("the experts of a token are chosen together", found=f"{_ROUTER}.margin = {margin}")
     if groups is not None:
         wanted = configs.uniform(facts, f"{_ROUTER}.group_score")
         on_logits = wanted == "top2" and score == "softmax" and normalise

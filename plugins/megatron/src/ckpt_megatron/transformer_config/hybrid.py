@@ -19,7 +19,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_megatron.args.mlp import enter_experts, write_experts
+from ckpt_megatron.args.mlp import EXPERTS, enter_experts, write_experts
 from ckpt_megatron.args.norms import ALIKE
 from ckpt_megatron.args.router import ROUTER_KEYS, router_of_dense
 from ckpt_megatron.transformer_config.config_fields import inert
@@ -79,7 +79,7 @@ def _write_blocks(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]
     config |= router_of_dense()
     if facts.present("mlp.moe") is not False:
         config[_EXPERTS] = configs.uniform(facts, "mlp.moe.experts")
-        write_experts(facts, notes, config, behind_latent=True)
+        write_experts(facts, notes, config)
     config[_FREQUENCY] = 1  # which nothing looks at: the pattern says which layers have experts
 
 
@@ -113,9 +113,8 @@ def hybrid(usual: Config, name: str) -> Config:
                 "mlp?",
                 "mlp.ffn",
                 "mlp.ffn?",
-                "mlp.moe?",
-                "mlp.moe.*",
-                "mlp.moe.shared?",
+                *EXPERTS,
+                "mlp.moe.latent",
             ],
             read=_read_blocks,
             write=_write_blocks,

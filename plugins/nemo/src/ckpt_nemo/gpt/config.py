@@ -29,7 +29,7 @@ from ckpt_core.sdk import (
     schema,
     values,
 )
-from ckpt_megatron.sdk import ROUTER_KEYS, learned_or_rotary, read_experts, write_experts
+from ckpt_megatron.sdk import EXPERT_FACTS, ROUTER_KEYS, learned_or_rotary, read_experts, write_experts
 from ckpt_nemo.activation import GELUS, WRITTEN, named_activation
 from ckpt_nemo.values import Values, flag, given, is_since
 
@@ -213,7 +213,7 @@ def _widths() -> configs.Custom:
 
     return custom(
         [*_WIDTHS, *ROUTER_KEYS],
-        ["mlp.ffn", "mlp.ffn?", "mlp.moe?", "mlp.moe.*", "mlp.moe.shared?"],
+        ["mlp.ffn", "mlp.ffn?", *EXPERT_FACTS],
         read=read,
         write=write,
         uses=["num_layers", "mlp.up_bias"],
