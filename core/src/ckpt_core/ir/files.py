@@ -127,6 +127,8 @@ def _add_shards(builder: TargetBuilder, stem: str, natives: Iterable[Native], li
     index: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-        builder.add_file(name, {native.name: native for native in group})
+        builder.add_file(
+            name, {native.name: native for native in group}, metadata={}
+        )  # as every file of this format has it
         index |= {native.name: os.path.basename(name) for native in group}
     return (json.dumps(index, indent=1) + "\n").encode()
