@@ -21,6 +21,7 @@ _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 _NAMED = re.compile(r"<!-- formats: (\S+) -->")
 _VARIABLE = [
     (re.compile(r"[\d.]+ s, [\d.]+ [kMG]?B/s"), "0.1 s, 1 MB/s"),
+    (re.compile(r"^memory +\d+ MiB at the peak", re.MULTILINE), "memory       30 MiB at the peak"),
     (re.compile(r"transformers \d+(\.\d+)+"), "transformers 5.0.0"),
     (re.compile(r"^(plan +)[0-9a-f]{64}$", re.MULTILINE), r"\g<1>" + "0" * 64),
 ]

@@ -16,7 +16,7 @@ import sys
 import click
 
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, nearest
 from ckpt_core.version import VERSION
 
 _COMMANDS = (
@@ -29,8 +29,28 @@ _COMMANDS = (
     "selftest",
     "explain",
     "formats",
+    "follow",
+    "doctor",
     "plugin",
+    "schema",
+    "completion",
 )
+# What people call a command elsewhere.
+_CALLED = {
+    "compare": "diff",
+    "check": "doctor",
+    "info": "inspect",
+    "show": "inspect",
+    "list": "formats",
+    "hash": "fingerprint",
+    "sha": "fingerprint",
+    "export": "convert",
+    "import": "convert",
+    "merge": "convert",
+    "reshard": "convert",
+    "watch": "follow",
+    "test": "selftest",
+}
 COLLECTION = 100_000
 """New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 
@@ -46,13 +66,24 @@ class LazyGroup(click.Group):
             return None
         return importlib.import_module(f"ckpt_core.cli.{cmd_name}").command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = _CALLED.get(args[0].lower()) or nearest(args[0], [*_COMMANDS, *_CALLED])
+            if meant is not None:
+                error.message += f" Did you mean '{_CALLED.get(meant, meant)}'?"
+            raise
+
 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done or equal, 1 refused or failed, 2 wrong usage, 3 compared and different.",
 )
-@click.version_option(VERSION, prog_name="ckpt")
+@click.version_option(VERSION, "-V", "--version", prog_name="ckpt")
 def cli() -> None:
     """Convert model checkpoints between training frameworks: exactly, in bounded memory, for any parallel layout."""
 
@@ -88,7 +119,7 @@ def _report(error: BaseException, as_json: bool) -> int:
     """Say what went wrong, once, on the right stream; returns the exit code."""
     code, text, body = _explained(error)
     if as_json and not isinstance(error, Unprintable):
-        emit_json({"error": body})
+        emit_json({"error": body}, "error")
     elif isinstance(error, click.ClickException):
         _show_usage(error)
     else:
@@ -107,7 +138,7 @@ def _show_usage(error: click.ClickException) -> None:
             say(line, err=True)
         say(f"Try '{context.command_path} --help' for help.", err=True)
         say(err=True)
-    say(f"Error: {error.format_message()}", err=True)
+    say(f"{paint('error', 'red', sys.stderr)}: {error.format_message()}", err=True)
 
 
 def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
