@@ -87,7 +87,7 @@ class TestConvert:
         assert ran.code == 1 and "toy holds nothing today" in ran.err and "fix: ask tomorrow" in ran.err
         assert ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "refuse=yes", "--json").json == {
             "schema": "error/1",
-            "error": {"problem": "toy holds nothing today", "fix": "ask tomorrow"},
+            "error": {"problem": "toy holds nothing today", "fix": "ask tomorrow", "anchor": "refusal"},
         }
 
     def test_existing_destination(self, ckpt, model, converted):

@@ -91,7 +91,9 @@ class TestEndings:
 
     def test_full_disk_is_one_clear_error(self, ckpt, model, tmp_path):
         ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "dst.crash=true")
-        assert ran.code == 1 and ran.err == "error: No space left on device\n  file: /full\n"
+        assert ran.code == 1 and ran.err == (
+            "error: No space left on device\n  file: /full\n  see: docs/troubleshooting.md#errors-of-the-system\n"
+        )
 
     def test_a_bug_has_no_traceback(self, ckpt, model, monkeypatch):
         ran = ckpt("inspect", model, "-o", "crash=true")

@@ -26,8 +26,29 @@ def command(shell: str) -> None:
         say(line)
 
 
+_BASH = """\
+%(complete_func)s() {
+    local IFS=$'\\n' line
+    COMPREPLY=()
+    for line in $(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD %(complete_var)s=bash_complete "$1"); do
+        case "${line%%%%,*}" in
+            dir) compopt -o dirnames 2>/dev/null ;;
+            file) compopt -o default 2>/dev/null ;;
+            plain) COMPREPLY+=("${line#*,}") ;;
+        esac
+    done
+    # after `key=` comes its value, and no space
+    [[ "${COMPREPLY[*]}" == *= ]] && compopt -o nospace 2>/dev/null
+    return 0
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
 class BashWithValues(BashComplete):
     """Bash takes `=` for a word of its own (COMP_WORDBREAKS): `-o layout=n` arrives as four words, and what is offered stands after `=`."""
+
+    source_template = _BASH
 
     # Click asks for the version of whichever bash is in PATH, which starts a process at every press of a key.
     @staticmethod

@@ -16,7 +16,7 @@ import sys
 import click
 
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
-from ckpt_core.errors import CkptError, nearest
+from ckpt_core.errors import CkptError, UsageError, nearest
 from ckpt_core.version import VERSION
 
 _COMMANDS = (
@@ -99,6 +99,8 @@ def _terminate(*_: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` default to those of the process."""
     open_standard_streams()
+    if "_CKPT_COMPLETE" in os.environ:  # a shell asks
+        importlib.import_module("ckpt_core.cli.completion")
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -123,7 +125,7 @@ def _report(error: BaseException, as_json: bool) -> int:
     elif isinstance(error, click.ClickException):
         _show_usage(error)
     else:
-        first, *others = text.split("\n")
+        first, *others = [*text.split("\n"), f"  see: docs/troubleshooting.md#{body['anchor']}"]
         say(f"{paint('error', 'red', sys.stderr)}: {first}", err=True)
         for line in others:
             say(line, err=True)
@@ -146,21 +148,26 @@ def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
     if isinstance(error, click.Abort) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, click.ClickException):
-        return error.exit_code, error.format_message(), {"problem": error.format_message()}
-    code = 1
+        said = error.format_message()
+        return error.exit_code, said, {"problem": said, "anchor": UsageError("").anchor}
+    code, about = 1, ""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         code = 143 if isinstance(error, Terminated) else 130
         problem = CkptError("terminated" if code == 143 else "interrupted", fix=_advice(error))
+        about = "interrupted"
     elif isinstance(error, CkptError):
         code, problem = error.exit_code, error
     elif isinstance(error, OSError):
         problem = CkptError(error.strerror or str(error), file=error.filename, fix=_advice(error))
+        about = "errors-of-the-system"
     elif isinstance(error, MemoryError):
         problem = CkptError("out of memory", fix="use --max-memory with less, or fewer --workers")
+        about = "out-of-memory"
     else:
         fix = "this is a bug in ckpt or in a plugin: please report it with the output of CKPT_DEBUG=1"
         problem = CkptError(f"{type(error).__name__}: {error}", fix=fix)
-    return code, str(problem), problem.to_json()
+        about = "a-bug"
+    return code, str(problem), problem.to_json() | {"anchor": about or problem.anchor}
 
 
 def _advice(error: BaseException) -> str | None:

@@ -64,12 +64,14 @@ def values_of(option: Option) -> list[str]:
 
 def named_formats(ctx: click.Context) -> list[tuple[str, list[Option]]]:
     """What the command line says so far: each format that it reads or writes, with the options of that side."""
-    from ckpt_core.plugins.discovery import format_names, load
-
     said = ctx.meta.get("ckpt.arguments", ())
     asked = {"read": _after(said, "--from"), "write": _after(said, "--to")}
     if ctx.info_name == "selftest":
-        asked = {"both": next((word for word in said if word in format_names()), None)}
+        asked = {"both": next((word for word in said if not word.startswith("-")), None)}
+    if not any(asked.values()):
+        return []  # without an import
+    from ckpt_core.plugins.discovery import format_names, load
+
     found = []
     for side, name in asked.items():
         if name in format_names() and load(name).broken is None:
@@ -97,10 +99,10 @@ class FormatCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from ckpt_core.plugins.request import option_table
-
         super().format_options(ctx, formatter)
         for name, options in named_formats(ctx):
+            from ckpt_core.plugins.request import option_table
+
             rows = [
                 (f"-o {key}={values}", text + (f"  [default: {default}]" if default else ""))
                 for key, values, default, text in option_table(options)

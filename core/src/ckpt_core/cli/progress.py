@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST = 1.5
 """Seconds until the first word, where there is anything to tell by then."""
-_SILENCE = 1.9
+SILENCE = 1.9
 """Seconds until a word in any case."""
 INTERVAL = 5.0
 """Seconds between two plain lines."""
@@ -32,7 +32,7 @@ _BAR = 24
 @contextlib.contextmanager
 def announced(what: str, already: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Say `what ...` on stderr if the block takes longer than a moment, and nothing is said `already`."""
-    timer = threading.Timer(_SILENCE, lambda: None if already() else say(f"{what} ...", err=True))
+    timer = threading.Timer(SILENCE, lambda: None if already() else say(f"{what} ...", err=True))
     timer.daemon = True
     timer.start()
     try:
