@@ -109,12 +109,14 @@ class TestCompletion:
         """The script is one that zsh takes, and what it asks for is what zsh's own format needs: type, value, help."""
         environment = os.environ | {"PATH": f"{shell}:{os.environ['PATH']}"}
         script = (
-            "autoload -U compinit; compinit -u -D; eval \"$(ckpt completion zsh)\"; whence -w _ckpt_completion\n"
+            'autoload -U compinit; compinit -u -D; eval "$(ckpt completion zsh)"; whence -w _ckpt_completion\n'
             "words=(ckpt convert a b --to toy -o unt); CURRENT=8\n"
             "compadd() { :; }; _describe() { print -l -- ${(P)3}; }; _ckpt_completion"
         )
         ran = subprocess.run(["zsh", "-fc", script], env=environment, capture_output=True, text=True)
-        assert "_ckpt_completion: function" in ran.stdout and "untie=:write the head out" in ran.stdout.replace("\\=", "="), ran
+        assert "_ckpt_completion: function" in ran.stdout and "untie=:write the head out" in ran.stdout.replace(
+            "\\=", "="
+        ), ran
 
     def test_words_that_bash_broke_at_the_sign(self, monkeypatch):
         for words, begun in (("-o untie =", "untie="), ("-o untie = f", "untie=f"), ("-o unt", "unt")):

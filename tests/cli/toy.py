@@ -34,7 +34,12 @@ def ckpt_info():
         Option("flavour", "changes nothing", ("sweet", "sour"), "sweet", "read"),
     )
     return FormatInfo(
-        "toy", "a format for tests", families=("tiny",), options=options, parallel=("tp",), called=("plaything", "play-thing")
+        "toy",
+        "a format for tests",
+        families=("tiny",),
+        options=options,
+        parallel=("tp",),
+        called=("plaything", "play-thing"),
     )
 
 

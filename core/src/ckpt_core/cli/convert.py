@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 @click.command(cls=FormatCommand, short_help="Convert a checkpoint to another format.")
 @click.argument("src")
 @click.argument("dst")
-@click.option("--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`.")
+@click.option(
+    "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
+)
 @reading
 @layout
 @click.option(

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.argument("b")
 @reading
 @training_state
-@click.option("--from-b", "format_b", type=FormatName(), metavar="FORMAT", help="The format of B, where it is not recognised.")
+@click.option(
+    "--from-b", "format_b", type=FormatName(), metavar="FORMAT", help="The format of B, where it is not recognised."
+)
 def command(
     a: str,
     b: str,
@@ -55,7 +57,9 @@ def command(
             differences += compare_training(left, right, listener=listener)
     if as_json:
         sides = {name: {"path": path, "format": side.format} for name, path, side in (("a", a, left), ("b", b, right))}
-        emit_json({"equal": not differences, **sides, "differences": [difference_json(one) for one in differences]}, "diff")
+        emit_json(
+            {"equal": not differences, **sides, "differences": [difference_json(one) for one in differences]}, "diff"
+        )
     else:
         show_differences(differences, ("A", "B"))
         same = f"equal: architecture and {plural(len(left.tensors), 'tensor')}"

@@ -119,8 +119,7 @@ def _models() -> Iterator[tuple[str, Architecture]]:
     from ckpt_core.architecture.examples import example, example_architectures
 
     yield "llama", example("llama", hidden=216)
-    for name, architecture in example_architectures().items():
-        yield name, architecture
+    yield from example_architectures().items()
 
 
 def _of_ours(plugin: Plugin) -> bool:
@@ -146,7 +145,9 @@ def version_of(distribution: str) -> str | None:
 
 def _versions() -> dict[str, str]:
     said = {"ckpt": VERSION, "python": platform.python_version(), "platform": platform.platform()}
-    return said | {name: version_of(name) or "?" for name in ("numpy", "click", "pluggy", "blake3", "pyyaml", "zlib-ng")}
+    return said | {
+        name: version_of(name) or "?" for name in ("numpy", "click", "pluggy", "blake3", "pyyaml", "zlib-ng")
+    }
 
 
 def _memory() -> tuple[int | None, int | None]:
@@ -211,10 +212,16 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
     page = Page()
     page.say("versions", *table(_versions().items()))
     page.say("program", f"{sys.executable} -m ckpt_core")
-    page.say("mismatched", *(paint(f"{one}, where ckpt-core is {VERSION}: install all of one version", "red") for one in mismatched))
+    page.say(
+        "mismatched",
+        *(paint(f"{one}, where ckpt-core is {VERSION}: install all of one version", "red") for one in mismatched),
+    )
     memory, available = _memory()
     if memory is not None and available is not None:
-        page.say("memory", f"{size_text(available)} available of {size_text(memory)}; a conversion takes 256 MiB, see --max-memory")
+        page.say(
+            "memory",
+            f"{size_text(available)} available of {size_text(memory)}; a conversion takes 256 MiB, see --max-memory",
+        )
     page.say("cores", str(os.cpu_count() or 1))
     page.say("disk", *(f"{size_text(free)} free at {path} (on {mount})" for path, free, mount in _disks()))
     rows = [
@@ -222,16 +229,26 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         for one in examined
     ]
     lines = table([("FORMAT", "FROM", "SELF-CHECK", "BY", ""), *rows])
-    page.say("plugins", paint(lines[0], "bold"), *(line if one.healthy else paint(line, "red") for one, line in zip(examined, lines[1:], strict=True)))
+    page.say(
+        "plugins",
+        paint(lines[0], "bold"),
+        *(line if one.healthy else paint(line, "red") for one, line in zip(examined, lines[1:], strict=True)),
+    )
     if not examined:
         page.say("plugins", paint("none: pip install ckpt-convert", "red"))
     page.say(
         "libraries",
-        *table((one.name, found or "-", one.unlocks, "" if found else one.install) for one in LIBRARIES for found in [version_of(one.name)]),
+        *table(
+            (one.name, found or "-", one.unlocks, "" if found else one.install)
+            for one in LIBRARIES
+            for found in [version_of(one.name)]
+        ),
     )
     failed = sum(not one.healthy for one in examined)
     if healthy:
         say(paint("all is well", "green"))
     else:
-        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed) + ["versions that differ"] * bool(mismatched)
+        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed) + ["versions that differ"] * bool(
+            mismatched
+        )
         say(paint(f"not well: {', '.join(wrong) or 'no plugin is installed'}", "red"))

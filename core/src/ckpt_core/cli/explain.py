@@ -20,7 +20,9 @@ _SHOWN = 3
 
 @click.command(short_help="What two formats call the tensors and keys of a model, side by side.")
 @click.argument("formats", type=FormatName(), metavar="[FORMAT] [OTHER]", nargs=-1)
-@click.option("--family", type=FamilyName(), metavar="NAME", help="The model: one of the kit's examples, as llama or moe.")
+@click.option(
+    "--family", type=FamilyName(), metavar="NAME", help="The model: one of the kit's examples, as llama or moe."
+)
 @click.option("--parameter", metavar="NAME", help="One canonical parameter in every format, as attention.q.weight.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(formats: tuple[str, ...], *, family: str | None, parameter: str | None, as_json: bool) -> None:

@@ -29,6 +29,9 @@ def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
     with progress("hashing") as listener:
         value = fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
     if as_json:
-        emit_json({"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)}, "fingerprint")
+        emit_json(
+            {"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)},
+            "fingerprint",
+        )
     else:
         say(f"{value} {src}")

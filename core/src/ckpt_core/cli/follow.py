@@ -77,14 +77,30 @@ class State:
 @click.command(cls=FormatCommand, short_help="Convert each new checkpoint of a running training, once.")
 @click.argument("run")
 @click.argument("dst")
-@click.option("--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`.")
+@click.option(
+    "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
+)
 @reading
 @layout
 @click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file.")
 @click.option("--training-state", type=click.Choice(["keep", "drop"]), help="As of `ckpt convert`.")
 @click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used.  [default: 256MiB]")
-@click.option("--every", type=click.FloatRange(min=1), default=30.0, show_default=True, metavar="SECONDS", help="How often RUN is looked at.")
-@click.option("--quiet", type=click.FloatRange(min=0), default=_QUIET, show_default=True, metavar="SECONDS", help="How long a checkpoint must not have changed.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often RUN is looked at.",
+)
+@click.option(
+    "--quiet",
+    type=click.FloatRange(min=0),
+    default=_QUIET,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a checkpoint must not have changed.",
+)
 @click.option("--once", is_flag=True, help="Convert what is whole now, and end: for cron.")
 def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_json: bool, **asked: Any) -> int:
     """Convert each checkpoint in the folder RUN to DST/NAME, as soon as it is whole, and go on until it is stopped.
@@ -100,7 +116,9 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
 
     require(str(asked["to"]))
     if not os.path.isdir(run):
-        raise UsageError("a run is a folder of checkpoints", file=run, fix="name the folder that the training saves into")
+        raise UsageError(
+            "a run is a folder of checkpoints", file=run, fix="name the folder that the training saves into"
+        )
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -185,7 +203,10 @@ class Follower:
         """Why a checkpoint is not opened yet."""
         if not state.files:
             return "it is empty"
-        for mark in (f"{name}-unfinished", f"{os.path.splitext(name)[0]}-unfinished"):  # NeMo puts it beside the checkpoint
+        for mark in (
+            f"{name}-unfinished",
+            f"{os.path.splitext(name)[0]}-unfinished",
+        ):  # NeMo puts it beside the checkpoint
             if os.path.lexists(os.path.join(self._run, mark)):
                 return f"{mark} lies beside it"
         if state.unfinished is not None:

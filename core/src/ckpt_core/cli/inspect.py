@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.argument("src")
 @reading
 @click.option("--stats", is_flag=True, help="Read every tensor: norm, mean, min, max, zeros, NaNs and infinities.")
-@click.option("--all", "whole", is_flag=True, help="All of it: evidence, notes, ledger, and what each format loses or refuses.")
+@click.option(
+    "--all", "whole", is_flag=True, help="All of it: evidence, notes, ledger, and what each format loses or refuses."
+)
 @click.option("--html", metavar="FILE", help="Write it all to a page too, to be opened in a browser; FILE is replaced.")
 def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | None, **asked: Any) -> None:
     """Say what SRC is: format, layout, architecture, parameters, dtypes, what is lost, and which formats can hold it.
@@ -178,7 +180,9 @@ def show(survey: Survey, *, whole: bool) -> None:
     else:
         page.say("can become", *_in_short([one.format for one in survey.futures if one.possible]))
         page.say("cannot", *_in_short([one.format for one in survey.futures if not one.possible]))
-        page.say("more", f"ckpt inspect --all {shlex.quote(survey.src)}: notes, ledger, what each format loses or refuses")
+        page.say(
+            "more", f"ckpt inspect --all {shlex.quote(survey.src)}: notes, ledger, what each format loses or refuses"
+        )
     if survey.statistics is not None:
         page.say("values", *statistics_lines(survey.statistics))
         bad = [paint(f"{name}: {not_finite_text(found)}", "red") for name, found in survey.not_finite.items()]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command(cls=FormatCommand, short_help="Print how a framework is started with a checkpoint.")
 @click.argument("src")
-@click.option("--to", type=FormatName(), metavar="FORMAT", help="The format that SRC is converted to.  [default: its own]")
+@click.option(
+    "--to", type=FormatName(), metavar="FORMAT", help="The format that SRC is converted to.  [default: its own]"
+)
 @click.option("--at", "dst", metavar="DST", help="Where the converted checkpoint lies.")
 @reading
 @layout

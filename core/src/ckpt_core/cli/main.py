@@ -73,9 +73,10 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             meant = _CALLED.get(args[0].lower()) or nearest(args[0], [*_COMMANDS, *_CALLED])
-            if meant is not None:
-                error.message += f" Did you mean '{_CALLED.get(meant, meant)}'?"
-            raise
+            if meant is None:
+                raise
+            said = f"{error.message} Did you mean '{_CALLED.get(meant, meant)}'?"
+            raise click.UsageError(said, ctx) from None
 
 
 @click.group(

@@ -24,5 +24,7 @@ def command(name: str | None) -> None:
         return
     asked = name.removesuffix(f"/{SCHEMA_VERSION}")
     if asked not in SCHEMAS:
-        raise UsageError(f"no document has the schema {name!r}", expected=", ".join(SCHEMAS), fix=did_you_mean(name, SCHEMAS))
+        raise UsageError(
+            f"no document has the schema {name!r}", expected=", ".join(SCHEMAS), fix=did_you_mean(name, SCHEMAS)
+        )
     emit_json(SCHEMAS[asked])

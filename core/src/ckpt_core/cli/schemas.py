@@ -306,9 +306,7 @@ DOCUMENTS: Mapping[str, Schema] = {
                 seconds__=NUMBER,
             )
         ),
-        libraries=listed(
-            record(name=TEXT, version=maybe(TEXT), unlocks=TEXT, install=TEXT)
-        ),
+        libraries=listed(record(name=TEXT, version=maybe(TEXT), unlocks=TEXT, install=TEXT)),
         machine=record(
             cores=COUNT,
             memory=maybe(COUNT),

@@ -20,7 +20,15 @@ from ckpt_core.errors import UsageError
 @click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline parallel stages.")
 @click.option("--ep", type=click.IntRange(min=1), metavar="N", help="Expert parallel ranks.")
 @click.option("--dtype", default="bf16", show_default=True, help="The dtype of the model's tensors.")
-@click.option("-o", "options", type=OptionOfFormat(), metavar="KEY=VALUE", multiple=True, callback=pairs, help="An option of the format.")
+@click.option(
+    "-o",
+    "options",
+    type=OptionOfFormat(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=pairs,
+    help="An option of the format.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     format: str,
