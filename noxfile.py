@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 PACKAGES = [
     "core",
     "page",
-    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp", "peft")),
+    *sorted(str(file.parent.relative_to(ROOT)) for file in ROOT.glob("plugins/*/pyproject.toml")),
 ]
 HELPERS = ("-e", "tests/support")  # what the tests share
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
@@ -230,11 +230,19 @@ def smollm2(session: nox.Session) -> None:
 
 
 @nox.session
+def notebook(session: nox.Session) -> None:
+    """The notebook prints what it shows; `nox -s notebook -- --write` puts in what it prints."""
+    install(session, "torch>=2.6", "transformers>=4.45", "safetensors")
+    session.run("python", "tools/notebook.py", "examples/first-checkpoint.ipynb", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
-    """Regenerate the generated sections and build the site."""
+    """Regenerate the generated sections, build the site, and follow every link in it."""
     install(session, *GROUPS["docs"])
     session.run("python", "docs/generate.py")
-    session.run("zensical", "build")
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tools/check_links.py", "site")
 
 
 @nox.session

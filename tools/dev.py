@@ -152,7 +152,7 @@ def pip(*arguments: str) -> None:
         sys.exit("".join(said) + f"\npip failed: {' '.join(command)}")
 
 
-class heartbeat:  # noqa: N801 - reads as a statement
+class heartbeat:
     """While a step lasts: every few seconds, how long it has taken and what pip does."""
 
     def __init__(self, said: list[str]) -> None:
