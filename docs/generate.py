@@ -344,12 +344,12 @@ def features() -> str:
             code(name),
             "yes" if info.reads else "no",
             "adapters" if info.adapters else "yes" if info.writes else "no",
-            " ".join(info.parallel) or ("one file for each rank" if name == "fsdp" else "-"),
+            " ".join(info.parallel) or "-",
             "yes" if info.trains else "-",
             "yes" if plugin.hooks.ckpt_logits.get_hookimpls() else "-",
             len(shown) or (f"as {', '.join(info.keeps)}" if info.keeps else "-"),
         ))  # fmt: skip
-    titles = ("format", "reads", "writes", "ranks", "training state", "own framework", "layout borne out by")
+    titles = ("format", "reads", "writes", "ranks", "training state", "own framework", "shown by")
     return table(titles, rows)
 
 
@@ -665,9 +665,9 @@ def _members(value: type) -> str:
 def json_documents() -> str:
     """Every document of `--json`, key by key."""
     parts = []
-    for name, schema in SCHEMAS.items():
-        rows = [(code(key), kind, words) for key, kind, words in _keys(schema)]
-        parts += [f"## {name}", schema.get("description", ""), table(("key", "type", "what"), rows)]
+    for name, one in SCHEMAS.items():
+        rows = [(code(key), kind, words) for key, kind, words in _keys(one)]
+        parts += [f"## {name}", one.get("description", ""), table(("key", "type", "what"), rows)]
     return "\n\n".join(parts)
 
 
