@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron",
+        called=("megatron-lm", "megatron-core", "mcore", "torch-dist"),
         before=("fsdp",),
         summary="Megatron-LM and Megatron-Core: iter_* or release folders of mp_rank files (torch) or DCP (torch_dist, fsdp_dtensor)",
         families=("GPTModel", "GPTModel with latent attention (MLA)", "GPTModel with experts (MoE)"),
