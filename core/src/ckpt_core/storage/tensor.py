@@ -119,7 +119,7 @@ class Operand:
     """A stored tensor that numbers are computed of, called `name` in its file: codes, scales, zero points.
 
     Its rows have `width` elements. `stored_rows` of them belong to `rows` rows of numbers, the last of them perhaps to fewer; with
-    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite.
+    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite; bytes are exponents (E8M0).
     """
 
     name: str
