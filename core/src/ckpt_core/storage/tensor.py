@@ -148,6 +148,7 @@ class Quantised:
     """Numbers that are computed of `operands`: `matrices` of them, each of [rows, columns].
 
     `beside` lies with them in the files and no number depends on it (a scale of activations): it goes along where codes are kept.
+    `what` is the scheme in words. `exact`: the dtype of its tensors holds every number as it is.
 
     A `StoredTensor` of them is a view of all the matrices as they would lie in memory, row by row: its `offset` counts the bytes
     that its dtype, to which the numbers are rounded, would take there, and its `file` is that of the first operand.
@@ -159,6 +160,8 @@ class Quantised:
     rows: int
     columns: int
     beside: tuple[Operand, ...] = ()
+    what: str = "codes and scales"
+    exact: bool = False
 
     @property
     def stored(self) -> tuple[Operand, ...]:

@@ -286,7 +286,7 @@ def _packed(found: Any, parts: Parts) -> StoredTensor:
     shared = shared_scale(scale, codes, *group.kinds, columns=columns)
     if shared.block[0] > 1 or (shared.block[1] and columns % shared.block[1]):
         raise scale.wrong(f"does not divide {columns} inputs into whole groups", f"groups of {group.size}")
-    operands = [codes.operand(words), shared.operand]
+    operands = [codes.operand(words), shared.operand, parts.beside["shape"].operand(2, 0)]
     if zeros := _zeros(group, parts):
         channel = shared.block[0] == 1
         expected = (-(-(rows if channel else 1) * group.bits // 32), shared.operand.width)
@@ -294,8 +294,7 @@ def _packed(found: Any, parts: Parts) -> StoredTensor:
             raise zeros.wrong("is no zero point for each scale, packed along the rows", f"int32 {list(expected)}")
         operands.append(zeros.operand(expected[1], 32 if channel else 0, group.bits))
     scheme = Integers(group.bits, True, columns, shared.block[1], shared.block[0] == 1)
-    beside = (parts.beside["shape"].operand(2, 0),)
-    numbers = lazy.Quantised(scheme, tuple(operands), 1, rows, columns, beside)
+    numbers = lazy.Quantised(scheme, tuple(operands), 1, rows, columns)
     return numbers.tensor(_dtype_of(scale), (rows, columns))
 
 
@@ -351,5 +350,6 @@ def four_bit_codes(
         if (each.matrices, each.rows) != (shared.matrices, shared.rows) and matrices > 1:
             shared = each  # one scale for all experts
         operands.append(each.operand)
-    numbers = lazy.Quantised(scheme, tuple(operands), shared.matrices, shared.rows, columns)
+    exact = whole is None  # a power of two times a number of two bits
+    numbers = lazy.Quantised(scheme, tuple(operands), shared.matrices, shared.rows, columns, exact=exact)
     return numbers.tensor(dtype, (*codes.stored.shape[:-1], columns))

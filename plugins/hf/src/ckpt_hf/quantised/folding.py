@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ SECTION = "text_config"
 class Folded:
     """The tensors of a model without what only belongs to others: a quantised weight is there under its own name.
 
-    `losses` say what was dequantised, and what was left; `evidence` says by what. `hint` is what a writer needs that keeps the codes.
+    `losses` say what lies beside no weight, and is left; `evidence` says by what they were dequantised. `hint` is what a writer needs that keeps the codes.
     """
 
     tensors: dict[str, StoredTensor]
@@ -107,9 +108,13 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
         "config": {said.key: said.settings} if said.file.endswith(CONFIG) else {},
         "documents": {name: _text(os.path.join(folder, name)) for name in os.listdir(folder) if name == SIDE_FILE},
     }
+    weights, apart = _with_beside(made, left)
+    losses = [
+        ledgers.Loss("dropped", f"*{ending}: {count} tensors", method.beside[ending]) for ending, count in apart.items()
+    ]
     return Folded(
-        plain | _with_beside(made, left),
-        tuple(_losses(method, len(made), left)),
+        plain | weights,
+        tuple(losses),
         (f"quantised: {method.what}, by {said.key} in {os.path.basename(said.file)}",),
         hint if made else None,
     )
@@ -140,40 +145,37 @@ def _made(
                     f"has codes, and {said.key} lists its module as one that is not quantised",
                     fix="config and tensors contradict each other: find out which is of another model",
                 )
-            made[parts.name] = spelling.made(parts)
+            weight = spelling.made(parts)
+            assert weight.quantised is not None
+            made[parts.name] = replace(weight, quantised=replace(weight.quantised, what=method.what))
         except CkptError as problem:
             problems.add(problem)
     return made, taken
 
 
-def _with_beside(made: Mapping[str, StoredTensor], left: Mapping[str, Sequence[Quantity]]) -> dict[str, StoredTensor]:
-    """The weights, each with what lies beside it: a scale of activations goes along where codes are kept."""
+def _with_beside(
+    made: Mapping[str, StoredTensor], left: Mapping[str, Sequence[Quantity]]
+) -> tuple[dict[str, StoredTensor], Counter[str]]:
+    """The weights, each with what lies beside it: a scale of activations goes along where codes are kept. And what lies beside none, by
+    how its name ends."""
     beside: dict[str, list[lazy.Operand]] = {}
+    apart: Counter[str] = Counter()
     for ending, found in left.items():
         for one in found:
             module = one.name.removesuffix(ending)
             owner = f"{module}{WEIGHT}"
             if owner not in made:  # a scale of the cache is that of a module whose projections have the weights
                 owner = next((name for name in made if name.startswith(f"{module}.")), "")
-            if owner:
+            if not owner:
+                apart[ending] += 1
+            else:
                 beside.setdefault(owner, []).append(one.operand(max(1, one.stored.elements), 0))
     whole = dict(made)
     for owner, operands in beside.items():
         held = made[owner].quantised
         assert held is not None
         whole[owner] = replace(made[owner], quantised=replace(held, beside=(*held.beside, *operands)))
-    return whole
-
-
-def _losses(method: Method, count: int, left: Mapping[str, Sequence[Quantity]]) -> Iterator[ledgers.Loss]:
-    if count:
-        yield ledgers.Loss(
-            "dropped",
-            f"quantisation of {count} tensors",
-            f"{method.what}: their values are written, and not their codes",
-        )
-    for ending, found in left.items():
-        yield ledgers.Loss("dropped", f"*{ending}: {len(found)} tensors", method.beside[ending])
+    return whole, apart
 
 
 def _of_no_weight(name: str, tensor: StoredTensor, method: Method) -> Iterator[FormatError]:

@@ -181,6 +181,6 @@ def _mxfp4_experts(parts: Parts) -> StoredTensor:
         raise scale.wrong(f"has no scale for each block of {codes.name!r}", f"uint8 {[experts, rows, groups]}")
     columns = groups * _MX_GROUP
     operands = codes.operand(columns // 2), scale.operand(groups, scale=True)
-    numbers = lazy.Quantised(FourBit(_MX_GROUP), operands, experts, rows, columns)
+    numbers = lazy.Quantised(FourBit(_MX_GROUP), operands, experts, rows, columns, exact=True)
     whole = numbers.tensor(dtypes.BF16, (experts, rows, columns))
     return replace(whole, shape=(experts, columns, rows), strides=(rows * columns, 1, columns))

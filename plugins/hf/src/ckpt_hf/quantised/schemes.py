@@ -66,7 +66,10 @@ class Integers:
     channel: bool
 
     def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
-        codes, scales, *zeros = stored
+        codes, scales, *others = stored
+        zeros = (
+            others[1:] if self.packed else others
+        )  # before them lies the shape, which the reader of headers looked at
         if self.packed:
             values = unpacked(codes, self.bits, self.columns).astype(np.float32)
         else:
