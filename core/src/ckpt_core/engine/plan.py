@@ -152,6 +152,7 @@ class Plan:
             *self.target.losses,
             *company,
             *self._of_training(),
+            *_dequantised(self.transfers, stands_for),
             *_rounding(self.transfers, stands_for),
         ]
 
@@ -451,6 +452,29 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
     if units and (unit := max(units)) * 4 <= budget:
         elements = max(unit, elements // unit * unit)
     return elements
+
+
+def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) -> Iterator[Loss]:
+    """Codes and scales of the source in whose place their numbers are written, how these are rounded, and what lies beside them."""
+    tensors, rounded, beside = Counter[str](), Counter[DType](), dict[str, set[str]]()
+    for transfer in transfers:
+        kept = {one.encoded.kept for one in transfer.deliveries if one.encoded is not None}
+        blocks = [one for one in transfer.assembly.value_blocks if one.quantised is not None]
+        gone = [held for block in blocks if (held := block.quantised) is not None and held not in kept]
+        if gone:
+            tensors[gone[0].what] += stands_for(transfer.name)
+            if transfer.assembly.dtype != FP32 and not all(held.exact for held in gone):
+                rounded[transfer.assembly.dtype] += stands_for(transfer.name)
+        for operand in (one for held in gone for one in held.beside):
+            beside.setdefault(operand.name.rpartition(".")[2], set()).add(operand.name)
+    for what, count in tensors.items():
+        yield Loss(
+            "dropped", f"quantisation of {count} tensors", f"{what}: their values are written, and not their codes"
+        )
+    for dtype, count in rounded.items():
+        yield Loss("rounded", f"{count} tensors", f"products of codes and scales, to {dtype}; --dtype fp32 keeps them")
+    for ending, names in sorted(beside.items()):
+        yield Loss("dropped", f"*.{ending}: {len(names)} tensors", "it lies beside codes, and no weight depends on it")
 
 
 def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> list[Loss]:

@@ -119,7 +119,7 @@ class Operand:
     """A stored tensor that numbers are computed of, called `name` in its file: codes, scales, zero points.
 
     Its rows have `width` elements. `stored_rows` of them belong to `rows` rows of numbers, the last of them perhaps to fewer; with
-    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite.
+    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite; bytes are exponents (E8M0).
     """
 
     name: str
@@ -148,6 +148,7 @@ class Quantised:
     """Numbers that are computed of `operands`: `matrices` of them, each of [rows, columns].
 
     `beside` lies with them in the files and no number depends on it (a scale of activations): it goes along where codes are kept.
+    `what` is the scheme in words. `exact`: the dtype of its tensors holds every number as it is.
 
     A `StoredTensor` of them is a view of all the matrices as they would lie in memory, row by row: its `offset` counts the bytes
     that its dtype, to which the numbers are rounded, would take there, and its `file` is that of the first operand.
@@ -159,6 +160,8 @@ class Quantised:
     rows: int
     columns: int
     beside: tuple[Operand, ...] = ()
+    what: str = "codes and scales"
+    exact: bool = False
 
     @property
     def stored(self) -> tuple[Operand, ...]:

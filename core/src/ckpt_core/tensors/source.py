@@ -153,12 +153,17 @@ class SourceFiles:
             read_box(read, offset, [link.stride for link in tile.links], view, add)
 
     def stored(self, quantised: Quantised, matrix: int, first: int, rows: int) -> list[np.ndarray]:
-        """What is stored of `rows` rows of a matrix from row `first` on, and beside them: raw elements [stored rows, width], in their order."""
+        """What is stored of `rows` rows of a matrix from row `first` on: raw elements [stored rows, width]. What lies beside the numbers
+        comes with the first row of all."""
         self._check_operands(quantised)
-        return [
-            stored_rows(operand, place, quantised.matrices, matrix, first, rows, self._reading).copy()
-            for place, operand in enumerate(quantised.stored)
+        matrices = quantised.matrices
+        found = [
+            stored_rows(operand, place, matrices, matrix, first, rows, self._reading).copy()
+            for place, operand in enumerate(quantised.operands)
         ]
+        if (matrix, first) == (0, 0):
+            found += [stored_rows(one, 0, 1, 0, 0, 1, self._reading).copy() for one in quantised.beside]
+        return found
 
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[ReadInto]:

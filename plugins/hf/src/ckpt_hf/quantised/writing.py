@@ -174,7 +174,7 @@ def _kept(checkpoint: Checkpoint, request: WriteRequest, natives: Iterable[layou
             found=f"{lost[0]} among them",
             fix=f"leave out -o {QUANTISED}={KEEP}, and they are dequantised",
         )
-    return Coded(found, kept, hint["config"], hint["documents"])
+    return Coded(found, kept, hint["config"], {name: text.encode() for name, text in hint["documents"].items()})
 
 
 def _wholes(native: layouts.Native, blocks: list[lazy.StoredPart]) -> Iterator[StoredTensor]:
