@@ -12,8 +12,8 @@ from ckpt_core.architecture import PerLayer
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example, write_ir
 from ckpt_tests import distributed
-from ckpt_tests.config_classes import LATENT
 from ckpt_tests.bridge import STEP, changed, model
+from ckpt_tests.config_classes import LATENT
 from ckpt_tests.families import CASES, build
 from ckpt_tests.folders import assert_nothing_at
 from ckpt_tests.models import weights
