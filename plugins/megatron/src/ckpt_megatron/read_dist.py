@@ -111,7 +111,9 @@ def read_dist(
     enter_state(found.ledger, common_file, common, LIGHTNING if "pytorch-lightning_version" in common else STATE)
     found.fused_names = (args or {}).get("transformer_impl", "transformer_engine") != "local"
     if container == "torch_dist":
-        found.training = lambda gathered, model_as_read: _training(checkpoint, model, (common, common_file), found, gathered, model_as_read)
+        found.training = lambda gathered, model_as_read: _training(
+            checkpoint, model, (common, common_file), found, gathered, model_as_read
+        )
     return found
 
 

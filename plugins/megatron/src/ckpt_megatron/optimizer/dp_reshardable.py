@@ -22,10 +22,9 @@ from ckpt_megatron.masters import BUFFERS
 from ckpt_megatron.names import layer_of
 from ckpt_megatron.optimizer.buffers import fitted
 from ckpt_megatron.optimizer.found import KINDS, check_precision
-from ckpt_megatron.optimizer.groups import DROP
 from ckpt_megatron.optimizer.model_space import dist_groups
 from ckpt_megatron.optimizer.registered import registered
-from ckpt_megatron.stages import FIRST, LAST, stages
+from ckpt_megatron.stages import stages
 
 _KEY = re.compile(
     r"optimizer\.distributed\.dp_group_idx_(?P<group>\d+)\.gbuf_idx_(?P<chunk>\d+)\.dtype_\([^)]*\)\.bucket_idx_(?P<bucket>\d+)\.(?P<state>\w+)"
@@ -52,7 +51,8 @@ def bucket_shares(
     `NotCarried` where which parameter lies where can't be told.
     """
     sizes = {
-        name: _size(args, f"{key}_model_parallel_size") for name, key in (("tp", "tensor"), ("pp", "pipeline"), ("ep", "expert"))
+        name: _size(args, f"{key}_model_parallel_size")
+        for name, key in (("tp", "tensor"), ("pp", "pipeline"), ("ep", "expert"))
     }
     if sizes["ep"] > 1 or any(key.startswith("chained_") for key in checkpoint.tensors):
         raise _unknown(checkpoint, "experts of expert parallel ranks lie in buckets of their own")
@@ -149,9 +149,7 @@ def _enter(
             shares[KINDS[key]].add(name, lazy.ranges_as_shards(shape, _ranges(pieces[bucket], start, shape)), name)
 
 
-def _ranges(
-    pieces: Sequence[lazy.Shard], start: int, shape: tuple[int, ...]
-) -> Iterator[tuple[int, Any]]:
+def _ranges(pieces: Sequence[lazy.Shard], start: int, shape: tuple[int, ...]) -> Iterator[tuple[int, Any]]:
     """The elements of a parameter in the pieces of a flat tensor, each range with its place from the first of them."""
     count = 1
     for size in shape:

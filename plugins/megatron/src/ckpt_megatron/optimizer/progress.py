@@ -126,6 +126,8 @@ def written_schedule(training: reading.Training, samples: int) -> dict[str, Any]
 def rates_of(schedule: Mapping[str, Any]) -> dict[str, float]:
     """The learning rates that a schedule runs between, which groups say too where they are known."""
     found = {key: schedule.get(key) for key in ("max_lr", "min_lr")}
-    return {key: float(value) for key, value in found.items() if isinstance(value, int | float)} if all(
-        value is not None for value in found.values()
-    ) else {}
+    return (
+        {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
+        if all(value is not None for value in found.values())
+        else {}
+    )

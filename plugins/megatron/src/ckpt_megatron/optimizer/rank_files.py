@@ -209,7 +209,10 @@ def _enter_buffer(
     held = list(buffers.values()) if isinstance(buffers, dict) else []
     if len(held) != 1 or not isinstance(held[0], dict):
         raise errors.NotCarried(
-            "a stage has other buffers than one of a single dtype", file=file, found=torch_files.brief(buffers), fix=DROP
+            "a stage has other buffers than one of a single dtype",
+            file=file,
+            found=torch_files.brief(buffers),
+            fix=DROP,
         )
     elements = held[0].get("numel_unpadded")
     # An embedding that two stages share has a bucket of its own, which makes a difference where it is no multiple of the alignment.
