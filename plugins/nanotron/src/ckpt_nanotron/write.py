@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     TargetBuilder,
     WriteRequest,
     company,
+    dtypes,
     errors,
     facts_of,
     layouts,
@@ -38,6 +39,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
     Raises `Refusal` naming what the release cannot express.
     """
+    checkpoint, masters = _stepped(checkpoint, request)
     hints = checkpoint.hints_for("nanotron")
     release = RELEASES[str(request.options.get("target") or hints.get("target") or "main")]
     tp, pp = request.tp or 1, request.pp or 1
@@ -54,7 +56,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
     grouped = bool(config.get("grouped_query"))
     choices: dict[str, layouts.Value] = {"model": kind.kind, "rope_interleaved": interleaved, "grouped_query": grouped}
-    builder = TargetBuilder(model, TABLES, request.dtype, choices=choices, trained=checkpoint, masters=True)
+    builder = TargetBuilder(model, TABLES, request.dtype, choices=choices, trained=checkpoint, masters=masters)
     whole, stages = builder.natives(), pipeline_stages(kind, config, pp)
     ranks = Ranks(tp, pp, int(request.options.get("dp") or 1), int(request.options.get("zero") or 0))
     step = "0" if builder.training is None else str(builder.training.step)
@@ -93,6 +95,20 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         said=kind.config.said(config),
         config=config,
     )
+
+
+def _stepped(checkpoint: Checkpoint, request: WriteRequest) -> tuple[Checkpoint, bool]:
+    """The checkpoint, and whether fp32 masters are written beside its weights: where these are narrower. Weights in fp32 are themselves what
+    nanotron steps."""
+    state = checkpoint.training
+    if state is None:
+        return checkpoint, False
+    weights = [checkpoint.tensors[name].dtype for name in state.master]
+    narrow = any(dtype.size < dtypes.FP32.size for dtype in ([request.dtype] if request.dtype else weights))
+    if not narrow:
+        return TargetBuilder.stepped(checkpoint, request, pads=True), False
+    rounded = request.dtype is not None and any(dtype.size > request.dtype.size for dtype in weights)
+    return checkpoint, state.own_masters or rounded
 
 
 def _tokens(architecture: Architecture) -> schema.Tokens:
