@@ -52,7 +52,11 @@ def resume(rank: int, world: int, asked: argparse.Namespace) -> None:
     step = (asked.run / "latest.txt").read_text().strip()
     said = yaml.safe_load((asked.run / step / "config.yaml").read_text())
     # What a user sets: his batch, his number of steps, where to save, and an Adam that needs no GPU.
-    said["tokens"] |= {"micro_batch_size": sequences // asked.dp, "sequence_length": length - 1, "train_steps": int(step) + len(batches)}
+    said["tokens"] |= {
+        "micro_batch_size": sequences // asked.dp,
+        "sequence_length": length - 1,
+        "train_steps": int(step) + len(batches),
+    }
     said["checkpoints"]["checkpoints_path"] = str(asked.out / "run")
     said["optimizer"]["torch_adam_is_fused"] = False
     file = asked.out / f"config-{rank}.yaml"
@@ -102,7 +106,9 @@ def assert_loaded(trainer: Any, step: int) -> None:
     states = trainer.optimizer.get_base_optimizer().state.values()
     steps = {float(state["step"]) for state in states}
     if trainer.start_iteration_step != step or steps != {float(step)} or trainer.lr_scheduler.last_epoch != step:
-        raise SystemExit(f"nanotron goes on at {trainer.start_iteration_step}, {steps}, {trainer.lr_scheduler.last_epoch}, and not at {step}")
+        raise SystemExit(
+            f"nanotron goes on at {trainer.start_iteration_step}, {steps}, {trainer.lr_scheduler.last_epoch}, and not at {step}"
+        )
 
 
 def collectives_of_gloo() -> None:
@@ -116,12 +122,16 @@ def collectives_of_gloo() -> None:
                 tensor.div_(dist.get_world_size(group))
         return Done() if async_op else work
 
-    def all_reduce_coalesced(tensors: list, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
+    def all_reduce_coalesced(
+        tensors: list, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+    ) -> Any:
         for tensor in tensors:
             all_reduce(tensor, op, group)
         return Done() if async_op else None
 
-    def all_gather_coalesced(output_tensor_lists: list, input_tensor_list: list, group: Any = None, async_op: bool = False) -> Any:
+    def all_gather_coalesced(
+        output_tensor_lists: list, input_tensor_list: list, group: Any = None, async_op: bool = False
+    ) -> Any:
         with torch.no_grad():
             held: list = [None] * dist.get_world_size(group)
             dist.all_gather_object(held, [tensor.detach().clone() for tensor in input_tensor_list], group=group)
@@ -130,7 +140,11 @@ def collectives_of_gloo() -> None:
                     output.copy_(held[rank][number])
         return Done() if async_op else None
 
-    dist.all_reduce, dist.all_reduce_coalesced, dist.all_gather_coalesced = all_reduce, all_reduce_coalesced, all_gather_coalesced
+    dist.all_reduce, dist.all_reduce_coalesced, dist.all_gather_coalesced = (
+        all_reduce,
+        all_reduce_coalesced,
+        all_gather_coalesced,
+    )
 
 
 class Done:

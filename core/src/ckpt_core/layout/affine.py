@@ -96,9 +96,7 @@ def _cut(loops: list[tuple[int, int, int]], base: int, start: int, stop: int) ->
         yield from ({n: (index, 1), **choice} for choice in _cut(inner, base + index * step, start, stop))
 
 
-def boxes_of_range(
-    shape: tuple[int, ...], start: int, count: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def boxes_of_range(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
     if count and not shape:
         yield (), ()

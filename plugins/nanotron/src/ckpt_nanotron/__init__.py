@@ -38,7 +38,13 @@ def ckpt_info() -> FormatInfo:
                 1,
                 side="write",
             ),
-            Option("zero", "whether data parallel ranks divide the state of the optimizer (1) or not (0)", ("0", "1"), "0", side="write"),
+            Option(
+                "zero",
+                "whether data parallel ranks divide the state of the optimizer (1) or not (0)",
+                ("0", "1"),
+                "0",
+                side="write",
+            ),
             Option("dp", "data parallel ranks: with zero=1 the optimizer is written for as many", int, 1, side="write"),
             Option(
                 "vocab",

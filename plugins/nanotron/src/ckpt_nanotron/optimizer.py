@@ -103,6 +103,8 @@ def _states(held: object, path: str) -> dict[str, Mapping[str, Any]]:
         )
     for number in states.keys() - names.keys():
         raise FormatError(f"state {torch_files.brief(number)} of the optimizer has no name", file=path)
+    for number in names.keys() - states.keys():
+        raise FormatError(f"exp_avg of {names[number]!r} is missing", file=path, found="its name, without a state")
     return {names[number]: state for number, state in states.items()}
 
 
@@ -253,7 +255,9 @@ def _schedule_file(step: str) -> str | None:
     """The schedule: one file in release 0.4, on main one for each file of the optimizer, all of which say the same of it."""
     folder = os.path.join(step, "lr_scheduler")
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return next((os.path.join(folder, name) for name in names if name.startswith("lr_scheduler") and name.endswith(".pt")), None)
+    return next(
+        (os.path.join(folder, name) for name in names if name.startswith("lr_scheduler") and name.endswith(".pt")), None
+    )
 
 
 def _curve(step: str) -> dict[str, Any]:

@@ -77,7 +77,13 @@ def _tokens(run: Run, sequence_length: int) -> int:
 
 # A curve of one value, for a run whose own curve is not known. Nanotron builds torch's LambdaLR, whose constructor sets the rate of step 0, and in release 0.4 the
 # first step after a resume has that rate (trainer.py loads the position after it, and no rate). With a warmup of -1 steps step 0 is past it.
-_FLAT = {"lr_decay_starting_step": 0, "lr_decay_steps": 0, "lr_decay_style": "linear", "lr_warmup_steps": -1, "lr_warmup_style": "constant"}
+_FLAT = {
+    "lr_decay_starting_step": 0,
+    "lr_decay_steps": 0,
+    "lr_decay_style": "linear",
+    "lr_warmup_steps": -1,
+    "lr_warmup_style": "constant",
+}
 
 
 def _of_optimizer(run: Run, dtype: dtypes.DType) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,7 +99,12 @@ def _of_optimizer(run: Run, dtype: dtypes.DType) -> tuple[dict[str, Any], dict[s
         "min_decay_lr": 1e-5,
     }
     adam = {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_eps": 1e-8, "torch_adam_is_fused": True}
-    section = {"accumulate_grad_in_fp32": dtype.torch != "float32", "clip_grad": 1.0, "weight_decay": 0.01, "zero_stage": run.zero}
+    section = {
+        "accumulate_grad_in_fp32": dtype.torch != "float32",
+        "clip_grad": 1.0,
+        "weight_decay": 0.01,
+        "zero_stage": run.zero,
+    }
     if state is not None:
         group = state.groups[0]
         base = group.lr if group.initial_lr is None else group.initial_lr

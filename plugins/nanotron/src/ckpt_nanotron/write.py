@@ -45,7 +45,11 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     tp, pp = request.tp or 1, request.pp or 1
     multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
     model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
-    model = _vocabulary(rewrites.folded_attention_scale(model), multiple, whole=checkpoint.training is not None and request.training_state == "keep")
+    model = _vocabulary(
+        rewrites.folded_attention_scale(model),
+        multiple,
+        whole=checkpoint.training is not None and request.training_state == "keep",
+    )
     if hints.get("shared_experts") is False:  # a format on the way that always has them was given some of zeros
         model = rewrites.without_zero_shared_experts(model)
     interleaved = _interleaved(release, request, hints)
@@ -222,4 +226,7 @@ def stage_of(native: layouts.Native, stages: Mapping[str, int]) -> int:
     """The pipeline stage that holds a parameter; a tied head lies with the embedding."""
     if native.layer is not None:
         return stages[f"layer {native.layer}"]
-    return stages["head"] if ".lm_head." in native.name else stages["embedding"]
+    block = (
+        "head" if ".lm_head." in native.name else "final_norm" if ".final_layer_norm." in native.name else "embedding"
+    )
+    return stages[block]

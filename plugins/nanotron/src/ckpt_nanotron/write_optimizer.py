@@ -14,7 +14,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def add_optimizer(
     if builder.training is None:
         return []
     whole = builder.natives()
-    names = registered([name for name in builder.moments(reading.EXP_AVG, whole)])
+    names = registered(list(builder.moments(reading.EXP_AVG, whole)))
     losses: list[ledgers.Loss] = []
     if release.name == "0.4":  # it has one group, of all parameters
         together = list(dict.fromkeys(piece.parameter for name in names for piece in whole[name].pieces))
