@@ -11,7 +11,7 @@ import numpy as np
 
 from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
+from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range
 from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
@@ -428,31 +428,11 @@ def ranges_as_shards(shape: tuple[int, ...], ranges: Iterable[tuple[int, StoredT
     found = []
     for start, flat in ranges:
         taken = 0
-        for origin, size in _boxes_of_range(shape, start, flat.elements):
+        for origin, size in boxes_of_range(shape, start, flat.elements):
             offset = flat.offset + taken * flat.dtype.size
             found.append(Shard(origin, replace(flat, shape=size, strides=contiguous_strides(size), offset=offset)))
             taken += math.prod(size)
     return found
-
-
-def _boxes_of_range(
-    shape: tuple[int, ...], start: int, count: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
-    if count and not shape:
-        yield (), ()
-        return
-    row = math.prod(shape[1:])
-    while count:
-        index, inside = divmod(start, row)
-        if whole := count // row if inside == 0 else 0:
-            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
-            taken = whole * row
-        else:
-            taken = min(count, row - inside)
-            for origin, size in _boxes_of_range(shape[1:], inside, taken):
-                yield (index, *origin), (1, *size)
-        start, count = start + taken, count - taken
 
 
 def within_box(shard: Shard, start: Sequence[int], size: Sequence[int]) -> Shard | None:
