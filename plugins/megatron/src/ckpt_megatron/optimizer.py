@@ -129,7 +129,8 @@ def _listed(places: Mapping[Divided, Sequence[Place]]) -> Iterator[tuple[Place, 
 
 
 def _divided(body: Mapping[str, Any]) -> Divided:
-    return bool(body.get("is_expert_parallel")), body.get("wd_mult", 1.0) == 0.0
+    # NeMo 2 renames wd_mult (lightning/_strategy_lib.py), and Megatron-Core takes either
+    return bool(body.get("is_expert_parallel")), body.get("wd_mult", body.get("pre_wd_mult", 1.0)) == 0.0
 
 
 def _enter_groups(
@@ -368,6 +369,8 @@ def _ranges(pieces: Sequence[tuple[int, StoredTensor]], start: int, count: int) 
 def dist_groups(common: Mapping[str, Any], file: str) -> tuple[list[Mapping[str, Any]], dict[str, object]]:
     """The groups in the common state, and the steps that it has."""
     saved = common.get("optimizer")
+    if isinstance(saved, list) and len(saved) == 1:  # NeMo 2 has a list, of one for a model without experts
+        (saved,) = saved
     inner = saved.get("optimizer", saved) if isinstance(saved, dict) else None
     bodies = inner.get("param_groups") if isinstance(inner, dict) else None
     if (
@@ -380,6 +383,11 @@ def dist_groups(common: Mapping[str, Any], file: str) -> tuple[list[Mapping[str,
     states = inner.get("state")
     if isinstance(states, dict) and "common_step" in states:
         steps["all parameters"] = states["common_step"]
+    # torch's AdamW has a step for each parameter, which NeMo 2 leaves here (fully_sharded_model_space)
+    left = saved.get("param_state") if isinstance(saved, dict) else None
+    for number, state in left.items() if isinstance(left, dict) else ():
+        if isinstance(state, dict) and "step" in state:
+            steps[f"parameter {number}"] = state["step"]
     return bodies, steps
 
 

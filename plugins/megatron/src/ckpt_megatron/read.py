@@ -80,13 +80,14 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=model.evidence,
         losses=found.left(model.architecture),
         masters=found.masters,
-        training=None if found.training is None else lambda: _training(found, model.architecture),
+        training=lambda: training_in(found, model.architecture),
     )
 
 
-def _training(found: FolderContents, architecture: Architecture) -> reading.SavedTraining | None:
-    """The state of the training, whose tensors lie on the ranks of the weights."""
-    assert found.training is not None
+def training_in(found: FolderContents, architecture: Architecture) -> reading.SavedTraining | None:
+    """The state of the training, whose tensors lie on the ranks of the weights; None where no optimizer was saved, or none that is read."""
+    if found.training is None:
+        return None
 
     def gathered(shares: list[RankShare]) -> list[RankTensors]:
         return list(rank_tensors(dataclasses.replace(found, shares=shares), architecture))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt_core.sdk import (
+    Architecture,
     CkptError,
     Description,
     FormatError,
@@ -24,13 +25,15 @@ from ckpt_megatron.sdk import (
     DIST_METADATA,
     FolderContents,
     choices_of_tensors,
+    lightning,
     rank_tensors,
     read_dist,
+    training_in,
     transformer_config,
     weights,
 )
 from ckpt_nemo.nemo2.context import ModelContext, read_context
-from ckpt_nemo.nemo2.files import GRAPH, MODEL, find
+from ckpt_nemo.nemo2.files import COMMON, GRAPH, MODEL, find
 from ckpt_nemo.nemo2.tokenizer import Tokenizer, read_tokenizer
 
 # save_ckpt_format="zarr" is the older of the two
@@ -80,7 +83,20 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=model.evidence,
         losses=[*model.losses, *found.left(architecture)],
         masters=found.masters,
+        training=lambda: _training(found, architecture, place.root),
     )
+
+
+def _training(found: FolderContents, architecture: Architecture, root: str) -> reading.SavedTraining | None:
+    """The state of the training: that of Megatron-Core's optimizer, and what Lightning says of the run. A run that restores weights and optimizer of
+    another one (RestoreConfig, load_optim_state) counts its own steps."""
+    saved = training_in(found, architecture)
+    if saved is None:
+        return None
+    file = os.path.join(found.folder, COMMON)
+    name = os.path.basename(os.path.normpath(os.path.abspath(root)))
+    progress = lightning.progress_in(torch_files.read_torch_file(file), name, file, [disk.FileState.of(file)])
+    return lightning.continued(saved, progress, [file], counts_anew=True)
 
 
 def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:
