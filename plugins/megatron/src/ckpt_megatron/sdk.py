@@ -24,7 +24,7 @@ from ckpt_megatron.frequencies import inverse_frequencies
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
 from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
 from ckpt_megatron.names import plain as plain_name
-from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_in
+from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_dist import split as dist_tensors
 from ckpt_megatron.rewrites import expressed_for, with_biases
@@ -72,7 +72,7 @@ __all__ = [
     "stacked_extra_states",
     "stored_args",
     "te",
-    "training_in",
+    "training_of",
     "transformer_config",
     "weights",
     "with_biases",
