@@ -29,15 +29,17 @@ Undecayed = Callable[[str, int], bool]
 """Whether a parameter of a name and of so many axes is in the group without weight decay."""
 
 
-def _is_norm_or_bias(name: str, axes: int) -> bool:
+def is_norm_or_bias(name: str, axes: int) -> bool:
+    """What is not decayed of modules whose norms are Apex'."""
     return axes == 1 or name.endswith(".bias")
 
 
-def _is_bias(name: str, axes: int) -> bool:
+def is_bias(name: str, axes: int) -> bool:
+    """What is not decayed of the modules of Megatron-Core."""
     return name.endswith(".bias")
 
 
-_RULES: tuple[Undecayed, ...] = (_is_norm_or_bias, _is_bias)
+_RULES: tuple[Undecayed, ...] = (is_norm_or_bias, is_bias)
 
 
 @dataclass
@@ -289,7 +291,7 @@ def distributed_optimizer(saved: SavedCheckpoint) -> FoundOptimizer | None:
         )
     steps: dict[str, object] = {f"group {n}": one["step"] for n, one in enumerate(bodies) if "step" in one}
     found = FoundOptimizer(
-        bodies, _is_bias, steps, saved.content_file, files=[disk.FileState.of(saved.content_file), *saved.states]
+        bodies, is_bias, steps, saved.content_file, files=[disk.FileState.of(saved.content_file), *saved.states]
     )
     if len(bodies) == 2 and _hyper_parameters(bodies[0]) != _hyper_parameters(bodies[1]):
         why = (
