@@ -32,7 +32,7 @@ def walked(shapes: Mapping[str, Shape], shared: str | None = None) -> tuple[dict
     starts: dict[str, Start] = {}
     sizes: list[int] = []
     position = 0
-    for name, shape in reversed(shapes.items()):
+    for name, shape in reversed(list(shapes.items())):
         position = _aligned(position)
         if name == shared and position:
             sizes.append(position)  # the padding before a parameter is a part of the bucket that ends there
@@ -51,7 +51,7 @@ def fitted(shapes: Mapping[str, Shape], sizes: Sequence[int], file: str, what: s
     """Where parameters begin in buckets of these `sizes`. `NotCarried` unless the last one of each ends where its bucket does, which proves the order."""
     starts: dict[str, Start] = {}
     bucket, position = 0, 0
-    for name, shape in reversed(shapes.items()):
+    for name, shape in reversed(list(shapes.items())):
         start = _aligned(position)
         if bucket < len(sizes) and starts and sizes[bucket] in (position, start):
             bucket, start = bucket + 1, 0

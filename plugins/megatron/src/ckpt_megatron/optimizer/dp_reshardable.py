@@ -22,10 +22,9 @@ from ckpt_megatron.masters import BUFFERS
 from ckpt_megatron.names import layer_of
 from ckpt_megatron.optimizer.buffers import fitted
 from ckpt_megatron.optimizer.found import KINDS, check_precision
-from ckpt_megatron.optimizer.groups import DROP
 from ckpt_megatron.optimizer.model_space import dist_groups
 from ckpt_megatron.optimizer.registered import registered
-from ckpt_megatron.stages import FIRST, LAST, stages
+from ckpt_megatron.stages import stages
 
 _KEY = re.compile(
     r"optimizer\.distributed\.dp_group_idx_(?P<group>\d+)\.gbuf_idx_(?P<chunk>\d+)\.dtype_\([^)]*\)\.bucket_idx_(?P<bucket>\d+)\.(?P<state>\w+)"

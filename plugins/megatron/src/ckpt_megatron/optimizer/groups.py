@@ -66,14 +66,11 @@ def written_groups(
     return reading.regrouped(training, list(places.values()), [0.0 if place.undecayed else None for place in places])
 
 
-def body_of(
-    group: reading.Group, place: Divided, step: int, fused: bool, rates: Mapping[str, float], numbers: list[int] | None
-) -> dict[str, Any]:
+def body_of(group: reading.Group, place: Divided, step: int, fused: bool, rates: Mapping[str, float]) -> dict[str, Any]:
     """What a file says of a group.
 
     `fused`: TransformerEngine's or Apex' FusedAdam counts the steps of a group, torch's AdamW those of a parameter. `rates` are the `max_lr` and
-    `min_lr` of the schedule, where they are known: without them a run has those of its command line. `numbers` are those of its parameters,
-    where the file has states by number.
+    `min_lr` of the schedule, where they are known: without them a run has those of its command line.
     """
     body: dict[str, Any] = {
         "is_expert_parallel": place.experts,
@@ -86,8 +83,7 @@ def body_of(
     said = reading.adam.said_by(group, [], reading.ADAMW)
     for key in ("initial_lr", "params", *(_OF_TORCH if fused else ())):
         del said[key]
-    body |= said | ({"bias_correction": True, "step": step} if fused else {})
-    return body if numbers is None else body | {"params": numbers}
+    return body | said | ({"bias_correction": True, "step": step} if fused else {})
 
 
 # Hyper-parameters of torch's AdamW alone.

@@ -8,18 +8,32 @@ the same keys, of [grid of shards, elements]    fully_sharded_model_space, see `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, chunked, errors, reading
+from ckpt_core.sdk import FormatError, chunked, dtypes, errors, reading
 from ckpt_megatron.flattened import unflattened
-from ckpt_megatron.found import RankShare
 from ckpt_megatron.names import unwrapped
 from ckpt_megatron.optimizer.found import KINDS, check_precision
 from ckpt_megatron.optimizer.groups import DROP
 
 STATE = "optimizer.state."
 """What the keys begin with."""
+
+
+@dataclass(frozen=True)
+class DistStates:
+    """What an optimizer keeps of each parameter, by its names for it. `of_half`: masters are kept of parameters in half precision alone."""
+
+    kinds: Mapping[str, reading.Kind]
+    of_half: bool = False
+
+    def keeps(self, kind: reading.Kind, dtype: dtypes.DType) -> bool:
+        """Whether there is a tensor of a kind for a parameter that is stored in `dtype`."""
+        return not (self.of_half and kind == reading.MASTER and dtype == dtypes.FP32)
+
+
 _OF_STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\.(.+)")
 
 
