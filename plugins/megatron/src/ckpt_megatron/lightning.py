@@ -167,3 +167,60 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
     return value is None or isinstance(value, bool | int | float | str)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def counters(training: reading.Training) -> dict[str, Any]:
+    """Lightning's own account of a run. It counts steps in its loops, and takes them from there (2.0, loops/fit_loop.py)."""
+    done = iterations(training)
+    position = training.schedule.position if training.schedule.unit == "step" else None
+    rates = [group.lr for group in training.groups]
+    bases = [group.initial_lr for group in training.groups]
+    known = training.schedule.native.get("lightning")
+    schedule = {
+        **(known if isinstance(known, dict) else {}),
+        "last_epoch": done if position is None else position,
+        "_step_count": (done if position is None else position) + 1,
+        "_last_lr": rates,
+        **({"base_lrs": bases} if None not in bases else {}),
+    }
+    return {"global_step": done, "loops": _loops(done), "lr_schedulers": [schedule]}
+
+
+def iterations(training: reading.Training) -> int:
+    """The iterations of a run, or, where they are not counted, the steps of its optimizer."""
+    return training.iterations or training.step
+
+
+def _loops(done: int) -> dict[str, Any]:
+    def progress(count: int, *more: str) -> dict[str, dict[str, int]]:
+        return {of: dict.fromkeys(("ready", "completed", *more), count) for of in ("total", "current")}
+
+    batches = {**progress(done, "started", "processed"), "is_last_batch": False}
+    none = {**progress(0, "started", "processed"), "is_last_batch": False}
+    steps = {"step": progress(done), "zero_grad": progress(done, "started")}
+    epoch = {
+        "total": {"ready": 1, "completed": 0, "started": 1, "processed": 0},
+        "current": {"ready": 1, "completed": 0, "started": 1, "processed": 0},
+    }
+    evaluation = {"state_dict": {}, "batch_progress": none}
+    return {
+        "fit_loop": {
+            "state_dict": {},
+            "epoch_loop.state_dict": {"_batches_that_stepped": max(0, done - 1)},
+            "epoch_loop.batch_progress": batches,
+            "epoch_loop.scheduler_progress": progress(done),
+            "epoch_loop.automatic_optimization.state_dict": {},
+            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": steps},
+            "epoch_loop.manual_optimization.state_dict": {},
+            "epoch_loop.manual_optimization.optim_step_progress": progress(0),
+            "epoch_loop.val_loop.state_dict": {},
+            "epoch_loop.val_loop.batch_progress": none,
+            "epoch_progress": epoch,
+        },
+        "validate_loop": evaluation,
+        "test_loop": evaluation,
+        "predict_loop": {"state_dict": {}, "batch_progress": progress(0, "started", "processed")},
+    }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
-from ckpt_megatron.sdk import masters
+from ckpt_megatron.sdk import lightning, masters
 from ckpt_nemo.container.optimizer import Undecayed
 
 _DROP = "convert the weights alone, with --training-state drop"
@@ -16,7 +16,7 @@ Path = tuple[str | int, ...]
 
 def step_name(training: reading.Training) -> str:
     """The name of a checkpoint, out of which NeMo takes the consumed samples. What ends in -last is found by `resume_if_exists`."""
-    return f"step={_iterations(training)}-consumed_samples={training.consumed_samples or 0}.0-last"
+    return f"step={lightning.iterations(training)}-consumed_samples={training.consumed_samples or 0}.0-last"
 
 
 def unsaid(training: reading.Training) -> list[ledgers.Loss]:
@@ -127,56 +127,3 @@ def moment_of(builder: TargetBuilder, kind: reading.Kind, native: layouts.Native
 def _of(builder: TargetBuilder, kind: reading.Kind, native: layouts.Native) -> layouts.Native:
     (found,) = builder.moments(kind, {native.name: native}).values()
     return found
-
-
-def counters(training: reading.Training) -> dict[str, Any]:
-    """Lightning's own account of a run. It counts steps in its loops, and takes them from there (2.0, loops/fit_loop.py)."""
-    done = _iterations(training)
-    position = training.schedule.position if training.schedule.unit == "step" else None
-    rates = [group.lr for group in training.groups]
-    bases = [group.initial_lr for group in training.groups]
-    known = training.schedule.native.get("lightning")
-    schedule = {
-        **(known if isinstance(known, dict) else {}),
-        "last_epoch": done if position is None else position,
-        "_step_count": (done if position is None else position) + 1,
-        "_last_lr": rates,
-        **({"base_lrs": bases} if None not in bases else {}),
-    }
-    return {"global_step": done, "loops": _loops(done), "lr_schedulers": [schedule]}
-
-
-def _iterations(training: reading.Training) -> int:
-    return training.iterations or training.step
-
-
-def _loops(done: int) -> dict[str, Any]:
-    def progress(count: int, *more: str) -> dict[str, dict[str, int]]:
-        return {of: dict.fromkeys(("ready", "completed", *more), count) for of in ("total", "current")}
-
-    batches = {**progress(done, "started", "processed"), "is_last_batch": False}
-    none = {**progress(0, "started", "processed"), "is_last_batch": False}
-    steps = {"step": progress(done), "zero_grad": progress(done, "started")}
-    epoch = {
-        "total": {"ready": 1, "completed": 0, "started": 1, "processed": 0},
-        "current": {"ready": 1, "completed": 0, "started": 1, "processed": 0},
-    }
-    evaluation = {"state_dict": {}, "batch_progress": none}
-    return {
-        "fit_loop": {
-            "state_dict": {},
-            "epoch_loop.state_dict": {"_batches_that_stepped": max(0, done - 1)},
-            "epoch_loop.batch_progress": batches,
-            "epoch_loop.scheduler_progress": progress(done),
-            "epoch_loop.automatic_optimization.state_dict": {},
-            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": steps},
-            "epoch_loop.manual_optimization.state_dict": {},
-            "epoch_loop.manual_optimization.optim_step_progress": progress(0),
-            "epoch_loop.val_loop.state_dict": {},
-            "epoch_loop.val_loop.batch_progress": none,
-            "epoch_progress": epoch,
-        },
-        "validate_loop": evaluation,
-        "test_loop": evaluation,
-        "predict_loop": {"state_dict": {}, "batch_progress": progress(0, "started", "processed")},
-    }

@@ -29,8 +29,9 @@ from ckpt_core.sdk import (
     torch_files,
     trees,
 )
+from ckpt_megatron.sdk import lightning
 from ckpt_nemo.container.archive import COMPANIONS, CONFIG, RANK_FILE, WEIGHTS
-from ckpt_nemo.container.continuing import Groups, Path, counters, optimizer_of_rank, step_name, unsaid
+from ckpt_nemo.container.continuing import Groups, Path, optimizer_of_rank, step_name, unsaid
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX, VERSION
 from ckpt_nemo.container.optimizer import STATES, Undecayed
 from ckpt_nemo.container.saved import rank_folder
@@ -68,7 +69,7 @@ class Form:
     @property
     def training(self) -> dict[str, Any]:
         """What Lightning stores besides weights and optimizer: of a run that goes on, or of one that is yet to start."""
-        return self._anew | (counters(self.continued) if self.continued is not None else {})
+        return self._anew | (lightning.counters(self.continued) if self.continued is not None else {})
 
     @property
     def _anew(self) -> dict[str, Any]:
