@@ -508,6 +508,8 @@ def _arithmetic(assembly: LazyParameter) -> str:
 
 def _value_dtype(assembly: LazyParameter) -> DType:
     """The narrowest dtype that is known to hold the values: a product with a power of two has that of its other factor."""
+    if assembly.float32 and assembly.dtype.size > FP32.size:
+        return FP32
     return assembly.dtype if assembly.bits == assembly.dtype.bits else assembly.value_dtype
 
 

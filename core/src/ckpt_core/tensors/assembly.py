@@ -173,7 +173,8 @@ class LazyParameter:
     mean over `blocks` and all of them, and `dtype` is float32.
     `maps` turn stored into canonical values, in order, and `factors` multiply those.
     `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
-    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`.
+    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`,
+    and with `float32` every one must be a value of float32, whatever dtype it is stored in.
     """
 
     parameter: Parameter
@@ -188,6 +189,7 @@ class LazyParameter:
     added: tuple[WeightedRows, ...] = ()
     merged: Merged | None = None
     least: float | None = None
+    float32: bool = False
 
     @property
     def value_dtype(self) -> DType:
@@ -210,7 +212,8 @@ class LazyParameter:
         if self.added or any(not isinstance(step, Scale) for step in self.maps):
             return _UNBOUNDED
         factors = [significant_bits(step.factor) for step in self.maps if isinstance(step, Scale)]
-        return self.dtype.bits + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
+        own = min(self.dtype.bits, FP32.bits) if self.float32 else self.dtype.bits
+        return own + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
 
     @property
     def all_blocks(self) -> tuple[StoredPart, ...]:

@@ -15,7 +15,7 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
-from ckpt_core.storage.dtypes import DType, decode, encode
+from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
@@ -62,6 +62,8 @@ class SourceFiles:
             self._gather(assembly.blocks, box, raw, assembly.dtype, sums)
         if assembly.least is not None:
             self._check_least(assembly, assembly.least, raw)
+        if assembly.float32 and assembly.dtype.size > FP32.size:
+            self._check_float32(assembly, raw)
         for block in assembly.copies:
             for tile in block.within(box):
                 self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
@@ -218,6 +220,17 @@ class SourceFiles:
                 found=f"{float(values[~(values >= least)][0]):g}",
                 expected="a mean of squares",
                 fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
+            )
+
+    def _check_float32(self, assembly: LazyParameter, raw: np.ndarray) -> None:
+        if not np.array_equal(decode(raw, assembly.dtype), raw, equal_nan=True):
+            self._check_records(assembly.blocks)
+            raise FormatError(
+                f"{assembly.parameter.name} has values that float32 does not hold",
+                file=assembly.blocks[0].path,
+                found=f"{assembly.dtype}",
+                expected="values of float32, in whatever dtype they are stored",
+                fix="they would be rounded, and the run would not go on as it was; --training-state drop leaves it behind",
             )
 
     def _check_records(self, blocks: Iterable[StoredPart]) -> None:
