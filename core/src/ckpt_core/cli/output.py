@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from ckpt_core.addresses import spelled, spelled_in
 from ckpt_core.errors import CkptError
 from ckpt_core.text import printable
 
@@ -41,7 +42,7 @@ def say(line: str = "", err: bool = False) -> None:
     """Print one line on stdout, or on stderr."""
     parts = [
         part.replace(_SECRET, "[") if number % 2 else printable(part, _LONGEST_LINE)
-        for number, part in enumerate(_MARK.split(line))
+        for number, part in enumerate(_MARK.split(spelled(line)))
     ]
     _write("".join(parts), err)
 
@@ -49,7 +50,7 @@ def say(line: str = "", err: bool = False) -> None:
 def emit_json(document: object) -> None:
     """Print one JSON document on stdout, whole. Numbers that JSON lacks (NaN, infinities) become strings."""
     narrow = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    text = json.dumps(_plain(document), indent=1, ensure_ascii=narrow, allow_nan=False)
+    text = json.dumps(spelled_in(_plain(document)), indent=1, ensure_ascii=narrow, allow_nan=False)
     _write(re.sub(r"[^\n\x20-\x7e]", _json_escape, text), False)
 
 
