@@ -41,6 +41,7 @@ from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised, refuse_destination
+from ckpt_core.storage.bytes.remote.ranges import unanswered
 from ckpt_core.storage.dtypes import DType, dtype_named
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
@@ -60,8 +61,11 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
         raise CkptError("there is no such file or folder", file=path)
+    unanswered.set(None)
     with at_home(path) as home:
         found = detect(path)
+    if not found and (failure := unanswered.get()) is not None:
+        raise failure
     if len(found) == 1:
         return found[0]
     if home.refused is not None and not found:

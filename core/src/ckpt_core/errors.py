@@ -21,6 +21,7 @@ __all__ = [
     "Problems",
     "ProblemsFound",
     "Refusal",
+    "StoreError",
     "UsageError",
     "WorkerError",
     "did_you_mean",
@@ -138,6 +139,10 @@ class WorkerError(CkptError):
 
     It says nothing about the input, so what is done is kept.
     """
+
+
+class StoreError(WorkerError):
+    """A store of remote files that does not give what it should, or not to this user now. What is done is kept, too."""
 
 
 class ProblemsFound(CkptError):

@@ -115,7 +115,12 @@ def command(
     def read() -> Checkpoint:
         known = None if recorded else config
         return read_checkpoint(
-            place, format=to, config=known, options=target_options, alone=alone, training_state="keep" if kept else "drop"
+            place,
+            format=to,
+            config=known,
+            options=target_options,
+            alone=alone,
+            training_state="keep" if kept else "drop",
         )
 
     with progress("verifying") as listener:

@@ -5,6 +5,6 @@ folders and sizes, is there; the bytes come from the store, range by range (`ran
 for them. Stores differ in how they list and how they answer for a range: `hub`, `buckets`, `web`.
 """
 
-from ckpt_core.storage.bytes.remote.view import localised, object_at, refuse_destination, stand_in
+from ckpt_core.storage.bytes.remote.view import cache, localised, object_at, refuse_destination, stand_in
 
-__all__ = ["localised", "object_at", "refuse_destination", "stand_in"]
+__all__ = ["cache", "localised", "object_at", "refuse_destination", "stand_in"]

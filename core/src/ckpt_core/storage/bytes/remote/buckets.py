@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
 
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_STATUS = re.compile(r"status code: (4\d\d)")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
@@ -53,7 +55,7 @@ class Bucket:
         """The object as it is now."""
         with self._errors(object.address, object):
             found = self._object(self._library.head(self._store, self._key(object.address)))
-        return replace(object, size=found.size, version=found.version, modified_ns=found.modified_ns)
+        return replace(object, size=found.size, version=found.version)
 
     def read(self, object: Object, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, if the object still has this ETag."""
@@ -81,7 +83,7 @@ class Bucket:
     def _object(self, meta: Mapping[str, Any]) -> Object:
         address, version = f"{self._root}/{meta['path']}", meta.get("e_tag") or meta.get("version")
         if version is None:
-            raise CkptError(
+            raise StoreError(
                 "the store gives no ETag", file=address, expected="one: without it a change would not be seen"
             )
         return Object(address, meta["size"], version, int(meta["last_modified"].timestamp() * 1e6) * 1000)
@@ -94,21 +96,26 @@ class Bucket:
             yield
         except (FileNotFoundError, errors.NotFoundError) as error:
             if object is None:
-                raise CkptError("there is no such bucket", file=self._root, found=_said(error)) from None
+                raise StoreError("there is no such bucket", file=self._root, found=_said(error)) from None
             raise changed(object, "no object of this name") from None
         except errors.PreconditionError as error:
             raise (changed(object, _said(error)) if object is not None else Hiccup(_said(error))) from None
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
-            raise CkptError(
-                "the store does not give this to you",
-                file=address,
-                found=_said(error),
-                fix="set the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...)",
-            ) from None
+            raise self._refused(address, error) from None
         except (errors.GenericError, OSError) as error:
+            if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
+                raise self._refused(address, error) from None
             raise Hiccup(_said(error)) from None
         except errors.BaseError as error:
-            raise CkptError("the store does not answer the request", file=address, found=_said(error)) from None
+            raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
+
+    def _refused(self, address: str, error: Exception) -> StoreError:
+        return StoreError(
+            "the store does not give this to you",
+            file=address,
+            found=_said(error),
+            fix="see that the bucket exists, and set credentials and region in the environment (AWS_..., GOOGLE_..., AZURE_...)",
+        )
 
 
 def _settings(scheme: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A cache of ranges, for who asks for one (`--cache`): a file with holes for each version of an object, and a list of what is there.
 
 DIR/HASH.data     the bytes, at their places
-DIR/HASH.have     a line "START STOP" for each range that is there, added after the bytes were synced
+DIR/HASH.have     a line "START STOP" for each range that is there, added after the bytes were synced; a line that a
+                      crash cut off is ended by the next one
 """
 
 from __future__ import annotations
@@ -69,6 +70,6 @@ class Cache:
             os.close(data)
         have = os.open(self._have, flags | os.O_APPEND, 0o600)
         try:
-            os.write(have, f"{offset} {offset + len(view)}\n".encode())
+            os.write(have, f"\n{offset} {offset + len(view)}\n".encode())
         finally:
             os.close(have)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import StoreError
 from ckpt_core.storage.bytes.remote.objects import Hiccup
 
 _TIMEOUT = 60.0  # seconds without a byte
@@ -57,7 +57,7 @@ def body(url: str, headers: Headers, longest: int) -> tuple[str, http.client.HTT
 def read_range(url: str, headers: Headers, view: memoryview, offset: int, size: int) -> http.client.HTTPMessage:
     """Fill `view` with the bytes from `offset` on of the `size` bytes at a URL; returns the headers of the answer.
 
-    `Hiccup` for a body that ends early, `Refused` for another status, and `CkptError` for a server that does not keep to the range.
+    `Hiccup` for a body that ends early, `Refused` for another status, and `StoreError` for a server that does not keep to the range.
     """
     last = offset + len(view) - 1
 
@@ -79,7 +79,7 @@ def read_range(url: str, headers: Headers, view: memoryview, offset: int, size: 
 
 
 def _check_answer(answer: http.client.HTTPResponse, url: str, first: int, last: int, size: int) -> None:
-    """Raise `CkptError` for a server that sends something else than the range it was asked for."""
+    """Raise `StoreError` for a server that sends something else than the range it was asked for."""
     whole = first == 0 and last == size - 1
     coding = answer.headers.get("Content-Encoding", "identity")
     if coding != "identity":
@@ -97,8 +97,8 @@ def _check_answer(answer: http.client.HTTPResponse, url: str, first: int, last: 
         raise _broken(url, "sends another range than it was asked for", said or "no Content-Range", asked)
 
 
-def _broken(url: str, does: str, found: str, expected: str) -> CkptError:
-    return CkptError(
+def _broken(url: str, does: str, found: str, expected: str) -> StoreError:
+    return StoreError(
         f"the server {does}",
         file=without_secrets(url),
         found=found,
@@ -136,7 +136,9 @@ def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.H
             if answer.status not in (200, 206):
                 raise Refused(answer.status, answer.reason)
             found = use(answer, asked)
-            kept = answer.isclosed() or not answer.length
+            if not answer.length:  # all of it came; a connection takes the next request only after the end was read
+                answer.read()
+            kept = answer.isclosed()
             return found
         except (OSError, http.client.HTTPException) as error:
             raise Hiccup(f"{type(error).__name__}: {error}") from error

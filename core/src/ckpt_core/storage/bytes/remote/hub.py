@@ -11,7 +11,7 @@ import re
 import threading
 from typing import Any, NamedTuple
 
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote import http
 from ckpt_core.storage.bytes.remote.http import Refused
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
@@ -72,7 +72,7 @@ class Hub:
                     raise (
                         changed(object, str(refused))
                         if refused.status in (404, 416)
-                        else CkptError("the hub does not give this file", file=object.address, found=str(refused))
+                        else StoreError("the hub does not give this file", file=object.address, found=str(refused))
                     ) from None
 
     def _place(self, object: Object, renewed: bool) -> tuple[str, dict[str, str]]:
@@ -160,9 +160,9 @@ def _asked(address: str, ask: Any) -> Any:
         status = getattr(error.response, "status_code", None)
         if status is not None and (status == 429 or status >= 500):
             raise Hiccup(_first_line(error)) from error
-        raise CkptError("the hub does not give this repository", file=address, found=_first_line(error)) from error
+        raise StoreError("the hub does not give this repository", file=address, found=_first_line(error)) from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise CkptError("the hub does not give this repository", file=address, found=_first_line(error)) from error
+        raise StoreError("the hub does not give this repository", file=address, found=_first_line(error)) from error
     except Exception as error:  # its HTTP library has errors of its own, and which one that is depends on its version
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
             raise

@@ -13,9 +13,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
-from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.errors import FormatError, StoreError
 from ckpt_core.storage.bytes.remote.cache import Cache
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Object, Store
 from ckpt_core.storage.bytes.remote.stores import store_of
@@ -29,6 +30,9 @@ _FIRST_WAIT = 0.5  # seconds; doubled each time: 31 s in all
 _LONGEST_WAIT = 60.0
 
 T = TypeVar("T")
+
+unanswered: ContextVar[StoreError | None] = ContextVar("unanswered", default=None)
+"""The last failure of a store: a plugin that only looks whether it knows a path swallows such errors."""
 
 
 def read_into(object: Object, view: memoryview, offset: int) -> None:
@@ -67,12 +71,14 @@ def again(address: str, request: Callable[[], T]) -> T:
             return request()
         except Hiccup as hiccup:
             if attempt == _ATTEMPTS - 1:
-                raise CkptError(
+                failure = StoreError(
                     "the store does not answer as it should",
                     file=address,
                     found=f"{hiccup.reason}, {_ATTEMPTS} times in a row",
                     fix="run the same command again later: what is done of a conversion is kept",
-                ) from None
+                )
+                unanswered.set(failure)
+                raise failure from None
             wait = _FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25)
             time.sleep(wait if hiccup.wait is None else min(hiccup.wait, _LONGEST_WAIT))
     raise AssertionError("an attempt returns or raises")
@@ -120,10 +126,12 @@ class _Steps:
             with self._lock:
                 known, step = self._known(object, offset)
             if known is None:
-                known = bytearray(min(max(len(view), step), object.size - offset))
-                _fetched(object, memoryview(known), offset)
+                start = max(0, min(offset, object.size - _FIRST_STEP))  # the end of a file has a directory before it
+                data = bytearray(min(max(offset - start + len(view), step), object.size - start))
+                _fetched(object, memoryview(data), start)
                 with self._lock:
-                    self._keep(object, offset, known)
+                    self._keep(object, start, data)
+                known = data[offset - start :]
             count = min(len(view), len(known))
             view[:count] = known[:count]
             view, offset = view[count:], offset + count

@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 from http.client import HTTPMessage
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote import http
 from ckpt_core.storage.bytes.remote.http import Refused
 from ckpt_core.storage.bytes.remote.objects import Listing, Object, changed
 
 _LONGEST_PAGE = 16 << 20
-_DEEPEST = 8
+_DEEPEST = 32
 _GONE = (404, 410, 412, 416)
 
 
@@ -44,10 +44,10 @@ class Web:
 
     def _below(self, folder: str, depth: int) -> Iterator[Object]:
         if not depth:
-            raise CkptError("folders lie too deep in one another", file=http.without_secrets(folder))
+            raise StoreError("folders lie too deep in one another", file=http.without_secrets(folder))
         url, headers, page = http.body(folder, _credentials(folder), _LONGEST_PAGE)
         if "html" not in headers.get("Content-Type", ""):
-            raise CkptError(
+            raise StoreError(
                 "the server does not list what is in this folder",
                 file=http.without_secrets(folder),
                 found=headers.get("Content-Type"),
@@ -69,7 +69,7 @@ class Web:
             found = _object(url, http.head(url, _credentials(url))[1])
         except Refused as refused:
             raise self._said(object, refused) from None
-        return replace(object, size=found.size, version=found.version, modified_ns=found.modified_ns)
+        return replace(object, size=found.size, version=found.version)
 
     def read(self, object: Object, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, if the server still has this version."""
@@ -112,7 +112,7 @@ class _Links(HTMLParser):
 def _object(url: str, headers: HTTPMessage) -> Object:
     address, version, size = unquote(http.without_secrets(url)), _version(headers), headers.get("Content-Length", "")
     if version is None or not size.isdecimal():
-        raise CkptError(
+        raise StoreError(
             "the server does not say enough of the file to read a part of it",
             file=address,
             found=", ".join(
@@ -146,8 +146,8 @@ def _credentials(url: str) -> dict[str, str]:
     return {}
 
 
-def _no(address: str, refused: Refused) -> CkptError:
-    return CkptError(
+def _no(address: str, refused: Refused) -> StoreError:
+    return StoreError(
         "the server does not give this file",
         file=http.without_secrets(address),
         found=str(refused),
