@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-bridge",
+        called=("bridge", "mbridge", "nemo-bridge", "nemo-rl"),
         summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
         families=(
             "GPTModelProvider",

@@ -7,6 +7,7 @@ are plain HTTP. Its own files read 5 MB ahead, for a header of 8 KB too.
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import threading
 from typing import Any, NamedTuple
@@ -101,25 +102,30 @@ class Hub:
 
 def resolved(address: str) -> Repository:
     """The repository at an address and its commit, as it is now; `UsageError` for what is no address of the hub."""
-    match = _ADDRESS.fullmatch(address)
-    wrong = {"", ".", ".."}
-    if match is None or wrong & {*(match["revision"] or "main").split("/"), *(match["folder"] or "a").split("/")}:
-        raise UsageError("not a hub address", found=address, expected="hf://owner/name or hf://owner/name@revision")
-    info = _asked(address, lambda hub: hub.HfApi().model_info(match["repository"], revision=match["revision"]))
-    return Repository(match["repository"], match["folder"] or "", info.sha)
+    found = _matched(address)
+    info = _asked(address, lambda hub: hub.HfApi().model_info(found["repository"], revision=found["revision"]))
+    return Repository(found["repository"] or "", found["folder"] or "", info.sha)
 
 
 def snapshot(address: str) -> str:
     """The local snapshot of a repository, for a hub that must not be asked (HF_HUB_OFFLINE)."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None or match["folder"]:
-        raise UsageError("not a hub address", found=address, expected="hf://owner/name or hf://owner/name@revision")
-    return _asked(
+    found = _matched(address)
+    local = _asked(
         address,
         lambda hub: hub.snapshot_download(
-            match["repository"], revision=match["revision"], ignore_patterns=_IGNORED, local_files_only=True
+            found["repository"], revision=found["revision"], ignore_patterns=_IGNORED, local_files_only=True
         ),
     )
+    return os.path.join(local, found["folder"]) if found["folder"] else local
+
+
+def _matched(address: str) -> dict[str, str | None]:
+    found = _ADDRESS.fullmatch(address)
+    wrong = {"", ".", ".."}
+    if found is None or wrong & {*(found["revision"] or "main").split("/"), *(found["folder"] or "a").split("/")}:
+        expected = "hf://owner/name, hf://owner/name@revision or hf://owner/name/folder@revision"
+        raise UsageError("not a hub address", found=address, expected=expected)
+    return found.groupdict()
 
 
 def offline() -> bool:
