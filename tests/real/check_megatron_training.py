@@ -46,15 +46,32 @@ def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -
     if not own:
         options["global_batch_size"] = str(how["sequences_per_step"])
     config = run.config_in(folder)
-    convert(run.checkpoint, folder / "run", to="megatron", config=config, options=options, training_state="keep", **ranks)
+    convert(
+        run.checkpoint, folder / "run", to="megatron", config=config, options=options, training_state="keep", **ranks
+    )
     command = launch_of(folder / "run", options={"megatron_version": "0.16"}).to_json()["command"]
     words = command[command.index("pretrain_gpt.py") + 1 :]
     length = load_file(run.golden.folder / "expected.safetensors")["batches"].shape[-1] - 1
     batch = how["sequences_per_step"]
     words += ["--micro-batch-size", str(batch // dp), "--global-batch-size", str(batch), "--train-iters", "20"]
     words += ["--seq-length", str(length), "--weight-decay", str(how["weight_decay"])]
-    words += ["--clip-grad", str(how["clip_grad"]), "--save", str(folder / "saved"), "--dist-ckpt-optim-fully-reshardable"]
-    words += ["--lr", str(max(how["lr_history"])), "--min-lr", "0.0005", "--lr-decay-style", "cosine", "--lr-warmup-iters", "2"]
+    words += [
+        "--clip-grad",
+        str(how["clip_grad"]),
+        "--save",
+        str(folder / "saved"),
+        "--dist-ckpt-optim-fully-reshardable",
+    ]
+    words += [
+        "--lr",
+        str(max(how["lr_history"])),
+        "--min-lr",
+        "0.0005",
+        "--lr-decay-style",
+        "cosine",
+        "--lr-warmup-iters",
+        "2",
+    ]
     body = {
         "words": [*words, *OF_A_CPU],
         "world": ranks["tp"] * ranks["pp"] * dp,

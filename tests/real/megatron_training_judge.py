@@ -105,7 +105,14 @@ def judge(rank: int, world: int, run: dict[str, Any]) -> None:
         used.append(optimizer.param_groups[0]["lr"])
         data = iter([batch[first : first + share]] * 4)
         found = training.train_step(
-            forward_step, data, models, optimizer, schedule, config, get_forward_backward_func(), args.iteration + number
+            forward_step,
+            data,
+            models,
+            optimizer,
+            schedule,
+            config,
+            get_forward_backward_func(),
+            args.iteration + number,
         )
         losses.append({key: value.item() for key, value in found[0].items()})
     save_checkpoint(args.iteration + len(batches), models, optimizer, schedule, 0)
