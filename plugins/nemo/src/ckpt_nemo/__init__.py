@@ -23,6 +23,7 @@ def ckpt_info() -> FormatInfo:
         name="nemo",
         called=("nemo1", "nemo-1", "nemo-megatron"),
         ending=".nemo",
+        trains=True,
         summary="NeMo 1: .nemo archives (tar, tar.gz or unpacked) and .ckpt files of Lightning, per rank or distributed",
         families=(
             "MegatronGPTModel",
