@@ -32,6 +32,7 @@ from ckpt_megatron.found import DescribedModel, FolderContents, RankShare, check
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.names import PREDICTORS
+from ckpt_megatron.optimizer.progress import CONTINUED
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
 
@@ -246,6 +247,8 @@ def _hints(found: FolderContents) -> dict[str, object]:
     ):
         if isinstance(args.get(key), int):
             hints[key] = args[key]
+    # for `ckpt launch`: how a run goes on from its own state
+    hints |= {key: args[key] for key in CONTINUED if isinstance(args.get(key), bool)}
     name = os.path.basename(found.folder)
     if name.startswith("iter_"):
         hints["iteration"] = int(name.removeprefix("iter_"))  # for `ckpt launch`; another one is written unless asked

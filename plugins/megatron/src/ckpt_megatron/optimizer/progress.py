@@ -16,6 +16,13 @@ from ckpt_core.sdk import FormatError, errors, ledgers, reading
 from ckpt_megatron.optimizer.found import FoundOptimizer
 from ckpt_megatron.optimizer.groups import DROP
 
+CONTINUED = (
+    "use_distributed_optimizer",
+    "override_opt_param_scheduler",
+    "use_checkpoint_opt_param_scheduler",
+    "no_save_rng",
+)
+"""Args that say how a run goes on from its own state."""
 CURVE = ("max_lr", "min_lr", "lr_warmup_steps", "lr_decay_steps", "lr_decay_style")
 """What a schedule says besides its position. Without it, a loader that is not told to override it stops."""
 

@@ -194,6 +194,8 @@ def written_state(builder: GPTBuilder, choice: OptimizerChoice, apart: bool) -> 
             "use_distributed_optimizer": choice.distributed,
             "dist_ckpt_optim_fully_reshardable": choice.distributed,
             "optimizer": "adam",
+            "override_opt_param_scheduler": schedule["lr_decay_style"] is None,
+            "use_checkpoint_opt_param_scheduler": schedule["lr_decay_style"] is not None,
         },
         schedule,
         {
