@@ -24,6 +24,8 @@ from ckpt_megatron.frequencies import inverse_frequencies
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
 from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
 from ckpt_megatron.names import plain as plain_name
+from ckpt_megatron.optimizer import groups as optimizer_groups
+from ckpt_megatron.optimizer.model_space import DistStates
 from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_dist import split as dist_tensors
@@ -37,6 +39,7 @@ __all__ = [
     "DIVISIBLE",
     "EXPERT_FACTS",
     "ROUTER_KEYS",
+    "DistStates",
     "FileLayout",
     "FolderContents",
     "GPTBuilder",
@@ -62,6 +65,7 @@ __all__ = [
     "linear_extra_states",
     "masters",
     "namespace",
+    "optimizer_groups",
     "padded",
     "plain_name",
     "rank_tensors",

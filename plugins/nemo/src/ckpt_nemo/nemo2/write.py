@@ -1,4 +1,4 @@
-"""Writing a NeMo 2 checkpoint of weights alone: what `ModelConnector.nemo_load` and `RestoreConfig` load."""
+"""Writing a NeMo 2 checkpoint: what `ModelConnector.nemo_load` and `RestoreConfig` load, and, with the state of a training, what a run goes on from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
 from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, fiddle, transformer_config, write_dist
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
+from ckpt_nemo.nemo2.continuing import WrittenRun, as_stepped
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
 
@@ -70,10 +71,12 @@ class Context:
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
+    checkpoint = as_stepped(checkpoint, request)
     context = Context.of(checkpoint, request)
     layout, classes, fields = context.layout, context.classes, context.fields
-    builder = GPTBuilder(layout, context.model, request.dtype)
-    write_dist(builder, {}, homogeneous=not context.numbered, prefix=PREFIX)
+    builder = GPTBuilder(layout, context.model, request.dtype, trained=checkpoint, masters=True)
+    run = WrittenRun.of(builder)
+    write_dist(builder, run.common, homogeneous=not context.numbered, prefix=PREFIX, states=run.states)
     builder.documents |= context.documents()
     return builder.target(
         "nemo2",
@@ -85,7 +88,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             DIVISIBLE: layout.multiple,
         },
-        losses=[*context.tokenizer.losses, *_assumed(fields)],
+        losses=[*context.tokenizer.losses, *_assumed(fields), *run.losses],
         said=table_of(classes, fields).said({key: fiddle.plain_of(value) for key, value in fields.items()}),
         config=fields,
     )
