@@ -21,7 +21,7 @@ from ckpt_megatron.extra_states import linear_extra_states, stacked_extra_states
 from ckpt_megatron.files import DIST_METADATA
 from ckpt_megatron.found import FolderContents, stored_args
 from ckpt_megatron.frequencies import inverse_frequencies
-from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
+from ckpt_megatron.layout import DIVISIBLE, FileLayout, keeping_rows, namespace, padded
 from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
 from ckpt_megatron.names import plain as plain_name
 from ckpt_megatron.optimizer import groups as optimizer_groups
@@ -58,6 +58,7 @@ __all__ = [
     "fiddle",
     "inverse_frequencies",
     "is_fused",
+    "keeping_rows",
     "layer_of",
     "layers_of_stages",
     "learned_or_rotary",

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
-from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, fiddle, transformer_config, write_dist
+from ckpt_megatron.sdk import (
+    DIVISIBLE,
+    FileLayout,
+    GPTBuilder,
+    expressed_for,
+    fiddle,
+    keeping_rows,
+    transformer_config,
+    write_dist,
+)
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.continuing import WrittenRun, as_stepped
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
@@ -36,6 +45,7 @@ class Context:
         """The context of a model. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
         hints = checkpoint.hints_for("nemo2")
         layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
+        layout = replace(layout, multiple=_multiple(checkpoint, request, layout))
         fixed = _fixed_rows(checkpoint, hints, layout)
         multiple = fixed or layout.multiple * layout.tp
         model = expressed_for(
@@ -99,6 +109,14 @@ def _assumed(fields: Mapping[str, Any]) -> list[ledgers.Loss]:
     if fields.get("mtp_num_layers") is None:
         return []
     return [ledgers.Loss("assumed", "NeMo 2.3 or later", "older versions have no layers of multi-token prediction")]
+
+
+def _multiple(checkpoint: Checkpoint, request: WriteRequest, layout: FileLayout) -> int:
+    """What the vocabulary is padded to a multiple of: where a run goes on, to as many rows as it was trained with, if that can be said."""
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is None or tokens is None or request.options.get(DIVISIBLE) is not None:
+        return layout.multiple
+    return keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, layout.multiple, layout.tp) or layout.multiple
 
 
 def _fixed_rows(checkpoint: Checkpoint, hints: Mapping[str, Any], layout: FileLayout) -> int | None:
