@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
@@ -87,16 +88,22 @@ def read(path: str, request: ReadRequest) -> Description:
 
 
 def training_of(
-    found: FolderContents, architecture: Architecture, choices: Mapping[str, layouts.Value]
+    found: FolderContents,
+    architecture: Architecture,
+    choices: Mapping[str, layouts.Value],
+    args: Mapping[str, Any] | None = None,
 ) -> reading.SavedTraining | None:
-    """The state of the training, whose tensors lie on the ranks of the weights; None where no optimizer was saved. `choices` are those of the tables."""
+    """The state of the training, whose tensors lie on the ranks of the weights; None where no optimizer was saved.
+
+    `choices` are those of the tables. `args` say how it was run, by the names of Megatron-LM's, where no args are stored.
+    """
     if found.training is None:
         return None
 
     def gathered(shares: list[RankShare]) -> list[RankTensors]:
         return list(rank_tensors(dataclasses.replace(found, shares=shares), architecture))
 
-    return found.training(gathered, DescribedModel(architecture, choices))
+    return found.training(gathered, DescribedModel(architecture, choices, args or found.args or {}))
 
 
 def _multiple(found: FolderContents) -> int:

@@ -20,6 +20,7 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="nxdt",
+        called=("neuron", "neuronx", "nxd", "neuronx-distributed", "trainium", "trn1", "trn2", "aws"),
         trains=True,
         summary="AWS NeuronX Distributed Training: dp_rank_00_tp_rank_*_pp_rank_*.pt files, plain or xser",
         families=("Llama (model_source hf)", "Mixtral (model_source hf)", "Llama and Mixtral (model_source megatron)"),

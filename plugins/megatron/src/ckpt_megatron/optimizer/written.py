@@ -19,7 +19,7 @@ from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, keeping_rows
 from ckpt_megatron.optimizer.groups import DROP, ORDER, Divided, body_of, place_of, written_groups
 from ckpt_megatron.optimizer.model_space import DistStates
-from ckpt_megatron.optimizer.progress import consumed_samples, rates_of, written_schedule
+from ckpt_megatron.optimizer.progress import CONSUMED, consumed_samples, rates_of, written_schedule
 
 _FULLY_RESHARDABLE = "fully_reshardable"
 _DISTRIBUTED = DistStates({"param": reading.MASTER, "exp_avg": reading.EXP_AVG, "exp_avg_sq": reading.EXP_AVG_SQ})
@@ -181,7 +181,7 @@ def written_state(builder: GPTBuilder, choice: OptimizerChoice, apart: bool) -> 
         choice,
         training.step,
         {
-            "consumed_train_samples": samples,
+            CONSUMED: samples,
             "no_save_rng": True,  # there are no random states: a loader that knows it asks for none
             "use_distributed_optimizer": choice.distributed,
             "dist_ckpt_optim_fully_reshardable": choice.distributed,

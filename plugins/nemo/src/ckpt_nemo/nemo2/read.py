@@ -83,7 +83,7 @@ def read(path: str, request: ReadRequest) -> Description:
         ledger=found.ledger,
         hints=_hints(model, tokenizer, found),
         evidence=model.evidence,
-        losses=[*model.losses, *found.left(architecture)],
+        losses=[*model.losses, *transformer_config.post_norms(model.facts, "NeMo 2"), *found.left(architecture)],
         masters=found.masters,
         training=lambda: _training(found, architecture, choices, place.root),
     )
