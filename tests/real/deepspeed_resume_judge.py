@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--lr", required=True)
     parser.add_argument("--clip", type=float, default=0.0)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--own-steps", action="store_true", help="put right that ZeRO-3 loads one step for all of its subgroups")
+    parser.add_argument(
+        "--own-steps", action="store_true", help="put right that ZeRO-3 loads one step for all of its subgroups"
+    )
     asked = parser.parse_args()
     deepspeed.init_distributed(dist_backend="gloo")
     torch.manual_seed(11)
@@ -43,7 +45,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW([{"params": kind} for kind in kinds], **wrong)
     batches = load_file(asked.batches)["batches"]
     world = int(os.environ["WORLD_SIZE"])
-    zero = {"stage": asked.stage, **({"sub_group_size": 9000, "stage3_param_persistence_threshold": 0} if asked.stage == 3 else {})}
+    zero = {
+        "stage": asked.stage,
+        **({"sub_group_size": 9000, "stage3_param_persistence_threshold": 0} if asked.stage == 3 else {}),
+    }
     settings = {
         "train_micro_batch_size_per_gpu": batches.shape[1] // world,
         "zero_optimization": zero,
@@ -71,7 +76,10 @@ def main() -> None:
     after = {name: safe_get_full_fp32_param(parameter) for name, parameter in engine.module.named_parameters()}
     if engine.global_rank == 0:
         asked.out.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().clone().contiguous() for name, value in after.items()}, asked.out / "after.safetensors")
+        save_file(
+            {name: value.detach().clone().contiguous() for name, value in after.items()},
+            asked.out / "after.safetensors",
+        )
         said = {"losses": losses, "global_steps": engine.global_steps, "global_samples": engine.global_samples}
         (asked.out / "losses.json").write_text(json.dumps(said))
     torch.distributed.barrier()

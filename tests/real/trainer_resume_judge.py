@@ -63,10 +63,11 @@ def main() -> None:
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, functions)
     trainer.train(resume_from_checkpoint=str(asked.folder))
     asked.out.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().clone() for name, value in model.named_parameters()}, asked.out / "after.safetensors")
+    save_file(
+        {name: value.detach().clone() for name, value in model.named_parameters()}, asked.out / "after.safetensors"
+    )
     said = {**trainer.record, "global_step": trainer.state.global_step}
     (asked.out / "losses.json").write_text(json.dumps(said))
-
 
 
 if __name__ == "__main__":

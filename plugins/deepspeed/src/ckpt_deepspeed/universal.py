@@ -16,7 +16,17 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import (
+    FormatError,
+    StoredTensor,
+    TargetBuilder,
+    dtypes,
+    errors,
+    layouts,
+    ledgers,
+    reading,
+    torch_files,
+)
 from ckpt_deepspeed.files import FP32 as FP32_FILE
 from ckpt_deepspeed.files import UNIVERSAL, Folder
 from ckpt_deepspeed.flat import Flat, Kept, piece
@@ -124,7 +134,9 @@ def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
     groups: list[dict[str, Any]] = [{"params": [number]} for number in range(_GROUPS)]
     settings: dict[str, Any] = {}
     if training is not None:
-        said = (reading.adam.said_by(group, [number], training.optimizer) for number, group in enumerate(training.groups))
+        said = (
+            reading.adam.said_by(group, [number], training.optimizer) for number, group in enumerate(training.groups)
+        )
         groups = list(said)
         settings = {} if training.clip_grad is None else {"clip_grad": training.clip_grad}
     path = f"{folder}/{UNIVERSAL}/{OPTIMIZER_STATE}"

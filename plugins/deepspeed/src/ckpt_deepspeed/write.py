@@ -55,7 +55,18 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         beside = {} if flat else {"cat_dim": 0}
         step = 0 if builder.training is None else builder.training.step
         state = states.get(native.name, {})
-        add_parameter(builder, tag, native.name, [native], flat=flat, beside=beside, rows={}, moments=moments, state=state, step=step)
+        add_parameter(
+            builder,
+            tag,
+            native.name,
+            [native],
+            flat=flat,
+            beside=beside,
+            rows={},
+            moments=moments,
+            state=state,
+            step=step,
+        )
     losses = _grouped(builder, owned)
     add_optimizer_state(builder, tag)
     dtype = dtype or _module_dtype(builder, owned, hints.get("module"))
@@ -121,13 +132,25 @@ def _grouped(builder: TargetBuilder, owned: Sequence[layouts.Native]) -> list[le
     builder.training = replace(training, groups=tuple(groups))
     losses = []
     if len({(group.lr, group.betas, group.eps, group.weight_decay) for group in groups}) > 1:
-        said = "; ".join(f"group {n}: weight decay {group.weight_decay:g}, lr {group.lr:.9g}" for n, group in enumerate(groups))
+        said = "; ".join(
+            f"group {n}: weight decay {group.weight_decay:g}, lr {group.lr:.9g}" for n, group in enumerate(groups)
+        )
         why = "ZeRO-1 and 2 give them to the program's own groups by number; ZeRO-3 gives those of the first to all"
         losses.append(ledgers.Loss("assumed", f"the groups of the optimizer: {said}", why))
     if training.consumed_samples is None:
-        losses.append(ledgers.Loss("unsaid", "global_samples", "the source does not say how many samples it consumed; 0 is written"))
+        losses.append(
+            ledgers.Loss(
+                "unsaid", "global_samples", "the source does not say how many samples it consumed; 0 is written"
+            )
+        )
     if training.loss_scale is not None:
-        losses.append(ledgers.Loss("dropped", f"loss scale {training.loss_scale:g}", "DeepSpeed keeps it as an object of its own; it begins anew"))
+        losses.append(
+            ledgers.Loss(
+                "dropped",
+                f"loss scale {training.loss_scale:g}",
+                "DeepSpeed keeps it as an object of its own; it begins anew",
+            )
+        )
     return losses
 
 
@@ -162,10 +185,14 @@ def _module_dtype(builder: TargetBuilder, natives: Sequence[layouts.Native], kno
     return dtypes.dtype_named(known) if isinstance(known, str) else dtypes.commonest(map(builder.dtype_of, natives))
 
 
-def _add_states(builder: TargetBuilder, tag: str, natives: Sequence[layouts.Native], flat: bool, dtype: dtypes.DType) -> None:
+def _add_states(
+    builder: TargetBuilder, tag: str, natives: Sequence[layouts.Native], flat: bool, dtype: dtypes.DType
+) -> None:
     """The model states: names, shapes, and the weights in the training dtype, which ZeRO-3 leaves empty."""
     training = builder.training
-    shapes: list[dict[str, Any]] = [{native.name: torch_size(native.shape) for native in natives if not native.row.copy}]
+    shapes: list[dict[str, Any]] = [
+        {native.name: torch_size(native.shape) for native in natives if not native.row.copy}
+    ]
     if training is not None:
         members = reading.named_groups(training, {native.name: native for native in natives if not native.row.copy})
         known = {name: shape for of in shapes for name, shape in of.items()}
