@@ -205,6 +205,14 @@ def real_nxdt_models(session: nox.Session) -> None:
 
 
 @nox.session
+def real_training(session: nox.Session) -> None:
+    """Runs of one framework go on in another: Nanotron 0.4, DeepSpeed 0.19.8 and transformers' Trainer (on CPU); $CKPT_GOLDENS_2026 has the runs."""
+    session.install("-r", "tests/real/requirements-training.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_training.py")
+
+
+@nox.session
 def clusters(session: nox.Session) -> None:
     """Faults on clusters of Dask and Ray on this machine: no wrong output, no lost work."""
     install(session, "distributed", "ray", "safetensors", "numpy")
