@@ -22,6 +22,7 @@ from ckpt_megatron.options import OPTIONS_OF_STATE
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron",
+        called=("megatron-lm", "megatron-core", "mcore", "torch-dist"),
         before=("fsdp",),
         summary="Megatron-LM and Megatron-Core: iter_* or release folders of mp_rank files (torch) or DCP (torch_dist, fsdp_dtensor)",
         families=("GPTModel", "GPTModel with latent attention (MLA)", "GPTModel with experts (MoE)"),

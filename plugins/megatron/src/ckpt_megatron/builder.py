@@ -26,6 +26,7 @@ class GPTBuilder(TargetBuilder):
         self.layout = layout
         self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers
         self.latent = self.layers[0].latent_attention is not None
+        self.sparse = any(layer.latent_attention and layer.latent_attention.indexer for layer in self.layers)
 
     def experts(self, native: layouts.Native) -> int:
         """How many experts the layer of a tensor has; 0 without any, and outside of layers."""

@@ -7,7 +7,7 @@ their plugins.
 
 from __future__ import annotations
 
-from ckpt_megatron import contents, fiddle, masters, transformer_config, weights
+from ckpt_megatron import contents, fiddle, lightning, masters, transformer_config, weights
 from ckpt_megatron.args.latent_rotary import check_any_version
 from ckpt_megatron.args.mlp import EXPERTS as EXPERT_FACTS
 from ckpt_megatron.args.mlp import read_experts, write_experts
@@ -58,6 +58,7 @@ __all__ = [
     "layer_of",
     "layers_of_stages",
     "learned_or_rotary",
+    "lightning",
     "linear_extra_states",
     "masters",
     "namespace",

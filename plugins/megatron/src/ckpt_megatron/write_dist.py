@@ -84,7 +84,9 @@ def _place(
     elif builder.layout.names == "te":
         mixers = builder.layers[native.layer].mixers if native.layer is not None else ()
         kind = mixers[0][0] if mixers else "attention"
-        name = te(native.name, latent=builder.latent, moe=bool(experts), grouped=False, mixer=kind)
+        name = te(
+            native.name, latent=builder.latent, moe=bool(experts), grouped=False, mixer=kind, sparse=builder.sparse
+        )
     else:
         name = dist_local(native.name, latent=builder.latent)
     name = f"{_part(builder.architecture)}{name}"

@@ -22,6 +22,7 @@ from ckpt_megatron.options import OPTIONS_OF_STATE
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-bridge",
+        called=("bridge", "mbridge", "nemo-bridge", "nemo-rl"),
         summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
         families=(
             "GPTModelProvider",

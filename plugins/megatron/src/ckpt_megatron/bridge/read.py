@@ -25,7 +25,6 @@ from ckpt_core.sdk import (
     trees,
 )
 from ckpt_megatron.args.predictors import COUNT
-from ckpt_megatron.bridge.classes import post_norms
 from ckpt_megatron.bridge.config import (
     SEEING,
     is_plain,
@@ -46,6 +45,7 @@ from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.optimizer.progress import CONSUMED
 from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
+from ckpt_megatron.transformer_config.gemma import post_norms
 from ckpt_megatron.transformer_config.reading import (
     EMBEDDING,
     RANKS,
@@ -78,7 +78,7 @@ def read(path: str, request: ReadRequest) -> Description:
         reader = beside_a_tower(reader)
         losses += other_activation(SEEING[target])
     found = read_dist(folder, request.weights, reader, ledger, container)
-    losses += post_norms(facts)
+    losses += post_norms(facts, "Bridge")
     refuse_adapters(
         found, "merge them into checkpoint.pretrained_checkpoint with Megatron-Bridge, and convert the result"
     )

@@ -21,7 +21,6 @@ from ckpt_core.sdk import (
     rewrites,
     torch_files,
 )
-from ckpt_megatron.bridge.classes import another_epsilon, post_norms
 from ckpt_megatron.bridge.config import OLD, SEEING, VERSIONS, needs, newest_for, table_of, tables_of, written_fields
 from ckpt_megatron.bridge.files import LATEST, RUN_CONFIG, TOKENIZER, TRAIN_STATE
 from ckpt_megatron.bridge.seeing import check_tower, other_activation
@@ -31,6 +30,7 @@ from ckpt_megatron.layout import DIVISIBLE, FileLayout
 from ckpt_megatron.optimizer.progress import CONSUMED
 from ckpt_megatron.optimizer.written import OptimizerChoice, continued, stepped, written_state
 from ckpt_megatron.rewrites import biased_experts, expressed_for
+from ckpt_megatron.transformer_config.gemma import another_epsilon, post_norms
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
 from ckpt_megatron.write import add_dist
@@ -166,7 +166,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         config=run.fields,
         losses=[
             *([] if run.asked else _assumed(run.target, run.fields, run.version)),
-            *post_norms(facts_of(run.model.architecture)),
+            *post_norms(facts_of(run.model.architecture), "Bridge"),
             *(other_activation(SEEING[run.target]) if run.target in SEEING else []),
             *(state.losses if state else []),
         ],
