@@ -8,6 +8,7 @@ checkpoint in one run, not one after the other.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from ckpt_core.text import printable
@@ -77,6 +78,12 @@ class CkptError(Exception):
 
     def __reduce__(self):  # errors cross process boundaries, keyword arguments included
         return (_rebuild, (type(self), self.problem, self.__dict__))
+
+    @property
+    def anchor(self) -> str:
+        """The section of docs/troubleshooting.md about errors of this class: `format-error`. A plugin's own class has that of the class it is made from."""
+        own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("ckpt_core."))
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", own.__name__).lower()
 
     def to_json(self) -> dict[str, object]:
         """The same parts as a JSON object, for `--json`."""
@@ -158,6 +165,12 @@ class ProblemsFound(CkptError):
                 break
             lines += text
         return "\n".join(lines)
+
+    @property
+    def anchor(self) -> str:
+        """That of its problems, if all are of one kind."""
+        kinds = {one.anchor for one in self.problems}
+        return kinds.pop() if len(kinds) == 1 else super().anchor
 
     def to_json(self) -> dict[str, object]:
         body = {"problem": self.problem, "problems": [problem.to_json() for problem in self.problems]}

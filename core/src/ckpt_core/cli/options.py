@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from ckpt_core.cli.names import FormatName, OptionOfFormat
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import parse_size
 
@@ -50,10 +51,11 @@ def reading(command: Callable) -> Callable:
         click.option(
             "-o",
             "options",
+            type=OptionOfFormat(),
             metavar="KEY=VALUE",
             multiple=True,
             callback=pairs,
-            help="An option of a format; see `ckpt formats NAME`.",
+            help="An option of a format; with --from or --to, this help lists those.",
         ),
         click.option(
             "--config",
@@ -61,7 +63,11 @@ def reading(command: Callable) -> Callable:
             help="The architecture (an HF config.json or our architecture.json, or a folder with one) of a source that does not say.",
         ),
         click.option(
-            "--from", "format", metavar="FORMAT", help="The format of the source, where it is not recognised."
+            "--from",
+            "format",
+            type=FormatName(),
+            metavar="FORMAT",
+            help="The format of the source, where it is not recognised.",
         ),
     ):
         command = option(command)

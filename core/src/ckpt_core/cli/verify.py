@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
+from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
 from ckpt_core.cli.progress import progress
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ckpt_core.verify.row_parallel import RowParallelReport
 
 
-@click.command(short_help="Check that a conversion is what it should be.")
+@click.command(cls=FormatCommand, short_help="Check that a conversion is what it should be.")
 @click.argument("src")
 @click.argument("dst")
 @reading
@@ -131,7 +132,8 @@ def command(
     if as_json:
         emit_json(
             {"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)}
-            | ({"row_parallel": _summed_json(summed)} if summed else {})
+            | ({"row_parallel": _summed_json(summed)} if summed else {}),
+            "verify",
         )
     else:
         show_verdict(verdict, recorded, report, tolerance)

@@ -17,6 +17,7 @@ from ckpt_megatron.transformer_config.delta import refuse_unwritten
 from ckpt_megatron.transformer_config.falcon_h1 import falcon_h1, fields_of_the_class
 from ckpt_megatron.transformer_config.fields import SPEC, latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.hybrid import hybrid, refuse_unwritten_hybrid
+from ckpt_megatron.transformer_config.indexer import indexers, refuse_unwritten_indexer
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
 from ckpt_megatron.transformer_config.targets import plain
 
@@ -29,7 +30,9 @@ VERSIONS = (OLD, "0.4", "0.6")
 GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=True).replace(
     "Megatron-Bridge's GPTModelProvider", ORIGIN
 )
-MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", ORIGIN)
+MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace(
+    "Megatron-Bridge's MLAModelProvider", ORIGIN, *indexers()
+)
 HYBRID = hybrid(GPT, "Megatron-Bridge's HybridModelProvider")
 FALCON_H1 = falcon_h1(GPT, "Megatron-Bridge's FalconH1ModelProvider")
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
@@ -168,7 +171,8 @@ def written_fields(
     `names` says whose modules the layers are made of, TransformerEngine's ("te") or Megatron's own ("local").
     """
     target, table = _class_and_table(facts, version, hint, names)
-    fields = table.write(facts, {**notes, "interleaved": False})
+    # an indexer as that of GLM-5, the only model with one that Bridge exports
+    fields = table.write(facts, {**notes, "interleaved": False, "index_interleaved": True})
     if facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3:
         of_class = short(target).startswith(("Llama31", "Llama32"))
         unwanted = ("rope_scaling", "rope_scaling_factor") if of_class else tuple(LLAMA31_FIELDS)
@@ -193,6 +197,7 @@ def written_fields(
             fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
     refuse_unwritten(facts, version, VERSIONS[-1], names)
+    refuse_unwritten_indexer(facts, version, VERSIONS[-1], names)
     if target in _WITH_MAMBA:
         refuse_unwritten_hybrid(version, VERSIONS[-1], names)
         if target == _FALCON_H1_CLASS:
@@ -201,8 +206,10 @@ def written_fields(
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)
-    if facts.present("delta") is not False:
+    sparse = facts.present("latent_attention.indexer")
+    if facts.present("delta") is not False or sparse is not False:
         fields[SPEC] = {"_call_": False, "_target_": DELTA_SPEC}
+    if facts.present("delta") is not False or isinstance(sparse, schema.PerLayer):
         fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
     return target, fields
 
