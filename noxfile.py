@@ -136,6 +136,14 @@ def real_megatron_lm(session: nox.Session) -> None:
 
 
 @nox.session
+def real_megatron_training(session: nox.Session) -> None:
+    """Megatron-LM goes on from the state of a training that we write; $MEGATRON_LM_SOURCE is a tree of it, $CKPT_GOLDENS_2026 has the runs."""
+    session.install("-r", "tests/real/requirements-megatron-lm.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_megatron_training.py")
+
+
+@nox.session
 def real_deepspeed(session: nox.Session) -> None:
     """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
     session.install("-r", "tests/real/requirements-deepspeed.txt")
@@ -202,6 +210,14 @@ def real_nxdt_models(session: nox.Session) -> None:
     session.install("-r", "tests/real/requirements-nxdt-models.txt")
     install(session, "safetensors", "pytest")
     judge(session, "check_nxdt_models.py")
+
+
+@nox.session
+def real_training(session: nox.Session) -> None:
+    """Runs of one framework go on in another: Nanotron 0.4, DeepSpeed 0.19.8 and transformers' Trainer (on CPU); $CKPT_GOLDENS_2026 has the runs."""
+    session.install("-r", "tests/real/requirements-training.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_training.py")
 
 
 @nox.session

@@ -23,7 +23,7 @@ SOURCES = {
     "nemo2": SHIPPED / "nemo2/llama31_gqa_tp2/checkpoint",
     "nxdt": SHIPPED / "nxdt/train_hf_mixtral_tp2_xser/checkpoint",
     "megatron-deepspeed": SHIPPED / "megatron-deepspeed/bloom-tp2-dp2-bf16-ds070/checkpoint",
-    "fsdp": SHIPPED_2026 / "fsdp/verl-fsdp2-qwen3-tied-ws2/checkpoint",
+    "fsdp": SHIPPED_2026 / "fsdp/verl-fsdp2-hsdp2x2-llama-bf16/checkpoint",
     "torchtitan": SHIPPED_2026 / "torchtitan/titan-llama3-fsdp2-tp2/checkpoint",
     "hf": SHIPPED_2026 / "training/hf-trainer-llama-cosine/checkpoint/checkpoint-6",
 }
