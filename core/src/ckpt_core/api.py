@@ -352,6 +352,7 @@ def plan_conversion(
     checkpoint = _read(reader, local, how, fact)
     typed = typed_options(writer.info, target_options, "write")
     request = WriteRequest(typed, _wanted(dtype), tp, pp, ep, place, training_state or "auto")
+    checkpoint = checkpoint.in_dtype(request.dtype)
     try:
         target = target_of(writer, checkpoint, request)
         if checkpoint.training is not None and target.training is None:
@@ -360,6 +361,7 @@ def plan_conversion(
         if training_state == "keep" or checkpoint.training is None:
             raise
         checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
+        checkpoint = checkpoint.in_dtype(request.dtype)
         target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
     asked |= {} if training_state is None else {"training_state": training_state}

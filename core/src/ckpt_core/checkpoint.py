@@ -131,6 +131,14 @@ class Checkpoint:
         }
         return replace(self, tensors=weights, training=replace(state, own_masters=False))
 
+    def in_dtype(self, dtype: DType | None) -> Checkpoint:
+        """The checkpoint for a target whose tensors are of `dtype`: what is computed of codes and scales is rounded once, to that one,
+        and not first to the dtype that its own tools round to. None is that one."""
+        if dtype is None:
+            return self
+        tensors = {name: tensor if tensor.dtype == dtype else tensor.unrounded for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
     def hints_for(self, format: str) -> Mapping[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
         return self.provenance.hints if format == self.format else self.provenance.origins.get(format, {})

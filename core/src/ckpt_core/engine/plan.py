@@ -70,7 +70,7 @@ class Transfer:
 
     @property
     def bytes_read(self) -> int:
-        return sum(block.tile.elements * block.dtype.size for block in self.assembly.all_blocks)
+        return sum(block.stored_bytes for block in self.assembly.all_blocks)
 
     @property
     def files(self) -> dict[str, int]:

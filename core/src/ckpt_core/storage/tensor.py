@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import DType
@@ -55,6 +59,7 @@ class StoredTensor:
 
     `offset` is the byte position of element (0, ..., 0); `strides` count elements
     and are row-major unless the framework saved a view (torch does). `record` is what it lies in, where that has a checksum.
+    A `quantised` tensor is a view of numbers that no file holds: see there for what `offset` counts.
     """
 
     file: str
@@ -63,6 +68,7 @@ class StoredTensor:
     offset: int
     strides: tuple[int, ...]
     record: Record | None = None
+    quantised: Quantised | None = None
 
     @classmethod
     def contiguous(cls, file: str, dtype: DType, shape: tuple[int, ...], offset: int) -> StoredTensor:
@@ -71,3 +77,63 @@ class StoredTensor:
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+
+class Scheme(Protocol):
+    """How the numbers of matrices are computed of what is stored in their place: a frozen dataclass, for plans compare, print and
+    pickle it."""
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        """Rows `first` to `first + rows` of a matrix, float32 [rows, columns].
+
+        `stored` has an array for each operand: its rows that belong to them, [stored rows, width], as raw elements, or as float32
+        if it is a scale. Where several rows of numbers share one stored row, the first of them may be before `first`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A stored tensor that numbers are computed of, called `name` in its file: codes, scales, zero points.
+
+    Its rows have `width` elements. `stored_rows` of them belong to `rows` rows of numbers, the last of them perhaps to fewer; with
+    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite.
+    """
+
+    name: str
+    stored: StoredTensor
+    width: int
+    rows: int = 1
+    stored_rows: int = 1
+    scale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Numbers that are computed of `operands`: `matrices` of them, each of [rows, columns].
+
+    A `StoredTensor` of them is a view of all the matrices as they would lie in memory, row by row: its `offset` counts the bytes
+    that its dtype, to which the numbers are rounded, would take there, and its `file` is that of the first operand.
+    """
+
+    scheme: Scheme
+    operands: tuple[Operand, ...]
+    matrices: int
+    rows: int
+    columns: int
+
+    def tensor(self, dtype: DType, shape: tuple[int, ...]) -> StoredTensor:
+        """All of the numbers as a tensor of `shape`, in row-major order, rounded to `dtype`."""
+        if math.prod(shape) != self.matrices * self.rows * self.columns:
+            raise ValueError(f"{self.matrices} matrices [{self.rows}, {self.columns}] are no tensor of shape {shape}")
+        return StoredTensor(self.operands[0].stored.file, dtype, shape, 0, contiguous_strides(shape), quantised=self)
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The files that operands lie in."""
+        return frozenset(operand.stored.file for operand in self.operands)
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes of files hold the numbers."""
+        return sum(operand.stored.elements * operand.stored.dtype.size for operand in self.operands)

@@ -14,7 +14,7 @@ from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
 from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
-from ckpt_core.storage.tensor import Record, StoredTensor, contiguous_strides
+from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
 from ckpt_core.tensors.boxes import Box, within
 
 
@@ -35,7 +35,7 @@ def whole(stored: StoredTensor) -> list[Shard]:
 class StoredPart:
     """A part of a canonical parameter in a file. The tile's one native dimension counts elements from `offset` bytes.
 
-    `record` is what it lies in, where that has a checksum to be added up.
+    `record` is what it lies in, where that has a checksum to be added up. `quantised`: the elements are numbers that are computed.
     """
 
     path: str
@@ -43,6 +43,31 @@ class StoredPart:
     offset: int
     tile: Tile
     record: Record | None = field(default=None, repr=False)
+    quantised: Quantised | None = None
+
+    @classmethod
+    def of(cls, stored: StoredTensor, tile: Tile) -> StoredPart:
+        """A part of a stored tensor; the tile is flat."""
+        return cls(stored.file, stored.dtype, stored.offset, tile, stored.record, stored.quantised)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The files that it is read from."""
+        return frozenset([self.path]) if self.quantised is None else self.quantised.files
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes it takes in files; of numbers that are computed, its share of those that they are computed of."""
+        held = self.quantised
+        if held is None:
+            return self.tile.elements * self.dtype.size
+        return -(-held.stored_bytes * self.tile.elements // (held.matrices * held.rows * held.columns))
+
+    def in_float32(self) -> StoredPart:
+        """The same part; numbers that are computed are not rounded to a narrower dtype."""
+        if self.quantised is None or self.dtype == FP32:
+            return self
+        return replace(self, dtype=FP32, offset=self.offset // self.dtype.size * FP32.size)
 
     def within(self, box: Box) -> list[Tile]:
         """The parts of the tile inside a box."""
@@ -200,8 +225,25 @@ class LazyParameter:
         """The blocks of the values themselves: of a merged tensor those of the one that is merged into."""
         return self.blocks if self.merged is None else self.merged.base.value_blocks
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether values are computed of codes and scales."""
+        return any(block.quantised is not None for block in self.value_blocks)
+
+    @property
+    def unrounded(self) -> LazyParameter:
+        """The same tensor; what is computed of codes and scales is float32, and not rounded to the dtype that its tools round to."""
+        if self.merged is not None or not self.is_quantised or self.dtype == FP32:
+            return self
+        return replace(
+            self,
+            dtype=FP32,
+            blocks=tuple(block.in_float32() for block in self.blocks),
+            copies=tuple(block.in_float32() for block in self.copies),
+        )
+
     def paths(self) -> set[str]:
-        return {block.path for block in self.all_blocks}
+        return {path for block in self.all_blocks for path in block.paths}
 
 
 _UNBOUNDED = 1 << 10
@@ -284,16 +326,8 @@ class ParameterBuilder:
                 for dim, (start, size) in enumerate(zip(shard.origin, shard.stored.shape, strict=True)):
                     tiles = [part for tile in tiles for part in tile.cut_native(dim, start, start + size)]
                 for tile in tiles:
-                    stored = shard.stored
-                    blocks.append(
-                        StoredPart(
-                            stored.file,
-                            stored.dtype,
-                            stored.offset,
-                            flat_tile(tile, stored.strides, shard.origin),
-                            stored.record,
-                        )
-                    )
+                    flat = flat_tile(tile, shard.stored.strides, shard.origin)
+                    blocks.append(StoredPart.of(shard.stored, flat))
             yield piece, blocks
 
     def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
@@ -358,7 +392,7 @@ def of_shards(name: str, shape: Sequence[int], shards: Sequence[Shard]) -> LazyP
     parts = []
     for origin, stored in ((shard.origin, shard.stored) for shard in shards):
         flat = flat_tile(replace(placed(stored.shape), canonical_base=tuple(origin)), stored.strides)
-        parts.append(StoredPart(stored.file, stored.dtype, stored.offset, flat, stored.record))
+        parts.append(StoredPart.of(stored, flat))
     axes = tuple(Axis(str(axis), size) for axis, size in enumerate(shape))
     return LazyParameter(Parameter(name, axes), shards[0].stored.dtype, tuple(parts))
 

@@ -16,10 +16,11 @@ from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
 from ckpt_core.storage.dtypes import DType, decode, encode
-from ckpt_core.storage.tensor import Record
+from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
 from ckpt_core.tensors.merged import merged_values
+from ckpt_core.tensors.quantised import read_numbers
 from ckpt_core.tensors.scratch import scratch
 from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
 
@@ -58,7 +59,7 @@ class SourceFiles:
         if assembly.averaged:
             self._average(assembly, box, raw, sums)
         else:
-            self._gather(assembly.blocks, box, raw, sums)
+            self._gather(assembly.blocks, box, raw, assembly.dtype, sums)
         if assembly.least is not None:
             self._check_least(assembly, assembly.least, raw)
         for block in assembly.copies:
@@ -115,25 +116,38 @@ class SourceFiles:
                 total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
         return total
 
-    def _gather(self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
-        """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
+    def _gather(
+        self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, dtype: DType, sums: Counter[str] | None
+    ) -> None:
+        """The elements of `box`, in `dtype`, out of blocks that cover the tensor; zeros where no block is."""
         parts = [(block, tile) for block in blocks for tile in block.within(box)]
         if sum(tile.elements for _, tile in parts) != raw.size:
             raw[...] = 0
         for block, tile in parts:
-            self._fill(block, tile, tile_view(raw, tile, box), sums)
+            view = tile_view(raw, tile, box)
+            if block.dtype == dtype:
+                self._fill(block, tile, view, sums)
+            else:  # a part that is not quantised, of a tensor whose other parts are, and are not rounded
+                stored = scratch("narrower", view.shape, block.dtype.numpy)
+                self._fill(block, tile, stored, sums)
+                view[...] = encode(decode(stored, block.dtype), dtype)
 
     def _average(self, assembly: LazyParameter, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
         ranks = (assembly.blocks, *assembly.averaged)
         mean[...] = 0
         for blocks in ranks:
             stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
-            self._gather(blocks, box, stored, sums)
+            self._gather(blocks, box, stored, blocks[0].dtype, sums)
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
 
     def _fill(self, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
         offset = block.offset + tile.native_base[0] * block.dtype.size
+        if block.quantised is not None:
+            self._check_operands(block.quantised)
+            numbers = functools.partial(read_numbers, block.quantised, block.dtype, self._reading)
+            read_box(numbers, offset, [link.stride for link in tile.links], view)
+            return
         add = None if sums is None or block.record is None else _adder(block.record, sums)
         with self._reading(block.path) as read:
             read_box(read, offset, [link.stride for link in tile.links], view, add)
@@ -203,6 +217,13 @@ class SourceFiles:
         for record in {block.record for block in blocks if block.record is not None} - self._sound:
             self.check_record(record)
             self._sound.add(record)
+
+    def _check_operands(self, quantised: Quantised) -> None:
+        """Check the records of what numbers are computed of, as those of what is read again and again."""
+        for record in (operand.stored.record for operand in quantised.operands):
+            if record is not None and record not in self._sound:
+                self.check_record(record)
+                self._sound.add(record)
 
     def check_record(self, record: Record) -> None:
         """Read a record for its checksum alone; `FormatError` if it is damaged."""
