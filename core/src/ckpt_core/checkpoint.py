@@ -20,6 +20,7 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.tensor import Quantised, StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.training import Training
 
@@ -167,12 +168,18 @@ def _of_one_thing(path: str, fact: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a native tensor goes: its first byte in an output file, and the dtype it is stored in."""
+    """Where a native tensor goes: its first byte in an output file, and the dtype it is stored in.
+
+    `quantised`: it is stored as codes and scales, at the places of its operands, and is read as this tensor again: `dtype` is that of
+    the numbers which its readers compute of them. The scheme is a `Quantiser`, unless these are copied as they are: `kept` is where they lie.
+    """
 
     native: Native
     dtype: DType
     file: str
     offset: int
+    quantised: StoredTensor | None = None
+    kept: Quantised | None = None
 
 
 @dataclass

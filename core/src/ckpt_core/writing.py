@@ -18,6 +18,7 @@ from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.containers import SAFETENSORS, Container
 from ckpt_core.storage.dtypes import FP32, DType, commonest
+from ckpt_core.storage.tensor import Quantised, StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.stored import storage_dtype
 from ckpt_core.training import Kind, Training, followed, moment_native
@@ -130,17 +131,41 @@ class TargetBuilder:
         tensors: Mapping[str, Native],
         container: Container = SAFETENSORS,
         metadata: Mapping[str, str] | None = None,
+        quantised: Mapping[str, StoredTensor] | None = None,
+        kept: Mapping[str, Quantised] | None = None,
     ) -> None:
-        """A file of the target that holds `tensors`, each under its name in the file."""
-        specs = {name: (self.dtype_of(native), native.shape) for name, native in tensors.items()}
+        """A file of the target that holds `tensors`, each under its name in the file.
+
+        Those in `quantised` are stored as codes and scales, each under the name of its operand, whose file and offset are decided here.
+        For those in `kept` these are copied from there.
+        """
+        coded = {name: one for name, one in (quantised or {}).items() if name in tensors}
+        specs = {name: (self.dtype_of(native), native.shape) for name, native in tensors.items() if name not in coded}
+        for held in filter(None, (one.quantised for one in coded.values())):
+            specs |= {operand.name: (operand.stored.dtype, operand.stored.shape) for operand in held.stored}
         file, offsets = container.plan(path, specs, metadata)
         self.files.append(file)
         for name, native in tensors.items():
-            self.place(native, path, offsets[name])
+            if name in coded:
+                here = coded[name].moved_to(path, offsets)
+                self.place(native, path, 0, here.dtype, here, (kept or {}).get(name))
+            else:
+                self.place(native, path, offsets[name])
 
-    def place(self, native: Native, path: str, offset: int, dtype: DType | None = None) -> None:
-        """Put the data of a tensor into a file, from byte `offset` on. `dtype` is that of this place, if it has one of its own."""
-        self.placements.append(Placement(native, dtype or self.dtype_of(native), path, offset))
+    def place(
+        self,
+        native: Native,
+        path: str,
+        offset: int,
+        dtype: DType | None = None,
+        quantised: StoredTensor | None = None,
+        kept: Quantised | None = None,
+    ) -> None:
+        """Put the data of a tensor into a file, from byte `offset` on. `dtype` is that of this place, if it has one of its own.
+
+        `quantised` and `kept`: see `Placement`; the operands lie in files of the target.
+        """
+        self.placements.append(Placement(native, dtype or self.dtype_of(native), path, offset, quantised, kept))
 
     def target(
         self,

@@ -100,7 +100,7 @@ def host() -> str:
 
 
 def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sample, ...]]:
-    _check_sources(run.sources, transfer.assembly.paths())
+    _check_sources(run.sources, transfer.paths)
     source, sink = SourceFiles(run.sources), WorkerSink(run)
     try:
         result = run_transfer(transfer, source, sink)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +78,19 @@ class StoredTensor:
     def elements(self) -> int:
         return math.prod(self.shape)
 
+    def moved_to(self, file: str, offsets: Mapping[str, int]) -> StoredTensor:
+        """A quantised tensor whose operands lie in a file, at `offsets` by their names."""
+        held = self.quantised
+        assert held is not None
+        operands, beside = (
+            tuple(
+                replace(one, stored=replace(one.stored, file=file, offset=offsets[one.name], record=None))
+                for one in part
+            )
+            for part in (held.operands, held.beside)
+        )
+        return replace(self, file=file, quantised=replace(held, operands=operands, beside=beside))
+
 
 class Scheme(Protocol):
     """How the numbers of matrices are computed of what is stored in their place: a frozen dataclass, for plans compare, print and
@@ -89,6 +102,15 @@ class Scheme(Protocol):
         `stored` has an array for each operand: its rows that belong to them, [stored rows, width], as raw elements, or as float32
         if it is a scale. Where several rows of numbers share one stored row, the first of them may be before `first`.
         """
+        ...
+
+
+class Quantiser(Scheme, Protocol):
+    """A scheme by which values are stored, too."""
+
+    def encode(self, values: np.ndarray, first: int) -> Sequence[np.ndarray]:
+        """What is stored of rows of a matrix from row `first` on, float32 [rows, columns]: for each operand its rows,
+        [stored rows, width], as raw elements. `CkptError` for values that can't be stored."""
         ...
 
 
@@ -107,10 +129,25 @@ class Operand:
     stored_rows: int = 1
     scale: bool = False
 
+    def span(self, matrices: int, first: int, rows: int) -> tuple[int, int]:
+        """Which stored rows of a matrix belong to `rows` rows of numbers from row `first` on: (start, stop)."""
+        each = self.stored.elements // self.width // matrices
+        if not self.rows:
+            return 0, each
+        last = -(-(first + rows) // self.rows) * self.stored_rows
+        return first // self.rows * self.stored_rows, min(each, last)
+
+    def place(self, matrices: int, matrix: int, start: int) -> int:
+        """The byte in the file at which stored row `start` of a matrix begins."""
+        each = self.stored.elements // self.width // matrices
+        return self.stored.offset + (matrix * each + start) * self.width * self.stored.dtype.size
+
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
     """Numbers that are computed of `operands`: `matrices` of them, each of [rows, columns].
+
+    `beside` lies with them in the files and no number depends on it (a scale of activations): it goes along where codes are kept.
 
     A `StoredTensor` of them is a view of all the matrices as they would lie in memory, row by row: its `offset` counts the bytes
     that its dtype, to which the numbers are rounded, would take there, and its `file` is that of the first operand.
@@ -121,6 +158,12 @@ class Quantised:
     matrices: int
     rows: int
     columns: int
+    beside: tuple[Operand, ...] = ()
+
+    @property
+    def stored(self) -> tuple[Operand, ...]:
+        """Everything of it that lies in files."""
+        return (*self.operands, *self.beside)
 
     def tensor(self, dtype: DType, shape: tuple[int, ...]) -> StoredTensor:
         """All of the numbers as a tensor of `shape`, in row-major order, rounded to `dtype`."""
@@ -131,9 +174,9 @@ class Quantised:
     @property
     def files(self) -> frozenset[str]:
         """The files that operands lie in."""
-        return frozenset(operand.stored.file for operand in self.operands)
+        return frozenset(operand.stored.file for operand in self.stored)
 
     @property
     def stored_bytes(self) -> int:
         """How many bytes of files hold the numbers."""
-        return sum(operand.stored.elements * operand.stored.dtype.size for operand in self.operands)
+        return sum(operand.stored.elements * operand.stored.dtype.size for operand in self.stored)

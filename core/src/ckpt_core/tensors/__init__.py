@@ -1,6 +1,6 @@
 """Lazy tensors: canonical parameters as they lie in files, read one box at a time."""
 
-from ckpt_core.storage.tensor import Operand, Quantised, Scheme, contiguous_strides
+from ckpt_core.storage.tensor import Operand, Quantised, Quantiser, Scheme, contiguous_strides
 from ckpt_core.tensors.assembly import (
     LazyParameter,
     LowRank,
@@ -31,6 +31,7 @@ __all__ = [
     "Operand",
     "ParameterBuilder",
     "Quantised",
+    "Quantiser",
     "Scheme",
     "Shard",
     "SourceFiles",

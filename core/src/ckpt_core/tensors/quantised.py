@@ -7,7 +7,7 @@ laid out row by row. So all that works on stored tensors (shards, views, interle
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -57,19 +57,30 @@ def read_numbers(quantised: Quantised, dtype: DType, open_: Open, view: memoryvi
 
 
 def _decoded(quantised: Quantised, matrix: int, first: int, rows: int, open_: Open) -> np.ndarray:
-    stored = [
-        _stored(operand, place, quantised.matrices, matrix, first, rows, open_)
+    raw = [
+        stored_rows(operand, place, quantised.matrices, matrix, first, rows, open_)
         for place, operand in enumerate(quantised.operands)
     ]
+    return decoded(quantised, raw, first, rows)
+
+
+def decoded(quantised: Quantised, raw: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+    """The numbers of rows of a matrix, float32 [rows, columns], of the raw stored rows of each operand. `FormatError` for a scale
+    that is no number, and for what the scheme refuses."""
+    operands = quantised.operands
+    handed = [_finite(one, operand) if operand.scale else one for one, operand in zip(raw, operands, strict=True)]
     try:
-        return quantised.scheme.decode(stored, first, rows)
+        return quantised.scheme.decode(handed, first, rows)
     except FormatError as problem:
-        problem.file = problem.file or quantised.operands[0].stored.file
+        problem.file = problem.file or operands[0].stored.file
         raise
 
 
-def _stored(operand: Operand, place: int, matrices: int, matrix: int, first: int, rows: int, open_: Open) -> np.ndarray:
-    """The stored rows that belong to `rows` rows of a matrix from row `first` on."""
+def stored_rows(
+    operand: Operand, place: int, matrices: int, matrix: int, first: int, rows: int, open_: Open
+) -> np.ndarray:
+    """The stored rows of an operand that belong to `rows` rows of a matrix from row `first` on: raw elements [stored rows, width], in
+    this thread's buffer number `place`."""
     held = operand.stored
     if held.strides != contiguous_strides(held.shape):
         raise FormatError(
@@ -77,17 +88,11 @@ def _stored(operand: Operand, place: int, matrices: int, matrix: int, first: int
             file=held.file,
             fix="save its `contiguous()`",
         )
-    each = held.elements // operand.width // matrices  # the stored rows of one matrix
-    start, stop = 0, each
-    if operand.rows:
-        start = first // operand.rows * operand.stored_rows
-        stop = min(each, -(-(first + rows) // operand.rows) * operand.stored_rows)
+    start, stop = operand.span(matrices, first, rows)
     raw = scratch(f"operand {place}", (stop - start, operand.width), held.dtype.numpy)
     with open_(held.file) as read:
-        read(
-            raw.reshape(-1).view(np.uint8).data, held.offset + (matrix * each + start) * operand.width * held.dtype.size
-        )
-    return _finite(raw, operand) if operand.scale else raw
+        read(raw.reshape(-1).view(np.uint8).data, operand.place(matrices, matrix, start))
+    return raw
 
 
 def _finite(raw: np.ndarray, operand: Operand) -> np.ndarray:

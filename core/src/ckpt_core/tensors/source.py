@@ -20,7 +20,7 @@ from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
 from ckpt_core.tensors.merged import merged_values
-from ckpt_core.tensors.quantised import read_numbers
+from ckpt_core.tensors.quantised import read_numbers, stored_rows
 from ckpt_core.tensors.scratch import scratch
 from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
 
@@ -152,6 +152,14 @@ class SourceFiles:
         with self._reading(block.path) as read:
             read_box(read, offset, [link.stride for link in tile.links], view, add)
 
+    def stored(self, quantised: Quantised, matrix: int, first: int, rows: int) -> list[np.ndarray]:
+        """What is stored of `rows` rows of a matrix from row `first` on, and beside them: raw elements [stored rows, width], in their order."""
+        self._check_operands(quantised)
+        return [
+            stored_rows(operand, place, quantised.matrices, matrix, first, rows, self._reading).copy()
+            for place, operand in enumerate(quantised.stored)
+        ]
+
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[ReadInto]:
         """How to read a file: its own bytes, or, of a tar in gzip, the inflated ones."""
@@ -220,7 +228,7 @@ class SourceFiles:
 
     def _check_operands(self, quantised: Quantised) -> None:
         """Check the records of what numbers are computed of, as those of what is read again and again."""
-        for record in (operand.stored.record for operand in quantised.operands):
+        for record in (operand.stored.record for operand in quantised.stored):
             if record is not None and record not in self._sound:
                 self.check_record(record)
                 self._sound.add(record)

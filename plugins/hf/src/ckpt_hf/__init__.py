@@ -60,6 +60,20 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option(
+                "quantise",
+                "store the linear layers as FP8 codes with a scale for each block of 128 x 128, as DeepSeek's and Qwen's files have them",
+                ("none", "fp8-block"),
+                "none",
+                side="write",
+            ),
+            Option(
+                "quantised",
+                "the codes of a quantised source: dequantise them, or keep them bit for bit, from HF to HF",
+                ("dequantise", "keep"),
+                "dequantise",
+                side="write",
+            ),
+            Option(
                 "into",
                 "the folder of a model that sees: write it with this language model in place of its own, and all else as it is there",
                 str,

@@ -194,12 +194,23 @@ def module_folders(folder: str) -> list[str]:
     return sorted({name for name in inside if os.path.isdir(os.path.join(folder, name))})
 
 
-def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind: WeightFiles, limit: int) -> None:
-    """Shards of at most `limit` bytes of `tensors` each (a larger tensor gets its own), and the index if there are several."""
+def add_weights(
+    builder: TargetBuilder,
+    tensors: Iterable[layouts.Native],
+    kind: WeightFiles,
+    limit: int,
+    quantised: Mapping[str, StoredTensor] | None = None,
+    kept: Mapping[str, lazy.Quantised] | None = None,
+) -> None:
+    """Shards of at most `limit` bytes of `tensors` each (a larger tensor gets its own), and the index if there are several.
+
+    `quantised` and `kept` are those of `TargetBuilder.add_file`; the scales of a weight lie in its shard.
+    """
+    coded = {name: held for name, one in (quantised or {}).items() if (held := one.quantised) is not None}
     shards: list[dict[str, layouts.Native]] = [{}]
     sizes = [0]
     for native in tensors:
-        size = builder.bytes_of(native)
+        size = coded[native.name].stored_bytes if native.name in coded else builder.bytes_of(native)
         if sizes[-1] + size > limit and shards[-1]:
             shards.append({})
             sizes.append(0)
@@ -208,7 +219,9 @@ def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind:
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         path = kind.shard(number, len(shards))
-        builder.add_file(path, shard, kind.container, {"format": "pt"})
-        weight_map |= dict.fromkeys(shard, path)
+        builder.add_file(path, shard, kind.container, {"format": "pt"}, quantised, kept)
+        for name in shard:
+            names = [operand.name for operand in coded[name].stored] if name in coded else [name]
+            weight_map |= dict.fromkeys(names, path)
     if len(shards) > 1:
         builder.documents[kind.index] = containers.index_text(weight_map, sum(sizes))
