@@ -28,7 +28,7 @@ def ckpt_info() -> FormatInfo:
             Option(
                 "type",
                 "the type of matrices; norms, biases and routers are always F32",
-                ("F32", "F16", "BF16"),
+                ("F32", "F16", "BF16", "Q8_0"),
                 None,
                 side="write",
             ),

@@ -22,8 +22,9 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
+from ckpt_gguf.blocks import numbers_of
 from ckpt_gguf.config import Model, model_of
-from ckpt_gguf.container import Entry
+from ckpt_gguf.container import Entry, single
 from ckpt_gguf.contents import GENERAL, TOKENIZER
 from ckpt_gguf.files import Files, read_files
 from ckpt_gguf.kinds import PLAIN
@@ -103,16 +104,15 @@ def _numbers(entry: Entry) -> list[float]:
         raise CkptError(
             f"{entry.name} is not a list of float32 numbers", file=entry.file, found=f"{entry.kind} {entry.shape}"
         )
-    return np.frombuffer(disk.read_range(entry.file, entry.offset, entry.size), "<f4").tolist()
+    return [single(value) for value in np.frombuffer(disk.read_range(entry.file, entry.offset, entry.size), "<f4")]
 
 
 def stored(entry: Entry) -> StoredTensor:
-    """A tensor of a file, as the tables take it."""
-    if entry.kind.name not in PLAIN:
-        raise CkptError(
-            f"tensor {entry.name!r} is of a kind that is not read", file=entry.file, found=str(entry.kind)
-        )
-    return StoredTensor.contiguous(entry.file, PLAIN[entry.kind.name], entry.shape, entry.offset)
+    """A tensor of a file, as the tables take it: its elements, or numbers that are computed of its blocks."""
+    plain = PLAIN.get(entry.kind.name)
+    if plain is not None:
+        return StoredTensor.contiguous(entry.file, plain, entry.shape, entry.offset)
+    return numbers_of(entry.kind, entry.name, entry.shape, entry.file, entry.offset)
 
 
 def companions(path: str) -> dict[str, company.Sidecar]:

@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     architecture_of,
     company,
     disk,
+    dtypes,
     errors,
     facts_of,
     layouts,
@@ -24,6 +25,7 @@ from ckpt_core.sdk import (
     rewrites,
     schema,
 )
+from ckpt_gguf.blocks import numbers_of
 from ckpt_gguf.config import Model, in_order
 from ckpt_gguf.container import plan_file, single
 from ckpt_gguf.files import SUFFIX
@@ -56,7 +58,11 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     literals = [(0, plan.header), *((plan.offsets[name], values.tobytes()) for name, values in stretching.items())]
     builder.files.append(disk.OutputFile(path, plan.size, tuple(sorted(literals))))
     for name, native in natives.items():
-        builder.place(native, path, plan.offsets[name], PLAIN[kinds[name].name])
+        kind, offset = kinds[name], plan.offsets[name]
+        if kind.name in PLAIN:
+            builder.place(native, path, offset, PLAIN[kind.name])
+        else:
+            builder.place(native, path, 0, dtypes.FP32, numbers_of(kind, name, native.shape, path, offset))
     return builder.target(
         "gguf",
         sidecars={} if single_file else checkpoint.sidecars,
