@@ -18,11 +18,11 @@ _ANY = 2048  # more than any of these structs has; what a callee does not look a
 
 
 class _Parameters(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_ubyte * _ANY)]  # noqa: RUF012 - ctypes asks for a list
+    _fields_ = [("data", ctypes.c_ubyte * _ANY)]
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("count", ctypes.c_int32),
         ("token", ctypes.POINTER(ctypes.c_int32)),
         ("embd", ctypes.POINTER(ctypes.c_float)),
@@ -91,7 +91,9 @@ class Model:
         for place, size in ((_CONTEXT, positions), (_BATCH, positions), (_MICRO_BATCH, positions)):
             struct.pack_into("<I", parameters.data, place, size)
         for place, usual, wanted in (_FLASH_ATTENTION, _TYPE_K, _TYPE_V):
-            assert struct.unpack_from("<i", parameters.data, place)[0] == usual, "llama_context_params has another layout"
+            assert struct.unpack_from("<i", parameters.data, place)[0] == usual, (
+                "llama_context_params has another layout"
+            )
             struct.pack_into("<i", parameters.data, place, wanted)
         context = _LLAMA.llama_init_from_model(self._model, parameters)
         if not context:

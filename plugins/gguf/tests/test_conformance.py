@@ -91,5 +91,3 @@ class TestMixtures(OtherModels):
 class TestGemma(OtherModels):
     format = "gguf"
     quirks = Quirks(models={"gemma": example("gemma")}, values=small_numbers, entries=GgufEntries())
-
-

@@ -31,4 +31,5 @@ def test_every_number_is_that_of_the_package_bit_for_bit(golden: Golden, tmp_pat
 def test_it_computes_the_logits_of_transformers(golden: Golden) -> None:
     with open_checkpoint(golden.checkpoint) as opened:
         logits = WholeModel.of(opened).logits(Inputs(tokens=golden.input_ids))
-    assert golden.off_by(logits) < 1e-4
+    # the logits of one case reach 100 and more, of which float32 holds no more than six digits
+    assert golden.off_by(logits) < 1e-4 * max(1.0, golden.logits.abs().max().item() / 30)

@@ -33,7 +33,13 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option("name", "general.name of the file", str, None, side="write"),
-            Option("context_length", "the length that the model was trained for, where nothing says it", int, None, side="write"),
+            Option(
+                "context_length",
+                "the length that the model was trained for, where nothing says it",
+                int,
+                None,
+                side="write",
+            ),
             reading.IGNORE_KEYS,
         ),
     )

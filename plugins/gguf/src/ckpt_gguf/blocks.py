@@ -54,5 +54,3 @@ def numbers_of(kind: Kind, name: str, shape: tuple[int, ...], file: str, offset:
     stored = StoredTensor.contiguous(file, _BYTE, (count * rows, width), offset)
     operand = lazy.Operand(name, stored, width)
     return lazy.Quantised(Blocks(kind.name, name), (operand,), count, rows, columns).tensor(dtypes.FP32, shape)
-
-

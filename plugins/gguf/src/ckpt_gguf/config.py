@@ -451,6 +451,8 @@ def model_of(metadata: Mapping[str, Any], file: str) -> Model:
     found = [model for model in MODELS if model.architecture == name]
     if not found:
         known = ", ".join(dict.fromkeys(model.architecture for model in MODELS))
-        raise CkptError("general.architecture is one that is not read", file=file, found=repr(name)[:60], expected=known)
+        raise CkptError(
+            "general.architecture is one that is not read", file=file, found=repr(name)[:60], expected=known
+        )
     experts = bool(metadata.get(f"{name}.expert_count"))
     return next(model for model in found if model.experts in (None, experts))

@@ -242,9 +242,7 @@ def _entries(data: _Bytes, count: int) -> Iterator[tuple[str, Kind, tuple[int, .
         yield name, kind, tuple(reversed(sizes)), offset
 
 
-def _placed(
-    data: _Bytes, entries: list[tuple[str, Kind, tuple[int, ...], int]], alignment: int
-) -> dict[str, Entry]:
+def _placed(data: _Bytes, entries: list[tuple[str, Kind, tuple[int, ...], int]], alignment: int) -> dict[str, Entry]:
     start = _aligned(data.position, alignment)
     end, found = 0, {}
     for name, kind, shape, offset in sorted(entries, key=lambda entry: entry[3]):

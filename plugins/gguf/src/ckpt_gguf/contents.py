@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ckpt_core.sdk import ledgers
 
-TOKENIZER = ledgers.Reason("the tokenizer of the file", "it is not one that can be told exactly from what the file says")
+TOKENIZER = ledgers.Reason(
+    "the tokenizer of the file", "it is not one that can be told exactly from what the file says"
+)
 
 GENERAL = ledgers.Contents(
     {

@@ -1,7 +1,7 @@
 """The files of a model in GGUF: one, or several parts, and what may lie beside them.
 
-    model.gguf                                              metadata, and all tensors
-    model-00001-of-00003.gguf ... -00003-of-00003.gguf      metadata in the first part, tensors in any
+model.gguf                                              metadata, and all tensors
+model-00001-of-00003.gguf ... -00003-of-00003.gguf      metadata in the first part, tensors in any
 """
 
 from __future__ import annotations

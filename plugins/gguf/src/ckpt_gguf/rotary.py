@@ -125,7 +125,9 @@ def _scaling_in(config: Mapping[str, Any], width: int, theta: float) -> Iterator
             yield "kind", schema.RotaryKind.LINEAR
             yield "factor", factor
     else:
-        raise CkptError(f"key {_TYPE!r} has an unknown value", found=repr(kind)[:60], expected="none, linear, yarn, longrope")
+        raise CkptError(
+            f"key {_TYPE!r} has an unknown value", found=repr(kind)[:60], expected="none, linear, yarn, longrope"
+        )
 
 
 def _scaling_of(
@@ -293,11 +295,16 @@ def rotary_by_window(path: str = "attention.rotary", *, window: str = "attention
         slides = _slides(facts, window)
         facts[f"{path}.theta"] = _by_layer([thetas[one] for one in slides])
         facts[f"{path}.fraction"] = 1.0
-        if values.checked(_WIDTH, config.get(_WIDTH, facts["attention.head_dim"]), values.whole) != facts["attention.head_dim"]:
+        if (
+            values.checked(_WIDTH, config.get(_WIDTH, facts["attention.head_dim"]), values.whole)
+            != facts["attention.head_dim"]
+        ):
             raise CkptError("a whole head rotates", found=f"{_WIDTH} = {config[_WIDTH]}")
         factor = config.get(_FACTOR)
         if config.get(_TYPE, "none") not in ("none", "linear"):
-            raise CkptError(f"key {_TYPE!r} has an unknown value", found=repr(config[_TYPE])[:60], expected="none, linear")
+            raise CkptError(
+                f"key {_TYPE!r} has an unknown value", found=repr(config[_TYPE])[:60], expected="none, linear"
+            )
         if factor and factor != 1.0 and config.get(_TYPE) != "none":
             facts[f"{path}.scaling.kind"] = schema.RotaryKind.LINEAR
             facts[f"{path}.scaling.factor"] = float(factor)

@@ -53,7 +53,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     stretching = {name: np.array(config[name], "<f4") for name in STRETCHING if name in config}
     specs = {name: (F32, values.shape) for name, values in stretching.items()}
     specs |= {name: (kinds[name], native.shape) for name, native in natives.items()}
-    metadata = _metadata(model, config, list(kinds.values()), request, checkpoint) | {"tokenizer.ggml.model": "no_vocab"}
+    metadata = _metadata(model, config, list(kinds.values()), request, checkpoint) | {
+        "tokenizer.ggml.model": "no_vocab"
+    }
     plan = plan_file(specs, metadata)
     literals = [(0, plan.header), *((plan.offsets[name], values.tobytes()) for name, values in stretching.items())]
     builder.files.append(disk.OutputFile(path, plan.size, tuple(sorted(literals))))
