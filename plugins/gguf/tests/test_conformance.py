@@ -61,6 +61,9 @@ class GgufEntries:
             stream.write(out)
 
 
+IDS = {"tokenizer": "none"}  # the kit's models have none
+
+
 class TestGguf(FirstParty):
     # the first model has a tied head: a file that lost output.weight is one of such a model, and nothing tells the two apart
     format = "gguf"
@@ -74,20 +77,21 @@ class TestGguf(FirstParty):
             "attention.rotary.scaling=llama3",
         ),
         entries=GgufEntries(),
+        write_options=IDS,
         frameworks=("gguf",),
     )
 
 
 class TestGptNeoX(OtherModels):
     format = "gguf"
-    quirks = Quirks(models={"gpt2": example("gpt2", hidden=216)}, entries=GgufEntries())
+    quirks = Quirks(models={"gpt2": example("gpt2", hidden=216)}, entries=GgufEntries(), write_options=IDS)
 
 
 class TestMixtures(OtherModels):
     format = "gguf"
-    quirks = Quirks(models={"moe": example("moe", hidden=216)}, entries=GgufEntries())
+    quirks = Quirks(models={"moe": example("moe", hidden=216)}, entries=GgufEntries(), write_options=IDS)
 
 
 class TestGemma(OtherModels):
     format = "gguf"
-    quirks = Quirks(models={"gemma": example("gemma")}, values=small_numbers, entries=GgufEntries())
+    quirks = Quirks(models={"gemma": example("gemma")}, values=small_numbers, entries=GgufEntries(), write_options=IDS)

@@ -32,6 +32,20 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="write",
             ),
+            Option(
+                "tokenizer",
+                "put the model's tokenizer into the file; none: llama.cpp then takes and gives ids alone",
+                ("own", "none"),
+                "own",
+                side="write",
+            ),
+            Option(
+                "pre",
+                "llama.cpp's name for how the tokenizer cuts words (tokenizer.ggml.pre), where it is not found",
+                str,
+                None,
+                side="write",
+            ),
             Option("name", "general.name of the file", str, None, side="write"),
             Option(
                 "context_length",

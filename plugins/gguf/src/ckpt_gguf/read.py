@@ -29,6 +29,7 @@ from ckpt_gguf.contents import GENERAL, TOKENIZER
 from ckpt_gguf.files import Files, read_files
 from ckpt_gguf.kinds import PLAIN
 from ckpt_gguf.rotary import STRETCHING
+from ckpt_gguf.tokenizer import told_by
 
 _TOKENS = "tokenizer.ggml.tokens"
 _MOST_ANGLES = 1 << 16
@@ -51,9 +52,13 @@ def read(path: str, request: ReadRequest) -> Description:
     ledger.contents(files.first, rest, GENERAL)
     for header in files.headers:
         ledger.used("weights", header.state.path)
-    tokenizer = [key for key in metadata if key.startswith("tokenizer.") and key not in said]
-    if tokenizer:
-        ledger.left(TOKENIZER, files.first, *tokenizer)
+    told = told_by(metadata, files.headers[0].places, files.first)
+    beside = companions(path)
+    carried = [] if company.has_tokenizer(beside) else told.keys
+    ledger.carried("tokenizer", files.first, *carried)
+    left = [key for key in metadata if key.startswith("tokenizer.") and key not in said and key not in carried]
+    if left:
+        ledger.left(TOKENIZER, files.first, *left)
     single = any(fnmatch.fnmatchcase(name, "blk.*.ffn_gate.*.weight") for name in files.tensors)
     choices = {"experts": "single" if single else "stacked"} if model.experts else {}
     tensors = {name: stored(entry) for name, entry in files.tensors.items()}
@@ -67,9 +72,10 @@ def read(path: str, request: ReadRequest) -> Description:
         files=files.states,
         config=files.first,
         notes=notes,
-        sidecars=companions(path),
+        sidecars={**({} if company.has_tokenizer(beside) else told.files), **beside},
         ledger=ledger,
         hints={"name": str(metadata["general.name"])} if "general.name" in metadata else {},
+        losses=[] if company.has_tokenizer(beside) else told.losses,
         evidence=[f"{model.config.name} by general.architecture = {model.architecture!r}"],
     )
 

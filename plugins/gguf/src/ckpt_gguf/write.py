@@ -31,15 +31,23 @@ from ckpt_gguf.container import plan_file, single
 from ckpt_gguf.files import SUFFIX
 from ckpt_gguf.kinds import BF16, BY_NAME, F32, PLAIN, Kind
 from ckpt_gguf.rotary import STRETCHING
+from ckpt_gguf.vocabulary import Vocabulary, no_vocabulary, vocabulary_of
 
 _FILE = "model.gguf"
 _CONTEXT = 4096
+_TOKEN_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id"}
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """A GGUF file; a folder with it and the companions of the model where the destination is not called as a file is."""
     asked = asked_kind(request)
-    notes, tokens, losses = _notes(checkpoint, request)
+    architecture = checkpoint.architecture
+    if architecture.tokens is None or request.options.get("tokenizer") == "none":
+        vocabulary = no_vocabulary()
+    else:
+        pre = request.options.get("pre")
+        vocabulary = vocabulary_of(checkpoint, architecture.tokens.vocabulary, None if pre is None else str(pre))
+    notes, tokens, losses = _notes(checkpoint, request, vocabulary)
     rewritable = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
     if checkpoint.architecture.tokens is not None:
         rewritable = rewrites.vocabulary_rows(rewritable, checkpoint.architecture.tokens.vocabulary)
@@ -73,8 +81,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "type": str(_commonest(kinds.values())),
             **({"tokens": tokens} if tokens else {}),
         },
-        losses=losses,
+        losses=[*losses, *vocabulary.losses],
         said=model.config.said(config),
+        held=vocabulary.held,
         config=metadata,
         single_file=single_file,
     )
@@ -150,14 +159,16 @@ def _variants(model: rewrites.Rewritable) -> Iterator[rewrites.Rewritable]:
             yield variant
 
 
-def _notes(checkpoint: Checkpoint, request: WriteRequest) -> tuple[dict[str, Any], list[str], list[ledgers.Loss]]:
+def _notes(
+    checkpoint: Checkpoint, request: WriteRequest, vocabulary: Vocabulary
+) -> tuple[dict[str, Any], list[str], list[ledgers.Loss]]:
     """Notes as the keys take them, what those of special tokens rest on, and what is assumed."""
     ids, reasons = company.known_ids(checkpoint)
     notes, losses = {**checkpoint.notes, **ids}, []
-    for role in ("bos", "eos", "pad"):
-        value = notes.get(role)
+    for role, key in _TOKEN_KEYS.items():
+        value, own = notes.get(role), vocabulary.metadata.get(f"tokenizer.ggml.{key}")
         if isinstance(value, list):
-            notes[role] = value[0]  # the others are named as unsaid
+            notes[role] = own if own in value else value[0]  # the others are named as unsaid
         if notes.get(role) is None:
             notes.pop(role, None)
     length = request.options.get("context_length")
