@@ -102,9 +102,12 @@ class Encoder:
         held, rows = self._encoded.quantised, (stop - start) // self._encoded.quantised.columns
         arrays = self._copied(matrix, row, rows) or self._quantised(row, start, stop, current)
         stored = []
-        for operand, checksum, array in zip(held.stored, self._encoded.checksums, arrays, strict=True):
-            if operand.rows or row == 0:  # what belongs to all rows is written with the first
+        for operand, checksum, array in zip(held.stored, self._encoded.checksums, arrays, strict=False):
+            if operand in held.beside:
+                offset = operand.stored.offset
+            else:
                 offset = operand.place(held.matrices, matrix, operand.span(held.matrices, row, rows)[0])
+            if operand.rows or row == 0:  # what belongs to all rows is written with the first
                 stored.append(Stored(operand, checksum, offset, np.ascontiguousarray(array)))
         numbers = decoded(held, arrays[: len(held.operands)], row, rows)
         found = encode(numbers, self.dtype).reshape(-1)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
+from ckpt_core.addresses import spelled
 from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
@@ -152,6 +153,7 @@ class Plan:
             *self.target.losses,
             *company,
             *self._of_training(),
+            *_dequantised(self.transfers, stands_for),
             *_rounding(self.transfers, stands_for),
         ]
 
@@ -170,7 +172,7 @@ class Plan:
         """Identifies the conversion: the sources' states, the architecture, every placement and document."""
         digest = blake3()
         for part in self._identity():
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
+            digest.update(spelled(part).encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
@@ -181,7 +183,8 @@ class Plan:
         if self.target.adapter is not None:
             yield json.dumps(self.target.adapter.settings, sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
-            yield f"{state.path} {state.size} {state.mtime_ns}"
+            version = "" if state.remote is None else f" {state.remote.version}"
+            yield f"{state.path} {state.size} {state.mtime_ns}{version}"
         for file in self.target.files:
             yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
             yield from map(str, file.excerpts)
@@ -453,6 +456,29 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
     return elements
 
 
+def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) -> Iterator[Loss]:
+    """Codes and scales of the source in whose place their numbers are written, how these are rounded, and what lies beside them."""
+    tensors, rounded, beside = Counter[str](), Counter[DType](), dict[str, set[str]]()
+    for transfer in transfers:
+        kept = {one.encoded.kept for one in transfer.deliveries if one.encoded is not None}
+        blocks = [one for one in transfer.assembly.value_blocks if one.quantised is not None]
+        gone = [held for block in blocks if (held := block.quantised) is not None and held not in kept]
+        if gone:
+            tensors[gone[0].what] += stands_for(transfer.name)
+            if transfer.assembly.dtype != FP32 and not all(held.exact for held in gone):
+                rounded[transfer.assembly.dtype] += stands_for(transfer.name)
+        for operand in (one for held in gone for one in held.beside):
+            beside.setdefault(operand.name.rpartition(".")[2], set()).add(operand.name)
+    for what, count in tensors.items():
+        yield Loss(
+            "dropped", f"quantisation of {count} tensors", f"{what}: their values are written, and not their codes"
+        )
+    for dtype, count in rounded.items():
+        yield Loss("rounded", f"{count} tensors", f"products of codes and scales, to {dtype}; --dtype fp32 keeps them")
+    for ending, names in sorted(beside.items()):
+        yield Loss("dropped", f"*.{ending}: {len(names)} tensors", "it lies beside codes, and no weight depends on it")
+
+
 def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> list[Loss]:
     """What is rounded: values that a rewrite computes, to float32, and those that are stored in a narrower dtype."""
     rounded: Counter[str] = Counter()
@@ -484,6 +510,8 @@ def _arithmetic(assembly: LazyParameter) -> str:
 
 def _value_dtype(assembly: LazyParameter) -> DType:
     """The narrowest dtype that is known to hold the values: a product with a power of two has that of its other factor."""
+    if assembly.float32 and assembly.dtype.size > FP32.size:
+        return FP32
     return assembly.dtype if assembly.bits == assembly.dtype.bits else assembly.value_dtype
 
 

@@ -179,6 +179,8 @@ def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | No
     digest, source_digest = read.hexdigest(), None
     if changed is not None or encoders:
         digest, source_digest = stored.hexdigest(), digest
+    if encoders and digest == source_digest:  # codes that were kept
+        source_digest = None
     return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,12 @@ import numpy as np
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import DType
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape and its strides, the same two objects for all tensors of this shape: a model has few shapes and many tensors."""
+    return shape, contiguous_strides(shape)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,7 +79,8 @@ class StoredTensor:
 
     @classmethod
     def contiguous(cls, file: str, dtype: DType, shape: tuple[int, ...], offset: int) -> StoredTensor:
-        return cls(file, dtype, shape, offset, contiguous_strides(shape))
+        shape, strides = _shared(shape)
+        return cls(file, dtype, shape, offset, strides)
 
     @property
     def elements(self) -> int:
@@ -119,7 +127,7 @@ class Operand:
     """A stored tensor that numbers are computed of, called `name` in its file: codes, scales, zero points.
 
     Its rows have `width` elements. `stored_rows` of them belong to `rows` rows of numbers, the last of them perhaps to fewer; with
-    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite.
+    `rows` 0 all of them belong to every row of a matrix. `scale`: values are multiplied or divided by its own, which must be finite; bytes are exponents (E8M0).
     """
 
     name: str
@@ -148,6 +156,7 @@ class Quantised:
     """Numbers that are computed of `operands`: `matrices` of them, each of [rows, columns].
 
     `beside` lies with them in the files and no number depends on it (a scale of activations): it goes along where codes are kept.
+    `what` is the scheme in words. `exact`: the dtype of its tensors holds every number as it is.
 
     A `StoredTensor` of them is a view of all the matrices as they would lie in memory, row by row: its `offset` counts the bytes
     that its dtype, to which the numbers are rounded, would take there, and its `file` is that of the first operand.
@@ -159,6 +168,8 @@ class Quantised:
     rows: int
     columns: int
     beside: tuple[Operand, ...] = ()
+    what: str = "codes and scales"
+    exact: bool = False
 
     @property
     def stored(self) -> tuple[Operand, ...]:
@@ -169,7 +180,8 @@ class Quantised:
         """All of the numbers as a tensor of `shape`, in row-major order, rounded to `dtype`."""
         if math.prod(shape) != self.matrices * self.rows * self.columns:
             raise ValueError(f"{self.matrices} matrices [{self.rows}, {self.columns}] are no tensor of shape {shape}")
-        return StoredTensor(self.operands[0].stored.file, dtype, shape, 0, contiguous_strides(shape), quantised=self)
+        shape, strides = _shared(shape)
+        return StoredTensor(self.operands[0].stored.file, dtype, shape, 0, strides, quantised=self)
 
     @property
     def files(self) -> frozenset[str]:

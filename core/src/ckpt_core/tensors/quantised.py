@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.dtypes import DType, decode, encode
+from ckpt_core.storage.dtypes import BY_NAME, DType, decode, encode
 from ckpt_core.storage.tensor import Operand, Quantised, contiguous_strides
 from ckpt_core.tensors.scratch import scratch
 from ckpt_core.tensors.strided import ReadInto
 
 _PIECE = 1 << 18
 """How many numbers are computed at a time, but for a single row: they stay in the cache from the codes to the rounded values."""
+
+_E8M0 = BY_NAME["fp8_e8m0"]
 
 Open = Callable[[str], contextlib.AbstractContextManager[ReadInto]]
 """Opens a file for reading by its path."""
@@ -96,7 +98,7 @@ def stored_rows(
 
 
 def _finite(raw: np.ndarray, operand: Operand) -> np.ndarray:
-    scales = decode(raw, operand.stored.dtype)
+    scales = decode(raw, _E8M0 if operand.stored.dtype.name == "uint8" else operand.stored.dtype)
     if not np.isfinite(scales).all():
         wrong = scales[~np.isfinite(scales)]
         raise FormatError(

@@ -33,6 +33,9 @@ from ckpt_core.sdk import (
 CONFIG = "config.json"
 """The file that says what a model of transformers is."""
 
+SIDE_FILE = "hf_quant_config.json"
+"""The file in which ModelOpt says how weights are quantised. It is never carried along: it would be said of weights that are not."""
+
 MODULES = "modules.json"
 """The file in which sentence-transformers says what it runs: the model, and modules after it in folders of their own."""
 
@@ -176,7 +179,7 @@ def sidecars(folder: str) -> dict[str, company.Sidecar]:
     return modules | company.files_in(
         folder,
         lambda name: (
-            name != CONFIG
+            name not in (CONFIG, SIDE_FILE)
             and not name.startswith((".", "ckpt-receipt"))
             and not name.endswith(containers.WEIGHT_SUFFIXES)
         ),

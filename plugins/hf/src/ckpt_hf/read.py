@@ -30,7 +30,8 @@ from ckpt_hf.language import SECTION
 from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
-from ckpt_hf.quantised.folding import folded, said_in
+from ckpt_hf.quantised.folding import folded, said_in, with_side_file
+from ckpt_hf.quantised.writing import HINT
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 from ckpt_hf.trainer import training_beside
 
@@ -75,6 +76,7 @@ def read(path: str, request: ReadRequest) -> Description:
     family = part.family if part else family_of(config, config_file, read_as)
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
+    said_of_codes = with_side_file(said_of_codes, folder, config, ledger)
     quantised = folded(stored.tensors, said_of_codes, ledger, folder)
     stored.tensors = quantised.tensors
     whole, config = config, part.with_head(stored.tensors) if part else family.plain(config, config_file)
@@ -140,6 +142,7 @@ def read(path: str, request: ReadRequest) -> Description:
             **({"names": names} if names else {}),
             **({"noted": noted} if noted else {}),
             **({"choices": as_found} if as_found else {}),
+            **({HINT: quantised.hint} if quantised.hint else {}),
         },
         evidence=evidence,
         losses=[

@@ -6,20 +6,21 @@ transformers keeps it as `quantization_config` in config.json; ModelOpt until 20
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, Refusal, StoredTensor, dtypes, lazy, ledgers
-from ckpt_hf.quantised.schemes import Scaled
+from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy, ledgers
+from ckpt_hf.quantised.schemes import FourBit, Scaled
 from ckpt_hf.quantised.spelling import (
+    CHANNEL,
+    TENSOR,
     WEIGHT,
+    Kind,
     Parts,
     Spelling,
-    as_exponents,
-    blocks_of_scale,
-    matrices_of,
     scaled_codes,
+    shared_scale,
 )
 
 KEY = "quantization_config"
@@ -29,13 +30,15 @@ KEY = "quantization_config"
 class Method:
     """How a checkpoint is quantised: `what` in words, and the spellings of its tensors.
 
-    `beside` are the endings of names that say nothing of weights, with the reason. `fates` are what became of the keys of the config.
+    `beside` are the endings of names that say nothing of weights, with the reason. `fates` are what became of the keys of the config, and
+    `listed` tells whether that says of a module that it is not quantised.
     """
 
     what: str
     spellings: tuple[Spelling, ...]
     beside: Mapping[str, str] = field(default_factory=dict)
     fates: Mapping[str, tuple[ledgers.Fate, str]] = field(default_factory=dict)
+    listed: Callable[[str], bool] = lambda module: False
 
 
 @dataclass(frozen=True)
@@ -54,53 +57,41 @@ class Said:
         return FormatError(f"{self.key}.{name} is not read", file=self.file, found=found, expected=expected, fix=fix)
 
 
-ACTIVATIONS = "how activations are quantised, which no weight depends on"
-_LISTS = "which modules are quantised: the tensors themselves show it"
+_ACTIVATIONS = "how activations are quantised, which no weight depends on"
+_CACHE = "how the cache of keys and values is quantised, which no weight depends on"
 _OF_ACTIVATIONS = {
-    ".input_scale": ACTIVATIONS,
-    ".activation_scale": ACTIVATIONS,
-    "_activation_scale": ACTIVATIONS,
-    ".output_scale": ACTIVATIONS,
-    ".qscale_act": ACTIVATIONS,
-    ".k_scale": "scales of the cache of keys and values, which no weight depends on",
-    ".v_scale": "scales of the cache of keys and values, which no weight depends on",
-    ".kv_scale": "scales of the cache of keys and values, which no weight depends on",
+    ".input_scale": _ACTIVATIONS,
+    ".activation_scale": _ACTIVATIONS,
+    "_activation_scale": _ACTIVATIONS,
+    ".output_scale": _ACTIVATIONS,
+    ".qscale_act": _ACTIVATIONS,
+    ".k_scale": _CACHE,
+    ".v_scale": _CACHE,
+    ".kv_scale": _CACHE,
 }
 
 
-def method_of(said: Said) -> Method:
-    """The method that a config names. `Refusal` for one that is not read."""
-    name = said.settings.get("quant_method")
-    if not isinstance(name, str) or name not in _METHODS:
-        raise Refusal(
-            f"weights quantised by {name!r:.80} are not read",
-            file=said.file,
-            expected=f"{said.key}.quant_method: {', '.join(_METHODS)}",
-            fix=_ELSEWHERE.get(str(name), "dequantise it with the library that wrote it, and convert what that saves"),
-        )
-    return _METHODS[name](said)
+def of_activations(more: Iterable[str] = ()) -> dict[str, str]:
+    """The endings of names of scales that no weight depends on, and `more`, with the reason why they are left."""
+    return {**_OF_ACTIVATIONS, **dict.fromkeys(more, _ACTIVATIONS)}
 
 
-_ELSEWHERE: dict[str, str] = {}
+_HOW = "how a program is to run it, and which modules are quantised: the tensors themselves show it"
 
 
-def _fates(said: Said, used: tuple[str, ...], ignored: Mapping[str, str]) -> dict[str, tuple[ledgers.Fate, str]]:
+def fates_of(said: Said, used: Collection[str], ignored: Collection[str]) -> dict[str, tuple[ledgers.Fate, str]]:
     """What became of each setting: one that is neither used nor known to say nothing of weights is named as left."""
-    fates: dict[str, tuple[ledgers.Fate, str]] = {}
-    for name in said.settings:
-        if name in used:
-            fates[name] = "used", ""
-        elif name in ignored:
-            fates[name] = "left", ignored[name]
-        else:
-            fates[name] = "left", ledgers.UNKNOWN_KEY.why
-    return fates
+    known: dict[str, tuple[ledgers.Fate, str]] = {
+        **dict.fromkeys(ignored, ("left", _HOW)),
+        **dict.fromkeys(used, ("used", "")),
+    }
+    return {name: known.get(name, ("left", ledgers.UNKNOWN_KEY.why)) for name in said.settings}
 
 
 # --- fp8: DeepSeek, Qwen, GLM, Kimi, MiniMax; and Ministral and AutoFP8, one scale for each tensor ----------------------
 
 
-def _fp8(said: Said) -> Method:
+def fp8(said: Said) -> Method:
     block = _block_size(said)
     if said.settings.get("fmt") not in (None, "e4m3", "float8_e4m3fn", "e5m2"):
         raise said.wrong("fmt", "e4m3")
@@ -117,18 +108,23 @@ def _fp8(said: Said) -> Method:
                 functools.partial(_fp8_weight, block, said.dtype),
             )
         ),
-        _OF_ACTIVATIONS,
-        _fates(
+        of_activations(),
+        fates_of(
             said,
             ("quant_method", "fmt", "weight_block_size", "scale_fmt"),
-            {
-                "activation_scheme": ACTIVATIONS,
-                "modules_to_not_convert": _LISTS,
-                "ignored_layers": _LISTS,
-                "modules_to_convert": _LISTS,
-            },
+            ("activation_scheme", "modules_to_convert", *_LISTS),
         ),
+        _exactly(said),
     )
+
+
+_LISTS = ("modules_to_not_convert", "ignored_layers")
+
+
+def _exactly(said: Said) -> Callable[[str], bool]:
+    """Whether a list names a module. Programs differ in what else than the whole name fits."""
+    named = {name for key in _LISTS for name in said.settings.get(key) or () if isinstance(name, str)}
+    return named.__contains__
 
 
 def _block_size(said: Said) -> tuple[int, int] | None:
@@ -147,14 +143,44 @@ def _block_size(said: Said) -> tuple[int, int] | None:
 
 
 def _fp8_weight(block: tuple[int, int] | None, dtype: dtypes.DType, parts: Parts) -> StoredTensor:
-    codes, scale = parts.codes, as_exponents(parts.beside["scale"])
-    matrices, rows, columns = matrices_of(codes)
-    if block is None:
-        raise CkptError("one scale for each tensor")
-    operand, block = blocks_of_scale(scale, codes, block)
-    scheme = Scaled(codes.stored.dtype, block)
-    numbers = lazy.Quantised(scheme, (codes.operand(columns), operand), matrices, rows, columns)
+    kinds: tuple[Kind, ...] = (TENSOR, CHANNEL) if block is None else (block,)
+    return scaled(parts, dtype, *kinds)
+
+
+def scaled(parts: Parts, dtype: dtypes.DType, *kinds: Kind) -> StoredTensor:
+    """A weight of codes of one byte, times the scales that `kinds` of them share."""
+    codes = parts.codes
+    shared = shared_scale(parts.beside["scale"], codes, *kinds)
+    operands = codes.operand(shared.columns), shared.operand
+    scheme = Scaled(codes.stored.dtype, shared.block)
+    numbers = lazy.Quantised(scheme, operands, shared.matrices, shared.rows, shared.columns)
     return numbers.tensor(dtype, codes.stored.shape)
 
 
-_METHODS: dict[str, Callable[[Said], Method]] = {"fp8": _fp8}
+# --- mxfp4: gpt-oss ------------------------------------------------------------------------------------------------------
+
+
+def mxfp4(said: Said) -> Method:
+    return Method(
+        "MXFP4 with a scale for each 32 inputs",
+        (Spelling("_blocks", "", ("uint8",), {"scale": ("_scales",)}, _mxfp4_experts),),
+        fates=fates_of(said, ("quant_method",), (*_LISTS, "dequantize")),
+    )
+
+
+_MX_GROUP = 32
+
+
+def _mxfp4_experts(parts: Parts) -> StoredTensor:
+    """Experts [E, in, out], as their class has them: their blocks are [E, out, in / 32, 16], transposed against it."""
+    codes, scale = parts.codes, parts.beside["scale"]
+    if len(codes.stored.shape) != 4 or codes.stored.shape[-1] != _MX_GROUP // 2 or not codes.stored.elements:
+        raise codes.wrong("has no blocks of 32 codes", "[experts, outputs, inputs / 32, 16]")
+    experts, rows, groups, _ = codes.stored.shape
+    if scale.stored.shape != (experts, rows, groups) or scale.stored.dtype.name != "uint8":
+        raise scale.wrong(f"has no scale for each block of {codes.name!r}", f"uint8 {[experts, rows, groups]}")
+    columns = groups * _MX_GROUP
+    operands = codes.operand(columns // 2), scale.operand(groups, scale=True)
+    numbers = lazy.Quantised(FourBit(_MX_GROUP), operands, experts, rows, columns, exact=True)
+    whole = numbers.tensor(dtypes.BF16, (experts, rows, columns))
+    return replace(whole, shape=(experts, columns, rows), strides=(rows * columns, 1, columns))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import Refusal, dtypes, lazy
+from ckpt_core.sdk import FormatError, Refusal, dtypes, lazy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,93 @@ class Blocks(Scaled):
         codes = to_e4m3(blocks * times[:, None, :, None]).reshape(rows, columns)
         return codes, one / times
 
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """Codes that are whole numbers, (code - zero point) * scale. They have `bits` bits each, in words that hold the elements of a row one
+    after the other from the least significant bit on, without gaps; or they are int8, where `packed` is false.
+
+    `columns` is how many elements a row has, and `group` how many of them share a scale, 0 is all. `channel`: each row has scales of its
+    own. Packed codes count from the least number (offset binary), as packed zero points do, whose words hold the elements of a column.
+    """
+
+    bits: int
+    packed: bool
+    columns: int
+    group: int
+    channel: bool
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        codes, scales, *others = stored
+        zeros = (
+            others[1:] if self.packed else others
+        )  # before them lies the shape, which the reader of headers looked at
+        if self.packed:
+            values = unpacked(codes, self.bits, self.columns).astype(np.float32)
+        else:
+            values = codes.astype(np.float32)
+        if not zeros:
+            values -= np.float32(1 << self.bits - 1 if self.packed else 0)
+            return multiplied(values, scales, self.group)
+        shift = zeros[0]
+        if self.packed:
+            start = first % _TOGETHER if self.channel else 0
+            shift = unpacked(np.ascontiguousarray(shift.T), self.bits, start + (rows if self.channel else 1)).T[start:]
+        return multiplied(shifted(values, shift.astype(np.float32), self.group), scales, self.group)
+
+
+_TOGETHER = 32
+"""Elements after which packed words of any number of bits begin anew."""
+
+
+def unpacked(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The first `count` elements of each row of words (int32, [rows, words]) as uint8."""
+    raw = words.view(np.uint8).reshape(len(words), -1)
+    if bits == 8:
+        return raw[:, :count]
+    if bits == 4:
+        both = np.empty((*raw.shape, 2), np.uint8)
+        np.bitwise_and(raw, 15, out=both[..., 0])
+        np.right_shift(raw, 4, out=both[..., 1])
+        return both.reshape(len(raw), -1)[:, :count]
+    single = np.unpackbits(raw, axis=1, count=count * bits, bitorder="little").reshape(len(raw), count, bits)
+    return np.packbits(single, axis=2, bitorder="little")[..., 0]
+
+
+def shifted(values: np.ndarray, zeros: np.ndarray, width: int) -> np.ndarray:
+    """`values` [rows, columns] less the zero points of their groups, in place: [rows or 1, groups] of `width` columns, 0 is all."""
+    if not width or zeros.shape[1] == 1:
+        values -= zeros
+        return values
+    blocks = values.reshape(len(values), -1, width)
+    blocks -= zeros[..., None]
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class FourBit:
+    """Codes of E2M1, two in a byte, the low one first, each times the scale of `group` columns. There may be a scale of those scales, which
+    they are multiplied by, or divided by (`divided`: compressed-tensors keeps the reciprocal of what ModelOpt does)."""
+
+    group: int
+    divided: bool = False
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        codes, scales, *whole = stored
+        values = np.take(_PAIRS, codes, axis=0).reshape(rows, -1)
+        # The scales are put together first, and then multiplied: in another order other float32 numbers come out.
+        for one in whole:
+            if self.divided and not one.all():
+                raise FormatError(
+                    "a global scale is zero, and scales are divided by it", expected="448 * 6 / the largest weight"
+                )
+            scales = scales / one if self.divided else scales * one
+        return multiplied(values, scales, self.group)
+
+
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], axis=1)
+"""The two numbers in each byte."""
 
 _LARGEST = np.float32(448)
 _SMALLEST_NORMAL = np.float32(2.0**-6)

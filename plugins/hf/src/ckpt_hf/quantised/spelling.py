@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, lazy
 
 WEIGHT = ".weight"
 FP8 = ("fp8_e4m3", "fp8_e5m2")
-_SCALE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e8m0")
+_SCALE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e8m0", "uint8", "fp8_e4m3")
 
 
 @dataclass(frozen=True)
@@ -101,30 +101,60 @@ def matrices_of(codes: Quantity) -> tuple[int, int, int]:
     return math.prod(stack), rows, columns
 
 
-def blocks_of_scale(scale: Quantity, codes: Quantity, block: tuple[int, int]) -> tuple[lazy.Operand, tuple[int, int]]:
-    """The scales of blocks as an operand, and how many rows and columns share one."""
-    checked_scale(scale)
-    *stack, rows, columns = codes.stored.shape
-    height, width = block
-    grid = [-(-rows // height), -(-columns // width)]
-    shapes = [[*stack, *grid]] if stack else [grid, [grid[0], 1, grid[1], 1]]
-    if list(scale.stored.shape) not in shapes:
-        raise scale.wrong(
-            f"does not have a scale for each block of {codes.name!r}",
-            f"{shapes[0]}: {list(codes.stored.shape)} in blocks of {height} x {width}, the last ones partial",
-            "config.json and the tensors contradict each other: find out which is of another model",
-        )
-    return scale.operand(grid[1], height, scale=True), block
+TENSOR, CHANNEL = "tensor", "channel"
+
+Kind = str | tuple[int, int]
+"""Which values share a scale: all of a tensor, those of a row, or those of a block of so many rows and columns."""
 
 
-def checked_scale(scale: Quantity) -> None:
-    """`FormatError` for scales of a dtype that scales do not have."""
+@dataclass(frozen=True)
+class Shared:
+    """Which values share a scale: those of a `block` of so many rows and columns; 0 is all of them. `matrices`, `rows` and `columns` are
+    how the codes are seen, and `operand` is the scales."""
+
+    operand: lazy.Operand
+    block: tuple[int, int]
+    matrices: int
+    rows: int
+    columns: int
+
+
+def shared_scale(scale: Quantity, codes: Quantity, *kinds: Kind, columns: int = 0) -> Shared:
+    """How codes share their scales, by the shape of these: `kinds` are those that may be, the sizes of a block among them.
+
+    `columns` is how many columns the codes have, where they are packed. `FormatError` for any other shape.
+    """
     if scale.stored.dtype.name not in _SCALE_DTYPES:
         raise scale.wrong("is no scale by its dtype", ", ".join(_SCALE_DTYPES))
+    matrices, rows, stored = matrices_of(codes)
+    columns = columns or stored
+    stack, shape = list(codes.stored.shape[:-2]), list(scale.stored.shape)
+    expected = []
+    for kind in kinds:
+        if kind == TENSOR:
+            if scale.stored.elements == 1 and len(shape) <= len(codes.stored.shape):
+                return Shared(scale.operand(1, 0, scale=True), (0, 0), 1, matrices * rows, columns)
+            if stack and shape in (stack, [*stack, 1], [*stack, 1, 1]):
+                return Shared(scale.operand(1, 0, scale=True), (0, 0), matrices, rows, columns)
+            expected.append([])
+        elif kind == CHANNEL:
+            if shape in ([*stack, rows], [*stack, rows, 1]):
+                return Shared(scale.operand(1, scale=True), (1, 0), matrices, rows, columns)
+            expected.append([*stack, rows, 1])
+        else:
+            height, width = kind
+            grid = [-(-rows // height), -(-columns // width)]
+            # ModelOpt keeps the axes inside a block, of size one.
+            if shape in ([*stack, *grid], [*stack, grid[0], 1, grid[1], 1]):
+                return Shared(scale.operand(grid[1], height, scale=True), (height, width), matrices, rows, columns)
+            expected.append([*stack, *grid])
+    raise scale.wrong(
+        f"is no scale for {codes.name!r} by its shape",
+        f"{' or '.join(map(str, expected))}: {[*stack, rows, columns]} with scales {_in_words(kinds)}",
+        "config and tensors contradict each other: find out which is of another model",
+    )
 
 
-def as_exponents(scale: Quantity) -> Quantity:
-    """Scales that are the bytes of exponents (E8M0), whichever dtype of one byte they have in the file."""
-    if scale.stored.dtype.name != "uint8":
-        return scale
-    return Quantity(scale.name, replace(scale.stored, dtype=dtypes.BY_NAME["fp8_e8m0"]))
+def _in_words(kinds: tuple[Kind, ...]) -> str:
+    said = [f"for each {kind}" if isinstance(kind, str) else f"for each {kind[0]} x {kind[1]}" for kind in kinds]
+    return " or ".join(said)
