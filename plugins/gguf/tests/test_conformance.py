@@ -1,15 +1,16 @@
-"""The conformance kit on GGUF files, with and without experts, with latent attention, and with learned positions."""
+"""The conformance kit on GGUF files of every architecture."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from ckpt_core.testing import Entry, Quirks, example
+from ckpt_core.testing import Entry, Quirks
 from ckpt_core.testing.examples import small_numbers
 from ckpt_gguf.container import plan_file, read_header
 from ckpt_gguf.kinds import F32
 from ckpt_tests.conformance import FirstParty, OtherModels
+from ckpt_tests.gguf import MODELS
 
 
 class GgufEntries:
@@ -62,14 +63,15 @@ class GgufEntries:
 
 
 IDS = {"tokenizer": "none"}  # the kit's models have none
+FIRST = ("llama-tied", "llama-padded", "llama")
 
 
 class TestGguf(FirstParty):
-    # the first model has a tied head: a file that lost output.weight is one of such a model, and nothing tells the two apart
+    # The first model has a tied head: a file that lost output.weight is one of such a model, and nothing tells the two apart.
     format = "gguf"
-    test_every_choice_of_an_option = None  # -o type rounds, as --dtype does; test_write.py looks at each
+    test_every_choice_of_an_option = None  # -o type rounds, as --dtype does: test_write.py looks at each
     quirks = Quirks(
-        models={name: example(name) for name in ("llama-tied", "llama-padded", "llama")},
+        models={name: MODELS[name] for name in FIRST},
         expresses=(
             "attention.head_dim",
             "attention.rotary.theta",
@@ -77,21 +79,17 @@ class TestGguf(FirstParty):
             "attention.rotary.scaling=llama3",
         ),
         entries=GgufEntries(),
-        write_options=IDS,
         frameworks=("gguf",),
+        write_options=IDS,
     )
 
 
-class TestGptNeoX(OtherModels):
+class TestOtherArchitectures(OtherModels):
     format = "gguf"
-    quirks = Quirks(models={"gpt2": example("gpt2", hidden=216)}, entries=GgufEntries(), write_options=IDS)
-
-
-class TestMixtures(OtherModels):
-    format = "gguf"
-    quirks = Quirks(models={"moe": example("moe", hidden=216)}, entries=GgufEntries(), write_options=IDS)
-
-
-class TestGemma(OtherModels):
-    format = "gguf"
-    quirks = Quirks(models={"gemma": example("gemma")}, values=small_numbers, entries=GgufEntries(), write_options=IDS)
+    test_every_choice_of_an_option = None
+    quirks = Quirks(
+        models={name: model for name, model in MODELS.items() if name not in FIRST},
+        values=small_numbers,
+        entries=GgufEntries(),
+        write_options=IDS,
+    )

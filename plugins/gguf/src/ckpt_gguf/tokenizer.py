@@ -128,7 +128,6 @@ def _of_bytes(
     merges = [one.split(" ", 1) for one in _listed(metadata, "merges", str, file)]
     if any(len(one) != 2 for one in merges):
         raise FormatError(f"a merge in {_GGML}merges is no pair", file=file)
-    added = {one["content"] for one in _added(tokens, types)}
     return _whole(
         metadata,
         tokens,
@@ -139,7 +138,7 @@ def _of_bytes(
         model={
             **_model(),
             "ignore_merges": splitting.whole,
-            "vocab": {text: number for text, number in known.items() if text not in added},
+            "vocab": known,  # with the added tokens, which would get ids behind all others
             "merges": merges,
         },
     )
@@ -182,7 +181,7 @@ def _of_pieces(
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": {text: number for text, number in known.items() if types[number] != USER_DEFINED},
+            "vocab": known,
             "merges": [[left, right] for _, _, left, right in merges],
         },
     )
