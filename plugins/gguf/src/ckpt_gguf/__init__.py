@@ -46,6 +46,13 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="write",
             ),
+            Option(
+                "gelu",
+                "tanh: write a model with the exact GELU although llama.cpp computes the tanh form (Pythia)",
+                ("exact", "tanh"),
+                "exact",
+                side="write",
+            ),
             Option("name", "general.name of the file", str, None, side="write"),
             Option(
                 "context_length",

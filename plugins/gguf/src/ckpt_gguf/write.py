@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ckpt_core.sdk import (
+    Activation,
     Checkpoint,
     Refusal,
     Target,
@@ -51,6 +53,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     rewritable = rewrites.Rewritable(architecture, checkpoint.tensors, files=checkpoint.files)
     if architecture.tokens is not None:
         rewritable = rewrites.vocabulary_rows(rewritable, architecture.tokens.vocabulary)
+    if request.options.get("gelu") == "tanh":
+        rewritable, approximated = _with_tanh(rewritable)
+        losses += approximated
     rewritten, model, config = choose(rewritable, notes, checkpoint)
     losses += _unsaid(rewritten, model, config)
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
@@ -135,11 +140,29 @@ def choose(
                 continue
             return variant, model, config
     _, _, model, nearest = min(refused, key=lambda one: one[:2])
+    exact = "mlp.activation" in str(nearest) and str(Activation.GELU_ERF) in str(nearest)
     raise Refusal(
         f"no architecture of llama.cpp holds this model exactly; the nearest is {model.config.name}",
         found=errors.Lines([*str(nearest).split("\n"), *checkpoint.explained(nearest)]),  # type: ignore[arg-type]
+        fix="llama.cpp computes the tanh form of GELU: -o gelu=tanh takes it" if exact else None,
         fact=getattr(nearest, "facts", ()),
     )
+
+
+def _with_tanh(model: rewrites.Rewritable) -> tuple[rewrites.Rewritable, list[ledgers.Loss]]:
+    """The model with the tanh form of GELU in place of the exact one: the only form that llama.cpp computes for most architectures."""
+
+    def changed(layer: schema.Layer) -> schema.Layer:
+        if layer.mlp is None or layer.mlp.activation is not Activation.GELU_ERF:
+            return layer
+        return replace(layer, mlp=replace(layer.mlp, activation=Activation.GELU_TANH))
+
+    architecture = rewrites.map_layers(model.architecture, changed)
+    if architecture == model.architecture:
+        return model, []
+    what = "the tanh form of GELU in place of the exact one"
+    why = "as -o gelu=tanh asks: up to 5e-4 away for each element"
+    return model.rewritten(architecture, dict(model.tensors), what), [ledgers.Loss("assumed", what, why)]
 
 
 def _variants(model: rewrites.Rewritable) -> Iterator[rewrites.Rewritable]:
