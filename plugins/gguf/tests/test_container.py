@@ -45,7 +45,9 @@ def test_what_is_written_is_read_and_the_package_reads_the_same(tmp_path: Path) 
     assert header.metadata == {**METADATA, "split.no": 0}
     for key in METADATA:
         found, theirs = header.metadata[key], reader.fields[key].contents()
-        assert np.allclose(found, theirs, rtol=1e-7) if isinstance(found, float) else found == theirs or key == "a.reals"
+        assert (
+            np.allclose(found, theirs, rtol=1e-7) if isinstance(found, float) else found == theirs or key == "a.reals"
+        )
     for tensor in reader.tensors:
         entry = header.tensors[tensor.name]
         assert (entry.offset, entry.size) == (tensor.data_offset, tensor.n_bytes)

@@ -21,6 +21,8 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 def test_every_number_is_that_of_the_package_bit_for_bit(golden: Golden, tmp_path) -> None:
+    if not (golden.folder / "dequantised.safetensors").is_file():
+        pytest.skip("the numbers of this case are not shipped")
     convert(golden.checkpoint, tmp_path / "hf", to="hf", dtype="fp32")
     found, wanted = load_file(tmp_path / "hf/model.safetensors"), load_file(golden.folder / "dequantised.safetensors")
     assert found.keys() == wanted.keys() - ({"lm_head.weight"} if "lm_head.weight" not in found else set())

@@ -39,7 +39,10 @@ def test_each_type_is_that_of_the_package(type: str, number: int, tmp_path: Path
     reader = gguf.GGUFReader(str(written(tmp_path / "hf", tmp_path, type=type)))
     stored = load_file(tmp_path / "hf/model.safetensors")
     found = {tensor.name: tensor for tensor in reader.tensors}
-    for name, theirs in (("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"), ("token_embd.weight", "model.embed_tokens.weight")):
+    for name, theirs in (
+        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+        ("token_embd.weight", "model.embed_tokens.weight"),
+    ):
         wanted = gguf.quants.quantize(stored[theirs], gguf.GGMLQuantizationType[type])
         assert found[name].tensor_type.name == type
         assert np.array_equal(found[name].data.view(np.uint8), wanted.view(np.uint8)), name

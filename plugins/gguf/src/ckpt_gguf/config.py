@@ -116,7 +116,7 @@ def _scale(layers: int) -> configs.Entry:
 def _read_latent_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     scaling = f"{_LATENT}.rotary.scaling"
     stretch, factor = facts.get(f"{scaling}.mscale_all_dim"), facts.get(f"{scaling}.factor")
-    if facts.get(f"{scaling}.kind") is schema.RotaryKind.YARN and stretch and factor > 1:
+    if facts.get(f"{scaling}.kind") is schema.RotaryKind.YARN and stretch and factor and factor > 1:
         width = facts[f"{_LATENT}.nope_dim"] + facts[f"{_LATENT}.rope_dim"]
         facts[f"{_LATENT}.scale"] = width**-0.5 * (0.1 * stretch * math.log(factor) + 1.0) ** 2
 

@@ -326,8 +326,8 @@ def rotary_by_window(path: str = "attention.rotary", *, window: str = "attention
         kind = configs.uniform(facts, f"{path}.scaling.kind")
         if kind is None:
             return
-        scaled = facts.present(f"{path}.scaling")
-        scaled = list(scaled) if isinstance(scaled, schema.PerLayer) else [scaled] * len(slides)
+        present = facts.present(f"{path}.scaling")
+        scaled = list(present) if isinstance(present, schema.PerLayer) else [present] * len(slides)
         if kind is not schema.RotaryKind.LINEAR or scaled != [not one for one in slides]:
             raise Refusal("layers without a window may have linear scaling", found=f"{path}.scaling.kind = {kind}")
         config[_TYPE], config[_FACTOR] = "linear", configs.uniform(facts, f"{path}.scaling.factor")

@@ -215,8 +215,10 @@ def _framing(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, An
     ends: list[tuple[str, int] | None] = []
     for name in ("bos", "eos"):
         number = metadata.get(f"{_GGML}{name}_token_id")
-        there = metadata.get(f"{_GGML}add_{name}_token") is True and type(number) is int and 0 <= number < len(tokens)
-        ends.append((tokens[number], number) if there else None)  # type: ignore[index]
+        if metadata.get(f"{_GGML}add_{name}_token") is True and isinstance(number, int) and 0 <= number < len(tokens):
+            ends.append((tokens[number], number))
+        else:
+            ends.append(None)
     if ends == [None, None]:
         return None
 

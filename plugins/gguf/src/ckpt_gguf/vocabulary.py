@@ -76,7 +76,8 @@ def vocabulary_of(checkpoint: Checkpoint, rows: int, pre: str | None) -> Vocabul
             fix="put it beside the model, give its folder with --config, or write ids alone with -o tokenizer=none",
         )
     tokenizer, config = _object(files, JSON), _object(files, CONFIG)
-    model = tokenizer.get("model") if isinstance(tokenizer.get("model"), dict) else {}
+    found = tokenizer.get("model")
+    model: dict[str, Any] = found if isinstance(found, dict) else {}
     tokens = _Tokens.of(rows)
     if MODEL in files and not _is_of_bytes(model):
         made = _of_sentencepiece(files[MODEL], tokens)
@@ -288,8 +289,9 @@ def _special(
         said = config.get(f"add_{name}_token")
         if not isinstance(said, bool):
             said = _frames(tokenizer.get("post_processor"), end)
-        if said is None:
-            said = pieces and name == "bos"
+        if said is None:  # the classes of Llama and Gemma put it there themselves, and so does a SentencePiece model alone
+            by_class = str(config.get("tokenizer_class")).startswith(("Llama", "Gemma", "CodeLlama"))
+            said = pieces and name == "bos" and (by_class or not tokenizer)
         yield f"tokenizer.ggml.add_{name}_token", said
 
 

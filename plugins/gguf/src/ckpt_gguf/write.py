@@ -188,8 +188,10 @@ def _notes(
     notes, losses = {**checkpoint.notes, **ids}, []
     for role, key in _TOKEN_KEYS.items():
         value, own = notes.get(role), vocabulary.metadata.get(f"tokenizer.ggml.{key}")
-        if isinstance(value, list):
-            notes[role] = own if own in value else value[0]  # the others are named as unsaid
+        if own is not None:
+            notes[role] = own  # by which the tokenizer frames texts; another one is named as unsaid
+        elif isinstance(value, list):
+            notes[role] = value[0]  # the others are named as unsaid
         if notes.get(role) is None:
             notes.pop(role, None)
     length = request.options.get("context_length")
