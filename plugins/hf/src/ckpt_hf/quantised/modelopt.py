@@ -47,7 +47,7 @@ def method(said: Said) -> Method:
         ),
         Spelling(WEIGHT, WEIGHT, FP8, {"scale": (_SCALE,)}, functools.partial(_fp8, chosen, said.dtype)),
     )
-    listed = [*(said.settings.get("exclude_modules") or []), *(said.settings.get("ignore") or [])]
+    listed = (*said.names("exclude_modules"), *said.names("ignore"))
     return Method(
         f"ModelOpt's {algorithm}",
         spellings,
@@ -65,7 +65,7 @@ def method(said: Said) -> Method:
                 "producer",
             ),
         ),
-        functools.partial(_is_excluded, tuple(one for one in listed if isinstance(one, str))),
+        functools.partial(_is_excluded, listed),
     )
 
 
