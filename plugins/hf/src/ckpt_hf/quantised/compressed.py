@@ -175,8 +175,6 @@ def _group(said: Said, name: str, given: Mapping[str, Any]) -> Group:
         raise wrong("has a format that is not read", ", ".join(_FORMATS))
     kind, bits, strategy = weights.get("type", "int"), weights.get("num_bits", 8), weights.get("strategy")
     size, block = weights.get("group_size"), weights.get("block_structure")
-    if isinstance(block, str):
-        block = [int(one) if one.isdigit() else None for one in block.split("x")]
     if size is not None and type(size) is not int:
         raise wrong("has a group_size that is none", "how many inputs share a scale")
     if strategy is None:  # as `QuantizationArgs` has it
@@ -187,17 +185,22 @@ def _group(said: Said, name: str, given: Mapping[str, Any]) -> Group:
         raise wrong("has a strategy that is not read", "tensor, channel, group, tensor_group or block")
     if strategy in ("group", "tensor_group") and (type(size) is not int or size < 1):
         raise wrong("has no group_size", "how many inputs share a scale")
-    if strategy == "block" and not _is_block(block):
+    sizes = _block(block) if strategy == "block" else None
+    if strategy == "block" and sizes is None:
         raise wrong("has no block_structure", "[rows, columns]")
     for target in targets:
         _check_pattern(target, said, f"config_groups.{name}.targets")
-    sized = size if strategy in ("group", "tensor_group") else 0
-    held = tuple(block) if strategy == "block" else None
-    return Group(name, tuple(targets), kind, bits, strategy, sized, held, weights.get("symmetric", True) is not False)
+    sized = size if size is not None and strategy in ("group", "tensor_group") else 0
+    return Group(name, tuple(targets), kind, bits, strategy, sized, sizes, weights.get("symmetric", True) is not False)
 
 
-def _is_block(block: object) -> bool:
-    return isinstance(block, list) and len(block) == 2 and all(type(one) is int and one > 0 for one in block)
+def _block(given: object) -> tuple[int, int] | None:
+    """The rows and columns of a block: `[128, 128]`, or `128x128`. None if it is neither."""
+    if isinstance(given, str):
+        given = [int(one) if one.isdecimal() and len(one) < 10 else None for one in given.split("x")]
+    if not isinstance(given, list) or len(given) != 2 or any(type(one) is not int or one < 1 for one in given):
+        return None
+    return given[0], given[1]
 
 
 def _group_of(groups: list[Group], said: Said, weight: Quantity, name: str) -> Group:
