@@ -229,6 +229,13 @@ def clusters(session: nox.Session) -> None:
 
 
 @nox.session
+def objects(session: nox.Session) -> None:
+    """Checkpoints in buckets, against a whole S3 server on this machine: every golden, every command, and what changes meanwhile."""
+    install(session, *HELPERS, *GROUPS["test"], "obstore", "moto[server]")
+    judge(session, "check_objects.py")
+
+
+@nox.session
 def smollm2(session: nox.Session) -> None:
     """A real trained model, HF -> Nanotron TP3 PP2 -> HF: every tensor bit-identical, the same text generated."""
     session.install("-r", "tests/real/requirements-smollm2.txt")

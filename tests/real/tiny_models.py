@@ -78,6 +78,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         QWEN | LATENT | rope(10000.0)
         | {"n_shared_experts": 1, "n_group": 4, "topk_group": 2, "q_lora_rank": 32},
     ),
+    "glm_moe_dsa": (
+        "GlmMoeDsa",
+        QWEN | LATENT | rope(10000.0)
+        | {"n_shared_experts": 1, "q_lora_rank": 32, "index_n_heads": 6, "index_head_dim": 14, "index_topk": 9, "n_group": 1, "topk_group": 1},
+    ),
 }  # fmt: skip
 
 

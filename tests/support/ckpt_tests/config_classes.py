@@ -56,7 +56,7 @@ def written(family: str, folder: Path, to: str) -> tuple[Path, Path]:
     """A tiny transformers model of a family, and what it is as format `to` for TP 2 PP 2, without the receipt."""
     source, run = folder / "hf", folder / "run"
     if family in CASES:
-        build(CASES[family], source, **({"rope_parameters": None} if family == "deepseek_v3" else {}))
+        build(CASES[family], source, **({"rope_parameters": None} if family.startswith("deepseek_v3") else {}))
     else:
         tiny.build(source, family, num_hidden_layers=2, **({"sliding_window": 9} if family == "mistral" else {}))
     convert(source, run, to=to, tp=2, pp=2)

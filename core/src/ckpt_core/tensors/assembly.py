@@ -11,7 +11,7 @@ import numpy as np
 
 from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
+from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range
 from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
@@ -173,7 +173,8 @@ class LazyParameter:
     mean over `blocks` and all of them, and `dtype` is float32.
     `maps` turn stored into canonical values, in order, and `factors` multiply those.
     `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
-    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`.
+    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`,
+    and with `float32` every one must be a value of float32, whatever dtype it is stored in.
     """
 
     parameter: Parameter
@@ -188,6 +189,7 @@ class LazyParameter:
     added: tuple[WeightedRows, ...] = ()
     merged: Merged | None = None
     least: float | None = None
+    float32: bool = False
 
     @property
     def value_dtype(self) -> DType:
@@ -210,7 +212,8 @@ class LazyParameter:
         if self.added or any(not isinstance(step, Scale) for step in self.maps):
             return _UNBOUNDED
         factors = [significant_bits(step.factor) for step in self.maps if isinstance(step, Scale)]
-        return self.dtype.bits + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
+        own = min(self.dtype.bits, FP32.bits) if self.float32 else self.dtype.bits
+        return own + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
 
     @property
     def all_blocks(self) -> tuple[StoredPart, ...]:
@@ -428,31 +431,11 @@ def ranges_as_shards(shape: tuple[int, ...], ranges: Iterable[tuple[int, StoredT
     found = []
     for start, flat in ranges:
         taken = 0
-        for origin, size in _boxes_of_range(shape, start, flat.elements):
+        for origin, size in boxes_of_range(shape, start, flat.elements):
             offset = flat.offset + taken * flat.dtype.size
             found.append(Shard(origin, replace(flat, shape=size, strides=contiguous_strides(size), offset=offset)))
             taken += math.prod(size)
     return found
-
-
-def _boxes_of_range(
-    shape: tuple[int, ...], start: int, count: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
-    if count and not shape:
-        yield (), ()
-        return
-    row = math.prod(shape[1:])
-    while count:
-        index, inside = divmod(start, row)
-        if whole := count // row if inside == 0 else 0:
-            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
-            taken = whole * row
-        else:
-            taken = min(count, row - inside)
-            for origin, size in _boxes_of_range(shape[1:], inside, taken):
-                yield (index, *origin), (1, *size)
-        start, count = start + taken, count - taken
 
 
 def within_box(shard: Shard, start: Sequence[int], size: Sequence[int]) -> Shard | None:

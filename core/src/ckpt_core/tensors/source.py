@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,7 +14,8 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
-from ckpt_core.storage.dtypes import DType, decode, encode
+from ckpt_core.storage.bytes.stored import opened
+from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
@@ -62,6 +62,8 @@ class SourceFiles:
             self._gather(assembly.blocks, box, raw, assembly.dtype, sums)
         if assembly.least is not None:
             self._check_least(assembly, assembly.least, raw)
+        if assembly.float32 and assembly.dtype.size > FP32.size:
+            self._check_float32(assembly, raw)
         for block in assembly.copies:
             for tile in block.within(box):
                 self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
@@ -174,6 +176,9 @@ class SourceFiles:
         if (contents := self._inflated[path]) is not None:
             yield contents.read_into
             return
+        if state is not None and state.remote is not None:
+            yield opened(path, state).read_into
+            return
         with self._files.descriptor(path, state) as descriptor:
             yield functools.partial(pread_into, descriptor, path=path)
 
@@ -220,6 +225,17 @@ class SourceFiles:
                 fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
             )
 
+    def _check_float32(self, assembly: LazyParameter, raw: np.ndarray) -> None:
+        if not np.array_equal(decode(raw, assembly.dtype), raw, equal_nan=True):
+            self._check_records(assembly.blocks)
+            raise FormatError(
+                f"{assembly.parameter.name} has values that float32 does not hold",
+                file=assembly.blocks[0].path,
+                found=f"{assembly.dtype}",
+                expected="values of float32, in whatever dtype they are stored",
+                fix="they would be rounded, and the run would not go on as it was; --training-state drop leaves it behind",
+            )
+
     def _check_records(self, blocks: Iterable[StoredPart]) -> None:
         """Of values that contradict each other, say which are damaged, where a checksum tells."""
         for record in {block.record for block in blocks if block.record is not None}:
@@ -251,8 +267,7 @@ class SourceFiles:
     def recheck(self) -> None:
         """Raise `FormatError` if any source file changed since the plan was made."""
         for state in self._states.values():
-            if FileState.of(state.path) != state:
-                state.check(os.stat(state.path))
+            state.recheck()
 
     def close(self) -> None:
         self._files.close()

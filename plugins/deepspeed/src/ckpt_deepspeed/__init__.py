@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="deepspeed",
+        called=("zero", "zero1", "zero2", "zero3", "universal"),
         summary="DeepSpeed of a transformers model: ZeRO-1/2/3 step folders, and universal checkpoints",
         families=("decoders of format hf", "encoder-decoders of format hf", "encoders of format hf"),
         keeps=("hf",),

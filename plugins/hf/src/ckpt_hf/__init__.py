@@ -36,6 +36,7 @@ def ckpt_info() -> FormatInfo:
 
     return FormatInfo(
         name="hf",
+        called=("huggingface", "hugging-face", "transformers", "safetensors", "pytorch", "vllm", "sglang"),
         summary="Hugging Face transformers: config.json with safetensors or .bin weights, single or sharded",
         families=tuple(dict.fromkeys(family.class_name for family in FAMILIES)),
         options=(

@@ -51,6 +51,10 @@ def _text_model(name: str) -> str:
 
 # What a tensor of the language model's class is called in the whole. As in the class itself, it is in the first Qwen-VLs.
 _FORMS: tuple[Callable[[str], str], ...] = (lambda name: name, beside_the_tower, within, _text_model)
+_OF_THINKERS: tuple[Callable[[str], str], ...] = (
+    lambda name: f"thinker.{name}",
+    lambda name: f"thinker.{beside_the_tower(name)}",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,11 @@ class Part:
         """The tables of the family under each of the names that the tensors have in files of the whole."""
         if self._has_input_first(tensors):
             usual = [tuple(_with_input_first(table) for table in tables) for tables in usual]
-        return [tuple(table.renamed(form) for table in tables) for form in _FORMS for tables in usual]
+        return [tuple(table.renamed(form) for table in tables) for form in self._forms for tables in usual]
+
+    @property
+    def _forms(self) -> tuple[Callable[[str], str], ...]:
+        return _OF_THINKERS if self.whole.inside else _FORMS
 
     def _has_input_first(self, tensors: Mapping[str, StoredTensor]) -> bool:
         """Whether fused experts have their input on the first axis of each."""
@@ -87,7 +95,7 @@ class Part:
 
     def leftovers(self, usual: Table) -> Table:
         """What lies beside the language model: the other parts, and what may lie beside the class of its family."""
-        renamed = dict.fromkeys(dropped for form in _FORMS for dropped in usual.renamed(form).drops)
+        renamed = dict.fromkeys(dropped for form in self._forms for dropped in usual.renamed(form).drops)
         return self.whole.others.extend(*renamed)
 
     def with_head(self, names: Collection[str]) -> dict[str, Any]:
@@ -102,8 +110,11 @@ class Part:
         """Enter the keys of the config of the whole: those of the language model, and those that stay with the others."""
         fates = self.family.config.fates
         if self.section:
-            ledger.config(file, fates(whole[self.section]), self.section)
-            ledger.config(file, fates({key: value for key, value in whole.items() if key in (*_READ, *_GENERAL)}))
+            inner: Any = whole
+            for name in self.section.split("."):
+                ledger.config(file, fates({key: value for key, value in inner.items() if key in (*_READ, *_GENERAL)}))
+                inner = inner[name]
+            ledger.config(file, fates(inner), self.section)
         else:
             ledger.config(file, fates({key: value for key, value in whole.items() if key not in self.left}))
         if self.left:
@@ -155,6 +166,11 @@ def language_in(config: Mapping[str, Any], file: str) -> Part:
             fix="leave the option out" if alone else errors.did_you_mean(str(kind), WHOLES),
         )
     _check_class(config, whole, file)
+    top, section = config, SECTION
+    if whole.inside:
+        config, section = config.get(whole.inside, {}), f"{whole.inside}.{SECTION}"
+        if not isinstance(config, dict):
+            raise CkptError(f"key {whole.inside!r} is not an object", file=file, found=repr(config)[:80])
     inner = config.get(SECTION)
     if inner is None and not whole.flat:
         raise CkptError(f"there is no {SECTION}", file=file, expected="the config of the language model in it")
@@ -171,11 +187,14 @@ def language_in(config: Mapping[str, Any], file: str) -> Part:
     left = [
         key for key in config if key not in (SECTION, *_READ, *_GENERAL) and (inner is not None or key in whole.own)
     ]
+    if whole.inside:
+        others = [key for key in top if key not in (whole.inside, *_READ, *_GENERAL)]
+        left = [*others, *(f"{whole.inside}.{key}" for key in left)]
     return Part(
         whole,
         family,
         said,
-        "" if inner is None else SECTION,
+        "" if inner is None else section,
         tuple(left),
         tuple(one for one in tied if isinstance(one, bool)),
     )

@@ -38,6 +38,8 @@ class Language:
     theta: float | None = None
 
 
+THINKER = "thinker_config"
+"""The section of the part of Qwen's Omni models that reads, sees and hears."""
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 
 
@@ -60,6 +62,12 @@ _QWEN2_VL = Language(
     _sizes(152064, 8192, 29568, 80, 64, num_key_value_heads=8, rms_norm_eps=1e-5, max_window_layers=80),
     three_rows=True,
     theta=1000000.0,
+)
+
+
+_DEEPSEEK = Language(
+    "deepseek_v3",
+    _sizes(129280, 7168, 18432, 61, 128, num_key_value_heads=128, moe_intermediate_size=2048, n_routed_experts=256),
 )
 
 
@@ -112,6 +120,35 @@ LANGUAGES = {
     "qwen3": Language("qwen3", _sizes(151936, 4096, 22016, 32, 32)),
     "ministral3": Language("ministral3", _sizes(131072, 4096, 14336, 34, 32)),
     "llama4_text": Language("llama4_text", _sizes(202048, 5120, 8192, 48, 40)),
+    "exaone4": Language("exaone4", _sizes(102400, 4096, 16384, 32, 32, num_key_value_heads=32)),
+    "deepseek_v3": _DEEPSEEK,
+    "kimi_k2": _DEEPSEEK,
+    "glm4v_moe_text": Language(
+        "glm4_moe",
+        _sizes(151424, 4096, 10944, 46, 96, attention_bias=True, moe_intermediate_size=1408),
+        three_rows=True,
+        theta=10000.0,
+    ),
+    "qwen2_5_omni_text": Language(
+        "qwen2", _sizes(152064, 3584, 18944, 28, 28, num_key_value_heads=4), three_rows=True, theta=1000000.0
+    ),
+    "qwen3_omni_moe_text": Language(
+        "qwen3_moe",
+        _sizes(
+            3584,
+            2048,
+            18944,
+            28,
+            28,
+            num_key_value_heads=4,
+            moe_intermediate_size=768,
+            num_experts_per_tok=8,
+            num_experts=128,
+            norm_topk_prob=True,
+        ),
+        three_rows=True,
+        theta=1000000.0,
+    ),
 }
 
 
@@ -121,7 +158,7 @@ class Whole:
 
     `language` are the types that the language model may have, of which the first is meant where its config says none. `others` drops the
     tensors of the other parts, each with what it is. `flat`: old configs have the keys of the language model beside those of the whole, of
-    which `own` are not keys of it.
+    which `own` are not keys of it. `inside`: the section of the part, of several that speak and listen, in which the language model is.
     """
 
     class_name: str
@@ -129,6 +166,7 @@ class Whole:
     others: Table
     flat: bool = False
     own: tuple[str, ...] = ()
+    inside: str = ""
 
 
 # With and without the prefix that transformers 5 has before the modules of all parts.
@@ -149,6 +187,31 @@ _VISION_MODEL = Table(
         *(drop(f"{prefix}vision_model.*", why="the vision tower") for prefix in ("", "model.")),
         *(drop(f"{prefix}connector.*", why="the projector") for prefix in ("", "model.")),  # Idefics
         *(drop(f"{prefix}multi_modal_projector.*", why="the projector") for prefix in ("", "model.")),  # Llama 4
+    ]
+)
+# Classes that hear, and those that speak, too.
+_HEARS = Table(
+    rows=[
+        drop(f"{prefix}{part}.*", why=why)
+        for prefix in ("", "model.")
+        for part, why in (("audio_tower", "the audio tower"), ("multi_modal_projector", "the projector"))
+    ]
+)
+_MOON = Table(
+    rows=[
+        drop(f"{prefix}{part}.*", why=why)
+        for prefix in ("", "model.")
+        for part, why in (
+            ("vision_tower", "the vision tower"),
+            ("mm_projector", "the projector"),
+        )
+    ]
+)
+_OMNI = Table(
+    rows=[
+        *(drop(f"thinker.{prefix}audio_tower.*", why="the audio tower") for prefix in ("", "model.")),
+        *(drop(f"thinker.{prefix}visual.*", why="the vision tower and its projector") for prefix in ("", "model.")),
+        *(drop(f"{part}.*", why="what speaks") for part in ("talker", "token2wav", "code2wav")),
     ]
 )
 _QWEN_OWN = (
@@ -185,4 +248,11 @@ WHOLES = {
     "internvl": Whole("InternVLForConditionalGeneration", ("qwen2", "qwen3", "llama", "mistral"), _TOWER),
     "idefics3": Whole("Idefics3ForConditionalGeneration", _DECODERS, _VISION_MODEL),
     "smolvlm": Whole("SmolVLMForConditionalGeneration", _DECODERS, _VISION_MODEL),
+    "exaone4_5": Whole("Exaone4_5_ForConditionalGeneration", ("exaone4",), _VISUAL),
+    "glm4v_moe": Whole("Glm4vMoeForConditionalGeneration", ("glm4v_moe_text",), _VISUAL),
+    "kimi_k25": Whole("Kimi_K25ForConditionalGeneration", ("deepseek_v3", "kimi_k2"), _MOON),
+    "qwen2_audio": Whole("Qwen2AudioForConditionalGeneration", ("qwen2",), _HEARS),
+    "qwen3_asr": Whole("Qwen3ASRForConditionalGeneration", ("qwen3",), _HEARS),
+    "qwen2_5_omni": Whole("Qwen2_5OmniForConditionalGeneration", ("qwen2_5_omni_text",), _OMNI, inside=THINKER),
+    "qwen3_omni_moe": Whole("Qwen3OmniMoeForConditionalGeneration", ("qwen3_omni_moe_text",), _OMNI, inside=THINKER),
 }

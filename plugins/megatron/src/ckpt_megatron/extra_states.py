@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from ckpt_core.sdk import schema
 
 _LINEAR = re.compile(
-    r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2)|mtp\..*\.eh_proj|multi_modal_projector\.proj"
+    r"^(.*\.linear_(?:qkv|proj|q_proj|q_down_proj|q_up_proj|kv_down_proj|kv_up_proj|fc1|fc2|wq_b|wk|weights_proj)|mtp\..*\.eh_proj|multi_modal_projector\.proj"
     r"|.*\.(?:self_attention|mixer|mamba_mixer)\.(?:in_proj|out_proj))\.weight(?:\d*|\.[a-z]+)$"
 )
 _NORM = re.compile(
-    r"^(.*(?:layernorm|patch_norm|soft_embed_norm|decoder\.final_norm|layers\.\d+\.norm|self_attention\.out_norm)|mtp\..*\.[eh]norm)\.weight$"
+    r"^(.*(?:layernorm|indexer\.k_norm|patch_norm|soft_embed_norm|decoder\.final_norm|layers\.\d+\.norm|self_attention\.out_norm)|mtp\..*\.[eh]norm)\.weight$"
 )
 _EXPERT = re.compile(r"\.mlp\.experts\.")
 _CORE_ATTENTION = "self_attention.core_attention"

@@ -126,17 +126,18 @@ def renumbered(name: str, layer: int | None, expert: int | None) -> str:
     return name
 
 
-def te(name: str, *, latent: bool, moe: bool, grouped: bool, mixer: str = "attention") -> str:
+def te(name: str, *, latent: bool, moe: bool, grouped: bool, mixer: str = "attention", sparse: bool = False) -> str:
     """What a TransformerEngine model calls a tensor of a layer with latent attention, with experts, or with another `mixer`.
 
-    With latent attention the input norm stays by itself, and before experts the MLP's norm does.
+    With latent attention the input norm stays by itself, and before experts the MLP's norm does. `sparse`: some layers have an indexer, which asks for
+    what the norms on latents make, so that they stay by themselves, too.
     """
     for fused, separate in FUSED_NORMS:
         if separate == "input_layernorm." and fused != _OF_MIXERS[mixer]:
             continue
         if (separate == "input_layernorm." and latent) or (separate == "pre_mlp_layernorm." and moe):
             continue
-        if separate.startswith("self_attention.") and not latent:
+        if separate.startswith("self_attention.") and (sparse or not latent):
             continue
         name = name.replace(f".{separate}", f".{fused}")
     if grouped:

@@ -7,7 +7,7 @@ their plugins.
 
 from __future__ import annotations
 
-from ckpt_megatron import contents, fiddle, masters, transformer_config, weights
+from ckpt_megatron import contents, fiddle, lightning, masters, transformer_config, weights
 from ckpt_megatron.args.latent_rotary import check_any_version
 from ckpt_megatron.args.mlp import EXPERTS as EXPERT_FACTS
 from ckpt_megatron.args.mlp import read_experts, write_experts
@@ -24,7 +24,7 @@ from ckpt_megatron.frequencies import inverse_frequencies
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
 from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
 from ckpt_megatron.names import plain as plain_name
-from ckpt_megatron.read import choices_of_tensors, rank_tensors
+from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_dist import split as dist_tensors
 from ckpt_megatron.rewrites import expressed_for, with_biases
@@ -58,6 +58,7 @@ __all__ = [
     "layer_of",
     "layers_of_stages",
     "learned_or_rotary",
+    "lightning",
     "linear_extra_states",
     "masters",
     "namespace",
@@ -71,6 +72,7 @@ __all__ = [
     "stacked_extra_states",
     "stored_args",
     "te",
+    "training_of",
     "transformer_config",
     "weights",
     "with_biases",

@@ -42,6 +42,9 @@ CHOICES = [
                    help="latent attention: every rank holds the down projections, or a block of their rows"),
     layouts.Choice("mla_down_proj_fusion", (False, True), default=False,
                    help="latent attention: one tensor for both down projections (--mla-down-proj-fusion, 0.17)"),
+    # Until core 0.18 they lie in halves; since then the field dsa_indexer_rope_interleaved says it, which is true of GLM-5.
+    layouts.Choice("index_interleaved", (True, False), default=True,
+                   help="indexers: the two elements of a rotary pair are neighbours"),
 ]
 
 # The order of q, k and v; every rank's tensor is arranged so by itself.
@@ -60,6 +63,10 @@ HEAD = layouts.fragment("head", [
     ("(e c + o)",                                  {"rotary_interleaved": True}),
 ])
 """The elements of one head, as a norm of queries or keys has them."""
+INDEX = layouts.fragment("index", [
+    ("di",                                         {"index_interleaved": False}),
+    ("(e c + o)",                                  {"index_interleaved": True}),
+])
 
 MODEL = Table(rows=[
     row("embedding.word_embeddings.weight",     "v h", "embedding.tokens.weight", tp="v"),
@@ -130,6 +137,15 @@ LATENT = [
     row("self_attention.linear_kv_up_proj.weight",    "(g (k_nope[dn] + v[dv])) kl",       "attention.{part}.weight", tp="g",  when="latent_attention"),
     row("self_attention.linear_proj.weight",          "h (g dv)",                          "attention.out.weight",    tp="g",  when="latent_attention"),
     row("self_attention.linear_proj.bias",            "h",                                 "attention.out.bias",               when="latent_attention"),
+]
+
+# An indexer is whole on every rank (parallel_mode "duplicated", experimental_attention_variant/dsa.py).
+INDEXER = [
+    row("self_attention.core_attention.indexer.linear_wq_b.weight",         "(gi <index>) ql", "attention.index_q.weight"),
+    row("self_attention.core_attention.indexer.linear_wk.weight",           "<index> h",       "attention.index_k.weight"),
+    row("self_attention.core_attention.indexer.k_norm.weight",              "<index>",         "attention.index_norm.weight"),
+    row("self_attention.core_attention.indexer.k_norm.bias",                "<index>",         "attention.index_norm.bias"),
+    row("self_attention.core_attention.indexer.linear_weights_proj.weight", "gi h",            "attention.index_heads.weight"),
 ]
 
 # What torch_dist keeps of gated_delta_net.py: each part of in_proj and conv1d under a name of its own (_split_tensor_factory).
@@ -232,7 +248,7 @@ PREDICTOR = [
 ]
 """The rows of a layer of multi-token prediction but for those of its block."""
 
-BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *DELTA, *MAMBA, *FC1, *FC2, *ROUTER]
+BLOCK = [*NORMS, *QKV, *ATTENTION, *LATENT, *INDEXER, *DELTA, *MAMBA, *FC1, *FC2, *ROUTER]
 """The rows of a layer but for those of its experts."""
 
 LAYER = "decoder.layers.{l}"
@@ -251,7 +267,7 @@ TABLES = layouts.Tables(
         Table(MTP_BLOCK, to="predictors.{l}.layer", rows=GROUPED_EXPERTS, under={"experts": "grouped"}),
     ],
     CHOICES,
-    [ORDER, HEAD],
+    [ORDER, HEAD, INDEX],
 )
 """The tables of a GPTModel."""
 # fmt: on

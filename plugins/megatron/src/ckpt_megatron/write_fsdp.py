@@ -52,7 +52,7 @@ def _stored(builder: GPTBuilder, native: layouts.Native) -> Iterator[tuple[str, 
     of_layer = native.layer is not None or native.predictor is not None
     if of_layer and builder.layout.names == "te":
         experts = bool(builder.experts(native))
-        name = te(name, latent=builder.latent, moe=experts, grouped=builder.layout.grouped)
+        name = te(name, latent=builder.latent, moe=experts, grouped=builder.layout.grouped, sparse=builder.sparse)
     parameters = {piece.parameter for piece in native.pieces}
     if _OF_GATE_AND_UP.search(native.name) is None or len(parameters) == 1:
         yield name, native

@@ -11,8 +11,23 @@ from ckpt_core import convert
 from ckpt_tests import config_classes
 from ckpt_tests.families import CASES, build
 
-FAMILIES = ("mistral", "mixtral", "qwen2_moe", "qwen3_moe", "nemotron", "starcoder2", "gemma", "deepseek_v3", "gpt_oss")
-CLASSES = {"gemma": "gemma.gemma_provider.GemmaModelProvider", "deepseek_v3": "mla_provider.MLAModelProvider"}
+FAMILIES = (
+    "mistral",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "nemotron",
+    "starcoder2",
+    "gemma",
+    "deepseek_v3",
+    "deepseek_v32",
+    "gpt_oss",
+)
+CLASSES = {
+    "gemma": "gemma.gemma_provider.GemmaModelProvider",
+    "deepseek_v3": "mla_provider.MLAModelProvider",
+    "deepseek_v32": "mla_provider.MLAModelProvider",
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -180,7 +180,6 @@ def test_a_class_of_someone_else_needs_all_fields(run: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "gemma2.Gemma2Config2B",
         "llama.Llama4Config",
         "ssm.NemotronHConfig8B",
         "llama_nemotron.Llama33NemotronSuper49BConfig",

@@ -117,3 +117,4 @@ def test_two_scales_of_yarn_are_written_only_if_every_core_reads_them_alike(
 
 class TestNemo2Refusals(config_classes.Refusals):
     format = "nemo2"
+    of_gemma2 = "attention.out_norm.eps"

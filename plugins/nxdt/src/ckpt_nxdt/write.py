@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     containers,
     documents,
+    dtypes,
     errors,
     facts_of,
     layouts,
@@ -23,6 +24,8 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
 from ckpt_nxdt.config import CONFIG, table_for, write_config
+from ckpt_nxdt.contents import USER_CONTENT
+from ckpt_nxdt.continuing import WrittenOptimizer, optimizer_of
 from ckpt_nxdt.detect import attention_of
 from ckpt_nxdt.files import BEGUN, DONE, MODEL
 from ckpt_nxdt.job import FRAGMENT, Ranks, job_lines
@@ -34,6 +37,7 @@ from ckpt_nxdt.xser import plan_xser
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
     hints, options = checkpoint.hints_for("nxdt"), request.options
+    checkpoint = _as_stepped(checkpoint, request)
     style = str(_chosen("model_style", options, hints) or "hf")
     model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
@@ -46,12 +50,23 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     ranks = _ranks(request, copies, config)
     # AWS's converter calls a plain file beside an empty folder xser (--save_xser).
     xser = bool(_chosen("xser", options, hints)) and arrangement.layout == "native"
-    builder = TargetBuilder(model, TABLES, request.dtype, choices=arrangement.choices)
+    kind = _commonest(checkpoint, request)
+    builder = TargetBuilder(
+        model,
+        TABLES,
+        request.dtype,
+        choices=arrangement.choices,
+        trained=checkpoint,
+        masters=kind.size < dtypes.FP32.size,
+    )
+    optimizer = optimizer_of(builder, arrangement, options)
     for tp in range(ranks.tp):
         for ep in range(ranks.ep):
-            _add_rank(builder, ranks, tp, ep, xser)
+            _add_rank(builder, ranks, tp, ep, xser, optimizer)
     folder = request.destination or "."
-    job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
+    job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple, resumes=optimizer is not None)
+    if optimizer is not None:
+        builder.documents[USER_CONTENT] = optimizer.account
     builder.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     builder.documents[FRAGMENT] = documents.dump_yaml(job).encode()
     if arrangement.layout == "native":
@@ -60,11 +75,23 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         "nxdt",
         sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
         parallel=ranks.parallel,
-        decisions=_decisions(arrangement, ranks, xser),
-        losses=_losses(checkpoint),
+        decisions=_decisions(arrangement, ranks, xser) | (optimizer.decisions if optimizer is not None else {}),
+        losses=[*_losses(checkpoint), *(optimizer.losses if optimizer is not None else [])],
         said=table_for(str(config["model_type"])).said(config),
         config={"job": job, "model": config},
     )
+
+
+def _commonest(checkpoint: Checkpoint, request: WriteRequest) -> dtypes.DType:
+    """The dtype of most weights that are written."""
+    return dtypes.commonest(request.dtype or assembly.dtype for assembly in checkpoint.tensors.values())
+
+
+def _as_stepped(checkpoint: Checkpoint, request: WriteRequest) -> Checkpoint:
+    """The checkpoint with the weights that its optimizer steps, where they are written in float32 and are the masters themselves."""
+    if checkpoint.training is None or _commonest(checkpoint, request).size < dtypes.FP32.size:
+        return checkpoint
+    return TargetBuilder.stepped(checkpoint, request, pads=True)
 
 
 def _chosen(name: str, options: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:
@@ -178,14 +205,17 @@ def _losses(checkpoint: Checkpoint) -> Iterator[ledgers.Loss]:
 # --- the files -----------------------------------------------------------------------------------------------------
 
 
-def _add_rank(builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool) -> None:
+def _add_rank(
+    builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool, optimizer: WrittenOptimizer | None
+) -> None:
     """The files of all pipeline stages of one tensor and expert parallel rank."""
     natives = builder.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})
     experts = {name for name, native in natives.items() if "ep" in dict(native.row.splits)}
     absent = natives.keys() - experts if ep else set()  # these lie with expert rank 0 alone
     number = f"ep_rank_{ep:02d}_" if ranks.ep > 1 else ""
     for pp in range(ranks.pp):
-        path = f"{MODEL}/dp_rank_00_{number}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+        rank = f"{number}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+        path = f"{MODEL}/dp_rank_00_{rank}"
         stage = {native.name: native for native in _of_stage(list(natives.values()), ranks, pp)}
         if xser:
             _add_xser(builder, path, stage, experts & stage.keys(), absent & stage.keys())
@@ -193,6 +223,8 @@ def _add_rank(builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool
             builder.add_file(
                 path, {name: native for name, native in stage.items() if name not in absent}, containers.TORCH
             )
+        if optimizer is not None:
+            optimizer.add_rank(builder, rank, stage, xser)
 
 
 def _of_stage(natives: Sequence[layouts.Native], ranks: Ranks, pp: int) -> Iterator[layouts.Native]:
@@ -214,5 +246,5 @@ def _add_xser(
     plan = plan_xser(path, specs, experts=experts, absent=absent)
     builder.files += plan.files
     builder.documents |= plan.documents
-    for name, (file, offset) in plan.places.items():
-        builder.place(natives[name], file, offset)
+    for (name,), (file, offset) in plan.places.items():
+        builder.place(natives[str(name)], file, offset)

@@ -11,12 +11,14 @@ from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, document
 from ckpt_megatron import weights
 from ckpt_megatron.bridge.classes import ORIGIN, unusual_for, unusual_table
 from ckpt_megatron.bridge.seeing import Seeing, classes_of
+from ckpt_megatron.bridge.uneven import is_uneven
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
 from ckpt_megatron.transformer_config.delta import refuse_unwritten
 from ckpt_megatron.transformer_config.falcon_h1 import falcon_h1, fields_of_the_class
 from ckpt_megatron.transformer_config.fields import SPEC, latent, scaled_embedding, usual
 from ckpt_megatron.transformer_config.hybrid import hybrid, refuse_unwritten_hybrid
+from ckpt_megatron.transformer_config.indexer import indexers, refuse_unwritten_indexer
 from ckpt_megatron.transformer_config.positions import LLAMA31_FIELDS
 from ckpt_megatron.transformer_config.targets import plain
 
@@ -29,7 +31,9 @@ VERSIONS = (OLD, "0.4", "0.6")
 GPT = usual("Megatron-Bridge's GPTModelProvider", _FUNCTIONS, yarn=True, delta=True).replace(
     "Megatron-Bridge's GPTModelProvider", ORIGIN
 )
-MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace("Megatron-Bridge's MLAModelProvider", ORIGIN)
+MLA = latent("Megatron-Bridge's MLAModelProvider", _FUNCTIONS).replace(
+    "Megatron-Bridge's MLAModelProvider", ORIGIN, *indexers()
+)
 HYBRID = hybrid(GPT, "Megatron-Bridge's HybridModelProvider")
 FALCON_H1 = falcon_h1(GPT, "Megatron-Bridge's FalconH1ModelProvider")
 GEMMA = GPT.replace("Megatron-Bridge's GemmaModelProvider", scaled_embedding())
@@ -52,7 +56,7 @@ _LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until
 # Those of Gemma scale the embedding, too, and Gemma 2 and 3 have layers of their own (`classes`).
 _PLAIN = re.compile(
     r"(GPT|MLA|(Code)?Llama[23]?|Llama3[123]|Llama31Nemotron(70B|Nano8B)|Mistral(Small3)?|Qwen(2|25|3|3MoE)|Nemotron[34]?"
-    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma|Gemma[23])(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
+    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma|Gemma[23]|LLaDA15|LlamaNemotronHeterogeneous)(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
 )
 
 
@@ -168,7 +172,8 @@ def written_fields(
     `names` says whose modules the layers are made of, TransformerEngine's ("te") or Megatron's own ("local").
     """
     target, table = _class_and_table(facts, version, hint, names)
-    fields = table.write(facts, {**notes, "interleaved": False})
+    # an indexer as that of GLM-5, the only model with one that Bridge exports
+    fields = table.write(facts, {**notes, "interleaved": False, "index_interleaved": True})
     if facts.get("attention.rotary.scaling.kind") is schema.RotaryKind.LLAMA3:
         of_class = short(target).startswith(("Llama31", "Llama32"))
         unwanted = ("rope_scaling", "rope_scaling_factor") if of_class else tuple(LLAMA31_FIELDS)
@@ -193,6 +198,7 @@ def written_fields(
             fix="-o bridge_version=0.4 writes for Bridge up to 0.5, which builds on core 0.18",
         )
     refuse_unwritten(facts, version, VERSIONS[-1], names)
+    refuse_unwritten_indexer(facts, version, VERSIONS[-1], names)
     if target in _WITH_MAMBA:
         refuse_unwritten_hybrid(version, VERSIONS[-1], names)
         if target == _FALCON_H1_CLASS:
@@ -201,8 +207,12 @@ def written_fields(
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)
-    if facts.present("delta") is not False:
+    if is_uneven(facts):
+        fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
+    sparse = facts.present("latent_attention.indexer")
+    if facts.present("delta") is not False or sparse is not False:
         fields[SPEC] = {"_call_": False, "_target_": DELTA_SPEC}
+    if facts.present("delta") is not False or isinstance(sparse, schema.PerLayer):
         fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
     return target, fields
 

@@ -38,7 +38,10 @@ def described(
     # Since core 0.14 a router has a bias where linear layers have one; before it had none.
     if any(name.endswith(".mlp.router.bias") for name in found.names):
         facts["mlp.moe.router.bias"] = True
-    return architecture_of(facts, file), {"rotary_interleaved": bool(notes.pop("interleaved", False))}
+    choices: dict[str, layouts.Value] = {"rotary_interleaved": bool(notes.pop("interleaved", False))}
+    if facts.present("latent_attention.indexer") is not False:
+        choices["index_interleaved"] = bool(notes.pop("index_interleaved", False))
+    return architecture_of(facts, file), choices
 
 
 def parallel(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -61,6 +64,8 @@ def _names(facts: Facts, found: FolderContents) -> str:
     stored = set(found.shares[0].names.values())
     if facts.present("mlp.moe") is not False:
         return "te" if any(".pre_mlp_layernorm." in name for name in stored) else "local"
+    if facts.present("latent_attention.indexer") is not False:
+        return "te"  # whose norms on latents are modules of their own, too
     if facts.present("latent_attention") is not False:
         return "local" if any(".kv_layernorm." in name for name in stored) else "te"
     return "te"

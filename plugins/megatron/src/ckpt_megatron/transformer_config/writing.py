@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Facts, Refusal, dtypes, rewrites
+from ckpt_core.sdk import Facts, Refusal, dtypes, rewrites, schema
 from ckpt_megatron.layout import FileLayout
 from ckpt_megatron.rewrites import check_ranks
 from ckpt_megatron.transformer_config.reading import RANKS
@@ -24,14 +24,19 @@ def check_layout(model: rewrites.Rewritable, facts: Facts, layout: FileLayout) -
 def number_layers(fields: dict[str, Any], facts: Facts, hints: Mapping[str, Any]) -> bool:
     """Whether every layer has keys of its own, as it has where moe_layer_freq is a list; enter it as in the source.
 
-    So it has where some layers are delta nets, whatever moe_layer_freq is, and in hybrid models.
+    So it has where some layers are delta nets or have an indexer, whatever moe_layer_freq is, and in hybrid models.
     """
     if facts.present("mamba") is not False:
+        return True
+    if fields.get("hetereogenous_dist_checkpoint"):
         return True
     frequency = fields["moe_layer_freq"]
     if hints.get("layers") == "numbered" and not isinstance(frequency, list) and fields["num_moe_experts"] is not None:
         fields["moe_layer_freq"] = [frequency] * facts["layers"]
-    return isinstance(fields["moe_layer_freq"], list) or facts.present("delta") is not False
+    several = (
+        isinstance(facts.present("latent_attention.indexer"), schema.PerLayer) or facts.present("delta") is not False
+    )
+    return isinstance(fields["moe_layer_freq"], list) or several
 
 
 def running(layout: FileLayout, model: rewrites.Rewritable, dtype: dtypes.DType | None) -> dict[str, Any]:

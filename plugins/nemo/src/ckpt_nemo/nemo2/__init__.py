@@ -22,6 +22,7 @@ def ckpt_info() -> FormatInfo:
     versions = ("v2.0.0", "v2.1.0", "v2.2.0", "v2.3.0", "v2.4.0")
     return FormatInfo(
         name="nemo2",
+        called=("nemo-2", "nemo-2.0"),
         summary="NeMo 2: context/io.json and model.yaml, weights/ in torch_dist",
         keeps=("megatron",),
         families=(
@@ -32,6 +33,8 @@ def ckpt_info() -> FormatInfo:
             "Qwen2Model",
             "Qwen3Model",
             "GemmaModel",
+            "Gemma2Model",
+            "Gemma3Model",
             "NemotronModel",
             "Starcoder2Model",
             "DeepSeekModel",
@@ -47,6 +50,19 @@ def ckpt_info() -> FormatInfo:
             reading.LATENT_NORM_EPS,
             Option(
                 "names", "names of TransformerEngine's modules, or of local ones", ("te", "local"), None, side="write"
+            ),
+            Option(
+                "gemma2_windows",
+                "of a Gemma 2, whose windows NeMo applies or not: every second layer has one, the first or the second among them, or none has",
+                ("first", "second", "none"),
+                None,
+            ),
+            Option(
+                "post_norm_eps",
+                "write a model whose norms on the outputs of blocks have another epsilon than 1e-5, which is what NeMo computes them with",
+                ("1e-5",),
+                None,
+                side="write",
             ),
             Option(
                 "make_vocab_size_divisible_by",
@@ -83,9 +99,9 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
-    from ckpt_nemo.nemo2.config import GEMMA, GPT, MLA
+    from ckpt_nemo.nemo2.config import GEMMA, GEMMA2, GEMMA3, GPT, MLA
 
-    return [FamilyTables(config.name, config) for config in (GPT, MLA, GEMMA)]
+    return [FamilyTables(config.name, config) for config in (GPT, MLA, GEMMA, GEMMA2, GEMMA3)]
 
 
 @hookimpl

@@ -18,8 +18,6 @@ PACKAGE = "nemo.collections.llm.gpt.model"
 _FILE = "classes.json"
 _ABSENT = "<absent>"  # the field did not exist, and TransformerConfig's holds
 _REFUSED = {
-    "Gemma2Config": "which layers slide depends on the version, and older ones leave the window out without a word",
-    "Gemma3Config": "it has two bases of rotary positions and layers of several kinds",
     "Llama4Config": "it has chunked attention and layers of several kinds",
     "HeterogeneousTransformerConfig": "every layer has an architecture of its own",
     "Llama32EmbeddingConfig1B": "it is an embedding model, whose attention looks both ways",
@@ -86,7 +84,14 @@ def defaults(name: str, version: str) -> dict[str, Any]:
 
 def scales_embedding(config: str, model: str | None) -> bool:
     """Whether the model multiplies its embedding by the square root of the hidden size: the models of Gemma do."""
-    return "GemmaConfig" in lineage(config) or short(model or "") == "GemmaModel"
+    return gemma_of(config, model) != 0
+
+
+def gemma_of(config: str, model: str | None) -> int:
+    """Which generation of Gemma a model is by its classes, from 1 to 3; 0 of another model."""
+    names = {*lineage(config), short(model or "")}
+    found = {f"Gemma{generation}": number for generation, number in (("", 1), ("2", 2), ("3", 3))}
+    return max((number for name, number in found.items() if names & {f"{name}Config", f"{name}Model"}), default=0)
 
 
 def refusal_of(config: str) -> str | None:

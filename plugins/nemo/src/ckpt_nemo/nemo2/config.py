@@ -8,12 +8,14 @@ from typing import Any
 
 from ckpt_core.sdk import Config, Facts, Refusal, configs, schema
 from ckpt_megatron.sdk import check_any_version, fiddle, transformer_config
-from ckpt_nemo.nemo2.classes import PACKAGE, is_known, lineage, scales_embedding
+from ckpt_nemo.nemo2.classes import PACKAGE, gemma_of, is_known, lineage
+from ckpt_nemo.nemo2.gemma import FUNCTIONS, GEMMA2, GEMMA3
 
-_FUNCTIONS = "nemo.collections.llm.fn.activation"
-GPT = transformer_config.usual("NeMo 2's GPTConfig", _FUNCTIONS)
-MLA = transformer_config.latent("NeMo 2's GPTConfig with latent attention", _FUNCTIONS)
+GPT = transformer_config.usual("NeMo 2's GPTConfig", FUNCTIONS)
+MLA = transformer_config.latent("NeMo 2's GPTConfig with latent attention", FUNCTIONS)
 GEMMA = GPT.replace("NeMo 2's GemmaConfig", transformer_config.scaled_embedding())
+
+_GEMMAS = (GPT, GEMMA, GEMMA2, GEMMA3)
 
 # Fields that the Megatron-Core of NeMo 2.4 (0.13) does not have: what it does without them, and the fact they would say
 _LATER: dict[str, tuple[object, str]] = {
@@ -41,7 +43,7 @@ def table_of(classes: Classes, config: Mapping[str, Any]) -> Config:
     """The table for what a class does with its fields."""
     if config.get("multi_latent_attention"):
         return MLA
-    return GEMMA if scales_embedding(classes.config, classes.model) else GPT
+    return _GEMMAS[gemma_of(classes.config, classes.model)]
 
 
 def classes_for(facts: Facts, hint: Mapping[str, Any]) -> Classes:
@@ -67,8 +69,17 @@ def _does(classes: Classes, facts: Facts) -> bool:
         is_known(classes.config)
         and ("Llama31Config" in names) == llama31
         and ("MLATransformerConfig" in names) == facts.present("latent_attention")
-        and scales_embedding(classes.config, classes.model) == (facts.get("tokens.scale", 1.0) != 1.0)
+        and gemma_of(classes.config, classes.model) == _generation(facts)
     )
+
+
+def _generation(facts: Facts) -> int:
+    """Which Gemma a model is; 0 of one whose embedding is not scaled."""
+    if facts.get("tokens.scale", 1.0) == 1.0:
+        return 0
+    if facts.present("attention.out_norm") is False:
+        return 1
+    return 3 if facts.present("attention.qk_norm") is not False else 2
 
 
 def _family_of(facts: Facts) -> Classes:
@@ -76,8 +87,9 @@ def _family_of(facts: Facts) -> Classes:
         return facts.present(path) is not False
 
     rms = configs.uniform(facts, "final_norm.kind") == "rms"
-    if facts.get("tokens.scale", 1.0) != 1.0:
-        return _pair("gemma", "GemmaConfig", "GemmaModel")
+    if generation := _generation(facts):
+        gemma = "gemma" if generation == 1 else f"gemma{generation}"
+        return _pair(gemma, f"{gemma.title()}Config", f"{gemma.title()}Model")
     if has("latent_attention"):
         sigmoid = configs.uniform(facts, "mlp.moe.router.score") == "sigmoid"
         return _pair("deepseek", "DeepSeekV3Config" if sigmoid else "DeepSeekV2Config", "DeepSeekModel")
@@ -111,7 +123,10 @@ def written_fields(facts: Facts, notes: Mapping[str, Any], classes: Classes) -> 
     table = table_of(classes, {"multi_latent_attention": latent_attention})
     fields = table.write(facts, {**notes, "interleaved": False})
     # rope_scaling is a field of GPTModel's later than NeMo 2; here the class is what scales
-    fields = {key: value for key, value in fields.items() if key not in ("rope_scaling", "rope_scaling_factor")}
+    later = (
+        ("rope_scaling",) if table is GEMMA3 else ("rope_scaling", "rope_scaling_factor")
+    )  # which Gemma 3 has of its own
+    fields = {key: value for key, value in fields.items() if key not in later}
     fields.pop("original_max_position_embeddings", None)  # until core 0.13 called max_position_embeddings
     if latent_attention:  # NeMo 2.2 to 2.4 run with cores on both sides of 0.13
         check_any_version(fields)

@@ -26,9 +26,10 @@ from ckpt_core.sdk import (
     trees,
 )
 from ckpt_megatron.sdk import fiddle, transformer_config
-from ckpt_nemo.nemo2.classes import defaults, is_known, refusal_of, short, versions
+from ckpt_nemo.nemo2.classes import defaults, gemma_of, is_known, refusal_of, short, versions
 from ckpt_nemo.nemo2.config import Classes, table_of
 from ckpt_nemo.nemo2.files import GRAPH, MODEL
+from ckpt_nemo.nemo2.gemma import WINDOWS
 
 # io.json: the TrainerContext of the run, and the arguments of its model (nemo/lightning/io/pl.py, 2.0 to 2.4)
 _GRAPH = ledgers.Contents(
@@ -155,7 +156,7 @@ def _described(
 ) -> ModelContext:
     file = context.place(GRAPH if said is None else MODEL)
     if said is not None:
-        fields = _agreed(classes, given, said, context, options)
+        fields = _agreed(classes, given, said, context, options) | _asked(classes, options)
         table = table_of(classes, fields)
         facts, notes = table.read(fields, file)
         described = ModelContext(classes, fields, facts, notes, table, None, file)
@@ -174,7 +175,8 @@ def _described(
             expected=f"a class of NeMo 2.0 to 2.4, or {MODEL} beside it",
         )
     readings = {
-        version: _reading(classes, given, version, file) for version in _candidates(classes, given, options, file)
+        version: _reading(classes, given | _asked(classes, options), version, file)
+        for version in _candidates(classes, given, options, file)
     }
     first, *others = readings.values()
     differing = sorted({key for other in others for key in _differing(first, other)})
@@ -192,6 +194,12 @@ def _described(
         f"architecture: {short(classes.config)} of NeMo {' or '.join(readings)}, and {len(given)} fields in {GRAPH}"
     )
     return first
+
+
+def _asked(classes: Classes, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What an option says in place of a field."""
+    asked = options.get(WINDOWS)
+    return {WINDOWS: asked} if asked is not None and gemma_of(classes.config, classes.model) == 2 else {}
 
 
 def _reading(classes: Classes, given: Mapping[str, Any], version: str, file: str) -> ModelContext:

@@ -9,8 +9,10 @@ from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
 from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, fiddle, transformer_config, write_dist
+from ckpt_nemo.nemo2.classes import gemma_of
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
+from ckpt_nemo.nemo2.gemma import check_written
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
 
 PREFIX = "module."
@@ -29,6 +31,7 @@ class Context:
     fields: dict[str, Any]
     tokenizer: WrittenTokenizer
     numbered: bool
+    losses: tuple[ledgers.Loss, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, request: WriteRequest) -> Context:
@@ -44,6 +47,7 @@ class Context:
         tokenizer = write_tokenizer(checkpoint.sidecars, hints.get("tokenizer"))
         classes = classes_for(facts, hints.get("classes") or {})
         fields = written_fields(facts, checkpoint.notes, classes)
+        losses = check_written(facts, fields, request.options) if gemma_of(classes.config, classes.model) > 1 else []
         transformer_config.check_layout(model, facts, layout)
         numbered = transformer_config.number_layers(fields, facts, hints)
         rows = facts["tokens.padded_vocabulary"]
@@ -51,7 +55,7 @@ class Context:
         implied = fixed is None and tokenizer.size == facts["tokens.vocabulary"] and _rows_of(tokenizer, layout) == rows
         fields |= {DIVISIBLE: layout.multiple, "vocab_size": None if implied else rows}
         fields |= transformer_config.running(layout, model, request.dtype)
-        return cls(layout, model, classes, fields, tokenizer, numbered)
+        return cls(layout, model, classes, fields, tokenizer, numbered, tuple(losses))
 
     def documents(self, transform: fiddle.Call | None = None) -> dict[str, bytes]:
         """The files, without those of the tokenizer. `transform` is the call that adapts the model."""
@@ -85,7 +89,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             DIVISIBLE: layout.multiple,
         },
-        losses=[*context.tokenizer.losses, *_assumed(fields)],
+        losses=[*context.tokenizer.losses, *_assumed(fields), *context.losses],
         said=table_of(classes, fields).said({key: fiddle.plain_of(value) for key, value in fields.items()}),
         config=fields,
     )
