@@ -18,6 +18,8 @@ from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
+from ckpt_core.sdk import containers, disk, lazy, ledgers
+from ckpt_hf.quantised.folding import folded, said_in
 from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.models import weights
 from ckpt_tests.program import assert_refused
@@ -105,6 +107,129 @@ def test_float32_keeps_the_product(tmp_path: Path) -> None:
     assert names
     for name in names:
         assert torch.equal(found[name], stored[name].float() * stored[f"{name}_scale"])
+
+
+# --- the same in other spellings: what is computed must be what the formula of the scheme gives --------------------------
+
+
+def _respelt(
+    golden: Golden,
+    folder: Path,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    said: dict[str, Any],
+) -> dict[str, torch.Tensor]:
+    """What is read of a golden whose tensors and settings are changed."""
+    folder.mkdir()
+    config = json.loads((golden.checkpoint / "config.json").read_text())
+    if said:
+        config["quantization_config"] = said
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(change(weights(golden.checkpoint)), folder / "model.safetensors", metadata={"format": "pt"})
+    convert(folder, folder.parent / "out", to="hf")
+    return weights(folder.parent / "out")
+
+
+def _power(scale: torch.Tensor) -> torch.Tensor:
+    return torch.exp2(torch.round(torch.log2(scale.float())))
+
+
+SCALES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "bf16": (".weight_scale_inv", lambda scale: scale.bfloat16()),
+    "fp16": (".weight_scale", lambda scale: scale.half()),
+    "E8M0": (".scale", lambda scale: _power(scale).to(torch.float8_e8m0fnu)),
+    "bytes of E8M0": (".qscale_weight", lambda scale: _power(scale).to(torch.float8_e8m0fnu).view(torch.uint8)),
+}
+
+
+def _value(scale: torch.Tensor) -> torch.Tensor:
+    return scale.view(torch.float8_e8m0fnu).float() if scale.dtype == torch.uint8 else scale.float()
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_a_scale_of_any_name_and_dtype(kind: str, tmp_path: Path) -> None:
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    ending, turned = SCALES[kind]
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        old = ".weight_scale_inv"
+        return {name.replace(old, ending): turned(one) if name.endswith(old) else one for name, one in held.items()}
+
+    found, stored = _respelt(golden, tmp_path / "hf", change, {}), weights(golden.checkpoint)
+    for name in (name for name in stored if f"{name}_scale_inv" in stored):
+        rows, columns = stored[name].shape
+        scale = _value(turned(stored[f"{name}_scale_inv"])).repeat_interleave(128, 0).repeat_interleave(128, 1)
+        assert torch.equal(found[name], (stored[name].float() * scale[:rows, :columns]).bfloat16()), name
+
+
+SHAPES: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "AutoFP8": ({"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}, lambda codes: torch.tensor(0.013), "_scale"),
+    "Ministral": ({"quant_method": "fp8", "weight_block_size": None}, lambda codes: torch.tensor([0.013]), "_scale_inv"),
+    "rows": ({"quant_method": "fp8"}, lambda codes: torch.linspace(0.1, 2, len(codes))[:, None], "_scale"),
+    "ModelOpt, rows": ({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, lambda codes: torch.linspace(0.1, 2, len(codes)), "_scale"),
+    "ModelOpt, mixed": ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers": {"quant_algo": "FP8"}}}, lambda codes: torch.tensor(0.37), "_scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_scale_for_a_tensor_or_its_rows(kind: str, tmp_path: Path) -> None:
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    said, scale_of, ending = SHAPES[kind]
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        plain = {name: one for name, one in held.items() if not name.endswith("_scale_inv")}
+        codes = {name: one for name, one in plain.items() if one.dtype == torch.float8_e4m3fn}
+        scales = {f"{name}{ending}": scale_of(one) for name, one in codes.items()}
+        inputs = {name.replace(".weight", ".input_scale"): torch.tensor(2.0) for name in codes}
+        return plain | scales | inputs | {"model.layers.0.self_attn.k_scale": torch.tensor(1.0)}
+
+    found, stored = _respelt(golden, tmp_path / "hf", change, said), weights(golden.checkpoint)
+    for name in (name for name in stored if f"{name}_scale_inv" in stored):
+        scale = scale_of(stored[name])
+        scale = scale[:, None] if scale.ndim == 1 and scale.numel() > 1 else scale
+        assert torch.equal(found[name], (stored[name].float() * scale).bfloat16()), name
+    dropped = {loss["subject"] for loss in _receipt(tmp_path / "out")["losses"]}
+    assert any(subject.startswith("*.input_scale") for subject in dropped)
+
+
+def test_nvfp4_of_modelopt(tmp_path: Path) -> None:
+    """ModelOpt keeps the reciprocal of compressed-tensors' global scale, and multiplies by it."""
+    golden = BY_NAME["ct_nvfp4"]
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, one in held.items():
+            if name.endswith("_global_scale"):
+                found[name.replace("_global_scale", "_scale_2")] = (1 / one)[0]
+            else:
+                found[name.removesuffix("_packed")] = one
+        return found
+
+    said = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head", "model.embed*"]}
+    found, stored = _respelt(golden, tmp_path / "hf", change, said), weights(golden.checkpoint)
+    for name in (name.removesuffix("_packed") for name in stored if name.endswith("_packed")):
+        codes = stored[f"{name}_packed"]
+        values = table[torch.stack([codes & 15, codes >> 4], -1).reshape(len(codes), -1).long()]
+        scale = stored[f"{name}_scale"].float() * (1 / stored[f"{name}_global_scale"])[0]
+        assert torch.equal(found[name], (values * scale.repeat_interleave(16, 1)).bfloat16()), name
+
+
+def test_experts_that_are_fused_have_codes_in_one_tensor(tmp_path: Path) -> None:
+    """As transformers 5 saves a mixture that it quantised in memory: [experts, out, in], and scales of each expert's blocks."""
+    random = np.random.default_rng(2)
+    codes = torch.from_numpy(random.integers(0, 120, (3, 150, 200), np.uint8)).view(torch.float8_e4m3fn)
+    scales = torch.from_numpy(random.uniform(0.5, 2, (3, 2, 2)).astype(np.float32))
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    save_file({name: codes, f"{name}_scale_inv": scales}, tmp_path / "model.safetensors")
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    _, said = said_in({"quantization_config": settings}, str(tmp_path / "config.json"))
+    held = containers.read_header(tmp_path / "model.safetensors").tensors
+    (weight,) = folded(held, said, ledgers.Ledger(), str(tmp_path)).tensors.values()
+    parameter = lazy.of_shards(name, weight.shape, lazy.whole(weight))
+    files = [disk.FileState.of(str(tmp_path / "model.safetensors"))]
+    found = lazy.SourceFiles(files).floats(parameter, tuple((0, size) for size in weight.shape))
+    whole = scales.repeat_interleave(128, 1).repeat_interleave(128, 2)[:, :150, :200]
+    assert torch.equal(torch.from_numpy(found.copy()), (codes.float() * whole).bfloat16().float())
 
 
 # --- one thing wrong -----------------------------------------------------------------------------------------------------
