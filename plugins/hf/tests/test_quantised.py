@@ -380,6 +380,30 @@ def test_without_a_word_on_the_scheme_codes_are_refused(tmp_path: Path) -> None:
     _mutate(BY_NAME["deepseek_v3_fp8_block"], tmp_path / "hf", change, check)
 
 
+def test_weights_that_were_dequantised_before(tmp_path: Path) -> None:
+    """Copies in bf16 keep the settings of the codes that they were made of."""
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    (tmp_path / "hf").mkdir()
+    shutil.copy(golden.checkpoint / "config.json", tmp_path / "hf")
+    shutil.copy(golden.folder / "dequantised.safetensors", tmp_path / "hf/model.safetensors")
+    assert_refused(tmp_path / "hf", "no tensor has codes", "ignore_keys=quantization_config", to="hf")
+    convert(tmp_path / "hf", tmp_path / "one", to="hf", options={"ignore_keys": "quantization_config"})
+    convert(golden.checkpoint, tmp_path / "other", to="hf")
+    assert _receipt(tmp_path / "one")["fingerprint"] == _receipt(tmp_path / "other")["fingerprint"]
+
+
+def test_a_cache_alone_may_be_quantised(tmp_path: Path) -> None:
+    golden = BY_NAME["modelopt_fp8"]
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        plain = load_file(golden.folder / "dequantised.safetensors")
+        return plain | {"model.layers.0.self_attn.k_proj.k_scale": torch.tensor(0.5)}
+
+    said = {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"}
+    found = _respelt(golden, tmp_path / "hf", change, said)
+    assert all(_same(found[name], one) for name, one in load_file(golden.folder / "dequantised.safetensors").items())
+
+
 def test_the_side_file_alone_says_the_scheme(tmp_path: Path) -> None:
     golden = BY_NAME["modelopt_fp8"]
     shutil.copytree(golden.checkpoint, tmp_path / "hf")
@@ -441,6 +465,80 @@ def test_fp8_blocks_are_those_of_transformers(plain: Path, tmp_path: Path) -> No
     assert all(torch.equal(values, loaded.state_dict()[name]) for name, values in weights(tmp_path / "back").items())
     assert _receipt(tmp_path / "fp8")["fingerprint"] == _receipt(tmp_path / "back")["fingerprint"]
     assert any("stored as codes" in loss["reason"] for loss in _receipt(tmp_path / "fp8")["losses"])
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeepSeek-V3 whose blocks hold rows of several canonical tensors: k and v of a head, what is rotated of it and what is not."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("latent") / "hf"
+    heads = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 16,
+    }
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "moe_intermediate_size": 128,
+        "q_lora_rank": 128,
+        "kv_lora_rank": 128,
+    }
+    experts = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    }
+    config = DeepseekV3Config(**heads, **sizes, **experts, num_hidden_layers=2, vocab_size=90)
+    model = DeepseekV3ForCausalLM(config).bfloat16()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = (parameter.data.float() * torch.rand(*parameter.shape[:-1], 1) * 40).bfloat16()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_blocks_across_canonical_tensors(latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from transformers.integrations.finegrained_fp8 import Fp8Quantize
+
+    def quantised(source: Path, name: str) -> dict[str, torch.Tensor]:
+        convert(source, tmp_path / name, to="hf", options={"quantise": "fp8-block"})
+        return weights(tmp_path / name)
+
+    found, source = quantised(latent, "fp8"), weights(latent)
+    config = SimpleNamespace(weight_block_size=(128, 128), scale_fmt=None)
+    reference = Fp8Quantize(SimpleNamespace(quantization_config=config))
+    names = {name for name in source if f"{name}_scale_inv" in found}
+    assert {name.split(".")[-2] for name in names} == {
+        "q_b_proj",
+        "kv_b_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    for name in names:
+        expected = reference._quantize_one(name, source[name])
+        assert all(_same(found[one], other) for one, other in expected.items()), name
+    convert(latent, tmp_path / "megatron", to="megatron", tp=2)
+    others = [quantised(tmp_path / "megatron", "of other ranks")]
+    # Boxes that end inside blocks, and groups of as few rows as share a scale.
+    monkeypatch.setattr("ckpt_core.engine.plan._chunk_elements", lambda *_: 5000)
+    monkeypatch.setattr("ckpt_core.engine.encoding._GROUP", 1)
+    others.append(quantised(latent, "in small boxes"))
+    assert all(_same(one[name], values) for one in others for name, values in found.items())
+    convert(tmp_path / "fp8", tmp_path / "kept", to="hf", options={"quantised": "keep", "max_shard_size": "100KB"})
+    assert all(_same(weights(tmp_path / "kept")[name], values) for name, values in found.items())
+    prints = {_receipt(tmp_path / name)["fingerprint"] for name in ("fp8", "of other ranks", "in small boxes", "kept")}
+    assert len(prints) == 1
 
 
 def test_layers_that_run_as_one_are_quantised_together_or_not_at_all(tmp_path: Path) -> None:
