@@ -24,6 +24,7 @@ from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.stores import scheme_of, store_of
 
 _MOST = 1_000_000
+_ATTEMPTS = 3  # to list, when nothing is done yet: a wrong name of a server is said soon
 _LONGEST_NAME = 255
 
 cache: ContextVar[str | None] = ContextVar("cache", default=None)
@@ -45,7 +46,7 @@ def localised(path: str) -> str:
         if hub.offline():
             return hub.snapshot(path)
     store = store_of(path)
-    listing = again(without_secrets(path), lambda: store.listing(path))
+    listing = again(without_secrets(path), lambda: store.listing(path), _ATTEMPTS)
     if not any(_is_in(listing, one) for one in listing.objects):
         raise CkptError("there is no such file or folder", file=without_secrets(path))
     if len(listing.objects) > _MOST:
