@@ -15,30 +15,7 @@ from ckpt_core.sdk import (
     launches,
     reading,
 )
-
-OPTIMIZER_OPTIONS = (
-    Option(
-        "optimizer",
-        "which optimizer the state of a training is for: Megatron's distributed one (--use-distributed-optimizer), or the plain one",
-        ("distributed", "plain"),
-        None,
-        side="write",
-    ),
-    Option(
-        "adam",
-        "whose Adam steps it: FusedAdam of TransformerEngine and Apex, or torch's AdamW where neither is installed",
-        ("fused", "torch"),
-        None,
-        side="write",
-    ),
-    Option(
-        "global_batch_size",
-        "samples of one step, where the source does not say how many it consumed: Megatron counts them",
-        int,
-        None,
-        side="write",
-    ),
-)
+from ckpt_megatron.options import OPTIONS_OF_STATE
 
 
 @hookimpl
@@ -100,7 +77,14 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="write",
             ),
-            *OPTIMIZER_OPTIONS,
+            Option(
+                "optimizer",
+                "which optimizer the state of a training is for: Megatron's distributed one (--use-distributed-optimizer), or the plain one",
+                ("distributed", "plain"),
+                None,
+                side="write",
+            ),
+            *OPTIONS_OF_STATE,
             Option(
                 "megatron_version",
                 "the Megatron-LM that is to be started with it, by the version of its core",

@@ -39,10 +39,11 @@ class RankShare:
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """What a reader knows of the model: its architecture, and the choices of the tables."""
+    """What a reader knows of the model: its architecture, the choices of the tables, and how it was run, by the names of Megatron-LM's args."""
 
     architecture: Architecture
     choices: Mapping[str, layouts.Value]
+    args: Mapping[str, Any]
 
 
 Gathered = Callable[[list[RankShare]], Sequence[RankTensors]]

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
@@ -32,6 +33,7 @@ from ckpt_megatron.found import DescribedModel, FolderContents, RankShare, check
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.names import PREDICTORS
+from ckpt_megatron.optimizer.progress import CONTINUED
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
 
@@ -86,16 +88,22 @@ def read(path: str, request: ReadRequest) -> Description:
 
 
 def training_of(
-    found: FolderContents, architecture: Architecture, choices: Mapping[str, layouts.Value]
+    found: FolderContents,
+    architecture: Architecture,
+    choices: Mapping[str, layouts.Value],
+    args: Mapping[str, Any] | None = None,
 ) -> reading.SavedTraining | None:
-    """The state of the training, whose tensors lie on the ranks of the weights; None where no optimizer was saved. `choices` are those of the tables."""
+    """The state of the training, whose tensors lie on the ranks of the weights; None where no optimizer was saved.
+
+    `choices` are those of the tables. `args` say how it was run, by the names of Megatron-LM's, where no args are stored.
+    """
     if found.training is None:
         return None
 
     def gathered(shares: list[RankShare]) -> list[RankTensors]:
         return list(rank_tensors(dataclasses.replace(found, shares=shares), architecture))
 
-    return found.training(gathered, DescribedModel(architecture, choices))
+    return found.training(gathered, DescribedModel(architecture, choices, args or found.args or {}))
 
 
 def _multiple(found: FolderContents) -> int:
@@ -246,6 +254,8 @@ def _hints(found: FolderContents) -> dict[str, object]:
     ):
         if isinstance(args.get(key), int):
             hints[key] = args[key]
+    # for `ckpt launch`: how a run goes on from its own state
+    hints |= {key: args[key] for key in CONTINUED if isinstance(args.get(key), bool)}
     name = os.path.basename(found.folder)
     if name.startswith("iter_"):
         hints["iteration"] = int(name.removeprefix("iter_"))  # for `ckpt launch`; another one is written unless asked

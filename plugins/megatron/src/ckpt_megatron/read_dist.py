@@ -132,7 +132,7 @@ def _training(
         shares = {kind: [_share(kind, by_key, model, checkpoint.folder)] for kind, by_key in held.items()}
         bodies, steps = dist_groups(common, common_file)
     elif in_buckets(checkpoint):
-        shares, bodies, steps = bucket_shares(checkpoint, found.args or {}, described.architecture, described.choices)
+        shares, bodies, steps = bucket_shares(checkpoint, described)
     else:
         return None
     files = [disk.FileState.of(common_file)]

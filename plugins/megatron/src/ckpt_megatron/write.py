@@ -9,6 +9,7 @@ from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.config import table_for
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace
+from ckpt_megatron.optimizer.progress import CONTINUED
 from ckpt_megatron.optimizer.written import OptimizerChoice, WrittenState, continued, stepped, written_state
 from ckpt_megatron.rewrites import biased_experts, check_ranks, expressed_for
 from ckpt_megatron.stages import stages
@@ -63,7 +64,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=[*_assumed(facts, layout), *(state.losses if state else [])],
         said=config.said(args),
-        config=args,
+        config={key: hints[key] for key in CONTINUED if key in hints} | args,
     )
 
 

@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     launches,
     reading,
 )
+from ckpt_megatron.options import OPTIONS_OF_STATE
 
 
 @hookimpl
@@ -72,8 +73,10 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
+            *OPTIONS_OF_STATE,
         ),
         parallel=("tp", "pp", "ep"),
+        trains=True,
     )
 
 

@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_core.sdk import Architecture, FormatError, chunked, errors, layouts, lazy, reading
+from ckpt_core.sdk import FormatError, chunked, errors, layouts, lazy, reading
 from ckpt_megatron import weights
 from ckpt_megatron.config import decoder_of
-from ckpt_megatron.found import RankShare
+from ckpt_megatron.found import DescribedModel, RankShare
 from ckpt_megatron.masters import BUFFERS
 from ckpt_megatron.names import layer_of
 from ckpt_megatron.optimizer.buffers import fitted
@@ -41,15 +41,13 @@ def in_buckets(checkpoint: chunked.DistributedCheckpoint) -> bool:
 
 
 def bucket_shares(
-    checkpoint: chunked.DistributedCheckpoint,
-    args: Mapping[str, Any],
-    architecture: Architecture,
-    choices: Mapping[str, layouts.Value],
+    checkpoint: chunked.DistributedCheckpoint, described: DescribedModel
 ) -> tuple[dict[reading.Kind, list[RankShare]], list[Mapping[str, Any]], dict[str, object]]:
     """The tensors of each tensor parallel rank by kind, under the names of the tables; the groups, and their steps.
 
     `NotCarried` where which parameter lies where can't be told.
     """
+    args, architecture = described.args, described.architecture
     sizes = {
         name: _size(args, f"{key}_model_parallel_size")
         for name, key in (("tp", "tensor"), ("pp", "pipeline"), ("ep", "expert"))
@@ -61,7 +59,7 @@ def bucket_shares(
     vpp = _size(args, "virtual_pipeline_model_parallel_size")
     placed, _ = stages(len(decoder_of(architecture).layers), sizes["pp"], vpp, args, {})
     held = _held(checkpoint)
-    bound = layouts.BoundTables(weights.TABLES, architecture, choices)
+    bound = layouts.BoundTables(weights.TABLES, architecture, described.choices)
     shares: dict[reading.Kind, list[RankShare]] = {kind: [] for kind in (reading.MASTER, *reading.MOMENTS)}
     groups: list[Mapping[str, Any]] = []
     steps: dict[str, object] = {}

@@ -16,6 +16,15 @@ from ckpt_core.sdk import FormatError, errors, ledgers, reading
 from ckpt_megatron.optimizer.found import FoundOptimizer
 from ckpt_megatron.optimizer.groups import DROP
 
+CONTINUED = (
+    "use_distributed_optimizer",
+    "override_opt_param_scheduler",
+    "use_checkpoint_opt_param_scheduler",
+    "no_save_rng",
+)
+"""Args that say how a run goes on from its own state."""
+CONSUMED = "consumed_train_samples"
+"""The counter by which a run finds its place in the data."""
 CURVE = ("max_lr", "min_lr", "lr_warmup_steps", "lr_decay_steps", "lr_decay_style")
 """What a schedule says besides its position. Without it, a loader that is not told to override it stops."""
 
@@ -50,8 +59,8 @@ def saved_training(
     ledger = ledgers.Ledger()
     for file, keys in found.carried:
         ledger.carried(ledgers.OPTIMIZER.what, file, *keys)
-        if "iteration" in keys and "consumed_train_samples" in args:
-            ledger.carried(ledgers.PROGRESS.what, file, "args.consumed_train_samples")
+        if "iteration" in keys and CONSUMED in args:
+            ledger.carried(ledgers.PROGRESS.what, file, f"args.{CONSUMED}")
     if type(iteration) is int and found.step > iteration:
         raise FormatError(
             "the moments are of another step than the model",
@@ -71,7 +80,7 @@ def saved_training(
             {"megatron": native} if native else {},
         ),
         iterations=iteration if type(iteration) is int else None,
-        consumed_samples=_count(args, "consumed_train_samples"),
+        consumed_samples=_count(args, CONSUMED),
         skipped_steps=iteration - found.step if type(iteration) is int else None,
         loss_scale=None if scale is None else float(scale),
         clip_grad=float(args["clip_grad"]) if isinstance(args.get("clip_grad"), int | float) else None,
