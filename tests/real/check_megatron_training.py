@@ -38,7 +38,9 @@ def asked(name: str) -> Run:
     return found[0]
 
 
-def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -> tuple[dict[str, Any], Path]:
+def resumed(
+    run: Run, folder: Path, *, adam: str, dp: int = 1, repaired: bool = True, **written: Any
+) -> tuple[dict[str, Any], Path]:
     """What Megatron says of the steps that it makes from what we write of a run, and the folder of what it then saves."""
     options = {"names": "local", "adam": adam, **written.pop("options")}
     how, ranks = run.training, {axis: written.get(axis, 1) for axis in ("tp", "pp")}
@@ -78,6 +80,7 @@ def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -
         "world": ranks["tp"] * ranks["pp"] * dp,
         "adam": adam,
         "batches": str(run.golden.folder / "expected.safetensors"),
+        "repaired": repaired,
         "rates": None if own else how["next_lr"],
         "out": str(folder / "said.json"),
     }
@@ -129,3 +132,16 @@ def test_megatron_goes_on_from_what_we_write(name, adam, dp, written, tmp_path: 
     losses, weights = off(run, said, saved, tmp_path)
     assert said["rates"] == pytest.approx(run.training["next_lr"], rel=1e-9)
     assert losses <= limits["losses"] and weights <= limits["weights"]
+
+
+UPSTREAM = [
+    ("fused", TORCH | DISTRIBUTED, "a view of a leaf Variable that requires grad"),
+    ("torch", DIST, "KeyError: 'step'"),
+]
+
+
+@pytest.mark.parametrize(("adam", "options", "error"), UPSTREAM, ids=str)
+def test_what_megatron_itself_can_not_load(adam, options, error, tmp_path: Path) -> None:
+    """Faults of core 0.16.1, whoever wrote the files: flat buffers of a model in fp32, and a distributed optimizer on torch's AdamW."""
+    with pytest.raises(AssertionError, match=error):
+        resumed(asked("hf-trainer"), tmp_path, adam=adam, repaired=False, options=options)
