@@ -3,7 +3,7 @@
     PYTHONPATH=MEGATRON_LM_TREE python megatron_training_judge.py RUN.json
 
 RUN.json: `words` for Megatron's parser, `world` ranks, `adam` (`fused` or `torch`), `batches`, a safetensors file with `batches` [steps, sequences, length + 1],
-`rates`, the learning rate of each step or null for those of Megatron's own schedule, and `out`, which gets the `losses` and the learning rates that were used.
+`rates`, the learning rate of each step or null for those of Megatron's own schedule, `buckets`, a folder to save once more in as dp_reshardable or null, and `out`, which gets the `losses` and the learning rates that were used.
 Parser, model builder, get_megatron_optimizer, OptimizerParamScheduler, load_checkpoint, train_step and save_checkpoint are Megatron's. Ours are the batches, the
 forward step (`repaired`: and a `torch.no_grad` around the load of flat buffers, without which core 0.16.1 fails for models in fp32), and FusedAdam: Apex' and TransformerEngine's need a GPU, and a class with their state and their formula stands for them.
 """
@@ -125,6 +125,9 @@ def judge(rank: int, world: int, run: dict[str, Any]) -> None:
         )
         losses.append({key: value.item() for key, value in found[0].items()})
     save_checkpoint(args.iteration + len(batches), models, optimizer, schedule, 0)
+    if run["buckets"] is not None:
+        args.save, args.dist_ckpt_optim_fully_reshardable = run["buckets"], False
+        save_checkpoint(args.iteration + len(batches), models, optimizer, schedule, 0)
     if rank == world - 1:
         said = {"losses": [loss["lm loss"] for loss in losses], "rates": used, "iteration": args.iteration}
         said |= {"consumed_train_samples": args.consumed_train_samples, "groups": _said(optimizer)}
