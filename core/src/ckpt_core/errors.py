@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from ckpt_core.addresses import spelled
 from ckpt_core.text import printable
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Problems",
     "ProblemsFound",
     "Refusal",
+    "StoreError",
     "UsageError",
     "WorkerError",
     "did_you_mean",
@@ -67,13 +69,13 @@ class CkptError(Exception):
         super().__init__(problem)
 
     def __str__(self) -> str:
-        lines = [printable(self.problem)]
+        lines = [printable(spelled(self.problem))]
         for label, text in (("file", self.file), ("found", self.found), ("expected", self.expected), ("fix", self.fix)):
             if isinstance(text, Lines):
-                first, *others = map(printable, text)
+                first, *others = map(printable, map(spelled, text))
                 lines += [f"  {label}: {first}", *others]
             elif text is not None:
-                lines.append(f"  {label}: {printable(text)}")
+                lines.append(f"  {label}: {printable(spelled(text))}")
         return "\n".join(lines)
 
     def __reduce__(self):  # errors cross process boundaries, keyword arguments included
@@ -94,7 +96,7 @@ class CkptError(Exception):
             "expected": self.expected,
             "fix": self.fix,
         }
-        return {key: value for key, value in parts.items() if value is not None}
+        return {key: spelled(value) for key, value in parts.items() if value is not None}
 
 
 def _rebuild(cls: type[CkptError], problem: str, state: dict) -> CkptError:
@@ -144,6 +146,10 @@ class WorkerError(CkptError):
 
     It says nothing about the input, so what is done is kept.
     """
+
+
+class StoreError(WorkerError):
+    """A store of remote files that does not give what it should, or not to this user now. What is done is kept, too."""
 
 
 class ProblemsFound(CkptError):

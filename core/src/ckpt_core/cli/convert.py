@@ -123,7 +123,7 @@ def command(
         options = with_shard_size(options, str(asked["to"]), max_shard_size)
     if max_memory is not None:
         asked["max_memory"] = max_memory
-    here = engine == "local" or src.startswith("hf://")  # other processes have other working directories
+    here = engine == "local" or "://" in src  # other processes have other working directories
     with announced("reading headers"):
         plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
     remark = odd_name(plan, dst)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import click
@@ -37,9 +38,25 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return found
 
 
+def _keep_ranges(ctx: click.Context, param: click.Parameter, folder: str | None) -> None:
+    """Have what is read of remote files be kept in a folder, until the command ends."""
+    if folder is not None:
+        from ckpt_core.storage.bytes.remote import cache
+
+        token = cache.set(os.path.abspath(folder))
+        ctx.call_on_close(lambda: cache.reset(token))
+
+
 def reading(command: Callable) -> Callable:
     """The options of every command that reads a checkpoint: `format`, `config`, `options`, `weights`, `as_json`."""
     for option in (
+        click.option(
+            "--cache",
+            metavar="DIR",
+            expose_value=False,
+            callback=_keep_ranges,
+            help="Keep what is read of hf://, s3:// and the like in this folder, and read it there the next time.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
         click.option(
             "--weights",

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from ckpt_core.addresses import spelled, spelled_in
 from ckpt_core.errors import CkptError
 from ckpt_core.text import printable
 
@@ -41,7 +42,7 @@ def say(line: str = "", err: bool = False) -> None:
     """Print one line on stdout, or on stderr."""
     parts = [
         part.replace(_SECRET, "[") if number % 2 else printable(part, _LONGEST_LINE)
-        for number, part in enumerate(_MARK.split(line))
+        for number, part in enumerate(_MARK.split(spelled(line)))
     ]
     _write("".join(parts), err)
 
@@ -58,7 +59,7 @@ def emit_json(document: object, schema: str = "", *, line: bool = False) -> None
     if schema and isinstance(document, dict):
         document = {"schema": f"{schema}/{SCHEMA_VERSION}", **document}
     narrow = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    text = json.dumps(_plain(document), indent=None if line else 1, ensure_ascii=narrow, allow_nan=False)
+    text = json.dumps(spelled_in(_plain(document)), indent=None if line else 1, ensure_ascii=narrow, allow_nan=False)
     _write(re.sub(r"[^\n\x20-\x7e]", _json_escape, text), False)
 
 

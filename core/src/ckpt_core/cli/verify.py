@@ -89,9 +89,11 @@ def command(
     from ckpt_core.api import read_checkpoint
     from ckpt_core.plugins.discovery import require
     from ckpt_core.receipt import find_receipt
+    from ckpt_core.storage.bytes.remote import localised
     from ckpt_core.verify.conversion import verify
 
-    recorded = find_receipt(dst)
+    place = localised(dst)
+    recorded = find_receipt(place)
     to = to or (recorded.format if recorded else None)
     if recorded and weights == "auto":
         weights = recorded.weights
@@ -114,11 +116,16 @@ def command(
     def read() -> Checkpoint:
         known = None if recorded else config
         return read_checkpoint(
-            dst, format=to, config=known, options=target_options, alone=alone, training_state="keep" if kept else "drop"
+            place,
+            format=to,
+            config=known,
+            options=target_options,
+            alone=alone,
+            training_state="keep" if kept else "drop",
         )
 
     with progress("verifying") as listener:
-        verdict = verify(source, read, recorded, dst, how, listener)
+        verdict = verify(source, read, recorded, place, how, listener)
     report, summed, target = None, None, verdict.target
     if target is not None and (logits or prompt or plot):
         report = _run_both(source, target, tokens, prompt, max_memory)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
+from ckpt_core.addresses import spelled
 from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
@@ -171,7 +172,7 @@ class Plan:
         """Identifies the conversion: the sources' states, the architecture, every placement and document."""
         digest = blake3()
         for part in self._identity():
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
+            digest.update(spelled(part).encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
@@ -182,7 +183,8 @@ class Plan:
         if self.target.adapter is not None:
             yield json.dumps(self.target.adapter.settings, sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
-            yield f"{state.path} {state.size} {state.mtime_ns}"
+            version = "" if state.remote is None else f" {state.remote.version}"
+            yield f"{state.path} {state.size} {state.mtime_ns}{version}"
         for file in self.target.files:
             yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
             yield from map(str, file.excerpts)

@@ -115,7 +115,7 @@ def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sampl
 
 def _check_sources(states: Iterable[FileState], paths: set[str]) -> None:
     for state in states:
-        if state.path in paths:
+        if state.path in paths and state.remote is None:  # of an object every range is asked for by its version
             try:
                 seen = FileState.of(state.path)
             except CkptError as error:

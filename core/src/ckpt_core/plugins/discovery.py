@@ -14,7 +14,7 @@ from importlib import metadata
 import pluggy
 
 from ckpt_core.checkpoint import Loss, Target
-from ckpt_core.errors import CkptError, UsageError, nearest
+from ckpt_core.errors import CkptError, StoreError, UsageError, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
@@ -204,6 +204,8 @@ def detect(path: str) -> list[tuple[Plugin, str]]:
         if plugin.broken is None:
             try:
                 fact = plugin.hooks.ckpt_detect(path=path)
+            except StoreError:  # a store that fails says nothing of the plugin
+                raise
             except Exception as error:  # whatever a stranger's code raises
                 failures.append(_failed(plugin, path, error))
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,12 @@ import numpy as np
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import DType
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape and its strides, the same two objects for all tensors of this shape: a model has few shapes and many tensors."""
+    return shape, contiguous_strides(shape)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,7 +79,8 @@ class StoredTensor:
 
     @classmethod
     def contiguous(cls, file: str, dtype: DType, shape: tuple[int, ...], offset: int) -> StoredTensor:
-        return cls(file, dtype, shape, offset, contiguous_strides(shape))
+        shape, strides = _shared(shape)
+        return cls(file, dtype, shape, offset, strides)
 
     @property
     def elements(self) -> int:
@@ -172,7 +180,8 @@ class Quantised:
         """All of the numbers as a tensor of `shape`, in row-major order, rounded to `dtype`."""
         if math.prod(shape) != self.matrices * self.rows * self.columns:
             raise ValueError(f"{self.matrices} matrices [{self.rows}, {self.columns}] are no tensor of shape {shape}")
-        return StoredTensor(self.operands[0].stored.file, dtype, shape, 0, contiguous_strides(shape), quantised=self)
+        shape, strides = _shared(shape)
+        return StoredTensor(self.operands[0].stored.file, dtype, shape, 0, strides, quantised=self)
 
     @property
     def files(self) -> frozenset[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,6 +14,7 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
@@ -176,6 +176,9 @@ class SourceFiles:
         if (contents := self._inflated[path]) is not None:
             yield contents.read_into
             return
+        if state is not None and state.remote is not None:
+            yield opened(path, state).read_into
+            return
         with self._files.descriptor(path, state) as descriptor:
             yield functools.partial(pread_into, descriptor, path=path)
 
@@ -264,8 +267,7 @@ class SourceFiles:
     def recheck(self) -> None:
         """Raise `FormatError` if any source file changed since the plan was made."""
         for state in self._states.values():
-            if FileState.of(state.path) != state:
-                state.check(os.stat(state.path))
+            state.recheck()
 
     def close(self) -> None:
         self._files.close()

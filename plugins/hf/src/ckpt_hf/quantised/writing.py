@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -144,55 +145,42 @@ def _kept(checkpoint: Checkpoint, request: WriteRequest, natives: Iterable[layou
         )
     if request.dtype is not None:
         raise errors.UsageError(f"--dtype would change what -o {QUANTISED}={KEEP} keeps", fix="leave one of them out")
-    found: dict[str, StoredTensor] = {}
-    kept: dict[str, lazy.Quantised] = {}
-    for native in natives:
-        blocks = (
-            [
-                block
-                for piece in native.pieces
-                for block in checkpoint.tensors[piece.parameter].value_blocks
-                if block.quantised is not None
-            ]
-            if native.pieces
-            else []
-        )
-        held = next((whole for whole in _wholes(native, blocks)), None)
-        if held is not None:
-            found[native.name] = held
-            assert held.quantised is not None
-            kept[native.name] = held.quantised
-    quantised = {
-        block.quantised: name
+    coded = {
+        name: {block.tile: block for block in tensor.value_blocks if block.quantised is not None}
         for name, tensor in checkpoint.tensors.items()
-        for block in tensor.value_blocks
-        if block.quantised is not None
     }
-    if lost := [name for one, name in quantised.items() if one not in set(kept.values())]:
+    found = {native.name: held for native in natives if (held := _whole(native, coded)) is not None}
+    kept = {name: held.quantised for name, held in found.items() if held.quantised is not None}
+    known = set(kept.values())
+    lost = [name for name, blocks in coded.items() if any(block.quantised not in known for block in blocks.values())]
+    if lost:
         raise Refusal(
             f"{len(lost)} tensors can't keep their codes, as the class that is written stores them in another way",
             found=f"{lost[0]} among them",
             fix=f"leave out -o {QUANTISED}={KEEP}, and they are dequantised",
         )
-    return Coded(found, kept, hint["config"], {name: text.encode() for name, text in hint["documents"].items()})
+    texts = {name: text.encode() for name, text in hint["documents"].items()}
+    return Coded(found, kept, hint["config"], texts)
 
 
-def _wholes(native: layouts.Native, blocks: list[lazy.StoredPart]) -> Iterator[StoredTensor]:
-    """The quantised tensor of the source that holds just what a native tensor holds, under the same name."""
-    candidates = {id(block.quantised): block for block in blocks}
-    for one in candidates.values():
-        held = one.quantised
-        assert held is not None
-        if (
-            held.operands[0].name.removesuffix(WEIGHT).removesuffix("_packed").removesuffix("_blocks")
-            not in native.name
-        ):
+def _whole(native: layouts.Native, coded: Mapping[str, Mapping[layouts.Tile, lazy.StoredPart]]) -> StoredTensor | None:
+    """The quantised tensor of the source that holds just what a native tensor holds, and is called as it is."""
+    for strides in _strides(native.shape):
+        blocks = [coded[piece.parameter].get(lazy.flat_tile(piece.tile, strides)) for piece in native.pieces]
+        held = {block.quantised for block in blocks if block is not None and block.offset == 0}
+        if None in blocks or len(held) != 1 or not blocks or blocks[0] is None:
             continue
-        parts = {block.tile for block in blocks if block.quantised is held and block.offset == 0}
-        for strides in _strides(native.shape):
-            if {lazy.flat_tile(piece.tile, strides) for piece in native.pieces} <= parts:
-                whole = held.tensor(one.dtype, (held.matrices * held.rows, held.columns))
-                yield StoredTensor(whole.file, one.dtype, native.shape, 0, strides, quantised=held)
+        one = held.pop()
+        if one is None or not _is_called(one.operands[0].name, native.name):
+            continue
+        if one.matrices * one.rows * one.columns == math.prod(native.shape):
+            return StoredTensor(blocks[0].path, blocks[0].dtype, native.shape, 0, strides, quantised=one)
+    return None
+
+
+def _is_called(codes: str, weight: str) -> bool:
+    """Whether codes are those of a weight by their name: `X.weight`, `X.weight_packed`, `X_blocks`."""
+    return codes in (weight, f"{weight}_packed", f"{weight}_blocks")
 
 
 def _strides(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

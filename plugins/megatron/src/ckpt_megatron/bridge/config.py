@@ -11,6 +11,7 @@ from ckpt_core.sdk import Config, Facts, FormatError, Refusal, configs, document
 from ckpt_megatron import weights
 from ckpt_megatron.bridge.classes import ORIGIN, unusual_for, unusual_table
 from ckpt_megatron.bridge.seeing import Seeing, classes_of
+from ckpt_megatron.bridge.uneven import is_uneven
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.delta import SPEC as DELTA_SPEC
 from ckpt_megatron.transformer_config.delta import refuse_unwritten
@@ -55,7 +56,7 @@ _LLAMA31_CLASS = f"{PACKAGE}.llama.llama_provider.Llama31ModelProvider"  # until
 # Those of Gemma scale the embedding, too, and Gemma 2 and 3 have layers of their own (`classes`).
 _PLAIN = re.compile(
     r"(GPT|MLA|(Code)?Llama[23]?|Llama3[123]|Llama31Nemotron(70B|Nano8B)|Mistral(Small3)?|Qwen(2|25|3|3MoE)|Nemotron[34]?"
-    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma|Gemma[23])(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
+    r"|DeepSeek(V2|V2Lite|V3)?|Moonlight|GLM(MoE|45|45Air)|(Code)?Gemma|Gemma[23]|LLaDA15|LlamaNemotronHeterogeneous)(Model)?(Provider|Builder|Config)(\d+(P\d+)?[MB](_A\d+B)?)?"
 )
 
 
@@ -206,6 +207,8 @@ def written_fields(
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
     fields |= _experts(fields, names)
+    if is_uneven(facts):
+        fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
     sparse = facts.present("latent_attention.indexer")
     if facts.present("delta") is not False or sparse is not False:
         fields[SPEC] = {"_call_": False, "_target_": DELTA_SPEC}
@@ -243,6 +246,7 @@ def _seeing(facts: Facts, version: str, names: str) -> Seeing:
         )
     kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
     kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
+    kind = "Exaone45" if facts.present("attention.norm") is False else kind
     kind = "Qwen35VL" if facts.present("delta") is not False else kind
     kind = f"{kind}MoE" if facts.present("mlp.moe") is not False else kind
     found = (one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")

@@ -28,6 +28,8 @@ def number_layers(fields: dict[str, Any], facts: Facts, hints: Mapping[str, Any]
     """
     if facts.present("mamba") is not False:
         return True
+    if fields.get("hetereogenous_dist_checkpoint"):
+        return True
     frequency = fields["moe_layer_freq"]
     if hints.get("layers") == "numbered" and not isinstance(frequency, list) and fields["num_moe_experts"] is not None:
         fields["moe_layer_freq"] = [frequency] * facts["layers"]
