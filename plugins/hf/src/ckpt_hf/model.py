@@ -12,6 +12,7 @@ import numpy as np
 
 from ckpt_core.sdk import Checkpoint, CkptError, errors, judgement, rewrites, schema
 from ckpt_hf.files import CONFIG, config_in
+from ckpt_hf.quantised.writing import HINT
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def build(checkpoint: Checkpoint, dtype: str = "keep", max_bytes: int | None = N
         ) from None
     from ckpt_core.sdk import dtypes
 
+    checkpoint = checkpoint.in_dtype(None if dtype == "keep" else dtypes.dtype_named(dtype))
     state, config, kept = state_dict(checkpoint)
     name, model_type = config["architectures"][0], config["model_type"]
     if not hasattr(transformers, name) or model_type not in transformers.CONFIG_MAPPING:
@@ -131,6 +133,10 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgemen
             if config is not None and config["model_type"] not in transformers.CONFIG_MAPPING:
                 raise judgement.CannotRun(
                     f"it has no model_type {config['model_type']!r} without the code of its author"
+                )
+            if HINT in checkpoint.provenance.hints:
+                raise judgement.CannotRun(
+                    "it dequantises by rules of its own: a partial block as if it were whole, and ModelOpt's codes without their scales"
                 )
             name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
             if not hasattr(transformers, name):
