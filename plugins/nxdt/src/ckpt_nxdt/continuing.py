@@ -136,6 +136,10 @@ def optimizer_of(
             found=training.frozen[0],
             fix=_DROP,
         )
+    if training.optimizer != reading.ADAMW and any(group.weight_decay for group in training.groups):
+        raise errors.NotCarried(
+            "the source adds weight decay to the gradients (L2), and a job's AdamW decays the weights", fix=_DROP
+        )
     ranks = options.get("data_parallel")
     if ranks is not None and int(ranks) < 1:
         raise errors.UsageError("data_parallel is at least 1", found=ranks)
