@@ -34,7 +34,7 @@ class WrittenOptimizer:
     @property
     def decisions(self) -> dict[str, object]:
         """What a reader of the receipt has to know."""
-        return {"data_parallel": self.ranks, "undecayed": "norms" if self.words == _NORMS else "biases"}
+        return {"dp": self.ranks, "undecayed": "norms" if self.words == _NORMS else "biases"}
 
     @property
     def account(self) -> bytes:
@@ -140,9 +140,9 @@ def optimizer_of(
         raise errors.NotCarried(
             "the source adds weight decay to the gradients (L2), and a job's AdamW decays the weights", fix=_DROP
         )
-    ranks = options.get("data_parallel")
+    ranks = options.get("dp")
     if ranks is not None and int(ranks) < 1:
-        raise errors.UsageError("data_parallel is at least 1", found=ranks)
+        raise errors.UsageError("dp is at least 1", found=ranks)
     words = _NORMS if options.get("undecayed") == "norms" else _BIASES
     names: list[dict[str, None]] = [{}, {}]
     for name, native in builder.natives().items():
