@@ -214,6 +214,13 @@ def real_nemo2(session: nox.Session) -> None:
 
 
 @nox.session
+def training_ways(session: nox.Session) -> None:
+    """Every run that frameworks saved, by way of NeMo and NxDT in ten layouts, to what was in memory, and on by a loop of torch."""
+    install(session, "torch", "transformers", "safetensors", "pytest")
+    judge(session, "check_training_ways.py")
+
+
+@nox.session
 def real_nxdt_models(session: nox.Session) -> None:
     """NxD Training's own model classes (on CPU) load what we write; $NXD_SOURCE and $NXDT_SOURCE are clones of both packages."""
     session.install("-r", "tests/real/requirements-nxdt-models.txt")
