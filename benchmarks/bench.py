@@ -59,6 +59,7 @@ FORMATS = {
     "nxdt tp8 xser": Format("llama", "--to nxdt --tp 8 -o hw_backend=trn1 -o xser=true"),
     "deepspeed zero (fp32)": Format("llama", "--to deepspeed -o moments=false", "--to hf --dtype bf16"),
     "megatron-deepspeed tp2": Format("bloom", "--to megatron-deepspeed --tp 2"),
+    "hf fp8 blocks": Format("llama", "--to hf -o quantise=fp8-block", output="fp8"),
     "T5 .nemo tp2": Format("t5", "--to nemo --tp 2", output="model.nemo"),
 }
 THREADS = ("nanotron tp2", "megatron torch tp2", "deepspeed zero (fp32)")

@@ -74,6 +74,7 @@ DEEPSEEK_671B = {
 
 Asked = dict[str, object]
 HF: Asked = {"to": "hf"}
+HF_FP8: Asked = {"to": "hf", "options": {"quantise": "fp8-block"}}
 MEGATRON_405B: Asked = {
     "to": "megatron",
     "tp": 8,
@@ -93,6 +94,9 @@ CASES: dict[str, tuple[str, Asked, Asked]] = {
     "671B: hf to megatron tp8 ep32": ("671B", HF, MEGATRON_671B),
     "671B: megatron tp8 ep32 to hf": ("671B", MEGATRON_671B, HF),
     "671B: hf to ir": ("671B", HF, {"to": "ir"}),
+    "671B: hf FP8 to hf bf16": ("671B", HF_FP8, HF),
+    "671B: hf FP8 to megatron tp8 ep32": ("671B", HF_FP8, MEGATRON_671B),
+    "671B: hf FP8, codes kept": ("671B", HF_FP8, {"to": "hf", "options": {"quantised": "keep"}}),
 }
 
 
@@ -116,7 +120,7 @@ def source_of(model: str, asked: Asked, work: Path) -> str:
     start = work / f"{model}-ir"
     if not start.exists():
         write_ir(start, architecture_of(model, work), dtype="bf16", sparse=True)
-    source = work / f"{model}-{asked['to']}"
+    source = work / f"{model}-{asked['to']}{'-fp8' if asked is HF_FP8 else ''}"
     if not source.exists():
         write_files(plan_conversion(start, source, **asked).target, source, data=False)  # type: ignore[arg-type]
     return str(source)

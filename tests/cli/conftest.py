@@ -27,6 +27,7 @@ from ckpt_core.architecture import (
     dumps,
     parameters,
 )
+from ckpt_core.cli import progress
 from ckpt_core.cli.main import main
 from ckpt_core.plugins import discovery
 from ckpt_core.storage.dtypes import FP32
@@ -69,8 +70,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def ckpt(installed: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the program in this process."""
+def ckpt(
+    installed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Run the program in this process; what it says because a machine is slow is not said."""
+    monkeypatch.setattr(progress, "SILENCE", 600)
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()

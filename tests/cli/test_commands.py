@@ -86,7 +86,8 @@ class TestConvert:
         ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "refuse=yes")
         assert ran.code == 1 and "toy holds nothing today" in ran.err and "fix: ask tomorrow" in ran.err
         assert ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "refuse=yes", "--json").json == {
-            "error": {"problem": "toy holds nothing today", "fix": "ask tomorrow"}
+            "schema": "error/1",
+            "error": {"problem": "toy holds nothing today", "fix": "ask tomorrow", "anchor": "refusal"},
         }
 
     def test_existing_destination(self, ckpt, model, converted):
@@ -118,18 +119,20 @@ class TestConvert:
 
 class TestInspect:
     def test_text(self, ckpt, model):
-        ran = ckpt("inspect", model)
-        assert ran.code == 0
-        for words in (
+        shown = (
             "toy.safetensors beside architecture.json",
             "vocabulary 13 padded to 16",
             "6 heads of 4, 2 key-value heads, window 5 in layer 1",
             "tied to the embedding",
-            "eos: 2",
-            "toy: yes",
             "4,944",
-        ):
-            assert words in ran.out
+        )
+        short, whole = ckpt("inspect", model), ckpt("inspect", model, "--all")
+        assert short.code == whole.code == 0
+        for words in (*shown, "can become   toy", f"ckpt inspect --all {model}"):
+            assert words in short.out
+        for words in (*shown, "eos: 2", "toy: yes"):
+            assert words in whole.out
+        assert "eos" not in short.out
 
     def test_json(self, ckpt, model):
         body = ckpt("inspect", model, "--json").json

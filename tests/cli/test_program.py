@@ -45,7 +45,10 @@ class TestImports:
 
     def test_every_command_has_help(self, ckpt):
         listed = ckpt("--help").out.split("Commands:")[1].split("Exit codes")[0]
-        for name in ("convert", "launch", "inspect", "diff", "fingerprint", "verify", "formats"):
+        for name in (
+            "convert", "launch", "inspect", "diff", "fingerprint", "verify", "selftest", "explain", "formats", "follow",
+            "doctor", "plugin", "schema", "completion",
+        ):  # fmt: skip
             assert f"\n  {name} " in listed and ckpt(name, "--help").code == 0
 
     def test_formats_does_not_import_torch(self, process):
@@ -88,7 +91,9 @@ class TestEndings:
 
     def test_full_disk_is_one_clear_error(self, ckpt, model, tmp_path):
         ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "dst.crash=true")
-        assert ran.code == 1 and ran.err == "error: No space left on device\n  file: /full\n"
+        assert ran.code == 1 and ran.err == (
+            "error: No space left on device\n  file: /full\n  see: docs/troubleshooting.md#errors-of-the-system\n"
+        )
 
     def test_a_bug_has_no_traceback(self, ckpt, model, monkeypatch):
         ran = ckpt("inspect", model, "-o", "crash=true")
@@ -116,12 +121,12 @@ class TestEndings:
 
 class TestProgress:
     def test_plain_lines(self, capsys):
-        times = iter([0.0, 1.0, 3.0, 6.0, 7.0, 12.0])
+        times = iter([0.0, 1.0, 3.0, 6.0, 7.0, 12.0])  # the first line after 1.5 s, the next 5 s later
         listen = PlainListener("converting", lambda: next(times))
         for done in (10, 30, 60, 70, 120):
             listen(Progress(done * 10**9, 200 * 10**9, "x"))
         assert capsys.readouterr().err.splitlines() == [
-            "converting 30%  10 GB/s  14 s left",
+            "converting 15%  10 GB/s  17 s left",
             "converting 60%  10 GB/s  8.0 s left",
         ]
 

@@ -33,7 +33,14 @@ def ckpt_info():
         Option("max_shard_size", "bytes per file", int, None, "write"),
         Option("flavour", "changes nothing", ("sweet", "sour"), "sweet", "read"),
     )
-    return FormatInfo("toy", "a format for tests", families=("tiny",), options=options, parallel=("tp",))
+    return FormatInfo(
+        "toy",
+        "a format for tests",
+        families=("tiny",),
+        options=options,
+        parallel=("tp",),
+        called=("plaything", "play-thing"),
+    )
 
 
 @hookimpl

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from ckpt_core import fingerprint
+from ckpt_core.receipt.places import RECEIPT
+from ckpt_tests.web import COMMIT, Site, serving
+
 REPOSITORY = "someone/tiny-llama"
 
 
@@ -38,79 +39,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """The three things a snapshot download asks a hub for: the revision, the listing, the files."""
-
-    folder: Path
-    asked: list[str]
-
-    def _files(self) -> dict[str, Path]:
-        return {
-            path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
-        }
-
-    def _answer(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        files = self._files()
-        if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT}
-                for name, file in files.items()
-            ]
-            self._answer(json.dumps(tree).encode(), {"Content-Type": "application/json"})
-        elif path.startswith(f"/api/models/{REPOSITORY}"):
-            if not path.endswith((REPOSITORY, "main", "v1", COMMIT)):
-                self._answer(b'{"error": "Revision not found"}', {"X-Error-Code": "RevisionNotFound"}, 404)
-                return
-            body = {
-                "id": REPOSITORY,
-                "modelId": REPOSITORY,
-                "sha": COMMIT,
-                "siblings": [{"rfilename": name} for name in files],
-            }
-            self._answer(json.dumps(body).encode(), {"Content-Type": "application/json"})
-        elif path.startswith(f"/{REPOSITORY}/resolve/"):
-            name = path.split("/resolve/", 1)[1].split("/", 1)[1]
-            self.asked.append(name)
-            self._answer(files[name].read_bytes(), {"ETag": f'"{abs(hash(name)):x}"', "X-Repo-Commit": COMMIT})
-        else:
-            self._answer(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
 @pytest.fixture
-def hub(model: Path, tmp_path: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """The environment of a client that knows only our server, and the names of the files it asked for."""
-    asked: list[str] = []
-    handler = type("Hub", (_Hub,), {"folder": model, "asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-        environment.pop(proxy, None)
-    yield environment, asked
-    server.shutdown()
-    server.server_close()
+def hub(model: Path, tmp_path: Path) -> Iterator[tuple[dict[str, str], Site]]:
+    """The environment of a client that knows only our server, and what that is asked for."""
+    with serving(model, repository=REPOSITORY) as site:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": site.url.rstrip("/"),
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+            environment.pop(proxy, None)
+        yield environment, site
 
 
 def ckpt(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -120,16 +64,40 @@ def ckpt(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("revision", ["", "@v1"])
-def test_a_model_of_the_hub_converts_like_a_local_one(hub, model: Path, tmp_path: Path, revision: str) -> None:
-    environment, asked = hub
+def test_a_model_of_the_hub_converts_by_ranges(hub, model: Path, tmp_path: Path, revision: str) -> None:
+    environment, site = hub
+    site.expired = {
+        f"/blobs/model.safetensors?signature={number}" for number in range(5)
+    }  # the first URL that is given
     done = ckpt(
         environment, "convert", f"hf://{REPOSITORY}{revision}", str(tmp_path / "out"), "--to", "nanotron", "--tp", "3"
     )
     assert done.returncode == 0, done.stderr
-    prints = [ckpt(environment, "fingerprint", str(path)).stdout.split()[0] for path in (model, tmp_path / "out")]
-    assert prints[0] == prints[1]
+    assert fingerprint(tmp_path / "out") == fingerprint(model)
+    receipt = json.loads((tmp_path / "out" / RECEIPT).read_text())
+    assert receipt["source"]["path"] == f"hf://{REPOSITORY}@{COMMIT}", "the receipt names the commit"
+    asked = {one.name for one in site.asked}
     assert "model.safetensors" in asked
-    assert not any(name.startswith("original/") for name in asked), "other copies of the weights are not downloaded"
+    assert not any(name.startswith("original/") for name in asked), "other copies of the weights are not read"
+    assert not list((tmp_path / "home").rglob("*.safetensors")), "no copy is left"
+    resolved = [path for path in site.others if path.endswith("/model.safetensors")]
+    assert len(resolved) == 2, "once for its place, and once more because that had expired"
+
+
+def test_what_the_hub_has_kept_here_is_read_here(hub, model: Path, tmp_path: Path) -> None:
+    environment, site = hub
+    cached = tmp_path / "home/hub" / f"models--{REPOSITORY.replace('/', '--')}/snapshots/{COMMIT}"
+    cached.mkdir(parents=True)
+    shutil.copy(model / "model.safetensors", cached)
+    done = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == fingerprint(model)
+    assert sum(one.count for one in site.asked if one.name == "model.safetensors") == 0
+    site.asked.clear()
+    shutil.copy(model / "config.json", cached)
+    done = ckpt({**environment, "HF_HUB_OFFLINE": "1"}, "fingerprint", f"hf://{REPOSITORY}@{COMMIT}")
+    assert done.stdout.split()[0] == fingerprint(model), done.stderr
+    assert not site.asked
 
 
 def test_the_hubs_refusal_is_one_error(hub) -> None:

@@ -77,10 +77,10 @@ def test_without_it_nothing_is_written_but_the_weights(run: Run, tmp_path: Path)
 
 def test_a_target_that_does_not_carry_it_says_so(tmp_path: Path) -> None:
     run = runs("hf-trainer")[0]
-    receipt = convert(run.checkpoint, tmp_path / "nanotron", to="nanotron")
+    receipt = convert(run.checkpoint, tmp_path / "titan", to="torchtitan")
     assert any(loss["subject"].startswith("optimizer state") for loss in receipt.losses)
-    with pytest.raises(NotCarried, match="format nanotron does not take the state of a training along yet"):
-        convert(run.checkpoint, tmp_path / "kept", to="nanotron", training_state="keep")
+    with pytest.raises(NotCarried, match="format torchtitan does not take the state of a training along yet"):
+        convert(run.checkpoint, tmp_path / "kept", to="torchtitan", training_state="keep")
     json.dumps(receipt.body)
 
 

@@ -40,7 +40,8 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
-from ckpt_core.storage.bytes.remote import localised
+from ckpt_core.storage.bytes.remote import localised, refuse_destination
+from ckpt_core.storage.bytes.remote.ranges import unanswered
 from ckpt_core.storage.dtypes import DType, dtype_named
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
@@ -60,8 +61,11 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
         raise CkptError("there is no such file or folder", file=path)
+    unanswered.set(None)
     with at_home(path) as home:
         found = detect(path)
+    if not found and (failure := unanswered.get()) is not None:
+        raise failure
     if len(found) == 1:
         return found[0]
     if home.refused is not None and not found:
@@ -127,7 +131,7 @@ def _reading(
             found=f"{training_state!r:.60}",
             expected=", ".join(_TRAINING_STATES),
         )
-    given = None if config is None else _config_file(path_of(config, "config"))
+    given = None if config is None else _config_file(localised(path_of(config, "config")))
     typed = typed_options(plugin.info, options, "read")
     for option in plugin.info.options:
         if option.kind is Checkpoint and isinstance(typed.get(option.name), str):
@@ -341,6 +345,7 @@ def plan_conversion(
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
     local = localised(path_of(src, "src"))
+    refuse_destination(path_of(dst, "dst"))
     place = os.path.abspath(path_of(dst, "dst"))
     for name, number in (("max_memory", max_memory), ("workers", workers)):
         check_count(number, name)
@@ -352,6 +357,7 @@ def plan_conversion(
     checkpoint = _read(reader, local, how, fact)
     typed = typed_options(writer.info, target_options, "write")
     request = WriteRequest(typed, _wanted(dtype), tp, pp, ep, place, training_state or "auto")
+    checkpoint = checkpoint.in_dtype(request.dtype)
     try:
         target = target_of(writer, checkpoint, request)
         if checkpoint.training is not None and target.training is None:
@@ -360,6 +366,7 @@ def plan_conversion(
         if training_state == "keep" or checkpoint.training is None:
             raise
         checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
+        checkpoint = checkpoint.in_dtype(request.dtype)
         target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
     asked |= {} if training_state is None else {"training_state": training_state}

@@ -20,6 +20,7 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.dtypes import DType
+from ckpt_core.storage.tensor import Quantised, StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.training import Training
 
@@ -131,6 +132,14 @@ class Checkpoint:
         }
         return replace(self, tensors=weights, training=replace(state, own_masters=False))
 
+    def in_dtype(self, dtype: DType | None) -> Checkpoint:
+        """The checkpoint for a target whose tensors are of `dtype`: what is computed of codes and scales is rounded once, to that one,
+        and not first to the dtype that its own tools round to. None is that one."""
+        if dtype is None:
+            return self
+        tensors = {name: tensor if tensor.dtype == dtype else tensor.unrounded for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
     def hints_for(self, format: str) -> Mapping[str, Any]:
         """The layout choices by which this model was once written in `format`; empty if it never was."""
         return self.provenance.hints if format == self.format else self.provenance.origins.get(format, {})
@@ -159,12 +168,18 @@ def _of_one_thing(path: str, fact: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a native tensor goes: its first byte in an output file, and the dtype it is stored in."""
+    """Where a native tensor goes: its first byte in an output file, and the dtype it is stored in.
+
+    `quantised`: it is stored as codes and scales, at the places of its operands, and is read as this tensor again: `dtype` is that of
+    the numbers which its readers compute of them. The scheme is a `Quantiser`, unless these are copied as they are: `kept` is where they lie.
+    """
 
     native: Native
     dtype: DType
     file: str
     offset: int
+    quantised: StoredTensor | None = None
+    kept: Quantised | None = None
 
 
 @dataclass

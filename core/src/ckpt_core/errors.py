@@ -8,8 +8,10 @@ checkpoint in one run, not one after the other.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
+from ckpt_core.addresses import spelled
 from ckpt_core.text import printable
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Problems",
     "ProblemsFound",
     "Refusal",
+    "StoreError",
     "UsageError",
     "WorkerError",
     "did_you_mean",
@@ -66,17 +69,23 @@ class CkptError(Exception):
         super().__init__(problem)
 
     def __str__(self) -> str:
-        lines = [printable(self.problem)]
+        lines = [printable(spelled(self.problem))]
         for label, text in (("file", self.file), ("found", self.found), ("expected", self.expected), ("fix", self.fix)):
             if isinstance(text, Lines):
-                first, *others = map(printable, text)
+                first, *others = map(printable, map(spelled, text))
                 lines += [f"  {label}: {first}", *others]
             elif text is not None:
-                lines.append(f"  {label}: {printable(text)}")
+                lines.append(f"  {label}: {printable(spelled(text))}")
         return "\n".join(lines)
 
     def __reduce__(self):  # errors cross process boundaries, keyword arguments included
         return (_rebuild, (type(self), self.problem, self.__dict__))
+
+    @property
+    def anchor(self) -> str:
+        """The section of docs/troubleshooting.md about errors of this class: `format-error`. A plugin's own class has that of the class it is made from."""
+        own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("ckpt_core."))
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", own.__name__).lower()
 
     def to_json(self) -> dict[str, object]:
         """The same parts as a JSON object, for `--json`."""
@@ -87,7 +96,7 @@ class CkptError(Exception):
             "expected": self.expected,
             "fix": self.fix,
         }
-        return {key: value for key, value in parts.items() if value is not None}
+        return {key: spelled(value) for key, value in parts.items() if value is not None}
 
 
 def _rebuild(cls: type[CkptError], problem: str, state: dict) -> CkptError:
@@ -139,6 +148,10 @@ class WorkerError(CkptError):
     """
 
 
+class StoreError(WorkerError):
+    """A store of remote files that does not give what it should, or not to this user now. What is done is kept, too."""
+
+
 class ProblemsFound(CkptError):
     """Several problems at once; `problems` holds each of them, but for the `more` that were only counted."""
 
@@ -158,6 +171,12 @@ class ProblemsFound(CkptError):
                 break
             lines += text
         return "\n".join(lines)
+
+    @property
+    def anchor(self) -> str:
+        """That of its problems, if all are of one kind."""
+        kinds = {one.anchor for one in self.problems}
+        return kinds.pop() if len(kinds) == 1 else super().anchor
 
     def to_json(self) -> dict[str, object]:
         body = {"problem": self.problem, "problems": [problem.to_json() for problem in self.problems]}

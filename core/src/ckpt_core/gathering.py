@@ -180,7 +180,7 @@ def _moments(
     ranks: Sequence[RankTensors],
     saved: SavedTraining,
 ) -> dict[str, LazyParameter]:
-    """The tensors of a kind by canonical parameter. They are called `exp_avg of NAME` in errors."""
+    """The tensors of a kind by canonical parameter. They are called `exp_avg of NAME` in errors. They are float32, and may be stored in a wider dtype."""
 
     def turned(native: Native) -> Native:
         moved = moment_native(kind, native)
@@ -200,7 +200,7 @@ def _moments(
         lambda native: not any(piece.parameter in trained for piece in native.pieces),
     )
     least = 0.0 if kind == EXP_AVG_SQ else None
-    return {name: replace(found[named(kind, name)], least=least) for name in trained}
+    return {name: replace(found[named(kind, name)], least=least, float32=True) for name in trained}
 
 
 def _held_by_name(bound: BoundTables, ranks: Iterable[RankTensors]) -> dict[str, set[str]]:

@@ -38,6 +38,7 @@ __all__ = [
     "UNKNOWN_KEY",
     "Contents",
     "Entry",
+    "Fate",
     "Ledger",
     "Loss",
     "Reason",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture
@@ -16,7 +17,8 @@ from ckpt_core.plugins import WriteRequest
 from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.containers import SAFETENSORS, Container
-from ckpt_core.storage.dtypes import DType, commonest
+from ckpt_core.storage.dtypes import FP32, DType, commonest
+from ckpt_core.storage.tensor import Quantised, StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.stored import storage_dtype
 from ckpt_core.training import Kind, Training, followed, moment_native
@@ -36,6 +38,7 @@ class TargetBuilder:
 
     `trained` is the checkpoint that the model was made of, for a writer that takes the state of its training along: `training` is that of
     the model as it is written. Raises `NotCarried` where it can't follow the model, and where weights that the optimizer steps are to be rounded.
+    `masters`: the format keeps fp32 masters beside the weights, which are then written in any dtype; what the source steps becomes the masters.
     """
 
     def __init__(
@@ -46,12 +49,15 @@ class TargetBuilder:
         *,
         choices: Chosen | None = None,
         trained: Checkpoint | None = None,
+        masters: bool = False,
     ) -> None:
         self.model, self.dtype = model, dtype
         self.training: Training | None = None
         self._of_training: list[Loss] = []
         if trained is not None and trained.training is not None:
             self.training, self._of_training = followed(trained.training, trained.tensors, model.tensors)
+            if masters:
+                self.training = replace(self.training, own_masters=True)
             _check_rounding(self.training, model.tensors, dtype)
         self.bound = BoundTables(tables, model.architecture, choices)
         self.files: list[OutputFile] = []
@@ -59,18 +65,20 @@ class TargetBuilder:
         self.documents: dict[str, bytes] = {}
 
     @staticmethod
-    def stepped(checkpoint: Checkpoint, request: WriteRequest) -> Checkpoint:
-        """The checkpoint as its optimizer steps it, for a format that keeps one set of weights and counts every row of the vocabulary.
+    def stepped(checkpoint: Checkpoint, request: WriteRequest, *, pads: bool = False) -> Checkpoint:
+        """The checkpoint as its optimizer steps it, for a format that keeps one set of weights.
 
-        Its weights are the masters, and rows that pad the vocabulary are tokens: they take part in the loss, and are trained. That is another model than
-        the source's by a rounding and by these rows, so that it is written only where the state of the training was asked for: `NotCarried` otherwise.
+        Its weights are the masters, and rows that pad the vocabulary are tokens, unless the format pads it, too (`pads`): they take part in the loss, and are
+        trained. That is another model than the source's by a rounding and by these rows, so that it is written only where the state of the training was
+        asked for: `NotCarried` otherwise.
         """
         state, tokens = checkpoint.training, checkpoint.architecture.tokens
         if state is None:
             return checkpoint
-        padded = tokens is not None and tokens.vocabulary < tokens.padded_vocabulary
-        if request.training_state != "keep" and (state.own_masters or padded):
-            what = "the fp32 masters in place of the weights" if state.own_masters else "the rows of padding as tokens"
+        padded = not pads and tokens is not None and tokens.vocabulary < tokens.padded_vocabulary
+        rounded = state.own_masters and any(checkpoint.tensors[name].dtype.size < FP32.size for name in state.master)
+        if request.training_state != "keep" and (rounded or padded):
+            what = "the fp32 masters in place of the weights" if rounded else "the rows of padding as tokens"
             raise NotCarried(
                 f"the target would have {what}, as the optimizer steps them",
                 fix="ask for it with --training-state keep",
@@ -123,17 +131,41 @@ class TargetBuilder:
         tensors: Mapping[str, Native],
         container: Container = SAFETENSORS,
         metadata: Mapping[str, str] | None = None,
+        quantised: Mapping[str, StoredTensor] | None = None,
+        kept: Mapping[str, Quantised] | None = None,
     ) -> None:
-        """A file of the target that holds `tensors`, each under its name in the file."""
-        specs = {name: (self.dtype_of(native), native.shape) for name, native in tensors.items()}
+        """A file of the target that holds `tensors`, each under its name in the file.
+
+        Those in `quantised` are stored as codes and scales, each under the name of its operand, whose file and offset are decided here.
+        For those in `kept` these are copied from there.
+        """
+        coded = {name: one for name, one in (quantised or {}).items() if name in tensors}
+        specs = {name: (self.dtype_of(native), native.shape) for name, native in tensors.items() if name not in coded}
+        for held in filter(None, (one.quantised for one in coded.values())):
+            specs |= {operand.name: (operand.stored.dtype, operand.stored.shape) for operand in held.stored}
         file, offsets = container.plan(path, specs, metadata)
         self.files.append(file)
         for name, native in tensors.items():
-            self.place(native, path, offsets[name])
+            if name in coded:
+                here = coded[name].moved_to(path, offsets)
+                self.place(native, path, 0, here.dtype, here, (kept or {}).get(name))
+            else:
+                self.place(native, path, offsets[name])
 
-    def place(self, native: Native, path: str, offset: int, dtype: DType | None = None) -> None:
-        """Put the data of a tensor into a file, from byte `offset` on. `dtype` is that of this place, if it has one of its own."""
-        self.placements.append(Placement(native, dtype or self.dtype_of(native), path, offset))
+    def place(
+        self,
+        native: Native,
+        path: str,
+        offset: int,
+        dtype: DType | None = None,
+        quantised: StoredTensor | None = None,
+        kept: Quantised | None = None,
+    ) -> None:
+        """Put the data of a tensor into a file, from byte `offset` on. `dtype` is that of this place, if it has one of its own.
+
+        `quantised` and `kept`: see `Placement`; the operands lie in files of the target.
+        """
+        self.placements.append(Placement(native, dtype or self.dtype_of(native), path, offset, quantised, kept))
 
     def target(
         self,

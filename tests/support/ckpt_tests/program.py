@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from unittest import mock
 
+from ckpt_core.cli import progress
 from ckpt_core.cli.main import main
 from ckpt_tests.folders import assert_nothing_at, contents
 
 
 def ckpt(*arguments: object) -> tuple[int, str]:
-    """Exit code and everything printed."""
+    """Exit code and everything printed, but for what is said because a machine is slow."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with (
+        mock.patch.object(progress, "SILENCE", 600),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+    ):
         code = main([str(argument) for argument in arguments])
     return code, out.getvalue()
 

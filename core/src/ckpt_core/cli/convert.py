@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import (
     Page,
@@ -22,7 +24,8 @@ from ckpt_core.cli.output import (
     shortened,
     table,
 )
-from ckpt_core.cli.progress import duration_text, progress
+from ckpt_core.cli.progress import announced, duration_text, progress
+from ckpt_core.cli.usage import peak_memory
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
 
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
     from ckpt_core.receipt import Receipt
 
 
-@click.command(short_help="Convert a checkpoint to another format.")
+@click.command(cls=FormatCommand, short_help="Convert a checkpoint to another format.")
 @click.argument("src")
 @click.argument("dst")
-@click.option("--to", required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`.")
+@click.option(
+    "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
+)
 @reading
 @layout
 @click.option(
@@ -75,7 +80,8 @@ if TYPE_CHECKING:
     help="A running Ray or Dask cluster; without it one is started on this machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, from headers alone, and write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+@click.option("--overwrite", is_flag=True, help="Delete the checkpoint at DST, once the new one is whole.")
+@click.option("-p", "--parents", is_flag=True, help="Make the folders above DST that are missing.")
 @click.option(
     "--sync/--no-sync",
     default=True,
@@ -93,6 +99,7 @@ def command(
     engine_address: str | None,
     dry_run: bool,
     overwrite: bool,
+    parents: bool,
     sync: bool,
     as_json: bool,
     **asked: Any,
@@ -109,22 +116,30 @@ def command(
     # Nothing is multiplied here, and the thread per core that NumPy would start spins: a fifth of what a plan costs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ckpt_core.api import plan_conversion
+    from ckpt_core.plugins.discovery import require
 
+    require(str(asked["to"]))  # a name that no format has is said before a large source is looked at
     if max_shard_size is not None:
         options = with_shard_size(options, str(asked["to"]), max_shard_size)
     if max_memory is not None:
         asked["max_memory"] = max_memory
-    here = engine == "local" or src.startswith("hf://")  # other processes have other working directories
-    plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
+    here = engine == "local" or "://" in src  # other processes have other working directories
+    with announced("reading headers"):
+        plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
+    remark = odd_name(plan, dst)
+    if remark is not None:
+        say(f"{paint('note', 'bold', sys.stderr)}: {remark}", err=True)
     if dry_run:
         _foretell(plan, src, dst, as_json)
         return
+    if parents:
+        os.makedirs(os.path.dirname(os.path.abspath(dst)), exist_ok=True)
     started = time.monotonic()
     receipt = _run(plan, dst, overwrite, sync, engine, engine_address)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
     try:
         if as_json:
-            emit_json(summary)
+            emit_json(summary, "convert")
         else:
             show_summary(plan, src, summary)
     except Unprintable as problem:  # what was asked for is done all the same
@@ -140,13 +155,31 @@ def _foretell(plan: Plan, src: str, dst: str, as_json: bool) -> None:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
         )
-        emit_json({**plan.to_json(), "destination": dst, "evidence": plan.source.provenance.evidence, "room": said})
+        emit_json(
+            {**plan.to_json(), "destination": dst, "evidence": plan.source.provenance.evidence, "room": said}, "plan"
+        )
         if room is not None and room.missing:
             raise click.exceptions.Exit(1)
     else:
         show_plan(plan, src, dst)
         if room is not None:
             room.check(dst)
+
+
+def odd_name(plan: Plan, dst: str) -> str | None:
+    """What is odd about the name of a destination; it is taken as it is all the same."""
+    from ckpt_core.plugins.discovery import all_plugins, require
+
+    wanted, given = require(plan.target.format).info.ending, os.path.splitext(dst.rstrip(os.sep))[1]
+    if plan.target.single_file and wanted and given != wanted:
+        return f"{plan.target.format} writes one file, and its loaders look for a name that ends in {wanted}: {dst}"
+    endings = {one.info.ending for one in all_plugins() if one.broken is None} | _ENDINGS_OF_FILES
+    if not plan.target.single_file and given and given in endings:
+        return f"{plan.target.format} writes a folder, and this is the name of a file: {dst}"
+    return None
+
+
+_ENDINGS_OF_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".tar"}
 
 
 def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str, str]:
@@ -223,6 +256,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "found": receipt.found,
         "seconds": round(seconds, 3),
         "bytes_per_second": round(plan.bytes_written / max(seconds, 1e-9)),
+        "peak_memory": peak_memory(),
     }
 
 
@@ -236,6 +270,8 @@ def show_summary(plan: Plan, src: str, summary: dict[str, Any]) -> None:
     page.say(
         "found" if summary["found"] else "written", f"{size} in {files}, {'done before' if summary['found'] else pace}"
     )
+    if not summary["found"] and summary["peak_memory"] is not None:
+        page.say("memory", f"{memory_text(summary['peak_memory'])} at the peak, the program's own included")
     page.say("training", *training_lines(plan))
     page.say("decisions", *decision_lines(plan.target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))

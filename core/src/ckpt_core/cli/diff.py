@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import for_each_side, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say
 from ckpt_core.cli.progress import progress
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
     from ckpt_core.verify.difference import Difference
 
 
-@click.command(short_help="Compare two checkpoints of any formats.")
+@click.command(cls=FormatCommand, short_help="Compare two checkpoints of any formats.")
 @click.argument("a")
 @click.argument("b")
 @reading
 @training_state
-@click.option("--from-b", "format_b", metavar="FORMAT", help="The format of B, where it is not recognised.")
+@click.option(
+    "--from-b", "format_b", type=FormatName(), metavar="FORMAT", help="The format of B, where it is not recognised."
+)
 def command(
     a: str,
     b: str,
@@ -54,7 +57,9 @@ def command(
             differences += compare_training(left, right, listener=listener)
     if as_json:
         sides = {name: {"path": path, "format": side.format} for name, path, side in (("a", a, left), ("b", b, right))}
-        emit_json({"equal": not differences, **sides, "differences": [difference_json(one) for one in differences]})
+        emit_json(
+            {"equal": not differences, **sides, "differences": [difference_json(one) for one in differences]}, "diff"
+        )
     else:
         show_differences(differences, ("A", "B"))
         same = f"equal: architecture and {plural(len(left.tensors), 'tensor')}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt_core.cli.names import FamilyName, FormatName
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.errors import UsageError, did_you_mean
 
@@ -18,8 +19,10 @@ _SHOWN = 3
 
 
 @click.command(short_help="What two formats call the tensors and keys of a model, side by side.")
-@click.argument("formats", metavar="[FORMAT] [OTHER]", nargs=-1)
-@click.option("--family", metavar="NAME", help="The model: one of the kit's examples, as llama or moe.")
+@click.argument("formats", type=FormatName(), metavar="[FORMAT] [OTHER]", nargs=-1)
+@click.option(
+    "--family", type=FamilyName(), metavar="NAME", help="The model: one of the kit's examples, as llama or moe."
+)
 @click.option("--parameter", metavar="NAME", help="One canonical parameter in every format, as attention.q.weight.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(formats: tuple[str, ...], *, family: str | None, parameter: str | None, as_json: bool) -> None:
@@ -39,7 +42,7 @@ def command(formats: tuple[str, ...], *, family: str | None, parameter: str | No
         raise UsageError("which formats?", expected="one, or two, or --parameter NAME", fix="see: ckpt formats")
     found = explain(formats, family)
     if as_json:
-        emit_json(explanation_json(found))
+        emit_json(explanation_json(found), "explain")
     else:
         _show(found)
 
@@ -174,7 +177,7 @@ def _show_parameter(parameter: str, as_json: bool) -> None:
             f"no format has a parameter {parameter!r}", fix=did_you_mean(parameter, known, "see: ckpt explain ir")
         )
     if as_json:
-        emit_json({"parameters": {name: _json_of(by_format) for name, by_format in found.items()}})
+        emit_json({"parameters": {name: _json_of(by_format) for name, by_format in found.items()}}, "names")
         return
     rows = [
         (canonical, format, name.native, name.sentence, ", ".join((name.ranks, *name.conditions)).strip(", "))

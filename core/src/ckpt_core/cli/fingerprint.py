@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import reading, training_state
 from ckpt_core.cli.output import emit_json, say
 from ckpt_core.cli.progress import progress
 
 
-@click.command(short_help="Hash the model in a checkpoint.")
+@click.command(cls=FormatCommand, short_help="Hash the model in a checkpoint.")
 @click.argument("src")
 @reading
 @training_state
@@ -28,6 +29,9 @@ def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
     with progress("hashing") as listener:
         value = fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
     if as_json:
-        emit_json({"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)})
+        emit_json(
+            {"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)},
+            "fingerprint",
+        )
     else:
         say(f"{value} {src}")

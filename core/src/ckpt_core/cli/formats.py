@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt_core.cli.names import FormatName
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="List the installed formats, or the options of one.")
-@click.argument("name", required=False)
+@click.argument("name", type=FormatName(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(name: str | None, *, as_json: bool) -> None:
     """List the installed formats, or the families and options of one."""
@@ -22,12 +23,12 @@ def command(name: str | None, *, as_json: bool) -> None:
     if name is None:
         plugins = all_plugins()
         if as_json:
-            emit_json({"formats": [plugin_json(plugin) for plugin in plugins]})
+            emit_json({"formats": [plugin_json(plugin) for plugin in plugins]}, "formats")
         else:
             show_all(plugins)
         return
     if as_json:
-        emit_json(plugin_json(require(name)))
+        emit_json(plugin_json(require(name)), "format")
     else:
         show_one(require(name))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import shlex
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt_core.cli.convert import launch_lines, parallel_text
+from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, table
-from ckpt_core.cli.progress import progress
+from ckpt_core.cli.progress import announced, progress
 from ckpt_core.cli.survey import Future, Survey, not_finite_text, possible_targets
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
@@ -22,19 +25,23 @@ if TYPE_CHECKING:
     from ckpt_core.verify.statistics import Statistics
 
 
-@click.command(short_help="Say what a checkpoint is and what it can become.")
+@click.command(cls=FormatCommand, short_help="Say what a checkpoint is and what it can become.")
 @click.argument("src")
 @reading
 @click.option("--stats", is_flag=True, help="Read every tensor: norm, mean, min, max, zeros, NaNs and infinities.")
+@click.option(
+    "--all", "whole", is_flag=True, help="All of it: evidence, notes, ledger, and what each format loses or refuses."
+)
 @click.option("--html", metavar="FILE", help="Write it all to a page too, to be opened in a browser; FILE is replaced.")
-def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: Any) -> None:
-    """Say what SRC is: format, layout, architecture, parameters, dtypes, and which formats can hold it.
+def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | None, **asked: Any) -> None:
+    """Say what SRC is: format, layout, architecture, parameters, dtypes, what is lost, and which formats can hold it.
 
     Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
     """
     from ckpt_core.api import read_model_or_fragment
 
-    checkpoint = read_model_or_fragment(src, training_state="auto", **asked)
+    with announced("reading headers"):
+        checkpoint = read_model_or_fragment(src, training_state="auto", **asked)
     if isinstance(checkpoint, tuple):
         if stats or html is not None:
             raise checkpoint[2].lacks
@@ -49,13 +56,14 @@ def command(src: str, *, as_json: bool, stats: bool, html: str | None, **asked: 
 
         with progress("reading") as listener:
             statistics = statistics_of(checkpoint, listener=listener)
-    survey = Survey(checkpoint, src, possible_targets(checkpoint), statistics)
+    with announced("asking every format"):
+        survey = Survey(checkpoint, src, possible_targets(checkpoint), statistics)
     if html is not None:
         page.write_page_file(html, page.page_of(survey))
     if as_json:
-        emit_json(survey_json(survey) | ({"page": html} if html is not None else {}))
+        emit_json(survey_json(survey) | ({"page": html} if html is not None else {}), "inspect")
     else:
-        show(survey)
+        show(survey, whole=whole)
         if html is not None:
             Page().say("page", html)
 
@@ -64,7 +72,10 @@ def _show_fragment(src: str, format: str, fact: str, fragment: Fragment, *, as_j
     """What is not a model by itself, and what it lacks to be one."""
     if as_json:
         lacks = fragment.lacks.to_json()
-        emit_json({"path": src, "format": format, "evidence": [fact], "fragment": dict(fragment.facts), "lacks": lacks})
+        emit_json(
+            {"path": src, "format": format, "evidence": [fact], "fragment": dict(fragment.facts), "lacks": lacks},
+            "fragment",
+        )
         return
     page = Page()
     page.say("path", src)
@@ -130,14 +141,14 @@ def survey_json(survey: Survey) -> dict[str, object]:
     }
 
 
-def show(survey: Survey) -> None:
-    """What `inspect` knows, as text."""
+def show(survey: Survey, *, whole: bool) -> None:
+    """What `inspect` knows, as text; what is seldom asked for only as a `whole`."""
     from ckpt_core.cli.describe import describe
 
     checkpoint, page = survey.checkpoint, Page()
     page.say("path", survey.src)
     page.say("format", f"{checkpoint.format}{parallel_text(checkpoint.parallel)}")
-    page.say("because", *checkpoint.provenance.evidence)
+    page.say("because", *checkpoint.provenance.evidence[: None if whole else 1])
     page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}")
     for label, text in describe(checkpoint.architecture):
         page.say(label, text)
@@ -150,16 +161,28 @@ def show(survey: Survey) -> None:
         "stored as",
         *(f"{name}: {plural(tensors, 'tensor')}, {size_text(size)}" for name, (tensors, size) in survey.stored.items()),
     )
-    page.say(
-        "masters", "fp32 master weights exist; --weights master reads them" if checkpoint.provenance.masters else "none"
-    )
+    if whole or checkpoint.provenance.masters:
+        page.say(
+            "masters",
+            "fp32 master weights exist; --weights master reads them" if checkpoint.provenance.masters else "none",
+        )
     page.say("training", *([] if checkpoint.training is None else _training_lines(checkpoint.training)))
-    page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
-    page.say("sidecars", *sorted(checkpoint.sidecars))
-    page.say("ledger", *survey.ledger_lines)
+    if whole:
+        page.say("notes", *(f"{name}: {value}" for name, value in checkpoint.notes.items() if value is not None))
+        page.say("sidecars", *sorted(checkpoint.sidecars))
+        page.say("ledger", *survey.ledger_lines)
+    else:
+        page.say("sidecars", *_in_short(sorted(checkpoint.sidecars)))
     page.say("losses", *map(str, checkpoint.all_losses))
     page.say("launch", *launch_lines(survey.launch, survey.src))
-    page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
+    if whole:
+        page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
+    else:
+        page.say("can become", *_in_short([one.format for one in survey.futures if one.possible]))
+        page.say("cannot", *_in_short([one.format for one in survey.futures if not one.possible]))
+        page.say(
+            "more", f"ckpt inspect --all {shlex.quote(survey.src)}: notes, ledger, what each format loses or refuses"
+        )
     if survey.statistics is not None:
         page.say("values", *statistics_lines(survey.statistics))
         bad = [paint(f"{name}: {not_finite_text(found)}", "red") for name, found in survey.not_finite.items()]
@@ -189,6 +212,11 @@ def _training_lines(state: Training) -> list[str]:
         ),
         *frozen,
     ]
+
+
+def _in_short(names: Sequence[str]) -> list[str]:
+    """Names on a line; nothing for none."""
+    return [", ".join(shortened(names, head=20))] if names else []
 
 
 def _future_lines(one: Future) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import layout, reading
 from ckpt_core.cli.output import emit_json, say
 
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     from ckpt_core.launch import Launch
 
 
-@click.command(short_help="Print how a framework is started with a checkpoint.")
+@click.command(cls=FormatCommand, short_help="Print how a framework is started with a checkpoint.")
 @click.argument("src")
-@click.option("--to", metavar="FORMAT", help="The format that SRC is converted to.  [default: its own]")
+@click.option(
+    "--to", type=FormatName(), metavar="FORMAT", help="The format that SRC is converted to.  [default: its own]"
+)
 @click.option("--at", "dst", metavar="DST", help="Where the converted checkpoint lies.")
 @reading
 @layout
@@ -34,7 +37,7 @@ def command(src: str, *, as_json: bool, **asked: Any) -> None:
 
     launch = launch_of(src, **asked)
     if as_json:
-        emit_json({"path": src, **launch.to_json()})
+        emit_json({"path": src, **launch.to_json()}, "launch")
     else:
         show(launch)
 

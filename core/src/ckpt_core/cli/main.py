@@ -16,7 +16,7 @@ import sys
 import click
 
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, UsageError, nearest
 from ckpt_core.version import VERSION
 
 _COMMANDS = (
@@ -29,8 +29,28 @@ _COMMANDS = (
     "selftest",
     "explain",
     "formats",
+    "follow",
+    "doctor",
     "plugin",
+    "schema",
+    "completion",
 )
+# What people call a command elsewhere.
+_CALLED = {
+    "compare": "diff",
+    "check": "doctor",
+    "info": "inspect",
+    "show": "inspect",
+    "list": "formats",
+    "hash": "fingerprint",
+    "sha": "fingerprint",
+    "export": "convert",
+    "import": "convert",
+    "merge": "convert",
+    "reshard": "convert",
+    "watch": "follow",
+    "test": "selftest",
+}
 COLLECTION = 100_000
 """New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 
@@ -46,13 +66,25 @@ class LazyGroup(click.Group):
             return None
         return importlib.import_module(f"ckpt_core.cli.{cmd_name}").command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = _CALLED.get(args[0].lower()) or nearest(args[0], [*_COMMANDS, *_CALLED])
+            if meant is None:
+                raise
+            said = f"{error.message} Did you mean '{_CALLED.get(meant, meant)}'?"
+            raise click.UsageError(said, ctx) from None
+
 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done or equal, 1 refused or failed, 2 wrong usage, 3 compared and different.",
 )
-@click.version_option(VERSION, prog_name="ckpt")
+@click.version_option(VERSION, "-V", "--version", prog_name="ckpt")
 def cli() -> None:
     """Convert model checkpoints between training frameworks: exactly, in bounded memory, for any parallel layout."""
 
@@ -68,6 +100,8 @@ def _terminate(*_: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` default to those of the process."""
     open_standard_streams()
+    if "_CKPT_COMPLETE" in os.environ:  # a shell asks
+        importlib.import_module("ckpt_core.cli.completion")
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -88,11 +122,11 @@ def _report(error: BaseException, as_json: bool) -> int:
     """Say what went wrong, once, on the right stream; returns the exit code."""
     code, text, body = _explained(error)
     if as_json and not isinstance(error, Unprintable):
-        emit_json({"error": body})
+        emit_json({"error": body}, "error")
     elif isinstance(error, click.ClickException):
         _show_usage(error)
     else:
-        first, *others = text.split("\n")
+        first, *others = [*text.split("\n"), f"  see: docs/troubleshooting.md#{body['anchor']}"]
         say(f"{paint('error', 'red', sys.stderr)}: {first}", err=True)
         for line in others:
             say(line, err=True)
@@ -107,7 +141,7 @@ def _show_usage(error: click.ClickException) -> None:
             say(line, err=True)
         say(f"Try '{context.command_path} --help' for help.", err=True)
         say(err=True)
-    say(f"Error: {error.format_message()}", err=True)
+    say(f"{paint('error', 'red', sys.stderr)}: {error.format_message()}", err=True)
 
 
 def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
@@ -115,21 +149,26 @@ def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
     if isinstance(error, click.Abort) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, click.ClickException):
-        return error.exit_code, error.format_message(), {"problem": error.format_message()}
-    code = 1
+        said = error.format_message()
+        return error.exit_code, said, {"problem": said, "anchor": UsageError("").anchor}
+    code, about = 1, ""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         code = 143 if isinstance(error, Terminated) else 130
         problem = CkptError("terminated" if code == 143 else "interrupted", fix=_advice(error))
+        about = "interrupted"
     elif isinstance(error, CkptError):
         code, problem = error.exit_code, error
     elif isinstance(error, OSError):
         problem = CkptError(error.strerror or str(error), file=error.filename, fix=_advice(error))
+        about = "errors-of-the-system"
     elif isinstance(error, MemoryError):
         problem = CkptError("out of memory", fix="use --max-memory with less, or fewer --workers")
+        about = "out-of-memory"
     else:
         fix = "this is a bug in ckpt or in a plugin: please report it with the output of CKPT_DEBUG=1"
         problem = CkptError(f"{type(error).__name__}: {error}", fix=fix)
-    return code, str(problem), problem.to_json()
+        about = "a-bug"
+    return code, str(problem), problem.to_json() | {"anchor": about or problem.anchor}
 
 
 def _advice(error: BaseException) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import click
 
+from ckpt_core.cli.names import FormatName, OptionOfFormat
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import parse_size
 
@@ -36,9 +38,25 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return found
 
 
+def _keep_ranges(ctx: click.Context, param: click.Parameter, folder: str | None) -> None:
+    """Have what is read of remote files be kept in a folder, until the command ends."""
+    if folder is not None:
+        from ckpt_core.storage.bytes.remote import cache
+
+        token = cache.set(os.path.abspath(folder))
+        ctx.call_on_close(lambda: cache.reset(token))
+
+
 def reading(command: Callable) -> Callable:
     """The options of every command that reads a checkpoint: `format`, `config`, `options`, `weights`, `as_json`."""
     for option in (
+        click.option(
+            "--cache",
+            metavar="DIR",
+            expose_value=False,
+            callback=_keep_ranges,
+            help="Keep what is read of hf://, s3:// and the like in this folder, and read it there the next time.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
         click.option(
             "--weights",
@@ -50,10 +68,11 @@ def reading(command: Callable) -> Callable:
         click.option(
             "-o",
             "options",
+            type=OptionOfFormat(),
             metavar="KEY=VALUE",
             multiple=True,
             callback=pairs,
-            help="An option of a format; see `ckpt formats NAME`.",
+            help="An option of a format; with --from or --to, this help lists those.",
         ),
         click.option(
             "--config",
@@ -61,7 +80,11 @@ def reading(command: Callable) -> Callable:
             help="The architecture (an HF config.json or our architecture.json, or a folder with one) of a source that does not say.",
         ),
         click.option(
-            "--from", "format", metavar="FORMAT", help="The format of the source, where it is not recognised."
+            "--from",
+            "format",
+            type=FormatName(),
+            metavar="FORMAT",
+            help="The format of the source, where it is not recognised.",
         ),
     ):
         command = option(command)

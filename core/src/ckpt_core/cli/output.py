@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from ckpt_core.addresses import spelled, spelled_in
 from ckpt_core.errors import CkptError
 from ckpt_core.text import printable
 
@@ -41,15 +42,24 @@ def say(line: str = "", err: bool = False) -> None:
     """Print one line on stdout, or on stderr."""
     parts = [
         part.replace(_SECRET, "[") if number % 2 else printable(part, _LONGEST_LINE)
-        for number, part in enumerate(_MARK.split(line))
+        for number, part in enumerate(_MARK.split(spelled(line)))
     ]
     _write("".join(parts), err)
 
 
-def emit_json(document: object) -> None:
-    """Print one JSON document on stdout, whole. Numbers that JSON lacks (NaN, infinities) become strings."""
+SCHEMA_VERSION = 1
+"""Of all documents that `--json` prints. A key that goes, or that means something else, makes it one more; a new key does not."""
+
+
+def emit_json(document: object, schema: str = "", *, line: bool = False) -> None:
+    """Print one JSON document on stdout, whole, on one `line` if asked. Numbers that JSON lacks (NaN, infinities) become strings.
+
+    An object says first which of `ckpt schema` it follows (`inspect/1`).
+    """
+    if schema and isinstance(document, dict):
+        document = {"schema": f"{schema}/{SCHEMA_VERSION}", **document}
     narrow = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    text = json.dumps(_plain(document), indent=1, ensure_ascii=narrow, allow_nan=False)
+    text = json.dumps(spelled_in(_plain(document)), indent=None if line else 1, ensure_ascii=narrow, allow_nan=False)
     _write(re.sub(r"[^\n\x20-\x7e]", _json_escape, text), False)
 
 

@@ -1,9 +1,10 @@
-"""Progress on stderr: a bar on a terminal, else one plain line every few seconds."""
+"""Progress on stderr: a bar on a terminal, else one plain line every few seconds. Nobody waits for two seconds without a word."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -18,8 +19,26 @@ if TYPE_CHECKING:
 
     from ckpt_core.engine.run import Listener, Progress
 
+FIRST = 1.5
+"""Seconds until the first word, where there is anything to tell by then."""
+SILENCE = 1.9
+"""Seconds until a word in any case."""
 INTERVAL = 5.0
 """Seconds between two plain lines."""
+_BAR = 24
+"""Characters of the bar where rich is not installed."""
+
+
+@contextlib.contextmanager
+def announced(what: str, already: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Say `what ...` on stderr if the block takes longer than a moment, and nothing is said `already`."""
+    timer = threading.Timer(SILENCE, lambda: None if already() else say(f"{what} ...", err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
@@ -34,7 +53,15 @@ def progress(verb: str, clock: Callable[[], float] = time.monotonic) -> Iterator
             with _bar(rich.progress) as bar:
                 yield _BarListener(bar, verb)
             return
-    yield PlainListener(verb, clock)
+        drawn = DrawnListener(verb, clock)
+        try:
+            yield drawn
+        finally:
+            drawn.wipe()
+        return
+    plain = PlainListener(verb, clock)
+    with announced(verb, lambda: plain.said):
+        yield plain
 
 
 def _bar(module: ModuleType) -> RichProgress:
@@ -68,25 +95,55 @@ class _BarListener:
 
 
 class PlainListener:
-    """Prints `verb 42%  1.31 GB/s  12 s left` at most every `INTERVAL` seconds.
+    """Prints `verb 42%  1.31 GB/s  12 s left` after `FIRST` seconds, and then at most every `INTERVAL`.
 
     The rate counts from the first event on, so what an interrupted run had done before is not mistaken for speed.
     """
 
     def __init__(self, verb: str, clock: Callable[[], float]) -> None:
         self._verb, self._clock = verb, clock
-        self._printed = clock()
+        self._next = clock() + FIRST
         self._start: tuple[float, int] | None = None
         self._done = 0
+        self.said = False
 
     def __call__(self, event: Progress) -> None:
         now = self._clock()
         if self._start is None or event.done < self._done:
             self._start = now, event.done
         self._done = event.done
-        if now - self._printed >= INTERVAL:
-            self._printed = now
+        if now >= self._next:
+            self._next, self.said = now + INTERVAL, True
             say(f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True)
+
+
+class DrawnListener(PlainListener):
+    """A bar on one line of a terminal, for want of rich: `verb [#####...] 42%  1.31 GB/s  12 s left`."""
+
+    _OFTEN = 0.2
+    """Seconds between two drawings."""
+
+    def __call__(self, event: Progress) -> None:
+        now = self._clock()
+        if self._start is None or event.done < self._done:
+            self._start, self._next = (now, event.done), now
+        self._done = event.done
+        if now >= self._next:
+            self._next = now + self._OFTEN
+            part = event.done / max(1, event.total)
+            bar = "#" * round(part * _BAR)
+            self._draw(f"{self._verb} [{bar.ljust(_BAR, '.')}] {part:4.0%}{_pace(event, now, *self._start)}")
+
+    def wipe(self) -> None:
+        """Leave an empty line for what is printed next."""
+        if self._start is not None:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        """Print over the line, past `say`: there is nothing of a stranger's in it."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
 
 
 def _pace(event: Progress, now: float, began: float, first: int) -> str:

@@ -6,20 +6,29 @@ from dataclasses import asdict
 
 import click
 
+from ckpt_core.cli.names import FormatCommand, FormatName, OptionOfFormat
 from ckpt_core.cli.options import pairs
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
 from ckpt_core.errors import UsageError
 
 
-@click.command(short_help="Trace every element through a format, for your own sizes and layout.")
-@click.argument("format")
+@click.command(cls=FormatCommand, short_help="Trace every element through a format, for your own sizes and layout.")
+@click.argument("format", type=FormatName())
 @click.option("--config", metavar="FILE", help="The model: an HF config.json or our architecture.json.")
 @click.option("--like", metavar="SRC", help="The model: that of a checkpoint.")
 @click.option("--tp", type=click.IntRange(min=1), metavar="N", help="Tensor parallel ranks.")
 @click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline parallel stages.")
 @click.option("--ep", type=click.IntRange(min=1), metavar="N", help="Expert parallel ranks.")
 @click.option("--dtype", default="bf16", show_default=True, help="The dtype of the model's tensors.")
-@click.option("-o", "options", metavar="KEY=VALUE", multiple=True, callback=pairs, help="An option of the format.")
+@click.option(
+    "-o",
+    "options",
+    type=OptionOfFormat(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=pairs,
+    help="An option of the format.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(
     format: str,
@@ -61,7 +70,8 @@ def command(
                 "departed": [asdict(one) for one in seen.departed],
                 "sentences": [asdict(one) for one in seen.sentences],
                 "undeclared": seen.undeclared,
-            }
+            },
+            "selftest",
         )
         return 0 if seen.passed else 3
     page = Page()

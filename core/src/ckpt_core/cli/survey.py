@@ -74,7 +74,7 @@ class Survey:
         """Per stored dtype: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
         found: dict[str, tuple[int, int]] = {}
         for assembly in self.checkpoint.tensors.values():
-            size = sum(block.tile.elements * block.dtype.size for block in assembly.value_blocks)
+            size = sum(block.stored_bytes for block in assembly.value_blocks)
             tensors, total = found.get(assembly.dtype.name, (0, 0))
             found[assembly.dtype.name] = tensors + 1, total + size
         return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
+from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
 from ckpt_core.cli.progress import progress
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ckpt_core.verify.row_parallel import RowParallelReport
 
 
-@click.command(short_help="Check that a conversion is what it should be.")
+@click.command(cls=FormatCommand, short_help="Check that a conversion is what it should be.")
 @click.argument("src")
 @click.argument("dst")
 @reading
@@ -88,9 +89,11 @@ def command(
     from ckpt_core.api import read_checkpoint
     from ckpt_core.plugins.discovery import require
     from ckpt_core.receipt import find_receipt
+    from ckpt_core.storage.bytes.remote import localised
     from ckpt_core.verify.conversion import verify
 
-    recorded = find_receipt(dst)
+    place = localised(dst)
+    recorded = find_receipt(place)
     to = to or (recorded.format if recorded else None)
     if recorded and weights == "auto":
         weights = recorded.weights
@@ -113,11 +116,16 @@ def command(
     def read() -> Checkpoint:
         known = None if recorded else config
         return read_checkpoint(
-            dst, format=to, config=known, options=target_options, alone=alone, training_state="keep" if kept else "drop"
+            place,
+            format=to,
+            config=known,
+            options=target_options,
+            alone=alone,
+            training_state="keep" if kept else "drop",
         )
 
     with progress("verifying") as listener:
-        verdict = verify(source, read, recorded, dst, how, listener)
+        verdict = verify(source, read, recorded, place, how, listener)
     report, summed, target = None, None, verdict.target
     if target is not None and (logits or prompt or plot):
         report = _run_both(source, target, tokens, prompt, max_memory)
@@ -131,7 +139,8 @@ def command(
     if as_json:
         emit_json(
             {"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)}
-            | ({"row_parallel": _summed_json(summed)} if summed else {})
+            | ({"row_parallel": _summed_json(summed)} if summed else {}),
+            "verify",
         )
     else:
         show_verdict(verdict, recorded, report, tolerance)

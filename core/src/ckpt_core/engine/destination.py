@@ -48,7 +48,7 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
             )
     parent = os.path.dirname(os.path.abspath(destination))
     if not os.path.isdir(parent):
-        raise CkptError("the destination's parent folder does not exist", file=parent)
+        raise CkptError("the destination's parent folder does not exist", file=parent, fix="make it, or use -p")
 
 
 def _check_replaceable(plan: Plan, destination: str, overwrite: bool) -> None:

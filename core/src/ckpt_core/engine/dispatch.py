@@ -31,7 +31,7 @@ from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.engine.worker import KEPT, Report, Run, Sample, perform
 from ckpt_core.errors import CkptError, FormatError, WorkerError
-from ckpt_core.storage.bytes.files import read_range
+from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.tensors.source import SourceFiles
 
 _PATIENCE = 30.0  # seconds

@@ -17,18 +17,20 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
+from ckpt_core.addresses import spelled
 from ckpt_core.architecture import to_json
-from ckpt_core.checkpoint import Checkpoint, Loss, Target
+from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
+from ckpt_core.engine.encoding import Encoded
 from ckpt_core.engine.records import watched
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Scale, ValueMap
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
-from ckpt_core.storage.bytes.output import Checksum, Excerpt
+from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
-from ckpt_core.storage.tensor import contiguous_strides
+from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
 from ckpt_core.training import to_json as training_json
 from ckpt_core.version import VERSION
@@ -47,13 +49,14 @@ class Write:
     """One part of a transfer: a block in an output file, and the maps from canonical to stored values.
 
     `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among,
-    that of the whole file if no narrower one is stored.
+    that of the whole file if no narrower one is stored. `encoded`: the block is of a tensor that is stored as codes and scales.
     """
 
     block: StoredPart
     maps: tuple[ValueMap, ...]
     copy: bool
     checksum: Checksum
+    encoded: Encoded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +73,23 @@ class Transfer:
 
     @property
     def bytes_read(self) -> int:
-        return sum(block.tile.elements * block.dtype.size for block in self.assembly.all_blocks)
+        return sum(block.stored_bytes for block in self.assembly.all_blocks)
 
     @property
     def files(self) -> dict[str, int]:
         """The bytes this transfer writes to each output file."""
         found: dict[str, int] = {}
         for block in (delivery.block for delivery in self.deliveries):
-            found[block.path] = found.get(block.path, 0) + block.tile.elements * block.dtype.size
+            for path in block.paths:
+                found.setdefault(path, 0)
+            found[block.path] += block.stored_bytes
         return found
+
+    @property
+    def paths(self) -> set[str]:
+        """The files that it is read from."""
+        encoded = (delivery.encoded for delivery in self.deliveries if delivery.encoded is not None)
+        return self.assembly.paths().union(*(piece.paths() for one in encoded for piece, _ in one.pieces))
 
 
 @dataclass(repr=False)
@@ -142,6 +153,7 @@ class Plan:
             *self.target.losses,
             *company,
             *self._of_training(),
+            *_dequantised(self.transfers, stands_for),
             *_rounding(self.transfers, stands_for),
         ]
 
@@ -160,7 +172,7 @@ class Plan:
         """Identifies the conversion: the sources' states, the architecture, every placement and document."""
         digest = blake3()
         for part in self._identity():
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
+            digest.update(spelled(part).encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
@@ -171,7 +183,8 @@ class Plan:
         if self.target.adapter is not None:
             yield json.dumps(self.target.adapter.settings, sort_keys=True)
         for state in sorted(self.source.files, key=lambda state: state.path):
-            yield f"{state.path} {state.size} {state.mtime_ns}"
+            version = "" if state.remote is None else f" {state.remote.version}"
+            yield f"{state.path} {state.size} {state.mtime_ns}{version}"
         for file in self.target.files:
             yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
             yield from map(str, file.excerpts)
@@ -360,13 +373,24 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
         if placed.file not in files:
             problems.add(CkptError(f"{native.name!r} is placed in {placed.file!r}, which is not a file of the target"))
             continue
-        extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
-        strides = contiguous_strides(native.shape)
+        strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
         maps = (native.row.via.inverse(),) if native.row.via else ()
         checksum = _around(placed.offset, checksums[placed.file]) or files[placed.file].whole
+        encoded = None
+        if placed.quantised is None:
+            extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
+        else:
+            encoded = _encoded(placed, target, checksums, files, problems)
+            for operand in _held(placed).stored:
+                size = operand.stored.elements * operand.stored.dtype.size
+                where = operand.stored.offset, operand.stored.offset + size, operand.name
+                extents[operand.stored.file].append(where)
         for piece in native.pieces:
-            block = StoredPart(placed.file, placed.dtype, placed.offset, flat_tile(piece.tile, strides))
-            found.setdefault(piece.parameter, []).append(Write(block, maps, native.row.copy, checksum))
+            tile = flat_tile(piece.tile, strides)
+            offset = placed.offset if placed.quantised is None else 0
+            held = None if placed.quantised is None else _held(placed)
+            block = StoredPart(placed.file, placed.dtype, offset, tile, quantised=held)
+            found.setdefault(piece.parameter, []).append(Write(block, maps, native.row.copy, checksum, encoded))
     for path, ranges in extents.items():
         end, last = 0, "the header"
         for start, stop, name in sorted(ranges):
@@ -374,6 +398,35 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
                 problems.add(CkptError(f"{name!r} does not fit beside {last!r} in {path!r}"))
             end, last = stop, name
     return found
+
+
+def _encoded(
+    placed: Placement,
+    target: Target,
+    checksums: Mapping[str, Sequence[Checksum]],
+    files: Mapping[str, OutputFile],
+    problems: Problems,
+) -> Encoded | None:
+    """What is needed to encode a tensor that is stored as codes and scales."""
+    native, held = placed.native, _held(placed)
+    if native.padding or native.row.via or native.row.copy:
+        problems.add(CkptError(f"{native.name!r} has padding, a value map or a twin, and can't be quantised"))
+        return None
+    strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
+    return Encoded(
+        held,
+        tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in native.pieces),
+        tuple(
+            _around(operand.stored.offset, checksums[operand.stored.file]) or files[operand.stored.file].whole
+            for operand in held.stored
+        ),
+        placed.kept,
+    )
+
+
+def _held(placed: Placement) -> Quantised:
+    assert placed.quantised is not None and placed.quantised.quantised is not None
+    return placed.quantised.quantised
 
 
 def _start(checksum: Checksum) -> int:
@@ -395,7 +448,35 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
         return fastest is not None and fastest.axis != last
 
     turned = any(transposed(block) for block in (*assembly.value_blocks, *(delivery.block for delivery in deliveries)))
-    return max(1, (budget if turned else min(budget, _CHUNK)) // max(4, assembly.dtype.size))
+    elements = max(1, (budget if turned else min(budget, _CHUNK)) // max(4, assembly.dtype.size))
+    # Rows that are encoded together are best moved together.
+    units = [one.encoded.bytes_of_unit // 4 for one in deliveries if one.encoded is not None]
+    if units and (unit := max(units)) * 4 <= budget:
+        elements = max(unit, elements // unit * unit)
+    return elements
+
+
+def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) -> Iterator[Loss]:
+    """Codes and scales of the source in whose place their numbers are written, how these are rounded, and what lies beside them."""
+    tensors, rounded, beside = Counter[str](), Counter[DType](), dict[str, set[str]]()
+    for transfer in transfers:
+        kept = {one.encoded.kept for one in transfer.deliveries if one.encoded is not None}
+        blocks = [one for one in transfer.assembly.value_blocks if one.quantised is not None]
+        gone = [held for block in blocks if (held := block.quantised) is not None and held not in kept]
+        if gone:
+            tensors[gone[0].what] += stands_for(transfer.name)
+            if transfer.assembly.dtype != FP32 and not all(held.exact for held in gone):
+                rounded[transfer.assembly.dtype] += stands_for(transfer.name)
+        for operand in (one for held in gone for one in held.beside):
+            beside.setdefault(operand.name.rpartition(".")[2], set()).add(operand.name)
+    for what, count in tensors.items():
+        yield Loss(
+            "dropped", f"quantisation of {count} tensors", f"{what}: their values are written, and not their codes"
+        )
+    for dtype, count in rounded.items():
+        yield Loss("rounded", f"{count} tensors", f"products of codes and scales, to {dtype}; --dtype fp32 keeps them")
+    for ending, names in sorted(beside.items()):
+        yield Loss("dropped", f"*.{ending}: {len(names)} tensors", "it lies beside codes, and no weight depends on it")
 
 
 def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> list[Loss]:
@@ -405,11 +486,13 @@ def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> li
         assembly = transfer.assembly
         if (arithmetic := _arithmetic(assembly)) and assembly.bits > FP32.bits:
             rounded[f"computed in float32: {arithmetic}"] += stands_for(transfer.name)
-        kept = sum(d.block.tile.elements for d in transfer.deliveries if _holds(d.block.dtype, assembly))
-        if kept >= assembly.parameter.elements:
+        whole = [d for d in transfer.deliveries if d.encoded is None and _holds(d.block.dtype, assembly)]
+        if sum(d.block.tile.elements for d in whole) >= assembly.parameter.elements:
             continue  # what is narrower lies beside the values themselves
-        narrower = {d.block.dtype for d in transfer.deliveries if not _holds(d.block.dtype, assembly)}
-        for stored in narrower:
+        if any(d.encoded is not None and d.encoded.kept is None for d in transfer.deliveries):
+            rounded[f"{_value_dtype(assembly)} values stored as codes and scales"] += stands_for(transfer.name)
+        plain = [d for d in transfer.deliveries if d.encoded is None]
+        for stored in {d.block.dtype for d in plain if not _holds(d.block.dtype, assembly)}:
             rounded[f"{_value_dtype(assembly)} values stored as {stored}"] += stands_for(transfer.name)
     return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
 
@@ -427,6 +510,8 @@ def _arithmetic(assembly: LazyParameter) -> str:
 
 def _value_dtype(assembly: LazyParameter) -> DType:
     """The narrowest dtype that is known to hold the values: a product with a power of two has that of its other factor."""
+    if assembly.float32 and assembly.dtype.size > FP32.size:
+        return FP32
     return assembly.dtype if assembly.bits == assembly.dtype.bits else assembly.value_dtype
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_core.engine.encoding import Encoder, Stored
 from ckpt_core.engine.plan import Transfer, Write
 from ckpt_core.layout import ValueMap
 from ckpt_core.storage.bytes import crc32
@@ -99,6 +101,18 @@ class TargetFiles:
                 start_writeback(descriptor)
         return written
 
+    def write_stored(self, stored: Stored, remainders: Counter[str]) -> int:
+        """Write a run of codes or scales; returns bytes written. What it is to its checksum is added to `remainders`."""
+        checksum, file = stored.checksum, stored.operand.stored.file
+        path = os.path.join(self._out, file)
+        view = stored.data.reshape(-1).view(np.uint8).data
+        with self._files.descriptor(path) as descriptor:
+            self._begin(path, descriptor)
+            behind = checksum.stop - stored.offset - len(view)
+            remainders[checksum_name(file, checksum)] ^= crc32.shifted(crc32.remainder(view), behind)
+            self._put(path, descriptor, view, stored.offset)
+        return len(view)
+
     def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
         with self._writing[path]:
             pwrite_all(descriptor, view, offset)
@@ -132,19 +146,30 @@ def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | No
     value_dtype = assembly.value_dtype
     primary = transfer.deliveries[0] if transfer.deliveries else None
     changed = primary if primary is not None and not _keeps_values(primary, value_dtype) else None
+    encoders = {
+        number: Encoder(delivery.encoded, delivery.block.dtype, source)
+        for number, delivery in enumerate(transfer.deliveries)
+        if delivery.encoded is not None
+    }
     rows = assembly.parameter.true_rows
     written, remainders, records = 0, Counter[str](), Counter[str]()
     for box in boxes(assembly.parameter.shape, transfer.chunk):
         values = source.read(assembly, box, transient=True, sums=records)
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[tuple[DType, tuple[ValueMap, ...]], np.ndarray] = {}
+        if encoders:
+            again, count = _encoded(transfer, encoders, box, values, sink, remainders)
+            stored.update(_true(again, box, rows), next(iter(encoders.values())).dtype)
+            written += count
         for delivery in transfer.deliveries:
+            if delivery.encoded is not None:
+                continue
             kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
                 ready[kind] = stored_values(values, value_dtype, *kind, assembly.parameter.name)
             if sink is not None:
                 written += sink.write(delivery, box, ready[kind], remainders)
-        if changed is not None:
+        if changed is not None and not encoders:
             back, dtype = ready[changed.block.dtype, changed.maps], changed.block.dtype
             if changed.maps:
                 back, dtype = decode(back, dtype), FP32
@@ -152,9 +177,32 @@ def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | No
                     back = value_map.inverse().apply(back)
             stored.update(_true(np.ascontiguousarray(back, dtype.numpy), box, rows), dtype)
     digest, source_digest = read.hexdigest(), None
-    if changed is not None:
+    if changed is not None or encoders:
         digest, source_digest = stored.hexdigest(), digest
+    if encoders and digest == source_digest:  # codes that were kept
+        source_digest = None
     return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
+
+
+def _encoded(
+    transfer: Transfer,
+    encoders: Mapping[int, Encoder],
+    box: Box,
+    values: np.ndarray,
+    sink: TargetFiles | None,
+    remainders: Counter[str],
+) -> tuple[np.ndarray, int]:
+    """Write what is stored as codes and scales of a box. The values of the box as readers will find them, and the bytes written."""
+    assembly, written = transfer.assembly, 0
+    dtype = next(iter(encoders.values())).dtype
+    again = np.array(stored_values(values, assembly.value_dtype, dtype, (), assembly.parameter.name), copy=True)
+    for number, encoder in encoders.items():
+        for tile in transfer.deliveries[number].block.within(box):
+            for part, found, groups in encoder.groups(tile, (assembly, box, values)):
+                tile_view(again, part, box)[...] = found
+                if sink is not None:
+                    written += sum(sink.write_stored(one, remainders) for one in groups)
+    return again, written
 
 
 def _keeps_values(delivery: Write, dtype: DType) -> bool:

@@ -100,7 +100,7 @@ def host() -> str:
 
 
 def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sample, ...]]:
-    _check_sources(run.sources, transfer.assembly.paths())
+    _check_sources(run.sources, transfer.paths)
     source, sink = SourceFiles(run.sources), WorkerSink(run)
     try:
         result = run_transfer(transfer, source, sink)
@@ -115,7 +115,7 @@ def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sampl
 
 def _check_sources(states: Iterable[FileState], paths: set[str]) -> None:
     for state in states:
-        if state.path in paths:
+        if state.path in paths and state.remote is None:  # of an object every range is asked for by its version
             try:
                 seen = FileState.of(state.path)
             except CkptError as error:

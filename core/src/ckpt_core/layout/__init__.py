@@ -1,6 +1,6 @@
 """How tensors are arranged: layout sentences, tables of rows, splits over ranks."""
 
-from ckpt_core.layout.affine import Link, Tile
+from ckpt_core.layout.affine import Link, Tile, boxes_of_range
 from ckpt_core.layout.bind import BoundTables, Native, Part, account
 from ckpt_core.layout.choices import Choice, Chosen, Fragment, Under, Value, fragment, words_of
 from ckpt_core.layout.maps import Add, NegExp, Scale, ValueMap, neg_exp, plus_one, scale
@@ -34,6 +34,7 @@ __all__ = [
     "Value",
     "ValueMap",
     "account",
+    "boxes_of_range",
     "drop",
     "fragment",
     "matches",

@@ -94,3 +94,21 @@ def _cut(loops: list[tuple[int, int, int]], base: int, start: int, stop: int) ->
         yield {n: (first_whole, last_whole - first_whole + 1)}
     for index in range(max(last_whole + 1, first_whole), last_touched + 1):
         yield from ({n: (index, 1), **choice} for choice in _cut(inner, base + index * step, start, stop))
+
+
+def boxes_of_range(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
+    if count and not shape:
+        yield (), ()
+        return
+    row = math.prod(shape[1:])
+    while count:
+        index, inside = divmod(start, row)
+        if whole := count // row if inside == 0 else 0:
+            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
+            taken = whole * row
+        else:
+            taken = min(count, row - inside)
+            for origin, size in boxes_of_range(shape[1:], inside, taken):
+                yield (index, *origin), (1, *size)
+        start, count = start + taken, count - taken

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_core.architecture import Architecture, Layer, Parameter, Stack, parameters
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
-from ckpt_core.layout.affine import Link, Tile
+from ckpt_core.layout.affine import Link, Tile, boxes_of_range
 from ckpt_core.layout.choices import Chosen, both_of, is_met, words_of
 from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, parse
 from ckpt_core.layout.split import ROWS, IndexRange, Ranks, shares
@@ -50,14 +50,28 @@ class Native:
         if self.shape[0] % ranks:
             raise Refusal(f"tp={ranks} does not divide the {self.shape[0]} rows of {self.name}")
         rows = self.shape[0] // ranks
+        return self.box((rank * rows, *([0] * (len(self.shape) - 1))), (rows, *self.shape[1:]))
+
+    def box(self, origin: Sequence[int], shape: tuple[int, ...]) -> Native:
+        """The elements in a box of the tensor, as a tensor of their own."""
         parts = []
         for part in self.pieces:
-            for tile in part.tile.cut_native(0, rank * rows, (rank + 1) * rows):
-                base = (tile.native_base[0] - rank * rows, *tile.native_base[1:])
+            tiles = [part.tile]
+            for dim, (start, size) in enumerate(zip(origin, shape, strict=True)):
+                tiles = [cut for tile in tiles for cut in tile.cut_native(dim, start, start + size)]
+            for tile in tiles:
+                base = tuple(at - start for at, start in zip(tile.native_base, origin, strict=True))
                 parts.append(Part(part.parameter, Tile(tile.links, tile.canonical_base, base)))
-        shape = (rows, *self.shape[1:])
         padding = math.prod(shape) - sum(part.tile.elements for part in parts) if self.padding else 0
         return replace(self, shape=shape, pieces=tuple(parts), padding=padding)
+
+    def flat_range(self, start: int, stop: int) -> Iterator[tuple[int, Native]]:
+        """Elements [start, stop) of the flattened tensor, as boxes that lie one after the other, each with how many elements of the range come
+        before it."""
+        before = 0
+        for origin, shape in boxes_of_range(self.shape, start, stop - start):
+            yield before, self.box(origin, shape)
+            before += math.prod(shape)
 
 
 class BoundTables:

@@ -14,7 +14,7 @@ from importlib import metadata
 import pluggy
 
 from ckpt_core.checkpoint import Loss, Target
-from ckpt_core.errors import CkptError, UsageError, did_you_mean, nearest
+from ckpt_core.errors import CkptError, StoreError, UsageError, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
@@ -79,7 +79,7 @@ def load(name: str) -> Plugin:
     """Load one format. A failure is in `broken`; an unknown name is a `UsageError`."""
     entries = _entry_points()
     if name not in entries:
-        raise UsageError(f"unknown format {name!r}", expected=", ".join(entries), fix=did_you_mean(name, entries))
+        raise UsageError(f"unknown format {name!r}", expected=", ".join(entries), fix=_meant(name, list(entries)))
     entry, *others = entries[name]
     if others:
         providers = sorted({_distribution(one) for one in entries[name]})
@@ -93,6 +93,14 @@ def load(name: str) -> Plugin:
     except Exception as error:  # whatever a stranger's code raises
         return Plugin(name, distribution, entry.module, _one_line(error))
     return Plugin(name, distribution, entry.module, _loaded=loaded)
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """What to do about a name that no format has: another name of one (`huggingface`), or one that is written alike."""
+    called = {one: plugin.name for plugin in map(load, known) if not plugin.broken for one in plugin.info.called}
+    asked = name.lower().replace("_", "-").replace(" ", "-")
+    meant = asked if asked in known else called.get(asked) or nearest(asked, [*known, *called])
+    return f"did you mean {called.get(meant, meant)!r}?" if meant else "see: ckpt formats"
 
 
 def _distribution(entry: metadata.EntryPoint) -> str:
@@ -196,6 +204,8 @@ def detect(path: str) -> list[tuple[Plugin, str]]:
         if plugin.broken is None:
             try:
                 fact = plugin.hooks.ckpt_detect(path=path)
+            except StoreError:  # a store that fails says nothing of the plugin
+                raise
             except Exception as error:  # whatever a stranger's code raises
                 failures.append(_failed(plugin, path, error))
                 continue

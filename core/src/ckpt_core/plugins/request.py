@@ -57,7 +57,8 @@ class FormatInfo:
 
     `before` names formats that recognise folders of this one too: where both do, this one is read. `keeps` names formats whose
     tensors this one keeps under their own names, so that what they declare of those holds here. `adapters`: it is a format of adapters,
-    which it writes, and no models. `trains`: its writer takes the state of a training along.
+    which it writes, and no models. `trains`: its writer takes the state of a training along. `called` are other names that
+    people have for it, for "did you mean". `ending` is that of the one file that a checkpoint of it is (".nemo").
     """
 
     name: str
@@ -71,6 +72,8 @@ class FormatInfo:
     keeps: tuple[str, ...] = ()
     adapters: bool = False
     trains: bool = False
+    called: tuple[str, ...] = ()
+    ending: str = ""
     sdk: int = 1
 
 

@@ -7,12 +7,14 @@ from typing import Any, Protocol
 
 from blake3 import blake3
 
+from ckpt_core.addresses import spelled_in
 from ckpt_core.architecture import Parameter, to_json
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.ledger import Loss
 from ckpt_core.receipt.checksum import with_checksum
 from ckpt_core.receipt.receipt import Receipt
-from ckpt_core.storage.bytes.files import FileState, read_small
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.stored import read_small
 from ckpt_core.tensors.digest import fingerprint
 from ckpt_core.training import Training
 from ckpt_core.training import to_json as training_json
@@ -81,7 +83,7 @@ def make_receipt(
         "tensors": _digests(parameters, tensors),
         **({} if target.training is None else {"training": _training(target.training, tensors)}),
     }
-    return Receipt(with_checksum(body), file)
+    return Receipt(with_checksum(spelled_in(body)), file)
 
 
 def _digests(parameters: Mapping[str, Parameter], tensors: Mapping[str, Digests]) -> dict[str, object]:
@@ -110,6 +112,8 @@ def _training(training: Training, tensors: Mapping[str, Digests]) -> dict[str, o
 def _state(state: FileState) -> dict[str, object]:
     """A file that was read, with its BLAKE3 where it is small."""
     entry: dict[str, object] = {"path": state.path, "bytes": state.size, "mtime_ns": state.mtime_ns}
+    if state.remote is not None:
+        entry["version"] = state.remote.version
     if state.size <= _WHOLE_FILE_DIGEST:
         entry["blake3"] = blake3(read_small(state.path)).hexdigest()
     return entry

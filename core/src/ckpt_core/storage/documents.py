@@ -17,7 +17,7 @@ from yaml.resolver import Resolver
 from yaml.scanner import Scanner
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.bytes.files import read_small
+from ckpt_core.storage.bytes.stored import read_small
 
 __all__ = [
     "dump_yaml",

@@ -61,7 +61,7 @@ class DType:
         return self.name
 
 
-_BITS = {"fp64": 53, "fp32": 24, "fp16": 11, "bf16": 8, "fp8_e4m3": 4, "fp8_e5m2": 3}
+_BITS = {"fp64": 53, "fp32": 24, "fp16": 11, "bf16": 8, "fp8_e4m3": 4, "fp8_e5m2": 3, "fp8_e8m0": 1}
 
 # name        safetensors  torch              raw bytes as
 # fmt: off
@@ -72,6 +72,7 @@ _TABLE = [
     DType("bf16",     "BF16",    "bfloat16",        "<u2"),
     DType("fp8_e4m3", "F8_E4M3", "float8_e4m3fn",   "|u1"),
     DType("fp8_e5m2", "F8_E5M2", "float8_e5m2",     "|u1"),
+    DType("fp8_e8m0", "F8_E8M0", "float8_e8m0fnu",  "|u1"),
     DType("int64",    "I64",     "int64",           "<i8", floating=False),
     DType("int32",    "I32",     "int32",           "<i4", floating=False),
     DType("int16",    "I16",     "int16",           "<i2", floating=False),
@@ -149,7 +150,15 @@ def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, has_infini
     return (sign * values).astype(np.float32)
 
 
+def _powers_of_two() -> np.ndarray:
+    """E8M0: exponents alone. 0 is 2**-127, which float32 has as a subnormal, and 255 is NaN."""
+    values = np.ldexp(np.ones(256), np.arange(256) - 127)
+    values[255] = np.nan
+    return values.astype(np.float32)
+
+
 _FLOAT8 = {
+    "fp8_e8m0": _powers_of_two(),
     "fp8_e4m3": _float8_values(4, 3, 7, has_infinity=False),
     "fp8_e5m2": _float8_values(5, 2, 15, has_infinity=True),
 }

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.bytes.files import FileState, read_range
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.storage.documents import parse_json
 from ckpt_core.storage.dtypes import BY_SAFETENSORS, DType
 from ckpt_core.storage.tensor import StoredTensor
@@ -43,6 +44,7 @@ _RANK = {
             "I8",
             "F8_E5M2",
             "F8_E4M3",
+            "F8_E8M0",
             "I16",
             "U16",
             "F16",

@@ -11,10 +11,10 @@ import numpy as np
 
 from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap
+from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range
 from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
-from ckpt_core.storage.tensor import Record, StoredTensor, contiguous_strides
+from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
 from ckpt_core.tensors.boxes import Box, within
 
 
@@ -35,7 +35,7 @@ def whole(stored: StoredTensor) -> list[Shard]:
 class StoredPart:
     """A part of a canonical parameter in a file. The tile's one native dimension counts elements from `offset` bytes.
 
-    `record` is what it lies in, where that has a checksum to be added up.
+    `record` is what it lies in, where that has a checksum to be added up. `quantised`: the elements are numbers that are computed.
     """
 
     path: str
@@ -43,6 +43,31 @@ class StoredPart:
     offset: int
     tile: Tile
     record: Record | None = field(default=None, repr=False)
+    quantised: Quantised | None = None
+
+    @classmethod
+    def of(cls, stored: StoredTensor, tile: Tile) -> StoredPart:
+        """A part of a stored tensor; the tile is flat."""
+        return cls(stored.file, stored.dtype, stored.offset, tile, stored.record, stored.quantised)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The files that it is read from."""
+        return frozenset([self.path]) if self.quantised is None else self.quantised.files
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes it takes in files; of numbers that are computed, its share of those that they are computed of."""
+        held = self.quantised
+        if held is None:
+            return self.tile.elements * self.dtype.size
+        return -(-held.stored_bytes * self.tile.elements // (held.matrices * held.rows * held.columns))
+
+    def in_float32(self) -> StoredPart:
+        """The same part; numbers that are computed are not rounded to a narrower dtype."""
+        if self.quantised is None or self.dtype == FP32:
+            return self
+        return replace(self, dtype=FP32, offset=self.offset // self.dtype.size * FP32.size)
 
     def within(self, box: Box) -> list[Tile]:
         """The parts of the tile inside a box."""
@@ -148,7 +173,8 @@ class LazyParameter:
     mean over `blocks` and all of them, and `dtype` is float32.
     `maps` turn stored into canonical values, in order, and `factors` multiply those.
     `fill` makes a tensor of one constant, without blocks; `added` one whose rows are weighted sums of those of others.
-    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`.
+    `merged` makes one of another tensor, and of what is added to it; `dtype` is that of the sum. No value may be below `least`,
+    and with `float32` every one must be a value of float32, whatever dtype it is stored in.
     """
 
     parameter: Parameter
@@ -163,6 +189,7 @@ class LazyParameter:
     added: tuple[WeightedRows, ...] = ()
     merged: Merged | None = None
     least: float | None = None
+    float32: bool = False
 
     @property
     def value_dtype(self) -> DType:
@@ -185,7 +212,8 @@ class LazyParameter:
         if self.added or any(not isinstance(step, Scale) for step in self.maps):
             return _UNBOUNDED
         factors = [significant_bits(step.factor) for step in self.maps if isinstance(step, Scale)]
-        return self.dtype.bits + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
+        own = min(self.dtype.bits, FP32.bits) if self.float32 else self.dtype.bits
+        return own + sum(factors) + sum(factor.assembly.bits for factor in self.factors)
 
     @property
     def all_blocks(self) -> tuple[StoredPart, ...]:
@@ -200,8 +228,25 @@ class LazyParameter:
         """The blocks of the values themselves: of a merged tensor those of the one that is merged into."""
         return self.blocks if self.merged is None else self.merged.base.value_blocks
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether values are computed of codes and scales."""
+        return any(block.quantised is not None for block in self.value_blocks)
+
+    @property
+    def unrounded(self) -> LazyParameter:
+        """The same tensor; what is computed of codes and scales is float32, and not rounded to the dtype that its tools round to."""
+        if self.merged is not None or not self.is_quantised or self.dtype == FP32:
+            return self
+        return replace(
+            self,
+            dtype=FP32,
+            blocks=tuple(block.in_float32() for block in self.blocks),
+            copies=tuple(block.in_float32() for block in self.copies),
+        )
+
     def paths(self) -> set[str]:
-        return {block.path for block in self.all_blocks}
+        return {path for block in self.all_blocks for path in block.paths}
 
 
 _UNBOUNDED = 1 << 10
@@ -284,16 +329,8 @@ class ParameterBuilder:
                 for dim, (start, size) in enumerate(zip(shard.origin, shard.stored.shape, strict=True)):
                     tiles = [part for tile in tiles for part in tile.cut_native(dim, start, start + size)]
                 for tile in tiles:
-                    stored = shard.stored
-                    blocks.append(
-                        StoredPart(
-                            stored.file,
-                            stored.dtype,
-                            stored.offset,
-                            flat_tile(tile, stored.strides, shard.origin),
-                            stored.record,
-                        )
-                    )
+                    flat = flat_tile(tile, shard.stored.strides, shard.origin)
+                    blocks.append(StoredPart.of(shard.stored, flat))
             yield piece, blocks
 
     def _shape_problem(self, native: Native, shards: Sequence[Shard]) -> FormatError:
@@ -358,7 +395,7 @@ def of_shards(name: str, shape: Sequence[int], shards: Sequence[Shard]) -> LazyP
     parts = []
     for origin, stored in ((shard.origin, shard.stored) for shard in shards):
         flat = flat_tile(replace(placed(stored.shape), canonical_base=tuple(origin)), stored.strides)
-        parts.append(StoredPart(stored.file, stored.dtype, stored.offset, flat, stored.record))
+        parts.append(StoredPart.of(stored, flat))
     axes = tuple(Axis(str(axis), size) for axis, size in enumerate(shape))
     return LazyParameter(Parameter(name, axes), shards[0].stored.dtype, tuple(parts))
 
@@ -394,31 +431,11 @@ def ranges_as_shards(shape: tuple[int, ...], ranges: Iterable[tuple[int, StoredT
     found = []
     for start, flat in ranges:
         taken = 0
-        for origin, size in _boxes_of_range(shape, start, flat.elements):
+        for origin, size in boxes_of_range(shape, start, flat.elements):
             offset = flat.offset + taken * flat.dtype.size
             found.append(Shard(origin, replace(flat, shape=size, strides=contiguous_strides(size), offset=offset)))
             taken += math.prod(size)
     return found
-
-
-def _boxes_of_range(
-    shape: tuple[int, ...], start: int, count: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(origin, size) of the boxes that hold elements [start, start + count) of a tensor, in that order."""
-    if count and not shape:
-        yield (), ()
-        return
-    row = math.prod(shape[1:])
-    while count:
-        index, inside = divmod(start, row)
-        if whole := count // row if inside == 0 else 0:
-            yield (index, *([0] * (len(shape) - 1))), (whole, *shape[1:])
-            taken = whole * row
-        else:
-            taken = min(count, row - inside)
-            for origin, size in _boxes_of_range(shape[1:], inside, taken):
-                yield (index, *origin), (1, *size)
-        start, count = start + taken, count - taken
 
 
 def within_box(shard: Shard, start: Sequence[int], size: Sequence[int]) -> Shard | None:

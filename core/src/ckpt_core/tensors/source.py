@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,11 +14,13 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
-from ckpt_core.storage.dtypes import DType, decode, encode
-from ckpt_core.storage.tensor import Record
+from ckpt_core.storage.bytes.stored import opened
+from ckpt_core.storage.dtypes import FP32, DType, decode, encode
+from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
 from ckpt_core.tensors.merged import merged_values
+from ckpt_core.tensors.quantised import read_numbers, stored_rows
 from ckpt_core.tensors.scratch import scratch
 from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
 
@@ -58,9 +59,11 @@ class SourceFiles:
         if assembly.averaged:
             self._average(assembly, box, raw, sums)
         else:
-            self._gather(assembly.blocks, box, raw, sums)
+            self._gather(assembly.blocks, box, raw, assembly.dtype, sums)
         if assembly.least is not None:
             self._check_least(assembly, assembly.least, raw)
+        if assembly.float32 and assembly.dtype.size > FP32.size:
+            self._check_float32(assembly, raw)
         for block in assembly.copies:
             for tile in block.within(box):
                 self._compare(assembly, block, tile, tile_view(raw, tile, box), sums)
@@ -115,28 +118,54 @@ class SourceFiles:
                 total += np.multiply(share, values[rows[:, number] - first], out=part, where=share != 0)
         return total
 
-    def _gather(self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, sums: Counter[str] | None) -> None:
-        """The elements of `box` out of blocks that cover the tensor; zeros where no block is."""
+    def _gather(
+        self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, dtype: DType, sums: Counter[str] | None
+    ) -> None:
+        """The elements of `box`, in `dtype`, out of blocks that cover the tensor; zeros where no block is."""
         parts = [(block, tile) for block in blocks for tile in block.within(box)]
         if sum(tile.elements for _, tile in parts) != raw.size:
             raw[...] = 0
         for block, tile in parts:
-            self._fill(block, tile, tile_view(raw, tile, box), sums)
+            view = tile_view(raw, tile, box)
+            if block.dtype == dtype:
+                self._fill(block, tile, view, sums)
+            else:  # a part that is not quantised, of a tensor whose other parts are, and are not rounded
+                stored = scratch("narrower", view.shape, block.dtype.numpy)
+                self._fill(block, tile, stored, sums)
+                view[...] = encode(decode(stored, block.dtype), dtype)
 
     def _average(self, assembly: LazyParameter, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
         ranks = (assembly.blocks, *assembly.averaged)
         mean[...] = 0
         for blocks in ranks:
             stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
-            self._gather(blocks, box, stored, sums)
+            self._gather(blocks, box, stored, blocks[0].dtype, sums)
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
 
     def _fill(self, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
         offset = block.offset + tile.native_base[0] * block.dtype.size
+        if block.quantised is not None:
+            self._check_operands(block.quantised)
+            numbers = functools.partial(read_numbers, block.quantised, block.dtype, self._reading)
+            read_box(numbers, offset, [link.stride for link in tile.links], view)
+            return
         add = None if sums is None or block.record is None else _adder(block.record, sums)
         with self._reading(block.path) as read:
             read_box(read, offset, [link.stride for link in tile.links], view, add)
+
+    def stored(self, quantised: Quantised, matrix: int, first: int, rows: int) -> list[np.ndarray]:
+        """What is stored of `rows` rows of a matrix from row `first` on: raw elements [stored rows, width]. What lies beside the numbers
+        comes with the first row of all."""
+        self._check_operands(quantised)
+        matrices = quantised.matrices
+        found = [
+            stored_rows(operand, place, matrices, matrix, first, rows, self._reading).copy()
+            for place, operand in enumerate(quantised.operands)
+        ]
+        if (matrix, first) == (0, 0):
+            found += [stored_rows(one, 0, 1, 0, 0, 1, self._reading).copy() for one in quantised.beside]
+        return found
 
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[ReadInto]:
@@ -146,6 +175,9 @@ class SourceFiles:
             self._inflated[path] = inflated(path, state)
         if (contents := self._inflated[path]) is not None:
             yield contents.read_into
+            return
+        if state is not None and state.remote is not None:
+            yield opened(path, state).read_into
             return
         with self._files.descriptor(path, state) as descriptor:
             yield functools.partial(pread_into, descriptor, path=path)
@@ -193,6 +225,17 @@ class SourceFiles:
                 fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
             )
 
+    def _check_float32(self, assembly: LazyParameter, raw: np.ndarray) -> None:
+        if not np.array_equal(decode(raw, assembly.dtype), raw, equal_nan=True):
+            self._check_records(assembly.blocks)
+            raise FormatError(
+                f"{assembly.parameter.name} has values that float32 does not hold",
+                file=assembly.blocks[0].path,
+                found=f"{assembly.dtype}",
+                expected="values of float32, in whatever dtype they are stored",
+                fix="they would be rounded, and the run would not go on as it was; --training-state drop leaves it behind",
+            )
+
     def _check_records(self, blocks: Iterable[StoredPart]) -> None:
         """Of values that contradict each other, say which are damaged, where a checksum tells."""
         for record in {block.record for block in blocks if block.record is not None}:
@@ -203,6 +246,13 @@ class SourceFiles:
         for record in {block.record for block in blocks if block.record is not None} - self._sound:
             self.check_record(record)
             self._sound.add(record)
+
+    def _check_operands(self, quantised: Quantised) -> None:
+        """Check the records of what numbers are computed of, as those of what is read again and again."""
+        for record in (operand.stored.record for operand in quantised.stored):
+            if record is not None and record not in self._sound:
+                self.check_record(record)
+                self._sound.add(record)
 
     def check_record(self, record: Record) -> None:
         """Read a record for its checksum alone; `FormatError` if it is damaged."""
@@ -217,8 +267,7 @@ class SourceFiles:
     def recheck(self) -> None:
         """Raise `FormatError` if any source file changed since the plan was made."""
         for state in self._states.values():
-            if FileState.of(state.path) != state:
-                state.check(os.stat(state.path))
+            state.recheck()
 
     def close(self) -> None:
         self._files.close()

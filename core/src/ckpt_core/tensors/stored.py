@@ -11,7 +11,7 @@ from ckpt_core.layout import Native, ValueMap
 from ckpt_core.storage.dtypes import DType, decode, dtype_named, encode
 from ckpt_core.tensors.assembly import LazyParameter
 
-_WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2": 0}
+_WIDER = {"fp64": 4, "fp32": 3, "bf16": 1, "fp16": 1, "fp8_e4m3": 0, "fp8_e5m2": 0, "fp8_e8m0": 0}
 
 
 def storage_dtype(native: Native, tensors: Mapping[str, LazyParameter], wanted: DType | None) -> DType:

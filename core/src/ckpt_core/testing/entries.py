@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckpt_core.storage import safetensors
-from ckpt_core.storage.bytes.files import read_range
+from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.storage.dtypes import BY_NAME, DType
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torch import TensorSpec, read_torch_file, torch_bytes

@@ -12,20 +12,22 @@ from ckpt_core.ledger import Loss
 from ckpt_core.training.state import Group, Training
 
 
-def regrouped(training: Training, wanted: Sequence[Sequence[str]]) -> tuple[list[Group], list[Loss]]:
+def regrouped(
+    training: Training, wanted: Sequence[Sequence[str]], decays: Sequence[float | None] | None = None
+) -> tuple[list[Group], list[Loss]]:
     """A group for each list of parameters, with the hyper-parameters that they have in the source.
 
-    Where the source decays some parameters of a new group and not others, the group has the weight decay of most of its elements, and a
-    loss names the others. `NotCarried` where they differ in anything else.
+    `decays` are the weight decays that the target gives to each group, whatever it is told; without one, or where it is None, the group has that of
+    most of its elements. A loss names the parameters that the source decays otherwise. `NotCarried` where they differ in anything else.
     """
     found: list[Group] = []
     losses: list[Loss] = []
     by_name = {name: group for group in training.groups for name in group.parameters}
-    for names in wanted:
+    for names, fixed in zip(wanted, decays or [None] * len(wanted), strict=True):
         old = {id(by_name[name]): by_name[name] for name in names}
         if not old:
             last = training.groups[-1]
-            found.append(replace(last, parameters=()))
+            found.append(replace(last, parameters=(), weight_decay=last.weight_decay if fixed is None else fixed))
             continue
         kinds = {(group.lr, group.initial_lr, group.betas, group.eps) for group in old.values()}
         if len(kinds) > 1:
@@ -36,10 +38,7 @@ def regrouped(training: Training, wanted: Sequence[Sequence[str]]) -> tuple[list
                 ),
                 fix="leave the state of the training behind with --training-state drop",
             )
-        sizes: Counter[float] = Counter()
-        for name in names:
-            sizes[by_name[name].weight_decay] += training.exp_avg[name].parameter.elements
-        decay = sizes.most_common(1)[0][0]
+        decay = _commonest_decay(training, by_name, names) if fixed is None else fixed
         others = [name for name in names if by_name[name].weight_decay != decay]
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -52,6 +51,14 @@ def regrouped(training: Training, wanted: Sequence[Sequence[str]]) -> tuple[list
             )
         found.append(replace(next(iter(old.values())), parameters=tuple(names), weight_decay=decay))
     return found, losses
+
+
+def _commonest_decay(training: Training, by_name: Mapping[str, Group], names: Sequence[str]) -> float:
+    """The weight decay of most elements of these parameters."""
+    sizes: Counter[float] = Counter()
+    for name in names:
+        sizes[by_name[name].weight_decay] += training.exp_avg[name].parameter.elements
+    return sizes.most_common(1)[0][0]
 
 
 def named_groups(training: Training, natives: Mapping[str, Native]) -> Iterator[tuple[Group, list[str]]]:

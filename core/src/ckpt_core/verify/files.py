@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO
 
 from blake3 import blake3
 
@@ -22,7 +21,8 @@ from ckpt_core.errors import FormatError
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import naming, open_regular
+from ckpt_core.storage.bytes.files import naming
+from ckpt_core.storage.bytes.stored import open_stream
 
 _PIECE = 1 << 20
 _READERS = 4
@@ -94,21 +94,17 @@ def _data_problem(recorded: Receipt, path: str, place: str) -> str | None:
         return f"{actual} bytes instead of {size}"
     if path not in recorded.crcs:
         return None
-    with _reading(place) as file:
+    with open_stream(place) as file:
         crc = f"{crc32.of_range(file, 0, size):08x}"
     return None if crc == recorded.crcs[path] else f"changed: CRC-32 {crc} instead of {recorded.crcs[path]}"
 
 
 def _document_problem(expected: str, place: str) -> str | None:
     digest = blake3()
-    with naming(place), _reading(place) as file:
+    with naming(place), open_stream(place) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return None if digest.hexdigest() == expected else "changed"
-
-
-def _reading(place: str) -> BinaryIO:
-    return os.fdopen(open_regular(place), "rb")
 
 
 def _note_added(output: str, known: set[str], verdict: FilesVerdict) -> None:

@@ -25,6 +25,7 @@ from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import require
 from ckpt_core.plugins.judgement import Judgement, said
 from ckpt_core.reference import Inputs, Step, forward
+from ckpt_core.storage.bytes.remote import stand_in
 
 LOGITS = "logits"
 
@@ -157,6 +158,8 @@ def _asked(side: Checkpoint, inputs: Inputs, memory: int) -> Judgement:
     hooks = require(side.format).hooks
     if not hooks.ckpt_logits.get_hookimpls():
         return Judgement("", cannot=f"{side.format} has no framework to ask")
+    if stand_in(side.path):
+        return Judgement("", cannot="its framework was not asked: the files are not on this machine")
     size = sum(parameter.elements * 4 for parameter in parameters(side.architecture).values())
     if size > memory:
         allow = "allow it with --max-memory"

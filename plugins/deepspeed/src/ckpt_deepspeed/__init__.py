@@ -19,9 +19,11 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="deepspeed",
+        called=("zero", "zero1", "zero2", "zero3", "universal"),
         summary="DeepSpeed of a transformers model: ZeRO-1/2/3 step folders, and universal checkpoints",
         families=("decoders of format hf", "encoder-decoders of format hf", "encoders of format hf"),
         keeps=("hf",),
+        trains=True,
         options=(
             Option(
                 "flat", "parameters as bare flat tensors, as those converted from ZeRO-3 are", bool, None, side="write"

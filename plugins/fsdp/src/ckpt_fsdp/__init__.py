@@ -9,6 +9,7 @@ from ckpt_core.sdk import Checkpoint, Description, FormatInfo, Option, ReadReque
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="fsdp",
+        called=("fsdp2", "dcp", "verl", "accelerate", "trainer", "torch-distributed"),
         summary="FSDP of a transformers model: verl's rank files, accelerate and Trainer folders, torch DCP",
         families=("decoders of format hf", "encoder-decoders of format hf", "encoders of format hf"),
         keeps=("hf",),

@@ -36,6 +36,7 @@ def ckpt_info() -> FormatInfo:
 
     return FormatInfo(
         name="hf",
+        called=("huggingface", "hugging-face", "transformers", "safetensors", "pytorch", "vllm", "sglang"),
         summary="Hugging Face transformers: config.json with safetensors or .bin weights, single or sharded",
         families=tuple(dict.fromkeys(family.class_name for family in FAMILIES)),
         options=(
@@ -57,6 +58,20 @@ def ckpt_info() -> FormatInfo:
                 "leave out the head: a bare model (LlamaModel), or of a ViT a ViTModel, with what is before its classes as pooler",
                 bool,
                 False,
+                side="write",
+            ),
+            Option(
+                "quantise",
+                "store the linear layers as FP8 codes with a scale for each block of 128 x 128, as DeepSeek's and Qwen's files have them",
+                ("none", "fp8-block"),
+                "none",
+                side="write",
+            ),
+            Option(
+                "quantised",
+                "the codes of a quantised source: dequantise them, or keep them bit for bit, from HF to HF",
+                ("dequantise", "keep"),
+                "dequantise",
                 side="write",
             ),
             Option(

@@ -33,6 +33,9 @@ from ckpt_core.sdk import (
 CONFIG = "config.json"
 """The file that says what a model of transformers is."""
 
+SIDE_FILE = "hf_quant_config.json"
+"""The file in which ModelOpt says how weights are quantised. It is never carried along: it would be said of weights that are not."""
+
 MODULES = "modules.json"
 """The file in which sentence-transformers says what it runs: the model, and modules after it in folders of their own."""
 
@@ -176,7 +179,7 @@ def sidecars(folder: str) -> dict[str, company.Sidecar]:
     return modules | company.files_in(
         folder,
         lambda name: (
-            name != CONFIG
+            name not in (CONFIG, SIDE_FILE)
             and not name.startswith((".", "ckpt-receipt"))
             and not name.endswith(containers.WEIGHT_SUFFIXES)
         ),
@@ -194,12 +197,23 @@ def module_folders(folder: str) -> list[str]:
     return sorted({name for name in inside if os.path.isdir(os.path.join(folder, name))})
 
 
-def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind: WeightFiles, limit: int) -> None:
-    """Shards of at most `limit` bytes of `tensors` each (a larger tensor gets its own), and the index if there are several."""
+def add_weights(
+    builder: TargetBuilder,
+    tensors: Iterable[layouts.Native],
+    kind: WeightFiles,
+    limit: int,
+    quantised: Mapping[str, StoredTensor] | None = None,
+    kept: Mapping[str, lazy.Quantised] | None = None,
+) -> None:
+    """Shards of at most `limit` bytes of `tensors` each (a larger tensor gets its own), and the index if there are several.
+
+    `quantised` and `kept` are those of `TargetBuilder.add_file`; the scales of a weight lie in its shard.
+    """
+    coded = {name: held for name, one in (quantised or {}).items() if (held := one.quantised) is not None}
     shards: list[dict[str, layouts.Native]] = [{}]
     sizes = [0]
     for native in tensors:
-        size = builder.bytes_of(native)
+        size = coded[native.name].stored_bytes if native.name in coded else builder.bytes_of(native)
         if sizes[-1] + size > limit and shards[-1]:
             shards.append({})
             sizes.append(0)
@@ -208,7 +222,9 @@ def add_weights(builder: TargetBuilder, tensors: Iterable[layouts.Native], kind:
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         path = kind.shard(number, len(shards))
-        builder.add_file(path, shard, kind.container, {"format": "pt"})
-        weight_map |= dict.fromkeys(shard, path)
+        builder.add_file(path, shard, kind.container, {"format": "pt"}, quantised, kept)
+        for name in shard:
+            names = [operand.name for operand in coded[name].stored] if name in coded else [name]
+            weight_map |= dict.fromkeys(names, path)
     if len(shards) > 1:
         builder.documents[kind.index] = containers.index_text(weight_map, sum(sizes))

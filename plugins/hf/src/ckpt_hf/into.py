@@ -29,6 +29,7 @@ from ckpt_core.sdk import (
     schema,
 )
 from ckpt_hf.files import CONFIG, SAFETENSORS, sidecars
+from ckpt_hf.quantised.writing import HINT
 from ckpt_hf.read import read
 from ckpt_hf.sets import chosen_set
 from ckpt_hf.wholes import PART
@@ -46,6 +47,8 @@ _DECIDED: dict[str, object] = {
     "image_size": None,
     "fold_layer_scale": False,
     "headless": False,
+    "quantise": "none",
+    "quantised": "dequantise",
 }
 _MOST_NAMED = 4
 
@@ -61,6 +64,12 @@ def written_into(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     _check_request(folder, request)
     description = read(folder, _READING)
     own = reading.checkpoint_of(description, "hf", folder, _READING)
+    if HINT in description.hints:
+        raise Refusal(
+            f"the folder of -o {INTO} is quantised: its elements are codes, and not the weights themselves",
+            file=folder,
+            fix="give the folder that it was quantised from, and quantise what is written",
+        )
     tensors = _stored(folder)
     fit = _fitting(checkpoint, own, str(description.hints["model_type"]), folder)
     builder = TargetBuilder(fit.model, description.tables)

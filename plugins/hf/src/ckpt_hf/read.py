@@ -30,6 +30,8 @@ from ckpt_hf.language import SECTION
 from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
+from ckpt_hf.quantised.folding import folded, said_in, with_side_file
+from ckpt_hf.quantised.writing import HINT
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 from ckpt_hf.trainer import training_beside
 
@@ -52,6 +54,7 @@ def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
     if config is None:
         return None
     family = family_of(config, path)
+    config, _ = said_in(config, path)
     return family.config.read(without_predictors(family.plain(config, path)), path)
 
 
@@ -65,6 +68,7 @@ def read(path: str, request: ReadRequest) -> Description:
         raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
     ledger = ledgers.Ledger()
     config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
+    config, said_of_codes = said_in(config, config_file)
     part = language_in(config, config_file) if asks_for_language(request) else None
     read_as = str(request.options.get("read_as") or "")
     if part and read_as:
@@ -72,6 +76,9 @@ def read(path: str, request: ReadRequest) -> Description:
     family = part.family if part else family_of(config, config_file, read_as)
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
     stored = read_tensors(folder, weights.files, weights.index)
+    said_of_codes = with_side_file(said_of_codes, folder, config, ledger)
+    quantised = folded(stored.tensors, said_of_codes, ledger, folder)
+    stored.tensors = quantised.tensors
     whole, config = config, part.with_head(stored.tensors) if part else family.plain(config, config_file)
     if reading.drops_predictors(request):
         said = without_predictors(config)
@@ -113,6 +120,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence.append(f"names of tensors {match.spelling}, as every one of them bears out")
     if stored.wrapper:
         evidence.append(f"weights: the {stored.wrapper!r} of what the file holds")
+    evidence += quantised.evidence
     # a model that sees is written back as it was found: the versions of transformers save it under other names
     as_found = family.choices(made)[match.number] if family.head is heads.SEES else {}
     beside = os.path.isdir(path) and part is None
@@ -134,11 +142,13 @@ def read(path: str, request: ReadRequest) -> Description:
             **({"names": names} if names else {}),
             **({"noted": noted} if noted else {}),
             **({"choices": as_found} if as_found else {}),
+            **({HINT: quantised.hint} if quantised.hint else {}),
         },
         evidence=evidence,
         losses=[
             *code_beside(whole, family),
             *stored.losses,
+            *quantised.losses,
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
         training=(lambda: training_beside(folder, family, arrangement, architecture)) if beside else None,

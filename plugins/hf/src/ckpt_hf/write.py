@@ -31,6 +31,7 @@ from ckpt_core.sdk import (
 from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import FAMILIES
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
+from ckpt_hf.quantised.writing import coded
 from ckpt_hf.trainer import add_training
 
 _HEADS = list({id(head): head for family in FAMILIES for head in (*family.heads, family.head) if head}.values())
@@ -79,15 +80,17 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     builder = fit.builder(request.dtype, checkpoint)
     kind = BIN if request.options.get("container") == "bin" else SAFETENSORS
     limit = disk.parse_size(str(request.options.get("max_shard_size") or "5GB"))
-    add_weights(builder, fit.natives(builder), kind, limit)
-    builder.documents[CONFIG] = config_text(fit, builder.commonest_dtype)
-    builder.documents |= settings_beside(checkpoint, fit.model)
+    natives = fit.natives(builder)
+    codes = coded(checkpoint, request, builder, natives)
+    add_weights(builder, natives, kind, limit, codes.tensors, codes.kept)
+    builder.documents[CONFIG] = config_text(fit, builder.commonest_dtype, codes.config)
+    builder.documents |= settings_beside(checkpoint, fit.model) | codes.documents
     regrouped = add_training(builder, fit.family, fit.family.arranged_by(fit.config), checkpoint.sidecars)
     return builder.target(
         "hf",
         sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
         decisions={"hf_class": fit.family.class_name, **({"tokens": fit.tokens} if fit.tokens else {})},
-        losses=[*losses_of(checkpoint, fit), *regrouped],
+        losses=[*losses_of(checkpoint, fit), *codes.losses, *regrouped],
         said=fit.said | settings_said(checkpoint),
         held={company.PROCESSOR} & builder.documents.keys(),
     )
@@ -248,11 +251,11 @@ def _nearest(refused: Iterable[_Candidate], notes: dict[str, object]) -> tuple[F
     return fewest[2:]
 
 
-def config_text(fit: Fit, dtype: dtypes.DType) -> bytes:
-    """`config.json` of a model most of whose tensors are of `dtype`."""
+def config_text(fit: Fit, dtype: dtypes.DType, further: Mapping[str, Any] | None = None) -> bytes:
+    """`config.json` of a model most of whose tensors are of `dtype`, with `further` keys of the file that the model does not need."""
     config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}
     # transformers 4 reads torch_dtype, transformers 5 dtype
-    config |= {"torch_dtype": dtype.torch, "dtype": dtype.torch}
+    config |= {"torch_dtype": dtype.torch, "dtype": dtype.torch} | dict(further or {})
     return (json.dumps(config, indent=2) + "\n").encode()
 
 

@@ -15,12 +15,14 @@ from ckpt_core.sdk import (
     launches,
     reading,
 )
+from ckpt_megatron.options import OPTIONS_OF_STATE
 
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron",
+        called=("megatron-lm", "megatron-core", "mcore", "torch-dist"),
         before=("fsdp",),
         summary="Megatron-LM and Megatron-Core: iter_* or release folders of mp_rank files (torch) or DCP (torch_dist, fsdp_dtensor)",
         families=("GPTModel", "GPTModel with latent attention (MLA)", "GPTModel with experts (MoE)"),
@@ -76,6 +78,14 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option(
+                "optimizer",
+                "which optimizer the state of a training is for: Megatron's distributed one (--use-distributed-optimizer), or the plain one",
+                ("distributed", "plain"),
+                None,
+                side="write",
+            ),
+            *OPTIONS_OF_STATE,
+            Option(
                 "megatron_version",
                 "the Megatron-LM that is to be started with it, by the version of its core",
                 ("0.13", "0.14", "0.15", "0.16", "0.17", "0.18", "0.19"),
@@ -87,6 +97,7 @@ def ckpt_info() -> FormatInfo:
             reading.LATENT_NORM_EPS,
         ),
         parallel=("tp", "pp", "ep"),
+        trains=True,
     )
 
 

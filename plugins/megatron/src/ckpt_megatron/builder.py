@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import TargetBuilder, dtypes, layouts, rewrites, schema
+from ckpt_core.sdk import Checkpoint, TargetBuilder, dtypes, layouts, rewrites, schema
 from ckpt_megatron import weights
 from ckpt_megatron.config import decoder_of
 from ckpt_megatron.layout import FileLayout
@@ -10,7 +10,7 @@ from ckpt_megatron.layout import FileLayout
 
 class GPTBuilder(TargetBuilder):
     """The files planned so far, in the `layout` that was asked for. `dtype` is that of all tensors, or None to keep each
-    one's own. `tables` are those of the model, if it is not a GPTModel alone.
+    one's own. `tables` are those of the model, if it is not a GPTModel alone. `trained` and `masters` are those of a `TargetBuilder`.
     """
 
     def __init__(
@@ -19,8 +19,10 @@ class GPTBuilder(TargetBuilder):
         model: rewrites.Rewritable,
         dtype: dtypes.DType | None,
         tables: layouts.Tables = weights.TABLES,
+        trained: Checkpoint | None = None,
+        masters: bool = False,
     ) -> None:
-        super().__init__(model, tables, dtype)
+        super().__init__(model, tables, dtype, trained=trained, masters=masters)
         self.layout = layout
         self.layers: tuple[schema.Layer, ...] = decoder_of(model.architecture).layers
         self.latent = self.layers[0].latent_attention is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,15 @@ class RankShare:
         self.names[name] = stored_as
 
 
+@dataclass(frozen=True)
+class DescribedModel:
+    """What a reader knows of the model: its architecture, the choices of the tables, and how it was run, by the names of Megatron-LM's args."""
+
+    architecture: Architecture
+    choices: Mapping[str, layouts.Value]
+    args: Mapping[str, Any]
+
+
 Gathered = Callable[[list[RankShare]], Sequence[RankTensors]]
 """What the tables' ranks are that shares make."""
 
@@ -44,7 +53,7 @@ Gathered = Callable[[list[RankShare]], Sequence[RankTensors]]
 @dataclass
 class FolderContents:
     """What lies in a checkpoint folder. `args` is None where none are stored; `version` the checkpoint_version. `training` finds the
-    state of the training, given the shares of a kind as the tables' ranks; None where no optimizer was saved."""
+    state of the training, given the shares of a kind as the tables' ranks, and the model; None where no optimizer was saved."""
 
     folder: str
     container: str
@@ -61,7 +70,7 @@ class FolderContents:
     layers: int = 0
     masters: bool = False
     iteration: object = None
-    training: Callable[[Gathered], reading.SavedTraining | None] | None = None
+    training: Callable[[Gathered, DescribedModel], reading.SavedTraining | None] | None = None
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
 
     @property

@@ -20,12 +20,15 @@ from ckpt_megatron.args.yarn import ARGUMENTS
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.layout import DIVISIBLE
+from ckpt_megatron.optimizer.progress import CONTINUED
 
 VERSIONS = ("0.13", "0.14", "0.15", "0.16", "0.17", "0.18", "0.19")
 _FILE = "launch-arguments.json"
 
 _LOADING = ("load", "ckpt_step", "ckpt_format", "auto_detect_ckpt_format", "use_checkpoint_args")
 _FRESH = ("no_load_optim", "no_load_rng", "finetune")
+# What a run is told that goes on from the state of a training; the curve of its schedule lies there only where Megatron-LM once said it.
+_CONTINUED = tuple(key for key in CONTINUED if key != "no_save_rng")
 _RANKS = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -87,7 +90,7 @@ _OF_FSDP = (
 _EOD_COUNTED = "0.17"  # until then the NullTokenizer has one token more than it is told of
 
 MODEL = tuple(sorted((GPT.keys | MLA.keys) - {*_TOKENS, *_RUNNING, "orig_vocab_size"} - _OF_TOKENIZER))
-NAMES = (*_LOADING, *_FRESH, *_RANKS, *_TOKENS, *_RUNNING, *MODEL)
+NAMES = (*_LOADING, *_FRESH, *_CONTINUED, *_RANKS, *_TOKENS, *_RUNNING, *MODEL)
 
 
 @functools.cache
@@ -112,6 +115,7 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Lau
     of the newest which has an argument for everything.
     """
     asked = request.options.get("megatron_version")
+    resumed = resumed or target.training is not None
     versions = [asked] if asked else VERSIONS
     possible = [_launch(target, request.destination, resumed, version) for version in versions]
     return next((launch for launch in reversed(possible) if not launch.unsaid), possible[-1])
@@ -125,6 +129,9 @@ def _launch(target: Target, destination: str, resumed: bool, version: str) -> la
     said |= {"ckpt_format": args["ckpt_format"], "auto_detect_ckpt_format": True, "use_checkpoint_args": True}
     if not resumed:
         said |= {"no_load_optim": True, "no_load_rng": True, "finetune": not args["iteration"]}
+    else:
+        said |= {"no_load_rng": bool(args.get("no_save_rng"))}
+        said |= {name: bool(args.get(name)) for name in _CONTINUED}
     said |= {name: args.get(name) for name in _RANKS} | _tokens(args, version)
     said |= {name: args[name] for name in (*_RUNNING, *MODEL) if name in args}
     if args["expert_tensor_parallel_size"] == args["tensor_model_parallel_size"]:
@@ -143,7 +150,7 @@ def _launch(target: Target, destination: str, resumed: bool, version: str) -> la
         tuple(one for one in found if one.words or not one.silent),
         unsaid=tuple(one for one in found if one.silent and not one.words),
         fix="choose another version with -o megatron_version=",
-        notes=_notes(args),
+        notes=_notes(args, resumed),
     )
 
 
@@ -161,8 +168,12 @@ def _tokens(args: Mapping[str, Any], version: str) -> dict[str, Any]:
     return {"tokenizer_type": "NullTokenizer", "vocab_size": args["vocab_size"] - counted} | said
 
 
-def _notes(args: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(args: Mapping[str, Any], resumed: bool) -> tuple[str, ...]:
     notes = ["Data, batch sizes and the schedule are yours to add."]
+    if resumed and args.get("override_opt_param_scheduler"):
+        notes.append(
+            "The checkpoint has the position of the schedule alone: --lr, --min-lr, its warmup, decay and --weight-decay are yours."
+        )
     if args["ckpt_format"] == FSDP_DTENSOR:
         notes.append(_OF_FSDP)
     if not args.get("tokenizer_model"):

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
@@ -28,10 +29,11 @@ from ckpt_megatron.args.vocabulary import is_said
 from ckpt_megatron.config import decoder_of, read_args, table_of
 from ckpt_megatron.contents import enter_args
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER, container_of, find_folder
-from ckpt_megatron.found import FolderContents, RankShare, check_kind, height, predicts
+from ckpt_megatron.found import DescribedModel, FolderContents, RankShare, check_kind, height, predicts
 from ckpt_megatron.layout import DIVISIBLE
 from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.names import PREDICTORS
+from ckpt_megatron.optimizer.progress import CONTINUED
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_torch import read_torch
 
@@ -62,10 +64,11 @@ def read(path: str, request: ReadRequest) -> Description:
     if os.path.isfile(tracker := os.path.join(root, TRACKER)):
         found.ledger.used("the iteration to read", tracker)
     multiple = _multiple(found)
+    choices = {**model.choices, **choices_of_tensors(found, model.architecture)}
     return Description(
         architecture=model.architecture,
         tables=weights.TABLES,
-        choices={**model.choices, **choices_of_tensors(found, model.architecture)},
+        choices=choices,
         ranks=rank_tensors(found, model.architecture),
         where=found.folder,
         root=root,
@@ -80,18 +83,27 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=model.evidence,
         losses=found.left(model.architecture),
         masters=found.masters,
-        training=None if found.training is None else lambda: _training(found, model.architecture),
+        training=None if found.training is None else lambda: training_of(found, model.architecture, choices),
     )
 
 
-def _training(found: FolderContents, architecture: Architecture) -> reading.SavedTraining | None:
-    """The state of the training, whose tensors lie on the ranks of the weights."""
-    assert found.training is not None
+def training_of(
+    found: FolderContents,
+    architecture: Architecture,
+    choices: Mapping[str, layouts.Value],
+    args: Mapping[str, Any] | None = None,
+) -> reading.SavedTraining | None:
+    """The state of the training, whose tensors lie on the ranks of the weights; None where no optimizer was saved.
+
+    `choices` are those of the tables. `args` say how it was run, by the names of Megatron-LM's, where no args are stored.
+    """
+    if found.training is None:
+        return None
 
     def gathered(shares: list[RankShare]) -> list[RankTensors]:
         return list(rank_tensors(dataclasses.replace(found, shares=shares), architecture))
 
-    return found.training(gathered)
+    return found.training(gathered, DescribedModel(architecture, choices, args or found.args or {}))
 
 
 def _multiple(found: FolderContents) -> int:
@@ -242,6 +254,8 @@ def _hints(found: FolderContents) -> dict[str, object]:
     ):
         if isinstance(args.get(key), int):
             hints[key] = args[key]
+    # for `ckpt launch`: how a run goes on from its own state
+    hints |= {key: args[key] for key in CONTINUED if isinstance(args.get(key), bool)}
     name = os.path.basename(found.folder)
     if name.startswith("iter_"):
         hints["iteration"] = int(name.removeprefix("iter_"))  # for `ckpt launch`; another one is written unless asked

@@ -20,19 +20,15 @@ from ckpt_core.sdk import FormatError, chunked, disk, documents, errors, lazy, l
 from ckpt_megatron.contents import DIST, LIGHTNING, STATE, enter_names, enter_state
 from ckpt_megatron.files import COMMON, DIST_METADATA, FSDP_DTENSOR
 from ckpt_megatron.flattened import FlattenedTensor, unflattened
-from ckpt_megatron.found import FolderContents, Gathered, RankShare, stored_args
+from ckpt_megatron.found import DescribedModel, FolderContents, Gathered, RankShare, stored_args
 from ckpt_megatron.masters import DIST_BUFFER, DIST_MASTER
 from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
-from ckpt_megatron.optimizer import (
-    FoundOptimizer,
-    dist_groups,
-    dist_tensors,
-    flat_shares,
-    in_buckets,
-    members_of,
-    saved_training,
-)
+from ckpt_megatron.optimizer.dp_reshardable import bucket_shares, in_buckets
+from ckpt_megatron.optimizer.found import FoundOptimizer
+from ckpt_megatron.optimizer.groups import members_of
+from ckpt_megatron.optimizer.model_space import as_weights, dist_groups, dist_tensors
+from ckpt_megatron.optimizer.progress import saved_training
 
 # of a model, and of the tower of a model that sees
 _STACKED = re.compile(r"^((?:vision_model\.)?decoder\.layers\.)(?!\d)")
@@ -115,63 +111,59 @@ def read_dist(
     enter_state(found.ledger, common_file, common, LIGHTNING if "pytorch-lightning_version" in common else STATE)
     found.fused_names = (args or {}).get("transformer_impl", "transformer_engine") != "local"
     if container == "torch_dist":
-        found.training = lambda gathered: _training(checkpoint, model, common, common_file, found, gathered)
+        found.training = lambda gathered, model_as_read: _training(
+            checkpoint, model, (common, common_file), found, gathered, model_as_read
+        )
     return found
 
 
 def _training(
     checkpoint: chunked.DistributedCheckpoint,
     model: Mapping[str, chunked.ChunkedTensor],
-    common: Mapping[str, Any],
-    common_file: str,
+    said: tuple[Mapping[str, Any], str],
     found: FolderContents,
     gathered: Gathered,
+    described: DescribedModel,
 ) -> reading.SavedTraining | None:
-    """The state of the training in model space: a moment has the key of its weight, and is cut into layers and experts as that is."""
+    """The state of the training: a moment has the key of its weight, and is cut into layers and experts as that is; or it lies in buckets."""
+    common, common_file = said
     held = dist_tensors(checkpoint)
-    if not held and not in_buckets(checkpoint):
-        return None
     if held:
-        shares = _in_model_space(held, model, checkpoint.folder)
+        shares = {kind: [_share(kind, by_key, model, checkpoint.folder)] for kind, by_key in held.items()}
         bodies, steps = dist_groups(common, common_file)
+    elif in_buckets(checkpoint):
+        shares, bodies, steps = bucket_shares(checkpoint, described)
     else:
-        shares, bodies, steps = flat_shares(checkpoint, found.shares[0], found.args or {}, found.layers)
+        return None
     files = [disk.FileState.of(common_file)]
     step = reading.adam.one_step(steps, common_file, files)
     if step is None:
         raise FormatError("no group of the optimizer has a step", file=common_file)
-    members = members_of(bodies, shares[reading.EXP_AVG][0], common_file)
+    members = members_of(bodies, shares[reading.EXP_AVG], common_file)
     optimizer = FoundOptimizer(shares, bodies, members, step, found.folder, files)
-    (described,) = checkpoint.described_in
-    keys = [key for key in checkpoint.tensors if _belongs_to_optimizer(key)]
-    said = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in common]
-    optimizer.carried += [(described, tuple(keys)), (common_file, tuple(said))]
+    (metadata,) = checkpoint.described_in
+    keys = [key for key in (*checkpoint.tensors, *checkpoint.objects) if _belongs_to_optimizer(key)]
+    of_run = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in common]
+    optimizer.carried += [(metadata, tuple(keys)), (common_file, tuple(of_run))]
     made = {kind: gathered(of_kind) for kind, of_kind in shares.items()}
     return saved_training(optimizer, common, found.args or {}, made)
 
 
-def _in_model_space(
-    held: Mapping[reading.Kind, Mapping[str, chunked.ChunkedTensor]],
+def _share(
+    kind: reading.Kind,
+    by_key: Mapping[str, chunked.ChunkedTensor],
     model: Mapping[str, chunked.ChunkedTensor],
     folder: str,
-) -> dict[reading.Kind, list[RankShare]]:
-    """The tensors of an optimizer by kind, cut into layers and experts as the weights with their keys are."""
-    shares: dict[reading.Kind, list[RankShare]] = {}
-    for kind, by_key in held.items():
-        share = RankShare({}, False)
-        for key, tensor in by_key.items():
-            name = unwrapped(key)
-            weight = model.get(name)
-            if weight is None:
-                raise FormatError(f"{kind} of {key!r} is of no weight of the model", file=folder)
-            whole = tensor if tensor.shape == weight.shape else unflattened(tensor, weight.shape)
-            for part, shards in split(name, whole or tensor, {}):
-                if part in share.tensors:
-                    share.tensors[part][0] += shards
-                else:
-                    share.add(part, shards, key)
-        shares[kind] = [share]
-    return shares
+) -> RankShare:
+    """The tensors of a kind, cut into layers and experts as the weights with their keys are."""
+    share = RankShare({}, False)
+    for name, tensor in as_weights(by_key, kind, model, folder):
+        for part, shards in split(name, tensor, {}):
+            if part in share.tensors:
+                share.tensors[part][0] += shards
+            else:
+                share.add(part, shards, name)
+    return share
 
 
 def _belongs_to_optimizer(name: str) -> bool:

@@ -15,7 +15,9 @@ from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import FolderContents, Gathered, RankShare, check_kind
 from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
-from ckpt_megatron.optimizer import FoundOptimizer, rank_optimizer, saved_training
+from ckpt_megatron.optimizer.found import FoundOptimizer
+from ckpt_megatron.optimizer.progress import saved_training
+from ckpt_megatron.optimizer.rank_files import rank_optimizer
 from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
 
 _GROUPED = re.compile(r"\.mlp\.experts\.weight[12]$")
@@ -49,7 +51,7 @@ def read_torch(folder: str, weights: str) -> FolderContents:
         found.ledger.contents(rank.path, rank.kernel_states, NAMES, section="model")
     for path in optimizer_files(folder):
         found.ledger.left(ledgers.OPTIMIZER, path, size=os.path.getsize(path))
-    found.training = lambda gathered: _training(ranks, grid, found, gathered)
+    found.training = lambda gathered, _: _training(ranks, grid, found, gathered)
     return found
 
 

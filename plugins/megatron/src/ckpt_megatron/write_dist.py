@@ -6,12 +6,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from ckpt_core.sdk import Architecture, chunked, layouts, torch_files
 from ckpt_megatron.builder import GPTBuilder, is_of_tower
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
 from ckpt_megatron.names import DIST_EXPERTS, dist_local, of_hybrid, te
+from ckpt_megatron.optimizer.model_space import STATE, DistStates
 
 _FILES, _FILE_BYTES = 4, 4 << 30
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
@@ -19,10 +21,17 @@ CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 """How the keys are arranged, for a loader since core 0.13: `content_metadata` of common.pt."""
 
 
-def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: bool, prefix: str = "") -> None:
+def write_dist(
+    builder: GPTBuilder,
+    common: Mapping[str, object],
+    homogeneous: bool,
+    prefix: str = "",
+    states: DistStates = DistStates({}),
+    data: Mapping[tuple[str | int, ...], bytes] = MappingProxyType({}),
+) -> None:
     """Plan the files. `homogeneous`: all layers are of one kind, and lie together in one tensor. `prefix`: that of a
-    module around the model, with which every key begins. `common` is what common.pt holds. The language model of a model that sees is in
-    a module of its own, beside the tower.
+    module around the model, with which every key begins. `common` is what common.pt holds, and `data` the bytes of the tensors in it. The language model of a model that sees is in
+    a module of its own, beside the tower. `states` are what an optimizer keeps of each parameter.
     """
     layout, architecture = builder.layout, builder.architecture
     natives = [
@@ -31,27 +40,40 @@ def write_dist(builder: GPTBuilder, common: Mapping[str, object], homogeneous: b
         if not native.row.copy
     ]
     natives.sort(key=lambda native: (native.predictor is not None, -1 if native.layer is None else native.layer))
-    files = dist_files([math.prod(native.shape) * builder.dtype_of(native).size for native in natives])
+    keys = [(*_place(builder, native, homogeneous), native) for native in natives]
+    held = [(f"{prefix}{key}", origin, whole, native) for key, origin, whole, native in keys]
+    for state, kind in states.kinds.items():
+        for key, origin, whole, native in keys:
+            if states.keeps(kind, builder.dtype_of(native)):
+                for moment in builder.moments(kind, {native.name: native}).values():
+                    held.append((f"{STATE}{state}.{prefix}{key}", origin, whole, moment))
+    files = dist_files([builder.bytes_of(native) for *_, native in held])
     chunks = []
-    for native, file in zip(natives, files, strict=True):
-        key, origin, whole = _place(builder, native, homogeneous)
+    flattened: dict[str, dict[str, object]] = {}
+    for (key, origin, whole, native), file in zip(held, files, strict=True):
         shape = (*([1] * len(origin)), *native.shape)
         offsets = (*origin, *([0] * len(native.shape)))
-        dtype = builder.dtype_of(native)
-        chunks.append(chunked.ChunkSpec(f"{prefix}{key}", dtype, (*whole, *native.shape), offsets, shape, file))
+        sizes = (*whole, *native.shape)
+        if states.flattened and key.startswith(STATE):
+            flattened[key] = {"nd_reformulated_orig_global_shape": sizes}
+            elements = math.prod(native.shape)
+            shape = (*([1] * len(sizes)), elements)
+            sizes, offsets = (*whole, *([1] * len(native.shape)), elements), (*offsets, 0)
+        chunks.append(chunked.ChunkSpec(key, builder.dtype_of(native), sizes, offsets, shape, file))
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
     nothing = torch_files.torch_bytes([None], "archive")
-    keys = [chunk.tensor.removeprefix(prefix) for chunk in chunks]
+    of_model = [key for key, *_ in keys]
     stacked = {f"{_part(architecture)}decoder.layers.": len(builder.layers)} if homogeneous else {}
     if architecture.vision is not None:
         stacked["vision_model.decoder.layers."] = len(architecture.vision.stack.layers)
         stacked["vision_model.decoder.deepstack_merger_list."] = len(architecture.vision.taps)
-    objects = [f"{prefix}{key}" for key in stacked_extra_states(keys, builder.layers, layout.names, stacked)]
-    plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
+    objects = [f"{prefix}{key}" for key in stacked_extra_states(of_model, builder.layers, layout.names, stacked)]
+    more = {"mcore_data": flattened} if flattened else {}
+    plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)), more=more)
     builder.files += plan.files
-    for native, chunk, offset in zip(natives, chunks, plan.offsets, strict=True):
+    for (*_, native), chunk, offset in zip(held, chunks, plan.offsets, strict=True):
         builder.place(native, f"{layout.folder}/{chunk.file}", offset)
-    builder.documents[f"{layout.folder}/{COMMON}"] = common_document(common)
+    builder.documents[f"{layout.folder}/{COMMON}"] = common_document(common, data)
     builder.documents[f"{layout.folder}/{chunked.METADATA}"] = plan.metadata
     builder.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
 
@@ -113,10 +135,12 @@ def dist_files(sizes: Sequence[int]) -> Iterator[str]:
         done += size
 
 
-def common_document(common: Mapping[str, object]) -> bytes:
+def common_document(
+    common: Mapping[str, object], data: Mapping[tuple[str | int, ...], bytes] = MappingProxyType({})
+) -> bytes:
     """common.pt: what is not a tensor. Megatron-Core does not load a checkpoint without it, unless an object in it says the same (since 0.19);
     every version reads the file."""
-    return torch_files.torch_bytes(dict(common), COMMON)
+    return torch_files.torch_bytes(dict(common), COMMON, data)
 
 
 def backend_document(backend: str) -> bytes:

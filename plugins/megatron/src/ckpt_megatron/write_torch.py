@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ckpt_core.sdk import layouts, torch_files
+from ckpt_core.sdk import dtypes, layouts, torch_files
 from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states
 from ckpt_megatron.files import MODEL_FILE
 from ckpt_megatron.layout import FileLayout, namespace
+from ckpt_megatron.masters import BUFFERS
 from ckpt_megatron.names import LegacySpelling, expert_of, of_module, renumbered, te
+from ckpt_megatron.optimizer.registered import registered
+from ckpt_megatron.optimizer.written import WrittenState
+from ckpt_megatron.optimizer.written_ranks import DISTRIBUTED_FILE, KeptParameter, WrittenRank, written_rank
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ def write_torch(
     placed: Mapping[tuple[int, int], range],
     args: Mapping[str, object],
     common: Mapping[str, object],
+    state: WrittenState | None = None,
 ) -> None:
-    """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage)."""
+    """Plan all rank files. `placed`: the layers of each (pipeline rank, virtual stage). `state` is that of a training, which knows parameters by their order."""
     layout, architecture = builder.layout, builder.architecture
     bound = layouts.BoundTables(weights.TABLES, architecture, _choices(layout))
     for t in range(layout.tp):
@@ -38,7 +43,9 @@ def write_torch(
             natives = list(bound.natives(ranks).values())
             for p in range(layout.pp):
                 chunks = [list(_stage(builder, natives, placed, (p, c), e)) for c in range(layout.vpp)]
-                _write_rank(builder, (t, p, e), chunks, args, common)
+                if state is not None:
+                    chunks = [_registered(builder, chunk) for chunk in chunks]
+                _write_rank(builder, (t, p, e), chunks, args, common, state)
 
 
 def _choices(layout: FileLayout) -> dict[str, layouts.Value]:
@@ -74,6 +81,18 @@ def _stage(
         yield _Kept(_name(builder, native, here.start, expert_rank), _stored_shape(native), native)
 
 
+def _registered(builder: GPTBuilder, chunk: list[_Kept]) -> list[_Kept]:
+    """What a stage keeps in the order in which its modules register it, by which an optimizer knows its parameters."""
+    layout, by_name = builder.layout, {kept.native.name: kept for kept in chunk}
+    parameters = [name for name, kept in by_name.items() if not BUFFERS.search(kept.name)]
+    order = registered(parameters, fused=layout.names == "te", grouped=layout.grouped and layout.names == "te")
+    return [*(by_name[name] for name in order), *(kept for kept in chunk if BUFFERS.search(kept.name))]
+
+
+def _is_tied(builder: GPTBuilder) -> bool:
+    return any(native.row.copy for native in builder.natives().values())
+
+
 def _name(builder: GPTBuilder, native: layouts.Native, first_layer: int, expert_rank: int) -> str:
     """The name in a rank file, where layers and experts are numbered from 0."""
     layout, experts = builder.layout, builder.experts(native)
@@ -107,6 +126,7 @@ def _write_rank(
     chunks: list[list[_Kept]],
     args: Mapping[str, object],
     common: Mapping[str, object],
+    state: WrittenState | None,
 ) -> None:
     layout = builder.layout
     t, p, e = rank
@@ -117,14 +137,32 @@ def _write_rank(
     body: dict[str, object] = {"args": namespace({**args, **saved_by}), **common}
     keys = ["model"] if layout.vpp == 1 else [f"model{chunk}" for chunk in range(layout.vpp)]
     for key, tensors in zip(keys, chunks, strict=True):
-        state: dict[str, object] = {
+        model: dict[str, object] = {
             kept.name: torch_files.TensorSpec(builder.dtype_of(kept.native), kept.shape) for kept in tensors
         }
-        state |= dict.fromkeys(extra_states(list(state), layout.names))
-        body[key] = _nested(state, layout.spelling) if layout.names == "legacy" else state
-    file, offsets = torch_files.plan_nest(path, body)
+        model |= dict.fromkeys(extra_states(list(model), layout.names))
+        body[key] = _nested(model, layout.spelling) if layout.names == "legacy" else model
+    optimizer = WrittenRank(None)
+    if state is not None:
+        parameters = [
+            KeptParameter(kept.native, kept.shape, chunk)
+            for chunk, tensors in enumerate(chunks)
+            for kept in tensors
+            if not BUFFERS.search(kept.name)
+        ]
+        optimizer = written_rank(builder, state, parameters, shared=_is_tied(builder) and layout.pp > 1)
+        body |= {"optimizer": optimizer.said, "opt_param_scheduler": state.schedule}
+    file, offsets = torch_files.plan_nest(path, body, optimizer.known)
     builder.files.append(file)
-    by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items()}
+    for inside, native in optimizer.placed.items():
+        builder.place(native, path, offsets[inside])
+    if optimizer.beside is not None:
+        beside = f"{layout.folder}/{folder}/{DISTRIBUTED_FILE}"
+        file, flat = torch_files.plan_nest(beside, optimizer.beside)
+        builder.files.append(file)
+        for inside, start, native in optimizer.flat:
+            builder.place(native, beside, flat[inside] + start * dtypes.FP32.size)
+    by_name = {(inside[0], ".".join(inside[1:])): offset for inside, offset in offsets.items() if inside[0] in keys}
     for key, tensors in zip(keys, chunks, strict=True):
         for kept in tensors:
             builder.place(kept.native, path, by_name[key, kept.name])

@@ -39,6 +39,14 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option(
+                "zero",
+                "whether data parallel ranks divide the state of the optimizer (1) or not (0)",
+                ("0", "1"),
+                "0",
+                side="write",
+            ),
+            Option("dp", "data parallel ranks: with zero=1 the optimizer is written for as many", int, 1, side="write"),
+            Option(
                 "vocab",
                 "the true vocabulary: a number, or tokenizer to count the tokens of tokenizer.json",
                 str,
@@ -47,6 +55,7 @@ def ckpt_info() -> FormatInfo:
             ),
         ),
         parallel=("tp", "pp"),
+        trains=True,
     )
 
 

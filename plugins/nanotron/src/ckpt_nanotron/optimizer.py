@@ -25,10 +25,10 @@ from ckpt_core.sdk import (
     reading,
     torch_files,
 )
-from ckpt_nanotron.files import METADATA, Files, StoredParameter, masters, rank_optimizers
+from ckpt_nanotron.files import METADATA, TRAINING_CONFIG, Files, StoredParameter, rank_optimizers
 
-_CONFIG = "optimizer_config.json"
-_MASTERS = "gradient_accumulator"
+CONFIG = "optimizer_config.json"
+MASTERS = "gradient_accumulator"
 _DROP = "convert the weights alone, with --training-state drop"
 
 Rank = tuple[int, int]
@@ -42,28 +42,31 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
     optimizers = rank_optimizers(step)
     if not optimizers:
         return None
-    config = os.path.join(step, "optimizer", _CONFIG)
+    config = os.path.join(step, "optimizer", CONFIG)
     said = documents.read_json_object(config) if os.path.isfile(config) else {}
     states = [disk.FileState.of(path) for of_rank in optimizers.values() for path in of_rank.values()]
-    parts: dict[reading.Kind, Parts] = {kind: {} for kind in reading.MOMENTS}
+    parts: dict[reading.Kind, Parts] = {kind: {} for kind in reading.KINDS}
     steps: dict[str, object] = {}
     bodies: list[Mapping[str, Any]] = []
     members: list[dict[str, None]] = []
-    own_masters = False
+
+    def enter(kind: reading.Kind, name: str, rank: Rank, shards: Sequence[lazy.Shard]) -> None:
+        parts[kind].setdefault(rank, {}).setdefault(name, []).extend(shards)
+
     for rank, of_rank in optimizers.items():
         for dp, path in of_rank.items():
             held = torch_files.read_torch_file(path)
             named = _states(held, path)
-            own_masters = own_masters or bool(held.get(_MASTERS))
             _enter_groups(held, path, bodies, members)
             for name, state in named.items():
                 reading.adam.check_state(name, state, StoredTensor, path)
                 steps[f"{name} of {os.path.basename(path)}"] = state.get("step")
                 for kind in reading.MOMENTS:
-                    shards = _own_part(name, state[kind], dp, len(of_rank), said, config)
-                    parts[kind].setdefault(rank, {}).setdefault(name, []).extend(shards)
-    if own_masters and any(len(of_rank) > 1 for of_rank in optimizers.values()):
-        raise errors.NotCarried("masters that ZeRO-1 divides are not known", file=states[0].path, fix=_DROP)
+                    enter(kind, name, rank, _own_part(name, state[kind], dp, len(of_rank), said, config))
+            for name, master in _masters(held, path):
+                enter(reading.MASTER, name, rank, _own_part(name, master, dp, len(of_rank), said, config))
+    if not parts[reading.MASTER]:
+        del parts[reading.MASTER]
     count = reading.adam.one_step(steps, states[0].path, states)
     if count is None:
         raise FormatError("no state of the optimizer has a step", file=states[0].path)
@@ -72,11 +75,9 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
     ]
     where = os.path.join(step, "optimizer")
     tensors = {kind: _placed(kind, held, files, where) for kind, held in parts.items()}
-    if own_masters:
-        tensors[reading.MASTER] = {name: stored.shards for name, stored in masters(step, files)[0].items()}
     ledger = ledgers.Ledger()
-    for file in states:
-        ledger.carried(ledgers.OPTIMIZER.what, file.path)
+    for path in (where, *(file.path for file in states)):
+        ledger.carried(ledgers.OPTIMIZER.what, path)
     training, more = _counted(step, count, groups, reading.adam.kind_of(bodies, states[0].path), ledger)
     return reading.SavedTraining(
         state=training,
@@ -102,23 +103,36 @@ def _states(held: object, path: str) -> dict[str, Mapping[str, Any]]:
         )
     for number in states.keys() - names.keys():
         raise FormatError(f"state {torch_files.brief(number)} of the optimizer has no name", file=path)
+    for number in names.keys() - states.keys():
+        raise FormatError(f"exp_avg of {names[number]!r} is missing", file=path, found="its name, without a state")
     return {names[number]: state for number, state in states.items()}
+
+
+def _masters(held: Mapping[str, Any], path: str) -> Iterator[tuple[str, StoredTensor]]:
+    """The fp32 masters by the names of their parameters: none where the optimizer steps the weights themselves."""
+    found = held.get(MASTERS) or {}
+    if not isinstance(found, dict):
+        raise FormatError(f"{MASTERS} does not name its masters", file=path, found=torch_files.brief(found))
+    for name, master in found.items():
+        if not isinstance(master, StoredTensor):
+            raise FormatError(f"the master of {name!r} is not a tensor", file=path, found=torch_files.brief(master))
+        yield str(name), master
 
 
 def _enter_groups(
     held: Mapping[str, Any], path: str, bodies: list[Mapping[str, Any]], members: list[dict[str, None]]
 ) -> None:
-    """The groups of a rank, which are those of the others, and the names of their parameters."""
+    """The groups of a rank, and the names of their parameters. Release 0.4 has one group, and main one for each parameter: those that are
+    stepped alike are one."""
     found, names = held.get("param_groups"), held["names"]
     if not isinstance(found, list) or not all(isinstance(body, dict) for body in found):
         raise errors.NotCarried("the optimizer has no groups", file=path, fix=_DROP)
-    if not bodies:
-        bodies += found
-        members += [{} for _ in found]
-    if len(found) != len(bodies):
-        raise FormatError("the ranks have different groups", file=path, found=len(found), expected=len(bodies))
-    for body, of_group in zip(found, members, strict=True):
-        numbers = body.get("params")
+    for body in found:
+        said = {key: value for key, value in body.items() if key != "params"}
+        if said not in bodies:
+            bodies.append(said)
+            members.append({})
+        of_group, numbers = members[bodies.index(said)], body.get("params")
         for number in numbers if isinstance(numbers, list) else []:
             if number in names:  # a data parallel rank without a share of a parameter does not name it
                 of_group[names[number]] = None
@@ -141,7 +155,7 @@ def _own_part(
         ) from None
     if moment.shape != (stop - start,):
         raise FormatError(
-            f"a moment of {name!r} is not the range that {_CONFIG} says",
+            f"a moment of {name!r} is not the range that {CONFIG} says",
             file=moment.file,
             found=f"shape {moment.shape}",
             expected=f"{stop - start} elements",
@@ -197,22 +211,25 @@ def _counted(
 ) -> tuple[reading.Training, list[disk.FileState]]:
     """The state with the counters and the schedule, and the files that say them."""
     files: list[disk.FileState] = []
-    schedule, path = reading.Schedule(), os.path.join(step, "lr_scheduler", "lr_scheduler.pt")
-    if os.path.isfile(path):
+    schedule = reading.Schedule()
+    path = _schedule_file(step)
+    if path is not None:
         held = torch_files.read_torch_file(path)
         rates, position = (held.get("_last_lr"), held.get("last_epoch")) if isinstance(held, dict) else (None, None)
         schedule = reading.Schedule(
             position if type(position) is int else None,
             "step",
             rates[0] if isinstance(rates, list) and rates and isinstance(rates[0], float) else None,
+            _curve(step),
         )
         files.append(disk.FileState.of(path))
-        ledger.carried("position of the schedule, and next learning rate", path)
+        ledger.carried("position of the schedule, and next learning rate", os.path.dirname(path))
     metas: Mapping[str, Any] = {}
     path = os.path.join(step, METADATA)
     if os.path.isfile(path):
         metas = _section(documents.read_json_object(path), "metas")
         files.append(disk.FileState.of(path))
+        ledger.carried(ledgers.PROGRESS.what, path, "metas")
     iteration, samples = metas.get("last_train_step"), metas.get("consumed_train_samples")
     iteration = iteration if type(iteration) is int else None
     if iteration is not None and count != iteration:
@@ -232,3 +249,21 @@ def _counted(
         consumed_samples=samples if type(samples) is int else None,
     )
     return state, files
+
+
+def _schedule_file(step: str) -> str | None:
+    """The schedule: one file in release 0.4, on main one for each file of the optimizer, all of which say the same of it."""
+    folder = os.path.join(step, "lr_scheduler")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return next(
+        (os.path.join(folder, name) for name in names if name.startswith("lr_scheduler") and name.endswith(".pt")), None
+    )
+
+
+def _curve(step: str) -> dict[str, Any]:
+    """The curve of the learning rate, which config.yaml has, as nanotron says it."""
+    path = os.path.join(step, TRAINING_CONFIG)
+    if not os.path.isfile(path):
+        return {}
+    curve = _section(documents.read_yaml_object(path), "optimizer", "learning_rate_scheduler")
+    return {"nanotron": dict(curve)} if curve else {}

@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     TargetBuilder,
     WriteRequest,
     company,
+    dtypes,
     errors,
     facts_of,
     layouts,
@@ -26,21 +27,29 @@ from ckpt_core.sdk import (
 )
 from ckpt_nanotron.config import MODELS, RELEASES, ModelClass, Release, attention_of, config_for, decoder_of
 from ckpt_nanotron.files import CONFIG, LATEST, METADATA, TRAINING_CONFIG, file_name, slices_metadata
-from ckpt_nanotron.training import metadata_json, training_yaml
+from ckpt_nanotron.training import Run, metadata_json, training_yaml
 from ckpt_nanotron.weights import TABLES
+from ckpt_nanotron.write_optimizer import Ranks, add_optimizer
 
-_STEP = "0"
 _DEFAULTS = {"bos": 1, "eos": 2}
 
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
-    """The folder of a fresh nanotron run at step 0. Raises `Refusal` naming what the release cannot express."""
+    """The folder of a nanotron run: a fresh one at step 0, or one that goes on with the state of its training.
+
+    Raises `Refusal` naming what the release cannot express.
+    """
+    checkpoint, masters = _stepped(checkpoint, request)
     hints = checkpoint.hints_for("nanotron")
     release = RELEASES[str(request.options.get("target") or hints.get("target") or "main")]
     tp, pp = request.tp or 1, request.pp or 1
     multiple = int(request.options.get("make_vocab_size_divisible_by") or 1) * tp
     model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
-    model = _vocabulary(rewrites.folded_attention_scale(model), multiple)
+    model = _vocabulary(
+        rewrites.folded_attention_scale(model),
+        multiple,
+        whole=checkpoint.training is not None and request.training_state == "keep",
+    )
     if hints.get("shared_experts") is False:  # a format on the way that always has them was given some of zeros
         model = rewrites.without_zero_shared_experts(model)
     interleaved = _interleaved(release, request, hints)
@@ -51,30 +60,34 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     _check_ranks(model.architecture, tp, pp, copied=bool(config.get("multi_query")))
     grouped = bool(config.get("grouped_query"))
     choices: dict[str, layouts.Value] = {"model": kind.kind, "rope_interleaved": interleaved, "grouped_query": grouped}
-    builder, stages = TargetBuilder(model, TABLES, request.dtype, choices=choices), pipeline_stages(kind, config, pp)
-    whole = builder.natives()
+    builder = TargetBuilder(model, TABLES, request.dtype, choices=choices, trained=checkpoint, masters=masters)
+    whole, stages = builder.natives(), pipeline_stages(kind, config, pp)
+    ranks = Ranks(tp, pp, int(request.options.get("dp") or 1), int(request.options.get("zero") or 0))
+    step = "0" if builder.training is None else str(builder.training.step)
     for rank in range(tp):
         for name, native in builder.natives({"tp": (rank, tp)}).items():
             sharded = "tp" in dict(native.row.splits)
             if rank and not sharded:
                 continue
-            path = f"{_STEP}/" + file_name(native, (rank, tp), (stage_of(native, stages), pp), sharded)
+            path = f"{step}/" + file_name(native, (rank, tp), (stage_of(native, stages), pp), sharded)
             metadata = slices_metadata(native, whole[name], rank, release.checkpoint_version) if sharded else {}
             builder.add_file(path, {"data": native}, metadata=metadata)
-    step_folder = f"{request.destination}/{_STEP}" if request.destination else _STEP
+    places = {name: stage_of(native, stages) for name, native in whole.items()}
+    losses += add_optimizer(builder, release, step, ranks, places, stages["head"])
+    run = Run(str(request.destination or ""), ranks.dp, ranks.zero, builder.training)
     tokenizer = company.has_tokenizer(checkpoint.sidecars)
     builder.documents |= {
-        LATEST: _STEP.encode(),
-        f"{_STEP}/{CONFIG}": json.dumps(config).encode(),
-        f"{_STEP}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"])),
-        f"{_STEP}/{TRAINING_CONFIG}": training_yaml(
-            release, config, step_folder, tp, pp, builder.commonest_dtype, multiple // tp, tokenizer
+        LATEST: step.encode(),
+        f"{step}/{CONFIG}": json.dumps(config).encode(),
+        f"{step}/{METADATA}": metadata_json(release, tp, int(config["max_position_embeddings"]), run),
+        f"{step}/{TRAINING_CONFIG}": training_yaml(
+            release, config, run, tp, pp, builder.commonest_dtype, multiple // tp, tokenizer
         ),
     }
     return builder.target(
         "nanotron",
-        sidecars={f"{_STEP}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()},
-        parallel={"tp": tp, "pp": pp},
+        sidecars={f"{step}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()},
+        parallel={"tp": tp, "pp": pp, **({"dp": ranks.dp} if ranks.dp > 1 else {})},
         decisions={
             "target": release.name,
             "model": kind.config.name,
@@ -82,10 +95,24 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "checkpoint_version": release.checkpoint_version,
             **({"tokens": tokens} if tokens else {}),
         },
-        losses=losses,
+        losses=[*losses, *run.losses()],
         said=kind.config.said(config),
         config=config,
     )
+
+
+def _stepped(checkpoint: Checkpoint, request: WriteRequest) -> tuple[Checkpoint, bool]:
+    """The checkpoint, and whether fp32 masters are written beside its weights: where these are narrower. Weights in fp32 are themselves what
+    nanotron steps."""
+    state = checkpoint.training
+    if state is None:
+        return checkpoint, False
+    weights = [checkpoint.tensors[name].dtype for name in state.master]
+    narrow = any(dtype.size < dtypes.FP32.size for dtype in ([request.dtype] if request.dtype else weights))
+    if not narrow:
+        return TargetBuilder.stepped(checkpoint, request, pads=True), False
+    rounded = request.dtype is not None and any(dtype.size > request.dtype.size for dtype in weights)
+    return checkpoint, state.own_masters or rounded
 
 
 def _tokens(architecture: Architecture) -> schema.Tokens:
@@ -94,9 +121,12 @@ def _tokens(architecture: Architecture) -> schema.Tokens:
     return architecture.tokens
 
 
-def _vocabulary(model: rewrites.Rewritable, multiple: int) -> rewrites.Rewritable:
-    """Rows that every tensor parallel rank gets alike: nanotron stores the padded size as its vocab_size."""
-    return rewrites.vocabulary_rows(model, math.ceil(_tokens(model.architecture).vocabulary / multiple) * multiple)
+def _vocabulary(model: rewrites.Rewritable, multiple: int, whole: bool) -> rewrites.Rewritable:
+    """Rows that every tensor parallel rank gets alike: nanotron stores the padded size as its vocab_size. `whole`: none of the source's rows
+    is cut, since a run goes on as it was only with them."""
+    tokens = _tokens(model.architecture)
+    least = tokens.padded_vocabulary if whole else tokens.vocabulary
+    return rewrites.vocabulary_rows(model, math.ceil(least / multiple) * multiple)
 
 
 def _interleaved(release: Release, request: WriteRequest, hints: Mapping[str, Any]) -> bool:
@@ -196,4 +226,7 @@ def stage_of(native: layouts.Native, stages: Mapping[str, int]) -> int:
     """The pipeline stage that holds a parameter; a tied head lies with the embedding."""
     if native.layer is not None:
         return stages[f"layer {native.layer}"]
-    return stages["head"] if ".lm_head." in native.name else stages["embedding"]
+    block = (
+        "head" if ".lm_head." in native.name else "final_norm" if ".final_layer_norm." in native.name else "embedding"
+    )
+    return stages[block]

@@ -21,6 +21,9 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="nemo",
+        called=("nemo1", "nemo-1", "nemo-megatron"),
+        ending=".nemo",
+        trains=True,
         summary="NeMo 1: .nemo archives (tar, tar.gz or unpacked) and .ckpt files of Lightning, per rank or distributed",
         families=(
             "MegatronGPTModel",

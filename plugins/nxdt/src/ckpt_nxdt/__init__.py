@@ -20,6 +20,8 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="nxdt",
+        called=("neuron", "neuronx", "nxd", "neuronx-distributed", "trainium", "trn1", "trn2", "aws"),
+        trains=True,
         summary="AWS NeuronX Distributed Training: dp_rank_00_tp_rank_*_pp_rank_*.pt files, plain or xser",
         families=("Llama (model_source hf)", "Mixtral (model_source hf)", "Llama and Mixtral (model_source megatron)"),
         options=(
@@ -45,6 +47,19 @@ def ckpt_info() -> FormatInfo:
             ),
             Option("vocab", "the true vocabulary, where rows of the embedding are padding", int, side="read"),
             Option("xser", "one file per tensor, as training jobs save", bool, side="write"),
+            Option(
+                "data_parallel",
+                "data parallel ranks of the job, over which zero-1 cuts an optimizer; 1 unless it is given",
+                int,
+                side="write",
+            ),
+            Option(
+                "undecayed",
+                "what the optimizer does not decay: biases (the job's default), or norms too",
+                ("biases", "norms"),
+                "biases",
+                side="write",
+            ),
             Option("virtual_pp", "virtual pipeline stages per pipeline rank", int, side="write"),
             Option(
                 "pipeline_cuts",

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_core.sdk import FormatError, StoredTensor, disk, errors, lazy, torch_files
+from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, disk, errors, layouts, lazy, torch_files
 from ckpt_nxdt.xser import AbsentTensor, read_xser
 
 BEGUN, DONE = "checkpoint", "done"
@@ -128,6 +128,16 @@ class Weights:
                 start = stored.offset + inside * stored.strides[0] * stored.dtype.size
                 return disk.read_range(stored.file, start, min(width * stored.dtype.size, _SAMPLE))
         return b""
+
+    def by_rank(self) -> Iterator[RankTensors]:
+        """The tensors of every file. Expert ranks share all that is not an expert's: it need lie with rank 0 alone."""
+        for rank, tensors in sorted(self.tensors.items()):
+            ranks = {"tp": (rank.tp, self.tp), "ep": (rank.ep, self.ep)}
+            yield RankTensors(ranks, tensors, self.paths[rank], needed=_is_expert if rank.ep else None)
+
+
+def _is_expert(native: layouts.Native) -> bool:
+    return "ep" in dict(native.row.splits)
 
 
 def looks_like(path: str) -> str | None:

@@ -38,16 +38,26 @@ class Ranks:
 
 
 def job_lines(
-    folder: str, config_file: str, config: Mapping[str, Any], arrangement: Arrangement, ranks: Ranks, multiple: int
+    folder: str,
+    config_file: str,
+    config: Mapping[str, Any],
+    arrangement: Arrangement,
+    ranks: Ranks,
+    multiple: int,
+    resumes: bool = False,
 ) -> dict[str, Any]:
-    """The lines of `FRAGMENT`; `folder` and `config_file` are where the output will lie, `config` the model's config.json."""
+    """The lines of `FRAGMENT`; `folder` and `config_file` are where the output will lie, `config` the model's config.json. `resumes`: the job goes on with
+    the optimizer that lies there, which is zero-1's."""
     strategy: dict[str, Any] = {
         "tensor_model_parallel_size": ranks.tp,
         "pipeline_model_parallel_size": ranks.pp,
         "virtual_pipeline_model_parallel_size": ranks.vpp,
     }
     strategy |= {"expert_model_parallel_size": ranks.ep} if ranks.ep > 1 else {}
-    model: dict[str, Any] = {"weight_init_only": True, "use_cpu_initialization": False}
+    strategy |= {"zero1": True} if resumes else {}
+    model: dict[str, Any] = {"weight_init_only": not resumes, "use_cpu_initialization": False}
+    # the checkpoint's zero-1 is what nlp_overrides.py, `_is_checkpoint_using_zero1_optimizer`, takes from the config of the model
+    model |= {"wrap_with_zero": True} if resumes else {}
     if arrangement.style == "hf":
         strategy |= {"kv_replicator": ranks.copies} if ranks.copies > 1 else {}
         linear, fused = _QKV[arrangement.qkv]

@@ -10,16 +10,17 @@ shapes tell which, or masters are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, errors, lazy, torch_files
 from ckpt_nxdt.files import FolderContents, Rank, RankFile, Weights, optimizer_files
 from ckpt_nxdt.xser import read_xser
 
-_KEY = "sharded_master_weights"
-_EXPECTED, _FIX = f"{_KEY} in optim/ (use_master_weights_in_ckpt)", "use --weights model"
-_UNDECAYED = ("bias",), ("bias", "LayerNorm", "norm")
+KEY = "sharded_master_weights"
+_EXPECTED, _FIX = f"{KEY} in optim/ (use_master_weights_in_ckpt)", "use --weights model"
+UNDECAYED = ("bias",), ("bias", "LayerNorm", "norm")
+"""The words by which a job leaves parameters without weight decay."""
 
 
 def present(contents: FolderContents) -> bool:
@@ -29,7 +30,7 @@ def present(contents: FolderContents) -> bool:
         content = read_xser(path) if path else None
     except CkptError:  # a damaged optimizer does not hinder reading weights
         return False
-    return isinstance(content, dict) and bool(content.get(_KEY))
+    return isinstance(content, dict) and bool(content.get(KEY))
 
 
 def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState]]:
@@ -59,44 +60,59 @@ def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState
 
 
 def _of_rank(file: RankFile, by_data_rank: Mapping[int, str]) -> dict[str, list[lazy.Shard]]:
+    paths = in_order(file, by_data_rank)
+    contents = [_content(path) for path in paths]
+    shapes = contents[0]["shape_info"]
+    wanted = parameters(file)
+    names = _order(wanted, list(shapes.values()), paths[0])
+    found: dict[str, list[lazy.Shard]] = {}
+    for number, name in zip(shapes, names, strict=True):
+        shards = [(content[KEY].get(number), path) for content, path in zip(contents, paths, strict=True)]
+        found[name] = joined(f"the master of {name}", wanted[name], shards)
+    return found
+
+
+def in_order(file: RankFile, by_data_rank: Mapping[int, str]) -> list[str]:
+    """The optimizer's files of a model's file, of which no data parallel rank may be missing."""
     ranks = sorted(by_data_rank)
     paths = [by_data_rank[rank] for rank in ranks]
     if ranks != list(range(len(ranks))):
         shown = ", ".join(map(str, ranks))
         raise FormatError(f"data parallel ranks of {file.rank} are missing", file=paths[-1], found=shown, fix=_FIX)
-    contents = [_content(path) for path in paths]
-    shapes = contents[0]["shape_info"]
-    wanted = {name: shape for name, shape in file.shapes.items() if shape and not name.endswith(".inv_freq")}
-    names = _order(wanted, list(shapes.values()), paths[0])
-    found: dict[str, list[lazy.Shard]] = {}
-    for number, name in zip(shapes, names, strict=True):
-        shape = wanted[name]
-        rows = -(-shape[0] // len(paths))
-        shards, start = [], 0
-        for content, path in zip(contents, paths, strict=True):
-            shard = content[_KEY].get(number)
-            if not isinstance(shard, StoredTensor) or shard.shape != (rows, *shape[1:]):
-                raise FormatError(
-                    f"the master of {name} is not one of {len(paths)} shards",
-                    file=path,
-                    found=f"shape {shard.shape}" if isinstance(shard, StoredTensor) else torch_files.brief(shard),
-                    expected=f"shape {(rows, *shape[1:])}",
-                    fix="files of other data parallel ranks are missing or stale: use --weights model",
-                )
-            count = min(rows, shape[0] - start)
-            if count > 0:
-                shards.append(lazy.Shard((start, *([0] * (len(shape) - 1))), replace(shard, shape=(count, *shape[1:]))))
-            start += rows
-        found[name] = shards
+    return paths
+
+
+def parameters(file: RankFile) -> dict[str, tuple[int, ...]]:
+    """The parameters of a rank by name with their shapes, in the order of the file, which is that of the modules."""
+    return {name: shape for name, shape in file.shapes.items() if shape and not name.endswith(".inv_freq")}
+
+
+def joined(what: str, shape: tuple[int, ...], shards: Sequence[tuple[object, str]]) -> list[lazy.Shard]:
+    """A tensor of `shape` out of those of all data parallel ranks, each with its file: it was padded to a multiple of them on its first axis, and cut."""
+    rows = -(-shape[0] // len(shards))
+    found, start = [], 0
+    for shard, path in shards:
+        if not isinstance(shard, StoredTensor) or shard.shape != (rows, *shape[1:]):
+            raise FormatError(
+                f"{what} is not one of {len(shards)} shards",
+                file=path,
+                found=f"shape {shard.shape}" if isinstance(shard, StoredTensor) else torch_files.brief(shard),
+                expected=f"shape {(rows, *shape[1:])}",
+                fix="files of other data parallel ranks are missing or stale: use --weights model",
+            )
+        count = min(rows, shape[0] - start)
+        if count > 0:
+            found.append(lazy.Shard((start, *([0] * (len(shape) - 1))), replace(shard, shape=(count, *shape[1:]))))
+        start += rows
     return found
 
 
 def _content(path: str) -> Mapping[str, Mapping[int, object]]:
     content = read_xser(path)
-    if not isinstance(content, dict) or not isinstance(content.get(_KEY), dict) or not content[_KEY]:
-        raise FormatError(f"there are no fp32 masters ({_KEY})", file=path, fix=_FIX)
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict) or not content[KEY]:
+        raise FormatError(f"there are no fp32 masters ({KEY})", file=path, fix=_FIX)
     shapes = content.get("shape_info")
-    if not isinstance(shapes, dict) or not list(shapes) == list(content[_KEY]) == list(range(len(shapes))):
+    if not isinstance(shapes, dict) or not list(shapes) == list(content[KEY]) == list(range(len(shapes))):
         raise FormatError("shape_info does not describe the masters", file=path, found=torch_files.brief(shapes))
     return content
 
@@ -105,7 +121,7 @@ def _order(wanted: Mapping[str, tuple[int, ...]], shapes: list[object], path: st
     """The names of the parameters by number."""
     found = [list(shape) if isinstance(shape, tuple) else shape for shape in shapes]
     fitting = []
-    for words in _UNDECAYED:
+    for words in UNDECAYED:
         decayed = [name for name in wanted if not any(word in name for word in words)]
         order = [*decayed, *(name for name in wanted if name not in set(decayed))]
         if [list(wanted[name]) for name in order] == found and order not in fitting:

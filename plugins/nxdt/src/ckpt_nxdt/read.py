@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,11 +10,9 @@ from ckpt_core.sdk import (
     Architecture,
     Description,
     FormatError,
-    RankTensors,
     ReadRequest,
     company,
     disk,
-    layouts,
     ledgers,
     reading,
     rewrites,
@@ -27,6 +24,7 @@ from ckpt_nxdt.contents import SCHEDULER, USER_CONTENT, enter_training
 from ckpt_nxdt.detect import Clues, Detection, attention_of, detect_arrangement
 from ckpt_nxdt.files import BEGUN, DONE, FolderContents, Weights, find_folder, read_files, root_of
 from ckpt_nxdt.job import FRAGMENT
+from ckpt_nxdt.optimizer import training_beside
 from ckpt_nxdt.weights import TABLES
 
 _OWN_FILES = {CONFIG, FRAGMENT, BEGUN, DONE, USER_CONTENT, SCHEDULER}
@@ -51,7 +49,7 @@ def read(path: str, request: ReadRequest) -> Description:
         architecture=architecture,
         tables=TABLES,
         choices=detected.arrangement.choices,
-        ranks=_rank_tensors(weights),
+        ranks=weights.by_rank(),
         where=weights.folder,
         root=root,
         files=[*states, *model.states],
@@ -65,6 +63,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=[*evidence, *_signs(contents), *model.evidence, *detected.evidence, *said],
         losses=model.losses,
         masters=masters.present(contents),
+        training=lambda: training_beside(contents),
     )
 
 
@@ -157,17 +156,6 @@ def _weights(contents: FolderContents, asked: str) -> tuple[Weights, list[disk.F
         fix = "copy the folder again: nothing else holds these weights"
         raise FormatError(f"the file of tensor {name!r} is missing{more}", file=tensor.file, fix=fix)
     return contents.weights(), contents.states(), []
-
-
-def _rank_tensors(weights: Weights) -> Iterator[RankTensors]:
-    """The tensors of every file. Expert ranks share all that is not an expert's: it need lie with rank 0 alone."""
-    for rank, tensors in sorted(weights.tensors.items()):
-        ranks = {"tp": (rank.tp, weights.tp), "ep": (rank.ep, weights.ep)}
-        yield RankTensors(ranks, tensors, weights.paths[rank], needed=_is_expert if rank.ep else None)
-
-
-def _is_expert(native: layouts.Native) -> bool:
-    return "ep" in dict(native.row.splits)
 
 
 def _hints(contents: FolderContents, detected: Detection) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -15,14 +16,17 @@ from ckpt_core.sdk import (
     WriteRequest,
     containers,
     documents,
+    dtypes,
     errors,
     facts_of,
     layouts,
     ledgers,
     rewrites,
 )
-from ckpt_megatron.sdk import DIVISIBLE, padded
+from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, padded
 from ckpt_nxdt.config import CONFIG, table_for, write_config
+from ckpt_nxdt.contents import USER_CONTENT
+from ckpt_nxdt.continuing import WrittenOptimizer, optimizer_of
 from ckpt_nxdt.detect import attention_of
 from ckpt_nxdt.files import BEGUN, DONE, MODEL
 from ckpt_nxdt.job import FRAGMENT, Ranks, job_lines
@@ -35,9 +39,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
     hints, options = checkpoint.hints_for("nxdt"), request.options
     style = str(_chosen("model_style", options, hints) or "hf")
+    checkpoint = _as_stepped(checkpoint, request, pads=style == "megatron")
     model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
-    multiple = _counted(DIVISIBLE, options) or 1
+    multiple = _counted(DIVISIBLE, options) or _kept(checkpoint, request.tp or 1)
     model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(DIVISIBLE) is not None)
     if style == "hf":  # the job builds its embedding from this
         config["vocab_size"] = rows
@@ -46,12 +51,23 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     ranks = _ranks(request, copies, config)
     # AWS's converter calls a plain file beside an empty folder xser (--save_xser).
     xser = bool(_chosen("xser", options, hints)) and arrangement.layout == "native"
-    builder = TargetBuilder(model, TABLES, request.dtype, choices=arrangement.choices)
+    kind = _commonest(checkpoint, request)
+    builder = TargetBuilder(
+        model,
+        TABLES,
+        request.dtype,
+        choices=arrangement.choices,
+        trained=checkpoint,
+        masters=kind.size < dtypes.FP32.size,
+    )
+    optimizer = optimizer_of(builder, arrangement, options)
     for tp in range(ranks.tp):
         for ep in range(ranks.ep):
-            _add_rank(builder, ranks, tp, ep, xser)
+            _add_rank(builder, ranks, tp, ep, xser, optimizer)
     folder = request.destination or "."
-    job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple)
+    job = job_lines(folder, f"{folder}/{CONFIG}", config, arrangement, ranks, multiple, resumes=optimizer is not None)
+    if optimizer is not None:
+        builder.documents[USER_CONTENT] = optimizer.account
     builder.documents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     builder.documents[FRAGMENT] = documents.dump_yaml(job).encode()
     if arrangement.layout == "native":
@@ -60,11 +76,41 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         "nxdt",
         sidecars={path: sidecar for path, sidecar in checkpoint.sidecars.items() if path not in builder.documents},
         parallel=ranks.parallel,
-        decisions=_decisions(arrangement, ranks, xser),
-        losses=_losses(checkpoint),
+        decisions=_decisions(arrangement, ranks, xser) | (optimizer.decisions if optimizer is not None else {}),
+        losses=[*_losses(checkpoint), *(optimizer.losses if optimizer is not None else [])],
         said=table_for(str(config["model_type"])).said(config),
         config={"job": job, "model": config},
     )
+
+
+def _commonest(checkpoint: Checkpoint, request: WriteRequest) -> dtypes.DType:
+    """The dtype of most weights that are written."""
+    return dtypes.commonest(request.dtype or assembly.dtype for assembly in checkpoint.tensors.values())
+
+
+def _as_stepped(checkpoint: Checkpoint, request: WriteRequest, pads: bool) -> Checkpoint:
+    """The checkpoint with the weights that its optimizer steps, where they are written in float32 and are the masters themselves. Without padding
+    in the target (`pads`), the rows of it are tokens."""
+    state = checkpoint.training
+    if state is None:
+        return checkpoint
+    beside = state.own_masters and _commonest(checkpoint, request).size < dtypes.FP32.size
+    stepped = TargetBuilder.stepped(
+        replace(checkpoint, training=replace(state, own_masters=False)) if beside else checkpoint, request, pads=pads
+    )
+    return (
+        replace(stepped, training=replace(stepped.training, own_masters=True))
+        if beside and stepped.training
+        else stepped
+    )
+
+
+def _kept(checkpoint: Checkpoint, tp: int) -> int:
+    """What the vocabulary is padded to a multiple of: nothing, but where a run goes on, to as many rows as it was trained with."""
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is None or tokens is None:
+        return 1
+    return keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, 1, tp) or 1
 
 
 def _chosen(name: str, options: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:
@@ -178,14 +224,17 @@ def _losses(checkpoint: Checkpoint) -> Iterator[ledgers.Loss]:
 # --- the files -----------------------------------------------------------------------------------------------------
 
 
-def _add_rank(builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool) -> None:
+def _add_rank(
+    builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool, optimizer: WrittenOptimizer | None
+) -> None:
     """The files of all pipeline stages of one tensor and expert parallel rank."""
     natives = builder.natives({"tp": (tp, ranks.tp), "ep": (ep, ranks.ep)})
     experts = {name for name, native in natives.items() if "ep" in dict(native.row.splits)}
     absent = natives.keys() - experts if ep else set()  # these lie with expert rank 0 alone
     number = f"ep_rank_{ep:02d}_" if ranks.ep > 1 else ""
     for pp in range(ranks.pp):
-        path = f"{MODEL}/dp_rank_00_{number}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+        rank = f"{number}tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+        path = f"{MODEL}/dp_rank_00_{rank}"
         stage = {native.name: native for native in _of_stage(list(natives.values()), ranks, pp)}
         if xser:
             _add_xser(builder, path, stage, experts & stage.keys(), absent & stage.keys())
@@ -193,6 +242,8 @@ def _add_rank(builder: TargetBuilder, ranks: Ranks, tp: int, ep: int, xser: bool
             builder.add_file(
                 path, {name: native for name, native in stage.items() if name not in absent}, containers.TORCH
             )
+        if optimizer is not None:
+            optimizer.add_rank(builder, rank, stage, xser)
 
 
 def _of_stage(natives: Sequence[layouts.Native], ranks: Ranks, pp: int) -> Iterator[layouts.Native]:
@@ -214,5 +265,5 @@ def _add_xser(
     plan = plan_xser(path, specs, experts=experts, absent=absent)
     builder.files += plan.files
     builder.documents |= plan.documents
-    for name, (file, offset) in plan.places.items():
-        builder.place(natives[name], file, offset)
+    for (name,), (file, offset) in plan.places.items():
+        builder.place(natives[str(name)], file, offset)

@@ -12,8 +12,9 @@ with expert rank 0 alone: a reference whose file is absent is therefore a value,
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ckpt_core.sdk import FormatError, StoredTensor, disk, dtypes, torch_files
@@ -29,6 +30,7 @@ _REFERENCES = frozenset(
     }
 )
 _MOST_TENSORS = 1 << 40
+Path = tuple[Hashable, ...]
 _DEEPEST = 64
 
 
@@ -121,11 +123,11 @@ class _Nest:
 
 @dataclass(frozen=True, slots=True)
 class XserPlan:
-    """A flat nest to be written: the files of tensors, the files known now, and where each tensor's data begins."""
+    """A nest to be written: the files of tensors, the files known now, and where the data of each tensor begins, by its path in the nest."""
 
     files: list[disk.OutputFile]
     documents: dict[str, bytes]
-    places: dict[str, tuple[str, int]]
+    places: dict[Path, tuple[str, int]]
 
 
 def plan_xser(
@@ -137,20 +139,60 @@ def plan_xser(
 ) -> XserPlan:
     """A dict of `tensors` at `path`, with its info file. `experts`: those that expert ranks divide; `absent`: those that
     are referred to alone, because another expert rank keeps them under the same number."""
-    nest, info = {}, {}
-    files, places = [], {}
-    for tid, (name, (dtype, shape)) in enumerate(tensors.items()):
-        nest[name] = torch_files.Opaque(*_CLASS, args=(), state={"tid": tid})
-        size = torch_files.Opaque("torch", "Size", args=(shape,))
-        info[tid] = {"dtype": dtype, "shape": size, "expert_model_parallel": name in experts}
-        if name not in absent:
-            file, offsets = torch_files.plan_nest(
-                f"{path}.tensors/tensor_{tid}.pt", torch_files.TensorSpec(dtype, shape)
-            )
-            files.append(file)
-            places[name] = (file.path, offsets[()])
-    documents = {
-        path: torch_files.torch_bytes(nest, os.path.basename(path)),
-        f"{path}.info.pt": torch_files.torch_bytes(info, os.path.basename(f"{path}.info.pt")),
-    }
-    return XserPlan(files, documents, places)
+    made = _Written(path, experts, absent)
+    nest = {name: made.reference((name,), torch_files.TensorSpec(*spec)) for name, spec in tensors.items()}
+    return made.plan(nest)
+
+
+def plan_nested_xser(path: str, value: Any, known: Mapping[Path, bytes]) -> XserPlan:
+    """A nest of dicts at `path`, with its info file. `known` has the bytes of tensors that are known already, by their paths in it."""
+    made = _Written(path, (), (), known)
+    return made.plan(made.nest(value, ()))
+
+
+class _Written:
+    """The files of a nest that is written at `path`."""
+
+    def __init__(
+        self,
+        path: str,
+        experts: Collection[str],
+        absent: Collection[str],
+        known: Mapping[Path, bytes] = MappingProxyType({}),
+    ) -> None:
+        self.path, self.experts, self.absent, self.known = path, experts, absent, known
+        self.files: list[disk.OutputFile] = []
+        self.documents: dict[str, bytes] = {}
+        self.places: dict[Path, tuple[str, int]] = {}
+        self.info: dict[int, dict[str, Any]] = {}
+
+    def nest(self, value: Any, inside: Path) -> Any:
+        """`value` with references for its tensors, numbered as they are met."""
+        if isinstance(value, torch_files.TensorSpec):
+            return self.reference(inside, value)
+        if isinstance(value, dict):
+            return {key: self.nest(item, (*inside, key)) for key, item in value.items()}
+        return value
+
+    def reference(self, inside: Path, spec: torch_files.TensorSpec) -> torch_files.Opaque:
+        """A reference to a tensor, whose file is planned unless another rank keeps it."""
+        tid, name = len(self.info), inside[0]
+        size = torch_files.Opaque("torch", "Size", args=(spec.shape,))
+        self.info[tid] = {"dtype": spec.dtype, "shape": size, "expert_model_parallel": name in self.experts}
+        if name not in self.absent:
+            file = f"{self.path}.tensors/tensor_{tid}.pt"
+            if inside in self.known:
+                self.documents[file] = torch_files.torch_bytes(spec, os.path.basename(file), {(): self.known[inside]})
+            else:
+                planned, offsets = torch_files.plan_nest(file, spec)
+                self.files.append(planned)
+                self.places[inside] = (file, offsets[()])
+        return torch_files.Opaque(*_CLASS, args=(), state={"tid": tid})
+
+    def plan(self, nest: Any) -> XserPlan:
+        """The files, the nest with its references among them."""
+        documents = {
+            self.path: torch_files.torch_bytes(nest, os.path.basename(self.path)),
+            f"{self.path}.info.pt": torch_files.torch_bytes(self.info, os.path.basename(f"{self.path}.info.pt")),
+        }
+        return XserPlan(self.files, self.documents | documents, self.places)

@@ -10,6 +10,7 @@ from ckpt_peft.options import BASE, MERGE
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="peft",
+        called=("lora", "dora", "adapter"),
         summary="PEFT LoRA adapters: adapter_config.json with adapter_model.safetensors or .bin, merged into their base or by themselves",
         families=("models of format hf",),
         writes=False,

@@ -21,7 +21,8 @@ from typing import BinaryIO
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive.tar import BLOCK, is_tar
-from ckpt_core.storage.bytes.files import FileState, open_regular
+from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.stored import StoredFile, open_file, open_stream, opened
 
 _MAGIC = b"\x1f\x8b\x08"  # of gzip, and its only method
 _GZIP = 31  # zlib's code for gzip: it reads the header, and checks length and CRC at the end
@@ -37,17 +38,17 @@ _HIGHEST_RATIO = 200
 class _Cursor:
     """A place in the inflated bytes from which they can be read on: `position` there, `at` in the file."""
 
-    __slots__ = ("_inflater", "_started", "at", "descriptor", "file", "position")
+    __slots__ = ("_inflater", "_started", "at", "file", "position")
 
-    def __init__(self, descriptor: int, file: str) -> None:
-        self.descriptor, self.file = descriptor, file
+    def __init__(self, file: StoredFile) -> None:
+        self.file = file
         self.position = self.at = 0
         self._inflater = zlib.decompressobj(_GZIP)
         self._started = False  # whether a part of a member (gzip files may be several in a row) was read
 
     def copy(self) -> _Cursor:
         twin = _Cursor.__new__(_Cursor)
-        twin.descriptor, twin.file, twin.position, twin.at = self.descriptor, self.file, self.position, self.at
+        twin.file, twin.position, twin.at = self.file, self.position, self.at
         twin._inflater, twin._started = self._inflater.copy(), self._started
         return twin
 
@@ -58,7 +59,7 @@ class _Cursor:
                 if self._only_zeros_follow():
                     return b""
                 self._inflater, self._started = zlib.decompressobj(_GZIP), False
-            data = os.pread(self.descriptor, _INPUT, self.at)
+            data = self.file.pread(_INPUT, self.at)
             if not data and not self._started:
                 return b""
             try:
@@ -66,7 +67,7 @@ class _Cursor:
             except zlib.error as error:
                 raise FormatError(
                     "the gzip file is damaged",
-                    file=self.file,
+                    file=self.file.path,
                     found=f"{error} (byte {self.at}, {self.position} inflated)",
                     fix="copy the file again",
                 ) from None
@@ -79,14 +80,14 @@ class _Cursor:
             if not data and not self._inflater.eof:
                 raise FormatError(
                     "the gzip file is cut off",
-                    file=self.file,
+                    file=self.file.path,
                     found=f"{self.at} bytes, {self.position} inflated",
                     fix="copy the file again",
                 )
 
     def _only_zeros_follow(self) -> bool:
         """Whether the file ends here, as far as gzip tools care: zeros fill up the last block of a tape."""
-        data = os.pread(self.descriptor, _INPUT, self.at)
+        data = self.file.pread(_INPUT, self.at)
         return not any(data) and len(data) < _INPUT
 
 
@@ -98,15 +99,14 @@ class Inflated:
 
     def __init__(self, state: FileState) -> None:
         self.state, self.size = state, 0
-        self._descriptor = open_regular(state.path)
+        self._file = opened(state.path, state)
         self._lock = threading.Lock()
         self._cursors: OrderedDict[int, _Cursor] = OrderedDict()  # where reading stopped: most reads go on there
-        state.check(os.fstat(self._descriptor))
         self._entries = self._index()
 
     def _index(self) -> list[_Cursor]:
         """Places at equal distances, found in one pass over the file; sets `size`."""
-        cursor = _Cursor(self._descriptor, self.state.path)
+        cursor = _Cursor(self._file)
         entries, spacing = [cursor.copy()], _SPACING
         while cursor.read(_PIECE):
             if cursor.position - entries[-1].position >= spacing:
@@ -162,8 +162,8 @@ class Inflated:
         return _of_state, (self.state,)
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 @functools.lru_cache(maxsize=2)
@@ -179,7 +179,7 @@ def _indexed(state: FileState, ctime_ns: int) -> Inflated | FormatError:
 
 
 def _of_state(state: FileState) -> Inflated:
-    found = _indexed(state, os.stat(state.path).st_ctime_ns)
+    found = _indexed(state, 0 if state.remote is not None else os.stat(state.path).st_ctime_ns)
     if isinstance(found, FormatError):
         raise found
     return found
@@ -190,20 +190,17 @@ def inflated(path: str | os.PathLike[str], state: FileState | None = None) -> In
 
     `state` is what the file must still be.
     """
-    return _of_state(state or FileState.of(path)) if is_tar_in_gzip(path) else None
+    return _of_state(state or FileState.of(path)) if is_tar_in_gzip(path, state) else None
 
 
-def is_tar_in_gzip(path: str | os.PathLike[str]) -> bool:
+def is_tar_in_gzip(path: str | os.PathLike[str], state: FileState | None = None) -> bool:
     """Whether a file begins as a gzip file does whose contents begin as a tar does."""
-    descriptor = open_regular(path)
-    try:
-        return os.pread(descriptor, len(_MAGIC), 0) == _MAGIC and is_tar(_inflated_head(descriptor, os.fspath(path)))
-    finally:
-        os.close(descriptor)
+    with open_file(path, state) as file:
+        return file.pread(len(_MAGIC), 0) == _MAGIC and is_tar(_inflated_head(file))
 
 
-def _inflated_head(descriptor: int, path: str) -> bytes:
-    cursor, head = _Cursor(descriptor, path), b""
+def _inflated_head(file: StoredFile) -> bytes:
+    cursor, head = _Cursor(file), b""
     try:
         while len(head) < BLOCK and (more := cursor.read(BLOCK - len(head))):
             head += more
@@ -247,5 +244,5 @@ def open_stored(path: str | os.PathLike[str]) -> BinaryIO:
     """
     source = inflated(path)
     if source is None:
-        return os.fdopen(open_regular(path), "rb")
+        return open_stream(path)
     return _InflatedStream(source)  # type: ignore[return-value]

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.archive.inflate import is_tar_in_gzip, open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar, list_tar
-from ckpt_core.storage.bytes.files import FileState, naming, open_regular, unreadable
+from ckpt_core.storage.bytes.files import FileState, naming, unreadable
 from ckpt_core.storage.bytes.home import Home, home_of
+from ckpt_core.storage.bytes.stored import open_file
 
 _MAX_FILES = 1_000_000
 _MAX_DEPTH = 64
@@ -164,11 +165,8 @@ def open_tree(path: str | os.PathLike[str]) -> Tree:
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as a tar or a tar.gz does; False for what is not a file. Only the head is read."""
     try:
-        descriptor = open_regular(path)
-        try:
-            head = os.pread(descriptor, BLOCK, 0)
-        finally:
-            os.close(descriptor)
+        with open_file(path) as file:
+            head = file.pread(BLOCK, 0)
         return is_tar(head) or is_tar_in_gzip(path)
     except (FormatError, OSError):
         return False

@@ -1,4 +1,4 @@
-"""Reading bytes of files that may change, vanish or lie while we read.
+"""Files of this machine, which may change, vanish or lie while we read.
 
 Files are read with `pread`, never mapped: a mapped file that is truncated kills the process with
 SIGBUS, a short `pread` is an error message. A file is identified by size and modification time when
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.bytes.home import check_at_home
 from ckpt_core.storage.bytes.pointers import LONGEST, pointer_in
+from ckpt_core.storage.bytes.remote import object_at, ranges
+from ckpt_core.storage.bytes.remote.objects import Object, changed
 
 # What is wrong with a path itself. Any other reason (a network file system that lost its server, no descriptor left, a disk
 # that fails, no permission) is one of the machine: nothing is wrong with the file, and work that is done stays.
@@ -36,15 +38,20 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What a file was when the plan was made."""
+    """What a file was when the plan was made; `remote` is the object that its path stands for, if it is not of this machine."""
 
     path: str
     size: int
     mtime_ns: int
+    remote: Object | None = None
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> FileState:
         check_at_home(path)
+        if (remote := object_at(path)) is not None:
+            if remote.size <= LONGEST:
+                _check_itself(ranges.read(remote, 0, remote.size), path)
+            return cls(os.fspath(path), remote.size, remote.modified_ns, remote)
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
@@ -53,6 +60,14 @@ class FileState:
         if status.st_size <= LONGEST:  # it may be a pointer to the file: opening it tells
             os.close(open_regular(path))
         return cls(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+    def recheck(self) -> None:
+        """Raise `FormatError` if the file is not what it was any more."""
+        if self.remote is None:
+            if FileState.of(self.path) != self:
+                self.check(os.stat(self.path))
+        elif (now := ranges.now(self.remote)) != self.remote:
+            raise changed(self.remote, f"{now.size} bytes, version {now.version}")
 
     def check(self, status: os.stat_result) -> None:
         """Raise `FormatError` if the file is no longer what it was."""
@@ -125,31 +140,6 @@ def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> For
         return error
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return FormatError("the file can't be read", file=path, found=reason)
-
-
-def read_range(path: str, start: int, count: int) -> bytes:
-    """`count` bytes of a file from `start`; `FormatError` if it has fewer."""
-    descriptor = open_regular(path)
-    try:
-        with naming(path):
-            data = os.pread(descriptor, count, start)
-    finally:
-        os.close(descriptor)
-    if len(data) != count:
-        raise FormatError(
-            "the file is truncated", file=path, found=f"{start + len(data)} bytes", expected=f"at least {start + count}"
-        )
-    return data
-
-
-def read_small(path: str | os.PathLike, limit: int = 64 << 20) -> bytes:
-    """A whole file that must be small (a config, an index); `FormatError` above `limit` bytes."""
-    state = FileState.of(path)
-    if state.size > limit:
-        raise FormatError(
-            "a metadata file is far too large", file=path, found=f"{state.size} bytes", expected=f"at most {limit}"
-        )
-    return read_range(state.path, 0, state.size)
 
 
 @contextlib.contextmanager

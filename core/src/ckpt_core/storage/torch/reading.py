@@ -25,6 +25,7 @@ from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.byterange import ByteRange
 from ckpt_core.storage.bytes.files import unreadable
 from ckpt_core.storage.bytes.pointers import pointer_in
+from ckpt_core.storage.bytes.stored import first_bytes
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.pickle.reader import Limits, read_pickle
 from ckpt_core.storage.tensor import Record
@@ -39,8 +40,7 @@ def may_be_torch_file(path: str | os.PathLike[str]) -> bool:
     """Whether the first bytes of a file are those of `torch.save`, or the file is one whose bytes never came: empty, or a
     pointer to them. False for what is not a file; never raises."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(BLOCK)
+        head = first_bytes(path, BLOCK)
     except OSError:
         return False
     return not head or head.startswith((LOCAL_SIGNATURE, b"\x80")) or is_tar(head) or pointer_in(head) is not None

@@ -10,7 +10,7 @@ from ckpt_core.architecture import Architecture, Facts, Parameter, architecture_
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import Refusal
 from ckpt_core.plugins.discovery import require
-from ckpt_core.storage.bytes.files import read_small
+from ckpt_core.storage.bytes.stored import read_small
 from ckpt_core.testing.laws.base import Law, assert_same_weights
 from ckpt_core.testing.quirks import Ranks
 from ckpt_core.testing.workshop import SIDECARS, Workshop, bare, rewrites_in

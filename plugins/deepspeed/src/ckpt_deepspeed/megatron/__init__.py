@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-deepspeed",
+        called=("bloom", "bigscience"),
         summary="Megatron-DeepSpeed (BLOOM): global_step folders of layer files, their ZeRO and BF16 optimizer shards, and universal ones",
         families=(
             "GPTModelPipe with ALiBi (BLOOM)",

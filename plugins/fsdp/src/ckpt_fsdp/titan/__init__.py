@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="torchtitan",
+        called=("titan",),
         summary="torchtitan: step folders of torch DCP, of its own llama3, qwen3 and deepseek_v3",
         families=("llama3", "qwen3, dense and mixtures", "deepseek_v3"),
         options=(

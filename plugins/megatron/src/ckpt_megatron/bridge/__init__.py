@@ -15,12 +15,14 @@ from ckpt_core.sdk import (
     launches,
     reading,
 )
+from ckpt_megatron.options import OPTIONS_OF_STATE
 
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
     return FormatInfo(
         name="megatron-bridge",
+        called=("bridge", "mbridge", "nemo-bridge", "nemo-rl"),
         summary="Megatron-Bridge: iter_* folders of torch_dist with run_config.yaml",
         families=(
             "GPTModelProvider",
@@ -76,8 +78,10 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option("iteration", "write iter_NNNNNNN for this iteration", int, None, side="write"),
+            *OPTIONS_OF_STATE,
         ),
         parallel=("tp", "pp", "ep"),
+        trains=True,
     )
 
 

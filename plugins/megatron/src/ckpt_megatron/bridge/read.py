@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -17,6 +18,7 @@ from ckpt_core.sdk import (
     chunked,
     company,
     disk,
+    layouts,
     ledgers,
     reading,
     torch_files,
@@ -40,7 +42,8 @@ from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
 from ckpt_megatron.found import FolderContents
 from ckpt_megatron.layout import DIVISIBLE, padded
 from ckpt_megatron.megatron_fsdp import read_fsdp
-from ckpt_megatron.read import choices_of_tensors, rank_tensors
+from ckpt_megatron.optimizer.progress import CONSUMED
+from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.transformer_config.gemma import post_norms
 from ckpt_megatron.transformer_config.reading import (
@@ -92,10 +95,11 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
     root = path if folder != path else os.path.dirname(os.path.abspath(folder))
+    choices = {**choices, **choices_of_tensors(found, architecture)}
     return Description(
         architecture=architecture,
         tables=tables_of(target),
-        choices={**choices, **choices_of_tensors(found, architecture)},
+        choices=choices,
         ranks=rank_tensors(found, architecture),
         where=found.folder,
         root=root,
@@ -109,7 +113,29 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=evidence,
         losses=[*losses, *found.left(architecture)],
         masters=found.masters,
+        training=lambda: _training(found, architecture, choices, fields),
     )
+
+
+def _training(
+    found: FolderContents,
+    architecture: Architecture,
+    choices: Mapping[str, layouts.Value],
+    fields: Mapping[str, Any],
+) -> reading.SavedTraining | None:
+    """The state of the training; the samples that it consumed stand in a file of their own."""
+    saved = training_of(found, architecture, choices, fields)
+    file = os.path.join(found.folder, TRAIN_STATE)
+    if saved is None or not os.path.isfile(file):
+        return saved
+    state, files = torch_files.read_torch_file(file), [disk.FileState.of(file)]
+    consumed = state.get(CONSUMED) if isinstance(state, dict) else None
+    if consumed is None:
+        return saved
+    saved.ledger.carried(ledgers.PROGRESS.what, file)
+    samples = reading.adam.one_step({CONSUMED: consumed}, file, files)
+    state_with = replace(saved.state, consumed_samples=samples)
+    return replace(saved, state=state_with, files=[*saved.files, *files])
 
 
 def _enter_progress(found: FolderContents, folder: str, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Writing a Megatron-Bridge checkpoint of weights alone: what `load_megatron_model` and a training run load."""
+"""Writing a Megatron-Bridge checkpoint: what `load_megatron_model` and a training run load, with the state of a training where there is one."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from ckpt_megatron.bridge.seeing import check_tower, other_activation
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR, TRACKER
 from ckpt_megatron.layout import DIVISIBLE, FileLayout
+from ckpt_megatron.optimizer.progress import CONSUMED
+from ckpt_megatron.optimizer.written import OptimizerChoice, continued, stepped, written_state
 from ckpt_megatron.rewrites import biased_experts, expressed_for
 from ckpt_megatron.transformer_config.gemma import another_epsilon, post_norms
 from ckpt_megatron.transformer_config.targets import named
 from ckpt_megatron.transformer_config.writing import FUNCTIONS, check_layout, number_layers, running
-from ckpt_megatron.write_dist import CONTENT, write_dist
+from ckpt_megatron.write import add_dist
 from ckpt_megatron.write_fsdp import write_fsdp
 
 POST_NORM_EPS = "post_norm_eps"
 _TRAINING = "megatron.bridge.training"
-_SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
+_SAMPLES = (CONSUMED, "skipped_train_samples", "consumed_valid_samples")
 _DONE = ("do_train", "do_valid", "do_test")
 
 
@@ -57,14 +59,19 @@ class Run:
     pads: bool
 
     def documents(
-        self, destination: str, tokenizer: bool, sections: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+        self,
+        destination: str,
+        tokenizer: bool,
+        sections: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        samples: int = 0,
     ) -> dict[str, bytes]:
-        """The config and the trackers. `tokenizer`: there is one in the folder. `sections` are more of the config, or more of one that is there."""
+        """The config and the trackers. `tokenizer`: there is one in the folder. `sections` are more of the config, or more of one that is there.
+        `samples` are those that the run has consumed."""
         folder, step = self.layout.folder, self.layout.iteration or 0
         place = f"{destination}/{folder}/{TOKENIZER}" if tokenizer else None
         config = _run_config(self.target, self.fields, place, self.layout.container)
         config |= {name: {**config.get(name, {}), **section} for name, section in sections.items()}
-        state = _train_state(step)
+        state = _train_state(step, samples)
         return {
             f"{folder}/{RUN_CONFIG}": documents.dump_yaml(config).encode(),
             f"{folder}/{TRAIN_STATE}": state,
@@ -77,11 +84,15 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
     """The run that a model is written as. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
     hints, options = checkpoint.hints_for("megatron-bridge"), request.options
     layout = replace(FileLayout.of(request, hints), grouped=True)  # as moe_grouped_gemm says (`written_fields`)
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is not None:
+        layout = continued(layout, checkpoint, request)
     if layout.iteration is None:
         layout = replace(layout, iteration=hints.get("iteration", 0))
     said = options.get("should_pad_vocab")
     said = hints.get("should_pad_vocab") if said is None else said
-    tokens = checkpoint.architecture.tokens
+    if said is None and checkpoint.training is not None and tokens is not None:
+        said = tokens.padded_vocabulary != tokens.vocabulary or None  # its rows were trained
     # without padding, tensor parallel ranks must divide the vocabulary itself
     pads = bool(tokens is not None and tokens.vocabulary % layout.tp) if said is None else bool(said)
     model = expressed_for(
@@ -116,19 +127,30 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder. Raises `Refusal` naming what no provider of Megatron-Bridge can hold."""
+    dtype = dtypes.commonest(request.dtype or tensor.dtype for tensor in checkpoint.tensors.values())
+    checkpoint = stepped(checkpoint, request, dtype)
     run = run_of(checkpoint, request)
     layout = run.layout
+    choice = OptimizerChoice.of(request, layout.container, dtype)
     if run.target in SEEING and layout.container == FSDP_DTENSOR:
         raise Refusal(
             "models that see are written as torch_dist alone", found=f"-o container={layout.container}", fact="vision.*"
         )
-    builder = GPTBuilder(layout, run.model, layout.stored_in(request.dtype), tables_of(run.target))
+    builder = GPTBuilder(
+        layout, run.model, layout.stored_in(request.dtype), tables_of(run.target), trained=checkpoint, masters=True
+    )
+    state = written_state(builder, choice, apart=layout.ep > 1)
     common: dict[str, object] = {"checkpoint_version": 3.0, "iteration": layout.iteration}
     if layout.container == FSDP_DTENSOR:
         write_fsdp(builder, common)
     else:
-        write_dist(builder, common | {"content_metadata": CONTENT}, homogeneous=not run.numbered)
-    builder.documents |= run.documents(request.destination, company.has_tokenizer(checkpoint.sidecars))
+        add_dist(builder, common, state, homogeneous=not run.numbered)
+    builder.documents |= run.documents(
+        request.destination,
+        company.has_tokenizer(checkpoint.sidecars),
+        {"checkpoint": {"save_optim": True}} if state else {},
+        state.args[CONSUMED] if state else 0,
+    )
     return builder.target(
         "megatron-bridge",
         sidecars={f"{layout.folder}/{TOKENIZER}/{name}": sidecar for name, sidecar in checkpoint.sidecars.items()},
@@ -140,6 +162,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             "should_pad_vocab": run.pads,
             DIVISIBLE: layout.multiple,
+            **(state.decisions if state else {}),
         },
         said=table_of(run.target, run.fields).said(run.fields),
         config=run.fields,
@@ -147,6 +170,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             *([] if run.asked else _assumed(run.target, run.fields, run.version)),
             *post_norms(facts_of(run.model.architecture), "Bridge"),
             *(other_activation(SEEING[run.target]) if run.target in SEEING else []),
+            *(state.losses if state else []),
         ],
     )
 
@@ -184,9 +208,9 @@ def _run_config(target: str, fields: dict[str, Any], tokenizer: str | None, cont
     return found
 
 
-def _train_state(step: int) -> bytes:
+def _train_state(step: int, samples: int) -> bytes:
     """A dict of tensors of one element: how far the run got."""
-    values = {"step": step, **dict.fromkeys(_SAMPLES, 0)}
+    values = {"step": step, **dict.fromkeys(_SAMPLES, 0), CONSUMED: samples}
     body: dict[str, torch_files.TensorSpec] = {
         name: torch_files.TensorSpec(dtypes.BY_NAME["int32"], ()) for name in values
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, layouts
-from ckpt_nemo.container.saved import SavedCheckpoint
+from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, layouts, reading
+from ckpt_nemo.container.optimizer import rank_optimizers, saved_training
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 
 Tensors = dict[str, StoredTensor]
 
@@ -22,6 +23,27 @@ def check_by_rank(saved: SavedCheckpoint, kind: str) -> None:
             file=saved.place,
             expected="hyper_parameters, or hparams.yaml beside the run",
         )
+
+
+def training_of(
+    saved: SavedCheckpoint,
+    parameters: Callable[[Rank], Tensors],
+    local_name: Callable[[str, int], str | None],
+    as_read: Callable[[Tensors, Rank], Tensors] = lambda tensors, rank: tensors,
+) -> reading.SavedTraining | None:
+    """The state of the training. `parameters` are those of a rank that the optimizer steps; `as_read` makes of the tensors
+    of a kind, by these names, what is made of the weights of that rank when they are read."""
+    found = rank_optimizers(saved, lambda rank: [parameters(rank)])
+    if found is None:
+        return None
+    ranks: dict[reading.Kind, list[RankTensors]] = {}
+    for kind, of_kind in found.ranks.items():
+        held = {
+            (rank.tp, rank.pp): as_read(rank.chunks[0], weights)
+            for rank, weights in zip(of_kind, saved.ranks, strict=True)
+        }
+        ranks[kind] = list(rank_tensors(saved, held, local_name))
+    return saved_training(saved, found, ranks, "moments by the order of the modules, in the groups of the optimizer")
 
 
 def rank_tensors(

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 
-from ckpt_core.sdk import FormatError, chunked, disk, documents, torch_files, trees
+from ckpt_core.sdk import FormatError, chunked, disk, documents, reading, torch_files, trees
 from ckpt_megatron.sdk import contents
 from ckpt_nemo.container.saved import SavedCheckpoint, unwrapped
 
 METADATA = "metadata.json"
 COMMON = "common.pt"
 _MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
+_MOMENTS: dict[str, reading.Kind] = {kind: kind for kind in reading.MOMENTS}
+_MOMENT = re.compile(rf"optimizer\.state\.({'|'.join(_MOMENTS)})\.(.+)")
 _OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optimizer\.")
 _READERS = {"zarr": chunked.read_zarr, "torch_dist": chunked.read_distributed}
 
@@ -33,8 +35,12 @@ def distributed_weights(tree: trees.Tree, saved: SavedCheckpoint) -> None:
         )
     checkpoint = _READERS[backend](tree)
     saved.backend = backend
+    described = checkpoint.described_in[0] if len(checkpoint.described_in) == 1 else checkpoint.folder
     for stored_as, tensor in checkpoint.tensors.items():
         master = _MASTER.fullmatch(stored_as)
+        if moment := _MOMENT.fullmatch(stored_as):
+            saved.moments.setdefault(_MOMENTS[moment[1]], {})[unwrapped(moment[2])] = tensor
+            saved.optimizer_keys.setdefault(described, []).append(stored_as)
         if master is None and _OPTIMIZER.match(stored_as):
             continue
         name, into = unwrapped(master[1] if master else stored_as), saved.masters if master else saved.tensors

@@ -19,6 +19,7 @@ from typing import Any
 
 from ckpt_core.sdk import FormatError, company, disk, errors, ledgers, torch_files, trees
 from ckpt_megatron.sdk import contents
+from ckpt_megatron.sdk import lightning as progress
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import COMMON, METADATA, distributed_weights
 from ckpt_nemo.container.omegaconf import plain, resolved, root_of
@@ -155,6 +156,7 @@ def open_lightning(path: str, step: Step) -> SavedCheckpoint:
         file = os.path.join(step.folder, COMMON)
         config, config_file, section = _config(content, file, step)
         saved = SavedCheckpoint(path, step.folder, "ckpt", "", config, config_file, section=section)
+        saved.content, saved.content_file = content, file
         distributed_weights(trees.open_tree(step.folder), saved)
     else:
         places = sorted(step.ranks)
@@ -162,6 +164,7 @@ def open_lightning(path: str, step: Step) -> SavedCheckpoint:
         first = step.ranks[places[0]]
         config, config_file, section = _config(held[places[0]], first, step)
         saved = SavedCheckpoint(path, step.place, "ckpt", "ranks", config, config_file, section=section)
+        saved.content, saved.content_file = held[places[0]], first
         for place in places:
             _check_same(held[place], config, step.ranks[place], first, problems)
             saved.ranks.append(_rank(place, held[place], step.ranks[place], saved.ledger))
@@ -197,7 +200,8 @@ def _rank(place: tuple[int, int], content: Mapping[Any, Any], file: str, ledger:
     stages = [content[f"model{number}"] for number in range(len(content)) if f"model{number}" in content]
     chunks = [state_dict(stage, file, ledger) for stage in stages or [content.get("state_dict")]]
     states = content.get("optimizer_states")
-    return Rank(*place, file, chunks, states[0] if isinstance(states, list) and len(states) == 1 else None)
+    optimizer = states[0] if isinstance(states, list) and len(states) == 1 else None
+    return Rank(*place, file, chunks, optimizer, content.get(progress.STEP))
 
 
 def _config(content: Mapping[Any, Any], file: str, step: Step) -> tuple[dict[str, Any], str, str]:

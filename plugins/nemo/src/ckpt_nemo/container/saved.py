@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     layouts,
     lazy,
     ledgers,
+    reading,
     schema,
     torch_files,
     trees,
@@ -70,7 +71,7 @@ def rank_folder(tp: int, pp: int, ranks: tuple[int, int]) -> str:
 class Rank:
     """One model parallel rank: its tensors by unwrapped name, a dict for each of its virtual pipeline stages.
 
-    `optimizer` is the state of the optimizer that Lightning stored, `file` what errors name.
+    `optimizer` is the state of the optimizer that Lightning stored, `step` the global_step beside it, `file` what errors name.
     """
 
     tp: int
@@ -78,6 +79,7 @@ class Rank:
     file: str
     chunks: list[dict[str, StoredTensor]]
     optimizer: Any = None
+    step: object = None
 
 
 @dataclass
@@ -89,7 +91,8 @@ class SavedCheckpoint:
     stored. `place` is the file or folder that errors name, `path` what the user gave, and `root` where the receipt of
     an earlier conversion would be. `artifacts` are the files that the config may name, by their stored names, `companions`
     those that travel with the model by their own. `tree`: the archive, where it is one. `section`: where in `config_file`
-    the config is.
+    the config is. `moments` are the tensors of a distributed optimizer by kind, and by the unwrapped keys of the weights; `optimizer_keys` are
+    the stored ones, by where errors find them. `content` is what Lightning stored besides, in `content_file`.
     """
 
     path: str
@@ -101,6 +104,10 @@ class SavedCheckpoint:
     ranks: list[Rank] = field(default_factory=list)
     tensors: dict[str, chunked.ChunkedTensor] = field(default_factory=dict)
     masters: dict[str, chunked.ChunkedTensor] = field(default_factory=dict)
+    moments: dict[reading.Kind, dict[str, chunked.ChunkedTensor]] = field(default_factory=dict)
+    optimizer_keys: dict[str, list[str]] = field(default_factory=dict)
+    content: Mapping[Any, Any] = field(default_factory=dict)
+    content_file: str = ""
     states: list[disk.FileState] = field(default_factory=list)
     artifacts: dict[str, company.Sidecar] = field(default_factory=dict)
     companions: dict[str, company.Sidecar] = field(default_factory=dict)

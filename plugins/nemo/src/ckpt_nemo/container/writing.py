@@ -12,21 +12,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
+    Checkpoint,
     Refusal,
     Target,
     TargetBuilder,
+    WriteRequest,
     company,
     disk,
     documents,
     dtypes,
+    errors,
     layouts,
     ledgers,
+    reading,
     rewrites,
     torch_files,
     trees,
 )
+from ckpt_megatron.sdk import lightning
 from ckpt_nemo.container.archive import COMPANIONS, CONFIG, RANK_FILE, WEIGHTS
+from ckpt_nemo.container.continuing import Groups, Path, optimizer_of_rank, step_name, unsaid
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX, VERSION
+from ckpt_nemo.container.optimizer import STATES, Undecayed
 from ckpt_nemo.container.saved import rank_folder
 
 _ARCHIVE = "model.nemo"
@@ -52,15 +59,20 @@ None stands for the extra state of a module that has none."""
 
 @dataclass(frozen=True)
 class Form:
-    """How the checkpoint is kept: the container, and for `ckpt` the name of the step and the config for its files."""
+    """How the checkpoint is kept: the container, and for `ckpt` the name of the step, the config for its files, and the run that it continues."""
 
     container: str
     step: str = STEP
     config: Mapping[str, Any] = field(default_factory=dict)
+    continued: reading.Training | None = None
 
     @property
     def training(self) -> dict[str, Any]:
-        """What Lightning stores besides weights, of a run that is yet to start."""
+        """What Lightning stores besides weights and optimizer: of a run that goes on, or of one that is yet to start."""
+        return self._anew | (lightning.counters(self.continued) if self.continued is not None else {})
+
+    @property
+    def _anew(self) -> dict[str, Any]:
         return {
             "epoch": 0,
             "global_step": 0,
@@ -86,6 +98,15 @@ def container_for(option: object, destination: str) -> str:
     return container
 
 
+def as_stepped(checkpoint: Checkpoint, request: WriteRequest, dtype: dtypes.DType | None) -> Checkpoint:
+    """The checkpoint with the weights that its optimizer steps, where NeMo keeps no masters beside them: they are in float32 then. `dtype` is that of the
+    weights, or each one's own."""
+    if checkpoint.training is None or not checkpoint.training.own_masters:
+        return checkpoint
+    kind = dtypes.commonest(dtype or assembly.dtype for assembly in checkpoint.tensors.values())
+    return checkpoint if kind.size < dtypes.FP32.size else TargetBuilder.stepped(checkpoint, request, pads=True)
+
+
 class NemoBuilder(TargetBuilder):
     """A NeMo 1 checkpoint as it is decided, kept in the way of `form`. Members of an archive have the order in which they are added."""
 
@@ -97,13 +118,36 @@ class NemoBuilder(TargetBuilder):
         form: Form,
         *,
         choices: layouts.Chosen | None = None,
+        trained: Checkpoint | None = None,
     ) -> None:
-        super().__init__(model, tables, dtype, choices=choices)
+        kind = dtypes.commonest(dtype or assembly.dtype for assembly in model.tensors.values())
+        # with megatron_amp_O2, weights in half precision have masters beside them; without it, weights are in float32
+        super().__init__(model, tables, dtype, choices=choices, trained=trained, masters=kind.size < dtypes.FP32.size)
         self.form = form
+        self.groups: Groups | None = None
         self.members: dict[str, disk.OutputFile | bytes] = {}
 
-    def add_rank(self, place: tuple[int, int], ranks: tuple[int, int], stages: Sequence[State]) -> None:
-        """Enter one rank's file, which has one state dict or, for virtual pipeline stages, several."""
+    def continue_run(self, undecayed: Undecayed) -> None:
+        """Write the state of the training along, if there is one; `undecayed` says how NeMo divides the parameters of such a model."""
+        if self.training is None:
+            return
+        if self.form.container != "ckpt":
+            raise errors.NotCarried("a .nemo holds a model, and no optimizer", fix="write it with -o container=ckpt")
+        self.groups = Groups(self, undecayed)
+        step = self.form.step if _says(self.form.step, self.training) else step_name(self.training)
+        self.form = replace(self.form, step=step, continued=self.training)
+
+    def add_rank(
+        self,
+        place: tuple[int, int],
+        ranks: tuple[int, int],
+        stages: Sequence[State],
+        apart: Collection[str] = (),
+    ) -> None:
+        """Enter one rank's file, which has one state dict or, for virtual pipeline stages, several.
+
+        `apart` are second names of modules, by which an optimizer does not know them.
+        """
         form = self.form
         if len(stages) > 1 and form.container != "ckpt":
             raise Refusal(
@@ -121,7 +165,16 @@ class NemoBuilder(TargetBuilder):
             keys = ["state_dict"] if len(stages) == 1 else [f"model{number}" for number in range(len(stages))]
             body = form.training | {"state_dict": OrderedDict()} | dict(zip(keys, specs, strict=True))
             prefixes = [(key,) for key in keys]
+        kept: dict[Path, layouts.Native] = {}
+        if self.groups is not None:
+            weights = [
+                {name: value for name, value in stage.items() if isinstance(value, layouts.Native)} for stage in stages
+            ]
+            optimizer, kept = optimizer_of_rank(self, self.groups, weights, apart)
+            body |= {STATES: [optimizer]}
         file, offsets = torch_files.plan_nest(name, body)
+        for inside, native in kept.items():
+            self.place(native, name, offsets[(STATES, 0, *inside)])
         literals = list(file.literals)
         for prefix, stage in zip(prefixes, stages, strict=True):
             for stored_as, value in stage.items():
@@ -166,7 +219,9 @@ class NemoBuilder(TargetBuilder):
             self.documents |= {name: member for name, member in self.members.items() if isinstance(member, bytes)}
             self.files += [member for member in self.members.values() if not isinstance(member, bytes)]
             sidecars = {f"{COMPANIONS}/{name}": file for name, file in companions.items()}
-        if container == "ckpt":
+        if self.training is not None and self.groups is not None:
+            losses = [*losses, *self.groups.losses, *unsaid(self.training)]
+        elif container == "ckpt":
             why = (
                 "weights alone are written: start a run with model.restore_from_path or these weights, not by resuming"
             )
@@ -190,6 +245,11 @@ class NemoBuilder(TargetBuilder):
         self.placements = [
             replace(one, file=_ARCHIVE, offset=offsets[f"./{one.file}"] + one.offset) for one in self.placements
         ]
+
+
+def _says(step: str, training: reading.Training) -> bool:
+    """Whether the name of a source's checkpoint still tells how far the run is."""
+    return f"consumed_samples={training.consumed_samples}.0" in step
 
 
 def distributed_folder(form: Form) -> str:

@@ -112,6 +112,13 @@ def _of_ranks(saved: SavedCheckpoint, weights: str, found: GptContents, problems
                 problems.add(FormatError(f"tensor {name!r} is missing", file=rank.file, expected=f"as in {files[0]}"))
 
 
+def stepped_parameters(rank: Rank) -> list[dict[str, StoredTensor]]:
+    """The parameters of a rank in the order of its modules, without buffers."""
+    return [
+        {name: tensor for name, tensor in chunk.items() if not masters.BUFFERS.search(name)} for chunk in rank.chunks
+    ]
+
+
 def _layers_per_stage(saved: SavedCheckpoint, vpp: int, pp: int, problems: errors.Problems) -> list[int]:
     """The number of layers of every stage in the order of the model: all stages of the first chunk, then of the second."""
     counts: dict[tuple[int, int], tuple[int, str]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -20,10 +20,11 @@ from ckpt_core.sdk import (
 from ckpt_megatron.sdk import padded, te
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
+from ckpt_nemo.container.optimizer import distributed_optimizer, moments_by_key, rank_optimizers, saved_training
 from ckpt_nemo.container.saved import SavedCheckpoint
 from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
-from ckpt_nemo.gpt.files import GptContents, bias_blocks, is_gated_bias, tensors_of
+from ckpt_nemo.gpt.files import GptContents, bias_blocks, is_gated_bias, stepped_parameters, tensors_of
 from ckpt_nemo.gpt.rotary import check_frequencies
 from ckpt_nemo.gpt.weights import OUTPUT, TABLES, legacy
 
@@ -61,7 +62,28 @@ def read_gpt(saved: SavedCheckpoint, request: ReadRequest) -> Description:
         evidence=described.evidence,
         losses=[*check_frequencies(found.rotary, architecture, saved.states), *tokenizer.losses],
         masters=found.masters,
+        training=lambda: _training(saved, found, architecture),
     )
+
+
+def _training(saved: SavedCheckpoint, found: GptContents, architecture: Architecture) -> reading.SavedTraining | None:
+    """The state of the training, whose tensors lie as the weights do."""
+    optimizer = rank_optimizers(saved, stepped_parameters) if saved.backend == "ranks" else distributed_optimizer(saved)
+    if optimizer is None:
+        return None
+    places: dict[reading.Kind, SavedCheckpoint]
+    if saved.backend == "ranks":
+        evidence = "moments by the order of the modules, in the groups of the optimizer"
+        places = {kind: replace(saved, ranks=ranks) for kind, ranks in optimizer.ranks.items()}
+    else:
+        evidence = "moments by the keys of the weights"
+        places = {kind: replace(saved, tensors=tensors) for kind, tensors in moments_by_key(saved).items()}
+    ranks = {}
+    for kind, place in places.items():
+        held = tensors_of(place, "model")
+        held.bias_ranks = found.bias_ranks
+        ranks[kind] = list(_rank_tensors(place, held, architecture))
+    return saved_training(saved, optimizer, ranks, evidence)
 
 
 def _check_parts(saved: SavedCheckpoint, found: GptContents, architecture: Architecture) -> None:

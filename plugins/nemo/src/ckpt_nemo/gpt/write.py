@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -15,14 +16,16 @@ from ckpt_core.sdk import (
     WriteRequest,
     architecture_of,
     dtypes,
+    errors,
     facts_of,
     ledgers,
     rewrites,
     schema,
 )
-from ckpt_megatron.sdk import DIVISIBLE, padded
+from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, padded
+from ckpt_nemo.container.optimizer import is_bias, is_norm_or_bias
 from ckpt_nemo.container.tokenizer import SECTION, Artifacts, artifacts_of, section_in
-from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, container_for
+from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, as_stepped, container_for
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rewrites import expressed_for
@@ -36,9 +39,15 @@ from ckpt_nemo.gpt.write_ranks import add_ranks
 def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of a GPT model's weights. Raises `Refusal` naming what NeMo's GPT cannot hold."""
     hints = checkpoint.hints_for("nemo")
+    checkpoint = as_stepped(checkpoint, request, request.dtype)
     container = container_for(request.options.get("container"), request.destination)
     names = str(request.options.get("names") or hints.get("names") or _names_for(checkpoint, request))
     layout = FileLayout.of(names, request, hints)
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is not None and tokens is not None and request.options.get(DIVISIBLE) is None:
+        # the rows that a run was trained with, where a multiple says so many
+        kept = keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, layout.multiple, layout.tp)
+        layout = replace(layout, multiple=kept or layout.multiple)
     model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), layout, hints)
     layout.check(model.architecture)
     layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)
@@ -61,7 +70,13 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         why = "NeMo trains virtual stages and expert parallel ranks with megatron_amp_O2 alone: write them with --dtype bf16"
         losses.append(ledgers.Loss("unsaid", f"weights in {config['precision']} bits", why))
     form = Form(container, str(hints.get("step") or STEP), config)
-    builder = NemoBuilder(model, TABLES, request.dtype, form, choices=layout.choices)
+    builder = NemoBuilder(model, TABLES, request.dtype, form, choices=layout.choices, trained=checkpoint)
+    if builder.training is not None and names == "mcore" and layout.backend == "ranks":
+        raise errors.NotCarried(
+            "NeMo keeps the optimizer of a model of Megatron-Core in a distributed checkpoint, and in no files of ranks",
+            fix="use -o backend=zarr",
+        )
+    builder.continue_run(is_norm_or_bias if names == "legacy" else is_bias)
     if layout.backend == "ranks":
         add_ranks(builder, layout)
     else:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_core.sdk import chunked, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
+from ckpt_nemo.container.continuing import distributed_kinds, distributed_optimizer, moment_of
 from ckpt_nemo.container.distributed import COMMON, METADATA
+from ckpt_nemo.container.optimizer import STATES
 from ckpt_nemo.container.writing import NemoBuilder, distributed_folder
 from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr
 from ckpt_nemo.gpt.layout import FileLayout
@@ -43,11 +45,18 @@ def add_distributed(builder: NemoBuilder, layout: FileLayout) -> None:
     ranks = layout.tp if layout.backend == "zarr" else 1
     parts = list(_parts(builder, layout, ranks, homogeneous))
     style = "local" if layout.backend == "zarr" else "te"
-    keys = [part.key.removeprefix(_PREFIX) for part in parts]
+    keys = [part.key.removeprefix(_PREFIX) for part in parts]  # without those of an optimizer, which follow
     # Without these a loader of default strictness fails with "Missing key ... _extra_state".
     stacked = {"decoder.layers.": len(layers)} if homogeneous else {}
     objects = [f"{_PREFIX}{name}" for name in stacked_extra_states(keys, layers, style, stacked)]
     common = form.training | {"state_dict": {}} if form.container == "ckpt" else {}
+    if builder.groups is not None:
+        common |= {STATES: [distributed_optimizer(builder, builder.groups)]}
+        parts += [
+            replace(part, key=f"{begins}{part.key}", native=moment_of(builder, kind, part.native), dtype=dtypes.FP32)
+            for begins, kind in distributed_kinds(builder)
+            for part in list(parts)
+        ]
     folder = distributed_folder(form)
     if layout.backend == "zarr":
         chunks = [ZarrChunk(part.key, part.native, part.dtype, part.whole, _index(part), part.shape) for part in parts]

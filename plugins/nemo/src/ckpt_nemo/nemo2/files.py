@@ -16,6 +16,7 @@ from ckpt_core.sdk import CkptError, FormatError, documents
 GRAPH = "io.json"
 MODEL = "model.yaml"
 CONTEXT, WEIGHTS = "context", "weights"
+COMMON = "common.pt"
 _METADATA = "metadata.json"
 _ADAPTER = "adapter_metadata.json"
 _HF = ("hf_weights", "hf_adapter")

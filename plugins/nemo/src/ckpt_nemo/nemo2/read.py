@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
+    Architecture,
     CkptError,
     Description,
     FormatError,
@@ -15,6 +16,7 @@ from ckpt_core.sdk import (
     company,
     disk,
     documents,
+    layouts,
     ledgers,
     reading,
     torch_files,
@@ -24,13 +26,15 @@ from ckpt_megatron.sdk import (
     DIST_METADATA,
     FolderContents,
     choices_of_tensors,
+    lightning,
     rank_tensors,
     read_dist,
+    training_of,
     transformer_config,
     weights,
 )
 from ckpt_nemo.nemo2.context import ModelContext, read_context
-from ckpt_nemo.nemo2.files import GRAPH, MODEL, find
+from ckpt_nemo.nemo2.files import COMMON, GRAPH, MODEL, find
 from ckpt_nemo.nemo2.tokenizer import Tokenizer, read_tokenizer
 
 # save_ckpt_format="zarr" is the older of the two
@@ -55,6 +59,7 @@ def read(path: str, request: ReadRequest) -> Description:
     rows = found.rows(transformer_config.EMBEDDING)
     model.facts |= {"tokens.padded_vocabulary": rows, "tokens.vocabulary": rows}
     architecture, choices = transformer_config.described(model.facts, model.notes, found, model.file)
+    choices = {**choices, **choices_of_tensors(found, architecture)}
     if request.weights == "master":
         model.evidence.append("weights: fp32 masters of the optimizer")
         found.ledger.read_masters()
@@ -65,7 +70,7 @@ def read(path: str, request: ReadRequest) -> Description:
     return Description(
         architecture=architecture,
         tables=weights.TABLES,
-        choices={**choices, **choices_of_tensors(found, architecture)},
+        choices=choices,
         ranks=rank_tensors(found, architecture),
         where=found.folder,
         root=place.root,
@@ -80,7 +85,22 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=model.evidence,
         losses=[*model.losses, *transformer_config.post_norms(model.facts, "NeMo 2"), *found.left(architecture)],
         masters=found.masters,
+        training=lambda: _training(found, architecture, choices, place.root),
     )
+
+
+def _training(
+    found: FolderContents, architecture: Architecture, choices: Mapping[str, layouts.Value], root: str
+) -> reading.SavedTraining | None:
+    """The state of the training: that of Megatron-Core's optimizer, and what Lightning says of the run. A run that restores weights and optimizer of
+    another one (RestoreConfig, load_optim_state) counts its own steps."""
+    saved = training_of(found, architecture, choices)
+    if saved is None:
+        return None
+    file = os.path.join(found.folder, COMMON)
+    name = os.path.basename(os.path.normpath(os.path.abspath(root)))
+    progress = lightning.progress_in(torch_files.read_torch_file(file), name, file, [disk.FileState.of(file)])
+    return lightning.continued(saved, progress, [file], counts_anew=True)
 
 
 def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:

@@ -23,7 +23,7 @@ from ckpt_core.sdk import (
     reading,
 )
 from ckpt_megatron.sdk import masters
-from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
+from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors, training_of
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint, values_of
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
@@ -44,12 +44,14 @@ from ckpt_nemo.t5.weights import (
 from ckpt_nemo.t5.words import differences, explanations
 from ckpt_nemo.values import flag
 
+_SHARED = f"{ROOT}.decoder_embedding."
+
 
 def read(saved: SavedCheckpoint, request: ReadRequest) -> Description:
     """An encoder-decoder model that was opened as `saved`."""
     check_by_rank(saved, "a T5 of NeMo 1")
     config = sections(reading.without_ignored(saved.config, request, saved.ledger, saved.config_file, saved.section))
-    ranks = {(rank.tp, rank.pp): _tensors(rank, config, request) for rank in saved.ranks}
+    ranks = {(rank.tp, rank.pp): _tensors(rank, config, request.weights) for rank in saved.ranks}
     facts, notes = T5.read(config, saved.config_file)
     saved.enter_config(T5, config)
     rows = _rows(saved, ranks)
@@ -86,26 +88,44 @@ def read(saved: SavedCheckpoint, request: ReadRequest) -> Description:
         losses=losses,
         explanations=explanations(config, architecture, _largest(saved, ranks)),
         masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+        training=lambda: training_of(
+            saved,
+            lambda rank: _stepped(_tensors(rank, config, "model"), config),
+            stages.name,
+            lambda tensors, rank: _with_own_heads(
+                _with_shared(tensors, _tensors(rank, config, "model")), architecture, rank.tp, tp
+            ),
+        ),
     )
 
 
 # --- the tensors of a rank -------------------------------------------------------------------------------------------
 
 
-def _tensors(rank: Rank, config: Mapping[str, Any], request: ReadRequest) -> Tensors:
-    """The tensors of a rank by name, masters in their place where those are asked for."""
+def _tensors(rank: Rank, config: Mapping[str, Any], weights: str) -> Tensors:
+    """The tensors of a rank by name, masters in their place where `weights` is master."""
     if len(rank.chunks) != 1:
         raise FormatError(
             "an encoder-decoder has no virtual pipeline stages", file=rank.file, found=f"{len(rank.chunks)} of them"
         )
     # Float16Module stands inside the outer enc_dec_model
     found = {name.replace(f"{ROOT}.module.", f"{ROOT}.", 1): tensor for name, tensor in rank.chunks[0].items()}
-    if request.weights != "master":
+    if weights != "master":
         return found
-    if TOKENS in found and config.get("share_token_embeddings") is not False:
-        # one module under two names, which the optimizer knows once
-        found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{ROOT}.decoder_embedding.")}
-    return masters.replaced([found], {"optimizer": rank.optimizer}, rank.file, None)[0]
+    return masters.replaced([_stepped(found, config)], {"optimizer": rank.optimizer}, rank.file, None)[0]
+
+
+def _stepped(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """The parameters that the optimizer knows: what is one module under two names, it knows once."""
+    if TOKENS not in tensors or config.get("share_token_embeddings") is False:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_SHARED)}
+
+
+def _with_shared(tensors: Tensors, weights: Tensors) -> Tensors:
+    """The tensors of an optimizer, with what is one module under the other of its names as well, as the weights have it."""
+    twins = {name: name.replace(_SHARED, f"{ROOT}.encoder_embedding.", 1) for name in weights.keys() - tensors.keys()}
+    return {**tensors, **{name: tensors[twin] for name, twin in twins.items() if twin in tensors}}
 
 
 def _rows(saved: SavedCheckpoint, ranks: Mapping[tuple[int, int], Tensors]) -> int:

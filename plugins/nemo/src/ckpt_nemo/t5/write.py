@@ -22,9 +22,10 @@ from ckpt_core.sdk import (
     schema,
 )
 from ckpt_megatron.sdk import DIVISIBLE, padded
+from ckpt_nemo.container.optimizer import is_norm_or_bias
 from ckpt_nemo.container.tokenizer import SECTION as TOKENIZER
 from ckpt_nemo.container.tokenizer import Artifacts, artifacts_of, content, section_in
-from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, State, container_for
+from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, State, as_stepped, container_for
 from ckpt_nemo.t5.config import SECTIONS, T5, nested, sections
 from ckpt_nemo.t5.files import SPLIT, Stages
 from ckpt_nemo.t5.rewrites import expressed_for
@@ -51,6 +52,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of an encoder-decoder's weights. Raises `Refusal` naming what NeMo's T5 cannot hold."""
     hints = checkpoint.hints_for("nemo")
     hints = hints if hints.get("kind") == "t5" else {}
+    checkpoint = as_stepped(checkpoint, request, _dtype(request, hints))
     before: Mapping[str, Any] = hints.get("config") or {}
     container = container_for(request.options.get("container"), request.destination)
     tp, pp = request.tp or 1, request.pp or 1
@@ -77,11 +79,15 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     section = section_in(artifacts, container, request.destination)
     config = _config(model, said, checkpoint, before, files, artifacts, section, rows)
     form = Form(container, str(hints.get("step") or STEP), config)
-    builder = NemoBuilder(model, TABLES, files.dtype, form, choices=files.blocks.choices)
+    builder = NemoBuilder(model, TABLES, files.dtype, form, choices=files.blocks.choices, trained=checkpoint)
+    builder.continue_run(is_norm_or_bias)
+    shared = config.get("share_token_embeddings") is not False and pp == 1
     for t in range(tp):
         natives = builder.natives({"tp": (t, tp)})
         for stage in range(pp):
-            builder.add_rank((t, stage), (tp, pp), [_state(natives, files.stages, stage)])
+            state = _state(natives, files.stages, stage)
+            apart = [name for name in state if shared and name.startswith(f"{ROOT}.decoder_embedding.")]
+            builder.add_rank((t, stage), (tp, pp), [state], apart)
     return builder.packed(
         config,
         artifacts.files,

@@ -19,7 +19,7 @@ from ckpt_core.sdk import (
     reading,
 )
 from ckpt_megatron.sdk import masters
-from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors
+from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors, training_of
 from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint
@@ -51,11 +51,12 @@ def read(saved: SavedCheckpoint, request: ReadRequest) -> Description:
     if request.weights == "master":
         saved.ledger.read_masters()
     tp, pp = saved.parallel
+    stages = _stages(saved, architecture)
     return Description(
         architecture=architecture,
         tables=TABLES,
         choices=choices,
-        ranks=rank_tensors(saved, ranks, _stages(saved, architecture).name),
+        ranks=rank_tensors(saved, ranks, stages.name),
         where=saved.place,
         root=saved.root,
         files=saved.states,
@@ -68,6 +69,7 @@ def read(saved: SavedCheckpoint, request: ReadRequest) -> Description:
         evidence=list(_evidence(config, architecture, choices, request)),
         explanations=explanations(config),
         masters=all(masters.present({"optimizer": rank.optimizer}) for rank in saved.ranks),
+        training=lambda: training_of(saved, lambda rank: rank.chunks[0], stages.name),
     )
 
 

@@ -21,7 +21,8 @@ from ckpt_core.sdk import (
     rewrites,
     schema,
 )
-from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, State, container_for
+from ckpt_nemo.container.optimizer import is_norm_or_bias
+from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, State, as_stepped, container_for
 from ckpt_nemo.gpt.config import TRAINING_KEYS
 from ckpt_nemo.vit.config import POSITIONS, VIT, choices_of
 from ckpt_nemo.vit.files import Stages, order
@@ -47,6 +48,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of a vision transformer's weights. Raises `Refusal` naming what NeMo's ViT cannot hold."""
     hints = checkpoint.hints_for("nemo")
     hints = hints if hints.get("kind") == "vit" else {}
+    checkpoint = as_stepped(checkpoint, request, request.dtype)
     before: Mapping[str, Any] = hints.get("config") or {}
     container = container_for(request.options.get("container"), request.destination)
     layer = _patch_layer(checkpoint.architecture, request, hints)
@@ -61,7 +63,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     config = _config(kept, model, files, hints)
     form = Form(container, str(hints.get("step") or STEP), config)
     stages = Stages(files.pp, len(model.architecture.encoder.layers) if model.architecture.encoder else 0)
-    builder = NemoBuilder(model, TABLES, files.dtype, form, choices=files.choices)
+    builder = NemoBuilder(model, TABLES, files.dtype, form, choices=files.choices, trained=checkpoint)
+    builder.continue_run(is_norm_or_bias)
     for t in range(files.tp):
         natives = builder.natives({"tp": (t, files.tp)})
         for stage in range(files.pp):

@@ -1,0 +1,75 @@
+"""`ckpt completion`: the script by which a shell completes commands, options, formats, their options and families."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+
+from ckpt_core.cli.output import say
+
+
+@click.command(short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print a script that completes commands, options, formats, values of -o and families in SHELL.
+
+    \b
+    eval "$(ckpt completion bash)"       # in ~/.bashrc
+    eval "$(ckpt completion zsh)"        # in ~/.zshrc, after compinit
+    ckpt completion fish | source        # in ~/.config/fish/config.fish
+    """
+    from ckpt_core.cli.main import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click has all three
+    for line in kind(cli, {}, "ckpt", "_CKPT_COMPLETE").source().splitlines():
+        say(line)
+
+
+_BASH = """\
+%(complete_func)s() {
+    local IFS=$'\\n' line
+    COMPREPLY=()
+    for line in $(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD %(complete_var)s=bash_complete "$1"); do
+        case "${line%%%%,*}" in
+            dir) compopt -o dirnames 2>/dev/null ;;
+            file) compopt -o default 2>/dev/null ;;
+            plain) COMPREPLY+=("${line#*,}") ;;
+        esac
+    done
+    # after `key=` comes its value, and no space
+    [[ "${COMPREPLY[*]}" == *= ]] && compopt -o nospace 2>/dev/null
+    return 0
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+class BashWithValues(BashComplete):
+    """Bash takes `=` for a word of its own (COMP_WORDBREAKS): `-o layout=n` arrives as four words, and what is offered stands after `=`."""
+
+    source_template = _BASH
+
+    # Click asks for the version of whichever bash is in PATH, which starts a process at every press of a key.
+    @staticmethod
+    def _check_version() -> None:
+        return
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, incomplete = super().get_completion_args()
+        joined: list[str] = []
+        for word in [*args, incomplete]:
+            if joined and (word == "=" or joined[-1].endswith("=")):
+                joined[-1] += word
+            else:
+                joined.append(word)
+        self._kept = len(joined[-1]) - len(incomplete) if joined[-1] != incomplete and incomplete != "=" else 0
+        if incomplete == "=":
+            self._kept = len(joined[-1])
+        return joined[:-1], joined[-1]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return super().format_completion(CompletionItem(item.value[self._kept :], item.type))
+
+
+add_completion_class(BashWithValues, "bash")

@@ -1,0 +1,254 @@
+"""`ckpt doctor`: is this installation whole, what could it do with more, and does every plugin work?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import click
+
+from ckpt_core.cli.output import Page, emit_json, paint, plural, say, table
+from ckpt_core.sizes import size_text
+from ckpt_core.version import VERSION
+
+if TYPE_CHECKING:
+    from ckpt_core.architecture import Architecture
+    from ckpt_core.plugins.discovery import Plugin
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library that nothing needs to convert: what it unlocks, and how it is installed."""
+
+    name: str
+    unlocks: str
+    install: str
+
+
+LIBRARIES = (
+    Library("torch", "verify --logits, load_model", 'pip install "ckpt-convert[models]"'),
+    Library("transformers", "verify --logits by transformers itself, load_model", 'pip install "ckpt-convert[models]"'),
+    Library("huggingface_hub", "sources at hf://owner/name", 'pip install "ckpt-convert[hub]"'),
+    Library("ray", "convert --engine ray", 'pip install "ckpt-convert[ray]"'),
+    Library("distributed", "convert --engine dask", 'pip install "ckpt-convert[dask]"'),
+    Library("matplotlib", "verify --plot", 'pip install "ckpt-convert[plot]"'),
+    Library("rich", "a bar in colour", 'pip install "ckpt-core[rich]"'),
+    Library("ckpt-page", "inspect --html", 'pip install "ckpt-core[page]"'),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """A plugin, and what became of its self-check: passed, failed or not run. `by` says of which model, or why."""
+
+    plugin: Plugin
+    outcome: str
+    by: str = ""
+    seconds: float = 0.0
+
+    @property
+    def healthy(self) -> bool:
+        return self.plugin.broken is None and self.outcome != "failed"
+
+
+@click.command(short_help="Check the installation: versions, plugins, libraries, room.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+def command(*, as_json: bool) -> int:
+    """Say what is installed and whether it works, what more libraries would unlock, and what room there is.
+
+    Each plugin writes a small model without data, and finds every element where it put it; that takes seconds. Exit 0 if all is well, 1
+    if a plugin is broken or fails, or if the versions of distributions differ.
+    """
+    from ckpt_core.plugins.discovery import all_plugins
+
+    plugins = all_plugins()
+    examined = [examination(plugin) for plugin in plugins]
+    mismatched = sorted({one.distribution for one in plugins if _of_ours(one) and not _of_this_version(one)})
+    healthy = all(one.healthy for one in examined) and not mismatched and bool(plugins)
+    if as_json:
+        emit_json(_json(examined, mismatched, healthy), "doctor")
+    else:
+        _show(examined, mismatched, healthy)
+    return 0 if healthy else 1
+
+
+def examination(plugin: Plugin) -> Examination:
+    """Trace the first example model that a format holds; a format that only reads, or writes no models, is loaded and no more."""
+    from ckpt_core.errors import CkptError, Refusal, UsageError
+    from ckpt_core.storage.dtypes import dtype_named
+    from ckpt_core.verify.tracer import trace
+
+    if plugin.broken is not None:
+        return Examination(plugin, "not run", "it is broken")
+    if not (plugin.info.reads and plugin.info.writes):
+        return Examination(plugin, "not run", "it writes no models; it loads, and its detector answers")
+    began = time.monotonic()
+    for name, architecture in _models():
+        try:
+            seen = trace(plugin.name, architecture, dtype_named("bf16"))
+        except (Refusal, UsageError):
+            continue
+        except CkptError as problem:
+            if _refuses(problem):
+                continue
+            return Examination(plugin, "failed", f"{name}: {problem.problem}", time.monotonic() - began)
+        except Exception as error:  # a stranger's plugin
+            return Examination(plugin, "failed", f"{name}: {type(error).__name__}: {error}", time.monotonic() - began)
+        found = [*seen.misplaced, *seen.departed]
+        by = f"{name}: {found[0]}" if found else name
+        return Examination(plugin, "passed" if seen.passed else "failed", by, time.monotonic() - began)
+    return Examination(plugin, "not run", "it holds none of the example models")
+
+
+def _refuses(problem: Exception) -> bool:
+    """Whether an error is refusals and nothing else."""
+    from ckpt_core.errors import ProblemsFound, Refusal, UsageError
+
+    kinds = (Refusal, UsageError)
+    return isinstance(problem, ProblemsFound) and all(isinstance(one, kinds) for one in problem.problems)
+
+
+def _models() -> Iterator[tuple[str, Architecture]]:
+    """The commonest models first. In the Llama a head is as wide as frameworks assume that do not say it."""
+    from ckpt_core.architecture.examples import example, example_architectures
+
+    yield "llama", example("llama", hidden=216)
+    yield from example_architectures().items()
+
+
+def _of_ours(plugin: Plugin) -> bool:
+    """Whether the distribution is one of those that are released together with ckpt-core."""
+    try:
+        said = metadata.metadata(plugin.distribution.partition(" ")[0])
+    except metadata.PackageNotFoundError:
+        return False
+    return said["Author"] == metadata.metadata("ckpt-core")["Author"] is not None
+
+
+def _of_this_version(plugin: Plugin) -> bool:
+    return plugin.distribution.partition(" ")[2] == VERSION
+
+
+def version_of(distribution: str) -> str | None:
+    """The version of an installed distribution, without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    said = {"ckpt": VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    return said | {
+        name: version_of(name) or "?" for name in ("numpy", "click", "pluggy", "blake3", "pyyaml", "zlib-ng")
+    }
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """All memory, and what is available, in bytes; None where the system does not say."""
+    found: dict[str, int] = {}
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                found[name] = int(rest.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return found.get("MemTotal"), found.get("MemAvailable")
+
+
+def _disks() -> list[tuple[str, int, str]]:
+    """Free bytes here and where temporary files go."""
+    import tempfile
+
+    from ckpt_core.storage.bytes.space import free_space
+
+    rows = []
+    for path in dict.fromkeys((os.getcwd(), tempfile.gettempdir())):
+        room = free_space(path)
+        if room is not None:
+            rows.append((path, *room))
+    return rows
+
+
+def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> dict[str, object]:
+    memory, available = _memory()
+    return {
+        "healthy": healthy,
+        "versions": _versions(),
+        "mismatched": mismatched,
+        "plugins": [
+            {
+                "name": one.plugin.name,
+                "distribution": one.plugin.distribution,
+                "broken": one.plugin.broken,
+                **({} if one.plugin.broken is None else {"fix": one.plugin.fix}),
+                "selfcheck": one.outcome,
+                "by": one.by,
+                "seconds": round(one.seconds, 3),
+            }
+            for one in examined
+        ],
+        "libraries": [
+            {"name": one.name, "version": version_of(one.name), "unlocks": one.unlocks, "install": one.install}
+            for one in LIBRARIES
+        ],
+        "machine": {
+            "cores": os.cpu_count() or 1,
+            "memory": memory,
+            "available": available,
+            "disks": [{"path": path, "free": free, "mount": mount} for path, free, mount in _disks()],
+        },
+    }
+
+
+def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> None:
+    page = Page()
+    page.say("versions", *table(_versions().items()))
+    page.say("program", f"{sys.executable} -m ckpt_core")
+    page.say(
+        "mismatched",
+        *(paint(f"{one}, where ckpt-core is {VERSION}: install all of one version", "red") for one in mismatched),
+    )
+    memory, available = _memory()
+    if memory is not None and available is not None:
+        page.say(
+            "memory",
+            f"{size_text(available)} available of {size_text(memory)}; a conversion takes 256 MiB, see --max-memory",
+        )
+    page.say("cores", str(os.cpu_count() or 1))
+    page.say("disk", *(f"{size_text(free)} free at {path} (on {mount})" for path, free, mount in _disks()))
+    rows = [
+        (one.plugin.name, one.plugin.distribution, one.outcome, one.plugin.broken or one.by, one.plugin.fix or "")
+        for one in examined
+    ]
+    lines = table([("FORMAT", "FROM", "SELF-CHECK", "BY", ""), *rows])
+    page.say(
+        "plugins",
+        paint(lines[0], "bold"),
+        *(line if one.healthy else paint(line, "red") for one, line in zip(examined, lines[1:], strict=True)),
+    )
+    if not examined:
+        page.say("plugins", paint("none: pip install ckpt-convert", "red"))
+    page.say(
+        "libraries",
+        *table(
+            (one.name, found or "-", one.unlocks, "" if found else one.install)
+            for one in LIBRARIES
+            for found in [version_of(one.name)]
+        ),
+    )
+    failed = sum(not one.healthy for one in examined)
+    if healthy:
+        say(paint("all is well", "green"))
+    else:
+        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed) + ["versions that differ"] * bool(
+            mismatched
+        )
+        say(paint(f"not well: {', '.join(wrong) or 'no plugin is installed'}", "red"))

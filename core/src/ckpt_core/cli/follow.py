@@ -1,0 +1,290 @@
+"""`ckpt follow`: converts each checkpoint of a running training once, as soon as it is whole.
+
+What is done is written nowhere but in the receipts of the outputs, so it may be stopped and started at any time. A checkpoint that is still
+being written is not opened: it is left until nothing in it has changed for a while, until the run's own pointer to its
+newest checkpoint has reached it, and until no mark of unfinished work lies in it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ckpt_core.cli.convert import with_shard_size
+from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.options import Size, layout, reading
+from ckpt_core.cli.output import emit_json, paint, say
+from ckpt_core.cli.progress import duration_text
+from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.sizes import size_text
+
+# How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.
+_STEPS = (
+    "iter_[0-9]*",  # Megatron
+    "checkpoint-[0-9]*",  # transformers' Trainer
+    "checkpoint_[0-9]*",  # accelerate
+    "global_step*[0-9]*",  # DeepSpeed, verl
+    "step[-_][0-9]*",  # torchtitan, NxD
+    "step[0-9]*",
+    "epoch*[0-9]*",
+    "*step=[0-9]*",  # Lightning, NeMo
+    "[0-9]*",  # Nanotron
+    "*.nemo",
+    "*[0-9]*.ckpt",
+)
+# Files by which a run says which of its checkpoints is the newest whole one. Each is written after the checkpoint it names.
+_POINTERS = ("latest_checkpointed_iteration.txt", "latest.txt", "latest", "newest")
+# Marks of what is not finished yet: NeMo's `-unfinished`, temporary folders of the Trainer and of Orbax, downloads.
+_UNFINISHED = ("*-unfinished", "tmp-*", "*.tmp", "*.tmp-*", "*.incomplete", "*.partial", "*.ckpt-partial", ".tmp*")
+_QUIET = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The files of a checkpoint as they are at one moment: path, size and time of each."""
+
+    files: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    def of(cls, path: str) -> State:
+        """`FileNotFoundError` if something goes away meanwhile: a run removes its old checkpoints."""
+        places = [path]
+        if os.path.isdir(path):
+            places = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+        found = ((place, os.stat(place)) for place in sorted(places))
+        return cls(tuple((place, status.st_size, status.st_mtime_ns) for place, status in found))
+
+    @property
+    def newest(self) -> float:
+        """When the last of them changed, in seconds of the file system's clock."""
+        return max((when for _, _, when in self.files), default=0) / 1e9
+
+    @property
+    def unfinished(self) -> str | None:
+        """A file whose name says that the checkpoint is not finished."""
+        names = (os.path.basename(place) for place, _, _ in self.files)
+        return next((name for name in names if any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)), None)
+
+
+@click.command(cls=FormatCommand, short_help="Convert each new checkpoint of a running training, once.")
+@click.argument("run")
+@click.argument("dst")
+@click.option(
+    "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
+)
+@reading
+@layout
+@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file.")
+@click.option("--training-state", type=click.Choice(["keep", "drop"]), help="As of `ckpt convert`.")
+@click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used.  [default: 256MiB]")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often RUN is looked at.",
+)
+@click.option(
+    "--quiet",
+    type=click.FloatRange(min=0),
+    default=_QUIET,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a checkpoint must not have changed.",
+)
+@click.option("--once", is_flag=True, help="Convert what is whole now, and end: for cron.")
+def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_json: bool, **asked: Any) -> int:
+    """Convert each checkpoint in the folder RUN to DST/NAME, as soon as it is whole, and go on until it is stopped.
+
+    A checkpoint is converted once: the receipt in its output says so. It may be stopped at any time, and the same command goes on. One
+    line is printed for each checkpoint. Exit 1 if, with --once, a conversion failed.
+
+    \b
+    ckpt follow run/checkpoints hf --to hf
+    */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
+    """
+    from ckpt_core.plugins.discovery import require
+
+    require(str(asked["to"]))
+    if not os.path.isdir(run):
+        raise UsageError(
+            "a run is a folder of checkpoints", file=run, fix="name the folder that the training saves into"
+        )
+    if (shard := asked.pop("max_shard_size")) is not None:
+        asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
+    asked = {name: value for name, value in asked.items() if value is not None}
+    os.makedirs(dst, exist_ok=True)
+    follower = Follower(run, dst, quiet, asked)
+    if once:
+        steps = list(follower.look())
+        if as_json:
+            emit_json({"run": run, "steps": steps}, "follow")
+        else:
+            for step in steps:
+                if step["state"] != "done before":  # cron sends what is printed
+                    show(step)
+        return 1 if any(step["state"] == "failed" for step in steps) else 0
+    while True:
+        for step in follower.look():
+            if as_json:
+                emit_json(step, "step", line=True)
+            elif step["state"] != "done before":
+                show(step)
+        time.sleep(every)
+
+
+class Follower:
+    """Looks at a run again and again. What was said of a checkpoint is not said twice."""
+
+    def __init__(self, run: str, dst: str, quiet: float, asked: Mapping[str, Any]) -> None:
+        self._run, self._dst, self._quiet, self._asked = run, dst, quiet, asked
+        self._said: dict[str, str] = {}
+        self._failed: dict[str, State] = {}
+
+    def look(self) -> Iterator[dict[str, Any]]:
+        """What became of each checkpoint that is there now, as the documents of `--json`; only what is new is said."""
+        for name in steps_in(self._run):
+            if self._said.get(name) in ("converted", "done before"):
+                continue
+            step = self._looked_at(name)
+            if step is not None and (step["state"] in ("converted", "failed") or self._said.get(name) != step["state"]):
+                self._said[name] = step["state"]
+                yield step
+
+    def _looked_at(self, name: str) -> dict[str, Any] | None:
+        """What became of one checkpoint; None where nothing did, since it has just been removed or still is as it failed."""
+        source, destination = os.path.join(self._run, name), os.path.join(self._dst, output_name(name, self._asked))
+        step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
+        if self._is_done(destination, str(self._asked["to"])):
+            return step
+        try:
+            state = State.of(source)
+        except FileNotFoundError:
+            return None
+        if self._failed.get(name) == state:
+            return None
+        why = self._not_yet(name, state)
+        if why is not None:
+            return step | {"state": "waiting", "why": why}
+        step |= self._converted(source, destination)
+        if step["state"] == "failed":
+            self._failed[name] = state
+        return step
+
+    def _is_done(self, destination: str, to: str) -> bool:
+        """Whether a receipt says so. `CkptError` if it is that of another format: the folder is another follower's."""
+        from ckpt_core.receipt import read_receipt
+        from ckpt_core.receipt.places import receipt_path
+
+        path = receipt_path(destination)
+        if not os.path.lexists(destination) or not os.path.isfile(path):
+            return False
+        receipt = read_receipt(path)
+        if receipt.format != to:
+            raise CkptError(
+                "the outputs in this folder are of another format",
+                file=path,
+                found=receipt.format,
+                expected=to,
+                fix="name a folder for each format",
+            )
+        return True
+
+    def _not_yet(self, name: str, state: State) -> str | None:
+        """Why a checkpoint is not opened yet."""
+        if not state.files:
+            return "it is empty"
+        for mark in (
+            f"{name}-unfinished",
+            f"{os.path.splitext(name)[0]}-unfinished",
+        ):  # NeMo puts it beside the checkpoint
+            if os.path.lexists(os.path.join(self._run, mark)):
+                return f"{mark} lies beside it"
+        if state.unfinished is not None:
+            return f"{state.unfinished} lies in it"
+        pointer = newest_whole(self._run)
+        number = number_of(name)
+        if pointer is not None and number is not None and number > pointer[1]:
+            return f"{pointer[0]} names {pointer[1]}"
+        age = time.time() - state.newest
+        if age < self._quiet:
+            return f"it changed {max(0.0, age):.0f} s ago"
+        return None
+
+    def _converted(self, source: str, destination: str) -> dict[str, Any]:
+        from ckpt_core.api import plan_conversion
+        from ckpt_core.engine.run import run_plan
+
+        began = time.monotonic()
+        try:
+            plan = plan_conversion(source, destination, **self._asked)
+            receipt = run_plan(plan, destination)
+        except CkptError as error:
+            return {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
+        return {
+            "state": "converted",
+            "seconds": round(time.monotonic() - began, 3),
+            "bytes_written": plan.bytes_written,
+            "fingerprint": receipt.fingerprint,
+        }
+
+
+def steps_in(run: str) -> list[str]:
+    """The names of the checkpoints in a run, in the order of their numbers."""
+    names = [name for name in os.listdir(run) if any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)]
+    names = [name for name in names if not any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)]
+    return sorted(names, key=lambda name: (number_of(name) or 0, name))
+
+
+def number_of(name: str) -> int | None:
+    """The step in a name: the number after `step`, or else the last one.
+
+    >>> number_of("iter_0000100"), number_of("model--val_loss=2.31-step=40-consumed_samples=320.ckpt"), number_of("final")
+    (100, 40, None)
+    """
+    after_step = re.search(r"step[-_=]?(\d+)", name)
+    numbers = [after_step[1]] if after_step else re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else None
+
+
+def newest_whole(run: str) -> tuple[str, int] | None:
+    """The file by which a run names its newest whole checkpoint, and the number that it names."""
+    for name in _POINTERS:
+        path = os.path.join(run, name)
+        if os.path.isfile(path) and os.path.getsize(path) < 200:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                number = number_of(file.read().strip())
+            if number is not None:
+                return name, number
+    return None
+
+
+def output_name(name: str, asked: Mapping[str, Any]) -> str:
+    """What the output of a checkpoint is called: as the checkpoint, with the ending of the target where that is one file."""
+    from ckpt_core.plugins.discovery import require
+
+    stem, ending = os.path.splitext(name)
+    stem = stem if ending in (".nemo", ".ckpt") else name
+    return stem + require(str(asked["to"])).info.ending
+
+
+def show(step: Mapping[str, Any]) -> None:
+    """A line of what became of a checkpoint."""
+    if step["state"] == "converted":
+        pace = f"{size_text(step['bytes_written'])} in {duration_text(step['seconds'])}"
+        rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:12]}"
+    elif step["state"] == "failed":
+        error = step["error"]
+        rest = "  ".join(str(error[key]) for key in ("problem", "file", "fix") if key in error)
+    else:
+        rest = step.get("why") or f"-> {step['destination']}"
+    text = f"{step['step']}  {step['state']}  {rest}"
+    say(paint(text, "red") if step["state"] == "failed" else text)

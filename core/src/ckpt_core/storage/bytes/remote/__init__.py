@@ -1,0 +1,10 @@
+"""Checkpoints that lie elsewhere, read by ranges: `hf://`, `s3://`, `gs://`, `az://`, `https://`.
+
+An address is opened as a folder of stand-ins (`view`): what a format looks at with the means of the operating system, names,
+folders and sizes, is there; the bytes come from the store, range by range (`ranges`), whenever `storage.bytes` is asked
+for them. Stores differ in how they list and how they answer for a range: `hub`, `buckets`, `web`.
+"""
+
+from ckpt_core.storage.bytes.remote.view import cache, localised, object_at, refuse_destination, stand_in
+
+__all__ = ["cache", "localised", "object_at", "refuse_destination", "stand_in"]

@@ -1,0 +1,138 @@
+"""`s3://bucket/key`, `gs://bucket/key`, `az://container/key`: buckets, through obstore.
+
+Credentials and endpoints are those of its environment (AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME,
+...), of the machine's own role, and, for S3, what boto3 finds where it is installed (~/.aws).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from ckpt_core.errors import CkptError, StoreError, UsageError
+from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
+
+_KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_STATUS = re.compile(r"status code: (4\d\d)")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+
+class Bucket:
+    """One bucket. An object's version is its ETag."""
+
+    def __init__(self, root: str) -> None:
+        scheme, _, name = root.partition("://")
+        if not name:
+            raise UsageError("the address names no bucket", found=root, expected=f"{scheme}://bucket/folder")
+        self._root = root
+        try:
+            self._library = importlib.import_module("obstore")
+            stores = importlib.import_module("obstore.store")
+        except ImportError:
+            raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-core[s3]"') from None
+        self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
+
+    def listing(self, address: str) -> Listing:
+        """The objects below a folder, or of the folder of one object, and the files directly in the two folders above."""
+        key = self._key(address).strip("/")
+        with self._errors(address):
+            found = [one for batch in self._library.list(self._store, prefix=key or None) for one in batch]
+            above = key
+            for _ in range(2 if key else 0):
+                above = above.rpartition("/")[0]
+                found += self._library.list_with_delimiter(self._store, prefix=above or None)["objects"]
+                if not above:
+                    break
+        return Listing(self._root, key, list({one["path"]: self._object(one) for one in found}.values()))
+
+    def now(self, object: Object) -> Object:
+        """The object as it is now."""
+        with self._errors(object.address, object):
+            found = self._object(self._library.head(self._store, self._key(object.address)))
+        return replace(object, size=found.size, version=found.version)
+
+    def read(self, object: Object, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`, if the object still has this ETag."""
+        options = {"range": (offset, offset + len(view)), "if_match": object.version}
+        with self._errors(object.address, object):
+            answer = self._library.get(self._store, self._key(object.address), options=options)
+            meta = self._object(answer.meta)
+            if (meta.size, meta.version) != (object.size, object.version):  # a store may know no conditions
+                raise changed(object, f"{meta.size} bytes, version {meta.version}")
+            if tuple(answer.range) != (offset, offset + len(view)):
+                raise Hiccup(f"bytes {answer.range} for {options['range']}")
+            filled = 0
+            for piece in answer.stream(min_chunk_size=1 << 20):
+                piece = memoryview(piece)
+                if filled + len(piece) > len(view):
+                    raise Hiccup("the body goes on behind its range")
+                view[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            if filled < len(view):
+                raise Hiccup(f"the body ends after {filled} of {len(view)} bytes")
+
+    def _key(self, address: str) -> str:
+        return address.removeprefix(self._root).removeprefix("/")
+
+    def _object(self, meta: Mapping[str, Any]) -> Object:
+        address, version = f"{self._root}/{meta['path']}", meta.get("e_tag") or meta.get("version")
+        if version is None:
+            raise StoreError(
+                "the store gives no ETag", file=address, expected="one: without it a change would not be seen"
+            )
+        return Object(address, meta["size"], version, int(meta["last_modified"].timestamp() * 1e6) * 1000)
+
+    @contextlib.contextmanager
+    def _errors(self, address: str, object: Object | None = None) -> Iterator[None]:
+        """Have an error of the library be a `Hiccup`, or one that says what to do."""
+        errors = self._library.exceptions
+        try:
+            yield
+        except (FileNotFoundError, errors.NotFoundError) as error:
+            if object is None:
+                raise StoreError("there is no such bucket", file=self._root, found=_said(error)) from None
+            raise changed(object, "no object of this name") from None
+        except errors.PreconditionError as error:
+            raise (changed(object, _said(error)) if object is not None else Hiccup(_said(error))) from None
+        except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
+            raise self._refused(address, error) from None
+        except (errors.GenericError, OSError) as error:
+            if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
+                raise self._refused(address, error) from None
+            raise Hiccup(_said(error)) from None
+        except errors.BaseError as error:
+            raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
+
+    def _refused(self, address: str, error: Exception) -> StoreError:
+        return StoreError(
+            "the store does not give this to you",
+            file=address,
+            found=_said(error),
+            fix="see that the bucket exists, and set credentials and region in the environment (AWS_..., GOOGLE_..., AZURE_...)",
+        )
+
+
+def _settings(scheme: str) -> dict[str, Any]:
+    """Few attempts of the library's own: ours follow, and say what they wait for."""
+    endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "") if scheme == "s3" else ""
+    settings: dict[str, Any] = {
+        "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=30)},
+        "client_options": {"allow_http": endpoint.startswith("http://") or scheme == "az", "timeout": "60s"},
+    }
+    if endpoint:
+        settings["endpoint"] = endpoint
+    if scheme == "s3" and not os.environ.get("AWS_ACCESS_KEY_ID"):
+        with contextlib.suppress(ImportError):
+            settings["credential_provider"] = importlib.import_module("obstore.auth.boto3").Boto3CredentialProvider()
+    return settings
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:300]

@@ -1,0 +1,155 @@
+"""A remote folder as a folder of stand-ins, so that every format finds it as it finds one on disk.
+
+A stand-in has the name and the size of an object, holds no data (it is a hole behind one line of text), and may be opened by
+nobody. `storage.bytes` knows the objects by the paths of their stand-ins and reads from the store. Code that opened a stand-in by
+itself would be refused by the system or, as root, meet a text that no format takes for one of its files.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+from contextvars import ContextVar
+from dataclasses import replace
+
+from ckpt_core import addresses
+from ckpt_core.errors import CkptError, FormatError, UsageError
+from ckpt_core.storage.bytes.remote.http import without_secrets
+from ckpt_core.storage.bytes.remote.objects import Listing, Object
+from ckpt_core.storage.bytes.remote.ranges import again
+from ckpt_core.storage.bytes.remote.stores import scheme_of, store_of
+
+_MOST = 1_000_000
+_LONGEST_NAME = 255
+_TEXT = "a stand-in of ckpt for {address}: its bytes are there\n"
+
+cache: ContextVar[str | None] = ContextVar("cache", default=None)
+"""A folder in which to keep what is read of remote files; None to keep nothing."""
+
+_objects: dict[str, Object] = {}  # path of the stand-in -> the object
+_tops: list[str] = []
+_lock = threading.Lock()
+
+
+def localised(path: str) -> str:
+    """The path on this machine to read for `path`: itself, or the stand-in of what lies at an address, as it is now."""
+    scheme = scheme_of(path)
+    if scheme is None:
+        return path
+    if scheme == "hf":
+        from ckpt_core.storage.bytes.remote import hub
+
+        if hub.offline():
+            return hub.snapshot(path)
+    store = store_of(path)
+    listing = again(without_secrets(path), lambda: store.listing(path))
+    if not any(_is_in(listing, one) for one in listing.objects):
+        raise CkptError("there is no such file or folder", file=without_secrets(path))
+    if len(listing.objects) > _MOST:
+        raise CkptError("too many objects to be a checkpoint", file=without_secrets(path), found=len(listing.objects))
+    with _lock:
+        return os.path.join(_stood(listing), listing.path).rstrip("/")
+
+
+def _is_in(listing: Listing, one: Object) -> bool:
+    inside = f"{listing.root}/{listing.path}".rstrip("/")
+    return one.address == inside or one.address.startswith(f"{inside}/")
+
+
+def object_at(path: str | os.PathLike[str]) -> Object | None:
+    """The object that a path stands for; None for a file of this machine."""
+    if not _objects:
+        return None
+    text = os.fspath(path)
+    return _objects.get(text) or _objects.get(os.path.abspath(text))
+
+
+def stand_in(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads into a folder of stand-ins: other programs can't read what is there."""
+    text = os.path.abspath(path)
+    return any(text == root or text.startswith(root + os.sep) for root in _tops)
+
+
+def refuse_destination(path: str) -> None:
+    """`UsageError` for a destination that is an address: nothing is written there yet."""
+    scheme = scheme_of(path)
+    if scheme is not None:
+        raise UsageError(
+            f"{scheme}:// is no destination",
+            file=without_secrets(path),
+            expected="a path of this machine",
+            fix="write to a local folder, then copy it there (aws s3 cp --recursive, hf upload, ...), the receipt last",
+        )
+
+
+def _stood(listing: Listing) -> str:
+    """The folder of stand-ins for a listing's root."""
+    root = os.path.join(_top(), *_folder_for(listing.root))
+    os.makedirs(root, exist_ok=True)
+    addresses.stands_for(root, listing.root)
+    names = {one: one.address.removeprefix(f"{listing.root}/") for one in listing.objects}
+    for one, name in names.items():
+        _check_name(one, name)
+    kept = cache.get()
+    try:
+        for folder in sorted({os.path.dirname(name) for name in names.values()}):
+            os.makedirs(os.path.join(root, folder), exist_ok=True)
+        for one, name in names.items():
+            place = os.path.join(root, name)
+            if not (one.size == 0 and os.path.isdir(place)):  # stores mark a folder by an empty object of its name
+                _stand(place, one)
+                _objects[place] = replace(one, cache=kept)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise FormatError(
+            "an object and a folder have one name",
+            file=addresses.spelled(str(error.filename)),
+            expected="names as files have them",
+        ) from None
+    return root
+
+
+def _folder_for(root: str) -> tuple[str, ...]:
+    """Where the stand-ins of a root lie: those of the hub as in its own cache, where readers find name and commit."""
+    scheme, _, rest = root.partition("://")
+    if scheme == "hf":
+        name, _, commit = rest.partition("@")
+        return (scheme, f"models--{name.replace('/', '--')}", "snapshots", commit)
+    return (scheme, rest)
+
+
+def _check_name(one: Object, name: str) -> None:
+    """Raise `FormatError` for an object whose name is no path in its folder."""
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or "\0" in name or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
+        raise FormatError(
+            "an object has a name that no file can have", file=one.address, expected="a path inside its folder"
+        )
+
+
+def _stand(place: str, one: Object) -> None:
+    if os.path.lexists(place):
+        os.unlink(place)
+    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+    try:
+        os.write(descriptor, _TEXT.format(address=one.address).encode("utf-8", "surrogatepass")[: one.size])
+        os.truncate(descriptor, one.size)
+        os.utime(descriptor, ns=(one.modified_ns, one.modified_ns))
+    finally:
+        os.close(descriptor)
+
+
+def _top() -> str:
+    """The folder of this process's stand-ins; it is removed when the process ends."""
+    if not _tops:
+        top = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
+        _tops.append(top)
+        atexit.register(_remove, top, os.getpid())
+    return _tops[0]
+
+
+def _remove(top: str, process: int) -> None:
+    if os.getpid() == process:  # a fork of it ends earlier
+        shutil.rmtree(top, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""The arithmetic of each scheme: codes and scales in, float32 weights out.
+
+A weight is the float32 product of the value of its code and its scale, as every tool forms it; what is rounded, is so afterwards and once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpt_core.sdk import FormatError, Refusal, dtypes, lazy
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Codes of one byte, each times the scale of its block: `block` is how many rows and how many columns share a scale, 0 is all of them.
+
+    The last block of an axis may be partial. `dtype` is that of the codes.
+    """
+
+    dtype: dtypes.DType
+    block: tuple[int, int]
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        codes, scales = stored
+        values = dtypes.decode(codes, self.dtype)
+        height, width = self.block
+        if height:
+            scales = lazy.shared_rows(scales, height, first, rows)
+        return multiplied(values, scales, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(Scaled):
+    """E4M3 codes of whole blocks, as transformers quantises them (`Fp8Quantize`, 5.24): a block's largest value becomes 448."""
+
+    def encode(self, values: np.ndarray, first: int) -> Sequence[np.ndarray]:
+        height, width = self.block
+        rows, columns = values.shape
+        if not np.isfinite(values).all():
+            raise Refusal("it has values that are no numbers", fix="FP8 has no infinity: leave out -o quantise")
+        blocks = values.reshape(rows // height, height, columns // width, width)
+        largest = np.abs(blocks).max(axis=(1, 3))
+        # In the order of transformers, where a number over a tensor is the number times its reciprocal (torch, `__rtruediv__`).
+        one = np.float32(1)
+        times = np.where(largest > 0, one / np.where(largest > 0, largest, one) * _LARGEST, one)
+        codes = to_e4m3(blocks * times[:, None, :, None]).reshape(rows, columns)
+        return codes, one / times
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """Codes that are whole numbers, (code - zero point) * scale. They have `bits` bits each, in words that hold the elements of a row one
+    after the other from the least significant bit on, without gaps; or they are int8, where `packed` is false.
+
+    `columns` is how many elements a row has, and `group` how many of them share a scale, 0 is all. `channel`: each row has scales of its
+    own. Packed codes count from the least number (offset binary), as packed zero points do, whose words hold the elements of a column.
+    """
+
+    bits: int
+    packed: bool
+    columns: int
+    group: int
+    channel: bool
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        codes, scales, *others = stored
+        zeros = (
+            others[1:] if self.packed else others
+        )  # before them lies the shape, which the reader of headers looked at
+        if self.packed:
+            values = unpacked(codes, self.bits, self.columns).astype(np.float32)
+        else:
+            values = codes.astype(np.float32)
+        if not zeros:
+            values -= np.float32(1 << self.bits - 1 if self.packed else 0)
+            return multiplied(values, scales, self.group)
+        shift = zeros[0]
+        if self.packed:
+            start = first % _TOGETHER if self.channel else 0
+            shift = unpacked(np.ascontiguousarray(shift.T), self.bits, start + (rows if self.channel else 1)).T[start:]
+        return multiplied(shifted(values, shift.astype(np.float32), self.group), scales, self.group)
+
+
+_TOGETHER = 32
+"""Elements after which packed words of any number of bits begin anew."""
+
+
+def unpacked(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The first `count` elements of each row of words (int32, [rows, words]) as uint8."""
+    raw = words.view(np.uint8).reshape(len(words), -1)
+    if bits == 8:
+        return raw[:, :count]
+    if bits == 4:
+        both = np.empty((*raw.shape, 2), np.uint8)
+        np.bitwise_and(raw, 15, out=both[..., 0])
+        np.right_shift(raw, 4, out=both[..., 1])
+        return both.reshape(len(raw), -1)[:, :count]
+    single = np.unpackbits(raw, axis=1, count=count * bits, bitorder="little").reshape(len(raw), count, bits)
+    return np.packbits(single, axis=2, bitorder="little")[..., 0]
+
+
+def shifted(values: np.ndarray, zeros: np.ndarray, width: int) -> np.ndarray:
+    """`values` [rows, columns] less the zero points of their groups, in place: [rows or 1, groups] of `width` columns, 0 is all."""
+    if not width or zeros.shape[1] == 1:
+        values -= zeros
+        return values
+    blocks = values.reshape(len(values), -1, width)
+    blocks -= zeros[..., None]
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class FourBit:
+    """Codes of E2M1, two in a byte, the low one first, each times the scale of `group` columns. There may be a scale of those scales, which
+    they are multiplied by, or divided by (`divided`: compressed-tensors keeps the reciprocal of what ModelOpt does)."""
+
+    group: int
+    divided: bool = False
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        codes, scales, *whole = stored
+        values = np.take(_PAIRS, codes, axis=0).reshape(rows, -1)
+        # The scales are put together first, and then multiplied: in another order other float32 numbers come out.
+        for one in whole:
+            if self.divided and not one.all():
+                raise FormatError(
+                    "a global scale is zero, and scales are divided by it", expected="448 * 6 / the largest weight"
+                )
+            scales = scales / one if self.divided else scales * one
+        return multiplied(values, scales, self.group)
+
+
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], axis=1)
+"""The two numbers in each byte."""
+
+_LARGEST = np.float32(448)
+_SMALLEST_NORMAL = np.float32(2.0**-6)
+
+
+def to_e4m3(values: np.ndarray) -> np.ndarray:
+    """Float32 numbers as E4M3 codes, rounded to nearest even; what is beyond 448 becomes 448, as torch 2.13 has it."""
+    clipped = np.ascontiguousarray(np.clip(values, -_LARGEST, _LARGEST), dtype=np.float32)
+    bits = clipped.view(np.uint32)
+    sign = (bits >> 24) & 0x80
+    magnitude = bits & 0x7FFFFFFF
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - ((127 - 7) << 3)
+    size = np.abs(clipped)
+    small = np.rint(size * np.float32(2.0**9)).astype(
+        np.uint32
+    )  # subnormals count in steps of 2**-9, and 8 is the first normal
+    return (np.where(size < _SMALLEST_NORMAL, small, normal) | sign).astype(np.uint8)
+
+
+def multiplied(values: np.ndarray, scales: np.ndarray, width: int) -> np.ndarray:
+    """`values` [rows, columns], multiplied in place by scales [rows or 1, blocks], each of `width` columns; 0 is all columns."""
+    if not width or scales.shape[1] == 1:
+        values *= scales
+        return values
+    whole = values.shape[1] // width
+    row, column = values.strides
+    shape, strides = (values.shape[0], whole, width), (row, width * column, column)
+    blocks = np.lib.stride_tricks.as_strided(values, shape, strides)
+    blocks *= scales[:, :whole, None]
+    values[:, whole * width :] *= scales[:, whole:]
+    return values

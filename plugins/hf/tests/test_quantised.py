@@ -1,0 +1,374 @@
+"""Quantised folders, as the tools that quantise wrote them: read to the values that those tools give, kept bit for bit, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ckpt_core import convert, open_checkpoint
+from ckpt_core.errors import CkptError
+from ckpt_core.reference import forward
+from ckpt_core.reference.inputs import Inputs
+from ckpt_tests.goldens import Golden, beside
+from ckpt_tests.models import weights
+from ckpt_tests.program import assert_refused
+
+CASES = [
+    golden for golden in beside("quantised", "dequantised.safetensors") if (golden.checkpoint / "config.json").is_file()
+]
+BY_NAME = {golden.folder.name: golden for golden in CASES}
+MODELOPT = 0.01  # ModelOpt rounds the scale before it multiplies, and nobody else does (case.json, `also_right`)
+
+each = pytest.mark.parametrize("golden", CASES, ids=str)
+
+
+def _is_modelopt(golden: Golden) -> bool:
+    return golden.folder.name.startswith("modelopt")
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
+
+
+def _receipt(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "ckpt-receipt.json").read_text())
+
+
+@each
+def test_values_are_those_of_the_tool(golden: Golden, tmp_path: Path) -> None:
+    convert(golden.checkpoint, tmp_path / "hf", to="hf")
+    found, expected = weights(tmp_path / "hf"), load_file(golden.folder / "dequantised.safetensors")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        if _is_modelopt(golden):
+            torch.testing.assert_close(found[name], values, rtol=MODELOPT, atol=0)
+        else:
+            assert _same(found[name], values), name
+    assert "quantization_config" not in json.loads((tmp_path / "hf/config.json").read_text())
+    assert not (tmp_path / "hf/hf_quant_config.json").exists()
+    said = [loss["subject"] for loss in _receipt(tmp_path / "hf")["losses"] if loss["kind"] == "dropped"]
+    assert any(subject.startswith("quantisation of ") for subject in said)
+
+
+@each
+def test_it_computes_what_transformers_computes_with_those_values(golden: Golden) -> None:
+    with open_checkpoint(golden.checkpoint) as model:
+        *_, last = forward(model, Inputs(tokens=golden.input_ids.long()))
+    off = golden.off_by(last.values)
+    assert off <= (2 * MODELOPT * golden.logits.abs().max() if _is_modelopt(golden) else 1e-4)
+
+
+@each
+def test_codes_are_kept_bit_for_bit(golden: Golden, tmp_path: Path) -> None:
+    convert(golden.checkpoint, tmp_path / "hf", to="hf", options={"quantised": "keep", "max_shard_size": "200KB"})
+    found, expected = weights(tmp_path / "hf"), weights(golden.checkpoint)
+    assert found.keys() == expected.keys()
+    assert all(_same(found[name], values) for name, values in expected.items())
+    settings = [
+        json.loads((folder / "config.json").read_text()).get("quantization_config")
+        for folder in (tmp_path / "hf", golden.checkpoint)
+    ]
+    assert settings[0] == settings[1]
+    convert(tmp_path / "hf", tmp_path / "plain", to="hf")
+    convert(golden.checkpoint, tmp_path / "direct", to="hf")
+    assert _receipt(tmp_path / "hf")["fingerprint"] == _receipt(tmp_path / "plain")["fingerprint"]
+    assert _receipt(tmp_path / "plain")["fingerprint"] == _receipt(tmp_path / "direct")["fingerprint"]
+
+
+def test_a_copy_on_other_ranks_has_the_same_fingerprint(tmp_path: Path) -> None:
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    convert(golden.checkpoint, tmp_path / "megatron", to="megatron", tp=2)
+    convert(tmp_path / "megatron", tmp_path / "hf", to="hf")
+    convert(golden.checkpoint, tmp_path / "direct", to="hf")
+    prints = {_receipt(tmp_path / name)["fingerprint"] for name in ("megatron", "hf", "direct")}
+    assert len(prints) == 1
+
+
+def test_float32_keeps_the_product(tmp_path: Path) -> None:
+    golden = BY_NAME["modelopt_fp8"]
+    convert(golden.checkpoint, tmp_path / "hf", to="hf", dtype="fp32")
+    found, stored = weights(tmp_path / "hf"), weights(golden.checkpoint)
+    names = [name for name, codes in stored.items() if codes.dtype == torch.float8_e4m3fn]
+    assert names
+    for name in names:
+        assert torch.equal(found[name], stored[name].float() * stored[f"{name}_scale"])
+
+
+# --- one thing wrong -----------------------------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], list[str]]
+"""Changes the tensors of a folder, and what its config says of them; returns what the error must name."""
+
+Q = "model.layers.0.self_attn.q_a_proj.weight"
+SCALE = f"{Q}_scale_inv"
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+def fp8(change: Change) -> tuple[str, Change]:
+    return "deepseek_v3_fp8_block", change
+
+
+def int4(change: Change) -> tuple[str, Change]:
+    return "ct_w4a16_group_sym", change
+
+
+def nvfp4(change: Change) -> tuple[str, Change]:
+    return "ct_nvfp4", change
+
+
+def mxfp4(change: Change) -> tuple[str, Change]:
+    return "gpt_oss_mxfp4", change
+
+
+def modelopt(change: Change) -> tuple[str, Change]:
+    return "modelopt_fp8", change
+
+
+def tensors(*names: str, **changes: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    (change,) = changes.values()
+
+    def changed(held: dict[str, torch.Tensor], settings: dict[str, Any]) -> list[str]:
+        change(held)
+        return list(names)
+
+    return changed
+
+
+def settings(*names: str, **values: Any) -> Change:
+    def changed(held: dict[str, torch.Tensor], said: dict[str, Any]) -> list[str]:
+        said.update(values)
+        return list(names)
+
+    return changed
+
+
+def group(*names: str, **values: Any) -> Change:
+    def changed(held: dict[str, torch.Tensor], said: dict[str, Any]) -> list[str]:
+        said["config_groups"]["group_0"]["weights"].update(values)
+        return list(names)
+
+    return changed
+
+
+def element(name: str, index: int, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(held: dict[str, torch.Tensor]) -> None:
+        held[name].reshape(-1)[index] = value
+
+    return change
+
+
+MUTATIONS: dict[str, tuple[str, Change]] = {
+    "a scale is missing": fp8(tensors(Q, "has no scale", SCALE, change=lambda held: held.pop(SCALE))),
+    "a weight is missing": fp8(tensors(SCALE, "scale of no weight", change=lambda held: held.pop(Q))),
+    "a scale has another name": fp8(tensors(Q, "has no scale", change=lambda held: held.update({f"{Q}_scal": held.pop(SCALE)}))),
+    "a scale is there under two names": fp8(tensors(Q, "two tensors", f"{Q}_scale", change=lambda held: held.update({f"{Q}_scale": held[SCALE].clone()}))),
+    "a scale is turned": fp8(tensors(SCALE, "by its shape", "[1, 2]", change=lambda held: held.update({SCALE: held[SCALE].T.contiguous()}))),
+    "a scale is too long": fp8(tensors(SCALE, "by its shape", change=lambda held: held.update({SCALE: torch.ones(1, 3)}))),
+    "a scale is a whole number": fp8(tensors(SCALE, "no scale by its dtype", "int32", change=lambda held: held.update({SCALE: held[SCALE].int()}))),
+    "a scale is no number": fp8(tensors(SCALE, "scales that are no numbers", "nan", change=element(SCALE, 1, float("nan")))),
+    "a scale is infinite": fp8(tensors(SCALE, "scales that are no numbers", "inf", change=element(SCALE, 0, float("inf")))),
+    "codes are of another shape": fp8(tensors("q_a_proj", "shape", change=lambda held: held.update({Q: held[Q].view(torch.uint8)[:, :140].contiguous().view(torch.float8_e4m3fn)}))),
+    "codes of a vector": fp8(tensors("model.norm.weight", "has no scale", change=lambda held: held.update({"model.norm.weight": held["model.norm.weight"].to(torch.float8_e4m3fn)}))),
+    "blocks of another size": fp8(settings("by its shape", "64 x 64", weight_block_size=[64, 64])),
+    "no blocks": fp8(settings("by its shape", weight_block_size=None)),
+    "blocks of no size": fp8(settings("weight_block_size", weight_block_size=[0, 128])),
+    "another method": fp8(settings("'awq'", "are not read", "llm-compressor", quant_method="awq")),
+    "a method that nobody has": fp8(settings("'nobody'", quant_method="nobody")),
+    "a method that is no name": fp8(settings("quant_method", quant_method={})),
+    "a list has a module with codes": fp8(settings(Q, "lists its module", modules_to_not_convert=[Q.removesuffix(".weight")])),
+    "the shape lies in its rows": int4(tensors(f"{DOWN}.weight_packed", "does not hold", change=element(f"{DOWN}.weight_shape", 0, 97))),
+    "the shape lies in its columns": int4(tensors("down_proj", change=element(f"{DOWN}.weight_shape", 1, 223))),
+    "the shape is impossible": int4(tensors(f"{DOWN}.weight_shape", "impossible", change=element(f"{DOWN}.weight_shape", 1, -4))),
+    "the shape is missing": int4(tensors(f"{DOWN}.weight_packed", "has no shape", change=lambda held: held.pop(f"{DOWN}.weight_shape"))),
+    "words are missing": int4(tensors(f"{DOWN}.weight_packed", "does not hold", change=lambda held: held.update({f"{DOWN}.weight_packed": held[f"{DOWN}.weight_packed"][:, :-1].contiguous()}))),
+    "inputs are reordered": int4(tensors("weight_g_idx", "reorders", change=lambda held: held.update({f"{DOWN}.weight_g_idx": torch.zeros(224, dtype=torch.int32)}))),
+    "a zero point of a symmetric weight": int4(tensors("weight_zero_point", "symmetric", change=lambda held: held.update({f"{DOWN}.weight_zero_point": torch.zeros(12, 7, dtype=torch.int32)}))),
+    "no zero point of an asymmetric weight": int4(group("has no a zero point", symmetric=False)),
+    "codes of other bits": int4(group("does not hold", "8 bits", num_bits=8)),
+    "codes of no bits": int4(group("config_groups.group_0", num_bits=99)),
+    "groups of another size": int4(group("by its shape", group_size=16)),
+    "no group": int4(settings("config_groups", config_groups={})),
+    "a weight of no group": int4(lambda held, said: said["config_groups"]["group_0"].update(targets=["model.layers.0.mlp.up_proj"]) or ["no group"]),
+    "a pattern that is none": int4(lambda held, said: said["config_groups"]["group_0"].update(targets=["re:("]) or ["no regular expression"]),
+    "weights that are not packed": int4(settings("quantization_status", quantization_status="frozen")),
+    "rotated weights": int4(settings("transform_config", transform_config={"config_groups": {"u": {}}})),
+    "sparse weights": int4(settings("sparse", sparsity_config={"format": "sparse-24-bitmask"})),
+    "a format that nobody has": int4(settings("format", format="marlin-24")),
+    "no scale of the scales": nvfp4(tensors("weight_scale", "no exponent", change=lambda held: held.pop(f"{DOWN}.weight_global_scale"))),
+    "a scale of the scales is zero": nvfp4(tensors("global scale is zero", change=element(f"{DOWN}.weight_global_scale", 0, 0.0))),
+    "codes of bytes": nvfp4(tensors("by its shape", change=lambda held: held.update({f"{DOWN}.weight_packed": held[f"{DOWN}.weight_packed"].repeat(1, 2)}))),
+    "no scales of the blocks": mxfp4(tensors("gate_up_proj_blocks", "has no scale", change=lambda held: held.pop("model.layers.1.mlp.experts.gate_up_proj_scales"))),
+    "an exponent is no number": mxfp4(tensors("gate_up_proj_scales", "no numbers", change=element("model.layers.1.mlp.experts.gate_up_proj_scales", 5, 255))),
+    "blocks of other sizes": mxfp4(tensors("down_proj_blocks", "blocks of 32", change=lambda held: held.update({"model.layers.1.mlp.experts.down_proj_blocks": torch.zeros(3, 64, 6, 8, dtype=torch.uint8)}))),
+    "scales of other blocks": mxfp4(tensors("down_proj_scales", "no scale for each", change=lambda held: held.update({"model.layers.1.mlp.experts.down_proj_scales": torch.ones(3, 64, 2, dtype=torch.uint8)}))),
+    "an algorithm that changes weights": modelopt(settings("W4A16_AWQ", quant_algo="W4A16_AWQ")),
+    "a side file that disagrees": modelopt(settings("hf_quant_config.json", "disagree", quant_algo="FP8_PB_WO")),
+    "inputs are scaled": modelopt(tensors("pre_quant_scale", change=lambda held: held.update({f"{DOWN}.pre_quant_scale": torch.ones(176)}))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_what_is_wrong_is_named(name: str, tmp_path: Path) -> None:
+    case, change = MUTATIONS[name]
+    _mutate(BY_NAME[case], tmp_path / "hf", change, lambda names: assert_refused(tmp_path / "hf", *names, to="hf"))
+
+
+def _mutate(golden: Golden, folder: Path, change: Change, check: Callable[[list[str]], Any]) -> None:
+    """Make a changed copy of a golden, in one file, and check what becomes of it."""
+    folder.mkdir()
+    for file in golden.checkpoint.iterdir():
+        if file.suffix == ".json" and not file.name.endswith(".index.json"):
+            shutil.copy(file, folder)
+    held, config = weights(golden.checkpoint), json.loads((folder / "config.json").read_text())
+    names = change(held, config["quantization_config"])
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    check(names)
+
+
+def test_without_a_word_on_the_scheme_codes_are_refused(tmp_path: Path) -> None:
+    def change(held: dict[str, torch.Tensor], said: dict[str, Any]) -> list[str]:
+        return ["stored in FP8, and no config says by which scheme", "hf_quant_config.json"]
+
+    def check(names: list[str]) -> None:
+        config = json.loads((tmp_path / "hf/config.json").read_text())
+        del config["quantization_config"]
+        (tmp_path / "hf/config.json").write_text(json.dumps(config))
+        assert_refused(tmp_path / "hf", *names, to="hf")
+
+    _mutate(BY_NAME["deepseek_v3_fp8_block"], tmp_path / "hf", change, check)
+
+
+def test_the_side_file_alone_says_the_scheme(tmp_path: Path) -> None:
+    golden = BY_NAME["modelopt_fp8"]
+    shutil.copytree(golden.checkpoint, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    for source, name in ((tmp_path / "hf", "one"), (golden.checkpoint, "other")):
+        convert(source, tmp_path / name, to="hf")
+    assert _receipt(tmp_path / "one")["fingerprint"] == _receipt(tmp_path / "other")["fingerprint"]
+    convert(tmp_path / "hf", tmp_path / "kept", to="hf", options={"quantised": "keep"})
+    assert (tmp_path / "kept/hf_quant_config.json").read_bytes() == (tmp_path / "hf/hf_quant_config.json").read_bytes()
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 whose linear layers are whole blocks of 128, but for those of k and v, written by transformers in bf16."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("plain") / "hf"
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 70,
+    }
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=64, num_hidden_layers=2)).bfloat16()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # rows of different sizes, and a block of zeros
+            parameter.data = (parameter.data.float() * torch.rand(len(parameter), 1) * 40).bfloat16()
+            parameter.data[:128, :128] = 0
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_fp8_blocks_are_those_of_transformers(plain: Path, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+    from transformers.integrations.finegrained_fp8 import Fp8Quantize
+
+    convert(plain, tmp_path / "fp8", to="hf", options={"quantise": "fp8-block", "max_shard_size": "1MB"})
+    config = SimpleNamespace(weight_block_size=(128, 128), scale_fmt=None)
+    reference = Fp8Quantize(SimpleNamespace(quantization_config=config))
+    found, source = weights(tmp_path / "fp8"), weights(plain)
+    quantised = [name for name in source if "_proj" in name]
+    assert {f"{name}_scale_inv" for name in quantised} == found.keys() - source.keys()
+    for name, values in source.items():
+        expected = reference._quantize_one(name, values) if name in quantised else {name: values}
+        assert all(_same(found[one], other) for one, other in expected.items()), name
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "fp8", dtype=torch.bfloat16, quantization_config=FineGrainedFP8Config(dequantize=True)
+    )
+    convert(tmp_path / "fp8", tmp_path / "back", to="hf")
+    assert all(torch.equal(values, loaded.state_dict()[name]) for name, values in weights(tmp_path / "back").items())
+    assert _receipt(tmp_path / "fp8")["fingerprint"] == _receipt(tmp_path / "back")["fingerprint"]
+    assert any("stored as codes" in loss["reason"] for loss in _receipt(tmp_path / "fp8")["losses"])
+
+
+def test_layers_that_run_as_one_are_quantised_together_or_not_at_all(tmp_path: Path) -> None:
+    """The keys and values of this model have 64 rows: no whole block. vLLM runs q, k and v as one matrix of one scheme."""
+    from ckpt_tests import tiny
+
+    tiny.build(
+        tmp_path / "plain",
+        "llama",
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        dtype=torch.bfloat16,
+    )
+    convert(tmp_path / "plain", tmp_path / "fp8", to="hf", options={"quantise": "fp8-block"})
+    scaled = {name.split(".")[-2] for name in weights(tmp_path / "fp8") if name.endswith("_scale_inv")}
+    assert scaled == {"o_proj", "gate_proj", "up_proj", "down_proj"}
+    said = json.loads((tmp_path / "fp8/config.json").read_text())["quantization_config"]["modules_to_not_convert"]
+    assert {name.split(".")[-1] for name in said} == {"q_proj", "k_proj", "v_proj", "lm_head"}
+
+
+ASKED = {
+    "nothing is quantised": ({"quantised": "keep"}, None, "there are no codes to keep"),
+    "no layer has whole blocks": ({"quantise": "fp8-block"}, None, "sizes of whole blocks"),
+    "both": ({"quantise": "fp8-block", "quantised": "keep"}, None, "give one"),
+    "a torch file": ({"quantise": "fp8-block", "container": "bin"}, None, "safetensors alone"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
+    from ckpt_tests import tiny
+
+    options, dtype, expected = ASKED[name]
+    tiny.build(tmp_path / "plain", "llama")
+    with pytest.raises(CkptError, match=re.escape(expected)):
+        convert(tmp_path / "plain", tmp_path / "out", to="hf", options=options, dtype=dtype or "keep")
+
+
+def test_a_dtype_would_change_codes_that_are_kept(tmp_path: Path) -> None:
+    golden = BY_NAME["ct_nvfp4"]
+    with pytest.raises(CkptError, match="--dtype would change"):
+        convert(golden.checkpoint, tmp_path / "out", to="hf", options={"quantised": "keep"}, dtype="fp32")
+
+
+def test_a_value_that_is_no_number_is_not_quantised(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "hf")
+    held = load_file(tmp_path / "hf/model.safetensors")
+    held["model.layers.1.mlp.up_proj.weight"][200, 7] = np.inf
+    save_file(held, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    assert_refused(
+        tmp_path / "hf",
+        "model.layers.1.mlp.up_proj.weight",
+        "no numbers",
+        to="hf",
+        arguments=("-o", "quantise=fp8-block"),
+    )

@@ -1,0 +1,1 @@
+"""The optimizer of Megatron in its files: read, and written."""

@@ -1,0 +1,90 @@
+"""The groups of an optimizer: by what Megatron divides its parameters, and what it says of each group.
+
+Parameters with weight decay come first, then vectors and biases, which have none; those of experts that expert parallel ranks share out are
+apart (core 0.16, optimizer/__init__.py, `_get_param_groups`). A loader finds its groups by `_IDENTITY`, and takes from the file whatever else they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ckpt_core.sdk import errors, ledgers, reading
+from ckpt_megatron.found import RankShare
+
+DROP = "convert the weights alone, with --training-state drop"
+_EXPERTS = ".experts."
+
+
+class Divided(NamedTuple):
+    """By what Megatron divides parameters into groups: whether they are of experts, and whether they are without weight decay."""
+
+    experts: bool
+    undecayed: bool
+
+
+ORDER = tuple(Divided(experts, undecayed) for experts in (False, True) for undecayed in (False, True))
+"""The groups in the order in which Megatron has them; with experts apart, the last two are of an optimizer of their own."""
+
+
+def place_of(name: str, axes: int, apart: bool = True) -> Divided:
+    """The group of a parameter by its name and the number of its axes; `apart`: experts have groups of their own."""
+    return Divided(apart and _EXPERTS in name, name.endswith(".bias") or axes == 1)
+
+
+def said_of(body: Mapping[str, Any]) -> Divided:
+    """Which parameters a group says it has."""
+    return Divided(bool(body.get("is_expert_parallel")), body.get("wd_mult", body.get("pre_wd_mult", 1.0)) == 0.0)
+
+
+def members_of(bodies: Sequence[Mapping[str, Any]], shares: Sequence[RankShare], file: str) -> list[list[str]]:
+    """The parameters of each group by the names of the tables, as Megatron divides them."""
+    apart = any(said_of(body).experts for body in bodies)
+    left: dict[Divided, dict[str, None]] = {}
+    for share in shares:
+        for name, copies in share.tensors.items():
+            left.setdefault(place_of(name, len(copies[0][0].origin), apart), {})[name] = None
+    found = [list(left.pop(said_of(body), ())) for body in bodies]
+    if left:
+        (name, *_), *_ = left.values()
+        raise errors.NotCarried(f"{name!r} is in no group of the optimizer", file=file, fix=DROP)
+    return found
+
+
+def written_groups(
+    training: reading.Training, places: Mapping[Divided, Sequence[str]]
+) -> tuple[list[reading.Group], list[ledgers.Loss]]:
+    """The groups of a state that is written, for the canonical parameters in each of these `places`, and what of them changes.
+
+    Vectors and biases are not decayed, whatever the file says: the schedule multiplies the weight decay of the command line by `wd_mult`.
+    """
+    if training.optimizer != reading.ADAMW and any(group.weight_decay for group in training.groups):
+        raise errors.NotCarried(
+            "the source adds weight decay to the gradients (L2), and Megatron-LM decays the weights (AdamW)",
+            fix=DROP,
+        )
+    return reading.regrouped(training, list(places.values()), [0.0 if place.undecayed else None for place in places])
+
+
+def body_of(group: reading.Group, place: Divided, step: int, fused: bool, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What a file says of a group.
+
+    `fused`: TransformerEngine's or Apex' FusedAdam counts the steps of a group, torch's AdamW those of a parameter. `rates` are the `max_lr` and
+    `min_lr` of the schedule, where they are known: without them a run has those of its command line.
+    """
+    body: dict[str, Any] = {
+        "is_expert_parallel": place.experts,
+        "default_config": True,
+        "wd_mult": 0.0 if place.undecayed else 1.0,
+        "lr_mult": 1.0,
+        "is_decoupled_lr": False,
+        **rates,
+    }
+    said = reading.adam.said_by(group, [], reading.ADAMW)
+    for key in ("initial_lr", "params", *(_OF_TORCH if fused else ())):
+        del said[key]
+    return body | said | ({"bias_correction": True, "step": step} if fused else {})
+
+
+# Hyper-parameters of torch's AdamW alone.
+_OF_TORCH = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")

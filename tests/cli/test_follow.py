@@ -1,0 +1,151 @@
+"""`ckpt follow`: each whole checkpoint once, a half-written one never."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ckpt_core.cli import follow
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file below a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(make, tmp_path: Path):
+    """A run with three checkpoints, as a training leaves them, and a way to look at it once."""
+    (tmp_path / "run").mkdir()
+    for number in (5, 10, 100):
+        old(make(f"run/step-{number}"))
+    return tmp_path / "run"
+
+
+def old(folder: Path, seconds: int = 3600) -> Path:
+    """The folder as it would be some time after it was written."""
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, times=(time.time() - seconds,) * 2)
+    return folder
+
+
+@pytest.fixture
+def once(ckpt, run, tmp_path):
+    def look(*more: object):
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once", "--json", *more)
+        steps = ran.json["steps"]
+        return ran.code, {step["step"]: step["state"] for step in steps}, {step["step"]: step for step in steps}
+
+    return look
+
+
+class TestFollow:
+    def test_each_once_in_order(self, once, ckpt, run, tmp_path, make):
+        code, states, steps = once()
+        assert code == 0 and states == dict.fromkeys(["step-5", "step-10", "step-100"], "converted")
+        assert steps["step-5"]["fingerprint"] == ckpt("fingerprint", run / "step-5").out.split()[0]
+        before = times(tmp_path / "out")
+        old(make("run/step-200"))
+        code, states, _ = once()
+        assert [*states.values()] == ["done before"] * 3 + ["converted"]
+        assert before.items() <= times(tmp_path / "out").items()
+
+    def test_what_is_being_written_waits(self, once, run, monkeypatch):
+        opened = []
+        monkeypatch.setattr(
+            follow.Follower,
+            "_converted",
+            lambda self, source, destination: (
+                opened.append(source) or {"state": "converted", "seconds": 0, "bytes_written": 0, "fingerprint": ""}
+            ),
+        )
+        os.utime(run / "step-5" / "tokenizer.json")  # just now
+        (run / "step-10-unfinished").touch()
+        (run / "step-100" / "weights.tmp").touch()
+        old(run / "step-100")
+        _, states, steps = once()
+        assert [*states.values()] == ["waiting"] * 3 and opened == []
+        assert (
+            "s ago" in steps["step-5"]["why"]
+            and "lies beside" in steps["step-10"]["why"]
+            and "weights.tmp" in steps["step-100"]["why"]
+        )
+
+    @pytest.mark.parametrize(
+        ("file", "text"), [("latest", "global_step10"), ("latest_checkpointed_iteration.txt", "10\n")]
+    )
+    def test_the_runs_own_pointer_is_believed(self, once, run, file, text):
+        (run / file).write_text(text)
+        _, states, steps = once()
+        assert [*states.values()] == ["converted", "converted", "waiting"] and steps["step-100"][
+            "why"
+        ] == f"{file} names 10"
+
+    def test_a_damaged_one_fails_and_the_others_do_not(self, once, run):
+        path = run / "step-10" / "toy.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        old(run)
+        code, states, steps = once()
+        assert code == 1 and [*states.values()] == ["converted", "failed", "converted"]
+        assert steps["step-10"]["error"]["anchor"] == "format-error"
+
+    def test_another_format_in_the_place_of_the_outputs(self, once, run, ckpt, tmp_path):
+        assert ckpt("convert", run / "step-5", tmp_path / "out" / "step-5", "--to", "toy", "-p").code == 0
+        receipt = tmp_path / "out" / "step-5" / "ckpt-receipt.json"
+        assert once()[1]["step-5"] == "done before"
+        receipt.write_text(receipt.read_text().replace('"format": "toy"', '"format": "toi"'))
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once")
+        assert ran.code == 1 and "receipt" in ran.err
+
+    def test_one_line_a_checkpoint_until_it_is_stopped(self, ckpt, run, tmp_path, monkeypatch):
+        def stop(seconds):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(follow.time, "sleep", stop)
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy")
+        assert ran.code == 130 and [line.split()[:2] for line in ran.out.splitlines()] == [
+            ["step-5", "converted"], ["step-10", "converted"], ["step-100", "converted"]
+        ]  # fmt: skip
+        again = ckpt("follow", run, tmp_path / "out", "--to", "toy")
+        assert again.code == 130 and again.out == ""
+
+    def test_a_stop_in_the_middle_loses_nothing(self, once, run, tmp_path, monkeypatch):
+        from ckpt_core.engine import run as engine
+
+        known = engine.run_plan
+
+        def interrupted(plan, destination, **asked):
+            return known(plan, destination, listener=lambda event: signal.raise_signal(signal.SIGINT))
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with monkeypatch.context() as patch, pytest.raises((KeyError, KeyboardInterrupt)):
+                patch.setattr(engine, "run_plan", interrupted)
+                once()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert not (tmp_path / "out" / "step-5").exists()
+        assert [*once()[1].values()] == ["converted"] * 3
+
+    @pytest.mark.parametrize(
+        ("name", "number"),
+        [
+            ("iter_0000100", 100),
+            ("checkpoint-6", 6),
+            ("global_step2", 2),
+            ("m--val_loss=2.54-step=7000-consumed_samples=14.0.ckpt", 7000),
+            ("30", 30),
+        ],
+    )
+    def test_names_of_checkpoints(self, name, number, tmp_path):
+        (tmp_path / name).mkdir()
+        for other in ("logs", "latest", "tmp-checkpoint-7", "wandb", "final"):
+            (tmp_path / other).mkdir()
+        assert follow.steps_in(str(tmp_path)) == [name] and follow.number_of(name) == number
+
+    def test_a_run_that_is_none(self, ckpt, tmp_path):
+        assert ckpt("follow", tmp_path / "nothing", tmp_path / "out", "--to", "toy", "--once").code == 2

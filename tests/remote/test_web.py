@@ -1,0 +1,242 @@
+"""Checkpoints behind a web server: every kind of container opens, by ranges; what a server does wrong is retried or refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ckpt_core import convert, fingerprint, open_checkpoint
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.storage.bytes.remote import localised, object_at, ranges, stand_in
+from ckpt_core.storage.bytes.remote.objects import Listing, Object
+from ckpt_core.storage.bytes.remote.view import _stood
+from ckpt_tests.folders import contents
+from ckpt_tests.goldens import SHIPPED
+from ckpt_tests.program import ckpt
+from ckpt_tests.web import Site, serving
+
+NANOTRON = SHIPPED / "nanotron/main_llama_tied_tp2_pp2/checkpoint"
+
+# One for each container and each way to lie: safetensors, torch zip and legacy, torch_dist, zarr, tar, tar.gz, xser, ZeRO.
+CASES = [
+    "megatron/qwen3_tied_tp2_pp2_torch_dist",
+    "megatron/legacy_ckptver0_gpt2_tp2",
+    "megatron-deepspeed/bloom-tp2-dp2-bf16-ds070",
+    "nemo-gpt/legacy-gpt2-ln1p-tp2-nemo",
+    "nemo-gpt/mcore-llama-gqa-tp2-nemo-distckpt",
+    "nemo-t5/ul2_legacy_true_ckpt",
+    "nemo2/gpt2_tied_tp2_spm",
+    "nxdt/train_hf_mixtral_tp2_xser",
+]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered from another test, and nobody waits long."""
+    monkeypatch.setattr(ranges, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(ranges, "_STEPS", ranges._Steps())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An HF folder with a tokenizer, of a real Nanotron checkpoint."""
+    folder = tmp_path_factory.mktemp("web") / "llama"
+    convert(NANOTRON, folder, to="hf", sync=False)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / RECEIPT).unlink()
+    return folder
+
+
+@pytest.fixture
+def site(model: Path, tmp_path: Path) -> Iterator[Site]:
+    """A server of a copy of the model, in the folder `llama`."""
+    shutil.copytree(model, tmp_path / "www/llama")
+    with serving(tmp_path / "www") as found:
+        yield found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_container_opens(case: str) -> None:
+    folder = SHIPPED / case / "checkpoint"
+    inside = [one for one in folder.iterdir() if one.suffix == ".nemo"]
+    given = SHIPPED / case / "config"  # a format that says no architecture
+    with serving(SHIPPED / case) as site:
+        config = f"{site.url}config" if given.is_dir() else None
+        address = f"{site.url}checkpoint/{inside[0].name if inside else ''}"
+        expected = fingerprint(inside[0] if inside else folder, config=given if config else None)
+        assert fingerprint(address, config=config) == expected
+    assert site.asked and all(one.condition for one in site.asked), "every range is asked for on a condition"
+
+
+def test_inspecting_reads_headers_alone(site: Site) -> None:
+    code, text = ckpt("inspect", site.url + "llama")
+    assert code == 0, text
+    assert f"{site.url}llama" in text
+    assert "ckpt-" not in text, "no path of a stand-in is shown"
+    weights = [one for one in site.asked if one.name.endswith(".safetensors")]
+    assert sum(one.count for one in weights) <= 8 << 10
+    code, text = ckpt(
+        "convert", site.url + "llama", Path(tempfile.gettempdir(), "none"), "--to", "nanotron", "--dry-run"
+    )
+    assert code == 0, text
+    assert sum(one.count for one in site.asked if one.name.endswith(".safetensors")) <= 16 << 10
+
+
+def test_a_conversion_is_the_same_and_leaves_no_copy(site: Site, model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "out", to="nanotron", tp=2, sync=False)
+    local = contents((tmp_path / "out").rename(tmp_path / "local"))
+    receipt = convert(f"{site.url}llama/", tmp_path / "out", to="nanotron", tp=2, sync=False)
+    remote = contents(tmp_path / "out")
+    assert local.pop(RECEIPT) != remote.pop(RECEIPT)
+    assert local == remote
+    text = json.dumps(receipt.body)
+    assert receipt.body["source"]["path"] == f"{site.url}llama"
+    assert f"{site.url}llama/model.safetensors" in text
+    assert "/ckpt-" not in text
+    weights = [one for one in receipt.body["source"]["files"] if one["path"].endswith(".safetensors")]
+    assert all(one["version"].startswith('"') for one in weights)
+    place = localised(f"{site.url}llama")
+    held = sum(one.stat().st_blocks * 512 for one in Path(place).iterdir())
+    assert held <= 8192 * len(list(Path(place).iterdir())), "a stand-in holds one line"
+
+
+def test_both_sides_may_lie_elsewhere(site: Site, tmp_path: Path) -> None:
+    convert(site.url + "llama", site.folder / "nanotron", to="nanotron", tp=2, sync=False)
+    for command in ("verify", "diff"):
+        code, text = ckpt(command, site.url + "llama", site.url + "nanotron")
+        assert code == 0, text
+    weights = next((site.folder / "nanotron").rglob("*rank-0*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    code, text = ckpt("verify", site.url + "llama", site.url + "nanotron")
+    assert code == 3, text
+    assert weights.name in text
+
+
+def test_workers_read_for_themselves(site: Site, tmp_path: Path) -> None:
+    command = ["convert", site.url + "llama", tmp_path / "out", "--to", "nanotron", "--no-sync"]
+    code, text = ckpt(*command, "--engine", "processes", "--workers", "2")
+    assert code == 0, text
+    assert fingerprint(tmp_path / "out") == fingerprint(site.folder / "llama")
+
+
+@pytest.mark.parametrize("fault", ["status", "drop", "short"])
+def test_what_passes_is_asked_for_again(site: Site, fault: str) -> None:
+    expected = fingerprint(site.folder / "llama")
+    site.fault = lambda number: fault if number % 3 == 0 else None
+    assert fingerprint(site.url + "llama") == expected
+    site.fault = lambda number: fault
+    ranges._STEPS.__init__()  # type: ignore[misc]
+    with pytest.raises(CkptError, match=r"does not answer(?s:.)*7 times in a row"):
+        fingerprint(site.url + "llama")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("whole", "the server ignores ranges"),
+        ("other", "another range than it was asked for"),
+        ("none", "another range than it was asked for"),
+    ],
+)
+def test_a_server_that_does_something_else_is_refused(site: Site, fault: str, words: str) -> None:
+    site.fault = lambda number: fault if site.asked[-1].name.endswith(".safetensors") else None
+    with pytest.raises(CkptError, match=words):
+        fingerprint(site.url + "llama")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"conditions": False}, {"etags": False}, {"etags": False, "conditions": False}]
+)
+def test_a_change_in_between_is_noticed(site: Site, settings: dict[str, bool]) -> None:
+    for name, value in settings.items():
+        setattr(site, name, value)
+    file = site.folder / "llama/model.safetensors"
+    with open_checkpoint(site.url + "llama") as checkpoint:
+        first, *_, last = checkpoint
+        assert np.isfinite(checkpoint[first][0]).all()
+        ranges._STEPS.__init__()  # type: ignore[misc]
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        os.utime(file, (1e9, 1e9))
+        with pytest.raises(FormatError, match="the source changed while it was being read"):
+            checkpoint[last].numpy()
+        file.unlink()
+        with pytest.raises(FormatError, match="the source changed while it was being read"):
+            checkpoint[last].numpy()
+
+
+def test_what_is_not_there_is_one_error(site: Site, tmp_path: Path) -> None:
+    for address, words in {
+        f"{site.url}nothing": "does not give this file",
+        "http://name:secret@127.0.0.1/x": "~/.netrc",
+        "file:///tmp/model": "give the path itself",
+        "msc://profile/model": "there is no reader for msc://",
+        "s3:///model": "names no bucket",
+        "http://127.0.0.1:9/model": "does not answer",
+    }.items():
+        code, text = ckpt("inspect", address)
+        assert code in (1, 2), text
+        assert words in text, text
+        assert "secret" not in text and "Traceback" not in text
+    code, text = ckpt("convert", site.folder / "llama", "s3://bucket/model", "--to", "nanotron")
+    assert code == 2 and "s3:// is no destination" in text, text
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "a//x", "/x", "a\0b", "y" * 300])
+def test_a_name_that_is_no_path_is_refused(name: str) -> None:
+    with pytest.raises(FormatError, match="a name that no file can have"):
+        _stood(Listing("https://names", "", [Object(f"https://names/{name}", 1, "v")]))
+
+
+def test_a_file_and_a_folder_of_one_name_are_refused() -> None:
+    objects = [Object(f"https://twice/{name}", 1, "v") for name in ("a", "a/b")]
+    with pytest.raises(FormatError, match="one name"):
+        _stood(Listing("https://twice", "", objects))
+
+
+def test_a_stand_in_holds_nothing_and_says_where_it_is(site: Site) -> None:
+    folder = localised(site.url + "llama")
+    file = Path(folder, "model.safetensors")
+    assert stand_in(file) and not stand_in(site.folder)
+    assert file.stat().st_size == (site.folder / "llama/model.safetensors").stat().st_size
+    assert file.stat().st_mode & 0o777 == 0
+    assert object_at(file) == object_at(Path(folder, "..", "llama", "model.safetensors"))
+    if os.geteuid() == 0:  # who may open everything meets a text
+        assert file.read_bytes().startswith(f"a stand-in of ckpt for {site.url}llama/model.safetensors".encode())
+
+
+def test_a_cache_is_filled_once_and_only_where_asked_for(site: Site, tmp_path: Path) -> None:
+    expected = fingerprint(site.folder / "llama")
+    seen = []
+    for damage in (None, None, lambda one: one.write_bytes(b"nonsense\n9"), None):
+        before, site.asked[:] = len(site.asked), []
+        ranges._STEPS.__init__()  # type: ignore[misc]
+        for one in (tmp_path / "cache").glob("*.have"):
+            if damage is not None:
+                damage(one)
+        code, text = ckpt("fingerprint", site.url + "llama", "--cache", tmp_path / "cache")
+        assert code == 0 and text.startswith(expected), text
+        seen.append(sum(one.count for one in site.asked))
+    assert seen[0] and seen[2] and not seen[1] and not seen[3], (before, seen)
+
+
+def test_small_reads_take_few_requests(site: Site) -> None:
+    path = site.folder / "big.safetensors"
+    save_file({f"t{number:05}": np.zeros(1, np.float32) for number in range(3000)}, path)
+    from ckpt_core.storage.safetensors import read_header
+
+    header = read_header(localised(site.url + "big.safetensors"))
+    assert len(header.tensors) == 3000
+    assert len(site.asked) == 2, "a header is two requests: how long it is, and the rest"
