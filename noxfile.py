@@ -15,10 +15,9 @@ ROOT = Path(__file__).parent
 PACKAGES = [
     "core",
     "page",
-    *(f"plugins/{name}" for name in ("hf", "megatron", "nanotron", "nemo", "nxdt", "deepspeed", "fsdp", "peft")),
+    *sorted(str(file.parent.relative_to(ROOT)) for file in ROOT.glob("plugins/*/pyproject.toml")),
 ]
 HELPERS = ("-e", "tests/support")  # what the tests share
-DEMO = ROOT / "tests/data/golden/nanotron/main_llama_tied_tp2_pp2/checkpoint"
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 
 
@@ -54,23 +53,7 @@ def tests(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Convert a real checkpoint to HF and to Nanotron, prove them equal, and show the logits."""
     install(session, "torch>=2.6", "transformers>=4.45", "safetensors", "rich")
-    out = ROOT / "build" / "demo"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    source, hf, other = (str(path.relative_to(ROOT)) for path in (DEMO, out / "hf", out / "nanotron-tp1"))
-    steps = [
-        ["inspect", source],
-        ["convert", source, hf, "--to", "hf"],
-        ["convert", hf, other, "--to", "nanotron", "--tp", "1", "--pp", "1"],
-        ["fingerprint", source],
-        ["fingerprint", hf],
-        ["fingerprint", other],
-        ["diff", source, other],
-        ["verify", source, hf, "--logits"],
-    ]
-    for step in steps:
-        session.run("ckpt", *step)
-    session.run("python", "benchmarks/show_logits.py", hf, f"{Path(source).parent}/expected.safetensors")
+    session.run("python", "tools/demo.py", silent=False)
 
 
 @nox.session
@@ -153,6 +136,14 @@ def real_megatron_lm(session: nox.Session) -> None:
 
 
 @nox.session
+def real_megatron_training(session: nox.Session) -> None:
+    """Megatron-LM goes on from the state of a training that we write; $MEGATRON_LM_SOURCE is a tree of it, $CKPT_GOLDENS_2026 has the runs."""
+    session.install("-r", "tests/real/requirements-megatron-lm.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_megatron_training.py")
+
+
+@nox.session
 def real_deepspeed(session: nox.Session) -> None:
     """The released DeepSpeed (PyPI 0.19.8, on CPU): what it saves is read as it reads it; what we write it loads and trains."""
     session.install("-r", "tests/real/requirements-deepspeed.txt")
@@ -166,6 +157,14 @@ def real_peft(session: nox.Session) -> None:
     session.install("-r", "tests/real/requirements-peft.txt")
     install(session, *HELPERS, "pytest")
     judge(session, "check_peft.py")
+
+
+@nox.session
+def real_quantised(session: nox.Session) -> None:
+    """compressed-tensors (PyPI 0.20.1, on CPU) quantises and dequantises in each of its ways: every weight of ours is its, bit for bit."""
+    session.install("-r", "tests/real/requirements-quantised.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_quantised.py")
 
 
 @nox.session
@@ -222,6 +221,14 @@ def real_nxdt_models(session: nox.Session) -> None:
 
 
 @nox.session
+def real_training(session: nox.Session) -> None:
+    """Runs of one framework go on in another: Nanotron 0.4, DeepSpeed 0.19.8 and transformers' Trainer (on CPU); $CKPT_GOLDENS_2026 has the runs."""
+    session.install("-r", "tests/real/requirements-training.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_training.py")
+
+
+@nox.session
 def clusters(session: nox.Session) -> None:
     """Faults on clusters of Dask and Ray on this machine: no wrong output, no lost work."""
     install(session, "distributed", "ray", "safetensors", "numpy")
@@ -254,26 +261,42 @@ def smollm2(session: nox.Session) -> None:
 
 
 @nox.session
+def notebook(session: nox.Session) -> None:
+    """The notebook prints what it shows; `nox -s notebook -- --write` puts in what it prints."""
+    install(session, "torch>=2.6", "transformers>=4.45", "safetensors")
+    session.run("python", "tools/notebook.py", "examples/first-checkpoint.ipynb", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
-    """Regenerate the generated sections and build the site."""
+    """Regenerate the generated sections, build the site, and follow every link in it."""
     install(session, *GROUPS["docs"])
     session.run("python", "docs/generate.py")
-    session.run("zensical", "build")
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tools/check_links.py", "site")
 
 
 @nox.session
 def release(session: nox.Session) -> None:
-    """Build every wheel and sdist, check them, and run the main job from the wheels alone in a clean environment."""
+    """Build every wheel and sdist, check them, and run the demo from the wheels alone, in a clean environment."""
     session.install("build", "hatchling>=1.25", "twine", "virtualenv")
     folder = Path(session.create_tmp()).resolve()
-    dist, clean, out = folder / "dist", folder / "clean", folder / "hf"
-    for leftover in (dist, clean, out):
+    dist, clean = folder / "dist", folder / "clean"
+    for leftover in (dist, clean):
         shutil.rmtree(leftover, ignore_errors=True)
     for package in [*PACKAGES, "convert"]:
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), package, silent=True)
-    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    built = sorted(dist.iterdir())
+    session.run("twine", "check", "--strict", *map(str, built))
+    session.run("python", "tools/check_built.py", *map(str, built))
     session.run("virtualenv", str(clean), silent=True)
-    session.run(str(clean / "bin/pip"), "install", "--quiet", "--find-links", str(dist), "ckpt-convert", external=True)
+    pip, program = str(clean / "bin/pip"), str(clean / "bin/ckpt")
+    here = ("install", "--quiet", "--find-links", str(dist), "-c", "constraints.txt")
+    session.run(pip, *here, "ckpt-convert", external=True)
     with session.chdir(os.fspath(folder)):  # not the root, where Python would find the sources
-        for step in (["formats"], ["convert", str(DEMO), "hf", "--to", "hf"], ["verify", str(DEMO), "hf"]):
-            session.run(str(clean / "bin/ckpt"), *step, external=True)
+        session.run(program, "formats", external=True)
+        session.run(program, "doctor", external=True)
+    # The demo runs torch; converting did not need it.
+    session.run(pip, *here, "ckpt-convert[models]", external=True)
+    with session.chdir(os.fspath(folder)):
+        session.run(str(clean / "bin/python"), "-P", str(ROOT / "tools/demo.py"), program, external=True)

@@ -1,8 +1,8 @@
 """Console blocks of the documentation, run for real.
 
 A block of language `console` holds commands after `$ ` and what they print. All blocks of a page run in one
-temporary folder, in which `tests` and `tools` are the repository's, and see the formats of `FORMATS`, or those that the page names
-(`<!-- formats: hf,ir -->`), whatever else is installed. What differs from run to run (times, hashes of plans) is
+temporary folder, in which `tests` and `tools` are the repository's, and see all formats of the repository, as a reader does who
+installed ckpt, whatever else is installed. What differs from run to run (times, hashes of plans) is
 compared by its form alone.
 """
 
@@ -13,12 +13,19 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FORMATS = "hf,ir,nanotron"
+FORMATS = ",".join(
+    ["ir"]
+    + [
+        name
+        for file in sorted((ROOT / "plugins").glob("*/pyproject.toml"))
+        for name in tomllib.loads(file.read_text())["project"]["entry-points"]["ckpt.formats"]
+    ]
+)
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
-_NAMED = re.compile(r"<!-- formats: (\S+) -->")
 _SLOW = re.compile(r"^[a-z ]+ \.\.\.\n", re.MULTILINE)  # what is said because a machine is slow
 _VARIABLE = [
     (re.compile(r"[\d.]+ s, [\d.]+ [kMG]?B/s"), "0.1 s, 1 MB/s"),
@@ -37,15 +44,13 @@ def normalised(text: str) -> str:
 
 def executed(page: str, programs: str) -> str:
     """A page with the output of each of its commands as it is now; `programs` is a folder for the front of their PATH."""
-    named = _NAMED.search(page)
-    formats = named[1] if named else FORMATS
     with tempfile.TemporaryDirectory() as folder:
         for name in ("tests", "tools"):
             os.symlink(ROOT / name, os.path.join(folder, name))
-        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder, formats, programs)}```", page)
+        return _BLOCK.sub(lambda block: f"```console\n{_run_all(block[1], folder, programs)}```", page)
 
 
-def _run_all(block: str, folder: str, formats: str, programs: str) -> str:
+def _run_all(block: str, folder: str, programs: str) -> str:
     lines: list[str] = []
     for line in block.splitlines():
         if lines and lines[-1].endswith("\\") and (lines[-1].startswith("$ ") or lines[-1].startswith("    ")):
@@ -57,15 +62,15 @@ def _run_all(block: str, folder: str, formats: str, programs: str) -> str:
         printed.append(line)
         command += line.removeprefix("$ ") if not command else "\n" + line
         if not line.endswith("\\"):
-            printed += _run(command, folder, formats, programs).splitlines()
+            printed += _run(command, folder, programs).splitlines()
             command = ""
     return "\n".join(printed) + "\n"
 
 
-def _run(command: str, folder: str, formats: str, programs: str) -> str:
+def _run(command: str, folder: str, programs: str) -> str:
     """What a command prints: stdout, and where it fails stderr too."""
     path = os.pathsep.join([programs, os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "CKPT_PLUGINS": formats, "COLUMNS": "120", "NO_COLOR": "1"}
+    environment = {**os.environ, "PATH": path, "CKPT_PLUGINS": FORMATS, "COLUMNS": "120", "NO_COLOR": "1"}
     environment.pop("CKPT_GOLDENS", None)  # the pages show the checkpoints that come with the repository
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
     return done.stdout + (_SLOW.sub("", done.stderr) if done.returncode else "")

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import enum
 import inspect
+import json
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import click
 import console
 import floors
+import plots
 import sdk_names
 import warm
 
@@ -30,7 +32,9 @@ from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.architecture.schema import Pooling
 from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
+from ckpt_core.cli.schemas import SCHEMAS, Schema
 from ckpt_core.config import Config, Entry, Ignore
+from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.explain import declared_families, names_everywhere
 from ckpt_core.layout import Drop, Row, Table, Tables, words_of
 from ckpt_core.plugins import FamilyTables
@@ -298,10 +302,7 @@ def names() -> str:
 
 def families() -> str:
     """What becomes of a model of each family in each format, by `docs/families.txt`, and why where nothing does."""
-    recorded: dict[str, dict[str, tuple[str, str]]] = {}
-    for line in (PAGES / "families.txt").read_text().splitlines()[1:]:
-        name, format, word, why = [part.strip() for part in f"{line} ".split(" | ", 3)]
-        recorded.setdefault(name, {})[format] = word, why
+    recorded = _recorded()
     formats = [name for name in ["ir", *FIRST_PARTY] if any(name in found for found in recorded.values())]
     marks = {"exact": "exact", "rewritten": "rewritten", "refused": "-"}
     rows = [
@@ -330,6 +331,47 @@ def families() -> str:
         (code(format), why, ", ".join(code(name.partition(" ")[0]) for name in names)) for (format, why), names in said
     ]
     return "\n\n".join([*parts, "### Why", table(("format", "what", "families"), reasons)])
+
+
+def features() -> str:
+    """What each format can do, of what plugins say of themselves and of what bears their sentences out."""
+    rows = []
+    for name in ["ir", *FIRST_PARTY]:
+        plugin = require(name)
+        info = plugin.info
+        shown = {one for line in Sentences.beside(plugin.module) for one in line.shown_by}
+        rows.append((
+            code(name),
+            "yes" if info.reads else "no",
+            "adapters" if info.adapters else "yes" if info.writes else "no",
+            " ".join(info.parallel) or "-",
+            "yes" if info.trains else "-",
+            "yes" if plugin.hooks.ckpt_logits.get_hookimpls() else "-",
+            len(shown) or (f"as {', '.join(info.keeps)}" if info.keeps else "-"),
+        ))  # fmt: skip
+    titles = ("format", "reads", "writes", "ranks", "training state", "own framework", "shown by")
+    return table(titles, rows)
+
+
+def family_matrix() -> str:
+    """`docs/families.txt` at a glance: a row for each family, a mark for each format."""
+    recorded = _recorded()
+    formats = [name for name in ["ir", *FIRST_PARTY] if any(name in found for found in recorded.values())]
+    marks = {"exact": "●", "rewritten": "◐", "refused": "·"}
+    rows = [
+        (code(name.partition(" ")[0]), *(marks[found[format][0]] if format in found else "?" for format in formats))
+        for name, found in recorded.items()
+    ]
+    return table(("family", *map(code, formats)), rows)
+
+
+def _recorded() -> dict[str, dict[str, tuple[str, str]]]:
+    """By family and format: what a writer makes of it, and why not, from `docs/families.txt`."""
+    recorded: dict[str, dict[str, tuple[str, str]]] = {}
+    for line in (PAGES / "families.txt").read_text().splitlines()[1:]:
+        name, format, word, why = [part.strip() for part in f"{line} ".split(" | ", 3)]
+        recorded.setdefault(name, {})[format] = word, why
+    return recorded
 
 
 def heads() -> str:
@@ -538,12 +580,155 @@ def wholes() -> str:
     return table(("model_type", "class", "its language model"), rows)
 
 
+# Python and JSON
+
+
+def python_api() -> str:
+    """The public names of `ckpt_core`, and `load_model`, with their signatures and docstrings."""
+    import ckpt_core
+    from ckpt_hf import load_model
+
+    public = [(f"ckpt_core.{name}", getattr(ckpt_core, name)) for name in ckpt_core.__all__ if not name.startswith("_")]
+    functions = [
+        (name, value) for name, value in [*public, ("ckpt_hf.load_model", load_model)] if inspect.isfunction(value)
+    ]
+    classes = [(name, value) for name, value in public if isinstance(value, type)]
+    parts = ["## Functions"]
+    for name, value in functions:
+        parts += [
+            f"### {name.rpartition('.')[2]}",
+            f"```python\n{_signature(name, value)}\n```",
+            inspect.getdoc(value) or "",
+        ]
+    errors = [(name, value) for name, value in classes if issubclass(value, Exception)]
+    parts += ["## Classes"]
+    for name, value in classes:
+        if (name, value) not in errors and value is not Architecture:
+            parts += [f"### {name.rpartition('.')[2]}", _prose(value), _members(value)]
+    parts += [
+        "### Architecture",
+        "Its fields are a page of their own: [architecture fields](architecture.md).",
+        "## Errors",
+    ]
+    rows = [
+        (
+            code(value.__name__),
+            code(value.__base__.__name__),
+            _first_line(value),
+            f"[what to do](../troubleshooting.md#{anchor(value)})",
+        )
+        for _, value in errors
+    ]
+    return "\n\n".join([*parts, table(("error", "is a", "what", "see"), rows)])
+
+
+def anchor(kind: type[CkptError]) -> str:
+    """The section of the troubleshooting page about errors of a class."""
+    return (kind("", []) if issubclass(kind, ProblemsFound) else kind("")).anchor
+
+
+def _signature(name: str, value: Callable[..., object]) -> str:
+    """A call as it is written, one parameter a line where there are many."""
+    signature = inspect.signature(value)
+    arguments, seen = [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not seen:
+            arguments, seen = [*arguments, "*"], True
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        arguments.append(f"{parameter.name}: {parameter.annotation}{default}")
+    returned = signature.return_annotation
+    return f"{name}(\n    " + ",\n    ".join(arguments) + f",\n) -> {returned}"
+
+
+def _prose(value: type) -> str:
+    return inspect.cleandoc(value.__doc__ or "")
+
+
+def _first_line(value: object) -> str:
+    return (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _members(value: type) -> str:
+    """The public methods and properties of a class, and the fields of a dataclass."""
+    fields = {one.name: str(one.type) for one in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else {}
+    rows = [(code(name), kind) for name, kind in fields.items() if not name.startswith("_")]
+    for name, member in vars(value).items():
+        if (name.startswith("_") and name not in ("__getitem__", "__array__")) or name in fields:
+            continue
+        read = getattr(member, "fget", None) or getattr(member, "func", None)
+        if read is not None or inspect.isfunction(member):
+            called = f"{name}{'' if read else '()'}"
+            rows.append((code(called), _first_line(read or member)))
+    return table(("member", ""), [(name, text.replace("\n", " ")) for name, text in rows])
+
+
+def json_documents() -> str:
+    """Every document of `--json`, key by key."""
+    parts = []
+    for name, one in SCHEMAS.items():
+        rows = [(code(key), kind, words) for key, kind, words in _keys(one)]
+        parts += [f"## {name}", one.get("description", ""), table(("key", "type", "what"), rows)]
+    return "\n\n".join(parts)
+
+
+def _keys(schema: Schema, at: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key below a schema: its path, its type, and what it says."""
+    required = schema.get("required", ())
+    for key, inner in schema.get("properties", {}).items():
+        path = f"{at}{key}"
+        rest = "" if key in required else " (may be absent)"
+        yield path, _kind(inner) + rest, str(inner.get("const", inner.get("description", "")))
+        yield from _below(inner, path)
+
+
+def _below(schema: Schema, path: str) -> Iterator[tuple[str, str, str]]:
+    for one in schema.get("anyOf", ()):
+        yield from _below(one, path)
+    if "items" in schema:
+        yield from _below(schema["items"], f"{path}[]")
+    elif isinstance(schema.get("additionalProperties"), dict):
+        yield from _below(schema["additionalProperties"], f"{path}.NAME")
+    else:
+        yield from _keys(schema, f"{path}.")
+
+
+def _kind(schema: Schema) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
+    if schema == {**schema, "type": ["number", "string"]}:
+        return "number"
+    kind = schema.get("type", "string" if "const" in schema else "anything")
+    if kind == "array":
+        return f"list of {_kind(schema['items'])}"
+    return "object by name" if isinstance(schema.get("additionalProperties"), dict) else str(kind)
+
+
+def notebook() -> str:
+    """The cells of the notebook, with their output."""
+    parts = []
+    for cell in json.loads((ROOT / "examples/first-checkpoint.ipynb").read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"^#", "##", source, flags=re.MULTILINE))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        if cell["outputs"]:
+            said = ["".join(one.get("text") or one["data"]["text/plain"]).rstrip() for one in cell["outputs"]]
+            parts.append("```text\n" + "\n".join(said) + "\n```")
+    return "\n\n".join(parts)
+
+
 SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
     "format-details": format_details,
     "declared": declared,
     "names": names,
     "families": families,
+    "features": features,
+    "family-matrix": family_matrix,
+    "python-api": python_api,
+    "json-documents": json_documents,
+    "notebook": notebook,
     "heads": heads,
     "wholes": wholes,
     "judged": judged,
@@ -571,6 +756,11 @@ def main(arguments: list[str]) -> int:
                 stale.append(str(page.relative_to(ROOT)))
                 if "--check" not in arguments:
                     page.write_text(new)
+    for path, palette in plots.PLOTS.items():
+        if not path.is_file() or path.read_text() != plots.compared(palette):
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in arguments:
+                path.write_text(plots.compared(palette))
     if MISSING:
         print(f"left out, since they are not installed: {', '.join(MISSING)}", file=sys.stderr)
     print("\n".join(stale) or "every generated section is fresh")

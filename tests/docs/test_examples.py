@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+import notebook
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # What an example may be long at most, all Python but its tests: half of what an outsider once wrote without `Format`.
@@ -28,8 +31,21 @@ def modules(name: str) -> list[Path]:
     return sorted((EXAMPLES / name / "src").rglob("*.py"))
 
 
+NOTEBOOK = EXAMPLES / "first-checkpoint.ipynb"
+
+
 def test_every_example_is_here() -> None:
-    assert {folder.name for folder in EXAMPLES.iterdir()} == {*LINES}
+    assert {path.name for path in EXAMPLES.iterdir()} == {*LINES, NOTEBOOK.name}
+
+
+def test_the_notebook_prints_what_it_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    printed = notebook.executed(cells)
+    assert len(cells) == 7 and [notebook.texts(one) for one in printed] == [
+        notebook.texts(one["outputs"]) for one in cells
+    ]
 
 
 @every_example

@@ -11,16 +11,21 @@ from pathlib import Path
 
 import console
 import generate
+import plots
 import pytest
 import warm
 import yaml
 
+from ckpt_core.errors import CkptError
 from ckpt_core.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-EXECUTED = [DOCS / name for name in ("layout-sentence.md", "intermediate-representation.md")]
+EXECUTED = [
+    DOCS / name
+    for name in ("layout-sentence.md", "intermediate-representation.md", "tasks/evaluate.md", "reference/python.md")
+]
 CONSOLE = [page for page in PAGES if "```console" in page.read_text()]
 
 
@@ -55,6 +60,37 @@ def test_generated_sections_are_fresh(page: Path) -> None:
     if generate.MISSING and "generated: format" in page.read_text():
         pytest.skip(f"install every plugin to check this page: {', '.join(generate.MISSING)}")
     assert generate.rendered(page.read_text()) == page.read_text(), "stale: run python docs/generate.py"
+
+
+def test_plots_are_fresh() -> None:
+    for path, palette in plots.PLOTS.items():
+        assert path.read_text() == plots.compared(palette), "stale: run python docs/generate.py"
+
+
+def errors(kind: type[CkptError] = CkptError) -> list[type[CkptError]]:
+    """A class of errors and all that are made from it, but for those of tests."""
+    below = [one for made in kind.__subclasses__() for one in errors(made)]
+    return [kind, *below] if kind.__module__.startswith("ckpt_") else below
+
+
+def test_every_error_has_its_section() -> None:
+    """The program's last line about an error names it; a plugin's own errors have that of the class they are made from."""
+    import ckpt_core.cli.output
+    import ckpt_core.cli.stand_in
+    import ckpt_core.layout
+
+    known = anchors(DOCS / "troubleshooting.md")
+    assert {generate.anchor(kind) for kind in errors()} <= known
+    said = re.findall(r'about = "([\w-]+)"', inspect.getsource(ckpt_core.cli.main))
+    assert len(said) == 4 and {*said} <= known
+
+
+def test_every_message_of_the_troubleshooting_page_is_one() -> None:
+    text = (DOCS / "troubleshooting.md").read_text().partition("## By message")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    sources = [*(ROOT / "core/src").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")]
+    code = re.sub(r"\{[^{}]*\}", "hf", "\n".join(path.read_text() for path in sources))
+    assert len(messages) > 15 and [message for message in messages if message not in code] == []
 
 
 def test_what_was_judged_is_by_sessions_that_exist() -> None:

@@ -50,6 +50,7 @@ def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -
         run.checkpoint, folder / "run", to="megatron", config=config, options=options, training_state="keep", **ranks
     )
     command = launch_of(folder / "run", options={"megatron_version": "0.16"}).to_json()["command"]
+    set_before = dict(word.split("=", 1) for word in command[1 : command.index("torchrun")])
     words = command[command.index("pretrain_gpt.py") + 1 :]
     length = load_file(run.golden.folder / "expected.safetensors")["batches"].shape[-1] - 1
     batch = how["sequences_per_step"]
@@ -82,7 +83,7 @@ def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -
     }
     (folder / "run.json").write_text(json.dumps(body))
     judge = [sys.executable, str(FOLDER / "megatron_training_judge.py"), str(folder / "run.json")]
-    done = subprocess.run(judge, capture_output=True, text=True, env={**os.environ, **CPU})
+    done = subprocess.run(judge, capture_output=True, text=True, env={**os.environ, **CPU, **set_before})
     if done.returncode:
         raise AssertionError(done.stdout[-2000:] + done.stderr[-4000:])
     return json.loads((folder / "said.json").read_text()), folder / "saved"

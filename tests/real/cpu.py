@@ -21,6 +21,7 @@ def without_cuda() -> None:
     torch.set_num_threads(1)
     torch.compile = lambda function=None, *_, **__: function or (lambda inner: inner)
     cuda = torch.cuda
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *words: None  # marks for a profiler
     cuda.current_device = lambda: "cpu"
     cuda.device_count = lambda: 0
     for name in ("set_device", "synchronize", "empty_cache", "manual_seed", "set_rng_state", "reset_peak_memory_stats"):

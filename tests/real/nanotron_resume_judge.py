@@ -102,9 +102,8 @@ def resume(rank: int, world: int, asked: argparse.Namespace) -> None:
 
 
 def assert_loaded(trainer: Any, step: int) -> None:
-    """What nanotron itself says of where it goes on (asserts are off)."""
-    states = trainer.optimizer.get_base_optimizer().state.values()
-    steps = {float(state["step"]) for state in states}
+    """What nanotron itself says of where it goes on (asserts are off). At step 0 it starts from weights alone."""
+    steps = {float(state["step"]) for state in trainer.optimizer.get_base_optimizer().state.values()} or {0.0}
     if trainer.start_iteration_step != step or steps != {float(step)} or trainer.lr_scheduler.last_epoch != step:
         raise SystemExit(
             f"nanotron goes on at {trainer.start_iteration_step}, {steps}, {trainer.lr_scheduler.last_epoch}, and not at {step}"

@@ -79,21 +79,22 @@ def loaded(run: Run, folder: Path) -> State:
     return {"weights": weights, **{kind: {name: state[kind] for name, state in states.items()} for kind in KINDS[1:]}}
 
 
-def judged(run: Run, state: State, folder: Path) -> bool | None:
+def judged(run: Run, state: State, folder: Path, controls: bool = False) -> bool | None:
     """Whether a plain loop of torch that goes on from a state repeats the losses and weights that were recorded; None without the judge, which lies
-    beside the whole set of runs."""
-    file = run.golden.folder.parent / "judge.py"
-    if not file.is_file():
+    beside the whole set of runs. `controls`: and does not from states that are wrong."""
+    if not (run.golden.folder.parent / "judge.py").is_file():
         return None
     saved = folder / "state.safetensors"
     save_file(
         {f"{kind}/{name}": value.contiguous() for kind, held in state.items() for name, value in held.items()}, saved
     )
-    asked = SimpleNamespace(state=str(saved), step=None, lr=None, controls=False)
-    return bool(_judge(file).judge(str(run.golden.folder), asked)[0])
+    asked = SimpleNamespace(state=str(saved), step=None, lr=None, controls=controls)
+    return bool(judge_of(run).judge(str(run.golden.folder), asked)[0])
 
 
-def _judge(file: Path) -> ModuleType:
+def judge_of(run: Run) -> ModuleType:
+    """The judge that lies beside the runs."""
+    file = run.golden.folder.parent / "judge.py"
     spec = importlib.util.spec_from_file_location("judge_of_runs", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

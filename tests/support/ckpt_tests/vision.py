@@ -119,7 +119,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "sliding_window": 8,
             "layer_types": ["sliding_attention", "full_attention"],
         },
-        "vision_config": {**_QWEN, "num_key_value_heads": 1},
+        "vision_config": {
+            **_QWEN,
+            "patch_size": 14,
+            "depth": 2,
+            "fullatt_block_indexes": [1],
+            "num_key_value_heads": 1,
+        },
     },
     "glm4v_moe": {
         "text_config": {

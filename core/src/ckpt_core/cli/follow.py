@@ -43,7 +43,6 @@ _STEPS = (
 _POINTERS = ("latest_checkpointed_iteration.txt", "latest.txt", "latest", "newest")
 # Marks of what is not finished yet: NeMo's `-unfinished`, temporary folders of the Trainer and of Orbax, downloads.
 _UNFINISHED = ("*-unfinished", "tmp-*", "*.tmp", "*.tmp-*", "*.incomplete", "*.partial", "*.ckpt-partial", ".tmp*")
-_INSIDE = "actor"  # verl keeps the models of a step in folders: this is the one that is trained
 _QUIET = 30.0
 
 
@@ -162,12 +161,12 @@ class Follower:
 
     def _looked_at(self, name: str) -> dict[str, Any] | None:
         """What became of one checkpoint; None where nothing did, since it has just been removed or still is as it failed."""
-        source, destination = source_of(self._run, name), os.path.join(self._dst, output_name(name, self._asked))
+        source, destination = os.path.join(self._run, name), os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
         if self._is_done(destination, str(self._asked["to"])):
             return step
         try:
-            state = State.of(os.path.join(self._run, name))
+            state = State.of(source)
         except FileNotFoundError:
             return None
         if self._failed.get(name) == state:
@@ -243,13 +242,6 @@ def steps_in(run: str) -> list[str]:
     names = [name for name in os.listdir(run) if any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)]
     names = [name for name in names if not any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)]
     return sorted(names, key=lambda name: (number_of(name) or 0, name))
-
-
-def source_of(run: str, name: str) -> str:
-    """Where the model of a checkpoint lies."""
-    path = os.path.join(run, name)
-    inside = os.path.join(path, _INSIDE)
-    return inside if os.path.isdir(inside) else path
 
 
 def number_of(name: str) -> int | None:

@@ -23,6 +23,7 @@ def ckpt_info() -> FormatInfo:
         summary="DeepSpeed of a transformers model: ZeRO-1/2/3 step folders, and universal checkpoints",
         families=("decoders of format hf", "encoder-decoders of format hf", "encoders of format hf"),
         keeps=("hf",),
+        trains=True,
         options=(
             Option(
                 "flat", "parameters as bare flat tensors, as those converted from ZeRO-3 are", bool, None, side="write"

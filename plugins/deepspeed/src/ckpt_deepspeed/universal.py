@@ -10,11 +10,23 @@ Of a tied parameter's alias the file holds the rounded weight, not a master (Dee
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, TargetBuilder, dtypes, errors, layouts, ledgers, torch_files
+from ckpt_core.sdk import (
+    FormatError,
+    StoredTensor,
+    TargetBuilder,
+    dtypes,
+    errors,
+    layouts,
+    ledgers,
+    reading,
+    torch_files,
+)
 from ckpt_deepspeed.files import FP32 as FP32_FILE
 from ckpt_deepspeed.files import UNIVERSAL, Folder
 from ckpt_deepspeed.flat import Flat, Kept, piece
@@ -81,10 +93,13 @@ def add_parameter(
     beside: Mapping[str, object],
     rows: Mapping[str, layouts.Native],
     moments: bool,
+    state: Mapping[reading.Kind, layouts.Native] = MappingProxyType({}),
+    step: int = 0,
 ) -> None:
     """The files of one parameter: `parts` are its blocks of rows, most often one.
 
-    `beside` is what stands beside it in the dict, and `rows` single rows of it that do, too.
+    `beside` is what stands beside it in the dict, and `rows` single rows of it that do, too. `state` are its moments after `step` updates; without them
+    those that are written are zeros.
     """
     first = parts[0].shape  # a number of an activation has no axes, and no blocks of rows
     shape = (sum(part.shape[0] for part in parts), *first[1:]) if first else ()
@@ -99,31 +114,50 @@ def add_parameter(
             start = offsets[(PARAMETER,)]
             for key, native in rows.items() if file == FP32_FILE else ():
                 builder.place(native, path, offsets[(key,)], dtypes.FP32)
+        held: Sequence[layouts.Native] = parts
         if file != FP32_FILE:
-            continue  # zeros: an optimizer that begins anew
-        for part in parts:
+            moment = next((native for kind, native in state.items() if f"{kind}.pt" == file), None)
+            held = () if moment is None else (moment,)  # zeros: an optimizer that begins anew
+        for part in held:
             builder.place(part, path, start, dtypes.FP32)
             start += math.prod(part.shape) * dtypes.FP32.size
     if moments and not flat:
         # torch's AdamW asks for it
-        add_nest(builder, f"{folder}/{UNIVERSAL}/{name}/{STEP}", torch_files.TensorSpec(dtypes.FP32, ()))
+        path = f"{folder}/{UNIVERSAL}/{name}/{STEP}"
+        file, _ = torch_files.plan_nest(path, torch_files.TensorSpec(dtypes.FP32, ()), {(): _bytes(step)})
+        builder.files.append(file)
 
 
 def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
-    """What the loaders of 0.19.8 ask for besides parameters, as of an optimizer before its first step."""
-    groups = [{"params": [number]} for number in range(_GROUPS)]
-    add_nest(
-        builder,
-        f"{folder}/{UNIVERSAL}/{OPTIMIZER_STATE}",
-        {
-            "ds_version": DS_VERSION,
-            "param_groups": groups,
-            "optimizer_state_dict": {
-                "state": {0: {"step": torch_files.TensorSpec(dtypes.FP32, ())}},
-                "param_groups": groups[:1],
-            },
+    """What the loaders of 0.19.8 ask for besides parameters: the groups and the step of the builder's state, or of an optimizer before its first step."""
+    training = builder.training
+    groups: list[dict[str, Any]] = [{"params": [number]} for number in range(_GROUPS)]
+    settings: dict[str, Any] = {}
+    if training is not None:
+        said = (
+            reading.adam.said_by(group, [number], training.optimizer) for number, group in enumerate(training.groups)
+        )
+        groups = list(said)
+        settings = {} if training.clip_grad is None else {"clip_grad": training.clip_grad}
+    path = f"{folder}/{UNIVERSAL}/{OPTIMIZER_STATE}"
+    value = {
+        "ds_version": DS_VERSION,
+        **settings,
+        "param_groups": groups,
+        "optimizer_state_dict": {
+            "state": {0: {"step": torch_files.TensorSpec(dtypes.FP32, ())}},
+            # ZeRO-3 gives what the first says to all of its groups, the weight decay too (zero/stage3.py, load_hp_checkpoint_state_...)
+            "param_groups": groups[:1] if training is None else groups,
         },
-    )
+    }
+    step = _bytes(0 if training is None else training.step)
+    file, _ = torch_files.plan_nest(path, value, {("optimizer_state_dict", "state", 0, "step"): step})
+    builder.files.append(file)
+
+
+def _bytes(step: int) -> bytes:
+    """A step as torch keeps it: a tensor of one float."""
+    return struct.pack("<f", float(step))
 
 
 def torch_size(shape: tuple[int, ...]) -> torch_files.Opaque:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, CkptError, judgement, rewrites, schema
+from ckpt_core.sdk import Checkpoint, CkptError, errors, judgement, rewrites, schema
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.quantised.writing import HINT
 from ckpt_hf.write import choose
@@ -28,20 +28,31 @@ def load_model(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, str | int | float | bool] | None = None,
     weights: str = "auto",
+    max_bytes: int | None = None,
 ) -> PreTrainedModel:
     """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
 
     `dtype` is `keep` or a dtype name; the other arguments are those of `ckpt_core.open_checkpoint`. The tensors
-    are handed to transformers as it would load them from disk. Raises `Refusal` where no class is exact.
+    are handed to transformers as it would load them from disk, and no HF folder is written. A model whose weights, as they are stored,
+    take more than `max_bytes` is refused (`UsageError`) before any is read. Raises `Refusal` where no class is exact.
     """
     from ckpt_core import open_checkpoint
 
     with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:
-        return build(opened.checkpoint, dtype)
+        return build(opened.checkpoint, dtype, max_bytes)
 
 
-def build(checkpoint: Checkpoint, dtype: str = "keep") -> PreTrainedModel:
-    """The transformers model of an opened checkpoint."""
+def build(checkpoint: Checkpoint, dtype: str = "keep", max_bytes: int | None = None) -> PreTrainedModel:
+    """The transformers model of an opened checkpoint, of `max_bytes` of weights at most."""
+    size = sum(one.parameter.elements * one.dtype.size for one in checkpoint.tensors.values())
+    if max_bytes is not None and size > max_bytes:
+        raise errors.UsageError(
+            "the model is larger than max_bytes",
+            file=checkpoint.path,
+            found=f"{size:,} bytes of weights",
+            expected=f"{max_bytes:,} at most",
+            fix="load it on a machine with more memory, or convert it and let transformers place it with device_map",
+        )
     try:
         import torch
         import transformers

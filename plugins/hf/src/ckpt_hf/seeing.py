@@ -94,7 +94,7 @@ def sees(
     whole = WHOLES[kind]
     section = text.replace(
         SECTION,
-        key_is("model_type", whole.language[0], or_absent=True),
+        key_is("model_type", *whole.language, or_absent=True),
         ignore("architectures", "auto_map", why="they choose the class, and a section is not one"),
         without=["tie_word_embeddings", "model_type"],
     )

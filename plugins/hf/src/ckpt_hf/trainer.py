@@ -288,10 +288,17 @@ def _scheduler(training: reading.Training, groups: Sequence[reading.Group]) -> d
 
 
 def _state(training: reading.Training) -> dict[str, Any]:
-    """A TrainerState: what is left out is as in one that is new."""
+    """A TrainerState: what is left out is as in one that is new. Transformers 5 compares `train_batch_size` with the user's, warns, and fails
+    where there is none (trainer_utils.py, `compare_trainer_and_checkpoint_args`)."""
+    iterations = training.iterations or training.step
     return {
-        "global_step": training.iterations or training.step,
+        "global_step": iterations,
+        "train_batch_size": max(1, (training.consumed_samples or 0) // max(1, iterations)),
         "num_input_tokens_seen": training.consumed_tokens or 0,
+        # a run that goes on has these from here, and not from the user's arguments: they are those of a new TrainerState
+        "logging_steps": 500,
+        "eval_steps": 500,
+        "save_steps": 500,
         "log_history": [],
         "is_local_process_zero": True,
         "is_world_process_zero": True,

@@ -120,6 +120,8 @@ LANGUAGES = {
     "qwen3": Language("qwen3", _sizes(151936, 4096, 22016, 32, 32)),
     "ministral3": Language("ministral3", _sizes(131072, 4096, 14336, 34, 32)),
     "llama4_text": Language("llama4_text", _sizes(202048, 5120, 8192, 48, 40)),
+    # the first files of EXAONE 4.5 have this name of it
+    "exaone4_5_text": Language("exaone4", _sizes(102400, 4096, 16384, 32, 32, num_key_value_heads=32)),
     "exaone4": Language("exaone4", _sizes(102400, 4096, 16384, 32, 32, num_key_value_heads=32)),
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
@@ -248,7 +250,7 @@ WHOLES = {
     "internvl": Whole("InternVLForConditionalGeneration", ("qwen2", "qwen3", "llama", "mistral"), _TOWER),
     "idefics3": Whole("Idefics3ForConditionalGeneration", _DECODERS, _VISION_MODEL),
     "smolvlm": Whole("SmolVLMForConditionalGeneration", _DECODERS, _VISION_MODEL),
-    "exaone4_5": Whole("Exaone4_5_ForConditionalGeneration", ("exaone4",), _VISUAL),
+    "exaone4_5": Whole("Exaone4_5_ForConditionalGeneration", ("exaone4", "exaone4_5_text"), _VISUAL),
     "glm4v_moe": Whole("Glm4vMoeForConditionalGeneration", ("glm4v_moe_text",), _VISUAL),
     "kimi_k25": Whole("Kimi_K25ForConditionalGeneration", ("deepseek_v3", "kimi_k2"), _MOON),
     "qwen2_audio": Whole("Qwen2AudioForConditionalGeneration", ("qwen2",), _HEARS),

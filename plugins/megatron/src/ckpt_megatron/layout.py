@@ -24,6 +24,20 @@ def padded(vocabulary: int, multiple: int, tp: int) -> int:
     return math.ceil(vocabulary / (multiple * tp)) * multiple * tp
 
 
+# What a run may have been told to pad its vocabulary to, the usual one first.
+_MULTIPLES = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def keeping_rows(vocabulary: int, rows: int, usual: int, tp: int) -> int | None:
+    """The multiple that pads a vocabulary to as many rows as a run was trained with, of those that frameworks are told; `usual` first. None if there is none.
+
+    >>> keeping_rows(101, 112, 128, 2), keeping_rows(101, 112, 128, 3)
+    (8, None)
+    """
+    fitting = (multiple for multiple in (usual, *_MULTIPLES) if padded(vocabulary, multiple, tp) == rows)
+    return next(fitting, None)
+
+
 @dataclass(frozen=True)
 class FileLayout:
     """The container, the names and the ranks of a checkpoint; `multiple` is `DIVISIBLE`.

@@ -21,9 +21,11 @@ from ckpt_megatron.extra_states import linear_extra_states, stacked_extra_states
 from ckpt_megatron.files import DIST_METADATA
 from ckpt_megatron.found import FolderContents, stored_args
 from ckpt_megatron.frequencies import inverse_frequencies
-from ckpt_megatron.layout import DIVISIBLE, FileLayout, namespace, padded
+from ckpt_megatron.layout import DIVISIBLE, FileLayout, keeping_rows, namespace, padded
 from ckpt_megatron.names import LegacySpelling, is_fused, layer_of, renumbered, te
 from ckpt_megatron.names import plain as plain_name
+from ckpt_megatron.optimizer import groups as optimizer_groups
+from ckpt_megatron.optimizer.model_space import DistStates
 from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
 from ckpt_megatron.read_dist import split as dist_tensors
@@ -37,6 +39,7 @@ __all__ = [
     "DIVISIBLE",
     "EXPERT_FACTS",
     "ROUTER_KEYS",
+    "DistStates",
     "FileLayout",
     "FolderContents",
     "GPTBuilder",
@@ -55,6 +58,7 @@ __all__ = [
     "fiddle",
     "inverse_frequencies",
     "is_fused",
+    "keeping_rows",
     "layer_of",
     "layers_of_stages",
     "learned_or_rotary",
@@ -62,6 +66,7 @@ __all__ = [
     "linear_extra_states",
     "masters",
     "namespace",
+    "optimizer_groups",
     "padded",
     "plain_name",
     "rank_tensors",

@@ -49,10 +49,17 @@ def write_dist(
                     held.append((f"{STATE}{state}.{prefix}{key}", origin, whole, moment))
     files = dist_files([builder.bytes_of(native) for *_, native in held])
     chunks = []
+    flattened: dict[str, dict[str, object]] = {}
     for (key, origin, whole, native), file in zip(held, files, strict=True):
         shape = (*([1] * len(origin)), *native.shape)
         offsets = (*origin, *([0] * len(native.shape)))
-        chunks.append(chunked.ChunkSpec(key, builder.dtype_of(native), (*whole, *native.shape), offsets, shape, file))
+        sizes = (*whole, *native.shape)
+        if states.flattened and key.startswith(STATE):
+            flattened[key] = {"nd_reformulated_orig_global_shape": sizes}
+            elements = math.prod(native.shape)
+            shape = (*([1] * len(sizes)), elements)
+            sizes, offsets = (*whole, *([1] * len(native.shape)), elements), (*offsets, 0)
+        chunks.append(chunked.ChunkSpec(key, builder.dtype_of(native), sizes, offsets, shape, file))
     # Without these objects a loader of default strictness fails with "Missing key ... _extra_state".
     nothing = torch_files.torch_bytes([None], "archive")
     of_model = [key for key, *_ in keys]
@@ -61,7 +68,8 @@ def write_dist(
         stacked["vision_model.decoder.layers."] = len(architecture.vision.stack.layers)
         stacked["vision_model.decoder.deepstack_merger_list."] = len(architecture.vision.taps)
     objects = [f"{prefix}{key}" for key in stacked_extra_states(of_model, builder.layers, layout.names, stacked)]
-    plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)))
+    more = {"mcore_data": flattened} if flattened else {}
+    plan = chunked.plan_distributed(layout.folder, chunks, dict.fromkeys(objects, ("__0_0.distcp", nothing)), more=more)
     builder.files += plan.files
     for (*_, native), chunk, offset in zip(held, chunks, plan.offsets, strict=True):
         builder.place(native, f"{layout.folder}/{chunk.file}", offset)

@@ -9,11 +9,13 @@ import pytest
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_hf.wholes import WHOLES
 from ckpt_tests import distributed
 from ckpt_tests.bridge import STEP, changed, model
 from ckpt_tests.folders import assert_nothing_at
 from ckpt_tests.goldens import beside
 from ckpt_tests.of_authors import DECILM_LAYERS, MADE
+from ckpt_tests.vision import made
 
 CLASSES = {"llada": "LLaDA15ModelProvider", "nemotron-nas": "LlamaNemotronHeterogeneousProvider"}
 (HYBRID,) = (golden for golden in beside("families", "source_hf/config.json") if str(golden).endswith("exaone4_hybrid"))
@@ -64,3 +66,28 @@ def test_an_exaone_4_whose_layers_slide_or_do_not_rotate(tmp_path: Path) -> None
     assert (said["window_attn_skip_freq"], said["no_rope_freq"]) == ([1, 1, 1, 0], [0, 0, 0, 1])
     (tmp_path / "run/ckpt-receipt.json").unlink()
     assert fingerprint(tmp_path / "run") == fingerprint(HYBRID.source)
+
+
+def test_an_exaone_4_5_has_a_tower_of_megatron_s_layers(tmp_path: Path) -> None:
+    made("exaone4_5", WHOLES["exaone4_5"].class_name).save_pretrained(tmp_path / "hf")
+    receipt = convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge")
+    assert "the epsilon of norms in the tower" in {loss["subject"] for loss in receipt.losses}
+    said = model(tmp_path / "run")
+    assert (said["_target_"].rpartition(".")[2], said["vision_config"]["num_key_value_heads"]) == (
+        "Exaone45ModelProvider",
+        1,
+    )
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+    with open_checkpoint(tmp_path / "hf") as one, open_checkpoint(tmp_path / "run") as two:
+        assert one.architecture.vision == two.architecture.vision
+        assert one.architecture.decoder == two.architecture.decoder
+    with pytest.raises(CkptError, match="1 groups of heads of the tower"):
+        convert(tmp_path / "hf", tmp_path / "two", to="megatron-bridge", tp=2)
+    path = tmp_path / "hf/config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"]["window_size"] = 56
+    path.write_text(json.dumps(config))
+    with pytest.raises(CkptError, match=r"vision\.attention\.chunk"):
+        convert(tmp_path / "hf", tmp_path / "other", to="megatron-bridge")
+    assert_nothing_at(tmp_path / "other")

@@ -45,6 +45,7 @@ def training_beside(contents: FolderContents) -> reading.SavedTraining | None:
     paths = {file.rank: in_order(file, by_rank[file.rank]) for file in contents.files}
     held = {path: _content(path) for of_rank in paths.values() for path in of_rank}
     first = paths[contents.files[0].rank][0]
+    _check_groups(paths, held, first)
     undecayed = _words(contents, paths, held)
     steps: dict[str, object] = {}
     found: dict[reading.Kind, dict[Rank, _Tensors]] = {}
@@ -111,6 +112,24 @@ def _content(path: str) -> Mapping[str, Any]:
             fix=_DROP,
         )
     return content
+
+
+def _check_groups(paths: Mapping[Rank, Sequence[str]], held: Mapping[str, Mapping[str, Any]], first: str) -> None:
+    """All ranks have the same groups, and data parallel ranks the same parameters in them."""
+
+    def said(path: str, params: bool) -> list[dict[str, Any]]:
+        return [{key: one for key, one in body.items() if params or key != "params"} for body in _bodies(held[path])]
+
+    for of_rank in paths.values():
+        for path in of_rank:
+            for params, other in ((False, first), (True, of_rank[0])):
+                if said(path, params) != said(other, params):
+                    raise FormatError(
+                        "the ranks have other groups of the optimizer than each other",
+                        file=path,
+                        expected=f"those in {other}",
+                        fix="copy the files of one step again",
+                    )
 
 
 def _states_in(content: Mapping[str, Any]) -> Any:

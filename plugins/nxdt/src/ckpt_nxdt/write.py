@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -22,7 +23,7 @@ from ckpt_core.sdk import (
     ledgers,
     rewrites,
 )
-from ckpt_megatron.sdk import DIVISIBLE, padded
+from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, padded
 from ckpt_nxdt.config import CONFIG, table_for, write_config
 from ckpt_nxdt.contents import USER_CONTENT
 from ckpt_nxdt.continuing import WrittenOptimizer, optimizer_of
@@ -37,11 +38,11 @@ from ckpt_nxdt.xser import plan_xser
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The files of one parallel layout. Raises `Refusal` naming what no job can have."""
     hints, options = checkpoint.hints_for("nxdt"), request.options
-    checkpoint = _as_stepped(checkpoint, request)
     style = str(_chosen("model_style", options, hints) or "hf")
+    checkpoint = _as_stepped(checkpoint, request, pads=style == "megatron")
     model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
-    multiple = _counted(DIVISIBLE, options) or 1
+    multiple = _counted(DIVISIBLE, options) or _kept(checkpoint, request.tp or 1)
     model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(DIVISIBLE) is not None)
     if style == "hf":  # the job builds its embedding from this
         config["vocab_size"] = rows
@@ -87,11 +88,29 @@ def _commonest(checkpoint: Checkpoint, request: WriteRequest) -> dtypes.DType:
     return dtypes.commonest(request.dtype or assembly.dtype for assembly in checkpoint.tensors.values())
 
 
-def _as_stepped(checkpoint: Checkpoint, request: WriteRequest) -> Checkpoint:
-    """The checkpoint with the weights that its optimizer steps, where they are written in float32 and are the masters themselves."""
-    if checkpoint.training is None or _commonest(checkpoint, request).size < dtypes.FP32.size:
+def _as_stepped(checkpoint: Checkpoint, request: WriteRequest, pads: bool) -> Checkpoint:
+    """The checkpoint with the weights that its optimizer steps, where they are written in float32 and are the masters themselves. Without padding
+    in the target (`pads`), the rows of it are tokens."""
+    state = checkpoint.training
+    if state is None:
         return checkpoint
-    return TargetBuilder.stepped(checkpoint, request, pads=True)
+    beside = state.own_masters and _commonest(checkpoint, request).size < dtypes.FP32.size
+    stepped = TargetBuilder.stepped(
+        replace(checkpoint, training=replace(state, own_masters=False)) if beside else checkpoint, request, pads=pads
+    )
+    return (
+        replace(stepped, training=replace(stepped.training, own_masters=True))
+        if beside and stepped.training
+        else stepped
+    )
+
+
+def _kept(checkpoint: Checkpoint, tp: int) -> int:
+    """What the vocabulary is padded to a multiple of: nothing, but where a run goes on, to as many rows as it was trained with."""
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is None or tokens is None:
+        return 1
+    return keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, 1, tp) or 1
 
 
 def _chosen(name: str, options: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:

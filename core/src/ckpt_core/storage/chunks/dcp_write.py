@@ -51,11 +51,13 @@ def plan_distributed(
     chunks: Sequence[ChunkSpec],
     objects: Mapping[str, tuple[str, bytes]] = MappingProxyType({}),
     paths: Mapping[str, tuple[str | int, ...]] | None = None,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> DistributedPlan:
     """Lay out `chunks` in files of `folder`, then `objects`: by name, the file and the bytes of a torch file.
 
     `folder` may be empty: the files then lie at the root of the output. `paths` is where each tensor stood in the nest of dicts
     that was saved: torch's `dcp_to_torch_save` and accelerate's `merge_fsdp_weights` make that nest again.
+    `more` are attributes that a framework gives to the metadata.
     """
     files: dict[str, _File] = {}
     described: dict[str, object] = {}
@@ -89,6 +91,7 @@ def plan_distributed(
         "planner_data": None if paths is None else dict(paths),
         "storage_data": located,
         "storage_meta": None,
+        **more,
     }
     metadata = write_pickle(_object("metadata.Metadata", body), METADATA)
     return DistributedPlan([file.finished(folder) for file in files.values()], offsets, metadata)

@@ -1,4 +1,4 @@
-"""The Qwens that see: Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, dense and mixtures.
+"""The Qwens that see: Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, dense and mixtures; and EXAONE 4.5, whose tower is that of Qwen2.5-VL.
 
 Their towers turn patches by row and column. Qwen2.5-VL sees most through squares of patches, and the others see all at once, the later ones at
 learned positions besides. Qwen3-VL adds what some layers of the tower say to the first layers of the language model.
@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     configs,
     decided,
     derived,
+    drop,
     fact_is,
     ignore,
     key,
@@ -30,7 +31,7 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_hf.common import ACTIVATION, Family, norms, usual_head_dim
-from ckpt_hf.families import qwen, qwen3_next
+from ckpt_hf.families import exaone4, qwen, qwen3_next
 from ckpt_hf.rotary import rotary_keys
 from ckpt_hf.seeing import sees, tower, width
 from ckpt_hf.weights import EXPERTS, INPUT_FIRST, MODEL, NAMES
@@ -74,15 +75,17 @@ def _ffn(default: int) -> configs.Entry:
     return key("intermediate_size", "vision.mlp.ffn", default=default, type=values.whole)
 
 def _tower(kind: str, depth: int, hidden: int, ffn: configs.Entry, patch: int, *lines: Any, taps: bool = False, act: str = "gelu_pytorch_tanh",
-           own: str = "hidden_size", out: str = "out_hidden_size") -> Any:
-    """The section of a tower of `depth` layers where it says none; `own` is the key of its width, and `out` that of the language model's."""
+           own: str = "hidden_size", out: str = "out_hidden_size", sharing: Any = ()) -> Any:
+    """The section of a tower of `depth` layers where it says none; `own` is the key of its width, and `out` that of the language model's.
+    `sharing` says how heads share keys, if they do."""
     both = ("projector", "tapped") if taps else ("projector",)
     return tower(kind,
         width(out),
         ffn,
         key("depth", "vision.layers", default=depth, type=values.layers),
         key(own, "vision.hidden", default=hidden, type=values.whole),
-        key("num_heads", "vision.attention.heads", "vision.attention.groups", default=16, type=values.whole),
+        key("num_heads", "vision.attention.heads", *([] if sharing else ["vision.attention.groups"]), default=16, type=values.whole),
+        *sharing,
         derived(None, "vision.attention.head_dim", f"{own} / num_heads"),
         key("hidden_act", "vision.mlp.activation", default=act, via=ACTIVATION),
         # the files of Qwen2.5-VL on the Hub call it in_chans, and the patch once more spatial_patch_size
@@ -140,7 +143,7 @@ _QWEN2_TOWER = _tower("qwen2_vl_vision", 32, 1280, key("mlp_ratio", "vision.mlp.
     own="embed_dim",
     out="hidden_size",
 )
-_QWEN2_5_TOWER = _tower("qwen2_5_vl_vision", 32, 3584, _ffn(3420), 14,
+_SQUARES = [
     fact_is("vision.mlp.gated", True),
     norms("rms", *_NORMS, eps=1e-6),
     decided(_WINDOWS, ["vision.attention.chunk", "vision.attention.chunk?"], read=_read_windows,
@@ -149,10 +152,21 @@ _QWEN2_5_TOWER = _tower("qwen2_5_vl_vision", 32, 3584, _ffn(3420), 14,
                                (112, configs.layers_of("vision.attention.chunk", ~rules.indices(), layers="vision.layers"))]},
             uses=["vision.layers", "vision.patch", "vision.projector.merge"],
             why="the side of the squares in pixels, and the layers that see all patches; the usual ones are 7, 15, 23 and 31"),
+]
+_QWEN2_5_TOWER = _tower("qwen2_5_vl_vision", 32, 3584, _ffn(3420), 14,
+    *_SQUARES,
     # time in videos alone: how many positions a second is
     note("tokens_per_second", "tokens_per_second", default=4),
     act="silu",
 )
+
+_EXAONE_TOWER = _tower("exaone4_5_vision", 32, 3584, _ffn(3420), 14,
+    *_SQUARES,
+    act="silu",
+    sharing=[key("num_key_value_heads", "vision.attention.groups", default=8, type=values.whole)],
+)
+_EXAONE_TEXT = exaone4.EXAONE4.replace("Exaone4Model", ignore("num_nextn_predict_layers", "mtp_share_layers", "mtp_loss_scaling_factor",
+    why="of layers that predict further tokens, which transformers does not load"))
 
 _QWEN3_ROTARY = rotary_keys(sections=(24, 20, 20), interleaved=True)
 _QWEN3_TEXT = qwen.QWEN3.replace("Qwen3VLTextModel", _QWEN3_ROTARY, without=["attention.window"])
@@ -221,6 +235,10 @@ _TABLES_OF_2_5 = [
         Table(f"{visual}.blocks.{{l}}", to="vision.layers.{l}", rows=_BLOCK_OF_2_5, under={"places": place}),
     )
 ]
+_TABLES_OF_EXAONE = [
+    Table("model.visual", to="vision", rows=_OF_2_5),
+    Table("model.visual.blocks.{l}", to="vision.layers.{l}", rows=_BLOCK_OF_2_5),
+]
 _TABLES_OF_3 = [
     Table("model.visual", to="vision", rows=[
         row("patch_embed.proj.weight",   "h ch fr y z", "patches.weight"),
@@ -253,7 +271,9 @@ _TABLES_OF_3 = [
 
 
 def _family(kind: str) -> Family:
-    return next(family for family in (*qwen.FAMILIES, *qwen3_next.FAMILIES) if family.model_type == kind)
+    return next(
+        family for family in (*qwen.FAMILIES, *qwen3_next.FAMILIES, *exaone4.FAMILIES) if family.model_type == kind
+    )
 
 
 def _order(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> layouts.Chosen:
@@ -281,6 +301,17 @@ FAMILIES = [
             ("qwen2_vl", _QWEN2_TOWER, _TABLES_OF_2),
             ("qwen2_5_vl", _QWEN2_5_TOWER, _TABLES_OF_2_5),
         )
+    ),
+    sees(
+        "exaone4_5",
+        _family("exaone4"),
+        _EXAONE_TEXT,
+        [_EXAONE_TOWER],
+        *_tokens(67, 73),
+        note("vision_token_id", "vision_token"),
+        tables=_TABLES_OF_EXAONE,
+        places={"stored": beside_the_tower},
+        leftovers=[drop("mtp.*", why="the layer that predicts a further token; transformers does not load it")],
     ),
     _beside("qwen3_vl", _family("qwen3"), _QWEN3_TEXT, _deep("qwen3_vl_vision", taps=True), *_tokens(151655, 151652)),
     replace(

@@ -35,6 +35,11 @@ def ckpt_info() -> FormatInfo:
             "Qwen35VLMoEModelProvider",
             "Qwen25VLModelProvider",
             "Gemma3VLModelProvider",
+            "Exaone45ModelProvider",
+            "Gemma2ModelProvider",
+            "Gemma3ModelProvider",
+            "LLaDA15ModelProvider",
+            "LlamaNemotronHeterogeneousProvider",
         ),
         options=(
             reading.IGNORE_KEYS,
@@ -103,10 +108,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
-    from ckpt_megatron.bridge.classes import EXAONE4, GEMMA2, GEMMA3, WHOLE
+    from ckpt_megatron.bridge.classes import EXAONE4, GEMMA2, GEMMA3, LLADA, UNEVEN, WHOLE
     from ckpt_megatron.bridge.config import GEMMA, GPT, MLA, SEEING
 
-    tables = (GPT, MLA, GEMMA, GEMMA2, GEMMA3, EXAONE4, WHOLE)
+    tables = (GPT, MLA, GEMMA, GEMMA2, GEMMA3, EXAONE4, WHOLE, LLADA, UNEVEN)
     seeing = [FamilyTables(one.config.name, one.config, one.tables) for one in SEEING.values()]
     return [*(FamilyTables(config.name, config) for config in tables), *seeing]
 

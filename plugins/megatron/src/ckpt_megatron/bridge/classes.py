@@ -43,7 +43,7 @@ _WHOLE = ("minimax_m2_layer_spec", "olmoe_layer_spec")
 _AFTER = ("final_norm", "attention.out_norm", "mlp.out_norm")
 
 
-def _made_by(owner: str, spec: str, *names: str, claims: tuple[str, ...] = (), written: bool = True) -> configs.Entry:
+def made_by(owner: str, spec: str, *names: str, claims: tuple[str, ...] = (), written: bool = True) -> configs.Entry:
     """The layers of the class `owner` are made by the function `spec`, or by another of one of `names` that does the same; every one of
     `claims` is then true. Not `written`: the class takes it by itself.
     """
@@ -103,7 +103,7 @@ _AROUND = usual("", _FUNCTIONS, yarn=True, alike=AROUND)
 # fmt: off
 GEMMA2 = gemma2(_AROUND, "Megatron-Bridge's Gemma2ModelProvider",
     ORIGIN,
-    _made_by("Gemma2ModelProvider", _GEMMA2_SPEC),
+    made_by("Gemma2ModelProvider", _GEMMA2_SPEC),
     decided(["window_size"], ["attention.window", "attention.window?"], read=_read_every_other, uses=["layers"],
             values={"window_size": [configs.value_of("attention.window", by=_before), None]},
             why="every second layer has the window, the first among them"),
@@ -111,7 +111,7 @@ GEMMA2 = gemma2(_AROUND, "Megatron-Bridge's Gemma2ModelProvider",
 
 GEMMA3 = gemma3(_AROUND, "Megatron-Bridge's Gemma3ModelProvider",
     ORIGIN,
-    _made_by("Gemma3ModelProvider", _GEMMA3_SPEC),
+    made_by("Gemma3ModelProvider", _GEMMA3_SPEC),
     decided(["softmax_scale"], ["attention.scale"], read=_read_scale, uses=["attention.head_dim"], tolerance=1e-12,
             values={"softmax_scale": [configs.value_of("attention.head_dim", by=_usual_scale), configs.value_of("attention.scale")]},
             why="what multiplies the scores"),
@@ -120,20 +120,20 @@ GEMMA3 = gemma3(_AROUND, "Megatron-Bridge's Gemma3ModelProvider",
 )
 
 EXAONE4 = _models("Megatron-Bridge's GPTModelProvider with EXAONE 4's layers",
-    _made_by("EXAONE 4", _EXAONE4_SPEC),
+    made_by("EXAONE 4", _EXAONE4_SPEC),
     alike=_AFTER,
 )
 
 WHOLE = _models("Megatron-Bridge's GPTModelProvider with MiniMax M2's layers",
-    _made_by("MiniMax M2", _MINIMAX_SPEC, *_WHOLE, claims=("attention.qk_norm_whole",)),
+    made_by("MiniMax M2", _MINIMAX_SPEC, *_WHOLE, claims=("attention.qk_norm_whole",)),
 )
 
 LLADA = _models("Megatron-Bridge's LLaDA15ModelProvider",
-    _made_by("LLaDA15ModelProvider", _LLADA_SPEC, written=False),  # a private name, which Bridge refuses to load
+    made_by("LLaDA15ModelProvider", _LLADA_SPEC, written=False),  # a private name, which Bridge refuses to load
     fact_is("causal", False),
 )
 
-UNEVEN = uneven(_models(""), _made_by("LlamaNemotronHeterogeneousProvider", UNEVEN_SPEC))
+UNEVEN = uneven(_models(""), made_by("LlamaNemotronHeterogeneousProvider", UNEVEN_SPEC))
 # fmt: on
 
 _BY_CLASS = {

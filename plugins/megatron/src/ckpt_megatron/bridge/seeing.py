@@ -36,7 +36,7 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_megatron import weights
-from ckpt_megatron.bridge.classes import GEMMA3, MODELS
+from ckpt_megatron.bridge.classes import EXAONE4, GEMMA3, MODELS, made_by
 from ckpt_megatron.transformer_config.config_fields import listed
 from ckpt_megatron.transformer_config.positions import positions
 
@@ -62,6 +62,7 @@ _BIASES = [
     f"vision.{name}_bias" for name in (*(f"attention.{part}" for part in ("q", "k", "v", "out")), "mlp.up", "mlp.down")
 ]
 _WINDOWS = ("window_size", "fullatt_block_indexes")
+_CHUNK = 8  # patches of 14 in 112 pixels, in twos
 _ACTIVATIONS = configs.one_of(
     {"silu": Activation.SILU, "gelu_pytorch_tanh": Activation.GELU_TANH, "gelu": Activation.GELU_ERF}
 )
@@ -97,6 +98,15 @@ def _read_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]
             facts["vision.attention.chunk?"] = schema.PerLayer(chosen)
 
 
+def _read_built_in_windows(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    _read_windows(config, facts, notes)
+    patch, merge = facts["vision.patch"], facts["vision.projector.merge"]
+    if facts.get("vision.attention.chunk", _CHUNK) != _CHUNK or merge != 2:
+        raise ValueError(
+            f"Exaone45VisionModel cuts squares of {_CHUNK} patches, which are merged by 2, whatever the config says, and not with patch_size = {patch}, spatial_merge_size = {merge}"
+        )
+
+
 def _pixels(chunk: int, patch: int) -> int:
     return chunk * patch
 
@@ -129,8 +139,9 @@ def _read_pooled(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
 
 
 # fmt: off
-def _tower(target: str, kind: str, hidden: int, *lines: Any, taps: bool = False) -> configs.Entry:
-    """The section of a tower of Qwen, in the keys of transformers, whose config the class `target` reads."""
+def _tower(target: str, kind: str, hidden: int, *lines: Any, taps: bool = False, sharing: Any = ()) -> configs.Entry:
+    """The section of a tower of Qwen, in the keys of transformers, whose config the class `target` reads. `sharing` says how heads share keys, if
+    they do."""
     both = ("projector", "tapped") if taps else ("projector",)
     return nested("vision_config", Config("", _GENERIC).replace("",
         key_is("_target_", f"{_TRANSFORMERS}.{target}", or_absent=True),
@@ -139,7 +150,8 @@ def _tower(target: str, kind: str, hidden: int, *lines: Any, taps: bool = False)
                 why="the width of the language model"),
         key("depth", "vision.layers", type=values.layers),
         key("hidden_size", "vision.hidden", default=hidden, type=values.whole),
-        key("num_heads", "vision.attention.heads", "vision.attention.groups", default=16, type=values.whole),
+        key("num_heads", "vision.attention.heads", *([] if sharing else ["vision.attention.groups"]), default=16, type=values.whole),
+        *sharing,
         derived(None, "vision.attention.head_dim", "hidden_size / num_heads"),
         key("intermediate_size", "vision.mlp.ffn", type=values.whole),
         key("in_channels", "vision.channels", also=["in_chans"], default=3, type=values.whole),
@@ -179,6 +191,19 @@ def _deep(package: str, name: str, kind: str, *, taps: bool = True) -> configs.E
         taps=taps,
     )
 
+def _squares(read: Any) -> list[Any]:
+    """The layers of a tower that see through squares, as transformers' own says them; `read` is who makes them."""
+    chosen = configs.layers_of("vision.attention.chunk", ~rules.indices(), layers="vision.layers")
+    return [
+        key("hidden_act", "vision.mlp.activation", default="silu", via=_ACTIVATIONS),
+        fact_is("vision.mlp.gated", True),
+        _norms("rms", *_NORMS, eps=1e-6),
+        decided(_WINDOWS, ["vision.attention.chunk", "vision.attention.chunk?"], read=read,
+                values={_WINDOWS: [(configs.value_of("vision.attention.chunk", "vision.patch", by=_pixels), chosen), (112, chosen)]},
+                uses=["vision.layers", "vision.patch", "vision.projector.merge"],
+                why="the side of the squares in pixels, and the layers that see all patches"),
+    ]
+
 def _ids(image: int, start: int) -> list[Any]:
     """The ids of tokens that stand for images and videos, and those around them, which follow from `start` on."""
     return [
@@ -213,6 +238,10 @@ _QWEN3_VL_MOE = "qwen_vl.qwen3_vl_provider.Qwen3VLMoEModelProvider"
 _QWEN3_5_VL = "qwen_vl.qwen35_vl_provider.Qwen35VLModelProvider"
 _QWEN3_5_VL_MOE = "qwen_vl.qwen35_vl_provider.Qwen35VLMoEModelProvider"
 _QWEN2_5_VL = "qwen_vl.qwen25_vl_provider.Qwen25VLModelProvider"
+
+_EXAONE4_5 = "exaone.exaone45.exaone45_provider.Exaone45ModelProvider"
+_EXAONE4_TEXT = "exaone4.configuration_exaone4.Exaone4Config"
+_EXAONE4_5_SPEC = f"{MODELS}.exaone.exaone45.exaone45_provider.exaone_45_transformer_layer_spec"
 
 _GEMMA3_VL = "gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider"
 _GEMMA_PROJECTOR = f"{MODELS}.gemma_vl.modeling_gemma3_vl.Gemma3VLMultimodalProjectorConfig"
@@ -322,8 +351,10 @@ _MEGATRON_TOWER = [
         row("self_attention.linear_proj.bias",   "h",                   "attention.out.bias"),
         row("pre_mlp_layernorm.weight",          "h",                   "mlp.norm.weight"),
         row("pre_mlp_layernorm.bias",            "h",                   "mlp.norm.bias"),
-        row("mlp.linear_fc1.weight",             "f h",                 "mlp.up.weight"),
-        row("mlp.linear_fc1.bias",               "f",                   "mlp.up.bias"),
+        row("mlp.linear_fc1.weight",             "((gate + up) f) h",   "mlp.{part}.weight", when="mlp.gated"),
+        row("mlp.linear_fc1.bias",               "((gate + up) f)",     "mlp.{part}.bias",   when="mlp.gated"),
+        row("mlp.linear_fc1.weight",             "f h",                 "mlp.up.weight",     when="!mlp.gated"),
+        row("mlp.linear_fc1.bias",               "f",                   "mlp.up.bias",       when="!mlp.gated"),
         row("mlp.linear_fc2.weight",             "h f",                 "mlp.down.weight"),
         row("mlp.linear_fc2.bias",               "h",                   "mlp.down.bias"),
     ]),
@@ -386,25 +417,7 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
         "qwen2_5_vl.configuration_qwen2_5_vl.Qwen2_5_VLVisionConfig",
         "qwen2_5_vl_vision",
         3584,
-        key("hidden_act", "vision.mlp.activation", default="silu", via=_ACTIVATIONS),
-        fact_is("vision.mlp.gated", True),
-        _norms("rms", *_NORMS, eps=1e-6),
-        decided(
-            _WINDOWS,
-            ["vision.attention.chunk", "vision.attention.chunk?"],
-            read=_read_windows,
-            values={
-                _WINDOWS: [
-                    (
-                        configs.value_of("vision.attention.chunk", "vision.patch", by=_pixels),
-                        configs.layers_of("vision.attention.chunk", ~rules.indices(), layers="vision.layers"),
-                    ),
-                    (112, configs.layers_of("vision.attention.chunk", ~rules.indices(), layers="vision.layers")),
-                ]
-            },
-            uses=["vision.layers", "vision.patch", "vision.projector.merge"],
-            why="the side of the squares in pixels, and the layers that see all patches",
-        ),
+        *_squares(_read_windows),
         note("tokens_per_second", "tokens_per_second", default=4),
     )
     return (
@@ -436,6 +449,37 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
             ),
             weights.TABLES.beside(*_OF_QWEN2_5),
         ),
+        Seeing(
+            f"{MODELS}.{_EXAONE4_5}",
+            EXAONE4.replace(
+                "Megatron-Bridge's Exaone45ModelProvider",
+                made_by("Exaone45ModelProvider", _EXAONE4_5_SPEC, "exaone4_layer_spec"),
+                _tower(
+                    "exaone4_5.configuration_exaone4_5.Exaone4_5_VisionConfig",
+                    "exaone4_5_vision",
+                    3584,
+                    *_squares(_read_built_in_windows),
+                    sharing=[key("num_key_value_heads", "vision.attention.groups", default=8, type=values.whole)],
+                ),
+                *_ids(67, 73),
+                note("vision_token_id", "vision_token", default=67),
+                *_RUN,
+                ignore("freeze_mtp_model", why="how to train it"),
+                _MERGED,
+            ).replace(
+                "Megatron-Bridge's Exaone45ModelProvider",
+                # the provider asks it for a length, by which a GPTModel that rotates sizes nothing
+                ignore(
+                    "hf_text_config",
+                    why="said by other fields",
+                    written=lambda facts: {
+                        "_target_": f"{_TRANSFORMERS}.{_EXAONE4_TEXT}",
+                        "max_position_embeddings": 131072,
+                    },
+                ),
+            ),
+            megatron,
+        ),
         Seeing(f"{MODELS}.{_GEMMA3_VL}", GEMMA3_VL, weights.TABLES.beside(*_OF_GEMMA3)),
     )
 
@@ -444,6 +488,9 @@ def other_activation(seeing: Seeing) -> list[ledgers.Loss]:
     """What Bridge computes otherwise than transformers of a model that sees with a tower of Megatron's layers: no field says it."""
     if not seeing.is_megatron:
         return []
+    if seeing.target.endswith(_EXAONE4_5):
+        why = "Bridge itself computes them with 1e-5, whatever the config says (get_vision_model_config), and transformers with 1e-6, which is taken"
+        return [ledgers.Loss("assumed", "the epsilon of norms in the tower", why)]
     why = "Bridge itself computes it with the tanh form of GELU (Qwen3VLVisionPatchMerger), and transformers with the erf form, which is taken: they differ by up to 5e-4, on images alone"
     return [ledgers.Loss("assumed", "the activation of the projectors", why)]
 
@@ -480,8 +527,10 @@ def check_tower(seeing: Seeing, architecture: schema.Architecture, tp: int, pp: 
         )
     for layer in vision.stack.layers[:1]:
         heads = layer.attention.heads if layer.attention else 0
-        if seeing.is_megatron and heads % tp:
-            raise Refusal(f"tp={tp} does not divide the {heads} heads of the tower", fact="vision.attention.heads")
+        groups = layer.attention.groups if layer.attention else 0
+        if seeing.is_megatron and groups % tp:
+            shared = f"{heads} heads" if groups == heads else f"{groups} groups of heads"
+            raise Refusal(f"tp={tp} does not divide the {shared} of the tower", fact="vision.attention.groups")
     if len(vision.taps) > len(decoder.layers) // pp:
         raise Refusal(
             "what the taps add must be added on the first pipeline stage",

@@ -24,10 +24,15 @@ STATE = "optimizer.state."
 
 @dataclass(frozen=True)
 class DistStates:
-    """What an optimizer keeps of each parameter, by its names for it. `of_half`: masters are kept of parameters in half precision alone."""
+    """What an optimizer keeps of each parameter, by its names for it. `of_half`: masters are kept of parameters in half precision alone.
+
+    `flattened`: as fully_sharded_model_space has them, the number of shards along each axis and the elements of one. A parameter of a layer is one shard:
+    a loader cuts its own out of it (core 0.13, dist_checkpointing/strategies/resharding.py).
+    """
 
     kinds: Mapping[str, reading.Kind]
     of_half: bool = False
+    flattened: bool = False
 
     def keeps(self, kind: reading.Kind, dtype: dtypes.DType) -> bool:
         """Whether there is a tensor of a kind for a parameter that is stored in `dtype`."""

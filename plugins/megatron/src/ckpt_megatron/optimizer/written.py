@@ -16,7 +16,7 @@ from typing import Any
 from ckpt_core.sdk import Checkpoint, TargetBuilder, WriteRequest, dtypes, errors, ledgers, reading, torch_files
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR
-from ckpt_megatron.layout import DIVISIBLE, FileLayout, padded
+from ckpt_megatron.layout import DIVISIBLE, FileLayout, keeping_rows
 from ckpt_megatron.optimizer.groups import DROP, ORDER, Divided, body_of, place_of, written_groups
 from ckpt_megatron.optimizer.model_space import DistStates
 from ckpt_megatron.optimizer.progress import CONSUMED, consumed_samples, rates_of, written_schedule
@@ -25,10 +25,6 @@ _FULLY_RESHARDABLE = "fully_reshardable"
 _DISTRIBUTED = DistStates({"param": reading.MASTER, "exp_avg": reading.EXP_AVG, "exp_avg_sq": reading.EXP_AVG_SQ})
 _MOMENTS = DistStates({"exp_avg": reading.EXP_AVG, "exp_avg_sq": reading.EXP_AVG_SQ})
 _HALF = DistStates({"fp32_param": reading.MASTER, **_MOMENTS.kinds}, of_half=True)
-
-
-# What a run may have been told to pad its vocabulary to, the usual one first.
-_MULTIPLES = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -84,12 +80,8 @@ def continued(layout: FileLayout, checkpoint: Checkpoint, request: WriteRequest)
     layout = replace(layout, iteration=iteration if layout.iteration is None else layout.iteration)
     if tokens is None or request.options.get(DIVISIBLE) is not None:
         return layout
-    fitting = [
-        multiple
-        for multiple in (layout.multiple, *_MULTIPLES)
-        if padded(tokens.vocabulary, multiple, layout.tp) == tokens.padded_vocabulary
-    ]
-    return replace(layout, multiple=fitting[0]) if fitting else layout
+    multiple = keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, layout.multiple, layout.tp)
+    return layout if multiple is None else replace(layout, multiple=multiple)
 
 
 @dataclass

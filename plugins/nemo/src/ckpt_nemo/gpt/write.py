@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -21,7 +22,7 @@ from ckpt_core.sdk import (
     rewrites,
     schema,
 )
-from ckpt_megatron.sdk import DIVISIBLE, padded
+from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, padded
 from ckpt_nemo.container.optimizer import is_bias, is_norm_or_bias
 from ckpt_nemo.container.tokenizer import SECTION, Artifacts, artifacts_of, section_in
 from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, as_stepped, container_for
@@ -42,6 +43,11 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     container = container_for(request.options.get("container"), request.destination)
     names = str(request.options.get("names") or hints.get("names") or _names_for(checkpoint, request))
     layout = FileLayout.of(names, request, hints)
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is not None and tokens is not None and request.options.get(DIVISIBLE) is None:
+        # the rows that a run was trained with, where a multiple says so many
+        kept = keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, layout.multiple, layout.tp)
+        layout = replace(layout, multiple=kept or layout.multiple)
     model = expressed_for(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors), layout, hints)
     layout.check(model.architecture)
     layout.stages(len(model.architecture.decoder.layers) if model.architecture.decoder else 0)

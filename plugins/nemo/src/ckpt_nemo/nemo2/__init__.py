@@ -22,6 +22,7 @@ def ckpt_info() -> FormatInfo:
     versions = ("v2.0.0", "v2.1.0", "v2.2.0", "v2.3.0", "v2.4.0")
     return FormatInfo(
         name="nemo2",
+        trains=True,
         called=("nemo-2", "nemo-2.0"),
         summary="NeMo 2: context/io.json and model.yaml, weights/ in torch_dist",
         keeps=("megatron",),

@@ -1,4 +1,4 @@
-"""Writing a NeMo 2 checkpoint of weights alone: what `ModelConnector.nemo_load` and `RestoreConfig` load."""
+"""Writing a NeMo 2 checkpoint: what `ModelConnector.nemo_load` and `RestoreConfig` load, and, with the state of a training, what a run goes on from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
-from ckpt_megatron.sdk import DIVISIBLE, FileLayout, GPTBuilder, expressed_for, fiddle, transformer_config, write_dist
+from ckpt_megatron.sdk import (
+    DIVISIBLE,
+    FileLayout,
+    GPTBuilder,
+    expressed_for,
+    fiddle,
+    keeping_rows,
+    transformer_config,
+    write_dist,
+)
 from ckpt_nemo.nemo2.classes import gemma_of
 from ckpt_nemo.nemo2.config import Classes, classes_for, table_of, written_fields
+from ckpt_nemo.nemo2.continuing import WrittenRun, as_stepped
 from ckpt_nemo.nemo2.files import CONTEXT, GRAPH, MODEL, WEIGHTS
 from ckpt_nemo.nemo2.gemma import check_written
 from ckpt_nemo.nemo2.tokenizer import WrittenTokenizer, write_tokenizer
@@ -38,6 +48,7 @@ class Context:
         """The context of a model. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
         hints = checkpoint.hints_for("nemo2")
         layout = replace(FileLayout.of(request, hints), container="torch_dist", within=WEIGHTS)
+        layout = replace(layout, multiple=_multiple(checkpoint, request, layout))
         fixed = _fixed_rows(checkpoint, hints, layout)
         multiple = fixed or layout.multiple * layout.tp
         model = expressed_for(
@@ -74,10 +85,12 @@ class Context:
 
 def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     """The folder. Raises `Refusal` naming what no config class of NeMo 2 can hold."""
+    checkpoint = as_stepped(checkpoint, request)
     context = Context.of(checkpoint, request)
     layout, classes, fields = context.layout, context.classes, context.fields
-    builder = GPTBuilder(layout, context.model, request.dtype)
-    write_dist(builder, {}, homogeneous=not context.numbered, prefix=PREFIX)
+    builder = GPTBuilder(layout, context.model, request.dtype, trained=checkpoint, masters=True)
+    run = WrittenRun.of(builder)
+    write_dist(builder, run.common, homogeneous=not context.numbered, prefix=PREFIX, states=run.states)
     builder.documents |= context.documents()
     return builder.target(
         "nemo2",
@@ -89,7 +102,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "names": layout.names,
             DIVISIBLE: layout.multiple,
         },
-        losses=[*context.tokenizer.losses, *_assumed(fields), *context.losses],
+        losses=[*context.tokenizer.losses, *_assumed(fields), *context.losses, *run.losses],
         said=table_of(classes, fields).said({key: fiddle.plain_of(value) for key, value in fields.items()}),
         config=fields,
     )
@@ -100,6 +113,14 @@ def _assumed(fields: Mapping[str, Any]) -> list[ledgers.Loss]:
     if fields.get("mtp_num_layers") is None:
         return []
     return [ledgers.Loss("assumed", "NeMo 2.3 or later", "older versions have no layers of multi-token prediction")]
+
+
+def _multiple(checkpoint: Checkpoint, request: WriteRequest, layout: FileLayout) -> int:
+    """What the vocabulary is padded to a multiple of: where a run goes on, to as many rows as it was trained with, if that can be said."""
+    tokens = checkpoint.architecture.tokens
+    if checkpoint.training is None or tokens is None or request.options.get(DIVISIBLE) is not None:
+        return layout.multiple
+    return keeping_rows(tokens.vocabulary, tokens.padded_vocabulary, layout.multiple, layout.tp) or layout.multiple
 
 
 def _fixed_rows(checkpoint: Checkpoint, hints: Mapping[str, Any], layout: FileLayout) -> int | None:
