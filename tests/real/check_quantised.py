@@ -61,7 +61,7 @@ def _extremes(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Tenso
         return weight.amin().reshape(1), weight.amax().reshape(1)
     if args.strategy == "block":
         height, width = args.block_structure
-        parts = [[part for part in band.split(width, 1)] for band in weight.split(height, 0)]
+        parts = [list(band.split(width, 1)) for band in weight.split(height, 0)]
         found = [
             torch.stack([torch.stack([end(part) for part in band]) for band in parts])
             for end in (torch.amin, torch.amax)
