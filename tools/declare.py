@@ -34,6 +34,7 @@ from ckpt_core.verify.declared import FILE, Declared
 from ckpt_core.verify.holes import model_of_holes
 from ckpt_tests import judged
 from ckpt_tests.forwards import opened
+from ckpt_tests.gguf import MODELS as GGUF_MODELS
 from ckpt_tests.goldens import Golden, every_golden, of_2026
 
 HEAD = """# Layout sentences of format {format}: native | canonical | sentence | division over ranks | map of values | under | shown by
@@ -60,6 +61,7 @@ CHOICES: dict[str, list[dict[str, str]]] = {
         for style, chip, times in itertools.product(("hf", "megatron"), ("trn1", "trn2"), ("1", "2"))
         for qkv in ([{"qkv": kind} for kind in ("split", "linear", "fused", "coalesced")] if style == "hf" else [{}])
     ],
+    "gguf": [{"tokenizer": "none"}],
     "nanotron": [{"rope_interleaved": text} for text in ("true", "false")],
     "deepspeed": [{"flat": "true"}, {"flat": "false"}],
     "megatron-deepspeed": [{"universal": "true"}, {"universal": "false"}],
@@ -71,6 +73,7 @@ EXAMPLES = [example(name, hidden=216) for name in example_architectures()] + [
     # hidden is that of the embedding's scale; Bridge has no window that is shorter than an image
     example("seeing-whole", attention__window=40),
     example("bloom", hidden=216, tokens__norm=ABSENT, mlp__gated=True, mlp__activation="silu"),
+    *GGUF_MODELS.values(),
     example("vit", patches__width=24, patches__class_tokens=2, positions__count=11, layer_scale=True),
 ]
 
@@ -101,7 +104,7 @@ class Seen:
 def shown() -> Iterator[Seen]:
     """Every sentence by which a checkpoint of a framework is read, and those by which it is written back."""
     with tempfile.TemporaryDirectory() as folder:
-        for golden in [*every_golden(), *of_2026("fsdp"), *of_2026("torchtitan"), *_of_bridge()]:
+        for golden in [*every_golden(), *of_2026("fsdp"), *of_2026("torchtitan"), *_of_bridge(), *_of_llama_cpp()]:
             with reading() as seen, opened(golden, Path(folder)) as model:
                 lines = dict.fromkeys(Declared.of(native.row, str(golden)) for native in seen)
             yield from (Seen(model.format, line, {}) for line in lines)
@@ -113,6 +116,11 @@ def shown() -> Iterator[Seen]:
                 lines = dict.fromkeys(Declared.of(native.row, f"transformers {name}") for native in seen)
             yield from (Seen("hf", line, {}) for line in lines)
             yield from seen_in("hf", model.checkpoint, {}, {})
+
+
+def _of_llama_cpp() -> list[Golden]:
+    """The files that llama.cpp's converter and quantiser wrote."""
+    return [golden for golden in of_2026("quantised") if golden.case.get("format") == "gguf"]
 
 
 def _of_bridge() -> Iterator[Golden]:

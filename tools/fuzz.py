@@ -186,6 +186,28 @@ def rank_file() -> tuple[bytes, Callable[[Path], object]]:
     return members[name], read
 
 
+def gguf_file() -> bytes:
+    """A GGUF file with a value of every type, a tokenizer, and tensors of two kinds."""
+    from ckpt_gguf.container import plan_file
+    from ckpt_gguf.kinds import F32, Q8_0
+
+    tokens = {f"tokenizer.ggml.{name}": value for name, value in {
+        "model": "gpt2", "pre": "smollm", "tokens": ["a", "b", "ab", "<|x|>"], "token_type": [1, 1, 1, 3], "merges": ["a b"], "bos_token_id": 3,
+        "add_bos_token": True, "scores": [0.0, -1.5, 2.0, 0.0],
+    }.items()}  # fmt: skip
+    plan = plan_file({"a": (F32, (3,)), "b.weight": (Q8_0, (2, 64))}, {"general.architecture": "llama", **tokens})
+    return plan.header + bytes(plan.size - len(plan.header))
+
+
+def read_gguf(path: Path) -> None:
+    """A GGUF file, and the tokenizer that it tells of."""
+    from ckpt_gguf.container import read_header
+    from ckpt_gguf.tokenizer import told_by
+
+    header = read_header(str(path))
+    told_by(header.metadata, header.places, str(path))
+
+
 def make_targets(folder: Path) -> list[Target]:
     """Every reader, with its files in a folder of its own."""
 
@@ -218,6 +240,7 @@ def make_targets(folder: Path) -> list[Target]:
         Target("tar", at("tar", "x.nemo"), read_tree, [tar], (b"ustar\0", b"path=", b"size=", b"././@PaxHeader", b"\0" * 512)),
         Target("tar.gz", at("tar.gz", "x.nemo"), read_tree, [gzip.compress(tar, 1, mtime=0)]),
         Target("dcp", metadata_at, lambda path: read_chunks(path.parent), [metadata], opcodes),
+        Target("gguf", at("gguf", "x.gguf"), read_gguf, [gguf_file()], (b"GGUF", *(bytes([number, 0, 0, 0]) for number in range(13)), b"\xff" * 8, b"tokenizer.ggml.tokens")),
         Target("zarr", array_at, lambda path: read_zarr(path.parents[1]), [array(array_at.parent)], (b"null", b"[", b"9" * 20, b'"<f4"')),
         Target("json", at("json", "x.json"), lambda path: parse_json(path.read_bytes(), str(path)), [LLAMA, *golden("model_config.json")], (b'"', b"{", b"[", b"NaN", b"1e999", b"\\ud800")),
         Target("yaml", at("yaml", "x.yaml"), lambda path: parse_yaml(path.read_bytes(), str(path)), [b"a: &x {b: [1, 2e-5, yes]}\nc: *x\n<<: {d: 2001-01-01}\n", *golden("config.yaml")], (b"&x ", b"*x", b"!!int ", b"!!bool ", b"<<: ", b"? ", b"- ", b"|\n ", b"---\n", b"{", b"[")),
@@ -236,6 +259,7 @@ HOSTS: dict[str, dict[str, object]] = {
     "deepspeed": {},
     "fsdp": {},
     "torchtitan": {},
+    "gguf": {"options": {"tokenizer": "none"}},
     "megatron as Megatron-FSDP": {"to": "megatron", "options": {"container": "fsdp_dtensor"}},
     "megatron-bridge as Megatron-FSDP": {"to": "megatron-bridge", "options": {"container": "fsdp_dtensor"}},
 }
@@ -250,6 +274,7 @@ _DESCRIPTIONS = (
     "newest",
     "checkpoint",
     ".metadata",
+    ".gguf",
 )
 
 

@@ -29,16 +29,23 @@ from ckpt_core.training import Training
 class Sidecar:
     """A file that travels with a model as it is: tokenizer, chat template, generation config, licence.
 
-    It is `size` bytes from byte `offset` of the file at `path` on: all of it, or a member of an archive.
+    It is `size` bytes from byte `offset` of the file at `path` on: all of it, or a member of an archive. `made` are its bytes, where it
+    lies in no file as it is and was made of what the one at `path` says.
     """
 
     path: str
     size: int
     offset: int = 0
+    made: bytes | None = None
 
     @property
     def extent(self) -> Extent:
-        return Extent(self.path, self.offset, self.size)
+        return Extent(self.path, self.offset, self.size, self.made)
+
+    @classmethod
+    def made_of(cls, path: str, content: bytes) -> Sidecar:
+        """A file with this content, which was made of what the one at `path` says."""
+        return cls(path, len(content), made=content)
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,7 @@ def load_model(
     weights: str = "auto",
     max_bytes: int | None = None,
 ) -> PreTrainedModel:
-    """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
-
-    `dtype` is `keep` or a dtype name; the other arguments are those of `ckpt_core.open_checkpoint`. The tensors
-    are handed to transformers as it would load them from disk, and no HF folder is written. A model whose weights, as they are stored,
-    take more than `max_bytes` is refused (`UsageError`) before any is read. Raises `Refusal` where no class is exact.
-    """
+    """What `ckpt_hf.load_model` does, which says the arguments and the errors; this module needs torch and transformers."""
     from ckpt_core import open_checkpoint
 
     with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:

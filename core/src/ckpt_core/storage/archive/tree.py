@@ -32,15 +32,19 @@ _PIECE = 1 << 20
 class Extent:
     """`size` bytes from byte `offset` of the file at `file` on: a whole file, or a member of an archive.
 
-    Of a tar inside gzip, `offset` counts the inflated bytes.
+    Of a tar inside gzip, `offset` counts the inflated bytes. `made` are the bytes themselves, where they lie in no file.
     """
 
     file: str
     offset: int
     size: int
+    made: bytes | None = None
 
     def pieces(self) -> Iterator[bytes]:
         """Its bytes, some at a time."""
+        if self.made is not None:
+            yield self.made
+            return
         with naming(self.file), open_stored(self.file) as stream:
             stream.seek(self.offset)
             left = self.size

@@ -1,0 +1,94 @@
+"""GGUF files of llama.cpp: read and written, plain and quantised, with tokenizer."""
+
+from __future__ import annotations
+
+from ckpt_core.sdk import (
+    Checkpoint,
+    Description,
+    FamilyTables,
+    FormatInfo,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+    reading,
+)
+
+
+@hookimpl
+def ckpt_info() -> FormatInfo:
+    from ckpt_gguf.config import MODELS
+
+    return FormatInfo(
+        name="gguf",
+        summary="GGUF of llama.cpp: one file with metadata, tokenizer and tensors, plain or quantised",
+        families=tuple(model.config.name for model in MODELS),
+        options=(
+            Option(
+                "type",
+                "the type of matrices; norms, biases and routers are always F32",
+                ("F32", "F16", "BF16", "Q8_0"),
+                None,
+                side="write",
+            ),
+            Option(
+                "tokenizer",
+                "put the model's tokenizer into the file; none: llama.cpp then takes and gives ids alone",
+                ("own", "none"),
+                "own",
+                side="write",
+            ),
+            Option(
+                "pre",
+                "llama.cpp's name for how the tokenizer cuts words (tokenizer.ggml.pre), where it is not found",
+                str,
+                None,
+                side="write",
+            ),
+            Option(
+                "gelu",
+                "tanh: write a model with the exact GELU although llama.cpp computes the tanh form (Pythia)",
+                ("exact", "tanh"),
+                "exact",
+                side="write",
+            ),
+            Option("name", "general.name of the file", str, None, side="write"),
+            Option(
+                "context_length",
+                "the length that the model was trained for, where nothing says it",
+                int,
+                None,
+                side="write",
+            ),
+            reading.IGNORE_KEYS,
+        ),
+    )
+
+
+@hookimpl
+def ckpt_detect(path: str) -> str | None:
+    from ckpt_gguf.files import looks_like
+
+    return looks_like(path)
+
+
+@hookimpl
+def ckpt_read(path: str, request: ReadRequest) -> Description:
+    from ckpt_gguf.read import read
+
+    return read(path, request)
+
+
+@hookimpl
+def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
+    from ckpt_gguf.write import write
+
+    return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_tables() -> list[FamilyTables]:
+    from ckpt_gguf.config import MODELS
+
+    return [FamilyTables(model.config.name, model.config, model.tables) for model in MODELS]

