@@ -20,6 +20,7 @@ from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
 from ckpt_core.sdk import containers, disk, lazy, ledgers
 from ckpt_hf.quantised.folding import folded, said_in
+from ckpt_hf.quantised.schemes import Integers
 from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.models import weights
 from ckpt_tests.program import assert_refused
@@ -239,6 +240,31 @@ def test_experts_that_are_fused_have_codes_in_one_tensor(tmp_path: Path) -> None
     found = lazy.SourceFiles(files).floats(parameter, tuple((0, size) for size in weight.shape))
     whole = scales.repeat_interleave(128, 1).repeat_interleave(128, 2)[:, :150, :200]
     assert torch.equal(torch.from_numpy(found.copy()), (codes.float() * whole).bfloat16().float())
+
+
+def _packed(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of elements as words of 32 bits, by the definition: element i at bit i * bits of the row, which is one long number."""
+    words = -(-rows.shape[1] * bits // 32)
+    numbers = [sum(int(one) << place * bits for place, one in enumerate(row)) for row in rows]
+    return np.array([[(number >> 32 * word) & 0xFFFFFFFF for word in range(words)] for number in numbers], np.uint32)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_whole_numbers_of_any_bits(bits: int) -> None:
+    random, rows, columns, group = np.random.default_rng(bits), 70, 21, 7
+    codes = random.integers(0, 1 << bits, (rows, columns))
+    zeros = random.integers(0, 1 << bits, (rows, columns // group))
+    scales = random.uniform(0.1, 2, zeros.shape).astype(np.float32)
+    words, packed_zeros = _packed(codes, bits), _packed(zeros.T, bits).T
+    scheme = Integers(bits, True, rows, columns, group, True)
+    shape = np.array([[rows, columns]], np.int64)
+    expected = (codes - np.repeat(zeros, group, 1)).astype(np.float32) * np.repeat(scales, group, 1)
+    for first, count in ((0, rows), (5, 9), (33, 37), (64, 6)):
+        part, held = slice(first, first + count), slice(first // 32 * bits, -(-(first + count) // 32) * bits)
+        stored = [words[part].view(np.int32), scales[part], shape, packed_zeros[held].view(np.int32)]
+        assert np.array_equal(scheme.decode(stored, first, count), expected[part])
+        symmetric = (codes - (1 << bits - 1)).astype(np.float32) * np.repeat(scales, group, 1)
+        assert np.array_equal(scheme.decode(stored[:3], first, count), symmetric[part])
 
 
 # --- one thing wrong -----------------------------------------------------------------------------------------------------
