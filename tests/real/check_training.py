@@ -69,6 +69,7 @@ def run_judge(script: str, *arguments: object, ranks: int = 0) -> None:
 
 
 def written(run: Run, folder: Path, to: str, tp: int = 1, pp: int = 1, **options: str) -> Path:
+    folder.mkdir(exist_ok=True)
     convert(
         run.checkpoint,
         folder / to,
