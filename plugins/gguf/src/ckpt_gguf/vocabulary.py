@@ -289,7 +289,9 @@ def _special(
         said = config.get(f"add_{name}_token")
         if not isinstance(said, bool):
             said = _frames(tokenizer.get("post_processor"), end)
-        if said is None:  # the classes of Llama and Gemma put it there themselves, and so does a SentencePiece model alone
+        if (
+            said is None
+        ):  # the classes of Llama and Gemma put it there themselves, and so does a SentencePiece model alone
             by_class = str(config.get("tokenizer_class")).startswith(("Llama", "Gemma", "CodeLlama"))
             said = pieces and name == "bos" and (by_class or not tokenizer)
         yield f"tokenizer.ggml.add_{name}_token", said
