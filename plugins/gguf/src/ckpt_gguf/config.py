@@ -152,7 +152,13 @@ _DECODER = [
     note("tokenizer.ggml.bos_token_id", "bos"),
     note("tokenizer.ggml.eos_token_id", "eos"),
     note("tokenizer.ggml.padding_token_id", "pad"),
-    *ignore("rope.scaling.finetuned", why="it says how it was trained, and changes no output"),
+    *ignore("rope.scaling.finetuned", "tensor_data_layout", why="it says how it was trained or converted, and changes no output"),
+    key_is("attention.causal", True, or_absent=True, written=False),
+    # most architectures of llama.cpp do not read them, and compute with these numbers (llama-context.cpp)
+    key_is("rope.scaling.yarn_beta_fast", 32.0, or_absent=True, written=False),
+    key_is("rope.scaling.yarn_beta_slow", 1.0, or_absent=True, written=False),
+    key_is("rope.scaling.yarn_ext_factor", 1.0, or_absent=True, written=False),
+    key_is("rope.scaling.yarn_attn_factor", 1.0, or_absent=True, written=False),
 ]
 
 LLAMA = Config("llama", [
