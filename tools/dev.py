@@ -102,7 +102,9 @@ def prepare() -> None:
     pip("install", *constraints, *requirements())
     say(f"3/3  ckpt itself, editable: {', '.join(packages())}")
     editable = [argument for one in [*packages(), "tests/support"] for argument in ("-e", one)]
-    pip("install", *constraints, *editable)
+    pip(
+        "install", *constraints, "--no-build-isolation", *editable
+    )  # else each would get a build environment of its own
     STAMP.write_text(fresh())
     say(f"Ready after {time.monotonic() - began:.0f} s")
 
@@ -172,7 +174,10 @@ class heartbeat:
 
     def _doing(self) -> Iterator[str]:
         for line in reversed(self._said):
-            if line.startswith(("Collecting", "Installing", "Building", "Obtaining")):
+            if line.startswith("Installing collected packages"):
+                there = sum(1 for _ in VENV.glob("lib/*/site-packages/*.dist-info"))
+                yield f"Installing {line.count(',') + 1} packages, {there} are there"
+            elif line.startswith(("Collecting", "Building", "Obtaining")):
                 yield line.strip().partition(" (from")[0]
 
 

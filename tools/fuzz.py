@@ -362,7 +362,39 @@ def make_checkpoints(folder: Path) -> list[Target]:
         for file in sorted(path.rglob("*")):
             if file.is_file() and file.name.endswith(_DESCRIPTIONS) and not file.name.startswith("ckpt-receipt"):
                 targets.append(Target(f"{name}-{file.name}", file, reading(to, path), [file.read_bytes()], _TOKENS))
+    return [*targets, *quantised_folders(folder)]
+
+
+def quantised_folders(folder: Path) -> list[Target]:
+    """Quantised HF folders, with each config, index and header as the one that is mutated; the data stay as they are."""
+    targets = []
+    for golden in sorted(GOLDENS_2026.glob("quantised/*/checkpoint/config.json")):
+        name = golden.parent.parent.name
+        path = folder / f"quantised-{name}"
+        shutil.copytree(golden.parent, path)
+        for file in sorted(path.glob("*.json")):
+            targets.append(Target(f"{name}-{file.name}", file, reading("hf", path), [file.read_bytes()], _TOKENS))
+        for file in sorted(path.glob("*.safetensors")):
+            whole = file.read_bytes()
+            end = 8 + int.from_bytes(whole[:8], "little")
+            read = behind_header(file, whole[end:], reading("hf", path))
+            targets.append(Target(f"{name}-{file.name}", path / f"{file.name}-header", read, [whole[8:end]], _TOKENS))
     return targets
+
+
+def behind_header(file: Path, data: bytes, read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Reads a folder in which `file` has the header that the input is, and `data` behind it."""
+    whole = file.read_bytes()
+
+    def read_with(header: Path) -> None:
+        text = header.read_bytes()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        try:
+            read(header)
+        finally:
+            file.write_bytes(whole)
+
+    return read_with
 
 
 def _cause(problem: CkptError) -> str:

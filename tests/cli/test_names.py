@@ -55,18 +55,6 @@ class TestHelp:
         assert "Options of" not in ckpt("convert", "--help").out
 
 
-def completed(installed: Path, *words: str, shell: str = "bash") -> list[str]:
-    """What the program offers a shell after `words`, the last of which is begun."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (installed, HERE, CORE))),
-        "_CKPT_COMPLETE": f"{shell}_complete",
-        "COMP_WORDS": " ".join(["ckpt", *words]),
-        "COMP_CWORD": str(len(words)),
-    }
-    ran = subprocess.run([sys.executable, "-m", "ckpt_core"], env=environment, capture_output=True, text=True)
-    return [line.partition(",")[2] for line in ran.stdout.splitlines()]
-
-
 @pytest.fixture
 def shell(installed: Path, tmp_path: Path) -> Path:
     """A `ckpt` in a folder for PATH, that sees the toy format."""
@@ -78,45 +66,48 @@ def shell(installed: Path, tmp_path: Path) -> Path:
     return program.parent
 
 
-def asked_of_bash(folder: Path, line: str) -> list[str]:
-    """What bash itself would offer at the end of a line: its words are broken at `=`, as COMP_WORDBREAKS says."""
-    words = line.replace("=", " = ").split(" ") if "=" in line else line.split(" ")
-    words = [word for word in words[:-1] if word] + words[-1:]
-    script = (
-        'eval "$(ckpt completion bash)"\n'
-        f"COMP_LINE={line!r}; COMP_POINT={len(line)}\n"
+OFFERED = {
+    "ckpt conv": "convert",
+    "ckpt convert a b --to t": "toy",
+    "ckpt convert a b --to toy -o unt": "untie=",
+    "ckpt convert a b --to toy -o untie=": "true false",
+    "ckpt inspect a --from toy -o flavour=so": "sour",
+    "ckpt explain toy --family llama-h": "llama-headless",
+}
+"""What is offered at the end of a line."""
+
+
+def in_bash(line: str) -> str:
+    """What bash itself does at the end of a line: its words are broken at `=`, as COMP_WORDBREAKS says."""
+    *words, last = line.replace("=", " = ").split(" ")
+    words = [*filter(None, words), last]
+    return (
         f"COMP_WORDS=({' '.join(map(repr, words))}); COMP_CWORD={len(words) - 1}\n"
-        '_ckpt_completion ckpt\nprintf "%s\\n" "${COMPREPLY[@]}"'
+        '_ckpt_completion ckpt; printf "%s\\n" "${COMPREPLY[*]}"\n'
     )
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-    ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
-    assert not ran.stderr, ran.stderr
-    return ran.stdout.split()
 
 
 class TestCompletion:
     def test_bash(self, shell):
-        """One shell for each kind of name; a start of the program costs a third of a second."""
-        assert asked_of_bash(shell, "ckpt conv") == ["convert"]
-        assert asked_of_bash(shell, "ckpt convert a b --to t") == ["toy"]
-        assert asked_of_bash(shell, "ckpt convert a b --to toy -o unt") == ["untie="]
-        assert asked_of_bash(shell, "ckpt convert a b --to toy -o untie=") == ["true", "false"]
-        assert asked_of_bash(shell, "ckpt inspect a --from toy -o flavour=so") == ["sour"]
-        assert "llama" in asked_of_bash(shell, "ckpt explain toy --family lla")
+        """A start of the program for each line, and one for the script."""
+        script = 'eval "$(ckpt completion bash)"\n' + "".join(map(in_bash, OFFERED))
+        environment = os.environ | {"PATH": f"{shell}:{os.environ['PATH']}"}
+        ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+        assert (ran.stdout.splitlines(), ran.stderr) == ([*OFFERED.values()], "")
 
     @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh is installed")
     def test_zsh(self, shell):
-        """The script is one that zsh takes, and what it asks for is what zsh's own format needs: type, value, help."""
+        """The script is one that zsh takes, and it offers keys without a space after them, and commands with their help."""
         environment = os.environ | {"PATH": f"{shell}:{os.environ['PATH']}"}
         script = (
             'autoload -U compinit; compinit -u -D; eval "$(ckpt completion zsh)"; whence -w _ckpt_completion\n'
             "words=(ckpt convert a b --to toy -o unt); CURRENT=8\n"
-            "compadd() { :; }; _describe() { print -l -- ${(P)3}; }; _ckpt_completion"
+            "compadd() { print -l -- $plain; }; _describe() { print -l -- $described; }; _ckpt_completion\n"
+            "words=(ckpt conv); CURRENT=2; _ckpt_completion"
         )
         ran = subprocess.run(["zsh", "-fc", script], env=environment, capture_output=True, text=True)
-        assert "_ckpt_completion: function" in ran.stdout and "untie=:write the head out" in ran.stdout.replace(
-            "\\=", "="
-        ), ran
+        lines = ran.stdout.splitlines()
+        assert lines == ["_ckpt_completion: function", "untie=", "convert:Convert a checkpoint to another format."], ran
 
     def test_words_that_bash_broke_at_the_sign(self, monkeypatch):
         for words, begun in (("-o untie =", "untie="), ("-o untie = f", "untie=f"), ("-o unt", "unt")):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import version
 from ckpt_core.version import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,16 @@ def test_one_install_brings_every_distribution_of_this_version() -> None:
         assert requirement.endswith(f"=={VERSION}"), requirement
     (everything,) = said["optional-dependencies"]["all"]
     assert set(re.findall(r"\w+", everything.partition("[")[2])) == set(said["optional-dependencies"]) - {"all"}
+
+
+def test_the_version_is_written_from_one_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert version.main([]) == 0
+    assert version.main(["1.0"]) == 2
+    assert doctest.testmod(version).failed == 0
+    for path in version.places():
+        text = path.read_text()
+        later = version.stamped(text, "7.8.9")
+        assert later != text and version.stamped(later, VERSION) == text
 
 
 def test_citation_and_changelog_know_the_version() -> None:

@@ -38,7 +38,9 @@ def asked(name: str) -> Run:
     return found[0]
 
 
-def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -> tuple[dict[str, Any], Path]:
+def resumed(
+    run: Run, folder: Path, *, adam: str, dp: int = 1, repaired: bool = True, buckets: bool = False, **written: Any
+) -> tuple[dict[str, Any], Path]:
     """What Megatron says of the steps that it makes from what we write of a run, and the folder of what it then saves."""
     options = {"names": "local", "adam": adam, **written.pop("options")}
     how, ranks = run.training, {axis: written.get(axis, 1) for axis in ("tp", "pp")}
@@ -78,6 +80,8 @@ def resumed(run: Run, folder: Path, *, adam: str, dp: int = 1, **written: Any) -
         "world": ranks["tp"] * ranks["pp"] * dp,
         "adam": adam,
         "batches": str(run.golden.folder / "expected.safetensors"),
+        "repaired": repaired,
+        "buckets": str(folder / "buckets") if buckets else None,
         "rates": None if own else how["next_lr"],
         "out": str(folder / "said.json"),
     }
@@ -129,3 +133,28 @@ def test_megatron_goes_on_from_what_we_write(name, adam, dp, written, tmp_path: 
     losses, weights = off(run, said, saved, tmp_path)
     assert said["rates"] == pytest.approx(run.training["next_lr"], rel=1e-9)
     assert losses <= limits["losses"] and weights <= limits["weights"]
+
+
+@pytest.mark.parametrize("ranks", [{"tp": 2, "pp": 2}, {"tp": 2}], ids=str)
+def test_buckets_of_tensor_parallel_ranks_are_read(ranks: dict[str, int], tmp_path: Path) -> None:
+    """What Megatron saves as dp_reshardable and what it saves fully reshardable of the same run is the same state."""
+    run = asked("hf-trainer")
+    _, saved = resumed(run, tmp_path, adam="fused", buckets=True, options=DIST, **ranks)
+    receipts = [
+        convert(folder, tmp_path / f"{folder.name}-ir", to="ir", training_state="keep").body["training"]
+        for folder in (saved, tmp_path / "buckets")
+    ]
+    assert receipts[0]["fingerprint"] == receipts[1]["fingerprint"]
+
+
+UPSTREAM = [
+    ("fused", TORCH | DISTRIBUTED, "a view of a leaf Variable that requires grad"),
+    ("torch", DIST, "KeyError: 'step'"),
+]
+
+
+@pytest.mark.parametrize(("adam", "options", "error"), UPSTREAM, ids=str)
+def test_what_megatron_itself_can_not_load(adam, options, error, tmp_path: Path) -> None:
+    """Faults of core 0.16.1, whoever wrote the files: flat buffers of a model in fp32, and a distributed optimizer on torch's AdamW."""
+    with pytest.raises(AssertionError, match=error):
+        resumed(asked("hf-trainer"), tmp_path, adam=adam, repaired=False, options=options)

@@ -3,9 +3,9 @@
     PYTHONPATH=MEGATRON_LM_TREE python megatron_training_judge.py RUN.json
 
 RUN.json: `words` for Megatron's parser, `world` ranks, `adam` (`fused` or `torch`), `batches`, a safetensors file with `batches` [steps, sequences, length + 1],
-`rates`, the learning rate of each step or null for those of Megatron's own schedule, and `out`, which gets the `losses` and the learning rates that were used.
+`rates`, the learning rate of each step or null for those of Megatron's own schedule, `buckets`, a folder to save once more in as dp_reshardable or null, and `out`, which gets the `losses` and the learning rates that were used.
 Parser, model builder, get_megatron_optimizer, OptimizerParamScheduler, load_checkpoint, train_step and save_checkpoint are Megatron's. Ours are the batches, the
-forward step, and FusedAdam: Apex' and TransformerEngine's need a GPU, and a class with their state and their formula stands for them.
+forward step (`repaired`: and a `torch.no_grad` around the load of flat buffers, without which core 0.16.1 fails for models in fp32), and FusedAdam: Apex' and TransformerEngine's need a GPU, and a class with their state and their formula stands for them.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def judge(rank: int, world: int, run: dict[str, Any]) -> None:
         with_fused_adam()
     sys.argv = ["pretrain_gpt.py", *run["words"]]
     from megatron.core import parallel_state
+    from megatron.core.distributed import finalize_model_grads
     from megatron.core.enums import ModelType
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import random
@@ -91,9 +92,17 @@ def judge(rank: int, world: int, run: dict[str, Any]) -> None:
         expert_model_parallel_size=args.expert_model_parallel_size,
     )
     random.model_parallel_cuda_manual_seed(args.seed)
+    if run["repaired"]:
+        from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer as Distributed
+
+        Distributed.load_parameter_state_from_dp_zero = torch.no_grad()(Distributed.load_parameter_state_from_dp_zero)
     models, optimizer, schedule = training.setup_model_and_optimizer(provider(), ModelType.encoder_or_decoder)
     config = get_model_config(models[0])
     config.timers = None
+    config.finalize_model_grads_func, config.grad_scale_func = (
+        finalize_model_grads,
+        optimizer.scale_loss,
+    )  # as train() does
     batches = load_file(run["batches"])["batches"]
     share = batches.shape[1] // args.data_parallel_size
     first = parallel_state.get_data_parallel_rank() * share
@@ -116,6 +125,9 @@ def judge(rank: int, world: int, run: dict[str, Any]) -> None:
         )
         losses.append({key: value.item() for key, value in found[0].items()})
     save_checkpoint(args.iteration + len(batches), models, optimizer, schedule, 0)
+    if run["buckets"] is not None:
+        args.save, args.dist_ckpt_optim_fully_reshardable = run["buckets"], False
+        save_checkpoint(args.iteration + len(batches), models, optimizer, schedule, 0)
     if rank == world - 1:
         said = {"losses": [loss["lm loss"] for loss in losses], "rates": used, "iteration": args.iteration}
         said |= {"consumed_train_samples": args.consumed_train_samples, "groups": _said(optimizer)}
@@ -159,8 +171,11 @@ def forward_step(data: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     output = model(inputs, positions, mask, labels=labels)
 
     def loss_of(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss = losses.float().mean()
-        return loss, {"lm loss": loss.detach().view(1)}
+        losses = losses.float()
+        counted = torch.tensor(
+            [losses.detach().sum(), losses.numel()]
+        )  # which train_step adds up over data parallel ranks
+        return losses.mean(), {"lm loss": counted}
 
     return output, loss_of
 

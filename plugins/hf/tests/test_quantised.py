@@ -18,6 +18,8 @@ from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
+from ckpt_core.sdk import containers, disk, lazy, ledgers
+from ckpt_hf.quantised.folding import folded, said_in
 from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.models import weights
 from ckpt_tests.program import assert_refused
@@ -105,6 +107,129 @@ def test_float32_keeps_the_product(tmp_path: Path) -> None:
     assert names
     for name in names:
         assert torch.equal(found[name], stored[name].float() * stored[f"{name}_scale"])
+
+
+# --- the same in other spellings: what is computed must be what the formula of the scheme gives --------------------------
+
+
+def _respelt(
+    golden: Golden,
+    folder: Path,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    said: dict[str, Any],
+) -> dict[str, torch.Tensor]:
+    """What is read of a golden whose tensors and settings are changed."""
+    folder.mkdir()
+    config = json.loads((golden.checkpoint / "config.json").read_text())
+    if said:
+        config["quantization_config"] = said
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(change(weights(golden.checkpoint)), folder / "model.safetensors", metadata={"format": "pt"})
+    convert(folder, folder.parent / "out", to="hf")
+    return weights(folder.parent / "out")
+
+
+def _power(scale: torch.Tensor) -> torch.Tensor:
+    return torch.exp2(torch.round(torch.log2(scale.float())))
+
+
+SCALES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "bf16": (".weight_scale_inv", lambda scale: scale.bfloat16()),
+    "fp16": (".weight_scale", lambda scale: scale.half()),
+    "E8M0": (".scale", lambda scale: _power(scale).to(torch.float8_e8m0fnu)),
+    "bytes of E8M0": (".qscale_weight", lambda scale: _power(scale).to(torch.float8_e8m0fnu).view(torch.uint8)),
+}
+
+
+def _value(scale: torch.Tensor) -> torch.Tensor:
+    return scale.view(torch.float8_e8m0fnu).float() if scale.dtype == torch.uint8 else scale.float()
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_a_scale_of_any_name_and_dtype(kind: str, tmp_path: Path) -> None:
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    ending, turned = SCALES[kind]
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        old = ".weight_scale_inv"
+        return {name.replace(old, ending): turned(one) if name.endswith(old) else one for name, one in held.items()}
+
+    found, stored = _respelt(golden, tmp_path / "hf", change, {}), weights(golden.checkpoint)
+    for name in (name for name in stored if f"{name}_scale_inv" in stored):
+        rows, columns = stored[name].shape
+        scale = _value(turned(stored[f"{name}_scale_inv"])).repeat_interleave(128, 0).repeat_interleave(128, 1)
+        assert torch.equal(found[name], (stored[name].float() * scale[:rows, :columns]).bfloat16()), name
+
+
+SHAPES: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "AutoFP8": ({"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}, lambda codes: torch.tensor(0.013), "_scale"),
+    "Ministral": ({"quant_method": "fp8", "weight_block_size": None}, lambda codes: torch.tensor([0.013]), "_scale_inv"),
+    "rows": ({"quant_method": "fp8"}, lambda codes: torch.linspace(0.1, 2, len(codes))[:, None], "_scale"),
+    "ModelOpt, rows": ({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, lambda codes: torch.linspace(0.1, 2, len(codes)), "_scale"),
+    "ModelOpt, mixed": ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers": {"quant_algo": "FP8"}}}, lambda codes: torch.tensor(0.37), "_scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_scale_for_a_tensor_or_its_rows(kind: str, tmp_path: Path) -> None:
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    said, scale_of, ending = SHAPES[kind]
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        plain = {name: one for name, one in held.items() if not name.endswith("_scale_inv")}
+        codes = {name: one for name, one in plain.items() if one.dtype == torch.float8_e4m3fn}
+        scales = {f"{name}{ending}": scale_of(one) for name, one in codes.items()}
+        inputs = {name.replace(".weight", ".input_scale"): torch.tensor(2.0) for name in codes}
+        return plain | scales | inputs | {"model.layers.0.self_attn.k_scale": torch.tensor(1.0)}
+
+    found, stored = _respelt(golden, tmp_path / "hf", change, said), weights(golden.checkpoint)
+    for name in (name for name in stored if f"{name}_scale_inv" in stored):
+        scale = scale_of(stored[name])
+        scale = scale[:, None] if scale.ndim == 1 and scale.numel() > 1 else scale
+        assert torch.equal(found[name], (stored[name].float() * scale).bfloat16()), name
+    dropped = {loss["subject"] for loss in _receipt(tmp_path / "out")["losses"]}
+    assert any(subject.startswith("*.input_scale") for subject in dropped)
+
+
+def test_nvfp4_of_modelopt(tmp_path: Path) -> None:
+    """ModelOpt keeps the reciprocal of compressed-tensors' global scale, and multiplies by it."""
+    golden = BY_NAME["ct_nvfp4"]
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, one in held.items():
+            if name.endswith("_global_scale"):
+                found[name.replace("_global_scale", "_scale_2")] = (1 / one)[0]
+            else:
+                found[name.removesuffix("_packed")] = one
+        return found
+
+    said = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head", "model.embed*"]}
+    found, stored = _respelt(golden, tmp_path / "hf", change, said), weights(golden.checkpoint)
+    for name in (name.removesuffix("_packed") for name in stored if name.endswith("_packed")):
+        codes = stored[f"{name}_packed"]
+        values = table[torch.stack([codes & 15, codes >> 4], -1).reshape(len(codes), -1).long()]
+        scale = stored[f"{name}_scale"].float() * (1 / stored[f"{name}_global_scale"])[0]
+        assert torch.equal(found[name], (values * scale.repeat_interleave(16, 1)).bfloat16()), name
+
+
+def test_experts_that_are_fused_have_codes_in_one_tensor(tmp_path: Path) -> None:
+    """As transformers 5 saves a mixture that it quantised in memory: [experts, out, in], and scales of each expert's blocks."""
+    random = np.random.default_rng(2)
+    codes = torch.from_numpy(random.integers(0, 120, (3, 150, 200), np.uint8)).view(torch.float8_e4m3fn)
+    scales = torch.from_numpy(random.uniform(0.5, 2, (3, 2, 2)).astype(np.float32))
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    save_file({name: codes, f"{name}_scale_inv": scales}, tmp_path / "model.safetensors")
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    _, said = said_in({"quantization_config": settings}, str(tmp_path / "config.json"))
+    held = containers.read_header(tmp_path / "model.safetensors").tensors
+    (weight,) = folded(held, said, ledgers.Ledger(), str(tmp_path)).tensors.values()
+    parameter = lazy.of_shards(name, weight.shape, lazy.whole(weight))
+    files = [disk.FileState.of(str(tmp_path / "model.safetensors"))]
+    found = lazy.SourceFiles(files).floats(parameter, tuple((0, size) for size in weight.shape))
+    whole = scales.repeat_interleave(128, 1).repeat_interleave(128, 2)[:, :150, :200]
+    assert torch.equal(torch.from_numpy(found.copy()), (codes.float() * whole).bfloat16().float())
 
 
 # --- one thing wrong -----------------------------------------------------------------------------------------------------
@@ -203,6 +328,9 @@ MUTATIONS: dict[str, tuple[str, Change]] = {
     "no group": int4(settings("config_groups", config_groups={})),
     "a weight of no group": int4(lambda held, said: said["config_groups"]["group_0"].update(targets=["model.layers.0.mlp.up_proj"]) or ["no group"]),
     "a pattern that is none": int4(lambda held, said: said["config_groups"]["group_0"].update(targets=["re:("]) or ["no regular expression"]),
+    "a pattern that takes for ever": int4(settings("take for ever", ignore=["re:(a+)+$"])),
+    "a list that is none": fp8(settings("ignored_layers", ignored_layers=7)),
+    "a strategy of no size": int4(group("config_groups.group_0", strategy=None, group_size="32")),
     "weights that are not packed": int4(settings("quantization_status", quantization_status="frozen")),
     "rotated weights": int4(settings("transform_config", transform_config={"config_groups": {"u": {}}})),
     "sparse weights": int4(settings("sparse", sparsity_config={"format": "sparse-24-bitmask"})),
@@ -250,6 +378,30 @@ def test_without_a_word_on_the_scheme_codes_are_refused(tmp_path: Path) -> None:
         assert_refused(tmp_path / "hf", *names, to="hf")
 
     _mutate(BY_NAME["deepseek_v3_fp8_block"], tmp_path / "hf", change, check)
+
+
+def test_weights_that_were_dequantised_before(tmp_path: Path) -> None:
+    """Copies in bf16 keep the settings of the codes that they were made of."""
+    golden = BY_NAME["deepseek_v3_fp8_block"]
+    (tmp_path / "hf").mkdir()
+    shutil.copy(golden.checkpoint / "config.json", tmp_path / "hf")
+    shutil.copy(golden.folder / "dequantised.safetensors", tmp_path / "hf/model.safetensors")
+    assert_refused(tmp_path / "hf", "no tensor has codes", "ignore_keys=quantization_config", to="hf")
+    convert(tmp_path / "hf", tmp_path / "one", to="hf", options={"ignore_keys": "quantization_config"})
+    convert(golden.checkpoint, tmp_path / "other", to="hf")
+    assert _receipt(tmp_path / "one")["fingerprint"] == _receipt(tmp_path / "other")["fingerprint"]
+
+
+def test_a_cache_alone_may_be_quantised(tmp_path: Path) -> None:
+    golden = BY_NAME["modelopt_fp8"]
+
+    def change(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        plain = load_file(golden.folder / "dequantised.safetensors")
+        return plain | {"model.layers.0.self_attn.k_proj.k_scale": torch.tensor(0.5)}
+
+    said = {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"}
+    found = _respelt(golden, tmp_path / "hf", change, said)
+    assert all(_same(found[name], one) for name, one in load_file(golden.folder / "dequantised.safetensors").items())
 
 
 def test_the_side_file_alone_says_the_scheme(tmp_path: Path) -> None:
@@ -313,6 +465,80 @@ def test_fp8_blocks_are_those_of_transformers(plain: Path, tmp_path: Path) -> No
     assert all(torch.equal(values, loaded.state_dict()[name]) for name, values in weights(tmp_path / "back").items())
     assert _receipt(tmp_path / "fp8")["fingerprint"] == _receipt(tmp_path / "back")["fingerprint"]
     assert any("stored as codes" in loss["reason"] for loss in _receipt(tmp_path / "fp8")["losses"])
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeepSeek-V3 whose blocks hold rows of several canonical tensors: k and v of a head, what is rotated of it and what is not."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("latent") / "hf"
+    heads = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 16,
+    }
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "moe_intermediate_size": 128,
+        "q_lora_rank": 128,
+        "kv_lora_rank": 128,
+    }
+    experts = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    }
+    config = DeepseekV3Config(**heads, **sizes, **experts, num_hidden_layers=2, vocab_size=90)
+    model = DeepseekV3ForCausalLM(config).bfloat16()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = (parameter.data.float() * torch.rand(*parameter.shape[:-1], 1) * 40).bfloat16()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_blocks_across_canonical_tensors(latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from transformers.integrations.finegrained_fp8 import Fp8Quantize
+
+    def quantised(source: Path, name: str) -> dict[str, torch.Tensor]:
+        convert(source, tmp_path / name, to="hf", options={"quantise": "fp8-block"})
+        return weights(tmp_path / name)
+
+    found, source = quantised(latent, "fp8"), weights(latent)
+    config = SimpleNamespace(weight_block_size=(128, 128), scale_fmt=None)
+    reference = Fp8Quantize(SimpleNamespace(quantization_config=config))
+    names = {name for name in source if f"{name}_scale_inv" in found}
+    assert {name.split(".")[-2] for name in names} == {
+        "q_b_proj",
+        "kv_b_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    for name in names:
+        expected = reference._quantize_one(name, source[name])
+        assert all(_same(found[one], other) for one, other in expected.items()), name
+    convert(latent, tmp_path / "megatron", to="megatron", tp=2)
+    others = [quantised(tmp_path / "megatron", "of other ranks")]
+    # Boxes that end inside blocks, and groups of as few rows as share a scale.
+    monkeypatch.setattr("ckpt_core.engine.plan._chunk_elements", lambda *_: 5000)
+    monkeypatch.setattr("ckpt_core.engine.encoding._GROUP", 1)
+    others.append(quantised(latent, "in small boxes"))
+    assert all(_same(one[name], values) for one in others for name, values in found.items())
+    convert(tmp_path / "fp8", tmp_path / "kept", to="hf", options={"quantised": "keep", "max_shard_size": "100KB"})
+    assert all(_same(weights(tmp_path / "kept")[name], values) for name, values in found.items())
+    prints = {_receipt(tmp_path / name)["fingerprint"] for name in ("fp8", "of other ranks", "in small boxes", "kept")}
+    assert len(prints) == 1
 
 
 def test_layers_that_run_as_one_are_quantised_together_or_not_at_all(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from ckpt_core import convert, open_checkpoint
 from ckpt_core.errors import CkptError, NotCarried
+from ckpt_core.testing import example, write_ir
+from ckpt_core.training import MOMENTS, Group, Training, named, to_json
 from ckpt_megatron.config import GPT
 from ckpt_megatron.files import rank_files
 from ckpt_megatron.masters import BUFFERS
@@ -125,6 +129,65 @@ def test_weight_decay_of_norms_is_named(tmp_path: Path) -> None:
         receipt = convert(run.checkpoint, tmp_path / "run", to="megatron", training_state="keep")
         (loss,) = (loss for loss in receipt.losses if loss["subject"].startswith("weight decay 0 of "))
         assert loss["kind"] == "assumed" and "it was 0.1" in loss["reason"]
+
+
+@pytest.mark.parametrize("container", ["torch", "torch_dist"])
+def test_experts_that_ranks_share_out_have_an_optimizer_of_their_own(container: str, tmp_path: Path) -> None:
+    """Two optimizers, as Megatron's ChainedOptimizer has them, of which each has its groups; and every moment back."""
+    source = stepped_model(tmp_path / "ir", "moe")
+    for ep, optimizers in ((1, 1), (2, 2)):
+        place = tmp_path / f"ep{ep}"
+        convert(source, place, to="megatron", ep=ep, options={"container": container}, training_state="keep")
+        folder = place / "iter_0000007"
+        if container == "torch":
+            (file, numbers), *_ = rank_files(str(folder))
+            saved = RankFile(file, numbers, "auto").content["optimizer"]
+            saved = saved if isinstance(saved, list) else [saved]
+        else:
+            saved = torch.load(folder / "common.pt", weights_only=False)["optimizer"]
+            saved = list(saved.values()) if 0 in saved else [saved]
+        apart = [{g["is_expert_parallel"] for g in (one.get("optimizer") or one)["param_groups"]} for one in saved]
+        assert apart == [{False}, {True}][:optimizers]
+        with (
+            open_checkpoint(source, training_state="keep") as one,
+            open_checkpoint(place, training_state="keep") as two,
+        ):
+            assert one.training is not None and two.training is not None
+            for kind in MOMENTS:
+                assert two.training.of(kind).keys() == one.training.of(kind).keys()
+                for name in one.training.of(kind):
+                    assert np.array_equal(one.moment(kind, name).numpy(), two.moment(kind, name).numpy()), name
+
+
+def stepped_model(folder: Path, name: str) -> Path:
+    """A model of an example with random moments."""
+    write_ir(str(folder), example(name))
+    generator = np.random.default_rng(7)
+    with open_checkpoint(folder) as model:
+        shapes = {name: tensor.shape for name, tensor in model.items() if "correction" not in name}
+        frozen = tuple(name for name in model if name not in shapes)
+    moments = {
+        named(kind, name): generator.random(shape).astype(np.float32)
+        for kind in MOMENTS
+        for name, shape in shapes.items()
+    }
+    file = "tensors-00001-of-00001.safetensors"
+    (folder / "training").mkdir()
+    save_file(moments, folder / "training" / file)
+    (folder / "training" / "tensors.index.json").write_text(json.dumps(dict.fromkeys(moments, file)))
+    groups = [tuple(name for name, shape in shapes.items() if (len(shape) > 1) is decayed) for decayed in (True, False)]
+    state = Training(
+        6,
+        tuple(
+            Group(names, 2e-3, (0.9, 0.95), 1e-8, decay, 4e-3) for names, decay in zip(groups, (0.1, 0.0), strict=True)
+        ),
+        iterations=7,
+        consumed_samples=24,
+        skipped_steps=1,
+        frozen=frozen,
+    )
+    (folder / "training" / "training.json").write_text(json.dumps(to_json(state)))
+    return folder
 
 
 # --- the order of parameters -------------------------------------------------------------------------------------------

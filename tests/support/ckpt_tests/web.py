@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -179,3 +182,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(b"", {**said, "ETag": '"x"', "Location": signed}, 302)
         else:
             self._answer(b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, 404)
+
+
+def serve_apart(folder: Path, port: int, seconds: float) -> int:
+    """Serve a folder in a process of its own, which listens already; returns its number."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"site": Site(folder)}))
+    child = os.fork()
+    if not child:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nowhere, number)
+        signal.alarm(int(seconds))  # nobody need remember to end it
+        server.serve_forever()
+    return child
+
+
+if __name__ == "__main__":
+    # For the documentation: python3 -m ckpt_tests.web FOLDER PORT
+    Path("server.pid").write_text(str(serve_apart(Path(sys.argv[1]), int(sys.argv[2]), 600)))

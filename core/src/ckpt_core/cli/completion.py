@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ZshComplete,
+    add_completion_class,
+    get_completion_class,
+)
 
 from ckpt_core.cli.output import say
 
@@ -72,4 +78,32 @@ class BashWithValues(BashComplete):
         return super().format_completion(CompletionItem(item.value[self._kept :], item.type))
 
 
+_ZSH = """\
+#compdef %(prog_name)s
+%(complete_func)s() {
+    local -a plain described ending
+    local kind value help
+    for kind value help in "${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}"; do
+        case "$kind" in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            plain) [[ "$help" == "_" || "$value" == *= ]] && plain+=("$value") || described+=("${value//:/\\:}:$help") ;;
+        esac
+    done
+    # after `key=` comes its value, and no space
+    [[ "${plain[1]}" == *= ]] && ending=(-S "")
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#plain )) && compadd -U -V unsorted "${ending[@]}" -a plain
+}
+compdef %(complete_func)s %(prog_name)s
+"""
+
+
+class ZshWithValues(ZshComplete):
+    """Zsh takes `key=value` for one word."""
+
+    source_template = _ZSH
+
+
 add_completion_class(BashWithValues, "bash")
+add_completion_class(ZshWithValues, "zsh")

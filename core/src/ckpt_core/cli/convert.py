@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many tensors are converted at a time.  [default: up to 4]",
+    help="How many tensors are converted at a time.  [default: up to 4, of a cluster all]",
 )
 @click.option(
     "--engine",
@@ -135,7 +135,7 @@ def command(
     if parents:
         os.makedirs(os.path.dirname(os.path.abspath(dst)), exist_ok=True)
     started = time.monotonic()
-    receipt = _run(plan, dst, overwrite, sync, engine, engine_address)
+    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
     try:
         if as_json:
@@ -194,9 +194,11 @@ def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str
     return {**options, "dst.max_shard_size": str(size)}
 
 
-def _run(plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None) -> Receipt:
+def _run(
+    plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None, all_workers: bool
+) -> Receipt:
     from ckpt_core.engine.destination import check_destination
-    from ckpt_core.engine.executors import executor_for
+    from ckpt_core.engine.executors import executor_for, size_of
     from ckpt_core.engine.run import run_plan
     from ckpt_core.engine.staging import SUFFIX, Staging
 
@@ -204,6 +206,8 @@ def _run(plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
         with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
+            if all_workers:  # of a cluster; the share of the memory that each has is that of the plan
+                plan.workers = max(plan.workers, size_of(executor))
             return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
     except (KeyboardInterrupt, OSError) as error:
         if os.path.isdir(os.path.abspath(dst) + SUFFIX) and not getattr(error, "__notes__", ()):

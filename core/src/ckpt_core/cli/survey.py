@@ -71,12 +71,14 @@ class Survey:
 
     @functools.cached_property
     def stored(self) -> dict[str, tuple[int, int]]:
-        """Per stored dtype: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
+        """Per stored dtype, or scheme of codes and scales: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
         found: dict[str, tuple[int, int]] = {}
         for assembly in self.checkpoint.tensors.values():
+            schemes = [one.quantised.what for one in assembly.value_blocks if one.quantised is not None]
+            kind = f"{schemes[0]}, read as {assembly.dtype}" if schemes else assembly.dtype.name
             size = sum(block.stored_bytes for block in assembly.value_blocks)
-            tensors, total = found.get(assembly.dtype.name, (0, 0))
-            found[assembly.dtype.name] = tensors + 1, total + size
+            tensors, total = found.get(kind, (0, 0))
+            found[kind] = tensors + 1, total + size
         return found
 
     @property

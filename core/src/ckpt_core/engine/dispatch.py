@@ -29,7 +29,7 @@ from concurrent.futures import (
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
-from ckpt_core.engine.worker import KEPT, Report, Run, Sample, perform
+from ckpt_core.engine.worker import KEPT, Report, Run, Sample, Task, perform
 from ckpt_core.errors import CkptError, FormatError, WorkerError
 from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.tensors.source import SourceFiles
@@ -114,7 +114,8 @@ class Workers:
 
     def _hand_over(self, transfer: Transfer) -> None:
         try:
-            future = self._executor.submit(perform, SOFTWARE, self._run, pickle.dumps(transfer))
+            task = Task(transfer, self._source.states(transfer.paths))
+            future = self._executor.submit(perform, SOFTWARE, self._run, pickle.dumps(task))
         except Exception as error:  # what an executor raises that is broken, or lost its cluster, is its own affair
             future = Future()
             future.set_exception(error)

@@ -46,6 +46,14 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
             yield pool
 
 
+def size_of(executor: Executor | None) -> int:
+    """How many tasks the workers of a cluster carry out at once, as far as it says; 0 where it does not."""
+    if isinstance(executor, RayExecutor):
+        return executor.size()
+    client = getattr(executor, "_client", None)  # of Dask's own executor
+    return sum(client.ncores().values()) if client is not None else 0
+
+
 @contextlib.contextmanager
 def _started_safely() -> Iterator[None]:
     """Have no child of Python import from the current folder, as it does for `-c`: a `random.py` may lie beside a checkpoint."""
@@ -115,6 +123,12 @@ class RayExecutor(Executor):
         self._call = remote(_call)
         self._awaited: set[Future] = set()
         self.lost = threading.Event()
+
+    def size(self) -> int:
+        """The CPUs of the cluster; a task takes one."""
+        import ray
+
+        return int(ray.cluster_resources().get("CPU", 0))
 
     def submit(self, function: Callable, /, *args: object, **kwargs: object) -> Future:
         future: Future = Future()

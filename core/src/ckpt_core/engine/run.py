@@ -102,7 +102,7 @@ def _transfer_all(
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:
-            run = Run(staging.out, staging.token, boot_id(), staging.sync, tuple(plan.source.files))
+            run = Run(staging.out, staging.token, boot_id(), staging.sync)
             finished = Workers(executor, run, source).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:

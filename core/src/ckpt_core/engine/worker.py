@@ -41,7 +41,7 @@ KEPT = "then repeat the same command: what is done is kept"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all tasks of a run share: where to write, by which token the place is known, and what is read.
+    """What all tasks of a run share: where to write, and by which token the place is known.
 
     `boot` is that of the coordinator's machine; what is written on another one it can't force to the disk (`sync`) itself.
     """
@@ -50,6 +50,13 @@ class Run:
     token: str
     boot: str
     sync: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A transfer, and the states of the files that it reads: where there are very many, each task names its own."""
+
+    transfer: Transfer
     sources: tuple[FileState, ...]
 
 
@@ -77,8 +84,8 @@ class Report:
     error: CkptError | OSError | None = None
 
 
-def perform(software: str, run: bytes, transfer: bytes) -> Report:
-    """Carry out a transfer in this process. `run` and `transfer` are pickled, for another version may not even know their classes."""
+def perform(software: str, run: bytes, task: bytes) -> Report:
+    """Carry out a task in this process. `run` and `task` are pickled, for another version may not even know their classes."""
     if software != SOFTWARE:
         raise WorkerError(
             "a worker runs another version of ckpt",
@@ -88,7 +95,7 @@ def perform(software: str, run: bytes, transfer: bytes) -> Report:
         )
     begun = time.monotonic()
     try:
-        result, mark, samples = _carried_out(pickle.loads(run), pickle.loads(transfer))
+        result, mark, samples = _carried_out(pickle.loads(run), pickle.loads(task))
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
     return Report(host(), time.monotonic() - begun, result, mark, samples)
@@ -99,11 +106,11 @@ def host() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
-def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sample, ...]]:
-    _check_sources(run.sources, transfer.paths)
-    source, sink = SourceFiles(run.sources), WorkerSink(run)
+def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]:
+    _check_sources(task.sources)
+    source, sink = SourceFiles(task.sources), WorkerSink(run)
     try:
-        result = run_transfer(transfer, source, sink)
+        result = run_transfer(task.transfer, source, sink)
         if run.sync and boot_id() != run.boot:
             sink.to_disk()
         mark = sink.mark()
@@ -113,9 +120,9 @@ def _carried_out(run: Run, transfer: Transfer) -> tuple[Result, str, tuple[Sampl
     return result, mark, tuple(sink.samples.values())
 
 
-def _check_sources(states: Iterable[FileState], paths: set[str]) -> None:
+def _check_sources(states: Iterable[FileState]) -> None:
     for state in states:
-        if state.path in paths and state.remote is None:  # of an object every range is asked for by its version
+        if state.remote is None:  # of an object every range is asked for by its version
             try:
                 seen = FileState.of(state.path)
             except CkptError as error:

@@ -166,8 +166,14 @@ def load_model(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, str | int | float | bool] | None = None,
     weights: str = "auto",
+    max_bytes: int | None = None,
 ) -> PreTrainedModel:
-    """A transformers model of any readable checkpoint, with no HF folder written; see `ckpt_hf.model.load_model`."""
+    """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
+
+    `dtype` is `keep` or a dtype name; the other arguments are those of `ckpt_core.open_checkpoint`. The tensors
+    are handed to transformers as it would load them from disk, and no HF folder is written. A model whose weights, as they are stored,
+    take more than `max_bytes` is refused (`UsageError`) before any is read. Raises `Refusal` where no class is exact.
+    """
     from ckpt_hf.model import load_model as load
 
-    return load(path, dtype=dtype, format=format, config=config, options=options, weights=weights)
+    return load(path, dtype=dtype, format=format, config=config, options=options, weights=weights, max_bytes=max_bytes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ckpt_core.sdk import Checkpoint, CkptError, errors, judgement, rewrites, schema
 from ckpt_hf.files import CONFIG, config_in
+from ckpt_hf.quantised.writing import HINT
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:
@@ -29,12 +30,7 @@ def load_model(
     weights: str = "auto",
     max_bytes: int | None = None,
 ) -> PreTrainedModel:
-    """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
-
-    `dtype` is `keep` or a dtype name; the other arguments are those of `ckpt_core.open_checkpoint`. The tensors
-    are handed to transformers as it would load them from disk, and no HF folder is written. A model whose weights, as they are stored,
-    take more than `max_bytes` is refused (`UsageError`) before any is read. Raises `Refusal` where no class is exact.
-    """
+    """What `ckpt_hf.load_model` does, which says the arguments and the errors; this module needs torch and transformers."""
     from ckpt_core import open_checkpoint
 
     with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:
@@ -61,6 +57,7 @@ def build(checkpoint: Checkpoint, dtype: str = "keep", max_bytes: int | None = N
         ) from None
     from ckpt_core.sdk import dtypes
 
+    checkpoint = checkpoint.in_dtype(None if dtype == "keep" else dtypes.dtype_named(dtype))
     state, config, kept = state_dict(checkpoint)
     name, model_type = config["architectures"][0], config["model_type"]
     if not hasattr(transformers, name) or model_type not in transformers.CONFIG_MAPPING:
@@ -136,6 +133,10 @@ def logits(checkpoint: Checkpoint, inputs: Mapping[str, np.ndarray]) -> judgemen
             if config is not None and config["model_type"] not in transformers.CONFIG_MAPPING:
                 raise judgement.CannotRun(
                     f"it has no model_type {config['model_type']!r} without the code of its author"
+                )
+            if HINT in checkpoint.provenance.hints:
+                raise judgement.CannotRun(
+                    "it dequantises by rules of its own: a partial block as if it were whole, and ModelOpt's codes without their scales"
                 )
             name = transformers.AutoConfig.from_pretrained(checkpoint.path).architectures[0]
             if not hasattr(transformers, name):

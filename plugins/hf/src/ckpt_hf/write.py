@@ -84,7 +84,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     codes = coded(checkpoint, request, builder, natives)
     add_weights(builder, natives, kind, limit, codes.tensors, codes.kept)
     builder.documents[CONFIG] = config_text(fit, builder.commonest_dtype, codes.config)
-    builder.documents |= settings_beside(checkpoint, fit.model) | codes.documents
+    builder.documents |= {**settings_beside(checkpoint, fit.model), **codes.documents}
     regrouped = add_training(builder, fit.family, fit.family.arranged_by(fit.config), checkpoint.sidecars)
     return builder.target(
         "hf",

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 LONGEST = 1024
 """Bytes of the longest pointer: Git LFS allows no more (git-lfs/docs/spec.md, "The Pointer")."""
 
+STAND_IN = b"a stand-in of ckpt for "
+"""What the stand-in for a remote file begins with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
@@ -27,6 +30,8 @@ POINTERS = (
     Pointer("a Xet pointer", b"# xet version", "fetch the files themselves: git xet pull, or hf download"),
     # An unlocked file of git-annex (git-annex.branchable.com/internals/pointer_file)
     Pointer("a git-annex pointer", b"/annex/objects/", "fetch the files themselves: git annex get ."),
+    # One of ours (storage/bytes/remote/view.py), met by a process that does not know what it stands for.
+    Pointer("a stand-in for a remote file", STAND_IN, "give the address itself, not the folder that stands for it"),
 )
 
 

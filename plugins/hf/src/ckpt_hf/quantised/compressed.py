@@ -175,8 +175,8 @@ def _group(said: Said, name: str, given: Mapping[str, Any]) -> Group:
         raise wrong("has a format that is not read", ", ".join(_FORMATS))
     kind, bits, strategy = weights.get("type", "int"), weights.get("num_bits", 8), weights.get("strategy")
     size, block = weights.get("group_size"), weights.get("block_structure")
-    if isinstance(block, str):
-        block = [int(one) if one.isdigit() else None for one in block.split("x")]
+    if size is not None and type(size) is not int:
+        raise wrong("has a group_size that is none", "how many inputs share a scale")
     if strategy is None:  # as `QuantizationArgs` has it
         strategy = "tensor" if size is None else "group" if size > 0 else "channel"
     if kind not in ("int", "float") or type(bits) is not int or not 2 <= bits <= 8:
@@ -185,20 +185,22 @@ def _group(said: Said, name: str, given: Mapping[str, Any]) -> Group:
         raise wrong("has a strategy that is not read", "tensor, channel, group, tensor_group or block")
     if strategy in ("group", "tensor_group") and (type(size) is not int or size < 1):
         raise wrong("has no group_size", "how many inputs share a scale")
-    if strategy == "block" and not _is_block(block):
+    sizes = _block(block) if strategy == "block" else None
+    if strategy == "block" and sizes is None:
         raise wrong("has no block_structure", "[rows, columns]")
     for target in targets:
-        try:
-            re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
-        except re.error as error:
-            raise wrong(f"has a target that is no regular expression ({error})", "re:PATTERN") from None
-    sized = size if strategy in ("group", "tensor_group") else 0
-    held = tuple(block) if strategy == "block" else None
-    return Group(name, tuple(targets), kind, bits, strategy, sized, held, weights.get("symmetric", True) is not False)
+        _check_pattern(target, said, f"config_groups.{name}.targets")
+    sized = size if size is not None and strategy in ("group", "tensor_group") else 0
+    return Group(name, tuple(targets), kind, bits, strategy, sized, sizes, weights.get("symmetric", True) is not False)
 
 
-def _is_block(block: object) -> bool:
-    return isinstance(block, list) and len(block) == 2 and all(type(one) is int and one > 0 for one in block)
+def _block(given: object) -> tuple[int, int] | None:
+    """The rows and columns of a block: `[128, 128]`, or `128x128`. None if it is neither."""
+    if isinstance(given, str):
+        given = [int(one) if one.isdecimal() and len(one) < 10 else None for one in given.split("x")]
+    if not isinstance(given, list) or len(given) != 2 or any(type(one) is not int or one < 1 for one in given):
+        return None
+    return given[0], given[1]
 
 
 def _group_of(groups: list[Group], said: Said, weight: Quantity, name: str) -> Group:
@@ -217,10 +219,36 @@ def _group_of(groups: list[Group], said: Said, weight: Quantity, name: str) -> G
 
 
 def _ignored(said: Said) -> tuple[str, ...]:
-    given = said.settings.get("ignore") or []
-    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-        raise said.wrong("ignore", "a list of names")
-    return tuple(given)
+    given = said.names("ignore")
+    for one in given:
+        _check_pattern(one, said, "ignore")
+    return given
+
+
+# A pattern from a stranger is matched against every name. One that repeats what is repeated, or repeats often, takes for ever.
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_REPEATS = re.compile(r"[*+{]")
+_MOST_REPEATS, _LONGEST = 6, 2000
+
+
+def _check_pattern(given: str, said: Said, where: str) -> None:
+    """`FormatError` for a regular expression that is none, or that could take for ever."""
+    pattern = given.removeprefix("re:")
+    if pattern == given:
+        return
+
+    def wrong(problem: str) -> FormatError:
+        expected = f"at most {_MOST_REPEATS} repetitions, and none of a group"
+        return FormatError(
+            f"{said.key}.{where} has a pattern {problem}", file=said.file, found=given[:120], expected=expected
+        )
+
+    if len(pattern) > _LONGEST or _REPEATED_GROUP.search(pattern) or len(_REPEATS.findall(pattern)) > _MOST_REPEATS:
+        raise wrong("that could take for ever")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise wrong(f"that is no regular expression ({error})") from None
 
 
 def _is_ignored(ignored: tuple[str, ...], module: str) -> bool:

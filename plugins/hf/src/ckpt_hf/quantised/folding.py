@@ -104,6 +104,13 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
             problems.add(error)
         plain[name] = tensor
     problems.raise_any()
+    if method.spellings and not made:
+        raise FormatError(
+            f"{said.key} says {method.what}, and no tensor has codes",
+            file=said.file,
+            found=f"{len(tensors)} tensors in {dtypes.commonest(tensor.dtype for tensor in tensors.values()) if tensors else 'nothing'}",
+            fix=f"if these weights were dequantised before, leave it out with -o ignore_keys={KEY}",
+        )
     hint = {
         "config": {said.key: said.settings} if said.file.endswith(CONFIG) else {},
         "documents": {name: _text(os.path.join(folder, name)) for name in os.listdir(folder) if name == SIDE_FILE},

@@ -51,6 +51,13 @@ class Said:
     key: str
     dtype: dtypes.DType
 
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of modules; empty where there is none."""
+        given = self.settings.get(key) or []
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise self.wrong(key, "a list of names")
+        return tuple(given)
+
     def wrong(self, name: str, expected: str, fix: str | None = None) -> FormatError:
         """The error that a setting is none that can be."""
         found = repr(self.settings.get(name))[:80]
@@ -123,8 +130,7 @@ _LISTS = ("modules_to_not_convert", "ignored_layers")
 
 def _exactly(said: Said) -> Callable[[str], bool]:
     """Whether a list names a module. Programs differ in what else than the whole name fits."""
-    named = {name for key in _LISTS for name in said.settings.get(key) or () if isinstance(name, str)}
-    return named.__contains__
+    return {name for key in _LISTS for name in said.names(key)}.__contains__
 
 
 def _block_size(said: Said) -> tuple[int, int] | None:

@@ -25,10 +25,22 @@ _KINDS: Mapping[str, tuple[Kind, ...]] = {
     "FP8_PC_PT": (CHANNEL,),
 }
 _SCALE = ".weight_scale"
+_OTHERS = (
+    "kv_cache_quant_algo",
+    "kv_cache_scheme",
+    "exclude_modules",
+    "ignore",
+    "config_groups",
+    "group_size",
+    "producer",
+)
 
 
 def method(said: Said) -> Method:
     """The method that a config of ModelOpt says."""
+    if said.settings.get("quant_algo") is None and said.settings.get("kv_cache_quant_algo"):
+        fates = fates_of(said, ("quant_method", "quant_algo"), _OTHERS)
+        return Method("the cache of keys and values alone", (), of_activations(), fates)
     algorithm = _algorithm(said, said.settings.get("quant_algo"))
     layers = _layers(said) if algorithm == _MIXED else {}
     for name in ("has_zero_point", "pre_quant_scale"):
@@ -47,7 +59,7 @@ def method(said: Said) -> Method:
         ),
         Spelling(WEIGHT, WEIGHT, FP8, {"scale": (_SCALE,)}, functools.partial(_fp8, chosen, said.dtype)),
     )
-    listed = [*(said.settings.get("exclude_modules") or []), *(said.settings.get("ignore") or [])]
+    listed = (*said.names("exclude_modules"), *said.names("ignore"))
     return Method(
         f"ModelOpt's {algorithm}",
         spellings,
@@ -55,17 +67,9 @@ def method(said: Said) -> Method:
         fates_of(
             said,
             ("quant_method", "quant_algo", "quantized_layers", "has_zero_point", "pre_quant_scale"),
-            (
-                "kv_cache_quant_algo",
-                "kv_cache_scheme",
-                "exclude_modules",
-                "ignore",
-                "config_groups",
-                "group_size",
-                "producer",
-            ),
+            _OTHERS,
         ),
-        functools.partial(_is_excluded, tuple(one for one in listed if isinstance(one, str))),
+        functools.partial(_is_excluded, listed),
     )
 
 

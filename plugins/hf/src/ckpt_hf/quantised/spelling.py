@@ -129,25 +129,25 @@ def shared_scale(scale: Quantity, codes: Quantity, *kinds: Kind, columns: int = 
     matrices, rows, stored = matrices_of(codes)
     columns = columns or stored
     stack, shape = list(codes.stored.shape[:-2]), list(scale.stored.shape)
-    expected = []
+    expected: list[list[int]] = []
     for kind in kinds:
-        if kind == TENSOR:
+        if not isinstance(kind, str):
+            height, width = kind
+            grid = [-(-rows // height), -(-columns // width)]
+            # ModelOpt keeps the axes inside a block, of size one.
+            if shape in ([*stack, *grid], [*stack, grid[0], 1, grid[1], 1]):
+                return Shared(scale.operand(grid[1], height, scale=True), kind, matrices, rows, columns)
+            expected.append([*stack, *grid])
+        elif kind == TENSOR:
             if scale.stored.elements == 1 and len(shape) <= len(codes.stored.shape):
                 return Shared(scale.operand(1, 0, scale=True), (0, 0), 1, matrices * rows, columns)
             if stack and shape in (stack, [*stack, 1], [*stack, 1, 1]):
                 return Shared(scale.operand(1, 0, scale=True), (0, 0), matrices, rows, columns)
             expected.append([])
-        elif kind == CHANNEL:
+        else:
             if shape in ([*stack, rows], [*stack, rows, 1]):
                 return Shared(scale.operand(1, scale=True), (1, 0), matrices, rows, columns)
             expected.append([*stack, rows, 1])
-        else:
-            height, width = kind
-            grid = [-(-rows // height), -(-columns // width)]
-            # ModelOpt keeps the axes inside a block, of size one.
-            if shape in ([*stack, *grid], [*stack, grid[0], 1, grid[1], 1]):
-                return Shared(scale.operand(grid[1], height, scale=True), (height, width), matrices, rows, columns)
-            expected.append([*stack, *grid])
     raise scale.wrong(
         f"is no scale for {codes.name!r} by its shape",
         f"{' or '.join(map(str, expected))}: {[*stack, rows, columns]} with scales {_in_words(kinds)}",

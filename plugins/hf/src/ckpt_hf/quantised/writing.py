@@ -49,7 +49,7 @@ class Coded:
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
     kept: Mapping[str, lazy.Quantised] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    documents: Mapping[str, Any] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
     losses: tuple[ledgers.Loss, ...] = ()
 
 

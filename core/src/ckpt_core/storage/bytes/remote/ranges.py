@@ -25,7 +25,8 @@ _FIRST_STEP = 8 << 10  # the header of most shards, and the end of a torch file,
 _LONGEST_STEP = 1 << 20
 _KEPT = 32 << 20
 _GAP = 256 << 10  # a read that begins no further behind what came last goes on from it
-_ATTEMPTS = 7
+ATTEMPTS = 7
+"""How often a range is asked for before a command gives up."""
 _FIRST_WAIT = 0.5  # seconds; doubled each time: 31 s in all
 _LONGEST_WAIT = 60.0
 
@@ -64,17 +65,17 @@ def now(object: Object) -> Object:
     return again(object.address, lambda: store_of(object.address).now(object))
 
 
-def again(address: str, request: Callable[[], T]) -> T:
+def again(address: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """What a request returns; it is sent again where the store hiccups, later each time."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(attempts):
         try:
             return request()
         except Hiccup as hiccup:
-            if attempt == _ATTEMPTS - 1:
+            if attempt == attempts - 1:
                 failure = StoreError(
                     "the store does not answer as it should",
                     file=address,
-                    found=f"{hiccup.reason}, {_ATTEMPTS} times in a row",
+                    found=f"{hiccup.reason}, {attempts} times in a row",
                     fix="run the same command again later: what is done of a conversion is kept",
                 )
                 unanswered.set(failure)

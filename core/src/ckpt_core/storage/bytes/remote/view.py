@@ -17,14 +17,15 @@ from dataclasses import replace
 
 from ckpt_core import addresses
 from ckpt_core.errors import CkptError, FormatError, UsageError
+from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote.http import without_secrets
 from ckpt_core.storage.bytes.remote.objects import Listing, Object
 from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.stores import scheme_of, store_of
 
 _MOST = 1_000_000
+_ATTEMPTS = 3  # to list, when nothing is done yet: a wrong name of a server is said soon
 _LONGEST_NAME = 255
-_TEXT = "a stand-in of ckpt for {address}: its bytes are there\n"
 
 cache: ContextVar[str | None] = ContextVar("cache", default=None)
 """A folder in which to keep what is read of remote files; None to keep nothing."""
@@ -45,7 +46,7 @@ def localised(path: str) -> str:
         if hub.offline():
             return hub.snapshot(path)
     store = store_of(path)
-    listing = again(without_secrets(path), lambda: store.listing(path))
+    listing = again(without_secrets(path), lambda: store.listing(path), _ATTEMPTS)
     if not any(_is_in(listing, one) for one in listing.objects):
         raise CkptError("there is no such file or folder", file=without_secrets(path))
     if len(listing.objects) > _MOST:
@@ -134,7 +135,7 @@ def _stand(place: str, one: Object) -> None:
         os.unlink(place)
     descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
     try:
-        os.write(descriptor, _TEXT.format(address=one.address).encode("utf-8", "surrogatepass")[: one.size])
+        os.write(descriptor, (STAND_IN + one.address.encode("utf-8", "surrogatepass") + b"\n")[: one.size])
         os.truncate(descriptor, one.size)
         os.utime(descriptor, ns=(one.modified_ns, one.modified_ns))
     finally:
