@@ -160,6 +160,14 @@ def real_peft(session: nox.Session) -> None:
 
 
 @nox.session
+def real_quantised(session: nox.Session) -> None:
+    """compressed-tensors (PyPI 0.20.1, on CPU) quantises and dequantises in each of its ways: every weight of ours is its, bit for bit."""
+    session.install("-r", "tests/real/requirements-quantised.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_quantised.py")
+
+
+@nox.session
 def real_fsdp(session: nox.Session) -> None:
     """torch's own loader takes what format fsdp writes at other world sizes (CPU, gloo); verl's own merger reads what we read."""
     session.install("-r", "tests/real/requirements-fsdp.txt")
@@ -212,6 +220,13 @@ def real_nemo2(session: nox.Session) -> None:
     session.install("--no-deps", "-r", "tests/real/requirements-nemo2-run.txt")
     install(session, "pytest")
     judge(session, "check_nemo2.py")
+
+
+@nox.session
+def training_ways(session: nox.Session) -> None:
+    """Every run that frameworks saved, by way of NeMo and NxDT in ten layouts, to what was in memory, and on by a loop of torch."""
+    install(session, "torch", "transformers", "safetensors", "pytest")
+    judge(session, "check_training_ways.py")
 
 
 @nox.session

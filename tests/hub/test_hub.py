@@ -66,9 +66,7 @@ def ckpt(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
 @pytest.mark.parametrize("revision", ["", "@v1"])
 def test_a_model_of_the_hub_converts_by_ranges(hub, model: Path, tmp_path: Path, revision: str) -> None:
     environment, site = hub
-    site.expired = {
-        f"/blobs/model.safetensors?signature={number}" for number in range(5)
-    }  # the first URL that is given
+    site.expired = {"/blobs/model.safetensors?signature=1"}
     done = ckpt(
         environment, "convert", f"hf://{REPOSITORY}{revision}", str(tmp_path / "out"), "--to", "nanotron", "--tp", "3"
     )

@@ -41,6 +41,7 @@ DENSE = [
     "llama32_tied",
 ]
 EXPERTS = ["qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3"]
+INDEXED = ["glm_moe_dsa"]  # Bridge has it since 0.6
 UNKNOWN_TO_BRIDGE = [
     "gpt2",
     "starcoder2",
@@ -64,7 +65,7 @@ def version() -> str:
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models of transformers, made by the version of it that this Bridge has."""
     folder = tmp_path_factory.mktemp("hf")
-    names = dict.fromkeys([*DENSE, *EXPERTS, *UNKNOWN_TO_BRIDGE])
+    names = dict.fromkeys([*DENSE, *EXPERTS, *UNKNOWN_TO_BRIDGE, *(INDEXED if version() != "0.2" else [])])
     subprocess.run([sys.executable, HERE / "tiny_models.py", folder, *names], check=True)
     return folder
 
@@ -121,6 +122,17 @@ def test_bridge_loads_computes_and_exports(
     for name, result in results.items():
         assert result["exported"]["equal"] and not result["exported"]["different"] + result["exported"]["alone"], name
     assert_loaded(judge("load", folders, hf, UNKNOWN_TO_BRIDGE, **ranks))
+
+
+def test_bridge_loads_and_exports_an_indexer_and_what_it_makes_is_read(hf: Path, folders: Path, tmp_path: Path) -> None:
+    if version() == "0.2":
+        pytest.skip("0.2 has no indexers")
+    for ranks in ({}, {"ep": 2}):  # tp asks for sequence parallelism, which a judge on one sequence has not
+        results = judge("load", folders, hf, INDEXED, "--export", str(tmp_path / f"out{len(ranks)}"), **ranks)
+        assert_loaded(results)
+        assert all(not one["exported"]["different"] + one["exported"]["alone"] for one in results.values())
+    assert all(one.get("imported") for one in judge("import", tmp_path / "made", hf, INDEXED).values())
+    assert all(fingerprint(tmp_path / "made" / name) == fingerprint(hf / name) for name in INDEXED)
 
 
 def test_a_training_run_loads_it(hf: Path, folders: Path) -> None:

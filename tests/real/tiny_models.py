@@ -78,10 +78,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         QWEN | LATENT | rope(10000.0)
         | {"n_shared_experts": 1, "n_group": 4, "topk_group": 2, "q_lora_rank": 32},
     ),
+    # Every position is chosen: transformers 5.12 rotates the halves of an indexer's rows, where GLM-5 and later versions rotate pairs.
     "glm_moe_dsa": (
         "GlmMoeDsa",
         QWEN | LATENT | rope(10000.0)
-        | {"n_shared_experts": 1, "q_lora_rank": 32, "index_n_heads": 6, "index_head_dim": 14, "index_topk": 9, "n_group": 1, "topk_group": 1},
+        | {"n_shared_experts": 1, "q_lora_rank": 32, "n_group": 1, "topk_group": 1, "indexer_rope_interleave": True}
+        | {"index_n_heads": 6, "index_head_dim": 14, "index_topk": 64},
     ),
 }  # fmt: skip
 

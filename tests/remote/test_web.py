@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import localised, object_at, ranges, stand_in
 from ckpt_core.storage.bytes.remote.objects import Listing, Object
 from ckpt_core.storage.bytes.remote.view import _stood
+from ckpt_core.storage.safetensors import read_header
 from ckpt_tests.folders import contents
 from ckpt_tests.goldens import SHIPPED
 from ckpt_tests.program import ckpt
@@ -235,8 +237,22 @@ def test_a_cache_is_filled_once_and_only_where_asked_for(site: Site, tmp_path: P
 def test_small_reads_take_few_requests(site: Site) -> None:
     path = site.folder / "big.safetensors"
     save_file({f"t{number:05}": np.zeros(1, np.float32) for number in range(3000)}, path)
-    from ckpt_core.storage.safetensors import read_header
-
     header = read_header(localised(site.url + "big.safetensors"))
     assert len(header.tensors) == 3000
     assert len(site.asked) == 2, "a header is two requests: how long it is, and the rest"
+
+
+def test_heads_are_asked_for_together(site: Site) -> None:
+    for number in range(40):
+        save_file({f"t{number}": np.full(3, number, np.float32)}, site.folder / f"many-{number:02}.safetensors")
+    barrier = threading.Barrier(4, timeout=20)  # four requests at a time, or nobody is answered
+
+    def wait(number: int) -> None:
+        if number in (2, 3, 4, 5):
+            barrier.wait()
+
+    site.fault = wait
+    folder = localised(site.url)
+    for number in range(40):
+        assert list(read_header(os.path.join(folder, f"many-{number:02}.safetensors")).tensors) == [f"t{number}"]
+    assert len(site.asked) == 40, "each head is asked for once"

@@ -14,7 +14,7 @@ import torch
 
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.storage.archive.tree import open_tree
-from ckpt_core.storage.bytes.files import read_range
+from ckpt_core.storage.bytes import read_range
 from ckpt_core.storage.chunks.zarr import read_zarr
 from ckpt_core.tensors.strided import read_box
 

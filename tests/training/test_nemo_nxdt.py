@@ -321,7 +321,7 @@ def test_arrays_of_nemo_are_written_as_it_keys_them(tmp_path: Path) -> None:
 
 def test_a_chain_of_data_ranks_is_written_as_zero1_cuts_it(tmp_path: Path) -> None:
     one = golden(ZERO1)
-    options = {"data_parallel": one.case["dp"], "undecayed": "norms"}
+    options = {"dp": one.case["dp"], "undecayed": "norms"}
     convert(
         one.checkpoint,
         tmp_path / "nxdt",
@@ -349,7 +349,7 @@ def test_a_chain_of_data_ranks_is_written_as_zero1_cuts_it(tmp_path: Path) -> No
     ("framework", "to", "ranks", "options", "dtype"),
     [
         ("hf-trainer", "nemo", {"tp": 2, "pp": 2}, {"container": "ckpt"}, "keep"),
-        ("deepspeed", "nxdt", {"tp": 2}, {"data_parallel": 3}, "keep"),
+        ("deepspeed", "nxdt", {"tp": 2}, {"dp": 3}, "keep"),
         ("nanotron", "nemo2", {"tp": 2}, {}, "bf16"),
     ],
 )
@@ -487,7 +487,7 @@ def ranks_of_nxdt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = runs("hf-trainer")
     if not found:
         pytest.skip("no run of the Trainer")
-    convert(found[0].checkpoint, folder, to="nxdt", tp=2, options={"data_parallel": 3}, training_state="keep")
+    convert(found[0].checkpoint, folder, to="nxdt", tp=2, options={"dp": 3}, training_state="keep")
     return folder
 
 

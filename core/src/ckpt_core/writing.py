@@ -107,7 +107,10 @@ class TargetBuilder:
         for name, native in natives.items():
             trained = {piece.parameter in known for piece in native.pieces}
             if len(trained) == 2:
-                raise NotCarried(f"{name} holds parameters that are trained and others that are not")
+                raise NotCarried(
+                    f"{name} holds parameters that are trained and others that are not",
+                    fix="leave the state of the training behind with --training-state drop",
+                )
             if trained == {True}:
                 found[name] = moment_native(kind, native)
         return found

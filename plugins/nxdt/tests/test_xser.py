@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.bytes.files import read_range
+from ckpt_core.storage.bytes import read_range
 from ckpt_core.storage.dtypes import BF16, FP32
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_nxdt.xser import AbsentTensor, plan_xser, read_xser
@@ -132,7 +132,7 @@ def test_what_is_written_is_what_nxd_loads(tmp_path: Path) -> None:
             body[offset : offset + len(data)] = data
         (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file.path).write_bytes(body)
-    for name, (file, offset) in plan.places.items():
+    for (name,), (file, offset) in plan.places.items():
         with (tmp_path / file).open("r+b") as out:
             out.seek(offset)
             out.write(contents[name].contiguous().view(torch.uint8).numpy().tobytes())

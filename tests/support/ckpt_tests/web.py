@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = path.split("/resolve/", 1)[1].split("/", 1)[1]
             size = files[name].stat().st_size
             elsewhere = self.site.url.replace("127.0.0.1", "localhost")  # another server, as far as a client sees
-            signed = f"{elsewhere}blobs/{quote(name)}?signature={len(self.site.others)}"
+            signed = f"{elsewhere}blobs/{quote(name)}?signature={self.site.others.count(path)}"
             said = {"X-Repo-Commit": COMMIT, "X-Linked-Size": str(size), "X-Linked-Etag": f'"{len(name):x}"'}
             self._answer(b"", {**said, "ETag": '"x"', "Location": signed}, 302)
         else:

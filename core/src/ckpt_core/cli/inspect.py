@@ -113,7 +113,7 @@ def survey_json(survey: Survey) -> dict[str, object]:
         "architecture": to_json(checkpoint.architecture),
         "facts": dict(facts_of(checkpoint.architecture)),
         "parameters": {"total": sum(survey.counts.values()), **survey.counts},
-        "dtypes": {name: {"tensors": tensors, "bytes": size} for name, (tensors, size) in survey.stored.items()},
+        "dtypes": {name: {"tensors": tensors, "bytes": size} for name, (tensors, size) in survey.dtypes.items()},
         "tensors": {
             name: {
                 "axes": {axis.name: axis.size for axis in assembly.parameter.axes},

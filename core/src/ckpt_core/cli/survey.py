@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ckpt_core.cli.stand_in import StandIn
     from ckpt_core.launch import Launch
     from ckpt_core.plugins.discovery import Plugin
+    from ckpt_core.tensors.assembly import LazyParameter
     from ckpt_core.verify.statistics import Statistics
 
 GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "predictors", "other")
@@ -70,15 +72,21 @@ class Survey:
         return {group: counts[group] for group in GROUPS if counts[group]}
 
     @functools.cached_property
+    def dtypes(self) -> dict[str, tuple[int, int]]:
+        """Per dtype that is read: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
+        return self._counted(lambda assembly: assembly.dtype.name)
+
+    @functools.cached_property
     def stored(self) -> dict[str, tuple[int, int]]:
-        """Per stored dtype, or scheme of codes and scales: how many canonical tensors, and their bytes in the files (duplicates not counted)."""
+        """The same for each dtype, and for each scheme of codes and scales, as the files have them."""
+        return self._counted(_kind)
+
+    def _counted(self, kind: Callable[[LazyParameter], str]) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
         for assembly in self.checkpoint.tensors.values():
-            schemes = [one.quantised.what for one in assembly.value_blocks if one.quantised is not None]
-            kind = f"{schemes[0]}, read as {assembly.dtype}" if schemes else assembly.dtype.name
             size = sum(block.stored_bytes for block in assembly.value_blocks)
-            tensors, total = found.get(kind, (0, 0))
-            found[kind] = tensors + 1, total + size
+            tensors, total = found.get(name := kind(assembly), (0, 0))
+            found[name] = tensors + 1, total + size
         return found
 
     @property
@@ -97,6 +105,13 @@ class Survey:
     def not_finite(self) -> dict[str, Statistics]:
         """The tensors in which statistics found NaNs or infinities."""
         return {name: found for name, found in (self.statistics or {}).items() if not found.finite}
+
+
+def _kind(assembly: LazyParameter) -> str:
+    """What a tensor is stored as: its dtype, or a scheme of codes and scales with the dtype that is computed of them."""
+    schemes = (block.quantised.what for block in assembly.value_blocks if block.quantised is not None)
+    what = next(schemes, None)
+    return assembly.dtype.name if what is None else f"{what}, read as {assembly.dtype}"
 
 
 def possible_targets(checkpoint: Checkpoint) -> list[Future]:

@@ -36,8 +36,7 @@ def shared_rows(stored: np.ndarray, per: int, first: int, rows: int) -> np.ndarr
     """
     if per == 1:
         return stored
-    start = first % per
-    return np.repeat(stored, per, axis=0)[start : start + rows]
+    return np.take(stored, (first % per + np.arange(rows)) // per, axis=0)
 
 
 def read_numbers(quantised: Quantised, dtype: DType, open_: Open, view: memoryview, offset: int) -> None:
@@ -75,6 +74,7 @@ def decoded(quantised: Quantised, raw: Sequence[np.ndarray], first: int, rows: i
         return quantised.scheme.decode(handed, first, rows)
     except FormatError as problem:
         problem.file = problem.file or operands[0].stored.file
+        problem.problem = f"{operands[0].name!r} can't be dequantised: {problem.problem}"
         raise
 
 

@@ -18,7 +18,11 @@ from typing import Any
 
 from ckpt_core.sdk import FormatError, disk, lazy, ledgers, reading
 
-STEP, SCHEDULERS = "global_step", "lr_schedulers"
+__all__ = ["STEP", "Progress", "continued", "counters", "iterations", "progress_in"]
+
+STEP = "global_step"
+"""The key of the optimizer's steps of a run."""
+SCHEDULERS = "lr_schedulers"
 _CONSUMED = re.compile(r"consumed_samples=(\d+)(?:\.\d+)?")
 _STEP_IN_NAME = re.compile(r"(?:^|[-_])step=(\d+)")
 _SCALERS = ("Plugin", "MixedPrecision")

@@ -15,10 +15,12 @@ from typing import Any
 
 from ckpt_core.sdk import FormatError, StoredTensor
 
-__all__ = ["present", "replaced"]
+__all__ = ["BUFFERS", "KEY", "present", "replaced"]
 
 BUFFERS = re.compile(r"\.expert_bias$|\.local_tokens_per_expert$|\.inv_freq$")
+"""Names of tensors that no optimizer steps."""
 KEY = "fp32_from_fp16_params"
+"""Where an optimizer keeps masters, a list for each group."""
 # optimizer.state.param (DistributedOptimizer), optimizer.state.fp32_param (Float16Optimizer); chained ones may have a prefix
 DIST_MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
 # buckets of gradients, each rank's parameters one after the other

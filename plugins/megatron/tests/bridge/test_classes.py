@@ -58,7 +58,6 @@ def test_a_family_is_written_and_read(name: str, tmp_path: Path) -> None:
         ("gemma2", {"layer_types": [_FULL, _SLIDING]}, {}, {}, "window_size"),
         ("gemma3", {"final_logit_softcapping": 2.0}, {}, {}, "head.softcap"),
         ("gemma3", {"rms_norm_eps": 1e-6}, {}, {}, "post_norm_eps"),
-        ("exaone4", {"sliding_window": 9, "layer_types": [_FULL, _SLIDING]}, {}, {}, "attention.window"),
         ("minimax_m2", {}, {"tp": 3}, {}, "query groups"),
         ("olmoe", {}, {}, {"bridge_version": "0.4"}, "bridge_version"),
         ("olmoe", {}, {}, {"names": "local"}, "names"),

@@ -13,12 +13,12 @@ from ckpt_hf.wholes import WHOLES
 from ckpt_tests import distributed
 from ckpt_tests.bridge import STEP, changed, model
 from ckpt_tests.folders import assert_nothing_at
-from ckpt_tests.goldens import beside
+from ckpt_tests.goldens import Golden, beside
 from ckpt_tests.of_authors import DECILM_LAYERS, MADE
 from ckpt_tests.vision import made
 
 CLASSES = {"llada": "LLaDA15ModelProvider", "nemotron-nas": "LlamaNemotronHeterogeneousProvider"}
-(HYBRID,) = (golden for golden in beside("families", "source_hf/config.json") if str(golden).endswith("exaone4_hybrid"))
+HYBRID = [golden for golden in beside("families", "source_hf/config.json") if str(golden) == "exaone4_hybrid"]
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -60,12 +60,13 @@ def test_the_layers_are_said_as_the_model_s_own_config_says_them(tmp_path: Path)
         fingerprint(run)
 
 
-def test_an_exaone_4_whose_layers_slide_or_do_not_rotate(tmp_path: Path) -> None:
-    convert(HYBRID.source, tmp_path / "run", to="megatron-bridge", tp=2)
+@pytest.mark.parametrize("golden", HYBRID, ids=str)
+def test_an_exaone_4_whose_layers_slide_or_do_not_rotate(golden: Golden, tmp_path: Path) -> None:
+    convert(golden.source, tmp_path / "run", to="megatron-bridge", tp=2)
     said = model(tmp_path / "run")
     assert (said["window_attn_skip_freq"], said["no_rope_freq"]) == ([1, 1, 1, 0], [0, 0, 0, 1])
     (tmp_path / "run/ckpt-receipt.json").unlink()
-    assert fingerprint(tmp_path / "run") == fingerprint(HYBRID.source)
+    assert fingerprint(tmp_path / "run") == fingerprint(golden.source)
 
 
 def test_an_exaone_4_5_has_a_tower_of_megatron_s_layers(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_tests.families import CASES, build
 from ckpt_tests.folders import assert_nothing_at, assert_same_bits
-from ckpt_tests.goldens import of_2026
+from ckpt_tests.goldens import Golden, of_2026
 from ckpt_tests.models import weights
 
 EPS = {"post_norm_eps": "1e-5"}
 FIRST = {"gemma2_windows": "first"}
-(GEMMA3,) = (golden for golden in of_2026("families", "megatron-bridge") if golden.case["family"] == "gemma3_text")
+GEMMA3 = [golden for golden in of_2026("families", "megatron-bridge") if golden.case["family"] == "gemma3_text"]
 
 
 def fields(run: Path) -> dict[str, Any]:
@@ -48,15 +48,18 @@ def test_a_gemma_2_whose_windows_nemo_applies_to_other_layers_is_written_when_as
         assert not any(layer.attention.window for layer in none.architecture.decoder.layers)
 
 
-def test_a_window_of_gemma_3_is_a_field_of_one_less_since_core_counts_the_positions_before(tmp_path: Path) -> None:
-    convert(GEMMA3.source, tmp_path / "run", to="nemo2", tp=2, options=EPS)
+@pytest.mark.parametrize("golden", GEMMA3, ids=str)
+def test_a_window_of_gemma_3_is_a_field_of_one_less_since_core_counts_the_positions_before(
+    golden: Golden, tmp_path: Path
+) -> None:
+    convert(golden.source, tmp_path / "run", to="nemo2", tp=2, options=EPS)
     said, window = (
         fields(tmp_path / "run"),
-        open_checkpoint(GEMMA3.source).architecture.decoder.layers[0].attention.window,
+        open_checkpoint(golden.source).architecture.decoder.layers[0].attention.window,
     )
     assert (said["window_size"], said["_target_"].rpartition(".")[2]) == (window - 1, "Gemma3Config")
     assert len(said["rotary_base"]) == 2
     (tmp_path / "run/ckpt-receipt.json").unlink()
-    with open_checkpoint(GEMMA3.source) as one, open_checkpoint(tmp_path / "run") as two:
+    with open_checkpoint(golden.source) as one, open_checkpoint(tmp_path / "run") as two:
         assert one.architecture.decoder == two.architecture.decoder
-    assert fingerprint(tmp_path / "run", options={"vocab": "86"}) == fingerprint(GEMMA3.source)
+    assert fingerprint(tmp_path / "run", options={"vocab": "86"}) == fingerprint(golden.source)

@@ -48,7 +48,7 @@ def ckpt_info() -> FormatInfo:
             Option("vocab", "the true vocabulary, where rows of the embedding are padding", int, side="read"),
             Option("xser", "one file per tensor, as training jobs save", bool, side="write"),
             Option(
-                "data_parallel",
+                "dp",
                 "data parallel ranks of the job, over which zero-1 cuts an optimizer; 1 unless it is given",
                 int,
                 side="write",

@@ -34,7 +34,7 @@ class WrittenOptimizer:
     @property
     def decisions(self) -> dict[str, object]:
         """What a reader of the receipt has to know."""
-        return {"data_parallel": self.ranks, "undecayed": "norms" if self.words == _NORMS else "biases"}
+        return {"dp": self.ranks, "undecayed": "norms" if self.words == _NORMS else "biases"}
 
     @property
     def account(self) -> bytes:
@@ -136,9 +136,13 @@ def optimizer_of(
             found=training.frozen[0],
             fix=_DROP,
         )
-    ranks = options.get("data_parallel")
+    if training.optimizer != reading.ADAMW and any(group.weight_decay for group in training.groups):
+        raise errors.NotCarried(
+            "the source adds weight decay to the gradients (L2), and a job's AdamW decays the weights", fix=_DROP
+        )
+    ranks = options.get("dp")
     if ranks is not None and int(ranks) < 1:
-        raise errors.UsageError("data_parallel is at least 1", found=ranks)
+        raise errors.UsageError("dp is at least 1", found=ranks)
     words = _NORMS if options.get("undecayed") == "norms" else _BIASES
     names: list[dict[str, None]] = [{}, {}]
     for name, native in builder.natives().items():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, Refusal, StoredTensor, disk, dtypes, lazy
+from ckpt_core.sdk import FormatError, Refusal, StoredTensor, disk, dtypes, lazy
 from ckpt_hf.quantised.methods import Method, Said, fates_of, of_activations, scaled
 from ckpt_hf.quantised.schemes import FourBit, Integers
 from ckpt_hf.quantised.spelling import (
@@ -289,7 +289,7 @@ def _int8(found: Any, parts: Parts) -> StoredTensor:
         operands.append(zeros.operand(shared.operand.width, shared.operand.rows))
     if shared.block[0] > 1:
         raise scale.wrong("scales blocks of whole numbers, which are not read")
-    scheme = Integers(8, False, shared.columns, shared.block[1], shared.block[0] == 1)
+    scheme = Integers(8, False, shared.rows, shared.columns, shared.block[1], shared.block[0] == 1)
     numbers = lazy.Quantised(scheme, tuple(operands), shared.matrices, shared.rows, shared.columns)
     return numbers.tensor(_dtype_of(scale), codes.stored.shape)
 
@@ -304,13 +304,10 @@ def _packed(found: Any, parts: Parts) -> StoredTensor:
             expected="groups of neighbouring inputs",
             fix="quantise it with actorder=weight, or none",
         )
-    rows, columns = _said_shape(parts.beside["shape"])
+    rows, columns = _shape_of(group, parts)
     words = -(-columns * group.bits // 32)
     if codes.stored.shape != (rows, words):
-        raise codes.wrong(
-            f"does not hold {rows} x {columns} codes of {group.bits} bits, as {parts.beside['shape'].name!r} says",
-            f"int32 {[rows, words]}",
-        )
+        raise codes.wrong(f"does not hold {rows} x {columns} codes of {group.bits} bits", f"int32 {[rows, words]}")
     shared = shared_scale(scale, codes, *group.kinds, columns=columns)
     if shared.block[0] > 1 or (shared.block[1] and columns % shared.block[1]):
         raise scale.wrong(f"does not divide {columns} inputs into whole groups", f"groups of {group.size}")
@@ -321,7 +318,7 @@ def _packed(found: Any, parts: Parts) -> StoredTensor:
         if zeros.stored.dtype.name != "int32" or zeros.stored.shape != expected:
             raise zeros.wrong("is no zero point for each scale, packed along the rows", f"int32 {list(expected)}")
         operands.append(zeros.operand(expected[1], 32 if channel else 0, group.bits))
-    scheme = Integers(group.bits, True, columns, shared.block[1], shared.block[0] == 1)
+    scheme = Integers(group.bits, True, rows, columns, shared.block[1], shared.block[0] == 1)
     numbers = lazy.Quantised(scheme, tuple(operands), 1, rows, columns)
     return numbers.tensor(_dtype_of(scale), (rows, columns))
 
@@ -336,17 +333,19 @@ def _zeros(group: Group, parts: Parts) -> Quantity | None:
     return zeros
 
 
-def _said_shape(shape: Quantity) -> tuple[int, int]:
-    """The shape that a tensor says: what is packed does not show how many columns it has."""
-    if shape.stored.dtype.name not in ("int64", "int32") or shape.stored.shape != (2,):
-        raise shape.wrong("is no shape of a matrix", "int64 [2]")
-    raw = disk.read_range(shape.stored.file, shape.stored.offset, 2 * shape.stored.dtype.size)
+def _shape_of(group: Group, parts: Parts) -> tuple[int, int]:
+    """How many rows and columns a weight has: words of codes do not show it. Groups of inputs do; else the tensor that says it is read
+    now, and not with the weight, when what it says is compared."""
+    shape, scale = parts.beside["shape"], parts.beside["scale"].stored.shape
     size = shape.stored.dtype.size
+    if shape.stored.dtype.name != "int64" or shape.stored.shape != (2,):
+        raise shape.wrong("is no shape of a matrix", "int64 [2]")
+    if group.strategy == "group" and len(scale) == 2:
+        return scale[0], scale[1] * group.size
+    raw = disk.read_range(shape.stored.file, shape.stored.offset, 2 * size)
     rows, columns = (int.from_bytes(raw[start : start + size], "little", signed=True) for start in (0, size))
     if not 0 < rows < 1 << 31 or not 0 < columns < 1 << 31:
-        raise CkptError(
-            f"tensor {shape.name!r} says an impossible shape", file=shape.stored.file, found=f"{rows}, {columns}"
-        )
+        raise shape.wrong(f"says an impossible shape, {rows} x {columns}")
     return rows, columns
 
 

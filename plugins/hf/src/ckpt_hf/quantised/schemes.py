@@ -55,33 +55,38 @@ class Integers:
     """Codes that are whole numbers, (code - zero point) * scale. They have `bits` bits each, in words that hold the elements of a row one
     after the other from the least significant bit on, without gaps; or they are int8, where `packed` is false.
 
-    `columns` is how many elements a row has, and `group` how many of them share a scale, 0 is all. `channel`: each row has scales of its
-    own. Packed codes count from the least number (offset binary), as packed zero points do, whose words hold the elements of a column.
+    `group` is how many columns share a scale, 0 is all; `channel`: each row has scales of its own. Packed codes count from the least
+    number (offset binary), as packed zero points do, whose words hold the elements of a column. Behind the scales of packed codes a
+    tensor says `rows` and `columns` again.
     """
 
     bits: int
     packed: bool
+    rows: int
     columns: int
     group: int
     channel: bool
 
     def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
         codes, scales, *others = stored
-        zeros = (
-            others[1:] if self.packed else others
-        )  # before them lies the shape, which the reader of headers looked at
-        if self.packed:
-            values = unpacked(codes, self.bits, self.columns).astype(np.float32)
-        else:
-            values = codes.astype(np.float32)
-        if not zeros:
-            values -= np.float32(1 << self.bits - 1 if self.packed else 0)
+        if not self.packed:
+            return self._scaled(codes.astype(np.float32), scales, others)
+        shape, *others = others
+        if shape.tolist() != [[self.rows, self.columns]]:
+            expected = f"{[self.rows, self.columns]}, by the scales and the codes"
+            raise FormatError("weight_shape lies", found=f"{shape[0].tolist()}", expected=expected)
+        values = unpacked(codes, self.bits, self.columns).astype(np.float32)
+        if not others:
+            values -= np.float32(1 << self.bits - 1)
             return multiplied(values, scales, self.group)
-        shift = zeros[0]
-        if self.packed:
-            start = first % _TOGETHER if self.channel else 0
-            shift = unpacked(np.ascontiguousarray(shift.T), self.bits, start + (rows if self.channel else 1)).T[start:]
-        return multiplied(shifted(values, shift.astype(np.float32), self.group), scales, self.group)
+        start, count = (first % _TOGETHER, rows) if self.channel else (0, 1)
+        words = np.ascontiguousarray(others[0].T)
+        return self._scaled(values, scales, [unpacked(words, self.bits, start + count).T[start:]])
+
+    def _scaled(self, values: np.ndarray, scales: np.ndarray, zeros: Sequence[np.ndarray]) -> np.ndarray:
+        for one in zeros:
+            values = shifted(values, one.astype(np.float32), self.group)
+        return multiplied(values, scales, self.group)
 
 
 _TOGETHER = 32

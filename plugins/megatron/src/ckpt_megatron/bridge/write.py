@@ -118,6 +118,8 @@ def run_of(checkpoint: Checkpoint, request: WriteRequest) -> Run:
     numbered = number_layers(fields, facts, hints)
     fields |= {DIVISIBLE: layout.multiple, "vocab_size": facts["tokens.vocabulary"], "should_pad_vocab": pads}
     fields |= running(layout, model, request.dtype)
+    if layout.tp > 1 and facts.present("latent_attention.indexer") is not False:
+        fields["sequence_parallel"] = True  # without which AbsorbedMLASelfAttention (core 0.19) is not built
     if layout.tp > 1 and biased_experts(model.architecture):
         fields["expert_tensor_parallel_size"] = 1
     return Run(layout, model, target, version, fields, bool(asked), numbered, pads)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from ckpt_core.sdk import errors, ledgers, reading
 from ckpt_megatron.found import RankShare
 
+__all__ = ["ORDER", "Divided", "body_of", "members_of", "place_of", "said_of", "written_groups"]
+
 DROP = "convert the weights alone, with --training-state drop"
 _EXPERTS = ".experts."
 

@@ -30,7 +30,7 @@ def unsaid(training: reading.Training) -> list[ledgers.Loss]:
 class Groups:
     """The groups of an optimizer, as NeMo divides the parameters of a model. `undecayed` says which are in the second."""
 
-    def __init__(self, builder: TargetBuilder, undecayed: Undecayed) -> None:
+    def __init__(self, builder: TargetBuilder, undecayed: Undecayed, drops_empty: bool = False) -> None:
         training = builder.training
         assert training is not None
         if training.frozen:
@@ -44,7 +44,7 @@ class Groups:
                 "the source adds weight decay to the gradients (L2), and NeMo's fused_adam decays the weights (AdamW)",
                 fix=_DROP,
             )
-        self.undecayed = undecayed
+        self.undecayed, self.drops_empty = undecayed, drops_empty
         names: list[dict[str, None]] = [{}, {}]
         for native in builder.natives().values():
             if not native.row.copy:
@@ -53,6 +53,11 @@ class Groups:
         self.groups, self.losses = reading.regrouped(training, [list(of) for of in names], [None, 0.0])
         builder.training = replace(training, groups=tuple(group for group in self.groups if group.parameters))
         self.step = training.step
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The groups without their parameters, as distributed checkpoints have them. Since 2.0, NeMo makes none without parameters."""
+        bodies = zip(self.bodies(None), self.groups, strict=True)
+        return [body for body, group in bodies if group.parameters or not self.drops_empty]
 
     def bodies(self, numbers: Sequence[list[int]] | None) -> list[dict[str, Any]]:
         """The groups as they are saved; `numbers` are the parameters of each, where they are listed."""
@@ -106,9 +111,9 @@ def optimizer_of_rank(
 
 def distributed_optimizer(builder: TargetBuilder, groups: Groups) -> Any:
     """What common.pt holds of an optimizer whose tensors lie by the keys of the weights."""
-    inner = {"param_groups": groups.bodies(None)}
+    inner = {"param_groups": groups.listed()}
     own = builder.training is not None and builder.training.own_masters
-    return {"optimizer": inner, masters.KEY: [[], []]} if own else inner
+    return {"optimizer": inner, masters.KEY: [[] for _ in groups.listed()]} if own else inner
 
 
 def distributed_kinds(builder: TargetBuilder) -> Iterator[tuple[str, reading.Kind]]:

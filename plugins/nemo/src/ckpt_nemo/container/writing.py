@@ -127,13 +127,14 @@ class NemoBuilder(TargetBuilder):
         self.groups: Groups | None = None
         self.members: dict[str, disk.OutputFile | bytes] = {}
 
-    def continue_run(self, undecayed: Undecayed) -> None:
-        """Write the state of the training along, if there is one; `undecayed` says how NeMo divides the parameters of such a model."""
+    def continue_run(self, undecayed: Undecayed, drops_empty: bool = False) -> None:
+        """Write the state of the training along, if there is one; `undecayed` says how NeMo divides the parameters of such a model, and
+        `drops_empty` whether it makes no group without any."""
         if self.training is None:
             return
         if self.form.container != "ckpt":
             raise errors.NotCarried("a .nemo holds a model, and no optimizer", fix="write it with -o container=ckpt")
-        self.groups = Groups(self, undecayed)
+        self.groups = Groups(self, undecayed, drops_empty)
         step = self.form.step if _says(self.form.step, self.training) else step_name(self.training)
         self.form = replace(self.form, step=step, continued=self.training)
 

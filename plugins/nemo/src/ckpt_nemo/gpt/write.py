@@ -23,14 +23,14 @@ from ckpt_core.sdk import (
     schema,
 )
 from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, padded
-from ckpt_nemo.container.optimizer import is_bias, is_norm_or_bias
+from ckpt_nemo.container.optimizer import Undecayed, is_bias, is_norm_or_bias
 from ckpt_nemo.container.tokenizer import SECTION, Artifacts, artifacts_of, section_in
 from ckpt_nemo.container.writing import STEP, Form, NemoBuilder, as_stepped, container_for
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
 from ckpt_nemo.gpt.layout import FileLayout
 from ckpt_nemo.gpt.rewrites import expressed_for
 from ckpt_nemo.gpt.template import TARGET, TEMPLATE
-from ckpt_nemo.gpt.versions import Since, by_version, needs
+from ckpt_nemo.gpt.versions import Since, by_version, needs, newer
 from ckpt_nemo.gpt.weights import TABLES
 from ckpt_nemo.gpt.write_distributed import add_distributed
 from ckpt_nemo.gpt.write_ranks import add_ranks
@@ -71,12 +71,7 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses.append(ledgers.Loss("unsaid", f"weights in {config['precision']} bits", why))
     form = Form(container, str(hints.get("step") or STEP), config)
     builder = NemoBuilder(model, TABLES, request.dtype, form, choices=layout.choices, trained=checkpoint)
-    if builder.training is not None and names == "mcore" and layout.backend == "ranks":
-        raise errors.NotCarried(
-            "NeMo keeps the optimizer of a model of Megatron-Core in a distributed checkpoint, and in no files of ranks",
-            fix="use -o backend=zarr",
-        )
-    builder.continue_run(is_norm_or_bias if names == "legacy" else is_bias)
+    builder.continue_run(_undecayed(builder, layout), drops_empty=newer(layout.version, (2, 0)))
     if layout.backend == "ranks":
         add_ranks(builder, layout)
     else:
@@ -100,6 +95,31 @@ def write_gpt(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         said=_table(layout).said(config),
     )
+
+
+def _undecayed(builder: NemoBuilder, layout: FileLayout) -> Undecayed:
+    """Which parameters NeMo does not decay. `NotCarried` for files that it keeps no optimizer in, or another one."""
+    if layout.names == "legacy":
+        return is_norm_or_bias
+    if builder.training is not None and layout.backend == "ranks":
+        raise errors.NotCarried(
+            "NeMo keeps the optimizer of a model of Megatron-Core in a distributed checkpoint, and in no files of ranks",
+            fix="use -o backend=zarr",
+        )
+    if builder.training is not None and layout.ep > 1:
+        raise errors.NotCarried(
+            "experts that expert parallel ranks share out have a group of the optimizer to themselves, which is not written",
+            found=f"ep={layout.ep}",
+            fix="write it with --ep 1, or convert the weights alone, with --training-state drop",
+        )
+    layers = builder.architecture.decoder.layers if builder.architecture.decoder else ()
+    fused = (".input_layernorm.", *(() if any(layer.moe for layer in layers) else (".pre_mlp_layernorm.",)))
+
+    def undecayed(name: str, axes: int) -> bool:
+        # TransformerEngine's linear layers call the bias of the norm in them layer_norm_bias, which NeMo 1 decays
+        return is_bias(name, axes) and (newer(layout.version, (2, 0)) or not any(part in name for part in fused))
+
+    return undecayed
 
 
 def _unread(needed: Mapping[str, Since]) -> list[ledgers.Loss]:

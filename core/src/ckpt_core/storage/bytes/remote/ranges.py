@@ -2,7 +2,7 @@
 
 A header is read in small steps that follow one another. So a small read asks for more than it needs, and for twice as much each
 time that the next one goes on behind it; what came is kept, some MiB in all. A large read is one request into the caller's
-own buffer.
+own buffer. Readers look at one header after the other, so the heads of the files that follow are asked for at the same time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import TypeVar
 
-from ckpt_core.errors import FormatError, StoreError
+from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.remote.cache import Cache
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Object, Store
 from ckpt_core.storage.bytes.remote.stores import store_of
@@ -29,6 +31,7 @@ ATTEMPTS = 7
 """How often a range is asked for before a command gives up."""
 _FIRST_WAIT = 0.5  # seconds; doubled each time: 31 s in all
 _LONGEST_WAIT = 60.0
+_HEADS = 16  # that are asked for at a time
 
 T = TypeVar("T")
 
@@ -85,13 +88,13 @@ def again(address: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> T
     raise AssertionError("an attempt returns or raises")
 
 
-def _fetched(object: Object, view: memoryview, offset: int) -> None:
+def _fetched(object: Object, view: memoryview, offset: int, attempts: int = ATTEMPTS) -> None:
     if object.copy is not None and _from_copy(object.copy, object.size, view, offset):
         return
     store: Store = store_of(object.address)
 
     def fetch(part: memoryview, start: int) -> None:
-        again(object.address, lambda: store.read(object, part, start))
+        again(object.address, lambda: store.read(object, part, start), attempts)
 
     if object.cache is None:
         fetch(view, offset)
@@ -115,17 +118,25 @@ class _Steps:
     """What came of small reads, the least recently used forgotten first; for all objects of the process, and all its threads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Object, int], bytearray] = (
-            OrderedDict()
-        )  # (object, offset) -> bytes from there on
+        self._kept: OrderedDict[tuple[Object, int], bytearray] = OrderedDict()  # (object, offset) -> bytes
         self._of: dict[Object, list[int]] = {}
         self._size = 0
+        self._next: dict[Object, Object] = {}
+        self._coming: dict[Object, Future[bool]] = {}
+        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+
+    def follow(self, row: Sequence[Object]) -> None:
+        """Have the heads of objects be asked for together, when that of one of them is."""
+        with self._lock:
+            self._next.update(pairwise(row))
 
     def read_into(self, object: Object, view: memoryview, offset: int) -> None:
         while len(view):
             with self._lock:
                 known, step = self._known(object, offset)
+            if known is None and offset < _FIRST_STEP and self._came(object):
+                continue
             if known is None:
                 start = max(0, min(offset, object.size - _FIRST_STEP))  # the end of a file has a directory before it
                 data = bytearray(min(max(offset - start + len(view), step), object.size - start))
@@ -136,6 +147,29 @@ class _Steps:
             count = min(len(view), len(known))
             view[:count] = known[:count]
             view, offset = view[count:], offset + count
+
+    def _came(self, object: Object) -> bool:
+        """Whether the head of an object was asked for before, and came; those that follow are asked for now."""
+        with self._lock:
+            coming, follower = self._coming.pop(object, None), self._next.get(object)
+            for _ in range(_HEADS):
+                if follower is None or follower in self._of or follower in self._coming:
+                    break
+                self._pool = self._pool or ThreadPoolExecutor(_HEADS, "heads")
+                self._coming[follower] = self._pool.submit(self._head, follower)
+                follower = self._next.get(follower)
+        return coming is not None and coming.result()
+
+    def _head(self, object: Object) -> bool:
+        """Fetch the head of an object; False where that fails: who needs it asks again, and is told why."""
+        data = bytearray(min(_FIRST_STEP, object.size))
+        try:
+            _fetched(object, memoryview(data), 0, attempts=1)
+        except (CkptError, OSError):
+            return False
+        with self._lock:
+            self._keep(object, 0, data)
+        return True
 
     def _known(self, object: Object, offset: int) -> tuple[bytearray | None, int]:
         """The bytes from `offset` on that are here, or how many to ask for."""
@@ -164,3 +198,8 @@ class _Steps:
 
 
 _STEPS = _Steps()
+
+
+def follow(row: Sequence[Object]) -> None:
+    """See `_Steps.follow`."""
+    _STEPS.follow(row)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from ckpt_core import addresses
 from ckpt_core.errors import CkptError, FormatError, UsageError
 from ckpt_core.storage.bytes.pointers import STAND_IN
+from ckpt_core.storage.bytes.remote import ranges
 from ckpt_core.storage.bytes.remote.http import without_secrets
 from ckpt_core.storage.bytes.remote.objects import Listing, Object
 from ckpt_core.storage.bytes.remote.ranges import again
@@ -109,6 +110,12 @@ def _stood(listing: Listing) -> str:
             file=addresses.spelled(str(error.filename)),
             expected="names as files have them",
         ) from None
+    rows: dict[tuple[str, str], list[Object]] = {}
+    for name in sorted(names.values()):  # the shards of a model, the files of the ranks: whoever reads one reads all
+        if (known := _objects.get(os.path.join(root, name))) is not None and known.size:
+            rows.setdefault((os.path.dirname(name), os.path.splitext(name)[1]), []).append(known)
+    for row in rows.values():
+        ranges.follow(row)
     return root
 
 
