@@ -379,6 +379,7 @@ MUTATIONS: dict[str, tuple[str, Change]] = {
     "blocks of other sizes": mxfp4(tensors("down_proj_blocks", "blocks of 32", change=lambda held: held.update({"model.layers.1.mlp.experts.down_proj_blocks": torch.zeros(3, 64, 6, 8, dtype=torch.uint8)}))),
     "scales of other blocks": mxfp4(tensors("down_proj_scales", "no scale for each", change=lambda held: held.update({"model.layers.1.mlp.experts.down_proj_scales": torch.ones(3, 64, 2, dtype=torch.uint8)}))),
     "an algorithm that changes weights": modelopt(settings("W4A16_AWQ", quant_algo="W4A16_AWQ")),
+    "a glob has a module with codes": modelopt(settings("lists its module", ignore=["model.layers.1*"])),
     "a side file that disagrees": modelopt(settings("hf_quant_config.json", "disagree", quant_algo="FP8_PB_WO")),
     "inputs are scaled": modelopt(tensors("pre_quant_scale", change=lambda held: held.update({f"{DOWN}.pre_quant_scale": torch.ones(176)}))),
 }  # fmt: skip
