@@ -162,6 +162,12 @@ def test_a_name_that_is_not_known_here_is_a_loss(tmp_path: Path) -> None:
     assert "tokenizer.json" not in told.files and [str(loss) for loss in told.losses if "falcon" in str(loss)]
 
 
+def test_pieces_of_enormous_length_are_a_loss() -> None:
+    said = {"model": "llama", "tokens": ["<unk>", "a" * 100_000], "token_type": [2, 1], "scores": [0.0, -1.0]}
+    told = told_by({f"tokenizer.ggml.{key}": value for key, value in said.items()}, {}, "x")
+    assert "tokenizer.json" not in told.files and any("100000 characters" in str(loss) for loss in told.losses)
+
+
 def test_tokens_above_the_embedding_are_a_loss(tmp_path: Path) -> None:
     tokenizer = byte_pairs("gpt-2")
     tokenizer.add_tokens([f"<extra_{number}>" for number in range(ROWS)])
