@@ -73,3 +73,25 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
     path.write_bytes(plan.header)
     with pytest.raises(CkptError, match="rwkv7"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llama", "llama.context_length", "long"),
+        ("llama", "llama.context_length", 0),
+        ("llama", "tokenizer.ggml.bos_token_id", "<s>"),
+        ("qwen2", "qwen2.rope.scaling.attn_factor", 1.5),
+    ],
+)
+def test_a_value_that_would_be_carried_or_lost_in_silence_is_refused(
+    name: str, key: str, value: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.gguf"
+    metadata, tensors = written(name, path)
+    plan = plan_file(tensors, metadata | {key: value})
+    with open(path, "wb") as stream:
+        stream.write(plan.header)
+        stream.truncate(plan.size)
+    with pytest.raises(CkptError, match=key.partition(".")[2].replace("ggml.", "")):
+        read_checkpoint(path)

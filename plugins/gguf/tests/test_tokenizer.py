@@ -16,7 +16,7 @@ from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.errors import Refusal
 from ckpt_gguf.container import read_header
 from ckpt_gguf.splitting import SPLITTINGS, pre_tokenizer_of, splitting_of
-from ckpt_gguf.tokenizer import told_by
+from ckpt_gguf.tokenizer import Told, told_by
 from ckpt_gguf.vocabulary import BLANK, KEPT_JSON
 from ckpt_tests import tiny
 from ckpt_tests.gguf import CORPUS, SPECIAL, byte_pairs
@@ -162,10 +162,37 @@ def test_a_name_that_is_not_known_here_is_a_loss(tmp_path: Path) -> None:
     assert "tokenizer.json" not in told.files and [str(loss) for loss in told.losses if "falcon" in str(loss)]
 
 
-def test_pieces_of_enormous_length_are_a_loss() -> None:
-    said = {"model": "llama", "tokens": ["<unk>", "a" * 100_000], "token_type": [2, 1], "scores": [0.0, -1.0]}
-    told = told_by({f"tokenizer.ggml.{key}": value for key, value in said.items()}, {}, "x")
-    assert "tokenizer.json" not in told.files and any("100000 characters" in str(loss) for loss in told.losses)
+PIECES = {
+    "model": "llama",
+    "tokens": ["<unk>", "a", "b", "ab"],
+    "token_type": [2, 1, 1, 1],
+    "scores": [0.0, -1.0, -2.0, -3.0],
+}
+PAIRS = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "c", "ab"], "token_type": [1] * 4, "merges": ["a b"]}
+
+
+@pytest.mark.parametrize(
+    ("whole", "change", "said"),
+    [
+        (
+            PIECES,
+            {"tokens": ["<unk>", "a", "b", "a" * 100_000]},
+            "100000 characters",
+        ),  # all ways to cut it take minutes
+        (PIECES, {"scores": [0.0, -1.0, float("nan"), -3.0]}, "one score each"),
+        (PIECES, {"token_type": [2, 1, 1, 99]}, "token_type has a type"),
+        (PAIRS, {"merges": ["a b", "b c"]}, "not of two tokens into one"),
+    ],
+)
+def test_a_tokenizer_that_no_program_would_load_is_a_loss(
+    whole: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    def told(values: dict[str, Any]) -> Told:
+        return told_by({f"tokenizer.ggml.{key}": value for key, value in values.items()}, {}, "x")
+
+    assert "tokenizer.json" in told(whole).files
+    found = told(whole | change)
+    assert "tokenizer.json" not in found.files and any(said in str(loss) for loss in found.losses)
 
 
 def test_tokens_above_the_embedding_are_a_loss(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_core import convert, open_checkpoint
+from ckpt_core.api import plan_conversion
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
@@ -385,6 +386,14 @@ MUTATIONS: dict[str, tuple[str, Change]] = {
     "a side file that disagrees": modelopt(settings("hf_quant_config.json", "disagree", quant_algo="FP8_PB_WO")),
     "inputs are scaled": modelopt(tensors("pre_quant_scale", change=lambda held: held.update({f"{DOWN}.pre_quant_scale": torch.ones(176)}))),
 }  # fmt: skip
+
+
+def test_a_setting_that_nobody_knows_is_not_said_to_change_nothing(tmp_path: Path) -> None:
+    case, change = fp8(settings(spinning="hadamard"))
+    _mutate(_golden(case), tmp_path / "hf", change, lambda names: None)
+    plan = plan_conversion(tmp_path / "hf", tmp_path / "out", to="hf")
+    (loss,) = (loss for loss in plan.losses if "quantization_config.spinning" in loss.subject)
+    assert loss.subject.startswith("entries that the reader does not know")
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -33,6 +33,11 @@ from ckpt_gguf.tokenizer import told_by
 
 _TOKENS = "tokenizer.ggml.tokens"
 _MOST_ANGLES = 1 << 16
+# What the model is not computed with, and is carried as it is: its least value.
+_WHOLE = {
+    "context_length": 1,
+    **{f"tokenizer.ggml.{name}_token_id": 0 for name in ("bos", "eos", "padding")},
+}
 _ONE_ROW = ".ffn_gate_inp_shexp.weight"
 """The tensor that has one row in some files, and is a vector in others."""
 
@@ -93,6 +98,13 @@ def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[s
                 config[key] = _numbers(files.tensors[key])
         elif key.endswith((".weight", ".bias")):
             config[key] = bool(fnmatch.filter(files.tensors, key))
+    for key in _WHOLE:
+        if key in config and (type(config[key]) is not int or config[key] < _WHOLE[key]):
+            raise FormatError(
+                f"key {key!r} is not a whole number from {_WHOLE[key]} on",
+                file=files.first,
+                found=repr(config[key])[:60],
+            )
     if "vocab_size" not in config and "token_embd.weight" in files.tensors:
         config["vocab_size"] = files.tensors["token_embd.weight"].shape[0]
     tokens = metadata.get(_TOKENS)
