@@ -210,3 +210,18 @@ def test_decay_of_gradients_is_refused_or_named(tmp_path: Path) -> None:
     for target in ("hf", "fsdp", "deepspeed"):
         receipt = convert(source, tmp_path / target, to=target, training_state="keep")
         assert [loss for loss in receipt.losses if loss["subject"] == "a program that goes on with Adam"]
+
+
+def test_a_mean_of_gradients_that_is_no_number_is_found(tmp_path: Path) -> None:
+    source = changed(lambda held: state_of(held, 7)["exp_avg"][3, 4:5].fill_(float("nan")), tmp_path / "source")
+    with pytest.raises(
+        CkptError, match=r"optimizer\.exp_avg/layers\.0\.mlp\.down\.weight has values that are no numbers"
+    ):
+        convert(source, tmp_path / "out", to="ir", training_state="keep")
+
+
+def test_a_schedule_that_is_missing_is_named(tmp_path: Path) -> None:
+    source = changed(lambda held: None, tmp_path / "source")
+    (source / "scheduler.pt").unlink()
+    receipt = convert(source, tmp_path / "out", to="ir", training_state="keep")
+    assert "position of the schedule, of scheduler.pt" in [loss["subject"] for loss in receipt.losses]

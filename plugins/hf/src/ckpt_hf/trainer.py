@@ -86,11 +86,16 @@ class Progress:
 
     def losses(self, step: int) -> list[ledgers.Loss]:
         """What may not be as it was: steps that the optimizer did not make, and that no loss scale explains."""
+        losses = []
+        if self.iterations is not None and self.schedule == reading.Schedule():
+            why = "the optimizer's steps stand for it; the Trainer loads no optimizer without this file"
+            losses.append(ledgers.Loss("unsaid", f"position of the schedule, of {SCHEDULER}", why))
         missed = 0 if self.iterations is None or self.scale is not None else self.iterations - step
-        if not missed:
-            return []
-        why = f"{STATE} counts {self.iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
-        return [ledgers.Loss("assumed", f"an optimizer that made {step} steps, {missed} less than the model", why)]
+        if missed:
+            why = f"{STATE} counts {self.iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
+            subject = f"an optimizer that made {step} steps, {missed} less than the model"
+            losses.append(ledgers.Loss("assumed", subject, why))
+        return losses
 
     def state_of(
         self, step: int, groups: Sequence[reading.Group], optimizer: str, frozen: Sequence[str] = ()
