@@ -26,6 +26,7 @@ from ckpt_hf.config import BY_TYPE, FAMILIES
 from ckpt_tests import tiny, vision
 from ckpt_tests.families import CASES, LING
 from ckpt_tests.judged import OTHERS
+from ckpt_tests.of_authors import MADE
 
 FILE = Path(__file__).resolve().parents[1] / "docs/families.txt"
 HEAD = """# What a writer makes of a model of each family: class | format | exact, rewritten or refused | what is rewritten, or why not
@@ -65,7 +66,14 @@ def configs() -> dict[str, dict[str, object]]:
         found.setdefault(kind, found[other])
     for kind, usual in USUAL.items():
         found[kind] = {**found[kind], **usual}
-    return found | {"bailing_moe": LING}
+    return found | {"bailing_moe": LING} | dict(map(_of_authors, MADE))
+
+
+def _of_authors(model_type: str) -> tuple[str, dict[str, object]]:
+    """The config of a small model of a class that lies with its authors' weights, and not in transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        MADE[model_type](Path(folder) / "hf")
+        return model_type, json.loads((Path(folder) / "hf/config.json").read_text())
 
 
 def architecture(config: dict[str, object], model_type: str, class_name: str) -> Architecture:

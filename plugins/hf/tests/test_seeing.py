@@ -26,15 +26,19 @@ from ckpt_tests.goldens import beside
 from ckpt_tests.models import weights
 from ckpt_tests.vision import made
 
-KINDS = [kind for kind in WHOLES if kind in BY_TYPE]
+KINDS = [*(kind for kind in WHOLES if kind in BY_TYPE), "mistral3+ministral3"]
 TOLERANCE = 1e-4
 (GOLDEN,) = [golden for golden in beside("families", "source_hf/config.json") if str(golden) == "qwen3vl_tp1"]
 
 
 def saved_model(kind: str, folder: Path) -> Path:
     """A model as transformers saves it, with ids of images that are among its tokens."""
-    made(kind, WHOLES[kind].class_name).save_pretrained(folder / "made")
-    ids = {"image_token_index": 150} if kind == "gemma3" else {"image_token_id": 150, "video_token_id": 151}
+    made(kind, WHOLES[kind.partition("+")[0]].class_name).save_pretrained(folder / "made")
+    ids = (
+        {"image_token_index": 150}
+        if kind.startswith(("gemma3", "mistral3"))
+        else {"image_token_id": 150, "video_token_id": 151}
+    )
     return changed(folder / "made", folder / "hf", **ids)
 
 

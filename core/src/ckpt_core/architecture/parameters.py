@@ -12,7 +12,7 @@ Axis names are the field's own letters:
     t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
     al/zl its latents of decay and gate
     n state of a Mamba-2 block (g groups, r heads per group, d head dim)
-    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix   s types of tokens
+    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix, or of one that folds   s types of tokens
     fr frames of a patch   my/mz rows and columns of patches that are merged   w hidden of a language model that sees   tap taps of its tower
 
 In a vision tower h is the hidden size of the tower.
@@ -160,6 +160,10 @@ def _projector(name: str, projector: Projector, hidden: Axis, width: Axis) -> It
     square = () if projector.mean else (Axis("my", projector.merge), Axis("mz", projector.merge))
     merged, between = (*square, hidden), Axis("f", projector.ffn or 0)
     yield from _norm(f"{name}.norm", projector.norm, *(merged if projector.norm_merged else (hidden,)))
+    if projector.folded is not None:
+        made = Axis("i", projector.folded)
+        yield Parameter(f"{name}.fold.weight", (made, *merged))
+        merged = (made,)
     if projector.ffn is not None:
         yield Parameter(f"{name}.up.weight", (between, *merged))
         if projector.bias:

@@ -118,7 +118,8 @@ class Rotary:
     pairs turn by each of them, one section after the other (m-rope of Qwen2-VL, 2024). `interleaved`: of every three pairs the second
     turns by the row and the third by the column, as long as their section lasts, and all others turn by time (Qwen3-VL, 2025).
     `axial`: a position has two coordinates, and half of the pairs turn by the row, the others by the column, each half with the
-    frequencies of a head of half the size. Only a vision tower has such positions.
+    frequencies of a head of half the size; `interleaved`: of the frequencies of the whole head the row has the first, the third and so
+    on, and the column those between (Pixtral, 2024). Only a vision tower has such positions.
     """
 
     theta: float
@@ -519,14 +520,16 @@ class Projector:
     """What makes embeddings of a language model of what a vision tower says of its patches.
 
     A square of `merge` x `merge` neighbouring patches becomes one vector: what the tower says of them side by side, row after row, or
-    with `mean` the mean of it. `norm` is applied to each patch before that, or with `norm_merged` to the vector. The embedding is then
-    down(act(up(x))), with `ffn` elements between the two, or down(x) where there is no `ffn`. `bias`: all of these matrices have one.
+    with `mean` the mean of it. `norm` is applied to each patch before that, or with `norm_merged` to the vector, which a matrix without a
+    bias then folds to `folded` elements, if there is one (Mistral 3). The embedding is then down(act(up(x))), with `ffn` elements between
+    the two, or down(x) where there is no `ffn`. `bias`: both of these matrices have one.
     """
 
     merge: int
     norm: Norm | None = None
     norm_merged: bool = False
     mean: bool = False
+    folded: int | None = None
     ffn: int | None = None
     activation: Activation | None = None
     bias: bool = False

@@ -112,8 +112,9 @@ def _vision(vision: Vision, architecture: Architecture) -> Iterator[tuple[str, s
 
 def _projector(path: str, projector: Projector) -> Iterator[tuple[str, str]]:
     yield from _positive(f"{path}.merge", projector.merge)
-    if projector.ffn is not None:
-        yield from _positive(f"{path}.ffn", projector.ffn)
+    for width in ("ffn", "folded"):
+        if getattr(projector, width) is not None:
+            yield from _positive(f"{path}.{width}", getattr(projector, width))
     if (projector.ffn is None) != (projector.activation is None):
         yield f"{path}.activation", "it stands between two matrices, and there are two where there is an ffn"
     yield from _norm(f"{path}.norm", projector.norm)
@@ -311,8 +312,8 @@ def _rotary(path: str, rotary: Rotary, head_dim: int) -> Iterator[tuple[str, str
         yield f"{path}.axial", f"{width} rotated elements are not an even number for rows and as many for columns"
     if rotary.axial and (rotary.sections is not None or rotary.scaling is not None):
         yield f"{path}.axial", "rows and columns share the pairs equally, and their angles are not stretched"
-    if rotary.interleaved and rotary.sections is None:
-        yield f"{path}.interleaved", "there are no sections"
+    if rotary.interleaved and rotary.sections is None and not rotary.axial:
+        yield f"{path}.interleaved", "there are no sections, and no rows and columns"
     if rotary.sections is not None:
         pairs = (width or 0) // 2
         if len(rotary.sections) != 3 or any(one < 0 for one in rotary.sections) or sum(rotary.sections) != pairs:

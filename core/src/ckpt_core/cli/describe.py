@@ -137,6 +137,7 @@ def _projector(words: _Words, path: str) -> str:
     parts = [f"{'the mean of ' * bool(words.take(f'{path}.mean'))}{merge}x{merge} patches"]
     after = words.take(f"{path}.norm_merged")
     parts += words.norm(f"{path}.norm", "norm of all together" if after else "norm of each")
+    parts += words.tell(f"{path}.folded", "folded to {}", always=True)
     parts += words.tell(f"{path}.activation", "{}", always=True) + words.tell(f"{path}.ffn", "width {}", always=True)
     return ", ".join([*parts, *words.tell(f"{path}.bias", "with bias{}")])
 

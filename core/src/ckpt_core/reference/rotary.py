@@ -19,7 +19,8 @@ def rotate(x: torch.Tensor, rotary: Rotary, positions: int, places: torch.Tensor
     `x` is then [batch, ..., position, d].
     """
     width = int(x.shape[-1] * rotary.fraction)
-    frequencies, factor = _frequencies(rotary, width // 2 if rotary.axial else width, positions)
+    halved = rotary.axial and not rotary.interleaved
+    frequencies, factor = _frequencies(rotary, width // 2 if halved else width, positions)
     if places is None or (rotary.sections is None and not rotary.axial):
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     else:
@@ -32,6 +33,9 @@ def rotate(x: torch.Tensor, rotary: Rotary, positions: int, places: torch.Tensor
 
 def _by_coordinate(rotary: Rotary, angles: torch.Tensor) -> torch.Tensor:
     """The angle of each pair [batch, position, pair], of those by every coordinate [coordinate, batch, position, pair]."""
+    if rotary.axial and rotary.interleaved:
+        rows, columns = angles
+        return torch.cat([rows[..., 0::2], columns[..., 1::2]], -1)
     if rotary.axial:
         return torch.cat([*angles], -1)
     assert rotary.sections is not None  # rotate

@@ -76,6 +76,8 @@ def projected(
     axes = 1 if projector.mean else 3
     if projector.norm_merged:
         merged = normed(merged, axes)
+    if projector.folded is not None:
+        merged, axes = weights.linear(merged, f"{name}.fold", tap, contracted=axes), 1
     if projector.ffn is not None and projector.activation is not None:
         merged = ACTIVATIONS[projector.activation](weights.linear(merged, f"{name}.up", tap, contracted=axes))
         axes = 1

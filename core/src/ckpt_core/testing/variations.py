@@ -344,6 +344,9 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
         "vision.positions.count": {"vision.positions.count": 16},
         "vision.final_norm": _norm("vision.final_norm"),
         "vision.attention.rotary": {"vision.attention.rotary": ABSENT},
+        "vision.attention.rotary.interleaved": {
+            "vision.attention.rotary.interleaved": not facts.get("vision.attention.rotary.interleaved")
+        },
         "vision.attention.chunk": {"vision.attention.chunk": 2},
         "vision.mlp.ffn": {"vision.mlp.ffn": 44},
         **{
@@ -352,6 +355,8 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
             for field in ("norm_merged", "mean", "bias")
         },
         "vision.projector.norm": {"vision.projector.norm": ABSENT},
+        "vision.projector.folded": {"vision.projector.folded": 52},
+        "vision.tapped.folded": {"vision.tapped.folded": 56},
         "vision.projector.merge": {"vision.projector.merge": 1, "vision.tapped.merge": 1},
         "vision.projector.ffn": {"vision.projector.ffn": 28, "vision.projector.activation": Activation.SILU},
         "norm_after_sum": {"norm_after_sum": True, **_norm("attention.out_norm"), **_norm("mlp.out_norm")},

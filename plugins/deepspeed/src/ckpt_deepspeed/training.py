@@ -202,7 +202,8 @@ def _universal(
     if step is None:
         raise FormatError("the optimizer has no step", file=path)
     groups = said.get("param_groups")
-    return path, _groups(inner.get("param_groups") if groups is None else groups, path), moments, step
+    groups = _groups(inner.get("param_groups") if groups is None else groups, path)
+    return path, [group for group in groups if group["params"]], moments, step
 
 
 def _state(

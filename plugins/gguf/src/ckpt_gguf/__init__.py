@@ -62,6 +62,7 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             reading.IGNORE_KEYS,
+            reading.LATENT_NORM_EPS,
         ),
     )
 

@@ -33,6 +33,8 @@ from ckpt_gguf.tokenizer import told_by
 
 _TOKENS = "tokenizer.ggml.tokens"
 _MOST_ANGLES = 1 << 16
+_ONE_ROW = ".ffn_gate_inp_shexp.weight"
+"""The tensor that has one row in some files, and is a vector in others."""
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -115,10 +117,12 @@ def _numbers(entry: Entry) -> list[float]:
 
 def stored(entry: Entry) -> StoredTensor:
     """A tensor of a file, as the tables take it: its elements, or numbers that are computed of its blocks."""
-    plain = PLAIN.get(entry.kind.name)
+    plain, shape = PLAIN.get(entry.kind.name), entry.shape
+    if entry.name.endswith(_ONE_ROW) and len(shape) == 1:
+        shape = (1, *shape)
     if plain is not None:
-        return StoredTensor.contiguous(entry.file, plain, entry.shape, entry.offset)
-    return numbers_of(entry.kind, entry.name, entry.shape, entry.file, entry.offset)
+        return StoredTensor.contiguous(entry.file, plain, shape, entry.offset)
+    return numbers_of(entry.kind, entry.name, shape, entry.file, entry.offset)
 
 
 def companions(path: str) -> dict[str, company.Sidecar]:

@@ -29,6 +29,7 @@ from ckpt_gguf.vocabulary import (
 
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _GGML = "tokenizer.ggml."
+_LONGEST_PIECE = 1024
 _USED = (
     "model",
     "pre",
@@ -152,6 +153,9 @@ def _of_pieces(
         raise FormatError("the tokens have not one score each", file=file)
     prefixed = metadata.get(f"{_GGML}add_space_prefix", True)
     usual = {text: number for text, number in known.items() if types[number] not in (CONTROL, USER_DEFINED, BYTE)}
+    longest = max(map(len, usual), default=0)
+    if longest > _LONGEST_PIECE:  # all ways to cut it in two are tried
+        raise CkptError(f"a token has {longest} characters, and at most {_LONGEST_PIECE} are read")
     merges = [
         (-scores[number], len(text[:cut]), text[:cut], text[cut:])
         for text, number in usual.items()

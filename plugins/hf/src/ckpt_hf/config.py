@@ -54,6 +54,7 @@ from ckpt_hf.families import (
     mamba2,
     mellum,
     minimax,
+    mistral_vl,
     mixtral,
     modernbert,
     mpt,
@@ -152,6 +153,7 @@ _SAID: list[Family] = [
     *decilm.FAMILIES,
     *qwen_vl.FAMILIES,
     *gemma_vl.FAMILIES,
+    *mistral_vl.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

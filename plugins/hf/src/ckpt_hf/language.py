@@ -49,11 +49,13 @@ def in_sections(text: Config, config: Mapping[str, Any], file: str) -> dict[str,
     Raises `CkptError` where the section says another thing than the keys beside it.
     """
     whole = WHOLES[str(config.get("model_type"))]
-    language, inner = LANGUAGES[whole.language[0]], config.get(SECTION)
+    inner = config.get(SECTION)
     if inner is not None and not isinstance(inner, dict):
         raise CkptError(f"key {SECTION!r} is not an object", file=file, found=repr(inner)[:80])
     if inner is None and not whole.flat:
         raise CkptError(f"there is no {SECTION}", file=file, expected="the config of the language model in it")
+    kind = (inner or {}).get("model_type")
+    language = LANGUAGES[kind if kind in whole.language else whole.language[0]]
     own = (*whole.own, *_OF_THE_WHOLE, SECTION)
     beside = {key: value for key, value in config.items() if whole.flat and key not in own}
     said = completed(beside if inner is None else inner, language, file)

@@ -162,6 +162,8 @@ def _of_images(vision: schema.Vision, tokens: torch.Tensor, pixels: torch.Tensor
     stands = (tokens == vision.token).long()
     if vision.image is not None:
         return {"pixel_values": pixels, "token_type_ids": stands}
+    if vision.frames == 1:
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([pixels.shape[-2:]] * len(pixels))}
     images, channels, frames, height, width = pixels.shape
     patch, merge, layers = vision.patch, vision.projector.merge, frames // vision.frames
     rows, columns = height // patch, width // patch

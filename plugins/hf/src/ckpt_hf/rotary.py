@@ -46,7 +46,7 @@ def rotary_keys(
     alpha: bool = False,
     inert: Collection[str] = (),
     usual: Mapping[str, Any] | None = None,
-    by_position: bool = False,
+    by_position: bool | str = False,
     by_length: bool = False,
     called: Mapping[str, str] | None = None,
     sections: tuple[int, ...] | None = None,
@@ -60,7 +60,7 @@ def rotary_keys(
     by their number, where there is no fraction. `alpha`: scaling "dynamic" with an `alpha` is another theta (Hunyuan).
     `inert`: parameters that the class takes, and that change nothing.
     `usual`: the scaling of the class where no key says one. `by_position`: among the parameters is one by which queries
-    grow with their position (Ministral 3). `by_length`: longrope is the only scaling, and says its factor of cosines and sines twice, for short
+    grow with their position (Ministral 3); a name is that of the one type, of several with this table, whose parameters have it. `by_length`: longrope is the only scaling, and says its factor of cosines and sines twice, for short
     and for long texts (Phi-3.5-MoE). `called`: what the class also calls kinds of scaling. `sections`: how the class shares out
     the angles between time, row and column where no parameter says it, `interleaved` or one section after the other, whatever is said.
     """
@@ -93,7 +93,8 @@ def rotary_keys(
             scaling = parameters = dict(usual)
         if by_length:
             scaling, parameters = (_with_one_factor(one, config) for one in (scaling, parameters))
-        if by_position:
+        grows = by_position is True or (by_position and config.get("model_type") == by_position)
+        if grows:
             growth = _growth(scaling, parameters)
             scaling, parameters = (_without(one, {_GROWTH}) for one in (scaling, parameters))
         if sections is not None:
@@ -116,7 +117,7 @@ def rotary_keys(
             )
         for name, value in (readings or [_facts({}, config, default_theta, partial)])[0].items():
             facts[f"{path}.{name}"] = value
-        if by_position:
+        if grows:
             # in steps as long as the context that the angles were trained for (modeling_ministral3.py)
             interval = facts.get(f"{path}.scaling.original_positions")
             if interval is None:
@@ -145,7 +146,7 @@ def rotary_keys(
         scaling = _scaling({name: configs.uniform(facts, f"{path}.{name}") for name in _SCALING})
         if by_length and kind is not None:
             scaling = _with_both_factors(scaling)
-        if by_position:
+        if by_position is True or (by_position and facts.present(temperature) is not False):
             scaling[_GROWTH] = _growth_of(facts, temperature, scaling)
         shares = [configs.uniform(facts, f"{path}.{name}") for name in ("sections", "interleaved")]
         if sections is not None and shares[0] is not None and shares[1] == interleaved:
@@ -172,7 +173,11 @@ def rotary_keys(
         [f"{path}.*", *([f"{temperature}.*", f"{temperature}?"] if by_position else [])],
         read=read,
         write=write,
-        uses=[*([] if by_length else original), *([head_dim] if width_key or alpha else [])],
+        uses=[
+            *([] if by_length else original),
+            *([head_dim] if width_key or alpha else []),
+            *(["model_type"] if isinstance(by_position, str) else []),
+        ],
         why="said twice, as version 4 says it and as version 5 does, which must agree; each kind of scaling has parameters of its own",
     )
 

@@ -82,19 +82,21 @@ def sees(
     tables: Iterable[Table],
     places: Mapping[layouts.Value, Callable[[str], str]],
     rewrites: Sequence[Any] = (),
+    called: configs.Entry | None = None,
     tied: bool = False,
     leftovers: Iterable[Any] = (),
 ) -> Family:
     """The class of type `kind` that has the decoder of `language` in it, whose config is `text` there.
 
     `tower` are the lines for what it sees with, `lines` those beside the sections, and `tables` the rows of all but the language model. `places`
-    are the names that its tensors have, by what those of the language model's class are called; the first is written. `tied`: the
+    are the names that its tensors have, by what those of the language model's class are called; the first is written. `called` says which type the
+    language model is, where the class has several. `tied`: the
     class has no matrix of its own for the head where a config says nothing. `leftovers` drop what may lie beside the tower.
     """
     whole = WHOLES[kind]
     section = text.replace(
         SECTION,
-        key_is("model_type", *whole.language, or_absent=True),
+        called or key_is("model_type", *whole.language, or_absent=True),
         ignore("architectures", "auto_map", why="they choose the class, and a section is not one"),
         without=["tie_word_embeddings", "model_type"],
     )

@@ -118,7 +118,10 @@ LANGUAGES = {
     "mistral": Language("mistral", _sizes(32000, 4096, 14336, 32, 32)),
     "qwen2": Language("qwen2", _sizes(151936, 4096, 22016, 32, 32)),
     "qwen3": Language("qwen3", _sizes(151936, 4096, 22016, 32, 32)),
-    "ministral3": Language("ministral3", _sizes(131072, 4096, 14336, 34, 32)),
+    "ministral3": Language(
+        "ministral3",
+        _sizes(131072, 4096, 14336, 34, 32, head_dim=128, rms_norm_eps=1e-5, sliding_window=None),
+    ),
     "llama4_text": Language("llama4_text", _sizes(202048, 5120, 8192, 48, 40)),
     # the first files of EXAONE 4.5 have this name of it
     "exaone4_5_text": Language("exaone4", _sizes(102400, 4096, 16384, 32, 32, num_key_value_heads=32)),
