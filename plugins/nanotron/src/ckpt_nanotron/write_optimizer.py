@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.sdk import TargetBuilder, dtypes, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
 from ckpt_nanotron.config import Release
 from ckpt_nanotron.optimizer import CONFIG, MASTERS, divided
 
@@ -80,6 +80,11 @@ def add_optimizer(
     """
     if builder.training is None:
         return []
+    if builder.training.optimizer != reading.ADAMW and any(group.weight_decay for group in builder.training.groups):
+        raise errors.NotCarried(
+            "the source adds weight decay to the gradients (L2), and nanotron's adamW decays the weights",
+            fix="convert the weights alone, with --training-state drop",
+        )
     whole = builder.natives()
     names = registered(list(builder.moments(reading.EXP_AVG, whole)))
     losses: list[ledgers.Loss] = []
