@@ -36,6 +36,7 @@ def ckpt_info() -> FormatInfo:
             "Qwen25VLModelProvider",
             "Gemma3VLModelProvider",
             "Exaone45ModelProvider",
+            "Ministral3ModelProvider",
             "Gemma2ModelProvider",
             "Gemma3ModelProvider",
             "LLaDA15ModelProvider",

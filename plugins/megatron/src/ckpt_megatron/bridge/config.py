@@ -246,6 +246,7 @@ def _seeing(facts: Facts, version: str, names: str) -> Seeing:
         )
     kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
     kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
+    kind = "Ministral3" if facts.present("vision.projector.folded") is not False else kind
     kind = "Exaone45" if facts.present("attention.norm") is False else kind
     kind = "Qwen35VL" if facts.present("delta") is not False else kind
     kind = f"{kind}MoE" if facts.present("mlp.moe") is not False else kind

@@ -1,7 +1,7 @@
 """Models of Bridge that see: a GPTModel in `language_model`, and before it a tower and a projector.
 
-Their sources are `qwen3_vl_provider.py`, `qwen25_vl_provider.py` and `gemma3_vl_provider.py` of Megatron-Bridge 0.6. The tower of Qwen3-VL is
-made of Megatron's layers; those of Qwen2.5-VL and Gemma 3 are the modules of transformers, whose config the provider holds.
+Their sources are `qwen3_vl_provider.py`, `qwen25_vl_provider.py`, `ministral3_provider.py` and `gemma3_vl_provider.py` of Megatron-Bridge 0.6. The tower of Qwen3-VL is
+made of Megatron's layers; those of Qwen2.5-VL, Gemma 3 and Mistral 3 are the modules of transformers, whose config the provider holds.
 """
 
 from __future__ import annotations
@@ -323,6 +323,126 @@ _OF_GEMMA3 = [
     ]),
 ]
 
+_MINISTRAL3 = "ministral3.ministral3_provider.Ministral3ModelProvider"
+_MINISTRAL3_SPEC = f"{MODELS}.ministral3.ministral3_provider.ministral_layer_spec"
+_TEMPERATURE = ("attention.temperature.interval", "attention.temperature.scale")
+
+
+def _read_width_of_projector(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if config.get("hidden_size") != facts["hidden"]:
+        raise CkptError(
+            "the projector makes embeddings of another width than the language model has",
+            found=f"text_config.hidden_size = {config.get('hidden_size')!r}, hidden_size = {facts['hidden']}",
+        )
+    facts["vision.projector.ffn"] = facts["hidden"]
+
+
+def _read_temperature(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    said = config.get("rope_parameters")
+    said = said if isinstance(said, dict) else {}
+    interval = values.checked("original_max_position_embeddings", said.get("original_max_position_embeddings"), values.whole)
+    if values.checked("llama_4_scaling_beta", said.get("llama_4_scaling_beta"), values.number):
+        facts.update(dict(zip(_TEMPERATURE, (interval, said["llama_4_scaling_beta"]), strict=True)))
+
+
+def _growing(interval: int, scale: float, theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, "llama_4_scaling_beta": scale, "original_max_position_embeddings": interval}
+
+
+def _level(theta: float) -> dict[str, Any]:
+    return _growing(1, 0.0, theta)
+
+
+def _read_pixtral_theta(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    rotary = config.get("rope_parameters") or {}
+    if rotary.get("rope_type", "default") not in ("default", "axial") or rotary.keys() - {"rope_type", "rope_theta"}:
+        raise ValueError("its tower turns by row and column alone")
+    facts["vision.attention.rotary.theta"] = values.checked("rope_theta", rotary.get("rope_theta", 10000.0), values.positive)
+
+
+def _default(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+_PIXTRAL = nested("vision_config", Config("", _GENERIC).replace("",
+    key_is("model_type", "pixtral", or_absent=True),
+    key("hidden_size", "vision.hidden", "vision.projector.folded", default=1024, type=values.whole),
+    key("intermediate_size", "vision.mlp.ffn", default=4096, type=values.whole),
+    key("num_hidden_layers", "vision.layers", default=24, type=values.layers),
+    key("num_attention_heads", "vision.attention.heads", "vision.attention.groups", default=16, type=values.whole),
+    derived(None, "vision.attention.head_dim", "hidden_size / num_attention_heads"),
+    ignore("head_dim", why="the class computes it from the width and the heads"),
+    key("num_channels", "vision.channels", default=3, type=values.whole),
+    key("patch_size", "vision.patch", default=16, type=values.whole),
+    note("image_size", "largest_image", default=1024),
+    key("hidden_act", "vision.mlp.activation", default="gelu", via=_ACTIVATIONS),
+    # Bridge 0.6 builds on versions 5 of transformers that know no `axial`, which is what it computes
+    decided(["rope_parameters"], ["vision.attention.rotary.theta"], read=_read_pixtral_theta,
+            values={"rope_parameters": [configs.value_of("vision.attention.rotary.theta", by=_default)]}, why="always axial"),
+    _norms("rms", "vision.attention.norm", "vision.mlp.norm", "vision.input_norm", eps=1e-5),
+    [fact_is(f"vision.{name}", value) for name, value in {
+        "causal": False, "mlp.gated": True, "attention.rotary.axial": True, "attention.rotary.interleaved": True,
+    }.items()],
+).entries)
+
+def _again(name: str, path: str) -> Any:
+    return ignore(name, why="said by other fields", written=lambda facts: facts[path], uses=[path])
+
+# Of the language model Bridge reads here what the projector and the temperature need; the fields of the provider make the rest.
+_TEXT = nested("text_config", Config("", _GENERIC).replace("",
+    key_is("model_type", "ministral3", "mistral"),
+    decided(["hidden_size"], ["vision.projector.ffn"], read=_read_width_of_projector, values={"hidden_size": [configs.value_of("hidden")]},
+            uses=["hidden"], why="the projector has the width of the language model"),
+    key("rms_norm_eps", "vision.projector.norm.eps", type=values.positive),
+    decided(["rope_parameters"], _TEMPERATURE, read=_read_temperature, uses=["attention.rotary.theta"],
+            values={"rope_parameters": [configs.value_of(*_TEMPERATURE, "attention.rotary.theta", by=_growing),
+                                        configs.value_of("attention.rotary.theta", by=_level)]},
+            why="queries grow by llama_4_scaling_beta in steps of original_max_position_embeddings (MinistralTEDotProductAttention); the angles are the provider's"),
+    *(_again(name, path) for name, path in (
+        ("intermediate_size", "mlp.ffn"), ("num_hidden_layers", "layers"), ("num_attention_heads", "attention.heads"),
+        ("num_key_value_heads", "attention.groups"), ("head_dim", "attention.head_dim"), ("vocab_size", "tokens.vocabulary"),
+    )),
+    ignore("hidden_act", "max_position_embeddings", "sliding_window", "use_cache", why="said by other fields"),
+).entries)
+
+_MISTRAL3 = nested("hf_config", Config("", _GENERIC).replace("",
+    key_is("_target_", f"{_TRANSFORMERS}.mistral3.configuration_mistral3.Mistral3Config", or_absent=True),
+    key_is("model_type", "mistral3", or_absent=True),
+    ignore("image_token_index", why="said by image_token_id", written=lambda facts: facts["vision.token"], uses=["vision.token"]),
+    _TEXT,
+    _PIXTRAL,
+    key("spatial_merge_size", "vision.projector.merge", default=2, type=values.whole),
+    key("projector_hidden_act", "vision.projector.activation", default="gelu", via=_ACTIVATIONS),
+    key("multimodal_projector_bias", "vision.projector.bias", default=False, type=values.flag),
+    key_is("vision_feature_layer", -1, or_absent=True, why="the projector reads what comes out of the last layer"),
+    _norms("rms", "vision.projector.norm"),
+).entries)
+
+_OF_MISTRAL3 = [
+    Table("", to="vision", rows=[
+        row("vision_tower.patch_conv.weight",   "h ch y z", "patches.weight"),
+        row("vision_tower.ln_pre.weight",       "h",        "input_norm.weight"),
+        row("multi_modal_projector.norm.weight", "h",       "projector.norm.weight"),
+        # as torch unfolds an image: the channel first, then rows and columns
+        row("multi_modal_projector.patch_merger.merging_layer.weight", "i (h my mz)", "projector.fold.weight"),
+        row("multi_modal_projector.linear_1.weight", "f i", "projector.up.weight"),
+        row("multi_modal_projector.linear_1.bias",   "f",   "projector.up.bias"),
+        row("multi_modal_projector.linear_2.weight", "w f", "projector.down.weight"),
+        row("multi_modal_projector.linear_2.bias",   "w",   "projector.down.bias"),
+    ]),
+    Table("vision_tower.transformer.layers.{l}", to="vision.layers.{l}", rows=[
+        row("attention_norm.weight",         "h",         "attention.norm.weight"),
+        row("attention.q_proj.weight",       "(g r d) h", "attention.q.weight"),
+        row("attention.k_proj.weight",       "(g d) h",   "attention.k.weight"),
+        row("attention.v_proj.weight",       "(g d) h",   "attention.v.weight"),
+        row("attention.o_proj.weight",       "h (g r d)", "attention.out.weight"),
+        row("ffn_norm.weight",               "h",         "mlp.norm.weight"),
+        row("feed_forward.gate_proj.weight", "f h",       "mlp.gate.weight"),
+        row("feed_forward.up_proj.weight",   "f h",       "mlp.up.weight"),
+        row("feed_forward.down_proj.weight", "h f",       "mlp.down.weight"),
+    ]),
+]
+
 # Megatron's own tower.
 _MEGATRON_TOWER = [
     Table("vision_model", to="vision", rows=[
@@ -479,6 +599,18 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
                 ),
             ),
             megatron,
+        ),
+        Seeing(
+            f"{MODELS}.{_MINISTRAL3}",
+            gpt.replace(
+                "Megatron-Bridge's Ministral3ModelProvider",
+                made_by("Ministral3ModelProvider", _MINISTRAL3_SPEC),
+                _MISTRAL3,
+                key("image_token_id", "vision.token", default=10, type=values.count),
+                *_RUN,
+                ignore("spatial_merge_size", "vision_feature_layer", why="said by hf_config"),
+            ),
+            weights.TABLES.beside(*_OF_MISTRAL3),
         ),
         Seeing(f"{MODELS}.{_GEMMA3_VL}", GEMMA3_VL, weights.TABLES.beside(*_OF_GEMMA3)),
     )
