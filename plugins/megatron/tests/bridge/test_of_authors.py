@@ -118,3 +118,16 @@ def test_a_mistral_3_has_what_its_tower_and_its_queries_need_in_the_config_that_
         assert layers[0] == layers[1] and (layers[0] is not None) == grows
     convert(tmp_path / "run", tmp_path / "back", to="hf")
     assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+
+
+def test_a_glm_4_5v_has_layers_with_experts_and_without(tmp_path: Path) -> None:
+    made("glm4v_moe", WHOLES["glm4v_moe"].class_name).save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge", tp=2)
+    said = model(tmp_path / "run")
+    assert said["_target_"].endswith(".GLM45VModelProvider")
+    # a layer that predicts a further token is there where no field says that it is not
+    assert (said["moe_layer_freq"], said["mtp_num_layers"], said["mrope_section"]) == ([0, 1], 0, [2, 1, 1])
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+    convert(tmp_path / "run", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))

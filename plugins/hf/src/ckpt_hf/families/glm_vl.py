@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
-    Activation,
     CkptError,
     Facts,
     Table,
@@ -16,6 +15,7 @@ from ckpt_core.sdk import (
     derived,
     fact_is,
     key,
+    key_is,
     note,
     row,
     values,
@@ -93,6 +93,9 @@ _TOWER = tower("glm4v_moe_vision",
 _TEXT = glm.GLM4_MOE.replace("Glm4vMoeTextModel",
     key("attention_bias", *QKV_BIASES, default=True),
     rotary_keys(partial=0.5, sections=(8, 12, 12)),
+    # Megatron-Bridge asks for it; the class of transformers has no norms of q and k (modeling_glm4v_moe.py)
+    key_is("use_qk_norm", False, or_absent=True),
+    without=["attention.qk_norm.*"],
 )
 
 _TOKENS = [

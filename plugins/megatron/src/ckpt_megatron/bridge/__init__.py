@@ -37,6 +37,7 @@ def ckpt_info() -> FormatInfo:
             "Gemma3VLModelProvider",
             "Exaone45ModelProvider",
             "Ministral3ModelProvider",
+            "GLM45VModelProvider",
             "Gemma2ModelProvider",
             "Gemma3ModelProvider",
             "LLaDA15ModelProvider",

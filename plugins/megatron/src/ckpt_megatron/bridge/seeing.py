@@ -1,7 +1,7 @@
 """Models of Bridge that see: a GPTModel in `language_model`, and before it a tower and a projector.
 
-Their sources are `qwen3_vl_provider.py`, `qwen25_vl_provider.py`, `ministral3_provider.py` and `gemma3_vl_provider.py` of Megatron-Bridge 0.6. The tower of Qwen3-VL is
-made of Megatron's layers; those of Qwen2.5-VL, Gemma 3 and Mistral 3 are the modules of transformers, whose config the provider holds.
+Their sources are `qwen3_vl_provider.py`, `qwen25_vl_provider.py`, `ministral3_provider.py`, `glm_45v_provider.py` and `gemma3_vl_provider.py` of Megatron-Bridge 0.6. The tower of Qwen3-VL is
+made of Megatron's layers; those of Qwen2.5-VL, Gemma 3, Mistral 3 and GLM-4.5V are the modules of transformers, whose config the provider holds.
 """
 
 from __future__ import annotations
@@ -443,6 +443,82 @@ _OF_MISTRAL3 = [
     ]),
 ]
 
+_GLM4_5V = "glm_vl.glm_45v_provider.GLM45VModelProvider"
+
+
+def _read_folded(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    _read_width(config, facts, notes)
+    facts["vision.projector.folded"] = facts["vision.mlp.ffn"] = facts["hidden"]
+
+
+def _read_square(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    image = values.checked("image_size", config.get("image_size", 336), values.whole)
+    facts["vision.positions.count"] = (image // facts["vision.patch"]) ** 2
+
+
+def _side(count: int, patch: int) -> int:
+    return math.isqrt(count) * patch
+
+
+_GLM_TOWER = nested("vision_config", Config("", _GENERIC).replace("",
+    key_is("_target_", f"{_TRANSFORMERS}.glm4v_moe.configuration_glm4v_moe.Glm4vMoeVisionConfig", or_absent=True),
+    key_is("model_type", "glm4v_moe_vision", or_absent=True),
+    decided(["out_hidden_size"], ["vision.projector.folded", "vision.mlp.ffn"], read=_read_folded, uses=["hidden"],
+            values={"out_hidden_size": [configs.value_of("hidden")]}, why="the width of the language model"),
+    key("intermediate_size", "vision.projector.ffn", default=13696, type=values.whole),
+    key("depth", "vision.layers", default=24, type=values.layers),
+    key("hidden_size", "vision.hidden", default=1536, type=values.whole),
+    key("num_heads", "vision.attention.heads", "vision.attention.groups", default=12, type=values.whole),
+    derived(None, "vision.attention.head_dim", "hidden_size / num_heads"),
+    key("hidden_act", "vision.mlp.activation", "vision.projector.activation", default="silu", via=_ACTIVATIONS),
+    key("attention_bias", *(f"vision.attention.{part}_bias" for part in ("q", "k", "v")), default=False, type=values.flag),
+    key("in_channels", "vision.channels", default=3, type=values.whole),
+    key("patch_size", "vision.patch", default=14, type=values.whole),
+    decided(["image_size"], ["vision.positions.count"], read=_read_square, uses=["vision.patch"],
+            values={"image_size": [configs.value_of("vision.positions.count", "vision.patch", by=_side)]},
+            why="the side of an image that has as many patches as the table of positions"),
+    key("temporal_patch_size", "vision.frames", default=2, type=values.whole),
+    key("spatial_merge_size", "vision.projector.merge", default=2, type=values.whole),
+    key("rms_norm_eps", *(f"vision.{norm}.eps" for norm in ("norm", "attention.norm", "mlp.norm", "final_norm")), default=1e-5, type=values.positive),
+    # Bridge 0.6 builds on versions 5 of transformers in which no key says the base (modeling_glm4v.py)
+    key_is("rope_parameters", None, _axial(10000.0), _default(10000.0), or_absent=True, written=False),
+    fact_is("vision.attention.rotary.theta", 10000.0),
+    _norms("rms", "vision.norm", "vision.attention.norm", "vision.mlp.norm", "vision.final_norm"),
+    _norms("layer", "vision.projector.refined", eps=1e-5, bias=True),
+    [fact_is(f"vision.{name}", value) for name, value in {
+        "causal": False, "bias": True, "cubic": True, "mlp.gated": True, "attention.rotary.axial": True,
+        "projector.fold_bias": True, "projector.gated": True,
+    }.items()],
+).entries)
+
+_OF_GLM4_5V = [
+    Table("visual", to="vision", rows=[
+        row("patch_embed.proj.weight",              "h ch fr y z", "patches.weight"),
+        row("patch_embed.proj.bias",                "h",           "patches.bias"),
+        row("post_conv_layernorm.weight",           "h",           "norm.weight"),
+        row("embeddings.position_embedding.weight", "p h",         "positions.weight"),
+        row("post_layernorm.weight",                "h",           "final_norm.weight"),
+        row("downsample.weight",                    "i h my mz",   "projector.fold.weight"),
+        row("downsample.bias",                      "i",           "projector.fold.bias"),
+        row("merger.proj.weight",                   "j i",         "projector.refine.weight"),
+        row("merger.post_projection_norm.weight",   "j",           "projector.refined.weight"),
+        row("merger.post_projection_norm.bias",     "j",           "projector.refined.bias"),
+        row("merger.gate_proj.weight",              "f j",         "projector.gate.weight"),
+        row("merger.up_proj.weight",                "f j",         "projector.up.weight"),
+        row("merger.down_proj.weight",              "w f",         "projector.down.weight"),
+    ]),
+    Table("visual.blocks.{l}", to="vision.layers.{l}", rows=[
+        row("norm1.weight",         "h",                              "attention.norm.weight"),
+        row("attn.qkv.weight",      "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight"),
+        row("attn.qkv.bias",        "(q[g r d] + k[g d] + v[g d])",   "attention.{part}.bias"),
+        row("attn.proj.weight",     "h (g r d)",                      "attention.out.weight"),
+        row("norm2.weight",         "h",                              "mlp.norm.weight"),
+        row("mlp.gate_proj.weight", "f h",                            "mlp.gate.weight"),
+        row("mlp.up_proj.weight",   "f h",                            "mlp.up.weight"),
+        row("mlp.down_proj.weight", "h f",                            "mlp.down.weight"),
+    ]),
+]
+
 # Megatron's own tower.
 _MEGATRON_TOWER = [
     Table("vision_model", to="vision", rows=[
@@ -611,6 +687,27 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
                 ignore("spatial_merge_size", "vision_feature_layer", why="said by hf_config"),
             ),
             weights.TABLES.beside(*_OF_MISTRAL3),
+        ),
+        Seeing(
+            f"{MODELS}.{_GLM4_5V}",
+            gpt.replace(
+                "Megatron-Bridge's GLM45VModelProvider",
+                positions("attention", sections=False),
+                _GLM_TOWER,
+                key("image_token_id", "vision.token", default=151363, type=values.count),
+                note("video_token_id", "video_token", default=151364),
+                note("image_start_token_id", "vision_start", default=151339),
+                note("image_end_token_id", "vision_end", default=151340),
+                note("video_start_token_id", "video_start", default=151341),
+                note("video_end_token_id", "video_end", default=151342),
+                *_RUN,
+                _MERGED,
+                # one where no field says it, and the model that sees runs none
+                key_is("mtp_num_layers", 0, None),
+                ignore("mtp_use_repeated_layer", why="there are none"),
+                without=["predictors.*"],
+            ),
+            weights.TABLES.beside(*_OF_GLM4_5V),
         ),
         Seeing(f"{MODELS}.{_GEMMA3_VL}", GEMMA3_VL, weights.TABLES.beside(*_OF_GEMMA3)),
     )
