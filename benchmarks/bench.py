@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from synthetic import write_hf
+from synthetic import write_hf, write_run
 
 HERE = Path(__file__).parent
 CONVERT = [sys.executable, "-m", "ckpt_core", "convert"]
@@ -62,6 +62,12 @@ FORMATS = {
     "hf fp8 blocks": Format("llama", "--to hf -o quantise=fp8-block", output="fp8"),
     "T5 .nemo tp2": Format("t5", "--to nemo --tp 2", output="model.nemo"),
 }
+RUN = "run"
+# From a run of Megatron, TP2, with `distrib_optim.pt`: the state of its training goes along.
+RUNS = {
+    "state to megatron torch_dist": "--to megatron --tp 2 -o container=torch_dist",
+    "state to nanotron tp2 zero1 dp2": "--to nanotron --tp 2 -o zero=1 -o dp=2",
+}
 THREADS = ("nanotron tp2", "megatron torch tp2", "deepspeed zero (fp32)")
 
 
@@ -88,7 +94,7 @@ class Measured:
 
 
 def commands(group: str, source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
-    """What is measured of a group: a format, `threads` or `others`."""
+    """What is measured of a group: a format, a run's way, `threads` or `others`."""
     if group in FORMATS:
         kind = FORMATS[group]
         output, back = work / kind.output, work / "hf"
@@ -98,6 +104,12 @@ def commands(group: str, source: Path, work: Path, mergekit: str | None) -> Iter
         yield from copies(max(source, output, key=bytes_of), work)
         yield Command(f"{group} to hf{NO_SYNC}", [*CONVERT, *again, "--no-sync"], back)
         yield Command(f"{group} to hf", [*CONVERT, *again], back)
+    elif group in RUNS:
+        output = work / "converted"
+        words = [*CONVERT, str(source), str(output), *RUNS[group].split(), "--training-state", "keep"]
+        yield Command(f"{group}{NO_SYNC}", [*words, "--no-sync"], output)
+        yield Command(group, words, output, kept=True)
+        yield from copies(max(source, output, key=bytes_of), work)
     elif group == "threads":
         yield from copies(source, work)
         yield from threads(source, work)
@@ -267,20 +279,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--mergekit", help="the program mergekit-yaml")
     arguments = parser.parse_args()
-    groups = [group for group in ("others", "threads", *FORMATS) if arguments.only in group]
+    groups = [group for group in ("others", "threads", *FORMATS, *RUNS) if arguments.only in group]
     results: list[Measured] = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = Path(folder)
         for size in map(float, arguments.sizes.split(",")):
             models = {group: FORMATS[group].model if group in FORMATS else "llama" for group in groups}
+            models |= {group: RUN for group in groups if group in RUNS}
             for model in dict.fromkeys(models.values()):
                 source = work / "source"
-                true = write_hf(source, model, size) / 1e9
+                true = (write_run(source, size) if model == RUN else write_hf(source, model, size)) / 1e9
                 for group in (group for group in groups if models[group] == model):
                     print(f"{true:.2f} GB of {model}: {group}", flush=True)
                     results += run(group, true, arguments.rounds, source, work, arguments.mergekit)
                 _remove(source)
-    formats = [one for one in results if one.group in FORMATS]
+    formats = [one for one in results if one.group in FORMATS or one.group in RUNS]
     if formats:
         print(f"\nformats:\n\n{formats_table(formats)}")
     for group in ("threads", "others"):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
+from ckpt_core import convert, open_checkpoint
 from ckpt_core.api import config_architecture, plan_conversion
 from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Target
 from ckpt_core.testing import write_ir
+from ckpt_core.training import MOMENTS, Group, Training, named
+from ckpt_core.training import to_json as training_json
 
 Config = dict[str, object]
 _PIECE = 1 << 23
@@ -98,6 +103,36 @@ def write_hf(folder: Path, model: str, gigabytes: float) -> int:
         target = plan_conversion(start, folder, to="hf", options=options).target
     write_files(target, folder, data=True)
     return sum(file.size for file in target.files)
+
+
+def write_run(folder: Path, gigabytes: float) -> int:
+    """Write a run of Megatron with tensor parallel 2: about `gigabytes` of bf16 weights, and `distrib_optim.pt` with masters and moments in fp32, seven times
+    as much in all. Returns bytes of weights."""
+    random = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        source, ir = Path(work) / "hf", Path(work) / "ir"
+        weights = write_hf(source, "llama", gigabytes)
+        convert(source, ir, to="ir", dtype="fp32")
+        shutil.rmtree(source)
+        (ir / "training").mkdir()
+        index: dict[str, str] = {}
+        names: dict[bool, list[str]] = {True: [], False: []}
+        with open_checkpoint(ir) as model:
+            for number, (name, tensor) in enumerate(model.items()):
+                shard = f"tensors-{number:05}.safetensors"
+                moments = {named(kind, name): random.random(tensor.shape, dtype=np.float32) * 1e-4 for kind in MOMENTS}
+                save_file(moments, ir / "training" / shard)
+                index |= dict.fromkeys(moments, shard)
+                names[len(tensor.shape) > 1].append(name)
+        groups = tuple(
+            Group(tuple(names[decayed]), 1e-4, (0.9, 0.95), 1e-8, 0.1 * decayed, 3e-4) for decayed in (True, False)
+        )
+        state = Training(1000, groups, iterations=1000, consumed_samples=64000)
+        (ir / "training" / "tensors.index.json").write_text(json.dumps(index))
+        (ir / "training" / "training.json").write_text(json.dumps(training_json(state)))
+        options = {"container": "torch", "optimizer": "distributed", "global_batch_size": "64"}
+        convert(ir, folder, to="megatron", tp=2, dtype="bf16", options=options, training_state="keep")
+    return weights
 
 
 def write_files(target: Target, folder: Path, *, data: bool) -> None:

@@ -34,7 +34,6 @@ from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
 from ckpt_core.cli.schemas import SCHEMAS, Schema
 from ckpt_core.config import Config, Entry, Ignore
-from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.explain import declared_families, names_everywhere
 from ckpt_core.layout import Drop, Row, Table, Tables, words_of
 from ckpt_core.plugins import FamilyTables
@@ -597,7 +596,7 @@ def python_api() -> str:
     for name, value in functions:
         parts += [
             f"### {name.rpartition('.')[2]}",
-            f"```python\n{_signature(name, value)}\n```",
+            f"from `{name.rpartition('.')[0]}`\n\n```python\n{_signature(value.__name__, value)}\n```",
             inspect.getdoc(value) or "",
         ]
     errors = [(name, value) for name, value in classes if issubclass(value, Exception)]
@@ -615,16 +614,11 @@ def python_api() -> str:
             code(value.__name__),
             code(value.__base__.__name__),
             _first_line(value),
-            f"[what to do](../troubleshooting.md#{anchor(value)})",
+            f"[what to do](../troubleshooting.md#{value.section()})",
         )
         for _, value in errors
     ]
     return "\n\n".join([*parts, table(("error", "is a", "what", "see"), rows)])
-
-
-def anchor(kind: type[CkptError]) -> str:
-    """The section of the troubleshooting page about errors of a class."""
-    return (kind("", []) if issubclass(kind, ProblemsFound) else kind("")).anchor
 
 
 def _signature(name: str, value: Callable[..., object]) -> str:
@@ -637,7 +631,7 @@ def _signature(name: str, value: Callable[..., object]) -> str:
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         arguments.append(f"{parameter.name}: {parameter.annotation}{default}")
     returned = signature.return_annotation
-    return f"{name}(\n    " + ",\n    ".join(arguments) + f",\n) -> {returned}"
+    return f"def {name}(\n    " + ",\n    ".join(arguments) + f",\n) -> {returned}: ..."
 
 
 def _prose(value: type) -> str:

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         if not {"-n", "-n0"} & {*rest}:
             command[3:3] = ["-n", "auto", "--dist", "loadscope"]
         # Else every one of very many processes compiles ckpt anew; and there is a worker on each core, so more threads would wait for one another.
-        os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "", "PYTHONUNBUFFERED": "1"}
     else:
         command = [python, "-m", "nox", "-s", task, *(["--", *rest] if rest else [])]
     os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"

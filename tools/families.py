@@ -26,6 +26,7 @@ from ckpt_hf.config import BY_TYPE, FAMILIES
 from ckpt_tests import tiny, vision
 from ckpt_tests.families import CASES, LING
 from ckpt_tests.judged import OTHERS
+from ckpt_tests.of_authors import MADE
 
 FILE = Path(__file__).resolve().parents[1] / "docs/families.txt"
 HEAD = """# What a writer makes of a model of each family: class | format | exact, rewritten or refused | what is rewritten, or why not
@@ -43,11 +44,44 @@ ALIKE = {
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # What the usual models of a family have where the small ones of the tests have a corner: DeepSeek-V2-Lite chooses among all experts,
-# EXAONE 4 of 1.2 billion parameters has no window, Gemma 3 has five layers with one before each without.
+# EXAONE 4 of 1.2 billion parameters has no window, Gemma 3 has five layers with one before each without, in SmolLM3 every fourth layer does
+# not rotate, and DeepSeek's yarn has the bounds that its paper has.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_YARN |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+_TWO_THETAS = {
+    _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    _SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+}
 USUAL: dict[str, dict[str, object]] = {
-    "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "q_lora_rank": None},
+    "deepseek_v2": {
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": None,
+        "rope_parameters": _YARN,
+    },
+    "deepseek_v3": {"rope_parameters": _YARN},
+    "kimi_k2": {"rope_parameters": _YARN},
+    "smollm3": {
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "no_rope_layer_interval": 4,
+        "layer_types": [_FULL] * 4,
+    },
     "exaone4": {"sliding_window": None, "layer_types": [_FULL, _FULL]},
-    "gemma3_text": {"num_hidden_layers": 6, "layer_types": [*[_SLIDING] * 5, _FULL]},
+    "gemma3_text": {
+        "num_hidden_layers": 6,
+        "layer_types": [*[_SLIDING] * 5, _FULL],
+        "rope_parameters": _TWO_THETAS,
+        "query_pre_attn_scalar": 10,
+    },
     "nemotron_h": {"conv_kernel": 4, "n_group": 1},
     "qwen3_5_text": {"attention_bias": False},
 }
@@ -65,7 +99,14 @@ def configs() -> dict[str, dict[str, object]]:
         found.setdefault(kind, found[other])
     for kind, usual in USUAL.items():
         found[kind] = {**found[kind], **usual}
-    return found | {"bailing_moe": LING}
+    return found | {"bailing_moe": LING} | dict(map(_of_authors, MADE))
+
+
+def _of_authors(model_type: str) -> tuple[str, dict[str, object]]:
+    """The config of a small model of a class that lies with its authors' weights, and not in transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        MADE[model_type](Path(folder) / "hf")
+        return model_type, json.loads((Path(folder) / "hf/config.json").read_text())
 
 
 def architecture(config: dict[str, object], model_type: str, class_name: str) -> Architecture:
@@ -109,7 +150,7 @@ def planned(format: str, model: Architecture) -> InFormat:
     with tempfile.TemporaryDirectory() as folder:
         source = write_ir(Path(folder) / "ir", model, values=calm_numbers)
         try:
-            plan = plan_conversion(source, Path(folder) / "out", to=format)
+            plan = plan_conversion(source, Path(folder) / "out", to=format, options=dict(require(format).info.bare))
         except CkptError as refusal:
             problems = refusal.problems if isinstance(refusal, ProblemsFound) else [refusal]
             return InFormat(format, tuple(map(str, problems)))

@@ -93,6 +93,23 @@ class TestFollow:
         assert code == 1 and [*states.values()] == ["converted", "failed", "converted"]
         assert steps["step-10"]["error"]["anchor"] == "format-error"
 
+    def test_one_that_is_removed_meanwhile_fails_and_the_others_do_not(self, once, run, monkeypatch):
+        import shutil
+
+        from ckpt_core import api
+
+        known = api.plan_conversion
+
+        def removing(source, destination, **asked):
+            if source.endswith("step-10"):
+                shutil.rmtree(source)
+            return known(source, destination, **asked)
+
+        monkeypatch.setattr(api, "plan_conversion", removing)
+        code, states, steps = once()
+        assert code == 1 and [*states.values()] == ["converted", "failed", "converted"]
+        assert steps["step-10"]["error"]["problem"] == "it was removed meanwhile"
+
     def test_another_format_in_the_place_of_the_outputs(self, once, run, ckpt, tmp_path):
         assert ckpt("convert", run / "step-5", tmp_path / "out" / "step-5", "--to", "toy", "-p").code == 0
         receipt = tmp_path / "out" / "step-5" / "ckpt-receipt.json"

@@ -312,3 +312,10 @@ def test_a_vocabulary_outside_which_ids_lie_changes_no_other_note() -> None:
     assert tokens is not None
     source = replace(source, architecture=replace(source.architecture, tokens=replace(tokens, vocabulary=100)))
     assert with_sound_ids(source).notes == {"eos": None, "max_positions": 8}
+
+
+def test_a_file_that_was_made_travels_as_others_do(tmp_path: Path) -> None:
+    source = read_checkpoint(write_ir(tmp_path / "source", example("llama"), values=calm_numbers))
+    made = Sidecar.made_of(source.files[0].path, b'{"model": {"vocab": {"a": 7}}}')
+    assert size_of({"tokenizer.json": made}) == 8 and made.extent.read() == made.made
+    assert losses_of(replace(source, sidecars={"tokenizer.json": made}), target()) != []

@@ -52,6 +52,21 @@ def test_a_fold_that_rounds_is_a_loss(factor: float, dtype: str, tmp_path: Path)
             assert reason or np.array_equal(after[name].numpy().astype(np.float64), exact)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_one_that_is_added_to_float32_is_a_loss(dtype: str, tmp_path: Path) -> None:
+    """GGUF has Gemma's norms around one."""
+    pytest.importorskip("ckpt_gguf")
+    from ckpt_tests.gguf import MODELS
+
+    gemma = MODELS["gemma2"]
+    source = write_ir(tmp_path / "ir", gemma, dtype=dtype, values=calm_numbers)
+    options = {"dst.type": "F32", "dst.tokenizer": "none"}
+    losses = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options=options).losses
+    said = [loss for loss in losses if loss.kind == "rounded"]
+    assert [loss.reason for loss in said] == (["computed in float32: add(1)"] if dtype == "fp32" else [])
+    assert [loss.subject for loss in said] == ([f"{4 * len(gemma.decoder.layers) + 1} tensors"] if said else [])
+
+
 def test_zeros_that_are_added_are_not_rounded(tmp_path: Path) -> None:
     """Qwen2 as Llama: the output projection gets a bias of zeros."""
     pytest.importorskip("ckpt_hf")

@@ -4,7 +4,7 @@
 
 RUN is the folder with `latest.txt`. The trainer is built from the run's own `config.yaml` and loads the run by `resume_checkpoint_path`; each batch of
 `batches` [steps, sequences, length + 1] is one step. OUT/losses.json says the loss of every step and the learning rate that the optimizer had in it;
-OUT/run is what the trainer then saves. `--lr` are the learning rates of the steps, in place of the curve in config.yaml.
+OUT/run is what the trainer then saves, at once where there are no batches. `--lr` are the learning rates of the steps, in place of the curve in config.yaml.
 `-O` leaves out asserts that want devices of CUDA. Replaced are flash-attn (`nanotron_stubs`), the calls of CUDA (`cpu`), and collectives that gloo lacks.
 """
 
@@ -68,8 +68,8 @@ def resume(rank: int, world: int, asked: argparse.Namespace) -> None:
     model = trainer.unwrapped_model
 
     def loader() -> Any:
-        for tokens in batches.chunk(len(batches)):
-            share = tokens[0].chunk(asked.dp)[own]
+        for tokens in batches:
+            share = tokens.chunk(asked.dp)[own]
             mask = torch.ones(share[:, 1:].shape, dtype=torch.bool)
             inputs = {"input_ids": share[:, :-1].contiguous(), "input_mask": mask}
             labels = {"label_ids": share[:, 1:].contiguous(), "label_mask": mask}

@@ -81,11 +81,16 @@ class CkptError(Exception):
     def __reduce__(self):  # errors cross process boundaries, keyword arguments included
         return (_rebuild, (type(self), self.problem, self.__dict__))
 
+    @classmethod
+    def section(cls) -> str:
+        """The section of docs/troubleshooting.md about errors of this class: `format-error`. A plugin's own class has that of the class it is made from."""
+        own = next(kind for kind in cls.__mro__ if kind.__module__.startswith("ckpt_core."))
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", own.__name__).lower()
+
     @property
     def anchor(self) -> str:
-        """The section of docs/troubleshooting.md about errors of this class: `format-error`. A plugin's own class has that of the class it is made from."""
-        own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("ckpt_core."))
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", own.__name__).lower()
+        """The section about this error."""
+        return self.section()
 
     def to_json(self) -> dict[str, object]:
         """The same parts as a JSON object, for `--json`."""

@@ -199,7 +199,7 @@ def written(plugin: Plugin, architecture: Architecture) -> Target:
     """What the writer of a format would write of a model without values, on one rank."""
     if not plugin.info.writes:
         raise UsageError(f"format {plugin.name} can only be read")
-    request = WriteRequest(typed_options(plugin.info, {}, "write"), None, None, None, None, "DST")
+    request = WriteRequest(typed_options(plugin.info, plugin.info.bare, "write"), None, None, None, None, "DST")
     target: Target = plugin.hooks.ckpt_write(
         checkpoint=model_of_holes(architecture, dtype_named(_DTYPE)), request=request
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import BoundTables, Native, account
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
-from ckpt_core.training import EXP_AVG_SQ, KINDS, MASTER, Kind, Training, moment_native, moment_of, named
+from ckpt_core.training import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, Kind, Training, moment_native, moment_of, named
 
 
 def parameters_of(description: Description) -> dict[str, LazyParameter]:
@@ -199,7 +200,7 @@ def _moments(
         turned,
         lambda native: not any(piece.parameter in trained for piece in native.pieces),
     )
-    least = 0.0 if kind == EXP_AVG_SQ else None
+    least = {EXP_AVG: -math.inf, EXP_AVG_SQ: 0.0}.get(kind)  # a mean of gradients may be anything but a NaN
     return {name: replace(found[named(kind, name)], least=least, float32=True) for name in trained}
 
 

@@ -197,7 +197,8 @@ class Ledger:
     def config(self, file: str, fates: Mapping[str, tuple[Fate, str]], section: str = "") -> None:
         """Every key of a config, as its table says (`Config.fates`)."""
         for key, (fate, why) in fates.items():
-            what = SETTINGS.what if fate == "left" else "settings"
+            left = UNKNOWN_KEY if why == UNKNOWN_KEY.why else SETTINGS
+            what = left.what if fate == "left" else "settings"
             self._enter(file, [_joined(section, key)], fate, what, why, 0)
 
     def asked(self, file: str, keys: Iterable[str]) -> None:

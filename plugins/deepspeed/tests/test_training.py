@@ -100,6 +100,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "two moments are exchanged": (exchanged, r"exp_avg of model\.layers\.1\.mlp\.(gate|down)_proj"),
     "a mean of squares is negative": (changed("exp_avg_sq.pt", negative), r"exp_avg_sq/layers\.1\.mlp\.gate\.weight has values that are not at least 0"),
     "one parameter is of another step": (changed("step.pt", lambda held: held + 1), "the moments are of different steps"),
+    "one parameter has no step": (lambda folder: (folder / "zero" / NAME / "step.pt").unlink(), f"the step of '{re.escape(NAME)}' is missing"),
     "masters of another step": (changed("fp32.pt", lambda held: held * 1.01), "does not round to"),
 }  # fmt: skip
 

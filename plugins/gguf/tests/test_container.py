@@ -121,6 +121,27 @@ def test_a_name_that_is_there_twice_is_refused(name: str, tmp_path: Path) -> Non
         read_header(str(path))
 
 
+@pytest.mark.parametrize("kind", [0, 6, 7, 8, 11])
+def test_a_file_of_holes_costs_no_memory(kind: int, tmp_path: Path) -> None:
+    """An array of zeros takes no room on the disk, and a list of them takes much in memory."""
+    path, count = tmp_path / "x.gguf", 1 << 23
+    path.write_bytes(struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, kind, count))
+    with open(path, "rb+") as stream:
+        stream.truncate(1 << 27)
+    with pytest.raises(FormatError, match="too many values: key 'a'"):
+        read_header(str(path))
+
+
+def test_more_keys_and_tensors_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for tensors, keys, said in ((1 << 19, 0, "too many tensors"), (0, 1 << 23, "too many values: its keys alone")):
+        path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, tensors, keys))
+        with open(path, "rb+") as stream:
+            stream.truncate(1 << 27)
+        with pytest.raises(FormatError, match=said):
+            read_header(str(path))
+
+
 @pytest.mark.parametrize("alignment", [0, 24, 1 << 30])
 def test_an_alignment_that_is_none_is_refused(alignment: int, tmp_path: Path) -> None:
     path = written(tmp_path / "x.gguf", {**METADATA, "general.alignment": alignment})

@@ -9,46 +9,20 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.errors import Refusal
 from ckpt_gguf.container import read_header
 from ckpt_gguf.splitting import SPLITTINGS, pre_tokenizer_of, splitting_of
-from ckpt_gguf.tokenizer import told_by
+from ckpt_gguf.tokenizer import Told, told_by
 from ckpt_gguf.vocabulary import BLANK, KEPT_JSON
 from ckpt_tests import tiny
+from ckpt_tests.gguf import CORPUS, SPECIAL, byte_pairs
 
-SPECIAL = ["<|begin|>", "<|end|>"]
-CORPUS = [
-    "the cat sat on the mat, and the hat 1234567 is not the cat's",
-    "def f(x):\n    return x ** 22  # isn't it?\n\n\tso",
-    "naïve café 你好 мир",
-] * 3
 TEXTS = [*CORPUS[:3], "  two  blanks", "THE CAT'S 12 34567", "<|begin|>the<|end|> mat", "🙂"]
 ROWS = 400
-
-
-def of_bytes(name: str) -> Tokenizer:
-    """Byte pairs, words cut as llama.cpp calls it."""
-    splitting = next(one for one in SPLITTINGS if one.name == name)
-    tokenizer = Tokenizer(models.BPE(ignore_merges=splitting.whole))
-    body = json.loads(tokenizer.to_str())
-    body["pre_tokenizer"] = pre_tokenizer_of(splitting)
-    tokenizer = Tokenizer.from_str(json.dumps(body))
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
-    )
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.add_tokens([AddedToken("mat", normalized=False)])
-    framed = processors.TemplateProcessing(
-        "<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
-    )
-    tokenizer.post_processor = framed
-    return tokenizer
 
 
 def of_pieces() -> Tokenizer:
@@ -79,7 +53,7 @@ def folder(tmp_path: Path, tokenizer: Tokenizer | None, **config: Any) -> Path:
 
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "smollm", "gpt-2"])
 def test_byte_pairs_are_said_and_come_back(name: str, tmp_path: Path) -> None:
-    tokenizer = of_bytes(name)
+    tokenizer = byte_pairs(name)
     source, file = folder(tmp_path, tokenizer), tmp_path / "model.gguf"
     convert(source, file, to="gguf")
     fields = {key: field.contents() for key, field in gguf.GGUFReader(str(file)).fields.items()}
@@ -100,7 +74,7 @@ def test_byte_pairs_are_said_and_come_back(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tokenizer",
-    [*map(of_bytes, ("llama-bpe", "qwen2", "smollm")), of_pieces()],
+    [*map(byte_pairs, ("llama-bpe", "qwen2", "smollm")), of_pieces()],
     ids=("llama-bpe", "qwen2", "smollm", "pieces"),
 )
 def test_made_again_it_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -163,7 +137,7 @@ def test_pieces_of_sentencepiece_are_said_with_their_scores(tmp_path: Path) -> N
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_run_is_refused(tmp_path: Path) -> None:
-    unknown = of_bytes("gpt-2")
+    unknown = byte_pairs("gpt-2")
     body = json.loads(unknown.to_str())
     body["pre_tokenizer"] = {
         "type": "Sequence",
@@ -181,15 +155,48 @@ def test_a_tokenizer_that_llama_cpp_does_not_run_is_refused(tmp_path: Path) -> N
 
 
 def test_a_name_that_is_not_known_here_is_a_loss(tmp_path: Path) -> None:
-    source = folder(tmp_path, of_bytes("gpt-2"))
+    source = folder(tmp_path, byte_pairs("gpt-2"))
     convert(source, tmp_path / "x.gguf", to="gguf", options={"dst.pre": "falcon"})
     header = read_header(str(tmp_path / "x.gguf"))
     told = told_by({key: value for key, value in header.metadata.items() if key != KEPT_JSON}, header.places, "x")
     assert "tokenizer.json" not in told.files and [str(loss) for loss in told.losses if "falcon" in str(loss)]
 
 
+PIECES = {
+    "model": "llama",
+    "tokens": ["<unk>", "a", "b", "ab"],
+    "token_type": [2, 1, 1, 1],
+    "scores": [0.0, -1.0, -2.0, -3.0],
+}
+PAIRS = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "c", "ab"], "token_type": [1] * 4, "merges": ["a b"]}
+
+
+@pytest.mark.parametrize(
+    ("whole", "change", "said"),
+    [
+        (
+            PIECES,
+            {"tokens": ["<unk>", "a", "b", "a" * 100_000]},
+            "100000 characters",
+        ),  # all ways to cut it take minutes
+        (PIECES, {"scores": [0.0, -1.0, float("nan"), -3.0]}, "one score each"),
+        (PIECES, {"token_type": [2, 1, 1, 99]}, "token_type has a type"),
+        (PAIRS, {"merges": ["a b", "b c"]}, "not of two tokens into one"),
+    ],
+)
+def test_a_tokenizer_that_no_program_would_load_is_a_loss(
+    whole: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    def told(values: dict[str, Any]) -> Told:
+        return told_by({f"tokenizer.ggml.{key}": value for key, value in values.items()}, {}, "x")
+
+    assert "tokenizer.json" in told(whole).files
+    found = told(whole | change)
+    assert "tokenizer.json" not in found.files and any(said in str(loss) for loss in found.losses)
+
+
 def test_tokens_above_the_embedding_are_a_loss(tmp_path: Path) -> None:
-    tokenizer = of_bytes("gpt-2")
+    tokenizer = byte_pairs("gpt-2")
     tokenizer.add_tokens([f"<extra_{number}>" for number in range(ROWS)])
     plan = plan_conversion(folder(tmp_path, tokenizer), tmp_path / "x.gguf", to="gguf")
     assert any(loss.kind == "dropped" and "tokens: <extra_" in loss.subject for loss in plan.losses)
@@ -197,6 +204,6 @@ def test_tokens_above_the_embedding_are_a_loss(tmp_path: Path) -> None:
 
 def test_files_beside_the_file_go_before_what_it_says(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(folder(tmp_path, of_bytes("gpt-2")), out, to="gguf")
+    convert(folder(tmp_path, byte_pairs("gpt-2")), out, to="gguf")
     found = read_checkpoint(out).sidecars
     assert found["tokenizer.json"].path == str(out / "tokenizer.json") and not found["tokenizer.json"].offset

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.errors import CkptError, Refusal
+from ckpt_gguf.container import plan_file, read_header
 from ckpt_tests import tiny
 from ckpt_tests.families import CASES, build
 
@@ -127,3 +128,21 @@ def test_a_kind_of_blocks_that_is_damaged_is_refused(tmp_path: Path) -> None:
     Path(f"{file}.ckpt-receipt.json").unlink()
     with pytest.raises(CkptError, match=r"blk\.0\.ffn_up\.weight"):
         convert(file, tmp_path / "out", to="ir")
+
+
+def test_a_gate_of_shared_experts_is_read_as_a_row_and_as_a_vector(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "hf", "qwen2_moe")
+    file = written(tmp_path / "hf", tmp_path)
+    gates = [one.shape.tolist() for one in gguf.GGUFReader(str(file)).tensors if "gate_inp_shexp" in one.name]
+    assert gates == [[96, 1]] * 3
+    header, body = read_header(str(file)), file.read_bytes()
+    shapes = {
+        key: (one.kind, one.shape[-1:] if "gate_inp_shexp" in key else one.shape) for key, one in header.tensors.items()
+    }
+    plan = plan_file(shapes, header.metadata)
+    out = bytearray(plan.header + bytes(plan.size - len(plan.header)))
+    for key, one in header.tensors.items():
+        out[plan.offsets[key] : plan.offsets[key] + one.size] = body[one.offset : one.offset + one.size]
+    vector = tmp_path / "vector.gguf"
+    vector.write_bytes(out)
+    assert fingerprint(vector) == fingerprint(tmp_path / "hf")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_core import convert, open_checkpoint
+from ckpt_core.api import plan_conversion
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import forward
 from ckpt_core.reference.inputs import Inputs
@@ -373,15 +374,26 @@ MUTATIONS: dict[str, tuple[str, Change]] = {
     "a format that nobody has": int4(settings("format", format="marlin-24")),
     "no scale of the scales": nvfp4(tensors("weight_scale", "no exponent", change=lambda held: held.pop(f"{DOWN}.weight_global_scale"))),
     "a scale of the scales is zero": nvfp4(tensors("global scale is zero", change=element(f"{DOWN}.weight_global_scale", 0, 0.0))),
+    "groups of no size": nvfp4(group("weight_packed", "the strategy of group", "channel", strategy="channel", group_size=None)),
     "codes of bytes": nvfp4(tensors("by its shape", change=lambda held: held.update({f"{DOWN}.weight_packed": held[f"{DOWN}.weight_packed"].repeat(1, 2)}))),
     "no scales of the blocks": mxfp4(tensors("gate_up_proj_blocks", "has no scale", change=lambda held: held.pop("model.layers.1.mlp.experts.gate_up_proj_scales"))),
     "an exponent is no number": mxfp4(tensors("gate_up_proj_scales", "no numbers", change=element("model.layers.1.mlp.experts.gate_up_proj_scales", 5, 255))),
     "blocks of other sizes": mxfp4(tensors("down_proj_blocks", "blocks of 32", change=lambda held: held.update({"model.layers.1.mlp.experts.down_proj_blocks": torch.zeros(3, 64, 6, 8, dtype=torch.uint8)}))),
     "scales of other blocks": mxfp4(tensors("down_proj_scales", "no scale for each", change=lambda held: held.update({"model.layers.1.mlp.experts.down_proj_scales": torch.ones(3, 64, 2, dtype=torch.uint8)}))),
+    "a list has experts with codes": mxfp4(settings("gate_up_proj_blocks", "lists its module", modules_to_not_convert=["model.layers.1.mlp.experts"])),
     "an algorithm that changes weights": modelopt(settings("W4A16_AWQ", quant_algo="W4A16_AWQ")),
+    "a glob has a module with codes": modelopt(settings("lists its module", ignore=["model.layers.1*"])),
     "a side file that disagrees": modelopt(settings("hf_quant_config.json", "disagree", quant_algo="FP8_PB_WO")),
     "inputs are scaled": modelopt(tensors("pre_quant_scale", change=lambda held: held.update({f"{DOWN}.pre_quant_scale": torch.ones(176)}))),
 }  # fmt: skip
+
+
+def test_a_setting_that_nobody_knows_is_not_said_to_change_nothing(tmp_path: Path) -> None:
+    case, change = fp8(settings(spinning="hadamard"))
+    _mutate(_golden(case), tmp_path / "hf", change, lambda names: None)
+    plan = plan_conversion(tmp_path / "hf", tmp_path / "out", to="hf")
+    (loss,) = (loss for loss in plan.losses if "quantization_config.spinning" in loss.subject)
+    assert loss.subject.startswith("entries that the reader does not know")
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -136,6 +136,23 @@ def test_ranges_are_those_of_zero(elements: int, dp: int) -> None:
     assert [start for start, _ in found.values()] == [sum(sizes[:n]) for n in range(len(sizes))]
 
 
+def test_the_ranges_of_other_stages_follow_the_rule(tmp_path: Path) -> None:
+    """Nanotron's global rank 0 writes optimizer_config.json, and knows the parameters of its own stage alone."""
+    run = run_of("megatron-bf16-tp2-pp2-tied-torch")
+    options = {"target": "0.4", "zero": "1", "dp": "3"}
+    convert(run.checkpoint, tmp_path / "run", to="nanotron", tp=2, pp=2, options=options, training_state="keep")
+    file = tmp_path / "run" / "6" / "optimizer" / "optimizer_config.json"
+    body = json.loads(file.read_text())
+    for section in body["configs"].values():
+        for name in [name for name in section if "decoder.0" not in name]:
+            del section[name]
+    file.write_text(json.dumps(body))
+    convert(tmp_path / "run", tmp_path / "hf", to="hf", training_state="keep")
+    state = loaded(run, tmp_path / "hf")
+    for kind in OF_JUDGE:
+        assert [key for key, value in run.expected[kind].items() if not torch.equal(state[kind][key], value)] == []
+
+
 def test_the_order_is_that_of_registration() -> None:
     held = torch.load(next((run_of(ZERO1).checkpoint / "5" / "optimizer").glob("*dp-0*tp-0*.pt")), weights_only=True)[
         "names"

@@ -1,10 +1,15 @@
-"""A small model for each architecture of llama.cpp that GGUF files are written of."""
+"""A small model for each architecture of llama.cpp that GGUF files are written of, and a tokenizer for them."""
 
 from __future__ import annotations
+
+import json
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ckpt_core.architecture import Activation, Architecture, PerLayer
 from ckpt_core.testing import example
 from ckpt_core.testing.examples import ABSENT
+from ckpt_gguf.splitting import BY_NAME, pre_tokenizer_of
 
 _HIDDEN = 216  # heads times head_dim, as llama.cpp wants it of many
 _FRACTION = 10 / 18  # of a head
@@ -51,3 +56,31 @@ MODELS: dict[str, Architecture] = {
         mlp__moe__shared__ffn=40,
     ),
 }  # fmt: skip
+
+SPECIAL = ["<|begin|>", "<|end|>"]
+CORPUS = [
+    "the cat sat on the mat, and the hat 1234567 is not the cat's",
+    "def f(x):\n    return x ** 22  # isn't it?\n\n\tso",
+    "naïve café 你好 мир",
+] * 3
+
+
+def byte_pairs(name: str) -> Tokenizer:
+    """Byte pairs, words cut as llama.cpp calls it."""
+    splitting = BY_NAME[name]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=splitting.whole))
+    body = json.loads(tokenizer.to_str())
+    body["pre_tokenizer"] = pre_tokenizer_of(splitting)
+    tokenizer = Tokenizer.from_str(json.dumps(body))
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_tokens([AddedToken("mat", normalized=False)])
+    framed = processors.TemplateProcessing(
+        "<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
+    )
+    tokenizer.post_processor = framed
+    return tokenizer

@@ -22,6 +22,7 @@ class Heartbeat:
         while True:
             found = f", {self._collected:,} collected by the first worker" if self._collected else ""
             self._reporter.write_line(f"collecting tests, {time.monotonic() - self._began:.0f} s{found}")
+            self._reporter.flush()  # a log shows it as it comes, too
             if self._over.wait(_EVERY):
                 return
 

@@ -89,14 +89,13 @@ def examination(plugin: Plugin) -> Examination:
         return Examination(plugin, "not run", "it is broken")
     if not (plugin.info.reads and plugin.info.writes):
         return Examination(plugin, "not run", "it writes no models; it loads, and its detector answers")
-    began = time.monotonic()
+    began, why = time.monotonic(), ""
     for name, architecture in _models():
         try:
             seen = trace(plugin.name, architecture, dtype_named("bf16"))
-        except (Refusal, UsageError):
-            continue
         except CkptError as problem:
-            if _refuses(problem):
+            if isinstance(problem, Refusal | UsageError) or _refuses(problem):
+                why = why or f": {name}: {problem.problem}"
                 continue
             return Examination(plugin, "failed", f"{name}: {problem.problem}", time.monotonic() - began)
         except Exception as error:  # a stranger's plugin
@@ -104,7 +103,7 @@ def examination(plugin: Plugin) -> Examination:
         found = [*seen.misplaced, *seen.departed]
         by = f"{name}: {found[0]}" if found else name
         return Examination(plugin, "passed" if seen.passed else "failed", by, time.monotonic() - began)
-    return Examination(plugin, "not run", "it holds none of the example models")
+    return Examination(plugin, "not run", f"it holds none of the example models{why}")
 
 
 def _refuses(problem: Exception) -> bool:

@@ -227,7 +227,12 @@ class Follower:
         try:
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
-        except CkptError as error:
+        except (CkptError, FileNotFoundError) as problem:
+            gone = not os.path.lexists(source)  # a run removes its old checkpoints
+            if isinstance(problem, OSError) and not gone:
+                raise
+            error = CkptError("it was removed meanwhile", file=source) if gone else problem
+            assert isinstance(error, CkptError)
             return {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
         return {
             "state": "converted",

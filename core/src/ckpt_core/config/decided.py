@@ -134,8 +134,9 @@ class Decided(Entry):
             if tried is not None and self._says(seen | tried, scope, beside, wanted):
                 config.update(tried)
                 return
+        keys = [key for keys in self.values for key in keys] or self.own_keys
         raise Refusal(
-            f"no value of {' and '.join(key for keys in self.values for key in keys) or ' and '.join(self.own_keys)} says this",
+            f"no value of {' and '.join(keys)} says this" if keys else f"no key says {' and '.join(self.own_claims)}",
             found=", ".join(f"{path} = {value}" for path, value in wanted.items())
             or f"no {' and no '.join(self.own_claims)}",
             expected=self.why,

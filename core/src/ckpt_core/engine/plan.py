@@ -24,7 +24,7 @@ from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
 from ckpt_core.engine.records import watched
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Scale, ValueMap
+from ckpt_core.layout import Add, Scale, ValueMap
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
@@ -486,6 +486,8 @@ def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> li
         assembly = transfer.assembly
         if (arithmetic := _arithmetic(assembly)) and assembly.bits > FP32.bits:
             rounded[f"computed in float32: {arithmetic}"] += stands_for(transfer.name)
+        elif assembly.dtype.bits >= FP32.bits and (sums := _sums(transfer)):
+            rounded[f"computed in float32: {sums}"] += stands_for(transfer.name)
         whole = [d for d in transfer.deliveries if d.encoded is None and _holds(d.block.dtype, assembly)]
         if sum(d.block.tile.elements for d in whole) >= assembly.parameter.elements:
             continue  # what is narrower lies beside the values themselves
@@ -495,6 +497,11 @@ def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> li
         for stored in {d.block.dtype for d in plain if not _holds(d.block.dtype, assembly)}:
             rounded[f"{_value_dtype(assembly)} values stored as {stored}"] += stands_for(transfer.name)
     return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
+
+
+def _sums(transfer: Transfer) -> str:
+    """What is added on the way to the file, in words: of a float32 value it takes the last bits, of a narrower one hardly any."""
+    return ", ".join(sorted({str(step) for one in transfer.deliveries for step in one.maps if isinstance(step, Add)}))
 
 
 def _arithmetic(assembly: LazyParameter) -> str:

@@ -58,7 +58,8 @@ class FormatInfo:
     `before` names formats that recognise folders of this one too: where both do, this one is read. `keeps` names formats whose
     tensors this one keeps under their own names, so that what they declare of those holds here. `adapters`: it is a format of adapters,
     which it writes, and no models. `trains`: its writer takes the state of a training along. `called` are other names that
-    people have for it, for "did you mean". `ending` is that of the one file that a checkpoint of it is (".nemo").
+    people have for it, for "did you mean". `ending` is that of the one file that a checkpoint of it is (".nemo"). `bare` are the write
+    options by which it holds a model that comes with no files, as the kit's examples do.
     """
 
     name: str
@@ -74,6 +75,7 @@ class FormatInfo:
     trains: bool = False
     called: tuple[str, ...] = ()
     ending: str = ""
+    bare: Mapping[str, str] = field(default_factory=dict, hash=False)
     sdk: int = 1
 
 

@@ -221,11 +221,12 @@ class SourceFiles:
         values = decode(raw, assembly.dtype)
         if not (values >= least).all():  # nor is a NaN a mean of squares
             self._check_records(assembly.blocks)
+            what = "not at least 0" if least == 0 else "no numbers"
             raise FormatError(
-                f"{assembly.parameter.name} has values that are not at least {least:g}",
+                f"{assembly.parameter.name} has values that are {what}",
                 file=assembly.blocks[0].path,
                 found=f"{float(values[~(values >= least)][0]):g}",
-                expected="a mean of squares",
+                expected="a mean of squares" if least == 0 else "a mean of gradients",
                 fix="the file is damaged, or it is of another kind than its reader takes it for; --training-state drop leaves it behind",
             )
 

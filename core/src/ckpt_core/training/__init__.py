@@ -2,7 +2,7 @@
 
 from ckpt_core.training import adam
 from ckpt_core.training.follow import followed
-from ckpt_core.training.groups import named_groups, regrouped
+from ckpt_core.training.groups import assumed_of, named_groups, regrouped
 from ckpt_core.training.moments import (
     EXP_AVG,
     EXP_AVG_SQ,
@@ -31,6 +31,7 @@ __all__ = [
     "Schedule",
     "Training",
     "adam",
+    "assumed_of",
     "followed",
     "from_json",
     "moment_native",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,8 +16,8 @@ from ckpt_core.training.state import ADAM, ADAMW, Group
 
 _DROP = "leave it behind with --training-state drop"
 _STEP = "step"
-# What a group of torch's AdamW says at values that change nothing of its steps, and what it must not say.
-_INERT = {"amsgrad": False, "maximize": False}
+# What groups of Adam say at values that change nothing of its steps, and what they must not say: torch's, those of Apex, and of the old transformers.
+_INERT = {"amsgrad": False, "maximize": False, "bias_correction": True, "correct_bias": True}
 
 
 def group_of(said: Mapping[str, Any], names: Iterable[str], file: str) -> Group:
@@ -31,6 +32,15 @@ def group_of(said: Mapping[str, Any], names: Iterable[str], file: str) -> Group:
                 file=file,
                 fix=_DROP,
             )
+    if (
+        "differentiable" in said and "amsgrad" not in said
+    ):  # torch's RAdam, which keeps what Adam keeps and steps otherwise
+        raise NotCarried(
+            "the optimizer is not Adam: a group of torch's says amsgrad",
+            file=file,
+            found=", ".join(map(str, said)),
+            fix=_DROP,
+        )
     betas = said.get("betas")
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise NotCarried(
@@ -98,7 +108,9 @@ def states_of(
 
 
 def check_state(name: str, state: Mapping[str, Any], kind_of_tensor: type, file: str) -> None:
-    """`FormatError` where the state of a parameter lacks a moment, which is a `kind_of_tensor`, and `NotCarried` where it is not Adam's."""
+    """`NotCarried` where the state of a parameter is not Adam's, and `FormatError` where it lacks a moment, which is a `kind_of_tensor`."""
+    if others := sorted(map(str, state.keys() - {*MOMENTS, _STEP})):
+        raise NotCarried(f"the optimizer keeps {others[0]} of {name!r}, and is not Adam", file=file, fix=_DROP)
     for kind in MOMENTS:
         if not isinstance(state.get(kind), kind_of_tensor):
             raise FormatError(
@@ -107,8 +119,6 @@ def check_state(name: str, state: Mapping[str, Any], kind_of_tensor: type, file:
                 found=", ".join(map(str, state)) or "nothing",
                 expected=", ".join(MOMENTS),
             )
-    if others := sorted(map(str, state.keys() - {*MOMENTS, _STEP})):
-        raise NotCarried(f"the optimizer keeps {others[0]} of {name!r}, and is not Adam", file=file, fix=_DROP)
 
 
 def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState]) -> int | None:
@@ -149,7 +159,7 @@ def _counted(value: object, name: str, file: str) -> int:
 
 
 def number(value: object, key: str, file: str) -> float:
-    """A number of a group; `FormatError` for anything else."""
-    if type(value) not in (int, float):
+    """A finite number of a group; `FormatError` for anything else."""
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
         raise FormatError(f"{key} of the optimizer is not a number", file=file, found=f"{value!r:.60}")
     return float(value)  # type: ignore[arg-type]

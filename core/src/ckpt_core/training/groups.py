@@ -9,7 +9,7 @@ from dataclasses import replace
 from ckpt_core.errors import NotCarried
 from ckpt_core.layout import Native
 from ckpt_core.ledger import Loss
-from ckpt_core.training.state import Group, Training
+from ckpt_core.training.state import ADAM, Group, Training
 
 
 def regrouped(
@@ -51,6 +51,19 @@ def regrouped(
             )
         found.append(replace(next(iter(old.values())), parameters=tuple(names), weight_decay=decay))
     return found, losses
+
+
+def assumed_of(training: Training, groups: Sequence[Group]) -> list[Loss]:
+    """What is not as it was in a target whose loaders take learning rates from the files, and the kind of the optimizer from a program:
+    the rate that a schedule scales, where the source says that of the next step alone, and weight decay that is added to the gradient."""
+    losses = []
+    if rates := sorted({group.lr for group in groups if group.initial_lr is None}):
+        why = "the source says the rate of the next step alone, and a schedule that goes on scales that of the files, not of your arguments: set base_lrs and initial_lr"
+        losses.append(Loss("assumed", f"peak learning rate {', '.join(f'{rate:.9g}' for rate in rates)}", why))
+    if training.optimizer == ADAM and any(group.weight_decay for group in groups):
+        why = "it adds weight decay to the gradients (L2): torch.optim.Adam, or adam_w_mode=False; AdamW, which a Trainer makes by itself, decays the weights"
+        losses.append(Loss("assumed", "a program that goes on with Adam", why))
+    return losses
 
 
 def _commonest_decay(training: Training, by_name: Mapping[str, Group], names: Sequence[str]) -> float:

@@ -88,7 +88,8 @@ def trace(
     given = _by_side(plugin, options or {})
     with tempfile.TemporaryDirectory(prefix="ckpt-trace-") as folder:
         out = os.path.join(folder, "out")
-        asked = WriteRequest(typed_options(plugin.info, given["write"], "write"), None, tp, pp, ep, out)
+        written = {**plugin.info.bare, **given["write"]}
+        asked = WriteRequest(typed_options(plugin.info, written, "write"), None, tp, pp, ep, out)
         target: Target = plugin.hooks.ckpt_write(checkpoint=model_of_holes(architecture, dtype), request=asked)
         plan = make_plan(model_of_holes(architecture, dtype), target)
         path = materialise(target, out)

@@ -192,6 +192,9 @@ def _universal(
         if name not in aliases and os.path.isfile(own):
             files.append(disk.FileState.of(own))
             steps[name] = torch_files.read_torch_file(own)
+    if steps and (without := sorted(folder.universal.keys() - aliases.keys() - steps.keys())):
+        path_of_one = os.path.join(os.path.dirname(folder.universal[without[0]]), STEP)
+        raise FormatError(f"the step of {without[0]!r} is missing", file=path_of_one, fix="copy the folder again")
     if not steps:
         numbered = _numbered(inner.get("state"), path)
         steps = {f"group {number}": state["step"] for number, state in numbered.items() if "step" in state}
@@ -199,7 +202,8 @@ def _universal(
     if step is None:
         raise FormatError("the optimizer has no step", file=path)
     groups = said.get("param_groups")
-    return path, _groups(inner.get("param_groups") if groups is None else groups, path), moments, step
+    groups = _groups(inner.get("param_groups") if groups is None else groups, path)
+    return path, [group for group in groups if group["params"]], moments, step
 
 
 def _state(

@@ -138,6 +138,8 @@ def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
             reading.adam.said_by(group, [number], training.optimizer) for number, group in enumerate(training.groups)
         )
         groups = list(said)
+        if len(groups) == 1:  # a program's own division in more groups changes nothing then
+            groups += [{**groups[0], "params": []} for _ in range(_GROUPS - 1)]
         settings = {} if training.clip_grad is None else {"clip_grad": training.clip_grad}
     path = f"{folder}/{UNIVERSAL}/{OPTIMIZER_STATE}"
     value = {
@@ -147,7 +149,7 @@ def add_optimizer_state(builder: TargetBuilder, folder: str) -> None:
         "optimizer_state_dict": {
             "state": {0: {"step": torch_files.TensorSpec(dtypes.FP32, ())}},
             # ZeRO-3 gives what the first says to all of its groups, the weight decay too (zero/stage3.py, load_hp_checkpoint_state_...)
-            "param_groups": groups[:1] if training is None else groups,
+            "param_groups": groups[:1] if training is None else [group for group in groups if group["params"]],
         },
     }
     step = _bytes(0 if training is None else training.step)

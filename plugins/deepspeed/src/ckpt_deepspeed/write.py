@@ -130,7 +130,7 @@ def _grouped(builder: TargetBuilder, owned: Sequence[layouts.Native]) -> list[le
     named = reading.named_groups(training, {native.name: native for native in owned})
     groups = sorted((group for group, names in named if names), key=lambda group: group.weight_decay == 0.0)
     builder.training = replace(training, groups=tuple(groups))
-    losses = []
+    losses = reading.assumed_of(training, groups)
     if len({(group.lr, group.betas, group.eps, group.weight_decay) for group in groups}) > 1:
         said = "; ".join(
             f"group {n}: weight decay {group.weight_decay:g}, lr {group.lr:.9g}" for n, group in enumerate(groups)

@@ -86,6 +86,7 @@ def training_beside(where: Place, model: SavedTensors) -> reading.SavedTraining 
         where=described,
         files=[*files, *progress.files],
         ledger=progress.ledger,
+        losses=progress.losses(step),
         evidence=["moments by the names of the parameters"],
         rest_is_frozen=True,
     )

@@ -12,7 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from ckpt_core.sdk import Checkpoint, Target, TargetBuilder, WriteRequest, chunked, disk, dtypes, layouts, rewrites
+from ckpt_core.sdk import (
+    Checkpoint,
+    Target,
+    TargetBuilder,
+    WriteRequest,
+    chunked,
+    disk,
+    dtypes,
+    layouts,
+    ledgers,
+    reading,
+    rewrites,
+)
 from ckpt_fsdp.optimizer import OPTIMIZER, OtherTensor, optimizer_of
 from ckpt_hf.sdk import model_of_checkpoint, progress_documents
 
@@ -35,9 +47,11 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     natives = {".".join((*prefix, name)): native for name, native in builder.natives().items()}
     paths = {key: (*prefix, native.name) for key, native in natives.items()}
     folder, limit = ACCELERATE if layout == "accelerate" else "", str(options.get("max_shard_size") or "5GB")
+    assumed: list[ledgers.Loss] = []
     if builder.training is None:
         add_distributed(builder, natives, paths, folder, limit)
     else:
+        assumed = reading.assumed_of(builder.training, builder.training.groups)
         state = optimizer_of(builder, builder.training, layout)
         if layout == "accelerate":
             add_distributed(builder, natives, paths, folder, limit)
@@ -56,7 +70,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "hf_class": model.class_name,
             **({"tokens": list(model.tokens)} if model.tokens else {}),
         },
-        losses=model.losses,
+        losses=[*model.losses, *assumed],
         said=model.said,
         held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json"},
     )

@@ -24,6 +24,7 @@ def ckpt_info() -> FormatInfo:
         name="gguf",
         summary="GGUF of llama.cpp: one file with metadata, tokenizer and tensors, plain or quantised",
         families=tuple(model.config.name for model in MODELS),
+        bare={"tokenizer": "none"},
         options=(
             Option(
                 "type",
@@ -62,6 +63,7 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             reading.IGNORE_KEYS,
+            reading.LATENT_NORM_EPS,
         ),
     )
 

@@ -53,4 +53,5 @@ def numbers_of(kind: Kind, name: str, shape: tuple[int, ...], file: str, offset:
     count, width = int(np.prod(matrices, dtype=np.int64)), kind.bytes_of(columns)
     stored = StoredTensor.contiguous(file, _BYTE, (count * rows, width), offset)
     operand = lazy.Operand(name, stored, width)
-    return lazy.Quantised(Blocks(kind.name, name), (operand,), count, rows, columns).tensor(dtypes.FP32, shape)
+    blocks = lazy.Quantised(Blocks(kind.name, name), (operand,), count, rows, columns, what=f"blocks of {kind.name}")
+    return blocks.tensor(dtypes.FP32, shape)

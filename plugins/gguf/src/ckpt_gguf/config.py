@@ -20,7 +20,6 @@ from ckpt_core.sdk import (
     Facts,
     by_layer,
     configs,
-    custom,
     decided,
     derived,
     fact_is,
@@ -140,26 +139,6 @@ def _read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
         facts["attention.window"] = window
 
 
-_WIDTHS = ("attention.key_length", "attention.value_length", "attention.key_length_mla")
-
-
-def _read_widths(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    rank, rope = facts[f"{_LATENT}.kv_rank"], facts[f"{_LATENT}.rope_dim"]
-    absorbed, latent, whole = (values.checked(key, config.get(key), values.whole) for key in _WIDTHS)
-    if (absorbed, latent) != (rank + rope, rank) or whole <= rope:
-        raise CkptError(
-            "the widths of heads are not those of one latent for all",
-            found=f"{absorbed}, {latent} and {whole}, with a latent of {rank} and {rope} rotated elements",
-            expected=f"{rank + rope}, {rank} and more than {rope}",
-        )
-    facts[f"{_LATENT}.nope_dim"] = whole - rope
-
-
-def _write_widths(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
-    rank, rope, nope = (configs.uniform(facts, f"{_LATENT}.{name}") for name in ("kv_rank", "rope_dim", "nope_dim"))
-    config.update(zip(_WIDTHS, (rank + rope, rank, nope + rope), strict=True))
-
-
 _GROUPS = ("expert_group_count", "expert_group_used_count")
 
 # fmt: off
@@ -173,7 +152,13 @@ _DECODER = [
     note("tokenizer.ggml.bos_token_id", "bos"),
     note("tokenizer.ggml.eos_token_id", "eos"),
     note("tokenizer.ggml.padding_token_id", "pad"),
-    *ignore("rope.scaling.finetuned", why="it says how it was trained, and changes no output"),
+    *ignore("rope.scaling.finetuned", "tensor_data_layout", why="it says how it was trained or converted, and changes no output"),
+    key_is("attention.causal", True, or_absent=True, written=False),
+    # most architectures of llama.cpp do not read them, and compute with these numbers (llama-context.cpp)
+    key_is("rope.scaling.yarn_beta_fast", 32.0, or_absent=True, written=False),
+    key_is("rope.scaling.yarn_beta_slow", 1.0, or_absent=True, written=False),
+    key_is("rope.scaling.yarn_ext_factor", 1.0, or_absent=True, written=False),
+    key_is("rope.scaling.yarn_attn_factor", 1.0, or_absent=True, written=False),
 ]
 
 LLAMA = Config("llama", [
@@ -350,9 +335,14 @@ DEEPSEEK2 = Config("deepseek2", [
             values={"attention.q_lora_rank": [configs.value_of(f"{_LATENT}.q_rank"), 0]}, why="0 where queries are not compressed"),
     key("rope.dimension_count", f"{_LATENT}.rope_dim", type=values.whole),
     key("attention.value_length_mla", f"{_LATENT}.value_dim", type=values.whole),
-    custom(_WIDTHS, [f"{_LATENT}.nope_dim"], read=_read_widths, write=_write_widths,
-           uses=[f"{_LATENT}.rope_dim", f"{_LATENT}.kv_rank"],
-           why="heads are said by the width of q and k, and by the width of the latent that serves for all of them"),
+    # heads are said by the width of q and k, and by that of the latent, which serves for all of them in place of k and v
+    derived(None, f"{_LATENT}.nope_dim", "attention.key_length_mla - rope.dimension_count"),
+    *ignore("attention.key_length_mla", why="the elements that do not rotate follow from it",
+            written=lambda facts: facts[f"{_LATENT}.nope_dim"] + facts[f"{_LATENT}.rope_dim"], uses=[f"{_LATENT}.nope_dim", f"{_LATENT}.rope_dim"]),
+    *ignore("attention.key_length", why="follows from the latent and what rotates",
+            written=lambda facts: facts[f"{_LATENT}.kv_rank"] + facts[f"{_LATENT}.rope_dim"], uses=[f"{_LATENT}.kv_rank", f"{_LATENT}.rope_dim"]),
+    *ignore("attention.value_length", why="follows from the latent",
+            written=lambda facts: facts[f"{_LATENT}.kv_rank"], uses=[f"{_LATENT}.kv_rank"]),
     key("attention.layer_norm_rms_epsilon", f"{_LATENT}.norm.eps", f"{_LATENT}.kv_norm.eps", "mlp.norm.eps", "final_norm.eps", type=values.positive),
     *_norms("rms", f"{_LATENT}.norm", f"{_LATENT}.kv_norm", "mlp.norm", "final_norm"),
     configs.where(f"{_LATENT}.q_rank", [*_norms("rms", f"{_LATENT}.q_norm"), configs.fact_as(f"{_LATENT}.q_norm.eps", f"{_LATENT}.kv_norm.eps")]),

@@ -34,7 +34,10 @@ _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 _LONGEST_NAME = 63  # GGML_MAX_NAME is 64, with the zero that ends it
 _LONGEST_KEY = 65535
-_LARGEST_HEADER = 1 << 30
+# Ten times what the largest vocabularies take: a short file may stand for much memory, since a list has more bytes than its values.
+_LARGEST_HEADER = 1 << 28
+_MOST_VALUES = 1 << 22
+_MOST_TENSORS = 1 << 18
 _WINDOW = 1 << 20
 
 # type of a value: its number, and how it is packed
@@ -78,7 +81,7 @@ class _Bytes:
     """The bytes of a file from its front on, read in windows, and never past its end."""
 
     def __init__(self, state: disk.FileState) -> None:
-        self.state, self.position = state, 0
+        self.state, self.position, self.values = state, 0, 0
         self._window, self._start = b"", 0
 
     @property
@@ -105,6 +108,14 @@ class _Bytes:
             begin = 0
         self.position += count
         return self._window[begin : begin + count]
+
+    def count(self, values: int, what: str) -> None:
+        """Count values that are made. `FormatError` for more in all than any model has."""
+        self.values += values
+        if self.values > _MOST_VALUES:
+            raise self.wrong(
+                f"the metadata has too many values: {what}", f"{self.values} and more", f"at most {_MOST_VALUES}"
+            )
 
     def number(self, packed: str, what: str) -> Any:
         return struct.unpack(packed, self.take(struct.calcsize(packed), what))[0]
@@ -144,6 +155,8 @@ def read_header(path: str) -> Header:
     for what, count, least in (("keys", keys, 13), ("tensors", tensors, 33)):
         if count * least > data.left:
             raise data.wrong(f"the file can't hold so many {what}", f"{count} in {data.left} bytes")
+    if tensors > _MOST_TENSORS:
+        raise data.wrong("the file has too many tensors", tensors, f"at most {_MOST_TENSORS}")
     metadata, places = _metadata(data, keys)
     entries = list(_entries(data, tensors))
     alignment = metadata.get(_ALIGNMENT_KEY, ALIGNMENT)
@@ -155,6 +168,7 @@ def read_header(path: str) -> Header:
 def _metadata(data: _Bytes, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     metadata: dict[str, Any] = {}
     places: dict[str, tuple[int, int]] = {}
+    data.count(count, "its keys alone")
     for _ in range(count):
         key = data.text(_LONGEST_KEY, "the name of a key")
         if key in metadata:
@@ -176,11 +190,13 @@ def _value(data: _Bytes, kind: int, key: str) -> Any:
         if of == _STRING:
             if count * 8 > data.left:
                 raise data.wrong(f"key {key!r} can't have so many values", f"{count} in {data.left} bytes")
+            data.count(count, f"key {key!r}")
             return [data.text(data.left, what) for _ in range(count)]
         packed = _packed(data, of, key)
         size = struct.calcsize(packed)
         if count * size > data.left:
             raise data.wrong(f"key {key!r} can't have so many values", f"{count} in {data.left} bytes")
+        data.count(count, f"key {key!r}")
         raw = data.take(count * size, what)
         if of == _BOOL:
             return [_flag(data, byte, key) for byte in raw]

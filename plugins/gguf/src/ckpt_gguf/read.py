@@ -33,6 +33,13 @@ from ckpt_gguf.tokenizer import told_by
 
 _TOKENS = "tokenizer.ggml.tokens"
 _MOST_ANGLES = 1 << 16
+# What the model is not computed with, and is carried as it is: its least value.
+_WHOLE = {
+    "context_length": 1,
+    **{f"tokenizer.ggml.{name}_token_id": 0 for name in ("bos", "eos", "padding")},
+}
+_ONE_ROW = ".ffn_gate_inp_shexp.weight"
+"""The tensor that has one row in some files, and is a vector in others."""
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -91,6 +98,13 @@ def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[s
                 config[key] = _numbers(files.tensors[key])
         elif key.endswith((".weight", ".bias")):
             config[key] = bool(fnmatch.filter(files.tensors, key))
+    for key in _WHOLE:
+        if key in config and (type(config[key]) is not int or config[key] < _WHOLE[key]):
+            raise FormatError(
+                f"key {key!r} is not a whole number from {_WHOLE[key]} on",
+                file=files.first,
+                found=repr(config[key])[:60],
+            )
     if "vocab_size" not in config and "token_embd.weight" in files.tensors:
         config["vocab_size"] = files.tensors["token_embd.weight"].shape[0]
     tokens = metadata.get(_TOKENS)
@@ -115,10 +129,12 @@ def _numbers(entry: Entry) -> list[float]:
 
 def stored(entry: Entry) -> StoredTensor:
     """A tensor of a file, as the tables take it: its elements, or numbers that are computed of its blocks."""
-    plain = PLAIN.get(entry.kind.name)
+    plain, shape = PLAIN.get(entry.kind.name), entry.shape
+    if entry.name.endswith(_ONE_ROW) and len(shape) == 1:
+        shape = (1, *shape)
     if plain is not None:
-        return StoredTensor.contiguous(entry.file, plain, entry.shape, entry.offset)
-    return numbers_of(entry.kind, entry.name, entry.shape, entry.file, entry.offset)
+        return StoredTensor.contiguous(entry.file, plain, shape, entry.offset)
+    return numbers_of(entry.kind, entry.name, shape, entry.file, entry.offset)
 
 
 def companions(path: str) -> dict[str, company.Sidecar]:

@@ -108,6 +108,9 @@ def _scaling_in(config: Mapping[str, Any], width: int, theta: float) -> Iterator
     kind = "longrope" if config.get(LONG) and kind in (None, "none", "longrope") else kind
     factor = config.get(_FACTOR, config.get(_OLD_FACTOR))
     factor = 1.0 if not factor else float(values.checked(_FACTOR, factor, values.positive))
+    if kind != "longrope" and config.get(_COSINES, 1.0) != 1.0:
+        # llama.cpp multiplies cosines and sines by it under every type (llama-context.cpp, b10605), and its converter never writes it
+        raise CkptError(f"{_COSINES} beside a scaling that has none", found=config[_COSINES], expected="longrope, or 1")
     divisors = config.get(FREQUENCIES)
     if divisors:
         if kind in ("yarn", "longrope") or factor != 1.0:

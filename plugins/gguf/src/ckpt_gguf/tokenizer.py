@@ -8,6 +8,7 @@ the file, and is taken as usual.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from ckpt_gguf.vocabulary import (
     JSON,
     KEPT_JSON,
     KEPT_TEMPLATE,
+    NORMAL,
     TEMPLATE,
     UNUSED,
     USER_DEFINED,
@@ -29,6 +31,7 @@ from ckpt_gguf.vocabulary import (
 
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _GGML = "tokenizer.ggml."
+_LONGEST_PIECE = 1024
 _USED = (
     "model",
     "pre",
@@ -92,6 +95,8 @@ def _json(value: object) -> bytes:
 def _made(metadata: Mapping[str, Any], model: str, file: str) -> dict[str, Any]:
     tokens = _listed(metadata, "tokens", str, file)
     types = _listed(metadata, "token_type", int, file)
+    if not set(types) <= set(range(NORMAL, BYTE + 1)):
+        raise FormatError(f"{_GGML}token_type has a type that llama.cpp has not", file=file)
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise FormatError("the tokens have not one type each, or one is there twice", file=file)
     known = {text: number for number, text in enumerate(tokens) if types[number] not in (UNUSED,)}
@@ -128,6 +133,8 @@ def _of_bytes(
     merges = [one.split(" ", 1) for one in _listed(metadata, "merges", str, file)]
     if any(len(one) != 2 for one in merges):
         raise FormatError(f"a merge in {_GGML}merges is no pair", file=file)
+    if any(left not in known or right not in known or left + right not in known for left, right in merges):
+        raise FormatError(f"a merge in {_GGML}merges is not of two tokens into one", file=file)
     return _whole(
         metadata,
         tokens,
@@ -148,10 +155,13 @@ def _of_pieces(
     metadata: Mapping[str, Any], known: dict[str, int], tokens: Sequence[str], types: Sequence[int], file: str
 ) -> dict[str, Any]:
     scores = _listed(metadata, "scores", float, file)
-    if len(scores) != len(tokens):
+    if len(scores) != len(tokens) or not all(map(math.isfinite, scores)):
         raise FormatError("the tokens have not one score each", file=file)
     prefixed = metadata.get(f"{_GGML}add_space_prefix", True)
     usual = {text: number for text, number in known.items() if types[number] not in (CONTROL, USER_DEFINED, BYTE)}
+    longest = max(map(len, usual), default=0)
+    if longest > _LONGEST_PIECE:  # all ways to cut it in two are tried
+        raise CkptError(f"a token has {longest} characters, and at most {_LONGEST_PIECE} are read")
     merges = [
         (-scores[number], len(text[:cut]), text[:cut], text[cut:])
         for text, number in usual.items()

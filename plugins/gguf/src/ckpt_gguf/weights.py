@@ -73,8 +73,8 @@ _SHARED_EXPERT = (
     row("ffn_down_shexp.weight", "h f", "mlp.shared.down.weight"),
 )
 
-# One row, which llama.cpp keeps as a vector.
-_SHARED_GATE = row("ffn_gate_inp_shexp.weight", "h", "mlp.shared_gate.weight", dtype="fp32")
+# One row, which llama.cpp loads as a vector.
+_SHARED_GATE = row("ffn_gate_inp_shexp.weight", "1 h", "mlp.shared_gate.weight", dtype="fp32")
 
 _QK_NORMS = (
     row("attn_q_norm.weight", "d", "attention.q_norm.weight", dtype="fp32"),

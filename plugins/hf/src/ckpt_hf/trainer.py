@@ -11,6 +11,7 @@ The weights in fp32 are what the optimizer steps: there are no masters beside th
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Collection, Mapping, Sequence
@@ -66,6 +67,7 @@ def training_beside(
         where=path,
         files=[*files, *beside.files],
         ledger=beside.ledger,
+        losses=beside.losses(step),
         evidence=[f"moments by the order in which {family.class_name} registers its parameters"],
         tables=tables,
     )
@@ -81,6 +83,19 @@ class Progress:
     scale: float | None = None
     files: list[disk.FileState] = field(default_factory=list)
     ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
+
+    def losses(self, step: int) -> list[ledgers.Loss]:
+        """What may not be as it was: steps that the optimizer did not make, and that no loss scale explains."""
+        losses = []
+        if self.iterations is not None and self.schedule == reading.Schedule():
+            why = "the optimizer's steps stand for it; the Trainer loads no optimizer without this file"
+            losses.append(ledgers.Loss("unsaid", f"position of the schedule, of {SCHEDULER}", why))
+        missed = 0 if self.iterations is None or self.scale is not None else self.iterations - step
+        if missed:
+            why = f"{STATE} counts {self.iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
+            subject = f"an optimizer that made {step} steps, {missed} less than the model"
+            losses.append(ledgers.Loss("assumed", subject, why))
+        return losses
 
     def state_of(
         self, step: int, groups: Sequence[reading.Group], optimizer: str, frozen: Sequence[str] = ()
@@ -176,7 +191,7 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _read_trainer_state(folder: str, step: int, optimizer: str, found: Progress) -> None:
@@ -206,7 +221,7 @@ def _read_scale(folder: str, found: Progress) -> None:
         return
     held = torch_files.read_torch_file(path)
     scale = held.get("scale") if isinstance(held, dict) else None
-    if isinstance(scale, int | float):
+    if isinstance(scale, int | float) and math.isfinite(scale):
         found.files.append(disk.FileState.of(path))
         found.ledger.carried(ledgers.SCALER.what, path)
         found.scale = float(scale)
@@ -256,7 +271,7 @@ def add_training(
         for name, native in held.items():
             builder.place(native, OPTIMIZER, offsets["state", numbered[name], kind])
     builder.documents |= progress_documents(training, groups, beside)
-    return losses
+    return [*losses, *reading.assumed_of(training, groups)]
 
 
 def progress_documents(
@@ -274,11 +289,15 @@ def _parameters(natives: Mapping[str, layouts.Native], names: Sequence[str]) -> 
 
 
 def _scheduler(training: reading.Training, groups: Sequence[reading.Group]) -> dict[str, Any]:
-    """As torch's LambdaLR saves itself: the Trainer makes its curve of the user's arguments, and takes the position from here."""
+    """As torch's LambdaLR saves itself: the Trainer makes its curve of the user's arguments, and takes the position from here. What a schedule
+    of another kind remembers, as that of a metric does, is from the Trainer's own file."""
     schedule = training.schedule
     position = schedule.position if schedule.unit == "step" and schedule.position is not None else None
     position = training.iterations or training.step if position is None else position
+    native = schedule.native.get("hf", {})
+    same = len(native.get("_last_lr", ())) == len(groups)
     return {
+        **(native if same else {}),
         "base_lrs": [group.lr if group.initial_lr is None else group.initial_lr for group in groups],
         "last_epoch": position,
         "_step_count": position + 1,

@@ -9,6 +9,8 @@ A part of a weight says itself where its slices belong in the whole (`files.pars
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -62,9 +64,9 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
                 reading.adam.check_state(name, state, StoredTensor, path)
                 steps[f"{name} of {os.path.basename(path)}"] = state.get("step")
                 for kind in reading.MOMENTS:
-                    enter(kind, name, rank, _own_part(name, state[kind], dp, len(of_rank), said, config))
+                    enter(kind, name, rank, _own_part(name, state[kind], rank, dp, len(of_rank), said, config, files))
             for name, master in _masters(held, path):
-                enter(reading.MASTER, name, rank, _own_part(name, master, dp, len(of_rank), said, config))
+                enter(reading.MASTER, name, rank, _own_part(name, master, rank, dp, len(of_rank), said, config, files))
     if not parts[reading.MASTER]:
         del parts[reading.MASTER]
     count = reading.adam.one_step(steps, states[0].path, states)
@@ -138,14 +140,27 @@ def _enter_groups(
                 of_group[names[number]] = None
 
 
+def divided(elements: int, ranks: int) -> dict[int, tuple[int, int]]:
+    """The range of a flattened parameter that each data parallel rank steps; nothing of a rank without one (optim/zero.py, `_partition_parameters`)."""
+    most = -(-elements // ranks)
+    shorter = most * ranks - elements  # the last ranks have one element less
+    sizes = [most - (rank >= ranks - shorter) for rank in range(ranks)]
+    ends = list(itertools.accumulate(sizes))
+    return {rank: (end - size, end) for rank, (size, end) in enumerate(zip(sizes, ends, strict=True)) if size}
+
+
 def _own_part(
-    name: str, moment: StoredTensor, dp: int, count: int, said: Mapping[str, Any], config: str
+    name: str, moment: StoredTensor, rank: Rank, dp: int, count: int, said: Mapping[str, Any], config: str, files: Files
 ) -> list[lazy.Shard]:
     """A moment as shards of the rank's part of its weight: that part itself, or a range of it."""
     offsets = _section(said, "configs", "param_name_to_dp_rank_offsets", name)
     if count == 1 and not offsets:
         return lazy.whole(moment)
     shape, share = _section(said, "configs", "orig_param_shapes").get(name), offsets.get(str(dp))
+    if shape is None and name in files.parameters:
+        # Global rank 0 writes the config, and says the parameters of its own stage alone; the rule is the same on all.
+        shape = _part_of_rank(files.parameters[name], rank)
+        share = divided(math.prod(shape), count).get(dp)
     try:
         whole = tuple(int(size) for size in shape)  # type: ignore[union-attr]
         start, stop = (int(end) for end in share)  # type: ignore[union-attr]
@@ -161,6 +176,16 @@ def _own_part(
             expected=f"{stop - start} elements",
         )
     return lazy.ranges_as_shards(whole, [(start, moment)])
+
+
+def _part_of_rank(stored: StoredParameter, rank: Rank) -> tuple[int, ...]:
+    """The shape of a rank's part of a parameter; a tied head has that of the embedding, on another stage."""
+    own = [shard.stored.shape for shard, of in zip(stored.shards, stored.ranks, strict=True) if of == rank]
+    own = own or [shard.stored.shape for shard, of in zip(stored.shards, stored.ranks, strict=True) if of[0] == rank[0]]
+    if not stored.sharded or not own:
+        return stored.shape
+    divided_on = next((dim for dim, size in enumerate(own[0]) if size != stored.shape[dim]), 0)
+    return tuple(sum(shape[dim] for shape in own) if dim == divided_on else size for dim, size in enumerate(own[0]))
 
 
 def _section(value: Any, *keys: str) -> Mapping[str, Any]:

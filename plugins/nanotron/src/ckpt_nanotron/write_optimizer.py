@@ -9,7 +9,6 @@ Torch takes a state by its number, so the order within a file is that in which t
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -18,15 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckpt_core.sdk import TargetBuilder, dtypes, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
 from ckpt_nanotron.config import Release
-from ckpt_nanotron.optimizer import CONFIG, MASTERS
+from ckpt_nanotron.optimizer import CONFIG, MASTERS, divided
 
 # The blocks of a layer as its class registers them, where the tables have another order (0.4: models/llama.py, models/starcoder2.py; main: models/qwen.py, nn/moe.py).
 _IN_LAYER = (
-    "input_layernorm", "ln_1", "attn", "post_attention_layernorm", "ln_2", "mlp.gate_up_proj", "mlp.down_proj", "mlp.router",
-    "mlp.shared_expert.", "mlp.shared_expert_gate", "mlp.experts", "ff.c_fc", "ff.c_proj",
+    "input_layernorm", "ln_1",
+    "attn.qkv.q.bias", "attn.qkv.q.weight", "attn.qkv.kv.bias", "attn.qkv.kv.weight", "attn",  # a ParameterDict of torch sorts its names
+    "post_attention_layernorm", "ln_2", "mlp.gate_up_proj", "mlp.down_proj", "mlp.router", "mlp.shared_expert.", "mlp.shared_expert_gate", "mlp.experts",
+    "ff.c_fc", "ff.c_proj",
 )  # fmt: skip
+# A row-parallel linear adds its bias on the first tensor parallel rank, and the others have no such parameter (parallel/tensor_parallel/nn.py, TensorParallelRowLinear).
+_ON_FIRST_RANK = (".attn.dense.bias", ".attn.o.bias", ".ff.c_proj.bias")
 _BLOCK = re.compile(r"model\.decoder\.(\d+)\.pp_block\.(.+)")
 
 
@@ -50,12 +53,8 @@ class Ranks:
         return f"{kind}_pp-{pp}-of-{self.pp}{share}_tp-{tp}-of-{self.tp}_exp-0-of-1.pt"
 
     def ranges(self, elements: int) -> dict[int, tuple[int, int]]:
-        """The range of a flattened parameter that each data parallel rank steps; nothing of a rank without one (optim/zero.py, `_partition_parameters`)."""
-        most = -(-elements // self.shares)
-        shorter = most * self.shares - elements  # the last ranks have one element less
-        sizes = [most - (rank >= self.shares - shorter) for rank in range(self.shares)]
-        ends = list(itertools.accumulate(sizes))
-        return {rank: (end - size, end) for rank, (size, end) in enumerate(zip(sizes, ends, strict=True)) if size}
+        """The range of a flattened parameter that each data parallel rank steps."""
+        return divided(elements, self.shares)
 
 
 def registered(names: Sequence[str]) -> list[str]:
@@ -81,6 +80,11 @@ def add_optimizer(
     """
     if builder.training is None:
         return []
+    if builder.training.optimizer != reading.ADAMW and any(group.weight_decay for group in builder.training.groups):
+        raise errors.NotCarried(
+            "the source adds weight decay to the gradients (L2), and nanotron's adamW decays the weights",
+            fix="convert the weights alone, with --training-state drop",
+        )
     whole = builder.natives()
     names = registered(list(builder.moments(reading.EXP_AVG, whole)))
     losses: list[ledgers.Loss] = []
@@ -100,7 +104,7 @@ def add_optimizer(
     for tp in range(ranks.tp):
         natives = builder.natives({"tp": (tp, ranks.tp)})
         for pp in range(ranks.pp):
-            here = [name for name in names if stages[name] == pp]
+            here = [name for name in names if stages[name] == pp and not (tp and name.endswith(_ON_FIRST_RANK))]
             if tied and pp == head != stages[embedding]:
                 here.append(embedding)
             held = {name: natives[name] for name in here}

@@ -352,6 +352,11 @@ def _shape_of(group: Group, parts: Parts) -> tuple[int, int]:
 def _four_bits(found: Any, parts: Parts) -> StoredTensor:
     codes, scale, group = parts.codes, parts.beside["scale"], found(parts.codes, parts.name)
     _checked(group, codes, "float", 4)
+    if not group.size:
+        expected = "group or tensor_group, with how many inputs share a scale"
+        raise codes.wrong(
+            f"has codes of four bits, and the strategy of group {group.name!r} is {group.strategy}", expected
+        )
     whole = parts.beside.get("global scale")
     if whole is None:
         if scale.stored.dtype.name not in ("uint8", "fp8_e8m0") or group.size != _MX:

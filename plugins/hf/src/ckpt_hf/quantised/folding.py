@@ -112,7 +112,7 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
             fix=f"if these weights were dequantised before, leave it out with -o ignore_keys={KEY}",
         )
     hint = {
-        "config": {said.key: said.settings} if said.file.endswith(CONFIG) else {},
+        "config": {KEY: said.settings} if said.file.endswith(CONFIG) else {},
         "documents": {name: _text(os.path.join(folder, name)) for name in os.listdir(folder) if name == SIDE_FILE},
     }
     weights, apart = _with_beside(made, left)

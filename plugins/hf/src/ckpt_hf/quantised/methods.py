@@ -171,6 +171,7 @@ def mxfp4(said: Said) -> Method:
         "MXFP4 with a scale for each 32 inputs",
         (Spelling("_blocks", "", ("uint8",), {"scale": ("_scales",)}, _mxfp4_experts),),
         fates=fates_of(said, ("quant_method",), (*_LISTS, "dequantize")),
+        listed=lambda weight: any(map(_exactly(said), (weight, weight.rpartition(".")[0]))),  # experts are one module
     )
 
 

@@ -123,4 +123,10 @@ _GROUP = 16
 
 
 def _is_excluded(patterns: tuple[str, ...], module: str) -> bool:
-    return any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
+    """Whether a list names a module. `model.layers.1*` is layer 1 and what is in it; that it fits layer 10, too, nobody means."""
+    return any(
+        f"{module}.".startswith(f"{pattern[:-1]}.")
+        if pattern.endswith("*") and pattern[-2:-1].isdigit()
+        else fnmatch.fnmatchcase(module, pattern)
+        for pattern in patterns
+    )

@@ -5,6 +5,7 @@ A weight is the float32 product of the value of its code and its scale, as every
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,10 +40,10 @@ class Blocks(Scaled):
     def encode(self, values: np.ndarray, first: int) -> Sequence[np.ndarray]:
         height, width = self.block
         rows, columns = values.shape
-        if not np.isfinite(values).all():
-            raise Refusal("it has values that are no numbers", fix="FP8 has no infinity: leave out -o quantise")
         blocks = values.reshape(rows // height, height, columns // width, width)
-        largest = np.abs(blocks).max(axis=(1, 3))
+        largest = np.maximum(blocks.max(axis=(1, 3)), -blocks.min(axis=(1, 3)))
+        if not np.isfinite(largest).all():
+            raise Refusal("it has values that are no numbers", fix="FP8 has no infinity: leave out -o quantise")
         # In the order of transformers, where a number over a tensor is the number times its reciprocal (torch, `__rtruediv__`).
         one = np.float32(1)
         times = np.where(largest > 0, one / np.where(largest > 0, largest, one) * _LARGEST, one)
@@ -147,11 +148,23 @@ _SMALLEST_NORMAL = np.float32(2.0**-6)
 
 
 def to_e4m3(values: np.ndarray) -> np.ndarray:
-    """Float32 numbers as E4M3 codes, rounded to nearest even; what is beyond 448 becomes 448, as torch 2.13 has it."""
-    clipped = np.ascontiguousarray(np.clip(values, -_LARGEST, _LARGEST), dtype=np.float32)
+    """Float32 numbers as E4M3 codes, rounded to nearest even; what is beyond 448 becomes 448, as torch 2.13 has it.
+
+    Four of the upper 16 bits of a number are rounded away, so that of the lower ones it only counts whether any is set.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    upper = bits >> 16
+    upper |= (bits & 0xFFFF) != 0
+    return np.take(_codes_of_halves(), upper)
+
+
+@functools.cache
+def _codes_of_halves() -> np.ndarray:
+    """The E4M3 code of each float32 number whose lower 16 bits are zero."""
+    values = np.nan_to_num((np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32))
+    clipped = np.clip(values, -_LARGEST, _LARGEST)
     bits = clipped.view(np.uint32)
-    sign = (bits >> 24) & 0x80
-    magnitude = bits & 0x7FFFFFFF
+    sign, magnitude = (bits >> 24) & 0x80, bits & 0x7FFFFFFF
     normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - ((127 - 7) << 3)
     size = np.abs(clipped)
     small = np.rint(size * np.float32(2.0**9)).astype(

@@ -65,6 +65,12 @@ def written_groups(
             "the source adds weight decay to the gradients (L2), and Megatron-LM decays the weights (AdamW)",
             fix=DROP,
         )
+    if len({group.lr for group in training.groups if group.parameters}) > 1:
+        raise errors.NotCarried(
+            "the groups of the source have different learning rates, and Megatron-LM's schedule gives all of them one",
+            found=", ".join(sorted({f"{group.lr:.9g}" for group in training.groups})),
+            fix=DROP,
+        )
     return reading.regrouped(training, list(places.values()), [0.0 if place.undecayed else None for place in places])
 
 

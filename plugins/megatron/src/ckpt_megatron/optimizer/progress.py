@@ -36,18 +36,17 @@ def saved_training(
     ranks: Mapping[reading.Kind, Sequence[Any]],
 ) -> reading.SavedTraining:
     """The state of a training, with the counters and the schedule in the `content` of a rank's file, or of the common state."""
-    groups = [
-        # the schedule scales max_lr, which older versions do not say
-        reading.adam.group_of({"initial_lr": body.get("max_lr"), **body}, of, found.where)
-        for body, of in zip(found.bodies, found.members, strict=True)
-        if of
-    ]
     schedule, saved = content.get("opt_param_scheduler"), content.get("optimizer")
     native = (
         {str(key): value for key, value in schedule.items() if isinstance(value, int | float | str)}
         if isinstance(schedule, dict)
         else {}
     )
+    groups = [
+        reading.adam.group_of({"initial_lr": _peak(body, native), **body}, of, found.where)
+        for body, of in zip(found.bodies, found.members, strict=True)
+        if of
+    ]
     position = native.get("num_steps")  # it counts samples (training/training.py, get_optimizer_param_scheduler)
     rates = {group.lr for group in groups}
     iteration = content.get("iteration")
@@ -93,6 +92,12 @@ def saved_training(
         ledger=ledger,
         rest_is_frozen=True,
     )
+
+
+def _peak(body: Mapping[str, Any], schedule: Mapping[str, Any]) -> Any:
+    """The learning rate that the schedule scales for a group: its `max_lr`, which older versions say of the schedule alone. None where it is not said."""
+    as_all = body.get("lr_mult", 1.0) == 1.0 and not body.get("is_decoupled_lr")
+    return schedule.get("max_lr") if body.get("max_lr") is None and as_all else body.get("max_lr")
 
 
 def _count(args: Mapping[str, Any], key: str) -> int | None:

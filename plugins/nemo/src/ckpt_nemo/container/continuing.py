@@ -50,7 +50,8 @@ class Groups:
             if not native.row.copy:
                 into = names[undecayed(native.name, len(native.shape))]
                 into |= dict.fromkeys(piece.parameter for piece in native.pieces)
-        self.groups, self.losses = reading.regrouped(training, [list(of) for of in names], [None, 0.0])
+        self.groups, losses = reading.regrouped(training, [list(of) for of in names], [None, 0.0])
+        self.losses = [*losses, *reading.assumed_of(training, self.groups)]
         builder.training = replace(training, groups=tuple(group for group in self.groups if group.parameters))
         self.step = training.step
 

@@ -63,6 +63,7 @@ class WrittenRun:
             _body(group, optimizer_groups.body_of(group, place, training.step, True, {}))
             for place, group in zip(ordered, groups, strict=True)
         ]
+        losses += reading.assumed_of(training, groups)
         if training.consumed_samples is None:
             why = "the source does not count them: the data begins anew"
             losses.append(ledgers.Loss("assumed", "0 consumed samples", why))
