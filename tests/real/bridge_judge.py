@@ -107,7 +107,8 @@ def difference(models: list[Any], hf: Path, asked: argparse.Namespace, rank: int
     with torch.no_grad():
         logits = cpu.forward(model, tokens, hidden, asked.pp, stage, world // asked.pp, rank)
     if stage == asked.pp - 1:
-        logits = cpu.gathered(logits, parallel_state.get_tensor_model_parallel_group(), asked.tp).float()
+        logits = logits[0] if isinstance(logits, tuple) else logits  # Mistral 3 gives its mask of the loss, too
+    logits = cpu.gathered(logits, parallel_state.get_tensor_model_parallel_group(), asked.tp).float()
     if rank != world - 1:
         return None
     return (logits[..., : expected.shape[-1]] - expected).abs().max().item()

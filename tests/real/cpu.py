@@ -113,7 +113,9 @@ def forward(
         unwrapped(model).set_input_tensor(hidden)
     mask = torch.ones(1, 1, length, length).triu(1).bool()
     positions = torch.arange(length)[None].expand_as(tokens)
-    output = model(input_ids=tokens, position_ids=positions, attention_mask=mask)
+    # GLM-4.5V counts positions by what each token is, of text here
+    kinds = {"mm_token_type_ids": torch.zeros_like(tokens)} if type(unwrapped(model)).__name__ == "GLM45VModel" else {}
+    output = model(input_ids=tokens, position_ids=positions, attention_mask=mask, **kinds)
     if stage < pp - 1:
         torch.distributed.send(output.contiguous(), rank + ranks_of_stage)
     return output

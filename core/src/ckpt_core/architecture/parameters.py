@@ -12,7 +12,7 @@ Axis names are the field's own letters:
     t taps of a convolution      dk/dv key and value dims of a delta net (g key heads, r value heads per key head)
     al/zl its latents of decay and gate
     n state of a Mamba-2 block (g groups, r heads per group, d head dim)
-    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix, or of one that folds   s types of tokens
+    cls class tokens   y/z patch rows and columns   ch channels   k classes   i the output of a square matrix, or of one that folds   j of one that refines   s types of tokens
     fr frames of a patch   my/mz rows and columns of patches that are merged   w hidden of a language model that sees   tap taps of its tower
 
 In a vision tower h is the hidden size of the tower.
@@ -149,6 +149,7 @@ def _vision(vision: Vision, width: Axis) -> Iterator[Parameter]:
     )
     if vision.bias:
         yield Parameter("vision.patches.bias", (hidden,))
+    yield from _norm("vision.norm", vision.norm, hidden)
     yield from _stack("vision.", vision.stack, hidden)
     yield from _projector("vision.projector", vision.projector, hidden, width)
     if vision.tapped is not None:
@@ -163,11 +164,19 @@ def _projector(name: str, projector: Projector, hidden: Axis, width: Axis) -> It
     if projector.folded is not None:
         made = Axis("i", projector.folded)
         yield Parameter(f"{name}.fold.weight", (made, *merged))
+        if projector.fold_bias:
+            yield Parameter(f"{name}.fold.bias", (made,))
         merged = (made,)
+    if projector.refined is not None:
+        (made,) = merged  # validate()
+        yield Parameter(f"{name}.refine.weight", (Axis("j", made.size), made))
+        yield from _norm(f"{name}.refined", projector.refined, Axis("j", made.size))
+        merged = (Axis("j", made.size),)
     if projector.ffn is not None:
-        yield Parameter(f"{name}.up.weight", (between, *merged))
-        if projector.bias:
-            yield Parameter(f"{name}.up.bias", (between,))
+        for part in ("gate", "up") if projector.gated else ("up",):
+            yield Parameter(f"{name}.{part}.weight", (between, *merged))
+            if projector.bias:
+                yield Parameter(f"{name}.{part}.bias", (between,))
     yield Parameter(f"{name}.down.weight", (width, *(merged if projector.ffn is None else (between,))))
     if projector.bias:
         yield Parameter(f"{name}.down.bias", (width,))

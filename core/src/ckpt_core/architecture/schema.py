@@ -520,9 +520,10 @@ class Projector:
     """What makes embeddings of a language model of what a vision tower says of its patches.
 
     A square of `merge` x `merge` neighbouring patches becomes one vector: what the tower says of them side by side, row after row, or
-    with `mean` the mean of it. `norm` is applied to each patch before that, or with `norm_merged` to the vector, which a matrix without a
-    bias then folds to `folded` elements, if there is one (Mistral 3). The embedding is then down(act(up(x))), with `ffn` elements between
-    the two, or down(x) where there is no `ffn`. `bias`: both of these matrices have one.
+    with `mean` the mean of it. `norm` is applied to each patch before that, or with `norm_merged` to the vector, which a matrix then
+    folds to `folded` elements, if there is one (Mistral 3), with a `fold_bias` or without. `refined` follows: gelu(norm(W x)) with a
+    square matrix W and its norm, of the erf form (GLM-4.5V). The embedding is then down(act(up(x))), with `ffn` elements between
+    the two, if it is `gated` down(act(gate(x)) * up(x)), or down(x) where there is no `ffn`. `bias`: these matrices have one.
     """
 
     merge: int
@@ -530,6 +531,9 @@ class Projector:
     norm_merged: bool = False
     mean: bool = False
     folded: int | None = None
+    fold_bias: bool = False
+    refined: Norm | None = None
+    gated: bool = False
     ffn: int | None = None
     activation: Activation | None = None
     bias: bool = False
@@ -541,8 +545,8 @@ class Vision:
 
     Images are cut into squares of `patch` x `patch` pixels of `channels`, over `frames` successive frames (a still image is its own
     next frame), each projected to `hidden`, with a `bias` or without. Each such layer of frames passes `stack` by itself, and
-    `projector` makes of it the embeddings of an image, row after row. `positions` of the stack are a square table, which is stretched to the rows and columns of
-    the image's patches (bilinear, corners on corners). `image`: every image has so many pixels on each side; None: rows and columns
+    `projector` makes of it the embeddings of an image, row after row. `norm` is applied to what a patch is projected to. `positions` of the stack are a square table,
+    which is stretched to the rows and columns of the image's patches: bilinear, corners on corners, or with `cubic` bicubic, edges on edges. `image`: every image has so many pixels on each side; None: rows and columns
     of any number that the projector can merge.
 
     `taps`: layers of the stack, what comes out of which passes a projector of its own, built as `tapped` says; that of the k-th tap is
@@ -559,6 +563,8 @@ class Vision:
     token: int
     frames: int = 1
     bias: bool = False
+    norm: Norm | None = None
+    cubic: bool = False
     image: int | None = None
     taps: tuple[int, ...] = ()
     tapped: Projector | None = None

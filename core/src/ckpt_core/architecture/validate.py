@@ -79,6 +79,9 @@ def _vision(vision: Vision, architecture: Architecture) -> Iterator[tuple[str, s
         yield "vision", "learned positions of a language model that sees have no meaning for images"
     if vision.image is not None and vision.image % (vision.patch * vision.projector.merge):
         yield "vision.image", f"{vision.image} is not a multiple of {vision.patch} x {vision.projector.merge} pixels"
+    yield from _norm("vision.norm", vision.norm)
+    if vision.cubic and vision.stack.positions is None:
+        yield "vision.cubic", "there is no table that is stretched"
     yield from _projector("vision.projector", vision.projector)
     if (vision.tapped is None) != (not vision.taps):
         yield "vision.taps", "there are taps and what they pass, or neither"
@@ -115,6 +118,13 @@ def _projector(path: str, projector: Projector) -> Iterator[tuple[str, str]]:
     for width in ("ffn", "folded"):
         if getattr(projector, width) is not None:
             yield from _positive(f"{path}.{width}", getattr(projector, width))
+    if projector.fold_bias and projector.folded is None:
+        yield f"{path}.fold_bias", "there is no matrix that folds"
+    if projector.refined is not None and projector.folded is None:
+        yield f"{path}.refined", "it follows a matrix that folds"
+    if projector.gated and projector.ffn is None:
+        yield f"{path}.gated", "there is no width for a gate"
+    yield from _norm(f"{path}.refined", projector.refined)
     if (projector.ffn is None) != (projector.activation is None):
         yield f"{path}.activation", "it stands between two matrices, and there are two where there is an ffn"
     yield from _norm(f"{path}.norm", projector.norm)

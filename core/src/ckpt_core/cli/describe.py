@@ -124,6 +124,7 @@ def _vision(words: _Words) -> str:
     patch, channels, frames = (words.take(f"vision.{name}") for name in ("patch", "channels", "frames"))
     parts = [f"hidden {words.take('vision.hidden')}", f"{patch}x{patch} patches of {channels} channels"]
     parts[-1] += f" over {frames} frames" if frames != 1 else ""
+    parts += words.norm("vision.norm", "norm of patches") + words.tell("vision.cubic", "bicubic positions{}")
     parts += words.tell("vision.bias", "with bias{}") + words.tell("vision.image", "images of {0}x{0}")
     parts += words.tell("vision.token", "in place of token {}", always=True)
     parts += words.tell("vision.video_token", "and {} of videos", always=True)
@@ -138,6 +139,9 @@ def _projector(words: _Words, path: str) -> str:
     after = words.take(f"{path}.norm_merged")
     parts += words.norm(f"{path}.norm", "norm of all together" if after else "norm of each")
     parts += words.tell(f"{path}.folded", "folded to {}", always=True)
+    parts += words.tell(f"{path}.fold_bias", "with a bias of it{}")
+    parts += words.norm(f"{path}.refined", "gelu of a norm of a matrix")
+    parts += words.tell(f"{path}.gated", "gated{}")
     parts += words.tell(f"{path}.activation", "{}", always=True) + words.tell(f"{path}.ffn", "width {}", always=True)
     return ", ".join([*parts, *words.tell(f"{path}.bias", "with bias{}")])
 

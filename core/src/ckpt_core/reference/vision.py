@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ckpt_core.architecture import Projector, Vision
+from ckpt_core.architecture import Activation, Projector, Vision
 from ckpt_core.errors import CkptError
 from ckpt_core.reference.mlp import ACTIVATIONS
 from ckpt_core.reference.weights import Weights
@@ -34,8 +34,10 @@ def patches_of(weights: Weights, vision: Vision, pixels: torch.Tensor) -> tuple[
     cut = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(2, 3).flatten(0, 1)
     cut = cut if vision.frames > 1 else cut.squeeze(3)
     x = weights.linear(cut, "vision.patches", contracted=cut.dim() - 2)
+    x = weights.norm(x, "vision.norm", vision.norm)
     if vision.stack.positions is not None:
-        x = x + _stretched(weights.vector("vision.positions.weight"), rows, columns)
+        stretched = _cubic if vision.cubic else _stretched
+        x = x + stretched(weights.vector("vision.positions.weight"), rows, columns)
     return x, rows, columns
 
 
@@ -53,6 +55,26 @@ def _stretched(table: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     left, right, over = taps(columns)
     by_row = torch.lerp(square[top], square[bottom], down[:, None, None])
     return torch.lerp(by_row[:, left], by_row[:, right], over[:, None]).flatten(0, 1)
+
+
+def _cubic(table: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """A square table of positions [(row, column), h] for so many rows and columns: bicubic (a = -0.75), with its edges on theirs."""
+    side = math.isqrt(len(table))
+
+    def by(count: int) -> torch.Tensor:
+        """The weight of each row of the table, [row, row of the table]; what lies outside is the edge."""
+        exact = (torch.arange(count) + 0.5) * side / count - 0.5
+        first, shares = exact.floor(), torch.zeros(count, side)
+        for step in range(-1, 3):
+            near = (exact - first - step).abs()
+            inner = (1.25 * near - 2.25) * near * near + 1
+            outer = ((-0.75 * near + 3.75) * near - 6) * near + 3
+            at = (first.long() + step).clamp(0, side - 1)
+            shares.scatter_add_(1, at[:, None], torch.where(near <= 1, inner, outer)[:, None])
+        return shares
+
+    square = table.unflatten(0, (side, side))
+    return torch.einsum("rs,cz,szh->rch", by(rows), by(columns), square).flatten(0, 1)
 
 
 def places_of(rows: int, columns: int) -> torch.Tensor:
@@ -78,9 +100,16 @@ def projected(
         merged = normed(merged, axes)
     if projector.folded is not None:
         merged, axes = weights.linear(merged, f"{name}.fold", tap, contracted=axes), 1
+    if projector.refined is not None:
+        refined = weights.norm(
+            weights.linear(merged, f"{name}.refine", tap), f"{name}.refined", projector.refined, part=tap
+        )
+        merged = ACTIVATIONS[Activation.GELU_ERF](refined)
     if projector.ffn is not None and projector.activation is not None:
-        merged = ACTIVATIONS[projector.activation](weights.linear(merged, f"{name}.up", tap, contracted=axes))
-        axes = 1
+        up = weights.linear(merged, f"{name}.up", tap, contracted=axes)
+        gate = weights.linear(merged, f"{name}.gate", tap, contracted=axes) if projector.gated else up
+        merged = ACTIVATIONS[projector.activation](gate)
+        merged, axes = merged * up if projector.gated else merged, 1
     return weights.linear(merged, f"{name}.down", tap, contracted=axes).flatten(-3, -2)
 
 

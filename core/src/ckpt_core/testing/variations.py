@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -55,6 +55,14 @@ def _names(path: str) -> Iterator[str]:
 
 def _norm(path: str) -> dict[str, object]:
     return {f"{path}.kind": "rms", f"{path}.eps": 1e-4}
+
+
+# What a projector may fold to, with what that allows.
+_FOLDS: Mapping[str, Callable[[str], dict[str, object]]] = {
+    "folded": lambda path: {},
+    "fold_bias": lambda path: {f"{path}.fold_bias": True},
+    "refined": lambda path: _norm(f"{path}.refined"),
+}
 
 
 def _transform(path: str) -> dict[str, object]:
@@ -355,8 +363,17 @@ def _table(facts: Facts) -> dict[str, dict[str, object]]:
             for field in ("norm_merged", "mean", "bias")
         },
         "vision.projector.norm": {"vision.projector.norm": ABSENT},
-        "vision.projector.folded": {"vision.projector.folded": 52},
-        "vision.tapped.folded": {"vision.tapped.folded": 56},
+        "vision.norm": _norm("vision.norm"),
+        "vision.cubic": {"vision.cubic": not facts.get("vision.cubic")},
+        **{
+            f"vision.{name}.{field}": {f"vision.{name}.folded": 52, **changes(f"vision.{name}")}
+            for name in ("projector", "tapped")
+            for field, changes in _FOLDS.items()
+        },
+        **{
+            f"vision.{name}.gated": {f"vision.{name}.gated": not facts.get(f"vision.{name}.gated")}
+            for name in ("projector", "tapped")
+        },
         "vision.projector.merge": {"vision.projector.merge": 1, "vision.tapped.merge": 1},
         "vision.projector.ffn": {"vision.projector.ffn": 28, "vision.projector.activation": Activation.SILU},
         "norm_after_sum": {"norm_after_sum": True, **_norm("attention.out_norm"), **_norm("mlp.out_norm")},

@@ -32,6 +32,7 @@ from ckpt_hf.families import (
     gemma,
     gemma_vl,
     glm,
+    glm_vl,
     gpt2,
     gpt_bigcode,
     gpt_neo,
@@ -154,6 +155,7 @@ _SAID: list[Family] = [
     *qwen_vl.FAMILIES,
     *gemma_vl.FAMILIES,
     *mistral_vl.FAMILIES,
+    *glm_vl.FAMILIES,
 ]
 # The classes of the same decoders with other heads follow those that are said.
 FAMILIES: list[Family] = [*_SAID, *(family.with_head(head) for family in _SAID for head in family.heads)]

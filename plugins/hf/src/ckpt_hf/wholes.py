@@ -131,6 +131,7 @@ LANGUAGES = {
     "glm4v_moe_text": Language(
         "glm4_moe",
         _sizes(151424, 4096, 10944, 46, 96, attention_bias=True, moe_intermediate_size=1408),
+        fixed={"use_qk_norm": False},
         three_rows=True,
         theta=10000.0,
     ),

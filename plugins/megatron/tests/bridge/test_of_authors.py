@@ -12,8 +12,9 @@ from ckpt_core.errors import CkptError
 from ckpt_hf.wholes import WHOLES
 from ckpt_tests import distributed
 from ckpt_tests.bridge import STEP, changed, model
-from ckpt_tests.folders import assert_nothing_at
+from ckpt_tests.folders import assert_nothing_at, assert_same_bits
 from ckpt_tests.goldens import Golden, beside
+from ckpt_tests.models import weights
 from ckpt_tests.of_authors import DECILM_LAYERS, MADE
 from ckpt_tests.vision import made
 
@@ -92,3 +93,41 @@ def test_an_exaone_4_5_has_a_tower_of_megatron_s_layers(tmp_path: Path) -> None:
     with pytest.raises(CkptError, match=r"vision\.attention\.chunk"):
         convert(tmp_path / "hf", tmp_path / "other", to="megatron-bridge")
     assert_nothing_at(tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["mistral3", "mistral3+ministral3"])
+def test_a_mistral_3_has_what_its_tower_and_its_queries_need_in_the_config_that_it_holds(
+    kind: str, tmp_path: Path
+) -> None:
+    made(kind, WHOLES["mistral3"].class_name).save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge", tp=2)
+    said = model(tmp_path / "run")
+    rotary = said["hf_config"]["text_config"]["rope_parameters"]
+    grows = "+" in kind
+    assert said["_target_"].endswith(".Ministral3ModelProvider")
+    assert said["position_embedding_type"] == ("yarn" if grows else "rope")
+    # without it no query grows, and the class asks for it nevertheless
+    assert (rotary["llama_4_scaling_beta"], rotary["original_max_position_embeddings"]) == (
+        (0.1, 16) if grows else (0.0, 1)
+    )
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+    with open_checkpoint(tmp_path / "hf") as one, open_checkpoint(tmp_path / "run") as two:
+        assert one.architecture.vision == two.architecture.vision
+        layers = [each.architecture.decoder.layers[0].attention.temperature for each in (one, two)]
+        assert layers[0] == layers[1] and (layers[0] is not None) == grows
+    convert(tmp_path / "run", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))
+
+
+def test_a_glm_4_5v_has_layers_with_experts_and_without(tmp_path: Path) -> None:
+    made("glm4v_moe", WHOLES["glm4v_moe"].class_name).save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "run", to="megatron-bridge", tp=2)
+    said = model(tmp_path / "run")
+    assert said["_target_"].endswith(".GLM45VModelProvider")
+    # a layer that predicts a further token is there where no field says that it is not
+    assert (said["moe_layer_freq"], said["mtp_num_layers"], said["mrope_section"]) == ([0, 1], 0, [2, 1, 1])
+    (tmp_path / "run/ckpt-receipt.json").unlink()
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "hf")
+    convert(tmp_path / "run", tmp_path / "back", to="hf")
+    assert_same_bits(weights(tmp_path / "back"), weights(tmp_path / "hf"))

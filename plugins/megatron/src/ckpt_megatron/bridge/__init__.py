@@ -36,6 +36,8 @@ def ckpt_info() -> FormatInfo:
             "Qwen25VLModelProvider",
             "Gemma3VLModelProvider",
             "Exaone45ModelProvider",
+            "Ministral3ModelProvider",
+            "GLM45VModelProvider",
             "Gemma2ModelProvider",
             "Gemma3ModelProvider",
             "LLaDA15ModelProvider",

@@ -206,7 +206,7 @@ def written_fields(
         return target, fields | ({"moe_grouped_gemm": True} if fields["num_moe_experts"] else {})
     if facts.present("latent_attention") is not False:
         fields.pop("max_position_embeddings", None)
-    fields |= _experts(fields, names)
+    fields |= _experts(fields, names, alike="vision_config" in fields and short(target) != "GLM45VModelProvider")
     if is_uneven(facts):
         fields["hetereogenous_dist_checkpoint"] = True  # keys by layer
     sparse = facts.present("latent_attention.indexer")
@@ -246,21 +246,24 @@ def _seeing(facts: Facts, version: str, names: str) -> Seeing:
         )
     kind = "Qwen25VL" if facts.get("vision.mlp.gated") else "Qwen3VL"
     kind = "Gemma3VL" if facts.get("vision.both_ways") else kind
+    kind = "Ministral3" if facts.present("vision.projector.folded") is not False else kind
     kind = "Exaone45" if facts.present("attention.norm") is False else kind
     kind = "Qwen35VL" if facts.present("delta") is not False else kind
     kind = f"{kind}MoE" if facts.present("mlp.moe") is not False else kind
+    kind = "GLM45V" if facts.present("vision.projector.refined") is not False else kind
     found = (one for target, one in SEEING.items() if short(target) == f"{kind}ModelProvider")
     return next(found, None) or SEEING[GPT_SEEING]
 
 
-def _experts(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
-    """Fields about the modules that experts are; the keys in the checkpoint are the same either way."""
+def _experts(fields: Mapping[str, Any], names: str, *, alike: bool) -> dict[str, Any]:
+    """Fields about the modules that experts are; the keys in the checkpoint are the same either way. `alike`: the class makes layers
+    of one kind alone."""
     said: dict[str, Any] = {}
     if fields["num_moe_experts"] is None or names != "te":
         return said
     said["moe_grouped_gemm"] = True  # Bridge 0.2 exports no experts that are modules of their own
     if isinstance(fields["moe_layer_freq"], list):
-        if "vision_config" in fields:
+        if alike:
             raise Refusal(
                 "the layers of a model that sees are all with experts or all without",
                 found=f"moe_layer_freq = {fields['moe_layer_freq']}",

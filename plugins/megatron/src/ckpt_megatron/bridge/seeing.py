@@ -1,7 +1,7 @@
 """Models of Bridge that see: a GPTModel in `language_model`, and before it a tower and a projector.
 
-Their sources are `qwen3_vl_provider.py`, `qwen25_vl_provider.py` and `gemma3_vl_provider.py` of Megatron-Bridge 0.6. The tower of Qwen3-VL is
-made of Megatron's layers; those of Qwen2.5-VL and Gemma 3 are the modules of transformers, whose config the provider holds.
+Their sources are `qwen3_vl_provider.py`, `qwen25_vl_provider.py`, `ministral3_provider.py`, `glm_45v_provider.py` and `gemma3_vl_provider.py` of Megatron-Bridge 0.6. The tower of Qwen3-VL is
+made of Megatron's layers; those of Qwen2.5-VL, Gemma 3, Mistral 3 and GLM-4.5V are the modules of transformers, whose config the provider holds.
 """
 
 from __future__ import annotations
@@ -323,6 +323,202 @@ _OF_GEMMA3 = [
     ]),
 ]
 
+_MINISTRAL3 = "ministral3.ministral3_provider.Ministral3ModelProvider"
+_MINISTRAL3_SPEC = f"{MODELS}.ministral3.ministral3_provider.ministral_layer_spec"
+_TEMPERATURE = ("attention.temperature.interval", "attention.temperature.scale")
+
+
+def _read_width_of_projector(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    if config.get("hidden_size") != facts["hidden"]:
+        raise CkptError(
+            "the projector makes embeddings of another width than the language model has",
+            found=f"text_config.hidden_size = {config.get('hidden_size')!r}, hidden_size = {facts['hidden']}",
+        )
+    facts["vision.projector.ffn"] = facts["hidden"]
+
+
+def _read_temperature(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    said = config.get("rope_parameters")
+    said = said if isinstance(said, dict) else {}
+    interval = values.checked("original_max_position_embeddings", said.get("original_max_position_embeddings"), values.whole)
+    if values.checked("llama_4_scaling_beta", said.get("llama_4_scaling_beta"), values.number):
+        facts.update(dict(zip(_TEMPERATURE, (interval, said["llama_4_scaling_beta"]), strict=True)))
+
+
+def _growing(interval: int, scale: float, theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, "llama_4_scaling_beta": scale, "original_max_position_embeddings": interval}
+
+
+def _level(theta: float) -> dict[str, Any]:
+    return _growing(1, 0.0, theta)
+
+
+def _read_pixtral_theta(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    rotary = config.get("rope_parameters") or {}
+    if rotary.get("rope_type", "default") not in ("default", "axial") or rotary.keys() - {"rope_type", "rope_theta"}:
+        raise ValueError("its tower turns by row and column alone")
+    facts["vision.attention.rotary.theta"] = values.checked("rope_theta", rotary.get("rope_theta", 10000.0), values.positive)
+
+
+def _default(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+_PIXTRAL = nested("vision_config", Config("", _GENERIC).replace("",
+    key_is("model_type", "pixtral", or_absent=True),
+    key("hidden_size", "vision.hidden", "vision.projector.folded", default=1024, type=values.whole),
+    key("intermediate_size", "vision.mlp.ffn", default=4096, type=values.whole),
+    key("num_hidden_layers", "vision.layers", default=24, type=values.layers),
+    key("num_attention_heads", "vision.attention.heads", "vision.attention.groups", default=16, type=values.whole),
+    derived(None, "vision.attention.head_dim", "hidden_size / num_attention_heads"),
+    ignore("head_dim", why="the class computes it from the width and the heads"),
+    key("num_channels", "vision.channels", default=3, type=values.whole),
+    key("patch_size", "vision.patch", default=16, type=values.whole),
+    note("image_size", "largest_image", default=1024),
+    key("hidden_act", "vision.mlp.activation", default="gelu", via=_ACTIVATIONS),
+    # Bridge 0.6 builds on versions 5 of transformers that know no `axial`, which is what it computes
+    decided(["rope_parameters"], ["vision.attention.rotary.theta"], read=_read_pixtral_theta,
+            values={"rope_parameters": [configs.value_of("vision.attention.rotary.theta", by=_default)]}, why="always axial"),
+    _norms("rms", "vision.attention.norm", "vision.mlp.norm", "vision.input_norm", eps=1e-5),
+    [fact_is(f"vision.{name}", value) for name, value in {
+        "causal": False, "mlp.gated": True, "attention.rotary.axial": True, "attention.rotary.interleaved": True,
+    }.items()],
+).entries)
+
+def _again(name: str, path: str) -> Any:
+    return ignore(name, why="said by other fields", written=lambda facts: facts[path], uses=[path])
+
+# Of the language model Bridge reads here what the projector and the temperature need; the fields of the provider make the rest.
+_TEXT = nested("text_config", Config("", _GENERIC).replace("",
+    key_is("model_type", "ministral3", "mistral"),
+    decided(["hidden_size"], ["vision.projector.ffn"], read=_read_width_of_projector, values={"hidden_size": [configs.value_of("hidden")]},
+            uses=["hidden"], why="the projector has the width of the language model"),
+    key("rms_norm_eps", "vision.projector.norm.eps", type=values.positive),
+    decided(["rope_parameters"], _TEMPERATURE, read=_read_temperature, uses=["attention.rotary.theta"],
+            values={"rope_parameters": [configs.value_of(*_TEMPERATURE, "attention.rotary.theta", by=_growing),
+                                        configs.value_of("attention.rotary.theta", by=_level)]},
+            why="queries grow by llama_4_scaling_beta in steps of original_max_position_embeddings (MinistralTEDotProductAttention); the angles are the provider's"),
+    *(_again(name, path) for name, path in (
+        ("intermediate_size", "mlp.ffn"), ("num_hidden_layers", "layers"), ("num_attention_heads", "attention.heads"),
+        ("num_key_value_heads", "attention.groups"), ("head_dim", "attention.head_dim"), ("vocab_size", "tokens.vocabulary"),
+    )),
+    ignore("hidden_act", "max_position_embeddings", "sliding_window", "use_cache", why="said by other fields"),
+).entries)
+
+_MISTRAL3 = nested("hf_config", Config("", _GENERIC).replace("",
+    key_is("_target_", f"{_TRANSFORMERS}.mistral3.configuration_mistral3.Mistral3Config", or_absent=True),
+    key_is("model_type", "mistral3", or_absent=True),
+    ignore("image_token_index", why="said by image_token_id", written=lambda facts: facts["vision.token"], uses=["vision.token"]),
+    _TEXT,
+    _PIXTRAL,
+    key("spatial_merge_size", "vision.projector.merge", default=2, type=values.whole),
+    key("projector_hidden_act", "vision.projector.activation", default="gelu", via=_ACTIVATIONS),
+    key("multimodal_projector_bias", "vision.projector.bias", default=False, type=values.flag),
+    key_is("vision_feature_layer", -1, or_absent=True, why="the projector reads what comes out of the last layer"),
+    _norms("rms", "vision.projector.norm"),
+).entries)
+
+_OF_MISTRAL3 = [
+    Table("", to="vision", rows=[
+        row("vision_tower.patch_conv.weight",   "h ch y z", "patches.weight"),
+        row("vision_tower.ln_pre.weight",       "h",        "input_norm.weight"),
+        row("multi_modal_projector.norm.weight", "h",       "projector.norm.weight"),
+        # as torch unfolds an image: the channel first, then rows and columns
+        row("multi_modal_projector.patch_merger.merging_layer.weight", "i (h my mz)", "projector.fold.weight"),
+        row("multi_modal_projector.linear_1.weight", "f i", "projector.up.weight"),
+        row("multi_modal_projector.linear_1.bias",   "f",   "projector.up.bias"),
+        row("multi_modal_projector.linear_2.weight", "w f", "projector.down.weight"),
+        row("multi_modal_projector.linear_2.bias",   "w",   "projector.down.bias"),
+    ]),
+    Table("vision_tower.transformer.layers.{l}", to="vision.layers.{l}", rows=[
+        row("attention_norm.weight",         "h",         "attention.norm.weight"),
+        row("attention.q_proj.weight",       "(g r d) h", "attention.q.weight"),
+        row("attention.k_proj.weight",       "(g d) h",   "attention.k.weight"),
+        row("attention.v_proj.weight",       "(g d) h",   "attention.v.weight"),
+        row("attention.o_proj.weight",       "h (g r d)", "attention.out.weight"),
+        row("ffn_norm.weight",               "h",         "mlp.norm.weight"),
+        row("feed_forward.gate_proj.weight", "f h",       "mlp.gate.weight"),
+        row("feed_forward.up_proj.weight",   "f h",       "mlp.up.weight"),
+        row("feed_forward.down_proj.weight", "h f",       "mlp.down.weight"),
+    ]),
+]
+
+_GLM4_5V = "glm_vl.glm_45v_provider.GLM45VModelProvider"
+
+
+def _read_folded(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    _read_width(config, facts, notes)
+    facts["vision.projector.folded"] = facts["vision.mlp.ffn"] = facts["hidden"]
+
+
+def _read_square(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    image = values.checked("image_size", config.get("image_size", 336), values.whole)
+    facts["vision.positions.count"] = (image // facts["vision.patch"]) ** 2
+
+
+def _side(count: int, patch: int) -> int:
+    return math.isqrt(count) * patch
+
+
+_GLM_TOWER = nested("vision_config", Config("", _GENERIC).replace("",
+    key_is("_target_", f"{_TRANSFORMERS}.glm4v_moe.configuration_glm4v_moe.Glm4vMoeVisionConfig", or_absent=True),
+    key_is("model_type", "glm4v_moe_vision", or_absent=True),
+    decided(["out_hidden_size"], ["vision.projector.folded", "vision.mlp.ffn"], read=_read_folded, uses=["hidden"],
+            values={"out_hidden_size": [configs.value_of("hidden")]}, why="the width of the language model"),
+    key("intermediate_size", "vision.projector.ffn", default=13696, type=values.whole),
+    key("depth", "vision.layers", default=24, type=values.layers),
+    key("hidden_size", "vision.hidden", default=1536, type=values.whole),
+    key("num_heads", "vision.attention.heads", "vision.attention.groups", default=12, type=values.whole),
+    derived(None, "vision.attention.head_dim", "hidden_size / num_heads"),
+    key("hidden_act", "vision.mlp.activation", "vision.projector.activation", default="silu", via=_ACTIVATIONS),
+    key("attention_bias", *(f"vision.attention.{part}_bias" for part in ("q", "k", "v")), default=False, type=values.flag),
+    key("in_channels", "vision.channels", default=3, type=values.whole),
+    key("patch_size", "vision.patch", default=14, type=values.whole),
+    decided(["image_size"], ["vision.positions.count"], read=_read_square, uses=["vision.patch"],
+            values={"image_size": [configs.value_of("vision.positions.count", "vision.patch", by=_side)]},
+            why="the side of an image that has as many patches as the table of positions"),
+    key("temporal_patch_size", "vision.frames", default=2, type=values.whole),
+    key("spatial_merge_size", "vision.projector.merge", default=2, type=values.whole),
+    key("rms_norm_eps", *(f"vision.{norm}.eps" for norm in ("norm", "attention.norm", "mlp.norm", "final_norm")), default=1e-5, type=values.positive),
+    # Bridge 0.6 builds on versions 5 of transformers in which no key says the base (modeling_glm4v.py)
+    key_is("rope_parameters", None, _axial(10000.0), _default(10000.0), or_absent=True, written=False),
+    fact_is("vision.attention.rotary.theta", 10000.0),
+    _norms("rms", "vision.norm", "vision.attention.norm", "vision.mlp.norm", "vision.final_norm"),
+    _norms("layer", "vision.projector.refined", eps=1e-5, bias=True),
+    [fact_is(f"vision.{name}", value) for name, value in {
+        "causal": False, "bias": True, "cubic": True, "mlp.gated": True, "attention.rotary.axial": True,
+        "projector.fold_bias": True, "projector.gated": True,
+    }.items()],
+).entries)
+
+_OF_GLM4_5V = [
+    Table("visual", to="vision", rows=[
+        row("patch_embed.proj.weight",              "h ch fr y z", "patches.weight"),
+        row("patch_embed.proj.bias",                "h",           "patches.bias"),
+        row("post_conv_layernorm.weight",           "h",           "norm.weight"),
+        row("embeddings.position_embedding.weight", "p h",         "positions.weight"),
+        row("post_layernorm.weight",                "h",           "final_norm.weight"),
+        row("downsample.weight",                    "i h my mz",   "projector.fold.weight"),
+        row("downsample.bias",                      "i",           "projector.fold.bias"),
+        row("merger.proj.weight",                   "j i",         "projector.refine.weight"),
+        row("merger.post_projection_norm.weight",   "j",           "projector.refined.weight"),
+        row("merger.post_projection_norm.bias",     "j",           "projector.refined.bias"),
+        row("merger.gate_proj.weight",              "f j",         "projector.gate.weight"),
+        row("merger.up_proj.weight",                "f j",         "projector.up.weight"),
+        row("merger.down_proj.weight",              "w f",         "projector.down.weight"),
+    ]),
+    Table("visual.blocks.{l}", to="vision.layers.{l}", rows=[
+        row("norm1.weight",         "h",                              "attention.norm.weight"),
+        row("attn.qkv.weight",      "(q[g r d] + k[g d] + v[g d]) h", "attention.{part}.weight"),
+        row("attn.qkv.bias",        "(q[g r d] + k[g d] + v[g d])",   "attention.{part}.bias"),
+        row("attn.proj.weight",     "h (g r d)",                      "attention.out.weight"),
+        row("norm2.weight",         "h",                              "mlp.norm.weight"),
+        row("mlp.gate_proj.weight", "f h",                            "mlp.gate.weight"),
+        row("mlp.up_proj.weight",   "f h",                            "mlp.up.weight"),
+        row("mlp.down_proj.weight", "h f",                            "mlp.down.weight"),
+    ]),
+]
+
 # Megatron's own tower.
 _MEGATRON_TOWER = [
     Table("vision_model", to="vision", rows=[
@@ -479,6 +675,39 @@ def classes_of(gpt: Config) -> tuple[Seeing, ...]:
                 ),
             ),
             megatron,
+        ),
+        Seeing(
+            f"{MODELS}.{_MINISTRAL3}",
+            gpt.replace(
+                "Megatron-Bridge's Ministral3ModelProvider",
+                made_by("Ministral3ModelProvider", _MINISTRAL3_SPEC),
+                _MISTRAL3,
+                key("image_token_id", "vision.token", default=10, type=values.count),
+                *_RUN,
+                ignore("spatial_merge_size", "vision_feature_layer", why="said by hf_config"),
+            ),
+            weights.TABLES.beside(*_OF_MISTRAL3),
+        ),
+        Seeing(
+            f"{MODELS}.{_GLM4_5V}",
+            gpt.replace(
+                "Megatron-Bridge's GLM45VModelProvider",
+                positions("attention", sections=False),
+                _GLM_TOWER,
+                key("image_token_id", "vision.token", default=151363, type=values.count),
+                note("video_token_id", "video_token", default=151364),
+                note("image_start_token_id", "vision_start", default=151339),
+                note("image_end_token_id", "vision_end", default=151340),
+                note("video_start_token_id", "video_start", default=151341),
+                note("video_end_token_id", "video_end", default=151342),
+                *_RUN,
+                _MERGED,
+                # one where no field says it, and the model that sees runs none
+                key_is("mtp_num_layers", 0, None),
+                ignore("mtp_use_repeated_layer", why="there are none"),
+                without=["predictors.*"],
+            ),
+            weights.TABLES.beside(*_OF_GLM4_5V),
         ),
         Seeing(f"{MODELS}.{_GEMMA3_VL}", GEMMA3_VL, weights.TABLES.beside(*_OF_GEMMA3)),
     )
