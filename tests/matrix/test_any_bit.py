@@ -38,6 +38,7 @@ OUTPUTS: dict[str, tuple[tuple[str, str], str, dict[str, object]]] = {
     "deepspeed": (LLAMA, "model", {"to": "deepspeed"}),
     "fsdp": (LLAMA, "model", {"to": "fsdp"}),
     "torchtitan": (LLAMA, "model", {"to": "torchtitan"}),
+    "gguf": (LLAMA, "model.gguf", {"to": "gguf", "options": {"tokenizer": "none"}}),
     "megatron-deepspeed": (BLOOM, "model", {"to": "megatron-deepspeed", "tp": 2}),
     "megatron-deepspeed, universal": (BLOOM, "model", {"to": "megatron-deepspeed", "options": {"universal": "true"}}),
 }  # fmt: skip

@@ -57,6 +57,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "deepspeed": {},
     "fsdp": {},
     "torchtitan": {},
+    "gguf": {"options": {"dst.tokenizer": "none"}},
 }
 # A model of each kind, its notes and files, and the formats that can hold it.
 MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
@@ -75,12 +76,12 @@ MODELS: dict[str, tuple[Any, dict[str, object], dict[str, bytes], set[str]]] = {
     "t5": (example("t5"), {"eos": 3, "pad": 1, "decoder_start": 1}, FILES, {"hf", "nemo", "deepspeed"}),
     "vit": (example("vit", **SHARED, **SQUARE), {}, PROCESSOR, {"hf", "nemo"}),
 }
-# What fsdp and torchtitan keep beside a model is what hf keeps; they go from and to that alone.
+# What fsdp and torchtitan keep beside a model is what hf keeps, and GGUF has its own tests; they go from and to that alone.
 PAIRS = [
     (model, *pair)
     for model, (*_, holders) in MODELS.items()
     for pair in itertools.product(sorted(holders), repeat=2)
-    if not {"fsdp", "torchtitan"} & set(pair) or "hf" in pair
+    if not {"fsdp", "torchtitan", "gguf"} & set(pair) or "hf" in pair
 ]
 
 
@@ -161,9 +162,9 @@ def test_without_the_receipt_no_row_of_padding_becomes_a_token(format: str, made
     assert found.architecture.tokens.vocabulary == TOKENS or assumed
 
 
-@pytest.mark.parametrize("format", sorted(MODELS["llama"][3] - {"nanotron"}))
+@pytest.mark.parametrize("format", sorted(MODELS["llama"][3] - {"nanotron", "gguf"}))
 def test_most_formats_say_every_id_in_their_own_config(format: str, made: Made) -> None:
-    """So that they survive without any companion; nanotron has one number for each."""
+    """So that they survive without any companion; nanotron and GGUF have one number for each."""
     folder, _ = made.model("llama", format)
     notes = read_checkpoint(folder, format=format).notes
     expected = {role: value for role, value in IDS.items() if role != "decoder_start"}

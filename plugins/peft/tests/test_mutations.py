@@ -293,5 +293,5 @@ def test_inspect_explains_an_adapter(
     said = json.loads(capsys.readouterr().out)
     assert said["fragment"]["parameters"] == count and len(said["fragment"]["adapted"]) == 2
     adapter = saved(tmp_path / "adapter", tensors)
-    assert main(["inspect", str(adapter), "-o", f"base={base}"]) == 0
+    assert main(["inspect", str(adapter), "--all", "-o", f"base={base}"]) == 0
     assert "merged: LoRA of 2 modules" in capsys.readouterr().out

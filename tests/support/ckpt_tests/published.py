@@ -228,7 +228,7 @@ SENSITIVE: list[tuple[str, str, object]] = [
     for models, changes in {
         ("Qwen/Qwen2.5-7B", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1-8B-Instruct", "bigcode/starcoder2-15b", "microsoft/Phi-4-mini-instruct", "openai-community/gpt2",
          "bigscience/bloom", "EleutherAI/pythia-70m", "tiiuae/falcon-7b"): {
-            "use_mrope": True, "lm_head_bias": True, "is_causal": False, "quantization_config": {"bits": 4}, "is_decoder": True},
+            "use_mrope": True, "lm_head_bias": True, "is_causal": False, "is_decoder": True},
         ("meta-llama/Llama-2-7b-hf", "huggyllama/llama-7b", "Qwen/Qwen2.5-7B"): {"max_sequence_length": 999, "seq_length": 999, "bias": True},
         ("mistralai/Mistral-7B-v0.1", "microsoft/Phi-4-mini-instruct", "mistralai/Mixtral-8x7B-v0.1"): {"attention_bias": True, "mlp_bias": True},
         ("Qwen/Qwen3-0.6B", "allenai/OLMo-2-1124-7B", "google/gemma-2-9b", "google/gemma-2b", "Qwen/Qwen2.5-7B"): {"mlp_bias": True},

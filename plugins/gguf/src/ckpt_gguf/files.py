@@ -16,6 +16,7 @@ from ckpt_core.sdk import CkptError, FormatError, disk
 from ckpt_gguf.container import Entry, Header, is_container, read_header
 
 SUFFIX = ".gguf"
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".nemo")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 
@@ -42,11 +43,16 @@ class Files:
 
 
 def looks_like(path: str) -> str | None:
-    """The fact by which a file, or a folder of such files, is a model in GGUF; None if it is none."""
+    """The fact by which a file, or a folder of such files, is a model in GGUF; None if it is none.
+
+    A folder that has weights of another kind, too, is theirs: repositories keep quantised copies beside them.
+    """
     try:
         if os.path.isfile(path):
             return "it begins with GGUF" if is_container(path) else None
         names = _in_folder(path)
+        if names and any(name.endswith(_OTHER_WEIGHTS) for name in os.listdir(path)):
+            return None
         return f"{names[0]} begins with GGUF" if names and is_container(os.path.join(path, names[0])) else None
     except (CkptError, OSError):
         return None

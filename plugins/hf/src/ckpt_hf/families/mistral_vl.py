@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Facts, Table, configs, decided, derived, fact_is, key, key_is, note, row, values
+from ckpt_core.sdk import Facts, Table, configs, decided, derived, fact_is, ignore, key, key_is, note, row, values
 from ckpt_hf.common import ACTIVATION, NORMS, Family, norms
 from ckpt_hf.families import llama
 from ckpt_hf.rotary import rotary_keys
@@ -58,6 +58,7 @@ _TOWER = tower("pixtral",
     key("num_channels", "vision.channels", default=3, type=values.whole),
     key("patch_size", "vision.patch", default=16, type=values.whole),
     note("image_size", "largest_image", default=1024),
+    ignore("vocab_size", why="version 5.24 saves it in the config of the tower, too, where no module has a vocabulary"),
     key("hidden_act", "vision.mlp.activation", default="gelu", via=ACTIVATION),
     decided(["rope_parameters", "rope_theta"], ["vision.attention.rotary.theta"], read=_read_theta,
             values={"rope_parameters": [configs.value_of("vision.attention.rotary.theta", by=_axial)],

@@ -162,6 +162,7 @@ def _inner(optimizer: object, file: str) -> Mapping[str, Any]:
         not isinstance(inner, dict)
         or not isinstance(states, dict)
         or not isinstance(bodies, list)
+        or not bodies
         or not all(isinstance(state, dict) for state in states.values())
         or not all(isinstance(body, dict) and isinstance(body.get("params"), list) for body in bodies)
     ):
