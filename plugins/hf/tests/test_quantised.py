@@ -452,6 +452,15 @@ def test_a_cache_alone_may_be_quantised(tmp_path: Path) -> None:
     assert all(_same(found[name], one) for name, one in load_file(golden.folder / "dequantised.safetensors").items())
 
 
+@pytest.mark.parametrize("method", [None, "awq", "gptq", "bitsandbytes", "invented"])
+def test_a_method_that_is_not_read_is_refused_by_name(method: str | None, tmp_path: Path) -> None:
+    shutil.copytree(BY_NAME["deepseek_v3_fp8_block"].checkpoint, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    config["quantization_config"] = {"bits": 4} if method is None else {"bits": 4, "quant_method": method}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    assert_refused(tmp_path / "hf", "quantization_config", repr(method), "config.json", to="hf")
+
+
 def test_the_side_file_alone_says_the_scheme(tmp_path: Path) -> None:
     golden = _golden("modelopt_fp8")
     shutil.copytree(golden.checkpoint, tmp_path / "hf")
