@@ -44,12 +44,14 @@ class Run:
     """What all tasks of a run share: where to write, and by which token the place is known.
 
     `boot` is that of the coordinator's machine; what is written on another one it can't force to the disk (`sync`) itself.
+    `spooled`: files are sent on from there, and take no room beforehand.
     """
 
     out: str
     token: str
     boot: str
     sync: bool
+    spooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class WorkerSink(TargetFiles):
     def __init__(self, run: Run) -> None:
         self._run = run
         try:
-            super().__init__(run.out, sync=False)
+            super().__init__(run.out, sync=False, spooled=run.spooled)
         except OSError as error:
             raise self._elsewhere(error.strerror) from error
         self.samples: dict[str, Sample] = {}

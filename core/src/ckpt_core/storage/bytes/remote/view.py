@@ -16,7 +16,8 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 from ckpt_core import addresses
-from ckpt_core.errors import CkptError, FormatError, UsageError
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.storage.bytes.names import RECEIPT, UNFINISHED
 from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
 from ckpt_core.storage.bytes.remote.http import without_secrets
@@ -48,6 +49,7 @@ def localised(path: str) -> str:
             return hub.snapshot(path)
     store = store_of(path)
     listing = again(without_secrets(path), lambda: store.listing(path), _ATTEMPTS)
+    _check_finished(listing)
     if not any(_is_in(listing, one) for one in listing.objects):
         raise CkptError("there is no such file or folder", file=without_secrets(path))
     if len(listing.objects) > _MOST:
@@ -59,6 +61,19 @@ def localised(path: str) -> str:
 def _is_in(listing: Listing, one: Object) -> bool:
     inside = f"{listing.root}/{listing.path}".rstrip("/")
     return one.address == inside or one.address.startswith(f"{inside}/")
+
+
+def _check_finished(listing: Listing) -> None:
+    """Raise `CkptError` for what a conversion has not finished: it would lack files, and nothing else would tell."""
+    inside = f"{listing.root}/{listing.path}".rstrip("/")
+    known = {one.address for one in listing.objects}
+    if inside + UNFINISHED in known and known.isdisjoint((f"{inside}/{RECEIPT}", f"{inside}.{RECEIPT}")):
+        raise CkptError(
+            "a conversion to this address is not finished",
+            file=inside,
+            found=f"{inside}{UNFINISHED}, and no receipt",
+            fix="repeat the command that writes there: what is done is kept",
+        )
 
 
 def object_at(path: str | os.PathLike[str]) -> Object | None:
@@ -73,18 +88,6 @@ def stand_in(path: str | os.PathLike[str]) -> bool:
     """Whether a path leads into a folder of stand-ins: other programs can't read what is there."""
     text = os.path.abspath(path)
     return any(text == root or text.startswith(root + os.sep) for root in _tops)
-
-
-def refuse_destination(path: str) -> None:
-    """`UsageError` for a destination that is an address: nothing is written there yet."""
-    scheme = scheme_of(path)
-    if scheme is not None:
-        raise UsageError(
-            f"{scheme}:// is no destination",
-            file=without_secrets(path),
-            expected="a path of this machine",
-            fix="write to a local folder, then copy it there (aws s3 cp --recursive, hf upload, ...), the receipt last",
-        )
 
 
 def _stood(listing: Listing) -> str:
