@@ -8,6 +8,7 @@ itself would be refused by the system or, as root, meet a text that no format ta
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -99,6 +100,7 @@ def _stood(listing: Listing) -> str:
     for one, name in names.items():
         _check_name(one, name)
     kept = cache.get()
+    _forget(os.path.join(root, listing.path).rstrip("/"), {os.path.join(root, name) for name in names.values()})
     try:
         for folder in sorted({os.path.dirname(name) for name in names.values()}):
             os.makedirs(os.path.join(root, folder), exist_ok=True)
@@ -120,6 +122,18 @@ def _stood(listing: Listing) -> str:
     for row in rows.values():
         ranges.follow(row)
     return root
+
+
+def _forget(inside: str, there: set[str]) -> None:
+    """Remove the stand-ins of what was there when the folder was listed before, and is there no more."""
+    for place in [one for one in _objects if (one == inside or one.startswith(inside + os.sep)) and one not in there]:
+        del _objects[place]
+        os.unlink(place)
+        folder = os.path.dirname(place)
+        with contextlib.suppress(OSError):  # a folder that holds something else
+            while folder.startswith(inside):
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
 
 
 def _folder_for(root: str) -> tuple[str, ...]:
