@@ -13,6 +13,7 @@ from blake3 import blake3
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.destination import check_destination, room_for
 from ckpt_core.engine.dispatch import Workers, in_threads
+from ckpt_core.engine.order import in_order
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import Staging, boot_id
@@ -85,7 +86,8 @@ def _transfer_all(
     plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None
 ) -> Mapping[str, int]:
     """Write every data file; the CRC-32 of each."""
-    todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
+    left = (transfer for transfer in plan.transfers if transfer.name not in staging.done)
+    todo = in_order(left, lambda one: one.bytes_read + one.bytes_written, lambda one: one.file)
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
     source = SourceFiles(plan.source.files)
