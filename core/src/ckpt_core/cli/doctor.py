@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, plural, say, table
 from ckpt_core.sizes import size_text
-from ckpt_core.version import VERSION
 
 if TYPE_CHECKING:
     from ckpt_core.architecture import Architecture
@@ -132,7 +132,7 @@ def _of_ours(plugin: Plugin) -> bool:
 
 
 def _of_this_version(plugin: Plugin) -> bool:
-    return plugin.distribution.partition(" ")[2] == VERSION
+    return plugin.distribution.partition(" ")[2] == __version__
 
 
 def version_of(distribution: str) -> str | None:
@@ -144,7 +144,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    said = {"ckpt": VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    said = {"ckpt": __version__, "python": platform.python_version(), "platform": platform.platform()}
     return said | {
         name: version_of(name) or "?" for name in ("numpy", "click", "pluggy", "blake3", "pyyaml", "zlib-ng")
     }
@@ -214,7 +214,7 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
     page.say("program", f"{sys.executable} -m ckpt_core")
     page.say(
         "mismatched",
-        *(paint(f"{one}, where ckpt-core is {VERSION}: install all of one version", "red") for one in mismatched),
+        *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
     memory, available = _memory()
     if memory is not None and available is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
+from ckpt_core import __version__
 from ckpt_core.addresses import spelled
 from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
@@ -33,7 +34,6 @@ from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
 from ckpt_core.training import to_json as training_json
-from ckpt_core.version import VERSION
 
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
@@ -186,7 +186,7 @@ class Plan:
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
-        yield VERSION
+        yield __version__
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
         if self.target.training is not None:
             yield json.dumps(training_json(self.target.training), sort_keys=True)

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
+from ckpt_core import __version__
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
@@ -38,7 +39,6 @@ from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.version import VERSION
 
 SUFFIX = ".ckpt-partial"
 TOKEN = "token"
@@ -78,7 +78,7 @@ class Staging:
             self._receipt: os.path.join(self.folder, "receipt"),
         }
         asked = {"source": plan.source.path, "options": dict(plan.options)}
-        self._head = {"ckpt": VERSION, "plan": plan.hash, "boot": boot_id(), **asked}
+        self._head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
         self.done: dict[str, Result] = {}
 
     def __enter__(self) -> Staging:

@@ -166,7 +166,7 @@ def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | No
                 continue
             kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
-                ready[kind] = stored_values(values, value_dtype, *kind, assembly.parameter.name)
+                ready[kind] = _stored(values, value_dtype, delivery, assembly.parameter.name)
             if sink is not None:
                 written += sink.write(delivery, box, ready[kind], remainders)
         if changed is not None and not encoders:
@@ -182,6 +182,14 @@ def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | No
     if encoders and digest == source_digest:  # codes that were kept
         source_digest = None
     return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
+
+
+def _stored(values: np.ndarray, dtype: DType, delivery: Write, name: str) -> np.ndarray:
+    """The values of a box as a delivery stores them: mostly `values` themselves."""
+    target = delivery.block.dtype
+    if target == dtype and not delivery.maps:
+        return values
+    return stored_values(values, dtype, target, delivery.maps, name)
 
 
 def _encoded(
