@@ -43,6 +43,7 @@ from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised, refuse_destination
 from ckpt_core.storage.bytes.remote.ranges import unanswered
 from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.tensors.digest import HASHES, VERSION
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
 
@@ -520,12 +521,19 @@ def convert(
 
 
 def digests(
-    checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
+    checkpoint: Checkpoint, *, version: int = VERSION, workers: int | None = None, listener: Listener | None = None
 ) -> dict[str, Result]:
-    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile."""
+    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile.
+
+    `version` is that of the digests: another one than the present to compare them with what an older receipt records.
+    """
     checkpoint = replace(checkpoint, tensors=watched(checkpoint.tensors))
+    hash_ = HASHES[version]
     found = over_tensors(
-        checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
+        checkpoint,
+        lambda transfer, source: run_transfer(transfer, source, None, hash_),
+        workers=workers,
+        listener=listener,
     )
     source = SourceFiles(checkpoint.files)
     records = RecordSums(checkpoint.tensors, source)
@@ -577,7 +585,7 @@ def fingerprint(
     weights: str = "auto",
     listener: Listener | None = None,
 ) -> str:
-    """The fingerprint of a checkpoint, 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
+    """The fingerprint of a checkpoint, `v2-` and 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
     holds them. Every tensor is read. Its arguments and errors are those of `open_checkpoint`.
     """
     checkpoint = read_checkpoint(path, format=format, config=config, options=options, weights=weights)

@@ -27,6 +27,7 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.tensors.digest import Digests
 from ckpt_core.tensors.source import SourceFiles
 
 
@@ -153,7 +154,7 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
         plan=plan.hash,
         options=plan.options,
         losses=plan.losses,
-        tensors=staging.done,
+        tensors={name: Digests(result.digest, result.source_digest) for name, result in staging.done.items()},
         crcs=crcs,
         documents=documents,
     )

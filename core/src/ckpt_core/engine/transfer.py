@@ -22,7 +22,7 @@ from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
 from ckpt_core.tensors.boxes import Box, boxes, tile_view
-from ckpt_core.tensors.digest import TensorDigest
+from ckpt_core.tensors.digest import Hash, TreeDigest
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
 from ckpt_core.tensors.strided import write_box
@@ -139,10 +139,12 @@ class TargetFiles:
             self.staging.close()
 
 
-def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | None) -> Result:
+def run_transfer(
+    transfer: Transfer, source: SourceFiles, sink: TargetFiles | None, hash_: type[Hash] = TreeDigest
+) -> Result:
     """Move one tensor; without a sink only its digest is taken."""
     assembly = transfer.assembly
-    read, stored = TensorDigest(), TensorDigest()
+    read, stored = hash_(), hash_()
     value_dtype = assembly.value_dtype
     primary = transfer.deliveries[0] if transfer.deliveries else None
     changed = primary if primary is not None and not _keeps_values(primary, value_dtype) else None
