@@ -7,6 +7,7 @@ environment of `requirements-gguf.txt`.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from importlib.metadata import files
@@ -21,6 +22,8 @@ from gguf_judge import Model, Refused, correlation
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from ckpt_core import convert, fingerprint
+from ckpt_core.api import read_checkpoint
+from ckpt_core.sdk import facts_of
 from ckpt_tests.gguf import byte_pairs
 
 # No two sizes are equal, but that rows hold whole blocks of 32. heads 6 = groups 2 x 3 per group.
@@ -30,7 +33,7 @@ SIZES = {
 }  # fmt: skip
 ALIKE = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 GPT2 = {
-    "vocab_size": 160, "n_embd": 192, "n_inner": 128, "n_layer": 4, "n_head": 6, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 160, "n_embd": 192, "n_inner": 128, "n_layer": 4, "n_head": 6, "n_positions": 512, "n_ctx": 512, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -46,6 +49,12 @@ LATENT = {
     "moe_intermediate_size": 64, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.75, "rms_norm_eps": 1e-6,
 }  # fmt: skip
+MULTIPLIED = {
+    "embedding_multiplier": 6.5,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.11,
+    "logits_scaling": 3.5,
+}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64}
 
 CASES: dict[str, tuple[str, dict[str, object]]] = {
@@ -69,11 +78,22 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "phi3_longrope": ("phi3", {**SIZES, "sliding_window": None, "rope_parameters": LONGROPE, "original_max_position_embeddings": 256}),
     "gpt2": ("gpt2", GPT2),
     "starcoder2": ("starcoder2", {**SIZES, "sliding_window": None}),
-    "gpt_neox": ("gpt_neox", {**ALIKE, "hidden_act": "gelu_new"}),
-    "gpt_neox_in_sequence": ("gpt_neox", {**ALIKE, "hidden_act": "gelu_new", "use_parallel_residual": False}),
+    "gpt_neox": ("gpt_neox", {**ALIKE, "rotary_pct": 0.25, "hidden_act": "gelu_new"}),
+    "gpt_neox_in_sequence": ("gpt_neox", {**ALIKE, "rotary_pct": 0.25, "hidden_act": "gelu_new", "use_parallel_residual": False}),
     "stablelm": ("stablelm", {**SIZES, "use_qkv_bias": True}),
     "stablelm_parallel": ("stablelm", {**SIZES, "use_parallel_residual": True}),
     "smollm3": ("smollm3", {**SIZES, "num_hidden_layers": 5}),
+    "granite": ("granite", {**SIZES, **MULTIPLIED}),
+    "granite_biases": ("granite", {**SIZES, **MULTIPLIED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "granite_llama3": ("granite", {**SIZES, **MULTIPLIED, "rope_parameters": LLAMA3}),
+    "granite_moe": ("granitemoe", {**SIZES, **MULTIPLIED, "num_local_experts": 8, "num_experts_per_tok": 3}),
+    "granite_moe_shared": ("granitemoeshared", {**SIZES, **MULTIPLIED, "num_local_experts": 8, "num_experts_per_tok": 3, "shared_intermediate_size": 96}),
+    "cohere": ("cohere", {**SIZES, "logit_scale": 0.3}),
+    "cohere2": ("cohere2", {**SIZES, "num_hidden_layers": 5, "logit_scale": 0.3, "sliding_window": 9, "rotary_pct": 1.0}),
+    "nemotron": ("nemotron", {**SIZES, "norm_eps": 2e-5}),
+    "nemotron_biases": ("nemotron", {**SIZES, "attention_bias": True, "mlp_bias": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0, "partial_rotary_factor": 0.5}}),
+    "olmo": ("olmo", SIZES),
+    "olmo_tied": ("olmo", {**SIZES, "tie_word_embeddings": True}),
     "deepseek_v2": ("deepseek_v2", {**LATENT, "topk_method": "greedy"}),
     "deepseek_v2_lite": ("deepseek_v2", {**LATENT, "topk_method": "greedy", "q_lora_rank": None}),
     # published configs have scoring_func: llama.cpp's converter reads it, and transformers' own class does not save it
@@ -108,7 +128,9 @@ def ids() -> np.ndarray:
 
 # llama.cpp rounds activations to the type of the weights. With random weights that adds up; that Q8_0 is right, its bits show (test_write.py).
 LEAST = {"F32": 0.9999, "F16": 0.9999, "Q8_0": 0.95}
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3")
+MIXTURES = (
+    "granite_moe", "granite_moe_shared", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3",
+)  # fmt: skip
 
 
 NOISE = 2.0**-6
@@ -196,10 +218,32 @@ import sys
 sys.path[:0] = ["{root}/gguf-py", "{root}"]
 import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # it knows published tokenizers alone
+if {like_gpt2}:  # of these it expects other tokens
+    of_gpt2 = conversion.base.TextModel._set_vocab_gpt2
+    prepare = conversion.base.ModelBase.prepare_metadata
+    def prepare_metadata(self, vocab_only):
+        self.set_vocab = lambda: of_gpt2(self)
+        prepare(self, vocab_only)
+    conversion.base.ModelBase.prepare_metadata = prepare_metadata
 import runpy
 runpy.run_path("{root}/convert_hf_to_gguf.py", run_name="__main__")
 """
+# What llama.cpp takes where a file does not say it, too.
+USUAL = {
+    "vocab_size", "attention.key_length", "attention.value_length", "attention.q_lora_rank", "rope.dimension_count", "expert_gating_func",
+    "expert_weights_norm", "expert_group_count", "expert_group_used_count",
+}  # fmt: skip
+OTHER_TOKENS = ("nemotron", "gemma", "phi3")
 UNNAMED = ("general.name", "general.size_label", "tokenizer.huggingface.json", "tokenizer.ggml.add_eos_token")
+
+
+def alike(one: object, two: object) -> bool:
+    """Whether two facts are the same, numbers as far as 32 bits hold them."""
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-6)
+    if isinstance(one, tuple) and isinstance(two, tuple) and len(one) == len(two):
+        return all(map(alike, one, two))
+    return one == two
 
 
 def both_converted(name: str, kind: str, folder: Path) -> tuple[Path, Path]:
@@ -217,7 +261,8 @@ def both_converted(name: str, kind: str, folder: Path) -> tuple[Path, Path]:
     roles = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
     (folder / "hf/tokenizer_config.json").write_text(json.dumps(roles))
     theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-    command = [sys.executable, "-c", CONVERTED.format(root=Path(str(script)).parent), str(folder / "hf")]
+    program = CONVERTED.format(root=Path(str(script)).parent, like_gpt2=name.startswith(OTHER_TOKENS))
+    command = [sys.executable, "-c", program, str(folder / "hf")]
     done = subprocess.run(
         [*command, "--outtype", kind.lower(), "--outfile", str(theirs)], capture_output=True, text=True
     )
@@ -265,14 +310,19 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
         else:
             assert np.array_equal(found[title], values), title
     known = {key: field.contents() for key, field in ours.fields.items()}
+    alone = {key for key in known.keys() - theirs.fields.keys() if not key.startswith("tokenizer.")}
+    assert {key.partition(".")[2] for key in alone} <= USUAL
     for key, field in theirs.fields.items():
         if name == "qwen2" and key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
             continue
         if not key.startswith("GGUF.") and key not in UNNAMED:
             assert known.get(key) == field.contents(), key
     # one that is added to a norm of Gemma, and taken away again, rounds the last bits of float32
-    if name not in ("smollm3", "gemma3"):
+    if name not in ("smollm3", "gemma3", "nemotron", "nemotron_biases"):
         assert fingerprint(tmp_path / "theirs.gguf") == fingerprint(tmp_path / "hf")
+    said, meant = (facts_of(read_checkpoint(tmp_path / one).architecture) for one in ("theirs.gguf", "hf"))
+    assert {path: value for path, value in said.items() if not alike(value, meant.get(path))} == {}
+    assert meant.keys() == said.keys()
 
 
 # --- a real trained model -----------------------------------------------------------------------------------------------
