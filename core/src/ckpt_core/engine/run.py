@@ -33,11 +33,15 @@ from ckpt_core.tensors.source import SourceFiles
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An event: `done` of `total` bytes written."""
+    """An event: `done` of `total` bytes are written, the last of them of the tensor `subject`.
+
+    With a `remark` nothing more is: it is a sentence about the workers, for whoever waits for them.
+    """
 
     done: int
     total: int
     subject: str
+    remark: str = ""
 
 
 Listener = Callable[[Progress], None]
@@ -105,8 +109,13 @@ def _transfer_all(
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:
-            run = Run(staging.out, staging.token, boot_id(), staging.sync)
-            finished = Workers(executor, run, source).carry_out(todo, 2 * plan.workers)
+
+            def tell(remark: str) -> None:
+                if listener is not None:
+                    listener(Progress(written, total, "", remark))
+
+            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states())
+            finished = Workers(executor, run, source, staging.begun_by, tell).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)
