@@ -26,16 +26,21 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.tensors.digest import Digests
 from ckpt_core.tensors.source import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An event: `done` of `total` bytes written."""
+    """An event: `done` of `total` bytes are written, the last of them of the tensor `subject`.
+
+    With a `remark` nothing more is: it is a sentence about the workers, for whoever waits for them.
+    """
 
     done: int
     total: int
     subject: str
+    remark: str = ""
 
 
 Listener = Callable[[Progress], None]
@@ -104,8 +109,13 @@ def _transfer_all(
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:
-            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.spooled)
-            finished = Workers(executor, run, source).carry_out(todo, 2 * plan.workers)
+
+            def tell(remark: str) -> None:
+                if listener is not None:
+                    listener(Progress(written, total, "", remark))
+
+            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
+            finished = Workers(executor, run, source, staging.begun_by, tell).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)
@@ -154,7 +164,7 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
         plan=plan.hash,
         options=plan.options,
         losses=plan.losses,
-        tensors=staging.done,
+        tensors={name: Digests(result.digest, result.source_digest) for name, result in staging.done.items()},
         crcs=crcs,
         documents=documents,
     )
