@@ -22,7 +22,7 @@ from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.sizes import size_text
 
 # How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.
@@ -43,6 +43,7 @@ _STEPS = (
 _POINTERS = ("latest_checkpointed_iteration.txt", "latest.txt", "latest", "newest")
 # Marks of what is not finished yet: NeMo's `-unfinished`, temporary folders of the Trainer and of Orbax, downloads.
 _UNFINISHED = ("*-unfinished", "tmp-*", "*.tmp", "*.tmp-*", "*.incomplete", "*.partial", "*.ckpt-partial", ".tmp*")
+_PASSING = ("store-error", "worker-error")  # errors that say nothing of the checkpoint: it is tried again
 _QUIET = 30.0
 
 
@@ -121,7 +122,8 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
-    os.makedirs(dst, exist_ok=True)
+    if "://" not in dst:
+        os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked)
     if once:
         steps = list(follower.look())
@@ -163,8 +165,11 @@ class Follower:
         """What became of one checkpoint; None where nothing did, since it has just been removed or still is as it failed."""
         source, destination = os.path.join(self._run, name), os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
-        if self._is_done(destination, str(self._asked["to"])):
-            return step
+        try:
+            if self._is_done(destination, str(self._asked["to"])):
+                return step
+        except StoreError as error:  # it may answer the next time
+            return step | {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
         try:
             state = State.of(source)
         except FileNotFoundError:
@@ -175,7 +180,7 @@ class Follower:
         if why is not None:
             return step | {"state": "waiting", "why": why}
         step |= self._converted(source, destination)
-        if step["state"] == "failed":
+        if step["state"] == "failed" and step["error"]["anchor"] not in _PASSING:
             self._failed[name] = state
         return step
 
@@ -183,9 +188,10 @@ class Follower:
         """Whether a receipt says so. `CkptError` if it is that of another format: the folder is another follower's."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
+        from ckpt_core.storage.bytes.remote import found
 
-        path = receipt_path(destination)
-        if not os.path.lexists(destination) or not os.path.isfile(path):
+        there = found(destination)
+        if there is None or not os.path.isfile(path := receipt_path(there)):
             return False
         receipt = read_receipt(path)
         if receipt.format != to:
