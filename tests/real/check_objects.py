@@ -26,6 +26,7 @@ from obstore.store import S3Store
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.engine import parts
+from ckpt_core.engine.uploads import SENDERS
 from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import ranges, writable
@@ -307,7 +308,8 @@ def test_killed_at_every_part(
         convert(model, address, spool=tmp_path / "spool", **asked)  # type: ignore[arg-type]
         assert seen.objects() == expected, (request, number, after)
         if request == "send":
-            assert len(sends) == total - there, (request, number, after)
+            # What was on its way when the process died may still have arrived, after we looked.
+            assert total - there - SENDERS < len(sends) <= total - there, (request, number, after)
         elif request == "complete" or visible.keys() - {".ckpt-partial"}:
             assert not sends
         if request not in ("begin", "put"):  # before the claim nobody knows the uploads

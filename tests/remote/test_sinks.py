@@ -412,7 +412,7 @@ def test_transfers_are_done_in_the_order_of_the_files(model: Path, bucket: Bucke
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("gs://bucket/x", "AWS_ENDPOINT_URL=https://storage.googleapis.com"),
+        ("gs://bucket/x", "gcloud storage cp"),
         ("az://bucket/x", "azcopy"),
         ("hf://owner/name", "hf upload"),
         ("https://server/x", "write to a local folder"),
