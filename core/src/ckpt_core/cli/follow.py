@@ -1,6 +1,6 @@
 """`ckpt follow`: converts each checkpoint of a running training once, as soon as it is whole.
 
-What is done is written nowhere but in the receipts of the outputs, so it may be stopped and started at any time. A checkpoint that is still
+What is done is written nowhere but in the receipts of the outputs, so it may be stopped and started at any time, and several may follow one run. A checkpoint that is still
 being written is not opened: it is left until nothing in it has changed for a while, until the run's own pointer to its
 newest checkpoint has reached it, and until no mark of unfinished work lies in it.
 """
@@ -22,7 +22,7 @@ from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
 from ckpt_core.sizes import size_text
 
 # How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.
@@ -112,16 +112,22 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
     from ckpt_core.plugins.discovery import require
+    from ckpt_core.storage.bytes.remote.stores import scheme_of
+    from ckpt_core.storage.bytes.remote.view import refuse_destination
 
     require(str(asked["to"]))
     if not os.path.isdir(run):
         raise UsageError(
-            "a run is a folder of checkpoints", file=run, fix="name the folder that the training saves into"
+            "a run is a folder of checkpoints on this machine",
+            file=run,
+            fix="name the folder that the training saves into",
         )
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
-    os.makedirs(dst, exist_ok=True)
+    refuse_destination(dst)
+    if scheme_of(dst) is None:
+        os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked)
     if once:
         steps = list(follower.look())
@@ -183,9 +189,16 @@ class Follower:
         """Whether a receipt says so. `CkptError` if it is that of another format: the folder is another follower's."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
+        from ckpt_core.storage.bytes.remote.view import localised
 
-        path = receipt_path(destination)
-        if not os.path.lexists(destination) or not os.path.isfile(path):
+        try:
+            place = localised(destination)
+        except StoreError:
+            raise
+        except CkptError:  # nothing is there
+            return False
+        path = receipt_path(place)
+        if not os.path.lexists(place) or not os.path.isfile(path):
             return False
         receipt = read_receipt(path)
         if receipt.format != to:
@@ -227,13 +240,19 @@ class Follower:
         try:
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
+        except BeingWritten:  # by another follower: the next look finds its receipt
+            return {"state": "waiting", "why": "another run is writing it"}
         except (CkptError, FileNotFoundError) as problem:
+            if self._is_done(destination, str(self._asked["to"])):  # by another follower, meanwhile
+                return {"state": "done before"}
             gone = not os.path.lexists(source)  # a run removes its old checkpoints
             if isinstance(problem, OSError) and not gone:
                 raise
             error = CkptError("it was removed meanwhile", file=source) if gone else problem
             assert isinstance(error, CkptError)
             return {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
+        if receipt.found:  # another follower was faster
+            return {"state": "done before"}
         return {
             "state": "converted",
             "seconds": round(time.monotonic() - began, 3),
