@@ -183,6 +183,21 @@ class TestFollow:
         assert not (tmp_path / "out" / "step-5").exists()
         assert [*once()[1].values()] == ["converted"] * 3
 
+    def test_a_file_for_each_rank(self, ckpt, tmp_path):
+        """NeMo 1 in training: a checkpoint lies in every folder of ranks, and is looked at in all of them."""
+        run, name = tmp_path / "nemo", "megatron_gpt--val_loss=5.43-step=7-consumed_samples=56.0.ckpt"
+        for rank in ("tp_rank_00_pp_rank_000", "tp_rank_01_pp_rank_000"):
+            (run / rank).mkdir(parents=True)
+        (run / "tp_rank_01_pp_rank_000" / name).write_bytes(b"1")
+        follower = follow.Follower(str(run), str(tmp_path / "out"), 0, {"to": "toy"})
+        assert [step["why"] for step in follower.look()] == ["tp_rank_00_pp_rank_000 has no file of it"]
+        (run / "tp_rank_00_pp_rank_000" / name).write_bytes(b"0")
+        (step,) = follower.look()
+        assert step["state"] == "failed" and step["source"] == str(run / "tp_rank_00_pp_rank_000" / name)
+        (run / f"{name.removesuffix('.ckpt')}-unfinished").touch()
+        (run / "tp_rank_01_pp_rank_000" / name).write_bytes(b"11")
+        assert ["lies beside it" in step["why"] for step in follower.look()] == [True]
+
     @pytest.mark.parametrize(
         ("name", "number"),
         [
