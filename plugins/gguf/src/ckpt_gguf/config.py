@@ -35,12 +35,13 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_gguf import weights
-from ckpt_gguf.rotary import rotary, rotary_by_window
+from ckpt_gguf.rotary import FREQUENCIES, LONG, SHORT, STRETCHING, rotary, rotary_by_window
 
 _NORMS = ("attention.norm", "mlp.norm", "final_norm")
 _OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 _ROUTER = "mlp.moe.router"
 _LATENT = "latent_attention"
+_WINDOW, _PERIOD = "attention.sliding_window", "attention.sliding_window_pattern"
 
 
 def _is(facts: Mapping[str, object]) -> list[configs.Entry]:
@@ -57,31 +58,81 @@ def _there(tensor: str, *paths: str) -> configs.Entry:
     return key(tensor, *paths, default=False, type=values.flag)
 
 
-def _every(period: int) -> Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]:
-    """Enters that all but every `period`-th layer have the window, or all, if the keys say the window alone."""
+def _with_window(period: int, layers: int) -> tuple[bool, ...]:
+    """Which layers have a window: all but every `period`-th, or all if it is 0 (llama-hparams.cpp, set_swa_pattern)."""
+    return tuple(period == 0 or index % period < period - 1 for index in range(layers))
+
+
+def _every(period: int, needed: bool) -> Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]:
+    """Enters that all but every `period`-th layer have the window, or what the keys say."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        window = config.get("attention.sliding_window", 4096)
-        facts["attention.window"] = values.checked("attention.sliding_window", window, values.whole)
-        present = schema.PerLayer((index + 1) % period != 0 for index in range(facts["layers"]))
+        window, layers = config.get(_WINDOW, 4096 if needed else 0), facts["layers"]
+        if not needed and not values.checked(_WINDOW, window, values.count):
+            return
+        given, usual = config.get(_PERIOD, period), _with_window(period, layers)
+        if isinstance(given, list) and tuple(given) != usual:
+            raise CkptError(
+                f"key {_PERIOD!r} is a list, which llama.cpp does not read",
+                found=str(given)[:80],
+                expected=f"the layers that it has in its code: all but every {period}th",
+            )
+        present = (
+            usual if isinstance(given, list) else _with_window(values.checked(_PERIOD, given, values.count), layers)
+        )
+        if any(present):
+            facts["attention.window"] = values.checked(_WINDOW, window, values.whole)
         if any(present) and not all(present):
-            facts["attention.window?"] = present
+            facts["attention.window?"] = schema.PerLayer(present)
 
     return read
 
 
-def _windows(period: int) -> list[configs.Entry]:
+def _windows(period: int, *, needed: bool = True, listed: bool = False) -> list[configs.Entry]:
+    """The lines of a window that all but every `period`-th layer have. `needed`: there is one in every model. `listed`: the
+    converter lists the layers, and llama.cpp passes over the list. A number it reads, and takes for the period."""
+
+    pattern = [_pattern(period), configs.LEFT_OUT] if listed else [configs.LEFT_OUT, _pattern(None)]
     return [
         decided(
-            ["attention.sliding_window"],
+            [_WINDOW, _PERIOD],
             ["attention.window", "attention.window?"],
-            read=_every(period),
-            values={"attention.sliding_window": [configs.value_of("attention.window")]},
+            read=_every(period, needed),
+            values={
+                _WINDOW: [configs.value_of("attention.window"), *([] if needed else [configs.LEFT_OUT])],
+                _PERIOD: pattern,
+            },
             uses=["layers"],
-            why=f"all layers but every {period}. have the window, which llama.cpp has in its code",
-        ),
-        key_is("attention.sliding_window_pattern", period, or_absent=True, written=False),
+            why=f"all layers but every {period}. have the window, unless a number says another period",
+        )
     ]
+
+
+def _pattern(usual: int | None) -> configs.Said:
+    """What says the layers with a window: their list where they are the `usual` ones, else a period."""
+
+    def said(present: tuple[bool, ...]) -> object:
+        count = len(present)
+        if usual is not None and present == _with_window(usual, count):
+            return list(present)
+        return next((other for other in range(count + 1) if present == _with_window(other, count)), None)
+
+    return configs.layers_of("attention.window", said)
+
+
+def _rotating_by_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    present = facts.present("attention.window")
+    if isinstance(present, schema.PerLayer):
+        facts["attention.rotary?"] = present
+
+
+def _windows_of_64(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Enters the windows of EXAONE 4, which the model of 64 layers alone has (src/models/exaone4.cpp)."""
+    if facts["layers"] == 64:
+        _every(4, True)(config, facts, notes)
+        _rotating_by_window(config, facts, notes)
+    elif config.get(_WINDOW):
+        raise CkptError(f"key {_WINDOW!r} is read of 64 layers alone", found=f"{facts['layers']} layers")
 
 
 def _read_no_rope(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -245,6 +296,10 @@ OLMO2 = LLAMA.replace("olmo2",
     key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_OUT_NORMS, "attention.qk_norm", "final_norm")), type=values.positive),
     *_norms("rms", *_OUT_NORMS, "attention.qk_norm"),
     fact_is("attention.qk_norm_whole", True),
+    # OLMo 3, whose layers with a window rotate without the scaling of the others
+    *_windows(4, needed=False, listed=True),
+    configs.where("attention.window", [configs.repeats("rope.freq_base_swa", "rope.freq_base")]),
+    rotary(unscaled="attention.window"),
     *_UNTIED,
     without=[*_NO_BIASES, "output.weight", "attention.norm.kind", "mlp.norm.kind"],
 )
@@ -282,6 +337,40 @@ PHI3 = LLAMA.replace("phi3",
     decided(["attention.sliding_window"], ["attention.window"], read=_read_window,
             values={"attention.sliding_window": [configs.value_of("attention.window"), 0]}, why="0 where no layer has one"),
     without=[*_NO_BIASES, "attention.q_bias", "attention.k_bias", "attention.v_bias"],
+)
+
+# ggml computes the clamped activation with the numbers of gpt-oss (ggml_swiglu_oai).
+GPT_OSS = LLAMA.replace("gpt-oss",
+    key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
+    *ignore("feed_forward_length", why="every layer has experts", written=lambda facts: facts["mlp.moe.ffn"], uses=["mlp.moe.ffn"]),
+    *_MIXTURE,
+    *_is({"mlp.activation": Activation.GELU_QUICK, "mlp.clamp": 7.0, "mlp.up_offset": 1.0, "attention.sinks": True}),
+    *_is(dict.fromkeys(["attention.out_bias", "mlp.up_bias", "mlp.down_bias", f"{_ROUTER}.bias", f"{_ROUTER}.normalise"], True)),
+    *_windows(2),
+    configs.repeats("rope.freq_base_swa", "rope.freq_base", written=False),
+    # gpt-oss is trained without whole ends of yarn's ramp, and llama.cpp computes it with them
+    rotary(truncates=False),
+    *_UNTIED,
+    without=["mlp.ffn", "output.weight", *(f"blk.*.{name}.bias" for name in ("attn_output", "ffn_up", "ffn_down"))],
+)
+
+SEED_OSS = LLAMA.replace("seed_oss", without=_NO_BIASES)
+
+ARCEE = LLAMA.replace("arcee",
+    *_is({"mlp.gated": False, "mlp.activation": Activation.RELU_SQUARED}),
+    without=_NO_BIASES,
+)
+
+EXAONE = LLAMA.replace("exaone", without=_NO_BIASES)
+
+EXAONE4 = LLAMA.replace("exaone4",
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_OUT_NORMS, "attention.qk_norm", "final_norm")), type=values.positive),
+    *_norms("rms", *_OUT_NORMS, "attention.qk_norm"),
+    rotary(always=False),
+    decided([_WINDOW, _PERIOD], ["attention.window", "attention.window?", "attention.rotary?"], read=_windows_of_64, uses=["layers", "attention.rotary.*"],
+            values={_WINDOW: [configs.value_of("attention.window"), configs.LEFT_OUT], _PERIOD: [_pattern(4), configs.LEFT_OUT]},
+            why="of 64 layers all but every fourth have a window, and these alone rotate; of others all rotate, and none has one"),
+    without=[*_NO_BIASES, "attention.norm.kind", "mlp.norm.kind"],
 )
 
 # Layer norms, with biases.
@@ -375,7 +464,8 @@ class Model:
 
     `of` are the model types of transformers that are converted to it. `experts`: of two models of one architecture, the one with
     experts. `square`: the heads together are as wide as the model, as llama.cpp loads them. `as_many_keys`: there are as many heads
-    of keys as of queries.
+    of keys as of queries. `stretching` are the tensors that stretch the angles and that llama.cpp loads for it. `rounds`: the
+    models of it are computed with whole ends of yarn's ramp, which they are trained without.
     """
 
     architecture: str
@@ -385,9 +475,14 @@ class Model:
     experts: bool | None = None
     square: bool = False
     as_many_keys: bool = False
+    stretching: tuple[str, ...] = ()
+    rounds: bool = False
 
-    def lacks(self, architecture: Architecture) -> str | None:
+    def lacks(self, architecture: Architecture, config: Mapping[str, Any]) -> str | None:
         """Why llama.cpp does not load such a model under this name; None where it does."""
+        unread = [name for name in STRETCHING if name in config and name not in self.stretching]
+        if unread:
+            return f"llama.cpp reads no {unread[0]}, which says {_SCALING_OF[unread[0]]}"
         decoder = architecture.decoder
         attention = decoder.layers[0].attention if decoder else None
         if attention is None:
@@ -400,29 +495,36 @@ class Model:
         return None
 
 
+_SCALING_OF = {FREQUENCIES: "llama3 scaling", SHORT: "longrope", LONG: "longrope"}
+
 _EXPERTS = layouts.Choice("experts", ("stacked", "single"), default="stacked",
     help="the experts of a layer lie in one tensor, or each in its own, as in files of before April 2024")  # fmt: skip
 
 # fmt: off
 MODELS = [
-    Model("llama",      LLAMA,      layouts.Tables([weights.MODEL, weights.PAIRED_LAYER]), ("llama", "mistral", "iquestcoder"), experts=False),
-    Model("llama",      MIXTRAL,    layouts.Tables([weights.MODEL, weights.MIXTRAL_LAYER], [_EXPERTS]), ("mixtral",), experts=True),
+    Model("llama",      LLAMA,      layouts.Tables([weights.MODEL, weights.PAIRED_LAYER]), ("llama", "mistral", "iquestcoder"), experts=False, stretching=STRETCHING),
+    Model("llama",      MIXTRAL,    layouts.Tables([weights.MODEL, weights.MIXTRAL_LAYER], [_EXPERTS]), ("mixtral",), experts=True, stretching=STRETCHING),
     Model("smollm3",    SMOLLM3,    layouts.Tables([weights.MODEL, weights.PAIRED_LAYER]), ("smollm3",)),
     Model("qwen2",      QWEN2,      layouts.Tables([weights.MODEL, weights.LAYER]), ("qwen2",), square=True),
     Model("qwen3",      QWEN3,      layouts.Tables([weights.MODEL, weights.QWEN3_LAYER]), ("qwen3",)),
     Model("qwen2moe",   QWEN2_MOE,  layouts.Tables([weights.MODEL, weights.QWEN2_MOE_LAYER]), ("qwen2_moe",), square=True),
     Model("qwen3moe",   QWEN3_MOE,  layouts.Tables([weights.MODEL, weights.QWEN3_MOE_LAYER]), ("qwen3_moe",)),
     Model("olmoe",      OLMOE,      layouts.Tables([weights.MODEL, weights.OLMOE_LAYER]), ("olmoe",), square=True, as_many_keys=True),
-    Model("olmo2",      OLMO2,      layouts.Tables([weights.MODEL, weights.OLMO2_LAYER]), ("olmo2",), square=True),
+    Model("olmo2",      OLMO2,      layouts.Tables([weights.MODEL, weights.OLMO2_LAYER]), ("olmo2", "olmo3"), square=True),
     Model("gemma",      GEMMA,      layouts.Tables([weights.GEMMA_MODEL, weights.GEMMA_LAYER]), ("gemma",)),
     Model("gemma2",     GEMMA2,     layouts.Tables([weights.GEMMA_MODEL, weights.GEMMA2_LAYER]), ("gemma2",)),
     Model("gemma3",     GEMMA3,     layouts.Tables([weights.GEMMA_MODEL, weights.GEMMA3_LAYER]), ("gemma3_text",)),
-    Model("phi3",       PHI3,       layouts.Tables([weights.MODEL, weights.PHI3_LAYER]), ("phi3",), square=True),
+    Model("phi3",       PHI3,       layouts.Tables([weights.MODEL, weights.PHI3_LAYER]), ("phi3",), square=True, stretching=(SHORT, LONG)),
     Model("starcoder2", STARCODER2, layouts.Tables([weights.MODEL_WITH_BIAS, weights.LAYER_NORM_LAYER]), ("starcoder2",), square=True),
     Model("gpt2",       GPT2,       layouts.Tables([weights.MODEL_WITH_POSITIONS, weights.FUSED_LAYER]), ("gpt2",), square=True),
     Model("gptneox",    GPT_NEOX,   layouts.Tables([weights.MODEL_WITH_BIAS, weights.FUSED_LAYER]), ("gpt_neox",), square=True, as_many_keys=True),
     Model("stablelm",   STABLELM,   layouts.Tables([weights.MODEL_WITH_BIAS, weights.LAYER_NORM_LAYER]), ("stablelm",), square=True),
     Model("deepseek2",  DEEPSEEK2,  layouts.Tables([weights.MODEL, weights.DEEPSEEK2_LAYER]), ("deepseek_v2", "deepseek_v3", "kimi_k2")),
+    Model("gpt-oss",    GPT_OSS,    layouts.Tables([weights.MODEL, weights.GPT_OSS_LAYER]), ("gpt_oss",), rounds=True),
+    Model("seed_oss",   SEED_OSS,   layouts.Tables([weights.MODEL, weights.SEED_OSS_LAYER]), ("seed_oss",)),
+    Model("arcee",      ARCEE,      layouts.Tables([weights.MODEL, weights.ARCEE_LAYER]), ("arcee",), stretching=(FREQUENCIES,)),
+    Model("exaone",     EXAONE,     layouts.Tables([weights.MODEL, weights.LAYER]), ("exaone",), stretching=(FREQUENCIES,)),
+    Model("exaone4",    EXAONE4,    layouts.Tables([weights.MODEL, weights.EXAONE4_LAYER]), ("exaone4",), square=True, stretching=(FREQUENCIES,)),
 ]
 # fmt: on
 

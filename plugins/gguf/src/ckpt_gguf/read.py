@@ -82,6 +82,7 @@ def read(path: str, request: ReadRequest) -> Description:
         sidecars={**({} if company.has_tokenizer(beside) else told.files), **beside},
         ledger=ledger,
         hints={"name": str(metadata["general.name"])} if "general.name" in metadata else {},
+        origins={"hf": {"model_type": model.of[0]}},
         losses=[] if company.has_tokenizer(beside) else told.losses,
         evidence=[f"{model.config.name} by general.architecture = {model.architecture!r}"],
     )
@@ -94,6 +95,10 @@ def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[s
     config |= {key: metadata[key] for key in model.config.keys if key.startswith("tokenizer.") and key in metadata}
     for key in model.config.keys:
         if key in STRETCHING:
+            if key in files.tensors and key not in model.stretching:
+                raise FormatError(
+                    f"llama.cpp reads no {key} of architecture {model.architecture!r}", file=files.tensors[key].file
+                )
             if key in files.tensors:
                 config[key] = _numbers(files.tensors[key])
         elif key.endswith((".weight", ".bias")):

@@ -132,6 +132,21 @@ PHI3_LAYER = LAYER.without(*_QKV, *_MLP).extend(
     row("ffn_down.weight", "h f",               "mlp.down.weight"),
 )
 
+# What is called after the attention is the norm before the MLP.
+SEED_OSS_LAYER = LAYER.without("ffn_norm.weight").extend(
+    row("post_attention_norm.weight", "h", "mlp.norm.weight", dtype="fp32"),
+)
+GPT_OSS_LAYER = SEED_OSS_LAYER.without(*_MLP).extend(
+    row("attn_sinks.weight",   "(g r)", "attention.sinks.weight",  dtype="fp32"),
+    row("ffn_gate_inp.bias",   "x",     "mlp.router.bias",         dtype="fp32"),
+    row("ffn_gate_exps.bias",  "x f",   "mlp.experts.gate.bias",   dtype="fp32"),
+    row("ffn_up_exps.bias",    "x f",   "mlp.experts.up.bias",     dtype="fp32"),
+    row("ffn_down_exps.bias",  "x h",   "mlp.experts.down.bias",   dtype="fp32"),
+    *_EXPERTS,
+)
+ARCEE_LAYER = PAIRED_LAYER.without("ffn_gate.weight", "ffn_gate.bias")
+EXAONE4_LAYER = LAYER.without("attn_norm.weight", "ffn_norm.weight").extend(*_OUT_NORMS, *_QK_NORMS)
+
 # Latent attention as llama.cpp runs it: keys are absorbed into the queries, so that their half of kv_b is kept transposed for each head.
 DEEPSEEK2_LAYER = LAYER.without(*_QKV, "attn_output.weight", "attn_output.bias").extend(
     row("attn_q.weight",           "(g (q_nope[dn] + q_rope[e c])) h",  "attention.{part}.weight", when="!latent_attention.q_rank"),
