@@ -190,6 +190,16 @@ def _read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any])
         facts["attention.window"] = window
 
 
+def _score(default: object = configs.REQUIRED) -> configs.Entry:
+    """How experts are scored; what llama.cpp takes where no key says it is the `default`."""
+    return key("expert_gating_func", f"{_ROUTER}.score", default=default, via=one_of({1: "softmax", 2: "sigmoid"}))
+
+
+def _fixed(counted: str, *facts: str) -> list[configs.Entry]:
+    """A width that two keys say, of which llama.cpp takes `feed_forward_length` for the tensors."""
+    return [key("feed_forward_length", *facts, type=values.whole), configs.repeats(counted, "feed_forward_length")]
+
+
 _GROUPS = ("expert_group_count", "expert_group_used_count")
 
 # fmt: off
@@ -236,11 +246,32 @@ LLAMA = Config("llama", [
 _UNTIED = [fact_is("head.tied", False)]
 _NO_BIASES = ["attention.out_bias", "mlp.up_bias", "mlp.down_bias"]
 
-_MIXTURE = [
+_CHOSEN = [
     key("expert_count", "mlp.moe.experts", type=values.whole),
     key("expert_used_count", f"{_ROUTER}.top_k", type=values.whole),
-    *_is({f"{_ROUTER}.score": "softmax"}),
 ]
+_MIXTURE = [*_CHOSEN, fact_is(f"{_ROUTER}.score", "softmax")]
+
+# Layers with experts after some without, and how an expert is chosen, as DeepSeek has them.
+_DENSE_FIRST = [
+    by_layer("leading_dense_block_count", "mlp.moe", ~rules.first_layers(), default=0),
+    configs.in_other_layers("feed_forward_length", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn", type=values.whole),
+]
+_SCALED = key("expert_weights_scale", f"{_ROUTER}.scale", default=1.0)
+_CORRECTED = _there("blk.*.exp_probs_b.bias", f"{_ROUTER}.correction_bias")
+_ROUTED = [
+    *_CHOSEN,
+    key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
+    _SCALED,
+    key("expert_weights_norm", f"{_ROUTER}.normalise", default=False, type=values.flag),
+    decided(_GROUPS, [f"{_ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=_read_groups,
+            values={_GROUPS: [(1, 1), (configs.value_of(f"{_ROUTER}.groups"), configs.value_of(f"{_ROUTER}.group_top_k"))]},
+            why="llama.cpp takes the best groups by the sum of their two best experts, whatever the model"),
+]
+_SHARED_COUNT = key("expert_shared_count", "mlp.moe.shared.ffn", type=values.whole, times="expert_feed_forward_length")
+# the same width in one number
+_SHARED_WIDTH = ignore("expert_shared_feed_forward_length", why="expert_shared_count says it",
+                       written=lambda facts: facts["mlp.moe.shared.ffn"], uses=["mlp.moe.shared.ffn"])
 
 MIXTRAL = LLAMA.replace("llama, with experts",
     key("feed_forward_length", "mlp.moe.ffn", type=values.whole),
@@ -373,6 +404,109 @@ EXAONE4 = LLAMA.replace("exaone4",
     without=[*_NO_BIASES, "attention.norm.kind", "mlp.norm.kind"],
 )
 
+DOTS1 = QWEN3.replace("dots1",
+    *_DENSE_FIRST,
+    *_ROUTED,
+    _CORRECTED,
+    _SHARED_COUNT,
+    _score(),
+    *_UNTIED,
+    without=["output.weight"],
+)
+
+EXAONE_MOE = QWEN3.replace("exaone-moe",
+    *_DENSE_FIRST,
+    *_ROUTED,
+    _CORRECTED,
+    _SHARED_COUNT,
+    *_SHARED_WIDTH,
+    _score(),
+    key_is("nextn_predict_layers", 0, or_absent=True, why="layers that predict further tokens are not read"),
+    *_windows(4, listed=True),
+    configs.repeats("rope.freq_base_swa", "rope.freq_base", written=False),
+    rotary(always=False),
+    decided([], ["attention.rotary?"], read=_rotating_by_window, values={}, uses=["attention.window", "attention.window?", "attention.rotary.*"],
+            why="the layers with a window rotate, and no others, which llama.cpp has in its code"),
+    *_UNTIED,
+    without=["output.weight"],
+)
+
+# A bias of attn_output it loads, and leaves out.
+ERNIE4_5 = LLAMA.replace("ernie4_5", without=_NO_BIASES)
+
+ERNIE4_5_MOE = ERNIE4_5.replace("ernie4_5-moe",
+    *_DENSE_FIRST,
+    key_is("interleave_moe_layer_step", 1, why="of the layers between, llama.cpp wants experts, too"),
+    *_MIXTURE,
+    key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
+    _SCALED,
+    _CORRECTED,
+    fact_is(f"{_ROUTER}.normalise", True),
+    key("expert_shared_feed_forward_length", "mlp.moe.shared.ffn", type=values.whole),
+    *ignore("expert_shared_count", why="expert_shared_feed_forward_length says it",
+            written=lambda facts: facts["mlp.moe.shared.ffn"] // facts["mlp.moe.ffn"], uses=["mlp.moe.shared.ffn", "mlp.moe.ffn"]),
+)
+
+HUNYUAN = QWEN3.replace("hunyuan-dense",
+    fact_is("attention.qk_norm_after_rotary", True),
+)
+
+HUNYUAN_MOE = HUNYUAN.replace("hunyuan-moe",
+    *_MIXTURE,
+    *_fixed("expert_feed_forward_length", "mlp.moe.ffn"),
+    key("expert_shared_feed_forward_length", "mlp.moe.shared.ffn", default=same_as("feed_forward_length"), type=values.whole),
+    *ignore("expert_shared_count", why="expert_shared_feed_forward_length says it", written=lambda facts: 1),
+    fact_is(f"{_ROUTER}.normalise", True),
+    without=["mlp.ffn"],
+)
+
+MINIMAX_M2 = QWEN3.replace("minimax-m2",
+    *_CHOSEN,
+    *_fixed("expert_feed_forward_length", "mlp.moe.ffn"),
+    _score(),
+    *_is({f"{_ROUTER}.normalise": True, f"{_ROUTER}.correction_bias": True, "attention.qk_norm_whole": True}),
+    rotary(partial=True),
+    *_UNTIED,
+    without=["mlp.ffn", "output.weight"],
+)
+
+BAILINGMOE2 = QWEN3.replace("bailingmoe2",
+    *_DENSE_FIRST,
+    *_ROUTED,
+    _CORRECTED,
+    _SHARED_COUNT,
+    *_SHARED_WIDTH,
+    _score(),
+    rotary(partial=True),
+    *_UNTIED,
+    without=["output.weight", *(f"blk.*.attn_{part}.bias" for part in "qkv")],
+)
+
+MELLUM = QWEN3_MOE.replace("mellum",
+    *_windows(4, needed=False, listed=True),
+    configs.where("attention.window", [configs.repeats("rope.freq_base_swa", "rope.freq_base")]),
+    rotary(unscaled="attention.window"),
+    *_UNTIED,
+    without=["output.weight"],
+)
+
+AFMOE = QWEN3.replace("afmoe",
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_NORMS, *_OUT_NORMS, "attention.qk_norm")), type=values.positive),
+    *_norms("rms", *_OUT_NORMS),
+    derived(None, "tokens.scale", "hidden ** 0.5", rounding="none", tolerance=1e-6, of_facts=True),
+    fact_is("attention.out_gate", True),
+    *_windows(4),
+    configs.repeats("rope.freq_base_swa", "rope.freq_base", written=False),
+    rotary(always=False),
+    decided([], ["attention.rotary?"], read=_read_no_rope, values={}, uses=["layers", "attention.rotary.*"],
+            why="all layers but every fourth rotate, which llama.cpp has in its code"),
+    *_DENSE_FIRST,
+    *_ROUTED,
+    fact_is(f"{_ROUTER}.correction_bias", True),
+    _SHARED_COUNT,
+    _score(default=2),
+)
+
 # Layer norms, with biases.
 _LAYER_NORMED = LLAMA.replace("",
     key("attention.layer_norm_epsilon", *(f"{norm}.eps" for norm in _NORMS), type=values.positive),
@@ -386,6 +520,12 @@ _BIAS_TENSORS = [f"blk.*.{name}.bias" for name in ("attn_q", "attn_k", "attn_v",
 
 STARCODER2 = _LAYER_NORMED.replace("starcoder2",
     *_ALL_BIASES,
+    without=_BIAS_TENSORS,
+)
+
+JAIS2 = _LAYER_NORMED.replace("jais2",
+    *_ALL_BIASES,
+    fact_is("mlp.activation", Activation.RELU_SQUARED),
     without=_BIAS_TENSORS,
 )
 
@@ -440,19 +580,11 @@ DEEPSEEK2 = Config("deepseek2", [
             uses=[f"{_LATENT}.rotary.*", f"{_LATENT}.nope_dim", f"{_LATENT}.rope_dim"],
             why="yarn's multiplier enters the scale of the scores squared"),
     *_is({"mlp.gated": True, "mlp.activation": Activation.SILU}),
-    by_layer("leading_dense_block_count", "mlp.moe", ~rules.first_layers(), default=0),
-    configs.in_other_layers("feed_forward_length", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn", type=values.whole),
-    key("expert_count", "mlp.moe.experts", type=values.whole),
-    key("expert_used_count", f"{_ROUTER}.top_k", type=values.whole),
-    key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    key("expert_shared_count", "mlp.moe.shared.ffn", type=values.whole, times="expert_feed_forward_length"),
-    key("expert_weights_scale", f"{_ROUTER}.scale", default=1.0),
-    key("expert_weights_norm", f"{_ROUTER}.normalise", default=False, type=values.flag),
-    key("expert_gating_func", f"{_ROUTER}.score", default=1, via=one_of({1: "softmax", 2: "sigmoid"})),
-    decided(_GROUPS, [f"{_ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=_read_groups,
-            values={_GROUPS: [(0, 0), (configs.value_of(f"{_ROUTER}.groups"), configs.value_of(f"{_ROUTER}.group_top_k"))]},
-            why="llama.cpp takes the best groups by the sum of their two best experts, whatever the model"),
-    _there("blk.*.exp_probs_b.bias", f"{_ROUTER}.correction_bias"),
+    *_DENSE_FIRST,
+    *_ROUTED,
+    _CORRECTED,
+    _SHARED_COUNT,
+    _score(default=1),
     key("output.weight", "head.tied", default=False, via=one_of({False: True, True: False})),
 ])
 # fmt: on
@@ -525,6 +657,17 @@ MODELS = [
     Model("arcee",      ARCEE,      layouts.Tables([weights.MODEL, weights.ARCEE_LAYER]), ("arcee",), stretching=(FREQUENCIES,)),
     Model("exaone",     EXAONE,     layouts.Tables([weights.MODEL, weights.LAYER]), ("exaone",), stretching=(FREQUENCIES,)),
     Model("exaone4",    EXAONE4,    layouts.Tables([weights.MODEL, weights.EXAONE4_LAYER]), ("exaone4",), square=True, stretching=(FREQUENCIES,)),
+    Model("exaone-moe", EXAONE_MOE, layouts.Tables([weights.MODEL, weights.EXAONE_MOE_LAYER]), ("exaone_moe",), stretching=(FREQUENCIES,)),
+    Model("ernie4_5",   ERNIE4_5,   layouts.Tables([weights.MODEL, weights.PAIRED_LAYER]), ("ernie4_5",)),
+    Model("ernie4_5-moe", ERNIE4_5_MOE, layouts.Tables([weights.MODEL, weights.ERNIE4_5_MOE_LAYER]), ("ernie4_5_moe",)),
+    Model("dots1",      DOTS1,      layouts.Tables([weights.MODEL, weights.EXAONE_MOE_LAYER]), ("dots1",), as_many_keys=True),
+    Model("hunyuan-dense", HUNYUAN, layouts.Tables([weights.MODEL, weights.QWEN3_LAYER]), ("hunyuan_v1_dense",)),
+    Model("hunyuan-moe", HUNYUAN_MOE, layouts.Tables([weights.MODEL, weights.HUNYUAN_MOE_LAYER]), ("hunyuan_v1_moe",)),
+    Model("minimax-m2", MINIMAX_M2, layouts.Tables([weights.MODEL, weights.MINIMAX_M2_LAYER]), ("minimax_m2",)),
+    Model("bailingmoe2", BAILINGMOE2, layouts.Tables([weights.MODEL, weights.BAILINGMOE2_LAYER]), ("bailing_moe",), square=True),
+    Model("mellum",     MELLUM,     layouts.Tables([weights.MODEL, weights.QWEN3_MOE_LAYER]), ("mellum",)),
+    Model("afmoe",      AFMOE,      layouts.Tables([weights.MODEL, weights.AFMOE_LAYER]), ("afmoe",)),
+    Model("jais2",      JAIS2,      layouts.Tables([weights.MODEL_WITH_BIAS, weights.JAIS2_LAYER]), ("jais2",), square=True, as_many_keys=True),
 ]
 # fmt: on
 

@@ -38,8 +38,8 @@ _WHOLE = {
     "context_length": 1,
     **{f"tokenizer.ggml.{name}_token_id": 0 for name in ("bos", "eos", "padding")},
 }
-_ONE_ROW = ".ffn_gate_inp_shexp.weight"
-"""The tensor that has one row in some files, and is a vector in others."""
+_ONE_ROW, _VECTOR = ".ffn_gate_inp_shexp.weight", ".exp_probs_b.bias"
+"""Tensors that have one row in some files, and are vectors in others: the first is read as a row, the second as a vector."""
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -137,6 +137,8 @@ def stored(entry: Entry) -> StoredTensor:
     plain, shape = PLAIN.get(entry.kind.name), entry.shape
     if entry.name.endswith(_ONE_ROW) and len(shape) == 1:
         shape = (1, *shape)
+    if entry.name.endswith(_VECTOR) and len(shape) == 2 and shape[0] == 1:
+        shape = shape[1:]
     if plain is not None:
         return StoredTensor.contiguous(entry.file, plain, shape, entry.offset)
     return numbers_of(entry.kind, entry.name, shape, entry.file, entry.offset)

@@ -147,6 +147,16 @@ GPT_OSS_LAYER = SEED_OSS_LAYER.without(*_MLP).extend(
 ARCEE_LAYER = PAIRED_LAYER.without("ffn_gate.weight", "ffn_gate.bias")
 EXAONE4_LAYER = LAYER.without("attn_norm.weight", "ffn_norm.weight").extend(*_OUT_NORMS, *_QK_NORMS)
 
+# Mixtures with layers that have no experts.
+_OFFSET = row("exp_probs_b.bias", "x", "mlp.router.correction_bias", dtype="fp32")
+EXAONE_MOE_LAYER = QWEN3_LAYER.extend(*_EXPERTS, *_SHARED_EXPERT, _OFFSET)
+ERNIE4_5_MOE_LAYER = PAIRED_LAYER.extend(*_EXPERTS, *_SHARED_EXPERT, _OFFSET)
+AFMOE_LAYER = EXAONE_MOE_LAYER.extend(*_OUT_NORMS, row("attn_gate.weight", "(g r d) h", "attention.gate.weight"))
+BAILINGMOE2_LAYER = EXAONE_MOE_LAYER.without(*_QKV).extend(_FUSED_QKV[0])
+HUNYUAN_MOE_LAYER = QWEN3_MOE_LAYER.extend(*_SHARED_EXPERT)
+MINIMAX_M2_LAYER = OLMOE_LAYER.extend(_OFFSET)
+JAIS2_LAYER = LAYER_NORM_LAYER.without("ffn_gate.weight", "ffn_gate.bias")
+
 # Latent attention as llama.cpp runs it: keys are absorbed into the queries, so that their half of kv_b is kept transposed for each head.
 DEEPSEEK2_LAYER = LAYER.without(*_QKV, "attn_output.weight", "attn_output.bias").extend(
     row("attn_q.weight",           "(g (q_nope[dn] + q_rope[e c])) h",  "attention.{part}.weight", when="!latent_attention.q_rank"),
