@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     "--max-memory",
     type=Size(),
     metavar="SIZE",
-    help="How much memory may be used, e.g. 256MiB or 2GB.  [default: 256MiB]",
+    help="How much memory may be used, e.g. 256MiB or 2GB; by each worker that is a process.  [default: 256MiB]",
 )
 @click.option(
     "--workers",
@@ -125,7 +125,9 @@ def command(
         asked["max_memory"] = max_memory
     here = engine == "local" or "://" in src  # other processes have other working directories
     with announced("reading headers"):
-        plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
+        plan = plan_conversion(
+            src if here else os.path.abspath(src), dst, options=options, apart=engine != "local", **asked
+        )
     remark = odd_name(plan, dst)
     if remark is not None:
         say(f"{paint('note', 'bold', sys.stderr)}: {remark}", err=True)
@@ -198,16 +200,19 @@ def _run(
     plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None, all_workers: bool
 ) -> Receipt:
     from ckpt_core.engine.destination import check_destination
-    from ckpt_core.engine.executors import executor_for, size_of
+    from ckpt_core.engine.executors import executor_for, fitted
     from ckpt_core.engine.run import run_plan
     from ckpt_core.engine.staging import SUFFIX, Staging
 
     if overwrite or not Staging(dst, plan).is_published():
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
-        with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
-            if all_workers:  # of a cluster; the share of the memory that each has is that of the plan
-                plan.workers = max(plan.workers, size_of(executor))
+        before = None if engine == "local" else "waiting for the workers"
+        with (
+            progress("converting", before=before) as listener,
+            executor_for(engine, plan.workers, address) as executor,
+        ):
+            plan = fitted(plan, executor, all_workers)
             return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
     except (KeyboardInterrupt, OSError) as error:
         if os.path.isdir(os.path.abspath(dst) + SUFFIX) and not getattr(error, "__notes__", ()):
@@ -231,7 +236,8 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("sidecars", *sorted(target.sidecars))
     page.say("tensors", f"{len(plan.transfers):,}")
     page.say("training", *training_lines(plan))
-    page.say("memory", f"at most {memory_text(plan.peak_memory)}, {plural(plan.workers, 'worker')}")
+    each = " in each process" if plan.apart else ""
+    page.say("memory", f"at most {memory_text(plan.peak_memory)}{each}, {plural(plan.workers, 'worker')}")
     page.say("decisions", *decision_lines(target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("launch", *launch_lines(plan.target.launch, dst))

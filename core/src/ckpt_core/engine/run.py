@@ -13,6 +13,7 @@ from blake3 import blake3
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.destination import check_destination, room_for
 from ckpt_core.engine.dispatch import Workers, in_threads
+from ckpt_core.engine.order import in_order
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import Staging, boot_id
@@ -26,16 +27,21 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.tensors.digest import Digests
 from ckpt_core.tensors.source import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An event: `done` of `total` bytes written."""
+    """An event: `done` of `total` bytes are written, the last of them of the tensor `subject`.
+
+    With a `remark` nothing more is: it is a sentence about the workers, for whoever waits for them.
+    """
 
     done: int
     total: int
     subject: str
+    remark: str = ""
 
 
 Listener = Callable[[Progress], None]
@@ -85,7 +91,8 @@ def _transfer_all(
     plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None
 ) -> Mapping[str, int]:
     """Write every data file; the CRC-32 of each."""
-    todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
+    left = (transfer for transfer in plan.transfers if transfer.name not in staging.done)
+    todo = in_order(left, lambda one: one.bytes_read + one.bytes_written, lambda one: one.file)
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
     source = SourceFiles(plan.source.files)
@@ -102,8 +109,13 @@ def _transfer_all(
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:
-            run = Run(staging.out, staging.token, boot_id(), staging.sync)
-            finished = Workers(executor, run, source).carry_out(todo, 2 * plan.workers)
+
+            def tell(remark: str) -> None:
+                if listener is not None:
+                    listener(Progress(written, total, "", remark))
+
+            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states())
+            finished = Workers(executor, run, source, staging.begun_by, tell).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)
@@ -151,7 +163,7 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
         plan=plan.hash,
         options=plan.options,
         losses=plan.losses,
-        tensors=staging.done,
+        tensors={name: Digests(result.digest, result.source_digest) for name, result in staging.done.items()},
         crcs=crcs,
         documents=documents,
     )

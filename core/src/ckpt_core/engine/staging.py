@@ -2,6 +2,7 @@
 
     DST.ckpt-partial/
         token            a random text of the run that is alive, by which its workers know the folder
+        sources          what each source file was when the plan was made, for those workers
         journal.jsonl    first line: the plan; then one line per finished tensor
         out/             the files, at their final size from the start
 
@@ -31,20 +32,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
+from ckpt_core import __version__
 from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.states import STATES, write_states
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.version import VERSION
 
 SUFFIX = ".ckpt-partial"
 TOKEN = "token"
-_MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
+MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
+_LINE = 200  # characters
 _SYNCS = 8
 # What a file system answers that has no such call. It is then as safe as it can be without.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
@@ -69,7 +72,7 @@ class Staging:
         self.sync = sync
         self.out = os.path.join(self.folder, "out")
         self.token = secrets.token_hex(16)
-        self._token_path = os.path.join(self.folder, TOKEN)
+        self._beside = [os.path.join(self.folder, name) for name in (TOKEN, STATES)]
         self._plan = plan
         self._journal_path = os.path.join(self.folder, _JOURNAL)
         self._receipt = receipt_beside(self.destination)
@@ -78,7 +81,7 @@ class Staging:
             self._receipt: os.path.join(self.folder, "receipt"),
         }
         asked = {"source": plan.source.path, "options": dict(plan.options)}
-        self._head = {"ckpt": VERSION, "plan": plan.hash, "boot": boot_id(), **asked}
+        self._head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
         self.done: dict[str, Result] = {}
 
     def __enter__(self) -> Staging:
@@ -285,7 +288,7 @@ class Staging:
         ):
             self._restart()
             self.done = {}
-        with written(self._token_path, os.O_CREAT | os.O_TRUNC) as descriptor:
+        with written(os.path.join(self.folder, TOKEN), os.O_CREAT | os.O_TRUNC) as descriptor:
             pwrite_all(descriptor, memoryview(self.token.encode()), 0)
         for file in files:
             path = self.path(file.path)
@@ -295,6 +298,18 @@ class Staging:
                     os.ftruncate(descriptor, file.size)
                 for offset, data in file.literals:
                     pwrite_all(descriptor, memoryview(data), offset)
+
+    def share_states(self) -> str:
+        """Write down what the source files are, for workers; the digest of it."""
+        return write_states(self.folder, self._plan.source.files)
+
+    def begun_by(self, mark: str) -> str | None:
+        """Who has begun a task that was handed over with this mark; None if nobody has."""
+        try:
+            with open(os.path.join(self.folder, mark), encoding="utf-8", errors="replace", opener=_carefully) as file:
+                return file.readline(_LINE) or None
+        except OSError:
+            return None
 
     def path(self, relative: str) -> str:
         """Where an output file is while the conversion runs."""
@@ -359,8 +374,8 @@ class Staging:
         What can't be removed stays behind, and does no harm to an output that is published.
         """
         with contextlib.suppress(OSError):
-            marks = [entry.path for entry in os.scandir(self.folder) if entry.name.startswith(_MARK)]
-            for path in (self.out, self._token_path, *marks, *self._aside.values(), self._journal_path):
+            marks = [entry.path for entry in os.scandir(self.folder) if entry.name.startswith(MARK)]
+            for path in (self.out, *self._beside, *marks, *self._aside.values(), self._journal_path):
                 _remove(path)
             os.rmdir(self.folder)
 
@@ -376,6 +391,10 @@ class Staging:
 
 
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def _carefully(path: str, flags: int) -> int:
+    return os.open(path, flags | _CAREFULLY)
 
 
 def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], int]:

@@ -22,8 +22,9 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
+from ckpt_gguf.architectures import model_of
 from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model, model_of
+from ckpt_gguf.config import Model
 from ckpt_gguf.container import Entry, single
 from ckpt_gguf.contents import GENERAL, TOKENIZER
 from ckpt_gguf.files import Files, read_files
@@ -95,10 +96,6 @@ def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[s
     config |= {key: metadata[key] for key in model.config.keys if key.startswith("tokenizer.") and key in metadata}
     for key in model.config.keys:
         if key in STRETCHING:
-            if key in files.tensors and key not in model.stretching:
-                raise FormatError(
-                    f"llama.cpp reads no {key} of architecture {model.architecture!r}", file=files.tensors[key].file
-                )
             if key in files.tensors:
                 config[key] = _numbers(files.tensors[key])
         elif key.endswith((".weight", ".bias")):

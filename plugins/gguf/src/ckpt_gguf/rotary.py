@@ -12,7 +12,7 @@ two lengths says a line; where too few do, the divisors are read as a longrope w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,14 @@ def rotary(
     partial: bool = False,
     always: bool = True,
     latent: bool = False,
+    loads: Collection[str] = (),
+    named: bool = False,
     unscaled: str = "",
     truncates: bool = True,
 ) -> configs.Custom:
-    """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does.
+    """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does. `loads` are the tensors of
+    `STRETCHING` that llama.cpp loads of this architecture: of others it refuses a file that has one. `named`: its converter says the
+    type of scaling where there is none, too.
 
     `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has the
     multiplier that enters the scale of the scores (deepseek2). `unscaled`: layers with this thing, a window, have no scaling (olmo2).
@@ -55,6 +59,9 @@ def rotary(
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         size = facts[head_dim]
+        unloaded = [tensor for tensor in STRETCHING if config.get(tensor) and tensor not in loads]
+        if unloaded:
+            raise CkptError("llama.cpp loads no such tensor of this architecture", found=unloaded[0])
         width = values.checked(_WIDTH, config.get(_WIDTH, size), values.whole)
         if width != size and not partial:
             raise CkptError("a whole head rotates", found=f"{_WIDTH} = {width}", expected=size)
@@ -66,9 +73,7 @@ def rotary(
             facts[f"{path}.scaling.truncate"] = False
         without = facts.present(unscaled) if unscaled and f"{path}.scaling.kind" in facts else False
         if without is True:
-            raise CkptError(
-                "a layer with a window has no scaling, and every layer has one", found=f"{_TYPE} = {config.get(_TYPE)}"
-            )
+            raise CkptError("no layer is without a window, and scaled", found=f"{_TYPE} = {config.get(_TYPE)}")
         if isinstance(without, schema.PerLayer):
             facts[f"{path}.scaling?"] = schema.PerLayer(not one for one in without)
         if latent and config.get(_TYPE) == "yarn":
@@ -90,9 +95,7 @@ def rotary(
         if unsaid:
             raise Refusal("no key says how angles are shared out", found=f"{path}.{unsaid[0]}", fact=f"{path}.*")
         scaled, without = facts.present(f"{path}.scaling"), facts.present(unscaled) if unscaled else False
-        if scaled and schema.PerLayer(not one for one in _each(without, facts)) != schema.PerLayer(
-            _each(scaled, facts)
-        ):
+        if scaled and _each(scaled, facts) != [not one for one in _each(without, facts)]:
             which = "layers without a window" if unscaled else "all layers"
             raise Refusal(f"{which} have the scaling", found=f"{path}.scaling in layers {scaled}", fact=f"{path}.*")
         config[_BASE] = theta
@@ -110,7 +113,15 @@ def rotary(
         if not truncates:
             given.pop("truncate", None)
         said = dict(_scaling_of(given, path, int(width), theta, config.get("context_length")))
-        config.update(said)
+        unloaded = [tensor for tensor in STRETCHING if tensor in said and tensor not in loads]
+        if unloaded:
+            kind = given.get("kind")
+            raise Refusal(
+                f"llama.cpp loads no {unloaded[0]} of this architecture",
+                found=f"{path}.scaling.kind = {kind}",
+                fact=f"{path}.*",
+            )
+        config.update({_TYPE: "none", **said} if named else said)
 
     return custom(
         own,
@@ -120,8 +131,8 @@ def rotary(
         uses=[
             head_dim,
             "context_length",
-            *([_WIDTH] if latent else []),
             "layers",
+            *([_WIDTH] if latent else []),
             *([unscaled, f"{unscaled}?"] if unscaled else []),
         ],
         why="each kind of scaling has keys of its own, and llama3 and longrope are tensors",

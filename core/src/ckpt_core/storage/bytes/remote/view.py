@@ -19,8 +19,7 @@ from ckpt_core import addresses
 from ckpt_core.errors import CkptError, FormatError, UsageError
 from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
-from ckpt_core.storage.bytes.remote.http import without_secrets
-from ckpt_core.storage.bytes.remote.objects import Listing, Object
+from ckpt_core.storage.bytes.remote.objects import Listing, Object, without_secrets
 from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.stores import scheme_of, store_of
 
