@@ -356,6 +356,8 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
     for key, field in theirs.fields.items():
         if name == "qwen2" and key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
             continue
+        if key == "tokenizer.ggml.seperator_token_id" and name == "hunyuan_moe":  # an id of the config, and of no token
+            continue
         if key.endswith("rope.scaling.type") and field.contents() == "none":  # as it is without the key
             continue
         if not key.startswith("GGUF.") and key not in UNNAMED:
@@ -364,8 +366,14 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
     if name not in ("smollm3", "gemma3", "nemotron", "nemotron_biases"):
         assert fingerprint(tmp_path / "theirs.gguf") == fingerprint(tmp_path / "hf")
     said, meant = (facts_of(read_checkpoint(tmp_path / one).architecture) for one in ("theirs.gguf", "hf"))
-    assert {path: value for path, value in said.items() if not alike(value, meant.get(path))} == {}
-    assert meant.keys() == said.keys()
+    # of gpt-oss no key says whether the ends of yarn's ramp are whole, and the published models have others
+    other = {"attention.rotary.scaling.truncate": False} if name == "gpt_oss" else {}
+    assert {path: value for path, value in said.items() if not alike(value, meant.get(path))} == other
+    assert meant.keys() - other == said.keys() - other
+    convert(tmp_path / "theirs.gguf", tmp_path / "back", to="hf")
+    first, second = (json.loads((tmp_path / one / "config.json").read_text()) for one in ("hf", "back"))
+    if name != "mistral":  # which is called llama
+        assert second["architectures"] == first["architectures"]
 
 
 # --- a real trained model -----------------------------------------------------------------------------------------------

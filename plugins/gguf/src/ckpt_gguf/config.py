@@ -113,6 +113,8 @@ def pattern(usual: int | None) -> configs.Said:
 
     def said(present: tuple[bool, ...]) -> object:
         count = len(present)
+        if not any(present):
+            return None
         if usual is not None and present == _with_window(usual, count):
             return list(present)
         return next((other for other in range(count + 1) if present == _with_window(other, count)), None)
