@@ -41,8 +41,9 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
-from ckpt_core.storage.bytes.remote import localised, refuse_destination
+from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.bytes.remote.ranges import unanswered
+from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, dtype_named
 from ckpt_core.tensors.digest import HASHES, VERSION
 from ckpt_core.tensors.digest import fingerprint as combine
@@ -347,9 +348,10 @@ def plan_conversion(
     """
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
+    place = path_of(dst, "dst")
+    if writable(place) is None:  # said before a large source is looked at
+        place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
-    refuse_destination(path_of(dst, "dst"))
-    place = os.path.abspath(path_of(dst, "dst"))
     for name, number in (("max_memory", max_memory), ("workers", workers)):
         check_count(number, name)
     reader, fact = find_format(local, format)
@@ -489,6 +491,7 @@ def convert(
     sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Receipt:
     """Convert `src` to format `to` at `dst`, and return the receipt that lies there.
 
@@ -498,7 +501,8 @@ def convert(
     `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
-    `listener` is called with a `Progress` now and then. The others are those of `open_checkpoint`.
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
     files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
@@ -528,6 +532,7 @@ def convert(
         sync=sync,
         executor=executor,
         listener=listener,
+        spool=None if spool is None else path_of(spool, "spool"),
     )
 
 

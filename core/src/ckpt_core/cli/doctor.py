@@ -36,6 +36,7 @@ LIBRARIES = (
     Library("transformers", "verify --logits by transformers itself, load_model", 'pip install "ckpt-convert[models]"'),
     Library("huggingface_hub", "sources at hf://owner/name", 'pip install "ckpt-convert[hub]"'),
     Library("obstore", "sources at s3://, gs:// and az://", 'pip install "ckpt-convert[s3]"'),
+    Library("boto3", "destinations at s3://", 'pip install "ckpt-convert[s3]"'),
     Library("ray", "convert --engine ray", 'pip install "ckpt-convert[ray]"'),
     Library("distributed", "convert --engine dask", 'pip install "ckpt-convert[dask]"'),
     Library("matplotlib", "verify --plot", 'pip install "ckpt-convert[plot]"'),
