@@ -2,7 +2,7 @@
 
 A worker is believed only in what this machine sees too:
 
-- That a tensor is written: the file that the worker made to mark its end, and in each output file the first bytes other than
+- That a tensor is written: the secret that the worker wrote into the mark of its task at the end, and in each output file the first bytes other than
   zeros that it wrote, are looked for here. Of a file without such bytes nothing is missing if they never came.
 - That the input is at fault: the tensor is read here as well. If that goes well, the worker is at fault.
 
@@ -14,11 +14,9 @@ such a failure of the run those that are at work may finish, and what they did c
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import pickle
-import secrets
 import statistics
 import time
 from collections import deque
@@ -34,10 +32,10 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass, field
 
+from ckpt_core.engine import marks
 from ckpt_core.engine.cluster import Cluster
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.staging import MARK
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.engine.worker import KEPT, Report, Run, Sample, Task, look, perform
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
@@ -103,8 +101,7 @@ class _Fault:
 class Workers:
     """The workers behind an executor, for one run.
 
-    `source` is what this machine sees of the input, `begun_by` says who has begun a task of a mark, and `tell` is given
-    a sentence for whoever waits.
+    `source` is what this machine sees of the input, and `tell` is given a sentence for whoever waits.
     """
 
     def __init__(
@@ -112,10 +109,9 @@ class Workers:
         executor: Executor,
         run: Run,
         source: SourceFiles,
-        begun_by: Callable[[str], str | None] = lambda _: None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._executor, self._source, self._begun_by, self._tell = executor, source, begun_by, tell
+        self._executor, self._source, self._tell = executor, source, tell
         self._cluster = executor if isinstance(executor, Cluster) else None
         self._run = pickle.dumps(run)
         self._staging = os.path.dirname(run.out)
@@ -210,7 +206,7 @@ class Workers:
     # --- handing over
 
     def _hand_over(self, awaited: _Awaited) -> None:
-        mark = f"{MARK}{secrets.token_hex(8)}"
+        mark = marks.new_mark()
         try:
             task = Task(awaited.transfer, mark, self._source.remote_states(awaited.transfer.paths))
             future = self._executor.submit(perform, SOFTWARE, self._run, pickle.dumps(task))
@@ -254,7 +250,7 @@ class Workers:
     def _silence(self, seconds: float) -> str:
         """What is awaited, where nothing was heard for so long."""
         oldest = self._awaited[0]
-        began = next((who for mark in oldest.copies.values() if (who := self._begun_by(mark))), None)
+        began = next((who for mark in oldest.copies.values() if (who := marks.begun_by(self._staging, mark))), None)
         of = f"which {began} began" if began else "which no worker has begun"
         more = f", and {len(self._awaited) - 1:,} more" if self._awaited[1:] else ""
         return f"no result for {seconds:.0f} s: waiting for {oldest.transfer.name}, {of}{more}; what is done is kept"
@@ -265,7 +261,7 @@ class Workers:
         """The result of a transfer that is awaited no longer; None where it was not a result."""
         worker = getattr(future, "worker", None)
         try:
-            found = self._believed(awaited.transfer, future)
+            found = self._believed(awaited.transfer, awaited.copies[future], future)
         except (CkptError, OSError) as error:
             self._failure = self._failure or error
             self._forget(awaited)
@@ -307,7 +303,7 @@ class Workers:
             failure.found = Lines(map(str, alike)) if len(alike) > 1 else failure.found
         return failure
 
-    def _believed(self, transfer: Transfer, future: Future) -> Result | _Fault:
+    def _believed(self, transfer: Transfer, mark: str, future: Future) -> Result | _Fault:
         """The result of a transfer if it is what a worker says it is, else what that did wrong. Raises what is wrong with the input."""
         try:
             report: Report = future.result()
@@ -322,7 +318,7 @@ class Workers:
             return _Fault(_failed(_said(error)))
         if report.result is None:
             return self._judged(transfer, report)
-        if (missing := self._missing(report)) is not None:
+        if (missing := self._missing(report, mark)) is not None:
             return _Fault(missing, lasting=True)
         self._paces.append(report.seconds / max(transfer.bytes_read, _SMALL))
         return report.result
@@ -354,12 +350,10 @@ class Workers:
             )
         )
 
-    def _missing(self, report: Report) -> WorkerError | None:
+    def _missing(self, report: Report, mark: str) -> WorkerError | None:
         """What is wrong if what a worker says it wrote is not here."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self._staging, report.mark))
-            if all(map(_is_here, report.samples)):
-                return None
+        if marks.is_ended(self._staging, mark, report.secret) and all(map(_is_here, report.samples)):
+            return None
         return WorkerError(
             "what a worker wrote is not here",
             file=next((sample.path for sample in report.samples if not _is_here(sample)), self._staging),
