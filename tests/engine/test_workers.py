@@ -23,7 +23,7 @@ from typing import ClassVar
 import pytest
 
 from ckpt_core import convert, plan_conversion
-from ckpt_core.engine import cluster, dispatch, executors, plan, ray_cluster, software, worker
+from ckpt_core.engine import cluster, dispatch, executors, judging, plan, ray_cluster, software, worker
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
 from ckpt_core.storage.bytes.files import FileState
@@ -193,7 +193,7 @@ def test_a_worker_with_other_code_is_refused(model: Path, tmp_path: Path, expect
 
     destination = tmp_path / "run"
     error = refused(model, destination, Cluster(other))
-    assert "0.0.1" in error.found and socket.gethostname() in error.found and error.expected == dispatch.SOFTWARE
+    assert "0.0.1" in error.found and socket.gethostname() in error.found and error.expected == software.SOFTWARE
     assert not loaded
     continues(model, destination, expected, work)
 
@@ -357,7 +357,7 @@ def test_an_error_of_a_worker_is_none_of_the_input(
 
 def test_an_error_of_the_input_is_seen_here_too(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing of the output can be used."""
-    for module in (worker, dispatch):
+    for module in (worker, judging):
         monkeypatch.setattr(module, "run_transfer", raising(FormatError("two copies differ", file="x")))
     with pytest.raises(FormatError, match="two copies differ"):
         convert(model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Cluster())

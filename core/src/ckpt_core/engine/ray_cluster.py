@@ -18,9 +18,9 @@ _PATIENCE = 3.0  # seconds
 class RayCluster(Cluster):
     """Calls through `ray.remote`. When the head of the cluster is `lost`, what is awaited is given up."""
 
-    def __init__(self, remote: Callable) -> None:
+    def __init__(self, remote: Callable, deaths: tuple[type[Exception], ...] = ()) -> None:
         super().__init__()
-        self._call = remote(_call)
+        self._call, self._deaths = remote(_call), deaths
         self._awaited: set[Placed] = set()
         self.lost = threading.Event()
 
@@ -55,7 +55,7 @@ class RayCluster(Cluster):
         self._awaited.add(placed)
         placed.add_done_callback(self._awaited.discard)
         call = self._call.options(**how) if how else self._call
-        placed.follow(call.remote(function, arguments).future(), worker)
+        placed.follow(call.remote(function, arguments).future(), worker, self._deaths)
         return placed
 
     @contextlib.contextmanager
