@@ -1,7 +1,7 @@
 """Workers that run other code, see other files, fail or fall silent: no wrong output, and nothing that was done is lost.
 
 A worker of another machine is a call in this process, in which paths lead elsewhere: that is all that a worker knows of its machine.
-`real/check_clusters.py` does the same to real clusters of Dask and Ray.
+`real/check_cluster.py` does the same to real clusters of Dask and Ray.
 """
 
 from __future__ import annotations

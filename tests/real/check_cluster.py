@@ -62,7 +62,7 @@ MANY = 20
 
 def build(folder: Path, gigabytes: float) -> None:
     """A Llama in bf16 of about so many GB, in four files; every value another."""
-    h, f, kv, v = 512, 1408, 128, 8000
+    h, f, kv, v = 512, 1408, 256, 8000
     layer = {
         "self_attn.q_proj": (h, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h), "self_attn.o_proj": (h, h),
         "mlp.gate_proj": (f, h), "mlp.up_proj": (f, h), "mlp.down_proj": (h, f), "input_layernorm": (h,), "post_attention_layernorm": (h,),
@@ -84,7 +84,7 @@ def build(folder: Path, gigabytes: float) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": h, "intermediate_size": f, "num_hidden_layers": layers,
-        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": v, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 32, "vocab_size": v, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "max_position_embeddings": 2048, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
