@@ -291,7 +291,8 @@ def make_plan(
             found=f"{memory >> 20} MiB for {workers} workers",
             expected=f"at least {(footprint >> 20) + 1 + workers * _BUFFERS} MiB, {footprint >> 20} of them for the plan",
         )
-    source = replace(source, files=[*source.files, *_copied_files(source, target)])
+    ledger = source.ledger.with_carried(target.carried) if target.carried else source.ledger
+    source = replace(source, files=[*source.files, *_copied_files(source, target)], ledger=ledger)
     transfers = []
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
