@@ -25,6 +25,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import read_checkpoint
 from ckpt_core.sdk import facts_of
+from ckpt_gguf.splitting import BY_NAME
 from ckpt_tests.gguf import byte_pairs
 
 # No two sizes are equal, but that rows hold whole blocks of 32. heads 6 = groups 2 x 3 per group.
@@ -280,6 +281,9 @@ def alike(one: object, two: object) -> bool:
     return one == two
 
 
+ROLES = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
 def both_converted(name: str, kind: str, folder: Path) -> tuple[Path, Path]:
     """The file that llama.cpp's converter makes of a model at `folder`/hf, and ours."""
     pytest.importorskip("sentencepiece")
@@ -292,8 +296,7 @@ def both_converted(name: str, kind: str, folder: Path) -> tuple[Path, Path]:
     # to a tokenizer of Qwen 2 transformers adds tokens of its own
     built(name, folder / "hf", vocab_size=400 if name == "qwen2" else tokenizer.get_vocab_size())
     (folder / "hf/tokenizer.json").write_text(tokenizer.to_str())
-    roles = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
-    (folder / "hf/tokenizer_config.json").write_text(json.dumps(roles))
+    (folder / "hf/tokenizer_config.json").write_text(json.dumps(ROLES))
     theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
     program = CONVERTED.format(root=Path(str(script)).parent, like_gpt2=name.startswith(OTHER_TOKENS))
     shutil.copytree(folder / "hf", folder / "published")
@@ -374,6 +377,19 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
     first, second = (json.loads((tmp_path / one / "config.json").read_text()) for one in ("hf", "back"))
     if name != "mistral":  # which is called llama
         assert second["architectures"] == first["architectures"]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_words_are_cut_as_llama_cpp_cuts_them(name: str, tmp_path: Path) -> None:
+    tokenizer = byte_pairs(name)
+    built("llama", tmp_path / "hf", vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=1)
+    (tmp_path / "hf/tokenizer.json").write_text(tokenizer.to_str())
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps(ROLES))
+    convert(tmp_path / "hf", tmp_path / "x.gguf", to="gguf", options={"dst.pre": name})
+    judge = Model(tmp_path / "x.gguf")
+    for text in TEXTS:
+        assert judge.tokenized(text) == tokenizer.encode(text).ids, text
+    judge.close()
 
 
 # --- a real trained model -----------------------------------------------------------------------------------------------
