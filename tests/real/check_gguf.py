@@ -123,6 +123,10 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "afmoe": ("afmoe", {**DENSE_FIRST, "num_hidden_layers": 5, "head_dim": 64, "sliding_window": 9, "mup_enabled": True, "num_dense_layers": 1,
         "num_shared_experts": 2, "score_func": "sigmoid", "route_norm": True, "global_attn_every_n_layers": 4}),
     "jais2": ("jais2", {**SIZES, "num_key_value_heads": 6}),
+    "llama4": ("llama4_text", {**SIZES, "head_dim": 64, "num_hidden_layers": 5, "num_local_experts": 8, "num_experts_per_tok": 1, "intermediate_size": 64,
+        "intermediate_size_mlp": 128, "interleave_moe_layer_step": 2, "moe_layers": None, "rope_parameters": LLAMA3}),
+    "ministral3": ("ministral3", {**SIZES, "head_dim": 64, "sliding_window": None, "rope_parameters": {
+        **YARN, "original_max_position_embeddings": 16, "beta_fast": 24.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),
     "deepseek_v2": ("deepseek_v2", {**LATENT, "topk_method": "greedy"}),
     "deepseek_v2_lite": ("deepseek_v2", {**LATENT, "topk_method": "greedy", "q_lora_rank": None}),
     # published configs have scoring_func: llama.cpp's converter reads it, and transformers' own class does not save it
@@ -166,6 +170,11 @@ NOISE = 2.0**-6
 """32 times what one rounding to F16 changes at most, relative to a hidden state."""
 
 
+def chosen_by(result: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The experts that a router chooses: their numbers, or which of all, where it gives no numbers (Llama 4)."""
+    return result[2].sort(-1).values if len(result) > 2 else result[0] > 0
+
+
 def decided(model: transformers.PreTrainedModel, count: int) -> np.ndarray:
     """A sequence of ids in which no router is near a tie: at no position of any layer does `NOISE` on what it reads choose other experts.
 
@@ -175,7 +184,7 @@ def decided(model: transformers.PreTrainedModel, count: int) -> np.ndarray:
     read: list[tuple[torch.nn.Module, torch.Tensor, torch.Tensor]] = []
 
     def watched(router: torch.nn.Module, given: tuple[torch.Tensor, ...], result: tuple[torch.Tensor, ...]) -> None:
-        read.append((router, given[0].reshape(-1, given[0].shape[-1]), result[2].sort(-1).values))
+        read.append((router, given[0].reshape(-1, given[0].shape[-1]), chosen_by(result)))
 
     routers = [module for module in model.modules() if type(module).__name__.endswith("Router")]
     hooks = [router.register_forward_hook(watched) for router in routers]
@@ -190,7 +199,7 @@ def decided(model: transformers.PreTrainedModel, count: int) -> np.ndarray:
             for router, states, chosen in read:
                 size = NOISE * states.square().mean(-1, keepdim=True).sqrt()
                 for _ in range(16):
-                    again = router.forward(states + size * torch.randn_like(states))[2].sort(-1).values
+                    again = chosen_by(router.forward(states + size * torch.randn_like(states)))
                     clear &= (again == chosen).all(-1).reshape(len(tried), -1)[:, -1]
             assert clear.any(), f"no token after {len(found)} others is clear of ties"
             found = np.append(found, tried[int(clear.int().argmax())])

@@ -453,7 +453,7 @@ DEEPSEEK2 = Config("deepseek2", [
     key("attention.layer_norm_rms_epsilon", f"{LATENT}.norm.eps", f"{LATENT}.kv_norm.eps", "mlp.norm.eps", "final_norm.eps", type=values.positive),
     *norms("rms", f"{LATENT}.norm", f"{LATENT}.kv_norm", "mlp.norm", "final_norm"),
     configs.where(f"{LATENT}.q_rank", [*norms("rms", f"{LATENT}.q_norm"), configs.fact_as(f"{LATENT}.q_norm.eps", f"{LATENT}.kv_norm.eps")]),
-    rotary(f"{LATENT}.rotary", head_dim=f"{LATENT}.rope_dim", latent=True),
+    rotary(f"{LATENT}.rotary", head_dim=f"{LATENT}.rope_dim", latent=True, multiplier=0.1),  # a tenth is in the files (conversion/deepseek.py)
     decided([], [f"{LATENT}.scale"], read=_read_latent_scale, values={}, tolerance=1e-6,
             uses=[f"{LATENT}.rotary.*", f"{LATENT}.nope_dim", f"{LATENT}.rope_dim"],
             why="yarn's multiplier enters the scale of the scores squared"),
