@@ -1,7 +1,7 @@
 """What the metadata of a GGUF file means, for each architecture of llama.cpp (src/llama-model.cpp and src/models, b10605).
 
 A config is what a file says under `ARCHITECTURE.`, without that prefix, and `tokenizer.ggml.` ids. A key that is called as a tensor is true where the
-file has that tensor: whether there are biases, or a head of its own, no key says. What llama.cpp has in its code is a `fact_is`: another
+file has that tensor: whether there are biases, or a head of its own, no key says; with a question mark it lists which layers have it. What llama.cpp has in its code is a `fact_is`: another
 value is refused, since no file could say it.
 """
 
@@ -42,6 +42,11 @@ OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 ROUTER = "mlp.moe.router"
 LATENT = "latent_attention"
 WINDOW, PERIOD = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+def is_tensor(key: str) -> bool:
+    """Whether a key of a config stands for a tensor of the file, and for no key of its metadata."""
+    return key.startswith("blk.") or key.endswith((".weight", ".bias"))
 
 
 def always(facts: Mapping[str, object]) -> list[configs.Entry]:

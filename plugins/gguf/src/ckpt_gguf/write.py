@@ -29,7 +29,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_gguf.architectures import in_order
 from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model
+from ckpt_gguf.config import Model, is_tensor
 from ckpt_gguf.container import plan_file, single
 from ckpt_gguf.files import SUFFIX
 from ckpt_gguf.kinds import BF16, BY_NAME, F32, PLAIN, Kind
@@ -240,7 +240,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """The keys of a file, but for those of the tokenizer."""
     own = {key: value for key, value in config.items() if not key.startswith("tokenizer.")}
-    said = {key: value for key, value in own.items() if not key.endswith((".weight", ".bias")) and value is not None}
+    said = {key: value for key, value in own.items() if not is_tensor(key) and value is not None}
     name = request.options.get("name") or checkpoint.hints_for("gguf").get("name")
     return {
         "general.architecture": model.architecture,
