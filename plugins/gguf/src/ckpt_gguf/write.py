@@ -62,7 +62,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
     single_file = request.destination.endswith(SUFFIX)
     path = os.path.basename(request.destination) if single_file else _FILE
-    natives = builder.natives()
+    # copies of a tensor are left out: llama.cpp takes the tensor itself
+    natives = {name: native for name, native in builder.natives().items() if not native.row.copy}
     kinds = {name: kind_of(native, builder, asked) for name, native in natives.items()}
     stretching = {name: np.array(config[name], "<f4") for name in STRETCHING if name in config}
     specs = {name: (F32, values.shape) for name, values in stretching.items()}

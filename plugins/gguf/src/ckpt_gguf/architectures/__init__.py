@@ -10,10 +10,14 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
-from ckpt_gguf.architectures import cohere, granite, nemotron, olmo
+from ckpt_gguf.architectures import alibi, cohere, falcon, glm, granite, jais2, nemotron, olmo, phi, starcoder
 from ckpt_gguf.config import Model
 
-MODELS: list[Model] = [model for module in (config, granite, cohere, nemotron, olmo) for model in module.MODELS]
+MODELS: list[Model] = [
+    model
+    for module in (config, granite, cohere, nemotron, olmo, glm, falcon, alibi, phi, starcoder, jais2)
+    for model in module.MODELS
+]
 """The architectures; of several that hold a model, the first is written."""
 
 
