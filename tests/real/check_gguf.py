@@ -434,9 +434,11 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
     other = {"attention.rotary.scaling.truncate": False} if name == "gpt_oss" else {}
     assert {path: value for path, value in said.items() if not alike(value, meant.get(path))} == other
     assert meant.keys() - other == said.keys() - other
+    if name == "mpt":  # transformers has it with the exact GELU alone, and the file means the other
+        return
     convert(tmp_path / "theirs.gguf", tmp_path / "back", to="hf")
     first, second = (json.loads((tmp_path / one / "config.json").read_text()) for one in ("hf", "back"))
-    if name != "mistral":  # which is called llama
+    if name not in ("mistral", "solar_open"):  # which are called llama and glm4moe
         assert second["architectures"] == first["architectures"]
 
 
