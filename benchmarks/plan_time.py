@@ -145,7 +145,7 @@ def measure(source: str, asked: Asked, profile: bool) -> dict[str, float]:
     return {
         "plan": planned,
         "hash": hashed - planned,
-        "tensors": len(plan.transfers),
+        "tensors": len(plan.tensors),
         "files": len(plan.source.files),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -229,7 +229,7 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("files", *shortened(table((size_text(size), path) for path, size in sizes)))
     page.say("documents", *sorted(target.documents))
     page.say("sidecars", *sorted(target.sidecars))
-    page.say("tensors", f"{len(plan.transfers):,}")
+    page.say("tensors", f"{len(plan.tensors):,}")
     page.say("training", *training_lines(plan))
     page.say("memory", f"at most {memory_text(plan.peak_memory)}, {plural(plan.workers, 'worker')}")
     page.say("decisions", *decision_lines(target.decisions))
@@ -249,7 +249,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "parallel": plan.target.parallel,
         "fingerprint": receipt.fingerprint,
         "receipt": receipt_path(dst),
-        "tensors": len(plan.transfers),
+        "tensors": len(plan.tensors),
         **({} if plan.target.training is None else {"training": plan.training_json()}),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
         "bytes_read": plan.bytes_read,

@@ -26,7 +26,7 @@ from concurrent.futures import (
     wait,
 )
 
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.engine.worker import KEPT, Report, Run, Sample, Task, perform
@@ -94,7 +94,7 @@ class Workers:
                 if not done and failure is not None:
                     break
                 if not done and silences <= _TWINS:
-                    for transfer in {transfer.name: transfer for transfer in self._running.values()}.values():
+                    for transfer in {transfer.key: transfer for transfer in self._running.values()}.values():
                         self._hand_over(transfer)
                 for future in done:
                     if (awaited := self._running.pop(future, None)) is None:

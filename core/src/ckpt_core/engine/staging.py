@@ -2,12 +2,12 @@
 
     DST.ckpt-partial/
         token            a random text of the run that is alive, by which its workers know the folder
-        journal.jsonl    first line: the plan; then one line per finished tensor
+        journal.jsonl    first line: the plan; then one line per finished piece of a tensor
         out/             the files, at their final size from the start
 
 The whole of `out/` gets its final name in one rename, so nothing half-written ever has it; where the output is a
 single file, its receipt gets its name beside it just before. A killed run
-leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
+leaves the folder behind; the same command continues from the journal. What is finished is trusted only
 while the machine has not been restarted: a restart can lose written pages that were never synced. Without `sync` the same
 is true of the output itself, for as long as the kernel takes to write it.
 
@@ -79,7 +79,7 @@ class Staging:
         }
         asked = {"source": plan.source.path, "options": dict(plan.options)}
         self._head = {"ckpt": VERSION, "plan": plan.hash, "boot": boot_id(), **asked}
-        self.done: dict[str, Result] = {}
+        self.done: dict[tuple[str, int], Result] = {}
 
     def __enter__(self) -> Staging:
         try:
@@ -233,8 +233,8 @@ class Staging:
             head, done, _ = _read_journal(self._journal_bytes())
         except (FileNotFoundError, NotADirectoryError):  # it is removed last
             return True
-        names = {transfer.name for transfer in self._plan.transfers}
-        return head.get("plan") == self._head["plan"] and done.keys() >= names and not any(self._files())
+        pieces = {transfer.key for transfer in self._plan.transfers}
+        return head.get("plan") == self._head["plan"] and done.keys() >= pieces and not any(self._files())
 
     def differences(self, other: Mapping[str, object]) -> tuple[str, str]:
         """What another conversion was asked for and this one is not, and the other way round.
@@ -265,8 +265,8 @@ class Staging:
             self._journal.write(json.dumps(record).encode() + b"\n")
 
     def finish(self, result: Result) -> None:
-        """Note that a tensor is written."""
-        self.done[result.name] = result
+        """Note that a piece is written."""
+        self.done[result.key] = result
         self._append({name: getattr(result, name) for name in Result.__slots__})
 
     # --- the files
@@ -378,10 +378,10 @@ class Staging:
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], int]:
-    """The first line, the finished tensors, and the bytes up to the first line that a kill cut short or that is damaged."""
+def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int], Result], int]:
+    """The first line, the finished pieces, and the bytes up to the first line that a kill cut short or that is damaged."""
     head: dict[str, object] = {}
-    done: dict[str, Result] = {}
+    done: dict[tuple[str, int], Result] = {}
     size = 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
@@ -389,7 +389,8 @@ def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], in
         try:
             record = json.loads(line)
             if size:
-                done[record["name"]] = Result(**record)
+                result = Result(**record)
+                done[result.key] = result
             else:
                 head = dict(record)
         except (ValueError, TypeError, KeyError):

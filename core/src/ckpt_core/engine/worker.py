@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import TOKEN, boot_id
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
