@@ -34,8 +34,7 @@ from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
-from ckpt_core.tensors.digest import LEAF
-from ckpt_core.tensors.pieces import PIECE
+from ckpt_core.tensors.pieces import size_rule
 from ckpt_core.training import to_json as training_json
 from ckpt_core.version import VERSION
 
@@ -139,7 +138,8 @@ class Plan:
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
-        yield f"{VERSION} {PIECE} {LEAF}"
+        yield VERSION
+        yield size_rule()
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
         if self.target.training is not None:
             yield json.dumps(training_json(self.target.training), sort_keys=True)

@@ -34,6 +34,11 @@ def step_of(shape: Sequence[int], itemsize: int, tiles: Iterable[Tile]) -> int:
     return least * max(1, PIECE // (least * itemsize))
 
 
+def size_rule() -> str:
+    """What the pieces of a tensor depend on besides itself: who goes on with another's work cuts as it did."""
+    return f"pieces of {PIECE} bytes, leaves of {digest.LEAF} elements"
+
+
 def unit(shape: Sequence[int], tile: Tile) -> int:
     """How many elements of a tensor lie together in a flat tile: it has them, unit by unit, in the tensor's order.
 
