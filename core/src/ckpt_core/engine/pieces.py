@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_core.engine.encoding import Encoded
-from ckpt_core.layout import ValueMap
+from ckpt_core.layout import Tile, ValueMap
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart
-from ckpt_core.tensors.pieces import cut, dealt, ranges, share, step_of
+from ckpt_core.tensors.pieces import cut, dealt, parts_of, ranges, share, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,10 @@ class Transfer:
     def file(self) -> str:
         """The output file that most of it goes to."""
         return max(self.files, key=self.files.__getitem__, default="")
+
+    def written(self, delivery: Write) -> list[Tile]:
+        """The parts of a delivery's tile that are of this piece."""
+        return parts_of(self.assembly.parameter.shape, delivery.block.tile, self.start, self.stop)
 
     @property
     def paths(self) -> set[str]:

@@ -82,13 +82,15 @@ class TargetFiles:
 
     Two threads in `write` on one file would not gain anything: the kernel lets one in and has the other spin
     (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). Where a sync is to come (`sync`), what
-    is written goes on to the disk soon after, while more is written, so that it finds little left to do.
+    is written goes on to the disk soon after, while more is written, so that it finds little left to do. `spooled` files take
+    only the room of what is in them.
     """
 
-    def __init__(self, out: str, sync: bool) -> None:
+    def __init__(self, out: str, sync: bool, spooled: bool = False) -> None:
         self.staging = Folder(os.path.dirname(out))
         self._out = out
         self._sync = sync
+        self._spooled = spooled
         self._files = OpenFiles(self.staging)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
@@ -145,7 +147,8 @@ class TargetFiles:
         if path not in self._begun:
             with self._writing[path]:
                 if path not in self._begun:
-                    take_space(descriptor)
+                    if not self._spooled:
+                        take_space(descriptor)
                     self._begun.add(path)
 
     def to_disk(self) -> None:
@@ -190,7 +193,7 @@ def run_transfer(
                 continue
             kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
-                ready[kind] = stored_values(values, value_dtype, *kind, assembly.parameter.name)
+                ready[kind] = _stored(values, value_dtype, delivery, assembly.parameter.name)
             if sink is not None:
                 written += sink.write(delivery, box, ready[kind], remainders)
         if changed is not None and not encoders:
@@ -209,6 +212,14 @@ def run_transfer(
     if kept is not None and kept.encoded and leaves == source_leaves:  # codes that were kept
         source_leaves = None
     return Result(*transfer.key, leaves, source_leaves, written, dict(remainders), dict(records))
+
+
+def _stored(values: np.ndarray, dtype: DType, delivery: Write, name: str) -> np.ndarray:
+    """The values of a box as a delivery stores them: mostly `values` themselves."""
+    target = delivery.block.dtype
+    if target == dtype and not delivery.maps:
+        return values
+    return stored_values(values, dtype, target, delivery.maps, name)
 
 
 def _encode(

@@ -7,6 +7,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from ckpt_core import __version__
 from ckpt_core.addresses import spelled_in
 from ckpt_core.architecture import Parameter, to_json
 from ckpt_core.checkpoint import Checkpoint, Target
@@ -18,7 +19,6 @@ from ckpt_core.storage.bytes.stored import read_small
 from ckpt_core.tensors.digest import Digests, fingerprint
 from ckpt_core.training import Training
 from ckpt_core.training import to_json as training_json
-from ckpt_core.version import VERSION
 
 _WHOLE_FILE_DIGEST = 1 << 20
 
@@ -44,7 +44,7 @@ def make_receipt(
     known = source.provenance
     parameters = {name: tensor.parameter for name, tensor in target.tensors.items()}
     body = {
-        "ckpt": VERSION,
+        "ckpt": __version__,
         "plan": plan,
         "fingerprint": fingerprint(
             (name, parameter.true_shape, tensors[name].digest) for name, parameter in parameters.items()

@@ -41,9 +41,10 @@ class SourceFiles:
         """To another process the states go alone: it opens the files itself."""
         return SourceFiles, (list(self._states.values()),)
 
-    def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """What these files were when the plan was made."""
-        return tuple(self._states[path] for path in sorted(paths) if path in self._states)
+    def remote_states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """What those of these files that lie in a store were when the plan was made."""
+        states = (self._states[path] for path in sorted(paths) if path in self._states)
+        return tuple(state for state in states if state.remote is not None)
 
     def read(
         self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None

@@ -377,7 +377,7 @@ class Model:
 
     `of` are the model types of transformers that are converted to it. `experts`: of two models of one architecture, the one with
     experts. `square`: the heads together are as wide as the model, as llama.cpp loads them. `as_many_keys`: there are as many heads
-    of keys as of queries.
+    of keys as of queries. `fewer_layers_than`: with so many layers llama.cpp loads another model under this name.
     """
 
     architecture: str
@@ -387,6 +387,7 @@ class Model:
     experts: bool | None = None
     square: bool = False
     as_many_keys: bool = False
+    fewer_layers_than: int | None = None
 
     def lacks(self, architecture: Architecture) -> str | None:
         """Why llama.cpp does not load such a model under this name; None where it does."""
@@ -397,6 +398,9 @@ class Model:
         width = attention.heads * attention.head_dim
         if self.square and width != architecture.hidden:
             return f"llama.cpp wants heads * head_dim = hidden, and attention.head_dim = {attention.head_dim} gives {width} of {architecture.hidden}"
+        layers = len(decoder.layers) if decoder else 0
+        if self.fewer_layers_than is not None and layers >= self.fewer_layers_than:
+            return f"with {self.fewer_layers_than} layers and more llama.cpp loads another model, and layers = {layers}"
         if self.as_many_keys and attention.groups != attention.heads:
             return f"llama.cpp wants as many heads of keys as of queries, and attention.groups = {attention.groups}"
         return None

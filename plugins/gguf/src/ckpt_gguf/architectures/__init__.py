@@ -10,9 +10,10 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
+from ckpt_gguf.architectures import cohere, granite, nemotron, olmo
 from ckpt_gguf.config import Model
 
-MODELS: list[Model] = [*config.MODELS]
+MODELS: list[Model] = [model for module in (config, granite, cohere, nemotron, olmo) for model in module.MODELS]
 """The architectures; of several that hold a model, the first is written."""
 
 
