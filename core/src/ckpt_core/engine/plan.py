@@ -35,7 +35,7 @@ from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
-from ckpt_core.tensors.pieces import size_rule
+from ckpt_core.tensors.pieces import PIECE, size_rule
 from ckpt_core.training import to_json as training_json
 
 DEFAULT_MEMORY = 256 << 20
@@ -44,6 +44,7 @@ _INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a sma
 # What planning takes for each block read or written, and for each piece of a file that is known already: measured by
 # benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
 _PER_BLOCK, _PER_LITERAL = 1100, 1400
+_PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 
 
@@ -282,7 +283,9 @@ def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     literals = [len(data) for file in target.files for _, data in file.literals]
     excerpts = sum(1 for _ in _excerpts(target))
     documents = sum(map(len, target.documents.values()))
-    return _INTERPRETER + _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + sum(literals) + documents
+    cut = sum(one.parameter.elements * one.dtype.size // PIECE for one in target.moved.values())
+    each = _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + _PER_PIECE * cut
+    return _INTERPRETER + each + sum(literals) + documents
 
 
 def _copied_files(source: Checkpoint, target: Target) -> list[FileState]:
