@@ -22,7 +22,7 @@ import secrets
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -39,8 +39,9 @@ from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import MARK
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
-from ckpt_core.engine.worker import KEPT, Report, Run, Sample, Task, look, perform
+from ckpt_core.engine.worker import KEPT, Edge, Report, Run, Sample, Task, look, perform
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
+from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.tensors.source import SourceFiles
@@ -324,8 +325,16 @@ class Workers:
             return self._judged(transfer, report)
         if (missing := self._missing(report)) is not None:
             return _Fault(missing, lasting=True)
+        self._write(report.edges)
         self._paces.append(report.seconds / max(transfer.bytes_read, _SMALL))
         return report.result
+
+    def _write(self, edges: Iterable[Edge]) -> None:
+        """Write the bytes of pages that are no transfer's own."""
+        for path, of_file in itertools.groupby(sorted(edges, key=lambda edge: edge.path), lambda edge: edge.path):
+            with written(path) as descriptor:
+                for edge in of_file:
+                    pwrite_all(descriptor, memoryview(edge.data), edge.offset)
 
     def _judged(self, transfer: Transfer, report: Report) -> _Fault:
         """Whose fault an error is: raises what this machine finds wrong with the input, and returns what only a worker does."""

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_core.engine.pages import Pages
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import MARK, TOKEN, boot_id
@@ -79,10 +80,20 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Edge:
+    """Bytes of an output file that lie in a page with those of other transfers: see `pages`."""
+
+    path: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a worker says of one task: the result and traces of what it wrote, or the error that kept it from the task.
 
-    `mark` is the name of a file beside the token, `room` the bytes that are free there, if it was asked for them.
+    `mark` is the name of a file beside the token, `room` the bytes that are free there, if it was asked for them. `edges` it left
+    to the coordinator.
     """
 
     host: str
@@ -90,6 +101,7 @@ class Report:
     result: Result | None = None
     mark: str = ""
     samples: tuple[Sample, ...] = ()
+    edges: tuple[Edge, ...] = ()
     error: CkptError | OSError | None = None
     room: int | None = None
 
@@ -99,10 +111,10 @@ def perform(software: str, run: bytes, task: bytes) -> Report:
     _check_software(software)
     begun = time.monotonic()
     try:
-        result, mark, samples = _carried_out(pickle.loads(run), pickle.loads(task))
+        done = _carried_out(pickle.loads(run), pickle.loads(task))
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
-    return Report(host(), time.monotonic() - begun, result, mark, samples)
+    return Report(host(), time.monotonic() - begun, *done)
 
 
 def look(software: str, run: bytes) -> Report:
@@ -141,7 +153,7 @@ def _check_software(software: str) -> None:
         )
 
 
-def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]:
+def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...], tuple[Edge, ...]]:
     sink = WorkerSink(run)
     try:
         states = _states(run, sink)
@@ -149,7 +161,7 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]
         _check_sources(sources)
         source = SourceFiles((*sources, *task.remote))
         try:
-            sink.begin(task.begun)
+            sink.begin(task.begun, task.transfer)
             result = run_transfer(task.transfer, source, sink)
         finally:
             source.close()
@@ -158,7 +170,7 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]
         mark = sink.mark(task.begun)
     finally:
         sink.close()  # and with it, on NFS, what was written goes to the server
-    return result, mark, tuple(sink.samples.values())
+    return result, mark, tuple(sink.samples.values()), tuple(sink.edges)
 
 
 _KNOWN = KnownStates()
@@ -196,7 +208,7 @@ def _check_sources(states: Iterable[FileState]) -> None:
 class WorkerSink(TargetFiles):
     """A sink that writes into the staging folder of its run or not at all, and keeps a sample of what it wrote to each file.
 
-    It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
+    It writes whole pages of the transfer's own; the others are `edges`. It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
     """
 
     def __init__(self, run: Run) -> None:
@@ -206,6 +218,8 @@ class WorkerSink(TargetFiles):
         except OSError as error:
             raise self.elsewhere(error.strerror) from error
         self.samples: dict[str, Sample] = {}
+        self.edges: list[Edge] = []
+        self._pages: Pages | None = None
         try:
             self._check()
         except WorkerError:
@@ -226,8 +240,9 @@ class WorkerSink(TargetFiles):
             raise self.elsewhere(f"the token of another run, {seen.decode(errors='replace')!r}")
         self._checked = time.monotonic()
 
-    def begin(self, name: str) -> None:
-        """Make a file beside the token that says who this is."""
+    def begin(self, name: str, transfer: Transfer) -> None:
+        """Make a file beside the token that says who this is, and who carries out the transfer."""
+        self._pages = Pages(transfer)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(name, flags, 0o600, dir_fd=self.staging.descriptor)
         try:
@@ -254,6 +269,15 @@ class WorkerSink(TargetFiles):
     def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
         if time.monotonic() - self._checked > _SECOND:
             self._check()
+        stop, own = offset + len(view), (offset, offset + len(view))
+        if self._pages is not None:
+            own = self._pages.own(os.path.relpath(path, self._out), offset, stop)
+        for first, end in ((offset, own[0]), (own[1], stop)):
+            if first < end:
+                self.edges.append(Edge(path, first, bytes(view[first - offset : end - offset])))
+        view, offset = view[own[0] - offset : own[1] - offset], own[0]
+        if not view:
+            return
         super()._put(path, descriptor, view, offset)
         if path not in self.samples and (start := _first(view)) is not None:
             self.samples[path] = Sample(path, offset + start, bytes(view[start : start + _SAMPLE]))
