@@ -37,7 +37,7 @@ from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.states import STATES, write_states
 from ckpt_core.engine.transfer import Result
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
@@ -113,7 +113,7 @@ class Staging:
         try:
             yield
         except (BlockingIOError, FileNotFoundError):
-            raise CkptError(
+            raise BeingWritten(
                 "another conversion is writing to this destination", file=self.destination, fix="wait for it"
             ) from None
 
