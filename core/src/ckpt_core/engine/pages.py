@@ -8,17 +8,38 @@ in a file, and a run is long: see `tensors.pieces.step_of`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.layout import Tile
+from ckpt_core.storage.bytes.files import pwrite_all, written
 
 PAGE = 4096
 _MOST = 16 << 20  # bytes of a transfer that may go by the coordinator, in one file
 _RUNS = 1 << 18  # of one tile
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Bytes of an output file in a page that is not its transfer's own. `path` is that of the file on all machines."""
+
+    path: str
+    offset: int
+    data: bytes
+
+
+def write_edges(edges: Iterable[Edge]) -> None:
+    """Write what the coordinator is given: each file is opened once."""
+    for path, of_file in itertools.groupby(sorted(edges, key=lambda edge: edge.path), lambda edge: edge.path):
+        with written(path) as descriptor:
+            for edge in of_file:
+                pwrite_all(descriptor, memoryview(edge.data), edge.offset)
 
 
 class Pages:

@@ -3,6 +3,7 @@
     DST.ckpt-partial/
         token            a random text of the run that is alive, by which its workers know the folder
         sources          what each source file was when the plan was made, for those workers
+        mark-*           who is at which task
         journal.jsonl    first line: the plan; then one line per finished piece of a tensor
         out/             the files, at their final size from the start
 
@@ -33,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from ckpt_core import __version__
+from ckpt_core.engine.marks import MARK
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.states import STATES, write_states
@@ -46,10 +48,8 @@ from ckpt_core.storage.bytes.output import OutputFile
 
 SUFFIX = UNFINISHED
 TOKEN = "token"
-MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
-_LINE = 200  # characters
 _SYNCS = 8
 # What a file system answers that has no such call. It is then as safe as it can be without.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
@@ -322,14 +322,6 @@ class Staging:
         """Write down what the source files are, for workers; the digest of it."""
         return write_states(self.folder, self._plan.source.files)
 
-    def begun_by(self, mark: str) -> str | None:
-        """Who has begun a task that was handed over with this mark; None if nobody has."""
-        try:
-            with open(os.path.join(self.folder, mark), encoding="utf-8", errors="replace", opener=_carefully) as file:
-                return file.readline(_LINE) or None
-        except OSError:
-            return None
-
     def path(self, relative: str) -> str:
         """Where an output file is while the conversion runs."""
         return os.path.join(self.out, relative)
@@ -410,10 +402,6 @@ class Staging:
 
 
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-
-
-def _carefully(path: str, flags: int) -> int:
-    return os.open(path, flags | _CAREFULLY)
 
 
 def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int], Result], int]:
