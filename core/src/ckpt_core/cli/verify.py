@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ckpt_core.verify.logits import LogitDifference, LogitsReport
     from ckpt_core.verify.row_parallel import RowParallelReport
 
+_TORCH = "pip install torch; without a GPU: pip install torch --index-url https://download.pytorch.org/whl/cpu"
+
 
 @click.command(cls=FormatCommand, short_help="Check that a conversion is what it should be.")
 @click.argument("src")
@@ -170,7 +172,7 @@ def _run_both(source: Checkpoint, target: Checkpoint, tokens: int, prompt: str |
         from ckpt_core.reference import given_inputs, random_inputs
         from ckpt_core.verify.logits import compare_logits
     except ImportError:
-        raise CkptError("running a model needs torch", fix='pip install "ckpt-core[torch]"') from None
+        raise CkptError("running a model needs torch", fix=_TORCH) from None
     both = source.architecture, target.architecture
     inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
     with progress("running") as listener:
@@ -182,7 +184,7 @@ def _run_summed(target: Checkpoint, tokens: int, prompt: str | None, ranks: int,
         from ckpt_core.reference import given_inputs, random_inputs
         from ckpt_core.verify.row_parallel import compare_row_parallel
     except ImportError:
-        raise CkptError("running a model needs torch", fix='pip install "ckpt-core[torch]"') from None
+        raise CkptError("running a model needs torch", fix=_TORCH) from None
     both = target.architecture, target.architecture
     inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
     return compare_row_parallel(target, inputs, ranks, max_memory)
