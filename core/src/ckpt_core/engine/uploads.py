@@ -24,7 +24,7 @@ from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.files import naming
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, WritableStore, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, WritableStore, Written
 from ckpt_core.storage.bytes.space import drop_space
 from ckpt_core.storage.documents import parse_json
 
