@@ -101,7 +101,9 @@ def rotary(
         if unloaded:
             kind = given.get("kind")
             raise Refusal(
-                f"llama.cpp loads no {unloaded[0]} of this architecture", found=f"{path}.scaling.kind = {kind}", fact=f"{path}.*"
+                f"llama.cpp loads no {unloaded[0]} of this architecture",
+                found=f"{path}.scaling.kind = {kind}",
+                fact=f"{path}.*",
             )
         config.update({_TYPE: "none", **said} if named else said)
 
