@@ -105,7 +105,10 @@ class Transfer:
 
 @dataclass(repr=False)
 class Plan:
-    """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes."""
+    """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes.
+
+    `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one.
+    """
 
     source: Checkpoint
     target: Target
@@ -113,6 +116,8 @@ class Plan:
     workers: int
     memory: int
     options: Mapping[str, object] = field(default_factory=dict)
+    apart: bool = False
+    threads: int = 1
 
     @property
     def bytes_read(self) -> int:
@@ -140,17 +145,25 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """An upper bound of private memory in bytes."""
-        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[
-            : self.workers
-        ]
+        """An upper bound of private memory in bytes: of this process, or of the largest one where workers are apart."""
+        together = self.threads if self.apart else self.workers  # transfers that one process carries out at a time
+        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[:together]
         factors = max((t.assembly.merged.working_bytes for t in self.transfers if t.assembly.merged), default=0)
-        return self.footprint + _BUFFERS * sum(largest) + self.workers * factors
+        moved = _BUFFERS * sum(largest) + together * factors
+        return max(self.footprint, _INTERPRETER + moved) if self.apart else self.footprint + moved
 
     @functools.cached_property
     def footprint(self) -> int:
         """The part of `peak_memory` that the plan itself takes, whatever is moved."""
         return _footprint(self.target, [transfer.deliveries for transfer in self.transfers])
+
+    def spread(self, workers: int, threads: int) -> Plan:
+        """The same plan for so many workers, where a process carries out `threads` transfers at a time."""
+        budget = _budget(
+            self.memory, _INTERPRETER if self.apart else self.footprint, threads if self.apart else workers
+        )
+        cut = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.transfers]
+        return replace(self, transfers=cut, workers=workers, threads=threads)
 
     @property
     def losses(self) -> list[Loss]:
@@ -261,10 +274,12 @@ def make_plan(
     memory: int | None = None,
     workers: int | None = None,
     options: Mapping[str, object] | None = None,
+    apart: bool = False,
 ) -> Plan:
     """Check the target against its architecture and cut the work into transfers within a memory budget (bytes).
 
-    Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that.
+    Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that. Workers that
+    are `apart`, in processes or on machines of their own, have the budget each.
     """
     workers = workers or min(4, os.cpu_count() or 1)
     expected = dict(target.parameters)
@@ -283,22 +298,31 @@ def make_plan(
             )
     problems.raise_any()
     footprint = _footprint(target, deliveries.values())
+    together = 1 if apart else workers
     if memory is None:
-        memory = max(DEFAULT_MEMORY, footprint + workers * _BUFFERS * _CHUNK)
-    budget = (memory - footprint) // (workers * _BUFFERS)
-    if budget < 1 << 20:
-        raise CkptError(
-            "the memory budget is too small",
-            found=f"{memory >> 20} MiB for {workers} workers",
-            expected=f"at least {(footprint >> 20) + 1 + workers * _BUFFERS} MiB, {footprint >> 20} of them for the plan",
-        )
+        memory = max(DEFAULT_MEMORY, footprint + together * _BUFFERS * _CHUNK)
+    budget = _budget(memory, footprint, together)
+    if apart:
+        budget = _budget(memory, _INTERPRETER, together)  # they hold no plan
     ledger = source.ledger.with_carried(target.carried) if target.carried else source.ledger
     source = replace(source, files=[*source.files, *_copied_files(source, target)], ledger=ledger)
     transfers = []
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
         transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
-    return Plan(source, target, transfers, workers, memory, options or {})
+    return Plan(source, target, transfers, workers, memory, options or {}, apart)
+
+
+def _budget(memory: int, taken: int, together: int) -> int:
+    """The bytes for each buffer of a process that carries out so many transfers at a time, and has `taken` some already."""
+    budget = (memory - taken) // (together * _BUFFERS)
+    if budget < 1 << 20:
+        raise CkptError(
+            "the memory budget is too small",
+            found=f"{memory >> 20} MiB for {together} workers",
+            expected=f"at least {(taken >> 20) + 1 + together * _BUFFERS} MiB, {taken >> 20} of them for the plan",
+        )
+    return budget
 
 
 def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
