@@ -257,7 +257,8 @@ def make_plan(
     budget = _budget(memory, footprint, together)
     if apart:
         budget = _budget(memory, _INTERPRETER, together)  # they hold no plan
-    source = replace(source, files=[*source.files, *_copied_files(source, target)])
+    ledger = source.ledger.with_carried(target.carried) if target.carried else source.ledger
+    source = replace(source, files=[*source.files, *_copied_files(source, target)], ledger=ledger)
     tensors = []
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
