@@ -19,7 +19,8 @@ from blake3 import blake3
 
 from ckpt_core.addresses import spelled
 from ckpt_core.engine.parts import Parts, Place
-from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_whole
 from ckpt_core.engine.uploads import QUEUE, Uploads
 from ckpt_core.errors import CkptError, UsageError
@@ -151,8 +152,8 @@ class Spool(Staging):
         lost = self._uploads.open()
         if lost:
             for transfer in self._plan.transfers:
-                if transfer.name in self.done and not lost.isdisjoint(self._parts.of(transfer)):
-                    del self.done[transfer.name]
+                if transfer.key in self.done and not lost.isdisjoint(self._parts.of(transfer)):
+                    del self.done[transfer.key]
 
     def begin(self, todo: Iterable[Transfer]) -> None:
         """See `Staging`: parts that wait for nothing are sent."""
