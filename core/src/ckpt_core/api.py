@@ -25,6 +25,7 @@ from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
 from ckpt_core.diagnosis import broken_off, diagnosis
+from ckpt_core.engine.executors import fitted
 from ckpt_core.engine.plan import Plan, Transfer, make_plan
 from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, run_plan
@@ -40,9 +41,11 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
-from ckpt_core.storage.bytes.remote import localised, refuse_destination
+from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.bytes.remote.ranges import unanswered
+from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.tensors.digest import HASHES, VERSION
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
 
@@ -337,16 +340,18 @@ def plan_conversion(
     training_state: str | None = None,
     max_memory: int | None = None,
     workers: int | None = None,
+    apart: bool = False,
 ) -> Plan:
     """Everything that `convert` would do, without doing it: every byte is accounted for, from headers alone.
 
-    Its arguments and errors are those of `convert`.
+    Its arguments and errors are those of `convert`; `apart`: for workers of an executor.
     """
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
+    place = path_of(dst, "dst")
+    if writable(place) is None:  # said before a large source is looked at
+        place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
-    refuse_destination(path_of(dst, "dst"))
-    place = os.path.abspath(path_of(dst, "dst"))
     for name, number in (("max_memory", max_memory), ("workers", workers)):
         check_count(number, name)
     reader, fact = find_format(local, format)
@@ -370,7 +375,7 @@ def plan_conversion(
         target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
     asked |= {} if training_state is None else {"training_state": training_state}
-    return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
+    return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked, apart=apart)
 
 
 def _state_wanted(writer: Plugin, asked: str | None) -> str:
@@ -486,6 +491,7 @@ def convert(
     sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Receipt:
     """Convert `src` to format `to` at `dst`, and return the receipt that lies there.
 
@@ -493,8 +499,10 @@ def convert(
     `options` are those of both formats, as `-o` has them: `src.NAME` and `dst.NAME` where both have one of that name.
     `training_state` is `keep` or `drop`; without it, the optimizer's moments and all that belongs to them go along where both formats can.
     `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
-    checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, and
-    `listener` is called with a `Progress` now and then. The others are those of `open_checkpoint`.
+    checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
+    which may then use `max_memory`, and
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
     files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
@@ -515,17 +523,33 @@ def convert(
         training_state=training_state,
         max_memory=max_memory,
         workers=workers,
+        apart=executor is not None,
     )
-    return run_plan(plan, path_of(dst, "dst"), overwrite=overwrite, sync=sync, executor=executor, listener=listener)
+    return run_plan(
+        fitted(plan, executor, workers is None),
+        path_of(dst, "dst"),
+        overwrite=overwrite,
+        sync=sync,
+        executor=executor,
+        listener=listener,
+        spool=None if spool is None else path_of(spool, "spool"),
+    )
 
 
 def digests(
-    checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
+    checkpoint: Checkpoint, *, version: int = VERSION, workers: int | None = None, listener: Listener | None = None
 ) -> dict[str, Result]:
-    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile."""
+    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile.
+
+    `version` is that of the digests: another one than the present to compare them with what an older receipt records.
+    """
     checkpoint = replace(checkpoint, tensors=watched(checkpoint.tensors))
+    hash_ = HASHES[version]
     found = over_tensors(
-        checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
+        checkpoint,
+        lambda transfer, source: run_transfer(transfer, source, None, hash_),
+        workers=workers,
+        listener=listener,
     )
     source = SourceFiles(checkpoint.files)
     records = RecordSums(checkpoint.tensors, source)
@@ -577,7 +601,7 @@ def fingerprint(
     weights: str = "auto",
     listener: Listener | None = None,
 ) -> str:
-    """The fingerprint of a checkpoint, 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
+    """The fingerprint of a checkpoint, `v2-` and 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
     holds them. Every tensor is read. Its arguments and errors are those of `open_checkpoint`.
     """
     checkpoint = read_checkpoint(path, format=format, config=config, options=options, weights=weights)

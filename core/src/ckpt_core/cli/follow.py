@@ -285,7 +285,7 @@ def show(step: Mapping[str, Any]) -> None:
     """A line of what became of a checkpoint."""
     if step["state"] == "converted":
         pace = f"{size_text(step['bytes_written'])} in {duration_text(step['seconds'])}"
-        rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:12]}"
+        rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:15]}"
     elif step["state"] == "failed":
         error = step["error"]
         rest = "  ".join(str(error[key]) for key in ("problem", "file", "fix") if key in error)

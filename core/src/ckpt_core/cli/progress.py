@@ -42,8 +42,8 @@ def announced(what: str, already: Callable[[], bool] = lambda: False) -> Iterato
 
 
 @contextlib.contextmanager
-def progress(verb: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Listener]:
-    """A listener for the engine's events, for as long as the block lasts."""
+def progress(verb: str, clock: Callable[[], float] = time.monotonic, before: str | None = None) -> Iterator[Listener]:
+    """A listener for the engine's events, for as long as the block lasts; `before` says what is done before the first."""
     if sys.stderr.isatty():
         try:
             import rich.progress
@@ -60,7 +60,7 @@ def progress(verb: str, clock: Callable[[], float] = time.monotonic) -> Iterator
             drawn.wipe()
         return
     plain = PlainListener(verb, clock)
-    with announced(verb, lambda: plain.said):
+    with announced(before or verb, lambda: plain.said):
         yield plain
 
 
@@ -88,6 +88,9 @@ class _BarListener:
         self._done = 0
 
     def __call__(self, event: Progress) -> None:
+        if event.remark:
+            say(event.remark, err=True)
+            return
         if self._task is None or event.done < self._done:
             self._task = self._bar.add_task(self._verb, total=event.total)
         self._done = event.done
@@ -108,6 +111,10 @@ class PlainListener:
         self.said = False
 
     def __call__(self, event: Progress) -> None:
+        if event.remark:
+            self.said = True
+            say(event.remark, err=True)
+            return
         now = self._clock()
         if self._start is None or event.done < self._done:
             self._start = now, event.done
@@ -124,6 +131,10 @@ class DrawnListener(PlainListener):
     """Seconds between two drawings."""
 
     def __call__(self, event: Progress) -> None:
+        if event.remark:
+            self.wipe()
+            super().__call__(event)
+            return
         now = self._clock()
         if self._start is None or event.done < self._done:
             self._start, self._next = (now, event.done), now

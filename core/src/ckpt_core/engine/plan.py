@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
+from ckpt_core import __version__
 from ckpt_core.addresses import spelled
 from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
@@ -33,7 +34,6 @@ from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
 from ckpt_core.training import to_json as training_json
-from ckpt_core.version import VERSION
 
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
@@ -86,6 +86,16 @@ class Transfer:
         return found
 
     @property
+    def bytes_written(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def file(self) -> str:
+        """The output file that most of it goes to."""
+        files = self.files
+        return max(files, key=files.__getitem__, default="")
+
+    @property
     def paths(self) -> set[str]:
         """The files that it is read from."""
         encoded = (delivery.encoded for delivery in self.deliveries if delivery.encoded is not None)
@@ -94,7 +104,10 @@ class Transfer:
 
 @dataclass(repr=False)
 class Plan:
-    """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes."""
+    """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes.
+
+    `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one.
+    """
 
     source: Checkpoint
     target: Target
@@ -102,6 +115,8 @@ class Plan:
     workers: int
     memory: int
     options: Mapping[str, object] = field(default_factory=dict)
+    apart: bool = False
+    threads: int = 1
 
     @property
     def bytes_read(self) -> int:
@@ -129,17 +144,25 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """An upper bound of private memory in bytes."""
-        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[
-            : self.workers
-        ]
+        """An upper bound of private memory in bytes: of this process, or of the largest one where workers are apart."""
+        together = self.threads if self.apart else self.workers  # transfers that one process carries out at a time
+        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[:together]
         factors = max((t.assembly.merged.working_bytes for t in self.transfers if t.assembly.merged), default=0)
-        return self.footprint + _BUFFERS * sum(largest) + self.workers * factors
+        moved = _BUFFERS * sum(largest) + together * factors
+        return max(self.footprint, _INTERPRETER + moved) if self.apart else self.footprint + moved
 
     @functools.cached_property
     def footprint(self) -> int:
         """The part of `peak_memory` that the plan itself takes, whatever is moved."""
         return _footprint(self.target, [transfer.deliveries for transfer in self.transfers])
+
+    def spread(self, workers: int, threads: int) -> Plan:
+        """The same plan for so many workers, where a process carries out `threads` transfers at a time."""
+        budget = _budget(
+            self.memory, _INTERPRETER if self.apart else self.footprint, threads if self.apart else workers
+        )
+        cut = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.transfers]
+        return replace(self, transfers=cut, workers=workers, threads=threads)
 
     @property
     def losses(self) -> list[Loss]:
@@ -176,7 +199,7 @@ class Plan:
         return digest.hexdigest()
 
     def _identity(self) -> Iterator[str]:
-        yield VERSION
+        yield __version__
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
         if self.target.training is not None:
             yield json.dumps(training_json(self.target.training), sort_keys=True)
@@ -214,7 +237,7 @@ class Plan:
             "step": state.step,
             "next_lr": state.next_lr,
             "tensors": len(moved),
-            "bytes": sum(sum(transfer.files.values()) for transfer in moved),
+            "bytes": sum(transfer.bytes_written for transfer in moved),
             "masters": "their own" if state.own_masters else "the weights",
             "to_do": list(state.still_to_do()),
         }
@@ -250,10 +273,12 @@ def make_plan(
     memory: int | None = None,
     workers: int | None = None,
     options: Mapping[str, object] | None = None,
+    apart: bool = False,
 ) -> Plan:
     """Check the target against its architecture and cut the work into transfers within a memory budget (bytes).
 
-    Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that.
+    Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that. Workers that
+    are `apart`, in processes or on machines of their own, have the budget each.
     """
     workers = workers or min(4, os.cpu_count() or 1)
     expected = dict(target.parameters)
@@ -272,21 +297,30 @@ def make_plan(
             )
     problems.raise_any()
     footprint = _footprint(target, deliveries.values())
+    together = 1 if apart else workers
     if memory is None:
-        memory = max(DEFAULT_MEMORY, footprint + workers * _BUFFERS * _CHUNK)
-    budget = (memory - footprint) // (workers * _BUFFERS)
-    if budget < 1 << 20:
-        raise CkptError(
-            "the memory budget is too small",
-            found=f"{memory >> 20} MiB for {workers} workers",
-            expected=f"at least {(footprint >> 20) + 1 + workers * _BUFFERS} MiB, {footprint >> 20} of them for the plan",
-        )
+        memory = max(DEFAULT_MEMORY, footprint + together * _BUFFERS * _CHUNK)
+    budget = _budget(memory, footprint, together)
+    if apart:
+        budget = _budget(memory, _INTERPRETER, together)  # they hold no plan
     source = replace(source, files=[*source.files, *_copied_files(source, target)])
     transfers = []
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
         transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
-    return Plan(source, target, transfers, workers, memory, options or {})
+    return Plan(source, target, transfers, workers, memory, options or {}, apart)
+
+
+def _budget(memory: int, taken: int, together: int) -> int:
+    """The bytes for each buffer of a process that carries out so many transfers at a time, and has `taken` some already."""
+    budget = (memory - taken) // (together * _BUFFERS)
+    if budget < 1 << 20:
+        raise CkptError(
+            "the memory budget is too small",
+            found=f"{memory >> 20} MiB for {together} workers",
+            expected=f"at least {(taken >> 20) + 1 + together * _BUFFERS} MiB, {taken >> 20} of them for the plan",
+        )
+    return budget
 
 
 def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:

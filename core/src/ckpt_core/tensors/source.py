@@ -37,9 +37,10 @@ class SourceFiles:
         self._norms: dict[str, np.ndarray] = {}
         self._sound: set[Record] = set()
 
-    def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """What these files were when the plan was made."""
-        return tuple(self._states[path] for path in sorted(paths) if path in self._states)
+    def remote_states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """What those of these files that lie in a store were when the plan was made."""
+        states = (self._states[path] for path in sorted(paths) if path in self._states)
+        return tuple(state for state in states if state.remote is not None)
 
     def read(
         self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
