@@ -1,7 +1,7 @@
 """Workers that run other code, see other files, fail or fall silent: no wrong output, and nothing that was done is lost.
 
 A worker of another machine is a call in this process, in which paths lead elsewhere: that is all that a worker knows of its machine.
-`real/check_clusters.py` does the same to real clusters of Dask and Ray.
+`real/check_cluster.py` does the same to real clusters of Dask and Ray.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar
 import pytest
 
 from ckpt_core import convert, plan_conversion
-from ckpt_core.engine import cluster, dispatch, executors, plan, ray_cluster, software, worker
+from ckpt_core.engine import cluster, dask_cluster, dispatch, executors, judging, plan, ray_cluster, software, worker
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
 from ckpt_core.storage.bytes.files import FileState
@@ -193,7 +193,7 @@ def test_a_worker_with_other_code_is_refused(model: Path, tmp_path: Path, expect
 
     destination = tmp_path / "run"
     error = refused(model, destination, Cluster(other))
-    assert "0.0.1" in error.found and socket.gethostname() in error.found and error.expected == dispatch.SOFTWARE
+    assert "0.0.1" in error.found and socket.gethostname() in error.found and error.expected == software.SOFTWARE
     assert not loaded
     continues(model, destination, expected, work)
 
@@ -357,7 +357,7 @@ def test_an_error_of_a_worker_is_none_of_the_input(
 
 def test_an_error_of_the_input_is_seen_here_too(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing of the output can be used."""
-    for module in (worker, dispatch):
+    for module in (worker, judging):
         monkeypatch.setattr(module, "run_transfer", raising(FormatError("two copies differ", file="x")))
     with pytest.raises(FormatError, match="two copies differ"):
         convert(model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Cluster())
@@ -613,7 +613,7 @@ def test_a_silence_is_told_with_tensor_and_host(model: Path, tmp_path: Path, mon
 
     said = Remarks()
     convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=Begun({0, 1}), listener=said)
-    assert "no result for 0 s: waiting for embedding.tokens.weight" in said.remarks[0]
+    assert "no result for 0 s: waiting for layers.0.attention.q.weight" in said.remarks[0]
     assert f"which {socket.gethostname()}, process {os.getpid()} began, and 1 more" in said.remarks[0]
 
 
@@ -682,6 +682,112 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     with pytest.raises(CkptError, match=f"{engine} cluster does not answer") as caught, nobody:
         pass
     assert caught.value.expected == address
+
+
+class Client:
+    """A client of Dask: its workers, and what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.scheduler = types.SimpleNamespace(ncores=lambda **_: {"a": 1, "b": 4}, processing=lambda **_: self.held)
+        self.held: dict[str, list[str]] = {}
+        self.submitted: list[dict] = []
+        self.inner: list[Future] = []
+        self.there = True
+
+    def get_executor(self, **_: object) -> Client:
+        return self
+
+    def submit(self, function, *arguments, **how):
+        self.submitted.append(how)
+        self.inner.append(Future())
+        return self.inner[-1]
+
+    def sync(self, ask, **named):
+        assert named.pop("callback_timeout") < 60, "seconds"
+        if not self.there:
+            raise TimeoutError
+        return ask(**named)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(KilledWorker=Killed))
+    return Client()
+
+
+def test_dask_is_told_who_is_left_out_and_who_is_asked(client: Client) -> None:
+    workers = dask_cluster.DaskCluster(client)
+    assert workers.threads == 4 and workers.workers() == {"a": 1, "b": 4}
+    first = workers.submit(print)
+    assert "workers" not in client.submitted[0]
+    client.held = {"a": [client.submitted[0]["key"]], "b": ["of somebody else"]}
+    assert workers.holders([first]) == {"a"}
+    workers.doubt([first])
+    workers.submit(print)
+    assert client.submitted[1]["workers"] == ["b"]
+    workers.trust("a")
+    assert workers.leave_out("b") and not workers.leave_out("b")
+    workers.submit(print)
+    assert client.submitted[2]["workers"] == ["a"]
+    workers.doubt([first])
+    workers.submit(print)
+    assert client.submitted[3]["workers"] == ["a"], "nobody else is left"
+    assert workers.ask("b", print).worker == "b" and client.submitted[4]["workers"] == ["b"]
+    client.there = False  # a scheduler that does not answer
+    assert workers.workers() == {"a": 1, "b": 4} and workers.holders([first]) == set()
+
+
+def test_what_became_of_a_call_is_told(client: Client) -> None:
+    workers = dask_cluster.DaskCluster(client)
+    answered, failed, killed, lost = (workers.submit(print) for _ in range(4))
+    client.inner[0].set_result(cluster.Answer.of("a", len, ("four",)))
+    client.inner[1].set_result(cluster.Answer.of("b", len, (4,)))
+    client.inner[2].set_exception(Killed("x died\nfour times"))
+    client.inner[3].cancel()
+    assert answered.result(1) == 4 and answered.worker == "a" and failed.worker == "b"
+    assert isinstance(failed.exception(1), TypeError) and isinstance(killed.exception(1), BrokenExecutor)
+    assert lost.cancelled() and wait([lost], 1).done
+    mine = workers.submit(print)
+    assert mine.cancel() and client.inner[4].cancelled()
+
+
+class Remote:
+    """A function of Ray, and the options with which it was called; an old Ray has no label selectors."""
+
+    def __init__(self, selects: bool = True) -> None:
+        self.selects, self.asked = selects, {}
+
+    def options(self, **how: object) -> Remote:
+        if "label_selector" in how and not self.selects:
+            raise ValueError("Invalid option keyword label_selector")
+        self.asked = how
+        return self
+
+    def remote(self, *_: object) -> Remote:
+        return self
+
+    def future(self) -> Future:
+        return Future()
+
+
+@pytest.mark.parametrize("selects", [True, False])
+def test_ray_is_told_which_nodes_are_left_out(monkeypatch: pytest.MonkeyPatch, selects: bool) -> None:
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in "ab"]
+    idle = [
+        {"NodeID": "head", "Alive": True, "Resources": {}},
+        {"NodeID": "c", "Alive": False, "Resources": {"CPU": 2.0}},
+    ]
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(nodes=lambda: nodes + idle))
+    remote = Remote(selects)
+    workers = ray_cluster.RayCluster(lambda _: remote)
+    assert workers.workers() == {"a": 2, "b": 2}
+    workers.leave_out("b")
+    workers.submit(print)
+    assert remote.asked == ({"label_selector": {"ray.io/node-id": "!in(b)"}} if selects else {})
 
 
 # --- how files are opened, and left -----------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ _BAR = 24
 
 
 @contextlib.contextmanager
-def announced(what: str, already: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Say `what ...` on stderr if the block takes longer than a moment, and nothing is said `already`."""
-    timer = threading.Timer(SILENCE, lambda: None if already() else say(f"{what} ...", err=True))
+def announced(what: str, first: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Say `what ...` on stderr if the block takes longer than a moment, and this is the `first` word."""
+    timer = threading.Timer(SILENCE, lambda: say(f"{what} ...", err=True) if first() else None)
     timer.daemon = True
     timer.start()
     try:
@@ -60,7 +60,7 @@ def progress(verb: str, clock: Callable[[], float] = time.monotonic, before: str
             drawn.wipe()
         return
     plain = PlainListener(verb, clock)
-    with announced(before or verb, lambda: plain.said):
+    with announced(before or verb, plain.let_speak):
         yield plain
 
 
@@ -108,11 +108,17 @@ class PlainListener:
         self._next = clock() + FIRST
         self._start: tuple[float, int] | None = None
         self._done = 0
-        self.said = False
+        self._said = False
+
+    def let_speak(self) -> bool:
+        """Let somebody else say the first word, if it is not said, and wait with the next."""
+        if not self._said:
+            self._next = self._clock() + INTERVAL
+        return not self._said
 
     def __call__(self, event: Progress) -> None:
         if event.remark:
-            self.said = True
+            self._said = True
             say(event.remark, err=True)
             return
         now = self._clock()
@@ -120,7 +126,7 @@ class PlainListener:
             self._start = now, event.done
         self._done = event.done
         if now >= self._next:
-            self._next, self.said = now + INTERVAL, True
+            self._next, self._said = now + INTERVAL, True
             say(f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 
 
@@ -31,9 +31,12 @@ class Placed(Future):
 
     worker: str | None = None
 
-    def follow(self, answered: Future, asked: str | None = None) -> None:
-        """End as another future does, whose result is an `Answer`; `asked`: the one worker that was to give it."""
-        self.worker = asked
+    def follow(self, answered: Future, asked: str | None = None, deaths: tuple[type[Exception], ...] = ()) -> None:
+        """End as another future does, whose result is an `Answer`; `asked`: the one worker that was to give it.
+
+        `deaths` are what the cluster raises where workers died of a call, each time that it tried: that breaks the executor.
+        """
+        self.worker, self._deaths = asked, deaths
         answered.add_done_callback(self._end)
 
     def give_up(self) -> None:
@@ -51,6 +54,8 @@ class Placed(Future):
                 self.worker, error = answer.worker, answer.error
             if error is None:
                 self.set_result(answer.result)
+            elif isinstance(error, self._deaths):
+                self.set_exception(BrokenExecutor(str(error).partition("\n")[0]))
             else:  # Ray wraps what was raised
                 self.set_exception(getattr(error, "cause", None) or error)
 

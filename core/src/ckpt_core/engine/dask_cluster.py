@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from ckpt_core.engine.cluster import Answer, Cluster, Placed
+
+_PATIENCE = 10.0  # seconds
 
 
 class DaskCluster(Cluster):
@@ -18,9 +21,11 @@ class DaskCluster(Cluster):
         self._client = client
         self._pool = client.get_executor(pure=False)
         self._keys: dict[Future, str] = {}
+        self._known: Mapping[str, int] = {}
 
     def workers(self) -> Mapping[str, int]:
-        return dict(self._client.nthreads())
+        self._known = self._from_scheduler("ncores", self._known)
+        return self._known
 
     @property
     def threads(self) -> int:
@@ -36,17 +41,23 @@ class DaskCluster(Cluster):
 
     def holders(self, futures: Iterable[Future]) -> set[str]:
         wanted = {self._keys[future] for future in futures if future in self._keys}
-        try:
-            held = self._client.processing()
-        except (OSError, TimeoutError):  # the scheduler may be away
-            return set()
-        return {worker for worker, keys in held.items() if wanted & {str(key) for key in keys}}
+        held = self._from_scheduler("processing", {})
+        return {worker for worker, keys in held.items() if wanted & set(keys)}
+
+    def _from_scheduler(self, question: str, otherwise: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the scheduler answers, if it does: the client itself would wait for it for ever."""
+        with contextlib.suppress(OSError, TimeoutError):
+            ask = getattr(self._client.scheduler, question)
+            return dict(self._client.sync(ask, workers=None, callback_timeout=_PATIENCE))
+        return otherwise
 
     def _called(self, worker: str | None, function: Callable, arguments: tuple, how: Mapping[str, object]) -> Placed:
+        from distributed import KilledWorker
+
         placed, key = Placed(), f"ckpt-{uuid.uuid4()}"
         inner = self._pool.submit(_call, function, arguments, key=key, **how)
         self._keys[placed] = key
-        placed.follow(inner, worker)
+        placed.follow(inner, worker, (KilledWorker,))
         placed.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
         placed.add_done_callback(self._keys.pop)
         return placed

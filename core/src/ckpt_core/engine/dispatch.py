@@ -1,10 +1,4 @@
-"""Handing transfers to threads of this process, or to the workers of an executor, and judging what comes back.
-
-A worker is believed only in what this machine sees too:
-
-- That a tensor is written: the file that the worker made to mark its end, and in each output file the first bytes other than
-  zeros that it wrote, are looked for here. Of a file without such bytes nothing is missing if they never came.
-- That the input is at fault: the tensor is read here as well. If that goes well, the worker is at fault.
+"""Handing transfers to threads of this process, or to the workers of an executor, and again where nothing good comes back.
 
 What workers do wrong is a `WorkerError`, and none of the run's: what one fails to do is handed over to another, and so is what
 takes one too long. Of a cluster, which names its workers, the one that failed is left out from then on. One that runs other code
@@ -14,19 +8,15 @@ such a failure of the run those that are at work may finish, and what they did c
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import pickle
-import secrets
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
     Executor,
     Future,
     ThreadPoolExecutor,
@@ -34,15 +24,14 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass, field
 
+from ckpt_core.engine import marks
 from ckpt_core.engine.cluster import Cluster
+from ckpt_core.engine.judging import Done, Fault, Judge
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.staging import MARK
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
-from ckpt_core.engine.worker import KEPT, Report, Run, Sample, Task, look, perform
-from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
-from ckpt_core.storage.bytes.space import free_space
-from ckpt_core.storage.bytes.stored import read_range
+from ckpt_core.engine.worker import Run, Task, look, perform
+from ckpt_core.errors import CkptError, Lines, WorkerError
 from ckpt_core.tensors.source import SourceFiles
 
 _FIRST = 30.0  # seconds for the first results: on a cluster processes are started, and import
@@ -91,20 +80,10 @@ class _Awaited:
     failures: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    """What a worker did wrong. `lasting`: it would do so with every task; `final`: and so would all others."""
-
-    error: WorkerError
-    lasting: bool = False
-    final: bool = False
-
-
 class Workers:
     """The workers behind an executor, for one run.
 
-    `source` is what this machine sees of the input, `begun_by` says who has begun a task of a mark, and `tell` is given
-    a sentence for whoever waits.
+    `source` is what this machine sees of the input, and `tell` is given a sentence for whoever waits.
     """
 
     def __init__(
@@ -112,16 +91,17 @@ class Workers:
         executor: Executor,
         run: Run,
         source: SourceFiles,
-        begun_by: Callable[[str], str | None] = lambda _: None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._executor, self._source, self._begun_by, self._tell = executor, source, begun_by, tell
+        self._executor, self._source, self._tell = executor, source, tell
+        self._judge = Judge(source, os.path.dirname(run.out))
         self._cluster = executor if isinstance(executor, Cluster) else None
         self._run = pickle.dumps(run)
         self._staging = os.path.dirname(run.out)
         self._asked: dict[Future, str] = {}  # who was asked to look whether all is there
         self._awaited: list[_Awaited] = []
         self._paces: deque[float] = deque(maxlen=_LAST)  # seconds for a byte
+        self._pace = 0.0  # their median
         self._misfits: dict[str, WorkerError] = {}
         self._failure: Exception | None = None
 
@@ -146,7 +126,9 @@ class Workers:
                 now = time.monotonic()
                 for future in done:
                     if (asked := self._asked.pop(future, None)) is not None:
-                        self._looked(asked, future, todo)
+                        fault = self._judge.look(asked, future, todo)
+                        if fault is not None and not self._goes_on(asked, fault):
+                            self._failure = self._failure or fault.error
                     elif future in (awaited := copies[future]).copies:  # or its twin came at the same moment
                         heard = told = now
                         if (result := self._settled(awaited, future)) is not None:
@@ -174,43 +156,10 @@ class Workers:
             for worker in self._cluster.workers():
                 self._asked[self._cluster.ask(worker, look, SOFTWARE, self._run)] = worker
 
-    def _looked(self, worker: str, future: Future, todo: Sequence[Transfer]) -> None:
-        try:
-            report: Report = future.result()
-        except CancelledError:
-            return  # the cluster went away, as the tasks will tell
-        except WorkerError as error:
-            wrong = error
-        except Exception as error:
-            wrong = _failed(f"{_said(error)}, on {worker}")
-        else:
-            if isinstance(report.error, WorkerError):
-                wrong = report.error
-            elif report.error is not None:
-                wrong = _failed(f"{_said(report.error)}, on {report.host}")
-            elif self._has_less_room(report, todo):
-                wrong = WorkerError(
-                    "a worker has no room for the output, and this machine has",
-                    file=self._staging,
-                    found=f"{report.room:,} bytes free, on {report.host}",
-                    fix=f"give every worker the destination's file system at that path, without a quota, {KEPT}",
-                )
-            else:
-                return
-        if not self._goes_on(worker, _Fault(wrong, lasting=True)):
-            self._failure = self._failure or wrong
-
-    def _has_less_room(self, report: Report, todo: Sequence[Transfer]) -> bool:
-        """Whether a worker finds less room than is needed, and far less than is there."""
-        here = free_space(self._staging)
-        if report.room is None or here is None or report.room >= here[0] // 2:
-            return False
-        return report.room < sum(sum(transfer.files.values()) for transfer in todo)
-
     # --- handing over
 
     def _hand_over(self, awaited: _Awaited) -> None:
-        mark = f"{MARK}{secrets.token_hex(8)}"
+        mark = marks.new_mark()
         try:
             task = Task(awaited.transfer, mark, self._source.remote_states(awaited.transfer.paths))
             future = self._executor.submit(perform, SOFTWARE, self._run, pickle.dumps(task))
@@ -235,10 +184,8 @@ class Workers:
 
     def _patience(self, awaited: _Awaited) -> float:
         """For how many seconds after it was handed over a transfer is not late. Each copy is given twice the time of the last."""
-        if not self._paces:
-            return _FIRST * 2 ** (len(awaited.copies) - 1)
-        usual = statistics.median(self._paces) * max(awaited.transfer.bytes_read, _SMALL)
-        return max(_PATIENCE, _TIMES * usual) * 2 ** (len(awaited.copies) - 1)
+        usual = self._pace * max(awaited.transfer.bytes_read, _SMALL)
+        return max(_PATIENCE if self._paces else _FIRST, _TIMES * usual) * 2 ** (len(awaited.copies) - 1)
 
     def _late(self, now: float) -> list[_Awaited]:
         return [awaited for awaited in self._awaited if now - awaited.since >= self._patience(awaited)]
@@ -254,7 +201,7 @@ class Workers:
     def _silence(self, seconds: float) -> str:
         """What is awaited, where nothing was heard for so long."""
         oldest = self._awaited[0]
-        began = next((who for mark in oldest.copies.values() if (who := self._begun_by(mark))), None)
+        began = next((who for mark in oldest.copies.values() if (who := marks.begun_by(self._staging, mark))), None)
         of = f"which {began} began" if began else "which no worker has begun"
         more = f", and {len(self._awaited) - 1:,} more" if self._awaited[1:] else ""
         return f"no result for {seconds:.0f} s: waiting for {oldest.transfer.name}, {of}{more}; what is done is kept"
@@ -265,16 +212,18 @@ class Workers:
         """The result of a transfer that is awaited no longer; None where it was not a result."""
         worker = getattr(future, "worker", None)
         try:
-            found = self._believed(awaited.transfer, future)
+            found = self._judge.task(awaited.transfer, awaited.copies[future], future)
         except (CkptError, OSError) as error:
             self._failure = self._failure or error
             self._forget(awaited)
             return None
-        if isinstance(found, Result):
+        if isinstance(found, Done):
             if worker is not None and self._cluster is not None:
                 self._cluster.trust(worker)
+            self._paces.append(found.seconds / max(awaited.transfer.bytes_read, _SMALL))
+            self._pace = statistics.median(self._paces)
             self._forget(awaited)
-            return found
+            return found.result
         del awaited.copies[future]
         awaited.failures += 1
         again = self._goes_on(worker, found) and awaited.failures < _TRIES and not found.final
@@ -286,7 +235,7 @@ class Workers:
             self._hand_over(awaited)
         return None
 
-    def _goes_on(self, worker: str | None, fault: _Fault) -> bool:
+    def _goes_on(self, worker: str | None, fault: Fault) -> bool:
         """Whether other workers may do what this one did not; it is left out if the executor knows it."""
         if worker is None or self._cluster is None:
             return not fault.lasting
@@ -306,81 +255,3 @@ class Workers:
             alike = [one.found for one in self._misfits.values() if one.problem == failure.problem]
             failure.found = Lines(map(str, alike)) if len(alike) > 1 else failure.found
         return failure
-
-    def _believed(self, transfer: Transfer, future: Future) -> Result | _Fault:
-        """The result of a transfer if it is what a worker says it is, else what that did wrong. Raises what is wrong with the input."""
-        try:
-            report: Report = future.result()
-        except WorkerError as error:  # it runs other code
-            return _Fault(error, lasting=True)
-        except CancelledError:  # so a cluster says that it lost its head
-            return _Fault(WorkerError("the cluster went away", fix=f"start it again, {KEPT}"), final=True)
-        except BrokenExecutor as error:
-            died = WorkerError("a worker died", found=error, fix=f"look for a lack of memory, {KEPT}")
-            return _Fault(died, final=True)
-        except Exception as error:
-            return _Fault(_failed(_said(error)))
-        if report.result is None:
-            return self._judged(transfer, report)
-        if (missing := self._missing(report)) is not None:
-            return _Fault(missing, lasting=True)
-        self._paces.append(report.seconds / max(transfer.bytes_read, _SMALL))
-        return report.result
-
-    def _judged(self, transfer: Transfer, report: Report) -> _Fault:
-        """Whose fault an error is: raises what this machine finds wrong with the input, and returns what only a worker does."""
-        self._source.recheck()
-        error = report.error
-        if isinstance(error, WorkerError):
-            return _Fault(error, lasting=True)
-        if isinstance(error, CkptError):
-            run_transfer(transfer, self._source, None)
-            found = "; ".join(str(part) for part in (error.problem, error.found) if part)
-            return _Fault(
-                WorkerError(
-                    "a worker can't read what this machine can",
-                    file=error.file,
-                    found=f"{found}, on {report.host}",
-                    fix=f"give every worker the same file systems, {KEPT}",
-                )
-            )
-        file, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
-        return _Fault(
-            WorkerError(
-                "a worker can't read or write",
-                file=file,
-                found=f"{reason}, on {report.host}",
-                fix=f"end the cause, {KEPT}",
-            )
-        )
-
-    def _missing(self, report: Report) -> WorkerError | None:
-        """What is wrong if what a worker says it wrote is not here."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self._staging, report.mark))
-            if all(map(_is_here, report.samples)):
-                return None
-        return WorkerError(
-            "what a worker wrote is not here",
-            file=next((sample.path for sample in report.samples if not _is_here(sample)), self._staging),
-            found=f"other bytes than were written on {report.host}",
-            fix=f"give every worker the destination's file system itself, not an overlay or a copy of it, {KEPT}",
-        )
-
-
-def _failed(found: str) -> WorkerError:
-    fix = f"see that every worker has {SOFTWARE}, and enough memory; {KEPT}"
-    return WorkerError("a worker failed", found=found, fix=fix)
-
-
-def _said(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {str(error).partition(os.linesep)[0]}"
-
-
-def _is_here(sample: Sample) -> bool:
-    """Whether this machine sees the bytes. The file is opened anew, for a client of NFS then asks the server."""
-    try:
-        return read_range(sample.path, sample.offset, len(sample.data)) == sample.data
-    except FormatError:
-        return False

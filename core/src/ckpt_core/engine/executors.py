@@ -110,7 +110,8 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
         with _connected("ray", address):
             _check_listens(address)
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
-    executor = RayCluster(ray.remote)
+    deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
+    executor = RayCluster(ray.remote, deaths)
     try:
         with executor.watching(ray.get_runtime_context().gcs_address):
             yield executor

@@ -11,16 +11,17 @@ from typing import Any
 
 from ckpt_core.engine.cluster import Answer, Cluster, Placed
 
-_BEAT, _MISSES = 1.0, 5  # seconds between two looks at a head, and how often in turn it may be missed
+_BEAT, _MISSES = 1.0, 3  # seconds between two looks at a head, and how often in turn it may be missed
 _PATIENCE = 3.0  # seconds
+_NODE = "ray.io/node-id"  # a label that Ray gives to each node by itself
 
 
 class RayCluster(Cluster):
     """Calls through `ray.remote`. When the head of the cluster is `lost`, what is awaited is given up."""
 
-    def __init__(self, remote: Callable) -> None:
+    def __init__(self, remote: Callable, deaths: tuple[type[Exception], ...] = ()) -> None:
         super().__init__()
-        self._call = remote(_call)
+        self._call, self._deaths = remote(_call), deaths
         self._awaited: set[Placed] = set()
         self.lost = threading.Event()
 
@@ -36,8 +37,13 @@ class RayCluster(Cluster):
 
     def submit(self, function: Callable, /, *arguments: Any, **_: Any) -> Placed:
         avoided = self.avoided()
-        how = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}} if avoided else {}
-        return self._called(None, function, arguments, how)
+        if not avoided:
+            return self._called(None, function, arguments, {})
+        how = {"label_selector": {_NODE: f"!in({','.join(sorted(avoided))})"}}
+        try:
+            return self._called(None, function, arguments, how)
+        except (TypeError, ValueError):  # of a Ray without label selectors, before 2.49, a node can't be left out
+            return self._called(None, function, arguments, {})
 
     def ask(self, worker: str, function: Callable, /, *arguments: object) -> Placed:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -51,11 +57,11 @@ class RayCluster(Cluster):
         )  # a process that stands still keeps its share of the node, so that others are given what comes next
 
     def _called(self, worker: str | None, function: Callable, arguments: tuple, how: Mapping[str, object]) -> Placed:
+        call = self._call.options(**how) if how else self._call
         placed = Placed()
         self._awaited.add(placed)
         placed.add_done_callback(self._awaited.discard)
-        call = self._call.options(**how) if how else self._call
-        placed.follow(call.remote(function, arguments).future(), worker)
+        placed.follow(call.remote(function, arguments).future(), worker, self._deaths)
         return placed
 
     @contextlib.contextmanager

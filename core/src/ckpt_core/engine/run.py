@@ -115,7 +115,7 @@ def _transfer_all(
                     listener(Progress(written, total, "", remark))
 
             run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
-            finished = Workers(executor, run, source, staging.begun_by, tell).carry_out(todo, 2 * plan.workers)
+            finished = Workers(executor, run, source, tell).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)

@@ -3,6 +3,7 @@
     DST.ckpt-partial/
         token            a random text of the run that is alive, by which its workers know the folder
         sources          what each source file was when the plan was made, for those workers
+        mark-*           who is at which task
         journal.jsonl    first line: the plan; then one line per finished tensor
         out/             the files, at their final size from the start
 
@@ -33,11 +34,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from ckpt_core import __version__
+from ckpt_core.engine.marks import MARK
 from ckpt_core.engine.order import in_order
 from ckpt_core.engine.plan import Plan, Transfer
 from ckpt_core.engine.states import STATES, write_states
 from ckpt_core.engine.transfer import Result
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
@@ -46,10 +48,8 @@ from ckpt_core.storage.bytes.output import OutputFile
 
 SUFFIX = UNFINISHED
 TOKEN = "token"
-MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
-_LINE = 200  # characters
 _SYNCS = 8
 # What a file system answers that has no such call. It is then as safe as it can be without.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
@@ -113,7 +113,7 @@ class Staging:
         try:
             yield
         except (BlockingIOError, FileNotFoundError):
-            raise CkptError(
+            raise BeingWritten(
                 "another conversion is writing to this destination", file=self.destination, fix="wait for it"
             ) from None
 
@@ -322,14 +322,6 @@ class Staging:
         """Write down what the source files are, for workers; the digest of it."""
         return write_states(self.folder, self._plan.source.files)
 
-    def begun_by(self, mark: str) -> str | None:
-        """Who has begun a task that was handed over with this mark; None if nobody has."""
-        try:
-            with open(os.path.join(self.folder, mark), encoding="utf-8", errors="replace", opener=_carefully) as file:
-                return file.readline(_LINE) or None
-        except OSError:
-            return None
-
     def path(self, relative: str) -> str:
         """Where an output file is while the conversion runs."""
         return os.path.join(self.out, relative)
@@ -410,10 +402,6 @@ class Staging:
 
 
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-
-
-def _carefully(path: str, flags: int) -> int:
-    return os.open(path, flags | _CAREFULLY)
 
 
 def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], int]:

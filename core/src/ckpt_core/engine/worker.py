@@ -11,9 +11,8 @@ task it compares what it sees with what this run wants it to see:
   token: a worker reads them once, and a task names none.
 
 A worker can see the token and still write elsewhere (an overlay shows what lies below, and keeps what is written). So at the
-beginning of a task it makes a file beside the token, which says who it is, and at the end it gives that file a new name. Its
-report has that name, and a sample of what it wrote to each output file: the coordinator looks for all of that in its own view
-(`dispatch`).
+end of a task it writes a secret into the task's mark beside the token, and its report has that secret and a sample of what it
+wrote to each output file: the coordinator looks for both in its own view (`dispatch`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
-import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -29,13 +27,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_core.engine import marks
 from ckpt_core.engine.plan import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.staging import MARK, TOKEN, boot_id
+from ckpt_core.engine.staging import TOKEN, boot_id
 from ckpt_core.engine.states import STATES, KnownStates
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
-from ckpt_core.storage.bytes.files import FileState, pwrite_all
+from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.tensors.source import SourceFiles
 
 _SAMPLE = 64
@@ -62,10 +61,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A transfer, the name of the file that says who began it, and the states of those sources that lie in a store."""
+    """A transfer, the name of its mark, and the states of those sources that lie in a store."""
 
     transfer: Transfer
-    begun: str
+    mark: str
     remote: tuple[FileState, ...]
 
 
@@ -82,13 +81,13 @@ class Sample:
 class Report:
     """What a worker says of one task: the result and traces of what it wrote, or the error that kept it from the task.
 
-    `mark` is the name of a file beside the token, `room` the bytes that are free there, if it was asked for them.
+    `secret` is the one in the mark of the task, `room` the bytes that are free where the output goes, if it was asked for them.
     """
 
     host: str
     seconds: float
     result: Result | None = None
-    mark: str = ""
+    secret: str = ""
     samples: tuple[Sample, ...] = ()
     error: CkptError | OSError | None = None
     room: int | None = None
@@ -99,10 +98,10 @@ def perform(software: str, run: bytes, task: bytes) -> Report:
     _check_software(software)
     begun = time.monotonic()
     try:
-        result, mark, samples = _carried_out(pickle.loads(run), pickle.loads(task))
+        result, secret, samples = _carried_out(pickle.loads(run), pickle.loads(task))
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
-    return Report(host(), time.monotonic() - begun, result, mark, samples)
+    return Report(host(), time.monotonic() - begun, result, secret, samples)
 
 
 def look(software: str, run: bytes) -> Report:
@@ -149,16 +148,16 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]
         _check_sources(sources)
         source = SourceFiles((*sources, *task.remote))
         try:
-            sink.begin(task.begun)
+            marks.begin(sink.staging, task.mark, host())
             result = run_transfer(task.transfer, source, sink)
         finally:
             source.close()
         if run.sync and boot_id() != run.boot:
             sink.to_disk()
-        mark = sink.mark(task.begun)
+        secret = marks.end(sink.staging, task.mark)
     finally:
         sink.close()  # and with it, on NFS, what was written goes to the server
-    return result, mark, tuple(sink.samples.values())
+    return result, secret, tuple(sink.samples.values())
 
 
 _KNOWN = KnownStates()
@@ -225,21 +224,6 @@ class WorkerSink(TargetFiles):
         if seen != self._run.token.encode():
             raise self.elsewhere(f"the token of another run, {seen.decode(errors='replace')!r}")
         self._checked = time.monotonic()
-
-    def begin(self, name: str) -> None:
-        """Make a file beside the token that says who this is."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(name, flags, 0o600, dir_fd=self.staging.descriptor)
-        try:
-            pwrite_all(descriptor, memoryview(host().encode()), 0)
-        finally:
-            os.close(descriptor)
-
-    def mark(self, begun: str) -> str:
-        """Give that file a name that nobody had before, and return it."""
-        name = f"{MARK}{secrets.token_hex(16)}"
-        os.rename(begun, name, src_dir_fd=self.staging.descriptor, dst_dir_fd=self.staging.descriptor)
-        return name
 
     def elsewhere(self, seen: str | None) -> WorkerError:
         """The error of one that sees something else than the staging folder of its run."""
