@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt_core.errors import UsageError
-from ckpt_core.storage.bytes.remote.http import without_secrets
+from ckpt_core.storage.bytes.remote.objects import without_secrets
 from ckpt_core.storage.bytes.remote.stores import scheme_of
 
 _PIECE = 1 << 20
