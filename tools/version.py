@@ -1,4 +1,4 @@
-"""The version of all distributions, from one place: `core/src/ckpt_core/version.py`.
+"""The version of all distributions, from one place: `core/src/ckpt_core/__init__.py`.
 
 `python tools/version.py` says where another one stands; `python tools/version.py 0.2.0` writes it everywhere.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HOME = ROOT / "core/src/ckpt_core/version.py"
+HOME = ROOT / "core/src/ckpt_core/__init__.py"
 
 
 def places() -> list[Path]:
@@ -33,7 +33,7 @@ def stamped(text: str, version: str) -> str:
     """
     major, minor, _ = version.split(".")
     forms: list[tuple[str, Callable[[re.Match[str]], str]]] = [
-        (r'(?m)^((?:version|VERSION) = )"[\d.]+"', lambda one: f'{one[1]}"{version}"'),
+        (r'(?m)^((?:version|__version__) = )"[\d.]+"', lambda one: f'{one[1]}"{version}"'),
         (r"(?m)^(version: )[\d.]+$", lambda one: one[1] + version),
         (r'("ckpt-[\w-]+(?:\[[\w,]+\])?==)[\d.]+"', lambda one: f'{one[1]}{version}"'),
         (
@@ -47,7 +47,7 @@ def stamped(text: str, version: str) -> str:
 
 
 def known() -> str:
-    found = re.search(r'^VERSION = "([\d.]+)"', HOME.read_text(), re.MULTILINE)
+    found = re.search(r'^__version__ = "([\d.]+)"', HOME.read_text(), re.MULTILINE)
     assert found is not None
     return found[1]
 

@@ -100,3 +100,18 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
             measured(source, tmp_path / f"out{layers}", to="nanotron", tp=2, max_memory=BUDGET, workers=2)["peak"]
         )
     assert peaks[1] <= peaks[0] + (16 << 20)
+
+
+def test_workers_apart_have_the_budget_each(tmp_path: Path) -> None:
+    """On a cluster nobody shares memory, but for the threads of one process."""
+    write_ir(tmp_path / "ir", example("llama"))
+    asked = {"to": "hf", "max_memory": BUDGET}
+    plan = plan_conversion(tmp_path / "ir", tmp_path / "out", **asked, workers=512, apart=True)
+    with pytest.raises(CkptError, match="too small"):
+        plan_conversion(tmp_path / "ir", tmp_path / "out", **asked, workers=512)
+    assert plan.workers == 512 and plan.peak_memory <= BUDGET
+    for threads in (1, 4, 8):
+        spread = plan.spread(2048, threads)
+        assert spread.workers == 2048 and spread.hash == plan.hash and spread.peak_memory <= BUDGET
+    with pytest.raises(CkptError, match="too small"):
+        plan.spread(2048, 64)

@@ -1,7 +1,7 @@
 """Workers that run other code, see other files, fail or fall silent: no wrong output, and nothing that was done is lost.
 
 A worker of another machine is a call in this process, in which paths lead elsewhere: that is all that a worker knows of its machine.
-`real/check_clusters.py` does the same to real clusters of Dask and Ray.
+`real/check_cluster.py` does the same to real clusters of Dask and Ray.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import types
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from ckpt_core import convert
-from ckpt_core.engine import dispatch, executors, plan, software, worker
-from ckpt_core.errors import CkptError, FormatError, WorkerError
+from ckpt_core import convert, plan_conversion
+from ckpt_core.engine import cluster, dask_cluster, dispatch, executors, judging, plan, ray_cluster, software, worker
+from ckpt_core.engine.run import run_plan
+from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
+from ckpt_core.storage.bytes.files import FileState
 from ckpt_tests import tiny
 from ckpt_tests.folders import contents
 
@@ -49,6 +52,19 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 Elsewhere = Callable[[], AbstractContextManager]
 
 
+def called(function: Callable, arguments: tuple, elsewhere: Elsewhere) -> Future:
+    """What a worker makes of a call, whose answer is pickled as that of another process is."""
+    future: Future = Future()
+    with elsewhere():
+        try:
+            answer, error = function(*arguments), None
+        except Exception as raised:
+            answer, error = None, raised
+    answer, error = pickle.loads(pickle.dumps((answer, error)))
+    future.set_exception(error) if error else future.set_result(answer)
+    return future
+
+
 class Cluster(Executor):
     """Workers that are calls in this process. The one at number `bad` of the calls, and all later ones, live `elsewhere`."""
 
@@ -57,16 +73,47 @@ class Cluster(Executor):
         self.calls: list[tuple] = []
 
     def submit(self, function, /, *arguments, **named):
-        future: Future = Future()
         self.calls.append((function, arguments))
-        with self.elsewhere() if len(self.calls) >= self.bad else nullcontext():
-            try:
-                answer, error = function(*arguments), None
-            except Exception as raised:
-                answer, error = None, raised
-        answer, error = pickle.loads(pickle.dumps((answer, error)))
-        future.set_exception(error) if error else future.set_result(answer)
-        return future
+        return called(function, arguments, self.elsewhere if len(self.calls) >= self.bad else nullcontext)
+
+
+class Named(cluster.Cluster):
+    """A cluster whose workers take turns. Some live elsewhere; the `silent` ones never answer."""
+
+    def __init__(self, size: int, elsewhere: dict[str, Elsewhere] | None = None, silent: str = "") -> None:
+        super().__init__()
+        self.names = [f"w{number}" for number in range(size)]
+        self.elsewhere, self.silent = elsewhere or {}, silent
+        self.tasks: list[str] = []  # who was given each
+        self.arguments: list[tuple] = []
+        self.held: dict[Future, str] = {}
+        self.looks = True
+
+    def workers(self):
+        return dict.fromkeys(self.names, 1)
+
+    threads = 1
+
+    def ask(self, worker, function, /, *arguments):
+        return self.at(worker, function, arguments if self.looks else None)
+
+    def submit(self, function, /, *arguments, **named):
+        names = [name for name in self.names if name not in self.avoided()]
+        worker = names[len(self.tasks) % len(names)]
+        self.tasks.append(worker)
+        self.arguments.append(arguments)
+        return self.at(worker, function, arguments)
+
+    def at(self, worker: str, function: Callable, arguments: tuple | None) -> cluster.Placed:
+        placed = cluster.Placed()
+        self.held[placed] = worker
+        if worker != self.silent and arguments is not None:
+            answer = (cluster.Answer.of, (worker, function, arguments))
+            placed.follow(called(*answer, self.elsewhere.get(worker, nullcontext)))
+        return placed
+
+    def holders(self, futures):
+        return {self.held[future] for future in futures}
 
 
 def mounted(path: Path, there: Path) -> Elsewhere:
@@ -146,7 +193,7 @@ def test_a_worker_with_other_code_is_refused(model: Path, tmp_path: Path, expect
 
     destination = tmp_path / "run"
     error = refused(model, destination, Cluster(other))
-    assert "0.0.1" in error.found and socket.gethostname() in error.found and error.expected == dispatch.SOFTWARE
+    assert "0.0.1" in error.found and socket.gethostname() in error.found and error.expected == software.SOFTWARE
     assert not loaded
     continues(model, destination, expected, work)
 
@@ -310,7 +357,7 @@ def test_an_error_of_a_worker_is_none_of_the_input(
 
 def test_an_error_of_the_input_is_seen_here_too(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing of the output can be used."""
-    for module in (worker, dispatch):
+    for module in (worker, judging):
         monkeypatch.setattr(module, "run_transfer", raising(FormatError("two copies differ", file="x")))
     with pytest.raises(FormatError, match="two copies differ"):
         convert(model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Cluster())
@@ -327,7 +374,145 @@ def test_an_executor_that_takes_nothing_more(model: Path, tmp_path: Path) -> Non
     assert "cannot schedule" in refused(model, tmp_path / "run", Broken(bad=99)).found
 
 
+@pytest.mark.parametrize("fault", ["its disk", "its view of the input", "its memory", "a class it does not know"])
+def test_what_a_worker_fails_to_do_another_one_does(model: Path, tmp_path: Path, expected: Path, fault: str) -> None:
+    """Of a cluster, which says who it was, that one is given nothing more."""
+    failing = patched(worker, "run_transfer", raising(ERRORS[fault]))
+    executor, said = Named(3, {"w1": failing}), Remarks()
+    convert(model, tmp_path / "run", **ARGUMENTS, workers=3, executor=executor, listener=said)
+    assert contents(tmp_path / "run") == contents(expected) and not staging_of(tmp_path / "run").exists()
+    assert executor.tasks.count("w1") <= 3 and len(said.remarks) == 1  # those at hand when it failed first
+    reason = getattr(ERRORS[fault], "strerror", None) or str(ERRORS[fault]).partition("\n")[0]
+    assert "left out" in said.remarks[0] and reason in said.remarks[0]
+
+
+def test_what_nobody_can_do_is_an_error(model: Path, tmp_path: Path, expected: Path, work: list[str]) -> None:
+    """Once for each of three workers, and not for every one of many."""
+    full = patched(worker, "run_transfer", raising(OSError(errno.ENOSPC, "No space left on device", "/x")))
+    executor = Named(20, {f"w{number}": full for number in range(20)})
+    with pytest.raises(WorkerError, match="can't read or write") as caught:
+        convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=executor)
+    assert len(executor.tasks) <= 6 and "No space left" in caught.value.found
+    continues(model, tmp_path / "run", expected, work)
+
+
+def test_a_process_that_fails_once_is_forgiven(model: Path, tmp_path: Path, expected: Path) -> None:
+    """An executor without names may have another worker for the same task."""
+    faults = iter([OSError(errno.EIO, "x"), MemoryError()])
+
+    def twice() -> AbstractContextManager:
+        fault = next(faults, None)
+        return patched(worker, "run_transfer", raising(fault))() if fault else nullcontext()
+
+    convert(model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Cluster(twice))
+    assert contents(tmp_path / "run") == contents(expected)
+
+
+# --- one of many ------------------------------------------------------------------------------------------------------------
+
+
+class Remarks:
+    """A listener that keeps what is said of the workers."""
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+
+    def __call__(self, event) -> None:
+        if event.remark:
+            self.remarks.append(event.remark)
+
+
+def unlike(model: Path, tmp_path: Path, kind: str) -> Elsewhere:
+    """What makes a worker no part of a cluster."""
+    if kind == "other code":
+        return patched(worker, "SOFTWARE", "ckpt 0.0.1 (code 0123)")
+    if kind == "another source":
+        shutil.copytree(model, tmp_path / "hf")
+        older(tmp_path / "hf" / "model.safetensors")
+        return mounted(model, tmp_path / "hf")
+    return mounted(tmp_path / "share", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["other code", "another source", "no mount"])
+@pytest.mark.parametrize("looks", [True, False], ids=["it looked", "it was given a task"])
+def test_one_of_many_that_is_no_part_of_the_cluster_is_left_out(
+    model: Path, tmp_path: Path, expected: Path, kind: str, looks: bool
+) -> None:
+    (tmp_path / "share").mkdir()
+    executor, said = Named(10, {"w1": unlike(model, tmp_path, kind)}), Remarks()
+    executor.looks = looks
+    convert(model, tmp_path / "share" / "run", **ARGUMENTS, workers=2, executor=executor, listener=said)
+    assert contents(tmp_path / "share" / "run") == contents(expected)
+    assert executor.tasks.count("w1") == 1 and len(said.remarks) == 1
+    assert socket.gethostname() in said.remarks[0] and "it is left out" in said.remarks[0]
+    path = {"other code": "", "another source": str(model), "no mount": str(staging_of(tmp_path / "share" / "run"))}[
+        kind
+    ]
+    assert path in said.remarks[0]
+
+
+@pytest.mark.parametrize("kind", ["other code", "another source", "no mount"])
+def test_of_few_it_is_an_error_that_names_them_all(
+    model: Path, tmp_path: Path, expected: Path, work: list[str], kind: str
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    bad = unlike(model, tmp_path, kind)
+    executor, said = Named(6, {"w4": bad, "w5": bad}), Remarks()
+    with pytest.raises(WorkerError) as caught:
+        convert(model, share / "run", **ARGUMENTS, workers=2, executor=executor, listener=said)
+    assert isinstance(caught.value.found, Lines) and len(caught.value.found) == 2 and not said.remarks
+    assert 0 < done(share / "run") <= 4, "what the others had begun is done"
+    continues(model, share / "run", expected, work)
+
+
+def test_a_worker_with_less_room_is_found_before_it_fills_it(model: Path, tmp_path: Path) -> None:
+    def small() -> AbstractContextManager:
+        said = types.SimpleNamespace(f_bavail=1, f_frsize=4096, f_blocks=1)
+        return patched(os, "fstatvfs", lambda _: said)()
+
+    with pytest.raises(WorkerError, match="no room") as caught:
+        convert(model, tmp_path / "run", **ARGUMENTS, executor=Named(3, {"w2": small}))
+    assert caught.value.found.startswith("4,096 bytes free, on ")
+
+
+# --- what a task weighs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", [1, 24_288])
+def test_a_task_does_not_carry_the_files_of_the_source(model: Path, tmp_path: Path, files: int) -> None:
+    """A checkpoint of 405B in xser form has 24,288; a worker reads once, in the staging folder, what they were."""
+    made = plan_conversion(model, tmp_path / "run", **ARGUMENTS, apart=True)
+    more = [
+        FileState(f"/data/iter_{n:07}/model/dp_rank_00.tp_rank_{n:02}.pt.tensors/tensor_{n}.pt", n, n)
+        for n in range(files)
+    ]
+    made.source = replace(made.source, files=[*made.source.files, *more])
+    executor = Named(2)
+    with pytest.raises(FormatError, match="can't be read"):  # at the end, when all are looked at again
+        run_plan(made, str(tmp_path / "run"), executor=executor)
+    sizes = [len(pickle.dumps(arguments)) for arguments in executor.arguments]
+    assert len(sizes) == TENSORS and max(sizes) < 3000, "bytes"
+
+
+def test_states_of_another_run_are_not_believed(model: Path, tmp_path: Path) -> None:
+    def changed() -> AbstractContextManager:
+        staging = staging_of(tmp_path / "run")
+        (staging / "sources").write_text((staging / "sources").read_text().replace("0", "1"))
+        return nullcontext()
+
+    with pytest.raises(WorkerError, match="does not see the staging folder") as caught:
+        convert(model, tmp_path / "run", **ARGUMENTS, executor=Cluster(changed, 1))
+    assert "the sources of another run" in caught.value.found
+
+
 # --- workers that fall silent -----------------------------------------------------------------------------------------------
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody waited for."""
+    for name in ("_FIRST", "_PATIENCE"):
+        monkeypatch.setattr(dispatch, name, 0.05)
 
 
 class Stalled(Cluster):
@@ -347,7 +532,7 @@ class Stalled(Cluster):
 def test_what_no_worker_answers_is_handed_over_again(
     model: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "_PATIENCE", 0.05)
+    at_once(monkeypatch)
     executor = Stalled({1, 2, TENSORS})
     events: list[int] = []
     convert(
@@ -372,7 +557,7 @@ def test_both_of_two_answers_may_come_at_once(
     model: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All workers are slow to start; then what was handed over twice is done twice."""
-    monkeypatch.setattr(dispatch, "_PATIENCE", 0.05)
+    at_once(monkeypatch)
 
     class Slow(Cluster):
         silent: ClassVar[list[tuple[Future, tuple]]] = []
@@ -395,11 +580,41 @@ def test_both_of_two_answers_may_come_at_once(
 
 
 def test_an_error_does_not_wait_for_the_silent(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_PATIENCE", 0.05)
+    at_once(monkeypatch)
     monkeypatch.setattr(worker, "run_transfer", raising(OSError(errno.EIO, "x")))
     with pytest.raises(WorkerError, match="can't read or write"):
         convert(model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Stalled({0}))
     assert staging_of(tmp_path / "run").is_dir()
+
+
+def test_a_worker_that_stands_still_is_given_nothing_more(
+    model: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds goes elsewhere after several times the median, though other results come all the while."""
+    at_once(monkeypatch)
+    executor = Named(3, silent="w0")
+    convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=executor)
+    assert contents(tmp_path / "run") == contents(expected)
+    assert executor.tasks.count("w0") <= 2 and len(executor.tasks) == TENSORS + executor.tasks.count("w0")
+
+
+def test_a_silence_is_told_with_tensor_and_host(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_FIRST", 0.3)
+    monkeypatch.setattr(dispatch, "_SILENCE", 0.1)
+
+    class Begun(Stalled):
+        """What is never answered was begun."""
+
+        def submit(self, function, /, *arguments, **named):
+            if len(self.calls) in self.silent:
+                with patched(worker, "run_transfer", raising(OSError(errno.EIO, "x")))():
+                    function(*arguments)
+            return super().submit(function, *arguments)
+
+    said = Remarks()
+    convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=Begun({0, 1}), listener=said)
+    assert "no result for 0 s: waiting for layers.0.attention.q.weight" in said.remarks[0]
+    assert f"which {socket.gethostname()}, process {os.getpid()} began, and 1 more" in said.remarks[0]
 
 
 @pytest.mark.parametrize("after", ["published", "another run"])
@@ -408,7 +623,7 @@ def test_a_worker_that_wakes_up_too_late_writes_no_more(
 ) -> None:
     """It stood still in the middle of a tensor."""
     destination = tmp_path / "run"
-    monkeypatch.setattr(dispatch, "_PATIENCE", 0.05)
+    at_once(monkeypatch)
     monkeypatch.setattr(plan, "_CHUNK", 4096)  # so that a tensor is written piece by piece
     executor = Stalled({0}, patched(worker, "run_transfer", raising(OSError(errno.EIO, "x"))), 2)
     with pytest.raises(WorkerError):
@@ -446,9 +661,9 @@ class Head:
 
 
 def test_a_ray_that_lost_its_head_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "_BEAT", 0.02)
+    monkeypatch.setattr(ray_cluster, "_BEAT", 0.02)
     head = Head()
-    executor = executors.RayExecutor(lambda _: head)
+    executor = ray_cluster.RayCluster(lambda _: head)
     with executor.watching(head.address):
         future = executor.submit(print)
         assert not wait([future], 0.2).done, "while somebody listens there it may be at work"
@@ -456,15 +671,123 @@ def test_a_ray_that_lost_its_head_answers_no_more(monkeypatch: pytest.MonkeyPatc
         assert wait([future], 20).done and future.cancelled() and executor.lost.is_set()
 
 
-def test_a_ray_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "scheme"), [("ray", ""), ("dask", "tcp://"), ("dask", "")])
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch, engine: str, scheme: str) -> None:
     """Ray itself tries for minutes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False))
-    cluster = executors.executor_for("ray", 1, address)
-    with pytest.raises(CkptError, match="ray cluster does not answer") as caught, cluster:
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=None))
+    nobody = executors.executor_for(engine, 1, address)
+    with pytest.raises(CkptError, match=f"{engine} cluster does not answer") as caught, nobody:
         pass
     assert caught.value.expected == address
+
+
+class Client:
+    """A client of Dask: its workers, and what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.scheduler = types.SimpleNamespace(ncores=lambda **_: {"a": 1, "b": 4}, processing=lambda **_: self.held)
+        self.held: dict[str, list[str]] = {}
+        self.submitted: list[dict] = []
+        self.inner: list[Future] = []
+        self.there = True
+
+    def get_executor(self, **_: object) -> Client:
+        return self
+
+    def submit(self, function, *arguments, **how):
+        self.submitted.append(how)
+        self.inner.append(Future())
+        return self.inner[-1]
+
+    def sync(self, ask, **named):
+        assert named.pop("callback_timeout") < 60, "seconds"
+        if not self.there:
+            raise TimeoutError
+        return ask(**named)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(KilledWorker=Killed))
+    return Client()
+
+
+def test_dask_is_told_who_is_left_out_and_who_is_asked(client: Client) -> None:
+    workers = dask_cluster.DaskCluster(client)
+    assert workers.threads == 4 and workers.workers() == {"a": 1, "b": 4}
+    first = workers.submit(print)
+    assert "workers" not in client.submitted[0]
+    client.held = {"a": [client.submitted[0]["key"]], "b": ["of somebody else"]}
+    assert workers.holders([first]) == {"a"}
+    workers.doubt([first])
+    workers.submit(print)
+    assert client.submitted[1]["workers"] == ["b"]
+    workers.trust("a")
+    assert workers.leave_out("b") and not workers.leave_out("b")
+    workers.submit(print)
+    assert client.submitted[2]["workers"] == ["a"]
+    workers.doubt([first])
+    workers.submit(print)
+    assert client.submitted[3]["workers"] == ["a"], "nobody else is left"
+    assert workers.ask("b", print).worker == "b" and client.submitted[4]["workers"] == ["b"]
+    client.there = False  # a scheduler that does not answer
+    assert workers.workers() == {"a": 1, "b": 4} and workers.holders([first]) == set()
+
+
+def test_what_became_of_a_call_is_told(client: Client) -> None:
+    workers = dask_cluster.DaskCluster(client)
+    answered, failed, killed, lost = (workers.submit(print) for _ in range(4))
+    client.inner[0].set_result(cluster.Answer.of("a", len, ("four",)))
+    client.inner[1].set_result(cluster.Answer.of("b", len, (4,)))
+    client.inner[2].set_exception(Killed("x died\nfour times"))
+    client.inner[3].cancel()
+    assert answered.result(1) == 4 and answered.worker == "a" and failed.worker == "b"
+    assert isinstance(failed.exception(1), TypeError) and isinstance(killed.exception(1), BrokenExecutor)
+    assert lost.cancelled() and wait([lost], 1).done
+    mine = workers.submit(print)
+    assert mine.cancel() and client.inner[4].cancelled()
+
+
+class Remote:
+    """A function of Ray, and the options with which it was called; an old Ray has no label selectors."""
+
+    def __init__(self, selects: bool = True) -> None:
+        self.selects, self.asked = selects, {}
+
+    def options(self, **how: object) -> Remote:
+        if "label_selector" in how and not self.selects:
+            raise ValueError("Invalid option keyword label_selector")
+        self.asked = how
+        return self
+
+    def remote(self, *_: object) -> Remote:
+        return self
+
+    def future(self) -> Future:
+        return Future()
+
+
+@pytest.mark.parametrize("selects", [True, False])
+def test_ray_is_told_which_nodes_are_left_out(monkeypatch: pytest.MonkeyPatch, selects: bool) -> None:
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in "ab"]
+    idle = [
+        {"NodeID": "head", "Alive": True, "Resources": {}},
+        {"NodeID": "c", "Alive": False, "Resources": {"CPU": 2.0}},
+    ]
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(nodes=lambda: nodes + idle))
+    remote = Remote(selects)
+    workers = ray_cluster.RayCluster(lambda _: remote)
+    assert workers.workers() == {"a": 2, "b": 2}
+    workers.leave_out("b")
+    workers.submit(print)
+    assert remote.asked == ({"label_selector": {"ray.io/node-id": "!in(b)"}} if selects else {})
 
 
 # --- how files are opened, and left -----------------------------------------------------------------------------------------

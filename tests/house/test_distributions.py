@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import version
-from ckpt_core.version import VERSION
+from ckpt_core import __version__
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(
@@ -28,7 +28,7 @@ def project(folder: Path) -> dict:
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 def test_it_says_who_what_and_where(folder: Path) -> None:
     said, common = project(folder), project(ROOT / "core")
-    assert said["version"] == VERSION
+    assert said["version"] == __version__
     for key in ("requires-python", "license", "license-files", "authors", "classifiers", "urls"):
         assert said[key] == common[key], key
     assert {"checkpoint", "large-language-model"} < set(said["keywords"])
@@ -48,7 +48,7 @@ def test_one_install_brings_every_distribution_of_this_version() -> None:
     assert set(brought) == {project(folder)["name"] for folder in FOLDERS} - {"ckpt-convert"}
     extras = [extra for name, group in said["optional-dependencies"].items() if name != "all" for extra in group]
     for requirement in (*brought.values(), *extras):
-        assert requirement.endswith(f"=={VERSION}"), requirement
+        assert requirement.endswith(f"=={__version__}"), requirement
     (everything,) = said["optional-dependencies"]["all"]
     assert set(re.findall(r"\w+", everything.partition("[")[2])) == set(said["optional-dependencies"]) - {"all"}
 
@@ -60,9 +60,9 @@ def test_the_version_is_written_from_one_place(capsys: pytest.CaptureFixture[str
     for path in version.places():
         text = path.read_text()
         later = version.stamped(text, "7.8.9")
-        assert later != text and version.stamped(later, VERSION) == text
+        assert later != text and version.stamped(later, __version__) == text
 
 
 def test_citation_and_changelog_know_the_version() -> None:
-    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"\n## {VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text()

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ckpt_core.version import VERSION as __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ckpt_core.api import convert, fingerprint, launch_of, open_checkpoint, plan_conversion

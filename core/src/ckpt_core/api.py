@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -25,10 +25,12 @@ from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
 from ckpt_core.diagnosis import broken_off, diagnosis
-from ckpt_core.engine.plan import Plan, Transfer, make_plan
+from ckpt_core.engine.executors import fitted
+from ckpt_core.engine.pieces import Transfer, pieces, uncut
+from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, run_plan
-from ckpt_core.engine.transfer import Result, run_transfer
+from ckpt_core.engine.transfer import digests_of, run_transfer
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError
 from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
@@ -40,9 +42,12 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
-from ckpt_core.storage.bytes.remote import localised, refuse_destination
+from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.bytes.remote.ranges import unanswered
+from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.tensors.digest import HASHES, VERSION, Digests
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
 
@@ -337,16 +342,18 @@ def plan_conversion(
     training_state: str | None = None,
     max_memory: int | None = None,
     workers: int | None = None,
+    apart: bool = False,
 ) -> Plan:
     """Everything that `convert` would do, without doing it: every byte is accounted for, from headers alone.
 
-    Its arguments and errors are those of `convert`.
+    Its arguments and errors are those of `convert`; `apart`: for workers of an executor.
     """
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
+    place = path_of(dst, "dst")
+    if writable(place) is None:  # said before a large source is looked at
+        place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
-    refuse_destination(path_of(dst, "dst"))
-    place = os.path.abspath(path_of(dst, "dst"))
     for name, number in (("max_memory", max_memory), ("workers", workers)):
         check_count(number, name)
     reader, fact = find_format(local, format)
@@ -370,7 +377,7 @@ def plan_conversion(
         target = target_of(writer, checkpoint, request)
     asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
     asked |= {} if training_state is None else {"training_state": training_state}
-    return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked)
+    return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked, apart=apart)
 
 
 def _state_wanted(writer: Plugin, asked: str | None) -> str:
@@ -493,6 +500,7 @@ def convert(
     sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Receipt:
     """Convert `src` to format `to` at `dst`, and return the receipt that lies there.
 
@@ -500,8 +508,10 @@ def convert(
     `options` are those of both formats, as `-o` has them: `src.NAME` and `dst.NAME` where both have one of that name.
     `training_state` is `keep` or `drop`; without it, the optimizer's moments and all that belongs to them go along where both formats can.
     `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
-    checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, and
-    `listener` is called with a `Progress` now and then. The others are those of `open_checkpoint`.
+    checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
+    which may then use `max_memory`, and
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
     files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
@@ -522,26 +532,39 @@ def convert(
         training_state=training_state,
         max_memory=max_memory,
         workers=workers,
+        apart=executor is not None,
     )
-    return run_plan(plan, path_of(dst, "dst"), overwrite=overwrite, sync=sync, executor=executor, listener=listener)
+    return run_plan(
+        fitted(plan, executor, workers is None),
+        path_of(dst, "dst"),
+        overwrite=overwrite,
+        sync=sync,
+        executor=executor,
+        listener=listener,
+        spool=None if spool is None else path_of(spool, "spool"),
+    )
 
 
 def digests(
-    checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
-) -> dict[str, Result]:
-    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile."""
-    checkpoint = replace(checkpoint, tensors=watched(checkpoint.tensors))
-    found = over_tensors(
-        checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
-    )
+    checkpoint: Checkpoint, *, version: int = VERSION, workers: int | None = None, listener: Listener | None = None
+) -> dict[str, Digests]:
+    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile.
+
+    `version` is that of the digests: another one than the present to compare them with what an older receipt records.
+    """
+    transfers = _whole(watched(checkpoint.tensors))
+    if version != 1:  # of which a tensor is one leaf
+        transfers = [piece for tensor in transfers for piece in pieces(tensor)]
+    hash_ = HASHES[version]
+    found = _over(checkpoint, transfers, lambda one, source: run_transfer(one, source, None, hash_), workers, listener)
     source = SourceFiles(checkpoint.files)
-    records = RecordSums(checkpoint.tensors, source)
+    records = RecordSums((transfer.assembly for transfer in transfers), source)
     try:
-        for result in found.values():
+        for result in found:
             records.add(result.records)
     finally:
         source.close()
-    return found
+    return digests_of(found, version)
 
 
 def over_tensors(
@@ -552,20 +575,35 @@ def over_tensors(
     listener: Listener | None = None,
 ) -> dict[str, T]:
     """What `work` finds in each canonical tensor, by name; several are read at a time, each by one thread."""
+    transfers = _whole(checkpoint.tensors)
+    found = _over(checkpoint, transfers, work, workers, listener)
+    return {transfer.name: result for transfer, result in zip(transfers, found, strict=True)}
+
+
+def _whole(tensors: Mapping[str, LazyParameter]) -> list[Transfer]:
+    """Tensors that are read, and go nowhere."""
+    return [uncut(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in tensors.values()]
+
+
+def _over(
+    checkpoint: Checkpoint,
+    transfers: Sequence[Transfer],
+    work: Callable[[Transfer, SourceFiles], T],
+    workers: int | None,
+    listener: Listener | None,
+) -> list[T]:
+    """What `work` finds in each of some transfers, in their order."""
     source = SourceFiles(checkpoint.files)
-    transfers = [
-        Transfer(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in checkpoint.tensors.values()
-    ]
     total = sum(transfer.bytes_read for transfer in transfers)
     done = 0
-    found: dict[str, T] = {}
+    found: list[T] = []
     try:
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "read") as pool:
             over = pool.map if total >= _FEW else map
             for transfer, result in zip(
                 transfers, over(lambda transfer: work(transfer, source), transfers), strict=True
             ):
-                found[transfer.name] = result
+                found.append(result)
                 done += transfer.bytes_read
                 if listener is not None:
                     listener(Progress(done, total, transfer.name))
@@ -584,14 +622,14 @@ def fingerprint(
     weights: str = "auto",
     listener: Listener | None = None,
 ) -> str:
-    """The fingerprint of a checkpoint, 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
+    """The fingerprint of a checkpoint, `v2-` and 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
     holds them. Every tensor is read. Its arguments and errors are those of `open_checkpoint`.
     """
     checkpoint = read_checkpoint(path, format=format, config=config, options=options, weights=weights)
     return fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
 
 
-def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
+def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Digests]) -> str:
     known = checkpoint.tensors
     return combine((name, known[name].parameter.true_shape, result.digest) for name, result in results.items())
 

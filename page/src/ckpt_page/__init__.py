@@ -11,8 +11,8 @@ import hashlib
 from importlib import resources
 from string import Template
 
+from ckpt_core import __version__
 from ckpt_core.cli.survey import Survey
-from ckpt_core.version import VERSION
 from ckpt_page.file import check_page_file, write_page_file
 from ckpt_page.markup import element, escaped, join
 from ckpt_page.overview import architecture, conversions, heading, warnings
@@ -32,7 +32,7 @@ def page_of(survey: Survey) -> str:
         style=style,
         script=script,
         body=join(section(survey) for section in sections),
-        footer=element("footer", f"ckpt {VERSION}"),
+        footer=element("footer", f"ckpt {__version__}"),
     )
 
 

@@ -19,6 +19,33 @@ _UNSHARED = {"mlp__moe__shared": ABSENT}
 _EPS = {f"{norm}__eps": 1e-6 for norm in ("attention__norm", "mlp__norm", "final_norm")}
 _GEMMA = {"mlp__activation": Activation.GELU_TANH, "attention__scale": ABSENT, "tokens__scale": 132**0.5, **_EPS}
 _LATER = PerLayer((False, True, True, True, True, True))
+_MULTIPLIED = {"tokens__scale": 6.5, "residual_scale": 0.25, "attention__scale": 0.125, "head__scale": 0.25}
+_COHERE = {
+    "parallel": True,
+    "shared_norm": True,
+    "mlp__norm": ABSENT,
+    "attention__norm__kind": "layer",
+    "final_norm__kind": "layer",
+}
+_UNWEIGHTED = {
+    f"{norm.removesuffix('__eps')}__{name}": value
+    for norm in _EPS
+    for name, value in (("kind", "layer"), ("weight", False))
+}
+_UNBIASED = {
+    **{f"attention__{part}_bias": False for part in ("q", "k", "v", "out")}, "mlp__up_bias": False, "mlp__down_bias": False,
+}  # fmt: skip
+_OF_FOUR = PerLayer((True, True, True, False, True, True))
+_OUT = {
+    f"{norm}__{name}": value
+    for norm in ("attention__out_norm", "mlp__out_norm")
+    for name, value in (("kind", "rms"), ("eps", 1e-5))
+}
+# Experts as DeepSeek has them, in layers after a dense one.
+_SIGMOID = {
+    "mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER, "mlp__moe__experts": 10, "mlp__moe__ffn": 20, "mlp__moe__shared__ffn": 40,
+    "mlp__moe__router__top_k": 3, "mlp__moe__router__score": "sigmoid", "mlp__moe__router__correction_bias": True,
+}  # fmt: skip
 
 MODELS: dict[str, Architecture] = {
     "llama-tied": example("llama-tied"),
@@ -50,11 +77,86 @@ MODELS: dict[str, Architecture] = {
         "neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=_FRACTION, parallel=False, mlp__gated=True,
         mlp__activation="silu", attention__out_bias=False, mlp__up_bias=False, mlp__down_bias=False,
     ),
+    "granite": example("llama", **_MULTIPLIED),
+    "granitemoe": example("moe", mlp__moe__shared__gate=False, **_NORMALISED, **_MULTIPLIED),
+    "command-r": example("llama-tied", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, head__scale=0.25, **_COHERE),
+    "cohere2": example(
+        "llama-tied", hidden=_HIDDEN, head__scale=0.25, attention__window=16, **_COHERE,
+        **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "nemotron": example(
+        "neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=_FRACTION, parallel=False, mlp__activation="relu_squared",
+        **{f"{norm.removesuffix('__eps')}__zero_centred": True for norm in _EPS},
+    ),
+    "olmo": example("llama", hidden=_HIDDEN, **_UNWEIGHTED),
+    "chatglm": example("qwen", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),
+    "glm4": example(
+        "qwen", attention__rotary__fraction=_FRACTION,
+        **{f"{norm}__{name}": value for norm in ("attention__out_norm", "mlp__out_norm") for name, value in (("kind", "rms"), ("eps", 1e-5))},
+    ),
+    "glm4moe": example("predicting", attention__rotary__fraction=_FRACTION, **_QK, **_SIGMOID),
+    "falcon": example(
+        "neox", hidden=_HIDDEN, attention__groups=4, shared_norm=True, mlp__norm=ABSENT, attention__rotary__fraction=ABSENT, **_UNBIASED
+    ),
+    "falcon, of two norms": example("neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=ABSENT, **_UNBIASED),
+    "bloom": example("bloom", hidden=_HIDDEN),
+    "mpt": example("bloom", hidden=_HIDDEN, tokens__norm=ABSENT, **_UNBIASED, **{f"{norm.removesuffix('__eps')}__bias": False for norm in _EPS}),
+    "phi2": example(
+        "neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, shared_norm=True, mlp__norm=ABSENT, head__bias=True,
+    ),
+    "starcoder": example("gpt2", hidden=_HIDDEN, attention__groups=1),
     "deepseek2": example(
         "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
         mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
         mlp__moe__shared__ffn=40,
     ),
+    "olmo3": example(
+        "llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, attention__qk_norm_whole=True, attention__window=16, **_QK, **_OUT,
+        **{"attention__window?": _OF_FOUR},
+    ),
+    "gpt-oss": example(
+        "moe", attention__q_bias=True, attention__k_bias=True, attention__v_bias=True, attention__out_bias=True, attention__sinks=True,
+        attention__window=16, mlp__up_bias=True, mlp__down_bias=True, mlp__activation=Activation.GELU_QUICK, mlp__clamp=7.0, mlp__up_offset=1.0,
+        mlp__moe__router__bias=True, **_NORMALISED, **_UNSHARED, **{"attention__window?": PerLayer((True, False) * 3)},
+    ),
+    "seed_oss": example("qwen"),
+    "exaone": example("llama"),
+    "exaone4": example("llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, **_QK, **_OUT),
+    "exaone-moe": example(
+        "llama", attention__window=16, **_QK, **_SIGMOID, **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "ernie4_5": example("llama"),
+    "ernie4_5-moe": example("llama", **{**_SIGMOID, "mlp__moe__router__score": "softmax", "mlp__moe__router__normalise": True}),
+    "hunyuan-dense": example("llama", attention__qk_norm_after_rotary=True, **_QK),
+    "hunyuan-moe": example("moe", attention__qk_norm_after_rotary=True, mlp__moe__shared__gate=False, **_QK, **_NORMALISED),
+    "dots1": example("llama", attention__groups=12, **_QK, **_SIGMOID),
+    "minimax-m2": example(
+        "moe", attention__rotary__fraction=_FRACTION, attention__qk_norm_whole=True, mlp__moe__router__score="sigmoid",
+        mlp__moe__router__correction_bias=True, **_QK, **_NORMALISED, **_UNSHARED,
+    ),
+    "bailingmoe2": example("llama", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, **_QK, **_SIGMOID),
+    "mellum": example("moe", attention__window=16, **_QK, **_NORMALISED, **_UNSHARED, **{"attention__window?": _OF_FOUR}),
+    "arcee": example("llama", mlp__gated=False, mlp__activation=Activation.RELU_SQUARED),
+    "afmoe": example(
+        "llama", tokens__scale=132**0.5, attention__out_gate=True, attention__window=16, **_QK, **_OUT, **_SIGMOID,
+        **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "hy_v3": example("llama", **_QK, **{**_SIGMOID, "mlp__ffn?": PerLayer((True, False) * 3), "mlp__moe?": PerLayer((False, True) * 3)}),
+    "llama4": example(
+        "llama", attention__chunk=8192, **_QK, attention__qk_norm__weight=False, attention__qk_norm_after_rotary=_OF_FOUR,
+        attention__temperature__interval=8192, attention__temperature__scale=0.1, attention__temperature__shift=1,
+        **{"attention__rotary?": _OF_FOUR, "attention__chunk?": _OF_FOUR, "attention__qk_norm?": _OF_FOUR,
+           "attention__temperature?": PerLayer(not one for one in _OF_FOUR),
+           "mlp__ffn?": PerLayer((True, False) * 3), "mlp__moe?": PerLayer((False, True) * 3)},
+        mlp__moe__experts=10, mlp__moe__ffn=20, mlp__moe__shared__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid",
+        mlp__moe__router__on_input=True,
+    ),
+    "mistral3": example(
+        "llama", attention__temperature__interval=16, attention__temperature__scale=0.1, attention__rotary__scaling__kind="yarn",
+        attention__rotary__scaling__factor=4.0, attention__rotary__scaling__original_positions=16, attention__rotary__scaling__beta_fast=24.0,
+        attention__rotary__scaling__beta_slow=2.0,
+    ),
+    "jais2": example("neox", hidden=_HIDDEN, attention__rotary__fraction=1.0, parallel=False, mlp__activation=Activation.RELU_SQUARED),
 }  # fmt: skip
 
 SPECIAL = ["<|begin|>", "<|end|>"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_core.addresses import spelled
 from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import (
@@ -19,7 +20,6 @@ from ckpt_core.cli.output import (
     emit_json,
     memory_text,
     paint,
-    plural,
     say,
     shortened,
     table,
@@ -28,6 +28,7 @@ from ckpt_core.cli.progress import announced, duration_text, progress
 from ckpt_core.cli.usage import peak_memory
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     "--max-memory",
     type=Size(),
     metavar="SIZE",
-    help="How much memory may be used, e.g. 256MiB or 2GB.  [default: 256MiB]",
+    help="How much memory may be used, e.g. 256MiB or 2GB; by each worker that is a process.  [default: 256MiB]",
 )
 @click.option(
     "--workers",
@@ -88,6 +89,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Wait until DST is on the disk. Without, it is as safe as what `cp` leaves: a power cut may still damage it.",
 )
+@click.option(
+    "--spool",
+    metavar="DIR",
+    help="Where an output waits that goes to s3://, until its parts are whole.  [default: ckpt in the user's caches]",
+)
 def command(
     src: str,
     dst: str,
@@ -101,13 +107,14 @@ def command(
     overwrite: bool,
     parents: bool,
     sync: bool,
+    spool: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """Convert the checkpoint SRC to DST.
 
-    SRC is a folder, a file, or hf://owner/name[@revision]. Nothing appears at DST before it is complete;
-    an interrupted conversion continues when the same command is repeated.
+    SRC is a folder, a file, or an address (hf://, s3://, ...); DST is a path, or s3://bucket/folder. Nothing appears at DST before it is
+    complete; an interrupted conversion continues when the same command is repeated.
 
     \b
     ckpt convert run/step-1000 model --to hf
@@ -125,17 +132,19 @@ def command(
         asked["max_memory"] = max_memory
     here = engine == "local" or "://" in src  # other processes have other working directories
     with announced("reading headers"):
-        plan = plan_conversion(src if here else os.path.abspath(src), dst, options=options, **asked)
+        plan = plan_conversion(
+            src if here else os.path.abspath(src), dst, options=options, apart=engine != "local", **asked
+        )
     remark = odd_name(plan, dst)
     if remark is not None:
         say(f"{paint('note', 'bold', sys.stderr)}: {remark}", err=True)
     if dry_run:
-        _foretell(plan, src, dst, as_json)
+        _foretell(plan, src, dst, as_json, spool)
         return
-    if parents:
+    if parents and "://" not in dst:
         os.makedirs(os.path.dirname(os.path.abspath(dst)), exist_ok=True)
     started = time.monotonic()
-    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None)
+    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None, spool)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
     try:
         if as_json:
@@ -146,11 +155,11 @@ def command(
         say(f"{dst} is complete, but its summary can't be printed: {problem.found}", err=True)
 
 
-def _foretell(plan: Plan, src: str, dst: str, as_json: bool) -> None:
+def _foretell(plan: Plan, src: str, dst: str, as_json: bool, spool: str | None) -> None:
     """Print the plan; raises if there is no room for its output."""
     from ckpt_core.engine.destination import room_for
 
-    room = room_for(plan, dst)
+    room = room_for(plan, dst, spool)
     if as_json:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
@@ -195,22 +204,34 @@ def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str
 
 
 def _run(
-    plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None, all_workers: bool
+    plan: Plan,
+    dst: str,
+    overwrite: bool,
+    sync: bool,
+    engine: str,
+    address: str | None,
+    all_workers: bool,
+    spool: str | None,
 ) -> Receipt:
-    from ckpt_core.engine.destination import check_destination
-    from ckpt_core.engine.executors import executor_for, size_of
+    from ckpt_core.engine.destination import check_destination, staging_at
+    from ckpt_core.engine.executors import executor_for, fitted
     from ckpt_core.engine.run import run_plan
-    from ckpt_core.engine.staging import SUFFIX, Staging
 
-    if overwrite or not Staging(dst, plan).is_published():
+    staging = staging_at(dst, plan, spool=spool)
+    if overwrite or not staging.is_published():
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
-        with executor_for(engine, plan.workers, address) as executor, progress("converting") as listener:
-            if all_workers:  # of a cluster; the share of the memory that each has is that of the plan
-                plan.workers = max(plan.workers, size_of(executor))
-            return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
+        before = None if engine == "local" else "waiting for the workers"
+        with (
+            progress("converting", before=before) as listener,
+            executor_for(engine, plan.workers, address) as executor,
+        ):
+            plan = fitted(plan, executor, all_workers)
+            return run_plan(
+                plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener, spool=spool
+            )
     except (KeyboardInterrupt, OSError) as error:
-        if os.path.isdir(os.path.abspath(dst) + SUFFIX) and not getattr(error, "__notes__", ()):
+        if os.path.isdir(staging.folder) and not getattr(error, "__notes__", ()):
             error.add_note("repeat the same command to continue where this one stopped")
         raise
 
@@ -229,9 +250,10 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("files", *shortened(table((size_text(size), path) for path, size in sizes)))
     page.say("documents", *sorted(target.documents))
     page.say("sidecars", *sorted(target.sidecars))
-    page.say("tensors", f"{len(plan.transfers):,}")
+    page.say("tensors", f"{len(plan.tensors):,}")
     page.say("training", *training_lines(plan))
-    page.say("memory", f"at most {memory_text(plan.peak_memory)}, {plural(plan.workers, 'worker')}")
+    each = " in each process" if plan.apart else ""
+    page.say("memory", f"at most {memory_text(plan.peak_memory)}{each}, {plural(plan.workers, 'worker')}")
     page.say("decisions", *decision_lines(target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("launch", *launch_lines(plan.target.launch, dst))
@@ -248,8 +270,8 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "format": plan.target.format,
         "parallel": plan.target.parallel,
         "fingerprint": receipt.fingerprint,
-        "receipt": receipt_path(dst),
-        "tensors": len(plan.transfers),
+        "receipt": spelled(receipt.file) if "://" in dst else receipt_path(dst),
+        "tensors": len(plan.tensors),
         **({} if plan.target.training is None else {"training": plan.training_json()}),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
         "bytes_read": plan.bytes_read,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_core.cli.output import Page, emit_json, paint, plural, say, table
+from ckpt_core import __version__
+from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.sizes import size_text
-from ckpt_core.version import VERSION
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.architecture import Architecture
@@ -36,6 +37,7 @@ LIBRARIES = (
     Library("transformers", "verify --logits by transformers itself, load_model", 'pip install "ckpt-convert[models]"'),
     Library("huggingface_hub", "sources at hf://owner/name", 'pip install "ckpt-convert[hub]"'),
     Library("obstore", "sources at s3://, gs:// and az://", 'pip install "ckpt-convert[s3]"'),
+    Library("boto3", "destinations at s3://", 'pip install "ckpt-convert[s3]"'),
     Library("ray", "convert --engine ray", 'pip install "ckpt-convert[ray]"'),
     Library("distributed", "convert --engine dask", 'pip install "ckpt-convert[dask]"'),
     Library("matplotlib", "verify --plot", 'pip install "ckpt-convert[plot]"'),
@@ -147,7 +149,7 @@ def _of_ours(plugin: Plugin) -> bool:
 
 
 def _of_this_version(plugin: Plugin) -> bool:
-    return plugin.distribution.partition(" ")[2] == VERSION
+    return plugin.distribution.partition(" ")[2] == __version__
 
 
 def version_of(distribution: str) -> str | None:
@@ -159,7 +161,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    said = {"ckpt": VERSION, "python": platform.python_version(), "platform": platform.platform()}
+    said = {"ckpt": __version__, "python": platform.python_version(), "platform": platform.platform()}
     return said | {
         name: version_of(name) or "?" for name in ("numpy", "click", "pluggy", "blake3", "pyyaml", "zlib-ng")
     }
@@ -229,7 +231,7 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
     page.say("program", f"{sys.executable} -m ckpt_core")
     page.say(
         "mismatched",
-        *(paint(f"{one}, where ckpt-core is {VERSION}: install all of one version", "red") for one in mismatched),
+        *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
     memory, available = _memory()
     if memory is not None and available is not None:

@@ -15,9 +15,9 @@ import sys
 
 import click
 
+from ckpt_core import __version__
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
 from ckpt_core.errors import CkptError, UsageError, nearest
-from ckpt_core.version import VERSION
 
 _COMMANDS = (
     "convert",
@@ -84,7 +84,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done or equal, 1 refused or failed, 2 wrong usage, 3 compared and different.",
 )
-@click.version_option(VERSION, "-V", "--version", prog_name="ckpt")
+@click.version_option(__version__, "-V", "--version", prog_name="ckpt")
 def cli() -> None:
     """Convert model checkpoints between training frameworks: exactly, in bounded memory, for any parallel layout."""
 

@@ -30,9 +30,9 @@ _BAR = 24
 
 
 @contextlib.contextmanager
-def announced(what: str, already: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Say `what ...` on stderr if the block takes longer than a moment, and nothing is said `already`."""
-    timer = threading.Timer(SILENCE, lambda: None if already() else say(f"{what} ...", err=True))
+def announced(what: str, first: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Say `what ...` on stderr if the block takes longer than a moment, and this is the `first` word."""
+    timer = threading.Timer(SILENCE, lambda: say(f"{what} ...", err=True) if first() else None)
     timer.daemon = True
     timer.start()
     try:
@@ -42,8 +42,8 @@ def announced(what: str, already: Callable[[], bool] = lambda: False) -> Iterato
 
 
 @contextlib.contextmanager
-def progress(verb: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Listener]:
-    """A listener for the engine's events, for as long as the block lasts."""
+def progress(verb: str, clock: Callable[[], float] = time.monotonic, before: str | None = None) -> Iterator[Listener]:
+    """A listener for the engine's events, for as long as the block lasts; `before` says what is done before the first."""
     if sys.stderr.isatty():
         try:
             import rich.progress
@@ -60,7 +60,7 @@ def progress(verb: str, clock: Callable[[], float] = time.monotonic) -> Iterator
             drawn.wipe()
         return
     plain = PlainListener(verb, clock)
-    with announced(verb, lambda: plain.said):
+    with announced(before or verb, plain.let_speak):
         yield plain
 
 
@@ -88,6 +88,9 @@ class _BarListener:
         self._done = 0
 
     def __call__(self, event: Progress) -> None:
+        if event.remark:
+            say(event.remark, err=True)
+            return
         if self._task is None or event.done < self._done:
             self._task = self._bar.add_task(self._verb, total=event.total)
         self._done = event.done
@@ -105,15 +108,25 @@ class PlainListener:
         self._next = clock() + FIRST
         self._start: tuple[float, int] | None = None
         self._done = 0
-        self.said = False
+        self._said = False
+
+    def let_speak(self) -> bool:
+        """Let somebody else say the first word, if it is not said, and wait with the next."""
+        if not self._said:
+            self._next = self._clock() + INTERVAL
+        return not self._said
 
     def __call__(self, event: Progress) -> None:
+        if event.remark:
+            self._said = True
+            say(event.remark, err=True)
+            return
         now = self._clock()
         if self._start is None or event.done < self._done:
             self._start = now, event.done
         self._done = event.done
         if now >= self._next:
-            self._next, self.said = now + INTERVAL, True
+            self._next, self._said = now + INTERVAL, True
             say(f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True)
 
 
@@ -124,6 +137,10 @@ class DrawnListener(PlainListener):
     """Seconds between two drawings."""
 
     def __call__(self, event: Progress) -> None:
+        if event.remark:
+            self.wipe()
+            super().__call__(event)
+            return
         now = self._clock()
         if self._start is None or event.done < self._done:
             self._start, self._next = (now, event.done), now

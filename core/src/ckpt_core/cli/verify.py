@@ -9,9 +9,10 @@ import click
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
 from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
-from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
+from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.cli.progress import progress
 from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint

@@ -10,16 +10,16 @@ import logging
 import multiprocessing
 import os
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 
+from ckpt_core.engine.cluster import Cluster
+from ckpt_core.engine.dask_cluster import DaskCluster
+from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.ray_cluster import RayCluster, answers
 from ckpt_core.errors import CkptError, UsageError
 
-_BEAT, _MISSES = 3.0, 3  # seconds between two looks at a head, and how often it may be missed
-
-_HOST_AND_PORT = re.compile(r"[^/]+:\d+")  # there are other addresses: auto, local, ray://HOST:PORT
+_HOST_AND_PORT = re.compile(r"(?:tcp://|tls://)?([^/]+:\d+)")  # there are other addresses: auto, local, ray://HOST:PORT
 
 _SAFE_PATH = "PYTHONSAFEPATH"
 
@@ -46,12 +46,15 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
             yield pool
 
 
-def size_of(executor: Executor | None) -> int:
-    """How many tasks the workers of a cluster carry out at once, as far as it says; 0 where it does not."""
-    if isinstance(executor, RayExecutor):
-        return executor.size()
-    client = getattr(executor, "_client", None)  # of Dask's own executor
-    return sum(client.ncores().values()) if client is not None else 0
+def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
+    """A plan for the workers of an executor: for all of them if it is a cluster that is to be used `whole`.
+
+    In a process that carries out several transfers at a time each of them has its part of the memory.
+    """
+    if not isinstance(executor, Cluster):
+        return plan
+    size = sum(executor.workers().values())
+    return plan.spread(max(1, size) if whole else plan.workers, executor.threads)
 
 
 @contextlib.contextmanager
@@ -76,9 +79,10 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
         raise _missing("dask", "distributed") from None
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None} if address is None else {}
     with _connected("dask", address):
+        _check_listens(address)
         client = Client(address, **local)
     with _quiet("distributed", "distributed.client"), client:
-        yield client.get_executor(pure=False)
+        yield DaskCluster(client)
 
 
 @contextlib.contextmanager
@@ -104,10 +108,10 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
     if mine:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
         with _connected("ray", address):
-            if address is not None and _HOST_AND_PORT.fullmatch(address) and not _answers(address):
-                raise ConnectionError("nobody listens there")  # Ray tries for minutes, and writes pages meanwhile
+            _check_listens(address)
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
-    executor = RayExecutor(ray.remote)
+    deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
+    executor = RayCluster(ray.remote, deaths)
     try:
         with executor.watching(ray.get_runtime_context().gcs_address):
             yield executor
@@ -116,72 +120,10 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
             ray.shutdown()
 
 
-class RayExecutor(Executor):
-    """`concurrent.futures` over Ray tasks. When the head of the cluster is `lost`, what is awaited is cancelled."""
-
-    def __init__(self, remote: Callable) -> None:
-        self._call = remote(_call)
-        self._awaited: set[Future] = set()
-        self.lost = threading.Event()
-
-    def size(self) -> int:
-        """The CPUs of the cluster; a task takes one."""
-        import ray
-
-        return int(ray.cluster_resources().get("CPU", 0))
-
-    def submit(self, function: Callable, /, *args: object, **kwargs: object) -> Future:
-        future: Future = Future()
-        self._awaited.add(future)
-
-        def finish(done: Future) -> None:
-            self._awaited.discard(future)
-            if not future.set_running_or_notify_cancel():
-                return
-            error = done.exception()
-            if error is None:
-                future.set_result(done.result())
-            else:  # Ray wraps what the function raised
-                future.set_exception(getattr(error, "cause", None) or error)
-
-        self._call.remote(function, args, kwargs).future().add_done_callback(finish)
-        return future
-
-    @contextlib.contextmanager
-    def watching(self, head: str) -> Iterator[None]:
-        """Look inside the block whether anyone listens at `head` (HOST:PORT): Ray itself says nothing for a minute, and then exits."""
-        over = threading.Event()
-
-        def watch() -> None:
-            misses = 0
-            while misses < _MISSES and not over.wait(_BEAT):
-                misses = 0 if _answers(head) else misses + 1
-            if misses == _MISSES:
-                self.lost.set()
-                for future in list(self._awaited):
-                    future.cancel()
-                    future.set_running_or_notify_cancel()  # or nobody who waits for it wakes up
-
-        watcher = threading.Thread(target=watch, name="watch", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _BEAT).close()
-    except OSError:
-        return False
-    return True
-
-
-def _call(function: Callable, args: tuple, kwargs: dict) -> object:
-    return function(*args, **kwargs)
+def _check_listens(address: str | None) -> None:
+    """Raise at once where nobody listens: Dask tries for half a minute, Ray for several, and writes pages meanwhile."""
+    if address is not None and (there := _HOST_AND_PORT.fullmatch(address)) and not answers(there[1]):
+        raise ConnectionError("nobody listens there")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 
 from blake3 import blake3
 
-from ckpt_core.version import VERSION
+from ckpt_core import __version__
 
 
 def _sources(folder: Traversable, path: str = "") -> dict[str, bytes]:
@@ -31,5 +31,5 @@ def _digest() -> str:
     return digest.hexdigest()[:12]
 
 
-SOFTWARE = f"ckpt {VERSION} (code {_digest()})"
+SOFTWARE = f"ckpt {__version__} (code {_digest()})"
 """Taken when this is imported: a process that lives on while another version is installed still runs the old one."""

@@ -2,12 +2,14 @@
 
     DST.ckpt-partial/
         token            a random text of the run that is alive, by which its workers know the folder
-        journal.jsonl    first line: the plan; then one line per finished tensor
+        sources          what each source file was when the plan was made, for those workers
+        mark-*           who is at which task
+        journal.jsonl    first line: the plan; then one line per finished piece of a tensor
         out/             the files, at their final size from the start
 
 The whole of `out/` gets its final name in one rename, so nothing half-written ever has it; where the output is a
 single file, its receipt gets its name beside it just before. A killed run
-leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
+leaves the folder behind; the same command continues from the journal. What is finished is trusted only
 while the machine has not been restarted: a restart can lose written pages that were never synced. Without `sync` the same
 is true of the output itself, for as long as the kernel takes to write it.
 
@@ -31,18 +33,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
+from ckpt_core import __version__
+from ckpt_core.engine.marks import MARK
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.states import STATES, write_states
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
-from ckpt_core.receipt.receipt import read_receipt, recorded_plan
+from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
+from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.version import VERSION
 
-SUFFIX = ".ckpt-partial"
+SUFFIX = UNFINISHED
 TOKEN = "token"
-_MARK = "mark-"  # what workers leave beside it for a moment: see `worker`
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
@@ -63,13 +68,16 @@ def boot_id() -> str:
 class Staging:
     """An unfinished output of a plan beside its destination, locked against other runs."""
 
-    def __init__(self, destination: str, plan: Plan, sync: bool = True) -> None:
-        self.destination = os.path.abspath(destination)
-        self.folder = self.destination + SUFFIX
+    spooled = False
+    """Whether its files take only the room of what is in them, for they are sent on from here."""
+
+    def __init__(self, destination: str, plan: Plan, sync: bool = True, folder: str | None = None) -> None:
+        self.destination = os.path.abspath(destination) if folder is None else destination
+        self.folder = folder or self.destination + SUFFIX
         self.sync = sync
         self.out = os.path.join(self.folder, "out")
         self.token = secrets.token_hex(16)
-        self._token_path = os.path.join(self.folder, TOKEN)
+        self._beside = [os.path.join(self.folder, name) for name in (TOKEN, STATES)]
         self._plan = plan
         self._journal_path = os.path.join(self.folder, _JOURNAL)
         self._receipt = receipt_beside(self.destination)
@@ -78,8 +86,8 @@ class Staging:
             self._receipt: os.path.join(self.folder, "receipt"),
         }
         asked = {"source": plan.source.path, "options": dict(plan.options)}
-        self._head = {"ckpt": VERSION, "plan": plan.hash, "boot": boot_id(), **asked}
-        self.done: dict[str, Result] = {}
+        self.head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
+        self.done: dict[tuple[str, int], Result] = {}
 
     def __enter__(self) -> Staging:
         try:
@@ -188,7 +196,7 @@ class Staging:
         if not head:
             self._restart()
             return
-        if head.get("plan") != self._head["plan"]:
+        if head.get("plan") != self.head["plan"]:
             moved = self._aside[self.destination]
             kept = f" after saving {moved}, which it was to replace" if os.path.lexists(moved) else ""
             was, wanted = self.differences(head)
@@ -200,7 +208,7 @@ class Staging:
                 fix=f"repeat the old command, or remove that folder{kept}",
             )
         self._check_files()
-        if not self._head["boot"] or head.get("boot") != self._head["boot"]:
+        if not self.head["boot"] or head.get("boot") != self.head["boot"]:
             self._restart()
             return
         self._journal.truncate(size)
@@ -227,21 +235,25 @@ class Staging:
 
         It may have died before it removed this folder. Then every tensor is in the journal, and nothing is left to publish.
         """
-        if recorded_plan(receipt_path(self.destination)) != self._head["plan"] or not _is_whole(self.destination):
+        if recorded_plan(receipt_path(self.destination)) != self.head["plan"] or not is_whole(self.destination):
             return False
         try:
             head, done, _ = _read_journal(self._journal_bytes())
         except (FileNotFoundError, NotADirectoryError):  # it is removed last
             return True
-        names = {transfer.name for transfer in self._plan.transfers}
-        return head.get("plan") == self._head["plan"] and done.keys() >= names and not any(self._files())
+        pieces = {transfer.key for transfer in self._plan.transfers}
+        return head.get("plan") == self.head["plan"] and done.keys() >= pieces and not any(self._files())
+
+    def published(self) -> Receipt:
+        """The receipt that is there."""
+        return read_receipt(receipt_path(self.destination), found=True)
 
     def differences(self, other: Mapping[str, object]) -> tuple[str, str]:
         """What another conversion was asked for and this one is not, and the other way round.
 
         `other` is the first line of its journal, or its receipt.
         """
-        old, new = _asked(other), _asked(self._head)
+        old, new = _asked(other), _asked(self.head)
         apart = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if not apart:
             return "one of the same options, of the source as it was then", "one of the source as it is: it changed"
@@ -258,15 +270,25 @@ class Staging:
         _remove(self.out)
         os.makedirs(self.out)
         self._journal.truncate(0)
-        self._append(self._head)
+        self._append(self.head)
+
+    def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
+        """Transfers in the order in which they are best carried out: that of the plan."""
+        return list(transfers)
+
+    def begin(self, todo: Iterable[Transfer]) -> None:
+        """Called when all that is known beforehand is in the files, with the transfers that are left."""
+
+    def advance(self, transfer: Transfer) -> None:
+        """Called when a transfer, and every checksum that waited for it alone, is in its files."""
 
     def _append(self, record: Mapping[str, object]) -> None:
         with naming(self._journal_path):
             self._journal.write(json.dumps(record).encode() + b"\n")
 
     def finish(self, result: Result) -> None:
-        """Note that a tensor is written."""
-        self.done[result.name] = result
+        """Note that a piece is written."""
+        self.done[result.key] = result
         self._append({name: getattr(result, name) for name in Result.__slots__})
 
     # --- the files
@@ -285,7 +307,7 @@ class Staging:
         ):
             self._restart()
             self.done = {}
-        with written(self._token_path, os.O_CREAT | os.O_TRUNC) as descriptor:
+        with written(os.path.join(self.folder, TOKEN), os.O_CREAT | os.O_TRUNC) as descriptor:
             pwrite_all(descriptor, memoryview(self.token.encode()), 0)
         for file in files:
             path = self.path(file.path)
@@ -295,6 +317,10 @@ class Staging:
                     os.ftruncate(descriptor, file.size)
                 for offset, data in file.literals:
                     pwrite_all(descriptor, memoryview(data), offset)
+
+    def share_states(self) -> str:
+        """Write down what the source files are, for workers; the digest of it."""
+        return write_states(self.folder, self._plan.source.files)
 
     def path(self, relative: str) -> str:
         """Where an output file is while the conversion runs."""
@@ -359,15 +385,15 @@ class Staging:
         What can't be removed stays behind, and does no harm to an output that is published.
         """
         with contextlib.suppress(OSError):
-            marks = [entry.path for entry in os.scandir(self.folder) if entry.name.startswith(_MARK)]
-            for path in (self.out, self._token_path, *marks, *self._aside.values(), self._journal_path):
+            marks = [entry.path for entry in os.scandir(self.folder) if entry.name.startswith(MARK)]
+            for path in (self.out, *self._beside, *marks, *self._aside.values(), self._journal_path):
                 _remove(path)
             os.rmdir(self.folder)
 
     def discard(self) -> None:
         """Remove everything that was written; put back what a killed run moved aside and did not replace."""
         if not os.path.lexists(self.destination):
-            if recorded_plan(self._receipt) == self._head["plan"]:  # published by a run that was killed just then
+            if recorded_plan(self._receipt) == self.head["plan"]:  # published by a run that was killed just then
                 os.unlink(self._receipt)
             for old, aside in self._aside.items():
                 if os.path.lexists(aside) and not os.path.lexists(old):
@@ -378,10 +404,10 @@ class Staging:
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], int]:
-    """The first line, the finished tensors, and the bytes up to the first line that a kill cut short or that is damaged."""
+def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int], Result], int]:
+    """The first line, the finished pieces, and the bytes up to the first line that a kill cut short or that is damaged."""
     head: dict[str, object] = {}
-    done: dict[str, Result] = {}
+    done: dict[tuple[str, int], Result] = {}
     size = 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
@@ -389,7 +415,8 @@ def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], in
         try:
             record = json.loads(line)
             if size:
-                done[record["name"]] = Result(**record)
+                result = Result(**record)
+                done[result.key] = result
             else:
                 head = dict(record)
         except (ValueError, TypeError, KeyError):
@@ -410,7 +437,7 @@ def _asked(said: Mapping[str, object]) -> dict[str, str]:
     return found | {"ckpt": str(said.get("ckpt"))}
 
 
-def _is_whole(output: str) -> bool:
+def is_whole(output: str) -> bool:
     """Whether every file that a receipt names is there, the data files at their sizes."""
     try:
         receipt = read_receipt(receipt_path(output))

@@ -7,28 +7,32 @@ task it compares what it sees with what this run wants it to see:
 - the token: random, made by each run, and lying in its staging folder. It is read through the very descriptor of that folder
   through which output files are opened: whoever reads it writes into the folder that this run made, and, when that has
   been published or removed, nowhere;
-- the sources of the tensor, in the state in which they were when the plan was made.
+- the sources of the tensor, in the state in which they were when the plan was made. The states of all sources lie beside the
+  token: a worker reads them once, and a task names none.
 
 A worker can see the token and still write elsewhere (an overlay shows what lies below, and keeps what is written). So at the
-end of a task it makes a file of a new name beside the token, and its report has a sample of what it wrote to each output
-file: the coordinator looks for both in its own view (`dispatch`).
+end of a task it writes a secret into the task's mark beside the token, and its report has that secret and a sample of what it
+wrote to each output file: the coordinator looks for both in its own view (`dispatch`).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
-import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine import marks
+from ckpt_core.engine.pages import Edge, Pages
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import TOKEN, boot_id
+from ckpt_core.engine.states import STATES, KnownStates
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.storage.bytes.files import FileState
@@ -44,20 +48,25 @@ class Run:
     """What all tasks of a run share: where to write, and by which token the place is known.
 
     `boot` is that of the coordinator's machine; what is written on another one it can't force to the disk (`sync`) itself.
+    `spooled`: files are sent on from there, and take no room beforehand.
+    `sources` is the digest of the states of all source files, as they lie beside the token.
     """
 
     out: str
     token: str
     boot: str
     sync: bool
+    sources: str
+    spooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A transfer, and the states of the files that it reads: where there are very many, each task names its own."""
+    """A transfer, the name of its mark, and the states of those sources that lie in a store."""
 
     transfer: Transfer
-    sources: tuple[FileState, ...]
+    mark: str
+    remote: tuple[FileState, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +82,50 @@ class Sample:
 class Report:
     """What a worker says of one task: the result and traces of what it wrote, or the error that kept it from the task.
 
-    `mark` is the name of a file that it made beside the token.
+    `secret` is the one in the mark of the task, `room` the bytes that are free where the output goes, if it was asked for them. `edges`
+    are bytes that it left to the coordinator.
     """
 
     host: str
     seconds: float
     result: Result | None = None
-    mark: str = ""
+    secret: str = ""
     samples: tuple[Sample, ...] = ()
+    edges: tuple[Edge, ...] = ()
     error: CkptError | OSError | None = None
+    room: int | None = None
 
 
 def perform(software: str, run: bytes, task: bytes) -> Report:
     """Carry out a task in this process. `run` and `task` are pickled, for another version may not even know their classes."""
-    if software != SOFTWARE:
-        raise WorkerError(
-            "a worker runs another version of ckpt",
-            found=f"{SOFTWARE} on {host()}",
-            expected=software,
-            fix=f"install the same version on every worker and start them again, {KEPT}",
-        )
+    _check_software(software)
     begun = time.monotonic()
     try:
-        result, mark, samples = _carried_out(pickle.loads(run), pickle.loads(task))
+        done = _carried_out(pickle.loads(run), pickle.loads(task))
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
-    return Report(host(), time.monotonic() - begun, result, mark, samples)
+    return Report(host(), time.monotonic() - begun, *done)
+
+
+def look(software: str, run: bytes) -> Report:
+    """Look from this process for all that a task wants to find: what is wrong is said before one is begun.
+
+    `room` of the report is what is free where the output goes.
+    """
+    _check_software(software)
+    begun, room = time.monotonic(), None
+    wanted: Run = pickle.loads(run)
+    try:
+        sink = WorkerSink(wanted)
+        try:
+            _check_sources(itertools.islice(_states(wanted, sink).values(), 1))
+            status = os.fstatvfs(sink.staging.descriptor)
+            room = status.f_bavail * status.f_frsize if status.f_blocks else None
+        finally:
+            sink.close()
+    except (CkptError, OSError) as error:
+        return Report(host(), time.monotonic() - begun, error=error)
+    return Report(host(), time.monotonic() - begun, room=room)
 
 
 def host() -> str:
@@ -106,53 +133,84 @@ def host() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
-def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]:
-    _check_sources(task.sources)
-    source, sink = SourceFiles(task.sources), WorkerSink(run)
+def _check_software(software: str) -> None:
+    if software != SOFTWARE:
+        raise WorkerError(
+            "a worker runs another version of ckpt",
+            found=f"{SOFTWARE} on {host()}",
+            expected=software,
+            fix=f"install the same version on every worker and start them again, {KEPT}",
+        )
+
+
+def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...], tuple[Edge, ...]]:
+    sink = WorkerSink(run)
     try:
-        result = run_transfer(task.transfer, source, sink)
+        states = _states(run, sink)
+        sources = [states[path] for path in sorted(task.transfer.paths) if path in states]
+        _check_sources(sources)
+        source = SourceFiles((*sources, *task.remote))
+        try:
+            marks.begin(sink.staging, task.mark, host())
+            sink.pages = Pages(task.transfer)
+            result = run_transfer(task.transfer, source, sink)
+        finally:
+            source.close()
         if run.sync and boot_id() != run.boot:
             sink.to_disk()
-        mark = sink.mark()
+        secret = marks.end(sink.staging, task.mark)
     finally:
-        source.close()
         sink.close()  # and with it, on NFS, what was written goes to the server
-    return result, mark, tuple(sink.samples.values())
+    return result, secret, tuple(sink.samples.values()), tuple(sink.edges)
+
+
+_KNOWN = KnownStates()
+
+
+def _states(run: Run, sink: WorkerSink) -> Mapping[str, FileState]:
+    try:
+        states = _KNOWN.of(sink.staging, run.sources)
+    except OSError as error:
+        raise sink.elsewhere(f"no {STATES} of a run ({error.strerror})") from error
+    if states is None:
+        raise sink.elsewhere(f"the {STATES} of another run")
+    return states
 
 
 def _check_sources(states: Iterable[FileState]) -> None:
     for state in states:
-        if state.remote is None:  # of an object every range is asked for by its version
-            try:
-                seen = FileState.of(state.path)
-            except CkptError as error:
-                found = f"{error.problem}: {error.found}"
-            else:
-                if seen == state:
-                    continue
-                found = f"{seen.size} bytes, modified at {seen.mtime_ns}"
-            raise WorkerError(
-                "a worker sees another source file",
-                file=state.path,
-                found=f"{found}, on {host()}",
-                expected=f"{state.size} bytes, modified at {state.mtime_ns}",
-                fix=f"give every worker the same file system at that path, {KEPT}",
-            )
+        try:
+            seen = FileState.of(state.path)
+        except CkptError as error:
+            found = f"{error.problem}: {error.found}"
+        else:
+            if seen == state:
+                continue
+            found = f"{seen.size} bytes, modified at {seen.mtime_ns}"
+        raise WorkerError(
+            "a worker sees another source file",
+            file=state.path,
+            found=f"{found}, on {host()}",
+            expected=f"{state.size} bytes, modified at {state.mtime_ns}",
+            fix=f"give every worker the same file system at that path, {KEPT}",
+        )
 
 
 class WorkerSink(TargetFiles):
     """A sink that writes into the staging folder of its run or not at all, and keeps a sample of what it wrote to each file.
 
-    It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
+    It writes whole pages of the transfer's own; the others are `edges`. It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         try:
-            super().__init__(run.out, sync=False)
+            super().__init__(run.out, sync=False, spooled=run.spooled)
         except OSError as error:
-            raise self._elsewhere(error.strerror) from error
+            raise self.elsewhere(error.strerror) from error
         self.samples: dict[str, Sample] = {}
+        self.edges: list[Edge] = []
+        self.pages: Pages | None = None
         try:
             self._check()
         except WorkerError:
@@ -168,19 +226,13 @@ class WorkerSink(TargetFiles):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise self._elsewhere(f"no token of a run ({error.strerror})") from error
+            raise self.elsewhere(f"no token of a run ({error.strerror})") from error
         if seen != self._run.token.encode():
-            raise self._elsewhere(f"the token of another run, {seen.decode(errors='replace')!r}")
+            raise self.elsewhere(f"the token of another run, {seen.decode(errors='replace')!r}")
         self._checked = time.monotonic()
 
-    def mark(self) -> str:
-        """Make an empty file beside the token; returns its name, which nobody had before."""
-        name = f"mark-{secrets.token_hex(16)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        os.close(os.open(name, flags, dir_fd=self.staging.descriptor))
-        return name
-
-    def _elsewhere(self, seen: str | None) -> WorkerError:
+    def elsewhere(self, seen: str | None) -> WorkerError:
+        """The error of one that sees something else than the staging folder of its run."""
         return WorkerError(
             "a worker does not see the staging folder of this run",
             file=os.path.dirname(self._run.out),
@@ -192,6 +244,15 @@ class WorkerSink(TargetFiles):
     def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
         if time.monotonic() - self._checked > _SECOND:
             self._check()
+        stop, own = offset + len(view), (offset, offset + len(view))
+        if self.pages is not None:
+            own = self.pages.own(os.path.relpath(path, self._out), offset, stop)
+        for first, end in ((offset, own[0]), (own[1], stop)):
+            if first < end:
+                self.edges.append(Edge(path, first, bytes(view[first - offset : end - offset])))
+        view, offset = view[own[0] - offset : own[1] - offset], own[0]
+        if not view:
+            return
         super()._put(path, descriptor, view, offset)
         if path not in self.samples and (start := _first(view)) is not None:
             self.samples[path] = Sample(path, offset + start, bytes(view[start : start + _SAMPLE]))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from blake3 import blake3
 
+from ckpt_core import __version__
 from ckpt_core.addresses import spelled_in
 from ckpt_core.architecture import Parameter, to_json
 from ckpt_core.checkpoint import Checkpoint, Target
@@ -15,21 +16,11 @@ from ckpt_core.receipt.checksum import with_checksum
 from ckpt_core.receipt.receipt import Receipt
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.stored import read_small
-from ckpt_core.tensors.digest import fingerprint
+from ckpt_core.tensors.digest import Digests, fingerprint
 from ckpt_core.training import Training
 from ckpt_core.training import to_json as training_json
-from ckpt_core.version import VERSION
 
 _WHOLE_FILE_DIGEST = 1 << 20
-
-
-class Digests(Protocol):
-    """The digest of a tensor as it was written, and of what was read if that differs."""
-
-    @property
-    def digest(self) -> str: ...
-    @property
-    def source_digest(self) -> str | None: ...
 
 
 def make_receipt(
@@ -53,7 +44,7 @@ def make_receipt(
     known = source.provenance
     parameters = {name: tensor.parameter for name, tensor in target.tensors.items()}
     body = {
-        "ckpt": VERSION,
+        "ckpt": __version__,
         "plan": plan,
         "fingerprint": fingerprint(
             (name, parameter.true_shape, tensors[name].digest) for name, parameter in parameters.items()

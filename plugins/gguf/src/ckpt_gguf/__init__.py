@@ -18,7 +18,7 @@ from ckpt_core.sdk import (
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
-    from ckpt_gguf.config import MODELS
+    from ckpt_gguf.architectures import MODELS
 
     return FormatInfo(
         name="gguf",
@@ -31,6 +31,13 @@ def ckpt_info() -> FormatInfo:
                 "the type of matrices; norms, biases and routers are always F32",
                 ("F32", "F16", "BF16", "Q8_0"),
                 None,
+                side="write",
+            ),
+            Option(
+                "quantised",
+                "the blocks of a quantised source: compute their numbers, or keep them bit for bit, from GGUF to GGUF",
+                ("dequantise", "keep"),
+                "dequantise",
                 side="write",
             ),
             Option(
@@ -91,6 +98,6 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
-    from ckpt_gguf.config import MODELS
+    from ckpt_gguf.architectures import MODELS
 
     return [FamilyTables(model.config.name, model.config, model.tables) for model in MODELS]

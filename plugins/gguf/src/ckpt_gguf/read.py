@@ -21,9 +21,11 @@ from ckpt_core.sdk import (
     disk,
     ledgers,
     reading,
+    values,
 )
+from ckpt_gguf.architectures import model_of
 from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model, model_of
+from ckpt_gguf.config import Model, is_tensor
 from ckpt_gguf.container import Entry, single
 from ckpt_gguf.contents import GENERAL, TOKENIZER
 from ckpt_gguf.files import Files, read_files
@@ -38,8 +40,8 @@ _WHOLE = {
     "context_length": 1,
     **{f"tokenizer.ggml.{name}_token_id": 0 for name in ("bos", "eos", "padding")},
 }
-_ONE_ROW = ".ffn_gate_inp_shexp.weight"
-"""The tensor that has one row in some files, and is a vector in others."""
+_ONE_ROW, _VECTOR = ".ffn_gate_inp_shexp.weight", ".exp_probs_b.bias"
+"""Tensors that have one row in some files, and are vectors in others: the first is read as a row, the second as a vector."""
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -82,6 +84,7 @@ def read(path: str, request: ReadRequest) -> Description:
         sidecars={**({} if company.has_tokenizer(beside) else told.files), **beside},
         ledger=ledger,
         hints={"name": str(metadata["general.name"])} if "general.name" in metadata else {},
+        origins={"hf": {"model_type": model.of[0]}},
         losses=[] if company.has_tokenizer(beside) else told.losses,
         evidence=[f"{model.config.name} by general.architecture = {model.architecture!r}"],
     )
@@ -96,7 +99,10 @@ def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[s
         if key in STRETCHING:
             if key in files.tensors:
                 config[key] = _numbers(files.tensors[key])
-        elif key.endswith((".weight", ".bias")):
+        elif key.startswith("blk.") and key.endswith("?"):
+            layers = range(values.checked("block_count", config.get("block_count"), values.layers))
+            config[key] = [int(key[:-1].replace("*", str(layer)) in files.tensors) for layer in layers]
+        elif is_tensor(key):
             config[key] = bool(fnmatch.filter(files.tensors, key))
     for key in _WHOLE:
         if key in config and (type(config[key]) is not int or config[key] < _WHOLE[key]):
@@ -132,6 +138,8 @@ def stored(entry: Entry) -> StoredTensor:
     plain, shape = PLAIN.get(entry.kind.name), entry.shape
     if entry.name.endswith(_ONE_ROW) and len(shape) == 1:
         shape = (1, *shape)
+    if entry.name.endswith(_VECTOR) and len(shape) == 2 and shape[0] == 1:
+        shape = shape[1:]
     if plain is not None:
         return StoredTensor.contiguous(entry.file, plain, shape, entry.offset)
     return numbers_of(entry.kind, entry.name, shape, entry.file, entry.offset)

@@ -12,7 +12,7 @@ two lengths says a line; where too few do, the divisors are read as a longrope w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ _TYPE, _FACTOR, _ORIGINAL, _COSINES = (
 _LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 _OLD_FACTOR = "rope.scale_linear"
 _KEYS = (_BASE, _WIDTH, _TYPE, _FACTOR, _ORIGINAL, _COSINES, _LOG_MULTIPLIER, _OLD_FACTOR, *STRETCHING)
+_BOUNDS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 _NEAR = 5e-6  # of divisors that others computed in float32
 
@@ -42,16 +43,30 @@ def rotary(
     partial: bool = False,
     always: bool = True,
     latent: bool = False,
+    loads: Collection[str] = (),
+    named: bool = False,
+    unscaled: str = "",
+    truncates: bool = True,
+    multiplier: float | None = None,
+    bounds: bool = False,
 ) -> configs.Custom:
-    """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does.
+    """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does. `loads` are the tensors of
+    `STRETCHING` that llama.cpp loads of this architecture: of others it refuses a file that has one. `named`: its converter says the
+    type of scaling where there is none, too.
 
-    `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has the
-    multiplier that enters the scale of the scores (deepseek2).
+    `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has a
+    multiplier that enters the scale of the scores (deepseek2). `multiplier`: how much of yarn's is in the files, where llama.cpp reads
+    one. `bounds`: it reads the bounds of the ramp. `unscaled`: layers with this thing, a window, have no scaling (olmo2).
+    `truncates`: yarn's ramp ends at whole elements, as llama.cpp has it whatever the model is (ggml_rope_yarn_corr_dims).
     """
-    own = tuple(key for key in _KEYS if key != (_WIDTH if latent else _LOG_MULTIPLIER))
+    unread = {*([_WIDTH] if latent else []), *([_LOG_MULTIPLIER] if multiplier is None else [])}
+    own = (*(key for key in _KEYS if key not in unread), *(_BOUNDS.values() if bounds else ()))
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         size = facts[head_dim]
+        unloaded = [tensor for tensor in STRETCHING if config.get(tensor) and tensor not in loads]
+        if unloaded:
+            raise CkptError("llama.cpp loads no such tensor of this architecture", found=unloaded[0])
         width = values.checked(_WIDTH, config.get(_WIDTH, size), values.whole)
         if width != size and not partial:
             raise CkptError("a whole head rotates", found=f"{_WIDTH} = {width}", expected=size)
@@ -59,11 +74,19 @@ def rotary(
         facts[f"{path}.fraction"] = width / size
         for name, value in _scaling_in(config, width, facts[f"{path}.theta"]):
             facts[f"{path}.scaling.{name}"] = value
-        if latent and config.get(_TYPE) == "yarn":
-            multiplier = values.checked(_LOG_MULTIPLIER, config.get(_LOG_MULTIPLIER), values.positive)
-            # a tenth of it is in the files (conversion/deepseek.py), and its two numbers are always one
-            stretch = round(multiplier * 10, 6)
+        if config.get(_TYPE) == "yarn" and not truncates:
+            facts[f"{path}.scaling.truncate"] = False
+        without = facts.present(unscaled) if unscaled and f"{path}.scaling.kind" in facts else False
+        if without is True:
+            raise CkptError("no layer is without a window, and scaled", found=f"{_TYPE} = {config.get(_TYPE)}")
+        if isinstance(without, schema.PerLayer):
+            facts[f"{path}.scaling?"] = schema.PerLayer(not one for one in without)
+        if multiplier and config.get(_TYPE) == "yarn" and (latent or config.get(_LOG_MULTIPLIER)):
+            given = values.checked(_LOG_MULTIPLIER, config.get(_LOG_MULTIPLIER), values.positive)
+            stretch = round(given / multiplier, 6)  # its two numbers are always one
             facts[f"{path}.scaling.mscale"] = facts[f"{path}.scaling.mscale_all_dim"] = stretch
+        for name, key in _BOUNDS.items() if bounds and config.get(_TYPE) == "yarn" else ():
+            facts[f"{path}.scaling.{name}"] = float(values.checked(key, config.get(key, _YARN[name]), values.positive))
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         theta, fraction = configs.uniform(facts, f"{path}.theta"), configs.uniform(facts, f"{path}.fraction")
@@ -77,6 +100,10 @@ def rotary(
         unsaid = [name for name in ("sections", "interleaved", "axial") if configs.uniform(facts, f"{path}.{name}")]
         if unsaid:
             raise Refusal("no key says how angles are shared out", found=f"{path}.{unsaid[0]}", fact=f"{path}.*")
+        scaled, without = facts.present(f"{path}.scaling"), facts.present(unscaled) if unscaled else False
+        if scaled and _each(scaled, facts) != [not one for one in _each(without, facts)]:
+            which = "layers without a window" if unscaled else "all layers"
+            raise Refusal(f"{which} have the scaling", found=f"{path}.scaling in layers {scaled}", fact=f"{path}.*")
         config[_BASE] = theta
         if not latent:
             config[_WIDTH] = int(width)
@@ -85,19 +112,42 @@ def rotary(
             for name in facts
             if name.startswith(f"{path}.scaling.")
         }
-        if given.get("kind") is schema.RotaryKind.YARN and latent != bool(given.get("mscale_all_dim")):
-            said = given.get("mscale_all_dim")
-            expected = "a number" if latent else "none"
-            raise Refusal("llama.cpp has it so", found=f"{path}.scaling.mscale_all_dim = {said}", expected=expected)
+        stretch = given.get("mscale_all_dim")
+        # of others than deepseek2 it takes a mscale of 1 (llama-context.cpp)
+        if (stretch is None if latent else stretch not in (None, 0.0, *([1.0] if multiplier else []))) and given.get(
+            "kind"
+        ) is schema.RotaryKind.YARN:
+            expected = "a number" if latent else "1" if multiplier else "none"
+            raise Refusal("llama.cpp has it so", found=f"{path}.scaling.mscale_all_dim = {stretch}", expected=expected)
+        if not truncates:
+            given.pop("truncate", None)
+        if bounds and given.get("kind") is schema.RotaryKind.YARN:
+            config.update({key: given.pop(name, None) or _YARN[name] for name, key in _BOUNDS.items()})
+        if multiplier and stretch:
+            config[_LOG_MULTIPLIER] = multiplier * stretch
         said = dict(_scaling_of(given, path, int(width), theta, config.get("context_length")))
-        config.update(said)
+        unloaded = [tensor for tensor in STRETCHING if tensor in said and tensor not in loads]
+        if unloaded:
+            kind = given.get("kind")
+            raise Refusal(
+                f"llama.cpp loads no {unloaded[0]} of this architecture",
+                found=f"{path}.scaling.kind = {kind}",
+                fact=f"{path}.*",
+            )
+        config.update({_TYPE: "none", **said} if named else said)
 
     return custom(
         own,
         [f"{path}.*"],
         read=read,
         write=write,
-        uses=[head_dim, "context_length", *([_WIDTH] if latent else [])],
+        uses=[
+            head_dim,
+            "context_length",
+            "layers",
+            *([_WIDTH] if latent else []),
+            *([unscaled, f"{unscaled}?"] if unscaled else []),
+        ],
         why="each kind of scaling has keys of its own, and llama3 and longrope are tensors",
     )
 
@@ -179,8 +229,6 @@ def _yarn_of(given: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     yield _TYPE, "yarn"
     yield _FACTOR, given["factor"]
     yield _ORIGINAL, given["original_positions"]
-    if multiplier:
-        yield _LOG_MULTIPLIER, 0.1 * multiplier
 
 
 # --- longrope --------------------------------------------------------------------------------------------------------
@@ -346,7 +394,10 @@ def rotary_by_window(path: str = "attention.rotary", *, window: str = "attention
 
 
 def _slides(facts: Facts, window: str) -> list[bool]:
-    present = facts.present(window)
+    return _each(facts.present(window), facts)
+
+
+def _each(present: bool | schema.PerLayer, facts: Facts) -> list[bool]:
     return list(present) if isinstance(present, schema.PerLayer) else [present] * facts["layers"]
 
 

@@ -23,12 +23,14 @@ from ckpt_core.sdk import (
     errors,
     facts_of,
     layouts,
+    lazy,
     ledgers,
     rewrites,
     schema,
 )
-from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model, in_order
+from ckpt_gguf.architectures import in_order
+from ckpt_gguf.blocks import Blocks, kept_of, numbers_of
+from ckpt_gguf.config import Model, is_tensor
 from ckpt_gguf.container import plan_file, single
 from ckpt_gguf.files import SUFFIX
 from ckpt_gguf.kinds import BF16, BY_NAME, F32, PLAIN, Kind
@@ -57,12 +59,18 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         rewritable, approximated = _with_tanh(rewritable)
         losses += approximated
     rewritten, model, config = choose(rewritable, notes, checkpoint)
-    losses += _unsaid(rewritten, model, config)
+    losses += _unsaid(rewritten, model, config) + _rounded_ramps(rewritten, model)
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
     single_file = request.destination.endswith(SUFFIX)
     path = os.path.basename(request.destination) if single_file else _FILE
-    natives = builder.natives()
-    kinds = {name: kind_of(native, builder, asked) for name, native in natives.items()}
+    # copies of a tensor are left out: llama.cpp takes the tensor itself
+    natives = {name: native for name, native in builder.natives().items() if not native.row.copy}
+    keeps = request.options.get("quantised") == "keep"
+    if keeps and (asked is not None or request.dtype is not None):
+        said = "-o type" if asked is not None else "--dtype"
+        raise errors.UsageError(f"{said} would change what -o quantised=keep keeps", fix="leave one of them out")
+    kept = kept_of(checkpoint, natives, "leave out -o quantised=keep") if keeps else {}
+    kinds = {name: kind_kept(kept.get(name)) or kind_of(native, builder, asked) for name, native in natives.items()}
     stretching = {name: np.array(config[name], "<f4") for name in STRETCHING if name in config}
     specs = {name: (F32, values.shape) for name, values in stretching.items()}
     specs |= {name: (kinds[name], native.shape) for name, native in natives.items()}
@@ -75,7 +83,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         if kind.name in PLAIN:
             builder.place(native, path, offset, PLAIN[kind.name])
         else:
-            builder.place(native, path, 0, dtypes.FP32, numbers_of(kind, name, native.shape, path, offset))
+            numbers = numbers_of(kind, name, native.shape, path, offset)
+            builder.place(native, path, 0, dtypes.FP32, numbers, kept.get(name))
     return builder.target(
         "gguf",
         sidecars={} if single_file else checkpoint.sidecars,
@@ -100,6 +109,11 @@ def asked_kind(request: WriteRequest) -> Kind | None:
     if request.dtype is not None and PLAIN.get(str(name)) != request.dtype:
         raise errors.UsageError("--dtype and -o type say different things", found=f"{request.dtype} and {name}")
     return BY_NAME[str(name)]
+
+
+def kind_kept(blocks: lazy.Quantised | None) -> Kind | None:
+    """The kind of blocks that are kept."""
+    return BY_NAME[blocks.scheme.kind] if blocks is not None and isinstance(blocks.scheme, Blocks) else None
 
 
 def kind_of(native: layouts.Native, builder: TargetBuilder, asked: Kind | None) -> Kind:
@@ -219,6 +233,15 @@ def _unsaid(model: rewrites.Rewritable, chosen: Model, config: Mapping[str, Any]
     return [ledgers.Loss("unsaid", ", ".join(different)[:200], why)]
 
 
+def _rounded_ramps(model: rewrites.Rewritable, chosen: Model) -> list[ledgers.Loss]:
+    """That llama.cpp rounds the ends of yarn's ramp, where the model does not."""
+    path = "attention.rotary.scaling.truncate"
+    if not chosen.rounds or facts_of(model.architecture).get(path) is not False:
+        return []
+    why = "llama.cpp rounds the ends of yarn's ramp to whole elements in every model, and computes a slightly other one"
+    return [ledgers.Loss("assumed", f"{path} = True", why)]
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return single(value)
@@ -230,7 +253,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """The keys of a file, but for those of the tokenizer."""
     own = {key: value for key, value in config.items() if not key.startswith("tokenizer.")}
-    said = {key: value for key, value in own.items() if not key.endswith((".weight", ".bias")) and value is not None}
+    said = {key: value for key, value in own.items() if not is_tensor(key) and value is not None}
     name = request.options.get("name") or checkpoint.hints_for("gguf").get("name")
     return {
         "general.architecture": model.architecture,

@@ -58,6 +58,10 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
+    from ckpt_peft.megatron.places import may_hold_adapter
+
+    if not may_hold_adapter(path):
+        return None
     from ckpt_peft.megatron.files import looks_like
 
     return looks_like(path)

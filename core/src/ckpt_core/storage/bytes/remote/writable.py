@@ -1,0 +1,42 @@
+"""Which store an address is written to, and what to do about those that are not."""
+
+from __future__ import annotations
+
+import functools
+
+from ckpt_core.errors import UsageError
+from ckpt_core.storage.bytes.remote.http import without_secrets
+from ckpt_core.storage.bytes.remote.stores import scheme_of
+from ckpt_core.storage.bytes.remote.writing import WritableStore
+
+
+def writable(address: str) -> WritableStore | None:
+    """The store that an address is written to; None for a path of this machine.
+
+    `UsageError` for a scheme that is not written, `CkptError` where a library is missing.
+    """
+    scheme = scheme_of(address)
+    if scheme is None:
+        return None
+    if scheme == "s3":
+        return _s3("/".join(address.split("/", 3)[:3]))
+    raise UsageError(
+        f"{scheme}:// is no destination",
+        file=without_secrets(address),
+        expected="a path of this machine, or s3://bucket/folder",
+        fix=_WAYS.get(scheme, "write to a local folder, then copy it there, the receipt last"),
+    )
+
+
+_WAYS = {
+    "hf": "write to a local folder, then: hf upload OWNER/NAME FOLDER",
+    "gs": "write to a local folder, then: gcloud storage cp --recursive, the receipt last",
+    "az": "write to a local folder, then: azcopy copy --recursive, the receipt last",
+}
+
+
+@functools.cache
+def _s3(root: str) -> WritableStore:
+    from ckpt_core.storage.bytes.remote.s3 import S3
+
+    return S3(root)

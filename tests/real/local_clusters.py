@@ -1,0 +1,139 @@
+"""Clusters of Dask and Ray on this machine, whose workers may have another environment or other file systems each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Worker:
+    """How a worker (of Ray: a node) is started: more environment, and the command that starts its command."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
+
+
+@dataclass
+class Running:
+    """A cluster, with its processes: the scheduler or head, and those of its workers."""
+
+    address: str
+    head: subprocess.Popen
+    workers: list[subprocess.Popen]
+
+    def busy(self) -> int:
+        """A process that carries out tasks."""
+        inside = [pid for worker in self.workers for pid in (worker.pid, *_children(worker.pid))]
+        tasks = [pid for pid in inside if b"ray::" in _command(pid) and b"IDLE" not in _command(pid)]
+        return tasks[0] if tasks else self.workers[0].pid
+
+
+class Processes(contextlib.ExitStack):
+    """Process groups that are ended with the block."""
+
+    def start(self, log: Path, worker: Worker, *command: object) -> subprocess.Popen:
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [*worker.prefix, *map(str, command)], env={**os.environ, **worker.environment}, start_new_session=True,
+                stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.callback(self.end, process)
+        return process
+
+    def end(self, process: subprocess.Popen) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def dask(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
+    """A scheduler, and a process of one thread for each worker."""
+    from distributed import Client
+
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    with Processes() as processes:
+        scheduler = (sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--no-dashboard")
+        head = processes.start(work / "head.log", Worker(), *scheduler, "--port", port)
+        started = [
+            processes.start(
+                work / f"worker{number}.log", worker, sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", 1,
+                "--no-nanny", "--no-dashboard", "--local-directory", work / f"worker{number}",
+            )
+            for number, worker in enumerate(workers)
+        ]  # fmt: skip
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(len(workers), timeout=120)
+        yield Running(address, head, started)
+
+
+READY = """
+import ray, sys, time
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+while ray.cluster_resources().get("CPU", 0) < int(sys.argv[2]):
+    time.sleep(0.2)
+"""
+
+
+@contextlib.contextmanager
+def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
+    """A head without processors, and a node of one for each worker."""
+    calm = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "60"}
+    start = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", "127.0.0.1")
+    small = ("--object-store-memory", "100000000")
+    for _ in range(4):  # on a busy machine Ray gives up while it starts
+        port = free_port()
+        address = f"127.0.0.1:{port}"
+        with Processes() as processes:
+            first = ("--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false")
+            head = processes.start(work / "head.log", Worker(calm), *start, *small, *first)
+            time.sleep(8)
+            started = [
+                processes.start(
+                    work / f"worker{number}.log", Worker({**calm, **worker.environment}, worker.prefix),
+                    *start, *small, "--address", address, "--num-cpus", 1,
+                )
+                for number, worker in enumerate(workers)
+            ]  # fmt: skip
+            command = [sys.executable, "-c", READY, address, str(len(workers))]
+            try:
+                subprocess.run(command, capture_output=True, check=True, timeout=90, env={**os.environ, **calm})
+            except subprocess.SubprocessError:
+                continue
+            yield Running(address, head, started)
+            return
+    sys.exit("no cluster of Ray starts here")
+
+
+CLUSTERS = {"dask": dask, "ray": ray}
+
+
+def _children(process: int) -> Iterator[int]:
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(entry.read_text().rpartition(")")[2].split()[1]) == process:
+                child = int(entry.parent.name)
+                yield child
+                yield from _children(child)
+
+
+def _command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
