@@ -187,7 +187,7 @@ def test_an_output_is_started_as_it_was_written(version, tmp_path) -> None:
     """Files of two versions may be alike: the receipt says which one was asked for."""
     source = write_ir(tmp_path / "ir", example("llama"))
     convert(source, tmp_path / "run", to="megatron-bridge", options={"bridge_version": version})
-    assert launch_of(tmp_path / "run").program == f"Megatron-Bridge {version}"
+    assert launch_of(tmp_path / "run").framework == f"Megatron-Bridge {version}"
 
 
 @pytest.mark.parametrize("names", ["legacy", "mcore"])  # files of ranks, and a distributed folder
