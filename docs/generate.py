@@ -74,6 +74,11 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def matrix(text: str) -> str:
+    """A table of many narrow columns: their titles stand upright."""
+    return f'<div class="matrix tall" markdown>\n\n{text}\n\n</div>'
+
+
 def code(text: object) -> str:
     """Text as code; nothing for nothing."""
     return f"`{text}`" if str(text) else ""
@@ -90,7 +95,7 @@ def formats() -> str:
         parallel = " ".join(f"`--{size}`" for size in info.parallel)
         able = {"read": info.reads, "write": info.writes, "write adapters": info.adapters}
         directions = ", ".join(word for word, can in able.items() if can)
-        rows.append((code(name), code(distribution), directions, parallel, info.summary))
+        rows.append((code(name), code(distribution), directions, parallel, info.summary.replace("*", "\\*")))
     return table(("format", "distribution", "can", "layouts", "what it is"), rows)
 
 
@@ -322,8 +327,8 @@ def families() -> str:
     new = [one.name for one in declared_families(require("hf")) if not one.like and one.name not in known]
     parts = [
         f"{len(recorded)} families:",
-        table(("", *map(code, formats)), counts),
-        table(("family", *map(code, formats)), rows),
+        matrix(table(("", *map(code, formats)), counts)),
+        matrix(table(("family", *map(code, formats)), rows)),
     ]
     parts += [f"Not recorded yet: {', '.join(map(code, new))}."] if new else []
     reasons = [
@@ -357,11 +362,15 @@ def family_matrix() -> str:
     recorded = _recorded()
     formats = [name for name in ["ir", *FIRST_PARTY] if any(name in found for found in recorded.values())]
     marks = {"exact": "●", "rewritten": "◐", "refused": "·"}
+    classes = [name.partition(" ")[0] for name in recorded]
     rows = [
-        (code(name.partition(" ")[0]), *(marks[found[format][0]] if format in found else "?" for format in formats))
-        for name, found in recorded.items()
+        (
+            code(name if classes.count(own) > 1 else own),
+            *(marks[found[format][0]] if format in found else "?" for format in formats),
+        )
+        for own, (name, found) in zip(classes, recorded.items(), strict=True)
     ]
-    return table(("family", *map(code, formats)), rows)
+    return matrix(table(("family", *map(code, formats)), rows))
 
 
 def _recorded() -> dict[str, dict[str, tuple[str, str]]]:

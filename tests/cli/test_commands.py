@@ -7,7 +7,9 @@ import os
 
 import pytest
 
+from ckpt_core.api import digests, fingerprint_of, read_checkpoint
 from ckpt_core.receipt.checksum import with_checksum
+from ckpt_core.receipt.places import RECEIPT
 
 
 @pytest.fixture
@@ -155,8 +157,9 @@ class TestInspect:
 class TestFingerprint:
     def test_one_line(self, ckpt, model):
         value, path = ckpt("fingerprint", model).out.split()
-        assert len(value) == 64 and path == str(model)
-        assert ckpt("fingerprint", model, "--json").json["fingerprint"] == value
+        assert len(value.removeprefix("v2-")) == 64 and path == str(model)
+        document = ckpt("fingerprint", model, "--json").json
+        assert (document["fingerprint"], document["version"]) == (value, 2)
 
 
 class TestDiff:
@@ -210,6 +213,31 @@ class TestVerify:
         (file, tensor), (different,) = body.json["changed_since_conversion"], body.json["differences"]
         assert file["subject"] == "toy.safetensors" and file["problem"].startswith("changed: CRC-32 ")
         assert tensor == {"subject": different["subject"], "problem": "values changed since the conversion"}
+
+    def test_a_receipt_of_version_1(self, ckpt, model, converted):
+        """As an older ckpt wrote it: digests of a tensor as one leaf, in hex alone."""
+        sides = [read_checkpoint(str(path)) for path in (model, converted)]
+        (read, written), path = (digests(side, version=1) for side in sides), converted / RECEIPT
+        body = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+        body["fingerprint"] = fingerprint_of(sides[1], written)
+        for name, entry in body["tensors"].items():
+            before = read.get(name, read["embedding.tokens.weight"])  # the head is tied there
+            entry.update(digest=written[name].digest, source_digest=before.digest)
+        path.write_text(json.dumps(with_checksum(body)))
+        assert len(body["fingerprint"]) == 64 and not any(
+            "v2-" in entry["digest"] for entry in body["tensors"].values()
+        )
+        ran = ckpt("verify", model, converted)
+        assert ran.code == 0 and "21 changed as the receipt records" in ran.out
+        assert ckpt("diff", model, converted).code == ckpt("diff", converted, model).code
+        data = bytearray((converted / "toy.safetensors").read_bytes())
+        data[-1] ^= 1
+        (converted / "toy.safetensors").write_bytes(data)
+        _, tensor = ckpt("verify", model, converted, "--json").json["changed_since_conversion"]
+        assert tensor["problem"] == "values changed since the conversion"
+        path.write_text(json.dumps(with_checksum(body | {"fingerprint": "v3-" + 64 * "0"})))
+        ran = ckpt("verify", model, converted)
+        assert ran.code == 1 and "versions 1, 2" in ran.err and "a later ckpt may know it" in ran.err
 
     def test_changed_documents(self, ckpt, model, converted):
         (converted / "tokenizer.json").write_text("{ }")

@@ -117,7 +117,7 @@ class TestSchemas:
         assert ran.code == 2 and "did you mean 'diff'?" in ran.err
 
     def test_the_validator_complains(self):
-        good = {"schema": "fingerprint/1", "fingerprint": "", "path": "", "format": "", "tensors": 1}
+        good = {"schema": "fingerprint/1", "fingerprint": "", "version": 2, "path": "", "format": "", "tensors": 1}
         schema = SCHEMAS["fingerprint"]
         assert complaints(good, schema) == []
         for wrong in (

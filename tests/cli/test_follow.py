@@ -110,6 +110,41 @@ class TestFollow:
         assert code == 1 and [*states.values()] == ["converted", "failed", "converted"]
         assert steps["step-10"]["error"]["problem"] == "it was removed meanwhile"
 
+    def test_two_at_a_time(self, once, ckpt, run, tmp_path, monkeypatch):
+        """Neither fails: what the other is writing waits, and what it has finished meanwhile was done before."""
+        from ckpt_core import api
+        from ckpt_core.engine import run as engine
+        from ckpt_core.engine.staging import Staging
+
+        known, plans = engine.run_plan, []
+
+        def beside_another(plan, destination, **asked):
+            plans.append(plan)
+            if destination.endswith("step-5"):  # it holds the lock
+                with Staging(destination, plan):
+                    return known(plan, destination, **asked)
+            if destination.endswith("step-10"):  # it has just finished
+                known(plan, destination, **asked)
+            if destination.endswith("step-100"):  # it has finished, with other options
+                other = api.plan_conversion(
+                    plan.source.path, destination, to="toy", options={"dst.max_shard_size": "9"}
+                )
+                known(other, destination)
+            return known(plan, destination, **asked)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "run_plan", beside_another)
+            code, states, steps = once()
+        assert code == 0 and len(plans) == 3
+        assert states == {"step-5": "waiting", "step-10": "done before", "step-100": "done before"}
+        assert steps["step-5"]["why"] == "another run is writing it"
+        assert once()[1] == {"step-5": "converted", "step-10": "done before", "step-100": "done before"}
+
+    def test_an_address_that_is_no_destination_is_refused_at_once(self, ckpt, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        ran = ckpt("follow", run, "https://example.org/out", "--to", "toy", "--once")
+        assert ran.code == 2 and "is no destination" in ran.err and not (tmp_path / "https:").exists()
+
     def test_another_format_in_the_place_of_the_outputs(self, once, run, ckpt, tmp_path):
         assert ckpt("convert", run / "step-5", tmp_path / "out" / "step-5", "--to", "toy", "-p").code == 0
         receipt = tmp_path / "out" / "step-5" / "ckpt-receipt.json"
@@ -147,6 +182,21 @@ class TestFollow:
             signal.signal(signal.SIGINT, before)
         assert not (tmp_path / "out" / "step-5").exists()
         assert [*once()[1].values()] == ["converted"] * 3
+
+    def test_a_file_for_each_rank(self, ckpt, tmp_path):
+        """NeMo 1 in training: a checkpoint lies in every folder of ranks, and is looked at in all of them."""
+        run, name = tmp_path / "nemo", "megatron_gpt--val_loss=5.43-step=7-consumed_samples=56.0.ckpt"
+        for rank in ("tp_rank_00_pp_rank_000", "tp_rank_01_pp_rank_000"):
+            (run / rank).mkdir(parents=True)
+        (run / "tp_rank_01_pp_rank_000" / name).write_bytes(b"1")
+        follower = follow.Follower(str(run), str(tmp_path / "out"), 0, {"to": "toy"})
+        assert [step["why"] for step in follower.look()] == ["tp_rank_00_pp_rank_000 has no file of it"]
+        (run / "tp_rank_00_pp_rank_000" / name).write_bytes(b"0")
+        (step,) = follower.look()
+        assert step["state"] == "failed" and step["source"] == str(run / "tp_rank_00_pp_rank_000" / name)
+        (run / f"{name.removesuffix('.ckpt')}-unfinished").touch()
+        (run / "tp_rank_01_pp_rank_000" / name).write_bytes(b"11")
+        assert ["lies beside it" in step["why"] for step in follower.look()] == [True]
 
     @pytest.mark.parametrize(
         ("name", "number"),

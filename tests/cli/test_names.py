@@ -97,17 +97,21 @@ class TestCompletion:
 
     @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh is installed")
     def test_zsh(self, shell):
-        """The script is one that zsh takes, and it offers keys without a space after them, and commands with their help."""
+        """The script is one that zsh takes, and it offers keys and commands, both with their help."""
         environment = os.environ | {"PATH": f"{shell}:{os.environ['PATH']}"}
         script = (
             'autoload -U compinit; compinit -u -D; eval "$(ckpt completion zsh)"; whence -w _ckpt_completion\n'
             "words=(ckpt convert a b --to toy -o unt); CURRENT=8\n"
-            "compadd() { print -l -- $plain; }; _describe() { print -l -- $described; }; _ckpt_completion\n"
+            "compadd() { print -l -- $plain $shown; }; _describe() { print -l -- $described; }; _ckpt_completion\n"
             "words=(ckpt conv); CURRENT=2; _ckpt_completion"
         )
         ran = subprocess.run(["zsh", "-fc", script], env=environment, capture_output=True, text=True)
         lines = ran.stdout.splitlines()
-        assert lines == ["_ckpt_completion: function", "untie=", "convert:Convert a checkpoint to another format."], ran
+        assert lines == [
+            "_ckpt_completion: function",
+            f"{'untie=':30} -- write the head out",
+            "convert:Convert a checkpoint to another format.",
+        ], ran
 
     def test_words_that_bash_broke_at_the_sign(self, monkeypatch):
         for words, begun in (("-o untie =", "untie="), ("-o untie = f", "untie=f"), ("-o unt", "unt")):

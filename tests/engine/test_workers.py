@@ -613,7 +613,7 @@ def test_a_silence_is_told_with_tensor_and_host(model: Path, tmp_path: Path, mon
 
     said = Remarks()
     convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=Begun({0, 1}), listener=said)
-    assert "no result for 0 s: waiting for embedding.tokens.weight" in said.remarks[0]
+    assert "no result for 0 s: waiting for layers.0.attention." in said.remarks[0]
     assert f"which {socket.gethostname()}, process {os.getpid()} began, and 1 more" in said.remarks[0]
 
 

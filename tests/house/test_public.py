@@ -114,7 +114,7 @@ def test_values_say_what_they_are(source: Path, tmp_path: Path) -> None:
         plan = plan_conversion(source, tmp_path / "out", to="ir", dtype="bf16")
         assert repr(plan).startswith(f"<Plan ir {source} to ir: {len(checkpoint)} tensors to ")
         receipt = convert(source, tmp_path / "out", to="ir")
-        assert f"ir, {len(checkpoint)} tensors in " in repr(receipt) and receipt.fingerprint[:12] in repr(receipt)
+        assert f"ir, {len(checkpoint)} tensors in " in repr(receipt) and receipt.fingerprint[:15] in repr(receipt)
         assert repr(receipt).startswith(f"<Receipt {tmp_path / 'out' / 'ckpt-receipt.json'}: ")
         found = convert(source, tmp_path / "out", to="ir")
         assert found.found and repr(found).endswith(", found>") and found.digests == receipt.digests

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as nps
 from ckpt_core.errors import FormatError, UsageError
 from ckpt_core.layout import neg_exp, plus_one, scale
 from ckpt_core.storage.dtypes import BF16, BY_NAME, BY_TORCH, FP16, FP32, FP64, DType, decode, dtype_named, encode
-from ckpt_core.tensors.digest import TensorDigest, fingerprint
+from ckpt_core.tensors import digest as digests
+from ckpt_core.tensors.digest import LeafDigest, TreeDigest, fingerprint, of_leaves, version_of
 
 FLOATING = [dtype for dtype in BY_NAME.values() if dtype.floating]
 
@@ -111,7 +112,7 @@ def test_a_dtype_has_three_names_and_one_size(dtype: DType) -> None:
 
 
 def digest(values: np.ndarray, dtype: DType, cuts: list[int] | None = None) -> str:
-    found, flat = TensorDigest(), values.reshape(-1)
+    found, flat = TreeDigest(), values.reshape(-1)
     for part in np.split(flat, sorted(cuts or [])):
         found.update(part, dtype)
     return found.hexdigest()
@@ -151,7 +152,7 @@ def test_low_halves_after_many_zeros_count() -> None:
     moved[0] = values[-1]
     assert digest(values, FP32) == digest(values, FP32, [3, 1_000_000])
     assert len({digest(values, FP32), digest(moved, FP32), digest(np.zeros_like(values), FP32)}) == 3
-    mixed = TensorDigest()
+    mixed = TreeDigest()
     mixed.update(np.zeros(1_100_000, np.uint16), BF16)
     mixed.update(values[1_100_000:], FP32)
     assert mixed.hexdigest() == digest(values, FP32)
@@ -170,14 +171,67 @@ def test_a_digest_sees_the_order_and_the_sign_of_zero() -> None:
     assert len({digest(values, FP32), digest(values[::-1].copy(), FP32), digest(-values * [1, -1, -1], FP32)}) == 3
 
 
-BASE = [("a", (2, 3), "00"), ("b", (6,), "11")]
+# What version 1 said, and says.
+OLD = [
+    (np.arange(-3, 8, dtype=np.float32) * np.float32(0.37), FP32, "5536419936437270e132c25eb5c1f6ac84ed02e0f2ca92998e54e3233e0a93e0"),
+    (np.arange(7, dtype=np.uint16), BF16, "7943e993d3a82651b77febfc8bc52286bd16528ef3aa307a54ce73fbdccf1ac5"),
+    (np.zeros(0, np.float32), FP32, "82878ed8a480ee41775636820e05a934ca5c747223ca64306658ee5982e6c227"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "dtype", "expected"), OLD, ids=["fp32", "bf16", "none"])
+def test_version_1_is_still_computed(values: np.ndarray, dtype: DType, expected: str) -> None:
+    found = LeafDigest()
+    found.update(values, dtype)
+    assert found.hexdigest() == expected
+    assert digest(values, dtype) == of_leaves([expected] if values.size else [])
+
+
+@settings(max_examples=60)
+@given(nps.arrays(np.uint16, st.integers(0, 99)), st.integers(1, 40), st.data())
+def test_a_digest_is_that_of_its_leaves_whoever_hashes_them(raw: np.ndarray, size: int, data: st.DataObject) -> None:
+    """Any part that begins where a leaf does can be hashed apart from the others, in any dtype."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "LEAF", size)
+        whole = digest(raw, BF16)
+        starts = [0, *sorted(data.draw(st.sets(st.sampled_from(range(0, 400, size)))) - {0})]
+        leaves = []
+        for start, stop in zip(starts, [*starts[1:], raw.size], strict=True):
+            part = TreeDigest()
+            part.update(raw[start:stop] if start % 3 else decode(raw[start:stop], BF16), BF16 if start % 3 else FP32)
+            leaves += part.leaves
+        assert of_leaves(leaves) == whole
+        assert len(leaves) == -(-raw.size // size)
+
+
+def test_a_leaf_has_two_to_the_24_elements() -> None:
+    values = np.zeros((1 << 24) + 3, np.uint16)
+    found = []
+    for part in (values[: 1 << 24], values[1 << 24 :]):
+        leaf = LeafDigest()
+        leaf.update(part, BF16)
+        found.append(leaf.hexdigest())
+    assert digest(values, BF16) == of_leaves(found)
+
+
+BASE = [("a", (2, 3), 64 * "0"), ("b", (6,), 64 * "1")]
 FINGERPRINTS = {
-    "another name": [("c", (2, 3), "00"), ("b", (6,), "11")],
-    "another shape": [("a", (3, 2), "00"), ("b", (6,), "11")],
-    "another digest": [("a", (2, 3), "01"), ("b", (6,), "11")],
-    "a tensor less": [("a", (2, 3), "00")],
-    "digests exchanged": [("a", (2, 3), "11"), ("b", (6,), "00")],
+    "another name": [("c", (2, 3), 64 * "0"), ("b", (6,), 64 * "1")],
+    "another shape": [("a", (3, 2), 64 * "0"), ("b", (6,), 64 * "1")],
+    "another digest": [("a", (2, 3), 64 * "2"), ("b", (6,), 64 * "1")],
+    "another version": [(name, shape, f"v2-{digest}") for name, shape, digest in BASE],
+    "a tensor less": [("a", (2, 3), 64 * "0")],
+    "digests exchanged": [("a", (2, 3), 64 * "1"), ("b", (6,), 64 * "0")],
 }
+
+
+def test_a_fingerprint_is_of_one_version() -> None:
+    assert version_of(fingerprint(BASE)) == 1 and version_of(fingerprint(FINGERPRINTS["another version"])) == 2
+    with pytest.raises(ValueError, match="several versions"):
+        fingerprint([BASE[0], FINGERPRINTS["another version"][1]])
+    for strange in ("v3-" + 64 * "0", 63 * "0", "", "v2-", "v1-" + 65 * "0"):
+        with pytest.raises(FormatError, match="not known"):
+            version_of(strange)
 
 
 def test_a_fingerprint_does_not_see_the_order() -> None:

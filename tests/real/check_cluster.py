@@ -114,7 +114,7 @@ class Check:
         self.source = work / "hf"
         (work / "site").mkdir(exist_ok=True)
         (work / "site" / "sitecustomize.py").write_text(SITE)
-        self.slow = self.worker(SLOW="0.3")
+        self.slow = self.worker(SLOW="0.1")
         self.rows: list[str] = []
         self.failed: list[str] = []
 
@@ -214,7 +214,7 @@ class Check:
                 self.report("none", not unlike, what, 0 if not unlike else 1, "", time.monotonic() - begun)
 
     def _pair(self, name: str, source: Path, options: list[str], address: str | None) -> list[str]:
-        out, kept = self.share / "pair", self.local / name
+        out, kept = self.out, self.local / name
         receipt, kept_receipt = (path.with_name(f"{path.name}.ckpt-receipt.json") for path in (out, kept))
         code, error, _ = self.end(subprocess.Popen(
             self.command(source, out, options, address), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True

@@ -93,7 +93,7 @@ while ray.cluster_resources().get("CPU", 0) < int(sys.argv[2]):
 @contextlib.contextmanager
 def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
     """A head without processors, and a node of one for each worker."""
-    calm = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "60"}
+    calm = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
     start = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", "127.0.0.1")
     small = ("--object-store-memory", "100000000")
     for _ in range(4):  # on a busy machine Ray gives up while it starts
@@ -112,7 +112,7 @@ def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
             ]  # fmt: skip
             command = [sys.executable, "-c", READY, address, str(len(workers))]
             try:
-                subprocess.run(command, capture_output=True, check=True, timeout=90, env={**os.environ, **calm})
+                subprocess.run(command, capture_output=True, check=True, timeout=150, env={**os.environ, **calm})
             except subprocess.SubprocessError:
                 continue
             yield Running(address, head, started)

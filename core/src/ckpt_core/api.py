@@ -41,9 +41,11 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
-from ckpt_core.storage.bytes.remote import localised, refuse_destination
+from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.bytes.remote.ranges import unanswered
+from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.tensors.digest import HASHES, VERSION
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
 
@@ -346,9 +348,10 @@ def plan_conversion(
     """
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
+    place = path_of(dst, "dst")
+    if writable(place) is None:  # said before a large source is looked at
+        place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
-    refuse_destination(path_of(dst, "dst"))
-    place = os.path.abspath(path_of(dst, "dst"))
     for name, number in (("max_memory", max_memory), ("workers", workers)):
         check_count(number, name)
     reader, fact = find_format(local, format)
@@ -488,6 +491,7 @@ def convert(
     sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Receipt:
     """Convert `src` to format `to` at `dst`, and return the receipt that lies there.
 
@@ -497,7 +501,8 @@ def convert(
     `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
-    `listener` is called with a `Progress` now and then. The others are those of `open_checkpoint`.
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
     files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
@@ -527,16 +532,24 @@ def convert(
         sync=sync,
         executor=executor,
         listener=listener,
+        spool=None if spool is None else path_of(spool, "spool"),
     )
 
 
 def digests(
-    checkpoint: Checkpoint, *, workers: int | None = None, listener: Listener | None = None
+    checkpoint: Checkpoint, *, version: int = VERSION, workers: int | None = None, listener: Listener | None = None
 ) -> dict[str, Result]:
-    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile."""
+    """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile.
+
+    `version` is that of the digests: another one than the present to compare them with what an older receipt records.
+    """
     checkpoint = replace(checkpoint, tensors=watched(checkpoint.tensors))
+    hash_ = HASHES[version]
     found = over_tensors(
-        checkpoint, lambda transfer, source: run_transfer(transfer, source, None), workers=workers, listener=listener
+        checkpoint,
+        lambda transfer, source: run_transfer(transfer, source, None, hash_),
+        workers=workers,
+        listener=listener,
     )
     source = SourceFiles(checkpoint.files)
     records = RecordSums(checkpoint.tensors, source)
@@ -588,7 +601,7 @@ def fingerprint(
     weights: str = "auto",
     listener: Listener | None = None,
 ) -> str:
-    """The fingerprint of a checkpoint, 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
+    """The fingerprint of a checkpoint, `v2-` and 64 hexadecimal digits: equal for equal models, whatever format, layout or storage dtype
     holds them. Every tensor is read. Its arguments and errors are those of `open_checkpoint`.
     """
     checkpoint = read_checkpoint(path, format=format, config=config, options=options, weights=weights)

@@ -15,6 +15,7 @@ from ckpt_core.addresses import spelled
 from ckpt_core.text import printable
 
 __all__ = [
+    "BeingWritten",
     "CkptError",
     "FormatError",
     "Lines",
@@ -119,6 +120,10 @@ class UsageError(CkptError):
 
 class FormatError(CkptError):
     """Bytes that are not what their format says: truncated, overlapping, lying, or hostile."""
+
+
+class BeingWritten(CkptError):
+    """Another run is writing to the same destination at this moment, and this one has touched nothing."""
 
 
 class Refusal(CkptError):

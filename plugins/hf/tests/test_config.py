@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from ckpt_core.api import config_architecture
 from ckpt_core.architecture import facts_of
 from ckpt_core.config import Ignore
 from ckpt_core.errors import CkptError
-from ckpt_hf.config import BY_TYPE
+from ckpt_hf import families as modules
+from ckpt_hf.config import BY_TYPE, classes_of
+from ckpt_hf.config import FAMILIES as CLASSES
 from ckpt_tests import tiny
 
 FAMILIES = list(tiny.CONFIGS)
@@ -51,6 +55,18 @@ SAID_AS = {
     "num_experts_per_tok": ["top_k"], "moe_intermediate_size": ["moe.ffn"], "shared_expert_intermediate_size": ["shared.ffn"],
     "norm_topk_prob": ["normalise"], "use_sliding_window": ["attention.window"],
 }  # fmt: skip
+
+
+def test_every_family_of_a_module_is_found_by_its_type() -> None:
+    """The table of types, by which a module is imported, knows every family that some module says."""
+    names = [f"{modules.__name__}.{module.name}" for module in pkgutil.iter_modules(modules.__path__)]
+    said = [family for name in names for family in getattr(importlib.import_module(name), "FAMILIES", ())]
+    assert {id(family) for family in said} == {
+        id(family) for family in CLASSES if family.head is None or not family.like
+    }
+    assert list(dict.fromkeys(family.model_type for family in CLASSES)) == list(BY_TYPE)
+    for kind in BY_TYPE:
+        assert classes_of(kind) == [family for family in CLASSES if family.model_type == kind]
 
 
 def names(problem: CkptError, key: str) -> bool:

@@ -18,6 +18,20 @@ _NORMALISED = {"mlp__moe__router__normalise": True}
 _UNSHARED = {"mlp__moe__shared": ABSENT}
 _EPS = {f"{norm}__eps": 1e-6 for norm in ("attention__norm", "mlp__norm", "final_norm")}
 _GEMMA = {"mlp__activation": Activation.GELU_TANH, "attention__scale": ABSENT, "tokens__scale": 132**0.5, **_EPS}
+_MULTIPLIED = {"tokens__scale": 6.5, "residual_scale": 0.25, "attention__scale": 0.125, "head__scale": 0.25}
+_COHERE = {
+    "parallel": True,
+    "shared_norm": True,
+    "mlp__norm": ABSENT,
+    "attention__norm__kind": "layer",
+    "final_norm__kind": "layer",
+}
+_UNWEIGHTED = {
+    f"{norm.removesuffix('__eps')}__{name}": value
+    for norm in _EPS
+    for name, value in (("kind", "layer"), ("weight", False))
+}
+_OF_FOUR = PerLayer((True, True, True, False, True, True))
 _LATER = PerLayer((False, True, True, True, True, True))
 
 MODELS: dict[str, Architecture] = {
@@ -50,6 +64,18 @@ MODELS: dict[str, Architecture] = {
         "neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=_FRACTION, parallel=False, mlp__gated=True,
         mlp__activation="silu", attention__out_bias=False, mlp__up_bias=False, mlp__down_bias=False,
     ),
+    "granite": example("llama", **_MULTIPLIED),
+    "granitemoe": example("moe", mlp__moe__shared__gate=False, **_NORMALISED, **_MULTIPLIED),
+    "command-r": example("llama-tied", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, head__scale=0.25, **_COHERE),
+    "cohere2": example(
+        "llama-tied", hidden=_HIDDEN, head__scale=0.25, attention__window=16, **_COHERE,
+        **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "nemotron": example(
+        "neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=_FRACTION, parallel=False, mlp__activation="relu_squared",
+        **{f"{norm.removesuffix('__eps')}__zero_centred": True for norm in _EPS},
+    ),
+    "olmo": example("llama", hidden=_HIDDEN, **_UNWEIGHTED),
     "deepseek2": example(
         "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
         mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,

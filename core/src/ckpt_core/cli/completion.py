@@ -81,19 +81,25 @@ class BashWithValues(BashComplete):
 _ZSH = """\
 #compdef %(prog_name)s
 %(complete_func)s() {
-    local -a plain described ending
-    local kind value help
+    local -a plain described keys shown
+    local kind value help width
     for kind value help in "${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}"; do
         case "$kind" in
             dir) _path_files -/ ;;
             file) _path_files -f ;;
-            plain) [[ "$help" == "_" || "$value" == *= ]] && plain+=("$value") || described+=("${value//:/\\:}:$help") ;;
+            plain)
+                if [[ "$value" == *= ]]; then
+                    width=$(( $#value > 30 ? $#value : 30 ))
+                    keys+=("$value") shown+=("${(r:width:)value} -- $help")
+                elif [[ "$help" == "_" ]]; then plain+=("$value")
+                else described+=("${value//:/\\:}:$help")
+                fi ;;
         esac
     done
-    # after `key=` comes its value, and no space
-    [[ "${plain[1]}" == *= ]] && ending=(-S "")
     (( $#described )) && _describe -V unsorted described -U
-    (( $#plain )) && compadd -U -V unsorted "${ending[@]}" -a plain
+    (( $#plain )) && compadd -U -V unsorted -a plain
+    # after `key=` comes its value, and no space
+    (( $#keys )) && compadd -U -V unsorted -S "" -l -d shown -a keys
 }
 compdef %(complete_func)s %(prog_name)s
 """

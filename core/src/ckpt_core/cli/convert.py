@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckpt_core.addresses import spelled
 from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import (
@@ -88,6 +89,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Wait until DST is on the disk. Without, it is as safe as what `cp` leaves: a power cut may still damage it.",
 )
+@click.option(
+    "--spool",
+    metavar="DIR",
+    help="Where an output waits that goes to s3://, until its parts are whole.  [default: ckpt in the user's caches]",
+)
 def command(
     src: str,
     dst: str,
@@ -101,13 +107,14 @@ def command(
     overwrite: bool,
     parents: bool,
     sync: bool,
+    spool: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """Convert the checkpoint SRC to DST.
 
-    SRC is a folder, a file, or hf://owner/name[@revision]. Nothing appears at DST before it is complete;
-    an interrupted conversion continues when the same command is repeated.
+    SRC is a folder, a file, or an address (hf://, s3://, ...); DST is a path, or s3://bucket/folder. Nothing appears at DST before it is
+    complete; an interrupted conversion continues when the same command is repeated.
 
     \b
     ckpt convert run/step-1000 model --to hf
@@ -132,12 +139,12 @@ def command(
     if remark is not None:
         say(f"{paint('note', 'bold', sys.stderr)}: {remark}", err=True)
     if dry_run:
-        _foretell(plan, src, dst, as_json)
+        _foretell(plan, src, dst, as_json, spool)
         return
-    if parents:
+    if parents and "://" not in dst:
         os.makedirs(os.path.dirname(os.path.abspath(dst)), exist_ok=True)
     started = time.monotonic()
-    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None)
+    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None, spool)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
     try:
         if as_json:
@@ -148,11 +155,11 @@ def command(
         say(f"{dst} is complete, but its summary can't be printed: {problem.found}", err=True)
 
 
-def _foretell(plan: Plan, src: str, dst: str, as_json: bool) -> None:
+def _foretell(plan: Plan, src: str, dst: str, as_json: bool, spool: str | None) -> None:
     """Print the plan; raises if there is no room for its output."""
     from ckpt_core.engine.destination import room_for
 
-    room = room_for(plan, dst)
+    room = room_for(plan, dst, spool)
     if as_json:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
@@ -197,14 +204,21 @@ def with_shard_size(options: dict[str, str], target: str, size: int) -> dict[str
 
 
 def _run(
-    plan: Plan, dst: str, overwrite: bool, sync: bool, engine: str, address: str | None, all_workers: bool
+    plan: Plan,
+    dst: str,
+    overwrite: bool,
+    sync: bool,
+    engine: str,
+    address: str | None,
+    all_workers: bool,
+    spool: str | None,
 ) -> Receipt:
-    from ckpt_core.engine.destination import check_destination
+    from ckpt_core.engine.destination import check_destination, staging_at
     from ckpt_core.engine.executors import executor_for, fitted
     from ckpt_core.engine.run import run_plan
-    from ckpt_core.engine.staging import SUFFIX, Staging
 
-    if overwrite or not Staging(dst, plan).is_published():
+    staging = staging_at(dst, plan, spool=spool)
+    if overwrite or not staging.is_published():
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
         before = None if engine == "local" else "waiting for the workers"
@@ -213,9 +227,11 @@ def _run(
             executor_for(engine, plan.workers, address) as executor,
         ):
             plan = fitted(plan, executor, all_workers)
-            return run_plan(plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener)
+            return run_plan(
+                plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener, spool=spool
+            )
     except (KeyboardInterrupt, OSError) as error:
-        if os.path.isdir(os.path.abspath(dst) + SUFFIX) and not getattr(error, "__notes__", ()):
+        if os.path.isdir(staging.folder) and not getattr(error, "__notes__", ()):
             error.add_note("repeat the same command to continue where this one stopped")
         raise
 
@@ -254,7 +270,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "format": plan.target.format,
         "parallel": plan.target.parallel,
         "fingerprint": receipt.fingerprint,
-        "receipt": receipt_path(dst),
+        "receipt": spelled(receipt.file) if "://" in dst else receipt_path(dst),
         "tensors": len(plan.transfers),
         **({} if plan.target.training is None else {"training": plan.training_json()}),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),

@@ -36,6 +36,7 @@ LIBRARIES = (
     Library("transformers", "verify --logits by transformers itself, load_model", 'pip install "ckpt-convert[models]"'),
     Library("huggingface_hub", "sources at hf://owner/name", 'pip install "ckpt-convert[hub]"'),
     Library("obstore", "sources at s3://, gs:// and az://", 'pip install "ckpt-convert[s3]"'),
+    Library("boto3", "destinations at s3://", 'pip install "ckpt-convert[s3]"'),
     Library("ray", "convert --engine ray", 'pip install "ckpt-convert[ray]"'),
     Library("distributed", "convert --engine dask", 'pip install "ckpt-convert[dask]"'),
     Library("matplotlib", "verify --plot", 'pip install "ckpt-convert[plot]"'),
@@ -63,8 +64,8 @@ class Examination:
 def command(*, as_json: bool) -> int:
     """Say what is installed and whether it works, what more libraries would unlock, and what room there is.
 
-    Each plugin writes a small model without data, and finds every element where it put it; that takes seconds. Exit 0 if all is well, 1
-    if a plugin is broken or fails, or if the versions of distributions differ.
+    Each plugin writes a small model, finds every element where it put it, and reads every value as it was; that takes seconds. Exit 0 if
+    all is well, 1 if a plugin is broken or fails, or if the versions of distributions differ.
     """
     from ckpt_core.plugins.discovery import all_plugins
 
@@ -80,19 +81,18 @@ def command(*, as_json: bool) -> int:
 
 
 def examination(plugin: Plugin) -> Examination:
-    """Trace the first example model that a format holds; a format that only reads, or writes no models, is loaded and no more."""
+    """Take the first example model that a format holds there and back, or an adapter of it; a format that only reads is loaded and no more."""
     from ckpt_core.errors import CkptError, Refusal, UsageError
-    from ckpt_core.storage.dtypes import dtype_named
-    from ckpt_core.verify.tracer import trace
 
     if plugin.broken is not None:
         return Examination(plugin, "not run", "it is broken")
-    if not (plugin.info.reads and plugin.info.writes):
-        return Examination(plugin, "not run", "it writes no models; it loads, and its detector answers")
+    adapters = plugin.info.adapters and bool(plugin.hooks.ckpt_adapter.get_hookimpls())
+    if not (plugin.info.reads and (plugin.info.writes or adapters)):
+        return Examination(plugin, "not run", "nothing is written in it; it loads, and its detector answers")
     began, why = time.monotonic(), ""
     for name, architecture in _models():
         try:
-            seen = trace(plugin.name, architecture, dtype_named("bf16"))
+            what, wrong = _there_and_back(plugin, name, architecture)
         except CkptError as problem:
             if isinstance(problem, Refusal | UsageError) or _refuses(problem):
                 why = why or f": {name}: {problem.problem}"
@@ -100,10 +100,26 @@ def examination(plugin: Plugin) -> Examination:
             return Examination(plugin, "failed", f"{name}: {problem.problem}", time.monotonic() - began)
         except Exception as error:  # a stranger's plugin
             return Examination(plugin, "failed", f"{name}: {type(error).__name__}: {error}", time.monotonic() - began)
-        found = [*seen.misplaced, *seen.departed]
-        by = f"{name}: {found[0]}" if found else name
-        return Examination(plugin, "passed" if seen.passed else "failed", by, time.monotonic() - began)
+        by = f"{what}: {wrong[0]}" if wrong else what
+        return Examination(plugin, "failed" if wrong else "passed", by, time.monotonic() - began)
     return Examination(plugin, "not run", f"it holds none of the example models{why}")
+
+
+def _there_and_back(plugin: Plugin, name: str, architecture: Architecture) -> tuple[str, list[str]]:
+    """What was written and read again, and what of it was wrong. `Refusal` if the format does not hold it."""
+    from ckpt_core.errors import Refusal
+    from ckpt_core.storage.dtypes import dtype_named
+    from ckpt_core.verify.roundtrip import there_and_back
+    from ckpt_core.verify.tracer import trace
+
+    dtype = dtype_named("bf16")
+    if plugin.info.adapters:
+        adapter = plugin.hooks.ckpt_adapter(architecture=architecture)
+        if adapter is None:
+            raise Refusal("it has no adapter of this model")
+        return f"adapter of {name}", there_and_back(plugin, architecture, dtype, adapter)
+    seen = trace(plugin.name, architecture, dtype)
+    return name, [*map(str, (*seen.misplaced, *seen.departed))] or there_and_back(plugin, architecture, dtype)
 
 
 def _refuses(problem: Exception) -> bool:

@@ -17,12 +17,13 @@ from ckpt_core.cli.progress import progress
 @reading
 @training_state
 def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
-    """Print `HEX SRC`: a hash of names, shapes and values.
+    """Print `v2-HEX SRC`: a hash of names, shapes and values, and the version of how it is made.
 
     Equal models have equal fingerprints, whatever format, parallel layout or dtype they are stored in. With --training-state it is that
     of the moments of the optimizer, and of its masters where they lie beside the weights.
     """
     from ckpt_core.api import digests, fingerprint_of, of_training, read_checkpoint
+    from ckpt_core.tensors.digest import VERSION
 
     checkpoint = read_checkpoint(src, **asked, training_state="keep" if training else "drop")
     checkpoint = of_training(checkpoint) if training else checkpoint
@@ -30,7 +31,13 @@ def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
         value = fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
     if as_json:
         emit_json(
-            {"fingerprint": value, "path": src, "format": checkpoint.format, "tensors": len(checkpoint.tensors)},
+            {
+                "fingerprint": value,
+                "version": VERSION,
+                "path": src,
+                "format": checkpoint.format,
+                "tensors": len(checkpoint.tensors),
+            },
             "fingerprint",
         )
     else:

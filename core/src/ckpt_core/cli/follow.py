@@ -1,6 +1,6 @@
 """`ckpt follow`: converts each checkpoint of a running training once, as soon as it is whole.
 
-What is done is written nowhere but in the receipts of the outputs, so it may be stopped and started at any time. A checkpoint that is still
+What is done is written nowhere but in the receipts of the outputs, so it may be stopped and started at any time, and several may follow one run. A checkpoint that is still
 being written is not opened: it is left until nothing in it has changed for a while, until the run's own pointer to its
 newest checkpoint has reached it, and until no mark of unfinished work lies in it.
 """
@@ -11,7 +11,7 @@ import fnmatch
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
 from ckpt_core.sizes import size_text
 
 # How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.
@@ -39,6 +39,8 @@ _STEPS = (
     "*.nemo",
     "*[0-9]*.ckpt",
 )
+# Folders of ranks, each with a file for every checkpoint of the run: NeMo 1 in training.
+_RANKS = ("mp_rank_[0-9]*", "tp_rank_[0-9]*_pp_rank_[0-9]*")
 # Files by which a run says which of its checkpoints is the newest whole one. Each is written after the checkpoint it names.
 _POINTERS = ("latest_checkpointed_iteration.txt", "latest.txt", "latest", "newest")
 # Marks of what is not finished yet: NeMo's `-unfinished`, temporary folders of the Trainer and of Orbax, downloads.
@@ -53,11 +55,9 @@ class State:
     files: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, path: str) -> State:
+    def of(cls, paths: Sequence[str]) -> State:
         """`FileNotFoundError` if something goes away meanwhile: a run removes its old checkpoints."""
-        places = [path]
-        if os.path.isdir(path):
-            places = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+        places = [place for path in paths for place in _files_in(path)]
         found = ((place, os.stat(place)) for place in sorted(places))
         return cls(tuple((place, status.st_size, status.st_mtime_ns) for place, status in found))
 
@@ -71,6 +71,12 @@ class State:
         """A file whose name says that the checkpoint is not finished."""
         names = (os.path.basename(place) for place, _, _ in self.files)
         return next((name for name in names if any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)), None)
+
+
+def _files_in(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    return [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
 
 
 @click.command(cls=FormatCommand, short_help="Convert each new checkpoint of a running training, once.")
@@ -112,16 +118,22 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
     from ckpt_core.plugins.discovery import require
+    from ckpt_core.storage.bytes.remote.stores import scheme_of
+    from ckpt_core.storage.bytes.remote.view import refuse_destination
 
     require(str(asked["to"]))
     if not os.path.isdir(run):
         raise UsageError(
-            "a run is a folder of checkpoints", file=run, fix="name the folder that the training saves into"
+            "a run is a folder of checkpoints on this machine",
+            file=run,
+            fix="name the folder that the training saves into",
         )
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
-    os.makedirs(dst, exist_ok=True)
+    refuse_destination(dst)
+    if scheme_of(dst) is None:
+        os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked)
     if once:
         steps = list(follower.look())
@@ -132,6 +144,8 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
                 if step["state"] != "done before":  # cron sends what is printed
                     show(step)
         return 1 if any(step["state"] == "failed" for step in steps) else 0
+    if not steps_in(run):
+        say(f"no checkpoint is in {run} yet; it is looked at every {every:g} s", err=True)
     while True:
         for step in follower.look():
             if as_json:
@@ -161,17 +175,21 @@ class Follower:
 
     def _looked_at(self, name: str) -> dict[str, Any] | None:
         """What became of one checkpoint; None where nothing did, since it has just been removed or still is as it failed."""
-        source, destination = os.path.join(self._run, name), os.path.join(self._dst, output_name(name, self._asked))
+        places = places_of(self._run, name)
+        source, destination = places[0], os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
         if self._is_done(destination, str(self._asked["to"])):
             return step
+        absent = [place for place in places[1:] if not os.path.lexists(place)]
         try:
-            state = State.of(source)
+            state = State.of([place for place in places if place not in absent])
         except FileNotFoundError:
             return None
         if self._failed.get(name) == state:
             return None
         why = self._not_yet(name, state)
+        if why is None and absent:
+            why = f"{os.path.basename(os.path.dirname(absent[0]))} has no file of it"
         if why is not None:
             return step | {"state": "waiting", "why": why}
         step |= self._converted(source, destination)
@@ -183,9 +201,16 @@ class Follower:
         """Whether a receipt says so. `CkptError` if it is that of another format: the folder is another follower's."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
+        from ckpt_core.storage.bytes.remote.view import localised
 
-        path = receipt_path(destination)
-        if not os.path.lexists(destination) or not os.path.isfile(path):
+        try:
+            place = localised(destination)
+        except StoreError:
+            raise
+        except CkptError:  # nothing is there
+            return False
+        path = receipt_path(place)
+        if not os.path.lexists(place) or not os.path.isfile(path):
             return False
         receipt = read_receipt(path)
         if receipt.format != to:
@@ -227,13 +252,19 @@ class Follower:
         try:
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
+        except BeingWritten:  # by another follower: the next look finds its receipt
+            return {"state": "waiting", "why": "another run is writing it"}
         except (CkptError, FileNotFoundError) as problem:
+            if self._is_done(destination, str(self._asked["to"])):  # by another follower, meanwhile
+                return {"state": "done before"}
             gone = not os.path.lexists(source)  # a run removes its old checkpoints
             if isinstance(problem, OSError) and not gone:
                 raise
             error = CkptError("it was removed meanwhile", file=source) if gone else problem
             assert isinstance(error, CkptError)
             return {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
+        if receipt.found:  # another follower was faster
+            return {"state": "done before"}
         return {
             "state": "converted",
             "seconds": round(time.monotonic() - began, 3),
@@ -244,9 +275,24 @@ class Follower:
 
 def steps_in(run: str) -> list[str]:
     """The names of the checkpoints in a run, in the order of their numbers."""
-    names = [name for name in os.listdir(run) if any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)]
+    found = {name for folder in (run, *_rank_folders(run)) for name in os.listdir(folder)}
+    names = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)]
     names = [name for name in names if not any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)]
     return sorted(names, key=lambda name: (number_of(name) or 0, name))
+
+
+def places_of(run: str, name: str) -> list[str]:
+    """Where a checkpoint lies: in the run or, file by file, in its folders of ranks. The first place is the one that a reader is given."""
+    whole = os.path.join(run, name)
+    ranks = [os.path.join(folder, name) for folder in _rank_folders(run)]
+    return (
+        [whole] if os.path.lexists(whole) or not ranks else sorted(ranks, key=lambda place: not os.path.lexists(place))
+    )
+
+
+def _rank_folders(run: str) -> list[str]:
+    found = (name for name in sorted(os.listdir(run)) if any(fnmatch.fnmatch(name, pattern) for pattern in _RANKS))
+    return [path for path in (os.path.join(run, name) for name in found) if os.path.isdir(path)]
 
 
 def number_of(name: str) -> int | None:
@@ -285,7 +331,7 @@ def show(step: Mapping[str, Any]) -> None:
     """A line of what became of a checkpoint."""
     if step["state"] == "converted":
         pace = f"{size_text(step['bytes_written'])} in {duration_text(step['seconds'])}"
-        rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:12]}"
+        rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:15]}"
     elif step["state"] == "failed":
         error = step["error"]
         rest = "  ".join(str(error[key]) for key in ("problem", "file", "fix") if key in error)

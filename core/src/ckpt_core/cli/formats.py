@@ -45,7 +45,7 @@ def plugin_json(plugin: Plugin) -> dict[str, object]:
             "reads": info.reads,
             "writes": info.writes,
             "adapters": info.adapters,
-            "families": info.families,
+            "families": list(info.families),
             "parallel": info.parallel,
             "before": info.before,
             "options": [

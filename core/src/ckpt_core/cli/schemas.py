@@ -221,7 +221,14 @@ DOCUMENTS: Mapping[str, Schema] = {
         b=record(path=TEXT, format=TEXT),
         differences=listed(record(**DIFFERENCE)),
     ),
-    "fingerprint": record("`ckpt fingerprint`.", fingerprint=TEXT, path=TEXT, format=TEXT, tensors=COUNT),
+    "fingerprint": record(
+        "`ckpt fingerprint`.",
+        fingerprint=said(TEXT, "it begins with its version: `v2-`"),
+        version=said(COUNT, "of how it is made; those of other versions are not compared"),
+        path=TEXT,
+        format=TEXT,
+        tensors=COUNT,
+    ),
     "verify": record(
         "`ckpt verify`: whether a conversion is what it should be.",
         passed=WHETHER,

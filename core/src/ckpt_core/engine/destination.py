@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.spool import Spool
 from ckpt_core.engine.staging import Staging, is_empty_folder
 from ckpt_core.errors import CkptError
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
@@ -14,12 +15,17 @@ from ckpt_core.plugins.request import ReadRequest, typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import recorded_plan
+from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.documents import read_json_object
 
 
 def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
     """Refuse to write over the source, to touch what exists (without `overwrite`), and ever to replace what is not a checkpoint."""
+    store = writable(destination)
+    if store is not None:
+        Spool(store, destination, plan).check(overwrite)
+        return
     real = os.path.realpath(destination)
     for state in plan.source.files:
         path = os.path.realpath(state.path)
@@ -126,6 +132,9 @@ class Room:
     needed: int
     free: int
     mount: str
+    fix: str = (
+        "make room there, or write to another disk; what is at the destination stays until the new output is whole"
+    )
 
     @property
     def missing(self) -> int:
@@ -139,13 +148,25 @@ class Room:
                 file=destination,
                 found=f"{self.free:,} bytes free on {self.mount}",
                 expected=f"{self.needed:,} bytes",
-                fix="make room there, or write to another disk; what is at the destination stays until the new output is whole",
+                fix=self.fix,
             )
 
 
-def room_for(plan: Plan, destination: str) -> Room | None:
-    """The room for an output, without what an earlier run wrote of it already; None where the file system does not say."""
-    free = free_space(os.path.dirname(os.path.abspath(destination)))
+def room_for(plan: Plan, destination: str, spool: str | None = None) -> Room | None:
+    """The room for an output, without what an earlier run wrote of it already; None where the file system does not say.
+
+    Of an output that goes to a store it is the room for what waits to be sent, in the folder `spool`.
+    """
+    staging = staging_at(destination, plan, spool=spool)
+    free = free_space(os.path.dirname(staging.folder))
     if free is None:
         return None
-    return Room(max(0, plan.bytes_written - Staging(destination, plan).taken), *free)
+    if isinstance(staging, Spool):
+        return Room(max(0, staging.most_held - staging.taken), *free, fix="name a folder on another disk with --spool")
+    return Room(max(0, plan.bytes_written - staging.taken), *free)
+
+
+def staging_at(destination: str, plan: Plan, sync: bool = True, spool: str | None = None) -> Staging:
+    """Where the output of a plan lies until it is whole: beside the destination or, if that is the address of a store, in the folder `spool`."""
+    store = writable(destination)
+    return Staging(destination, plan, sync) if store is None else Spool(store, destination, plan, spool)

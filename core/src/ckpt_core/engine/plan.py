@@ -86,6 +86,16 @@ class Transfer:
         return found
 
     @property
+    def bytes_written(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def file(self) -> str:
+        """The output file that most of it goes to."""
+        files = self.files
+        return max(files, key=files.__getitem__, default="")
+
+    @property
     def paths(self) -> set[str]:
         """The files that it is read from."""
         encoded = (delivery.encoded for delivery in self.deliveries if delivery.encoded is not None)
@@ -227,7 +237,7 @@ class Plan:
             "step": state.step,
             "next_lr": state.next_lr,
             "tensors": len(moved),
-            "bytes": sum(sum(transfer.files.values()) for transfer in moved),
+            "bytes": sum(transfer.bytes_written for transfer in moved),
             "masters": "their own" if state.own_masters else "the weights",
             "to_do": list(state.still_to_do()),
         }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from ckpt_core.engine.completion import Completion
-from ckpt_core.engine.destination import check_destination, room_for
+from ckpt_core.engine.destination import check_destination, room_for, staging_at
 from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
@@ -20,12 +20,13 @@ from ckpt_core.engine.transfer import TargetFiles
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.receipt.make import make_receipt
-from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
-from ckpt_core.receipt.receipt import Receipt, read_receipt
+from ckpt_core.receipt.places import RECEIPT, receipt_beside
+from ckpt_core.receipt.receipt import Receipt
 from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.tensors.digest import Digests
 from ckpt_core.tensors.source import SourceFiles
 
 
@@ -53,19 +54,20 @@ def run_plan(
     sync: bool = True,
     executor: Executor | None = None,
     listener: Listener | None = None,
+    spool: str | None = None,
 ) -> Receipt:
-    """Carry out `plan` and publish its output at `destination`.
+    """Carry out `plan` and publish its output at `destination`, a path or the address of a store; `spool` is a folder for what waits to be sent there.
 
     A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
     the input removes it, an error of the system (a full disk) or of a worker (`WorkerError`) keeps it. Without `sync` the output is left to the kernel
     to write to the disk: a power cut soon after may damage it. What this very plan wrote already, and is whole, is found.
     """
-    staging = Staging(destination, plan, sync)
+    staging = staging_at(destination, plan, sync, spool)
     if not overwrite and staging.is_published():
         staging.tidy()
-        return read_receipt(receipt_path(destination), found=True)
+        return staging.published()
     check_destination(plan, destination, overwrite)
-    room = room_for(plan, destination)
+    room = room_for(plan, destination, spool)
     if room is not None:
         room.check(destination)
     with staging:
@@ -89,7 +91,7 @@ def _transfer_all(
     plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None
 ) -> Mapping[str, int]:
     """Write every data file; the CRC-32 of each."""
-    todo = [transfer for transfer in plan.transfers if transfer.name not in staging.done]
+    todo = staging.in_order(transfer for transfer in plan.transfers if transfer.name not in staging.done)
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
     source = SourceFiles(plan.source.files)
@@ -99,10 +101,11 @@ def _transfer_all(
     records = RecordSums({transfer.name: transfer.assembly for transfer in plan.transfers}, source)
     for result in staging.done.values():
         records.add(result.records)
+    staging.begin(todo)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         if executor is None:
-            sink = TargetFiles(staging.out, staging.sync)
+            sink = TargetFiles(staging.out, staging.sync, staging.spooled)
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:
@@ -111,13 +114,14 @@ def _transfer_all(
                 if listener is not None:
                     listener(Progress(written, total, "", remark))
 
-            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states())
+            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
             finished = Workers(executor, run, source, tell).carry_out(todo, 2 * plan.workers)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)
             staging.finish(result)
             completion.written(transfer, result)
+            staging.advance(transfer)
             written += result.bytes_written
             if listener is not None:
                 listener(Progress(written, total, transfer.name))
@@ -160,7 +164,7 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
         plan=plan.hash,
         options=plan.options,
         losses=plan.losses,
-        tensors=staging.done,
+        tensors={name: Digests(result.digest, result.source_digest) for name, result in staging.done.items()},
         crcs=crcs,
         documents=documents,
     )

@@ -35,16 +35,18 @@ from typing import NoReturn
 
 from ckpt_core import __version__
 from ckpt_core.engine.marks import MARK
-from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.order import in_order
+from ckpt_core.engine.plan import Plan, Transfer
 from ckpt_core.engine.states import STATES, write_states
 from ckpt_core.engine.transfer import Result
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
-from ckpt_core.receipt.receipt import read_receipt, recorded_plan
+from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
+from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 
-SUFFIX = ".ckpt-partial"
+SUFFIX = UNFINISHED
 TOKEN = "token"
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
@@ -66,9 +68,12 @@ def boot_id() -> str:
 class Staging:
     """An unfinished output of a plan beside its destination, locked against other runs."""
 
-    def __init__(self, destination: str, plan: Plan, sync: bool = True) -> None:
-        self.destination = os.path.abspath(destination)
-        self.folder = self.destination + SUFFIX
+    spooled = False
+    """Whether its files take only the room of what is in them, for they are sent on from here."""
+
+    def __init__(self, destination: str, plan: Plan, sync: bool = True, folder: str | None = None) -> None:
+        self.destination = os.path.abspath(destination) if folder is None else destination
+        self.folder = folder or self.destination + SUFFIX
         self.sync = sync
         self.out = os.path.join(self.folder, "out")
         self.token = secrets.token_hex(16)
@@ -81,7 +86,7 @@ class Staging:
             self._receipt: os.path.join(self.folder, "receipt"),
         }
         asked = {"source": plan.source.path, "options": dict(plan.options)}
-        self._head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
+        self.head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
         self.done: dict[str, Result] = {}
 
     def __enter__(self) -> Staging:
@@ -108,7 +113,7 @@ class Staging:
         try:
             yield
         except (BlockingIOError, FileNotFoundError):
-            raise CkptError(
+            raise BeingWritten(
                 "another conversion is writing to this destination", file=self.destination, fix="wait for it"
             ) from None
 
@@ -191,7 +196,7 @@ class Staging:
         if not head:
             self._restart()
             return
-        if head.get("plan") != self._head["plan"]:
+        if head.get("plan") != self.head["plan"]:
             moved = self._aside[self.destination]
             kept = f" after saving {moved}, which it was to replace" if os.path.lexists(moved) else ""
             was, wanted = self.differences(head)
@@ -203,7 +208,7 @@ class Staging:
                 fix=f"repeat the old command, or remove that folder{kept}",
             )
         self._check_files()
-        if not self._head["boot"] or head.get("boot") != self._head["boot"]:
+        if not self.head["boot"] or head.get("boot") != self.head["boot"]:
             self._restart()
             return
         self._journal.truncate(size)
@@ -230,21 +235,25 @@ class Staging:
 
         It may have died before it removed this folder. Then every tensor is in the journal, and nothing is left to publish.
         """
-        if recorded_plan(receipt_path(self.destination)) != self._head["plan"] or not _is_whole(self.destination):
+        if recorded_plan(receipt_path(self.destination)) != self.head["plan"] or not is_whole(self.destination):
             return False
         try:
             head, done, _ = _read_journal(self._journal_bytes())
         except (FileNotFoundError, NotADirectoryError):  # it is removed last
             return True
         names = {transfer.name for transfer in self._plan.transfers}
-        return head.get("plan") == self._head["plan"] and done.keys() >= names and not any(self._files())
+        return head.get("plan") == self.head["plan"] and done.keys() >= names and not any(self._files())
+
+    def published(self) -> Receipt:
+        """The receipt that is there."""
+        return read_receipt(receipt_path(self.destination), found=True)
 
     def differences(self, other: Mapping[str, object]) -> tuple[str, str]:
         """What another conversion was asked for and this one is not, and the other way round.
 
         `other` is the first line of its journal, or its receipt.
         """
-        old, new = _asked(other), _asked(self._head)
+        old, new = _asked(other), _asked(self.head)
         apart = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if not apart:
             return "one of the same options, of the source as it was then", "one of the source as it is: it changed"
@@ -261,7 +270,17 @@ class Staging:
         _remove(self.out)
         os.makedirs(self.out)
         self._journal.truncate(0)
-        self._append(self._head)
+        self._append(self.head)
+
+    def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
+        """Transfers in the order in which they are best carried out."""
+        return in_order(transfers, lambda one: one.bytes_read + one.bytes_written, lambda one: one.file)
+
+    def begin(self, todo: Iterable[Transfer]) -> None:
+        """Called when all that is known beforehand is in the files, with the transfers that are left."""
+
+    def advance(self, transfer: Transfer) -> None:
+        """Called when a transfer, and every checksum that waited for it alone, is in its files."""
 
     def _append(self, record: Mapping[str, object]) -> None:
         with naming(self._journal_path):
@@ -374,7 +393,7 @@ class Staging:
     def discard(self) -> None:
         """Remove everything that was written; put back what a killed run moved aside and did not replace."""
         if not os.path.lexists(self.destination):
-            if recorded_plan(self._receipt) == self._head["plan"]:  # published by a run that was killed just then
+            if recorded_plan(self._receipt) == self.head["plan"]:  # published by a run that was killed just then
                 os.unlink(self._receipt)
             for old, aside in self._aside.items():
                 if os.path.lexists(aside) and not os.path.lexists(old):
@@ -417,7 +436,7 @@ def _asked(said: Mapping[str, object]) -> dict[str, str]:
     return found | {"ckpt": str(said.get("ckpt"))}
 
 
-def _is_whole(output: str) -> bool:
+def is_whole(output: str) -> bool:
     """Whether every file that a receipt names is there, the data files at their sizes."""
     try:
         receipt = read_receipt(receipt_path(output))

@@ -22,7 +22,7 @@ from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
 from ckpt_core.tensors.boxes import Box, boxes, tile_view
-from ckpt_core.tensors.digest import TensorDigest
+from ckpt_core.tensors.digest import Hash, TreeDigest
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
 from ckpt_core.tensors.strided import write_box
@@ -59,13 +59,15 @@ class TargetFiles:
 
     Two threads in `write` on one file would not gain anything: the kernel lets one in and has the other spin
     (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). Where a sync is to come (`sync`), what
-    is written goes on to the disk soon after, while more is written, so that it finds little left to do.
+    is written goes on to the disk soon after, while more is written, so that it finds little left to do. `spooled` files take
+    only the room of what is in them.
     """
 
-    def __init__(self, out: str, sync: bool) -> None:
+    def __init__(self, out: str, sync: bool, spooled: bool = False) -> None:
         self.staging = Folder(os.path.dirname(out))
         self._out = out
         self._sync = sync
+        self._spooled = spooled
         self._files = OpenFiles(self.staging)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
@@ -122,7 +124,8 @@ class TargetFiles:
         if path not in self._begun:
             with self._writing[path]:
                 if path not in self._begun:
-                    take_space(descriptor)
+                    if not self._spooled:
+                        take_space(descriptor)
                     self._begun.add(path)
 
     def to_disk(self) -> None:
@@ -139,10 +142,12 @@ class TargetFiles:
             self.staging.close()
 
 
-def run_transfer(transfer: Transfer, source: SourceFiles, sink: TargetFiles | None) -> Result:
+def run_transfer(
+    transfer: Transfer, source: SourceFiles, sink: TargetFiles | None, hash_: type[Hash] = TreeDigest
+) -> Result:
     """Move one tensor; without a sink only its digest is taken."""
     assembly = transfer.assembly
-    read, stored = TensorDigest(), TensorDigest()
+    read, stored = hash_(), hash_()
     value_dtype = assembly.value_dtype
     primary = transfer.deliveries[0] if transfer.deliveries else None
     changed = primary if primary is not None and not _keeps_values(primary, value_dtype) else None

@@ -47,6 +47,7 @@ class Run:
     """What all tasks of a run share: where to write, and by which token the place is known.
 
     `boot` is that of the coordinator's machine; what is written on another one it can't force to the disk (`sync`) itself.
+    `spooled`: files are sent on from there, and take no room beforehand.
     `sources` is the digest of the states of all source files, as they lie beside the token.
     """
 
@@ -55,6 +56,7 @@ class Run:
     boot: str
     sync: bool
     sources: str
+    spooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class WorkerSink(TargetFiles):
     def __init__(self, run: Run) -> None:
         self._run = run
         try:
-            super().__init__(run.out, sync=False)
+            super().__init__(run.out, sync=False, spooled=run.spooled)
         except OSError as error:
             raise self.elsewhere(error.strerror) from error
         self.samples: dict[str, Sample] = {}

@@ -211,13 +211,26 @@ class _BoundRow:
         padding = sum(affine.elements for affine in affines if affine.padding)
         filled = [affine for affine in affines if not affine.padding and affine.elements]
         native = join(self.table.native, self.row.native)
-        for bound in self._bindings(ranks, whole):
-            pieces = [piece for affine in filled for piece in self._pieces(affine, bound, held)]
-            self._check_cover(pieces, bound, held)
+        of_predictor = self.table.is_of_predictors
+        layer, predictor = (None, self.layer) if of_predictor else (self.layer, None)
+        # The tensors that a name runs over (experts) are alike, but for the start of their pieces on the axis that it runs over.
+        first, made = 0, list[tuple[Part, int | None]]()
+        for number, bound in enumerate(self._bindings(ranks, whole)):
+            axis, index = next(iter(bound.items()), ("", 0))
+            if not number:
+                first = index
+                for affine in filled:
+                    place = self._number_of(axis, affine.part)
+                    made += [(piece, place) for piece in self._pieces(affine, bound, held)]
+                self._check_cover([piece for piece, _ in made], bound, held)
+            pieces = tuple(_moved(piece, place, index - first) for piece, place in made)
             name = native.format(l=self.layer, after=self.after, **bound)
-            of_predictor = self.table.is_of_predictors
-            layer, predictor = (None, self.layer) if of_predictor else (self.layer, None)
-            yield Native(name, shape, tuple(pieces), self.row, layer, padding, predictor)
+            yield Native(name, shape, pieces, self.row, layer, padding, predictor)
+
+    def _number_of(self, axis: str, part: str | None) -> int | None:
+        """Which axis of a part is called so; None if it has none."""
+        names = [one.name for one in self.parts[part].axes] if part in self.parts else []
+        return names.index(axis) if axis in names else None
 
     def _bindings(self, ranks: Ranks, whole: Mapping[str, int]) -> Iterator[dict[str, int]]:
         """The indices a native name runs over, besides layers: `experts.{x}.up` has one tensor per expert."""
@@ -321,7 +334,7 @@ class _BoundRow:
         return places
 
     def _check_cover(
-        self, pieces: list[Part], bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, IndexRange]]
+        self, pieces: Sequence[Part], bound: Mapping[str, int], by_part: Mapping[str | None, Mapping[str, IndexRange]]
     ) -> None:
         """Every element of this rank's share of every parameter must have its place in the sentence."""
         for part, parameter in self.parts.items():
@@ -339,6 +352,15 @@ class _BoundRow:
                         self.row.sentence,
                         expected=f"each axis once: {axes}",
                     )
+
+
+def _moved(piece: Part, axis: int | None, by: int) -> Part:
+    """The piece `by` indices further on an axis of its parameter."""
+    if axis is None or not by:
+        return piece
+    tile = piece.tile
+    base = (*tile.canonical_base[:axis], tile.canonical_base[axis] + by, *tile.canonical_base[axis + 1 :])
+    return Part(piece.parameter, Tile(tile.links, base, tile.native_base))
 
 
 def account(

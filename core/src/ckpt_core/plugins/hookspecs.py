@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Checkpoint, Target
+from ckpt_core.checkpoint import Adapter, Checkpoint, Target
 from ckpt_core.description import Description, Fragment
 from ckpt_core.launch import Launch
 from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
@@ -70,6 +70,12 @@ def ckpt_fragment(path: str, request: ReadRequest) -> Fragment | None:
 @hookspec(firstresult=True)
 def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:  # type: ignore[empty-body]
     """The files that would hold `checkpoint` in this format; `Refusal` for what it cannot hold exactly."""
+
+
+@hookspec(firstresult=True)
+def ckpt_adapter(architecture: Architecture) -> Adapter | None:
+    """A small adapter of a model, as the format has them: `ckpt doctor` writes it and reads it again, with values of its own. None where
+    the format has none of this model. Optional: for formats with `FormatInfo.adapters`."""
 
 
 @hookspec(firstresult=True)

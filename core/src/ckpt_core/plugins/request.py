@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ def _parse_bool(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FormatInfo:
-    """What `ckpt formats` shows. `parallel` names the layout flags the writer honours ("tp", "pp", "ep").
+    """What `ckpt formats` shows. `families` may be a sequence that finds its names when it is looked at. `parallel` names the layout flags the writer honours ("tp", "pp", "ep").
 
     `before` names formats that recognise folders of this one too: where both do, this one is read. `keeps` names formats whose
     tensors this one keeps under their own names, so that what they declare of those holds here. `adapters`: it is a format of adapters,
@@ -64,7 +64,7 @@ class FormatInfo:
 
     name: str
     summary: str
-    families: tuple[str, ...] = ()
+    families: Sequence[str] = ()
     options: tuple[Option, ...] = ()
     parallel: tuple[str, ...] = ()
     reads: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from blake3 import blake3
 
@@ -16,20 +16,11 @@ from ckpt_core.receipt.checksum import with_checksum
 from ckpt_core.receipt.receipt import Receipt
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.stored import read_small
-from ckpt_core.tensors.digest import fingerprint
+from ckpt_core.tensors.digest import Digests, fingerprint
 from ckpt_core.training import Training
 from ckpt_core.training import to_json as training_json
 
 _WHOLE_FILE_DIGEST = 1 << 20
-
-
-class Digests(Protocol):
-    """The digest of a tensor as it was written, and of what was read if that differs."""
-
-    @property
-    def digest(self) -> str: ...
-    @property
-    def source_digest(self) -> str | None: ...
 
 
 def make_receipt(

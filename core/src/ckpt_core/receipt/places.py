@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-RECEIPT = "ckpt-receipt.json"
+from ckpt_core.storage.bytes.names import RECEIPT
+
+__all__ = ["RECEIPT", "receipt_beside", "receipt_path"]
 
 
 def receipt_path(output: str) -> str:

@@ -14,6 +14,7 @@ from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.receipt.checksum import read_checked
 from ckpt_core.receipt.places import receipt_path
 from ckpt_core.storage.documents import read_json_object
+from ckpt_core.tensors.digest import version_of
 
 T = TypeVar("T")
 
@@ -52,6 +53,11 @@ class Receipt:
     def fingerprint(self) -> str:
         """The fingerprint of the model as it was written."""
         return str(self.body["fingerprint"])
+
+    @_field
+    def digest_version(self) -> int:
+        """The version of the fingerprint and of all digests in it; `FormatError` for one of a later ckpt."""
+        return version_of(self.fingerprint)
 
     @_field
     def format(self) -> str:
@@ -167,7 +173,7 @@ class Receipt:
     def __repr__(self) -> str:
         try:
             tensors, losses = len(self.digests), len(self.losses)
-            said = f"{self.format}, {tensors} tensors in {self.count} files, {losses} losses, {self.fingerprint[:12]}"
+            said = f"{self.format}, {tensors} tensors in {self.count} files, {losses} losses, {self.fingerprint[:15]}"
         except CkptError as error:
             said = error.problem
         return f"<Receipt {self.file}: {said}{', found' if self.found else ''}>"

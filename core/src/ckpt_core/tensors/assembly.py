@@ -326,8 +326,9 @@ class ParameterBuilder:
             blocks = []
             for shard in shards:
                 tiles = [piece.tile]
-                for dim, (start, size) in enumerate(zip(shard.origin, shard.stored.shape, strict=True)):
-                    tiles = [part for tile in tiles for part in tile.cut_native(dim, start, start + size)]
+                if len(shards) > 1:
+                    for dim, (start, size) in enumerate(zip(shard.origin, shard.stored.shape, strict=True)):
+                        tiles = [part for tile in tiles for part in tile.cut_native(dim, start, start + size)]
                 for tile in tiles:
                     flat = flat_tile(tile, shard.stored.strides, shard.origin)
                     blocks.append(StoredPart.of(shard.stored, flat))
@@ -416,6 +417,8 @@ def _loops(links: tuple[Link, ...]) -> tuple[tuple[int, int, int], ...]:
 
 def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     """Whether shards cover a shape without gap or overlap."""
+    if len(shards) == 1 and shards[0].stored.shape == shape and shards[0].origin == (0,) * len(shape):
+        return True  # as most are
     boxes = [(tuple(shard.origin), tuple(shard.stored.shape)) for shard in shards]
     ranks = {len(extent) for box in boxes for extent in box}
     if not ranks <= {len(shape)} or any(start < 0 for origin, _ in boxes for start in origin):

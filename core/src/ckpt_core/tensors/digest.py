@@ -3,26 +3,53 @@
 A value is hashed as its float32 bits, the high and the low halves apart: a bf16 tensor is all high
 halves, so it is hashed at the speed of its own bytes and still equals the same values stored in float32.
 
-    digest = BLAKE3(BLAKE3(high halves) || BLAKE3(low halves))      low part empty if every low half is zero
+    leaf   = BLAKE3(BLAKE3(high halves) || BLAKE3(low halves))      low part empty if every low half is zero
+    digest = BLAKE3(leaf || leaf || ...)                            a leaf for every 2**24 elements, in their order
 
 Elements come in canonical row-major order, without vocabulary padding. A fingerprint is the BLAKE3 of the
-sorted lines "name shape digest" of all tensors.
+sorted lines "name shape digest" of all tensors. Leaves are hashed by anyone in any order, so a tensor can be cut (`tensors.pieces`).
+
+That is version 2, and its digests and fingerprints begin with `v2-`. In version 1 the digest of a tensor was one leaf, however many
+elements it had; there its digests and fingerprints are hex alone. They are still computed to verify what records them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from blake3 import blake3
 
+from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BLOCK, DType, decode
+
+VERSION = 2
+LEAF = 1 << 24
+"""How many elements a leaf has; the last one of a tensor has the rest."""
 
 _ZEROS = bytes(1 << 20)
 
 
-class TensorDigest:
-    """The digest of one canonical tensor, fed chunk by chunk in canonical order."""
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """The digest of a tensor as it was written, and of what was read where that may be another one."""
+
+    digest: str
+    source_digest: str | None = None
+
+
+class Hash(Protocol):
+    """The digest of elements that are fed chunk by chunk in canonical order."""
+
+    def update(self, raw: np.ndarray, dtype: DType) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class LeafDigest:
+    """A leaf, fed chunk by chunk in canonical order; of a whole tensor it is the digest of version 1."""
 
     def __init__(self) -> None:
         self._high = blake3()
@@ -63,11 +90,75 @@ class TensorDigest:
         return blake3(self._high.digest() + low).hexdigest()
 
 
+class TreeDigest:
+    """The leaves of a tensor, or of a part of it that begins where a leaf does, fed chunk by chunk in canonical order."""
+
+    def __init__(self) -> None:
+        self._closed: list[str] = []
+        self._open = LeafDigest()
+        self._room = LEAF
+
+    def update(self, raw: np.ndarray, dtype: DType) -> None:
+        """Add the next elements, given as raw values of `dtype`."""
+        rest = np.ascontiguousarray(raw).reshape(-1)
+        while rest.size:
+            part, rest = rest[: self._room], rest[self._room :]
+            self._open.update(part, dtype)
+            self._room -= part.size
+            if not self._room:
+                self._closed.append(self._open.hexdigest())
+                self._open, self._room = LeafDigest(), LEAF
+
+    @property
+    def leaves(self) -> list[str]:
+        """The digests of all leaves so far, in hex."""
+        return self._closed if self._room == LEAF else [*self._closed, self._open.hexdigest()]
+
+    def hexdigest(self) -> str:
+        return of_leaves(self.leaves)
+
+
+HASHES: dict[int, type[Hash]] = {1: LeafDigest, 2: TreeDigest}
+"""How a tensor is hashed in each version."""
+
+
+def of_leaves(leaves: Iterable[str]) -> str:
+    """The digest of a tensor, of its leaves in their order."""
+    return _spelled(VERSION, blake3(bytes.fromhex("".join(leaves))).hexdigest())
+
+
+def version_of(text: str) -> int:
+    """The version of a digest or a fingerprint. `FormatError` if it is none, or of a version that is not known here.
+
+    >>> version_of("v2-" + 64 * "0"), version_of(64 * "0")
+    (2, 1)
+    """
+    found = re.fullmatch("(?:v([0-9]{1,9})-)?[0-9a-f]{64}", text)
+    version = 0 if found is None else int(found[1] or 1)
+    if version not in HASHES:
+        known = ", ".join(map(str, HASHES))
+        raise FormatError(
+            "a digest that is not known",
+            found=f"{text:.80}",
+            expected=f"64 hexadecimal digits, alone or after v{VERSION}- (versions {known})",
+            fix="a later ckpt may know it",
+        )
+    return version
+
+
+def _spelled(version: int, digest: str) -> str:
+    return digest if version == 1 else f"v{version}-{digest}"
+
+
 def _view(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
-    """The fingerprint of a model from (canonical name, true shape, digest) of its tensors."""
-    lines = sorted(f"{name} {'x'.join(map(str, shape))} {digest}\n" for name, shape, digest in tensors)
-    return blake3("".join(lines).encode()).hexdigest()
+    """The fingerprint of a model from (canonical name, true shape, digest) of its tensors; its version is that of all digests."""
+    listed = list(tensors)
+    version, *others = {version_of(digest) for *_, digest in listed} or {VERSION}
+    if others:
+        raise ValueError("digests of several versions")
+    lines = sorted(f"{name} {'x'.join(map(str, shape))} {digest}\n" for name, shape, digest in listed)
+    return _spelled(version, blake3("".join(lines).encode()).hexdigest())

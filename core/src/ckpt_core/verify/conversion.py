@@ -20,6 +20,7 @@ from ckpt_core.engine.run import Listener
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt import Receipt
+from ckpt_core.tensors.digest import VERSION
 from ckpt_core.verify.difference import (
     Difference,
     architecture_differences,
@@ -96,7 +97,9 @@ def _judge(
             verdict.remarks.append(f"the recorded conversion can't be planned from this source: {problem.problem}")
     _judge_architectures(source, rewritten, target, recorded, verdict)
     left, right = with_common_rows(_with_state(rewritten), _with_state(target))
-    read, written = digests(left, listener=listener), digests(right, listener=listener)
+    version = VERSION if recorded is None else recorded.digest_version
+    read = digests(left, version=version, listener=listener)
+    written = digests(right, version=version, listener=listener)
     if recorded is not None:
         verdict.broken += changed_tensors(recorded, right, written)
     _judge_tensors(left, right, read, written, recorded, verdict)

@@ -18,7 +18,7 @@ from ckpt_core.sdk import (
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
-    from ckpt_gguf.config import MODELS
+    from ckpt_gguf.architectures import MODELS
 
     return FormatInfo(
         name="gguf",
@@ -91,6 +91,6 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
 
 @hookimpl
 def ckpt_tables() -> list[FamilyTables]:
-    from ckpt_gguf.config import MODELS
+    from ckpt_gguf.architectures import MODELS
 
     return [FamilyTables(model.config.name, model.config, model.tables) for model in MODELS]

@@ -15,7 +15,6 @@ from typing import Any
 from ckpt_core.sdk import (
     Activation,
     Architecture,
-    CkptError,
     Config,
     Facts,
     by_layer,
@@ -35,24 +34,24 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_gguf import weights
-from ckpt_gguf.rotary import rotary, rotary_by_window
+from ckpt_gguf.rotary import LONG, SHORT, STRETCHING, rotary, rotary_by_window
 
-_NORMS = ("attention.norm", "mlp.norm", "final_norm")
-_OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
-_ROUTER = "mlp.moe.router"
-_LATENT = "latent_attention"
+NORMS = ("attention.norm", "mlp.norm", "final_norm")
+OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
+ROUTER = "mlp.moe.router"
+LATENT = "latent_attention"
 
 
-def _is(facts: Mapping[str, object]) -> list[configs.Entry]:
+def always(facts: Mapping[str, object]) -> list[configs.Entry]:
     """Facts that hold for every model of an architecture."""
     return [fact_is(path, value) for path, value in facts.items()]
 
 
-def _norms(kind: str, *paths: str, **facts: object) -> list[configs.Entry]:
-    return _is({f"{path}.{name}": value for path in paths for name, value in {"kind": kind, **facts}.items()})
+def norms(kind: str, *paths: str, **facts: object) -> list[configs.Entry]:
+    return always({f"{path}.{name}": value for path in paths for name, value in {"kind": kind, **facts}.items()})
 
 
-def _there(tensor: str, *paths: str) -> configs.Entry:
+def there(tensor: str, *paths: str) -> configs.Entry:
     """The facts are true where a file has this tensor."""
     return key(tensor, *paths, default=False, type=values.flag)
 
@@ -70,7 +69,7 @@ def _every(period: int) -> Callable[[Mapping[str, Any], Facts, dict[str, Any]], 
     return read
 
 
-def _windows(period: int) -> list[configs.Entry]:
+def windows(period: int) -> list[configs.Entry]:
     return [
         decided(
             ["attention.sliding_window"],
@@ -113,38 +112,38 @@ def _scale(layers: int) -> configs.Entry:
 
 
 def _read_latent_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    scaling = f"{_LATENT}.rotary.scaling"
+    scaling = f"{LATENT}.rotary.scaling"
     stretch, factor = facts.get(f"{scaling}.mscale_all_dim"), facts.get(f"{scaling}.factor")
     if facts.get(f"{scaling}.kind") is schema.RotaryKind.YARN and stretch and factor and factor > 1:
-        width = facts[f"{_LATENT}.nope_dim"] + facts[f"{_LATENT}.rope_dim"]
-        facts[f"{_LATENT}.scale"] = width**-0.5 * (0.1 * stretch * math.log(factor) + 1.0) ** 2
+        width = facts[f"{LATENT}.nope_dim"] + facts[f"{LATENT}.rope_dim"]
+        facts[f"{LATENT}.scale"] = width**-0.5 * (0.1 * stretch * math.log(factor) + 1.0) ** 2
 
 
-def _read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+def read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     count = config.get("expert_group_count", 0)
     if count > 1:
-        facts.update({f"{_ROUTER}.groups": count, f"{_ROUTER}.group_top_k": config["expert_group_used_count"]})
-        facts[f"{_ROUTER}.group_score"] = "top2"
+        facts.update({f"{ROUTER}.groups": count, f"{ROUTER}.group_top_k": config["expert_group_used_count"]})
+        facts[f"{ROUTER}.group_score"] = "top2"
 
 
 def _read_q_rank(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     rank = values.checked("attention.q_lora_rank", config.get("attention.q_lora_rank", 0), values.count)
     if rank:
-        facts[f"{_LATENT}.q_rank"] = rank
+        facts[f"{LATENT}.q_rank"] = rank
 
 
-def _read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+def read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     window = values.checked("attention.sliding_window", config.get("attention.sliding_window", 0), values.count)
     if window:
         facts["attention.window"] = window
 
 
-_GROUPS = ("expert_group_count", "expert_group_used_count")
+GROUPS = ("expert_group_count", "expert_group_used_count")
 
 # fmt: off
 # What every decoder of llama.cpp has.
-_DECODER = [
-    *_is({"kind": "decoder", "causal": True}),
+DECODER = [
+    *always({"kind": "decoder", "causal": True}),
     key("embedding_length", "hidden", type=values.whole),
     key("block_count", "layers", type=values.layers),
     key("vocab_size", "tokens.vocabulary", "tokens.padded_vocabulary", type=values.whole),
@@ -161,209 +160,212 @@ _DECODER = [
     key_is("rope.scaling.yarn_attn_factor", 1.0, or_absent=True, written=False),
 ]
 
-LLAMA = Config("llama", [
-    *_DECODER,
+# What is as in a Llama. Of the tensors that stretch angles most architectures load none.
+DENSE = Config("", [
+    *DECODER,
     key("attention.head_count", "attention.heads", type=values.whole),
     key("attention.head_count_kv", "attention.groups", default=same_as("attention.head_count"), type=values.whole),
     derived("attention.key_length", "attention.head_dim", "hidden / attention.heads", of_facts=True),
     configs.repeats("attention.value_length", "attention.key_length"),
     key("feed_forward_length", "mlp.ffn", type=values.whole),
-    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in _NORMS), type=values.positive),
-    *_norms("rms", *_NORMS),
-    *_is({"mlp.gated": True, "mlp.activation": Activation.SILU}),
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in NORMS), type=values.positive),
+    *norms("rms", *NORMS),
+    *always({"mlp.gated": True, "mlp.activation": Activation.SILU}),
     rotary(),
-    _there("blk.*.attn_q.bias", "attention.q_bias"),
-    _there("blk.*.attn_k.bias", "attention.k_bias"),
-    _there("blk.*.attn_v.bias", "attention.v_bias"),
-    _there("blk.*.attn_output.bias", "attention.out_bias"),
-    _there("blk.*.ffn_up.bias", "mlp.up_bias"),
-    _there("blk.*.ffn_down.bias", "mlp.down_bias"),
+    there("blk.*.attn_q.bias", "attention.q_bias"),
+    there("blk.*.attn_k.bias", "attention.k_bias"),
+    there("blk.*.attn_v.bias", "attention.v_bias"),
+    there("blk.*.attn_output.bias", "attention.out_bias"),
+    there("blk.*.ffn_up.bias", "mlp.up_bias"),
+    there("blk.*.ffn_down.bias", "mlp.down_bias"),
     key("output.weight", "head.tied", default=False, via=one_of({False: True, True: False})),
 ])
 
 # Of a tied head llama.cpp makes its own copy, but for architectures that ask for the tensor.
-_UNTIED = [fact_is("head.tied", False)]
-_NO_BIASES = ["attention.out_bias", "mlp.up_bias", "mlp.down_bias"]
+UNTIED = [fact_is("head.tied", False)]
+NO_BIASES = ["attention.out_bias", "mlp.up_bias", "mlp.down_bias"]
 
-_MIXTURE = [
+MIXTURE = [
     key("expert_count", "mlp.moe.experts", type=values.whole),
-    key("expert_used_count", f"{_ROUTER}.top_k", type=values.whole),
-    *_is({f"{_ROUTER}.score": "softmax"}),
+    key("expert_used_count", f"{ROUTER}.top_k", type=values.whole),
+    *always({f"{ROUTER}.score": "softmax"}),
 ]
+
+LLAMA = DENSE.replace("llama", rotary(loads=STRETCHING))
 
 MIXTRAL = LLAMA.replace("llama, with experts",
     key("feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    *_MIXTURE,
-    fact_is(f"{_ROUTER}.normalise", True),
-    key("expert_weights_scale", f"{_ROUTER}.scale", default=1.0),
+    *MIXTURE,
+    fact_is(f"{ROUTER}.normalise", True),
+    key_is("expert_weights_scale", 1.0, or_absent=True, written=False, why="llama.cpp reads it of other architectures"),
     without=["mlp.ffn", "mlp.up_bias", "mlp.down_bias"],
 )
 
-SMOLLM3 = LLAMA.replace("smollm3",
+SMOLLM3 = DENSE.replace("smollm3",
     rotary(always=False),
     decided([], ["attention.rotary?"], read=_read_no_rope, values={}, uses=["layers", "attention.rotary.*"],
             why="all layers but every fourth rotate, which llama.cpp has in its code"),
-    without=_NO_BIASES,
+    without=NO_BIASES,
 )
 
-QWEN2 = LLAMA.replace("qwen2", without=_NO_BIASES)
+QWEN2 = DENSE.replace("qwen2", without=NO_BIASES)
 
-QWEN3 = LLAMA.replace("qwen3",
-    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_NORMS, "attention.qk_norm")), type=values.positive),
-    *_norms("rms", "attention.qk_norm"),
-    without=_NO_BIASES,
+QWEN3 = DENSE.replace("qwen3",
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*NORMS, "attention.qk_norm")), type=values.positive),
+    *norms("rms", "attention.qk_norm"),
+    without=NO_BIASES,
 )
 
 # llama.cpp normalises the shares of chosen experts for qwen3moe, and not for qwen2moe and olmoe; no key says so.
 QWEN2_MOE = QWEN2.replace("qwen2moe",
-    *_MIXTURE,
+    *MIXTURE,
     key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
     key("expert_shared_feed_forward_length", "mlp.moe.shared.ffn", type=values.whole),
-    *_is({f"{_ROUTER}.normalise": False, "mlp.moe.shared.gate": True}),
+    *always({f"{ROUTER}.normalise": False, "mlp.moe.shared.gate": True}),
     note("feed_forward_length", "unused_ffn"),
-    *_UNTIED,
+    *UNTIED,
     without=["mlp.ffn", "output.weight"],
 )
 
 QWEN3_MOE = QWEN3.replace("qwen3moe",
-    *_MIXTURE,
+    *MIXTURE,
     key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    fact_is(f"{_ROUTER}.normalise", True),
+    fact_is(f"{ROUTER}.normalise", True),
     note("feed_forward_length", "unused_ffn"),
     without=["mlp.ffn"],
 )
 
 OLMOE = QWEN3.replace("olmoe",
-    *_MIXTURE,
+    *MIXTURE,
     key("feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    *_is({f"{_ROUTER}.normalise": False, "attention.qk_norm_whole": True}),
-    *_UNTIED,
+    *always({f"{ROUTER}.normalise": False, "attention.qk_norm_whole": True}),
+    *UNTIED,
     without=["mlp.ffn", "output.weight"],
 )
 
-OLMO2 = LLAMA.replace("olmo2",
-    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_OUT_NORMS, "attention.qk_norm", "final_norm")), type=values.positive),
-    *_norms("rms", *_OUT_NORMS, "attention.qk_norm"),
+OLMO2 = DENSE.replace("olmo2",
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*OUT_NORMS, "attention.qk_norm", "final_norm")), type=values.positive),
+    *norms("rms", *OUT_NORMS, "attention.qk_norm"),
     fact_is("attention.qk_norm_whole", True),
-    *_UNTIED,
-    without=[*_NO_BIASES, "output.weight", "attention.norm.kind", "mlp.norm.kind"],
+    *UNTIED,
+    without=[*NO_BIASES, "output.weight", "attention.norm.kind", "mlp.norm.kind"],
 )
 
-GEMMA = LLAMA.replace("gemma",
-    *_norms("rms", *_NORMS, zero_centred=True),
+GEMMA = DENSE.replace("gemma",
+    *norms("rms", *NORMS, zero_centred=True),
     fact_is("mlp.activation", Activation.GELU_TANH),
     derived(None, "tokens.scale", "hidden ** 0.5", rounding="none", tolerance=1e-6, of_facts=True),
     fact_is("head.tied", True),
-    without=[*_NO_BIASES, "output.weight"],
+    without=[*NO_BIASES, "output.weight"],
 )
 
 GEMMA2 = GEMMA.replace("gemma2",
-    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_NORMS, *_OUT_NORMS)), type=values.positive),
-    *_norms("rms", *_OUT_NORMS, zero_centred=True),
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*NORMS, *OUT_NORMS)), type=values.positive),
+    *norms("rms", *OUT_NORMS, zero_centred=True),
     key("attn_logit_softcapping", "attention.softcap", default=50.0, type=values.positive),
     key("final_logit_softcapping", "head.softcap", default=30.0, type=values.positive),
-    *_windows(2),
+    *windows(2),
     _scale(46),
 )
 
 GEMMA3 = GEMMA2.replace("gemma3",
-    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*_NORMS, *_OUT_NORMS, "attention.qk_norm")), type=values.positive),
-    *_norms("rms", "attention.qk_norm", zero_centred=True),
+    key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*NORMS, *OUT_NORMS, "attention.qk_norm")), type=values.positive),
+    *norms("rms", "attention.qk_norm", zero_centred=True),
     key("final_logit_softcapping", "head.softcap", default=None, type=values.positive),
-    *_windows(6),
+    *windows(6),
     _scale(62),
     rotary_by_window(),
     key("output.weight", "head.tied", default=False, via=one_of({False: True, True: False})),
     without=["attn_logit_softcapping", "attention.softcap"],
 )
 
-PHI3 = LLAMA.replace("phi3",
-    rotary(partial=True),
-    decided(["attention.sliding_window"], ["attention.window"], read=_read_window,
+PHI3 = DENSE.replace("phi3",
+    rotary(partial=True, loads=(SHORT, LONG)),
+    decided(["attention.sliding_window"], ["attention.window"], read=read_window,
             values={"attention.sliding_window": [configs.value_of("attention.window"), 0]}, why="0 where no layer has one"),
-    without=[*_NO_BIASES, "attention.q_bias", "attention.k_bias", "attention.v_bias"],
+    without=[*NO_BIASES, "attention.q_bias", "attention.k_bias", "attention.v_bias"],
 )
 
 # Layer norms, with biases.
-_LAYER_NORMED = LLAMA.replace("",
-    key("attention.layer_norm_epsilon", *(f"{norm}.eps" for norm in _NORMS), type=values.positive),
-    *_norms("layer", *_NORMS, bias=True),
-    *_is({"mlp.gated": False, "mlp.activation": Activation.GELU_TANH}),
+LAYER_NORMED = DENSE.replace("",
+    key("attention.layer_norm_epsilon", *(f"{norm}.eps" for norm in NORMS), type=values.positive),
+    *norms("layer", *NORMS, bias=True),
+    *always({"mlp.gated": False, "mlp.activation": Activation.GELU_TANH}),
     without=["attention.layer_norm_rms_epsilon"],
 )
 
-_ALL_BIASES = _is(dict.fromkeys([*(f"attention.{part}_bias" for part in ("q", "k", "v", "out")), "mlp.up_bias", "mlp.down_bias"], True))
-_BIAS_TENSORS = [f"blk.*.{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")]
+ALL_BIASES = always(dict.fromkeys([*(f"attention.{part}_bias" for part in ("q", "k", "v", "out")), "mlp.up_bias", "mlp.down_bias"], True))
+BIAS_TENSORS = [f"blk.*.{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")]
 
-STARCODER2 = _LAYER_NORMED.replace("starcoder2",
-    *_ALL_BIASES,
-    without=_BIAS_TENSORS,
+STARCODER2 = LAYER_NORMED.replace("starcoder2",
+    *ALL_BIASES,
+    without=BIAS_TENSORS,
 )
 
-GPT2 = _LAYER_NORMED.replace("gpt2",
-    *_ALL_BIASES,
+GPT2 = LAYER_NORMED.replace("gpt2",
+    *ALL_BIASES,
     key("context_length", "positions.count", type=values.whole, noted="max_positions"),
-    without=[*_BIAS_TENSORS, "attention.rotary.*", "max_positions"],
+    without=[*BIAS_TENSORS, "attention.rotary.*", "max_positions"],
 )
 
-GPT_NEOX = _LAYER_NORMED.replace("gptneox",
-    *_ALL_BIASES,
+GPT_NEOX = LAYER_NORMED.replace("gptneox",
+    *ALL_BIASES,
     rotary(partial=True),
     key("use_parallel_residual", "parallel", type=values.flag),
-    *_UNTIED,
-    without=[*_BIAS_TENSORS, "output.weight"],
+    *UNTIED,
+    without=[*BIAS_TENSORS, "output.weight"],
 )
 
-STABLELM = _LAYER_NORMED.replace("stablelm",
-    *_is({"mlp.gated": True, "mlp.activation": Activation.SILU}),
+STABLELM = LAYER_NORMED.replace("stablelm",
+    *always({"mlp.gated": True, "mlp.activation": Activation.SILU}),
     key("attention.layer_norm_epsilon", "attention.norm.eps", "final_norm.eps", type=values.positive),
     # by this tensor llama.cpp knows the two forms, and not by the key, which its converter may have from a default
     key("blk.*.ffn_norm.weight", "parallel", "shared_norm", default=False, via=one_of({True: False, False: True})),
     configs.where("!parallel", [configs.all_agree("attention.norm", "mlp.norm", why="all norms are alike")]),
     *ignore("use_parallel_residual", why="the tensors say it", written=lambda facts: facts["parallel"], uses=["parallel"]),
     rotary(partial=True),
-    *_UNTIED,
-    without=[*_NO_BIASES, "output.weight", "mlp.norm.kind", "mlp.norm.bias"],
+    *UNTIED,
+    without=[*NO_BIASES, "output.weight", "mlp.norm.kind", "mlp.norm.bias"],
 )
 
 DEEPSEEK2 = Config("deepseek2", [
-    *_DECODER,
-    key("attention.head_count", f"{_LATENT}.heads", type=values.whole),
+    *DECODER,
+    key("attention.head_count", f"{LATENT}.heads", type=values.whole),
     key_is("attention.head_count_kv", 1, why="a file of before the keys of all heads were one latent; convert the model again"),
-    key("attention.kv_lora_rank", f"{_LATENT}.kv_rank", type=values.whole),
-    decided(["attention.q_lora_rank"], [f"{_LATENT}.q_rank"], read=_read_q_rank,
-            values={"attention.q_lora_rank": [configs.value_of(f"{_LATENT}.q_rank"), 0]}, why="0 where queries are not compressed"),
-    key("rope.dimension_count", f"{_LATENT}.rope_dim", type=values.whole),
-    key("attention.value_length_mla", f"{_LATENT}.value_dim", type=values.whole),
+    key("attention.kv_lora_rank", f"{LATENT}.kv_rank", type=values.whole),
+    decided(["attention.q_lora_rank"], [f"{LATENT}.q_rank"], read=_read_q_rank,
+            values={"attention.q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]}, why="0 where queries are not compressed"),
+    key("rope.dimension_count", f"{LATENT}.rope_dim", type=values.whole),
+    key("attention.value_length_mla", f"{LATENT}.value_dim", type=values.whole),
     # heads are said by the width of q and k, and by that of the latent, which serves for all of them in place of k and v
-    derived(None, f"{_LATENT}.nope_dim", "attention.key_length_mla - rope.dimension_count"),
+    derived(None, f"{LATENT}.nope_dim", "attention.key_length_mla - rope.dimension_count"),
     *ignore("attention.key_length_mla", why="the elements that do not rotate follow from it",
-            written=lambda facts: facts[f"{_LATENT}.nope_dim"] + facts[f"{_LATENT}.rope_dim"], uses=[f"{_LATENT}.nope_dim", f"{_LATENT}.rope_dim"]),
+            written=lambda facts: facts[f"{LATENT}.nope_dim"] + facts[f"{LATENT}.rope_dim"], uses=[f"{LATENT}.nope_dim", f"{LATENT}.rope_dim"]),
     *ignore("attention.key_length", why="follows from the latent and what rotates",
-            written=lambda facts: facts[f"{_LATENT}.kv_rank"] + facts[f"{_LATENT}.rope_dim"], uses=[f"{_LATENT}.kv_rank", f"{_LATENT}.rope_dim"]),
+            written=lambda facts: facts[f"{LATENT}.kv_rank"] + facts[f"{LATENT}.rope_dim"], uses=[f"{LATENT}.kv_rank", f"{LATENT}.rope_dim"]),
     *ignore("attention.value_length", why="follows from the latent",
-            written=lambda facts: facts[f"{_LATENT}.kv_rank"], uses=[f"{_LATENT}.kv_rank"]),
-    key("attention.layer_norm_rms_epsilon", f"{_LATENT}.norm.eps", f"{_LATENT}.kv_norm.eps", "mlp.norm.eps", "final_norm.eps", type=values.positive),
-    *_norms("rms", f"{_LATENT}.norm", f"{_LATENT}.kv_norm", "mlp.norm", "final_norm"),
-    configs.where(f"{_LATENT}.q_rank", [*_norms("rms", f"{_LATENT}.q_norm"), configs.fact_as(f"{_LATENT}.q_norm.eps", f"{_LATENT}.kv_norm.eps")]),
-    rotary(f"{_LATENT}.rotary", head_dim=f"{_LATENT}.rope_dim", latent=True),
-    decided([], [f"{_LATENT}.scale"], read=_read_latent_scale, values={}, tolerance=1e-6,
-            uses=[f"{_LATENT}.rotary.*", f"{_LATENT}.nope_dim", f"{_LATENT}.rope_dim"],
+            written=lambda facts: facts[f"{LATENT}.kv_rank"], uses=[f"{LATENT}.kv_rank"]),
+    key("attention.layer_norm_rms_epsilon", f"{LATENT}.norm.eps", f"{LATENT}.kv_norm.eps", "mlp.norm.eps", "final_norm.eps", type=values.positive),
+    *norms("rms", f"{LATENT}.norm", f"{LATENT}.kv_norm", "mlp.norm", "final_norm"),
+    configs.where(f"{LATENT}.q_rank", [*norms("rms", f"{LATENT}.q_norm"), configs.fact_as(f"{LATENT}.q_norm.eps", f"{LATENT}.kv_norm.eps")]),
+    rotary(f"{LATENT}.rotary", head_dim=f"{LATENT}.rope_dim", latent=True),
+    decided([], [f"{LATENT}.scale"], read=_read_latent_scale, values={}, tolerance=1e-6,
+            uses=[f"{LATENT}.rotary.*", f"{LATENT}.nope_dim", f"{LATENT}.rope_dim"],
             why="yarn's multiplier enters the scale of the scores squared"),
-    *_is({"mlp.gated": True, "mlp.activation": Activation.SILU}),
+    *always({"mlp.gated": True, "mlp.activation": Activation.SILU}),
     by_layer("leading_dense_block_count", "mlp.moe", ~rules.first_layers(), default=0),
     configs.in_other_layers("feed_forward_length", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn", type=values.whole),
     key("expert_count", "mlp.moe.experts", type=values.whole),
-    key("expert_used_count", f"{_ROUTER}.top_k", type=values.whole),
+    key("expert_used_count", f"{ROUTER}.top_k", type=values.whole),
     key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
     key("expert_shared_count", "mlp.moe.shared.ffn", type=values.whole, times="expert_feed_forward_length"),
-    key("expert_weights_scale", f"{_ROUTER}.scale", default=1.0),
-    key("expert_weights_norm", f"{_ROUTER}.normalise", default=False, type=values.flag),
-    key("expert_gating_func", f"{_ROUTER}.score", default=1, via=one_of({1: "softmax", 2: "sigmoid"})),
-    decided(_GROUPS, [f"{_ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=_read_groups,
-            values={_GROUPS: [(0, 0), (configs.value_of(f"{_ROUTER}.groups"), configs.value_of(f"{_ROUTER}.group_top_k"))]},
+    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0),
+    key("expert_weights_norm", f"{ROUTER}.normalise", default=False, type=values.flag),
+    key("expert_gating_func", f"{ROUTER}.score", default=1, via=one_of({1: "softmax", 2: "sigmoid"})),
+    decided(GROUPS, [f"{ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=read_groups,
+            values={GROUPS: [(0, 0), (configs.value_of(f"{ROUTER}.groups"), configs.value_of(f"{ROUTER}.group_top_k"))]},
             why="llama.cpp takes the best groups by the sum of their two best experts, whatever the model"),
-    _there("blk.*.exp_probs_b.bias", f"{_ROUTER}.correction_bias"),
+    there("blk.*.exp_probs_b.bias", f"{ROUTER}.correction_bias"),
     key("output.weight", "head.tied", default=False, via=one_of({False: True, True: False})),
 ])
 # fmt: on
@@ -375,7 +377,7 @@ class Model:
 
     `of` are the model types of transformers that are converted to it. `experts`: of two models of one architecture, the one with
     experts. `square`: the heads together are as wide as the model, as llama.cpp loads them. `as_many_keys`: there are as many heads
-    of keys as of queries.
+    of keys as of queries. `fewer_layers_than`: with so many layers llama.cpp loads another model under this name.
     """
 
     architecture: str
@@ -385,6 +387,7 @@ class Model:
     experts: bool | None = None
     square: bool = False
     as_many_keys: bool = False
+    fewer_layers_than: int | None = None
 
     def lacks(self, architecture: Architecture) -> str | None:
         """Why llama.cpp does not load such a model under this name; None where it does."""
@@ -395,6 +398,9 @@ class Model:
         width = attention.heads * attention.head_dim
         if self.square and width != architecture.hidden:
             return f"llama.cpp wants heads * head_dim = hidden, and attention.head_dim = {attention.head_dim} gives {width} of {architecture.hidden}"
+        layers = len(decoder.layers) if decoder else 0
+        if self.fewer_layers_than is not None and layers >= self.fewer_layers_than:
+            return f"with {self.fewer_layers_than} layers and more llama.cpp loads another model, and layers = {layers}"
         if self.as_many_keys and attention.groups != attention.heads:
             return f"llama.cpp wants as many heads of keys as of queries, and attention.groups = {attention.groups}"
         return None
@@ -425,24 +431,3 @@ MODELS = [
     Model("deepseek2",  DEEPSEEK2,  layouts.Tables([weights.MODEL, weights.DEEPSEEK2_LAYER]), ("deepseek_v2", "deepseek_v3", "kimi_k2")),
 ]
 # fmt: on
-
-
-def in_order(facts: Facts, origin: str) -> list[Model]:
-    """The models, those first that a model of these facts most likely is: what `origin`, a model type of transformers, is converted
-    to, and for biases of queries, keys and values alone Qwen 2."""
-    alone = facts.get("attention.q_bias") is True and not facts.get("attention.out_bias")
-    likely = origin or ("qwen2" if alone else "")
-    return sorted(MODELS, key=lambda model: likely not in model.of)
-
-
-def model_of(metadata: Mapping[str, Any], file: str) -> Model:
-    """The model that a file's metadata names. `CkptError` for an architecture that is not read."""
-    name = metadata.get("general.architecture")
-    found = [model for model in MODELS if model.architecture == name]
-    if not found:
-        known = ", ".join(dict.fromkeys(model.architecture for model in MODELS))
-        raise CkptError(
-            "general.architecture is one that is not read", file=file, found=repr(name)[:60], expected=known
-        )
-    experts = bool(metadata.get(f"{name}.expert_count"))
-    return next(model for model in found if model.experts in (None, experts))

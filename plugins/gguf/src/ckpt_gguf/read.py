@@ -22,8 +22,9 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
+from ckpt_gguf.architectures import model_of
 from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model, model_of
+from ckpt_gguf.config import Model
 from ckpt_gguf.container import Entry, single
 from ckpt_gguf.contents import GENERAL, TOKENIZER
 from ckpt_gguf.files import Files, read_files

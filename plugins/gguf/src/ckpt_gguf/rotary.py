@@ -12,7 +12,7 @@ two lengths says a line; where too few do, the divisors are read as a longrope w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,12 @@ def rotary(
     partial: bool = False,
     always: bool = True,
     latent: bool = False,
+    loads: Collection[str] = (),
+    named: bool = False,
 ) -> configs.Custom:
-    """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does.
+    """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does. `loads` are the tensors of
+    `STRETCHING` that llama.cpp loads of this architecture: of others it refuses a file that has one. `named`: its converter says the
+    type of scaling where there is none, too.
 
     `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has the
     multiplier that enters the scale of the scores (deepseek2).
@@ -52,6 +56,9 @@ def rotary(
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         size = facts[head_dim]
+        unloaded = [tensor for tensor in STRETCHING if config.get(tensor) and tensor not in loads]
+        if unloaded:
+            raise CkptError("llama.cpp loads no such tensor of this architecture", found=unloaded[0])
         width = values.checked(_WIDTH, config.get(_WIDTH, size), values.whole)
         if width != size and not partial:
             raise CkptError("a whole head rotates", found=f"{_WIDTH} = {width}", expected=size)
@@ -90,7 +97,15 @@ def rotary(
             expected = "a number" if latent else "none"
             raise Refusal("llama.cpp has it so", found=f"{path}.scaling.mscale_all_dim = {said}", expected=expected)
         said = dict(_scaling_of(given, path, int(width), theta, config.get("context_length")))
-        config.update(said)
+        unloaded = [tensor for tensor in STRETCHING if tensor in said and tensor not in loads]
+        if unloaded:
+            kind = given.get("kind")
+            raise Refusal(
+                f"llama.cpp loads no {unloaded[0]} of this architecture",
+                found=f"{path}.scaling.kind = {kind}",
+                fact=f"{path}.*",
+            )
+        config.update({_TYPE: "none", **said} if named else said)
 
     return custom(
         own,

@@ -27,8 +27,9 @@ from ckpt_core.sdk import (
     rewrites,
     schema,
 )
+from ckpt_gguf.architectures import in_order
 from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model, in_order
+from ckpt_gguf.config import Model
 from ckpt_gguf.container import plan_file, single
 from ckpt_gguf.files import SUFFIX
 from ckpt_gguf.kinds import BF16, BY_NAME, F32, PLAIN, Kind

@@ -31,14 +31,14 @@ __all__ = ["load_model"]
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
-    from ckpt_hf.config import FAMILIES
+    from ckpt_hf.config import CLASS_NAMES
     from ckpt_hf.wholes import PART
 
     return FormatInfo(
         name="hf",
         called=("huggingface", "hugging-face", "transformers", "safetensors", "pytorch", "vllm", "sglang"),
         summary="Hugging Face transformers: config.json with safetensors or .bin weights, single or sharded",
-        families=tuple(dict.fromkeys(family.class_name for family in FAMILIES)),
+        families=CLASS_NAMES,
         options=(
             Option("container", "file format of the weights", ("safetensors", "bin"), "safetensors", side="write"),
             Option("max_shard_size", "largest weight file, e.g. 5GB", str, "5GB", side="write"),

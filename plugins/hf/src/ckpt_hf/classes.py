@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from ckpt_core.sdk import CkptError, errors, ledgers
 from ckpt_hf.common import Family
-from ckpt_hf.config import BY_TYPE, FAMILIES
+from ckpt_hf.config import BY_TYPE, CLASS_NAMES, FAMILIES, classes_of
 from ckpt_hf.wholes import PART, WHOLES
 
 # What a class that is none of ours ends in, by the end of its name.
@@ -94,17 +94,17 @@ def _called(name: str) -> Family:
             return family
     raise CkptError(
         f"option read_as has no class {name!r}",
-        expected=", ".join(family.class_name for family in FAMILIES),
-        fix=errors.did_you_mean(name, [family.class_name for family in FAMILIES]),
+        expected=", ".join(CLASS_NAMES),
+        fix=errors.did_you_mean(name, CLASS_NAMES),
     )
 
 
 def _class_of(kind: str, name: str) -> Family | None:
-    return next((family for family in FAMILIES if family.model_type == kind and name in family.class_names), None)
+    return next((family for family in classes_of(kind) if name in family.class_names), None)
 
 
 def _not_read(kind: str, named: list[str], file: str) -> CkptError:
-    known = [family.class_name for family in FAMILIES if family.model_type == kind]
+    known = [family.class_name for family in classes_of(kind)]
     what = next(
         (said for end, said in _ENDS.items() if named[0].endswith(end)), "it is none of transformers' that is read"
     )

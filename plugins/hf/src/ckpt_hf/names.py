@@ -67,7 +67,8 @@ def matching(
     leftovers = leftovers.counted(sum(len(stack.layers) for stack in architecture.stacks.values()))
     best: tuple[int, TableSet, Spelling] | None = None
     complete: dict[frozenset[tuple[str, ...]], tuple[TableSet, Spelling]] = {}
-    bound = [(tables, layouts.BoundTables(tables, architecture).natives()) for tables in spellings]
+    of_class = [layouts.BoundTables(tables, architecture) for tables in spellings]
+    bound = [(tables, layout.natives()) for tables, layout in zip(spellings, of_class, strict=True)]
     whole: dict[Spelling, set[str]] = {}
     for spelling in _candidates(bound, found):
         for tables, natives in bound:
@@ -90,11 +91,12 @@ def matching(
     if not complete:
         _check_one(whole)
     tables, spelling = next(iter(complete.values())) if complete else best[1:] if best else (spellings[0], Spelling())
-    layout = layouts.BoundTables(
-        [table.renamed(spelling.of) for table in tables] if spelling.hints() else tables, architecture
-    )
     number = next(number for number, one in enumerate(spellings) if one is tables)
-    return Match(number, spelling, layout, leftovers.renamed(spelling.of), layout.natives())
+    layout, natives = of_class[number], bound[number][1]
+    if spelling.hints():
+        layout = layouts.BoundTables([table.renamed(spelling.of) for table in tables], architecture)
+        natives = layout.natives()
+    return Match(number, spelling, layout, leftovers.renamed(spelling.of), natives)
 
 
 def _reading(natives: Mapping[str, layouts.Native]) -> frozenset[tuple[str, ...]]:

@@ -29,12 +29,10 @@ from ckpt_core.sdk import (
     rewrites,
 )
 from ckpt_hf.common import Family, Rewrite, TableSet
-from ckpt_hf.config import FAMILIES
+from ckpt_hf.config import CLASS_NAMES, FAMILIES, classes_with_head_of
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
 from ckpt_hf.quantised.writing import coded
 from ckpt_hf.trainer import add_training
-
-_HEADS = list({id(head): head for family in FAMILIES for head in (*family.heads, family.head) if head}.values())
 
 
 @dataclass(frozen=True)
@@ -135,22 +133,15 @@ def choose(
 
     `asked` are changes of the model that the user asked for. `among` are the only classes that may be chosen, if there are any.
     """
-    families = [family for family in FAMILIES if not among or family.class_name in among]
-    if wanted:
-        families = [family for family in FAMILIES if wanted in (family.class_name, family.model_type)]
-        if not families:
-            raise errors.UsageError(
-                f"unknown hf_class {wanted!r}", expected=", ".join(family.class_name for family in FAMILIES)
-            )
     hints = checkpoint.hints_for("hf")
-    families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     tokens = checkpoint.architecture.tokens
     model = rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors, files=checkpoint.files)
     if tokens is not None:
         model = rewrites.vocabulary_rows(model, tokens.vocabulary)
     for change in asked:
         model = change(model)
-    families = [family for family in families if _has_head_of(family, model.architecture)] or families
+    families = _families(model.architecture, wanted, among)
+    families.sort(key=lambda family: family.model_type != hints.get("model_type"))
     ids, reasons = company.known_ids(checkpoint)
     notes = {**hints.get("noted", {}), **checkpoint.notes, **ids}
     refused: list[_Candidate] = []
@@ -211,11 +202,19 @@ class _Candidate:
         return self.family.config.write(self.facts, notes)
 
 
-def _has_head_of(family: Family, architecture: Architecture) -> bool:
-    """Whether a class is one of models with this kind of head."""
-    if family.head is not None:
-        return family.head.holds(architecture)
-    return not any(head.holds(architecture) for head in _HEADS)
+def _families(architecture: Architecture, wanted: str, among: Collection[str]) -> list[Family]:
+    """The classes that may be chosen: of those that the user or the caller names, the ones for this kind of head, if there are any."""
+
+    def is_named(family: Family) -> bool:
+        if wanted:
+            return wanted in (family.class_name, family.model_type)
+        return not among or family.class_name in among
+
+    found = [family for family in classes_with_head_of(architecture) if is_named(family)]
+    found = found or [family for family in FAMILIES if is_named(family)]
+    if not found and wanted:
+        raise errors.UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(CLASS_NAMES))
+    return found
 
 
 def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[_Candidate]:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, reading
+from ckpt_core.sdk import (
+    Adapter,
+    Architecture,
+    Checkpoint,
+    FormatInfo,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+    reading,
+)
 from ckpt_peft.options import BASE, MERGE
 
 
@@ -61,3 +72,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_peft.alone import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_adapter(architecture: Architecture) -> Adapter | None:
+    from ckpt_peft.example import example
+
+    return example(architecture)

@@ -1,4 +1,4 @@
-"""Room on a disk: how much there is, and that of a file, taken before its data is there.
+"""Room on a disk: how much there is, that of a file, taken before its data is there, and that of a part of one, given back.
 
 The file then lies in few pieces, ext4 spends a fifth less CPU time on writing it, and a disk that has no room for all of it
 says so at once. `os.posix_fallocate` would do more than that: where a file system can't, it writes to every block.
@@ -14,6 +14,10 @@ _C = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_C, "fallocate64", None) or getattr(_C, "fallocate", None)  # Linux alone has one
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
+_ONE_HOLE = 1 << 16
 
 
 def free_space(folder: str) -> tuple[int, str] | None:
@@ -45,3 +49,32 @@ def take_space(descriptor: int) -> None:
         reason = ctypes.get_errno()
         if reason in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(reason, os.strerror(reason))
+
+
+def drop_space(path: str, start: int, size: int) -> None:
+    """Make a hole of a part of a file, where the file system knows how: it reads as zeros then, and takes no room."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _punched(descriptor, start, size)
+    finally:
+        os.close(descriptor)
+
+
+def drops_space(folder: str) -> bool:
+    """Whether the file system of a folder (or where it would be) makes holes in files; asked of a file without a name."""
+    place = os.path.realpath(folder)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    try:
+        descriptor = os.open(place, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except (OSError, AttributeError):
+        return False
+    try:
+        os.ftruncate(descriptor, _ONE_HOLE)
+        return _punched(descriptor, 0, _ONE_HOLE)
+    finally:
+        os.close(descriptor)
+
+
+def _punched(descriptor: int, start: int, size: int) -> bool:
+    return _fallocate is not None and size > 0 and not _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, size)

@@ -6,7 +6,9 @@ result for any number of ranks: a chunk may be cut, and chunks may be joined, on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -14,9 +16,9 @@ from ckpt_core.storage.bytes.output import Checksum, OutputFile
 from ckpt_core.storage.chunks.dcp import METADATA
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import Opaque
-from ckpt_core.storage.pickle.writer import write_pickle
+from ckpt_core.storage.pickle.writer import Entries, write_pickle
 from ckpt_core.storage.torch.nest import torch_bytes
-from ckpt_core.storage.torch.writing import TensorSpec, plan_torch_file
+from ckpt_core.storage.torch.writing import TensorSpec, TorchFilePlan, plan_torch_file
 
 _ALIGNMENT = 64
 _MODULE = "torch.distributed.checkpoint."
@@ -60,41 +62,54 @@ def plan_distributed(
     `more` are attributes that a framework gives to the metadata.
     """
     files: dict[str, _File] = {}
-    described: dict[str, object] = {}
-    located: dict[Opaque, Opaque] = {}
-    boxes: dict[str, list[object]] = {}
-    offsets = []
-    for chunk in chunks:
+    numbers: dict[str, list[int]] = {}  # of the chunks of each tensor
+    offsets, places, starts = [], [], []
+    for number, chunk in enumerate(chunks):
         file = files.setdefault(chunk.file, _File(chunk.file))
         start, length, first = file.add_tensor(TensorSpec(chunk.dtype, chunk.shape), chunk.data)
         offsets.append(first)
-        known = boxes.setdefault(chunk.tensor, [])
-        if not known:
-            described[chunk.tensor] = _object(
-                "metadata.TensorStorageMetadata",
-                {"properties": _properties(chunk.dtype), "size": _size(chunk.whole), "chunks": known},
-            )
-        index = {"fqn": chunk.tensor, "offset": _size(chunk.origin), "index": len(known)}
-        known.append(
-            _object("metadata.ChunkStorageMetadata", {"offsets": _size(chunk.origin), "sizes": _size(chunk.shape)})
-        )
-        located[_object("metadata.MetadataIndex", index)] = _place(chunk.file, start, length)
-    for name, (target, data) in objects.items():
-        file = files.setdefault(target, _File(target))
-        start = file.add_bytes(data)
-        described[name] = _object("metadata.BytesStorageMetadata", None)
-        located[_object("metadata.MetadataIndex", {"fqn": name, "offset": None, "index": None})] = _place(
-            target, start, len(data)
-        )
+        places.append((start, length))
+        numbers.setdefault(chunk.tensor, []).append(number)
+    for target, data in objects.values():
+        starts.append(files.setdefault(target, _File(target)).add_bytes(data))
+
+    def described() -> Iterator[tuple[object, object]]:
+        for tensor, own in numbers.items():
+            first = chunks[own[0]]
+            boxes: list[dict[str, object]] = [
+                {"offsets": _size(chunks[number].origin), "sizes": _size(chunks[number].shape)} for number in own
+            ]
+            body: dict[str, object] = {"properties": _properties(first.dtype), "size": _size(first.whole)}
+            body["chunks"] = [_object("metadata.ChunkStorageMetadata", box) for box in boxes]
+            yield tensor, _object("metadata.TensorStorageMetadata", body)
+        for name in objects:
+            yield name, _object("metadata.BytesStorageMetadata", None)
+
+    def located() -> Iterator[tuple[object, object]]:
+        seen = Counter[str]()
+        for chunk, place in zip(chunks, places, strict=True):
+            index: dict[str, object] = {"fqn": chunk.tensor, "offset": _size(chunk.origin), "index": seen[chunk.tensor]}
+            seen[chunk.tensor] += 1
+            yield _object("metadata.MetadataIndex", index), _place(chunk.file, *place)
+        for (name, (target, data)), start in zip(objects.items(), starts, strict=True):
+            index = {"fqn": name, "offset": None, "index": None}
+            yield _object("metadata.MetadataIndex", index), _place(target, start, len(data))
+
     body: dict[str, object] = {
-        "state_dict_metadata": described,
+        "state_dict_metadata": Entries(described),
         "planner_data": None if paths is None else dict(paths),
-        "storage_data": located,
+        "storage_data": Entries(located),
         "storage_meta": None,
         **more,
     }
     metadata = write_pickle(_object("metadata.Metadata", body), METADATA)
     return DistributedPlan([file.finished(folder) for file in files.values()], offsets, metadata)
+
+
+@functools.lru_cache(1 << 10)
+def _plan(tensor: TensorSpec) -> TorchFilePlan:
+    """The plan of the torch file of a tensor, once for all that are alike: a model has tens of thousands of chunks of few shapes."""
+    return plan_torch_file(tensor, _NAME)
 
 
 class _File:
@@ -111,7 +126,7 @@ class _File:
             body = torch_bytes(tensor, _NAME, {(): data})
             return self.add_bytes(body), len(body), 0
         start = self._aligned()
-        plan = plan_torch_file(tensor, _NAME)
+        plan = _plan(tensor)
         (slot,) = plan.slots
         self._literals += [(start + offset, data) for offset, data in plan.literals]
         self._checksums.append(

@@ -134,15 +134,15 @@ class _TorchPickle(PickleWriter):
         self.storages: list[_Storage] = []
         self._shared: dict[Hashable, int] = {}
 
-    def special(self, value: Any, path: Path) -> bool:
+    def special(self, value: Any) -> bool:
         if type(value) is not TensorSpec:
             return False
         if (
             not all(type(size) is int and size >= 0 for size in value.shape)
             or math.prod(value.shape) * value.dtype.size >= 1 << 62
         ):
-            raise self._refused("a tensor has an impossible shape", path, "sizes from 0 on")
-        key = self._storage(value, path)
+            raise self._refused("a tensor has an impossible shape", "sizes from 0 on")
+        key = self._storage(value)
         # dtypes without a storage class: see `torch_tensors`.
         class_name = _CLASS_NAMES.get(value.dtype)
         self.reference("torch._utils", "_rebuild_tensor_v2" if class_name else "_rebuild_tensor_v3")
@@ -152,25 +152,25 @@ class _TorchPickle(PickleWriter):
         self.text(str(key))
         self.text("cpu")
         storage = self.storages[key]
-        self.value(storage.elements if class_name else storage.size, path)
+        self.value(storage.elements if class_name else storage.size)
         self.opcodes(b"tQ")
-        self.value(0, path)
-        self.tuple_of(value.shape, path)
-        self.tuple_of(contiguous_strides(value.shape), path)
-        self.value(False, path)
+        self.value(0)
+        self.tuple_of(value.shape)
+        self.tuple_of(contiguous_strides(value.shape))
+        self.value(False)
         self.new_ordered_dict()
         if not class_name:
             self.reference("torch", value.dtype.torch)
         self.opcodes(b"tR")
         return True
 
-    def _storage(self, spec: TensorSpec, path: Path) -> int:
+    def _storage(self, spec: TensorSpec) -> int:
         """The number of the storage of `spec`: a new one, or the one that it shares."""
         elements = math.prod(spec.shape)
         key = None if spec.storage is None else self._shared.get(spec.storage)
         if key is None:
             key = len(self.storages)
-            self.storages.append(_Storage(spec.dtype, elements, [path]))
+            self.storages.append(_Storage(spec.dtype, elements, [self.path]))
             if spec.storage is not None:
                 self._shared[spec.storage] = key
             return key
@@ -178,10 +178,9 @@ class _TorchPickle(PickleWriter):
         if (storage.dtype, storage.elements) != (spec.dtype, elements):
             raise self._refused(
                 "tensors that share a storage differ in dtype or size",
-                path,
                 f"{storage.elements} elements of {storage.dtype}",
             )
-        storage.paths.append(path)
+        storage.paths.append(self.path)
         return key
 
 

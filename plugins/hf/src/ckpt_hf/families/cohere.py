@@ -30,6 +30,7 @@ COHERE2 = COHERE.replace("Cohere2ForCausalLM",
     rotated_with_window(),
     # Of the code that the first files were trained with; other values would be another model.
     key_is("position_embedding_type", "rope_gptj", or_absent=True, written=False),
+    key_is("rotary_pct", 1.0, or_absent=True, written=False),
     key_is("order_of_interleaved_layers", "local_attn_first", or_absent=True, written=False),
     key_is("use_embedding_sharing", True, or_absent=True, written=False),
     key_is("use_gated_activation", True, or_absent=True, written=False),

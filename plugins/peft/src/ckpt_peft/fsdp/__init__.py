@@ -31,7 +31,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_peft.fsdp.read import looks_like
+    from ckpt_peft.fsdp.files import looks_like
 
     return looks_like(path)
 

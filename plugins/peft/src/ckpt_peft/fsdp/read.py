@@ -27,25 +27,18 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
 )
-from ckpt_fsdp.sdk import SavedTensors, config_beside, described, place, places, stored_at
+from ckpt_fsdp.sdk import SavedTensors, config_beside, described, place, stored_at
 from ckpt_hf.sdk import CONFIG, ModelInMemory, model_in_memory
 from ckpt_peft.alone import alone
+from ckpt_peft.fsdp.files import META
 from ckpt_peft.keys import DOWN, PREFIX, Contents, NamedTensor, is_of_pair, sorted_out
 from ckpt_peft.merge import Merger
 from ckpt_peft.pairs import pairs_of, without_weights
 from ckpt_peft.read import merged_checkpoint
 from ckpt_peft.settings import Settings
 
-META = "lora_train_meta.json"
 _BASE_LAYER = ".base_layer."
 _OTHERS = ("modules_to_save", "original_module", "lora_bias")
-
-
-def looks_like(path: str) -> str | None:
-    """The fact by which a path is FSDP's of a PEFT model: the rank and alpha beside the weights."""
-    return next(
-        (f"{one.fact}, and {META}" for one in places(path) if os.path.isfile(os.path.join(one.home, META))), None
-    )
 
 
 def read(path: str, request: ReadRequest) -> Checkpoint:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl, reading
+from ckpt_core.sdk import (
+    Adapter,
+    Architecture,
+    Checkpoint,
+    FormatInfo,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+    reading,
+)
 from ckpt_peft.options import BASE, MERGE
 
 
@@ -47,6 +58,10 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
+    from ckpt_peft.megatron.places import may_hold_adapter
+
+    if not may_hold_adapter(path):
+        return None
     from ckpt_peft.megatron.files import looks_like
 
     return looks_like(path)
@@ -71,3 +86,10 @@ def ckpt_write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     from ckpt_peft.megatron.write import write
 
     return write(checkpoint, request)
+
+
+@hookimpl
+def ckpt_adapter(architecture: Architecture) -> Adapter | None:
+    from ckpt_peft.example import example
+
+    return example(architecture)

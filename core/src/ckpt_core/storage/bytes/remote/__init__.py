@@ -2,9 +2,9 @@
 
 An address is opened as a folder of stand-ins (`view`): what a format looks at with the means of the operating system, names,
 folders and sizes, is there; the bytes come from the store, range by range (`ranges`), whenever `storage.bytes` is asked
-for them. Stores differ in how they list and how they answer for a range: `hub`, `buckets`, `web`.
+for them. Stores differ in how they list and how they answer for a range: `hub`, `buckets`, `web`. `s3://` is written to as well (`writable`).
 """
 
-from ckpt_core.storage.bytes.remote.view import cache, localised, object_at, refuse_destination, stand_in
+from ckpt_core.storage.bytes.remote.view import cache, localised, object_at, stand_in
 
-__all__ = ["cache", "localised", "object_at", "refuse_destination", "stand_in"]
+__all__ = ["cache", "localised", "object_at", "stand_in"]

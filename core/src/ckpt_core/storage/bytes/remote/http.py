@@ -15,7 +15,7 @@ from typing import TypeVar
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from ckpt_core.errors import StoreError
-from ckpt_core.storage.bytes.remote.objects import Hiccup
+from ckpt_core.storage.bytes.remote.objects import Hiccup, without_secrets
 
 _TIMEOUT = 60.0  # seconds without a byte
 _MOST_REDIRECTS = 10
@@ -105,11 +105,6 @@ def _broken(url: str, does: str, found: str, expected: str) -> StoreError:
         expected=expected,
         fix="download the files and give the folder",
     )
-
-
-def without_secrets(url: str) -> str:
-    """A URL without what signs it: signatures are not for logs."""
-    return urlsplit(url)._replace(query="", fragment="").geturl()
 
 
 def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.HTTPResponse, str], T]) -> T:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from ckpt_core.errors import FormatError
+
+
+def without_secrets(url: str) -> str:
+    """A URL without what signs it: signatures are not for logs."""
+    return urlsplit(url)._replace(query="", fragment="").geturl()
 
 
 @dataclass(frozen=True, slots=True)

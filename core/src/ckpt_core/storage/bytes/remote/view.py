@@ -8,6 +8,7 @@ itself would be refused by the system or, as root, meet a text that no format ta
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -16,11 +17,11 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 from ckpt_core import addresses
-from ckpt_core.errors import CkptError, FormatError, UsageError
+from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.storage.bytes.names import RECEIPT, UNFINISHED
 from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
-from ckpt_core.storage.bytes.remote.http import without_secrets
-from ckpt_core.storage.bytes.remote.objects import Listing, Object
+from ckpt_core.storage.bytes.remote.objects import Listing, Object, without_secrets
 from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.stores import scheme_of, store_of
 
@@ -48,6 +49,7 @@ def localised(path: str) -> str:
             return hub.snapshot(path)
     store = store_of(path)
     listing = again(without_secrets(path), lambda: store.listing(path), _ATTEMPTS)
+    _check_finished(listing)
     if not any(_is_in(listing, one) for one in listing.objects):
         raise CkptError("there is no such file or folder", file=without_secrets(path))
     if len(listing.objects) > _MOST:
@@ -59,6 +61,19 @@ def localised(path: str) -> str:
 def _is_in(listing: Listing, one: Object) -> bool:
     inside = f"{listing.root}/{listing.path}".rstrip("/")
     return one.address == inside or one.address.startswith(f"{inside}/")
+
+
+def _check_finished(listing: Listing) -> None:
+    """Raise `CkptError` for what a conversion has not finished: it would lack files, and nothing else would tell."""
+    inside = f"{listing.root}/{listing.path}".rstrip("/")
+    known = {one.address for one in listing.objects}
+    if inside + UNFINISHED in known and known.isdisjoint((f"{inside}/{RECEIPT}", f"{inside}.{RECEIPT}")):
+        raise CkptError(
+            "a conversion to this address is not finished",
+            file=inside,
+            found=f"{inside}{UNFINISHED}, and no receipt",
+            fix="repeat the command that writes there: what is done is kept",
+        )
 
 
 def object_at(path: str | os.PathLike[str]) -> Object | None:
@@ -75,18 +90,6 @@ def stand_in(path: str | os.PathLike[str]) -> bool:
     return any(text == root or text.startswith(root + os.sep) for root in _tops)
 
 
-def refuse_destination(path: str) -> None:
-    """`UsageError` for a destination that is an address: nothing is written there yet."""
-    scheme = scheme_of(path)
-    if scheme is not None:
-        raise UsageError(
-            f"{scheme}:// is no destination",
-            file=without_secrets(path),
-            expected="a path of this machine",
-            fix="write to a local folder, then copy it there (aws s3 cp --recursive, hf upload, ...), the receipt last",
-        )
-
-
 def _stood(listing: Listing) -> str:
     """The folder of stand-ins for a listing's root."""
     root = os.path.join(_top(), *_folder_for(listing.root))
@@ -96,6 +99,7 @@ def _stood(listing: Listing) -> str:
     for one, name in names.items():
         _check_name(one, name)
     kept = cache.get()
+    _forget(os.path.join(root, listing.path).rstrip("/"), {os.path.join(root, name) for name in names.values()})
     try:
         for folder in sorted({os.path.dirname(name) for name in names.values()}):
             os.makedirs(os.path.join(root, folder), exist_ok=True)
@@ -117,6 +121,18 @@ def _stood(listing: Listing) -> str:
     for row in rows.values():
         ranges.follow(row)
     return root
+
+
+def _forget(inside: str, there: set[str]) -> None:
+    """Remove the stand-ins of what was there when the folder was listed before, and is there no more."""
+    for place in [one for one in _objects if (one == inside or one.startswith(inside + os.sep)) and one not in there]:
+        del _objects[place]
+        os.unlink(place)
+        folder = os.path.dirname(place)
+        with contextlib.suppress(OSError):  # a folder that holds something else
+            while folder.startswith(inside):
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
 
 
 def _folder_for(root: str) -> tuple[str, ...]:

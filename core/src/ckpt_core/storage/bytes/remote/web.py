@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote import http
 from ckpt_core.storage.bytes.remote.http import Refused
-from ckpt_core.storage.bytes.remote.objects import Listing, Object, changed
+from ckpt_core.storage.bytes.remote.objects import Listing, Object, changed, without_secrets
 
 _LONGEST_PAGE = 16 << 20
 _DEEPEST = 32
@@ -44,12 +44,12 @@ class Web:
 
     def _below(self, folder: str, depth: int) -> Iterator[Object]:
         if not depth:
-            raise StoreError("folders lie too deep in one another", file=http.without_secrets(folder))
+            raise StoreError("folders lie too deep in one another", file=without_secrets(folder))
         url, headers, page = http.body(folder, _credentials(folder), _LONGEST_PAGE)
         if "html" not in headers.get("Content-Type", ""):
             raise StoreError(
                 "the server does not list what is in this folder",
-                file=http.without_secrets(folder),
+                file=without_secrets(folder),
                 found=headers.get("Content-Type"),
                 expected="a page of links",
                 fix="give the address of a file, or download the folder",
@@ -110,7 +110,7 @@ class _Links(HTMLParser):
 
 
 def _object(url: str, headers: HTTPMessage) -> Object:
-    address, version, size = unquote(http.without_secrets(url)), _version(headers), headers.get("Content-Length", "")
+    address, version, size = unquote(without_secrets(url)), _version(headers), headers.get("Content-Length", "")
     if version is None or not size.isdecimal():
         raise StoreError(
             "the server does not say enough of the file to read a part of it",
@@ -149,7 +149,7 @@ def _credentials(url: str) -> dict[str, str]:
 def _no(address: str, refused: Refused) -> StoreError:
     return StoreError(
         "the server does not give this file",
-        file=http.without_secrets(address),
+        file=without_secrets(address),
         found=str(refused),
         fix="put the name and the password into ~/.netrc" if refused.status in (401, 403) else None,
     )

@@ -1,0 +1,110 @@
+"""Output files in parts, as a store takes them: what each part waits for, and how much lies on this machine meanwhile.
+
+Tensors are written to places anywhere in a file, but a part goes to the store whole. So it waits for every transfer that writes to it,
+and, where a checksum stands in it, for those that the checksum is of: a torch file has one before each tensor, and all at its end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from ckpt_core.engine.completion import stored_checksums
+from ckpt_core.engine.plan import Transfer, Write
+from ckpt_core.storage.bytes.output import OutputFile
+
+PART = 16 << 20
+MOST_PARTS = 10_000  # of one object, in S3
+_GRAIN = 1 << 20
+
+
+class Place(NamedTuple):
+    """A part of an output file, by its number from 1."""
+
+    path: str
+    number: int
+
+
+class Parts:
+    """The parts of output files.
+
+    `ahead` transfers may be at work at once, so that the order in which they end is not quite the one in which they begin.
+    """
+
+    def __init__(self, files: Iterable[OutputFile], ahead: int) -> None:
+        self._files = {file.path: file for file in files}
+        self._order = {path: number for number, path in enumerate(self._files)}
+        self._sizes = {path: part_size(file.size) for path, file in self._files.items()}
+        self._ahead = ahead
+
+    def count(self, path: str) -> int:
+        """How many parts a file has: one, if it is empty."""
+        return max(1, -(-self._files[path].size // self._sizes[path]))
+
+    def extent(self, place: Place) -> tuple[int, int]:
+        """The first byte of a part in its file, and how many there are."""
+        size = self._sizes[place.path]
+        start = (place.number - 1) * size
+        return start, min(size, self._files[place.path].size - start)
+
+    def all(self) -> Iterator[Place]:
+        """Every part of every file."""
+        return (Place(path, number) for path in self._files for number in range(1, self.count(path) + 1))
+
+    def of(self, transfer: Transfer) -> set[Place]:
+        """The parts that wait for a transfer."""
+        found: set[Place] = set()
+        for path, start, stop in _extents(transfer.deliveries):
+            found.update(self._between(path, start, stop))
+        for path, checksum in stored_checksums(transfer):
+            for position in checksum.positions:
+                found.update(self._between(path, position, position + 4))
+        return found
+
+    def _between(self, path: str, start: int, stop: int) -> Iterator[Place]:
+        size = self._sizes[path]
+        return (Place(path, number) for number in range(start // size + 1, -(-stop // size) + 1))
+
+    def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
+        """Transfers in the order of their places in the files, so that parts fill one after the other."""
+        return sorted(transfers, key=self._place_of)
+
+    def _place_of(self, transfer: Transfer) -> tuple[int, int]:
+        return min(((self._order[path], start) for path, start, _ in _extents(transfer.deliveries)), default=(0, 0))
+
+    def most_open(self, transfers: Sequence[Transfer]) -> int:
+        """The most bytes of parts that are begun and not whole, while transfers are carried out in this order."""
+        touched = [self.of(transfer) for transfer in transfers]
+        waiting = Counter(place for places in touched for place in places)
+        open_, most, begun = 0, 0, set[Place]()
+        for number, places in enumerate(touched):
+            for later in touched[0 if number == 0 else number + self._ahead - 1 : number + self._ahead]:
+                open_ += sum(self.extent(place)[1] for place in later - begun)
+                begun |= later
+            most = max(most, open_)
+            for place in places:
+                waiting[place] -= 1
+                if not waiting[place]:
+                    open_ -= self.extent(place)[1]
+        return most
+
+
+def part_size(size: int) -> int:
+    """The size of the parts of a file: 16 MiB, or as much as a file of 10,000 parts needs."""
+    least = -(-size // MOST_PARTS)
+    return PART if least <= PART else -(-least // _GRAIN) * _GRAIN
+
+
+def _extents(deliveries: Iterable[Write]) -> Iterator[tuple[str, int, int]]:
+    """Where deliveries write: path, first byte, and the one behind the last; what lies between rows of others is in it."""
+    for delivery in deliveries:
+        if delivery.encoded is None:
+            block = delivery.block
+            start = block.offset + block.tile.native_base[0] * block.dtype.size
+            reach = sum((link.size - 1) * link.stride for link in block.tile.links)
+            yield block.path, start, start + (reach + 1) * block.dtype.size
+        else:  # a row of codes is written by the transfer that has its first value
+            for operand in delivery.encoded.quantised.stored:
+                stored = operand.stored
+                yield stored.file, stored.offset, stored.offset + stored.elements * stored.dtype.size

@@ -1,0 +1,204 @@
+"""The staging folder of an output that goes to a store: it lies on this machine, and holds what can't be sent yet.
+
+    SPOOL/HASH.ckpt-partial/      named by the address; as any staging folder, and besides
+        parts.jsonl               a line for each part that was sent, with its tag
+
+The files in it have their final size, and take no more room than what is in them: a part is sent when it is whole, and then a hole is
+made in its place. Nothing is published by a rename: see `uploads`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TypeVar
+
+from blake3 import blake3
+
+from ckpt_core.addresses import spelled
+from ckpt_core.engine.parts import Parts, Place
+from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.staging import Staging, is_whole
+from ckpt_core.engine.uploads import QUEUE, Uploads
+from ckpt_core.errors import CkptError, StoreError, UsageError
+from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
+from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
+from ckpt_core.storage.bytes.names import UNFINISHED
+from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.bytes.remote import localised
+from ckpt_core.storage.bytes.remote.ranges import again
+from ckpt_core.storage.bytes.remote.writable import WritableStore
+from ckpt_core.storage.bytes.space import drops_space
+
+T = TypeVar("T")
+
+_LOG = "parts.jsonl"
+_ATTEMPTS = 3  # to look around, when nothing is done yet
+
+
+def default_spool() -> str:
+    """Where outputs wait that go to a store: `ckpt` in the user's folder of caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(caches, "ckpt")
+
+
+class Spool(Staging):
+    """An unfinished output of a plan on its way to an address."""
+
+    spooled = True
+
+    def __init__(self, store: WritableStore, address: str, plan: Plan, folder: str | None = None) -> None:
+        self.address, self._store = address.rstrip("/"), store
+        self.place = os.path.abspath(folder or default_spool())
+        name = blake3(self.address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        super().__init__(self.address, plan, sync=False, folder=os.path.join(self.place, name + UNFINISHED))
+        files = plan.target.files
+        self._single = files[0].path if plan.target.single_file else None
+        self._receipt_at = receipt_beside(self.address) if self._single else f"{self.address}/{RECEIPT}"
+        self._log = os.path.join(self.folder, _LOG)
+        self._parts = Parts(files, 2 * plan.workers)
+        self._waiting: Counter[Place] = Counter()
+        head = {name: value for name, value in self.head.items() if name != "boot"}
+        head["source"] = spelled(plan.source.path)
+        sizes = {file.path: file.size for file in files}
+        self._uploads = Uploads(store, self.address, self._address_of, self.path, self._parts, sizes, head, self._log)
+
+    def _address_of(self, name: str) -> str:
+        """The address of a file of the output."""
+        if name == RECEIPT:
+            return self._receipt_at
+        return self.address if name == self._single else f"{self.address}/{name}"
+
+    def __enter__(self) -> Spool:
+        os.makedirs(self.place, mode=0o700, exist_ok=True)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._uploads.close()
+        super().__exit__(*error)
+
+    # --- before anything is done
+
+    def _there(self) -> str | None:
+        """The stand-in of what is at the address; None if nothing is, or nothing that is finished."""
+        try:
+            return localised(self.address)
+        except StoreError:
+            raise
+        except CkptError:
+            return None
+
+    def is_published(self) -> bool:
+        """See `Staging`: the receipt is the last that is put there."""
+        there = self._there()
+        return there is not None and recorded_plan(receipt_path(there)) == self._plan.hash and is_whole(there)
+
+    def published(self) -> Receipt:
+        """See `Staging`."""
+        return read_receipt(receipt_path(localised(self.address)), found=True)
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse an address where anything lies that an earlier run of this plan did not put there."""
+        source = spelled(self._plan.source.path)
+        if f"{self.address}/".startswith(f"{source}/"):
+            raise CkptError("the destination is inside the source", file=self.address, fix="write somewhere else")
+        claim = self._uploads.claimed()
+        if claim is not None and claim["plan"] != self._plan.hash:
+            was, wanted = self.differences(claim)
+            raise CkptError(
+                "an unfinished conversion of something else is in the way",
+                file=self.address + UNFINISHED,
+                found=was,
+                expected=wanted,
+                fix="repeat the old command, or remove that object, and its uploads by a rule of the bucket for those that stay incomplete",
+            )
+        own = {self._address_of(name) for name in (*self._plan.outputs, RECEIPT)} if claim is not None else set()
+        there = {f"{self.address}/{name}" for name in self._ask(self.address, self._store.below)}
+        there |= {one for one in (self.address, self._receipt_at) if self._ask(one, self._store.written) is not None}
+        foreign = sorted(there - own)
+        if not foreign:
+            return
+        found = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else "")
+        remove = f"remove it first (aws s3 rm --recursive {self.address}), or use another name"
+        if overwrite:
+            raise UsageError(
+                "--overwrite replaces nothing in a store, where many objects can't be replaced in one step",
+                file=self.address,
+                found=found,
+                fix=remove,
+            )
+        raise CkptError("the destination exists", file=self.address, found=found, fix=remove)
+
+    def _ask(self, address: str, question: Callable[[str], T]) -> T:
+        return again(address, lambda: question(address), _ATTEMPTS)
+
+    @property
+    def most_held(self) -> int:
+        """The most bytes that lie here at a time: all, where the file system makes no holes in files."""
+        small = sum(map(len, self._plan.target.documents.values()))
+        small += sum(sidecar.size for sidecar in self._plan.target.sidecars.values())
+        whole = sum(file.size for file in self._plan.target.files)
+        if not drops_space(self.place):
+            return whole + small
+        largest = max((self._parts.extent(place)[1] for place in self._parts.all()), default=0)
+        copied = sum(one.size for file in self._plan.target.files for one in file.excerpts)
+        begun = self._parts.most_open(self.in_order(self._plan.transfers))
+        return min(whole, begun + copied + QUEUE * largest) + small
+
+    # --- while it runs
+
+    def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
+        """See `Staging`: as they lie in the files, so that parts fill one after the other."""
+        return self._parts.in_order(transfers)
+
+    def create(self, files: Iterable[OutputFile]) -> None:
+        """Make the files here, and the uploads there. What was sent by an earlier run and is there no more is done again."""
+        super().create(files)
+        lost = self._uploads.open()
+        if lost:
+            for transfer in self._plan.transfers:
+                if transfer.name in self.done and not lost.isdisjoint(self._parts.of(transfer)):
+                    del self.done[transfer.name]
+
+    def begin(self, todo: Iterable[Transfer]) -> None:
+        """See `Staging`: parts that wait for nothing are sent."""
+        self._waiting = Counter(place for transfer in todo for place in self._parts.of(transfer))
+        self._uploads.submit(place for place in self._parts.all() if not self._waiting[place])
+
+    def advance(self, transfer: Transfer) -> None:
+        """See `Staging`: parts that waited for this transfer alone are sent."""
+        places = self._parts.of(transfer)
+        self._waiting.subtract(places)
+        self._uploads.submit(sorted(place for place in places if not self._waiting[place]))
+
+    def publish(self, single_file: str | None, overwrite: bool) -> None:
+        """Complete the data files, then put the documents, and the receipt last: without one there is no checkpoint."""
+        self._check_files()
+        self._uploads.complete()
+        data = {file.path for file in self._plan.target.files}
+        self._uploads.put(sorted(self._plan.outputs - data))
+        self._uploads.put([RECEIPT])
+        self._uploads.release()
+        self.remove()
+
+    def tidy(self) -> None:
+        """See `Staging`; the claim goes, too."""
+        with suppress(CkptError):
+            claim = self._uploads.claimed()
+            if claim is not None and claim["plan"] == self._plan.hash:
+                self._uploads.release()
+        super().tidy()
+
+    def remove(self) -> None:
+        """See `Staging`."""
+        with suppress(OSError):
+            os.unlink(self._log)
+        super().remove()
+
+    def discard(self) -> None:
+        """Drop everything that was written, here and there."""
+        self._uploads.abort()
+        self.remove()

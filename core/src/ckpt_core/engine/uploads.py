@@ -1,0 +1,310 @@
+"""The uploads of an output to a store: begun for every data file, fed part by part, and completed when all is there.
+
+    ADDRESS.ckpt-partial     the claim: made first, by nobody who finds one; what is converted, and the names of the uploads
+    ADDRESS/...              made at the end, the receipt last; then the claim is removed
+
+The claim keeps other conversions away, and lets this one go on from any machine. What was sent is believed by the tags that the
+store lists: of the parts that this machine sent by the tag it got then, of any other part by the MD5 of the bytes that would be sent
+in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from ckpt_core.engine.parts import Parts, Place
+from ckpt_core.errors import CkptError, StoreError
+from ckpt_core.storage.bytes.files import naming
+from ckpt_core.storage.bytes.names import UNFINISHED
+from ckpt_core.storage.bytes.remote.ranges import again
+from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, WritableStore, Written
+from ckpt_core.storage.bytes.space import drop_space
+
+SENDERS = 8
+QUEUE = 2 * SENDERS
+"""How many parts may be on their way, or wait for it."""
+_ATTEMPTS = 3  # while nothing is done yet
+
+
+class Uploads:
+    """The data files of one output on their way to a store.
+
+    `address` is that of the output, `address_of` that of each file in it, `place` where a file lies on this machine. `head` says
+    what is converted, `head["plan"]` is its hash. `log` is a file for the tags of what was sent.
+    """
+
+    def __init__(
+        self,
+        store: WritableStore,
+        address: str,
+        address_of: Callable[[str], str],
+        place: Callable[[str], str],
+        parts: Parts,
+        files: Mapping[str, int],
+        head: Mapping[str, Any],
+        log: str,
+    ) -> None:
+        self._store, self._address_of, self._place, self._parts = store, address_of, place, parts
+        self._files, self._head, self._plan, self._log = files, head, str(head["plan"]), log
+        self._claim = address.rstrip("/") + UNFINISHED
+        self._names: dict[str, str] = {}  # of the uploads, by the files' paths
+        self._there: dict[str, dict[int, Part]] = {}
+        self._complete: set[str] = set()
+        self._mine = False
+        self.sent: dict[Place, str] = {}
+        self._pool = ThreadPoolExecutor(SENDERS, "send")
+        self._room = threading.Semaphore(QUEUE)
+        self._sending: list[Future[None]] = []
+        self._writing = threading.Lock()
+
+    # --- the claim
+
+    def claimed(self) -> dict[str, Any] | None:
+        """What the claim at this address says; None if there is none."""
+        data = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+            if not isinstance(found, dict) or not isinstance(found["plan"], str):
+                raise ValueError
+            return found
+        except (ValueError, KeyError):
+            raise CkptError(
+                "what lies in the place of an unfinished conversion was not made by ckpt",
+                file=self._claim,
+                fix="move it away, or choose another name for the output",
+            ) from None
+
+    def open(self) -> set[Place]:
+        """Find the uploads of an earlier run of this plan, or begin new ones. The parts that it sent and that are not there any more.
+
+        `CkptError` if another conversion goes on here.
+        """
+        claim = self.claimed()
+        if claim is None:
+            claim = self._begun()
+        shapes = {path: [size, self._parts.count(path)] for path, size in self._files.items()}
+        if claim["plan"] != self._plan or claim.get("parts") != shapes:
+            raise CkptError(
+                "an unfinished conversion of something else is in the way",
+                file=self._claim,
+                fix="repeat the old command, or remove that object",
+            )
+        self._names, self._mine = dict(claim["uploads"]), True
+        self._list()
+        logged = self._logged()
+        self.sent = {place: tag for place, tag in logged.items() if self._is_there(place, tag)}
+        return logged.keys() - self.sent.keys()
+
+    def _begun(self) -> dict[str, Any]:
+        """Begin an upload for every file, and make the claim."""
+        names = dict(zip(self._files, self._pool.map(self._begin, self._files), strict=True))
+        shapes = {path: [size, self._parts.count(path)] for path, size in self._files.items()}
+        claim = {**self._head, "uploads": names, "parts": shapes}
+        data = json.dumps(claim).encode()
+        try:
+            self._put_claim(data)
+            self._check_conditions(data)
+        except Taken:
+            if self.claimed() != claim:  # it is ours if an answer was lost, and we asked once more
+                list(self._pool.map(self._abort, names.items()))
+                raise CkptError(
+                    "another conversion is writing to this destination", file=self._claim, fix="wait for it"
+                ) from None
+        return claim
+
+    def _begin(self, path: str) -> str:
+        address = self._address_of(path)
+        return again(address, lambda: self._store.begin(address, self._plan), _ATTEMPTS)
+
+    def _put_claim(self, data: bytes) -> None:
+        again(self._claim, lambda: self._store.put(self._claim, data, self._plan), _ATTEMPTS)
+
+    def _check_conditions(self, data: bytes) -> None:
+        """Raise `StoreError` for a store that gives a name twice."""
+        with contextlib.suppress(Taken):
+            self._put_claim(data)
+            raise StoreError(
+                "the store does not keep what is there from being replaced",
+                file=self._claim,
+                found="it put an object in the place of another one, against If-None-Match",
+                fix="write to a local folder, then copy it there, the receipt last",
+            )
+
+    def _list(self) -> None:
+        """Ask which parts are there. An upload that is gone was completed, by a run that was killed then, or is begun anew."""
+
+        def look(path: str) -> None:
+            address, name = self._address_of(path), self._names[path]
+            try:
+                self._there[path] = again(address, lambda: self._store.parts(address, name))
+            except Gone:
+                self._there[path] = {}
+                if self._is_mine(path):
+                    self._complete.add(path)
+                else:
+                    self._names[path] = self._begin(path)
+                    renewed.append(path)
+
+        renewed: list[str] = []
+        list(self._pool.map(look, self._files))
+        if renewed:
+            claim = {**(self.claimed() or {}), "uploads": self._names}
+            again(self._claim, lambda: self._store.remove(self._claim))
+            self._put_claim(json.dumps(claim).encode())
+
+    def _is_mine(self, path: str) -> bool:
+        """Whether a file is complete, by this plan."""
+        address = self._address_of(path)
+        return again(address, lambda: self._store.written(address)) == Written(self._files[path], self._plan)
+
+    def _is_there(self, place: Place, tag: str) -> bool:
+        if place.path in self._complete:
+            return True
+        found = self._there.get(place.path, {}).get(place.number)
+        return found == Part(tag, self._parts.extent(place)[1])
+
+    # --- parts
+
+    def submit(self, places: Iterable[Place]) -> None:
+        """Send parts that are whole; waits while very many are on their way. Raises what befell an earlier one."""
+        for place in places:
+            if place in self.sent:
+                continue
+            self._room.acquire()
+            self._raise_any()
+            sending = self._pool.submit(self._send, place)
+            sending.add_done_callback(lambda _: self._room.release())
+            self._sending.append(sending)
+
+    def _raise_any(self) -> None:
+        over = [one for one in self._sending if one.done()]
+        self._sending = [one for one in self._sending if not one.done()]
+        for one in over:
+            one.result()
+
+    def drain(self) -> None:
+        """Wait until all that was submitted is there."""
+        for one in self._sending:
+            one.result()
+        self._sending = []
+
+    def _send(self, place: Place) -> None:
+        start, size = self._parts.extent(place)
+        path = self._place(place.path)
+        with contextlib.closing(Body(path, start, size)) as body:
+            there = self._there[place.path].get(place.number)
+            if place.path in self._complete:
+                tag = ""
+            elif there is not None and there == Part(body.md5.hex(), size):
+                tag = there.tag
+            else:
+                tag = self._sent(place, body)
+        with self._writing:
+            self.sent[place] = tag
+            self._note(place, tag)
+        drop_space(path, start, size)
+
+    def _sent(self, place: Place, body: Body) -> str:
+        address, name = self._address_of(place.path), self._names[place.path]
+        try:
+            return again(address, lambda: self._store.send(address, name, place.number, body))
+        except Gone:
+            raise StoreError(
+                "the upload was ended by something else",
+                file=address,
+                fix="repeat the command: if another run of the same conversion completed it, that is found",
+            ) from None
+
+    # --- the log of what was sent
+
+    def _note(self, place: Place, tag: str) -> None:
+        with naming(self._log), open(self._log, "ab", buffering=0) as log:
+            log.write(json.dumps([*place, tag]).encode() + b"\n")
+
+    def _logged(self) -> dict[Place, str]:
+        try:
+            with open(self._log, "rb") as log:
+                lines = log.read().splitlines()
+        except FileNotFoundError:
+            return {}
+        known, found = set(self._parts.all()), {}
+        for line in lines:  # a kill may have cut a line short, and the next one goes on behind it
+            with contextlib.suppress(ValueError, TypeError):
+                path, number, tag = json.loads(line)
+                if Place(path, number) in known:
+                    found[Place(path, number)] = str(tag)
+        return found
+
+    # --- the end
+
+    def complete(self) -> None:
+        """Make the data files of their parts. `StoreError` if something else has one of their names by now."""
+        self.drain()
+        missing = [place for place in self._parts.all() if place not in self.sent]
+        if missing:
+            raise AssertionError(f"parts were never whole: {missing[:3]}")
+        list(self._pool.map(self._completed, self._files.keys() - self._complete))
+
+    def _completed(self, path: str) -> None:
+        address, name = self._address_of(path), self._names[path]
+        tags = [self.sent[Place(path, number)] for number in range(1, self._parts.count(path) + 1)]
+        try:
+            again(address, lambda: self._store.complete(address, name, tags))
+        except (Taken, Gone):
+            self._check_mine(address, self._files[path])
+        self._complete.add(path)
+
+    def put(self, names: Iterable[str]) -> None:
+        """Put documents, each in one step."""
+        list(self._pool.map(self._put, names))
+
+    def _put(self, name: str) -> None:
+        path, address = self._place(name), self._address_of(name)
+        size = os.path.getsize(path)
+        with contextlib.closing(Body(path, 0, size)) as body:
+            try:
+                again(address, lambda: self._store.put(address, body, self._plan))
+            except Taken:
+                self._check_mine(address, size)
+
+    def _check_mine(self, address: str, size: int) -> None:
+        found = again(address, lambda: self._store.written(address))
+        if found != Written(size, self._plan):
+            raise StoreError(
+                "something else appeared at the destination meanwhile",
+                file=address,
+                found="nothing of that name" if found is None else f"{found.size} bytes",
+                expected=f"{size} bytes that this conversion wrote",
+                fix="remove it, and repeat the command: what is done is kept",
+            )
+
+    def release(self) -> None:
+        """Remove the claim."""
+        again(self._claim, lambda: self._store.remove(self._claim))
+
+    def abort(self) -> None:
+        """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is not ours."""
+        self.close()
+        if not self._mine:
+            return
+        with ThreadPoolExecutor(SENDERS, "abort") as pool:
+            list(pool.map(self._abort, self._names.items()))
+            list(pool.map(self._store.remove, map(self._address_of, self._complete)))
+        self.release()
+
+    def _abort(self, upload: tuple[str, str]) -> None:
+        address = self._address_of(upload[0])
+        again(address, partial(self._store.abort, address, upload[1]))
+
+    def close(self) -> None:
+        """Send nothing more; what is on its way may arrive."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,33 @@
+"""Granite 3: a Llama whose embedding, blocks, scores and logits are each multiplied by a number; dense and mixtures (granite.cpp)."""
+
+from __future__ import annotations
+
+from ckpt_core.sdk import fact_is, key, key_is, layouts, values
+from ckpt_gguf import weights
+from ckpt_gguf.config import LLAMA, MIXTURE, ROUTER, Model
+
+# fmt: off
+GRANITE = LLAMA.replace("granite",
+    key("embedding_scale", "tokens.scale", default=1.0, type=values.positive),
+    key("residual_scale", "residual_scale", default=1.0, type=values.positive),
+    key("attention.scale", "attention.scale", default=None, type=values.positive),
+    key("logit_scale", "head.scale", type=values.positive, via=values.reciprocal),
+    # of this architecture it says whether there are rotary positions at all
+    key_is("rope.scaling.finetuned", True, or_absent=True, written=False),
+)
+
+GRANITE_MOE = GRANITE.replace("granitemoe",
+    *MIXTURE,
+    key("feed_forward_length", "mlp.moe.ffn", type=values.whole),
+    fact_is(f"{ROUTER}.normalise", True),
+    key("expert_shared_feed_forward_length", "mlp.moe.shared.ffn", default=None, type=values.whole),
+    without=["mlp.ffn", "mlp.up_bias", "mlp.down_bias"],
+)
+# fmt: on
+
+_MOE_LAYER = weights.PAIRED_LAYER.without(*weights.MLP).extend(*weights.EXPERTS, *weights.SHARED_EXPERT)
+
+MODELS = [
+    Model("granite", GRANITE, layouts.Tables([weights.MODEL, weights.PAIRED_LAYER]), ("granite",)),
+    Model("granitemoe", GRANITE_MOE, layouts.Tables([weights.MODEL, _MOE_LAYER]), ("granitemoe", "granitemoeshared")),
+]

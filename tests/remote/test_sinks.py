@@ -1,0 +1,422 @@
+"""Outputs in a bucket: the bytes of a local one, nothing seen before all is there, and a run that ends anywhere goes on from the parts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckpt_core import convert, fingerprint
+from ckpt_core.api import plan_conversion
+from ckpt_core.engine import parts, uploads
+from ckpt_core.engine.destination import room_for, staging_at
+from ckpt_core.engine.parts import Parts, part_size
+from ckpt_core.engine.run import run_plan
+from ckpt_core.engine.staging import Staging
+from ckpt_core.errors import CkptError, FormatError, StoreError, UsageError
+from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.storage.bytes.remote import ranges, stores, writable
+from ckpt_core.storage.bytes.remote.objects import Hiccup
+from ckpt_core.storage.bytes.space import drops_space
+from ckpt_tests import tiny
+from ckpt_tests.bucket import Bucket
+from ckpt_tests.program import ckpt
+
+ADDRESS = "s3://bucket/run/out"
+CLAIM = ADDRESS + ".ckpt-partial"
+PART = 4096
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    tiny.build(folder, "llama", num_hidden_layers=1)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    return folder
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    bucket = Bucket()
+    monkeypatch.setattr(stores, "_store", lambda name: bucket)
+    monkeypatch.setattr(writable, "_s3", lambda root: bucket)
+    monkeypatch.setattr(ranges, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(ranges, "_STEPS", ranges._Steps())
+    monkeypatch.setattr(parts, "PART", PART)
+    return bucket
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches/ckpt"
+
+
+def folder_of(path: Path) -> dict[str, bytes]:
+    return {one.relative_to(path).as_posix(): one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+def assert_clean(bucket: Bucket, spool: Path) -> None:
+    """No upload, no claim, nothing in the spool."""
+    assert not bucket.uploads
+    assert not [name for name in bucket.objects if name.endswith(".ckpt-partial")]
+    assert not spool.exists() or not list(spool.iterdir())
+
+
+class Killed(BaseException):
+    """The process is no more: nothing that it does from now on has an effect."""
+
+
+def dies(bucket: Bucket, name: str, number: int, after: bool) -> None:
+    """Have the run die before or after its operation of that number and name; what it does later has no effect."""
+    seen, dead = 0, False
+
+    def fault(called: str, _: int, late: bool) -> None:
+        nonlocal seen, dead
+        if not late:
+            seen += called == name
+        if dead or (called == name and seen == number and late == after):
+            dead = True
+            raise Killed
+
+    bucket.fault = fault
+
+
+def revive(bucket: Bucket) -> None:
+    bucket.fault = lambda *_: None
+
+
+FORMATS = [
+    ("hf", {}),
+    ("ir", {}),
+    ("nanotron", {"tp": 2}),
+    ("megatron", {"tp": 2, "options": {"container": "torch"}}),
+    ("megatron", {"tp": 2, "pp": 1, "options": {"container": "torch_dist"}}),
+    ("nxdt", {"tp": 2, "options": {"make_vocab_size_divisible_by": 1}}),
+    ("fsdp", {}),
+    ("gguf", {"options": {"tokenizer": "none"}}),
+]
+
+
+@pytest.mark.parametrize(("to", "asked"), FORMATS, ids=[f"{to} {asked}" for to, asked in FORMATS])
+def test_every_container_has_the_bytes_of_a_local_one(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, to: str, asked: dict
+) -> None:
+    receipt = convert(model, tmp_path / "out", to=to, sync=False, **asked)
+    there = convert(model, ADDRESS, to=to, **asked)
+    local, found = folder_of(tmp_path / "out"), bucket.folder(ADDRESS)
+    assert found.keys() == local.keys()
+    told = {
+        name for name, data in local.items() if str(tmp_path).encode() in data
+    }  # Megatron's arguments have the path
+    assert {name: found[name] for name in receipt.files.keys() - told} == {
+        name: local[name] for name in receipt.files.keys() - told
+    }
+    assert there.fingerprint == receipt.fingerprint == fingerprint(ADDRESS)
+    assert any(len(found[name]) > PART for name in receipt.files)
+    assert_clean(bucket, spool)
+    code, text = ckpt("verify", model, ADDRESS)
+    assert code == 0 and f"{ADDRESS}/{RECEIPT}" in text, text
+
+
+def test_a_single_file_has_its_receipt_beside(model: Path, bucket: Bucket, spool: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "out", to="nemo", tp=2, sync=False)
+    convert(model, ADDRESS, to="nemo", tp=2)
+    assert bucket.objects.keys() == {ADDRESS, f"{ADDRESS}.{RECEIPT}"}
+    data = bucket.objects[ADDRESS].data
+    assert data == (tmp_path / "out").read_bytes()
+    assert_clean(bucket, spool)
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    bucket.keep(ADDRESS, data[:-1] + bytes([data[-1] ^ 1]))
+    assert ckpt("verify", model, ADDRESS)[0] == 3
+
+
+def test_the_receipt_is_the_last_thing_that_is_put(model: Path, bucket: Bucket) -> None:
+    seen: list[tuple[str, frozenset[str]]] = []
+    bucket.fault = lambda name, number, after: seen.append((name, frozenset(bucket.folder(ADDRESS))))
+    convert(model, ADDRESS, to="hf")
+    states = [state for _, state in seen]
+    assert not any(state for name, state in seen if name in ("begin", "send"))
+    first = next(state for state in states if RECEIPT in state)
+    assert first == states[-1] == frozenset(bucket.folder(ADDRESS))
+
+
+def test_it_is_found_by_a_repetition(model: Path, bucket: Bucket) -> None:
+    convert(model, ADDRESS, to="hf")
+    before = dict(bucket.objects)
+    bucket.calls.clear()
+    receipt = convert(model, ADDRESS, to="hf")
+    assert receipt.found and bucket.objects == before and not bucket.calls
+    del bucket.objects[f"{ADDRESS}/config.json"]
+    with pytest.raises(CkptError, match="the destination exists"):
+        convert(model, ADDRESS, to="hf")
+
+
+MOMENTS = [
+    *(("begin", 1, after) for after in (False, True)),
+    *(
+        ("put", number, after)
+        for number, after in ((1, False), (1, True), (2, False), (3, False), (3, True), (6, True))
+    ),
+    *(("send", number, after) for number in (1, 2, 12, 24) for after in (False, True)),
+    *(("complete", 1, after) for after in (False, True)),
+    *(("remove", 1, after) for after in (False, True)),
+]
+"""What a conversion to hf asks of a store. The first two puts are the claim, and the look whether a name is given once."""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
+@pytest.mark.parametrize(("name", "number", "after"), MOMENTS)
+def test_a_run_that_dies_anywhere_goes_on_from_the_parts(
+    model: Path, bucket: Bucket, spool: Path, name: str, number: int, after: bool, elsewhere: bool
+) -> None:
+    dies(bucket, name, number, after)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    claimed = CLAIM in bucket.objects
+    there = sum(len(one.parts) for one in bucket.uploads.values())
+    completed = "model.safetensors" in bucket.folder(ADDRESS)
+    assert RECEIPT not in bucket.folder(ADDRESS) or not there
+    bucket.calls.clear()
+    if elsewhere:
+        shutil.rmtree(spool, ignore_errors=True)
+    convert(model, ADDRESS, to="hf")
+    again, result = bucket.calls.count("send"), bucket.folder(ADDRESS)
+    if not claimed and not completed:  # only a run that dies before its claim leaves an upload that nobody knows
+        bucket.uploads = {name: one for name, one in bucket.uploads.items() if one.parts}
+    assert_clean(bucket, spool)
+    bucket.objects.clear()
+    bucket.calls.clear()
+    convert(model, ADDRESS, to="hf")
+    assert result == bucket.folder(ADDRESS)
+    assert again == (0 if completed else bucket.calls.count("send") - there)
+
+
+def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, spool: Path) -> None:
+    dies(bucket, "complete", 1, False)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    (upload,) = bucket.uploads.values()
+    count = len(upload.parts)
+    del upload.parts[3]
+    upload.parts[7] = upload.parts[7][:-1] + b"!"
+    bucket.calls.clear()
+    convert(model, ADDRESS, to="hf")
+    assert bucket.calls.count("send") == 2
+    result = bucket.folder(ADDRESS)
+    bucket.objects.clear()
+    dies(bucket, "complete", 1, False)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    bucket.uploads.clear()  # as a rule of a bucket does with those that stay incomplete for days
+    bucket.calls.clear()
+    convert(model, ADDRESS, to="hf")
+    assert bucket.calls.count("send") == count
+    assert bucket.folder(ADDRESS) == result
+    assert_clean(bucket, spool)
+
+
+def test_what_is_there_is_not_touched(model: Path, bucket: Bucket, spool: Path) -> None:
+    bucket.keep(f"{ADDRESS}/notes.txt", b"mine")
+    for asked, kind in (({}, CkptError), ({"overwrite": True}, UsageError)):
+        with pytest.raises(kind, match=r"the destination exists|--overwrite replaces nothing in a store"):
+            convert(model, ADDRESS, to="hf", **asked)
+    assert not bucket.calls
+    bucket.objects.clear()
+    bucket.keep(ADDRESS, b"a file")
+    with pytest.raises(CkptError, match="the destination exists"):
+        convert(model, ADDRESS, to="hf")
+    with pytest.raises(CkptError, match="what lies in the place of an unfinished conversion"):
+        bucket.keep(CLAIM, b"[]")
+        convert(model, ADDRESS, to="hf")
+    assert not bucket.calls and not spool.exists()
+
+
+def test_another_conversion_is_kept_away(model: Path, bucket: Bucket) -> None:
+    dies(bucket, "send", 3, False)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    uploads = dict(bucket.uploads)
+    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way") as error:
+        convert(model, ADDRESS, to="hf", dtype="bf16")
+    assert "--dtype fp32" in str(error.value) or "--dtype keep" in str(error.value), error.value
+    assert bucket.uploads == uploads and CLAIM in bucket.objects
+    for command in (["inspect", ADDRESS], ["verify", model, ADDRESS]):
+        code, text = ckpt(*command)
+        assert code == 1 and "a conversion to this address is not finished" in text, text
+
+
+def test_two_conversions_at_once_have_one_winner(model: Path, bucket: Bucket, spool: Path, tmp_path: Path) -> None:
+    def other(name: str, number: int, after: bool) -> None:
+        if name == "begin" and not after:  # between our look for a claim and our own
+            revive(bucket)
+            dies(bucket, "send", 1, False)
+            with pytest.raises(Killed):
+                convert(model, ADDRESS, to="hf", dtype="bf16", spool=tmp_path / "theirs")
+            revive(bucket)
+
+    bucket.fault = other
+    with pytest.raises(CkptError, match="another conversion is writing to this destination"):
+        convert(model, ADDRESS, to="hf")
+    convert(model, ADDRESS, to="hf", dtype="bf16", spool=tmp_path / "theirs")
+    assert_clean(bucket, spool)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", RECEIPT])
+def test_what_appears_meanwhile_is_kept(model: Path, bucket: Bucket, name: str) -> None:
+    def appears(called: str, number: int, after: bool) -> None:
+        if called == "complete" and not after and f"{ADDRESS}/{name}" not in bucket.objects:
+            bucket.keep(f"{ADDRESS}/{name}", b"theirs")
+
+    bucket.fault = appears
+    with pytest.raises(StoreError, match="something else appeared at the destination meanwhile"):
+        convert(model, ADDRESS, to="hf")
+    assert bucket.folder(ADDRESS)[name] == b"theirs"
+    revive(bucket)
+    with pytest.raises(CkptError, match="something else appeared"):
+        convert(model, ADDRESS, to="hf")
+    del bucket.objects[f"{ADDRESS}/{name}"]
+    bucket.calls.clear()
+    convert(model, ADDRESS, to="hf")
+    assert "send" not in bucket.calls
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+
+
+def test_an_error_of_the_input_leaves_nothing(model: Path, bucket: Bucket, spool: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(model, tmp_path / "source")
+
+    def changes(name: str, number: int, after: bool) -> None:
+        os.utime(source / "model.safetensors", (1e9, 1e9 + number))
+
+    bucket.fault = changes
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, ADDRESS, to="hf")
+    assert not bucket.objects
+    assert_clean(bucket, spool)
+
+
+def test_a_store_that_hiccups_is_asked_again_and_one_that_refuses_loses_nothing(
+    model: Path, bucket: Bucket, spool: Path
+) -> None:
+    failed: set[int] = set()
+
+    def hiccups(name: str, number: int, after: bool) -> None:
+        if number % 3 == 0 and number not in failed:
+            failed.add(number)
+            raise Hiccup("the answer is lost" if after else "503")
+
+    bucket.fault = hiccups
+    convert(model, ADDRESS, to="hf")
+    assert_clean(bucket, spool)
+    bucket.objects.clear()
+
+    def refuses(name: str, number: int, after: bool) -> None:
+        if name == "send" and bucket.calls.count("send") > 9:
+            raise StoreError("the store does not let you do this")
+
+    bucket.calls.clear()
+    bucket.fault = refuses
+    with pytest.raises(StoreError):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    bucket.calls.clear()
+    convert(model, ADDRESS, to="hf")
+    total = sum(1 for _ in Parts(plan_of(model).target.files, 1).all())
+    assert bucket.calls.count("send") == total - 9
+
+
+def test_a_store_that_gives_a_name_twice_is_refused(model: Path, bucket: Bucket) -> None:
+    bucket.conditions = False
+    with pytest.raises(StoreError, match="does not keep what is there from being replaced"):
+        convert(model, ADDRESS, to="hf")
+
+
+# --- what lies on this machine meanwhile
+
+
+def plan_of(model: Path, to: str = "hf", **asked: object):
+    return plan_conversion(model, ADDRESS, to=to, workers=1, **asked)
+
+
+@pytest.mark.parametrize(("to", "asked"), [("hf", {}), ("nanotron", {"tp": 2}), ("megatron", {"tp": 2})])
+def test_the_spool_holds_no_more_than_was_foretold(
+    model: Path, bucket: Bucket, spool: Path, monkeypatch: pytest.MonkeyPatch, to: str, asked: dict
+) -> None:
+    monkeypatch.setattr(uploads, "QUEUE", 2)
+    monkeypatch.setattr(uploads, "SENDERS", 1)
+    plan = plan_of(model, to, **asked)
+    expected = room_for(plan, ADDRESS, str(spool)).needed
+    most = 0
+
+    def look(name: str, number: int, after: bool) -> None:
+        nonlocal most
+        files = [one.stat() for one in spool.rglob("out/**/*") if one.is_file()]
+        most = max(most, sum(min(one.st_size, one.st_blocks * 512) for one in files))
+
+    bucket.fault = look
+    run_plan(plan, ADDRESS, spool=str(spool))
+    assert 0 < most <= expected
+    if drops_space(str(spool)):
+        assert expected < plan.bytes_written or to == "nanotron"
+
+
+def test_no_room_in_the_spool_is_said_before_anything_is_written(
+    model: Path, bucket: Bucket, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_core.engine.destination.free_space", lambda folder: (1000, "/small"))
+    with pytest.raises(CkptError, match="there is no room") as error:
+        convert(model, ADDRESS, to="hf")
+    assert "--spool" in str(error.value) and not bucket.calls and not spool.exists()
+    code, text = ckpt("convert", model, ADDRESS, "--to", "hf", "--dry-run")
+    assert code == 1 and "--spool" in text, text
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 << 20, (16 << 20) * 10_000, (16 << 20) * 10_000 + 1, 5 << 40])
+def test_no_file_has_more_parts_than_a_store_takes(size: int) -> None:
+    assert -(-size // part_size(size)) <= 10_000
+    assert part_size(size) % (1 << 20) == 0
+
+
+def test_transfers_are_done_in_the_order_of_the_files(model: Path, bucket: Bucket) -> None:
+    plan = plan_of(model, "nanotron", tp=2)
+    ordered = staging_at(ADDRESS, plan).in_order(reversed(plan.transfers))
+    assert {one.name for one in ordered} == {one.name for one in plan.transfers}
+    places = Parts(plan.target.files, 1)
+    order = {file.path: number for number, file in enumerate(plan.target.files)}
+    firsts = [min((order[path], number) for path, number in places.of(one)) for one in ordered]
+    assert firsts == sorted(firsts)
+    assert isinstance(staging_at("out", plan), Staging)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("gs://bucket/x", "AWS_ENDPOINT_URL=https://storage.googleapis.com"),
+        ("az://bucket/x", "azcopy"),
+        ("hf://owner/name", "hf upload"),
+        ("https://server/x", "write to a local folder"),
+        ("msc://profile/x", "write to a local folder"),
+    ],
+)
+def test_other_schemes_are_refused_by_name(model: Path, address: str, words: str) -> None:
+    code, text = ckpt("convert", model, address, "--to", "hf")
+    assert code == 2 and f"{address.partition(':')[0]}:// is no destination" in text and words in text, text
+
+
+def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:
+    code = "import sys; sys.modules['boto3'] = None; from ckpt_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", model, "s3://bucket/x", "--to", "hf"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and 'pip install "ckpt-core[s3]"' in done.stderr, done.stderr
