@@ -278,16 +278,16 @@ class Check:
             os.kill(stopped, signal.SIGCONT)
 
     def all_stand_still(self) -> None:
-        with self.cluster(*[self.slow] * 2) as running:
-            process = self.begin(running.address)
-            self.until_done(3, process)
-            busy = [running.busy()] if self.engine == "ray" else [worker.pid for worker in running.workers]
-            for pid in busy if self.engine == "dask" else [worker.pid for worker in running.workers]:
-                os.killpg(pid, signal.SIGSTOP) if self.engine == "ray" else os.kill(pid, signal.SIGSTOP)
-            time.sleep(75)
-            for worker in running.workers:
-                os.killpg(worker.pid, signal.SIGCONT)
-            self.finished("all stand still for 75 s", process, "no result for 6", what="it says what is awaited, ")
+        """Of Ray the nodes would be taken for dead."""
+        if self.engine == "dask":
+            with self.cluster(*[self.slow] * 2) as running:
+                process = self.begin(running.address)
+                self.until_done(3, process)
+                for sign, seconds in ((signal.SIGSTOP, 75), (signal.SIGCONT, 0)):
+                    for worker in running.workers:
+                        os.kill(worker.pid, sign)
+                    time.sleep(seconds)
+                self.finished("all stand still for 75 s", process, "no result for 6", what="it says what is awaited, ")
 
     def driver_killed(self) -> None:
         for engine in (self.engine, "local"):
