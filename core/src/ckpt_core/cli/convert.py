@@ -221,9 +221,11 @@ def _run(
     if overwrite or not staging.is_published():
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
-        before = None if engine == "local" else "waiting for the workers"
+        first = (
+            {"before": "waiting for the workers"} if engine in ("ray", "dask") else {}
+        )  # it takes them seconds to start
         with (
-            progress("converting", before=before) as listener,
+            progress("converting", **first) as listener,
             executor_for(engine, plan.workers, address) as executor,
         ):
             plan = fitted(plan, executor, all_workers)
