@@ -188,7 +188,7 @@ def test_a_worker_that_is_killed(model: Path, tmp_path: Path, monkeypatch: pytes
     """As the kernel does when memory runs out. What was done is kept."""
 
     @contextlib.contextmanager
-    def shooting(_: str):
+    def shooting(_: str, **_named: object):
         yield lambda event: [process.kill() for process in active_children()]
 
     destination = tmp_path / "run"

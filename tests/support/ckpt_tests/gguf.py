@@ -33,6 +33,16 @@ _UNWEIGHTED = {
 }
 _OF_FOUR = PerLayer((True, True, True, False, True, True))
 _LATER = PerLayer((False, True, True, True, True, True))
+_OUT = {
+    f"{norm}__{name}": value
+    for norm in ("attention__out_norm", "mlp__out_norm")
+    for name, value in (("kind", "rms"), ("eps", 1e-5))
+}
+# Experts as DeepSeek has them, in layers after a dense one.
+_SIGMOID = {
+    "mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER, "mlp__moe__experts": 10, "mlp__moe__ffn": 20, "mlp__moe__shared__ffn": 40,
+    "mlp__moe__router__top_k": 3, "mlp__moe__router__score": "sigmoid", "mlp__moe__router__correction_bias": True,
+}  # fmt: skip
 
 MODELS: dict[str, Architecture] = {
     "llama-tied": example("llama-tied"),
@@ -81,6 +91,38 @@ MODELS: dict[str, Architecture] = {
         mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
         mlp__moe__shared__ffn=40,
     ),
+    "olmo3": example(
+        "llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, attention__qk_norm_whole=True, attention__window=16, **_QK, **_OUT,
+        **{"attention__window?": _OF_FOUR},
+    ),
+    "gpt-oss": example(
+        "moe", attention__q_bias=True, attention__k_bias=True, attention__v_bias=True, attention__out_bias=True, attention__sinks=True,
+        attention__window=16, mlp__up_bias=True, mlp__down_bias=True, mlp__activation=Activation.GELU_QUICK, mlp__clamp=7.0, mlp__up_offset=1.0,
+        mlp__moe__router__bias=True, **_NORMALISED, **_UNSHARED, **{"attention__window?": PerLayer((True, False) * 3)},
+    ),
+    "seed_oss": example("qwen"),
+    "exaone": example("llama"),
+    "exaone4": example("llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, **_QK, **_OUT),
+    "exaone-moe": example(
+        "llama", attention__window=16, **_QK, **_SIGMOID, **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "ernie4_5": example("llama"),
+    "ernie4_5-moe": example("llama", **{**_SIGMOID, "mlp__moe__router__score": "softmax", "mlp__moe__router__normalise": True}),
+    "hunyuan-dense": example("llama", attention__qk_norm_after_rotary=True, **_QK),
+    "hunyuan-moe": example("moe", attention__qk_norm_after_rotary=True, mlp__moe__shared__gate=False, **_QK, **_NORMALISED),
+    "dots1": example("llama", attention__groups=12, **_QK, **_SIGMOID),
+    "minimax-m2": example(
+        "moe", attention__rotary__fraction=_FRACTION, attention__qk_norm_whole=True, mlp__moe__router__score="sigmoid",
+        mlp__moe__router__correction_bias=True, **_QK, **_NORMALISED, **_UNSHARED,
+    ),
+    "bailingmoe2": example("llama", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, **_QK, **_SIGMOID),
+    "mellum": example("moe", attention__window=16, **_QK, **_NORMALISED, **_UNSHARED, **{"attention__window?": _OF_FOUR}),
+    "arcee": example("llama", mlp__gated=False, mlp__activation=Activation.RELU_SQUARED),
+    "afmoe": example(
+        "llama", tokens__scale=132**0.5, attention__out_gate=True, attention__window=16, **_QK, **_OUT, **_SIGMOID,
+        **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "jais2": example("neox", hidden=_HIDDEN, attention__rotary__fraction=1.0, parallel=False, mlp__activation=Activation.RELU_SQUARED),
 }  # fmt: skip
 
 SPECIAL = ["<|begin|>", "<|end|>"]

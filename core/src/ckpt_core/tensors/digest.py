@@ -24,7 +24,8 @@ import numpy as np
 from blake3 import blake3
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.dtypes import BLOCK, DType, decode
+from ckpt_core.storage.dtypes import DType, decode
+from ckpt_core.storage.floats import BLOCK
 
 VERSION = 2
 LEAF = 1 << 24

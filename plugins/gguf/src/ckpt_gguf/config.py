@@ -15,6 +15,7 @@ from typing import Any
 from ckpt_core.sdk import (
     Activation,
     Architecture,
+    CkptError,
     Config,
     Facts,
     by_layer,
@@ -40,6 +41,7 @@ NORMS = ("attention.norm", "mlp.norm", "final_norm")
 OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 ROUTER = "mlp.moe.router"
 LATENT = "latent_attention"
+WINDOW, PERIOD = "attention.sliding_window", "attention.sliding_window_pattern"
 
 
 def always(facts: Mapping[str, object]) -> list[configs.Entry]:
@@ -56,37 +58,107 @@ def there(tensor: str, *paths: str) -> configs.Entry:
     return key(tensor, *paths, default=False, type=values.flag)
 
 
-def _every(period: int) -> Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]:
-    """Enters that all but every `period`-th layer have the window, or all, if the keys say the window alone."""
+def _with_window(period: int, layers: int) -> tuple[bool, ...]:
+    """Which layers have a window: all but every `period`-th, or all if it is 0 (llama-hparams.cpp, set_swa_pattern)."""
+    return tuple(period == 0 or index % period < period - 1 for index in range(layers))
+
+
+def every(period: int, needed: bool) -> Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]:
+    """Enters that all but every `period`-th layer have the window, or what the keys say."""
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-        window = config.get("attention.sliding_window", 4096)
-        facts["attention.window"] = values.checked("attention.sliding_window", window, values.whole)
-        present = schema.PerLayer((index + 1) % period != 0 for index in range(facts["layers"]))
+        window, layers = config.get(WINDOW, 4096 if needed else 0), facts["layers"]
+        if not needed and not values.checked(WINDOW, window, values.count):
+            return
+        given, usual = config.get(PERIOD, period), _with_window(period, layers)
+        if isinstance(given, list) and tuple(given) != usual:
+            raise CkptError(
+                f"key {PERIOD!r} is a list, which llama.cpp does not read",
+                found=str(given)[:80],
+                expected=f"the layers that it has in its code: all but every {period}th",
+            )
+        present = (
+            usual if isinstance(given, list) else _with_window(values.checked(PERIOD, given, values.count), layers)
+        )
+        if any(present):
+            facts["attention.window"] = values.checked(WINDOW, window, values.whole)
         if any(present) and not all(present):
-            facts["attention.window?"] = present
+            facts["attention.window?"] = schema.PerLayer(present)
 
     return read
 
 
-def windows(period: int) -> list[configs.Entry]:
+def windows(period: int, *, needed: bool = True, listed: bool = False) -> list[configs.Entry]:
+    """The lines of a window that all but every `period`-th layer have. `needed`: there is one in every model. `listed`: the
+    converter lists the layers, and llama.cpp passes over the list. A number it reads, and takes for the period."""
+
+    said = [pattern(period), configs.LEFT_OUT] if listed else [configs.LEFT_OUT, pattern(None)]
     return [
         decided(
-            ["attention.sliding_window"],
+            [WINDOW, PERIOD],
             ["attention.window", "attention.window?"],
-            read=_every(period),
-            values={"attention.sliding_window": [configs.value_of("attention.window")]},
+            read=every(period, needed),
+            values={
+                WINDOW: [configs.value_of("attention.window"), *([] if needed else [configs.LEFT_OUT])],
+                PERIOD: said,
+            },
             uses=["layers"],
-            why=f"all layers but every {period}. have the window, which llama.cpp has in its code",
-        ),
-        key_is("attention.sliding_window_pattern", period, or_absent=True, written=False),
+            why=f"all layers but every {period}. have the window, unless a number says another period",
+        )
     ]
+
+
+def pattern(usual: int | None) -> configs.Said:
+    """What says the layers with a window: their list where they are the `usual` ones, else a period."""
+
+    def said(present: tuple[bool, ...]) -> object:
+        count = len(present)
+        if not any(present):
+            return None
+        if usual is not None and present == _with_window(usual, count):
+            return list(present)
+        return next((other for other in range(count + 1) if present == _with_window(other, count)), None)
+
+    return configs.layers_of("attention.window", said)
+
+
+def read_rotated(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    windowed = facts.present("attention.window")
+    if windowed is not True:
+        facts["attention.rotary?"] = windowed or schema.PerLayer([False] * facts["layers"])
+
+
+def rotated_with_window() -> configs.Entry:
+    return decided(
+        [],
+        ["attention.rotary?"],
+        read=read_rotated,
+        values={},
+        uses=["layers", "attention.window", "attention.window?", "attention.rotary.*"],
+        why="the layers with a window rotate, and no others, which llama.cpp has in its code",
+    )
+
+
+def own_theta() -> configs.Entry:
+    """The theta of layers with a window, which llama.cpp reads, and which is that of all here."""
+    return configs.repeats("rope.freq_base_swa", "rope.freq_base", written=False)
 
 
 def _read_no_rope(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
     rotates = schema.PerLayer((index + 1) % 4 != 0 for index in range(facts["layers"]))
     if not all(rotates):
         facts["attention.rotary?"] = rotates
+
+
+def no_rope() -> configs.Entry:
+    return decided(
+        [],
+        ["attention.rotary?"],
+        read=_read_no_rope,
+        values={},
+        uses=["layers", "attention.rotary.*"],
+        why="all layers but every fourth rotate, which llama.cpp has in its code",
+    )
 
 
 def _read_scale(layers: int) -> Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]:
@@ -138,6 +210,16 @@ def read_window(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) 
         facts["attention.window"] = window
 
 
+def score(default: object = configs.REQUIRED) -> configs.Entry:
+    """How experts are scored; what llama.cpp takes where no key says it is the `default`."""
+    return key("expert_gating_func", f"{ROUTER}.score", default=default, via=one_of({1: "softmax", 2: "sigmoid"}))
+
+
+def feed_forward(counted: str, *facts: str) -> list[configs.Entry]:
+    """A width that two keys say, of which llama.cpp takes `feed_forward_length` for the tensors."""
+    return [key("feed_forward_length", *facts, type=values.whole), configs.repeats(counted, "feed_forward_length")]
+
+
 GROUPS = ("expert_group_count", "expert_group_used_count")
 
 # fmt: off
@@ -185,11 +267,31 @@ DENSE = Config("", [
 UNTIED = [fact_is("head.tied", False)]
 NO_BIASES = ["attention.out_bias", "mlp.up_bias", "mlp.down_bias"]
 
-MIXTURE = [
+CHOSEN = [
     key("expert_count", "mlp.moe.experts", type=values.whole),
     key("expert_used_count", f"{ROUTER}.top_k", type=values.whole),
-    *always({f"{ROUTER}.score": "softmax"}),
 ]
+MIXTURE = [*CHOSEN, fact_is(f"{ROUTER}.score", "softmax")]
+
+# Layers with experts after some without, and how an expert is chosen, as DeepSeek has them.
+DENSE_FIRST = [
+    by_layer("leading_dense_block_count", "mlp.moe", ~rules.first_layers(), default=0),
+    configs.in_other_layers("feed_forward_length", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn", type=values.whole),
+]
+CORRECTED = there("blk.*.exp_probs_b.bias", f"{ROUTER}.correction_bias")
+ROUTED = [
+    *CHOSEN,
+    key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
+    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0),
+    key("expert_weights_norm", f"{ROUTER}.normalise", default=False, type=values.flag),
+    decided(GROUPS, [f"{ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=read_groups,
+            values={GROUPS: [(1, 1), (configs.value_of(f"{ROUTER}.groups"), configs.value_of(f"{ROUTER}.group_top_k"))]},
+            why="llama.cpp takes the best groups by the sum of their two best experts, whatever the model"),
+]
+SHARED_COUNT = key("expert_shared_count", "mlp.moe.shared.ffn", type=values.whole, times="expert_feed_forward_length")
+# the same width in one number
+SHARED_WIDTH = ignore("expert_shared_feed_forward_length", why="expert_shared_count says it",
+                      written=lambda facts: facts["mlp.moe.shared.ffn"], uses=["mlp.moe.shared.ffn"])
 
 LLAMA = DENSE.replace("llama", rotary(loads=STRETCHING))
 
@@ -203,8 +305,7 @@ MIXTRAL = LLAMA.replace("llama, with experts",
 
 SMOLLM3 = DENSE.replace("smollm3",
     rotary(always=False),
-    decided([], ["attention.rotary?"], read=_read_no_rope, values={}, uses=["layers", "attention.rotary.*"],
-            why="all layers but every fourth rotate, which llama.cpp has in its code"),
+    no_rope(),
     without=NO_BIASES,
 )
 
@@ -247,6 +348,10 @@ OLMO2 = DENSE.replace("olmo2",
     key("attention.layer_norm_rms_epsilon", *(f"{norm}.eps" for norm in (*OUT_NORMS, "attention.qk_norm", "final_norm")), type=values.positive),
     *norms("rms", *OUT_NORMS, "attention.qk_norm"),
     fact_is("attention.qk_norm_whole", True),
+    # OLMo 3, whose layers with a window rotate without the scaling of the others
+    *windows(4, needed=False, listed=True),
+    configs.where("attention.window", [configs.repeats("rope.freq_base_swa", "rope.freq_base")]),
+    rotary(unscaled="attention.window"),
     *UNTIED,
     without=[*NO_BIASES, "output.weight", "attention.norm.kind", "mlp.norm.kind"],
 )
@@ -353,19 +458,11 @@ DEEPSEEK2 = Config("deepseek2", [
             uses=[f"{LATENT}.rotary.*", f"{LATENT}.nope_dim", f"{LATENT}.rope_dim"],
             why="yarn's multiplier enters the scale of the scores squared"),
     *always({"mlp.gated": True, "mlp.activation": Activation.SILU}),
-    by_layer("leading_dense_block_count", "mlp.moe", ~rules.first_layers(), default=0),
-    configs.in_other_layers("feed_forward_length", "mlp.ffn", than="mlp.moe", unused="unused_ffn", fallback="mlp.moe.ffn", type=values.whole),
-    key("expert_count", "mlp.moe.experts", type=values.whole),
-    key("expert_used_count", f"{ROUTER}.top_k", type=values.whole),
-    key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    key("expert_shared_count", "mlp.moe.shared.ffn", type=values.whole, times="expert_feed_forward_length"),
-    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0),
-    key("expert_weights_norm", f"{ROUTER}.normalise", default=False, type=values.flag),
-    key("expert_gating_func", f"{ROUTER}.score", default=1, via=one_of({1: "softmax", 2: "sigmoid"})),
-    decided(GROUPS, [f"{ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=read_groups,
-            values={GROUPS: [(0, 0), (configs.value_of(f"{ROUTER}.groups"), configs.value_of(f"{ROUTER}.group_top_k"))]},
-            why="llama.cpp takes the best groups by the sum of their two best experts, whatever the model"),
-    there("blk.*.exp_probs_b.bias", f"{ROUTER}.correction_bias"),
+    *DENSE_FIRST,
+    *ROUTED,
+    CORRECTED,
+    SHARED_COUNT,
+    score(default=1),
     key("output.weight", "head.tied", default=False, via=one_of({False: True, True: False})),
 ])
 # fmt: on
@@ -377,7 +474,8 @@ class Model:
 
     `of` are the model types of transformers that are converted to it. `experts`: of two models of one architecture, the one with
     experts. `square`: the heads together are as wide as the model, as llama.cpp loads them. `as_many_keys`: there are as many heads
-    of keys as of queries. `fewer_layers_than`: with so many layers llama.cpp loads another model under this name.
+    of keys as of queries. `fewer_layers_than`: with so many layers llama.cpp loads another model under this name. `rounds`: its models are
+    computed with whole ends of yarn's ramp, which they are trained without.
     """
 
     architecture: str
@@ -388,6 +486,7 @@ class Model:
     square: bool = False
     as_many_keys: bool = False
     fewer_layers_than: int | None = None
+    rounds: bool = False
 
     def lacks(self, architecture: Architecture) -> str | None:
         """Why llama.cpp does not load such a model under this name; None where it does."""
@@ -419,7 +518,7 @@ MODELS = [
     Model("qwen2moe",   QWEN2_MOE,  layouts.Tables([weights.MODEL, weights.QWEN2_MOE_LAYER]), ("qwen2_moe",), square=True),
     Model("qwen3moe",   QWEN3_MOE,  layouts.Tables([weights.MODEL, weights.QWEN3_MOE_LAYER]), ("qwen3_moe",)),
     Model("olmoe",      OLMOE,      layouts.Tables([weights.MODEL, weights.OLMOE_LAYER]), ("olmoe",), square=True, as_many_keys=True),
-    Model("olmo2",      OLMO2,      layouts.Tables([weights.MODEL, weights.OLMO2_LAYER]), ("olmo2",), square=True),
+    Model("olmo2",      OLMO2,      layouts.Tables([weights.MODEL, weights.OLMO2_LAYER]), ("olmo2", "olmo3"), square=True),
     Model("gemma",      GEMMA,      layouts.Tables([weights.GEMMA_MODEL, weights.GEMMA_LAYER]), ("gemma",)),
     Model("gemma2",     GEMMA2,     layouts.Tables([weights.GEMMA_MODEL, weights.GEMMA2_LAYER]), ("gemma2",)),
     Model("gemma3",     GEMMA3,     layouts.Tables([weights.GEMMA_MODEL, weights.GEMMA3_LAYER]), ("gemma3_text",)),

@@ -39,8 +39,8 @@ _WHOLE = {
     "context_length": 1,
     **{f"tokenizer.ggml.{name}_token_id": 0 for name in ("bos", "eos", "padding")},
 }
-_ONE_ROW = ".ffn_gate_inp_shexp.weight"
-"""The tensor that has one row in some files, and is a vector in others."""
+_ONE_ROW, _VECTOR = ".ffn_gate_inp_shexp.weight", ".exp_probs_b.bias"
+"""Tensors that have one row in some files, and are vectors in others: the first is read as a row, the second as a vector."""
 
 
 def read(path: str, request: ReadRequest) -> Description:
@@ -83,6 +83,7 @@ def read(path: str, request: ReadRequest) -> Description:
         sidecars={**({} if company.has_tokenizer(beside) else told.files), **beside},
         ledger=ledger,
         hints={"name": str(metadata["general.name"])} if "general.name" in metadata else {},
+        origins={"hf": {"model_type": model.of[0]}},
         losses=[] if company.has_tokenizer(beside) else told.losses,
         evidence=[f"{model.config.name} by general.architecture = {model.architecture!r}"],
     )
@@ -133,6 +134,8 @@ def stored(entry: Entry) -> StoredTensor:
     plain, shape = PLAIN.get(entry.kind.name), entry.shape
     if entry.name.endswith(_ONE_ROW) and len(shape) == 1:
         shape = (1, *shape)
+    if entry.name.endswith(_VECTOR) and len(shape) == 2 and shape[0] == 1:
+        shape = shape[1:]
     if plain is not None:
         return StoredTensor.contiguous(entry.file, plain, shape, entry.offset)
     return numbers_of(entry.kind, entry.name, shape, entry.file, entry.offset)

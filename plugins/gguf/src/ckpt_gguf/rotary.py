@@ -44,13 +44,16 @@ def rotary(
     latent: bool = False,
     loads: Collection[str] = (),
     named: bool = False,
+    unscaled: str = "",
+    truncates: bool = True,
 ) -> configs.Custom:
     """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does. `loads` are the tensors of
     `STRETCHING` that llama.cpp loads of this architecture: of others it refuses a file that has one. `named`: its converter says the
     type of scaling where there is none, too.
 
     `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has the
-    multiplier that enters the scale of the scores (deepseek2).
+    multiplier that enters the scale of the scores (deepseek2). `unscaled`: layers with this thing, a window, have no scaling (olmo2).
+    `truncates`: yarn's ramp ends at whole elements, as llama.cpp has it whatever the model is (ggml_rope_yarn_corr_dims).
     """
     own = tuple(key for key in _KEYS if key != (_WIDTH if latent else _LOG_MULTIPLIER))
 
@@ -66,6 +69,13 @@ def rotary(
         facts[f"{path}.fraction"] = width / size
         for name, value in _scaling_in(config, width, facts[f"{path}.theta"]):
             facts[f"{path}.scaling.{name}"] = value
+        if config.get(_TYPE) == "yarn" and not truncates:
+            facts[f"{path}.scaling.truncate"] = False
+        without = facts.present(unscaled) if unscaled and f"{path}.scaling.kind" in facts else False
+        if without is True:
+            raise CkptError("no layer is without a window, and scaled", found=f"{_TYPE} = {config.get(_TYPE)}")
+        if isinstance(without, schema.PerLayer):
+            facts[f"{path}.scaling?"] = schema.PerLayer(not one for one in without)
         if latent and config.get(_TYPE) == "yarn":
             multiplier = values.checked(_LOG_MULTIPLIER, config.get(_LOG_MULTIPLIER), values.positive)
             # a tenth of it is in the files (conversion/deepseek.py), and its two numbers are always one
@@ -84,6 +94,10 @@ def rotary(
         unsaid = [name for name in ("sections", "interleaved", "axial") if configs.uniform(facts, f"{path}.{name}")]
         if unsaid:
             raise Refusal("no key says how angles are shared out", found=f"{path}.{unsaid[0]}", fact=f"{path}.*")
+        scaled, without = facts.present(f"{path}.scaling"), facts.present(unscaled) if unscaled else False
+        if scaled and _each(scaled, facts) != [not one for one in _each(without, facts)]:
+            which = "layers without a window" if unscaled else "all layers"
+            raise Refusal(f"{which} have the scaling", found=f"{path}.scaling in layers {scaled}", fact=f"{path}.*")
         config[_BASE] = theta
         if not latent:
             config[_WIDTH] = int(width)
@@ -96,6 +110,8 @@ def rotary(
             said = given.get("mscale_all_dim")
             expected = "a number" if latent else "none"
             raise Refusal("llama.cpp has it so", found=f"{path}.scaling.mscale_all_dim = {said}", expected=expected)
+        if not truncates:
+            given.pop("truncate", None)
         said = dict(_scaling_of(given, path, int(width), theta, config.get("context_length")))
         unloaded = [tensor for tensor in STRETCHING if tensor in said and tensor not in loads]
         if unloaded:
@@ -112,7 +128,13 @@ def rotary(
         [f"{path}.*"],
         read=read,
         write=write,
-        uses=[head_dim, "context_length", *([_WIDTH] if latent else [])],
+        uses=[
+            head_dim,
+            "context_length",
+            "layers",
+            *([_WIDTH] if latent else []),
+            *([unscaled, f"{unscaled}?"] if unscaled else []),
+        ],
         why="each kind of scaling has keys of its own, and llama3 and longrope are tensors",
     )
 
@@ -361,7 +383,10 @@ def rotary_by_window(path: str = "attention.rotary", *, window: str = "attention
 
 
 def _slides(facts: Facts, window: str) -> list[bool]:
-    present = facts.present(window)
+    return _each(facts.present(window), facts)
+
+
+def _each(present: bool | schema.PerLayer, facts: Facts) -> list[bool]:
     return list(present) if isinstance(present, schema.PerLayer) else [present] * facts["layers"]
 
 

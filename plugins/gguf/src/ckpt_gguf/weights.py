@@ -73,6 +73,8 @@ SHARED_EXPERT = (
     row("ffn_down_shexp.weight", "h f", "mlp.shared.down.weight"),
 )
 
+OFFSET = row("exp_probs_b.bias", "x", "mlp.router.correction_bias", dtype="fp32")
+
 # One row, which llama.cpp loads as a vector.
 SHARED_GATE = row("ffn_gate_inp_shexp.weight", "1 h", "mlp.shared_gate.weight", dtype="fp32")
 
@@ -122,6 +124,7 @@ MIXTRAL_LAYER = PAIRED_LAYER.without(*MLP).extend(*MIXTRALS_EXPERTS)
 QWEN3_LAYER = LAYER.extend(*QK_NORMS)
 QWEN2_MOE_LAYER = LAYER.without(*MLP).extend(*EXPERTS, *SHARED_EXPERT, SHARED_GATE)
 QWEN3_MOE_LAYER = LAYER.without(*MLP).extend(*EXPERTS, *QK_NORMS)
+DENSE_FIRST_LAYER = QWEN3_LAYER.extend(*EXPERTS, *SHARED_EXPERT, OFFSET)
 OLMOE_LAYER = LAYER.without(*MLP).extend(*EXPERTS, *WHOLE_QK_NORMS)
 OLMO2_LAYER = LAYER.without("attn_norm.weight", "ffn_norm.weight").extend(*OUT_NORMS, *WHOLE_QK_NORMS)
 LAYER_NORM_LAYER = LAYER.extend(*LAYER_NORM_BIASES)
@@ -143,7 +146,7 @@ DEEPSEEK2_LAYER = LAYER.without(*QKV, "attn_output.weight", "attn_output.bias").
     row("attn_k_b.weight",         "g kl dn",                           "attention.k_nope.weight"),
     row("attn_v_b.weight",         "g dv kl",                           "attention.v.weight"),
     row("attn_output.weight",      "h (g dv)",                          "attention.out.weight"),
-    row("exp_probs_b.bias",        "x",                                 "mlp.router.correction_bias", dtype="fp32"),
+    OFFSET,
     *EXPERTS,
     *SHARED_EXPERT,
 )

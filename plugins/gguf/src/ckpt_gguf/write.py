@@ -58,7 +58,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         rewritable, approximated = _with_tanh(rewritable)
         losses += approximated
     rewritten, model, config = choose(rewritable, notes, checkpoint)
-    losses += _unsaid(rewritten, model, config)
+    losses += _unsaid(rewritten, model, config) + _rounded_ramps(rewritten, model)
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
     single_file = request.destination.endswith(SUFFIX)
     path = os.path.basename(request.destination) if single_file else _FILE
@@ -218,6 +218,15 @@ def _unsaid(model: rewrites.Rewritable, chosen: Model, config: Mapping[str, Any]
         return [ledgers.Loss("rounded", ", ".join(different), f"real numbers have 32 bits in the metadata: {values}")]
     why = "the file keeps what follows from it alone, and is read as the same function said otherwise"
     return [ledgers.Loss("unsaid", ", ".join(different)[:200], why)]
+
+
+def _rounded_ramps(model: rewrites.Rewritable, chosen: Model) -> list[ledgers.Loss]:
+    """That llama.cpp rounds the ends of yarn's ramp, where the model does not."""
+    path = "attention.rotary.scaling.truncate"
+    if not chosen.rounds or facts_of(model.architecture).get(path) is not False:
+        return []
+    why = "llama.cpp rounds the ends of yarn's ramp to whole elements in every model, and computes a slightly other one"
+    return [ledgers.Loss("assumed", f"{path} = True", why)]
 
 
 def _rounded(value: Any) -> Any:

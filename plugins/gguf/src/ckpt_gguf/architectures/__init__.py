@@ -10,10 +10,26 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
-from ckpt_gguf.architectures import cohere, granite, nemotron, olmo
+from ckpt_gguf.architectures import (
+    arcee,
+    cohere,
+    ernie,
+    exaone,
+    gpt_oss,
+    granite,
+    hunyuan,
+    jais2,
+    mixtures,
+    nemotron,
+    olmo,
+)
 from ckpt_gguf.config import Model
 
-MODELS: list[Model] = [model for module in (config, granite, cohere, nemotron, olmo) for model in module.MODELS]
+_MODULES = (
+    config, granite, cohere, nemotron, olmo,
+    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2,
+)  # fmt: skip
+MODELS: list[Model] = [model for module in _MODULES for model in module.MODELS]
 """The architectures; of several that hold a model, the first is written."""
 
 

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ckpt_core.sdk import Facts, decided, fact_is, key, layouts, schema, values
+from ckpt_core.sdk import fact_is, key, layouts, values
 from ckpt_gguf import weights
-from ckpt_gguf.config import DENSE, NO_BIASES, Model, norms, windows
+from ckpt_gguf.config import DENSE, NO_BIASES, Model, norms, rotated_with_window, windows
 from ckpt_gguf.rotary import rotary
-
-
-def _read_rotated(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    windowed = facts.present("attention.window")
-    if windowed is not True:
-        facts["attention.rotary?"] = windowed or schema.PerLayer([False] * facts["layers"])
-
 
 # fmt: off
 COMMAND_R = DENSE.replace("command-r",
@@ -32,8 +22,7 @@ COMMAND_R = DENSE.replace("command-r",
 COHERE2 = COMMAND_R.replace("cohere2",
     *windows(4),
     rotary(partial=True, named=True, always=False),
-    decided([], ["attention.rotary?"], read=_read_rotated, values={}, uses=["layers", "attention.window", "attention.rotary.*"],
-            why="the layers with a window rotate, and no others"),
+    rotated_with_window(),
 )
 
 _LAYER = weights.PAIRED_LAYER.without("ffn_norm.weight")
