@@ -10,7 +10,7 @@ from typing import Any
 
 from ckpt_core.engine.cluster import Answer, Cluster, Placed
 
-_PATIENCE = 10.0  # seconds
+_PATIENCE = 5.0  # seconds
 
 
 class DaskCluster(Cluster):
@@ -46,6 +46,8 @@ class DaskCluster(Cluster):
 
     def _from_scheduler(self, question: str, otherwise: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the scheduler answers, if it does: the client itself would wait for it for ever."""
+        if self._client.status != "running":  # it has lost the connection
+            return otherwise
         with contextlib.suppress(OSError, TimeoutError):
             ask = getattr(self._client.scheduler, question)
             return dict(self._client.sync(ask, workers=None, callback_timeout=_PATIENCE))
