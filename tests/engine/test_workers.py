@@ -6,14 +6,16 @@ A worker of another machine is a call in this process, in which paths lead elsew
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import pickle
 import shutil
 import socket
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -687,8 +689,9 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
 class Client:
     """A client of Dask: its workers, and what it is asked to do."""
 
-    def __init__(self) -> None:
-        self.scheduler = types.SimpleNamespace(ncores=lambda **_: {"a": 1, "b": 4}, processing=lambda **_: self.held)
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.scheduler = self
+        self.loop = types.SimpleNamespace(asyncio_loop=loop)
         self.held: dict[str, list[str]] = {}
         self.submitted: list[dict] = []
         self.inner: list[Future] = []
@@ -702,11 +705,13 @@ class Client:
         self.inner.append(Future())
         return self.inner[-1]
 
-    def sync(self, ask, **named):
-        assert named.pop("callback_timeout") < 60, "seconds"
-        if not self.there:
-            raise TimeoutError
-        return ask(**named)
+    async def ncores(self, workers: None) -> dict[str, int]:
+        await asyncio.sleep(0 if self.there else 60)
+        return {"a": 1, "b": 4}
+
+    async def processing(self, workers: None) -> dict[str, list[str]]:
+        await asyncio.sleep(0 if self.there else 60)
+        return self.held
 
 
 class Killed(Exception):
@@ -714,9 +719,16 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(KilledWorker=Killed))
-    return Client()
+    monkeypatch.setattr(dask_cluster, "_PATIENCE", 0.5)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield Client(loop)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def test_dask_is_told_who_is_left_out_and_who_is_asked(client: Client) -> None:
