@@ -19,7 +19,8 @@ from blake3 import blake3
 
 from ckpt_core.addresses import spelled
 from ckpt_core.engine.parts import Parts, Place
-from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_whole
 from ckpt_core.engine.uploads import QUEUE, Uploads
 from ckpt_core.errors import CkptError, UsageError
@@ -29,7 +30,7 @@ from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.bytes.remote import found, localised
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.writable import WritableStore
+from ckpt_core.storage.bytes.remote.writing import WritableStore
 from ckpt_core.storage.bytes.space import drops_space
 
 T = TypeVar("T")
@@ -151,8 +152,8 @@ class Spool(Staging):
         lost = self._uploads.open()
         if lost:
             for transfer in self._plan.transfers:
-                if transfer.name in self.done and not lost.isdisjoint(self._parts.of(transfer)):
-                    del self.done[transfer.name]
+                if transfer.key in self.done and not lost.isdisjoint(self._parts.of(transfer)):
+                    del self.done[transfer.key]
 
     def begin(self, todo: Iterable[Transfer]) -> None:
         """See `Staging`: parts that wait for nothing are sent."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup
-from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the last one is obstore's
 _MARK = "ckpt-plan"  # of an object's own metadata
