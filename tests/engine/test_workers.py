@@ -726,6 +726,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield Client(loop)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result()  # what was cancelled ends
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
