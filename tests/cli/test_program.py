@@ -137,6 +137,16 @@ class TestProgress:
             listen(Progress(done, 100, "x"))
         assert capsys.readouterr().err.splitlines()[-1] == "comparing 55%  5 B/s  9.0 s left"
 
+    def test_a_remark_has_a_line_and_whoever_speaks_first_is_followed_later(self, capsys):
+        times = iter([0.0, 2.0, 3.0, 8.0])
+        listen = PlainListener("converting", lambda: next(times))
+        assert listen.let_speak(), "at 2 s"
+        listen(Progress(10, 100, "x"))
+        listen(Progress(10, 100, "", remark="a worker is left out"))
+        listen(Progress(20, 100, "x"))
+        assert not listen.let_speak()
+        assert capsys.readouterr().err.splitlines() == ["a worker is left out", "converting 20%  2 B/s  40 s left"]
+
 
 class TestWords:
     @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class Check:
         self.source = work / "hf"
         (work / "site").mkdir(exist_ok=True)
         (work / "site" / "sitecustomize.py").write_text(SITE)
-        self.slow = self.worker(SLOW="0.3")
+        self.slow = self.worker(SLOW="0.1")
         self.rows: list[str] = []
         self.failed: list[str] = []
 
@@ -214,7 +214,7 @@ class Check:
                 self.report("none", not unlike, what, 0 if not unlike else 1, "", time.monotonic() - begun)
 
     def _pair(self, name: str, source: Path, options: list[str], address: str | None) -> list[str]:
-        out, kept = self.share / "pair", self.local / name
+        out, kept = self.out, self.local / name
         receipt, kept_receipt = (path.with_name(f"{path.name}.ckpt-receipt.json") for path in (out, kept))
         code, error, _ = self.end(subprocess.Popen(
             self.command(source, out, options, address), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
@@ -278,16 +278,16 @@ class Check:
             os.kill(stopped, signal.SIGCONT)
 
     def all_stand_still(self) -> None:
-        with self.cluster(*[self.slow] * 2) as running:
-            process = self.begin(running.address)
-            self.until_done(3, process)
-            busy = [running.busy()] if self.engine == "ray" else [worker.pid for worker in running.workers]
-            for pid in busy if self.engine == "dask" else [worker.pid for worker in running.workers]:
-                os.killpg(pid, signal.SIGSTOP) if self.engine == "ray" else os.kill(pid, signal.SIGSTOP)
-            time.sleep(75)
-            for worker in running.workers:
-                os.killpg(worker.pid, signal.SIGCONT)
-            self.finished("all stand still for 75 s", process, "no result for 6", what="it says what is awaited, ")
+        """Of Ray the nodes would be taken for dead."""
+        if self.engine == "dask":
+            with self.cluster(*[self.slow] * 2) as running:
+                process = self.begin(running.address)
+                self.until_done(3, process)
+                for sign, seconds in ((signal.SIGSTOP, 75), (signal.SIGCONT, 0)):
+                    for worker in running.workers:
+                        os.kill(worker.pid, sign)
+                    time.sleep(seconds)
+                self.finished("all stand still for 75 s", process, "no result for 6", what="it says what is awaited, ")
 
     def driver_killed(self) -> None:
         for engine in (self.engine, "local"):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,10 +90,13 @@ while ray.cluster_resources().get("CPU", 0) < int(sys.argv[2]):
 """
 
 
+SOCKETS = Path("/tmp/ray/session_latest/sockets")
+
+
 @contextlib.contextmanager
 def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
     """A head without processors, and a node of one for each worker."""
-    calm = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "60"}
+    calm = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
     start = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", "127.0.0.1")
     small = ("--object-store-memory", "100000000")
     for _ in range(4):  # on a busy machine Ray gives up while it starts
@@ -101,23 +104,31 @@ def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
         address = f"127.0.0.1:{port}"
         with Processes() as processes:
             first = ("--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false")
+            SOCKETS.parent.unlink(missing_ok=True)  # of an earlier session
             head = processes.start(work / "head.log", Worker(calm), *start, *small, *first)
-            time.sleep(8)
-            started = [
-                processes.start(
-                    work / f"worker{number}.log", Worker({**calm, **worker.environment}, worker.prefix),
-                    *start, *small, "--address", address, "--num-cpus", 1,
-                )
-                for number, worker in enumerate(workers)
-            ]  # fmt: skip
+            started: list[subprocess.Popen] = []
+            for number, worker in enumerate(workers):
+                # Two that start at once take the same name for their sockets, and one dies of it.
+                _until(lambda number=number: len(list(SOCKETS.glob("raylet*"))) > number)
+                environment = {**calm, **worker.environment}
+                node = (*start, *small, "--address", address, "--num-cpus", 1)
+                started.append(processes.start(work / f"worker{number}.log", Worker(environment, worker.prefix), *node))
             command = [sys.executable, "-c", READY, address, str(len(workers))]
             try:
-                subprocess.run(command, capture_output=True, check=True, timeout=90, env={**os.environ, **calm})
+                subprocess.run(command, capture_output=True, check=True, timeout=150, env={**os.environ, **calm})
             except subprocess.SubprocessError:
                 continue
             yield Running(address, head, started)
             return
     sys.exit("no cluster of Ray starts here")
+
+
+def _until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something holds, and a moment more; after `seconds` no longer."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(2)
 
 
 CLUSTERS = {"dask": dask, "ray": ray}

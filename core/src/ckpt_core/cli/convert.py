@@ -221,11 +221,10 @@ def _run(
     if overwrite or not staging.is_published():
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
-        before = None if engine == "local" else "waiting for the workers"
-        with (
-            progress("converting", before=before) as listener,
-            executor_for(engine, plan.workers, address) as executor,
-        ):
+        # the workers of a cluster take seconds to start
+        clustered = engine in ("ray", "dask")
+        shown = progress("converting", before="waiting for the workers") if clustered else progress("converting")
+        with shown as listener, executor_for(engine, plan.workers, address) as executor:
             plan = fitted(plan, executor, all_workers)
             return run_plan(
                 plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener, spool=spool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ from typing import Any
 
 from ckpt_core.engine.cluster import Answer, Cluster, Placed
 
-_PATIENCE = 10.0  # seconds
+_PATIENCE, _FIRST = 5.0, 60.0  # seconds
 
 
 class DaskCluster(Cluster):
@@ -24,7 +24,7 @@ class DaskCluster(Cluster):
         self._known: Mapping[str, int] = {}
 
     def workers(self) -> Mapping[str, int]:
-        self._known = self._from_scheduler("ncores", self._known)
+        self._known = self._from_scheduler("ncores", self._known, _PATIENCE if self._known else _FIRST)
         return self._known
 
     @property
@@ -41,14 +41,19 @@ class DaskCluster(Cluster):
 
     def holders(self, futures: Iterable[Future]) -> set[str]:
         wanted = {self._keys[future] for future in futures if future in self._keys}
-        held = self._from_scheduler("processing", {})
+        held = self._from_scheduler("processing", {}, _PATIENCE)
         return {worker for worker, keys in held.items() if wanted & set(keys)}
 
-    def _from_scheduler(self, question: str, otherwise: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _from_scheduler(self, question: str, otherwise: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
         """What the scheduler answers, if it does: the client itself would wait for it for ever."""
-        with contextlib.suppress(OSError, TimeoutError):
-            ask = getattr(self._client.scheduler, question)
-            return dict(self._client.sync(ask, workers=None, callback_timeout=_PATIENCE))
+        if self._client.status != "running":  # it has lost the connection
+            return otherwise
+        ask = getattr(self._client.scheduler, question)(workers=None)
+        asked = asyncio.run_coroutine_threadsafe(ask, self._client.loop.asyncio_loop)
+        try:
+            return dict(asked.result(seconds))
+        except (OSError, TimeoutError):
+            asked.cancel()
         return otherwise
 
     def _called(self, worker: str | None, function: Callable, arguments: tuple, how: Mapping[str, object]) -> Placed:

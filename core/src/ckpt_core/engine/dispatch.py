@@ -3,7 +3,7 @@
 What workers do wrong is a `WorkerError`, and none of the run's: what one fails to do is handed over to another, and so is what
 takes one too long. Of a cluster, which names its workers, the one that failed is left out from then on. One that runs other code
 or sees other files is too, where it is one of many; else the cluster is not what the user thinks it is, and he is told. After
-such a failure of the run those that are at work may finish, and what they did counts.
+such a failure of the run what is at hand is done all the same, by the others, and counts.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Workers:
                 for future in done:
                     if (asked := self._asked.pop(future, None)) is not None:
                         fault = self._judge.look(asked, future, todo)
-                        if fault is not None and not self._goes_on(asked, fault):
+                        if fault is not None and not self._goes_elsewhere(asked, fault):
                             self._failure = self._failure or fault.error
                     elif future in (awaited := copies[future]).copies:  # or its twin came at the same moment
                         heard = told = now
@@ -203,28 +203,30 @@ class Workers:
             return found.result
         del awaited.copies[future]
         awaited.failures += 1
-        again = self._goes_on(worker, found) and awaited.failures < _TRIES and not found.final
-        if not again and self._failure is None:
-            self._failure = found.error
-        if self._failure is not None:
+        again = self._goes_elsewhere(worker, found) and awaited.failures < _TRIES and not found.final
+        if not again:
+            self._failure = self._failure or found.error
             self._forget(awaited)
         elif not awaited.copies:
             self._hand_over(awaited)
         return None
 
-    def _goes_on(self, worker: str | None, fault: Fault) -> bool:
-        """Whether other workers may do what this one did not; it is left out if the executor knows it."""
+    def _goes_elsewhere(self, worker: str | None, fault: Fault) -> bool:
+        """Whether others may do what this worker did not; of a cluster it is left out.
+
+        Where too many are no part of the cluster that is a failure of the run, and what is at hand goes elsewhere all the same.
+        """
         if worker is None or self._cluster is None:
             return not fault.lasting
         if fault.lasting:
             self._misfits[worker] = fault.error
-        new = self._cluster.leave_out(worker)
-        if len(self._misfits) * _SPARED > len(self._cluster.workers()) or not self._cluster.left():
-            return False
-        if new and self._failure is None:
+        new, others = self._cluster.leave_out(worker), bool(self._cluster.left())
+        if len(self._misfits) * _SPARED > len(self._cluster.workers()):
+            self._failure = self._failure or fault.error
+        if new and others and self._failure is None:
             place = "" if fault.error.file is None else f" ({fault.error.file})"
             self._tell(f"{fault.error.problem}{place}: {fault.error.found}; it is left out")
-        return True
+        return others
 
     def _with_others(self, failure: Exception) -> Exception:
         """An error about a worker, with what was found at those that are wrong in the same way."""

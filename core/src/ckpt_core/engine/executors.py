@@ -89,7 +89,7 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
     with _connected("dask", address):
         _check_listens(address)
         client = Client(address, **local)
-    with _quiet("distributed", "distributed.client"), client:
+    with _quiet("distributed", "distributed.client", "tornado.application"), client:
         yield DaskCluster(client)
 
 
