@@ -67,8 +67,16 @@ class Parts:
         return (Place(path, number) for number in range(start // size + 1, -(-stop // size) + 1))
 
     def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
-        """Transfers in the order of their places in the files, so that parts fill one after the other."""
-        return sorted(transfers, key=self._place_of)
+        """Transfers in the order of their places in the files, so that parts fill one after the other.
+
+        The pieces of a tensor stay together: where some lie in the files of all ranks and others in that of one, those of the last
+        rank would otherwise come when all other files were full.
+        """
+        places = [(self._place_of(transfer), transfer) for transfer in transfers]
+        first: dict[str, tuple[int, int]] = {}
+        for place, transfer in places:
+            first[transfer.name] = min(place, first.get(transfer.name, place))
+        return [transfer for _, transfer in sorted(places, key=lambda one: (first[one[1].name], one[1].name, one[0]))]
 
     def _place_of(self, transfer: Transfer) -> tuple[int, int]:
         return min(((self._order[path], start) for path, start, _ in _extents(transfer)), default=(0, 0))
