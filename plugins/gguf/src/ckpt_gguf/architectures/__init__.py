@@ -11,6 +11,7 @@ from typing import Any
 from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
 from ckpt_gguf.architectures import (
+    apertus,
     arcee,
     cohere,
     ernie,
@@ -28,7 +29,7 @@ from ckpt_gguf.config import Model
 
 _MODULES = (
     config, granite, cohere, nemotron, olmo,
-    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas,
+    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas, apertus,
 )  # fmt: skip
 MODELS: list[Model] = [model for module in _MODULES for model in module.MODELS]
 """The architectures; of several that hold a model, the first is written."""
