@@ -254,8 +254,8 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def objects(session: nox.Session) -> None:
-    """Checkpoints in buckets, against a whole S3 server on this machine: every golden, every command, and what changes meanwhile."""
-    install(session, *HELPERS, *GROUPS["test"], "obstore", "moto[server]")
+    """Checkpoints in buckets, against a whole S3 server on this machine: every golden, every command, what changes meanwhile, and kills at every part."""
+    install(session, *HELPERS, *GROUPS["test"], "obstore", "boto3", "moto[server]")
     judge(session, "check_objects.py")
 
 

@@ -182,6 +182,7 @@ class TargetBuilder:
         held: Collection[str] = (),
         config: Mapping[str, Any] | None = None,
         single_file: bool = False,
+        carried: Mapping[str, str] | None = None,
     ) -> Target:
         """The target; the rewrites of the model are one of its decisions. See `Target` for the arguments."""
         return Target(
@@ -200,6 +201,7 @@ class TargetBuilder:
             held,
             config or {},
             training=self.training,
+            carried=carried or {},
         )
 
 

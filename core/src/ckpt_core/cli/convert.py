@@ -250,7 +250,7 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("files", *shortened(table((size_text(size), path) for path, size in sizes)))
     page.say("documents", *sorted(target.documents))
     page.say("sidecars", *sorted(target.sidecars))
-    page.say("tensors", f"{len(plan.transfers):,}")
+    page.say("tensors", f"{len(plan.tensors):,}")
     page.say("training", *training_lines(plan))
     each = " in each process" if plan.apart else ""
     page.say("memory", f"at most {memory_text(plan.peak_memory)}{each}, {plural(plan.workers, 'worker')}")
@@ -271,7 +271,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "parallel": plan.target.parallel,
         "fingerprint": receipt.fingerprint,
         "receipt": spelled(receipt.file) if "://" in dst else receipt_path(dst),
-        "tensors": len(plan.transfers),
+        "tensors": len(plan.tensors),
         **({} if plan.target.training is None else {"training": plan.training_json()}),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
         "bytes_read": plan.bytes_read,

@@ -63,7 +63,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
     single_file = request.destination.endswith(SUFFIX)
     path = os.path.basename(request.destination) if single_file else _FILE
-    natives = builder.natives()
+    # copies of a tensor are left out: llama.cpp takes the tensor itself
+    natives = {name: native for name, native in builder.natives().items() if not native.row.copy}
     keeps = request.options.get("quantised") == "keep"
     if keeps and (asked is not None or request.dtype is not None):
         said = "-o type" if asked is not None else "--dtype"

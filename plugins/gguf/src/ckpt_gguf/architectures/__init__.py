@@ -11,11 +11,14 @@ from typing import Any
 from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
 from ckpt_gguf.architectures import (
+    alibi,
     apertus,
     arcee,
     cohere,
     ernie,
     exaone,
+    falcon,
+    glm,
     gpt_oss,
     granite,
     hunyuan,
@@ -24,11 +27,13 @@ from ckpt_gguf.architectures import (
     mixtures,
     nemotron,
     olmo,
+    phi,
+    starcoder,
 )
 from ckpt_gguf.config import Model
 
 _MODULES = (
-    config, granite, cohere, nemotron, olmo,
+    config, granite, cohere, nemotron, olmo, glm, falcon, alibi, phi, starcoder,
     gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas, apertus,
 )  # fmt: skip
 MODELS: list[Model] = [model for module in _MODULES for model in module.MODELS]

@@ -113,6 +113,7 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
         )
     hint = {
         "config": {KEY: said.settings} if said.file.endswith(CONFIG) else {},
+        "said": {said.file: said.key},
         "documents": {name: _text(os.path.join(folder, name)) for name in os.listdir(folder) if name == SIDE_FILE},
     }
     weights, apart = _with_beside(made, left)

@@ -155,8 +155,7 @@ def writable(address: str) -> WritableStore | None:
 
 _WAYS = {
     "hf": "write to a local folder, then: hf upload OWNER/NAME FOLDER",
-    "gs": "write to s3://, with AWS_ENDPOINT_URL=https://storage.googleapis.com and an HMAC key, or to a local folder, then: "
-    "gcloud storage cp --recursive, the receipt last",
+    "gs": "write to a local folder, then: gcloud storage cp --recursive, the receipt last",
     "az": "write to a local folder, then: azcopy copy --recursive, the receipt last",
 }
 
