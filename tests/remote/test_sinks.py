@@ -236,6 +236,9 @@ def test_what_is_there_is_not_touched(model: Path, bucket: Bucket, spool: Path) 
     with pytest.raises(CkptError, match="what lies in the place of an unfinished conversion"):
         bucket.keep(CLAIM, b"[]")
         convert(model, ADDRESS, to="hf")
+    with pytest.raises(CkptError, match="what lies in the place of an unfinished conversion"):
+        bucket.keep(CLAIM, b"[" * 100_000)
+        convert(model, ADDRESS, to="hf")
     assert not bucket.calls and not spool.exists()
 
 
@@ -337,6 +340,7 @@ def test_a_store_that_gives_a_name_twice_is_refused(model: Path, bucket: Bucket)
     bucket.conditions = False
     with pytest.raises(StoreError, match="does not keep what is there from being replaced"):
         convert(model, ADDRESS, to="hf")
+    assert not bucket.uploads and not bucket.objects
 
 
 def test_a_training_is_followed_into_a_bucket(model: Path, bucket: Bucket, tmp_path: Path) -> None:

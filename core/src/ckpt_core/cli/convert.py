@@ -20,7 +20,6 @@ from ckpt_core.cli.output import (
     emit_json,
     memory_text,
     paint,
-    plural,
     say,
     shortened,
     table,
@@ -29,6 +28,7 @@ from ckpt_core.cli.progress import announced, duration_text, progress
 from ckpt_core.cli.usage import peak_memory
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target

@@ -36,6 +36,7 @@ from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
 from ckpt_core.tensors.pieces import PIECE, size_rule
+from ckpt_core.text import plural
 from ckpt_core.training import to_json as training_json
 
 DEFAULT_MEMORY = 256 << 20
@@ -81,7 +82,7 @@ class Plan:
 
     def __repr__(self) -> str:
         sizes = f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write"
-        said = f"{len(self.tensors)} tensors to {len(self.target.files)} files, {sizes}, {len(self.losses)} losses"
+        said = f"{plural(len(self.tensors), 'tensor')} to {len(self.target.files)} files, {sizes}, {len(self.losses)} losses"
         return f"<Plan {self.source.format} {self.source.path} to {self.target.format}: {said}>"
 
     @functools.cached_property
@@ -462,12 +463,22 @@ def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) ->
             beside.setdefault(operand.name.rpartition(".")[2], set()).add(operand.name)
     for what, count in tensors.items():
         yield Loss(
-            "dropped", f"quantisation of {count} tensors", f"{what}: their values are written, and not their codes"
+            "dropped",
+            f"quantisation of {plural(count, 'tensor')}",
+            f"{what}: their values are written, and not their codes",
         )
     for dtype, count in rounded.items():
-        yield Loss("rounded", f"{count} tensors", f"products of codes and scales, to {dtype}; --dtype fp32 keeps them")
+        yield Loss(
+            "rounded",
+            plural(count, "tensor"),
+            f"products of codes and scales, to {dtype}; --dtype fp32 keeps them",
+        )
     for ending, names in sorted(beside.items()):
-        yield Loss("dropped", f"*.{ending}: {len(names)} tensors", "it lies beside codes, and no weight depends on it")
+        yield Loss(
+            "dropped",
+            f"*.{ending}: {plural(len(names), 'tensor')}",
+            "it lies beside codes, and no weight depends on it",
+        )
 
 
 def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> list[Loss]:
@@ -487,7 +498,7 @@ def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> li
         plain = [d for d in transfer.deliveries if d.encoded is None]
         for stored in {d.block.dtype for d in plain if not _holds(d.block.dtype, assembly)}:
             rounded[f"{_value_dtype(assembly)} values stored as {stored}"] += stands_for(transfer.name)
-    return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
+    return [Loss("rounded", plural(count, "tensor"), reason) for reason, count in rounded.items()]
 
 
 def _sums(transfer: Transfer) -> str:

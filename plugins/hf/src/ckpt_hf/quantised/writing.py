@@ -157,7 +157,7 @@ def _kept(checkpoint: Checkpoint, request: WriteRequest, natives: Iterable[layou
     lost = [name for name, blocks in coded.items() if any(block.quantised not in known for block in blocks.values())]
     if lost:
         raise Refusal(
-            f"{len(lost)} tensors can't keep their codes, as the class that is written stores them in another way",
+            f"{errors.plural(len(lost), 'tensor')} can't keep their codes, as the class that is written stores them in another way",
             found=f"{lost[0]} among them",
             fix=f"leave out -o {QUANTISED}={KEEP}, and they are dequantised",
         )
