@@ -194,6 +194,8 @@ def _in_tile(
     if said is None:
         return found(0, 0, "names an axis that it does not have")
     extents, belongs, holds = said
+    if extents == shape == ():
+        return found(0, 0)
     if len(shape) == 1 < len(extents):  # kept flat, as optimizers keep parameters
         belongs = np.ravel_multi_index(tuple(belongs.T), extents)[:, None]
         extents = (math.prod(extents),)
