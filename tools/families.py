@@ -45,7 +45,7 @@ ALIKE = {
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # What the usual models of a family have where the small ones of the tests have a corner: DeepSeek-V2-Lite chooses among all experts,
 # EXAONE 4 of 1.2 billion parameters has no window, Gemma 3 has five layers with one before each without, in SmolLM3 every fourth layer does
-# not rotate, and DeepSeek's yarn has the bounds that its paper has.
+# not rotate, and DeepSeek's yarn has the bounds that its paper has, as gpt-oss's has. Of four layers of the hybrid ones the last has no window.
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -54,7 +54,9 @@ _YARN = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
 }
+_RAMP = dict(_YARN)
 _YARN |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+_OF_FOUR = {"num_hidden_layers": 4, "layer_types": [*[_SLIDING] * 3, _FULL]}
 _TWO_THETAS = {
     _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     _SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
@@ -81,6 +83,24 @@ USUAL: dict[str, dict[str, object]] = {
         "layer_types": [*[_SLIDING] * 5, _FULL],
         "rope_parameters": _TWO_THETAS,
         "query_pre_attn_scalar": 10,
+    },
+    "gpt_oss": {"rope_parameters": {**_RAMP, "rope_theta": 150000.0, "truncate": False}},
+    "ministral3": {"rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.1}},
+    "seed_oss": {"mlp_bias": False},
+    "olmo3": {**_OF_FOUR, "rope_parameters": {_FULL: _RAMP, _SLIDING: {"rope_type": "default", "rope_theta": 10000.0}}},
+    "exaone_moe": {**_OF_FOUR, "mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "afmoe": _OF_FOUR,
+    "dots1": {"sliding_window": None, "layer_types": [_FULL, _FULL], "num_key_value_heads": 12},
+    "jais2": {"num_key_value_heads": 12},
+    "llama4_text": {
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "layer_types": [*["chunked_attention"] * 3, _FULL],
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "moe_layers": [1, 3],
+        "interleave_moe_layer_step": 2,
     },
     "nemotron_h": {"conv_kernel": 4, "n_group": 1},
     "qwen3_5_text": {"attention_bias": False},

@@ -155,6 +155,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "afmoe": ("afmoe", {**DENSE_FIRST, "num_hidden_layers": 5, "head_dim": 64, "sliding_window": 9, "mup_enabled": True, "num_dense_layers": 1,
         "num_shared_experts": 2, "score_func": "sigmoid", "route_norm": True, "global_attn_every_n_layers": 4}),
     "jais2": ("jais2", {**SIZES, "num_key_value_heads": 6}),
+    "apertus": ("apertus", {**SIZES, "num_key_value_heads": 2, "rope_parameters": LLAMA3}),
     "llama4": ("llama4_text", {**SIZES, "head_dim": 64, "num_hidden_layers": 5, "num_local_experts": 8, "num_experts_per_tok": 1, "intermediate_size": 64,
         "intermediate_size_mlp": 128, "interleave_moe_layer_step": 2, "moe_layers": None, "rope_parameters": LLAMA3}),
     "ministral3": ("ministral3", {**SIZES, "head_dim": 64, "sliding_window": None, "rope_parameters": {

@@ -151,6 +151,7 @@ MODELS: dict[str, Architecture] = {
         mlp__moe__experts=10, mlp__moe__ffn=20, mlp__moe__shared__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid",
         mlp__moe__router__on_input=True,
     ),
+    "apertus": example("xielu", **_QK),
     "mistral3": example(
         "llama", attention__temperature__interval=16, attention__temperature__scale=0.1, attention__rotary__scaling__kind="yarn",
         attention__rotary__scaling__factor=4.0, attention__rotary__scaling__original_positions=16, attention__rotary__scaling__beta_fast=24.0,

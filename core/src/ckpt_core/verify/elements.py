@@ -194,6 +194,8 @@ def _in_tile(
     if said is None:
         return found(0, 0, "names an axis that it does not have")
     extents, belongs, holds = said
+    if extents == shape == ():
+        return found(0, 0)
     if len(shape) == 1 < len(extents):  # kept flat, as optimizers keep parameters
         belongs = np.ravel_multi_index(tuple(belongs.T), extents)[:, None]
         extents = (math.prod(extents),)
@@ -230,6 +232,8 @@ class _Element:
         if not {*read.names(), *read.padding_names()} <= {*self.sizes, *self.parts}:
             return None
         found = [self.follow(node) for node in read.dims]
+        if not found:  # a single number
+            return (), np.zeros((len(self.place), 0), np.int64), np.ones(len(self.place), bool)
         shape = tuple(size for size, _, _ in found)
         return shape, np.stack([index for _, index, _ in found], axis=1), np.all([held for _, _, held in found], axis=0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -480,7 +480,8 @@ class Model:
     `of` are the model types of transformers that are converted to it. `experts`: of two models of one architecture, the one with
     experts. `square`: the heads together are as wide as the model, as llama.cpp loads them. `as_many_keys`: there are as many heads
     of keys as of queries. `fewer_layers_than`: with so many layers llama.cpp loads another model under this name. `rounds`: its models are
-    computed with whole ends of yarn's ramp, which they are trained without.
+    computed with whole ends of yarn's ramp, which they are trained without. `listed` are keys of the metadata with a list of one number per
+    layer, which are parameters of this shape: tensor `blk.N.KEY` of the tables.
     """
 
     architecture: str
@@ -492,6 +493,7 @@ class Model:
     as_many_keys: bool = False
     fewer_layers_than: int | None = None
     rounds: bool = False
+    listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def lacks(self, architecture: Architecture) -> str | None:
         """Why llama.cpp does not load such a model under this name; None where it does."""

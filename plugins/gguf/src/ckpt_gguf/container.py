@@ -43,6 +43,8 @@ _WINDOW = 1 << 20
 # type of a value: its number, and how it is packed
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
+_LIST = 12
+"""The bytes before the values of a list: their type, and how many there are."""
 _NAMES = {
     0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32", 7: "bool", 8: "string", 9: "array", 10: "u64", 11: "i64", 12: "f64",
 }  # fmt: skip
@@ -64,12 +66,13 @@ class Entry:
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself. `metadata` are the values by key; `places` are the first byte and the length of each string
-    value, which may be a file of its own: a chat template, a tokenizer."""
+    value, which may be a file of its own: a chat template, a tokenizer. `lists` are the first bytes of the lists of float32 numbers."""
 
     state: disk.FileState
     metadata: dict[str, Any]
     tensors: dict[str, Entry]
     places: dict[str, tuple[int, int]]
+    lists: dict[str, int]
 
 
 def is_container(path: str) -> bool:
@@ -157,17 +160,18 @@ def read_header(path: str) -> Header:
             raise data.wrong(f"the file can't hold so many {what}", f"{count} in {data.left} bytes")
     if tensors > _MOST_TENSORS:
         raise data.wrong("the file has too many tensors", tensors, f"at most {_MOST_TENSORS}")
-    metadata, places = _metadata(data, keys)
+    metadata, places, lists = _metadata(data, keys)
     entries = list(_entries(data, tensors))
     alignment = metadata.get(_ALIGNMENT_KEY, ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
         raise data.wrong(f"{_ALIGNMENT_KEY} is not a power of two", repr(alignment)[:40])
-    return Header(data.state, metadata, _placed(data, entries, alignment), places)
+    return Header(data.state, metadata, _placed(data, entries, alignment), places, lists)
 
 
-def _metadata(data: _Bytes, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+def _metadata(data: _Bytes, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]], dict[str, int]]:
     metadata: dict[str, Any] = {}
     places: dict[str, tuple[int, int]] = {}
+    lists: dict[str, int] = {}
     data.count(count, "its keys alone")
     for _ in range(count):
         key = data.text(_LONGEST_KEY, "the name of a key")
@@ -178,7 +182,14 @@ def _metadata(data: _Bytes, count: int) -> tuple[dict[str, Any], dict[str, tuple
         metadata[key] = _value(data, kind, key)
         if kind == _STRING:
             places[key] = (begin + 8, data.position - begin - 8)
-    return metadata, places
+        elif kind == _ARRAY and _is_of_floats(metadata[key], data.position - begin):
+            lists[key] = begin + _LIST
+    return metadata, places, lists
+
+
+def _is_of_floats(value: list[Any], size: int) -> bool:
+    """Whether a list that takes `size` bytes is one of float32 numbers."""
+    return bool(value) and type(value[0]) is float and size == _LIST + 4 * len(value)
 
 
 def _value(data: _Bytes, kind: int, key: str) -> Any:
@@ -299,11 +310,13 @@ class Typed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A file that is known but for its data: its size, its header, and the byte at which the data of each tensor begins."""
+    """A file that is known but for its data: its size, its header, and the byte at which the data of each tensor begins, and each list of
+    real numbers in the header."""
 
     size: int
     header: bytes
     offsets: dict[str, int]
+    lists: dict[str, int]
 
 
 def plan_file(tensors: Mapping[str, tuple[Kind, tuple[int, ...]]], metadata: Mapping[str, Any]) -> Plan:
@@ -313,8 +326,13 @@ def plan_file(tensors: Mapping[str, tuple[Kind, tuple[int, ...]]], metadata: Map
     and for rows that do not hold whole blocks.
     """
     parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    position, lists = len(parts[0]) + len(parts[1]), {}
     for key, value in metadata.items():
-        parts += [_text(key), *_typed(key, value)]
+        said = [_text(key), *_typed(key, value)]
+        if isinstance(value, list) and value and type(value[0]) is float:
+            lists[key] = position + len(said[0]) + 4 + _LIST
+        parts += said
+        position += sum(map(len, said))
     end, starts = 0, {}
     for name, (kind, shape) in tensors.items():
         if len(name.encode()) > _LONGEST_NAME or not 0 < len(shape) <= _MOST_DIMENSIONS:
@@ -331,7 +349,7 @@ def plan_file(tensors: Mapping[str, tuple[Kind, tuple[int, ...]]], metadata: Map
     header = b"".join(parts)
     header += bytes(-len(header) % ALIGNMENT)
     size = len(header) + _aligned(end, ALIGNMENT)
-    return Plan(size, header, {name: len(header) + start for name, start in starts.items()})
+    return Plan(size, header, {name: len(header) + start for name, start in starts.items()}, lists)
 
 
 def _text(text: str) -> bytes:

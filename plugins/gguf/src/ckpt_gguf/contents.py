@@ -17,6 +17,7 @@ GENERAL = ledgers.Contents(
         "general.type": "architecture",
         "general.*": ledgers.PROVENANCE,
         "split.*": "parts of the model",
+        "xielu.*": "weights",
         "quantize.*": ledgers.PROVENANCE,
     }
 )

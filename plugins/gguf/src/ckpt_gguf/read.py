@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     architecture_of,
     company,
     disk,
+    dtypes,
     ledgers,
     reading,
     values,
@@ -70,7 +71,9 @@ def read(path: str, request: ReadRequest) -> Description:
         ledger.left(TOKENIZER, files.first, *left)
     single = any(fnmatch.fnmatchcase(name, "blk.*.ffn_gate.*.weight") for name in files.tensors)
     choices = {"experts": "single" if single else "stacked"} if model.experts else {}
-    tensors = {name: stored(entry) for name, entry in files.tensors.items()}
+    tensors = {name: stored(entry) for name, entry in files.tensors.items()} | dict(
+        listed(files, model, facts["layers"])
+    )
     return Description(
         architecture=architecture_of(facts, files.first),
         tables=model.tables,
@@ -143,6 +146,21 @@ def stored(entry: Entry) -> StoredTensor:
     if plain is not None:
         return StoredTensor.contiguous(entry.file, plain, shape, entry.offset)
     return numbers_of(entry.kind, entry.name, shape, entry.file, entry.offset)
+
+
+def listed(files: Files, model: Model, layers: int) -> Iterator[tuple[str, StoredTensor]]:
+    """The parameters that lie in lists of the metadata, one number per layer."""
+    header = files.headers[0]
+    for key, shape in model.listed.items():
+        numbers = header.metadata.get(key)
+        if key not in header.lists or not isinstance(numbers, list) or len(numbers) != layers:
+            expected = f"{layers} float32 numbers, one per layer"
+            raise FormatError(
+                f"key {key!r} is no list of parameters", file=files.first, found=str(numbers)[:60], expected=expected
+            )
+        for layer in range(layers):
+            place = header.lists[key] + 4 * layer
+            yield f"blk.{layer}.{key}", StoredTensor.contiguous(files.first, dtypes.FP32, shape, place)
 
 
 def companions(path: str) -> dict[str, company.Sidecar]:

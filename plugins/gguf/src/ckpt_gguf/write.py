@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,13 +73,21 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     kinds = {name: kind_kept(kept.get(name)) or kind_of(native, builder, asked) for name, native in natives.items()}
     stretching = {name: np.array(config[name], "<f4") for name in STRETCHING if name in config}
     specs = {name: (F32, values.shape) for name, values in stretching.items()}
-    specs |= {name: (kinds[name], native.shape) for name, native in natives.items()}
+    listed = {name: place for name in natives if (place := _listed(name, model)) is not None}
+    specs |= {name: (kinds[name], native.shape) for name, native in natives.items() if name not in listed}
     metadata = _metadata(model, config, list(kinds.values()), request, checkpoint)
-    plan = plan_file(specs, {**vocabulary.metadata, **metadata})
-    literals = [(0, plan.header), *((plan.offsets[name], values.tobytes()) for name, values in stretching.items())]
+    numbers_of_layers = {
+        key: [0.0] * (1 + max(layer for _, layer in listed.values())) for key in model.listed if listed
+    }
+    plan = plan_file(specs, {**vocabulary.metadata, **metadata, **numbers_of_layers})
+    places = {name: plan.lists[key] + 4 * layer for name, (key, layer) in listed.items()}
+    literals = [
+        *_between(plan.header, places.values()),
+        *((plan.offsets[name], values.tobytes()) for name, values in stretching.items()),
+    ]
     builder.files.append(disk.OutputFile(path, plan.size, tuple(sorted(literals))))
     for name, native in natives.items():
-        kind, offset = kinds[name], plan.offsets[name]
+        kind, offset = kinds[name], places[name] if name in places else plan.offsets[name]
         if kind.name in PLAIN:
             builder.place(native, path, offset, PLAIN[kind.name])
         else:
@@ -99,6 +107,22 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         config=metadata,
         single_file=single_file,
     )
+
+
+def _listed(name: str, model: Model) -> tuple[str, int] | None:
+    """The key of the metadata that a parameter is a number of, and which; None for a tensor."""
+    _, layer, key = (*name.split(".", 2), "", "")[:3]
+    return (key, int(layer)) if key in model.listed else None
+
+
+def _between(header: bytes, places: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """The bytes of a header but for the numbers at these places, which are parameters."""
+    begin = 0
+    for place in sorted(places):
+        if place > begin:
+            yield begin, header[begin:place]
+        begin = place + 4
+    yield begin, header[begin:]
 
 
 def asked_kind(request: WriteRequest) -> Kind | None:

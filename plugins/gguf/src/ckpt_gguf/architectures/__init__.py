@@ -12,6 +12,7 @@ from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
 from ckpt_gguf.architectures import (
     alibi,
+    apertus,
     arcee,
     cohere,
     ernie,
@@ -33,7 +34,7 @@ from ckpt_gguf.config import Model
 
 _MODULES = (
     config, granite, cohere, nemotron, olmo, glm, falcon, alibi, phi, starcoder,
-    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas,
+    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas, apertus,
 )  # fmt: skip
 MODELS: list[Model] = [model for module in _MODULES for model in module.MODELS]
 """The architectures; of several that hold a model, the first is written."""
