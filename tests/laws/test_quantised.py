@@ -93,7 +93,7 @@ def test_a_scale_that_is_no_number_is_named(numbers) -> None:
     stored = quantised.tensor(BF16, expected.shape)
     changed = [files[0], FileState.of(path)]
     assert _read(stored, changed, ((0, 1), (0, PER), (0, COLUMNS))).size  # the scale of the rows behind these
-    with pytest.raises(FormatError, match="'scales' has 1 scales that are no numbers"):
+    with pytest.raises(FormatError, match="'scales' has scales that are no numbers"):
         _read(stored, changed, ((0, 1), (0, PER + 1), (0, COLUMNS)))
 
 

@@ -18,6 +18,7 @@ _NORMALISED = {"mlp__moe__router__normalise": True}
 _UNSHARED = {"mlp__moe__shared": ABSENT}
 _EPS = {f"{norm}__eps": 1e-6 for norm in ("attention__norm", "mlp__norm", "final_norm")}
 _GEMMA = {"mlp__activation": Activation.GELU_TANH, "attention__scale": ABSENT, "tokens__scale": 132**0.5, **_EPS}
+_LATER = PerLayer((False, True, True, True, True, True))
 _MULTIPLIED = {"tokens__scale": 6.5, "residual_scale": 0.25, "attention__scale": 0.125, "head__scale": 0.25}
 _COHERE = {
     "parallel": True,
@@ -31,8 +32,10 @@ _UNWEIGHTED = {
     for norm in _EPS
     for name, value in (("kind", "layer"), ("weight", False))
 }
+_UNBIASED = {
+    **{f"attention__{part}_bias": False for part in ("q", "k", "v", "out")}, "mlp__up_bias": False, "mlp__down_bias": False,
+}  # fmt: skip
 _OF_FOUR = PerLayer((True, True, True, False, True, True))
-_LATER = PerLayer((False, True, True, True, True, True))
 _OUT = {
     f"{norm}__{name}": value
     for norm in ("attention__out_norm", "mlp__out_norm")
@@ -86,6 +89,22 @@ MODELS: dict[str, Architecture] = {
         **{f"{norm.removesuffix('__eps')}__zero_centred": True for norm in _EPS},
     ),
     "olmo": example("llama", hidden=_HIDDEN, **_UNWEIGHTED),
+    "chatglm": example("qwen", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),
+    "glm4": example(
+        "qwen", attention__rotary__fraction=_FRACTION,
+        **{f"{norm}__{name}": value for norm in ("attention__out_norm", "mlp__out_norm") for name, value in (("kind", "rms"), ("eps", 1e-5))},
+    ),
+    "glm4moe": example("predicting", attention__rotary__fraction=_FRACTION, **_QK, **_SIGMOID),
+    "falcon": example(
+        "neox", hidden=_HIDDEN, attention__groups=4, shared_norm=True, mlp__norm=ABSENT, attention__rotary__fraction=ABSENT, **_UNBIASED
+    ),
+    "falcon, of two norms": example("neox", hidden=_HIDDEN, attention__groups=4, attention__rotary__fraction=ABSENT, **_UNBIASED),
+    "bloom": example("bloom", hidden=_HIDDEN),
+    "mpt": example("bloom", hidden=_HIDDEN, tokens__norm=ABSENT, **_UNBIASED, **{f"{norm.removesuffix('__eps')}__bias": False for norm in _EPS}),
+    "phi2": example(
+        "neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, shared_norm=True, mlp__norm=ABSENT, head__bias=True,
+    ),
+    "starcoder": example("gpt2", hidden=_HIDDEN, attention__groups=1),
     "deepseek2": example(
         "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
         mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
@@ -121,6 +140,21 @@ MODELS: dict[str, Architecture] = {
     "afmoe": example(
         "llama", tokens__scale=132**0.5, attention__out_gate=True, attention__window=16, **_QK, **_OUT, **_SIGMOID,
         **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
+    ),
+    "hy_v3": example("llama", **_QK, **{**_SIGMOID, "mlp__ffn?": PerLayer((True, False) * 3), "mlp__moe?": PerLayer((False, True) * 3)}),
+    "llama4": example(
+        "llama", attention__chunk=8192, **_QK, attention__qk_norm__weight=False, attention__qk_norm_after_rotary=_OF_FOUR,
+        attention__temperature__interval=8192, attention__temperature__scale=0.1, attention__temperature__shift=1,
+        **{"attention__rotary?": _OF_FOUR, "attention__chunk?": _OF_FOUR, "attention__qk_norm?": _OF_FOUR,
+           "attention__temperature?": PerLayer(not one for one in _OF_FOUR),
+           "mlp__ffn?": PerLayer((True, False) * 3), "mlp__moe?": PerLayer((False, True) * 3)},
+        mlp__moe__experts=10, mlp__moe__ffn=20, mlp__moe__shared__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid",
+        mlp__moe__router__on_input=True,
+    ),
+    "mistral3": example(
+        "llama", attention__temperature__interval=16, attention__temperature__scale=0.1, attention__rotary__scaling__kind="yarn",
+        attention__rotary__scaling__factor=4.0, attention__rotary__scaling__original_positions=16, attention__rotary__scaling__beta_fast=24.0,
+        attention__rotary__scaling__beta_slow=2.0,
     ),
     "jais2": example("neox", hidden=_HIDDEN, attention__rotary__fraction=1.0, parallel=False, mlp__activation=Activation.RELU_SQUARED),
 }  # fmt: skip

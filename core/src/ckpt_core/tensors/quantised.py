@@ -16,6 +16,7 @@ from ckpt_core.storage.dtypes import BY_NAME, DType, decode, encode
 from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Operand, Quantised, contiguous_strides
 from ckpt_core.tensors.strided import ReadInto
+from ckpt_core.text import plural
 
 _PIECE = 1 << 18
 """How many numbers are computed at a time, but for a single row: they stay in the cache from the codes to the rounded values."""
@@ -87,9 +88,9 @@ def _finite(raw: np.ndarray, operand: Operand) -> np.ndarray:
     if not np.isfinite(scales).all():
         wrong = scales[~np.isfinite(scales)]
         raise FormatError(
-            f"tensor {operand.name!r} has {wrong.size} scales that are no numbers",
+            f"tensor {operand.name!r} has scales that are no numbers",
             file=operand.stored.file,
-            found=f"{wrong[0]:g} among those that are read together",
+            found=f"{plural(wrong.size, 'such scale')} among those that are read together, the first {wrong[0]:g}",
             expected="finite scales",
             fix="the file is damaged, or its quantiser divided by zero: copy it again, or quantise the model again",
         )

@@ -37,6 +37,10 @@ class SourceFiles:
         self._norms: dict[str, np.ndarray] = {}
         self._sound: set[Record] = set()
 
+    def __reduce__(self) -> tuple[type[SourceFiles], tuple[list[FileState]]]:
+        """To another process the states go alone: it opens the files itself."""
+        return SourceFiles, (list(self._states.values()),)
+
     def remote_states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What those of these files that lie in a store were when the plan was made."""
         states = (self._states[path] for path in sorted(paths) if path in self._states)

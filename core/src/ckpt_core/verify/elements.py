@@ -114,7 +114,7 @@ class _Part:
 def _named(parameter: str, canonical: str) -> tuple[str, str | None]:
     """What stands before a row's canonical name in a parameter's, and the part that it is."""
     before, part, after = canonical.partition("{part}")
-    match = re.fullmatch(rf"(.*?){re.escape(before)}{'(.+)' if part else '()'}{re.escape(after)}", parameter)
+    match = re.fullmatch(rf"(.*?){re.escape(before)}{'([^.]+)' if part else '()'}{re.escape(after)}", parameter)
     return (match[1], match[2] or None) if match else ("", None)
 
 

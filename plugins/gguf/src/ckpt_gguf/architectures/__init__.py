@@ -11,23 +11,29 @@ from typing import Any
 from ckpt_core.sdk import CkptError, Facts
 from ckpt_gguf import config
 from ckpt_gguf.architectures import (
+    alibi,
     arcee,
     cohere,
     ernie,
     exaone,
+    falcon,
+    glm,
     gpt_oss,
     granite,
     hunyuan,
     jais2,
+    llamas,
     mixtures,
     nemotron,
     olmo,
+    phi,
+    starcoder,
 )
 from ckpt_gguf.config import Model
 
 _MODULES = (
-    config, granite, cohere, nemotron, olmo,
-    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2,
+    config, granite, cohere, nemotron, olmo, glm, falcon, alibi, phi, starcoder,
+    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas,
 )  # fmt: skip
 MODELS: list[Model] = [model for module in _MODULES for model in module.MODELS]
 """The architectures; of several that hold a model, the first is written."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup
-from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the last one is obstore's
 _MARK = "ckpt-plan"  # of an object's own metadata
@@ -24,7 +24,21 @@ _TIMEOUT = 60  # seconds without a byte
 _SMALL = 64 << 20
 _NO_UPLOAD = ("NoSuchUpload",)
 _NO_OBJECT = ("NoSuchKey", "404", "NotFound")
-_PASSING = ("RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "InternalError", "ServiceUnavailable", "Throttling")
+_PASSING = (
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+    "Throttling",
+    "BadDigest",
+)
+# What boto3 raises before it asks: nothing is there, half of it, a profile or a token is missing, or nobody renews it.
+_NOT_ALLOWED = (
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
+    "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
+)  # fmt: skip
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 _CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
 _RIGHTS = "s3:PutObject, s3:GetObject, s3:ListBucket, s3:AbortMultipartUpload, s3:ListMultipartUploadParts and s3:DeleteObject"
 
@@ -162,17 +176,20 @@ class S3:
             yield
         except library.ClientError as error:
             raise self._meaning(error, address) from None
-        except (library.NoCredentialsError, library.PartialCredentialsError) as error:
-            raise StoreError(
-                "there are no credentials to write there",
-                file=address,
-                found=_said(error),
-                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, then repeat the command: what is done is kept",
-            ) from None
+        except tuple(getattr(library, name) for name in _NOT_ALLOWED) as error:
+            raise self._without(address, _said(error)) from None
         except (library.HTTPClientError, library.IncompleteReadError) as error:
             raise Hiccup(_said(error)) from None
         except (library.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
             raise StoreError("the store can't be asked", file=address, found=_said(error)) from None
+
+    def _without(self, address: str, said: str) -> StoreError:
+        return StoreError(
+            "there are no credentials to write there",
+            file=address,
+            found=said,
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, then repeat the command: what is done is kept",
+        )
 
     def _meaning(self, error: Any, address: str) -> Exception:
         answer, status = error.response["Error"], error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -187,6 +204,8 @@ class S3:
             return Taken(said)
         if code in _PASSING or code in _CONFLICTS or status in (408, 429) or (status >= 500 and status != 501):
             return Hiccup(said)
+        if code in _EXPIRED:
+            return self._without(address, said)
         if status in (401, 403):
             return StoreError(
                 "the store does not let you do this",
