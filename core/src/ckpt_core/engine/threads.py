@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.tensors.source import SourceFiles
 
