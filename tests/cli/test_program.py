@@ -70,7 +70,7 @@ class TestEndings:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_an_interrupted_conversion_continues(self, ckpt, model, tmp_path, monkeypatch, number, code):
         @contextlib.contextmanager
-        def impatient(verb):
+        def impatient(verb, **_):
             yield lambda event: signal.raise_signal(number)
 
         command = ("convert", model, tmp_path / "out", "--to", "toy")

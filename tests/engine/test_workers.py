@@ -25,6 +25,7 @@ import pytest
 from ckpt_core import convert, plan_conversion
 from ckpt_core.engine import cluster, dask_cluster, dispatch, executors, judging, plan, ray_cluster, software, worker
 from ckpt_core.engine.run import run_plan
+from ckpt_core.engine.states import KnownStates
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_tests import tiny
@@ -495,7 +496,9 @@ def test_a_task_does_not_carry_the_files_of_the_source(model: Path, tmp_path: Pa
     assert len(sizes) == TENSORS and max(sizes) < 3000, "bytes"
 
 
-def test_states_of_another_run_are_not_believed(model: Path, tmp_path: Path) -> None:
+def test_states_of_another_run_are_not_believed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_KNOWN", KnownStates())  # a worker reads the states of a run once
+
     def changed() -> AbstractContextManager:
         staging = staging_of(tmp_path / "run")
         (staging / "sources").write_text((staging / "sources").read_text().replace("0", "1"))

@@ -182,6 +182,14 @@ def test_a_checkpoint_is_started_where_it_lies_on_its_own_ranks(tmp_path) -> Non
     assert step[step.index("--load") + 1] == str(out) and step[step.index("--ckpt-step") + 1] == "7"
 
 
+@pytest.mark.parametrize("version", ["0.2", "0.6"])
+def test_an_output_is_started_as_it_was_written(version, tmp_path) -> None:
+    """Files of two versions may be alike: the receipt says which one was asked for."""
+    source = write_ir(tmp_path / "ir", example("llama"))
+    convert(source, tmp_path / "run", to="megatron-bridge", options={"bridge_version": version})
+    assert launch_of(tmp_path / "run").framework == f"Megatron-Bridge {version}"
+
+
 @pytest.mark.parametrize("names", ["legacy", "mcore"])  # files of ranks, and a distributed folder
 def test_what_lightning_saved_is_started_where_it_lies(tmp_path, names) -> None:
     write_ir(tmp_path / "m", example("llama", **{"attention.groups": 12}))

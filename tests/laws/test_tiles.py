@@ -17,7 +17,7 @@ from ckpt_core.storage.bytes.files import pread_into, pwrite_all
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 from ckpt_core.tensors.assembly import Shard, flat_tile, tiles_exactly
-from ckpt_core.tensors.boxes import boxes, tile_view
+from ckpt_core.tensors.boxes import boxes, stored_view, tile_view, within
 from ckpt_core.tensors.strided import read_box, write_box
 from ckpt_tests.packing import points
 
@@ -102,6 +102,29 @@ def test_a_tile_view_shows_the_tile_inside_a_box(tile: Tile, data: st.DataObject
         parts = [part for one in parts for part in one.cut_canonical(axis, *bounds)]
     for part in parts:
         assert list(tile_view(inside, part, box).reshape(-1)) == [whole[canonical] for canonical, _ in points(part)]
+
+
+@given(tiles(), st.data())
+def test_a_stored_view_has_the_elements_of_a_tile_in_the_order_of_the_file(tile: Tile, data: st.DataObject) -> None:
+    shape = [1 + max(canonical[axis] for canonical, _ in points(tile)) for axis in range(len(tile.canonical_base))]
+    whole = np.arange(math.prod(shape)).reshape(shape)
+    box = tuple(sorted((data.draw(st.integers(0, size)), data.draw(st.integers(0, size)))) for size in shape)
+    box = tuple((low, high) for low, high in box)
+    inside = np.ascontiguousarray(whole[tuple(slice(*bounds) for bounds in box)])
+    reach = [1 + max(native[dim] for _, native in points(tile)) for dim in range(len(tile.native_base))]
+    flat = flat_tile(tile, contiguous_strides(tuple(reach)))
+    seen = {}
+    for part in within(flat, box):
+        view, strides = stored_view(inside, part, box)
+        assert list(strides) == sorted(strides, reverse=True)
+        for index in np.ndindex(*view.shape):
+            place = part.native_base[0] + sum(i * step for i, step in zip(index, strides, strict=True))
+            assert place not in seen
+            seen[place] = view[index]
+    covered = [all(low <= i < high for i, (low, high) in zip(place, box, strict=True)) for place, _ in points(flat)]
+    assert seen == {
+        native[0]: whole[place] for (place, native), is_inside in zip(points(flat), covered, strict=True) if is_inside
+    }
 
 
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(1, 40))

@@ -39,7 +39,7 @@ from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, format_names, launched, require
 from ckpt_core.plugins.request import typed_options
 from ckpt_core.reading import checkpoint_at
-from ckpt_core.receipt import Receipt
+from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
@@ -456,8 +456,7 @@ def launch_of(
     source_options, target_options = split_options(options_of(options), reader, writer)
     checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
     typed = typed_options(writer.info, target_options, "write")
-    hints = checkpoint.provenance.hints
-    found = {**checkpoint.parallel, **{name: hints.get(name) for name in ("container", "iteration")}} if own else {}
+    found = {**checkpoint.parallel, **_as_it_lies(checkpoint, local)} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
@@ -467,6 +466,14 @@ def launch_of(
     assert launch is not None  # _is_trained
     launch.check()
     return launch
+
+
+def _as_it_lies(checkpoint: Checkpoint, path: str) -> dict[str, Any]:
+    """By which options of its format a checkpoint is written as it is: what its receipt says that was decided, else what its files say."""
+    hints = checkpoint.provenance.hints
+    receipt = find_receipt(path) if checkpoint.provenance.recorded else None
+    decided = {} if receipt is None else dict(receipt.decisions)
+    return {**{name: hints.get(name) for name in ("container", "iteration")}, **decided}
 
 
 def _is_trained(plugin: Plugin) -> bool:

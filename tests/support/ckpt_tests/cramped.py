@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckpt_core import convert
-from ckpt_core.engine import dispatch
+from ckpt_core.engine import threads
 
 MOVED: list[str] = []
 ROOM, LARGE = 24 << 10, 64 << 20  # bytes: for some more of the tensors of the model, and for all of everything
@@ -38,7 +38,7 @@ def obey_permissions() -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
-def counted(transfer, source, sink, original=dispatch.run_transfer):
+def counted(transfer, source, sink, original=threads.run_transfer):
     MOVED.append(transfer.name)
     return original(transfer, source, sink)
 
@@ -66,7 +66,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     folder = Path(asked["folder"])
     destination = folder / "run"
-    dispatch.run_transfer = counted
+    threads.run_transfer = counted
 
     def conversion(listener: Callable[[object], None] | None = None) -> None:
         convert(asked["source"], destination, **asked["arguments"], workers=1, listener=listener)

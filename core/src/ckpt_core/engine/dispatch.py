@@ -1,4 +1,4 @@
-"""Handing transfers to threads of this process, or to the workers of an executor, and again where nothing good comes back.
+"""Handing transfers to the workers of an executor, and again where nothing good comes back.
 
 What workers do wrong is a `WorkerError`, and none of the run's: what one fails to do is handed over to another, and so is what
 takes one too long. Of a cluster, which names its workers, the one that failed is left out from then on. One that runs other code
@@ -8,18 +8,16 @@ such a failure of the run those that are at work may finish, and what they did c
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
     Future,
-    ThreadPoolExecutor,
     wait,
 )
 from dataclasses import dataclass, field
@@ -30,7 +28,8 @@ from ckpt_core.engine.judging import Done, Fault, Judge
 from ckpt_core.engine.pages import write_edges
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
+from ckpt_core.engine.threads import Finished
+from ckpt_core.engine.transfer import Result
 from ckpt_core.engine.worker import Run, Task, look, perform
 from ckpt_core.errors import CkptError, Lines, WorkerError
 from ckpt_core.tensors.source import SourceFiles
@@ -44,31 +43,6 @@ _TWINS = 2
 _TRIES = 3
 _SPARED = 10  # of so many workers one may be no part of the cluster
 _SMALL = 16 << 20  # of less, the bytes are not what takes the time
-_FEW = 1 << 20  # bytes: fewer are moved before threads have been started
-
-Finished = Generator[tuple[Transfer, Result], None, None]
-"""Transfers in the order in which they were finished."""
-
-
-def in_threads(todo: Sequence[Transfer], source: SourceFiles, sink: TargetFiles, workers: int) -> Finished:
-    """Carry out transfers in threads of this process, or in this one where there is little to do; the first error ends it."""
-    if sum(transfer.bytes_read for transfer in todo) < _FEW:
-        yield from ((transfer, run_transfer(transfer, source, sink)) for transfer in todo)
-        return
-    waiting = iter(todo)
-    running: dict[Future, Transfer] = {}
-    with ThreadPoolExecutor(workers, "transfer") as pool:
-        try:
-            while True:
-                for transfer in itertools.islice(waiting, 2 * workers - len(running)):
-                    running[pool.submit(run_transfer, transfer, source, sink)] = transfer
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        finally:
-            for future in running:
-                future.cancel()
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 
 from ckpt_core.engine.cluster import Cluster
 from ckpt_core.engine.dask_cluster import DaskCluster
@@ -39,7 +40,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     if engine == "local":
         yield None
     elif engine == "processes":
-        with _started_safely(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with _started_safely(), ProcessPoolExecutor(workers, _forked_from_a_server()) as pool:
             yield pool
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
@@ -55,6 +56,13 @@ def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
         return plan
     size = sum(executor.workers().values())
     return plan.spread(max(1, size) if whole else plan.workers, executor.threads)
+
+
+def _forked_from_a_server() -> BaseContext:
+    """How processes are started: one is, which imports what a worker needs, and the others are copies of that."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.worker"])
+    return context
 
 
 @contextlib.contextmanager

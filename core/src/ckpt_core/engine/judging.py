@@ -17,8 +17,9 @@ from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
+from ckpt_core.engine.staging import KEPT
 from ckpt_core.engine.transfer import Result, run_transfer
-from ckpt_core.engine.worker import KEPT, Report, Sample
+from ckpt_core.engine.worker import Report, Sample
 from ckpt_core.errors import CkptError, FormatError, WorkerError
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.bytes.stored import read_range

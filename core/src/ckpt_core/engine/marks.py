@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 
 from ckpt_core.storage.bytes.files import Folder
 
@@ -17,7 +16,7 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 def new_mark() -> str:
     """A name for a mark."""
-    return f"{MARK}{secrets.token_hex(8)}"
+    return f"{MARK}{os.urandom(8).hex()}"
 
 
 def begin(staging: Folder, mark: str, who: str) -> None:
@@ -27,7 +26,7 @@ def begin(staging: Folder, mark: str, who: str) -> None:
 
 def end(staging: Folder, mark: str) -> str:
     """Say that it is done, by a secret that nobody had before; returns it."""
-    secret = secrets.token_hex(16)
+    secret = os.urandom(16).hex()
     _append(staging, mark, f"{secret}\n")
     return secret
 

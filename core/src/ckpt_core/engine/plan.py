@@ -44,7 +44,7 @@ _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
 _INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a small plan takes
 # What planning takes for each block read or written, and for each piece of a file that is known already: measured by
 # benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
-_PER_BLOCK, _PER_LITERAL = 1100, 1400
+_PER_BLOCK, _PER_LITERAL = 1100, 250
 _PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 
@@ -282,12 +282,13 @@ def _budget(memory: int, taken: int, together: int) -> int:
 def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     """About the most bytes that a process holds to make and to keep a plan, without the buffers that move the data."""
     blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.moved.values())
-    literals = [len(data) for file in target.files for _, data in file.literals]
+    literals = [data for file in target.files for _, data in file.literals]
+    known = sum({id(data): len(data) for data in literals}.values())  # torch files that are alike share theirs
     excerpts = sum(1 for _ in _excerpts(target))
     documents = sum(map(len, target.documents.values()))
     cut = sum(one.parameter.elements * one.dtype.size // PIECE for one in target.moved.values())
     each = _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + _PER_PIECE * cut
-    return _INTERPRETER + each + sum(literals) + documents
+    return _INTERPRETER + each + known + documents
 
 
 def _copied_files(source: Checkpoint, target: Target) -> list[FileState]:

@@ -12,12 +12,11 @@ from blake3 import blake3
 
 from ckpt_core.engine.completion import Completion
 from ckpt_core.engine.destination import check_destination, room_for, staging_at
-from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
-from ckpt_core.engine.staging import Staging, boot_id
+from ckpt_core.engine.staging import KEPT, Staging, boot_id
+from ckpt_core.engine.threads import in_threads
 from ckpt_core.engine.transfer import TargetFiles, digests_of
-from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.receipt.make import make_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_beside
@@ -112,6 +111,9 @@ def _transfer_all(
             def tell(remark: str) -> None:
                 if listener is not None:
                     listener(Progress(written, total, "", remark))
+
+            from ckpt_core.engine.dispatch import Workers  # it reads its own sources, to know what code it runs
+            from ckpt_core.engine.worker import Run
 
             run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
             finished = Workers(executor, run, source, tell).carry_out(todo, 2 * plan.workers)

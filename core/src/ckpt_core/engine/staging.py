@@ -25,7 +25,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -48,6 +47,7 @@ from ckpt_core.storage.bytes.output import OutputFile
 
 SUFFIX = UNFINISHED
 TOKEN = "token"
+KEPT = "then repeat the same command: what is done is kept"
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
@@ -76,7 +76,7 @@ class Staging:
         self.folder = folder or self.destination + SUFFIX
         self.sync = sync
         self.out = os.path.join(self.folder, "out")
-        self.token = secrets.token_hex(16)
+        self.token = os.urandom(16).hex()
         self._beside = [os.path.join(self.folder, name) for name in (TOKEN, STATES)]
         self._plan = plan
         self._journal_path = os.path.join(self.folder, _JOURNAL)

@@ -21,7 +21,7 @@ from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_w
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
-from ckpt_core.tensors.boxes import Box, tile_view
+from ckpt_core.tensors.boxes import Box, stored_view, tile_view
 from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leaves
 from ckpt_core.tensors.pieces import boxes_between
 from ckpt_core.tensors.source import SourceFiles
@@ -119,7 +119,8 @@ class TargetFiles:
 
             for tile in tiles:
                 offset = block.offset + tile.native_base[0] * block.dtype.size
-                write_box(write, offset, [link.stride for link in tile.links], tile_view(values, tile, box))
+                view, strides = stored_view(values, tile, box)
+                write_box(write, offset, strides, view)
             self._dirty[path] += written
             if self._sync and self._dirty[path] >= _DIRTY:
                 self._dirty[path] = 0

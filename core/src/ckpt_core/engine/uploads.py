@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from ckpt_core.engine.parts import Parts, Place
-from ckpt_core.errors import CkptError, FormatError, StoreError
+from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.files import naming
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote.ranges import again
@@ -124,7 +124,7 @@ class Uploads:
             except Taken:
                 there = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
                 if there != data:  # it is ours if an answer was lost, and we asked once more
-                    raise CkptError(
+                    raise BeingWritten(
                         "another conversion is writing to this destination", file=self._claim, fix="wait for it"
                     ) from None
             self._check_conditions(data)

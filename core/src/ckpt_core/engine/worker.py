@@ -31,7 +31,7 @@ from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge, Pages
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.staging import TOKEN, boot_id
+from ckpt_core.engine.staging import KEPT, TOKEN, boot_id
 from ckpt_core.engine.states import STATES, KnownStates
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
@@ -40,7 +40,6 @@ from ckpt_core.tensors.source import SourceFiles
 
 _SAMPLE = 64
 _SECOND = 1.0
-KEPT = "then repeat the same command: what is done is kept"
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,10 @@ class Tile:
             return []
         if start <= base and last < stop:  # or inside
             return [self]
+        if len(loops) == 1:
+            number, step, size = loops[0]
+            first, end = max(0, -((base - start) // step)), min(size, -((base - stop) // step))
+            return [self._narrowed({number: (first, end - first)})] if first < end else []
         return [self._narrowed(choice) for choice in _cut(_outermost_first(loops), base, start, stop)]
 
     def _narrowed(self, choice: dict[int, tuple[int, int]]) -> Tile:

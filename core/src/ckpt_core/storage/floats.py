@@ -100,20 +100,16 @@ def widen_bf16(raw: np.ndarray, out: np.ndarray) -> None:
 def narrow_bf16(values: np.ndarray, out: np.ndarray) -> None:
     """Fill `out` (uint16) with `values` (float32, of its shape) as bf16, rounded to nearest, ties to even; both are C-contiguous."""
     floats, codes = values.reshape(-1), out.reshape(-1)
-    wide, low, equal = _room(floats.size, np.uint32), _room(floats.size, np.uint16), _room(floats.size, np.bool_)
+    room = _room(floats.size, np.uint32)
     for part in _blocks(floats.size):
-        here, size = codes[part], floats[part].size
-        bits, upper, lower, halfway = floats[part].view(np.uint32), wide[:size], low[:size], equal[:size]
-        np.add(bits, np.uint32(0x8000), out=upper)
-        upper >>= 16
-        np.copyto(here, upper, casting="unsafe")
-        # What was halfway is rounded up by now: made even, it is rounded to even. Of most tensors no element is.
-        np.copyto(lower, bits, casting="unsafe")
-        np.equal(lower, 0x8000, out=halfway)
-        if halfway.any():
-            np.copyto(lower, halfway)
-            lower &= here
-            here -= lower
+        here, bits = codes[part], floats[part].view(np.uint32)
+        # To the half of the last bit that stays, less one, that bit itself is added: of what is halfway the odd ones go up.
+        rounded = np.right_shift(bits, 16, out=room[: bits.size])
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        np.copyto(here, rounded, casting="unsafe")
         if np.isnan(floats[part].max()):
             # A NaN whose payload sits in the low half would become infinity: the quiet bit is set instead.
             nan = np.isnan(floats[part])

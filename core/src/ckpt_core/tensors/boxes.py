@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ckpt_core.layout import Tile
+from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.tensor import contiguous_strides
+
+_steps = functools.lru_cache(maxsize=1 << 12)(contiguous_strides)
 
 Box = tuple[tuple[int, int], ...]
 """A part of a tensor: (start, stop) per axis."""
@@ -15,8 +18,17 @@ Box = tuple[tuple[int, int], ...]
 
 def within(tile: Tile, box: Box) -> list[Tile]:
     """The parts of a tile inside a box."""
-    tiles = [tile]
+    first, last = tile.canonical_base, list(tile.canonical_base)
+    for link in tile.links:
+        last[link.axis] += link.step * (link.size - 1)
+    cut = []
     for axis, (start, stop) in enumerate(box):
+        if last[axis] < start or stop <= first[axis]:
+            return []
+        if first[axis] < start or stop <= last[axis]:
+            cut.append((axis, start, stop))
+    tiles = [tile]
+    for axis, start, stop in cut:
         tiles = [part for one in tiles for part in one.cut_canonical(axis, start, stop)]
     return tiles
 
@@ -27,12 +39,45 @@ def tile_view(raw: np.ndarray, tile: Tile, box: Box) -> np.ndarray:
     `raw` has the shape of `box`, (stop - start) for each axis, and is C-contiguous; the view has an axis for each link of the
     tile, of the link's size.
     """
-    steps = contiguous_strides(raw.shape)
-    start = sum((base - low) * step for base, (low, _), step in zip(tile.canonical_base, box, steps, strict=True))
-    flat = raw.reshape(-1)[start:]
+    steps = _steps(raw.shape)
     sizes = [link.size for link in tile.links]
     strides = [link.step * steps[link.axis] * raw.itemsize for link in tile.links]
-    return np.lib.stride_tricks.as_strided(flat, sizes, strides)
+    return np.ndarray(sizes, raw.dtype, raw, _first(tile, box, steps) * raw.itemsize, strides)
+
+
+def stored_view(raw: np.ndarray, tile: Tile, box: Box) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The elements of a box that a flat tile covers, with an axis for each loop over the file, and the strides of those in elements.
+
+    The loops are in the order of the file, the slowest first, and those that are one in both places are one.
+    """
+    steps = _steps(raw.shape)
+    sizes, strides, inside = _loops(tile.links, steps)
+    start = _first(tile, box, steps)
+    if inside == (1,):
+        return raw.reshape(-1)[start : start + sizes[0]], strides
+    bytes_inside = [step * raw.itemsize for step in inside]
+    return np.ndarray(sizes, raw.dtype, raw, start * raw.itemsize, bytes_inside), strides
+
+
+def _first(tile: Tile, box: Box, steps: Sequence[int]) -> int:
+    """The first element of a tile among the values of a box."""
+    return sum((base - low) * step for base, (low, _), step in zip(tile.canonical_base, box, steps, strict=True))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _loops(links: tuple[Link, ...], steps: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the loops of a flat tile, their strides in the file, and those in a box: once for all boxes and tensors that are alike."""
+    loops = sorted(
+        ((link.size, link.stride, link.step * steps[link.axis]) for link in links if link.size != 1),
+        key=lambda loop: -loop[1],
+    )
+    merged: list[tuple[int, int, int]] = []
+    for size, stride, step in loops or [(1, 1, 1)]:
+        if merged and merged[-1][1] == size * stride and merged[-1][2] == size * step:
+            size *= merged.pop()[0]
+        merged.append((size, stride, step))
+    sizes, strides, inside = zip(*merged, strict=True)
+    return sizes, strides, inside
 
 
 def boxes(shape: Sequence[int], elements: int) -> Iterator[Box]:

@@ -58,7 +58,9 @@ def decoded(quantised: Quantised, raw: Sequence[np.ndarray], first: int, rows: i
     operands = quantised.operands
     handed = [_finite(one, operand) if operand.scale else one for one, operand in zip(raw, operands, strict=True)]
     try:
-        return quantised.scheme.decode(handed, first, rows)
+        # A product that float32 does not hold is infinite, as in the tools.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return quantised.scheme.decode(handed, first, rows)
     except FormatError as problem:
         problem.file = problem.file or operands[0].stored.file
         problem.problem = f"{operands[0].name!r} can't be dequantised: {problem.problem}"

@@ -19,7 +19,7 @@ from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
-from ckpt_core.tensors.boxes import Box, tile_view
+from ckpt_core.tensors.boxes import Box, stored_view, tile_view
 from ckpt_core.tensors.merged import merged_values
 from ckpt_core.tensors.quantised import read_numbers, stored_rows
 from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
@@ -135,10 +135,11 @@ class SourceFiles:
         if sum(tile.elements for _, tile in parts) != raw.size:
             raw[...] = 0
         for block, tile in parts:
-            view = tile_view(raw, tile, box)
             if block.dtype == dtype:
-                self._fill(block, tile, view, sums)
+                view, strides = stored_view(raw, tile, box)
+                self._fill(block, tile, view, sums, strides)
             else:  # a part that is not quantised, of a tensor whose other parts are, and are not rounded
+                view = tile_view(raw, tile, box)
                 stored = scratch("narrower", view.shape, block.dtype.numpy)
                 self._fill(block, tile, stored, sums)
                 view[...] = encode(decode(stored, block.dtype), dtype)
@@ -152,16 +153,25 @@ class SourceFiles:
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
 
-    def _fill(self, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None) -> None:
+    def _fill(
+        self,
+        block: StoredPart,
+        tile: Tile,
+        view: np.ndarray,
+        sums: Counter[str] | None,
+        strides: Sequence[int] | None = None,
+    ) -> None:
+        """Read the elements of a tile into a view with an axis for each link or, with `strides`, for each loop of `stored_view`."""
+        strides = [link.stride for link in tile.links] if strides is None else strides
         offset = block.offset + tile.native_base[0] * block.dtype.size
         if block.quantised is not None:
             self._check_operands(block.quantised)
             numbers = functools.partial(read_numbers, block.quantised, block.dtype, self._reading)
-            read_box(numbers, offset, [link.stride for link in tile.links], view)
+            read_box(numbers, offset, strides, view)
             return
         add = None if sums is None or block.record is None else _adder(block.record, sums)
         with self._reading(block.path) as read:
-            read_box(read, offset, [link.stride for link in tile.links], view, add)
+            read_box(read, offset, strides, view, add)
 
     def stored(self, quantised: Quantised, matrix: int, first: int, rows: int) -> list[np.ndarray]:
         """What is stored of `rows` rows of a matrix from row `first` on: raw elements [stored rows, width]. What lies beside the numbers

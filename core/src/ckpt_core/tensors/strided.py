@@ -56,6 +56,12 @@ def read_box(
     """
     if out.size == 0:
         return
+    if len(strides) == 1 and strides[0] == 1 and out.flags.c_contiguous:  # most are one run
+        run_bytes = _bytes_of(out)
+        read(run_bytes, offset)
+        if add is not None:
+            add(run_bytes, offset)
+        return
     order = _file_order(strides)
     ordered = out.transpose(order)
     sizes, steps = ordered.shape, [strides[n] for n in order]
@@ -71,11 +77,11 @@ def read_box(
     if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
         near = scratch("near", (reach,), out.dtype)
         read(_bytes_of(near), offset)
-        byte_steps = [step * out.itemsize for step in steps]
-        ordered[...] = np.lib.stride_tricks.as_strided(near, sizes, byte_steps)
+        picked = np.ndarray(sizes, near.dtype, near, 0, [step * out.itemsize for step in steps])
+        ordered[...] = picked
         if add is not None:
             near[...] = 0
-            np.lib.stride_tricks.as_strided(near, sizes, byte_steps)[...] = ordered
+            picked[...] = ordered
             add(_bytes_of(near), offset)
         return
     buffer = scratch("run", (run,), out.dtype)
@@ -97,6 +103,9 @@ def write_box(write: WriteFrom, offset: int, strides: Sequence[int], values: np.
     `strides` are in elements, one for each axis of `values`.
     """
     if values.size == 0:
+        return
+    if len(strides) == 1 and strides[0] == 1 and values.flags.c_contiguous:  # most are one run
+        write(_bytes_of(values), offset)
         return
     order = _file_order(strides)
     ordered = values.transpose(order)

@@ -210,9 +210,8 @@ class OpenFiles:
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def descriptor(self, path: str, state: FileState | None = None) -> Iterator[int]:
-        """A descriptor of `path` that stays open inside the block; checked against `state` when it is opened."""
+    def descriptor(self, path: str, state: FileState | None = None) -> _Use:
+        """A descriptor of `path` that stays open inside the block (`with`); checked against `state` when it is opened."""
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
@@ -220,16 +219,15 @@ class OpenFiles:
                 self._open[path] = entry
             self._open.move_to_end(path)
             entry[1] += 1
-        try:
-            with naming(path):
-                yield entry[0]
-        finally:
-            with self._lock:
-                entry[1] -= 1
-                if len(self._open) > self._limit:
-                    idle = [key for key, (_, users) in self._open.items() if not users]
-                    for key in idle[: len(self._open) - self._limit]:
-                        self._close(key)
+        return _Use(self, path, entry)
+
+    def _release(self, entry: list[int]) -> None:
+        with self._lock:
+            entry[1] -= 1
+            if len(self._open) > self._limit:
+                idle = [key for key, (_, users) in self._open.items() if not users]
+                for key in idle[: len(self._open) - self._limit]:
+                    self._close(key)
 
     def _open_checked(self, path: str, state: FileState | None) -> int:
         if self._written_in is not None:
@@ -267,6 +265,23 @@ class OpenFiles:
                     failures.append(error)
         if failures:
             raise failures[0]
+
+
+class _Use:
+    """A descriptor in use by one block. It is a class, as every chunk has several, and a generator takes three times as long."""
+
+    __slots__ = ("_entry", "_files", "_path")
+
+    def __init__(self, files: OpenFiles, path: str, entry: list[int]) -> None:
+        self._files, self._path, self._entry = files, path, entry
+
+    def __enter__(self) -> int:
+        return self._entry[0]
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):  # which knows no name
+            error.filename = error.filename or self._path
+        self._files._release(self._entry)
 
 
 def _usual_limit() -> int:

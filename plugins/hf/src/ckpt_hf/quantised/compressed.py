@@ -290,7 +290,7 @@ def _int8(found: Any, parts: Parts) -> StoredTensor:
     if shared.block[0] > 1:
         raise scale.wrong("scales blocks of whole numbers, which are not read")
     scheme = Integers(8, False, shared.rows, shared.columns, shared.block[1], shared.block[0] == 1)
-    numbers = lazy.Quantised(scheme, tuple(operands), shared.matrices, shared.rows, shared.columns)
+    numbers = lazy.Quantised(scheme, tuple(operands), shared.matrices, shared.rows, shared.columns, what=parts.what)
     return numbers.tensor(_dtype_of(scale), codes.stored.shape)
 
 
@@ -319,7 +319,7 @@ def _packed(found: Any, parts: Parts) -> StoredTensor:
             raise zeros.wrong("is no zero point for each scale, packed along the rows", f"int32 {list(expected)}")
         operands.append(zeros.operand(expected[1], 32 if channel else 0, group.bits))
     scheme = Integers(group.bits, True, rows, columns, shared.block[1], shared.block[0] == 1)
-    numbers = lazy.Quantised(scheme, tuple(operands), 1, rows, columns)
+    numbers = lazy.Quantised(scheme, tuple(operands), 1, rows, columns, what=parts.what)
     return numbers.tensor(_dtype_of(scale), (rows, columns))
 
 
@@ -361,14 +361,13 @@ def _four_bits(found: Any, parts: Parts) -> StoredTensor:
     if whole is None:
         if scale.stored.dtype.name not in ("uint8", "fp8_e8m0") or group.size != _MX:
             raise scale.wrong("is no exponent for each 32 inputs, and there is no global scale", "uint8")
-        return four_bit_codes(codes, scale, None, FourBit(_MX), dtypes.BF16)
-    return four_bit_codes(codes, scale, whole, FourBit(group.size, divided=True), dtypes.BF16)
+        return four_bit_codes(parts, FourBit(_MX), dtypes.BF16)
+    return four_bit_codes(parts, FourBit(group.size, divided=True), dtypes.BF16)
 
 
-def four_bit_codes(
-    codes: Quantity, scale: Quantity, whole: Quantity | None, scheme: FourBit, dtype: dtypes.DType
-) -> StoredTensor:
-    """A weight of codes of four bits, two in a byte; `whole` is the scale of its scales, which are E4M3."""
+def four_bit_codes(parts: Parts, scheme: FourBit, dtype: dtypes.DType) -> StoredTensor:
+    """A weight of codes of four bits, two in a byte; where there is a global scale, it is that of its scales, which are E4M3."""
+    codes, scale, whole = parts.codes, parts.beside["scale"], parts.beside.get("global scale")
     matrices, _, half = matrices_of(codes)
     columns = 2 * half
     if columns % scheme.group:
@@ -383,5 +382,7 @@ def four_bit_codes(
             shared = each  # one scale for all experts
         operands.append(each.operand)
     exact = whole is None  # a power of two times a number of two bits
-    numbers = lazy.Quantised(scheme, tuple(operands), shared.matrices, shared.rows, columns, exact=exact)
+    numbers = lazy.Quantised(
+        scheme, tuple(operands), shared.matrices, shared.rows, columns, exact=exact, what=parts.what
+    )
     return numbers.tensor(dtype, (*codes.stored.shape[:-1], columns))

@@ -145,7 +145,7 @@ def _made(
             continue
         taken.add(name)
         try:
-            parts = spelling.parts(name, tensors)
+            parts = spelling.parts(name, tensors, method.what)
             taken |= {one.name for one in parts.beside.values()}
             if parts.name in made or (parts.name in tensors and parts.name != name):
                 raise parts.codes.wrong(f"makes {parts.name!r}, which is there as well", "one of them")
@@ -154,9 +154,7 @@ def _made(
                     f"has codes, and {said.key} lists its module as one that is not quantised",
                     fix="config and tensors contradict each other: find out which is of another model",
                 )
-            weight = spelling.made(parts)
-            assert weight.quantised is not None
-            made[parts.name] = replace(weight, quantised=replace(weight.quantised, what=method.what))
+            made[parts.name] = spelling.made(parts)
         except CkptError as problem:
             problems.add(problem)
     return made, taken

@@ -159,7 +159,7 @@ def scaled(parts: Parts, dtype: dtypes.DType, *kinds: Kind) -> StoredTensor:
     shared = shared_scale(parts.beside["scale"], codes, *kinds)
     operands = codes.operand(shared.columns), shared.operand
     scheme = Scaled(codes.stored.dtype, shared.block)
-    numbers = lazy.Quantised(scheme, operands, shared.matrices, shared.rows, shared.columns)
+    numbers = lazy.Quantised(scheme, operands, shared.matrices, shared.rows, shared.columns, what=parts.what)
     return numbers.tensor(dtype, codes.stored.shape)
 
 
@@ -188,6 +188,6 @@ def _mxfp4_experts(parts: Parts) -> StoredTensor:
         raise scale.wrong(f"has no scale for each block of {codes.name!r}", f"uint8 {[experts, rows, groups]}")
     columns = groups * _MX_GROUP
     operands = codes.operand(columns // 2), scale.operand(groups, scale=True)
-    numbers = lazy.Quantised(FourBit(_MX_GROUP), operands, experts, rows, columns, exact=True)
+    numbers = lazy.Quantised(FourBit(_MX_GROUP), operands, experts, rows, columns, exact=True, what=parts.what)
     whole = numbers.tensor(dtypes.BF16, (experts, rows, columns))
     return replace(whole, shape=(experts, columns, rows), strides=(rows * columns, 1, columns))

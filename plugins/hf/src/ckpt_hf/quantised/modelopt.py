@@ -115,7 +115,7 @@ def _nvfp4(chosen: Any, dtype: dtypes.DType, parts: Parts) -> StoredTensor:
     algorithm = chosen(parts.codes, parts.name)
     if algorithm != _NVFP4:
         raise parts.codes.wrong(f"has codes of four bits, and its module is {algorithm}", "fp8_e4m3")
-    return four_bit_codes(parts.codes, parts.beside["scale"], parts.beside["global scale"], FourBit(_GROUP), dtype)
+    return four_bit_codes(parts, FourBit(_GROUP), dtype)
 
 
 _GROUP = 16

@@ -34,11 +34,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Parts:
-    """What was found of one weight: `codes`, and by their roles what else belongs to them. `name` is that of the weight."""
+    """What was found of one weight: `codes`, and by their roles what else belongs to them. `name` is that of the weight, and `what` the scheme
+    in words."""
 
     name: str
     codes: Quantity
     beside: Mapping[str, Quantity]
+    what: str
 
 
 Made = Callable[[Parts], StoredTensor]
@@ -65,8 +67,8 @@ class Spelling:
         """Whether a tensor is codes of this scheme."""
         return name.endswith(self.codes) and tensor.dtype.name in self.dtypes
 
-    def parts(self, name: str, tensors: Mapping[str, StoredTensor]) -> Parts:
-        """What there is of a weight whose codes are called `name`. `FormatError` for what is missing, and for what is there twice."""
+    def parts(self, name: str, tensors: Mapping[str, StoredTensor], what: str) -> Parts:
+        """What there is of a weight whose codes are called `name`, of the scheme `what`. `FormatError` for what is missing, and for what is there twice."""
         stem = name.removesuffix(self.codes) if self.codes else name
         codes = Quantity(name, tensors[name])
         found: dict[str, Quantity] = {}
@@ -82,7 +84,7 @@ class Spelling:
                     " or ".join(repr(stem + ending) for ending in endings),
                     "the checkpoint is incomplete: get the file that has it; codes without their scales are other weights",
                 )
-        return Parts(stem + self.weight, codes, found)
+        return Parts(stem + self.weight, codes, found, what)
 
 
 def scaled_codes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from ckpt_core.errors import UsageError
-from ckpt_core.storage.bytes.remote.http import without_secrets
+from ckpt_core.storage.bytes.remote.objects import without_secrets
 from ckpt_core.storage.bytes.remote.stores import scheme_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 

@@ -1,0 +1,37 @@
+"""Carrying out transfers in threads of this process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
+from ckpt_core.tensors.source import SourceFiles
+
+_FEW = 1 << 20  # bytes: fewer are moved before threads have been started
+
+Finished = Generator[tuple[Transfer, Result], None, None]
+"""Transfers in the order in which they were finished."""
+
+
+def in_threads(todo: Sequence[Transfer], source: SourceFiles, sink: TargetFiles, workers: int) -> Finished:
+    """Carry out transfers in threads of this process, or in this one where there is little to do; the first error ends it."""
+    if sum(transfer.bytes_read for transfer in todo) < _FEW:
+        yield from ((transfer, run_transfer(transfer, source, sink)) for transfer in todo)
+        return
+    waiting = iter(todo)
+    running: dict[Future, Transfer] = {}
+    with ThreadPoolExecutor(workers, "transfer") as pool:
+        try:
+            while True:
+                for transfer in itertools.islice(waiting, 2 * workers - len(running)):
+                    running[pool.submit(run_transfer, transfer, source, sink)] = transfer
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            for future in running:
+                future.cancel()
