@@ -69,7 +69,7 @@ MODELS: dict[str, Architecture] = {
         **{"attention__window?": PerLayer((True, True, True, True, True, False)),
            "attention__rotary__theta": PerLayer((1e4, 1e4, 1e4, 1e4, 1e4, 1e6))},
     ),
-    "phi3": example("llama", hidden=_HIDDEN, attention__window=16, attention__rotary__fraction=_FRACTION),
+    "phi3": example("llama", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),
     "starcoder2": example("starcoder2", hidden=_HIDDEN, attention__window=ABSENT),
     "gpt2": example("gpt2", hidden=_HIDDEN),
     "gptneox": example("neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),

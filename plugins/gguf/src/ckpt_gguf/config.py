@@ -387,7 +387,8 @@ GEMMA3 = GEMMA2.replace("gemma3",
 PHI3 = DENSE.replace("phi3",
     rotary(partial=True, loads=(SHORT, LONG)),
     decided(["attention.sliding_window"], ["attention.window"], read=read_window,
-            values={"attention.sliding_window": [configs.value_of("attention.window"), 0]}, why="0 where no layer has one"),
+            # phi3.cpp reads the window, warns, and lets every position see all
+            values={"attention.sliding_window": [0]}, why="a file may say a window, and llama.cpp computes without it"),
     without=[*NO_BIASES, "attention.q_bias", "attention.k_bias", "attention.v_bias"],
 )
 
