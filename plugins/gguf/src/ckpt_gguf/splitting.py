@@ -28,6 +28,7 @@ _DEEPSEEK3 = (
     "[一-龥぀-ゟ゠-ヿ]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _DIGITS, _WORDS = "digits one by one", "words of GPT-2"
 """What is no expression of its own: the parts `Digits` and `ByteLevel` of a tokenizer."""
 
@@ -35,12 +36,14 @@ _DIGITS, _WORDS = "digits one by one", "words of GPT-2"
 @dataclass(frozen=True, slots=True)
 class Splitting:
     """A way to cut texts: its name, and the expressions one after the other. `whole`: a word that is a token is not taken apart. `cleans`:
-    llama.cpp removes blanks before punctuation where it makes text of tokens; of two names for one way it tells them apart."""
+    llama.cpp removes blanks before punctuation where it makes text of tokens; of two names for one way it tells them apart. `of`: a name
+    for the tokenizers of these model types of transformers alone, as llama.cpp's converter has it (conversion/base.py)."""
 
     name: str
     parts: tuple[str, ...]
     whole: bool = False
     cleans: bool | None = None
+    of: tuple[str, ...] = ()
 
 
 # of two that are alike the first is meant
@@ -55,21 +58,41 @@ SPLITTINGS = (
     Splitting("starcoder", (_DIGITS, _WORDS), cleans=True),
     Splitting("smollm", (_DIGITS, _WORDS)),
     Splitting("gpt-2", (_WORDS,)),
+    Splitting("bloom", (_BLOOM,)),
+    Splitting("glm4", (_LLAMA3,), of=("glm", "glm4", "glm4_moe")),
+    Splitting("solar-open", (_QWEN2,), of=("solar_open",)),
+    Splitting("command-r", (_DIGITS, _WORDS), of=("cohere", "cohere2")),
+    Splitting("olmo", (_WORDS,), of=("olmo",)),
+    Splitting("phi-2", (_WORDS,), of=("phi",)),
+    Splitting("mpt", (_WORDS,), of=("mpt",)),
 )
+# Other names for which llama.cpp has the same expressions.
+_ALIKE = {
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    "smaug-bpe": ("dbrx",),
+    "glm4": ("chatglm-bpe",),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "stablelm2", "hunyuan", "megrez", "grok-2"),
+    "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
+    "deepseek-v3": ("hunyuan-dense", "joyai-llm"),
+    "smollm": ("refact", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    "gpt-2": ("gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "jais", "trillion", "granite-docling"),
+}
 BY_NAME = {one.name: one for one in SPLITTINGS}
+BY_NAME |= {other: BY_NAME[name] for name, others in _ALIKE.items() for other in others}
 """The ways by name."""
 
 
-def splitting_of(tokenizer: Mapping[str, Any], cleans: object) -> Splitting | None:
+def splitting_of(tokenizer: Mapping[str, Any], cleans: object, model_type: str = "") -> Splitting | None:
     """The way in which a Hugging Face tokenizer (the object in tokenizer.json) cuts texts; None if it is none of those known.
 
-    `cleans` is what its config says of blanks before punctuation.
+    `cleans` is what its config says of blanks before punctuation, `model_type` what transformers calls the model that it belongs to.
     """
     parts = parts_of(tokenizer.get("pre_tokenizer"))
     whole = bool((tokenizer.get("model") or {}).get("ignore_merges"))
     found = [one for one in SPLITTINGS if parts is not None and one.parts == parts]
     fitting = [one for one in found if one.whole == whole and one.cleans in (None, cleans)]
-    return next(iter(fitting), None)
+    named = [one for one in fitting if model_type in one.of]
+    return next(iter([*named, *(one for one in fitting if not one.of)]), None)
 
 
 def parts_of(pre_tokenizer: object) -> tuple[str, ...] | None:

@@ -84,7 +84,8 @@ def vocabulary_of(checkpoint: Checkpoint, rows: int, pre: str | None) -> Vocabul
     elif model.get("type") == "BPE" and model.get("byte_fallback"):
         made = _of_fallback(tokenizer, model, tokens)
     elif _is_of_bytes(model):
-        made = _of_bytes(tokenizer, model, config, tokens, pre)
+        model_type = str(checkpoint.hints_for("hf").get("model_type") or "")
+        made = _of_bytes(tokenizer, model, config, tokens, pre, model_type)
     else:
         raise Refusal(
             "llama.cpp's file of this architecture has no such tokenizer",
@@ -117,9 +118,14 @@ def _is_of_bytes(model: Mapping[str, Any]) -> bool:
 
 
 def _of_bytes(
-    tokenizer: Mapping[str, Any], model: Mapping[str, Any], config: Mapping[str, Any], tokens: _Tokens, pre: str | None
+    tokenizer: Mapping[str, Any],
+    model: Mapping[str, Any],
+    config: Mapping[str, Any],
+    tokens: _Tokens,
+    pre: str | None,
+    model_type: str,
 ) -> dict[str, Any]:
-    found = splitting_of(tokenizer, config.get("clean_up_tokenization_spaces", False))
+    found = splitting_of(tokenizer, config.get("clean_up_tokenization_spaces", False), model_type)
     if pre is None and found is None:
         raise Refusal(
             "it is not known under which name llama.cpp cuts words as this tokenizer does",

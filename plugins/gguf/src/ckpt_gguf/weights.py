@@ -18,7 +18,9 @@ FREQUENCIES = [drop(name, why="read with the rotary positions") for name in ("ro
 
 MODEL = Table(rows=[EMBEDDING, NORM, HEAD, *FREQUENCIES])
 MODEL_WITH_BIAS = MODEL.extend(NORM_BIAS)
-MODEL_WITH_POSITIONS = MODEL_WITH_BIAS.extend(row("position_embd.weight", "p h", "positions.weight", dtype="fp32"))
+UNROTATED_MODEL = Table(rows=[EMBEDDING, NORM, HEAD])
+UNROTATED_MODEL_WITH_BIAS = UNROTATED_MODEL.extend(NORM_BIAS)
+MODEL_WITH_POSITIONS = UNROTATED_MODEL_WITH_BIAS.extend(row("position_embd.weight", "p h", "positions.weight", dtype="fp32"))
 
 LAYER = Table("blk.{l}", to="layers.{l}", rows=[
     row("attn_norm.weight",   "h",         "attention.norm.weight", dtype="fp32"),
