@@ -26,6 +26,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import read_checkpoint
 from ckpt_core.sdk import Activation, facts_of
+from ckpt_gguf.splitting import SPLITTINGS
 from ckpt_tests.gguf import byte_pairs
 
 # No two sizes are equal, but that rows hold whole blocks of 32. heads 6 = groups 2 x 3 per group.
@@ -477,6 +478,19 @@ def test_its_tokenizer_gives_the_ids_of_llama_cpp(smollm2: dict[str, Path]) -> N
         assert all(judge.tokenized(text) == ids for judge in judges), text
     for judge in judges:
         judge.close()
+
+
+@pytest.mark.parametrize("name", [one.name for one in SPLITTINGS])
+def test_llama_cpp_cuts_texts_as_the_tokenizer_does(name: str, tmp_path: Path) -> None:
+    tokenizer = byte_pairs(name)
+    built("llama", tmp_path / "hf", vocab_size=tokenizer.get_vocab_size())
+    (tmp_path / "hf/tokenizer.json").write_text(tokenizer.to_str())
+    convert(tmp_path / "hf", tmp_path / "x.gguf", to="gguf", options={"dst.pre": name})
+    judge = Model(tmp_path / "x.gguf")
+    for text in TEXTS:
+        wanted = tokenizer.encode(text, add_special_tokens=False).ids
+        assert judge.tokenized(text, special=False) == wanted, text
+    judge.close()
 
 
 def test_it_says_the_same_in_llama_cpp_and_in_transformers(smollm2: dict[str, Path]) -> None:
