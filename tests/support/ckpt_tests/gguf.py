@@ -108,7 +108,8 @@ MODELS: dict[str, Architecture] = {
     "deepseek2": example(
         "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
         mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
-        mlp__moe__shared__ffn=40,
+        mlp__moe__shared__ffn=40, predictors__count=1,
+        **{f"predictors__{part}_norm__{name}": value for part in ("embed", "hidden", "out") for name, value in (("kind", "rms"), ("eps", 1e-6))},
     ),
     "olmo3": example(
         "llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, attention__qk_norm_whole=True, attention__window=16, **_QK, **_OUT,
