@@ -168,6 +168,15 @@ def real_quantised(session: nox.Session) -> None:
 
 
 @nox.session
+def real_vllm(session: nox.Session) -> None:
+    """vLLM's own code (PyPI 0.33.0, on CPU, with torch's attention) loads the folders that we write; its logits are those of transformers."""
+    session.install("-r", "tests/real/requirements-vllm.txt")
+    session.install("--no-deps", "-r", "tests/real/requirements-vllm-alone.txt")
+    install(session, *HELPERS, "pytest")
+    judge(session, "check_vllm.py")
+
+
+@nox.session
 def real_fsdp(session: nox.Session) -> None:
     """torch's own loader takes what format fsdp writes at other world sizes (CPU, gloo); verl's own merger reads what we read."""
     session.install("-r", "tests/real/requirements-fsdp.txt")
@@ -254,8 +263,8 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def objects(session: nox.Session) -> None:
-    """Checkpoints in buckets, against a whole S3 server on this machine: every golden, every command, and what changes meanwhile."""
-    install(session, *HELPERS, *GROUPS["test"], "obstore", "moto[server]")
+    """Checkpoints in buckets, against a whole S3 server on this machine: every golden, every command, what changes meanwhile, and kills at every part."""
+    install(session, *HELPERS, *GROUPS["test"], "obstore", "boto3", "moto[server]")
     judge(session, "check_objects.py")
 
 

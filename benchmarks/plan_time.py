@@ -72,6 +72,19 @@ DEEPSEEK_671B = {
     "torch_dtype": "bfloat16",
 }
 
+KIMI_K2 = {  # Kimi-K2-Instruct: the same class, with more experts and fewer heads
+    **DEEPSEEK_671B,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "vocab_size": 163840,
+    "n_routed_experts": 384,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.827,
+    "rope_theta": 50000.0,
+}
+
 Asked = dict[str, object]
 HF: Asked = {"to": "hf"}
 HF_FP8: Asked = {"to": "hf", "options": {"quantise": "fp8-block"}}
@@ -107,7 +120,7 @@ def architecture_of(model: str, work: Path) -> Architecture:
     from ckpt_core.api import config_architecture
 
     config = work / "config.json"
-    config.write_text(json.dumps(DEEPSEEK_671B))
+    config.write_text(json.dumps(KIMI_K2 if model == "1T" else DEEPSEEK_671B))
     found = config_architecture(str(config))
     assert found is not None
     return found
@@ -145,7 +158,7 @@ def measure(source: str, asked: Asked, profile: bool) -> dict[str, float]:
     return {
         "plan": planned,
         "hash": hashed - planned,
-        "tensors": len(plan.transfers),
+        "tensors": len(plan.tensors),
         "files": len(plan.source.files),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -129,9 +129,9 @@ def test_small_pieces_give_the_same_bytes(
     """Chunks of a few elements: boxes then begin and end inside rows, heads and rotary pairs. One by one, where there are few."""
     convert(model, tmp_path / "whole", **arguments)
     plan = plan_conversion(model, tmp_path / "pieces", **arguments)
-    plan.transfers = [
+    plan.tensors = [
         replace(transfer, chunk=1 if math.prod(transfer.assembly.parameter.shape) < 500 else chunk)
-        for transfer, chunk in zip(plan.transfers, [1021, 7, 501, 96, 37] * 99, strict=False)
+        for transfer, chunk in zip(plan.tensors, [1021, 7, 501, 96, 37] * 99, strict=False)
     ]
     run.run_plan(plan, str(tmp_path / "pieces"))
     volatile = {RECEIPT, "0/config.yaml"}  # these name the destination or the plan

@@ -73,7 +73,7 @@ def test_a_damaged_record_is_refused(source: Path, tmp_path: Path) -> None:
     """All records but those of which rows are left out are checked; whichever of them is damaged is named."""
     read = records(read_checkpoint(source).tensors.values())
     plan = plan_conversion(source, tmp_path / "out", to="ir")
-    checked = records(transfer.assembly for transfer in plan.transfers)
+    checked = records(tensor.assembly for tensor in plan.tensors)
     assert checked == read and read
     chance = random.Random(str(source.name))
     for record in chance.sample(sorted(read, key=lambda one: one.key), min(6, len(read))):

@@ -1,4 +1,4 @@
-"""Checkpoints in buckets, against a whole S3 server on this machine (moto) and the real client (obstore).
+"""Checkpoints in buckets, against a whole S3 server on this machine (moto) and the real clients (obstore to read, boto3 to write).
 
 `nox -s objects`. The server keeps bytes, ETags and conditions as S3 does; what a store gets wrong is in tests/remote, where a server
 of our own can be told to.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,14 +16,21 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import obstore
 import pytest
+from killed_upload import PART, killed
 from obstore.store import S3Store
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.errors import FormatError, StoreError
-from ckpt_core.storage.bytes.remote import ranges
+from ckpt_core.engine import parts
+from ckpt_core.engine.uploads import SENDERS
+from ckpt_core.errors import CkptError, FormatError, StoreError
+from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.storage.bytes.remote import ranges, writable
+from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_tests.folders import contents
 from ckpt_tests.goldens import SHIPPED
 from ckpt_tests.program import ckpt
@@ -38,7 +46,8 @@ def store() -> Iterator[S3Store]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = os.environ.get("MOTO_SERVER", Path(sys.executable).parent / "moto_server")
-    server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    small = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "1"}  # parts of a small model
+    server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL, env=small)
     url = f"http://127.0.0.1:{port}"
     os.environ |= {
         "AWS_ENDPOINT_URL": url,
@@ -164,3 +173,197 @@ def test_a_store_that_goes_away_keeps_what_is_done(
         monkeypatch.setattr(obstore, "get", gone)
         with pytest.raises(StoreError, match="does not answer"):
             checkpoint[list(checkpoint)[-1]].numpy()
+
+
+# --- written
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART", PART)
+
+
+class Seen:
+    """What a client of its own sees in the bucket below an address."""
+
+    def __init__(self, address: str) -> None:
+        self.client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+        self.prefix = address.removeprefix(f"s3://{BUCKET}/")
+
+    def objects(self) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=self.prefix):
+            for one in page.get("Contents", ()):
+                body = self.client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"]
+                found[one["Key"].removeprefix(self.prefix)] = body.read()
+        return found
+
+    def uploads(self) -> list[tuple[str, str]]:
+        found = self.client.list_multipart_uploads(Bucket=BUCKET, Prefix=self.prefix).get("Uploads", ())
+        return [(one["Key"], one["UploadId"]) for one in found]
+
+    def parts(self) -> int:
+        asked = (self.client.list_parts(Bucket=BUCKET, Key=key, UploadId=name) for key, name in self.uploads())
+        return sum(len(answer.get("Parts", ())) for answer in asked)
+
+    def clear(self) -> None:
+        for name in self.objects():
+            self.client.delete_object(Bucket=BUCKET, Key=self.prefix + name)
+        for key, name in self.uploads():
+            self.client.abort_multipart_upload(Bucket=BUCKET, Key=key, UploadId=name)
+
+
+@pytest.fixture
+def sends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the parts that this process sends."""
+    sent: list[int] = []
+    plain = S3.send
+
+    def noted(self: S3, address: str, upload: str, number: int, body: Any) -> str:
+        sent.append(number)
+        return plain(self, address, upload, number, body)
+
+    monkeypatch.setattr(S3, "send", noted)
+    return sent
+
+
+CASES_WRITTEN = {
+    "hf": {"to": "hf"},
+    "torch": {"to": "megatron", "tp": 2, "options": {"container": "torch"}},
+    "torch_dist": {"to": "megatron", "tp": 2, "options": {"container": "torch_dist"}},
+    "nemo": {"to": "nemo", "tp": 2},
+    "nxdt": {"to": "nxdt", "tp": 2},
+    "nanotron": {"to": "nanotron", "tp": 2},
+    "fsdp": {"to": "fsdp"},
+    "gguf": {"to": "gguf", "options": {"tokenizer": "none"}},
+    "ir": {"to": "ir"},
+}
+
+
+@pytest.mark.parametrize("case", CASES_WRITTEN)
+def test_every_container_is_written_and_chained(
+    store: S3Store, model: Path, small_parts: None, tmp_path: Path, case: str
+) -> None:
+    address, asked = f"s3://{BUCKET}/chain/{case}", CASES_WRITTEN[case]
+    source = put(store, model, f"chain-source/{case}")
+    written = convert(source, address, spool=tmp_path / "spool", **asked)  # type: ignore[arg-type]
+    assert written.fingerprint == fingerprint(model) == fingerprint(address)
+    seen = Seen(address)
+    assert not seen.uploads() and not list((tmp_path / "spool").iterdir())
+    for command in (
+        ["verify", source, address],
+        ["verify", model, address],
+        ["diff", source, address],
+        ["inspect", address],
+    ):
+        code, text = ckpt(*command)
+        assert code == 0, text
+    convert(address, f"{address}-back", to="hf", spool=tmp_path / "spool")
+    assert Seen(f"{address}-back/model.safetensors").objects()[""] == contents_of(model, tmp_path, "model.safetensors")
+
+
+def contents_of(model: Path, tmp_path: Path, name: str) -> bytes:
+    if not (tmp_path / "hf").exists():
+        convert(model, tmp_path / "hf", to="hf", sync=False)
+    return (tmp_path / "hf" / name).read_bytes()
+
+
+BOTH = (False, True)  # before a request is sent, and after its answer
+KILLED: dict[str, list[tuple[str, int, bool]]] = {
+    "hf": [
+        *(("send", number, after) for number in range(1, 39) for after in BOTH),
+        *(
+            ("put", number, after)
+            for number, after in ((1, False), (1, True), (3, False), (3, True), (4, True), (5, True))
+        ),
+        *(("remove", 1, after) for after in BOTH),
+    ],
+    "nemo": [("send", number, after) for number in range(1, 60, 3) for after in BOTH],
+    "torch": [("send", number, after) for number in range(1, 38, 3) for after in BOTH],
+    "nanotron": [
+        *(("begin", number, True) for number in (1, 20, 38)),
+        *(("complete", number, after) for number in (1, 20, 38) for after in BOTH),
+    ],
+}
+"""The requests at which conversions are killed: every part of a file, of others every third, and one of each other kind."""
+ROWS = [(case, moments[n : n + 8]) for case, moments in KILLED.items() for n in range(0, len(moments), 8)]
+
+
+@pytest.mark.parametrize(
+    ("case", "moments"), ROWS, ids=[f"{case} {request} {n} {after}" for case, ((request, n, after), *_) in ROWS]
+)
+def test_killed_at_every_part(
+    store: S3Store,
+    model: Path,
+    small_parts: None,
+    sends: list[int],
+    tmp_path: Path,
+    case: str,
+    moments: list[tuple[str, int, bool]],
+) -> None:
+    asked = CASES_WRITTEN[case]
+    address = f"s3://{BUCKET}/killed/{case}-{moments[0][0]}-{moments[0][1]}"
+    seen = Seen(address)
+    convert(model, address, spool=tmp_path / "spool", **asked)  # type: ignore[arg-type]
+    expected, total = seen.objects(), len(sends)
+    for request, number, after in moments:
+        seen.clear()
+        code = killed(model, address, request, number, after, tmp_path / "spool", **asked)
+        assert code == -signal.SIGKILL, (request, number, after, code)
+        there, visible = seen.parts(), seen.objects()
+        if request in ("send", "begin"):
+            assert visible.keys() <= {".ckpt-partial"}
+        assert not any(name.endswith(RECEIPT) for name in visible) or request in ("put", "remove")
+        if request == "send" and number % 2:  # every other time the work goes on from another machine
+            subprocess.run(["rm", "-r", tmp_path / "spool"], check=True)
+        sends.clear()
+        convert(model, address, spool=tmp_path / "spool", **asked)  # type: ignore[arg-type]
+        assert seen.objects() == expected, (request, number, after)
+        if request == "send":
+            # What was on its way when the process died may still have arrived, after we looked.
+            assert total - there - SENDERS < len(sends) <= total - there, (request, number, after)
+        elif request == "complete" or visible.keys() - {".ckpt-partial"}:
+            assert not sends
+        if request not in ("begin", "put"):  # before the claim nobody knows the uploads
+            assert not seen.uploads()
+        assert not list((tmp_path / "spool").iterdir())
+
+
+def test_what_a_real_store_refuses_is_said_and_keeps_the_work(
+    store: S3Store, model: Path, small_parts: None, sends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = ckpt("convert", model, "s3://no-such-bucket/x", "--to", "hf", "--spool", tmp_path / "spool")
+    assert code == 1 and "there is no such bucket" in text and "Traceback" not in text, text
+    address = f"s3://{BUCKET}/refused"
+    put(store, model / "config.json", "refused")
+    code, text = ckpt("convert", model, address, "--to", "hf", "--spool", tmp_path / "spool")
+    assert code == 1 and "the destination exists" in text and f"{address}/config.json" in text, text
+    code, text = ckpt("convert", model, address, "--to", "hf", "--overwrite", "--spool", tmp_path / "spool")
+    assert code == 2 and "--overwrite replaces nothing in a store" in text, text
+    address = f"s3://{BUCKET}/kept"
+    assert killed(model, address, "send", 9, True, tmp_path / "spool", to="hf") == -signal.SIGKILL
+    there = Seen(address).parts()
+    code, text = ckpt("inspect", address)
+    assert code == 1 and "a conversion to this address is not finished" in text, text
+    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way"):
+        convert(model, address, to="hf", dtype="bf16", spool=tmp_path / "other")
+    with monkeypatch.context() as gone:
+        gone.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        writable._s3.cache_clear()
+        ranges.store_of.__globals__["_store"].cache_clear()
+        code, text = ckpt("convert", model, address, "--to", "hf", "--spool", tmp_path / "spool")
+        assert code == 1 and "does not answer" in text and "Traceback" not in text, text
+    with monkeypatch.context() as gone:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            gone.delenv(name)
+        gone.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        gone.setenv("HOME", str(tmp_path))
+        writable._s3.cache_clear()
+        with pytest.raises(StoreError, match="there are no credentials to write there"):
+            writable.writable(address).begin(address, "")  # type: ignore[union-attr]
+    writable._s3.cache_clear()
+    ranges.store_of.__globals__["_store"].cache_clear()
+    assert Seen(address).parts() == there
+    convert(model, address, to="hf", spool=tmp_path / "spool")
+    assert len(sends) < 40 - there + 1
+    assert ckpt("verify", model, address)[0] == 0

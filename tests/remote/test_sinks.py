@@ -236,6 +236,9 @@ def test_what_is_there_is_not_touched(model: Path, bucket: Bucket, spool: Path) 
     with pytest.raises(CkptError, match="what lies in the place of an unfinished conversion"):
         bucket.keep(CLAIM, b"[]")
         convert(model, ADDRESS, to="hf")
+    with pytest.raises(CkptError, match="what lies in the place of an unfinished conversion"):
+        bucket.keep(CLAIM, b"[" * 100_000)
+        convert(model, ADDRESS, to="hf")
     assert not bucket.calls and not spool.exists()
 
 
@@ -337,6 +340,17 @@ def test_a_store_that_gives_a_name_twice_is_refused(model: Path, bucket: Bucket)
     bucket.conditions = False
     with pytest.raises(StoreError, match="does not keep what is there from being replaced"):
         convert(model, ADDRESS, to="hf")
+    assert not bucket.uploads and not bucket.objects
+
+
+def test_a_training_is_followed_into_a_bucket(model: Path, bucket: Bucket, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "run/step-10")
+    command = ("follow", tmp_path / "run", ADDRESS, "--to", "ir", "--once", "--quiet", "0")
+    assert ckpt(*command)[0] == 0
+    assert RECEIPT in bucket.folder(f"{ADDRESS}/step-10")
+    bucket.calls.clear()
+    assert ckpt(*command) == (0, "") and not bucket.calls
+    assert not (tmp_path / "s3:").exists() and not Path("s3:").exists()
 
 
 # --- what lies on this machine meanwhile
@@ -402,7 +416,7 @@ def test_transfers_are_done_in_the_order_of_the_files(model: Path, bucket: Bucke
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("gs://bucket/x", "AWS_ENDPOINT_URL=https://storage.googleapis.com"),
+        ("gs://bucket/x", "gcloud storage cp"),
         ("az://bucket/x", "azcopy"),
         ("hf://owner/name", "hf upload"),
         ("https://server/x", "write to a local folder"),

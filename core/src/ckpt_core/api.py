@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,10 +26,11 @@ from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
 from ckpt_core.diagnosis import broken_off, diagnosis
 from ckpt_core.engine.executors import fitted
-from ckpt_core.engine.plan import Plan, Transfer, make_plan
+from ckpt_core.engine.pieces import Transfer, pieces, uncut
+from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.engine.run import Listener, Progress, run_plan
-from ckpt_core.engine.transfer import Result, run_transfer
+from ckpt_core.engine.transfer import digests_of, run_transfer
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError
 from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
@@ -45,7 +46,8 @@ from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.bytes.remote.ranges import unanswered
 from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, dtype_named
-from ckpt_core.tensors.digest import HASHES, VERSION
+from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.tensors.digest import HASHES, VERSION, Digests
 from ckpt_core.tensors.digest import fingerprint as combine
 from ckpt_core.tensors.source import SourceFiles
 
@@ -538,27 +540,24 @@ def convert(
 
 def digests(
     checkpoint: Checkpoint, *, version: int = VERSION, workers: int | None = None, listener: Listener | None = None
-) -> dict[str, Result]:
+) -> dict[str, Digests]:
     """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile.
 
     `version` is that of the digests: another one than the present to compare them with what an older receipt records.
     """
-    checkpoint = replace(checkpoint, tensors=watched(checkpoint.tensors))
+    transfers = _whole(watched(checkpoint.tensors))
+    if version != 1:  # of which a tensor is one leaf
+        transfers = [piece for tensor in transfers for piece in pieces(tensor)]
     hash_ = HASHES[version]
-    found = over_tensors(
-        checkpoint,
-        lambda transfer, source: run_transfer(transfer, source, None, hash_),
-        workers=workers,
-        listener=listener,
-    )
+    found = _over(checkpoint, transfers, lambda one, source: run_transfer(one, source, None, hash_), workers, listener)
     source = SourceFiles(checkpoint.files)
-    records = RecordSums(checkpoint.tensors, source)
+    records = RecordSums((transfer.assembly for transfer in transfers), source)
     try:
-        for result in found.values():
+        for result in found:
             records.add(result.records)
     finally:
         source.close()
-    return found
+    return digests_of(found, version)
 
 
 def over_tensors(
@@ -569,20 +568,35 @@ def over_tensors(
     listener: Listener | None = None,
 ) -> dict[str, T]:
     """What `work` finds in each canonical tensor, by name; several are read at a time, each by one thread."""
+    transfers = _whole(checkpoint.tensors)
+    found = _over(checkpoint, transfers, work, workers, listener)
+    return {transfer.name: result for transfer, result in zip(transfers, found, strict=True)}
+
+
+def _whole(tensors: Mapping[str, LazyParameter]) -> list[Transfer]:
+    """Tensors that are read, and go nowhere."""
+    return [uncut(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in tensors.values()]
+
+
+def _over(
+    checkpoint: Checkpoint,
+    transfers: Sequence[Transfer],
+    work: Callable[[Transfer, SourceFiles], T],
+    workers: int | None,
+    listener: Listener | None,
+) -> list[T]:
+    """What `work` finds in each of some transfers, in their order."""
     source = SourceFiles(checkpoint.files)
-    transfers = [
-        Transfer(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in checkpoint.tensors.values()
-    ]
     total = sum(transfer.bytes_read for transfer in transfers)
     done = 0
-    found: dict[str, T] = {}
+    found: list[T] = []
     try:
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "read") as pool:
             over = pool.map if total >= _FEW else map
             for transfer, result in zip(
                 transfers, over(lambda transfer: work(transfer, source), transfers), strict=True
             ):
-                found[transfer.name] = result
+                found.append(result)
                 done += transfer.bytes_read
                 if listener is not None:
                     listener(Progress(done, total, transfer.name))
@@ -608,7 +622,7 @@ def fingerprint(
     return fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
 
 
-def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Result]) -> str:
+def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Digests]) -> str:
     known = checkpoint.tensors
     return combine((name, known[name].parameter.true_shape, result.digest) for name, result in results.items())
 

@@ -106,6 +106,7 @@ class Checkpoint:
     provenance: Provenance = Provenance()
     adapter: Adapter | None = None
     training: Training | None = None
+    carried: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -197,7 +198,8 @@ class Target:
     the written files. The notes and sidecars that are in neither become losses: see `company.losses_of`. `config` is
     what the written config says, key by key, for `launch`: how the framework is started with these files. Where `adapter` is
     there, what is written is not a model. `named` are folders outside of the source that the user gave: files may be copied from there.
-    `training` is the state of the training that is written along.
+    `training` is the state of the training that is written along. `carried` are keys of the source's files (file -> key) that stand in the
+    written ones as they are, with all that is below them.
     """
 
     format: str
@@ -218,6 +220,7 @@ class Target:
     adapter: Adapter | None = None
     named: tuple[str, ...] = ()
     training: Training | None = None
+    carried: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:

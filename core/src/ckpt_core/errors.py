@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from ckpt_core.addresses import spelled
-from ckpt_core.text import printable
+from ckpt_core.text import plural, printable
 
 __all__ = [
     "BeingWritten",
@@ -28,6 +28,7 @@ __all__ = [
     "WorkerError",
     "did_you_mean",
     "nearest",
+    "plural",
 ]
 
 _MOST_PROBLEMS = 1000

@@ -229,6 +229,17 @@ class Ledger:
                 whole._entries[place] = replace(entry, why=_NOT_CONTINUED.get(entry.what, _ELSEWHERE))
         return whole
 
+    def with_carried(self, sections: Mapping[str, str]) -> Ledger:
+        """A ledger of a source of which sections of files (file -> key) stand in the output as they are. This one stays as it is."""
+        whole = Ledger()
+        whole._entries = {
+            place: replace(entry, fate="carried", what="settings", why="")
+            if entry.file in sections and f"{entry.key}.".startswith(f"{sections[entry.file]}.")
+            else entry
+            for place, entry in self._entries.items()
+        }
+        return whole
+
     def without_training(self, why: str) -> Ledger | None:
         """A ledger that says of an optimizer why it stays behind, where it could have been taken along; None if it has no optimizer."""
         whole = Ledger()

@@ -14,6 +14,7 @@ from ckpt_core.errors import did_you_mean
 from ckpt_core.storage.dtypes import DType, decode
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.source import SourceFiles
+from ckpt_core.text import plural
 from ckpt_core.training import Kind, Training
 
 Index = SupportsIndex | slice | EllipsisType
@@ -186,5 +187,5 @@ class OpenCheckpoint(Mapping[str, LazyTensor]):
         stacks = " and ".join(
             f"{name}{len(stack.layers)} layers".replace(".", " of ") for name, stack in self.architecture.towers.items()
         )
-        said = f"{stacks}, hidden {self.architecture.hidden}, {len(self)} tensors"
+        said = f"{stacks}, hidden {self.architecture.hidden}, {plural(len(self), 'tensor')}"
         return f"<OpenCheckpoint {self.format} {self.path}: {said}>"

@@ -21,6 +21,7 @@ from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
 from ckpt_core.receipt import Receipt, original_of, receipt_of
 from ckpt_core.rewrite import Rewritable, latent_norms, without_predictors
+from ckpt_core.text import plural
 from ckpt_core.training import (
     ADAM,
     ADAMW,
@@ -182,7 +183,7 @@ def _without_predictors(checkpoint: Checkpoint) -> Checkpoint:
     if model.architecture == checkpoint.architecture:
         return checkpoint
     count = len(checkpoint.tensors) - len(model.tensors)
-    loss = Loss("dropped", f"predictors: {count} tensors", "as -o predictors=drop asks")
+    loss = Loss("dropped", f"predictors: {plural(count, 'tensor')}", "as -o predictors=drop asks")
     return replace(checkpoint, architecture=model.architecture, tensors=model.tensors).because(losses=[loss])
 
 

@@ -26,3 +26,12 @@ def printable(text: str, longest: int = LONGEST) -> str:
 def spelled_out(text: str) -> str:
     """`text` with an escape for each character that has no shape, all of it."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def plural(count: int, noun: str) -> str:
+    """So many of something.
+
+    >>> plural(3000, "file"), plural(1, "file")
+    ('3,000 files', '1 file')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

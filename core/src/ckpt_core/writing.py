@@ -21,6 +21,7 @@ from ckpt_core.storage.dtypes import FP32, DType, commonest
 from ckpt_core.storage.tensor import Quantised, StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.stored import storage_dtype
+from ckpt_core.text import plural
 from ckpt_core.training import Kind, Training, followed, moment_native
 
 
@@ -182,6 +183,7 @@ class TargetBuilder:
         held: Collection[str] = (),
         config: Mapping[str, Any] | None = None,
         single_file: bool = False,
+        carried: Mapping[str, str] | None = None,
     ) -> Target:
         """The target; the rewrites of the model are one of its decisions. See `Target` for the arguments."""
         return Target(
@@ -200,6 +202,7 @@ class TargetBuilder:
             held,
             config or {},
             training=self.training,
+            carried=carried or {},
         )
 
 
@@ -210,6 +213,6 @@ def _check_rounding(training: Training, tensors: Mapping[str, LazyParameter], dt
     if wider:
         raise NotCarried(
             f"the weights are what the optimizer steps, and they would be rounded to {dtype}",
-            found=f"{len(wider)} tensors, {wider[0]} in {tensors[wider[0]].dtype} among them",
+            found=f"{plural(len(wider), 'tensor')}, {wider[0]} in {tensors[wider[0]].dtype} among them",
             fix="leave out --dtype, or leave the state of the training behind with --training-state drop",
         )

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from ckpt_core.architecture import facts_of
 from ckpt_core.cli.describe import describe, value_text
-from ckpt_core.cli.output import count_text, plural
+from ckpt_core.cli.output import count_text
 from ckpt_core.cli.survey import Future, Survey, not_finite_text
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 from ckpt_page.markup import Markup, element, join
 
 _SHOWN = 6

@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from ckpt_core.cli.output import count_text, plural, shortened
+from ckpt_core.cli.output import count_text, shortened
 from ckpt_core.cli.survey import Survey, group_of
 from ckpt_core.sizes import size_text
 from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.text import plural
 from ckpt_page.markup import Markup, breakable, element, join
 from ckpt_page.overview import dtype_text, section
 from ckpt_page.sharding import FileShare, box_text, cut_text, shares_of

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_core.cli.output import plural
 from ckpt_core.cli.survey import Survey
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 from ckpt_core.verify.statistics import Statistics
 from ckpt_page.markup import Markup, element, join
 from ckpt_page.overview import section

@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion, read_checkpoint
-from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.errors import CkptError, Refusal, UsageError
 from ckpt_gguf.container import plan_file, read_header
 from ckpt_tests import tiny
 from ckpt_tests.families import CASES, build
 
 IDS = {"dst.tokenizer": "none"}
+GOLDENS = Path(__file__).parents[3] / "tests/data/golden-2026/quantised"
 
 
 def made(tmp_path: Path, name: str, **changes: Any) -> Path:
@@ -62,6 +63,26 @@ def test_quantised_again_it_is_the_same(tmp_path: Path) -> None:
     assert fingerprint(first) == fingerprint(second)
 
 
+def test_blocks_are_kept_bit_for_bit_from_file_to_file(tmp_path: Path) -> None:
+    source = GOLDENS / "gguf_llama_q4_k/checkpoint/model.gguf"
+    out = tmp_path / "kept.gguf"
+    convert(source, out, to="gguf", options={"dst.quantised": "keep", "dst.name": "kept"})
+    stored, found = ({one.name: one for one in gguf.GGUFReader(str(file)).tensors} for file in (source, out))
+    assert {one.tensor_type.name for one in found.values()} >= {"Q4_K", "Q6_K", "Q5_0"}
+    for name, tensor in stored.items():
+        assert found[name].tensor_type == tensor.tensor_type
+        assert np.array_equal(found[name].data, tensor.data), name
+    assert fingerprint(out) == fingerprint(source)
+
+
+def test_blocks_are_kept_of_a_file_that_has_them_and_as_they_are(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "hf", "llama")
+    with pytest.raises(Refusal, match="no blocks to keep"):
+        written(tmp_path / "hf", tmp_path, quantised="keep")
+    with pytest.raises(UsageError, match="-o type"):
+        written(GOLDENS / "gguf_llama_q4_k/checkpoint/model.gguf", tmp_path, quantised="keep", type="Q8_0")
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_transformers_computes_the_same_of_the_file(name: str, tmp_path: Path) -> None:
     model = tiny.build(tmp_path / "hf", name, num_hidden_layers=2, intermediate_size=64)
@@ -89,6 +110,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "experts one after the other": ("phimoe", {}, "mlp.moe.router.margin"),
     "groups by their best": ("deepseek_v2", {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "group_score"),
     "gelu": ("gpt_neox", {}, "-o gelu=tanh"),
+    "windows of another number of layers": ("exaone4", {"hidden_size": 120}, "attention.window"),
+    "a theta of windows": ("mellum", {}, "attention.rotary.theta"),
 }  # fmt: skip
 
 
@@ -112,6 +135,15 @@ def test_a_window_of_all_layers_is_left_out_where_it_is_asked_for(tmp_path: Path
     plan = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options={**IDS, "dst.window": "left-out"})
     assert plan.target.decisions["architecture"] == "llama"
     assert any(loss.kind == "assumed" and "9 positions" in loss.subject for loss in plan.losses)
+
+
+def test_ends_of_a_ramp_that_llama_cpp_rounds_are_named(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    for truncate in (False, True):
+        source = made(tmp_path / str(truncate), "gpt_oss", rope_parameters={**yarn, "truncate": truncate})
+        losses = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options=IDS).losses
+        named = {loss.kind for loss in losses if "scaling.truncate" in loss.subject}
+        assert named == ({"unsaid"} if truncate else {"assumed"})
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_state_dict_inside_a_dict_is_read_and_the_rest_is_named(
     assert checkpoint.provenance.hints["names"] == {"added": "module.", "wrapper": wrapper}
     (loss,) = checkpoint.provenance.losses
     assert loss.kind == "dropped"
-    for word in ("pytorch_model.bin", "optimizer", "1 tensors, 40 bytes", "epoch"):
+    for word in ("pytorch_model.bin", "optimizer", "1 tensor, 40 bytes", "epoch"):
         assert word in loss.subject
 
 

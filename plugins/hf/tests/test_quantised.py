@@ -95,6 +95,12 @@ def test_codes_are_kept_bit_for_bit(golden: Golden, tmp_path: Path) -> None:
         for folder in (tmp_path / "hf", golden.checkpoint)
     ]
     assert settings[0] == settings[1]
+    of_codes = [
+        entry["fate"]
+        for entry in _receipt(tmp_path / "hf")["source"]["ledger"]
+        if any(key.startswith("quantiz") for keys in entry.get("places", {}).values() for key in keys)
+    ]
+    assert {*of_codes} == {"carried"}
     convert(tmp_path / "hf", tmp_path / "plain", to="hf")
     convert(golden.checkpoint, tmp_path / "direct", to="hf")
     assert _receipt(tmp_path / "hf")["fingerprint"] == _receipt(tmp_path / "plain")["fingerprint"]

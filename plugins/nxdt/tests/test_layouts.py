@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.api import plan_conversion, read_checkpoint
+from ckpt_core.api import launch_of, plan_conversion, read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.testing import example
 from ckpt_core.testing.examples import ABSENT, write_ir
@@ -267,6 +267,8 @@ def test_a_vocabulary_that_ranks_do_not_divide(style: str, tmp_path: Path) -> No
     name = {"hf": "model.embed_tokens.weight", "megatron": "language_model.embedding.word_embeddings.weight"}[style]
     assert nxdt.load(run / FILE.format(0, 0))[name].shape == (16, 96)
     assert fingerprint(run) == fingerprint(tmp_path / "hf")
+    # It is started, and written again for other ranks that divide its rows, as it lies.
+    assert launch_of(run).arguments and written(run, tmp_path / "again", tp=4, pp=1)
     without_receipt(run)
     with open_checkpoint(run) as source:  # a megatron job pads its tokenizer's vocabulary, an hf job has the config's
         assert source.architecture.tokens.vocabulary == {"hf": 64, "megatron": 61}[style]

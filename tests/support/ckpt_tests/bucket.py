@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_core.storage.bytes.remote.objects import Listing, Object, changed
-from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,21 @@ MODELS: dict[str, Architecture] = {
         "llama", tokens__scale=132**0.5, attention__out_gate=True, attention__window=16, **_QK, **_OUT, **_SIGMOID,
         **{"attention__window?": _OF_FOUR, "attention__rotary?": _OF_FOUR},
     ),
+    "hy_v3": example("llama", **_QK, **{**_SIGMOID, "mlp__ffn?": PerLayer((True, False) * 3), "mlp__moe?": PerLayer((False, True) * 3)}),
+    "llama4": example(
+        "llama", attention__chunk=8192, **_QK, attention__qk_norm__weight=False, attention__qk_norm_after_rotary=_OF_FOUR,
+        attention__temperature__interval=8192, attention__temperature__scale=0.1, attention__temperature__shift=1,
+        **{"attention__rotary?": _OF_FOUR, "attention__chunk?": _OF_FOUR, "attention__qk_norm?": _OF_FOUR,
+           "attention__temperature?": PerLayer(not one for one in _OF_FOUR),
+           "mlp__ffn?": PerLayer((True, False) * 3), "mlp__moe?": PerLayer((False, True) * 3)},
+        mlp__moe__experts=10, mlp__moe__ffn=20, mlp__moe__shared__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid",
+        mlp__moe__router__on_input=True,
+    ),
+    "mistral3": example(
+        "llama", attention__temperature__interval=16, attention__temperature__scale=0.1, attention__rotary__scaling__kind="yarn",
+        attention__rotary__scaling__factor=4.0, attention__rotary__scaling__original_positions=16, attention__rotary__scaling__beta_fast=24.0,
+        attention__rotary__scaling__beta_slow=2.0,
+    ),
     "jais2": example("neox", hidden=_HIDDEN, attention__rotary__fraction=1.0, parallel=False, mlp__activation=Activation.RELU_SQUARED),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from ckpt_core import convert
 from ckpt_core.cli.main import main
 from ckpt_core.engine import run, staging
 from ckpt_core.plugins.discovery import all_plugins
+from ckpt_tests.cutting import pieces_of
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["ckpt_tests.victim"])
@@ -22,10 +23,21 @@ by = signal.SIGKILL
 
 
 def started(
-    source: Path, destination: Path, moment: str, number: int, *, by: str = "SIGKILL", **arguments: object
+    source: Path,
+    destination: Path,
+    moment: str,
+    number: int,
+    *,
+    by: str = "SIGKILL",
+    leaf: int = 0,
+    **arguments: object,
 ) -> multiprocessing.Process:
-    """The conversion, running; it gets the signal `by` at the call of that number of a moment, or ends as any other does."""
-    victim = SERVER.Process(target=_convert, args=(str(source), str(destination), moment, number, by, arguments))
+    """The conversion, running; it gets the signal `by` at the call of that number of a moment, or ends as any other does.
+
+    With `leaf`, in pieces of so many elements.
+    """
+    asked = str(source), str(destination), moment, number, by, leaf, arguments
+    victim = SERVER.Process(target=_convert, args=asked)
     victim.start()
     return victim
 
@@ -95,10 +107,16 @@ def arm(moment: str, number: int) -> None:
         raise SystemExit(f"no moment {moment!r}")
 
 
-def _convert(source: str, destination: str, moment: str, number: int, name: str, arguments: dict[str, object]) -> None:
+def _convert(
+    source: str, destination: str, moment: str, number: int, name: str, leaf: int, arguments: dict[str, object]
+) -> None:
     global by
     by = signal.Signals[name]
     arm(moment, number)
+    if leaf:
+        with pieces_of(leaf):
+            convert(source, destination, **arguments)
+        return
     if by == signal.SIGTERM:  # the command line turns it into an orderly end
         sys.exit(main(["convert", source, destination, *(f"--{name}={value}" for name, value in arguments.items())]))
     convert(source, destination, **arguments)

@@ -20,7 +20,6 @@ from ckpt_core.cli.output import (
     emit_json,
     memory_text,
     paint,
-    plural,
     say,
     shortened,
     table,
@@ -29,6 +28,7 @@ from ckpt_core.cli.progress import announced, duration_text, progress
 from ckpt_core.cli.usage import peak_memory
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target
@@ -250,7 +250,7 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("files", *shortened(table((size_text(size), path) for path, size in sizes)))
     page.say("documents", *sorted(target.documents))
     page.say("sidecars", *sorted(target.sidecars))
-    page.say("tensors", f"{len(plan.transfers):,}")
+    page.say("tensors", f"{len(plan.tensors):,}")
     page.say("training", *training_lines(plan))
     each = " in each process" if plan.apart else ""
     page.say("memory", f"at most {memory_text(plan.peak_memory)}{each}, {plural(plan.workers, 'worker')}")
@@ -271,7 +271,7 @@ def summary_of(plan: Plan, receipt: Receipt, dst: str, seconds: float) -> dict[s
         "parallel": plan.target.parallel,
         "fingerprint": receipt.fingerprint,
         "receipt": spelled(receipt.file) if "://" in dst else receipt_path(dst),
-        "tensors": len(plan.transfers),
+        "tensors": len(plan.tensors),
         **({} if plan.target.training is None else {"training": plan.training_json()}),
         "files": len(plan.target.files) + len(plan.target.documents) + len(plan.target.sidecars),
         "bytes_read": plan.bytes_read,

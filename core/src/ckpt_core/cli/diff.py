@@ -9,8 +9,9 @@ import click
 
 from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import for_each_side, reading, training_state
-from ckpt_core.cli.output import Page, emit_json, paint, plural, say
+from ckpt_core.cli.output import Page, emit_json, paint, say
 from ckpt_core.cli.progress import progress
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.verify.difference import Difference

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt_core import __version__
-from ckpt_core.cli.output import Page, emit_json, paint, plural, say, table
+from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.architecture import Architecture

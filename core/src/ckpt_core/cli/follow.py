@@ -45,6 +45,7 @@ _RANKS = ("mp_rank_[0-9]*", "tp_rank_[0-9]*_pp_rank_[0-9]*")
 _POINTERS = ("latest_checkpointed_iteration.txt", "latest.txt", "latest", "newest")
 # Marks of what is not finished yet: NeMo's `-unfinished`, temporary folders of the Trainer and of Orbax, downloads.
 _UNFINISHED = ("*-unfinished", "tmp-*", "*.tmp", "*.tmp-*", "*.incomplete", "*.partial", "*.ckpt-partial", ".tmp*")
+_PASSING = ("store-error", "worker-error")  # errors that say nothing of the checkpoint: it is tried again
 _QUIET = 30.0
 
 
@@ -118,8 +119,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
     from ckpt_core.plugins.discovery import require
-    from ckpt_core.storage.bytes.remote.stores import scheme_of
-    from ckpt_core.storage.bytes.remote.view import refuse_destination
+    from ckpt_core.storage.bytes.remote.writable import writable
 
     require(str(asked["to"]))
     if not os.path.isdir(run):
@@ -131,8 +131,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
-    refuse_destination(dst)
-    if scheme_of(dst) is None:
+    if writable(dst) is None:  # a scheme that is not written is refused
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked)
     if once:
@@ -178,8 +177,11 @@ class Follower:
         places = places_of(self._run, name)
         source, destination = places[0], os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
-        if self._is_done(destination, str(self._asked["to"])):
-            return step
+        try:
+            if self._is_done(destination, str(self._asked["to"])):
+                return step
+        except StoreError as error:  # it may answer the next time
+            return step | {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
         absent = [place for place in places[1:] if not os.path.lexists(place)]
         try:
             state = State.of([place for place in places if place not in absent])
@@ -193,7 +195,7 @@ class Follower:
         if why is not None:
             return step | {"state": "waiting", "why": why}
         step |= self._converted(source, destination)
-        if step["state"] == "failed":
+        if step["state"] == "failed" and step["error"]["anchor"] not in _PASSING:
             self._failed[name] = state
         return step
 
@@ -201,16 +203,10 @@ class Follower:
         """Whether a receipt says so. `CkptError` if it is that of another format: the folder is another follower's."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
-        from ckpt_core.storage.bytes.remote.view import localised
+        from ckpt_core.storage.bytes.remote import found
 
-        try:
-            place = localised(destination)
-        except StoreError:
-            raise
-        except CkptError:  # nothing is there
-            return False
-        path = receipt_path(place)
-        if not os.path.lexists(place) or not os.path.isfile(path):
+        there = found(destination)
+        if there is None or not os.path.isfile(path := receipt_path(there)):
             return False
         receipt = read_receipt(path)
         if receipt.format != to:

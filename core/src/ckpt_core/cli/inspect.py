@@ -13,11 +13,12 @@ import click
 from ckpt_core.cli.convert import launch_lines, parallel_text
 from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import reading
-from ckpt_core.cli.output import Page, count_text, emit_json, paint, plural, shortened, table
+from ckpt_core.cli.output import Page, count_text, emit_json, paint, shortened, table
 from ckpt_core.cli.progress import announced, progress
 from ckpt_core.cli.survey import Future, Survey, not_finite_text, possible_targets
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.description import Fragment

@@ -139,11 +139,6 @@ def count_text(count: int) -> str:
     return f"{count:,}"
 
 
-def plural(count: int, noun: str) -> str:
-    """`3 files`, `1 file`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def shortened(lines: Sequence[str], head: int = 6, tail: int = 2) -> list[str]:
     """A long list with its middle left out."""
     if len(lines) <= head + tail + 1:

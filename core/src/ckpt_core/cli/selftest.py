@@ -8,8 +8,9 @@ import click
 
 from ckpt_core.cli.names import FormatCommand, FormatName, OptionOfFormat
 from ckpt_core.cli.options import pairs
-from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
+from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.errors import UsageError
+from ckpt_core.text import plural
 
 
 @click.command(cls=FormatCommand, short_help="Trace every element through a format, for your own sizes and layout.")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckpt_core.cli.output import plural
 from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Loss

@@ -9,9 +9,10 @@ import click
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
 from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
-from ckpt_core.cli.output import Page, emit_json, paint, plural, say, shortened
+from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.cli.progress import progress
 from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ckpt_core.verify.conversion import Verdict
     from ckpt_core.verify.logits import LogitDifference, LogitsReport
     from ckpt_core.verify.row_parallel import RowParallelReport
+
+_TORCH = "pip install torch; without a GPU: pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 @click.command(cls=FormatCommand, short_help="Check that a conversion is what it should be.")
@@ -170,7 +173,7 @@ def _run_both(source: Checkpoint, target: Checkpoint, tokens: int, prompt: str |
         from ckpt_core.reference import given_inputs, random_inputs
         from ckpt_core.verify.logits import compare_logits
     except ImportError:
-        raise CkptError("running a model needs torch", fix='pip install "ckpt-core[torch]"') from None
+        raise CkptError("running a model needs torch", fix=_TORCH) from None
     both = source.architecture, target.architecture
     inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
     with progress("running") as listener:
@@ -182,7 +185,7 @@ def _run_summed(target: Checkpoint, tokens: int, prompt: str | None, ranks: int,
         from ckpt_core.reference import given_inputs, random_inputs
         from ckpt_core.verify.row_parallel import compare_row_parallel
     except ImportError:
-        raise CkptError("running a model needs torch", fix='pip install "ckpt-core[torch]"') from None
+        raise CkptError("running a model needs torch", fix=_TORCH) from None
     both = target.architecture, target.architecture
     inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
     return compare_row_parallel(target, inputs, ranks, max_memory)

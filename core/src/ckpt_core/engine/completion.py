@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.transfer import Result, checksum_name
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, start_writeback, written

@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from ckpt_core.engine import marks
 from ckpt_core.engine.cluster import Cluster
 from ckpt_core.engine.judging import Done, Fault, Judge
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pages import write_edges
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.engine.worker import Run, Task, look, perform
@@ -213,6 +214,8 @@ class Workers:
         worker = getattr(future, "worker", None)
         try:
             found = self._judge.task(awaited.transfer, awaited.copies[future], future)
+            if isinstance(found, Done):
+                write_edges(found.edges)
         except (CkptError, OSError) as error:
             self._failure = self._failure or error
             self._forget(awaited)

@@ -18,6 +18,7 @@ from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tile
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.dtypes import DType, decode, encode
+from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Operand, Quantised, Quantiser
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.boxes import Box, tile_view
@@ -124,7 +125,7 @@ class Encoder:
     ) -> Sequence[np.ndarray]:
         """The codes and scales of a group, encoded."""
         held = self._encoded.quantised
-        values = np.zeros(stop - start, np.float32)
+        values = scratch("values", (stop - start,), np.dtype(np.float32))  # pieces cover every element
         for assembly, tile in self._encoded.pieces:
             for part in tile.cut_native(0, start, stop):
                 _elements(values, part, start)[...] = self._floats(assembly, part, current)

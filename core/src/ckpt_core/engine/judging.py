@@ -14,7 +14,8 @@ from concurrent.futures import BrokenExecutor, CancelledError, Future
 from dataclasses import dataclass
 
 from ckpt_core.engine import marks
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pages import Edge
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.engine.worker import KEPT, Report, Sample
@@ -35,10 +36,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A transfer that is done, and the seconds that it took its worker."""
+    """A transfer that is done but for its `edges`, and the seconds that it took its worker."""
 
     result: Result
     seconds: float
+    edges: tuple[Edge, ...]
 
 
 class Judge:
@@ -64,7 +66,7 @@ class Judge:
             return self._of_error(transfer, report)
         if (missing := self._missing(report, mark)) is not None:
             return Fault(missing, lasting=True)
-        return Done(report.result, report.seconds)
+        return Done(report.result, report.seconds, report.edges)
 
     def look(self, worker: str, future: Future, todo: Sequence[Transfer]) -> Fault | None:
         """What is wrong with a worker that looked for what the transfers to do want to find."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ckpt_core.engine.completion import stored_checksums
-from ckpt_core.engine.plan import Transfer, Write
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.storage.bytes.output import OutputFile
 
 PART = 16 << 20
@@ -55,7 +55,7 @@ class Parts:
     def of(self, transfer: Transfer) -> set[Place]:
         """The parts that wait for a transfer."""
         found: set[Place] = set()
-        for path, start, stop in _extents(transfer.deliveries):
+        for path, start, stop in _extents(transfer):
             found.update(self._between(path, start, stop))
         for path, checksum in stored_checksums(transfer):
             for position in checksum.positions:
@@ -71,7 +71,7 @@ class Parts:
         return sorted(transfers, key=self._place_of)
 
     def _place_of(self, transfer: Transfer) -> tuple[int, int]:
-        return min(((self._order[path], start) for path, start, _ in _extents(transfer.deliveries)), default=(0, 0))
+        return min(((self._order[path], start) for path, start, _ in _extents(transfer)), default=(0, 0))
 
     def most_open(self, transfers: Sequence[Transfer]) -> int:
         """The most bytes of parts that are begun and not whole, while transfers are carried out in this order."""
@@ -96,14 +96,15 @@ def part_size(size: int) -> int:
     return PART if least <= PART else -(-least // _GRAIN) * _GRAIN
 
 
-def _extents(deliveries: Iterable[Write]) -> Iterator[tuple[str, int, int]]:
-    """Where deliveries write: path, first byte, and the one behind the last; what lies between rows of others is in it."""
-    for delivery in deliveries:
+def _extents(transfer: Transfer) -> Iterator[tuple[str, int, int]]:
+    """Where a transfer writes: path, first byte, and the one behind the last; what lies between rows of others is in it."""
+    for delivery in transfer.deliveries:
         if delivery.encoded is None:
             block = delivery.block
-            start = block.offset + block.tile.native_base[0] * block.dtype.size
-            reach = sum((link.size - 1) * link.stride for link in block.tile.links)
-            yield block.path, start, start + (reach + 1) * block.dtype.size
+            for tile in transfer.written(delivery):
+                start = block.offset + tile.native_base[0] * block.dtype.size
+                reach = sum((link.size - 1) * link.stride for link in tile.links)
+                yield block.path, start, start + (reach + 1) * block.dtype.size
         else:  # a row of codes is written by the transfer that has its first value
             for operand in delivery.encoded.quantised.stored:
                 stored = operand.stored

@@ -1,7 +1,7 @@
 """The plan: from headers alone, every byte that will be read and written, before anything is.
 
 `make_plan` checks total accounting on the target side (each element of each native tensor is written exactly
-once, each canonical tensor is delivered) and splits the work into transfers, one per canonical tensor.
+once, each canonical tensor is delivered) and splits the work into transfers, pieces of canonical tensors.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
+from ckpt_core.engine.order import in_order
+from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Add, Scale, ValueMap
+from ckpt_core.layout import Add, Scale
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
@@ -33,6 +35,8 @@ from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
+from ckpt_core.tensors.pieces import PIECE, size_rule
+from ckpt_core.text import plural
 from ckpt_core.training import to_json as training_json
 
 DEFAULT_MEMORY = 256 << 20
@@ -41,77 +45,21 @@ _INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a sma
 # What planning takes for each block read or written, and for each piece of a file that is known already: measured by
 # benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
 _PER_BLOCK, _PER_LITERAL = 1100, 1400
+_PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One part of a transfer: a block in an output file, and the maps from canonical to stored values.
-
-    `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among,
-    that of the whole file if no narrower one is stored. `encoded`: the block is of a tensor that is stored as codes and scales.
-    """
-
-    block: StoredPart
-    maps: tuple[ValueMap, ...]
-    copy: bool
-    checksum: Checksum
-    encoded: Encoded | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """One canonical tensor on its way: where it comes from, where it goes, how many elements at a time."""
-
-    assembly: LazyParameter
-    deliveries: tuple[Write, ...]
-    chunk: int
-
-    @property
-    def name(self) -> str:
-        return self.assembly.parameter.name
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(block.stored_bytes for block in self.assembly.all_blocks)
-
-    @property
-    def files(self) -> dict[str, int]:
-        """The bytes this transfer writes to each output file."""
-        found: dict[str, int] = {}
-        for block in (delivery.block for delivery in self.deliveries):
-            for path in block.paths:
-                found.setdefault(path, 0)
-            found[block.path] += block.stored_bytes
-        return found
-
-    @property
-    def bytes_written(self) -> int:
-        return sum(self.files.values())
-
-    @property
-    def file(self) -> str:
-        """The output file that most of it goes to."""
-        files = self.files
-        return max(files, key=files.__getitem__, default="")
-
-    @property
-    def paths(self) -> set[str]:
-        """The files that it is read from."""
-        encoded = (delivery.encoded for delivery in self.deliveries if delivery.encoded is not None)
-        return self.assembly.paths().union(*(piece.paths() for one in encoded for piece, _ in one.pieces))
 
 
 @dataclass(repr=False)
 class Plan:
     """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes.
 
+    `tensors` are the transfers of whole canonical tensors, in the order of the target; `transfers` what is carried out.
     `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one.
     """
 
     source: Checkpoint
     target: Target
-    transfers: list[Transfer]
+    tensors: list[Transfer]
     workers: int
     memory: int
     options: Mapping[str, object] = field(default_factory=dict)
@@ -121,7 +69,7 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         excerpts = sum(one.size for file in self.target.files for one in file.excerpts)
-        return excerpts + sum(transfer.bytes_read for transfer in self.transfers)
+        return excerpts + sum(tensor.bytes_read for tensor in self.tensors)
 
     @property
     def bytes_written(self) -> int:
@@ -134,8 +82,14 @@ class Plan:
 
     def __repr__(self) -> str:
         sizes = f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write"
-        said = f"{len(self.transfers)} tensors to {len(self.target.files)} files, {sizes}, {len(self.losses)} losses"
+        said = f"{plural(len(self.tensors), 'tensor')} to {len(self.target.files)} files, {sizes}, {len(self.losses)} losses"
         return f"<Plan {self.source.format} {self.source.path} to {self.target.format}: {said}>"
+
+    @functools.cached_property
+    def transfers(self) -> list[Transfer]:
+        """The pieces of all tensors, in the order in which they are carried out. They do not depend on memory and workers."""
+        cut = (piece for tensor in self.tensors for piece in pieces(tensor))
+        return in_order(cut, lambda one: one.bytes_read + one.bytes_written, lambda one: one.file)
 
     @functools.cached_property
     def outputs(self) -> frozenset[str]:
@@ -146,23 +100,23 @@ class Plan:
     def peak_memory(self) -> int:
         """An upper bound of private memory in bytes: of this process, or of the largest one where workers are apart."""
         together = self.threads if self.apart else self.workers  # transfers that one process carries out at a time
-        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.transfers), reverse=True)[:together]
-        factors = max((t.assembly.merged.working_bytes for t in self.transfers if t.assembly.merged), default=0)
+        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.tensors), reverse=True)[:together]
+        factors = max((t.assembly.merged.working_bytes for t in self.tensors if t.assembly.merged), default=0)
         moved = _BUFFERS * sum(largest) + together * factors
         return max(self.footprint, _INTERPRETER + moved) if self.apart else self.footprint + moved
 
     @functools.cached_property
     def footprint(self) -> int:
         """The part of `peak_memory` that the plan itself takes, whatever is moved."""
-        return _footprint(self.target, [transfer.deliveries for transfer in self.transfers])
+        return _footprint(self.target, [tensor.deliveries for tensor in self.tensors])
 
     def spread(self, workers: int, threads: int) -> Plan:
         """The same plan for so many workers, where a process carries out `threads` transfers at a time."""
         budget = _budget(
             self.memory, _INTERPRETER if self.apart else self.footprint, threads if self.apart else workers
         )
-        cut = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.transfers]
-        return replace(self, transfers=cut, workers=workers, threads=threads)
+        tensors = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.tensors]
+        return replace(self, tensors=tensors, workers=workers, threads=threads)
 
     @property
     def losses(self) -> list[Loss]:
@@ -176,8 +130,8 @@ class Plan:
             *self.target.losses,
             *company,
             *self._of_training(),
-            *_dequantised(self.transfers, stands_for),
-            *_rounding(self.transfers, stands_for),
+            *_dequantised(self.tensors, stands_for),
+            *_rounding(self.tensors, stands_for),
         ]
 
     def _of_training(self) -> Iterator[Loss]:
@@ -200,6 +154,7 @@ class Plan:
 
     def _identity(self) -> Iterator[str]:
         yield __version__
+        yield size_rule()
         yield json.dumps(to_json(self.target.architecture), sort_keys=True)
         if self.target.training is not None:
             yield json.dumps(training_json(self.target.training), sort_keys=True)
@@ -211,7 +166,7 @@ class Plan:
         for file in self.target.files:
             yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
             yield from map(str, file.excerpts)
-        for transfer in self.transfers:
+        for transfer in self.tensors:
             yield transfer.name
             for delivery in transfer.deliveries:
                 yield f"{delivery.block} {delivery.maps} {delivery.checksum}"
@@ -231,13 +186,13 @@ class Plan:
         state = self.target.training
         if state is None:
             return {}
-        moved = [transfer for transfer in self.transfers if transfer.name in state.tensors]
+        moved = [tensor for tensor in self.tensors if tensor.name in state.tensors]
         return {
             "optimizer": state.optimizer,
             "step": state.step,
             "next_lr": state.next_lr,
             "tensors": len(moved),
-            "bytes": sum(transfer.bytes_written for transfer in moved),
+            "bytes": sum(tensor.bytes_written for tensor in moved),
             "masters": "their own" if state.own_masters else "the weights",
             "to_do": list(state.still_to_do()),
         }
@@ -255,7 +210,7 @@ class Plan:
             "files": [{"path": file.path, "bytes": file.size} for file in self.target.files],
             "documents": {path: len(data) for path, data in self.target.documents.items()},
             "sidecars": sorted(self.target.sidecars),
-            "tensors": len(self.transfers),
+            "tensors": len(self.tensors),
             **({} if self.target.training is None else {"training": self.training_json()}),
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
@@ -303,12 +258,13 @@ def make_plan(
     budget = _budget(memory, footprint, together)
     if apart:
         budget = _budget(memory, _INTERPRETER, together)  # they hold no plan
-    source = replace(source, files=[*source.files, *_copied_files(source, target)])
-    transfers = []
+    ledger = source.ledger.with_carried(target.carried) if target.carried else source.ledger
+    source = replace(source, files=[*source.files, *_copied_files(source, target)], ledger=ledger)
+    tensors = []
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
-        transfers.append(Transfer(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
-    return Plan(source, target, transfers, workers, memory, options or {}, apart)
+        tensors.append(uncut(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
+    return Plan(source, target, tensors, workers, memory, options or {}, apart)
 
 
 def _budget(memory: int, taken: int, together: int) -> int:
@@ -329,7 +285,9 @@ def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     literals = [len(data) for file in target.files for _, data in file.literals]
     excerpts = sum(1 for _ in _excerpts(target))
     documents = sum(map(len, target.documents.values()))
-    return _INTERPRETER + _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + sum(literals) + documents
+    cut = sum(one.parameter.elements * one.dtype.size // PIECE for one in target.moved.values())
+    each = _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + _PER_PIECE * cut
+    return _INTERPRETER + each + sum(literals) + documents
 
 
 def _copied_files(source: Checkpoint, target: Target) -> list[FileState]:
@@ -505,12 +463,22 @@ def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) ->
             beside.setdefault(operand.name.rpartition(".")[2], set()).add(operand.name)
     for what, count in tensors.items():
         yield Loss(
-            "dropped", f"quantisation of {count} tensors", f"{what}: their values are written, and not their codes"
+            "dropped",
+            f"quantisation of {plural(count, 'tensor')}",
+            f"{what}: their values are written, and not their codes",
         )
     for dtype, count in rounded.items():
-        yield Loss("rounded", f"{count} tensors", f"products of codes and scales, to {dtype}; --dtype fp32 keeps them")
+        yield Loss(
+            "rounded",
+            plural(count, "tensor"),
+            f"products of codes and scales, to {dtype}; --dtype fp32 keeps them",
+        )
     for ending, names in sorted(beside.items()):
-        yield Loss("dropped", f"*.{ending}: {len(names)} tensors", "it lies beside codes, and no weight depends on it")
+        yield Loss(
+            "dropped",
+            f"*.{ending}: {plural(len(names), 'tensor')}",
+            "it lies beside codes, and no weight depends on it",
+        )
 
 
 def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> list[Loss]:
@@ -530,7 +498,7 @@ def _rounding(transfers: list[Transfer], stands_for: Callable[[str], int]) -> li
         plain = [d for d in transfer.deliveries if d.encoded is None]
         for stored in {d.block.dtype for d in plain if not _holds(d.block.dtype, assembly)}:
             rounded[f"{_value_dtype(assembly)} values stored as {stored}"] += stands_for(transfer.name)
-    return [Loss("rounded", f"{count} tensors", reason) for reason, count in rounded.items()]
+    return [Loss("rounded", plural(count, "tensor"), reason) for reason, count in rounded.items()]
 
 
 def _sums(transfer: Transfer) -> str:

@@ -100,20 +100,23 @@ def _series(step: int, count: int) -> int:
 
 
 class RecordSums:
-    """The sums of the records that `tensors`, as `watched` gives them, are read from; `source` is what this machine sees of them."""
+    """The sums of the records that tensors are read from; `source` is what this machine sees of them.
 
-    def __init__(self, tensors: Mapping[str, LazyParameter], source: SourceFiles) -> None:
+    `pieces` are the tensors that `watched` gives, or what each of their pieces knows of them.
+    """
+
+    def __init__(self, pieces: Iterable[LazyParameter], source: SourceFiles) -> None:
         self._source = source
         self._left: Counter[str] = Counter()
         self._records: dict[str, Record] = {}
-        for assembly in tensors.values():
+        for assembly in pieces:
             records = {block.record for block in _own_blocks(assembly) if block.record is not None}
             self._records.update((record.key, record) for record in records)
             self._left.update(record.key for record in records)
         self._remainders: Counter[str] = Counter()
 
     def add(self, read: Mapping[str, int]) -> None:
-        """Note what one tensor read of each record; `FormatError` if a record is whole by now, and damaged.
+        """Note what one piece read of each record; `FormatError` if a record is whole by now, and damaged.
 
         `CkptError` if it is only what was read that differs, by a worker that sees another file, or for want of a sound memory.
         """

@@ -16,7 +16,7 @@ from ckpt_core.engine.dispatch import Workers, in_threads
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import Staging, boot_id
-from ckpt_core.engine.transfer import TargetFiles
+from ckpt_core.engine.transfer import TargetFiles, digests_of
 from ckpt_core.engine.worker import KEPT, Run
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.receipt.make import make_receipt
@@ -26,7 +26,6 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.tensors.digest import Digests
 from ckpt_core.tensors.source import SourceFiles
 
 
@@ -91,14 +90,14 @@ def _transfer_all(
     plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None
 ) -> Mapping[str, int]:
     """Write every data file; the CRC-32 of each."""
-    todo = staging.in_order(transfer for transfer in plan.transfers if transfer.name not in staging.done)
+    todo = staging.in_order(transfer for transfer in plan.transfers if transfer.key not in staging.done)
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
     source = SourceFiles(plan.source.files)
     copied = {file.path: _copy_excerpts(file, staging.path(file.path)) for file in plan.target.files if file.excerpts}
     written += sum(one.size for file in plan.target.files for one in file.excerpts)
     completion = Completion(plan.target.files, todo, staging.done.values(), copied, staging.path, staging.sync)
-    records = RecordSums({transfer.name: transfer.assembly for transfer in plan.transfers}, source)
+    records = RecordSums((transfer.assembly for transfer in plan.transfers), source)
     for result in staging.done.values():
         records.add(result.records)
     staging.begin(todo)
@@ -164,7 +163,7 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
         plan=plan.hash,
         options=plan.options,
         losses=plan.losses,
-        tensors={name: Digests(result.digest, result.source_digest) for name, result in staging.done.items()},
+        tensors=digests_of(staging.done.values()),
         crcs=crcs,
         documents=documents,
     )

@@ -19,17 +19,18 @@ from blake3 import blake3
 
 from ckpt_core.addresses import spelled
 from ckpt_core.engine.parts import Parts, Place
-from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_whole
 from ckpt_core.engine.uploads import QUEUE, Uploads
-from ckpt_core.errors import CkptError, StoreError, UsageError
+from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.storage.bytes.remote import localised
+from ckpt_core.storage.bytes.remote import found, localised
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.writable import WritableStore
+from ckpt_core.storage.bytes.remote.writing import WritableStore
 from ckpt_core.storage.bytes.space import drops_space
 
 T = TypeVar("T")
@@ -82,18 +83,9 @@ class Spool(Staging):
 
     # --- before anything is done
 
-    def _there(self) -> str | None:
-        """The stand-in of what is at the address; None if nothing is, or nothing that is finished."""
-        try:
-            return localised(self.address)
-        except StoreError:
-            raise
-        except CkptError:
-            return None
-
     def is_published(self) -> bool:
         """See `Staging`: the receipt is the last that is put there."""
-        there = self._there()
+        there = found(self.address)
         return there is not None and recorded_plan(receipt_path(there)) == self._plan.hash and is_whole(there)
 
     def published(self) -> Receipt:
@@ -121,16 +113,16 @@ class Spool(Staging):
         foreign = sorted(there - own)
         if not foreign:
             return
-        found = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else "")
+        named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else "")
         remove = f"remove it first (aws s3 rm --recursive {self.address}), or use another name"
         if overwrite:
             raise UsageError(
                 "--overwrite replaces nothing in a store, where many objects can't be replaced in one step",
                 file=self.address,
-                found=found,
+                found=named,
                 fix=remove,
             )
-        raise CkptError("the destination exists", file=self.address, found=found, fix=remove)
+        raise CkptError("the destination exists", file=self.address, found=named, fix=remove)
 
     def _ask(self, address: str, question: Callable[[str], T]) -> T:
         return again(address, lambda: question(address), _ATTEMPTS)
@@ -160,8 +152,8 @@ class Spool(Staging):
         lost = self._uploads.open()
         if lost:
             for transfer in self._plan.transfers:
-                if transfer.name in self.done and not lost.isdisjoint(self._parts.of(transfer)):
-                    del self.done[transfer.name]
+                if transfer.key in self.done and not lost.isdisjoint(self._parts.of(transfer)):
+                    del self.done[transfer.key]
 
     def begin(self, todo: Iterable[Transfer]) -> None:
         """See `Staging`: parts that wait for nothing are sent."""

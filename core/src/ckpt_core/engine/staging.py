@@ -4,12 +4,12 @@
         token            a random text of the run that is alive, by which its workers know the folder
         sources          what each source file was when the plan was made, for those workers
         mark-*           who is at which task
-        journal.jsonl    first line: the plan; then one line per finished tensor
+        journal.jsonl    first line: the plan; then one line per finished piece of a tensor
         out/             the files, at their final size from the start
 
 The whole of `out/` gets its final name in one rename, so nothing half-written ever has it; where the output is a
 single file, its receipt gets its name beside it just before. A killed run
-leaves the folder behind; the same command continues from the journal. Finished tensors are trusted only
+leaves the folder behind; the same command continues from the journal. What is finished is trusted only
 while the machine has not been restarted: a restart can lose written pages that were never synced. Without `sync` the same
 is true of the output itself, for as long as the kernel takes to write it.
 
@@ -35,8 +35,8 @@ from typing import NoReturn
 
 from ckpt_core import __version__
 from ckpt_core.engine.marks import MARK
-from ckpt_core.engine.order import in_order
-from ckpt_core.engine.plan import Plan, Transfer
+from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.states import STATES, write_states
 from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import BeingWritten, CkptError
@@ -87,7 +87,7 @@ class Staging:
         }
         asked = {"source": plan.source.path, "options": dict(plan.options)}
         self.head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
-        self.done: dict[str, Result] = {}
+        self.done: dict[tuple[str, int], Result] = {}
 
     def __enter__(self) -> Staging:
         try:
@@ -241,8 +241,8 @@ class Staging:
             head, done, _ = _read_journal(self._journal_bytes())
         except (FileNotFoundError, NotADirectoryError):  # it is removed last
             return True
-        names = {transfer.name for transfer in self._plan.transfers}
-        return head.get("plan") == self.head["plan"] and done.keys() >= names and not any(self._files())
+        pieces = {transfer.key for transfer in self._plan.transfers}
+        return head.get("plan") == self.head["plan"] and done.keys() >= pieces and not any(self._files())
 
     def published(self) -> Receipt:
         """The receipt that is there."""
@@ -273,8 +273,8 @@ class Staging:
         self._append(self.head)
 
     def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
-        """Transfers in the order in which they are best carried out."""
-        return in_order(transfers, lambda one: one.bytes_read + one.bytes_written, lambda one: one.file)
+        """Transfers in the order in which they are best carried out: that of the plan."""
+        return list(transfers)
 
     def begin(self, todo: Iterable[Transfer]) -> None:
         """Called when all that is known beforehand is in the files, with the transfers that are left."""
@@ -287,8 +287,8 @@ class Staging:
             self._journal.write(json.dumps(record).encode() + b"\n")
 
     def finish(self, result: Result) -> None:
-        """Note that a tensor is written."""
-        self.done[result.name] = result
+        """Note that a piece is written."""
+        self.done[result.key] = result
         self._append({name: getattr(result, name) for name in Result.__slots__})
 
     # --- the files
@@ -404,10 +404,10 @@ class Staging:
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], int]:
-    """The first line, the finished tensors, and the bytes up to the first line that a kill cut short or that is damaged."""
+def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int], Result], int]:
+    """The first line, the finished pieces, and the bytes up to the first line that a kill cut short or that is damaged."""
     head: dict[str, object] = {}
-    done: dict[str, Result] = {}
+    done: dict[tuple[str, int], Result] = {}
     size = 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
@@ -415,7 +415,8 @@ def _read_journal(data: bytes) -> tuple[dict[str, object], dict[str, Result], in
         try:
             record = json.loads(line)
             if size:
-                done[record["name"]] = Result(**record)
+                result = Result(**record)
+                done[result.key] = result
             else:
                 head = dict(record)
         except (ValueError, TypeError, KeyError):

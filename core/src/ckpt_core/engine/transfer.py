@@ -1,4 +1,4 @@
-"""Carrying out one transfer: read a box, hash it, turn it into stored values, write it.
+"""Carrying out one transfer: read a box of a piece, hash it, turn it into stored values, write it.
 
 Writes of one transfer never touch the bytes of another; repeating a transfer writes the same bytes again.
 """
@@ -8,21 +8,22 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.engine.encoding import Encoder, Stored
-from ckpt_core.engine.plan import Transfer, Write
+from ckpt_core.engine.pieces import StoredAs, Transfer, Write
 from ckpt_core.layout import ValueMap
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_writeback
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
-from ckpt_core.tensors.boxes import Box, boxes, tile_view
-from ckpt_core.tensors.digest import Hash, TreeDigest
+from ckpt_core.tensors.boxes import Box, tile_view
+from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leaves
+from ckpt_core.tensors.pieces import boxes_between
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
 from ckpt_core.tensors.strided import write_box
@@ -32,18 +33,40 @@ _DIRTY = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a transfer leaves for the receipt: the digest of the values as written, and of the source's if they differ.
+    """What a transfer leaves for the receipt: the leaves of the digest of the values as written, and of the source's if they may differ.
 
-    `remainders` are what it wrote below each checksum, a file's whole one included, and `records` what it read of each
-    record of the source that is checked: see `storage.bytes.crc32`.
+    `start` is the first element of the piece. `remainders` are what it wrote below each checksum, a file's whole one included, and
+    `records` what it read of each record of the source that is checked: see `storage.bytes.crc32`.
     """
 
     name: str
-    digest: str
-    source_digest: str | None
+    start: int
+    leaves: list[str]
+    source_leaves: list[str] | None
     bytes_written: int
     remainders: dict[str, int]
     records: dict[str, int]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """That of the transfer."""
+        return self.name, self.start
+
+
+def digests_of(results: Iterable[Result], version: int = VERSION) -> dict[str, Digests]:
+    """The digests of tensors, by their names, of the results of all their pieces."""
+    pieces: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda one: one.start):
+        pieces.setdefault(result.name, []).append(result)
+    return {name: _digests(of_tensor, version) for name, of_tensor in pieces.items()}
+
+
+def _digests(pieces: list[Result], version: int) -> Digests:
+    written = of_leaves([leaf for piece in pieces for leaf in piece.leaves], version)
+    if all(piece.source_leaves is None for piece in pieces):
+        return Digests(written)
+    read = [leaf for piece in pieces for leaf in (piece.leaves if piece.source_leaves is None else piece.source_leaves)]
+    return Digests(written, of_leaves(read, version))
 
 
 def checksum_name(path: str, checksum: Checksum) -> str:
@@ -145,12 +168,11 @@ class TargetFiles:
 def run_transfer(
     transfer: Transfer, source: SourceFiles, sink: TargetFiles | None, hash_: type[Hash] = TreeDigest
 ) -> Result:
-    """Move one tensor; without a sink only its digest is taken."""
-    assembly = transfer.assembly
+    """Move one piece of a tensor; without a sink only its digest is taken."""
+    assembly, kept = transfer.assembly, transfer.stored
     read, stored = hash_(), hash_()
     value_dtype = assembly.value_dtype
-    primary = transfer.deliveries[0] if transfer.deliveries else None
-    changed = primary if primary is not None and not _keeps_values(primary, value_dtype) else None
+    changed = kept if kept is not None and not _keeps_values(kept, value_dtype) else None
     encoders = {
         number: Encoder(delivery.encoded, delivery.block.dtype, source)
         for number, delivery in enumerate(transfer.deliveries)
@@ -158,14 +180,14 @@ def run_transfer(
     }
     rows = assembly.parameter.true_rows
     written, remainders, records = 0, Counter[str](), Counter[str]()
-    for box in boxes(assembly.parameter.shape, transfer.chunk):
+    for box in boxes_between(assembly.parameter.shape, transfer.chunk, transfer.start, transfer.stop):
         values = source.read(assembly, box, transient=True, sums=records)
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[tuple[DType, tuple[ValueMap, ...]], np.ndarray] = {}
-        if encoders:
-            again, count = _encoded(transfer, encoders, box, values, sink, remainders)
-            stored.update(_true(again, box, rows), next(iter(encoders.values())).dtype)
-            written += count
+        if kept is not None and encoders:
+            again = np.array(stored_values(values, value_dtype, kept.dtype, (), assembly.parameter.name), copy=True)
+            written += _encode(transfer, encoders, box, values, again, sink, remainders)
+            stored.update(_true(again, box, rows), kept.dtype)
         for delivery in transfer.deliveries:
             if delivery.encoded is not None:
                 continue
@@ -175,18 +197,21 @@ def run_transfer(
             if sink is not None:
                 written += sink.write(delivery, box, ready[kind], remainders)
         if changed is not None and not encoders:
-            back, dtype = ready[changed.block.dtype, changed.maps], changed.block.dtype
+            dtype = changed.dtype
+            back = ready.get((dtype, changed.maps))
+            if back is None:  # the first of the tensor is stored otherwise than this piece of it
+                back = stored_values(values, value_dtype, dtype, changed.maps, assembly.parameter.name)
             if changed.maps:
                 back, dtype = decode(back, dtype), FP32
                 for value_map in changed.maps:
                     back = value_map.inverse().apply(back)
             stored.update(_true(np.ascontiguousarray(back, dtype.numpy), box, rows), dtype)
-    digest, source_digest = read.hexdigest(), None
+    leaves, source_leaves = read.leaves, None
     if changed is not None or encoders:
-        digest, source_digest = stored.hexdigest(), digest
-    if encoders and digest == source_digest:  # codes that were kept
-        source_digest = None
-    return Result(transfer.name, digest, source_digest, written, dict(remainders), dict(records))
+        leaves, source_leaves = stored.leaves, leaves
+    if kept is not None and kept.encoded and leaves == source_leaves:  # codes that were kept
+        source_leaves = None
+    return Result(*transfer.key, leaves, source_leaves, written, dict(remainders), dict(records))
 
 
 def _stored(values: np.ndarray, dtype: DType, delivery: Write, name: str) -> np.ndarray:
@@ -197,31 +222,31 @@ def _stored(values: np.ndarray, dtype: DType, delivery: Write, name: str) -> np.
     return stored_values(values, dtype, target, delivery.maps, name)
 
 
-def _encoded(
+def _encode(
     transfer: Transfer,
     encoders: Mapping[int, Encoder],
     box: Box,
     values: np.ndarray,
+    again: np.ndarray,
     sink: TargetFiles | None,
     remainders: Counter[str],
-) -> tuple[np.ndarray, int]:
-    """Write what is stored as codes and scales of a box. The values of the box as readers will find them, and the bytes written."""
-    assembly, written = transfer.assembly, 0
-    dtype = next(iter(encoders.values())).dtype
-    again = np.array(stored_values(values, assembly.value_dtype, dtype, (), assembly.parameter.name), copy=True)
+) -> int:
+    """Write what is stored as codes and scales of a box, and put the values that readers will find of it into `again`; returns the
+    bytes written."""
+    written = 0
     for number, encoder in encoders.items():
         for tile in transfer.deliveries[number].block.within(box):
-            for part, found, groups in encoder.groups(tile, (assembly, box, values)):
+            for part, found, groups in encoder.groups(tile, (transfer.assembly, box, values)):
                 tile_view(again, part, box)[...] = found
                 if sink is not None:
                     written += sum(sink.write_stored(one, remainders) for one in groups)
-    return again, written
+    return written
 
 
-def _keeps_values(delivery: Write, dtype: DType) -> bool:
+def _keeps_values(stored: StoredAs, dtype: DType) -> bool:
     """Whether what is stored has the digest of what was read: the same dtype, or float32, which holds all narrower ones."""
-    target = delivery.block.dtype
-    return not delivery.maps and (target == dtype or (target == FP32 and dtype.size < FP32.size))
+    target = stored.dtype
+    return not stored.maps and (target == dtype or (target == FP32 and dtype.size < FP32.size))
 
 
 def _true(values: np.ndarray, box: Box, rows: int | None) -> np.ndarray:

@@ -20,12 +20,13 @@ from functools import partial
 from typing import Any
 
 from ckpt_core.engine.parts import Parts, Place
-from ckpt_core.errors import CkptError, StoreError
+from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.files import naming
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, WritableStore, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, WritableStore, Written
 from ckpt_core.storage.bytes.space import drop_space
+from ckpt_core.storage.documents import parse_json
 
 SENDERS = 8
 QUEUE = 2 * SENDERS
@@ -72,16 +73,16 @@ class Uploads:
         if data is None:
             return None
         try:
-            found = json.loads(data)
-            if not isinstance(found, dict) or not isinstance(found["plan"], str):
-                raise ValueError
+            found = parse_json(data, self._claim)
+        except FormatError:
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("plan"), str) and isinstance(found.get("uploads"), dict):
             return found
-        except (ValueError, KeyError):
-            raise CkptError(
-                "what lies in the place of an unfinished conversion was not made by ckpt",
-                file=self._claim,
-                fix="move it away, or choose another name for the output",
-            ) from None
+        raise CkptError(
+            "what lies in the place of an unfinished conversion was not made by ckpt",
+            file=self._claim,
+            fix="move it away, or choose another name for the output",
+        )
 
     def open(self) -> set[Place]:
         """Find the uploads of an earlier run of this plan, or begin new ones. The parts that it sent and that are not there any more.
@@ -91,14 +92,17 @@ class Uploads:
         claim = self.claimed()
         if claim is None:
             claim = self._begun()
-        shapes = {path: [size, self._parts.count(path)] for path, size in self._files.items()}
-        if claim["plan"] != self._plan or claim.get("parts") != shapes:
+        if (
+            claim["plan"] != self._plan
+            or claim.get("parts") != self._shapes
+            or claim["uploads"].keys() != self._files.keys()
+        ):
             raise CkptError(
                 "an unfinished conversion of something else is in the way",
                 file=self._claim,
                 fix="repeat the old command, or remove that object",
             )
-        self._names, self._mine = dict(claim["uploads"]), True
+        self._names, self._mine = {path: str(name) for path, name in claim["uploads"].items()}, True
         self._list()
         logged = self._logged()
         self.sent = {place: tag for place, tag in logged.items() if self._is_there(place, tag)}
@@ -106,20 +110,35 @@ class Uploads:
 
     def _begun(self) -> dict[str, Any]:
         """Begin an upload for every file, and make the claim."""
-        names = dict(zip(self._files, self._pool.map(self._begin, self._files), strict=True))
-        shapes = {path: [size, self._parts.count(path)] for path, size in self._files.items()}
-        claim = {**self._head, "uploads": names, "parts": shapes}
-        data = json.dumps(claim).encode()
+        names: dict[str, str] = {}
+
+        def begin(path: str) -> None:
+            names[path] = self._begin(path)
+
         try:
-            self._put_claim(data)
+            list(self._pool.map(begin, self._files))
+            claim = {**self._head, "uploads": names, "parts": self._shapes}
+            data = json.dumps(claim).encode()
+            try:
+                self._put_claim(data)
+            except Taken:
+                there = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
+                if there != data:  # it is ours if an answer was lost, and we asked once more
+                    raise CkptError(
+                        "another conversion is writing to this destination", file=self._claim, fix="wait for it"
+                    ) from None
             self._check_conditions(data)
-        except Taken:
-            if self.claimed() != claim:  # it is ours if an answer was lost, and we asked once more
-                list(self._pool.map(self._abort, names.items()))
-                raise CkptError(
-                    "another conversion is writing to this destination", file=self._claim, fix="wait for it"
-                ) from None
+        except CkptError:
+            for upload in names.items():
+                with contextlib.suppress(CkptError):
+                    self._abort(upload)
+            raise
         return claim
+
+    @property
+    def _shapes(self) -> dict[str, list[int]]:
+        """The size of each file, and its number of parts."""
+        return {path: [size, self._parts.count(path)] for path, size in self._files.items()}
 
     def _begin(self, path: str) -> str:
         address = self._address_of(path)
@@ -132,6 +151,7 @@ class Uploads:
         """Raise `StoreError` for a store that gives a name twice."""
         with contextlib.suppress(Taken):
             self._put_claim(data)
+            self.release()
             raise StoreError(
                 "the store does not keep what is there from being replaced",
                 file=self._claim,
@@ -158,7 +178,7 @@ class Uploads:
         list(self._pool.map(look, self._files))
         if renewed:
             claim = {**(self.claimed() or {}), "uploads": self._names}
-            again(self._claim, lambda: self._store.remove(self._claim))
+            self.release()
             self._put_claim(json.dumps(claim).encode())
 
     def _is_mine(self, path: str) -> bool:
@@ -289,7 +309,10 @@ class Uploads:
 
     def release(self) -> None:
         """Remove the claim."""
-        again(self._claim, lambda: self._store.remove(self._claim))
+        self._remove(self._claim)
+
+    def _remove(self, address: str) -> None:
+        again(address, lambda: self._store.remove(address))
 
     def abort(self) -> None:
         """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is not ours."""
@@ -298,7 +321,7 @@ class Uploads:
             return
         with ThreadPoolExecutor(SENDERS, "abort") as pool:
             list(pool.map(self._abort, self._names.items()))
-            list(pool.map(self._store.remove, map(self._address_of, self._complete)))
+            list(pool.map(self._remove, map(self._address_of, self._complete)))
         self.release()
 
     def _abort(self, upload: tuple[str, str]) -> None:

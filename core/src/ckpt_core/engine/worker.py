@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckpt_core.engine import marks
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pages import Edge, Pages
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import TOKEN, boot_id
 from ckpt_core.engine.states import STATES, KnownStates
@@ -81,7 +82,8 @@ class Sample:
 class Report:
     """What a worker says of one task: the result and traces of what it wrote, or the error that kept it from the task.
 
-    `secret` is the one in the mark of the task, `room` the bytes that are free where the output goes, if it was asked for them.
+    `secret` is the one in the mark of the task, `room` the bytes that are free where the output goes, if it was asked for them. `edges`
+    are bytes that it left to the coordinator.
     """
 
     host: str
@@ -89,6 +91,7 @@ class Report:
     result: Result | None = None
     secret: str = ""
     samples: tuple[Sample, ...] = ()
+    edges: tuple[Edge, ...] = ()
     error: CkptError | OSError | None = None
     room: int | None = None
 
@@ -98,10 +101,10 @@ def perform(software: str, run: bytes, task: bytes) -> Report:
     _check_software(software)
     begun = time.monotonic()
     try:
-        result, secret, samples = _carried_out(pickle.loads(run), pickle.loads(task))
+        done = _carried_out(pickle.loads(run), pickle.loads(task))
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
-    return Report(host(), time.monotonic() - begun, result, secret, samples)
+    return Report(host(), time.monotonic() - begun, *done)
 
 
 def look(software: str, run: bytes) -> Report:
@@ -140,7 +143,7 @@ def _check_software(software: str) -> None:
         )
 
 
-def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]:
+def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...], tuple[Edge, ...]]:
     sink = WorkerSink(run)
     try:
         states = _states(run, sink)
@@ -149,6 +152,7 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]
         source = SourceFiles((*sources, *task.remote))
         try:
             marks.begin(sink.staging, task.mark, host())
+            sink.pages = Pages(task.transfer)
             result = run_transfer(task.transfer, source, sink)
         finally:
             source.close()
@@ -157,7 +161,7 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...]]
         secret = marks.end(sink.staging, task.mark)
     finally:
         sink.close()  # and with it, on NFS, what was written goes to the server
-    return result, secret, tuple(sink.samples.values())
+    return result, secret, tuple(sink.samples.values()), tuple(sink.edges)
 
 
 _KNOWN = KnownStates()
@@ -195,7 +199,7 @@ def _check_sources(states: Iterable[FileState]) -> None:
 class WorkerSink(TargetFiles):
     """A sink that writes into the staging folder of its run or not at all, and keeps a sample of what it wrote to each file.
 
-    It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
+    It writes whole pages of the transfer's own; the others are `edges`. It looks for the token again after every second: a worker that stood still, and was given up, finds that the run is over.
     """
 
     def __init__(self, run: Run) -> None:
@@ -205,6 +209,8 @@ class WorkerSink(TargetFiles):
         except OSError as error:
             raise self.elsewhere(error.strerror) from error
         self.samples: dict[str, Sample] = {}
+        self.edges: list[Edge] = []
+        self.pages: Pages | None = None
         try:
             self._check()
         except WorkerError:
@@ -238,6 +244,15 @@ class WorkerSink(TargetFiles):
     def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
         if time.monotonic() - self._checked > _SECOND:
             self._check()
+        stop, own = offset + len(view), (offset, offset + len(view))
+        if self.pages is not None:
+            own = self.pages.own(os.path.relpath(path, self._out), offset, stop)
+        for first, end in ((offset, own[0]), (own[1], stop)):
+            if first < end:
+                self.edges.append(Edge(path, first, bytes(view[first - offset : end - offset])))
+        view, offset = view[own[0] - offset : own[1] - offset], own[0]
+        if not view:
+            return
         super()._put(path, descriptor, view, offset)
         if path not in self.samples and (start := _first(view)) is not None:
             self.samples[path] = Sample(path, offset + start, bytes(view[start : start + _SAMPLE]))

@@ -15,6 +15,7 @@ from ckpt_core.receipt.checksum import read_checked
 from ckpt_core.receipt.places import receipt_path
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.tensors.digest import version_of
+from ckpt_core.text import plural
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ class Receipt:
     def __repr__(self) -> str:
         try:
             tensors, losses = len(self.digests), len(self.losses)
-            said = f"{self.format}, {tensors} tensors in {self.count} files, {losses} losses, {self.fingerprint[:15]}"
+            said = f"{self.format}, {plural(tensors, 'tensor')} in {self.count} files, {losses} losses, {self.fingerprint[:15]}"
         except CkptError as error:
             said = error.problem
         return f"<Receipt {self.file}: {said}{', found' if self.found else ''}>"

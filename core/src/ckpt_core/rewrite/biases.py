@@ -7,6 +7,7 @@ from dataclasses import replace
 from ckpt_core.architecture import Activation, Architecture, Attention, Layer, Mlp, Stack, parameters
 from ckpt_core.rewrite.model import Rewritable, holds_only, map_attentions, map_layers, map_mlp, map_stacks
 from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.text import plural
 
 
 def zero_biases(model: Rewritable, architecture: Architecture) -> Rewritable:
@@ -22,7 +23,7 @@ def zero_biases(model: Rewritable, architecture: Architecture) -> Rewritable:
         name: model.tensors[name] if name in model.tensors else LazyParameter(wanted[name], dtype, (), fill=0.0)
         for name in wanted
     }
-    return model.rewritten(architecture, tensors, f"zero biases added ({len(added)} tensors)")
+    return model.rewritten(architecture, tensors, f"zero biases added ({plural(len(added), 'tensor')})")
 
 
 def without_zero_biases(model: Rewritable, among: str = ".bias") -> Rewritable:
@@ -71,7 +72,7 @@ def without_zero_biases(model: Rewritable, among: str = ".bias") -> Rewritable:
         architecture = replace(architecture, head=replace(head, bias=kept(head.bias, "head.bias")))
     tensors = {name: model.tensors[name] for name in parameters(architecture)}
     left = len(model.tensors) - len(tensors)
-    return model.rewritten(architecture, tensors, f"biases of zeros left out ({left} tensors)")
+    return model.rewritten(architecture, tensors, f"biases of zeros left out ({plural(left, 'tensor')})")
 
 
 def gated_relu(model: Rewritable) -> Rewritable:

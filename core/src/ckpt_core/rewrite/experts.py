@@ -7,6 +7,7 @@ from dataclasses import replace
 from ckpt_core.architecture import Architecture, Layer, SharedExpert, parameters
 from ckpt_core.rewrite.model import Rewritable, holds_only, map_layers
 from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.text import plural
 
 
 def zero_shared_experts(model: Rewritable) -> Rewritable:
@@ -30,7 +31,7 @@ def zero_shared_experts(model: Rewritable) -> Rewritable:
         for name, parameter in wanted.items()
     }
     added = len(tensors) - len(model.tensors)
-    return model.rewritten(architecture, tensors, f"shared experts of zeros added ({added} tensors)")
+    return model.rewritten(architecture, tensors, f"shared experts of zeros added ({plural(added, 'tensor')})")
 
 
 def without_zero_shared_experts(model: Rewritable) -> Rewritable:
@@ -42,7 +43,7 @@ def without_zero_shared_experts(model: Rewritable) -> Rewritable:
         model.architecture, lambda layer: _with(layer, None) if layer.moe else layer
     )
     tensors = {name: model.tensors[name] for name in parameters(architecture)}
-    return model.rewritten(architecture, tensors, f"shared experts of zeros left out ({len(names)} tensors)")
+    return model.rewritten(architecture, tensors, f"shared experts of zeros left out ({plural(len(names), 'tensor')})")
 
 
 def _with(layer: Layer, shared: SharedExpert | None) -> Layer:

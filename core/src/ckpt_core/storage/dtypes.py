@@ -9,18 +9,21 @@ even, as torch and XLA do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.errors import FormatError, UsageError
+from ckpt_core.storage.floats import E2M1, E4M3, E5M2, HALF, narrow_bf16, widen_bf16
 
 __all__ = [
     "BF16",
     "BY_NAME",
     "BY_SAFETENSORS",
     "BY_TORCH",
+    "E2M1",
+    "E4M3",
     "FP16",
     "FP32",
     "FP64",
@@ -103,36 +106,6 @@ def dtype_named(name: str) -> DType:
     raise UsageError(f"unknown dtype {name!r}", expected=", ".join(BY_NAME))
 
 
-BLOCK = 1 << 17
-"""Elements to cast or to hash at a time: what they need on the way stays in the cache, and threads seldom wait for each other."""
-
-
-def _decode_bf16(raw: np.ndarray) -> np.ndarray:
-    bits = raw.astype(np.uint32)
-    bits <<= 16
-    return bits.view(np.float32)
-
-
-def _encode_bf16(values: np.ndarray) -> np.ndarray:
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    encoded = np.empty(values.shape, np.uint16)
-    flat, bits = encoded.reshape(-1), values.reshape(-1).view(np.uint32)
-    for start in range(0, bits.size, BLOCK):
-        part = bits[start : start + BLOCK]
-        # Round to nearest, ties to even: add 0x7fff plus the lowest bit that stays.
-        rounded = part >> 16
-        rounded &= 1
-        rounded += 0x7FFF
-        rounded += part
-        rounded >>= 16
-        flat[start : start + BLOCK] = rounded
-    # A NaN whose payload sits in the low half would round to infinity: set the quiet bit instead.
-    nan = np.isnan(values)
-    if nan.any():
-        encoded[nan] = (values.view(np.uint32)[nan] >> 16) | 0x40
-    return encoded
-
-
 def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, has_infinity: bool) -> np.ndarray:
     codes = np.arange(256)
     sign = np.where(codes & 0x80, -1.0, 1.0)
@@ -169,37 +142,67 @@ def commonest(dtypes: Iterable[DType]) -> DType:
     return Counter(dtypes).most_common(1)[0][0]
 
 
-def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
-    """Raw elements of `dtype`, an array of any shape, as a float32 array of the same shape.
+_NARROW = {"fp8_e4m3": E4M3, "fp8_e5m2": E5M2, "fp16": HALF}
 
-    Exact for every floating type up to 32 bits; float64 rounds. Float32 is returned as it is, without a copy.
+
+def decode(raw: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> np.ndarray:
+    """Raw elements of `dtype`, an array of any shape, as a float32 array of the same shape: `out`, if it is given, which is C-contiguous.
+
+    Exact for every floating type up to 32 bits; float64 rounds. Float32 is returned as it is, without a copy, where there is no `out`.
     Raises `FormatError` for integer and boolean types: model weights are floating.
     """
-    if dtype.name == "fp32":
+    if not dtype.floating:
+        raise FormatError(f"a weight of dtype {dtype} has no floating value", expected="a floating dtype")
+    if dtype.name == "fp32" and out is None:
         return raw
+    if out is None:
+        out = np.empty(raw.shape, np.float32)
     if dtype.name == "bf16":
-        return _decode_bf16(raw)
-    if dtype.name in ("fp16", "fp64"):
-        return raw.astype(np.float32)
-    if dtype.name in _FLOAT8:
-        return np.take(_FLOAT8[dtype.name], raw)  # twice as fast as an index
-    raise FormatError(f"a weight of dtype {dtype} has no floating value", expected="a floating dtype")
+        widen_bf16(raw, out)
+    elif dtype.name in _NARROW:
+        raw = np.ascontiguousarray(raw)
+        if _NARROW[dtype.name].widen(raw, out):
+            out[...] = _special(raw, dtype)
+    elif dtype.name in _FLOAT8:
+        out[...] = np.take(_FLOAT8[dtype.name], raw)
+    else:
+        out[...] = raw
+    return out
 
 
-_ENCODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "fp64": lambda values: values.astype(np.float64),
-    "fp32": lambda values: values.astype(np.float32, copy=False),
-    "fp16": lambda values: values.astype(np.float16),
-    "bf16": _encode_bf16,
-}
+def _special(raw: np.ndarray, dtype: DType) -> np.ndarray:
+    """Raw elements as float32, where some are infinite or NaN."""
+    return raw.astype(np.float32) if dtype.name == "fp16" else np.take(_FLOAT8[dtype.name], raw)
 
 
-def encode(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Float32 values, an array of any shape, as raw elements of `dtype` in the same shape, rounded to nearest even.
+def encode(values: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> np.ndarray:
+    """Float32 values, an array of any shape, as raw elements of `dtype` in the same shape, rounded to nearest even: `out`, if it is given,
+    which is C-contiguous.
 
     Raises `UsageError` for types that can't be written (float8, integers).
     """
-    if dtype.name not in _ENCODERS:
-        raise UsageError(f"cannot write dtype {dtype}", expected=", ".join(_ENCODERS))
-    with np.errstate(over="ignore"):  # an fp16 overflow is counted and reported by the engine
-        return _ENCODERS[dtype.name](values)
+    if dtype.name not in _WRITTEN:
+        raise UsageError(f"cannot write dtype {dtype}", expected=", ".join(_WRITTEN))
+    if dtype == FP32 and out is None:
+        return values.astype(np.float32, copy=False)
+    if out is None:
+        out = np.empty(values.shape, dtype.numpy)
+    if dtype.name in ("bf16", "fp16"):
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        (narrow_bf16 if dtype.name == "bf16" else _narrow_half)(values, out)
+    else:
+        out[...] = values
+    return out
+
+
+_WRITTEN = ("fp64", "fp32", "fp16", "bf16")
+_OVERFLOW = np.float32(65520)
+"""From here on a number rounds to an infinite half."""
+
+
+def _narrow_half(values: np.ndarray, out: np.ndarray) -> None:
+    if max(values.max(initial=0), -values.min(initial=0)) < _OVERFLOW:  # nor is any NaN
+        HALF.narrow(values, out)
+    else:
+        with np.errstate(over="ignore"):  # an overflow is counted and reported by the engine
+            out[...] = values

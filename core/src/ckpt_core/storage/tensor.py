@@ -108,7 +108,8 @@ class Scheme(Protocol):
         """Rows `first` to `first + rows` of a matrix, float32 [rows, columns].
 
         `stored` has an array for each operand: its rows that belong to them, [stored rows, width], as raw elements, or as float32
-        if it is a scale. Where several rows of numbers share one stored row, the first of them may be before `first`.
+        if it is a scale. Where several rows of numbers share one stored row, the first of them may be before `first`. What is
+        returned is used before the next rows are computed: it may lie in a buffer of the thread (`lazy.scratch`).
         """
         ...
 

@@ -1,5 +1,6 @@
 """Lazy tensors: canonical parameters as they lie in files, read one box at a time."""
 
+from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Operand, Quantised, Quantiser, Scheme, contiguous_strides
 from ckpt_core.tensors.assembly import (
     LazyParameter,
@@ -20,7 +21,6 @@ from ckpt_core.tensors.assembly import (
 from ckpt_core.tensors.boxes import boxes, tile_view
 from ckpt_core.tensors.equal import are_equal
 from ckpt_core.tensors.merged import update_tile
-from ckpt_core.tensors.quantised import shared_rows
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import storage_dtype, stored_values
 
@@ -43,7 +43,7 @@ __all__ = [
     "of_shards",
     "placed",
     "ranges_as_shards",
-    "shared_rows",
+    "scratch",
     "storage_dtype",
     "stored_values",
     "tile_view",

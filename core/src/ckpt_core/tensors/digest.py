@@ -16,7 +16,7 @@ elements it had; there its digests and fingerprints are hex alone. They are stil
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,8 @@ import numpy as np
 from blake3 import blake3
 
 from ckpt_core.errors import FormatError
-from ckpt_core.storage.dtypes import BLOCK, DType, decode
+from ckpt_core.storage.dtypes import DType, decode
+from ckpt_core.storage.floats import BLOCK
 
 VERSION = 2
 LEAF = 1 << 24
@@ -42,10 +43,11 @@ class Digests:
 
 
 class Hash(Protocol):
-    """The digest of elements that are fed chunk by chunk in canonical order."""
+    """Hashes elements that are fed chunk by chunk in canonical order; `leaves` are the digests of theirs, in hex."""
 
     def update(self, raw: np.ndarray, dtype: DType) -> None: ...
-    def hexdigest(self) -> str: ...
+    @property
+    def leaves(self) -> list[str]: ...
 
 
 class LeafDigest:
@@ -85,6 +87,10 @@ class LeafDigest:
             self._low.update(_ZEROS[:part])
             count -= part
 
+    @property
+    def leaves(self) -> list[str]:
+        return [self.hexdigest()]
+
     def hexdigest(self) -> str:
         low = b"" if self._low is None else self._low.digest()
         return blake3(self._high.digest() + low).hexdigest()
@@ -114,17 +120,17 @@ class TreeDigest:
         """The digests of all leaves so far, in hex."""
         return self._closed if self._room == LEAF else [*self._closed, self._open.hexdigest()]
 
-    def hexdigest(self) -> str:
-        return of_leaves(self.leaves)
-
 
 HASHES: dict[int, type[Hash]] = {1: LeafDigest, 2: TreeDigest}
 """How a tensor is hashed in each version."""
 
 
-def of_leaves(leaves: Iterable[str]) -> str:
+def of_leaves(leaves: Sequence[str], version: int = VERSION) -> str:
     """The digest of a tensor, of its leaves in their order."""
-    return _spelled(VERSION, blake3(bytes.fromhex("".join(leaves))).hexdigest())
+    if version == 1:
+        (whole,) = leaves
+        return whole
+    return _spelled(version, blake3(bytes.fromhex("".join(leaves))).hexdigest())
 
 
 def version_of(text: str) -> int:

@@ -16,12 +16,12 @@ from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
 from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
+from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, tile_view
 from ckpt_core.tensors.merged import merged_values
 from ckpt_core.tensors.quantised import read_numbers, stored_rows
-from ckpt_core.tensors.scratch import scratch
 from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
 
 _PIECE = 1 << 20
@@ -36,6 +36,10 @@ class SourceFiles:
         self._inflated: dict[str, Inflated | None] = {}
         self._norms: dict[str, np.ndarray] = {}
         self._sound: set[Record] = set()
+
+    def __reduce__(self) -> tuple[type[SourceFiles], tuple[list[FileState]]]:
+        """To another process the states go alone: it opens the files itself."""
+        return SourceFiles, (list(self._states.values()),)
 
     def remote_states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What those of these files that lie in a store were when the plan was made."""
@@ -163,13 +167,13 @@ class SourceFiles:
         """What is stored of `rows` rows of a matrix from row `first` on: raw elements [stored rows, width]. What lies beside the numbers
         comes with the first row of all."""
         self._check_operands(quantised)
-        matrices = quantised.matrices
-        found = [
-            stored_rows(operand, place, matrices, matrix, first, rows, self._reading).copy()
-            for place, operand in enumerate(quantised.operands)
-        ]
-        if (matrix, first) == (0, 0):
-            found += [stored_rows(one, 0, 1, 0, 0, 1, self._reading).copy() for one in quantised.beside]
+        found = []
+        for operand in quantised.operands:
+            with self._reading(operand.stored.file) as read:
+                found.append(stored_rows(operand, 0, quantised.matrices, matrix, first, rows, read).copy())
+        for one in quantised.beside if (matrix, first) == (0, 0) else ():
+            with self._reading(one.stored.file) as read:
+                found.append(stored_rows(one, 0, 1, 0, 0, 1, read).copy())
         return found
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ from types import EllipsisType
 
 import numpy as np
 
-from ckpt_core.tensors.scratch import scratch
+from ckpt_core.storage.scratch import scratch
 
 # Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
 _NEAR = 16 << 10

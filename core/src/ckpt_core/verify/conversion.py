@@ -17,10 +17,9 @@ from ckpt_core.api import digests, plan_conversion
 from ckpt_core.architecture import differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
-from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt import Receipt
-from ckpt_core.tensors.digest import VERSION
+from ckpt_core.tensors.digest import VERSION, Digests
 from ckpt_core.verify.difference import (
     Difference,
     architecture_differences,
@@ -166,8 +165,8 @@ def _loss_about(path: str, recorded: Receipt) -> str | None:
 def _judge_tensors(
     left: Checkpoint,
     right: Checkpoint,
-    read: Mapping[str, Result],
-    written: Mapping[str, Result],
+    read: Mapping[str, Digests],
+    written: Mapping[str, Digests],
     recorded: Receipt | None,
     verdict: Verdict,
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError
 
 if TYPE_CHECKING:
     from ckpt_core.verify.logits import LogitsReport
+
+_LINE, _APART = "#2f6fde", "#c8332b"
 
 
 def draw(report: LogitsReport, tolerance: float, path: str) -> None:
@@ -19,17 +22,42 @@ def draw(report: LogitsReport, tolerance: float, path: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise CkptError("a plot needs matplotlib", fix='pip install "ckpt-core[plot]"') from None
-    figure = Figure(figsize=(max(6.0, 0.16 * len(report.steps)), 4.0), layout="constrained")
+    count = len(report.steps)
+    figure = Figure(figsize=(min(16.0, max(7.0, 0.14 * count)), 4.0), dpi=160, layout="constrained")
     axes = figure.subplots()
-    places = range(len(report.steps))
-    axes.plot(places, [step.relative for step in report.steps], marker=".", label="difference")
-    axes.axhline(tolerance, color="tab:red", linestyle="--", label="tolerance")
+    differences = [step.relative for step in report.steps]
+    apart = [not difference <= tolerance for difference in differences]  # NaN is apart, too
+    axes.plot(range(count), differences, color=_LINE, linewidth=1.2, zorder=2)
+    axes.scatter(range(count), differences, s=18, c=[_APART if one else _LINE for one in apart], zorder=3)
+    axes.axhline(tolerance, color=_APART, linestyle="--", linewidth=1, zorder=1)
+    axes.text(
+        0.995,
+        tolerance,
+        "tolerance",
+        color=_APART,
+        fontsize=8,
+        ha="right",
+        va="bottom",
+        transform=axes.get_yaxis_transform(),
+    )
     # Zero has no place on a logarithmic axis, and equal models are all zeros.
     axes.set_yscale("symlog", linthresh=1e-9)
-    axes.set_ylim(bottom=0)
-    axes.set_xticks(places, [step.name for step in report.steps], rotation=90, fontsize=6)
-    axes.set_ylabel("largest difference / largest value")
-    axes.legend()
+    axes.set_ylim(0, 10 * max(tolerance, *filter(math.isfinite, differences)))
+    axes.set_xlim(-0.5, count - 0.5)
+    # Of many blocks every second or third has room for its name; the first that is apart always has.
+    first = apart.index(True) if any(apart) else None
+    named = [place for place in range(count) if place % (1 + count // 110) == 0 or place == first]
+    axes.set_xticks(named, [report.steps[place].name for place in named], rotation=90, fontsize=7)
+    axes.set_ylabel("largest difference / largest value", fontsize=9)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    said = (
+        "equal after every block"
+        if first is None and not any(differences)
+        else "within the tolerance after every block"
+    )
+    axes.set_title(said if first is None else f"apart from {report.steps[first].name} on", fontsize=10, loc="left")
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:

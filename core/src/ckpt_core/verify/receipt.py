@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.transfer import Result
 from ckpt_core.receipt import Receipt
+from ckpt_core.tensors.digest import Digests
 
 
-def changed_tensors(recorded: Receipt, checkpoint: Checkpoint, results: Mapping[str, Result]) -> list[tuple[str, str]]:
+def changed_tensors(recorded: Receipt, checkpoint: Checkpoint, results: Mapping[str, Digests]) -> list[tuple[str, str]]:
     """(canonical name, what is wrong) of every tensor of `checkpoint` that is not as it was written."""
     found = []
     for name in sorted(recorded.digests.keys() | results.keys()):

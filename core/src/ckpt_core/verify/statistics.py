@@ -14,7 +14,7 @@ import numpy as np
 
 from ckpt_core.api import over_tensors
 from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.engine.plan import Transfer
+from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.run import Listener
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.boxes import boxes

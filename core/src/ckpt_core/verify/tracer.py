@@ -139,7 +139,7 @@ def _created(out: str, path: str):
 
 
 def _compared(plan: Plan, back: Checkpoint, out: str) -> Trace:
-    written = {transfer.name: [delivery.block for delivery in transfer.deliveries] for transfer in plan.transfers}
+    written = {tensor.name: [delivery.block for delivery in tensor.deliveries] for tensor in plan.tensors}
     wanted = {name: assembly.parameter for name, assembly in plan.target.tensors.items()}
     if wanted.keys() != back.tensors.keys():
         names = sorted(wanted.keys() ^ back.tensors.keys())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers
+from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers, errors
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
 from ckpt_fsdp.optimizer import training_beside
@@ -73,7 +73,7 @@ def _refuse_adapters(names: Collection[str], where: Place) -> None:
         raise CkptError(
             "the model was trained with LoRA: its weights are those of a base and of an adapter, which are not merged",
             file=where.weights,
-            found=f"{len(found)} tensors, {found[0]!r} among them",
+            found=f"{errors.plural(len(found), 'tensor')}, {found[0]!r} among them",
             fix="read it with --from fsdp-lora (ckpt-peft), which needs lora_train_meta.json beside it, or -o lora_alpha=NUMBER",
         )
 

@@ -34,6 +34,13 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option(
+                "quantised",
+                "the blocks of a quantised source: compute their numbers, or keep them bit for bit, from GGUF to GGUF",
+                ("dequantise", "keep"),
+                "dequantise",
+                side="write",
+            ),
+            Option(
                 "tokenizer",
                 "put the model's tokenizer into the file; none: llama.cpp then takes and gives ids alone",
                 ("own", "none"),

@@ -5,12 +5,13 @@ The arithmetic is that of the package gguf, which llama.cpp's own converter uses
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, Refusal, StoredTensor, dtypes, lazy
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dtypes, layouts, lazy
 from ckpt_gguf.kinds import Kind
 
 _BYTE = dtypes.dtype_named("uint8")
@@ -45,6 +46,40 @@ class Blocks:
         if not (np.abs(values) <= _LARGEST).all():  # nor is a NaN
             raise Refusal(f"{self.kind} does not hold it", found="a number that is not finite, or above 8319008")
         return (gguf.quants.quantize(values, gguf.GGMLQuantizationType[self.kind]),)
+
+
+def kept_of(checkpoint: Checkpoint, natives: Mapping[str, layouts.Native], fix: str) -> dict[str, lazy.Quantised]:
+    """The blocks of a source in GGUF that lie in a tensor of the target as they lie in the source, by the name of the tensor.
+
+    Raises `Refusal` where there are none, or where some lie otherwise in every tensor; `fix` says what to do then.
+    """
+    parts = {
+        name: {block.tile: block.quantised for block in tensor.value_blocks if block.quantised is not None}
+        for name, tensor in checkpoint.tensors.items()
+    }
+    if checkpoint.format != "gguf" or not any(parts.values()):
+        raise Refusal(
+            "there are no blocks to keep: the source has none, or is of another format", file=checkpoint.path, fix=fix
+        )
+    kept = {native.name: one for native in natives.values() if (one := _whole(native, parts)) is not None}
+    held = set(kept.values())
+    lost = [name for name, blocks in parts.items() if any(one not in held for one in blocks.values())]
+    if lost:
+        raise Refusal(
+            f"{len(lost)} tensors can't keep their blocks, which another tensor shares or splits",
+            found=f"{lost[0]} among them",
+            fix=fix,
+        )
+    return kept
+
+
+def _whole(native: layouts.Native, parts: Mapping[str, Mapping[layouts.Tile, lazy.Quantised]]) -> lazy.Quantised | None:
+    """The blocks of the source that hold just what a native tensor holds, element for element."""
+    strides = lazy.contiguous_strides(native.shape)
+    found = {parts[piece.parameter].get(lazy.flat_tile(piece.tile, strides)) for piece in native.pieces}
+    one = found.pop() if len(found) == 1 else None
+    whole = one is not None and one.matrices * one.rows * one.columns == math.prod(native.shape)
+    return one if whole else None
 
 
 def numbers_of(kind: Kind, name: str, shape: tuple[int, ...], file: str, offset: int) -> StoredTensor:

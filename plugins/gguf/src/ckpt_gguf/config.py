@@ -1,7 +1,7 @@
 """What the metadata of a GGUF file means, for each architecture of llama.cpp (src/llama-model.cpp and src/models, b10605).
 
 A config is what a file says under `ARCHITECTURE.`, without that prefix, and `tokenizer.ggml.` ids. A key that is called as a tensor is true where the
-file has that tensor: whether there are biases, or a head of its own, no key says. What llama.cpp has in its code is a `fact_is`: another
+file has that tensor: whether there are biases, or a head of its own, no key says; with a question mark it lists which layers have it. What llama.cpp has in its code is a `fact_is`: another
 value is refused, since no file could say it.
 """
 
@@ -42,6 +42,11 @@ OUT_NORMS = ("attention.out_norm", "mlp.out_norm")
 ROUTER = "mlp.moe.router"
 LATENT = "latent_attention"
 WINDOW, PERIOD = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+def is_tensor(key: str) -> bool:
+    """Whether a key of a config stands for a tensor of the file, and for no key of its metadata."""
+    return key.startswith("blk.") or key.endswith((".weight", ".bias"))
 
 
 def always(facts: Mapping[str, object]) -> list[configs.Entry]:
@@ -483,7 +488,7 @@ DEEPSEEK2 = Config("deepseek2", [
     key("attention.layer_norm_rms_epsilon", f"{LATENT}.norm.eps", f"{LATENT}.kv_norm.eps", "mlp.norm.eps", "final_norm.eps", type=values.positive),
     *norms("rms", f"{LATENT}.norm", f"{LATENT}.kv_norm", "mlp.norm", "final_norm"),
     configs.where(f"{LATENT}.q_rank", [*norms("rms", f"{LATENT}.q_norm"), configs.fact_as(f"{LATENT}.q_norm.eps", f"{LATENT}.kv_norm.eps")]),
-    rotary(f"{LATENT}.rotary", head_dim=f"{LATENT}.rope_dim", latent=True),
+    rotary(f"{LATENT}.rotary", head_dim=f"{LATENT}.rope_dim", latent=True, multiplier=0.1),  # a tenth is in the files (conversion/deepseek.py)
     decided([], [f"{LATENT}.scale"], read=_read_latent_scale, values={}, tolerance=1e-6,
             uses=[f"{LATENT}.rotary.*", f"{LATENT}.nope_dim", f"{LATENT}.rope_dim"],
             why="yarn's multiplier enters the scale of the scores squared"),

@@ -21,10 +21,11 @@ from ckpt_core.sdk import (
     disk,
     ledgers,
     reading,
+    values,
 )
 from ckpt_gguf.architectures import model_of
 from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model
+from ckpt_gguf.config import Model, is_tensor
 from ckpt_gguf.container import Entry, single
 from ckpt_gguf.contents import GENERAL, TOKENIZER
 from ckpt_gguf.files import Files, read_files
@@ -98,7 +99,10 @@ def config_in(files: Files, metadata: Mapping[str, Any], model: Model) -> dict[s
         if key in STRETCHING:
             if key in files.tensors:
                 config[key] = _numbers(files.tensors[key])
-        elif key.endswith((".weight", ".bias")):
+        elif key.startswith("blk.") and key.endswith("?"):
+            layers = range(values.checked("block_count", config.get("block_count"), values.layers))
+            config[key] = [int(key[:-1].replace("*", str(layer)) in files.tensors) for layer in layers]
+        elif is_tensor(key):
             config[key] = bool(fnmatch.filter(files.tensors, key))
     for key in _WHOLE:
         if key in config and (type(config[key]) is not int or config[key] < _WHOLE[key]):

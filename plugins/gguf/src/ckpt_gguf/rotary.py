@@ -31,6 +31,7 @@ _TYPE, _FACTOR, _ORIGINAL, _COSINES = (
 _LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 _OLD_FACTOR = "rope.scale_linear"
 _KEYS = (_BASE, _WIDTH, _TYPE, _FACTOR, _ORIGINAL, _COSINES, _LOG_MULTIPLIER, _OLD_FACTOR, *STRETCHING)
+_BOUNDS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 _NEAR = 5e-6  # of divisors that others computed in float32
 
@@ -46,16 +47,20 @@ def rotary(
     named: bool = False,
     unscaled: str = "",
     truncates: bool = True,
+    multiplier: float | None = None,
+    bounds: bool = False,
 ) -> configs.Custom:
     """The line of all rotary keys. `partial`: a part of a head may rotate. `always`: every layer does. `loads` are the tensors of
     `STRETCHING` that llama.cpp loads of this architecture: of others it refuses a file that has one. `named`: its converter says the
     type of scaling where there is none, too.
 
-    `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has the
-    multiplier that enters the scale of the scores (deepseek2). `unscaled`: layers with this thing, a window, have no scaling (olmo2).
+    `head_dim` is the fact of how wide what may rotate is. `latent`: another line says it by `rope.dimension_count`, and yarn has a
+    multiplier that enters the scale of the scores (deepseek2). `multiplier`: how much of yarn's is in the files, where llama.cpp reads
+    one. `bounds`: it reads the bounds of the ramp. `unscaled`: layers with this thing, a window, have no scaling (olmo2).
     `truncates`: yarn's ramp ends at whole elements, as llama.cpp has it whatever the model is (ggml_rope_yarn_corr_dims).
     """
-    own = tuple(key for key in _KEYS if key != (_WIDTH if latent else _LOG_MULTIPLIER))
+    unread = {*([_WIDTH] if latent else []), *([_LOG_MULTIPLIER] if multiplier is None else [])}
+    own = (*(key for key in _KEYS if key not in unread), *(_BOUNDS.values() if bounds else ()))
 
     def read(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
         size = facts[head_dim]
@@ -76,11 +81,12 @@ def rotary(
             raise CkptError("no layer is without a window, and scaled", found=f"{_TYPE} = {config.get(_TYPE)}")
         if isinstance(without, schema.PerLayer):
             facts[f"{path}.scaling?"] = schema.PerLayer(not one for one in without)
-        if latent and config.get(_TYPE) == "yarn":
-            multiplier = values.checked(_LOG_MULTIPLIER, config.get(_LOG_MULTIPLIER), values.positive)
-            # a tenth of it is in the files (conversion/deepseek.py), and its two numbers are always one
-            stretch = round(multiplier * 10, 6)
+        if multiplier and config.get(_TYPE) == "yarn" and (latent or config.get(_LOG_MULTIPLIER)):
+            given = values.checked(_LOG_MULTIPLIER, config.get(_LOG_MULTIPLIER), values.positive)
+            stretch = round(given / multiplier, 6)  # its two numbers are always one
             facts[f"{path}.scaling.mscale"] = facts[f"{path}.scaling.mscale_all_dim"] = stretch
+        for name, key in _BOUNDS.items() if bounds and config.get(_TYPE) == "yarn" else ():
+            facts[f"{path}.scaling.{name}"] = float(values.checked(key, config.get(key, _YARN[name]), values.positive))
 
     def write(facts: Facts, notes: Mapping[str, Any], config: dict[str, Any]) -> None:
         theta, fraction = configs.uniform(facts, f"{path}.theta"), configs.uniform(facts, f"{path}.fraction")
@@ -106,12 +112,19 @@ def rotary(
             for name in facts
             if name.startswith(f"{path}.scaling.")
         }
-        if given.get("kind") is schema.RotaryKind.YARN and latent != bool(given.get("mscale_all_dim")):
-            said = given.get("mscale_all_dim")
-            expected = "a number" if latent else "none"
-            raise Refusal("llama.cpp has it so", found=f"{path}.scaling.mscale_all_dim = {said}", expected=expected)
+        stretch = given.get("mscale_all_dim")
+        # of others than deepseek2 it takes a mscale of 1 (llama-context.cpp)
+        if (stretch is None if latent else stretch not in (None, 0.0, *([1.0] if multiplier else []))) and given.get(
+            "kind"
+        ) is schema.RotaryKind.YARN:
+            expected = "a number" if latent else "1" if multiplier else "none"
+            raise Refusal("llama.cpp has it so", found=f"{path}.scaling.mscale_all_dim = {stretch}", expected=expected)
         if not truncates:
             given.pop("truncate", None)
+        if bounds and given.get("kind") is schema.RotaryKind.YARN:
+            config.update({key: given.pop(name, None) or _YARN[name] for name, key in _BOUNDS.items()})
+        if multiplier and stretch:
+            config[_LOG_MULTIPLIER] = multiplier * stretch
         said = dict(_scaling_of(given, path, int(width), theta, config.get("context_length")))
         unloaded = [tensor for tensor in STRETCHING if tensor in said and tensor not in loads]
         if unloaded:
@@ -216,8 +229,6 @@ def _yarn_of(given: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     yield _TYPE, "yarn"
     yield _FACTOR, given["factor"]
     yield _ORIGINAL, given["original_positions"]
-    if multiplier:
-        yield _LOG_MULTIPLIER, 0.1 * multiplier
 
 
 # --- longrope --------------------------------------------------------------------------------------------------------

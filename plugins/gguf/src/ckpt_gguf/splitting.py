@@ -22,6 +22,16 @@ _QWEN35 = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _GPT4O = f"{_CASED}{_CONTRACTIONS}?|{_UPPER}{_CONTRACTIONS}?|" + r"\p{N}{1,3}|" + _SLASHED
+_SEED = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+_K_EXAONE = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_BLANKS = "|".join(rf"\s{{{count}}}(?!\S)" for count in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+_JAIS2 = _CONTRACTIONS + (
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _BLANKS + r"|\s{1}"
+)
 _TEKKEN = f"{_CASED}|{_UPPER}|" + r"\p{N}|" + _SLASHED
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
@@ -36,8 +46,8 @@ _DIGITS, _WORDS = "digits one by one", "words of GPT-2"
 @dataclass(frozen=True, slots=True)
 class Splitting:
     """A way to cut texts: its name, and the expressions one after the other. `whole`: a word that is a token is not taken apart. `cleans`:
-    llama.cpp removes blanks before punctuation where it makes text of tokens; of two names for one way it tells them apart. `of`: a name
-    for the tokenizers of these model types of transformers alone, as llama.cpp's converter has it (conversion/base.py)."""
+    llama.cpp removes blanks before punctuation where it makes text of tokens; of two names for one way it tells them apart. `of` are the
+    model types of transformers whose files have this name, which is another one's for the same way."""
 
     name: str
     parts: tuple[str, ...]
@@ -46,7 +56,7 @@ class Splitting:
     of: tuple[str, ...] = ()
 
 
-# of two that are alike the first is meant
+# of two that are alike the first is meant, or that of the model
 SPLITTINGS = (
     Splitting("llama-bpe", (_LLAMA3,), whole=True),
     Splitting("smaug-bpe", (_LLAMA3,)),
@@ -65,34 +75,44 @@ SPLITTINGS = (
     Splitting("olmo", (_WORDS,), of=("olmo",)),
     Splitting("phi-2", (_WORDS,), of=("phi",)),
     Splitting("mpt", (_WORDS,), of=("mpt",)),
+    Splitting("seed-coder", (_SEED,)),
+    Splitting("bailingmoe2", (_LING,)),
+    Splitting("exaone-moe", (_K_EXAONE,)),
+    Splitting("jais-2", (_JAIS2,)),
+    Splitting("dbrx", (_LLAMA3,), of=("olmo2", "olmo3")),
+    Splitting("hunyuan", (_QWEN2,), of=("hunyuan_v1_moe",)),
+    Splitting("hunyuan-dense", _DEEPSEEK3, of=("hunyuan_v1_dense",)),
+    Splitting("minimax-m2", (_GPT4O,), of=("minimax_m2",)),
+    Splitting("llama4", (_GPT4O,), of=("llama4_text",)),
+    Splitting("exaone", (_DIGITS, _WORDS), of=("exaone",)),
+    Splitting("exaone4", (_WORDS,), of=("exaone4",)),
+    Splitting("mellum2", (_DIGITS, _WORDS), of=("mellum",)),
 )
 # Other names for which llama.cpp has the same expressions.
 _ALIKE = {
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-    "smaug-bpe": ("dbrx",),
     "glm4": ("chatglm-bpe",),
-    "qwen2": ("deepseek-r1-qwen", "kormo", "stablelm2", "hunyuan", "megrez", "grok-2"),
-    "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
-    "deepseek-v3": ("hunyuan-dense", "joyai-llm"),
-    "smollm": ("refact", "codeshell", "exaone", "minerva-7b", "mellum2"),
-    "gpt-2": ("gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "jais", "trillion", "granite-docling"),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "stablelm2", "megrez", "grok-2"),
+    "gpt-4o": ("kanana2",),
+    "deepseek-v3": ("joyai-llm",),
+    "smollm": ("refact", "codeshell", "minerva-7b"),
+    "gpt-2": ("gigachat", "a.x-4.0", "mellum", "modern-bert", "jais", "trillion", "granite-docling"),
 }
 BY_NAME = {one.name: one for one in SPLITTINGS}
 BY_NAME |= {other: BY_NAME[name] for name, others in _ALIKE.items() for other in others}
 """The ways by name."""
 
 
-def splitting_of(tokenizer: Mapping[str, Any], cleans: object, model_type: str = "") -> Splitting | None:
+def splitting_of(tokenizer: Mapping[str, Any], cleans: object, origin: str = "") -> Splitting | None:
     """The way in which a Hugging Face tokenizer (the object in tokenizer.json) cuts texts; None if it is none of those known.
 
-    `cleans` is what its config says of blanks before punctuation, `model_type` what transformers calls the model that it belongs to.
+    `cleans` is what its config says of blanks before punctuation, and `origin` the model type of transformers that it is of.
     """
     parts = parts_of(tokenizer.get("pre_tokenizer"))
     whole = bool((tokenizer.get("model") or {}).get("ignore_merges"))
     found = [one for one in SPLITTINGS if parts is not None and one.parts == parts]
     fitting = [one for one in found if one.whole == whole and one.cleans in (None, cleans)]
-    named = [one for one in fitting if model_type in one.of]
-    return next(iter([*named, *(one for one in fitting if not one.of)]), None)
+    return next((one for one in fitting if origin in one.of), next((one for one in fitting if not one.of), None))
 
 
 def parts_of(pre_tokenizer: object) -> tuple[str, ...] | None:

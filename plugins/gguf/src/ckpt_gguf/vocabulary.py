@@ -84,8 +84,8 @@ def vocabulary_of(checkpoint: Checkpoint, rows: int, pre: str | None) -> Vocabul
     elif model.get("type") == "BPE" and model.get("byte_fallback"):
         made = _of_fallback(tokenizer, model, tokens)
     elif _is_of_bytes(model):
-        model_type = str(checkpoint.hints_for("hf").get("model_type") or "")
-        made = _of_bytes(tokenizer, model, config, tokens, pre, model_type)
+        origin = str(checkpoint.hints_for("hf").get("model_type") or "")
+        made = _of_bytes(tokenizer, model, config, tokens, pre, origin)
     else:
         raise Refusal(
             "llama.cpp's file of this architecture has no such tokenizer",
@@ -123,9 +123,9 @@ def _of_bytes(
     config: Mapping[str, Any],
     tokens: _Tokens,
     pre: str | None,
-    model_type: str,
+    origin: str,
 ) -> dict[str, Any]:
-    found = splitting_of(tokenizer, config.get("clean_up_tokenization_spaces", False), model_type)
+    found = splitting_of(tokenizer, config.get("clean_up_tokenization_spaces", False), origin)
     if pre is None and found is None:
         raise Refusal(
             "it is not known under which name llama.cpp cuts words as this tokenizer does",

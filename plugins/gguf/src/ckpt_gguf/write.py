@@ -23,13 +23,14 @@ from ckpt_core.sdk import (
     errors,
     facts_of,
     layouts,
+    lazy,
     ledgers,
     rewrites,
     schema,
 )
 from ckpt_gguf.architectures import in_order
-from ckpt_gguf.blocks import numbers_of
-from ckpt_gguf.config import Model
+from ckpt_gguf.blocks import Blocks, kept_of, numbers_of
+from ckpt_gguf.config import Model, is_tensor
 from ckpt_gguf.container import plan_file, single
 from ckpt_gguf.files import SUFFIX
 from ckpt_gguf.kinds import BF16, BY_NAME, F32, PLAIN, Kind
@@ -67,7 +68,12 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     path = os.path.basename(request.destination) if single_file else _FILE
     # copies of a tensor are left out: llama.cpp takes the tensor itself
     natives = {name: native for name, native in builder.natives().items() if not native.row.copy}
-    kinds = {name: kind_of(native, builder, asked) for name, native in natives.items()}
+    keeps = request.options.get("quantised") == "keep"
+    if keeps and (asked is not None or request.dtype is not None):
+        said = "-o type" if asked is not None else "--dtype"
+        raise errors.UsageError(f"{said} would change what -o quantised=keep keeps", fix="leave one of them out")
+    kept = kept_of(checkpoint, natives, "leave out -o quantised=keep") if keeps else {}
+    kinds = {name: kind_kept(kept.get(name)) or kind_of(native, builder, asked) for name, native in natives.items()}
     stretching = {name: np.array(config[name], "<f4") for name in STRETCHING if name in config}
     specs = {name: (F32, values.shape) for name, values in stretching.items()}
     specs |= {name: (kinds[name], native.shape) for name, native in natives.items()}
@@ -80,7 +86,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         if kind.name in PLAIN:
             builder.place(native, path, offset, PLAIN[kind.name])
         else:
-            builder.place(native, path, 0, dtypes.FP32, numbers_of(kind, name, native.shape, path, offset))
+            numbers = numbers_of(kind, name, native.shape, path, offset)
+            builder.place(native, path, 0, dtypes.FP32, numbers, kept.get(name))
     return builder.target(
         "gguf",
         sidecars={} if single_file else checkpoint.sidecars,
@@ -105,6 +112,11 @@ def asked_kind(request: WriteRequest) -> Kind | None:
     if request.dtype is not None and PLAIN.get(str(name)) != request.dtype:
         raise errors.UsageError("--dtype and -o type say different things", found=f"{request.dtype} and {name}")
     return BY_NAME[str(name)]
+
+
+def kind_kept(blocks: lazy.Quantised | None) -> Kind | None:
+    """The kind of blocks that are kept."""
+    return BY_NAME[blocks.scheme.kind] if blocks is not None and isinstance(blocks.scheme, Blocks) else None
 
 
 def kind_of(native: layouts.Native, builder: TargetBuilder, asked: Kind | None) -> Kind:
@@ -266,7 +278,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """The keys of a file, but for those of the tokenizer."""
     own = {key: value for key, value in config.items() if not key.startswith("tokenizer.")}
-    said = {key: value for key, value in own.items() if not key.endswith((".weight", ".bias")) and value is not None}
+    said = {key: value for key, value in own.items() if not is_tensor(key) and value is not None}
     name = request.options.get("name") or checkpoint.hints_for("gguf").get("name")
     return {
         "general.architecture": model.architecture,

@@ -173,7 +173,7 @@ def _check_dtypes(
     if rounded and asked is None:
         ours, theirs = kinds[rounded[0]]
         raise Refusal(
-            f"{len(rounded)} tensors would be rounded, which the folder has in a dtype that does not hold their values",
+            f"{errors.plural(len(rounded), 'tensor')} would be rounded, which the folder has in a dtype that does not hold their values",
             file=folder,
             found=f"{rounded[0]}: {ours}, and {theirs} there",
             fix=f"if that is meant, say --dtype {usual}",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, company, containers, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, containers, errors, ledgers
 from ckpt_hf.files import (
     KINDS,
     WeightFiles,
@@ -113,7 +113,7 @@ def check_outside(folder: str, read: WeightSet, names: Collection[str]) -> None:
             raise FormatError(
                 f"weights of this model lie outside the files that are read, in {name}",
                 file=path,
-                found=f"{len(held)} tensors, {held[0]!r} among them",
+                found=f"{errors.plural(len(held), 'tensor')}, {held[0]!r} among them",
                 expected=f"all in {read}",
                 fix=f"leave it out with -o {OPTION}={read.index or ','.join(read.files)}, or read it too with -o {OPTION}={both}",
             )

@@ -91,6 +91,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses=[*losses_of(checkpoint, fit), *codes.losses, *regrouped],
         said=fit.said | settings_said(checkpoint),
         held={company.PROCESSOR} & builder.documents.keys(),
+        carried=codes.carried,
     )
 
 

@@ -43,7 +43,13 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     model = rewrites.folded_attention_scale(rewrites.Rewritable(checkpoint.architecture, checkpoint.tensors))
     config = write_config(model.architecture, checkpoint.notes, style)
     multiple = _counted(DIVISIBLE, options) or _kept(checkpoint, request.tp or 1)
-    model, rows = _padded(model, style, request.tp or 1, multiple, asked=options.get(DIVISIBLE) is not None)
+    # The rows that an output of ours has are those that were asked for: `ckpt launch` writes it as it lies.
+    there = (
+        model.architecture.tokens.padded_vocabulary
+        if checkpoint.format == "nxdt" and model.architecture.tokens
+        else None
+    )
+    model, rows = _padded(model, style, request.tp or 1, multiple, there, asked=options.get(DIVISIBLE) is not None)
     if style == "hf":  # the job builds its embedding from this
         config["vocab_size"] = rows
     arrangement = _arrangement(style, model.architecture, options, hints)
@@ -127,18 +133,19 @@ def _counted(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def _padded(
-    model: rewrites.Rewritable, style: str, tp: int, multiple: int, asked: bool
+    model: rewrites.Rewritable, style: str, tp: int, multiple: int, there: int | None, asked: bool
 ) -> tuple[rewrites.Rewritable, int]:
-    """A vocabulary that all ranks get alike, and its rows. The hf style has no padding: there its rows would be tokens."""
+    """A vocabulary that all ranks get alike, and its rows: `there` are those of a source that is a job's already. The hf style has no
+    padding: there its rows would be tokens."""
     tokens = model.architecture.tokens
     if tokens is None:
         raise Refusal("a job's model reads tokens", found="no token embedding")
     rows = padded(tokens.vocabulary, multiple, tp)
-    if style == "hf" and rows != tokens.vocabulary and not asked:
+    if style == "hf" and rows not in (tokens.vocabulary, there) and not asked:
         raise Refusal(
             f"tp={tp} does not divide the vocabulary of {tokens.vocabulary}",
             expected="a vocabulary that it divides; the hf style knows no padding",
-            fix=f"-o {DIVISIBLE}=1 adds {rows - tokens.vocabulary} tokens whose logits are 0",
+            fix=f"-o {DIVISIBLE}=1 adds {rows - tokens.vocabulary} rows, which are tokens there and whose logits are 0",
         )
     return rewrites.vocabulary_rows(model, rows), rows
 

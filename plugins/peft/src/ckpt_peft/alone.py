@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     TargetBuilder,
     WriteRequest,
     disk,
+    errors,
     layouts,
     ledgers,
     reading,
@@ -88,7 +89,7 @@ def alone(
 ) -> Checkpoint:
     """The checkpoint of an adapter of a model."""
     adapter, tensors = adapter_of(pairs, base)
-    said = f"an adapter by itself: pairs for {len(pairs)} parameters, {len(tensors)} tensors"
+    said = f"an adapter by itself: pairs for {len(pairs)} parameters, {errors.plural(len(tensors), 'tensor')}"
     found = Checkpoint(format, path, architecture, tensors, list(states), ledger=ledger, adapter=adapter)
     return found.because(said)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, ReadRequest, reading
+from ckpt_core.sdk import Checkpoint, ReadRequest, errors, reading
 from ckpt_peft.files import Files, open_files
 from ckpt_peft.keys import MAGNITUDE, AdaptedModule, Contents, sorted_out
 from ckpt_peft.read import lacks_base
@@ -106,7 +106,7 @@ def _count(files: Files) -> int:
 
 def _dtypes(files: Files) -> Iterator[str]:
     for name, count in Counter(stored.dtype.name for stored in files.tensors.values()).items():
-        yield f"{name}: {count} tensors"
+        yield f"{name}: {errors.plural(count, 'tensor')}"
 
 
 def _some(lines: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from ckpt_core.storage.chunks.tensor import Blob, Chunk, ChunkedTensor, Distribu
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import Opaque, brief
 from ckpt_core.storage.pickle.reader import read_pickle
+from ckpt_core.text import plural
 
 __all__ = ["METADATA", "Blob", "Chunk", "ChunkedTensor", "DistributedCheckpoint", "read_distributed"]
 
@@ -58,7 +59,7 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
         raise FormatError(
             "the metadata describes too much",
             file=path,
-            found=f"{len(described)} tensors and objects in {len(located)} places",
+            found=f"{plural(len(described), 'tensor')} and objects in {len(located)} places",
             expected=f"at most {_MOST_ENTRIES}",
         )
     blobs = _blobs(located, tree)

@@ -14,6 +14,7 @@ from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.storage.torch.reading import read_torch_file
 from ckpt_core.storage.torch.writing import TensorSpec, plan_torch_file
+from ckpt_core.text import plural
 
 # What trainers call the state dict in a file that holds more than it: Lightning, plain loops, DeepSpeed.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -74,7 +75,7 @@ def _described(name: object, held: object) -> str:
         elif isinstance(one, dict | list | tuple) and id(one) not in seen:
             seen.add(id(one))
             left += one.values() if isinstance(one, dict) else one
-    return f"{brief(name)} ({tensors} tensors, {size:,} bytes)" if tensors else brief(name)
+    return f"{brief(name)} ({plural(tensors, 'tensor')}, {size:,} bytes)" if tensors else brief(name)
 
 
 def plan_state_dict(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ckpt_core.sdk import disk, dtypes, layouts, lazy, ledgers, reading, schema
+from ckpt_core.sdk import disk, dtypes, errors, layouts, lazy, ledgers, reading, schema
 
 _BOX = 1 << 20  # elements
 
@@ -102,5 +102,7 @@ class Drift:
         if self.unchecked:
             largest, where = max((apart, name) for name, apart in self.unchecked.items())
             reason = f"not compared with the stored weights, whose copies differ by up to {largest:.3g} between ranks ({where})"
-            found.append(ledgers.Loss("assumed", f"fp32 masters of {len(self.unchecked)} tensors", reason))
+            found.append(
+                ledgers.Loss("assumed", f"fp32 masters of {errors.plural(len(self.unchecked), 'tensor')}", reason)
+            )
         return found

@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     RankTensors,
     ReadRequest,
     company,
+    errors,
     layouts,
     ledgers,
     reading,
@@ -91,7 +92,7 @@ def _refuse_adapters(stored: SavedTensors, folder: str) -> None:
         raise CkptError(
             "the model was trained with LoRA: torchtitan does not store by how much its adapter counts",
             file=folder,
-            found=f"{len(found)} tensors, {found[0]!r} among them",
+            found=f"{errors.plural(len(found), 'tensor')}, {found[0]!r} among them",
             fix="merge it where it was trained, and save that",
         )
 
@@ -114,7 +115,7 @@ def _leave_biases(stored: SavedTensors, extra: Collection[str], request: ReadReq
         raise CkptError(
             "the router adds a bias to the scores of experts, and the model of the config has no place for it",
             file=folder,
-            found=f"{len(moved)} tensors that are not zero, {moved[0]!r} among them",
+            found=f"{errors.plural(len(moved), 'tensor')} that are not zero, {moved[0]!r} among them",
             expected="zeros, or a model whose router has one (DeepSeek V3)",
             fix="leave it out with -o drop_expert_bias=true: the outputs are then those of another routing",
         )

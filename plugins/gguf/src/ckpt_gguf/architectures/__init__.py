@@ -22,6 +22,7 @@ from ckpt_gguf.architectures import (
     granite,
     hunyuan,
     jais2,
+    llamas,
     mixtures,
     nemotron,
     olmo,
@@ -32,7 +33,7 @@ from ckpt_gguf.config import Model
 
 _MODULES = (
     config, granite, cohere, nemotron, olmo, glm, falcon, alibi, phi, starcoder,
-    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2,
+    gpt_oss, exaone, ernie, hunyuan, mixtures, arcee, jais2, llamas,
 )  # fmt: skip
 MODELS: list[Model] = [model for module in _MODULES for model in module.MODELS]
 """The architectures; of several that hold a model, the first is written."""

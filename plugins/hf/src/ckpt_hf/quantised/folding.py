@@ -108,16 +108,18 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
         raise FormatError(
             f"{said.key} says {method.what}, and no tensor has codes",
             file=said.file,
-            found=f"{len(tensors)} tensors in {dtypes.commonest(tensor.dtype for tensor in tensors.values()) if tensors else 'nothing'}",
+            found=f"{errors.plural(len(tensors), 'tensor')} in {dtypes.commonest(tensor.dtype for tensor in tensors.values()) if tensors else 'nothing'}",
             fix=f"if these weights were dequantised before, leave it out with -o ignore_keys={KEY}",
         )
     hint = {
         "config": {KEY: said.settings} if said.file.endswith(CONFIG) else {},
+        "said": {said.file: said.key},
         "documents": {name: _text(os.path.join(folder, name)) for name in os.listdir(folder) if name == SIDE_FILE},
     }
     weights, apart = _with_beside(made, left)
     losses = [
-        ledgers.Loss("dropped", f"*{ending}: {count} tensors", method.beside[ending]) for ending, count in apart.items()
+        ledgers.Loss("dropped", f"*{ending}: {errors.plural(count, 'tensor')}", method.beside[ending])
+        for ending, count in apart.items()
     ]
     return Folded(
         plain | weights,
@@ -207,7 +209,7 @@ def _check_plain(tensors: Mapping[str, StoredTensor], folder: str) -> None:
         raise FormatError(
             "weights are stored in FP8, and no config says by which scheme",
             file=tensors[found[0]].file,
-            found=f"{len(found)} tensors, {found[0]!r} among them",
+            found=f"{errors.plural(len(found), 'tensor')}, {found[0]!r} among them",
             expected=f"{KEY} in config.json, or hf_quant_config.json beside it, in {os.path.basename(folder) or folder}",
             fix="get the config that was published with these weights: the numbers alone are not the weights",
         )

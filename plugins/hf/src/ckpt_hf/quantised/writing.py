@@ -43,7 +43,8 @@ _TOGETHER = (
 class Coded:
     """The tensors of a folder that are stored as codes and scales, by the names of the weights, and what its configs say of them.
 
-    `kept` is where those lie that are copied. `config` are keys of config.json, and `documents` files beside it.
+    `kept` is where those lie that are copied. `config` are keys of config.json, and `documents` files beside it; `carried` is where they
+    stand in the source (file -> key).
     """
 
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Coded:
     config: Mapping[str, Any] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
     losses: tuple[ledgers.Loss, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
 
 
 def coded(
@@ -155,12 +157,12 @@ def _kept(checkpoint: Checkpoint, request: WriteRequest, natives: Iterable[layou
     lost = [name for name, blocks in coded.items() if any(block.quantised not in known for block in blocks.values())]
     if lost:
         raise Refusal(
-            f"{len(lost)} tensors can't keep their codes, as the class that is written stores them in another way",
+            f"{errors.plural(len(lost), 'tensor')} can't keep their codes, as the class that is written stores them in another way",
             found=f"{lost[0]} among them",
             fix=f"leave out -o {QUANTISED}={KEEP}, and they are dequantised",
         )
     texts = {name: text.encode() for name, text in hint["documents"].items()}
-    return Coded(found, kept, hint["config"], texts)
+    return Coded(found, kept, hint["config"], texts, carried=hint["said"])
 
 
 def _whole(native: layouts.Native, coded: Mapping[str, Mapping[layouts.Tile, lazy.StoredPart]]) -> StoredTensor | None:

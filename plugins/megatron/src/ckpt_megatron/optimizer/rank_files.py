@@ -167,7 +167,7 @@ def _enter_masters(found: RankOptimizer, rank: RankFile, own: Sequence[Place], h
             f"optimizer.{KEY}[{number}] has not a master for each parameter",
             file=rank.path,
             found=torch_files.brief(held),
-            expected=f"{len(rounded)} tensors",
+            expected=errors.plural(len(rounded), "tensor"),
         )
     for (chunk, name), master in zip(rounded, held, strict=True):
         _enter(found, reading.MASTER, chunk, name, master)

@@ -274,7 +274,7 @@ def _masters(
             f"{masters.KEY}[{group}] has not a master for each parameter",
             file=rank.file,
             found=torch_files.brief(held),
-            expected=f"{len(rounded)} tensors",
+            expected=errors.plural(len(rounded), "tensor"),
         )
     yield from zip(rounded, held, strict=True)
     for place in names:

@@ -5,6 +5,6 @@ folders and sizes, is there; the bytes come from the store, range by range (`ran
 for them. Stores differ in how they list and how they answer for a range: `hub`, `buckets`, `web`. `s3://` is written to as well (`writable`).
 """
 
-from ckpt_core.storage.bytes.remote.view import cache, localised, object_at, stand_in
+from ckpt_core.storage.bytes.remote.view import cache, found, localised, object_at, stand_in
 
-__all__ = ["cache", "localised", "object_at", "stand_in"]
+__all__ = ["cache", "found", "localised", "object_at", "stand_in"]

@@ -103,6 +103,8 @@ class Bucket:
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
             raise self._refused(address, error) from None
         except (errors.GenericError, OSError) as error:
+            if "NoSuchBucket" in str(error):
+                raise StoreError("there is no such bucket", file=self._root, found="NoSuchBucket") from None
             if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
                 raise self._refused(address, error) from None
             raise Hiccup(_said(error)) from None
@@ -127,10 +129,24 @@ def _settings(scheme: str) -> dict[str, Any]:
     }
     if endpoint:
         settings["endpoint"] = endpoint
-    if scheme == "s3" and not os.environ.get("AWS_ACCESS_KEY_ID"):
+    if scheme == "s3" and os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes"):
+        settings["skip_signature"] = True
+    elif scheme == "s3" and not os.environ.get("AWS_ACCESS_KEY_ID"):
         with contextlib.suppress(ImportError):
-            settings["credential_provider"] = importlib.import_module("obstore.auth.boto3").Boto3CredentialProvider()
+            settings["credential_provider"] = _of_boto3(importlib.import_module("obstore.auth.boto3"))
     return settings
+
+
+def _of_boto3(library: Any) -> Any:
+    """What boto3 finds; `StoreError` if it finds nothing: without, a store would be asked again and again for minutes."""
+    try:
+        return library.Boto3CredentialProvider()
+    except Exception as error:  # its own say that a profile is missing, a token has expired, a file is damaged; ValueError: nothing is there
+        raise StoreError(
+            "there are no credentials for s3://",
+            found=_said(error),
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a bucket that everybody may read AWS_SKIP_SIGNATURE=true",
+        ) from None
 
 
 def _said(error: Exception) -> str:

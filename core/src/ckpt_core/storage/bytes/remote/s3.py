@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup
-from ckpt_core.storage.bytes.remote.writable import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the last one is obstore's
 _MARK = "ckpt-plan"  # of an object's own metadata
@@ -25,6 +25,11 @@ _SMALL = 64 << 20
 _NO_UPLOAD = ("NoSuchUpload",)
 _NO_OBJECT = ("NoSuchKey", "404", "NotFound")
 _PASSING = ("RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "InternalError", "ServiceUnavailable", "Throttling")
+# What boto3 raises before it asks: nothing is there, half of it, a profile or a token is missing, or nobody renews it.
+_NOT_ALLOWED = (
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
+    "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
+)  # fmt: skip
 _CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
 _RIGHTS = "s3:PutObject, s3:GetObject, s3:ListBucket, s3:AbortMultipartUpload, s3:ListMultipartUploadParts and s3:DeleteObject"
 
@@ -162,7 +167,7 @@ class S3:
             yield
         except library.ClientError as error:
             raise self._meaning(error, address) from None
-        except (library.NoCredentialsError, library.PartialCredentialsError) as error:
+        except tuple(getattr(library, name) for name in _NOT_ALLOWED) as error:
             raise StoreError(
                 "there are no credentials to write there",
                 file=address,

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 from ckpt_core import addresses
-from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.names import RECEIPT, UNFINISHED
 from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
@@ -61,6 +61,18 @@ def localised(path: str) -> str:
 def _is_in(listing: Listing, one: Object) -> bool:
     inside = f"{listing.root}/{listing.path}".rstrip("/")
     return one.address == inside or one.address.startswith(f"{inside}/")
+
+
+def found(path: str) -> str | None:
+    """As `localised`; None where nothing is, or nothing that is finished. `StoreError` if the store does not say."""
+    if scheme_of(path) is None:
+        return path if os.path.lexists(path) else None
+    try:
+        return localised(path)
+    except StoreError:
+        raise
+    except CkptError:
+        return None
 
 
 def _check_finished(listing: Listing) -> None:
