@@ -78,6 +78,10 @@ MODELS: dict[str, Architecture] = {
         mlp__activation="silu", attention__out_bias=False, mlp__up_bias=False, mlp__down_bias=False,
     ),
     "granite": example("llama", **_MULTIPLIED),
+    "granite_swa": example(
+        "llama", **_MULTIPLIED, attention__sinks=True, attention__window=16,
+        **{"attention__window?": _OF_FOUR, "attention__rotary?": PerLayer((True, False, True, True, False, True))},
+    ),
     "granitemoe": example("moe", mlp__moe__shared__gate=False, **_NORMALISED, **_MULTIPLIED),
     "command-r": example("llama-tied", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, head__scale=0.25, **_COHERE),
     "cohere2": example(
