@@ -67,6 +67,18 @@ def test_an_unknown_key_of_the_architecture_is_named(tmp_path: Path) -> None:
     read_checkpoint(path, options={"ignore_keys": "llama.attention.surprise"})
 
 
+def test_a_window_is_read_of_a_phi3_though_llama_cpp_computes_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    metadata, tensors = written("phi3", path)
+    assert metadata["phi3.attention.sliding_window"] == 0
+    plan = plan_file(tensors, {**metadata, "phi3.attention.sliding_window": 16})
+    with open(path, "wb") as stream:
+        stream.write(plan.header)
+        stream.truncate(plan.size)
+    (attention,) = {layer.attention for layer in read_checkpoint(path).architecture.decoder.layers}
+    assert attention.window == 16
+
+
 def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     plan = plan_file({}, {"general.architecture": "rwkv7"})

@@ -227,6 +227,28 @@ def feed_forward(counted: str, *facts: str) -> list[configs.Entry]:
 
 GROUPS = ("expert_group_count", "expert_group_used_count")
 
+_BLOCK_KEYS = ("block_count", "nextn_predict_layers")
+_PREDICTORS = ("embed_norm", "hidden_norm", "out_norm")
+
+
+def _read_blocks(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Enters how many layers there are, and how many after them predict a further token each."""
+    blocks, further = _BLOCK_KEYS
+    count = values.checked(further, config.get(further, 0), values.count)
+    layers = values.checked(blocks, config.get(blocks), values.layers) - count
+    if layers < 1:
+        raise CkptError(f"key {further!r} counts all layers", found=f"{count} of {layers + count}")
+    facts["layers"] = layers
+    if count:
+        facts["predictors.count"] = count
+        for norm in _PREDICTORS:
+            facts.update({f"predictors.{norm}.kind": "rms", f"predictors.{norm}.eps": facts["final_norm.eps"]})
+
+
+def _further(facts: Facts) -> int:
+    return facts.get("predictors.count") or 0
+
+
 # fmt: off
 # What every decoder of llama.cpp has.
 DECODER = [
@@ -246,6 +268,12 @@ DECODER = [
     key_is("rope.scaling.yarn_ext_factor", 1.0, or_absent=True, written=False),
     key_is("rope.scaling.yarn_attn_factor", 1.0, or_absent=True, written=False),
 ]
+
+# Of architectures whose further predictors llama.cpp loads.
+BLOCKS = decided(_BLOCK_KEYS, ["layers", "predictors.*"], read=_read_blocks, uses=["final_norm.eps"],
+            values={_BLOCK_KEYS: [(configs.Said(lambda facts: facts["layers"] + _further(facts), "all layers", _further),
+                               configs.Said(_further, "those that predict further tokens", _further))]},
+            why="the last of the layers, as many as nextn_predict_layers says, predict a further token each")
 
 # What is as in a Llama. Of the tensors that stretch angles most architectures load none.
 DENSE = Config("", [
@@ -392,7 +420,8 @@ GEMMA3 = GEMMA2.replace("gemma3",
 PHI3 = DENSE.replace("phi3",
     rotary(partial=True, loads=(SHORT, LONG)),
     decided(["attention.sliding_window"], ["attention.window"], read=read_window,
-            values={"attention.sliding_window": [configs.value_of("attention.window"), 0]}, why="0 where no layer has one"),
+            # phi3.cpp reads the window, warns, and lets every position see all
+            values={"attention.sliding_window": [0]}, why="a file may say a window, and llama.cpp computes without it"),
     without=[*NO_BIASES, "attention.q_bias", "attention.k_bias", "attention.v_bias"],
 )
 
@@ -439,7 +468,8 @@ STABLELM = LAYER_NORMED.replace("stablelm",
 )
 
 DEEPSEEK2 = Config("deepseek2", [
-    *DECODER,
+    *(line for line in DECODER if "block_count" not in line.keys),
+    BLOCKS,
     key("attention.head_count", f"{LATENT}.heads", type=values.whole),
     key_is("attention.head_count_kv", 1, why="a file of before the keys of all heads were one latent; convert the model again"),
     key("attention.kv_lora_rank", f"{LATENT}.kv_rank", type=values.whole),
@@ -534,6 +564,6 @@ MODELS = [
     Model("gpt2",       GPT2,       layouts.Tables([weights.MODEL_WITH_POSITIONS, weights.FUSED_LAYER]), ("gpt2",), square=True),
     Model("gptneox",    GPT_NEOX,   layouts.Tables([weights.MODEL_WITH_BIAS, weights.FUSED_LAYER]), ("gpt_neox",), square=True, as_many_keys=True),
     Model("stablelm",   STABLELM,   layouts.Tables([weights.MODEL_WITH_BIAS, weights.LAYER_NORM_LAYER]), ("stablelm",), square=True),
-    Model("deepseek2",  DEEPSEEK2,  layouts.Tables([weights.MODEL, weights.DEEPSEEK2_LAYER]), ("deepseek_v2", "deepseek_v3", "kimi_k2")),
+    Model("deepseek2",  DEEPSEEK2,  layouts.Tables([weights.MODEL, weights.DEEPSEEK2_LAYER, *weights.PREDICTORS, weights.DEEPSEEK2_PREDICTOR]), ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")),
 ]
 # fmt: on
