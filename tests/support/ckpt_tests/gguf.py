@@ -47,6 +47,16 @@ _SIGMOID = {
     "mlp__moe__router__top_k": 3, "mlp__moe__router__score": "sigmoid", "mlp__moe__router__correction_bias": True,
 }  # fmt: skip
 
+_DEEPSEEK = {
+    "mlp__norm__eps": 1e-6, "final_norm__eps": 1e-6, "mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER, "mlp__moe__experts": 10,
+    "mlp__moe__ffn": 20, "mlp__moe__router__top_k": 3, "mlp__moe__router__score": "sigmoid", "mlp__moe__router__correction_bias": True,
+    "mlp__moe__shared__ffn": 40,
+}  # fmt: skip
+_PREDICTORS = {
+    f"predictors__{part}_norm__{name}": value
+    for part in ("embed", "hidden", "out")
+    for name, value in (("kind", "rms"), ("eps", 1e-6))
+}
 MODELS: dict[str, Architecture] = {
     "llama-tied": example("llama-tied"),
     "llama-padded": example("llama-padded"),
@@ -109,12 +119,8 @@ MODELS: dict[str, Architecture] = {
         "neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, shared_norm=True, mlp__norm=ABSENT, head__bias=True,
     ),
     "starcoder": example("gpt2", hidden=_HIDDEN, attention__groups=1),
-    "deepseek2": example(
-        "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
-        mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
-        mlp__moe__shared__ffn=40, predictors__count=1,
-        **{f"predictors__{part}_norm__{name}": value for part in ("embed", "hidden", "out") for name, value in (("kind", "rms"), ("eps", 1e-6))},
-    ),
+    "deepseek2": example("latent", **_DEEPSEEK),
+    "deepseek2, with predictors": example("latent", **_DEEPSEEK, predictors__count=1, **_PREDICTORS),
     "olmo3": example(
         "llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, attention__qk_norm_whole=True, attention__window=16, **_QK, **_OUT,
         **{"attention__window?": _OF_FOUR},
