@@ -433,4 +433,4 @@ def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, "convert", model, "s3://bucket/x", "--to", "hf"], capture_output=True, text=True
     )
-    assert done.returncode == 1 and 'pip install "ckpt-core[s3]"' in done.stderr, done.stderr
+    assert done.returncode == 1 and 'pip install "ckpt-convert[s3]"' in done.stderr, done.stderr

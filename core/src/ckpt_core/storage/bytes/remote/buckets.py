@@ -35,7 +35,7 @@ class Bucket:
             self._library = importlib.import_module("obstore")
             stores = importlib.import_module("obstore.store")
         except ImportError:
-            raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-core[s3]"') from None
+            raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-convert[s3]"') from None
         self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
 
     def listing(self, address: str) -> Listing:
