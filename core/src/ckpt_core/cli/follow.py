@@ -131,7 +131,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
-    if writable(dst) is None:  # a scheme that is not written is refused
+    if writable(dst, below=True) is None:  # a scheme that is not written is refused
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked)
     if not steps_in(run):
