@@ -133,3 +133,17 @@ def test_what_to_install(tmp_path, trace):
         assert error.fix.startswith("pip install ckpt-")
         everything = diagnosis(str(tmp_path), ["ir", trace.package.removeprefix("ckpt-")], lambda path: [])
         assert everything.fix != error.fix
+
+
+def test_the_name_of_a_repository_leads_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every other tool takes for a repository is a path here; a path below a folder that is there, and an absolute one, are none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert "fix: a repository of the hub is written hf://owner/name-1.5B" in said(Path("owner/name-1.5B"))
+    for path in (Path("runs/llama"), tmp_path / "llama", Path("a/b/c"), Path("llama")):
+        assert "fix" not in said(path)
+
+
+def test_what_is_no_gguf_file_is_not_called_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"no such magic" * 100)
+    assert "not supported" not in said(tmp_path / "model.gguf")

@@ -216,3 +216,6 @@ class TestFollow:
 
     def test_a_run_that_is_none(self, ckpt, tmp_path):
         assert ckpt("follow", tmp_path / "nothing", tmp_path / "out", "--to", "toy", "--once").code == 2
+        (tmp_path / "other").mkdir()
+        ran = ckpt("follow", tmp_path / "other", tmp_path / "out", "--to", "toy", "--once")
+        assert ran.code == 0 and not ran.out and "no checkpoint is in" in ran.err

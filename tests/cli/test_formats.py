@@ -84,6 +84,10 @@ FAULTS = {
         plugin(body="import os; return 'a folder' if os.path.isdir(path) else None"),
         "its ckpt_detect takes a folder of Python files for its own: a folder; let ckpt_detect look closer",
     ),
+    "a sentence that does not parse": (
+        "from ckpt_core.layout import parse\nparse('(g (q + k) d h')\n",
+        "expected ')' here: (g (q + k) d h",
+    ),
     "no module": ("import nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
 }
 

@@ -428,9 +428,19 @@ def test_other_schemes_are_refused_by_name(model: Path, address: str, words: str
     assert code == 2 and f"{address.partition(':')[0]}:// is no destination" in text and words in text, text
 
 
+def test_a_bucket_alone_is_no_destination(model: Path) -> None:
+    for address in ("s3://bucket", "s3://bucket/"):
+        code, text = ckpt("convert", model, address, "--to", "hf")
+        assert (
+            code == 2
+            and "names a bucket, and no folder" in text
+            and "fix: give the output a name: s3://bucket/NAME" in text
+        ), text
+
+
 def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:
     code = "import sys; sys.modules['boto3'] = None; from ckpt_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "convert", model, "s3://bucket/x", "--to", "hf"], capture_output=True, text=True
     )
-    assert done.returncode == 1 and 'pip install "ckpt-core[s3]"' in done.stderr, done.stderr
+    assert done.returncode == 1 and 'pip install "ckpt-convert[s3]"' in done.stderr, done.stderr

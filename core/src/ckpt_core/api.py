@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -65,7 +66,12 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     if name is not None:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
-        raise CkptError("there is no such file or folder", file=path)
+        hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not os.path.exists(os.path.dirname(path))
+        raise CkptError(
+            "there is no such file or folder",
+            file=path,
+            fix=f"a repository of the hub is written hf://{path}" if hub else None,
+        )
     unanswered.set(None)
     with at_home(path) as home:
         found = detect(path)

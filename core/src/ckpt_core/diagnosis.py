@@ -71,7 +71,7 @@ TRACES = (
     Trace("adapter_config.json",              "PEFT: an adapter, not a model",     "ckpt-peft"),
     Trace("consolidated.*.pth",               "Meta's or Mistral's own code",      None),
     Trace("consolidated*.safetensors",        "Meta's or Mistral's own code",      None),
-    Trace("*.gguf",                           "llama.cpp",                         None),
+    Trace("*.gguf",                           "llama.cpp",                         "ckpt-gguf"),
     Trace("*.h5",                             "Keras",                             None),
     Trace("*.msgpack",                        "Flax",                              None),
     Trace("*.onnx",                           "ONNX",                              None),

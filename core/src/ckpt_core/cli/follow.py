@@ -131,9 +131,11 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     if (shard := asked.pop("max_shard_size")) is not None:
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
-    if writable(dst) is None:  # a scheme that is not written is refused
+    if writable(dst, below=True) is None:  # a scheme that is not written is refused
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked)
+    if not steps_in(run):
+        say(f"no checkpoint is in {run}" + ("" if once else f" yet; it is looked at every {every:g} s"), err=True)
     if once:
         steps = list(follower.look())
         if as_json:
@@ -143,8 +145,6 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
                 if step["state"] != "done before":  # cron sends what is printed
                     show(step)
         return 1 if any(step["state"] == "failed" for step in steps) else 0
-    if not steps_in(run):
-        say(f"no checkpoint is in {run} yet; it is looked at every {every:g} s", err=True)
     while True:
         for step in follower.look():
             if as_json:

@@ -271,10 +271,12 @@ def _budget(memory: int, taken: int, together: int) -> int:
     """The bytes for each buffer of a process that carries out so many transfers at a time, and has `taken` some already."""
     budget = (memory - taken) // (together * _BUFFERS)
     if budget < 1 << 20:
+        least = (taken >> 20) + 1 + together * _BUFFERS
         raise CkptError(
             "the memory budget is too small",
-            found=f"{memory >> 20} MiB for {together} workers",
-            expected=f"at least {(taken >> 20) + 1 + together * _BUFFERS} MiB, {taken >> 20} of them for the plan",
+            found=f"{memory / 2**20:.3g} MiB for {together} {'worker' if together == 1 else 'workers'}",
+            expected=f"at least {least} MiB, {taken >> 20} of them for the plan",
+            fix=f"--max-memory {least}MiB" + (", or fewer --workers" if together > 1 else ""),
         )
     return budget
 

@@ -14,7 +14,7 @@ from importlib import metadata
 import pluggy
 
 from ckpt_core.checkpoint import Loss, Target
-from ckpt_core.errors import CkptError, StoreError, UsageError, nearest
+from ckpt_core.errors import CkptError, Lines, StoreError, UsageError, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
@@ -89,7 +89,7 @@ def load(name: str) -> Plugin:
     try:
         loaded = _loaded(entry, distribution)
     except CkptError as fault:
-        return Plugin(name, distribution, entry.module, fault.problem, fault.fix)
+        return Plugin(name, distribution, entry.module, _told(fault), fault.fix)
     except Exception as error:  # whatever a stranger's code raises
         return Plugin(name, distribution, entry.module, _one_line(error))
     return Plugin(name, distribution, entry.module, _loaded=loaded)
@@ -105,6 +105,12 @@ def _meant(name: str, known: list[str]) -> str:
 
 def _distribution(entry: metadata.EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
+
+
+def _told(fault: CkptError) -> str:
+    """An error in one line: what is wrong, and what it was found in, as the layout sentence that does not parse."""
+    found = fault.found[0] if isinstance(fault.found, Lines) else fault.found
+    return f"{fault.problem}: {found}" if found else fault.problem
 
 
 def _one_line(error: Exception) -> str:

@@ -31,7 +31,12 @@ class Option:
         if isinstance(self.kind, tuple):
             if text in self.kind:
                 return text
-            raise UsageError(f"option {self.name} has no value {text!r}", expected=" | ".join(self.kind))
+            same = next((value for value in self.kind if value.lower() == text.lower()), text)
+            raise UsageError(
+                f"option {self.name} has no value {text!r}",
+                expected=" | ".join(self.kind),
+                fix=did_you_mean(same, self.kind),
+            )
         parser: Callable[[str], object] = self.kind
         if self.kind is bool:
             parser = _parse_bool

@@ -21,7 +21,7 @@ def draw(report: LogitsReport, tolerance: float, path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise CkptError("a plot needs matplotlib", fix='pip install "ckpt-core[plot]"') from None
+        raise CkptError("a plot needs matplotlib", fix='pip install "ckpt-convert[plot]"') from None
     count = len(report.steps)
     figure = Figure(figsize=(min(16.0, max(7.0, 0.14 * count)), 4.0), dpi=160, layout="constrained")
     axes = figure.subplots()

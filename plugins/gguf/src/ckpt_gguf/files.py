@@ -72,7 +72,7 @@ def find_parts(path: str) -> list[str]:
                 "the folder holds several models" if models else "there is no GGUF file here",
                 file=path,
                 found=", ".join(names)[:200] or None,
-                fix="give the file",
+                fix="give one of these files" if models else "give the file",
             )
         path = os.path.join(path, names[0])
     match = _PART.fullmatch(os.path.basename(path))

@@ -54,7 +54,7 @@ def build(checkpoint: Checkpoint, dtype: str = "keep", max_bytes: int | None = N
     except ImportError:
         raise CkptError(
             "transformers models need torch and transformers",
-            fix='pip install "ckpt-hf[models]"; without a GPU, first: pip install torch --index-url https://download.pytorch.org/whl/cpu',
+            fix='pip install "ckpt-convert[models]"; without a GPU, first: pip install torch --index-url https://download.pytorch.org/whl/cpu',
         ) from None
     from ckpt_core.sdk import dtypes
 

@@ -27,7 +27,7 @@ def stages(
     if counts is None or any(count % vpp or count < 0 for count in counts):
         raise Refusal(
             f"pp={pp}" + (f" vpp={vpp}" if vpp > 1 else "") + f" does not divide the {layers} layers",
-            found="" if counts is None else f"stages of {', '.join(map(str, counts))} layers",
+            found=None if counts is None else f"stages of {', '.join(map(str, counts))} layers",
             fix=f"another --pp, or -o {FIRST}=N and -o {LAST}=N for uneven stages",
         )
     args: dict[str, Any] = {FIRST: first, LAST: last, "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None}

@@ -23,6 +23,9 @@ _STATUS = re.compile(r"status code: (4\d\d)")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
+_NO_BUCKET = "look at its name, and at the region and endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+
+
 class Bucket:
     """One bucket. An object's version is its ETag."""
 
@@ -35,7 +38,7 @@ class Bucket:
             self._library = importlib.import_module("obstore")
             stores = importlib.import_module("obstore.store")
         except ImportError:
-            raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-core[s3]"') from None
+            raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-convert[s3]"') from None
         self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
 
     def listing(self, address: str) -> Listing:
@@ -96,7 +99,9 @@ class Bucket:
             yield
         except (FileNotFoundError, errors.NotFoundError) as error:
             if object is None:
-                raise StoreError("there is no such bucket", file=self._root, found=_said(error)) from None
+                raise StoreError(
+                    "there is no such bucket", file=self._root, found=_said(error), fix=_NO_BUCKET
+                ) from None
             raise changed(object, "no object of this name") from None
         except errors.PreconditionError as error:
             raise (changed(object, _said(error)) if object is not None else Hiccup(_said(error))) from None
@@ -104,7 +109,9 @@ class Bucket:
             raise self._refused(address, error) from None
         except (errors.GenericError, OSError) as error:
             if "NoSuchBucket" in str(error):
-                raise StoreError("there is no such bucket", file=self._root, found="NoSuchBucket") from None
+                raise StoreError(
+                    "there is no such bucket", file=self._root, found="NoSuchBucket", fix=_NO_BUCKET
+                ) from None
             if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
                 raise self._refused(address, error) from None
             raise Hiccup(_said(error)) from None

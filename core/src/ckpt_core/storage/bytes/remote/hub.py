@@ -157,7 +157,7 @@ def _asked(address: str, ask: Any) -> Any:
         import huggingface_hub as hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise CkptError("hf:// needs huggingface_hub", file=address, fix='pip install "ckpt-hf[hub]"') from None
+        raise CkptError("hf:// needs huggingface_hub", file=address, fix='pip install "ckpt-convert[hub]"') from None
     try:
         return ask(hub)
     except HFValidationError as error:

@@ -55,7 +55,7 @@ class S3:
             config = importlib.import_module("botocore.config").Config
             self._errors_of = importlib.import_module("botocore.exceptions")
         except ImportError:
-            raise CkptError("writing to s3:// needs boto3", file=root, fix='pip install "ckpt-core[s3]"') from None
+            raise CkptError("writing to s3:// needs boto3", file=root, fix='pip install "ckpt-convert[s3]"') from None
         endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), None)
         with self._errors(root):
             self._client: Any = boto3.session.Session().client(

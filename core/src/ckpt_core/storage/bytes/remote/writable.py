@@ -10,15 +10,23 @@ from ckpt_core.storage.bytes.remote.stores import scheme_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 
 
-def writable(address: str) -> WritableStore | None:
-    """The store that an address is written to; None for a path of this machine.
+def writable(address: str, below: bool = False) -> WritableStore | None:
+    """The store that an address is written to; None for a path of this machine. `below`: outputs get names below it, so that it may be a bucket.
 
-    `UsageError` for a scheme that is not written, `CkptError` where a library is missing.
+    `UsageError` for a scheme that is not written and for a bucket without a folder, `CkptError` where a library is missing.
     """
     scheme = scheme_of(address)
     if scheme is None:
         return None
     if scheme == "s3":
+        bucket, _, folder = address.partition("://")[2].partition("/")
+        if bucket and not folder.strip("/") and not below:
+            raise UsageError(
+                "the address names a bucket, and no folder in it",
+                file=without_secrets(address),
+                expected="s3://bucket/folder",
+                fix=f"give the output a name: s3://{bucket}/NAME",
+            )
         return _s3("/".join(address.split("/", 3)[:3]))
     raise UsageError(
         f"{scheme}:// is no destination",
