@@ -67,6 +67,29 @@ def test_an_unknown_key_of_the_architecture_is_named(tmp_path: Path) -> None:
     read_checkpoint(path, options={"ignore_keys": "llama.attention.surprise"})
 
 
+# What llama.cpp takes for something else than it says, or does not load.
+MISLEADING = {
+    "a scale of experts that llama.cpp takes for none": ("deepseek2", "deepseek2.expert_weights_scale", 0.0),
+    "groups that are none": ("deepseek2", "deepseek2.expert_group_count", True),
+    "groups of which no number is used": ("deepseek2", "deepseek2.expert_group_used_count", "all"),
+    "a factor that is an empty list": ("mistral3", "mistral3.rope.scaling.factor", []),
+    "a growth that is an empty list": ("mistral3", "mistral3.attention.temperature_scale", []),
+}
+
+
+@pytest.mark.parametrize("what", MISLEADING)
+def test_a_value_that_llama_cpp_reads_otherwise_is_an_error(what: str, tmp_path: Path) -> None:
+    name, key, value = MISLEADING[what]
+    path = tmp_path / "x.gguf"
+    metadata, tensors = written(name, path)
+    plan = plan_file(tensors, {**metadata, key: value})
+    with open(path, "wb") as stream:
+        stream.write(plan.header)
+        stream.truncate(plan.size)
+    with pytest.raises(CkptError, match=key.partition(".")[2].replace(".", r"\.")):
+        read_checkpoint(path)
+
+
 def test_a_window_is_read_of_a_phi3_though_llama_cpp_computes_without_it(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     metadata, tensors = written("phi3", path)

@@ -112,6 +112,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gelu": ("gpt_neox", {}, "-o gelu=tanh"),
     "windows of another number of layers": ("exaone4", {"hidden_size": 120}, "attention.window"),
     "a theta of windows": ("mellum", {}, "attention.rotary.theta"),
+    # of 26 and of 27 layers, as the published Lite has, llama.cpp loads no compressed queries
+    "compressed queries of 26 layers": ("deepseek_v3", {"num_hidden_layers": 26}, "latent_attention.q_rank"),
 }  # fmt: skip
 
 

@@ -197,14 +197,21 @@ def _read_latent_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str,
 
 
 def read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count = config.get("expert_group_count", 0)
+    count, used = (values.checked(key, config.get(key, 0), values.count) for key in GROUPS)
     if count > 1:
-        facts.update({f"{ROUTER}.groups": count, f"{ROUTER}.group_top_k": config["expert_group_used_count"]})
+        facts.update({f"{ROUTER}.groups": count, f"{ROUTER}.group_top_k": used})
         facts[f"{ROUTER}.group_score"] = "top2"
 
 
 def _read_q_rank(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Enters the rank of compressed queries. Of models as large as the published ones without, llama.cpp loads them whole (src/models/deepseek2.cpp, is_lite)."""
     rank = values.checked("attention.q_lora_rank", config.get("attention.q_lora_rank", 0), values.count)
+    layers, vocabulary = facts["layers"], facts["tokens.vocabulary"]
+    if rank and (layers in (26, 27) or (layers, vocabulary) == (48, 128256)):
+        raise CkptError(
+            "llama.cpp loads no compressed queries of so many layers",
+            found=f"attention.q_lora_rank = {rank}, with {layers} layers and {vocabulary} tokens",
+        )
     if rank:
         facts[f"{LATENT}.q_rank"] = rank
 
@@ -315,7 +322,8 @@ CORRECTED = there("blk.*.exp_probs_b.bias", f"{ROUTER}.correction_bias")
 ROUTED = [
     *CHOSEN,
     key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0),
+    # zero is no scale, and not that of no experts, to llama.cpp (build_moe_ffn)
+    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0, type=values.positive),
     key("expert_weights_norm", f"{ROUTER}.normalise", default=False, type=values.flag),
     decided(GROUPS, [f"{ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=read_groups,
             values={GROUPS: [(1, 1), (configs.value_of(f"{ROUTER}.groups"), configs.value_of(f"{ROUTER}.group_top_k"))]},
@@ -474,7 +482,8 @@ DEEPSEEK2 = Config("deepseek2", [
     key_is("attention.head_count_kv", 1, why="a file of before the keys of all heads were one latent; convert the model again"),
     key("attention.kv_lora_rank", f"{LATENT}.kv_rank", type=values.whole),
     decided(["attention.q_lora_rank"], [f"{LATENT}.q_rank"], read=_read_q_rank,
-            values={"attention.q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]}, why="0 where queries are not compressed"),
+            values={"attention.q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]}, uses=["layers", "tokens.vocabulary"],
+            why="0 where queries are not compressed, and llama.cpp takes those of 26 and of 27 layers, and of 48 with 128256 tokens, for such"),
     key("rope.dimension_count", f"{LATENT}.rope_dim", type=values.whole),
     key("attention.value_length_mla", f"{LATENT}.value_dim", type=values.whole),
     # heads are said by the width of q and k, and by that of the latent, which serves for all of them in place of k and v
