@@ -239,6 +239,22 @@ class TestVerify:
         ran = ckpt("verify", model, converted)
         assert ran.code == 1 and "versions 1, 2" in ran.err and "a later ckpt may know it" in ran.err
 
+    def test_a_receipt_whose_digests_do_not_agree(self, ckpt, model, converted):
+        """Digests of two versions are never compared, and a fingerprint is that of its tensors."""
+        path = converted / RECEIPT
+        good = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+        name, entry = next(iter(good["tensors"].items()))
+        for change, words in (
+            ({"fingerprint": "v2-" + 64 * "0"}, "the receipt's fingerprint is not that of its tensors"),
+            ({"fingerprint": "v02-" + good["fingerprint"][3:]}, "a digest that is not known"),
+            ({"fingerprint": good["fingerprint"][3:]}, "of another version than the fingerprint"),
+            ({"tensors": good["tensors"] | {name: entry | {"digest": 64 * "0"}}}, "of another version"),
+            ({"tensors": good["tensors"] | {name: entry | {"source_digest": 64 * "0"}}}, "of another version"),
+        ):
+            path.write_text(json.dumps(with_checksum(good | change)))
+            ran = ckpt("verify", model, converted)
+            assert ran.code == 1 and words in ran.err and f"file: {path}" in ran.err, ran.err
+
     def test_changed_documents(self, ckpt, model, converted):
         (converted / "tokenizer.json").write_text("{ }")
         ran = ckpt("verify", model, converted)

@@ -109,6 +109,8 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "granite": ("granite", {**SIZES, **MULTIPLIED}),
     "granite_biases": ("granite", {**SIZES, **MULTIPLIED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
     "granite_llama3": ("granite", {**SIZES, **MULTIPLIED, "rope_parameters": LLAMA3}),
+    "granite_swa": ("granite_swa", {**SIZES, **MULTIPLIED, "num_hidden_layers": 5, "sliding_window": 9}),
+    "granite_swa_unrotated": ("granite_swa", {**SIZES, **MULTIPLIED, "sliding_window": 9, "layer_rope_theta": [0, 10000.0, 10000.0, 0], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
     "granite_moe": ("granitemoe", {**SIZES, **MULTIPLIED, "num_local_experts": 8, "num_experts_per_tok": 3}),
     "granite_moe_shared": ("granitemoeshared", {**SIZES, **MULTIPLIED, "num_local_experts": 8, "num_experts_per_tok": 3, "shared_intermediate_size": 96}),
     "cohere": ("cohere", {**SIZES, "logit_scale": 0.3}),
@@ -162,6 +164,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         **YARN, "original_max_position_embeddings": 16, "beta_fast": 24.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),
     "deepseek_v2": ("deepseek_v2", {**LATENT, "topk_method": "greedy"}),
     "deepseek_v2_lite": ("deepseek_v2", {**LATENT, "topk_method": "greedy", "q_lora_rank": None}),
+    "deepseek_v3_mtp": ("deepseek_v3", {**LATENT, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid", "num_nextn_predict_layers": 1}),
     # published configs have scoring_func: llama.cpp's converter reads it, and transformers' own class does not save it
     "deepseek_v3": ("deepseek_v3", {**LATENT, "n_group": 4, "topk_group": 2, "scoring_func": "sigmoid", "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}),
 }  # fmt: skip
@@ -183,7 +186,7 @@ def built(name: str, folder: Path, **changes: object) -> transformers.PreTrained
             if title.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(folder)
-    if name == "glm4_moe_mtp":
+    if name.endswith("_mtp"):
         add_predictor(folder, model.config)
     return model
 
@@ -320,7 +323,7 @@ runpy.run_path("{root}/convert_hf_to_gguf.py", run_name="__main__")
 USUAL = {
     "vocab_size", "attention.key_length", "attention.value_length", "attention.q_lora_rank", "rope.dimension_count", "expert_gating_func",
     "expert_weights_norm", "expert_group_count", "expert_group_used_count", "leading_dense_block_count", "nextn_predict_layers",
-    "rope.freq_base", "file_type", "attention.head_count_kv",
+    "rope.freq_base", "attention.rope_pattern", "file_type", "attention.head_count_kv",
 }  # fmt: skip
 # What it finds under keys of older files alone, and takes something else for.
 MISSED = {("glm", "chatglm.context_length"), ("solar_open", "glm4moe.feed_forward_length")}
@@ -382,7 +385,7 @@ def both_converted(name: str, kind: str, folder: Path) -> tuple[Path, Path]:
     return theirs, ours
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", [name for name in MIXTURES if name != "deepseek_v3_mtp"])
 def test_a_mixture_in_f16_is_llama_cpps_own(name: str, ids: np.ndarray, tmp_path: Path) -> None:
     """Every tensor has its type and its bytes, the routers in F32 among them, and on any sequence, ties or not, it computes the same numbers."""
     theirs, ours = both_converted(name, "F16", tmp_path)
@@ -406,8 +409,12 @@ def test_a_mixture_in_f16_is_llama_cpps_own(name: str, ids: np.ndarray, tmp_path
         judge.close()
 
 
+# It does not look at layer_rope_theta of Granite, by which some layers do not rotate.
+# It leaves out what DeepSeek-V3 predicts further tokens with, though llama.cpp loads it.
 # It writes biases of ERNIE that llama.cpp then leaves out of the outputs of attention; here they are those of a Llama.
-@pytest.mark.parametrize("name", [name for name in CASES if name != "ernie4_5_biases"])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name not in ("ernie4_5_biases", "deepseek_v3_mtp", "granite_swa_unrotated")]
+)
 def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None:
     """Every tensor bit for bit, and every key that it writes with the same value; and its file is the model that it was made of."""
     both_converted(name, "F32", tmp_path)

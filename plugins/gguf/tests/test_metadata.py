@@ -67,6 +67,41 @@ def test_an_unknown_key_of_the_architecture_is_named(tmp_path: Path) -> None:
     read_checkpoint(path, options={"ignore_keys": "llama.attention.surprise"})
 
 
+# What llama.cpp takes for something else than it says, or does not load.
+MISLEADING = {
+    "a scale of experts that llama.cpp takes for none": ("deepseek2", "deepseek2.expert_weights_scale", 0.0),
+    "groups that are none": ("deepseek2", "deepseek2.expert_group_count", True),
+    "groups of which no number is used": ("deepseek2", "deepseek2.expert_group_used_count", "all"),
+    "a factor that is an empty list": ("mistral3", "mistral3.rope.scaling.factor", []),
+    "a growth that is an empty list": ("mistral3", "mistral3.attention.temperature_scale", []),
+}
+
+
+@pytest.mark.parametrize("what", MISLEADING)
+def test_a_value_that_llama_cpp_reads_otherwise_is_an_error(what: str, tmp_path: Path) -> None:
+    name, key, value = MISLEADING[what]
+    path = tmp_path / "x.gguf"
+    metadata, tensors = written(name, path)
+    plan = plan_file(tensors, {**metadata, key: value})
+    with open(path, "wb") as stream:
+        stream.write(plan.header)
+        stream.truncate(plan.size)
+    with pytest.raises(CkptError, match=key.partition(".")[2].replace(".", r"\.")):
+        read_checkpoint(path)
+
+
+def test_a_window_is_read_of_a_phi3_though_llama_cpp_computes_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    metadata, tensors = written("phi3", path)
+    assert metadata["phi3.attention.sliding_window"] == 0
+    plan = plan_file(tensors, {**metadata, "phi3.attention.sliding_window": 16})
+    with open(path, "wb") as stream:
+        stream.write(plan.header)
+        stream.truncate(plan.size)
+    (attention,) = {layer.attention for layer in read_checkpoint(path).architecture.decoder.layers}
+    assert attention.window == 16
+
+
 def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     plan = plan_file({}, {"general.architecture": "rwkv7"})

@@ -25,7 +25,10 @@ GOLDENS = Path(__file__).parents[3] / "tests/data/golden-2026/quantised"
 
 
 def made(tmp_path: Path, name: str, **changes: Any) -> Path:
-    build(CASES[name], tmp_path / "hf", **changes)
+    if name in CASES:
+        build(CASES[name], tmp_path / "hf", **changes)
+    else:
+        tiny.build(tmp_path / "hf", name, **changes)
     return tmp_path / "hf"
 
 
@@ -102,10 +105,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "shares of experts": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 1}, "normalise"),
     "dense layers between": ("qwen3_moe", {"norm_topk_prob": True}, "mlp.moe"),
     "a window": ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, "attention.window"),
+    "a window of all layers": ("mistral", {"sliding_window": 9}, "-o window=left-out"),
+    "scores after norms of heads": ("phi", {"qk_layernorm": True}, "attention.qk_norm"),
+    "experts one after the other": ("phimoe", {}, "mlp.moe.router.margin"),
     "groups by their best": ("deepseek_v2", {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "group_score"),
     "gelu": ("gpt_neox", {}, "-o gelu=tanh"),
     "windows of another number of layers": ("exaone4", {"hidden_size": 120}, "attention.window"),
     "a theta of windows": ("mellum", {}, "attention.rotary.theta"),
+    # of 26 and of 27 layers, as the published Lite has, llama.cpp loads no compressed queries
+    "compressed queries of 26 layers": ("deepseek_v3", {"num_hidden_layers": 26}, "latent_attention.q_rank"),
 }  # fmt: skip
 
 
@@ -122,6 +130,13 @@ def test_the_exact_gelu_is_written_where_it_is_asked_for(tmp_path: Path) -> None
     source = made(tmp_path, "gpt_neox")
     plan = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options={**IDS, "dst.gelu": "tanh"})
     assert any(loss.kind == "assumed" and "GELU" in loss.subject for loss in plan.losses)
+
+
+def test_a_window_of_all_layers_is_left_out_where_it_is_asked_for(tmp_path: Path) -> None:
+    source = made(tmp_path, "mistral", sliding_window=9)
+    plan = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options={**IDS, "dst.window": "left-out"})
+    assert plan.target.decisions["architecture"] == "llama"
+    assert any(loss.kind == "assumed" and "9 positions" in loss.subject for loss in plan.losses)
 
 
 def test_ends_of_a_ramp_that_llama_cpp_rounds_are_named(tmp_path: Path) -> None:

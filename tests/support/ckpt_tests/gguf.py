@@ -47,6 +47,16 @@ _SIGMOID = {
     "mlp__moe__router__top_k": 3, "mlp__moe__router__score": "sigmoid", "mlp__moe__router__correction_bias": True,
 }  # fmt: skip
 
+_DEEPSEEK = {
+    "mlp__norm__eps": 1e-6, "final_norm__eps": 1e-6, "mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER, "mlp__moe__experts": 10,
+    "mlp__moe__ffn": 20, "mlp__moe__router__top_k": 3, "mlp__moe__router__score": "sigmoid", "mlp__moe__router__correction_bias": True,
+    "mlp__moe__shared__ffn": 40,
+}  # fmt: skip
+_PREDICTORS = {
+    f"predictors__{part}_norm__{name}": value
+    for part in ("embed", "hidden", "out")
+    for name, value in (("kind", "rms"), ("eps", 1e-6))
+}
 MODELS: dict[str, Architecture] = {
     "llama-tied": example("llama-tied"),
     "llama-padded": example("llama-padded"),
@@ -69,7 +79,7 @@ MODELS: dict[str, Architecture] = {
         **{"attention__window?": PerLayer((True, True, True, True, True, False)),
            "attention__rotary__theta": PerLayer((1e4, 1e4, 1e4, 1e4, 1e4, 1e6))},
     ),
-    "phi3": example("llama", hidden=_HIDDEN, attention__window=16, attention__rotary__fraction=_FRACTION),
+    "phi3": example("llama", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),
     "starcoder2": example("starcoder2", hidden=_HIDDEN, attention__window=ABSENT),
     "gpt2": example("gpt2", hidden=_HIDDEN),
     "gptneox": example("neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION),
@@ -78,6 +88,10 @@ MODELS: dict[str, Architecture] = {
         mlp__activation="silu", attention__out_bias=False, mlp__up_bias=False, mlp__down_bias=False,
     ),
     "granite": example("llama", **_MULTIPLIED),
+    "granite_swa": example(
+        "llama", **_MULTIPLIED, attention__sinks=True, attention__window=16,
+        **{"attention__window?": _OF_FOUR, "attention__rotary?": PerLayer((True, False, True, True, False, True))},
+    ),
     "granitemoe": example("moe", mlp__moe__shared__gate=False, **_NORMALISED, **_MULTIPLIED),
     "command-r": example("llama-tied", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, head__scale=0.25, **_COHERE),
     "cohere2": example(
@@ -105,11 +119,8 @@ MODELS: dict[str, Architecture] = {
         "neox", hidden=_HIDDEN, attention__rotary__fraction=_FRACTION, shared_norm=True, mlp__norm=ABSENT, head__bias=True,
     ),
     "starcoder": example("gpt2", hidden=_HIDDEN, attention__groups=1),
-    "deepseek2": example(
-        "latent", mlp__norm__eps=1e-6, final_norm__eps=1e-6, **{"mlp__ffn?": PerLayer(not one for one in _LATER), "mlp__moe?": _LATER}, mlp__moe__experts=10,
-        mlp__moe__ffn=20, mlp__moe__router__top_k=3, mlp__moe__router__score="sigmoid", mlp__moe__router__correction_bias=True,
-        mlp__moe__shared__ffn=40,
-    ),
+    "deepseek2": example("latent", **_DEEPSEEK),
+    "deepseek2, with predictors": example("latent", **_DEEPSEEK, predictors__count=1, **_PREDICTORS),
     "olmo3": example(
         "llama", hidden=_HIDDEN, attention__norm=ABSENT, mlp__norm=ABSENT, attention__qk_norm_whole=True, attention__window=16, **_QK, **_OUT,
         **{"attention__window?": _OF_FOUR},

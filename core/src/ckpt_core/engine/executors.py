@@ -15,7 +15,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 
 from ckpt_core.engine.cluster import Cluster
-from ckpt_core.engine.dask_cluster import DaskCluster
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.ray_cluster import RayCluster, answers
 from ckpt_core.errors import CkptError, UsageError
@@ -85,6 +84,8 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
         from distributed import Client
     except ImportError:
         raise _missing("dask", "distributed") from None
+    from ckpt_core.engine.dask_cluster import DaskCluster  # asyncio takes tens of milliseconds to import
+
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None} if address is None else {}
     with _connected("dask", address):
         _check_listens(address)

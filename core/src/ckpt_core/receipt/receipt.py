@@ -14,7 +14,7 @@ from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.receipt.checksum import read_checked
 from ckpt_core.receipt.places import receipt_path
 from ckpt_core.storage.documents import read_json_object
-from ckpt_core.tensors.digest import version_of
+from ckpt_core.tensors.digest import fingerprint, version_of
 from ckpt_core.text import plural
 
 T = TypeVar("T")
@@ -29,6 +29,9 @@ def _field(read: Callable[[Any], T]) -> functools.cached_property[T]:
     def checked(receipt: Receipt) -> T:
         try:
             return read(receipt)
+        except FormatError as problem:
+            problem.file = problem.file or receipt.file
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(
                 "not a receipt of ckpt", file=receipt.file, found=f"{type(error).__name__}: {error}"
@@ -57,8 +60,21 @@ class Receipt:
 
     @_field
     def digest_version(self) -> int:
-        """The version of the fingerprint and of all digests in it; `FormatError` for one of a later ckpt."""
-        return version_of(self.fingerprint)
+        """The version of the fingerprint and of all digests in it.
+
+        `FormatError` for one of a later ckpt, for digests of another version, and for a fingerprint that is not that of the tensors.
+        """
+        version, entries = version_of(self.fingerprint), _mapping(self.body["tensors"])
+        for name, entry in self._tensors.items():
+            for digest in (entry["digest"], entry.get("source_digest", entry["digest"])):
+                if version_of(str(digest)) != version:
+                    raise ValueError(f"a digest of {name} of another version than the fingerprint, {digest}")
+        found = fingerprint((name, tuple(entry["shape"]), str(entry["digest"])) for name, entry in entries.items())
+        if found != self.fingerprint:
+            raise FormatError(
+                "the receipt's fingerprint is not that of its tensors", found=self.fingerprint, expected=found
+            )
+        return version
 
     @_field
     def format(self) -> str:

@@ -139,9 +139,9 @@ def version_of(text: str) -> int:
     >>> version_of("v2-" + 64 * "0"), version_of(64 * "0")
     (2, 1)
     """
-    found = re.fullmatch("(?:v([0-9]{1,9})-)?[0-9a-f]{64}", text)
+    found = re.fullmatch("(?:v([0-9]{1,9})-)?([0-9a-f]{64})", text)
     version = 0 if found is None else int(found[1] or 1)
-    if version not in HASHES:
+    if found is None or version not in HASHES or text != _spelled(version, found[2]):
         known = ", ".join(map(str, HASHES))
         raise FormatError(
             "a digest that is not known",

@@ -61,6 +61,13 @@ def ckpt_info() -> FormatInfo:
                 "exact",
                 side="write",
             ),
+            Option(
+                "window",
+                "left-out: write a model whose layers all have a window although llama.cpp lets every position see all (Mistral 7B v0.1)",
+                ("kept", "left-out"),
+                "kept",
+                side="write",
+            ),
             Option("name", "general.name of the file", str, None, side="write"),
             Option(
                 "context_length",

@@ -197,14 +197,21 @@ def _read_latent_scale(config: Mapping[str, Any], facts: Facts, notes: dict[str,
 
 
 def read_groups(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    count = config.get("expert_group_count", 0)
+    count, used = (values.checked(key, config.get(key, 0), values.count) for key in GROUPS)
     if count > 1:
-        facts.update({f"{ROUTER}.groups": count, f"{ROUTER}.group_top_k": config["expert_group_used_count"]})
+        facts.update({f"{ROUTER}.groups": count, f"{ROUTER}.group_top_k": used})
         facts[f"{ROUTER}.group_score"] = "top2"
 
 
 def _read_q_rank(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Enters the rank of compressed queries. Of models as large as the published ones without, llama.cpp loads them whole (src/models/deepseek2.cpp, is_lite)."""
     rank = values.checked("attention.q_lora_rank", config.get("attention.q_lora_rank", 0), values.count)
+    layers, vocabulary = facts["layers"], facts["tokens.vocabulary"]
+    if rank and (layers in (26, 27) or (layers, vocabulary) == (48, 128256)):
+        raise CkptError(
+            "llama.cpp loads no compressed queries of so many layers",
+            found=f"attention.q_lora_rank = {rank}, with {layers} layers and {vocabulary} tokens",
+        )
     if rank:
         facts[f"{LATENT}.q_rank"] = rank
 
@@ -227,6 +234,28 @@ def feed_forward(counted: str, *facts: str) -> list[configs.Entry]:
 
 GROUPS = ("expert_group_count", "expert_group_used_count")
 
+_BLOCK_KEYS = ("block_count", "nextn_predict_layers")
+_PREDICTORS = ("embed_norm", "hidden_norm", "out_norm")
+
+
+def _read_blocks(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
+    """Enters how many layers there are, and how many after them predict a further token each."""
+    blocks, further = _BLOCK_KEYS
+    count = values.checked(further, config.get(further, 0), values.count)
+    layers = values.checked(blocks, config.get(blocks), values.layers) - count
+    if layers < 1:
+        raise CkptError(f"key {further!r} counts all layers", found=f"{count} of {layers + count}")
+    facts["layers"] = layers
+    if count:
+        facts["predictors.count"] = count
+        for norm in _PREDICTORS:
+            facts.update({f"predictors.{norm}.kind": "rms", f"predictors.{norm}.eps": facts["final_norm.eps"]})
+
+
+def _further(facts: Facts) -> int:
+    return facts.get("predictors.count") or 0
+
+
 # fmt: off
 # What every decoder of llama.cpp has.
 DECODER = [
@@ -246,6 +275,12 @@ DECODER = [
     key_is("rope.scaling.yarn_ext_factor", 1.0, or_absent=True, written=False),
     key_is("rope.scaling.yarn_attn_factor", 1.0, or_absent=True, written=False),
 ]
+
+# Of architectures whose further predictors llama.cpp loads.
+BLOCKS = decided(_BLOCK_KEYS, ["layers", "predictors.*"], read=_read_blocks, uses=["final_norm.eps"],
+            values={_BLOCK_KEYS: [(configs.Said(lambda facts: facts["layers"] + _further(facts), "all layers", _further),
+                               configs.Said(_further, "those that predict further tokens", _further))]},
+            why="the last of the layers, as many as nextn_predict_layers says, predict a further token each")
 
 # What is as in a Llama. Of the tensors that stretch angles most architectures load none.
 DENSE = Config("", [
@@ -287,7 +322,8 @@ CORRECTED = there("blk.*.exp_probs_b.bias", f"{ROUTER}.correction_bias")
 ROUTED = [
     *CHOSEN,
     key("expert_feed_forward_length", "mlp.moe.ffn", type=values.whole),
-    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0),
+    # zero is no scale, and not that of no experts, to llama.cpp (build_moe_ffn)
+    key("expert_weights_scale", f"{ROUTER}.scale", default=1.0, type=values.positive),
     key("expert_weights_norm", f"{ROUTER}.normalise", default=False, type=values.flag),
     decided(GROUPS, [f"{ROUTER}.{name}" for name in ("groups", "group_top_k", "group_score")], read=read_groups,
             values={GROUPS: [(1, 1), (configs.value_of(f"{ROUTER}.groups"), configs.value_of(f"{ROUTER}.group_top_k"))]},
@@ -392,7 +428,8 @@ GEMMA3 = GEMMA2.replace("gemma3",
 PHI3 = DENSE.replace("phi3",
     rotary(partial=True, loads=(SHORT, LONG)),
     decided(["attention.sliding_window"], ["attention.window"], read=read_window,
-            values={"attention.sliding_window": [configs.value_of("attention.window"), 0]}, why="0 where no layer has one"),
+            # phi3.cpp reads the window, warns, and lets every position see all
+            values={"attention.sliding_window": [0]}, why="a file may say a window, and llama.cpp computes without it"),
     without=[*NO_BIASES, "attention.q_bias", "attention.k_bias", "attention.v_bias"],
 )
 
@@ -439,12 +476,14 @@ STABLELM = LAYER_NORMED.replace("stablelm",
 )
 
 DEEPSEEK2 = Config("deepseek2", [
-    *DECODER,
+    *(line for line in DECODER if "block_count" not in line.keys),
+    BLOCKS,
     key("attention.head_count", f"{LATENT}.heads", type=values.whole),
     key_is("attention.head_count_kv", 1, why="a file of before the keys of all heads were one latent; convert the model again"),
     key("attention.kv_lora_rank", f"{LATENT}.kv_rank", type=values.whole),
     decided(["attention.q_lora_rank"], [f"{LATENT}.q_rank"], read=_read_q_rank,
-            values={"attention.q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]}, why="0 where queries are not compressed"),
+            values={"attention.q_lora_rank": [configs.value_of(f"{LATENT}.q_rank"), 0]}, uses=["layers", "tokens.vocabulary"],
+            why="0 where queries are not compressed, and llama.cpp takes those of 26 and of 27 layers, and of 48 with 128256 tokens, for such"),
     key("rope.dimension_count", f"{LATENT}.rope_dim", type=values.whole),
     key("attention.value_length_mla", f"{LATENT}.value_dim", type=values.whole),
     # heads are said by the width of q and k, and by that of the latent, which serves for all of them in place of k and v
@@ -534,6 +573,6 @@ MODELS = [
     Model("gpt2",       GPT2,       layouts.Tables([weights.MODEL_WITH_POSITIONS, weights.FUSED_LAYER]), ("gpt2",), square=True),
     Model("gptneox",    GPT_NEOX,   layouts.Tables([weights.MODEL_WITH_BIAS, weights.FUSED_LAYER]), ("gpt_neox",), square=True, as_many_keys=True),
     Model("stablelm",   STABLELM,   layouts.Tables([weights.MODEL_WITH_BIAS, weights.LAYER_NORM_LAYER]), ("stablelm",), square=True),
-    Model("deepseek2",  DEEPSEEK2,  layouts.Tables([weights.MODEL, weights.DEEPSEEK2_LAYER]), ("deepseek_v2", "deepseek_v3", "kimi_k2")),
+    Model("deepseek2",  DEEPSEEK2,  layouts.Tables([weights.MODEL, weights.DEEPSEEK2_LAYER, *weights.PREDICTORS, weights.DEEPSEEK2_PREDICTOR]), ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")),
 ]
 # fmt: on

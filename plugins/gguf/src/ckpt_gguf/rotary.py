@@ -157,7 +157,8 @@ def _scaling_in(config: Mapping[str, Any], width: int, theta: float) -> Iterator
     kind = config.get(_TYPE)
     kind = "longrope" if config.get(LONG) and kind in (None, "none", "longrope") else kind
     factor = config.get(_FACTOR, config.get(_OLD_FACTOR))
-    factor = 1.0 if not factor else float(values.checked(_FACTOR, factor, values.positive))
+    # zero is no factor (llama-model.cpp)
+    factor = 1.0 if factor in (None, 0) else float(values.checked(_FACTOR, factor, values.positive))
     if kind != "longrope" and config.get(_COSINES, 1.0) != 1.0:
         # llama.cpp multiplies cosines and sines by it under every type (llama-context.cpp, b10605), and its converter never writes it
         raise CkptError(f"{_COSINES} beside a scaling that has none", found=config[_COSINES], expected="longrope, or 1")

@@ -38,6 +38,7 @@ _DEEPSEEK3 = (
     "[一-龥぀-ゟ゠-ヿ]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _DIGITS, _WORDS = "digits one by one", "words of GPT-2"
 """What is no expression of its own: the parts `Digits` and `ByteLevel` of a tokenizer."""
 
@@ -67,6 +68,13 @@ SPLITTINGS = (
     Splitting("starcoder", (_DIGITS, _WORDS), cleans=True),
     Splitting("smollm", (_DIGITS, _WORDS)),
     Splitting("gpt-2", (_WORDS,)),
+    Splitting("bloom", (_BLOOM,)),
+    Splitting("glm4", (_LLAMA3,), of=("glm", "glm4", "glm4_moe")),
+    Splitting("solar-open", (_QWEN2,), of=("solar_open",)),
+    Splitting("command-r", (_DIGITS, _WORDS), of=("cohere", "cohere2")),
+    Splitting("olmo", (_WORDS,), of=("olmo",)),
+    Splitting("phi-2", (_WORDS,), of=("phi",)),
+    Splitting("mpt", (_WORDS,), of=("mpt",)),
     Splitting("seed-coder", (_SEED,)),
     Splitting("bailingmoe2", (_LING,)),
     Splitting("exaone-moe", (_K_EXAONE,)),
@@ -80,7 +88,18 @@ SPLITTINGS = (
     Splitting("exaone4", (_WORDS,), of=("exaone4",)),
     Splitting("mellum2", (_DIGITS, _WORDS), of=("mellum",)),
 )
+# Other names for which llama.cpp has the same expressions.
+_ALIKE = {
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    "glm4": ("chatglm-bpe",),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "stablelm2", "megrez", "grok-2"),
+    "gpt-4o": ("kanana2",),
+    "deepseek-v3": ("joyai-llm",),
+    "smollm": ("refact", "codeshell", "minerva-7b"),
+    "gpt-2": ("gigachat", "a.x-4.0", "mellum", "modern-bert", "jais", "trillion", "granite-docling"),
+}
 BY_NAME = {one.name: one for one in SPLITTINGS}
+BY_NAME |= {other: BY_NAME[name] for name, others in _ALIKE.items() for other in others}
 """The ways by name."""
 
 

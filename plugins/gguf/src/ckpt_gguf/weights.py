@@ -18,7 +18,9 @@ FREQUENCIES = [drop(name, why="read with the rotary positions") for name in ("ro
 
 MODEL = Table(rows=[EMBEDDING, NORM, HEAD, *FREQUENCIES])
 MODEL_WITH_BIAS = MODEL.extend(NORM_BIAS)
-MODEL_WITH_POSITIONS = MODEL_WITH_BIAS.extend(row("position_embd.weight", "p h", "positions.weight", dtype="fp32"))
+UNROTATED_MODEL = Table(rows=[EMBEDDING, NORM, HEAD])
+UNROTATED_MODEL_WITH_BIAS = UNROTATED_MODEL.extend(NORM_BIAS)
+MODEL_WITH_POSITIONS = UNROTATED_MODEL_WITH_BIAS.extend(row("position_embd.weight", "p h", "positions.weight", dtype="fp32"))
 
 LAYER = Table("blk.{l}", to="layers.{l}", rows=[
     row("attn_norm.weight",   "h",         "attention.norm.weight", dtype="fp32"),
@@ -150,4 +152,26 @@ DEEPSEEK2_LAYER = LAYER.without(*QKV, "attn_output.weight", "attn_output.bias").
     *EXPERTS,
     *SHARED_EXPERT,
 )
+# fmt: on
+
+
+# The layers that predict further tokens are numbered on after the others. Copies of embedding and head may lie beside them.
+AFTER = "blk.{after}"
+# fmt: off
+PREDICTORS = (
+    Table(AFTER, to="predictors.{l}", rows=[
+        row("nextn.enorm.weight",            "h",                      "embed_norm.weight",  dtype="fp32"),
+        row("nextn.hnorm.weight",            "h",                      "hidden_norm.weight", dtype="fp32"),
+        row("nextn.eh_proj.weight",          "i ((embed + hidden) h)", "{part}.weight"),
+        row("nextn.shared_head_norm.weight", "h",                      "out_norm.weight",    dtype="fp32"),
+    ]),
+    Table(AFTER, rows=[
+        row("nextn.embed_tokens.weight",     "v h", "embedding.tokens.weight", copy=True),
+        row("nextn.shared_head_head.weight", "v h", "head.weight",             copy=True),
+        row("nextn.shared_head_head.weight", "v h", "embedding.tokens.weight", copy=True, when="head.tied"),
+    ]),
+)
+"""Their tables but for that of the block, which has the rows of a layer: `Table(AFTER, to=BLOCK, rows=LAYER.rows)`."""
+BLOCK = "predictors.{l}.layer"
+DEEPSEEK2_PREDICTOR = Table(AFTER, to=BLOCK, rows=DEEPSEEK2_LAYER.rows)
 # fmt: on

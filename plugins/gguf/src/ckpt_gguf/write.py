@@ -58,6 +58,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     if request.options.get("gelu") == "tanh":
         rewritable, approximated = _with_tanh(rewritable)
         losses += approximated
+    if request.options.get("window") == "left-out":
+        rewritable, left_out = _without_windows(rewritable)
+        losses += left_out
     rewritten, model, config = choose(rewritable, notes, checkpoint)
     losses += _unsaid(rewritten, model, config) + _rounded_ramps(rewritten, model)
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
@@ -178,13 +181,35 @@ def choose(
                 continue
             return variant, model, config
     _, _, model, nearest = min(refused, key=lambda one: one[:2])
-    exact = "mlp.activation" in str(nearest) and str(Activation.GELU_ERF) in str(nearest)
     raise Refusal(
         f"no architecture of llama.cpp holds this model exactly; the nearest is {model.config.name}",
         found=errors.Lines([*str(nearest).split("\n"), *checkpoint.explained(nearest)]),  # type: ignore[arg-type]
-        fix="llama.cpp computes the tanh form of GELU: -o gelu=tanh takes it" if exact else None,
+        fix="; ".join(fix for named, fix in _FIXES.items() if named in str(nearest)) or None,
         fact=getattr(nearest, "facts", ()),
     )
+
+
+# By what the refusal of the nearest architecture names.
+_FIXES = {
+    str(Activation.GELU_ERF): "llama.cpp computes the tanh form of GELU: -o gelu=tanh takes it",
+    "attention.window": "llama.cpp lets every position see all: -o window=left-out takes that",
+}
+
+
+def _without_windows(model: rewrites.Rewritable) -> tuple[rewrites.Rewritable, list[ledgers.Loss]]:
+    """The model without the window that all of its layers have; as it is where some have none, which its architecture then says."""
+    stacks = model.architecture.stacks.values()
+    windows = {layer.attention.window for stack in stacks for layer in stack.layers if layer.attention}
+    if not windows or None in windows:
+        return model, []
+
+    def changed(layer: schema.Layer) -> schema.Layer:
+        return rewrites.map_attentions(layer, lambda attention: replace(attention, window=None))
+
+    what = f"no window in place of one of {', '.join(map(str, sorted(one for one in windows if one)))} positions"
+    why = "as -o window=left-out asks: the same outputs for texts that are no longer"
+    architecture = rewrites.map_layers(model.architecture, changed)
+    return model.rewritten(architecture, dict(model.tensors), what), [ledgers.Loss("assumed", what, why)]
 
 
 def _with_tanh(model: rewrites.Rewritable) -> tuple[rewrites.Rewritable, list[ledgers.Loss]]:

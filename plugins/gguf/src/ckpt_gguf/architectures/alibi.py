@@ -34,9 +34,9 @@ MODELS = [
     Model(
         "bloom",
         BLOOM,
-        layouts.Tables([weights.MODEL_WITH_BIAS.extend(*_EMBEDDING_NORM), weights.FUSED_LAYER]),
+        layouts.Tables([weights.UNROTATED_MODEL_WITH_BIAS.extend(*_EMBEDDING_NORM), weights.FUSED_LAYER]),
         ("bloom",),
         square=True,
     ),
-    Model("mpt", MPT, layouts.Tables([weights.MODEL, weights.FUSED_LAYER]), ("mpt",), square=True),
+    Model("mpt", MPT, layouts.Tables([weights.UNROTATED_MODEL, weights.FUSED_LAYER]), ("mpt",), square=True),
 ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.sdk import (
-    CkptError,
     Facts,
     Table,
     by_layer,
@@ -22,29 +21,8 @@ from ckpt_core.sdk import (
     values,
 )
 from ckpt_gguf import weights
-from ckpt_gguf.config import DENSE, GROUPS, NO_BIASES, NORMS, OUT_NORMS, ROUTER, Model, norms, read_groups
+from ckpt_gguf.config import BLOCKS, DENSE, GROUPS, NO_BIASES, NORMS, OUT_NORMS, ROUTER, Model, norms, read_groups
 from ckpt_gguf.rotary import rotary
-
-_BLOCKS = ("block_count", "nextn_predict_layers")
-_PREDICTORS = ("embed_norm", "hidden_norm", "out_norm")
-
-
-def _read_blocks(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    """Enters how many layers there are, and how many after them predict a further token each."""
-    blocks, further = _BLOCKS
-    count = values.checked(further, config.get(further, 0), values.count)
-    layers = values.checked(blocks, config.get(blocks), values.layers) - count
-    if layers < 1:
-        raise CkptError(f"key {further!r} counts all layers", found=f"{count} of {layers + count}")
-    facts["layers"] = layers
-    if count:
-        facts["predictors.count"] = count
-        for norm in _PREDICTORS:
-            facts.update({f"predictors.{norm}.kind": "rms", f"predictors.{norm}.eps": facts["final_norm.eps"]})
-
-
-def _further(facts: Facts) -> int:
-    return facts.get("predictors.count") or 0
 
 
 def _read_qk_norms(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
@@ -62,10 +40,7 @@ GLM4 = CHATGLM.replace("glm4",
 )
 
 GLM4_MOE = DENSE.replace("glm4moe",
-    decided(_BLOCKS, ["layers", "predictors.*"], read=_read_blocks, uses=["final_norm.eps"],
-            values={_BLOCKS: [(configs.Said(lambda facts: facts["layers"] + _further(facts), "all layers", _further),
-                               configs.Said(_further, "those that predict further tokens", _further))]},
-            why="the last of the layers, as many as nextn_predict_layers says, predict a further token each"),
+    BLOCKS,
     rotary(partial=True),
     decided(["blk.*.attn_q_norm.weight"], ["attention.qk_norm.*"], read=_read_qk_norms, values={"blk.*.attn_q_norm.weight": [False, True]},
             uses=["final_norm.eps"], why="the norms of q and k, of the epsilon of all others, are there where the file has their tensors"),
@@ -98,21 +73,7 @@ _MOE_LAYER = weights.LAYER.without("ffn_norm.weight").extend(
     *weights.EXPERTS,
     *weights.SHARED_EXPERT,
 )
-_AFTER = "blk.{after}"
-_PREDICTING = [
-    Table(_AFTER, to="predictors.{l}", rows=[
-        row("nextn.enorm.weight",            "h",                      "embed_norm.weight",  dtype="fp32"),
-        row("nextn.hnorm.weight",            "h",                      "hidden_norm.weight", dtype="fp32"),
-        row("nextn.eh_proj.weight",          "i ((embed + hidden) h)", "{part}.weight"),
-        row("nextn.shared_head_norm.weight", "h",                      "out_norm.weight",    dtype="fp32"),
-    ]),
-    Table(_AFTER, rows=[
-        row("nextn.embed_tokens.weight",     "v h", "embedding.tokens.weight", copy=True),
-        row("nextn.shared_head_head.weight", "v h", "head.weight",             copy=True),
-        row("nextn.shared_head_head.weight", "v h", "embedding.tokens.weight", copy=True, when="head.tied"),
-    ]),
-    Table(_AFTER, to="predictors.{l}.layer", rows=_MOE_LAYER.rows),
-]
+_PREDICTOR = Table(weights.AFTER, to=weights.BLOCK, rows=_MOE_LAYER.rows)
 # fmt: on
 
 MODELS = [
@@ -121,7 +82,7 @@ MODELS = [
     Model(
         "glm4moe",
         GLM4_MOE,
-        layouts.Tables([weights.MODEL, _MOE_LAYER, *_PREDICTING]),
+        layouts.Tables([weights.MODEL, _MOE_LAYER, *weights.PREDICTORS, _PREDICTOR]),
         ("glm4_moe", "solar_open", "sarvam_moe"),
     ),
 ]

@@ -14,7 +14,8 @@ _TEMPERATURE = "attention.temperature"
 
 
 def _read_growing(config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:
-    scale = config.get("attention.temperature_scale", 0.0)
+    key = "attention.temperature_scale"
+    scale = values.checked(key, config.get(key, 0.0), values.number)
     if scale:
         interval = facts.get("attention.rotary.scaling.original_positions")
         if interval is None:
