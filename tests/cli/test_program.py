@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -213,3 +215,11 @@ class TestWords:
             and "4 experts of width 32, 2 per token in 9 of 10 layers" in rows["mlp"]
         )
         assert "mlp.moe.router.scale 2.5" in rows["also"] and "mlp.moe.router.correction_bias" in rows["also"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux says it")
+def test_the_peak_of_memory_is_not_that_of_the_program_that_started_it() -> None:
+    child = "from ckpt_core.cli.usage import peak_memory; print(peak_memory())"
+    parent = f"import subprocess, sys; held = b'x' * (300 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < 150 << 20

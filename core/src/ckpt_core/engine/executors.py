@@ -150,5 +150,6 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
 
 def _missing(engine: str, package: str) -> CkptError:
     return CkptError(
-        f"--engine {engine} needs the package {package}", fix=f"pip install {package}, or use --engine local"
+        f"--engine {engine} needs the package {package}",
+        fix=f'pip install "ckpt-convert[{engine}]", or use --engine local',
     )
