@@ -453,6 +453,12 @@ def test_other_schemes_are_refused_by_name(model: Path, address: str, words: str
     assert code == 2 and f"{address.partition(':')[0]}:// is no destination" in text and words in text, text
 
 
+@pytest.mark.parametrize("path", ["", "/", "/a/../b", "/a//b", "//a", "/./a"])
+def test_an_address_that_names_no_folder_is_refused(model: Path, path: str) -> None:
+    code, text = ckpt("convert", model, f"s3://bucket{path}", "--to", "hf")
+    assert code == 2 and "not that of a folder in a bucket" in text, text
+
+
 def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:
     code = "import sys; sys.modules['boto3'] = None; from ckpt_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(

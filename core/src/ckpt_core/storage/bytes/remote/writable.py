@@ -19,7 +19,16 @@ def writable(address: str) -> WritableStore | None:
     if scheme is None:
         return None
     if scheme == "s3":
-        return _s3("/".join(address.split("/", 3)[:3]))
+        *root, path = (address.rstrip("/") + "/").split("/", 3)
+        # What a store would take as names, its readers do not: obstore has no empty ones, and none that mean a folder above.
+        if strange := {"", ".", ".."}.intersection(path.removesuffix("/").split("/")):
+            raise UsageError(
+                "the address is not that of a folder in a bucket",
+                file=without_secrets(address),
+                found="no name" if strange == {""} else f"the name {max(strange)!r}",
+                expected="s3://bucket/folder, without empty names, '.' and '..'",
+            )
+        return _s3("/".join(root))
     raise UsageError(
         f"{scheme}:// is no destination",
         file=without_secrets(address),
