@@ -33,7 +33,7 @@ def test_a_metadata_of_too_many_keys(tmp_path: Path) -> None:
     (tmp_path / METADATA).write_bytes(metadata_of_keys(500_001))
     with within(30), pytest.raises(FormatError, match="describes too much") as caught:
         read_distributed(tmp_path)
-    assert "500001 tensors" in str(caught.value) and "at most 500000" in str(caught.value)
+    assert "500,001 tensors" in str(caught.value) and "at most 500,000" in str(caught.value)
 
 
 def test_a_metadata_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:

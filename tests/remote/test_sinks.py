@@ -17,7 +17,7 @@ from ckpt_core.engine.destination import room_for, staging_at
 from ckpt_core.engine.parts import Parts, part_size
 from ckpt_core.engine.run import run_plan
 from ckpt_core.engine.staging import Staging
-from ckpt_core.errors import CkptError, FormatError, StoreError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import ranges, stores, writable
 from ckpt_core.storage.bytes.remote.objects import Hiccup
@@ -221,6 +221,31 @@ def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, s
     assert bucket.calls.count("send") == count
     assert bucket.folder(ADDRESS) == result
     assert_clean(bucket, spool)
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["an answer is lost", "another one is faster"])
+def test_a_claim_is_made_anew_for_uploads_that_are_gone(model: Path, bucket: Bucket, spool: Path, theirs: bool) -> None:
+    dies(bucket, "send", 4, False)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    bucket.uploads.clear()
+
+    def fault(name: str, number: int, after: bool) -> None:
+        if name == "put" and bucket.calls.count("put") == 1:
+            if theirs and not after:
+                bucket.keep(CLAIM, b'{"plan": "theirs", "uploads": {}}')
+            elif after:
+                raise Hiccup("the answer is lost")
+
+    bucket.calls.clear()
+    bucket.fault = fault
+    if theirs:
+        with pytest.raises(BeingWritten):
+            convert(model, ADDRESS, to="hf")
+        assert b"theirs" in bucket.objects[CLAIM].data
+    else:
+        convert(model, ADDRESS, to="hf")
+        assert_clean(bucket, spool)
 
 
 def test_what_is_there_is_not_touched(model: Path, bucket: Bucket, spool: Path) -> None:
@@ -431,11 +456,14 @@ def test_other_schemes_are_refused_by_name(model: Path, address: str, words: str
 def test_a_bucket_alone_is_no_destination(model: Path) -> None:
     for address in ("s3://bucket", "s3://bucket/"):
         code, text = ckpt("convert", model, address, "--to", "hf")
-        assert (
-            code == 2
-            and "names a bucket, and no folder" in text
-            and "fix: give the output a name: s3://bucket/NAME" in text
-        ), text
+        assert code == 2 and "names a bucket, and no folder" in text, text
+        assert "fix: give the output a name: s3://bucket/NAME" in text
+
+
+@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "//a", "/./a"])
+def test_an_address_that_names_no_folder_is_refused(model: Path, path: str) -> None:
+    code, text = ckpt("convert", model, f"s3://bucket{path}", "--to", "hf")
+    assert code == 2 and "not that of a folder in a bucket" in text, text
 
 
 def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:

@@ -118,15 +118,7 @@ class Uploads:
         try:
             list(self._pool.map(begin, self._files))
             claim = {**self._head, "uploads": names, "parts": self._shapes}
-            data = json.dumps(claim).encode()
-            try:
-                self._put_claim(data)
-            except Taken:
-                there = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
-                if there != data:  # it is ours if an answer was lost, and we asked once more
-                    raise BeingWritten(
-                        "another conversion is writing to this destination", file=self._claim, fix="wait for it"
-                    ) from None
+            self._make_claim(data := json.dumps(claim).encode())
             self._check_conditions(data)
         except CkptError:
             for upload in names.items():
@@ -143,6 +135,17 @@ class Uploads:
     def _begin(self, path: str) -> str:
         address = self._address_of(path)
         return again(address, lambda: self._store.begin(address, self._plan), _ATTEMPTS)
+
+    def _make_claim(self, data: bytes) -> None:
+        """Put the claim; `BeingWritten` if another conversion was faster."""
+        try:
+            self._put_claim(data)
+        except Taken:
+            there = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
+            if there != data:  # it is ours if an answer was lost, and we asked once more
+                raise BeingWritten(
+                    "another conversion is writing to this destination", file=self._claim, fix="wait for it"
+                ) from None
 
     def _put_claim(self, data: bytes) -> None:
         again(self._claim, lambda: self._store.put(self._claim, data, self._plan), _ATTEMPTS)
@@ -179,7 +182,14 @@ class Uploads:
         if renewed:
             claim = {**(self.claimed() or {}), "uploads": self._names}
             self.release()
-            self._put_claim(json.dumps(claim).encode())
+            self._mine = False
+            try:
+                self._make_claim(json.dumps(claim).encode())
+            except BeingWritten:  # what is there is theirs; the uploads that they may go on with, too
+                for path in renewed:
+                    self._abort((path, self._names[path]))
+                raise
+            self._mine = True
 
     def _is_mine(self, path: str) -> bool:
         """Whether a file is complete, by this plan."""

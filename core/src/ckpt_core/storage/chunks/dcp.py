@@ -60,7 +60,7 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
             "the metadata describes too much",
             file=path,
             found=f"{plural(len(described), 'tensor')} and objects in {len(located)} places",
-            expected=f"at most {_MOST_ENTRIES}",
+            expected=f"at most {_MOST_ENTRIES:,}",
         )
     blobs = _blobs(located, tree)
     problems = Problems(f"reading {path}")

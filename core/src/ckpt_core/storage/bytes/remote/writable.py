@@ -19,15 +19,25 @@ def writable(address: str, below: bool = False) -> WritableStore | None:
     if scheme is None:
         return None
     if scheme == "s3":
-        bucket, _, folder = address.partition("://")[2].partition("/")
-        if bucket and not folder.strip("/") and not below:
+        *root, path = (address.rstrip("/") + "/").split("/", 3)
+        names = path.removesuffix("/").split("/")
+        bucket = "".join(root[2:])
+        if names == [""] and not (below and bucket):
             raise UsageError(
-                "the address names a bucket, and no folder in it",
+                "the address names a bucket, and no folder in it" if bucket else "the address names no bucket",
                 file=without_secrets(address),
                 expected="s3://bucket/folder",
-                fix=f"give the output a name: s3://{bucket}/NAME",
+                fix=f"give the output a name: s3://{bucket or 'bucket'}/NAME",
             )
-        return _s3("/".join(address.split("/", 3)[:3]))
+        # What a store would take as names, its readers do not: obstore has no empty ones, and none that mean a folder above.
+        if names != [""] and (strange := {"", ".", ".."}.intersection(names)):
+            raise UsageError(
+                "the address is not that of a folder in a bucket",
+                file=without_secrets(address),
+                found=f"the name {max(strange)!r}" if max(strange) else "an empty name",
+                expected="s3://bucket/folder, without empty names, '.' and '..'",
+            )
+        return _s3("/".join(root))
     raise UsageError(
         f"{scheme}:// is no destination",
         file=without_secrets(address),
