@@ -139,6 +139,17 @@ def test_a_window_of_all_layers_is_left_out_where_it_is_asked_for(tmp_path: Path
     assert any(loss.kind == "assumed" and "9 positions" in loss.subject for loss in plan.losses)
 
 
+@pytest.mark.parametrize("window", [63, 64])
+def test_a_window_of_all_positions_is_none(window: int, tmp_path: Path) -> None:
+    source = made(tmp_path, "mistral", sliding_window=window, max_position_embeddings=64)
+    if window < 64:
+        with pytest.raises(Refusal, match=r"attention\.window"):
+            plan_conversion(source, tmp_path / "x.gguf", to="gguf", options=IDS)
+        return
+    losses = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options=IDS).losses
+    assert any(loss.kind == "assumed" and "64 positions" in loss.subject for loss in losses)
+
+
 def test_ends_of_a_ramp_that_llama_cpp_rounds_are_named(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
     for truncate in (False, True):

@@ -58,9 +58,10 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     if request.options.get("gelu") == "tanh":
         rewritable, approximated = _with_tanh(rewritable)
         losses += approximated
-    if request.options.get("window") == "left-out":
-        rewritable, left_out = _without_windows(rewritable)
-        losses += left_out
+    rewritable, left_out = _without_windows(
+        rewritable, notes["max_positions"], request.options.get("window") == "left-out"
+    )
+    losses += left_out
     rewritten, model, config = choose(rewritable, notes, checkpoint)
     losses += _unsaid(rewritten, model, config) + _rounded_ramps(rewritten, model)
     builder = TargetBuilder(rewritten, model.tables, PLAIN.get(asked.name) if asked else request.dtype)
@@ -196,20 +197,25 @@ _FIXES = {
 }
 
 
-def _without_windows(model: rewrites.Rewritable) -> tuple[rewrites.Rewritable, list[ledgers.Loss]]:
-    """The model without the window that all of its layers have; as it is where some have none, which its architecture then says."""
+def _without_windows(
+    model: rewrites.Rewritable, positions: int, asked: bool
+) -> tuple[rewrites.Rewritable, list[ledgers.Loss]]:
+    """The model without the window that all of its layers have, if that is asked for, or if no window is shorter than the `positions`
+    that the model is for (Phi-3 mini 128k); as it is where some layers have none, which its architecture then says."""
     stacks = model.architecture.stacks.values()
     windows = {layer.attention.window for stack in stacks for layer in stack.layers if layer.attention}
-    if not windows or None in windows:
+    sizes = sorted(one for one in windows if one is not None)
+    if not sizes or None in windows or not (asked or sizes[0] >= positions):
         return model, []
 
     def changed(layer: schema.Layer) -> schema.Layer:
         return rewrites.map_attentions(layer, lambda attention: replace(attention, window=None))
 
-    what = f"no window in place of one of {', '.join(map(str, sorted(one for one in windows if one)))} positions"
-    why = "as -o window=left-out asks: the same outputs for texts that are no longer"
+    what = f"no window in place of one of {', '.join(map(str, sizes))} positions"
+    why = "as -o window=left-out asks" if asked else f"the model is for {positions} positions"
     architecture = rewrites.map_layers(model.architecture, changed)
-    return model.rewritten(architecture, dict(model.tensors), what), [ledgers.Loss("assumed", what, why)]
+    losses = [ledgers.Loss("assumed", what, f"{why}: the same outputs for texts that are no longer")]
+    return model.rewritten(architecture, dict(model.tensors), what), losses
 
 
 def _with_tanh(model: rewrites.Rewritable) -> tuple[rewrites.Rewritable, list[ledgers.Loss]]:
