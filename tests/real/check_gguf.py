@@ -341,6 +341,11 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "minimax_m2": {"scoring_func": "sigmoid"},
     "hunyuan_moe": {"moe_intermediate_size": [128] * 4, "moe_topk": [3] * 4, "num_shared_expert": [1] * 4},
 }
+# Models of which it makes others. It does not look at layer_rope_theta of Granite, by which some layers do not rotate.
+# It leaves out what DeepSeek-V3 predicts further tokens with, though llama.cpp loads it.
+# It writes biases of ERNIE that llama.cpp then leaves out of the outputs of attention; here they are those of a Llama.
+# It writes four times the width of GPT-2, whatever n_inner says.
+OTHERWISE = ("ernie4_5_biases", "deepseek_v3_mtp", "granite_swa_unrotated", "gpt2")
 UNNAMED = ("general.name", "general.size_label", "tokenizer.huggingface.json", "tokenizer.ggml.add_eos_token")
 
 
@@ -356,6 +361,18 @@ def alike(one: object, two: object) -> bool:
     if isinstance(one, tuple) and isinstance(two, tuple) and len(one) == len(two):
         return all(map(alike, one, two))
     return one == two
+
+
+def is_same(name: str, title: str, found: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether a tensor of ours is the one that llama.cpp's converter writes."""
+    if title == "rope_freqs.weight":  # which it computes in float32
+        return np.allclose(found, wanted, rtol=1e-6)
+    if name == "smollm3" and title.startswith(("blk.3.attn_q.", "blk.3.attn_k.")):
+        # It interleaves the rows of layers that do not rotate, too, where the order of rows has no meaning.
+        return np.array_equal(np.sort(found, axis=None), np.sort(wanted, axis=None))
+    if title.endswith("exp_probs_b.bias") and wanted.ndim == 2:  # of ERNIE, which llama.cpp loads as a vector
+        return np.array_equal(found, wanted[0])
+    return np.array_equal(found, wanted)
 
 
 ROLES = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
@@ -399,7 +416,7 @@ def test_a_mixture_in_f16_is_llama_cpps_own(name: str, ids: np.ndarray, tmp_path
         if title in COPIES:
             continue
         assert found[title].tensor_type == tensor.tensor_type, title
-        assert np.array_equal(found[title].data, tensor.data), title
+        assert is_same(name, title, found[title].data, tensor.data), title
     kinds = {tensor.tensor_type.name for title, tensor in found.items() if ".ffn_gate_inp" in title}
     assert kinds == {"F32"}
     judges = [Model(ours, positions=256)]
@@ -408,17 +425,15 @@ def test_a_mixture_in_f16_is_llama_cpps_own(name: str, ids: np.ndarray, tmp_path
     except Refused as problem:
         pytest.skip(f"the tensors are equal, and llama.cpp does not load its converter's file: {problem}")
     one, two = (judge.logits(ids.tolist()) for judge in judges)
-    assert np.array_equal(one, two)
+    if "rope_freqs.weight" in wanted:  # which differs in its last bits
+        assert correlation(one, two) > LEAST["F16"]
+    else:
+        assert np.array_equal(one, two)
     for judge in judges:
         judge.close()
 
 
-# It does not look at layer_rope_theta of Granite, by which some layers do not rotate.
-# It leaves out what DeepSeek-V3 predicts further tokens with, though llama.cpp loads it.
-# It writes biases of ERNIE that llama.cpp then leaves out of the outputs of attention; here they are those of a Llama.
-@pytest.mark.parametrize(
-    "name", [name for name in CASES if name not in ("ernie4_5_biases", "deepseek_v3_mtp", "granite_swa_unrotated")]
-)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in OTHERWISE])
 def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None:
     """Every tensor bit for bit, and every key that it writes with the same value; and its file is the model that it was made of."""
     both_converted(name, "F32", tmp_path)
@@ -428,16 +443,7 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
     for title, values in wanted.items():
         if title in COPIES:
             continue
-        if title == "rope_freqs.weight":  # which it computes in float32
-            assert np.allclose(found[title], values, rtol=1e-6)
-        elif name == "smollm3" and title.startswith(("blk.3.attn_q.", "blk.3.attn_k.")):
-            # It interleaves the rows of layers that do not rotate, too, where the order of rows has no meaning.
-            assert np.array_equal(np.sort(found[title], axis=None), np.sort(values, axis=None))
-        else:
-            one_row = (
-                title.endswith("exp_probs_b.bias") and values.ndim == 2
-            )  # of ERNIE, which llama.cpp loads as a vector
-            assert np.array_equal(found[title], values[0] if one_row else values), title
+        assert is_same(name, title, found[title], values), title
     known = {key: field.contents() for key, field in ours.fields.items()}
     alone = {key for key in known.keys() - theirs.fields.keys() if not key.startswith("tokenizer.")}
     assert {key.partition(".")[2] for key in alone} - {key for one, key in SAID if one == name} <= USUAL
@@ -455,7 +461,7 @@ def test_llama_cpps_converter_writes_the_same(name: str, tmp_path: Path) -> None
         if not key.startswith("GGUF.") and key not in UNNAMED and (name, key) not in MISSED:
             assert known.get(key) == field.contents(), key
     # one that is added to a norm of Gemma, and taken away again, rounds the last bits of float32
-    if name not in ("smollm3", "gemma3", "nemotron", "nemotron_biases"):
+    if name not in ("smollm3", "gemma", "gemma2", "gemma3", "nemotron", "nemotron_biases"):
         assert fingerprint(tmp_path / "theirs.gguf") == fingerprint(tmp_path / "hf")
     said, meant = (facts_of(read_checkpoint(tmp_path / one).architecture) for one in ("theirs.gguf", "hf"))
     if of_gelu(name):
