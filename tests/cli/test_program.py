@@ -118,7 +118,8 @@ class TestEndings:
     def test_engines_that_are_not_installed(self, ckpt, model, tmp_path, monkeypatch, engine, package):
         monkeypatch.setitem(sys.modules, package, None)
         ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "--engine", engine)
-        assert ran.code == 1 and f"pip install {package}" in ran.err
+        assert ran.code == 1 and f"the package {package}\n" in ran.err
+        assert f'pip install "ckpt-convert[{engine}]"' in ran.err
 
 
 class TestProgress:
