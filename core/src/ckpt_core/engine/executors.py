@@ -26,6 +26,8 @@ _SETTINGS = 4  # a type of frame: RFC 9113, 6.5
 
 _SAFE_PATH = "PYTHONSAFEPATH"
 
+_EXAMPLES = {"dask": "tcp://HOST:8786", "ray": "HOST:6379"}
+
 ENGINES = ("local", "processes", "ray", "dask")
 
 
@@ -145,7 +147,9 @@ def _check_listens(engine: str, address: str | None) -> None:
         said = greeting(there[1], _GREETING)
         size = int.from_bytes(said, "little")
         if len(said) < _GREETING or not (size < 1 << 20 if engine == "dask" else said[3] == _SETTINGS):
-            raise ConnectionError(f"what listens there is no {'scheduler of Dask' if engine == 'dask' else 'head of Ray'}")
+            raise ConnectionError(
+                f"what listens there is no {'scheduler of Dask' if engine == 'dask' else 'head of Ray'}"
+            )
 
 
 @contextlib.contextmanager
@@ -157,7 +161,10 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
         if address is None:
             raise
         raise CkptError(
-            f"the {engine} cluster does not answer", found=str(error).splitlines()[0], expected=address
+            f"the {engine} cluster does not answer",
+            found=str(error).partition("\n")[0],
+            expected=address,
+            fix=f"start it, or give the address that it prints when it starts, such as {_EXAMPLES[engine]}: not that of its dashboard",
         ) from error
 
 
