@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
 from importlib import metadata
 
 import pluggy
@@ -16,6 +15,7 @@ import pluggy
 from ckpt_core.checkpoint import Loss, Target
 from ckpt_core.errors import CkptError, Lines, StoreError, UsageError, nearest
 from ckpt_core.launch import Launch
+from ckpt_core.lean import dataclass
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
 

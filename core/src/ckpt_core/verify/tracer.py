@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.errors import CkptError, UsageError, did_you_mean
 from ckpt_core.layout import Native, parse
+from ckpt_core.lean import dataclass
 from ckpt_core.plugins import ReadRequest, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, format_names, load, require
 from ckpt_core.plugins.request import typed_options

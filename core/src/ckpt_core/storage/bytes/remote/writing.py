@@ -11,8 +11,9 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from ckpt_core.lean import dataclass
 
 _PIECE = 1 << 20
 
