@@ -18,7 +18,9 @@ from ckpt_core.format.rows import EmbeddingRows
 from ckpt_core.layout import Chosen, Native, Table, Tables, Value
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+from ckpt_core.plugins.hookspecs import hookimpl
+from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
+from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.reading import IGNORE_KEYS, given, without_ignored
 from ckpt_core.rewrite import vocabulary_rows
 from ckpt_core.rewrite.model import Rewritable
