@@ -1,10 +1,10 @@
 """What it costs to start each command: CPU seconds, and multiples of `python -c "import numpy"`.
 
-    python benchmarks/start.py [--only NAME] [--rounds N] [--beside PYTHON]
+    python benchmarks/start.py [--only NAME] [--rounds N] [--python PYTHON] [--beside PYTHON]
 
 Each command is a process of its own; its CPU time counts, the least of all rounds. The checkpoints have two layers, but for a Llama 405B,
-which is headers and configs over files of holes. `--beside` is the Python of another environment, with the code before a change:
-it is measured in turns with this one.
+which is headers and configs over files of holes. `--python` is the Python of an environment that has little more than ckpt; `--beside` is that
+of another one, with the code before a change: they are measured in turns.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="commands that contain this")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--python", default=sys.executable, help="the Python of the environment to measure")
     parser.add_argument("--beside", help="the Python of another environment")
     asked = parser.parse_args()
-    pythons = [*filter(None, [asked.beside]), sys.executable]
+    pythons = [*filter(None, [asked.beside]), asked.python]
     heads = [f"{name}, {unit}" for name in ("before", "now")[-len(pythons) :] for unit in ("CPU s", "x NumPy")]
     print(f"| command | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
