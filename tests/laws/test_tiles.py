@@ -18,7 +18,7 @@ from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 from ckpt_core.tensors.assembly import Shard, flat_tile, tiles_exactly
 from ckpt_core.tensors.boxes import boxes, loops_of, tile_view
-from ckpt_core.tensors.strided import read_box, write_box
+from ckpt_core.tensors.strided import read_box, runs
 from ckpt_tests.packing import points
 
 
@@ -187,7 +187,7 @@ def test_read_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> Non
 @pytest.mark.parametrize("dtype", ["<u2", "<f4"])
 @settings(max_examples=150)
 @given(where=strided(), turned=st.booleans())
-def test_write_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> None:
+def test_runs_are_those_of_a_numpy_view(dtype: str, where: tuple, turned: bool) -> None:
     sizes, strides, offset = where
     loops = sorted(zip(sizes, strides, strict=True), key=lambda loop: -loop[1])  # the slowest first
     sizes, strides = [size for size, _ in loops], [step for _, step in loops]
@@ -200,9 +200,9 @@ def test_write_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> No
     with tempfile.TemporaryFile() as file:
         file.write(before.tobytes())
         file.flush()
-        write_box(
-            partial(pwrite_all, file.fileno()), offset * item, strides, np.array(values, order="F" if turned else "C")
-        )
+        turned_or_not = np.array(values, order="F" if turned else "C")
+        for view, start in runs(turned_or_not, strides, offset * item):
+            pwrite_all(file.fileno(), view, start)
         file.seek(0)
         after = np.frombuffer(file.read(), dtype)
     np.testing.assert_array_equal(after, expected)

@@ -26,7 +26,7 @@ from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leav
 from ckpt_core.tensors.pieces import cuts
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
-from ckpt_core.tensors.strided import write_box
+from ckpt_core.tensors.strided import runs
 
 _DIRTY = 8 << 20
 
@@ -106,16 +106,13 @@ class TargetFiles:
         name = checksum_name(block.path, checksum)
         with self._files.descriptor(path) as descriptor:
             self._begin(path, descriptor)
-
-            def write(view: memoryview, offset: int) -> None:
-                nonlocal written
-                behind = checksum.stop - offset - len(view)
-                remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
-                self._put(path, descriptor, view, offset)
-                written += len(view)
-
             for loops in parts:
-                write_box(write, block.offset + loops.offset * block.dtype.size, loops.strides, loops.view(values))
+                first = block.offset + loops.offset * block.dtype.size
+                for view, offset in runs(loops.view(values), loops.strides, first):
+                    behind = checksum.stop - offset - len(view)
+                    remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
+                    self._put(path, descriptor, view, offset)
+                    written += len(view)
             self._dirty[path] += written
             if self._sync and self._dirty[path] >= _DIRTY:
                 self._dirty[path] = 0
@@ -180,29 +177,35 @@ def run_transfer(
     rows = assembly.parameter.true_rows
     written, remainders, records = 0, Counter[str](), Counter[str]()
     piece = transfer.chunk, transfer.start, transfer.stop
+    kinds: dict[
+        tuple[DType, tuple[ValueMap, ...]], int
+    ] = {}  # by number, as hashing one costs as much as the rest of a write
     plain = [
-        (delivery, cuts(delivery.block.tile, assembly.parameter.shape, *piece))
+        (
+            delivery,
+            cuts(delivery.block.tile, assembly.parameter.shape, *piece),
+            kinds.setdefault((delivery.block.dtype, delivery.maps), len(kinds)),
+        )
         for delivery in transfer.deliveries
         if delivery.encoded is None
     ]
     for number, (box, values) in enumerate(source.chunks(assembly, *piece, records)):
         read.update(_true(values, box, rows), value_dtype)
-        ready: dict[tuple[DType, tuple[ValueMap, ...]], np.ndarray] = {}
+        ready: dict[int, np.ndarray] = {}
         if kept is not None and encoders:
             again = np.array(stored_values(values, value_dtype, kept.dtype, (), assembly.parameter.name), copy=True)
             written += _encode(transfer, encoders, box, values, again, sink, remainders)
             stored.update(_true(again, box, rows), kept.dtype)
-        for delivery, cut in plain:
+        for delivery, cut, kind in plain:
             if not (parts := cut[number]):
                 continue
-            kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
                 ready[kind] = _stored(values, value_dtype, delivery, assembly.parameter.name)
             if sink is not None:
                 written += sink.write(delivery, parts, ready[kind], remainders)
         if changed is not None and not encoders:
             dtype = changed.dtype
-            back = ready.get((dtype, changed.maps))
+            back = ready.get(kinds.get((dtype, changed.maps), -1))
             if back is None:  # the first of the tensor is stored otherwise than this piece of it
                 back = stored_values(values, value_dtype, dtype, changed.maps, assembly.parameter.name)
             if changed.maps:

@@ -1,7 +1,7 @@
 """Moving strided boxes between files and memory in large sequential pieces.
 
 A box is a list of loops (size, stride in elements) over a file; `read_box` fills an array with one axis
-per loop, `write_box` writes one. Loops whose elements are adjacent in the file are merged into runs; runs
+per loop, `runs` says which bytes of one go where. Loops whose elements are adjacent in the file are merged into runs; runs
 that lie close together are read in one go and picked apart in memory.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import mul
 from types import EllipsisType
 
@@ -99,22 +99,21 @@ def read_box(
             target[...] = buffer.reshape(target.shape)
 
 
-def write_box(write: WriteFrom, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
-    """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...).
+def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tuple[memoryview, int]]:
+    """`values` as the bytes of runs in a file, and where each begins: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...).
 
-    `strides` are in elements, one for each axis of `values`, the largest first.
+    `strides` are in elements, one for each axis of `values`, the largest first. The bytes may lie in this thread's buffer.
     """
     if values.size == 0:
-        return
+        return ()
     if not values.flags.c_contiguous:
         values = _packed(values)
     merged, _ = _run(values.shape, strides)
     outer = len(strides) - merged
     if not outer:  # most are one run
-        write(_bytes_of(values), offset)
-        return
-    for index, start in _starts(values.shape[:outer], strides):
-        write(_bytes_of(values[index]), offset + start * values.itemsize)
+        return ((_bytes_of(values), offset),)
+    starts = _starts(values.shape[:outer], strides)
+    return ((_bytes_of(values[index]), offset + start * values.itemsize) for index, start in starts)
 
 
 def _packed(values: np.ndarray) -> np.ndarray:
