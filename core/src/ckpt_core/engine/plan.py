@@ -54,7 +54,8 @@ class Plan:
     """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes.
 
     `tensors` are the transfers of whole canonical tensors, in the order of the target; `transfers` what is carried out.
-    `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one.
+    `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one. Each of those carries
+    out `threads` transfers at a time; `grows`: `workers` are those of a cluster that are there, and others that join it are used too.
     """
 
     source: Checkpoint
@@ -65,6 +66,7 @@ class Plan:
     options: Mapping[str, object] = field(default_factory=dict)
     apart: bool = False
     threads: int = 1
+    grows: bool = False
 
     @property
     def bytes_read(self) -> int:
@@ -110,13 +112,13 @@ class Plan:
         """The part of `peak_memory` that the plan itself takes, whatever is moved."""
         return _footprint(self.target, [tensor.deliveries for tensor in self.tensors])
 
-    def spread(self, workers: int, threads: int) -> Plan:
-        """The same plan for so many workers, where a process carries out `threads` transfers at a time."""
+    def spread(self, workers: int, threads: int, grows: bool = False) -> Plan:
+        """The same plan for so many workers, where a process carries out `threads` transfers at a time; `grows`: for those that join later, too."""
         budget = _budget(
             self.memory, _INTERPRETER if self.apart else self.footprint, threads if self.apart else workers
         )
         tensors = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.tensors]
-        return replace(self, tensors=tensors, workers=workers, threads=threads)
+        return replace(self, tensors=tensors, workers=workers, threads=threads, grows=grows)
 
     @property
     def losses(self) -> list[Loss]:

@@ -116,7 +116,7 @@ def _transfer_all(
             from ckpt_core.engine.worker import Run
 
             run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
-            finished = Workers(executor, run, source, tell).carry_out(todo, 2 * plan.workers)
+            finished = Workers(executor, run, source, tell).carry_out(todo, plan.workers, plan.threads, plan.grows)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)

@@ -91,7 +91,7 @@ class Report:
     secret: str = ""
     samples: tuple[Sample, ...] = ()
     edges: tuple[Edge, ...] = ()
-    error: CkptError | OSError | None = None
+    error: Exception | None = None
     room: int | None = None
 
 
@@ -101,8 +101,8 @@ def perform(software: str, run: bytes, task: bytes) -> Report:
     begun = time.monotonic()
     try:
         done = _carried_out(pickle.loads(run), pickle.loads(task))
-    except (CkptError, OSError) as error:
-        return Report(host(), time.monotonic() - begun, error=error)
+    except Exception as error:
+        return Report(host(), time.monotonic() - begun, error=_sendable(error))
     return Report(host(), time.monotonic() - begun, *done)
 
 
@@ -125,6 +125,15 @@ def look(software: str, run: bytes) -> Report:
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
     return Report(host(), time.monotonic() - begun, room=room)
+
+
+def _sendable(error: Exception) -> Exception:
+    """An exception as it can be sent: of a class that can't be pickled, or can't be made again of its message, what it says."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def host() -> str:
