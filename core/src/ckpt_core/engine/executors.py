@@ -154,7 +154,9 @@ def _check_listens(engine: str, address: str | None) -> None:
         said = greeting(there[1], _GREETING)
         size = int.from_bytes(said, "little")
         if len(said) < _GREETING or not (size < 1 << 20 if engine == "dask" else said[3] == _SETTINGS):
-            raise ConnectionError(f"what listens there is no {'scheduler of Dask' if engine == 'dask' else 'head of Ray'}")
+            raise ConnectionError(
+                f"what listens there is no {'scheduler of Dask' if engine == 'dask' else 'head of Ray'}"
+            )
 
 
 @contextlib.contextmanager
