@@ -135,11 +135,11 @@ class TestInspect:
         )
         short, whole = ckpt("inspect", model), ckpt("inspect", model, "--all")
         assert short.code == whole.code == 0
-        for words in (*shown, "can become   toy", f"ckpt inspect --all {model}"):
+        for words in (*shown, f"ckpt inspect --all {model}: what it can become"):
             assert words in short.out
-        for words in (*shown, "eos: 2", "toy: yes"):
+        for words in (*shown, "eos: 2", "can become   toy: yes"):
             assert words in whole.out
-        assert "eos" not in short.out
+        assert "eos" not in short.out and "toy: yes" not in short.out
 
     def test_json(self, ckpt, model):
         body = ckpt("inspect", model, "--json").json
