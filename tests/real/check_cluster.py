@@ -207,11 +207,14 @@ class Check:
         while self.done() < count and process.poll() is None:
             time.sleep(0.02)
 
-    @contextlib.contextmanager
-    def cluster(self, *workers: Worker) -> Iterator[Running]:
+    def clear(self) -> None:
         for path in (self.out, self.staging):
             shutil.rmtree(path, ignore_errors=True)
         self.share.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def cluster(self, *workers: Worker) -> Iterator[Running]:
+        self.clear()
         with CLUSTERS[self.engine](self.work, workers) as running:
             yield running
 
@@ -402,8 +405,7 @@ class Check:
         for name, text in {"job": script, "hostname": "#!/bin/sh\necho 127.0.0.1\n", "srun": SRUN}.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
-        for path in (self.out, self.staging):
-            shutil.rmtree(path, ignore_errors=True)
+        self.clear()
         environment = {
             **os.environ, "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "SRC": str(source), "DST": str(self.out), "SLURM_CPUS_PER_TASK": "1", "TMPDIR": str(self.work),
@@ -481,7 +483,7 @@ class Check:
             self.refused("the scheduler or head is killed", process, "the cluster went away", "repeat the same command")
 
     def no_cluster(self) -> None:
-        self.share.mkdir(exist_ok=True)
+        self.clear()
         process = self.begin(f"{'tcp://' * (self.engine == 'dask')}127.0.0.1:{free_port()}")
         code, error, seconds = self.end(process)
         good = code == 1 and "does not answer" in error and seconds < 60
