@@ -36,9 +36,10 @@ from ckpt_core.cli.schemas import SCHEMAS, Schema
 from ckpt_core.config import Config, Entry, Ignore
 from ckpt_core.explain import declared_families, names_everywhere
 from ckpt_core.layout import Drop, Row, Table, Tables, words_of
-from ckpt_core.plugins import FamilyTables
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.installed import format_names
 from ckpt_core.plugins.request import option_table
+from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.template import project
 from ckpt_core.testing import example, example_architectures, variations
 from ckpt_core.verify.declared import Declared, Sentences

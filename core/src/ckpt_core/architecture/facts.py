@@ -253,6 +253,13 @@ def _prefixes(kind: str) -> list[str]:
 
 
 @functools.cache
+def every_path() -> frozenset[str]:
+    """Every path that facts of any model may have, and those above it."""
+    paths = frozenset[str]().union(*map(_paths_of, _KINDS))
+    return paths | {owner for path in paths for owner in _owners(path)}
+
+
+@functools.cache
 def _paths_of(kind: str) -> frozenset[str]:
     """Every path that facts of this kind of model may have."""
     paths = {"kind", *_walk(Architecture, ""), *_walk(Vision, "vision.")}

@@ -7,10 +7,11 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.lean import dataclass
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:

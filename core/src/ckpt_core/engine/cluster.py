@@ -6,7 +6,8 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
-from dataclasses import dataclass
+
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing.context import BaseContext
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from ckpt_core.engine.cluster import Cluster
 from ckpt_core.engine.plan import Plan
-from ckpt_core.engine.ray_cluster import RayCluster, answers
 from ckpt_core.errors import CkptError, UsageError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
 
 _HOST_AND_PORT = re.compile(r"(?:tcp://|tls://)?([^/]+:\d+)")  # there are other addresses: auto, local, ray://HOST:PORT
 
@@ -36,6 +37,8 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     if engine == "local":
         yield None
     elif engine == "processes":
+        from concurrent.futures import ProcessPoolExecutor  # what starts processes takes a while to import
+
         with _started_safely(), ProcessPoolExecutor(workers, _forked_from_a_server()) as pool:
             yield pool
     else:
@@ -64,6 +67,8 @@ def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
 
 def _forked_from_a_server() -> BaseContext:
     """How processes are started: one is, which imports what a worker needs, and the others are copies of that."""
+    import multiprocessing
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.worker"])
     return context
@@ -118,6 +123,8 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
         import ray
     except ImportError:
         raise _missing("ray", "ray") from None
+    from ckpt_core.engine.ray_cluster import RayCluster
+
     mine = not ray.is_initialized()
     if mine:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
@@ -136,6 +143,8 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
 
 def _check_listens(address: str | None) -> None:
     """Raise at once where nobody listens: Dask tries for half a minute, Ray for several, and writes pages meanwhile."""
+    from ckpt_core.engine.ray_cluster import answers
+
     if address is not None and (there := _HOST_AND_PORT.fullmatch(address)) and not answers(there[1]):
         raise ConnectionError("nobody listens there")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future
-from dataclasses import dataclass
 
 from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge
@@ -21,6 +20,7 @@ from ckpt_core.engine.staging import KEPT
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.engine.worker import Report, Sample
 from ckpt_core.errors import CkptError, FormatError, WorkerError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.tensors.source import SourceFiles

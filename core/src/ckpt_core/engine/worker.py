@@ -23,7 +23,6 @@ import pickle
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from ckpt_core.engine.staging import KEPT, TOKEN, boot_id
 from ckpt_core.engine.states import STATES, KnownStates
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.tensors.source import SourceFiles
 
