@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from ckpt_core.cli.convert import with_shard_size
+from ckpt_core.cli.mistakes import OneOf
 from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
@@ -89,7 +90,7 @@ def _files_in(path: str) -> list[str]:
 @reading
 @layout
 @click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file.")
-@click.option("--training-state", type=click.Choice(["keep", "drop"]), help="As of `ckpt convert`.")
+@click.option("--training-state", type=OneOf(["keep", "drop"]), help="As of `ckpt convert`.")
 @click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used.  [default: 256MiB]")
 @click.option(
     "--every",
