@@ -15,7 +15,7 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
-from ckpt_core.storage.bytes.pagecache import drop_pages
+from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import scratch
@@ -39,7 +39,7 @@ class SourceFiles:
     def __init__(self, states: Iterable[FileState], drop: bool = False) -> None:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles()
-        self._read_into = _pread_and_drop if drop else pread_into
+        self._read_into = ReadOnce().read_into if drop else pread_into
         self._inflated: dict[str, Inflated | None] = {}
         self._norms: dict[str, np.ndarray] = {}
         self._sound: set[Record] = set()
@@ -308,11 +308,6 @@ class SourceFiles:
 
     def close(self) -> None:
         self._files.close()
-
-
-def _pread_and_drop(descriptor: int, view: memoryview, offset: int, path: str) -> None:
-    pread_into(descriptor, view, offset, path)
-    drop_pages(descriptor, offset, len(view))
 
 
 def _parts(blocks: Iterable[StoredPart], box: Box) -> list[tuple[StoredPart, Loops]]:

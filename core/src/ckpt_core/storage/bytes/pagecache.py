@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 from dataclasses import dataclass
+
+from ckpt_core.storage.bytes.files import pread_into
 
 _C = ctypes.CDLL(None, use_errno=True)
 _sync_file_range = getattr(_C, "sync_file_range", None)  # Linux alone has one
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
+_LARGEST = 2 << 20  # bytes of the largest folio
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
 
 
@@ -65,3 +69,20 @@ def drop_pages(descriptor: int, offset: int, size: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):  # a file system need not know such hints
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+class ReadOnce(threading.local):
+    """Reads files as `pread_into` does, and drops what was read. It remembers what each thread read last."""
+
+    def __init__(self) -> None:
+        self._start, self._end = ("", 0), ("", 0)
+
+    def read_into(self, descriptor: int, view: memoryview, offset: int, path: str) -> None:
+        """Fill `view` from `offset`. The kernel keeps many pages as one, and drops only whole ones: of what lies right before, the last is tried again."""
+        size = len(view)
+        pread_into(descriptor, view, offset, path)
+        if self._end != (path, offset):
+            self._start = path, offset
+        self._end = path, offset + size
+        start = max(self._start[1], offset - _LARGEST)
+        drop_pages(descriptor, start, offset + size - start)
