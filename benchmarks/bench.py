@@ -299,9 +299,9 @@ def compare(group: str, size: float, rounds: int, source: Path, work: Path, side
                 if counts:
                     samples.setdefault(CP, []).append(sample)
         found.append(Compared(name, size, samples))
-        for side, all_ in samples.items():
+        for who, all_ in samples.items():
             print(
-                f"  {name:32} {side:12} "
+                f"  {name:32} {who:12} "
                 + "  ".join(f"{one.wall:.2f} ({one.cpu:.2f}, user {one.user:.2f})" for one in all_),
                 flush=True,
             )
