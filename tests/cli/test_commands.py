@@ -67,10 +67,10 @@ class TestConvert:
             (["--to", "toi"], "did you mean 'toy'?"),
             (["--to", "toy", "--pp", "2"], "has no --pp"),
             (["--to", "toy", "-o", "sugar=1"], "no write option 'sugar'"),
-            (["--to", "toy", "-o", "sugar"], "not KEY=VALUE"),
+            (["--to", "toy", "-o", "sugar"], "-o takes KEY=VALUE"),
             (["--to", "toy", "-o", "untie=1", "-o", "untie=0"], "given twice"),
             (["--to", "toy", "-o", "crash=1"], "src.crash or dst.crash"),
-            (["--to", "toy", "--max-memory", "much"], "not a size"),
+            (["--to", "toy", "--max-memory", "much"], "--max-memory is no size"),
             (["--to", "toy", "--max-shard-size", "1MB", "-o", "max_shard_size=7"], "given twice"),
             (["--to", "toy", "--engine-address", "here"], "has no address"),
             (["--to", "toy", "--dtype", "int4"], "int4"),
@@ -98,6 +98,11 @@ class TestConvert:
         other = ckpt("convert", model, converted, "--to", "toy").err
         assert "use --overwrite" in other and "--dtype bf16" in other
         assert ckpt("convert", model, converted, "--to", "toy", "--overwrite").code == 0
+
+    def test_what_is_done_needs_no_cluster(self, ckpt, model, converted):
+        """It may have ended with the job, before somebody repeats the command."""
+        again = ["--to", "toy", "--dtype", "bf16", "-o", "untie=true", "--engine", "ray", "--engine-address", "here:1"]
+        assert ckpt("convert", model.resolve(), converted, *again).code == 0
 
     def test_the_disk_is_waited_for_unless_that_is_not_wanted(self, ckpt, model, tmp_path, monkeypatch):
         synced = []
@@ -130,11 +135,11 @@ class TestInspect:
         )
         short, whole = ckpt("inspect", model), ckpt("inspect", model, "--all")
         assert short.code == whole.code == 0
-        for words in (*shown, "can become   toy", f"ckpt inspect --all {model}"):
+        for words in (*shown, f"ckpt inspect --all {model}: what it can become"):
             assert words in short.out
-        for words in (*shown, "eos: 2", "toy: yes"):
+        for words in (*shown, "eos: 2", "can become   toy: yes"):
             assert words in whole.out
-        assert "eos" not in short.out
+        assert "eos" not in short.out and "toy: yes" not in short.out
 
     def test_json(self, ckpt, model):
         body = ckpt("inspect", model, "--json").json

@@ -12,17 +12,18 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from ckpt_core.cli.convert import with_shard_size
+from ckpt_core.cli.mistakes import OneOf
 from ckpt_core.cli.names import FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
 from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
+from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 
 # How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.
@@ -89,7 +90,7 @@ def _files_in(path: str) -> list[str]:
 @reading
 @layout
 @click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file.")
-@click.option("--training-state", type=click.Choice(["keep", "drop"]), help="As of `ckpt convert`.")
+@click.option("--training-state", type=OneOf(["keep", "drop"]), help="As of `ckpt convert`.")
 @click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used.  [default: 256MiB]")
 @click.option(
     "--every",

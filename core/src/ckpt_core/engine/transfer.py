@@ -9,13 +9,13 @@ import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.engine.encoding import Encoder, Stored
 from ckpt_core.engine.pieces import StoredAs, Transfer, Write
 from ckpt_core.layout import ValueMap
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all
 from ckpt_core.storage.bytes.output import Checksum
