@@ -695,10 +695,12 @@ def _members(value: type) -> str:
 
 def json_documents() -> str:
     """Every document of `--json`, key by key."""
-    parts = []
+    parts = [
+        table(("document", "what"), ((f"[{code(name)}](#{name})", one["description"]) for name, one in SCHEMAS.items()))
+    ]
     for name, one in SCHEMAS.items():
         rows = [(code(key), kind, words) for key, kind, words in _keys(one)]
-        parts += [f"## {name}", one.get("description", ""), table(("key", "type", "what"), rows)]
+        parts += [f"## {name}", one["description"], table(("key", "type", "what"), rows)]
     return "\n\n".join(parts)
 
 

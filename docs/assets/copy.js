@@ -3,6 +3,14 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-clipboard-target]");
   const code = button && document.querySelector(button.dataset.clipboardTarget);
   if (!code || !code.querySelector(".gp")) return;
-  const commands = code.textContent.split("\n").filter((line) => line.startsWith("$ "));
-  button.dataset.clipboardText = commands.map((line) => line.slice(2)).join("\n");
+  const lines = code.textContent.split("\n");
+  const goesOn = (at) => at >= 0 && lines[at].endsWith("\\") && (lines[at].startsWith("$ ") || goesOn(at - 1));
+  const commands = lines.filter((line, at) => line.startsWith("$ ") || goesOn(at - 1));
+  button.dataset.clipboardText = commands.map((line) => line.replace(/^\$ /, "")).join("\n");
 }, true);
+
+// Names in code at the end of a row are broken where they have a joint, before they are broken anywhere.
+for (const code of document.querySelectorAll(".md-typeset td:last-child code")) {
+  if (code.childElementCount || code.textContent.length < 24) continue;
+  code.innerHTML = code.innerHTML.replace(/(?<=[_/:.=])(?=\w)/g, "<wbr>");
+}
