@@ -14,3 +14,11 @@ for (const code of document.querySelectorAll(".md-typeset td:last-child code")) 
   if (code.childElementCount || code.textContent.length < 24) continue;
   code.innerHTML = code.innerHTML.replace(/(?<=[_/:.=])(?=\w)/g, "<wbr>");
 }
+
+// On a narrow screen a row of a few columns is set as a paragraph for each: every cell knows the title of its column.
+for (const table of document.querySelectorAll(".md-typeset table:not([class])")) {
+  const titles = [...(table.tHead?.rows[0]?.cells ?? [])].map((cell) => cell.textContent.trim());
+  if (titles.length < 3 || titles.length > 4 || table.closest(".matrix")) continue;
+  table.dataset.stacked = "";
+  for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, at) => { cell.dataset.title = titles[at]; });
+}
