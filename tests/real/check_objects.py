@@ -28,7 +28,7 @@ from killed_upload import PART, killed
 from obstore.store import S3Store
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.engine import parts
+from ckpt_core.engine import claim, parts
 from ckpt_core.engine.uploads import SENDERS
 from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.receipt.places import RECEIPT
@@ -94,6 +94,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(ranges, "_STEPS", ranges._Steps())
+    monkeypatch.setattr(claim, "SILENCE", 0.1)  # the runs that are killed here are dead
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_core.storage.bytes.remote.objects import Listing, Object, changed
-from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Read, Taken, Written
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Bucket:
 
     # --- both
 
-    def read(self, address: str | Object, view: memoryview | None = None, offset: int = 0) -> bytes | None:
+    def read(self, address: str | Object, view: memoryview | None = None, offset: int = 0) -> Read | None:
         if isinstance(address, Object):
             assert view is not None
             view[:] = self.objects[address.address].data[offset : offset + len(view)]
             return None
         kept = self.objects.get(address)
-        return None if kept is None else kept.data
+        return None if kept is None else Read(kept.data, kept.version)
 
     # --- to write
 
@@ -98,10 +98,18 @@ class Bucket:
         kept = self.objects.get(address)
         return None if kept is None else Written(len(kept.data), kept.plan)
 
-    def put(self, address: str, body: Body | bytes, plan: str) -> None:
+    def put(self, address: str, body: Body | bytes, plan: str, over: str | None = None) -> None:
         data = _bytes(body)
-        self._do("put", lambda: self._make(address, data, plan))
+        if over is None:
+            self._do("put", lambda: self._make(address, data, plan))
+        else:
+            self._do("replace", lambda: self._replace(address, data, plan, over))
         self.sent += len(data)
+
+    def _replace(self, address: str, data: bytes, plan: str, over: str) -> None:
+        if address not in self.objects or self.objects[address].version != over:
+            raise Taken
+        self.keep(address, data, plan)
 
     def _make(self, address: str, data: bytes, plan: str) -> None:
         if address in self.objects and self.conditions:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup
-from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Read, Taken, Written
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the last one is obstore's
 _MARK = "ckpt-plan"  # of an object's own metadata
@@ -88,28 +88,32 @@ class S3:
             return Written(answer["ContentLength"], answer["Metadata"].get(_MARK, ""))
         return None
 
-    def read(self, address: str) -> bytes | None:
+    def read(self, address: str) -> Read | None:
         """See `WritableStore`."""
         with contextlib.suppress(FileNotFoundError), self._errors(address):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(address))
             data: bytes = answer["Body"].read(_SMALL + 1)
             if len(data) > _SMALL:
                 raise StoreError("the object is far too large to be what its name says", file=address)
-            return data
+            return Read(data, answer["ETag"])
         return None
 
-    def put(self, address: str, body: Body | bytes, plan: str) -> None:
+    def put(self, address: str, body: Body | bytes, plan: str, over: str | None = None) -> None:
         """See `WritableStore`."""
+        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over}
         digest = hashlib.md5(body, usedforsecurity=False).digest() if isinstance(body, bytes) else body.md5
-        with self._errors(address):
-            self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._key(address),
-                Body=body,
-                ContentMD5=_in_base64(digest),
-                IfNoneMatch="*",
-                Metadata={_MARK: plan},
-            )
+        try:
+            with self._errors(address):
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=self._key(address),
+                    Body=body,
+                    ContentMD5=_in_base64(digest),
+                    Metadata={_MARK: plan},
+                    **condition,
+                )
+        except FileNotFoundError as gone:  # what was to be replaced
+            raise Taken(str(gone)) from None
 
     def remove(self, address: str) -> None:
         """See `WritableStore`."""
