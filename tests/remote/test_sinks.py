@@ -482,6 +482,28 @@ def test_a_training_is_followed_into_a_bucket(model: Path, bucket: Bucket, tmp_p
     assert not (tmp_path / "s3:").exists() and not Path("s3:").exists()
 
 
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (f"run/out/{RECEIPT}", "inside another checkpoint"),
+        (f"run/{RECEIPT}", "inside another checkpoint"),
+        ("run.ckpt-partial", "inside another checkpoint"),
+        ("run/out", "inside a file"),
+    ],
+)
+def test_nothing_goes_into_another_checkpoint(model: Path, bucket: Bucket, spool: Path, there: str, words: str) -> None:
+    bucket.keep(f"s3://bucket/{there}", b"{}")
+    with pytest.raises(CkptError, match=words) as error:
+        convert(model, f"{ADDRESS}/new", to="hf")
+    assert f"s3://bucket/{there}" in str(error.value) and not bucket.calls
+    del bucket.objects[f"s3://bucket/{there}"]
+    bucket.keep("s3://bucket/run", b"")  # some programs mark folders so
+    convert(model, f"{ADDRESS}/new", to="hf")
+    with pytest.raises(CkptError, match="the destination exists") as error:  # and none around another one
+        convert(model, ADDRESS, to="hf")
+    assert f"{ADDRESS}/new/" in str(error.value)
+
+
 # --- what lies on this machine meanwhile
 
 
@@ -564,10 +586,45 @@ def test_a_bucket_alone_is_no_destination(model: Path) -> None:
         assert "fix: give the output a name: s3://bucket/NAME" in text
 
 
-@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "//a", "/./a"])
-def test_an_address_that_names_no_folder_is_refused(model: Path, path: str) -> None:
-    code, text = ckpt("convert", model, f"s3://bucket{path}", "--to", "hf")
-    assert code == 2 and "not that of a folder in a bucket" in text, text
+@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "//a", "/./a", "/a\nb", "/a/.."])
+def test_an_address_that_names_no_folder_is_refused(model: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    for words in (["convert", model, f"s3://bucket{path}", "--to", "hf"], ["inspect", f"s3://bucket{path}"]):
+        code, text = ckpt(*words)
+        assert code == 2 and "not that of a folder in a bucket" in text, text
+    code, text = ckpt("convert", model, "s3://bucket/" + "x" * 250, "--to", "hf")
+    assert code == 2 and "too long" in text, text
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("s3:/bucket/x", "s3://bucket/x as text: pathlib.Path makes one slash of two"),
+        ("S3:/bucket/x", "s3://bucket/x as text"),
+        ("s3:bucket/x", "s3://bucket/x"),
+        ("hf:owner/name", "hf://owner/name"),
+        ("https:/server/x", "https://server/x as text"),
+    ],
+)
+def test_what_is_all_but_an_address_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["inspect", given], ["convert", model, given, "--to", "hf"], ["convert", given, "out", "--to", "hf"]):
+        code, text = ckpt(*words)
+        assert code == 2 and "an address has two slashes behind its scheme" in text and meant in text, text
+        assert f"./{given}" in text and not list(tmp_path.iterdir())
+    (tmp_path / given.split("/")[0]).mkdir()
+    code, text = ckpt("inspect", given)
+    assert code == 1 and "no such file or folder" in text, text
+
+
+def test_a_scheme_may_be_written_large(model: Path, bucket: Bucket) -> None:
+    receipt = convert(model, "S3://bucket/run/out/", to="hf")
+    assert RECEIPT in bucket.folder(ADDRESS)
+    assert convert(model, ADDRESS, to="hf").found
+    assert fingerprint("S3://bucket/run/out") == receipt.fingerprint
 
 
 def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:

@@ -25,7 +25,7 @@ from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_whole
 from ckpt_core.engine.uploads import QUEUE, Uploads
-from ckpt_core.errors import BeingWritten, CkptError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import pwrite_all, written
@@ -33,6 +33,7 @@ from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.bytes.remote import found, localised
 from ckpt_core.storage.bytes.remote.ranges import again
+from ckpt_core.storage.bytes.remote.stores import address_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 from ckpt_core.storage.bytes.space import drops_space
 
@@ -55,7 +56,7 @@ class Spool(Staging):
     spooled = True
 
     def __init__(self, store: WritableStore, address: str, plan: Plan, folder: str | None = None) -> None:
-        self.address, self._store = address.rstrip("/"), store
+        self.address, self._store = address_of(address).rstrip("/"), store
         self.place = os.path.abspath(folder or default_spool())
         name = blake3(self.address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         super().__init__(self.address, plan, sync=False, folder=os.path.join(self.place, name + UNFINISHED))
@@ -102,6 +103,7 @@ class Spool(Staging):
         source = spelled(self._plan.source.path)
         if f"{self.address}/".startswith(f"{source}/"):
             raise CkptError("the destination is inside the source", file=self.address, fix="write somewhere else")
+        self._check_outside()
         claim = self._claim.read()
         if claim is not None and claim["plan"] != self._plan.hash:
             was, wanted = self.differences(claim)
@@ -128,6 +130,27 @@ class Spool(Staging):
                 fix=remove,
             )
         raise CkptError("the destination exists", file=self.address, found=named, fix=remove)
+
+    def _check_outside(self) -> None:
+        """Refuse an address inside the output of another conversion, be it finished or not, or inside that of a file."""
+        _, *names = self.address.partition("://")[2].split("/")
+        above = ["/".join(names[:count]) for count in range(1, len(names))]
+        root = self.address[: -len("/".join(names))]
+        for place in (f"{root}{name}{kind}" for name in reversed(above) for kind in (f"/{RECEIPT}", UNFINISHED, "")):
+            there = None
+            with suppress(StoreError):  # who may not look above can't have put anything there
+                there = self._ask(place, self._store.written)
+            if there is not None and not (
+                there.size == 0 and not there.plan
+            ):  # an empty object may be the mark of a folder
+                raise CkptError(
+                    "the destination is inside another checkpoint"
+                    if place.endswith((RECEIPT, UNFINISHED))
+                    else "the destination is inside a file",
+                    file=self.address,
+                    found=place,
+                    fix="write somewhere else",
+                )
 
     def _ask(self, address: str, question: Callable[[str], T]) -> T:
         return again(address, lambda: question(address), _ATTEMPTS)
