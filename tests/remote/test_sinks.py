@@ -202,6 +202,26 @@ def test_a_run_that_dies_anywhere_goes_on_from_the_parts(
     assert again == (0 if completed else bucket.calls.count("send") - there)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
+def test_no_tag_need_be_an_md5(model: Path, bucket: Bucket, spool: Path, elsewhere: bool) -> None:
+    """A store that encrypts has others. Here the tags are those that we got; elsewhere nothing is known by them, and all is sent again."""
+    bucket.key = b"a key"
+    dies(bucket, "send", 12, True)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    (upload,) = bucket.uploads.values()
+    there = len(upload.parts)
+    bucket.calls.clear()
+    if elsewhere:
+        shutil.rmtree(spool)
+    convert(model, ADDRESS, to="hf")
+    total, sent = sum(1 for _ in Parts(plan_of(model).target.files, 1).all()), bucket.calls.count("send")
+    assert sent == total if elsewhere else sent - uploads.SENDERS < total - there <= sent
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    assert_clean(bucket, spool)
+
+
 def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, spool: Path) -> None:
     dies(bucket, "complete", 1, False)
     with pytest.raises(Killed):

@@ -60,7 +60,7 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
 
 def _check_outside(destination: str) -> None:
     """Refuse a place inside the output of another conversion: it would be one that has files which it does not know."""
-    folder = os.path.dirname(os.path.realpath(os.path.dirname(os.path.abspath(destination))) + os.sep)
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(destination)))
     while folder != os.path.dirname(folder):
         if recorded_plan(os.path.join(folder, RECEIPT)) is not None:
             raise CkptError(

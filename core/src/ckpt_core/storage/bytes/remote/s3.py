@@ -39,6 +39,12 @@ _NOT_ALLOWED = (
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
 )  # fmt: skip
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+_ELSEWHERE = (
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+)
 _CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
 _RIGHTS = "s3:PutObject, s3:GetObject, s3:ListBucket, s3:AbortMultipartUpload, s3:ListMultipartUploadParts and s3:DeleteObject"
 
@@ -73,6 +79,9 @@ class S3:
                     s3={"addressing_style": "path" if endpoint else "auto"},
                 ),
             )
+
+        if os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("true", "1", "requester"):  # as obstore reads it
+            self._client.meta.events.register("provide-client-params.s3", _paid)
 
     def below(self, address: str) -> Sequence[str]:
         """See `WritableStore`; the first thousand."""
@@ -210,6 +219,14 @@ class S3:
             return Hiccup(said)
         if code in _EXPIRED:
             return self._without(address, said)
+        if code in _ELSEWHERE or status in (301, 307):
+            region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+            return StoreError(
+                "the bucket is in another region",
+                file=address,
+                found=said,
+                fix=f"set AWS_REGION to that of the bucket{f', {region}' if region else ''}",
+            )
         if status in (401, 403):
             return StoreError(
                 "the store does not let you do this",
@@ -218,6 +235,11 @@ class S3:
                 fix=f"it takes the rights {_RIGHTS}; then repeat the command: what is done is kept",
             )
         return StoreError("the store refuses the request", file=address, found=f"{said} ({error.operation_name})")
+
+
+def _paid(params: dict[str, Any], **_: object) -> dict[str, Any]:
+    """The parameters of any request to a bucket whose requests are paid by who asks."""
+    return {**params, "RequestPayer": "requester"}
 
 
 def _in_base64(digest: bytes) -> str:

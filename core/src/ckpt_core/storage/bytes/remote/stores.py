@@ -6,6 +6,7 @@ import functools
 import os
 import re
 
+from ckpt_core.addresses import stands_for
 from ckpt_core.errors import UsageError
 from ckpt_core.storage.bytes.remote.objects import Store
 
@@ -24,6 +25,9 @@ def address_of(path: str) -> str:
     `UsageError` for what is all but an address: pathlib makes `s3:/bucket` of `s3://bucket`, other programs write `s3:bucket`.
     """
     if (scheme := scheme_of(path)) is not None:
+        query = path.partition("?")[2]
+        if "=" in query and scheme not in (*BUCKETS, "hf"):  # there it may be a part of a name
+            stands_for(f"?{query}", "")  # what signs a URL is shown to nobody
         return scheme + path[len(scheme) :]
     almost = _ALMOST.match(path)
     if almost and almost[1].lower() in SCHEMES and not os.path.lexists(path.split("/", 1)[0]):
