@@ -1,13 +1,12 @@
 """Writes the generated sections of the documentation: `python docs/generate.py`.
 
-`--check` only compares; `--console` also runs the commands in console blocks and writes what they print.
+`--check` only compares. What the commands in console blocks print is written by `python docs/console.py --write`.
 A section stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `SECTIONS`, with an
 argument after a space (`file plugins/hf/README.md`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import inspect
@@ -21,11 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
-import console
 import floors
 import plots
 import sdk_names
-import warm
 
 from ckpt_core import architecture as schema
 from ckpt_core.architecture import Architecture, parameters
@@ -36,9 +33,10 @@ from ckpt_core.cli.schemas import SCHEMAS, Schema
 from ckpt_core.config import Config, Entry, Ignore
 from ckpt_core.explain import declared_families, names_everywhere
 from ckpt_core.layout import Drop, Row, Table, Tables, words_of
-from ckpt_core.plugins import FamilyTables
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.installed import format_names
 from ckpt_core.plugins.request import option_table
+from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.template import project
 from ckpt_core.testing import example, example_architectures, variations
 from ckpt_core.verify.declared import Declared, Sentences
@@ -68,10 +66,15 @@ def rendered(text: str) -> str:
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    lines = [list(titles), *([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    """A Markdown table. A bar in code cannot be escaped there, so alternatives are words of their own."""
+    lines = [list(titles), *([_in_cell(str(cell)) for cell in row] for row in rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _in_cell(text: str) -> str:
+    apart = re.sub(r"`[^`]*`", lambda span: span[0].replace(" | ", "` or `"), text)
+    return apart.replace("|", "\\|").replace("\n", " ")
 
 
 def matrix(text: str) -> str:
@@ -95,18 +98,23 @@ def formats() -> str:
         parallel = " ".join(f"`--{size}`" for size in info.parallel)
         able = {"read": info.reads, "write": info.writes, "write adapters": info.adapters}
         directions = ", ".join(word for word, can in able.items() if can)
-        rows.append((code(name), code(distribution), directions, parallel, info.summary.replace("*", "\\*")))
+        rows.append(
+            (
+                f"[{code(name)}](formats/{name}.md)",
+                code(distribution),
+                directions,
+                parallel,
+                info.summary.replace("*", "\\*"),
+            )
+        )
     return table(("format", "distribution", "can", "layouts", "what it is"), rows)
 
 
-def format_details() -> str:
-    """Options, families, config keys and rows of every first-party plugin."""
-    return "\n\n".join(_format_page(name) for name in ["ir", *FIRST_PARTY])
-
-
-def _format_page(name: str) -> str:
+def format_page(name: str) -> str:
+    """Options, families, config keys and rows of one plugin."""
     info = require(name).info
-    parts = [f"## {name}", f"Families: {', '.join(code(family) for family in info.families)}."]
+    summary = info.summary.replace("*", "\\*")
+    parts = [f"{summary[0].upper()}{summary[1:]}.", f"Families: {', '.join(code(family) for family in info.families)}."]
     options = [
         (code(n), code(values), code(default), help_) for n, values, default, help_ in option_table(info.options)
     ]
@@ -114,11 +122,11 @@ def _format_page(name: str) -> str:
         sides = {
             option.name: {"read": "reading", "write": "writing"}.get(option.side, "both") for option in info.options
         }
-        parts += ["### Options of " + name, table(("`-o`", "values", "default", "side", "what it does"),
+        parts += ["## Options", table(("`-o`", "values", "default", "side", "what it does"),
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
     families = [family for family in declared_families(require(name)) if not family.like]
-    parts += _configs(families, name)
-    parts += _choices(families, name)
+    parts += _configs(families)
+    parts += _choices(families)
     parts += _tables(families, name)
     parts += _of_other_heads(name)
     return "\n\n".join(parts)
@@ -133,7 +141,7 @@ def _of_other_heads(name: str) -> list[str]:
         if family.like and family.config and isinstance(family.tables, Tables):
             rows = [one for each in family.tables for one in each.rows if one.canonical.startswith("classifier.")]
             kinds_by_head.setdefault((*rows, len(family.name) - len(_stem(family))), []).append(family)
-    parts = [f"### Other heads of {name}"] if kinds_by_head else []
+    parts = ["## Other heads"] if kinds_by_head else []
     for (*rows, _), kinds in kinds_by_head.items():
         first = kinds[0]
         base = plain[first.like].config
@@ -159,20 +167,20 @@ def _or_not(rows: Iterable[Row]) -> str:
     )
 
 
-def _configs(families: Sequence[FamilyTables], name: str) -> list[str]:
+def _configs(families: Sequence[FamilyTables]) -> list[str]:
     """The config tables of a plugin; each after the first shows where it differs from the one it was made from."""
     found = list({id(family.config): family.config for family in families if family.config is not None}.values())
-    parts = [f"### Config keys of {name}"] if found else []
+    parts = ["## Config keys"] if found else []
     for index, config in enumerate(found):
         base = max(found[:index], key=lambda other: _shared(config, other), default=None)
         if base is None or _shared(config, base) < len(base.entries) // 3:
-            parts += [f"**{config.name}**", _config_table(config.entries)]
+            parts += [f"### {config.name}", _config_table(config.entries)]
             continue
         known = {id(entry) for entry in base.entries}
         mine = {key for entry in config.entries for key in entry.keys}
         gone = sorted({key for entry in base.entries for key in entry.keys} - mine)
         said = [entry for entry in config.entries if id(entry) not in known]
-        parts += [f"**{config.name}**: as {base.name}{_without(gone)}{', and' if said else ''}"]
+        parts += [f"### {config.name}", f"As {base.name}{_without(gone)}{', and' if said else '.'}"]
         parts += [_config_table(said)] if said else []
     return parts
 
@@ -219,14 +227,14 @@ def _config_row(entry: Entry) -> tuple[str, str]:
     return ", ".join(map(code, entry.keys)), entry.words()
 
 
-def _choices(families: Sequence[FamilyTables], name: str) -> list[str]:
+def _choices(families: Sequence[FamilyTables]) -> list[str]:
     """The choices that the rows of a plugin stand under."""
     found = {one.name: one for family in families if isinstance(family.tables, Tables) for one in family.tables.choices}
     rows = []
     for one in found.values():
         default = "" if one.default is None else code(one.default)
         rows.append((code(one.name), ", ".join(map(code, one.values)), default, one.help))
-    return [f"### Choices of {name}", table(("choice", "values", "default", "what it decides"), rows)] if rows else []
+    return ["## Choices", table(("choice", "values", "default", "what it decides"), rows)] if rows else []
 
 
 def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
@@ -240,8 +248,8 @@ def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
             found.setdefault(one, family.name)
     if not found:
         lines = list(Sentences.beside(require(name).module))
-        return [f"### Tensors of {name}", _sentence_table(lines)] if lines else []
-    parts = [f"### Tensors of {name}"]
+        return ["## Tensors", _sentence_table(lines)] if lines else []
+    parts = ["## Tensors"]
     shown: list[Table] = []
     for one, label in found.items():
         below = f", below `{one.native}`" * bool(one.native) + f", for `{one.to}`" * bool(one.to)
@@ -391,6 +399,26 @@ def heads() -> str:
     return table(
         ("class", "of", "families"), [(code(f"...{end}"), len(names), ", ".join(names)) for end, names in kinds.items()]
     )
+
+
+def proven() -> str:
+    """What is proven, in four numbers."""
+    infos = [require(name).info for name in ["ir", *FIRST_PARTY]]
+    shown = {one for name in FIRST_PARTY for line in Sentences.beside(require(name).module) for one in line.shown_by}
+    entries = tomllib.loads((ROOT / "tests/real/judged.toml").read_text())["judged"]
+    took = {
+        entry["framework"].partition(",")[0]
+        for entry in entries
+        if any(row[2].startswith("yes") for row in entry["rows"])
+    }
+    cards = [
+        (len(infos), f"formats are read, {sum(info.writes or info.adapters for info in infos)} of them written", "support.md"),
+        (len(_recorded()), "families of models, each tried in every format", "families.md"),
+        (len(shown), "checkpoints that the frameworks themselves wrote are read, and give the logits that they gave there", "proof.md"),
+        (len(took), "frameworks loaded what ckpt wrote, and computed the same", "proof.md#what-was-judged-by-the-frameworks-themselves"),
+    ]  # fmt: skip
+    lines = [f"- **{number}**\n\n    [{words}]({page})" for number, words, page in cards]
+    return '<div class="cards numbers" markdown>\n\n' + "\n\n".join(lines) + "\n\n</div>"
 
 
 def declared() -> str:
@@ -723,8 +751,9 @@ def notebook() -> str:
 
 SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
-    "format-details": format_details,
+    "format-page": format_page,
     "declared": declared,
+    "proven": proven,
     "names": names,
     "families": families,
     "features": features,
@@ -749,16 +778,13 @@ SECTIONS: dict[str, Callable[..., str]] = {
 
 def main(arguments: list[str]) -> int:
     stale = []
-    with warm.programs() if "--console" in arguments else contextlib.nullcontext() as programs:
-        for page in sorted(PAGES.rglob("*.md")):
-            text = page.read_text()
-            new = rendered(text)
-            if programs and console.normalised(run := console.executed(new, programs)) != console.normalised(new):
-                new = run
-            if new != text:
-                stale.append(str(page.relative_to(ROOT)))
-                if "--check" not in arguments:
-                    page.write_text(new)
+    for page in sorted(PAGES.rglob("*.md")):
+        text = page.read_text()
+        new = rendered(text)
+        if new != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in arguments:
+                page.write_text(new)
     for path, palette in plots.PLOTS.items():
         if not path.is_file() or path.read_text() != plots.compared(palette):
             stale.append(str(path.relative_to(ROOT)))

@@ -20,7 +20,8 @@ from ckpt_core.api import config_architecture, plan_conversion
 from ckpt_core.architecture import Architecture, architecture_of, facts_of
 from ckpt_core.errors import CkptError, ProblemsFound
 from ckpt_core.explain import InFormat, in_format
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.installed import format_names
 from ckpt_core.testing.examples import calm_numbers, changed, write_ir
 from ckpt_hf.config import BY_TYPE, FAMILIES
 from ckpt_tests import tiny, vision

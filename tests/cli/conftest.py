@@ -30,6 +30,7 @@ from ckpt_core.architecture import (
 from ckpt_core.cli import progress
 from ckpt_core.cli.main import main
 from ckpt_core.plugins import discovery
+from ckpt_core.plugins.installed import entry_points
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.safetensors import plan_file
 
@@ -62,10 +63,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(HERE)
     monkeypatch.setenv("CKPT_PLUGINS", "toy,sick")
     monkeypatch.delenv("CKPT_DEBUG", raising=False)
-    for cached in (discovery._entry_points, discovery.load):
+    for cached in (entry_points, discovery.load):
         cached.cache_clear()
     yield site
-    for cached in (discovery._entry_points, discovery.load):
+    for cached in (entry_points, discovery.load):
         cached.cache_clear()
 
 

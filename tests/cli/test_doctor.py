@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckpt_core.cli import doctor
 from ckpt_core.errors import Refusal
 from ckpt_core.plugins import discovery
+from ckpt_core.plugins.installed import entry_points
 
 
 class TestDoctor:
@@ -16,7 +17,7 @@ class TestDoctor:
 
     def test_all_is_well(self, ckpt, monkeypatch):
         monkeypatch.setenv("CKPT_PLUGINS", "toy")
-        discovery._entry_points.cache_clear()
+        entry_points.cache_clear()
         ran = ckpt("doctor")
         assert ran.code == 0 and "all is well" in ran.out
         (toy,) = ckpt("doctor", "--json").json["plugins"]

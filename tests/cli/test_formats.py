@@ -11,8 +11,9 @@ import pytest
 
 from ckpt_core.plugins import discovery
 from ckpt_core.plugins.discovery import detect
+from ckpt_core.plugins.installed import entry_points
 
-HEAD = "from ckpt_core.plugins import FormatInfo, hookimpl\n"
+HEAD = "from ckpt_core.plugins.hookspecs import hookimpl\nfrom ckpt_core.plugins.request import FormatInfo\n"
 INFO = '@hookimpl\ndef ckpt_info():\n    return FormatInfo("{name}", "a format for tests"{more})\n'
 DETECT = "@hookimpl\ndef ckpt_detect(path):\n    {body}\n"
 READ = "@hookimpl\ndef ckpt_read(path, request):\n    return None\n"
@@ -40,7 +41,7 @@ def install(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
         monkeypatch.setenv("CKPT_PLUGINS", f"toy,{format}")
         monkeypatch.delitem(sys.modules, module, raising=False)
         importlib.invalidate_caches()
-        for cached in (discovery._entry_points, discovery.load):
+        for cached in (entry_points, discovery.load):
             cached.cache_clear()
 
     return distribution
@@ -162,7 +163,7 @@ def test_two_that_each_come_before_the_other_are_left_to_the_user(ckpt, install,
     install("one", plugin(body=MORE_SPECIFIC, more=', before=("two",)'))
     install("two", plugin(body=MORE_SPECIFIC, more=', before=("one",)'))
     monkeypatch.setenv("CKPT_PLUGINS", "one,two")
-    discovery._entry_points.cache_clear()
+    entry_points.cache_clear()
     assert [found.name for found, _ in detect(str(model))] == ["one", "two"]
 
 

@@ -11,8 +11,9 @@ from ckpt_core.checkpoint import Loss, Sidecar
 from ckpt_core.description import Description, RankTensors
 from ckpt_core.errors import Refusal
 from ckpt_core.ir.weights import table
-from ckpt_core.plugins import FormatInfo, Option, hookimpl
+from ckpt_core.plugins.hookspecs import hookimpl
 from ckpt_core.plugins.judgement import Judgement
+from ckpt_core.plugins.request import FormatInfo, Option
 from ckpt_core.rewrite import Rewritable, untied_head
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.documents import read_json_object

@@ -13,7 +13,8 @@ from ckpt_core.architecture import Architecture, Layer
 from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.layout import BoundTables, Choice, Native, Row, Table, Tables, fragment, row
 from ckpt_core.layout.conditions import check_paths, conditions
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.installed import format_names
 from ckpt_core.testing import example
 from ckpt_core.verify.declared import Declared, Sentences
 

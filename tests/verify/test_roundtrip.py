@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ckpt_core.architecture.examples import example
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.installed import format_names
 from ckpt_core.storage.dtypes import dtype_named
 from ckpt_core.verify import roundtrip
 

@@ -8,13 +8,14 @@ image of a canonical tensor. The engine moves the bytes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal
 from ckpt_core.launch import Launch
 from ckpt_core.layout import Native
+from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes.files import FileState

@@ -7,13 +7,14 @@ tables, accounts for every tensor of every rank, compares what several ranks hol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Sidecar
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Chosen, Native, Ranks, Table, Tables
+from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tensor import StoredTensor

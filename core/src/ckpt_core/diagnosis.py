@@ -9,9 +9,9 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError, FormatError, ProblemsFound
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.pointers import LONGEST
 from ckpt_core.storage.documents import read_json

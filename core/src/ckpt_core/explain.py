@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_core.architecture import Architecture, Facts, PerLayer, facts_of, parameters
 from ckpt_core.architecture.examples import example, example_architectures
@@ -20,10 +20,11 @@ from ckpt_core.errors import CkptError, ProblemsFound, UsageError, did_you_mean
 from ckpt_core.layout import Native, Row, Table, Under, parse, words_of
 from ckpt_core.layout.bind import join
 from ckpt_core.layout.choices import both_of
+from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Loss
-from ckpt_core.plugins import FamilyTables, WriteRequest
 from ckpt_core.plugins.discovery import Plugin, all_plugins, require
-from ckpt_core.plugins.request import typed_options
+from ckpt_core.plugins.request import WriteRequest, typed_options
+from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.storage.dtypes import dtype_named
 from ckpt_core.verify.holes import model_of_holes
 

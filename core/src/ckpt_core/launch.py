@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import Problems, Refusal
+from ckpt_core.lean import dataclass
 
 __all__ = [
     "UNKNOWN",

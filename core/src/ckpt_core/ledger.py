@@ -14,9 +14,10 @@ import fnmatch
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
+from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.archive.tree import Extent, Tree
 from ckpt_core.storage.chunks.tensor import Blob, ChunkedTensor

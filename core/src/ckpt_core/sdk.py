@@ -32,7 +32,10 @@ from ckpt_core.description import Description, RankTensors
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.format import Folder, Format
 from ckpt_core.layout import Table, drop, row
-from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl, judgement
+from ckpt_core.plugins import judgement
+from ckpt_core.plugins.hookspecs import hookimpl
+from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
+from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.storage import archive as trees
 from ckpt_core.storage import bytes as disk
 from ckpt_core.storage import chunks as chunked

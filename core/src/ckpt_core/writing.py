@@ -13,7 +13,7 @@ from ckpt_core.company.vocabulary import with_vocabulary
 from ckpt_core.errors import NotCarried
 from ckpt_core.layout import BoundTables, Chosen, Native, Ranks, Table, Tables
 from ckpt_core.ledger import Loss
-from ckpt_core.plugins import WriteRequest
+from ckpt_core.plugins.request import WriteRequest
 from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.containers import SAFETENSORS, Container

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ckpt_core.plugins.discovery import format_names, require
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.installed import format_names
 
 
 def written() -> list[str]:

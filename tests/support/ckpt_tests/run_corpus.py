@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ckpt_core import convert
 from ckpt_core.cli.main import main
-from ckpt_core.plugins.discovery import format_names
+from ckpt_core.plugins.installed import format_names
 from ckpt_tests.corpus import CASES, Case, make_strays
 
 ADDRESS_SPACE = 3 << 30

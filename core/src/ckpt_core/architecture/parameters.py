@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_core.architecture.schema import (
     Activation,
@@ -50,6 +50,7 @@ from ckpt_core.architecture.schema import (
     Vision,
 )
 from ckpt_core.architecture.validate import rotary_width
+from ckpt_core.lean import dataclass
 
 Term = tuple[tuple[str, int], ...]
 

@@ -12,8 +12,9 @@ whenever the field is away from its default (`ckpt_core.architecture.facts`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from ckpt_core.lean import dataclass
 
 SCHEMA_VERSION = 1
 

@@ -7,7 +7,6 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import click
 
 from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
+from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.text import plural
 

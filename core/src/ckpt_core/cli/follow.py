@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -23,6 +22,7 @@ from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
 from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
+from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 
 # How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.

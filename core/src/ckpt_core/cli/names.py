@@ -21,7 +21,7 @@ class FormatName(click.ParamType):
     name = "format"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ckpt_core.plugins.discovery import format_names
+        from ckpt_core.plugins.installed import format_names
 
         return _those_that_begin(incomplete, format_names())
 
@@ -70,7 +70,8 @@ def named_formats(ctx: click.Context) -> list[tuple[str, list[Option]]]:
         asked = {"both": next((word for word in said if not word.startswith("-")), None)}
     if not any(asked.values()):
         return []  # without an import
-    from ckpt_core.plugins.discovery import format_names, load
+    from ckpt_core.plugins.discovery import load
+    from ckpt_core.plugins.installed import format_names
 
     found = []
     for side, name in asked.items():

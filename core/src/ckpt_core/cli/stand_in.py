@@ -10,12 +10,13 @@ may depend on whether one does, and in which order the kinds come.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 
 from ckpt_core.architecture import Architecture, Layer, Stack, parameters
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import DType, commonest
 from ckpt_core.tensors.assembly import LazyParameter

@@ -13,7 +13,7 @@ from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.company.tokenizer import size_of
 from ckpt_core.errors import CkptError
-from ckpt_core.plugins import ReadRequest
+from ckpt_core.plugins.request import ReadRequest
 
 
 def asked_vocabulary(request: ReadRequest) -> int | None:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer, differing
@@ -15,6 +14,7 @@ from ckpt_core.config.entry import LEFT_OUT, REQUIRED, UNEXPECTED, Entry, Reader
 from ckpt_core.config.said import Said
 from ckpt_core.config.views import FactsSaid, KeysSeen, Scope, TableError
 from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.lean import dataclass
 
 
 def read_by(reader: Reader, entry: Entry, config: Mapping[str, Any], facts: Facts, notes: dict[str, Any]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.lean import dataclass
 
 Fate = tuple[Literal["used", "carried", "left"], str]
 Reader = Callable[[Mapping[str, Any], Facts, dict[str, Any]], None]

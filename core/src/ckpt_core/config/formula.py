@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
 from ckpt_core.config.values import checked, whole
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 
 Rounding = Literal["floor", "exact", "none"]
 """`floor`: rounded down to a whole number; `exact`: a whole number, or an error; `none`: a real number."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
@@ -11,6 +10,7 @@ from ckpt_core.config.entry import AS_LEFT_OUT, REQUIRED, Entry, literal, unifor
 from ckpt_core.config.rules import Rule
 from ckpt_core.config.values import ValueType, checked
 from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True)

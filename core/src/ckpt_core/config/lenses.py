@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
@@ -23,6 +22,7 @@ from ckpt_core.config.entry import (
 from ckpt_core.config.formula import Formula, Rounding
 from ckpt_core.config.values import Codec, ValueType, checked, whole
 from ckpt_core.errors import CkptError, Refusal, did_you_mean
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.architecture import Facts
@@ -12,6 +11,7 @@ from ckpt_core.config.lines import Lines
 from ckpt_core.config.values import Codec, checked, switch
 from ckpt_core.config.views import covers
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
+from ckpt_core.lean import dataclass
 
 
 class _Holder(Entry):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.config.entry import literal
+from ckpt_core.lean import dataclass
 
 __all__ = ["Rule", "each", "every_nth", "first_layers", "indices"]
 

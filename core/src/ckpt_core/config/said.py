@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.architecture import Facts, PerLayer
 from ckpt_core.config.entry import quoted, uniform
 from ckpt_core.config.rules import Rule
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.config.entry import literal
 from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.lean import dataclass
 
 __all__ = [
     "Codec", "ValueType", "checked", "count", "flag", "integral", "layers", "number", "one_of", "positive", "reciprocal", "switch", "text", "whole", "whole_numbers",

@@ -6,7 +6,8 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
-from dataclasses import dataclass
+
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,11 @@ class Cluster(Executor):
     @abstractmethod
     def threads(self) -> int:
         """How many calls are carried out at a time in one process, at most."""
+
+    @property
+    def size(self) -> int:
+        """How many calls all workers carry out at a time."""
+        return sum(self.workers().values())
 
     @abstractmethod
     def holders(self, futures: Iterable[Future]) -> set[str]:

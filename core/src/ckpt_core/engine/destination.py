@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.spool import Spool
 from ckpt_core.engine.staging import Staging, is_empty_folder
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
 from ckpt_core.plugins.request import ReadRequest, typed_options

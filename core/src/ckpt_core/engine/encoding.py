@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tile
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.dtypes import DType, decode, encode
 from ckpt_core.storage.scratch import scratch

@@ -12,12 +12,12 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.layout import Tile
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import pwrite_all, written
 
 PAGE = 4096

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_core.engine.encoding import Encoded
 from ckpt_core.layout import Tile, ValueMap
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart

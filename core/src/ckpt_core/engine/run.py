@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 from blake3 import blake3
 
@@ -18,6 +17,7 @@ from ckpt_core.engine.staging import KEPT, Staging, boot_id
 from ckpt_core.engine.threads import in_threads
 from ckpt_core.engine.transfer import TargetFiles, digests_of
 from ckpt_core.errors import BeingWritten, CkptError, WorkerError
+from ckpt_core.lean import dataclass
 from ckpt_core.receipt.make import make_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_beside
 from ckpt_core.receipt.receipt import Receipt
@@ -125,7 +125,7 @@ def _transfer_all(
             from ckpt_core.engine.worker import Run
 
             run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
-            finished = Workers(executor, run, source, tell).carry_out(todo, 2 * plan.workers)
+            finished = Workers(executor, run, source, tell).carry_out(todo, plan.workers, plan.threads, plan.grows)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)

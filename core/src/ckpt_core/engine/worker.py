@@ -23,7 +23,6 @@ import pickle
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from ckpt_core.engine.staging import KEPT, TOKEN, boot_id
 from ckpt_core.engine.states import STATES, KnownStates
 from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.tensors.source import SourceFiles
 
@@ -91,7 +91,7 @@ class Report:
     secret: str = ""
     samples: tuple[Sample, ...] = ()
     edges: tuple[Edge, ...] = ()
-    error: CkptError | OSError | None = None
+    error: Exception | None = None
     room: int | None = None
 
 
@@ -101,8 +101,8 @@ def perform(software: str, run: bytes, task: bytes) -> Report:
     begun = time.monotonic()
     try:
         done = _carried_out(pickle.loads(run), pickle.loads(task))
-    except (CkptError, OSError) as error:
-        return Report(host(), time.monotonic() - begun, error=error)
+    except Exception as error:
+        return Report(host(), time.monotonic() - begun, error=_sendable(error))
     return Report(host(), time.monotonic() - begun, *done)
 
 
@@ -125,6 +125,15 @@ def look(software: str, run: bytes) -> Report:
     except (CkptError, OSError) as error:
         return Report(host(), time.monotonic() - begun, error=error)
     return Report(host(), time.monotonic() - begun, room=room)
+
+
+def _sendable(error: Exception) -> Exception:
+    """An exception as it can be sent: of a class that can't be pickled, or can't be made again of its message, what it says."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def host() -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from ckpt_core.checkpoint import Sidecar
 from ckpt_core.company import files_below, files_in
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.format.names import NamePattern
+from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.containers import WEIGHT_SUFFIXES, Container, read_index

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.architecture import Architecture, Facts, architecture_of, facts_of
@@ -16,8 +16,11 @@ from ckpt_core.errors import CkptError, Refusal
 from ckpt_core.format.folder import Folder, WeightFile
 from ckpt_core.format.rows import EmbeddingRows
 from ckpt_core.layout import Chosen, Native, Table, Tables, Value
+from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import FamilyTables, FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+from ckpt_core.plugins.hookspecs import hookimpl
+from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
+from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.reading import IGNORE_KEYS, given, without_ignored
 from ckpt_core.rewrite import vocabulary_rows
 from ckpt_core.rewrite.model import Rewritable

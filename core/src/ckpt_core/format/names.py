@@ -6,10 +6,10 @@ import os
 import re
 import string
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from ckpt_core.format.folder import WeightFile
 from ckpt_core.layout import Table, parse
 from ckpt_core.layout.bind import join
+from ckpt_core.lean import dataclass
 
 _EMBEDDING = "embedding.tokens.weight"
 

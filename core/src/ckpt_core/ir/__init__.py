@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.description import Description
-from ckpt_core.plugins import FormatInfo, Option, ReadRequest, WriteRequest, hookimpl
+from ckpt_core.plugins.hookspecs import hookimpl
+from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
 from ckpt_core.reading import LATENT_NORM_EPS, PREDICTORS
 
 

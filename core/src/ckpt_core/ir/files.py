@@ -28,7 +28,7 @@ from ckpt_core.ir.training import FOLDER, TRAINING, TRAINING_INDEX, enter_left, 
 from ckpt_core.ir.weights import indexed, table
 from ckpt_core.layout import Native
 from ckpt_core.ledger import Ledger
-from ckpt_core.plugins import ReadRequest, WriteRequest
+from ckpt_core.plugins.request import ReadRequest, WriteRequest
 from ckpt_core.rewrite import Rewritable
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True, slots=True)

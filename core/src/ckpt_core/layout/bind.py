@@ -7,7 +7,7 @@ import math
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_core.architecture import Architecture, Layer, Parameter, Stack, parameters
 from ckpt_core.errors import CkptError, Problems, Refusal, did_you_mean
@@ -16,6 +16,7 @@ from ckpt_core.layout.choices import Chosen, both_of, is_met, words_of
 from ckpt_core.layout.sentence import Affine, Sentence, SentenceError, expand, parse
 from ckpt_core.layout.split import ROWS, IndexRange, Ranks, shares
 from ckpt_core.layout.table import Row, Table, Tables
+from ckpt_core.lean import dataclass
 
 NO_PLACE = "has no place in this format"
 _SUGGESTIONS, _COMPARED = 50, 2000

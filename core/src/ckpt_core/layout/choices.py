@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 
 Value = str | bool | int | float
 Under = tuple[tuple[str, tuple[Value, ...]], ...]

@@ -16,11 +16,11 @@ import operator
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from ckpt_core.architecture.serial import field_types, optional_of
 from ckpt_core.errors import CkptError, did_you_mean
 from ckpt_core.layout.split import Ranks
+from ckpt_core.lean import dataclass
 
 _RELATIONS: dict[str, Callable[[typing.Any, typing.Any], bool]] = {
     "=": operator.eq,

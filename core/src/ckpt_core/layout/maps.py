@@ -6,9 +6,9 @@ Arithmetic is done in float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import CkptError, Lines
+from ckpt_core.lean import dataclass
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<mark>[()\[\]+01]))")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_core.architecture import Architecture, Layer
 from ckpt_core.errors import CkptError
@@ -40,6 +40,7 @@ from ckpt_core.layout.conditions import check_paths, conditions
 from ckpt_core.layout.maps import ValueMap
 from ckpt_core.layout.sentence import parse
 from ckpt_core.layout.split import Ranks
+from ckpt_core.lean import dataclass
 
 _PREDICTORS = "predictors.{l}"
 

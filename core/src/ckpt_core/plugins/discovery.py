@@ -1,14 +1,13 @@
 """Finding formats: by entry point, one by one, and only when they are asked for.
 
-Names are listed without importing anything. A plugin that cannot be used is one row that says why, and never a crash.
-`CKPT_PLUGINS=hf,nanotron` restricts what is seen.
+A plugin that cannot be used is one row that says why, and never a crash.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
 
 import pluggy
@@ -16,7 +15,9 @@ import pluggy
 from ckpt_core.checkpoint import Loss, Target
 from ckpt_core.errors import CkptError, Lines, StoreError, UsageError, nearest
 from ckpt_core.launch import Launch
+from ckpt_core.lean import dataclass
 from ckpt_core.plugins import hookspecs
+from ckpt_core.plugins.installed import distributions, entry_points, format_names
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
 
 _ABSENT = os.path.join(os.devnull, "absent")  # no file system has a path below a device
@@ -25,17 +26,23 @@ _FOLDER = os.path.dirname(__file__)  # a folder that is not a checkpoint of any 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A format that may or may not load: `broken` says why not, and `fix` what to do. Hooks and info of a broken one raise that.
-
-    `module` is where its hooks are.
-    """
+    """A format that may or may not load: `broken` says why not, and `fix` what to do. Hooks and info of a broken one raise that."""
 
     name: str
-    distribution: str
-    module: str = ""
+    entries: Sequence[metadata.EntryPoint]
     broken: str | None = None
     fix: str | None = None
     _loaded: tuple[pluggy.HookRelay, FormatInfo] | None = None
+
+    @property
+    def distribution(self) -> str:
+        """The name and the version of what was installed."""
+        return distributions(self.entries)
+
+    @property
+    def module(self) -> str:
+        """Where its hooks are."""
+        return self.entries[0].module
 
     @property
     def hooks(self) -> pluggy.HookRelay:
@@ -58,41 +65,21 @@ class Plugin:
 
 
 @functools.cache
-def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
-    """The entry points of each format: one, unless several distributions have a format of that name."""
-    allowed = os.environ.get("CKPT_PLUGINS")
-    names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    for entry in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda entry: (entry.name, entry.value)):
-        if names is None or entry.name in names:
-            found.setdefault(entry.name, []).append(entry)
-    return found
-
-
-def format_names() -> list[str]:
-    """The names of all installed formats, loaded or not."""
-    return list(_entry_points())
-
-
-@functools.cache
 def load(name: str) -> Plugin:
     """Load one format. A failure is in `broken`; an unknown name is a `UsageError`."""
-    entries = _entry_points()
-    if name not in entries:
-        raise UsageError(f"unknown format {name!r}", expected=", ".join(entries), fix=_meant(name, list(entries)))
-    entry, *others = entries[name]
-    if others:
-        providers = sorted({_distribution(one) for one in entries[name]})
-        said = f"several distributions have a format of this name: {', '.join(providers)}"
-        return Plugin(name, ", ".join(providers), broken=said, fix="uninstall all of them but one")
-    distribution = _distribution(entry)
+    known = entry_points()
+    if name not in known:
+        raise UsageError(f"unknown format {name!r}", expected=", ".join(known), fix=_meant(name, list(known)))
+    entries = known[name]
+    if len(entries) > 1:
+        said = f"several distributions have a format of this name: {distributions(entries)}"
+        return Plugin(name, entries, said, "uninstall all of them but one")
     try:
-        loaded = _loaded(entry, distribution)
+        return Plugin(name, entries, _loaded=_loaded(entries[0]))
     except CkptError as fault:
-        return Plugin(name, distribution, entry.module, _told(fault), fault.fix)
+        return Plugin(name, entries, _told(fault), fault.fix)
     except Exception as error:  # whatever a stranger's code raises
-        return Plugin(name, distribution, entry.module, _one_line(error))
-    return Plugin(name, distribution, entry.module, _loaded=loaded)
+        return Plugin(name, entries, _one_line(error))
 
 
 def _meant(name: str, known: list[str]) -> str:
@@ -101,10 +88,6 @@ def _meant(name: str, known: list[str]) -> str:
     asked = name.lower().replace("_", "-").replace(" ", "-")
     meant = asked if asked in known else called.get(asked) or nearest(asked, [*known, *called])
     return f"did you mean {called.get(meant, meant)!r}?" if meant else "see: ckpt formats"
-
-
-def _distribution(entry: metadata.EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?"
 
 
 def _told(fault: CkptError) -> str:
@@ -120,7 +103,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def _loaded(entry: metadata.EntryPoint, distribution: str) -> tuple[pluggy.HookRelay, FormatInfo]:
+def _loaded(entry: metadata.EntryPoint) -> tuple[pluggy.HookRelay, FormatInfo]:
     """The hooks of a format, all of them checked; a `CkptError` says what is wrong with them."""
     manager = pluggy.PluginManager("ckpt")
     manager.register(entry.load(), entry.name)
@@ -131,7 +114,7 @@ def _loaded(entry: metadata.EntryPoint, distribution: str) -> tuple[pluggy.HookR
         raise CkptError("its ckpt_info returns None", fix="let ckpt_info return a FormatInfo")
     # First of all, since the hooks of another SDK may be others.
     if info.sdk != hookspecs.SDK:
-        newer = "ckpt-core" if info.sdk > hookspecs.SDK else distribution.partition(" ")[0]
+        newer = "ckpt-core" if info.sdk > hookspecs.SDK else distributions([entry]).partition(" ")[0]
         raise CkptError(
             f"it was written for SDK {info.sdk}, this is SDK {hookspecs.SDK}", fix=f"pip install --upgrade {newer}"
         )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ckpt_core.plugins.judgement import Judgement
 
-GROUP = "ckpt.formats"
 SDK = 1
 
 hookspec = pluggy.HookspecMarker("ckpt")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import UsageError, did_you_mean
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType
 
 

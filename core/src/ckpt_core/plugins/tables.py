@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ckpt_core.config import Config
 from ckpt_core.layout import Table, Tables
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True)

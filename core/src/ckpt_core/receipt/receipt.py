@@ -6,11 +6,11 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckpt_core.architecture import Architecture, from_json
 from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.receipt.checksum import read_checked
 from ckpt_core.receipt.places import receipt_path
 from ckpt_core.storage.documents import read_json_object
@@ -40,7 +40,7 @@ def _field(read: Callable[[Any], T]) -> functools.cached_property[T]:
     return functools.cached_property(checked)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Receipt:
     """What a conversion says of itself: enough to check its output later, and to find the way back.
 

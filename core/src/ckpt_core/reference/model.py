@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch.nn import functional
@@ -26,6 +26,7 @@ from ckpt_core.architecture import (
     Vision,
 )
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
 from ckpt_core.reference.mamba import mix_by_mamba

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ckpt_core.architecture import Norm
+from ckpt_core.lean import dataclass
 from ckpt_core.opened import LazyTensor
 
 DEFAULT_BLOCK = 64 << 20

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ckpt_core.architecture import Architecture, Attention, Layer, Mlp, Stack, same_value
 from ckpt_core.layout import scale
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter

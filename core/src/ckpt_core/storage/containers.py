@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.documents import read_json_object

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.errors import FormatError, UsageError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.floats import E2M1, E4M3, E5M2, HALF, narrow_bf16, widen_bf16
 
 __all__ = [

@@ -8,10 +8,10 @@ biases, and a multiplication by that power of two, which makes its subnormals ri
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.scratch import scratch
 
 BLOCK = 1 << 17

@@ -14,10 +14,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.storage.documents import parse_json

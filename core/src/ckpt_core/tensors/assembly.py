@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
 from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ckpt_core.lean import dataclass
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.stored import read_range
 from ckpt_core.storage.dtypes import BY_NAME, DType

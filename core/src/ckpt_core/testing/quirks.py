@@ -6,10 +6,11 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ckpt_core.architecture import Architecture
+from ckpt_core.lean import dataclass
 from ckpt_core.testing.entries import Entries, SafetensorsEntries
 from ckpt_core.testing.examples import Values, any_bits, example
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from ckpt_core.architecture import (
@@ -23,6 +22,7 @@ from ckpt_core.architecture import (
 )
 from ckpt_core.architecture.serial import field_types, optional_of
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 from ckpt_core.testing.examples import ABSENT, changed
 
 _UNTELLING = {"bias", "eps", "kind", "norm", "scale", "weight", "heads", "groups", "gate"}

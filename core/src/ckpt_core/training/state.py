@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.architecture import Parameter
+from ckpt_core.lean import dataclass
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.training.moments import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, Kind, moment_of, named
 

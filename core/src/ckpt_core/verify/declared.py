@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Row
 from ckpt_core.layout.split import ROWS
+from ckpt_core.lean import dataclass
 
 FILE = "sentences.txt"
 _COLUMNS = 7

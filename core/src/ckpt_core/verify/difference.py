@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from ckpt_core.api import digests
 from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.boxes import boxes

@@ -11,13 +11,13 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ckpt_core.architecture import Axis, Parameter
 from ckpt_core.layout import Native, Part, Tile, parse
 from ckpt_core.layout.sentence import Name, Node, One, Padding, Product, Sum
+from ckpt_core.lean import dataclass
 
 _EXHAUSTIVE = 1 << 14
 _ALONG_AXIS = 1 << 11

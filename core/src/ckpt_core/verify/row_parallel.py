@@ -7,12 +7,11 @@ sum; only its rounding is not. This runs one model both ways, and says by how mu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ckpt_core.api import OpenCheckpoint
 from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.lean import dataclass
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.reference.weights import Arithmetic
 from ckpt_core.verify.logits import LOGITS, LogitDifference, apart

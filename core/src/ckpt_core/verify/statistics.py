@@ -8,7 +8,6 @@ parallel layout and storage dtype that holds their values.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ckpt_core.api import over_tensors
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.run import Listener
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.boxes import boxes
 from ckpt_core.tensors.source import SourceFiles

@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -24,9 +24,10 @@ from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.errors import CkptError, UsageError, did_you_mean
 from ckpt_core.layout import Native, parse
-from ckpt_core.plugins import ReadRequest, WriteRequest
-from ckpt_core.plugins.discovery import Plugin, format_names, load, require
-from ckpt_core.plugins.request import typed_options
+from ckpt_core.lean import dataclass
+from ckpt_core.plugins.discovery import Plugin, load, require
+from ckpt_core.plugins.installed import format_names
+from ckpt_core.plugins.request import ReadRequest, WriteRequest, typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import StoredPart

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ckpt_core.sdk import (
     Checkpoint,
     Description,
@@ -16,14 +19,26 @@ from ckpt_core.sdk import (
 )
 
 
+class _Names(Sequence[str]):
+    """The names of the architectures, whose tables are imported when somebody looks."""
+
+    def __getitem__(self, index: Any) -> Any:
+        from ckpt_gguf.architectures import MODELS
+
+        return [model.config.name for model in MODELS][index]
+
+    def __len__(self) -> int:
+        from ckpt_gguf.architectures import MODELS
+
+        return len(MODELS)
+
+
 @hookimpl
 def ckpt_info() -> FormatInfo:
-    from ckpt_gguf.architectures import MODELS
-
     return FormatInfo(
         name="gguf",
         summary="GGUF of llama.cpp: one file with metadata, tokenizer and tensors, plain or quantised",
-        families=tuple(model.config.name for model in MODELS),
+        families=_Names(),
         bare={"tokenizer": "none"},
         options=(
             Option(
@@ -84,7 +99,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_gguf.files import looks_like
+    from ckpt_gguf.places import looks_like
 
     return looks_like(path)
 

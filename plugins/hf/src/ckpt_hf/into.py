@@ -29,7 +29,7 @@ from ckpt_core.sdk import (
     schema,
 )
 from ckpt_hf.files import CONFIG, SAFETENSORS, sidecars
-from ckpt_hf.quantised.writing import HINT
+from ckpt_hf.quantised.said import HINT
 from ckpt_hf.read import read
 from ckpt_hf.sets import chosen_set
 from ckpt_hf.wholes import PART

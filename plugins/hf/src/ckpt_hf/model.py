@@ -12,7 +12,7 @@ import numpy as np
 
 from ckpt_core.sdk import Checkpoint, CkptError, errors, judgement, rewrites, schema
 from ckpt_hf.files import CONFIG, config_in
-from ckpt_hf.quantised.writing import HINT
+from ckpt_hf.quantised.said import HINT
 from ckpt_hf.write import choose
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.parts import asks_for_language, language_in
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
 from ckpt_hf.quantised.folding import folded, said_in, with_side_file
-from ckpt_hf.quantised.writing import HINT
+from ckpt_hf.quantised.said import HINT
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
 from ckpt_hf.trainer import training_beside
 

@@ -48,7 +48,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_peft.files import looks_like
+    from ckpt_peft.places import looks_like
 
     return looks_like(path)
 

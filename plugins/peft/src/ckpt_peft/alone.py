@@ -28,7 +28,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
 from ckpt_hf.sdk import ModelInMemory, model_in_memory
-from ckpt_peft.files import CONFIG, WEIGHTS, Files, companions
+from ckpt_peft.files import Files, companions
 from ckpt_peft.keys import DOWN, MAGNITUDE, PREFIX, UP, sorted_out
 from ckpt_peft.merge import Merger, out_dimension
 from ckpt_peft.pairs import (
@@ -44,6 +44,7 @@ from ckpt_peft.pairs import (
     places_of,
     without_weights,
 )
+from ckpt_peft.places import CONFIG, WEIGHTS
 from ckpt_peft.settings import enter, read_settings
 
 _KEYS = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}

@@ -28,9 +28,7 @@ from ckpt_core.sdk import (
 from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
 from ckpt_hf.sdk import state_of_training
 from ckpt_peft.keys import NamedTensor
-
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT loads the first that is there
+from ckpt_peft.places import CONFIG, WEIGHTS, folder_of
 
 _SAME_WEIGHTS = ledgers.Reason("weights that are not read", "the same weights are read from elsewhere")
 _CARD = ledgers.Reason("the adapter's card", "it describes the adapter, and not the merged model")
@@ -65,29 +63,9 @@ class Files:
         return [disk.FileState.of(self.config_file), disk.FileState.of(self.weights)]
 
 
-def looks_like(path: str) -> str | None:
-    """The fact by which a path is an adapter of PEFT: a config with `peft_type`. A damaged config is one too, by its name."""
-    folder = _folder_of(path)
-    file = None if folder is None else os.path.join(folder, CONFIG)
-    if file is None or not os.path.isfile(file):
-        return None
-    try:
-        config = documents.read_json(file)
-    except (FormatError, OSError):
-        return CONFIG
-    return f"{CONFIG} with peft_type" if isinstance(config, dict) and "peft_type" in config else None
-
-
-def _folder_of(path: str) -> str | None:
-    """The folder of an adapter, which may be given by its weights."""
-    if os.path.isdir(path):
-        return path
-    return os.path.dirname(path) or "." if os.path.basename(path) in WEIGHTS else None
-
-
 def open_files(path: str, request: ReadRequest) -> Files:
     """The adapter at a path; `FormatError` if a file is missing or damaged."""
-    folder = _folder_of(path) or path
+    folder = folder_of(path) or path
     config_file, ledger = os.path.join(folder, CONFIG), ledgers.Ledger()
     config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
     there = [os.path.join(folder, name) for name in WEIGHTS if os.path.isfile(os.path.join(folder, name))]

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO, NoReturn
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
 
 BLOCK = 512

@@ -14,9 +14,9 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.archive.inflate import is_tar_in_gzip, open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar, list_tar
 from ckpt_core.storage.bytes.files import FileState, naming, unreadable

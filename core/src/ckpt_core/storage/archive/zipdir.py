@@ -13,10 +13,10 @@ may not overlap or reach into the directory.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")

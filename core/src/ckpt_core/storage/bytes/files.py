@@ -15,9 +15,9 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.home import check_at_home
 from ckpt_core.storage.bytes.pointers import LONGEST, pointer_in
 from ckpt_core.storage.bytes.remote import object_at, ranges

@@ -5,7 +5,7 @@ Such a text has the name of the file, so every reader meets it. It is told by it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ckpt_core.lean import dataclass
 
 LONGEST = 1024
 """Bytes of the longest pointer: Git LFS allows no more (git-lfs/docs/spec.md, "The Pointer")."""

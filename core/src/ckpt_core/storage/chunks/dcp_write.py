@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
 from ckpt_core.storage.chunks.dcp import METADATA
 from ckpt_core.storage.dtypes import DType

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor

@@ -7,7 +7,7 @@ charged in bytes, and the sum may grow with the pickle, up to a ceiling. The lar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ckpt_core.lean import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import brief

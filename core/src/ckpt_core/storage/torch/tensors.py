@@ -13,9 +13,9 @@ that carries the dtype.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import BY_NAME, DType
 from ckpt_core.storage.pickle.makers import Args, Maker, Reading
 from ckpt_core.storage.pickle.opaque import Opaque, brief

@@ -24,10 +24,10 @@ import re
 import struct
 import zlib
 from collections.abc import Hashable
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.archive import zipdir
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.writer import Path, PickleWriter

@@ -12,8 +12,8 @@ from ckpt_core.api import plan_conversion
 from ckpt_core.architecture import Architecture
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tables
-from ckpt_core.plugins import SDK
 from ckpt_core.plugins.discovery import all_plugins, detect, load, require
+from ckpt_core.plugins.hookspecs import SDK
 from ckpt_core.testing.laws.base import Law, no_crash
 from ckpt_core.testing.quirks import HEAVY, Golden
 from ckpt_core.testing.workshop import Workshop

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import FormatError, Refusal, StoredTensor, disk, dtypes, lazy
-from ckpt_hf.quantised.methods import Method, Said, fates_of, of_activations, scaled
+from ckpt_hf.quantised.methods import Method, fates_of, of_activations, scaled
+from ckpt_hf.quantised.said import Said
 from ckpt_hf.quantised.schemes import FourBit, Integers
 from ckpt_hf.quantised.spelling import (
     CHANNEL,

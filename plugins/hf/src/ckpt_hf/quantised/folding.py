@@ -6,13 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, documents, dtypes, errors, lazy, ledgers
 from ckpt_hf.files import CONFIG, SIDE_FILE
-from ckpt_hf.quantised.known import method_of
-from ckpt_hf.quantised.methods import KEY, Method, Said
+from ckpt_hf.quantised.said import KEY, Said
 from ckpt_hf.quantised.spelling import FP8, WEIGHT, Quantity
+
+if TYPE_CHECKING:
+    from ckpt_hf.quantised.methods import Method
 
 SECTION = "text_config"
 
@@ -87,6 +89,8 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
     if said is None:
         _check_plain(tensors, folder)
         return Folded(dict(tensors))
+    from ckpt_hf.quantised.known import method_of  # the methods are many, and most models are not quantised
+
     method = method_of(said)
     ledger.used("how the weights are quantised", said.file, said.key)
     ledger.config(said.file, method.fates, said.key)

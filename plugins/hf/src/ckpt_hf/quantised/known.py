@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from ckpt_core.sdk import Refusal
 from ckpt_hf.quantised import compressed, modelopt
-from ckpt_hf.quantised.methods import Method, Said, fp8, mxfp4
+from ckpt_hf.quantised.methods import Method, fp8, mxfp4
+from ckpt_hf.quantised.said import Said
 
 METHODS: dict[str, Callable[[Said], Method]] = {
     "fp8": fp8,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy, ledgers
+from ckpt_core.sdk import StoredTensor, dtypes, lazy, ledgers
+from ckpt_hf.quantised.said import Said
 from ckpt_hf.quantised.schemes import FourBit, Scaled
 from ckpt_hf.quantised.spelling import (
     CHANNEL,
@@ -22,8 +22,6 @@ from ckpt_hf.quantised.spelling import (
     scaled_codes,
     shared_scale,
 )
-
-KEY = "quantization_config"
 
 
 @dataclass(frozen=True)
@@ -39,29 +37,6 @@ class Method:
     beside: Mapping[str, str] = field(default_factory=dict)
     fates: Mapping[str, tuple[ledgers.Fate, str]] = field(default_factory=dict)
     listed: Callable[[str], bool] = lambda module: False
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a config says of how the model was quantised: `settings` stand in `file`, below `key`; `dtype` is that of the weights that
-    the tools make of it, by config.json."""
-
-    settings: Mapping[str, Any]
-    file: str
-    key: str
-    dtype: dtypes.DType
-
-    def names(self, key: str) -> tuple[str, ...]:
-        """A list of modules; empty where there is none."""
-        given = self.settings.get(key) or []
-        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise self.wrong(key, "a list of names")
-        return tuple(given)
-
-    def wrong(self, name: str, expected: str, fix: str | None = None) -> FormatError:
-        """The error that a setting is none that can be."""
-        found = repr(self.settings.get(name))[:80]
-        return FormatError(f"{self.key}.{name} is not read", file=self.file, found=found, expected=expected, fix=fix)
 
 
 _ACTIVATIONS = "how activations are quantised, which no weight depends on"

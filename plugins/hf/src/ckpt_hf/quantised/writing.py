@@ -20,14 +20,12 @@ from ckpt_core.sdk import (
     lazy,
     ledgers,
 )
-from ckpt_hf.quantised.methods import KEY
+from ckpt_hf.quantised.said import HINT, KEY
 from ckpt_hf.quantised.schemes import Blocks
 from ckpt_hf.quantised.spelling import WEIGHT
 
 QUANTISE, FP8_BLOCK = "quantise", "fp8-block"
 QUANTISED, KEEP = "quantised", "keep"
-HINT = "quantisation"
-"""The hint that has what the source's configs say of its codes: the settings, and the file beside config.json, where there is one."""
 
 _BLOCK = 128
 _LINEAR = re.compile(r"(layers|predictors)\.\d+\.(layer\.)?(attention|mlp)\.(?!router\.)")

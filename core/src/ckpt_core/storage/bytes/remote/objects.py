@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 
 
 def without_secrets(url: str) -> str:

@@ -7,12 +7,12 @@ given once (`Taken`); the claim alone is written anew by who holds it. Each obje
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from ckpt_core.lean import dataclass
 
 _PIECE = 1 << 20
 
@@ -82,6 +82,8 @@ class Body(io.RawIOBase):
     @functools.cached_property
     def md5(self) -> bytes:
         """The MD5 of the bytes: stores check what arrives against it."""
+        import hashlib  # OpenSSL, which takes a while to load
+
         digest = hashlib.md5(usedforsecurity=False)
         before, self._at = self._at, 0
         while piece := self.read(_PIECE):
