@@ -38,10 +38,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
 
     `address` names a running Ray or Dask cluster; without it one is started on this machine, for the block.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"unknown engine {engine!r}", expected=", ".join(ENGINES))
-    if address is not None and engine not in ("ray", "dask"):
-        raise UsageError(f"engine {engine} has no address", fix="use --engine ray or --engine dask")
+    check_engine(engine, address)
     if engine == "local":
         yield None
     elif engine == "processes":
@@ -52,6 +49,14 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
             yield pool
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """`UsageError` where there is no such engine, or where it has no address."""
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}", expected=", ".join(ENGINES))
+    if address is not None and engine not in ("ray", "dask"):
+        raise UsageError(f"engine {engine} has no address", fix="use --engine ray or --engine dask")
 
 
 def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
