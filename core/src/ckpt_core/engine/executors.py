@@ -27,6 +27,8 @@ _SETTINGS = 4  # a type of frame: RFC 9113, 6.5
 
 _SAFE_PATH = "PYTHONSAFEPATH"
 
+_EXAMPLES = {"dask": "tcp://HOST:8786", "ray": "HOST:6379"}
+
 ENGINES = ("local", "processes", "ray", "dask")
 
 
@@ -173,7 +175,10 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
         if address is None:
             raise
         raise CkptError(
-            f"the {engine} cluster does not answer", found=str(error).splitlines()[0], expected=address
+            f"the {engine} cluster does not answer",
+            found=str(error).partition("\n")[0],
+            expected=address,
+            fix=f"start it, or give the address that it prints when it starts, such as {_EXAMPLES[engine]}: not that of its dashboard",
         ) from error
 
 

@@ -16,7 +16,7 @@ from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import KEPT, Staging, boot_id
 from ckpt_core.engine.threads import in_threads
 from ckpt_core.engine.transfer import TargetFiles, digests_of
-from ckpt_core.errors import CkptError, WorkerError
+from ckpt_core.errors import BeingWritten, CkptError, WorkerError
 from ckpt_core.lean import dataclass
 from ckpt_core.receipt.make import make_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_beside
@@ -72,18 +72,27 @@ def run_plan(
     with staging:
         try:
             check_destination(plan, destination, overwrite)  # again: the run that held the lock may have published
-            staging.create(plan.target.files)
+            staging.create(plan.target.files, _telling(plan, listener))
             crcs = _transfer_all(plan, staging, executor, listener)
             receipt = _finish(plan, staging, crcs)
             SourceFiles(plan.source.files).recheck()
-        except CkptError as error:
-            if not isinstance(error, WorkerError):
-                staging.discard()
+        except (WorkerError, BeingWritten):
+            raise
+        except CkptError:
+            staging.discard()
             raise
         if overwrite:
             check_destination(plan, destination, overwrite)  # and again: it is about to be replaced
         staging.publish(plan.target.files[0].path if plan.target.single_file else None, overwrite)
     return receipt
+
+
+def _telling(plan: Plan, listener: Listener | None) -> Callable[[str], None]:
+    def tell(remark: str) -> None:
+        if listener is not None:
+            listener(Progress(0, plan.bytes_written, "", remark))
+
+    return tell
 
 
 def _transfer_all(
